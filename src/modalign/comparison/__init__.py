@@ -1,0 +1,1 @@
+"""Plan, run, statistics, recommendation, report: compare methods under one budget."""

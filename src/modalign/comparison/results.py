@@ -1,0 +1,185 @@
+"""What a comparison found: the contents of ``report.json``, versioned.
+
+The report files are renderings of :class:`Comparison`; nothing in them is computed anywhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Interval(_Strict):
+    """A mean with its 95 % interval and the number of items behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class CurvePoint(_Strict):
+    """One point of a learning curve."""
+
+    samples: int
+    seconds: float
+    flops: float
+    train_loss: float | None = None
+    val_loss: float | None = None
+
+
+class Trial(_Strict):
+    """One learning-rate trial, paid from the method's budget."""
+
+    learning_rate: float
+    samples: int
+    val_loss: float | None
+    kept: bool
+
+
+class SeedRun(_Strict):
+    """One training of one method under one seed."""
+
+    seed: int
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    samples: int
+    seconds: float
+    flops: float
+    curve: list[CurvePoint] = Field(default_factory=list)
+
+
+class MethodResult(_Strict):
+    """Everything measured about one method. ``accuracy`` and what follows are on evaluation data."""
+
+    name: str
+    family: Literal["converter", "perceiver", "tool", "data"]
+    group: str
+    variant: str
+    enters: str
+    papers: list[str]
+    status: Literal["ok", "failed"] = "ok"
+    failure: str | None = None
+    finalist: bool = False
+    rank: int | None = None  # 1 is best; by validation, never by evaluation data
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+    skills: dict[str, Interval] = Field(default_factory=dict)
+    transfer: Interval | None = None  # the skill nobody trained on
+    image_gain_blank: Interval | None = None
+    image_gain_shuffled: Interval | None = None
+    yes_rate: float | None = None  # share of "yes" on presence questions
+    val_accuracy: float | None = None
+    untrained_accuracy: Interval | None = None  # the same model before its first step
+    parameters: dict[str, int] = Field(default_factory=dict)  # per part: encoder, connector, llm
+    trainable: dict[str, int] = Field(default_factory=dict)  # per part
+    trainable_parameters: int | None = None
+    tokens: int | None = None  # positions per item in the LLM's input
+    flops: float | None = None  # training, all stages, one seed
+    inference_flops: float | None = None  # one item, forward
+    seconds: float | None = None  # training, one seed (mean), trials included
+    peak_memory: int | None = None  # bytes
+    time_to_first_answer: float | None = None  # seconds, one image, encoder included
+    mir: float | None = None  # modality integration rate (arXiv 2410.07167); prefix methods only
+    learning_rate: float | None = None
+    trials: list[Trial] = Field(default_factory=list)
+    seeds: list[SeedRun] = Field(default_factory=list)
+    serving: str = "remote-code"
+
+
+class ReferenceRow(_Strict):
+    """A row no method was trained for: chance, majority answer, text only."""
+
+    name: str
+    accuracy: Interval
+    skills: dict[str, Interval] = Field(default_factory=dict)
+
+
+class Difference(_Strict):
+    """A pair of methods compared on the same items (hierarchical bootstrap, Holm-corrected)."""
+
+    first: str
+    second: str
+    difference: Interval  # accuracy of first minus accuracy of second
+    p_value: float
+    p_holm: float
+    verdict: Literal["first", "second", "no difference found"]
+
+
+class Recommendation(_Strict):
+    """The choice, the rule that made it, and how often the rule makes it again."""
+
+    method: str
+    rule: str
+    reason: str
+    confidence: float  # share of bootstrap replicates of the validation data picking this method
+    alternatives: dict[str, float] = Field(default_factory=dict)  # method -> share of replicates
+
+
+class Contradiction(_Strict):
+    """A place where our ordering and a published one disagree, or agree, or cannot be compared."""
+
+    claim: str
+    source: str
+    ours: str
+    outcome: Literal["agrees", "contradicts", "no difference found", "not comparable"]
+
+
+class Example(_Strict):
+    """One evaluation scene, answered by every method."""
+
+    id: str
+    image_png_base64: str | None
+    question: str
+    expected: str
+    skill: str | None
+    answers: dict[str, str] = Field(default_factory=dict)  # method -> what it generated
+
+
+class Setting(_Strict):
+    """How the comparison was run: enough to repeat it."""
+
+    command: str
+    version: str
+    started: str
+    finished: str
+    seconds: float
+    budget: str
+    llm: str
+    encoder: str
+    llm_mode: str
+    encoder_mode: str
+    seeds: list[int]
+    finalists: int
+    device: str
+    dtype: str
+    threads: int
+    train_records: int
+    val_records: int
+    eval_records: int
+    val_source: str  # "given" or "a tenth of the training data, grouped by image"
+    hashes: dict[str, str] = Field(default_factory=dict)  # data files, weights
+    libraries: dict[str, str] = Field(default_factory=dict)
+    changed: dict[str, str] = Field(default_factory=dict)  # what differs from the defaults
+
+
+class Comparison(_Strict):
+    """The whole of ``report.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    methods: list[MethodResult]
+    recommendation: Recommendation | None
+    references: list[ReferenceRow]
+    differences: list[Difference]
+    contradictions: list[Contradiction]
+    examples: list[Example]
+    setting: Setting
+    notes: list[str] = Field(default_factory=list)

@@ -1,0 +1,1 @@
+"""Connectors: encoder features in, something the language model reads out."""

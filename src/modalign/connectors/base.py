@@ -1,0 +1,214 @@
+"""The two contracts a connector can fulfil, and what every connector says about itself.
+
+This file and every file under ``converters/`` and ``perceivers/`` imports nothing but the
+standard library, torch and its siblings: a trained model is exported with copies of them, so that
+it loads where modalign is not installed.
+
+Notation (the field's): B items, N encoder tokens of width d (a grid of h x w when there is one),
+M tokens of the language model's width D, T text positions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+Variant = Literal["matched", "published"]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What a connector must know of its two neighbours.
+
+    Attributes:
+        feature_size: d, width of the encoder's features.
+        hidden_size: D, width of the language model's embeddings.
+        num_features: N, encoder tokens per item (the largest, where it varies).
+        grid: (h, w) with h * w == N, or None when the encoder's tokens have no grid.
+        num_layers: L, decoder layers of the language model (read by in-layer connectors).
+        num_heads: attention heads of the language model (read by in-layer connectors).
+    """
+
+    feature_size: int
+    hidden_size: int
+    num_features: int
+    grid: Grid | None
+    num_layers: int = 0
+    num_heads: int = 1
+
+
+class ConnectorError(ValueError):
+    """A connector was asked for something it cannot do; the message says what it needs."""
+
+
+class Connector(nn.Module, ABC):
+    """What prefix and in-layer connectors share.
+
+    A subclass sets the class attributes, takes ``(widths: Widths, **options)`` in ``__init__`` with
+    JSON-able options only, and is registered by ``modalign.connectors.registry.register``.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[Literal["converter", "perceiver"]]
+    group: ClassVar[str]  # the survey's sub-group, e.g. "direct mapping"
+    enters: ClassVar[Literal["prefix", "in-layer"]]
+    token_formula: ClassVar[str]  # for people, e.g. "N/4"
+    parameter_text: ClassVar[str]  # for people, e.g. "dD + D"
+    papers: ClassVar[tuple[str, ...]]  # "LLaVA (arXiv 2304.08485)"
+    export_target: ClassVar[str] = "remote-code"  # or the native class, e.g. "Llava"
+    needs_grid: ClassVar[bool] = False
+    has_stage_one: ClassVar[bool] = False  # a pre-training of its own, without the language model
+
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        self.widths = widths
+        if self.needs_grid and widths.grid is None:
+            raise ConnectorError(
+                f"connector {self.name!r} works on a grid of features, but the encoder gives "
+                f"{widths.num_features} features without one; use a connector that needs no grid"
+            )
+
+    @classmethod
+    @abstractmethod
+    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
+        """Return the options of the published size, or of the one matched to the LLM's width."""
+
+    @classmethod
+    @abstractmethod
+    def parameter_count(cls, widths: Widths, **options: Any) -> int:
+        """Return the number of parameters from the formula, without building the module."""
+
+    @abstractmethod
+    def num_tokens(self, num_features: int) -> int:
+        """Return M, the tokens one item with N features costs the language model (0 for in-layer)."""
+
+    @abstractmethod
+    def flops(self, num_features: int) -> float:
+        """Return the FLOPs of one forward pass over one item (a multiply-add counts 2).
+
+        In-layer connectors count the work done once per item here (their resampler, say) and the
+        work done per text position in :meth:`InLayerConnector.flops_per_position`.
+        """
+
+
+class PrefixConnector(Connector):
+    """Features become embeddings that stand in the LLM's input sequence."""
+
+    enters = "prefix"
+
+    @abstractmethod
+    def forward(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map features to embeddings.
+
+        Args:
+            features: (B, N, d). Values where ``mask`` is False are arbitrary and must not matter.
+            mask: (B, N) bool, True where there is a feature.
+            grid: (h, w) of every item of this batch, or None. Callers group items by grid.
+
+        Returns:
+            tokens (B, M, D) and their mask (B, M) bool.
+        """
+
+
+class InLayerConnector(Connector):
+    """Features are read inside decoder layers; their place in the text is one mark token.
+
+    Life cycle: ``attach(layers)`` once after the language model exists (it registers hooks; the
+    layers are not owned and not saved by the connector); then for every forward pass
+    ``with connector.reading(media, media_mask, visible): llm(...)``.
+
+    At initialisation the hooks must change nothing: logits with and without are equal.
+    """
+
+    enters = "in-layer"
+
+    @abstractmethod
+    def encode(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> tuple[Tensor, Tensor]:
+        """Turn features (B, N, d) into the memory the layers read: (B, M, w) and its mask (B, M)."""
+
+    @abstractmethod
+    def attach(self, layers: nn.ModuleList) -> None:
+        """Register hooks on the decoder layers; raise ConnectorError naming what is not found."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Remove the hooks."""
+
+    @abstractmethod
+    def flops_per_position(self) -> float:
+        """Return the FLOPs added per text position over all layers, forward only."""
+
+    def reading(self, memory: Tensor, memory_mask: Tensor, visible: Tensor) -> _Reading:
+        """Return a context manager under which the hooks read ``memory``.
+
+        Args:
+            memory: (B, K, w), the encoded media of each row side by side (K = media per row * M).
+            memory_mask: (B, K) bool.
+            visible: (B, T, K) bool, which memory each text position may read (the last item
+                before it; nothing before the first item).
+        """
+        return _Reading(self, _Memory(memory, memory_mask, visible))
+
+    _memory: _Memory | None = None
+
+
+@dataclass
+class _Memory:
+    memory: Tensor
+    mask: Tensor
+    visible: Tensor
+
+
+class _Reading:
+    def __init__(self, connector: InLayerConnector, memory: _Memory) -> None:
+        self.connector, self.memory = connector, memory
+
+    def __enter__(self) -> None:
+        self.connector._memory = self.memory
+
+    def __exit__(self, *_: object) -> None:
+        self.connector._memory = None
+
+
+def linear_flops(positions: float, inputs: int, outputs: int) -> float:
+    """FLOPs of an affine map applied at ``positions`` places."""
+    return 2.0 * positions * inputs * outputs
+
+
+def attention_flops(queries: float, keys: float, width: int) -> float:
+    """FLOPs of scores and weighted sum of an attention whose inner width is ``width``."""
+    return 4.0 * queries * keys * width
+
+
+def affine_parameters(inputs: int, outputs: int, bias: bool = True) -> int:
+    """Parameters of an affine map."""
+    return inputs * outputs + (outputs if bias else 0)
+
+
+def to_grid(features: Tensor, grid: Grid | None, name: str) -> Tensor:
+    """(B, N, d) -> (B, d, h, w); ConnectorError when the grid does not fit."""
+    B, N, d = features.shape
+    if grid is None or grid[0] * grid[1] != N:
+        raise ConnectorError(f"connector {name!r} got {N} features with grid {grid}; it needs h * w == N")
+    return features.transpose(1, 2).reshape(B, d, *grid)
+
+
+def square_side(count: int, name: str) -> int:
+    """Side of a square number of tokens; ConnectorError when it is not square."""
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ConnectorError(f"connector {name!r} needs a square number of tokens, not {count}")
+    return side
+
+
+def full_mask(tokens: Tensor) -> Tensor:
+    """(B, M) mask of all True for (B, M, D) tokens."""
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)

@@ -1,0 +1,1 @@
+"""Records, their readers and validation, batching, and the feature cache."""

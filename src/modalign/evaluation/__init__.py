@@ -1,0 +1,1 @@
+"""Task metrics and diagnostics of a trained model."""

@@ -1,0 +1,1 @@
+"""Configuration, model and processor of a composed multimodal model, and its export."""

@@ -1,0 +1,1 @@
+"""The embedded default: handwriting scenes, a small language model and a small vision encoder."""

@@ -1,0 +1,1 @@
+"""Stages, objective terms, budgets, the trainer and its checkpoints."""
