@@ -64,6 +64,7 @@ class Connector(nn.Module, ABC):
     export_target: ClassVar[str] = "remote-code"  # or the native class, e.g. "Llava"
     needs_grid: ClassVar[bool] = False
     has_stage_one: ClassVar[bool] = False  # a pre-training of its own, without the language model
+    raw_input: ClassVar[bool] = False  # reads the raw signal (flattened patches), not an encoder
 
     def __init__(self, widths: Widths) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class Connector(nn.Module, ABC):
 
     @abstractmethod
     def num_tokens(self, num_features: int) -> int:
-        """Return M, the tokens one item with N features costs the language model (0 for in-layer)."""
+        """Return M, the tokens one item with N features costs the LLM (0 for in-layer)."""
 
     @abstractmethod
     def flops(self, num_features: int) -> float:
@@ -131,8 +132,10 @@ class InLayerConnector(Connector):
     enters = "in-layer"
 
     @abstractmethod
-    def encode(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> tuple[Tensor, Tensor]:
-        """Turn features (B, N, d) into the memory the layers read: (B, M, w) and its mask (B, M)."""
+    def encode(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Turn features (B, N, d) into the memory the layers read: (B, M, w), mask (B, M)."""
 
     @abstractmethod
     def attach(self, layers: nn.ModuleList) -> None:
@@ -197,7 +200,9 @@ def to_grid(features: Tensor, grid: Grid | None, name: str) -> Tensor:
     """(B, N, d) -> (B, d, h, w); ConnectorError when the grid does not fit."""
     B, N, d = features.shape
     if grid is None or grid[0] * grid[1] != N:
-        raise ConnectorError(f"connector {name!r} got {N} features with grid {grid}; it needs h * w == N")
+        raise ConnectorError(
+            f"connector {name!r} got {N} features with grid {grid}; it needs h * w == N"
+        )
     return features.transpose(1, 2).reshape(B, d, *grid)
 
 
@@ -212,3 +217,27 @@ def square_side(count: int, name: str) -> int:
 def full_mask(tokens: Tensor) -> Tensor:
     """(B, M) mask of all True for (B, M, D) tokens."""
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
+def zero_masked(features: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, d) with zeros where ``mask`` (B, N) is False, whatever stood there (NaN included)."""
+    return features.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def grid_of(widths: Widths, num_features: int, name: str) -> Grid:
+    """Grid of N features: the encoder's own, else a square; ConnectorError if neither."""
+    if widths.grid is not None and num_features == widths.num_features:
+        return widths.grid
+    side = square_side(num_features, name)
+    return side, side
+
+
+def quarter_tokens(widths: Widths) -> int:
+    """M of a matched connector that compresses: N/4; with a grid the nearest square that fits it.
+
+    Methods of one comparison share this number, so that none wins by costing more tokens.
+    """
+    if widths.grid is None:
+        return max(1, widths.num_features // 4)
+    side = min(*widths.grid, round(math.sqrt(widths.num_features) / 2))
+    return max(1, side) ** 2
