@@ -58,7 +58,7 @@ class SeedRun(_Strict):
 
 
 class MethodResult(_Strict):
-    """Everything measured about one method. ``accuracy`` and what follows are on evaluation data."""
+    """Everything measured about one method; accuracy and what follows, on evaluation data."""
 
     name: str
     family: Literal["converter", "perceiver", "tool", "data"]
@@ -122,6 +122,9 @@ class Recommendation(_Strict):
     reason: str
     confidence: float  # share of bootstrap replicates of the validation data picking this method
     alternatives: dict[str, float] = Field(default_factory=dict)  # method -> share of replicates
+    best: str | None = None  # the finalist with the highest validation accuracy
+    indistinguishable: list[str] = Field(default_factory=list)  # as good as the best, best included
+    validation: dict[str, Interval] = Field(default_factory=dict)  # finalist -> its accuracy there
 
 
 class Contradiction(_Strict):
@@ -131,6 +134,7 @@ class Contradiction(_Strict):
     source: str
     ours: str
     outcome: Literal["agrees", "contradicts", "no difference found", "not comparable"]
+    advice: str | None = None  # what to suspect before claiming news; only when it contradicts
 
 
 class Example(_Strict):
@@ -142,6 +146,8 @@ class Example(_Strict):
     expected: str
     skill: str | None
     answers: dict[str, str] = Field(default_factory=dict)  # method -> what it generated
+    correct: dict[str, bool] = Field(default_factory=dict)  # method -> counted as right; by the
+    # task's own metric. Where a method is missing the report compares answer and expectation.
 
 
 class Setting(_Strict):

@@ -1,0 +1,192 @@
+"""Which method to take: a rule with a name, applied to validation data only.
+
+Nothing here takes evaluation data: what chose the method must not also judge it.
+
+The rule, **cheapest-of-the-best**: of the finalists that cannot be told from the best on
+validation, take the cheapest. "Cannot be told": the gap to the best is at most one standard error
+of the paired difference (the one-standard-error rule of Breiman et al., CART, 1984, section 3.4.3),
+or at most one point, whichever is larger. "Cheapest": fewest FLOPs per answer (training FLOPs where
+those are unknown; equal to two digits counts as equal), then fewest tokens, then fewest trainable
+parameters, then the easiest to serve, then the higher validation accuracy. When the best stands
+alone the rule is called **clear-winner**.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from modalign.comparison import format as fmt
+from modalign.comparison.results import Recommendation
+from modalign.comparison.statistics import (
+    RESAMPLES,
+    Replicates,
+    hierarchical_bootstrap,
+    interval,
+)
+from modalign.errors import UsageError
+
+MARGIN = 0.01
+RULES = {
+    "cheapest-of-the-best": "the cheapest of the methods that validation cannot tell from the best",
+    "clear-winner": "the best method on validation, which stands alone",
+    "only-finalist": "the only method that was left to choose from",
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs; everything but accuracy that the rule looks at."""
+
+    trainable_parameters: int
+    tokens: int
+    flops: float  # training, all stages
+    inference_flops: float | None = None  # one item, forward
+    seconds: float | None = None
+    serving: str = "remote-code"
+
+
+CostKey = tuple[float, float, float, float]
+
+
+def serving_rung(serving: str) -> int:
+    """How hard a method is to serve: 0 native class, 1 remote code, 2 gateway, 3 own server."""
+    return {"remote-code": 1, "gateway": 2, "server": 3, "own-server": 3}.get(serving, 0)
+
+
+def rank_by_validation(val_accuracy: Mapping[str, float]) -> list[str]:
+    """Methods from best to worst by validation accuracy; ties by name."""
+    return sorted(val_accuracy, key=lambda name: (-val_accuracy[name], name))
+
+
+def recommend(
+    correct: Mapping[str, ArrayLike],
+    costs: Mapping[str, Cost],
+    *,
+    groups: Sequence[str | None] | None = None,
+    margin: float = MARGIN,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Recommendation:
+    """Choose among finalists and say how sure the choice is.
+
+    Args:
+        correct: finalist -> (S, n) right answers on **validation** questions, the same for all.
+        costs: finalist -> what it costs.
+        groups: (n,) questions about one image share a label and are redrawn together.
+        margin: accuracy gap that is never worth paying for.
+        resamples: bootstrap replicates behind the confidence.
+        seed: of the random generator.
+    """
+    missing = sorted(set(correct) - set(costs))
+    if missing:
+        raise UsageError(f"no cost is known for {fmt.names(missing)}")
+    drawn = hierarchical_bootstrap(correct, groups=groups, resamples=resamples, seed=seed)
+    names = list(drawn.observed)
+    keys = cost_keys({name: costs[name] for name in names})
+    tolerance = _tolerance(drawn, names, margin)
+    observed = np.array([drawn.observed[name] for name in names])
+    chosen, alike = _choose(observed, tolerance, names, keys)
+    best = int(observed.argmax())
+    picks = _replicate_picks(drawn, tolerance, names, keys)
+    shares = {name: count / resamples for name, count in picks.most_common()}
+    rule = _rule_name(len(names), len(alike))
+    group = rank_by_validation({name: drawn.observed[name] for name in alike})
+    return Recommendation(
+        method=chosen,
+        rule=rule,
+        reason=_reason(chosen, names[best], group, drawn, costs),
+        confidence=shares.get(chosen, 0.0),
+        alternatives={name: share for name, share in shares.items() if name != chosen},
+        best=names[best],
+        indistinguishable=group,
+        validation={name: interval(drawn, name) for name in names},
+    )
+
+
+def cost_keys(costs: Mapping[str, Cost]) -> dict[str, CostKey]:
+    """What the rule sorts by; FLOPs per answer only where every method has them."""
+    per_answer = all(cost.inference_flops is not None for cost in costs.values())
+    return {
+        name: (
+            _two_digits((cost.inference_flops or 0.0) if per_answer else cost.flops),
+            float(cost.tokens),
+            float(cost.trainable_parameters),
+            float(serving_rung(cost.serving)),
+        )
+        for name, cost in costs.items()
+    }
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.1e}")
+
+
+def _tolerance(drawn: Replicates, names: Sequence[str], margin: float) -> np.ndarray:
+    """(m, m) gap up to which two methods count as alike: one standard error, or the margin."""
+    values = np.stack([drawn.values[name] for name in names])
+    errors = (values[:, None, :] - values[None, :, :]).std(axis=2)
+    return np.maximum(errors, margin)
+
+
+def _choose(
+    accuracy: np.ndarray, tolerance: np.ndarray, names: Sequence[str], keys: Mapping[str, CostKey]
+) -> tuple[str, list[str]]:
+    """The method the rule picks and those it counts as alike."""
+    best = int(accuracy.argmax())
+    gaps = accuracy[best] - accuracy
+    alike = [i for i in range(len(names)) if gaps[i] <= tolerance[best, i] + 1e-12]
+    pick = min(alike, key=lambda i: (keys[names[i]], -accuracy[i], names[i]))
+    return names[pick], [names[i] for i in alike]
+
+
+def _replicate_picks(
+    drawn: Replicates, tolerance: np.ndarray, names: Sequence[str], keys: Mapping[str, CostKey]
+) -> Counter[str]:
+    """How often the same rule picks each method when seeds and questions are redrawn."""
+    values = np.stack([drawn.values[name] for name in names], axis=1)
+    return Counter(_choose(row, tolerance, names, keys)[0] for row in values)
+
+
+def _rule_name(finalists: int, alike: int) -> str:
+    if finalists == 1:
+        return "only-finalist"
+    return "clear-winner" if alike == 1 else "cheapest-of-the-best"
+
+
+def _reason(
+    chosen: str,
+    best: str,
+    alike: Sequence[str],
+    drawn: Replicates,
+    costs: Mapping[str, Cost],
+) -> str:
+    top = f"{best} has the highest validation accuracy ({fmt.percent(drawn.observed[best])})"
+    if len(drawn.observed) == 1:
+        return f"{top}; no other method was a finalist."
+    if len(alike) == 1:
+        return f"{top} and every other finalist lies more than one standard error below it."
+    others = [name for name in alike if name != best]
+    gap = drawn.observed[best] - min(drawn.observed[name] for name in alike)
+    near = (
+        f"{top}; {fmt.names(others)} cannot be told from it "
+        f"({'at most ' if len(others) > 1 else ''}{gap * 100:.1f} points below, within one "
+        f"standard error or the margin)"
+    )
+    return f"{near}. Of these {chosen} is the cheapest: {_cost_words(costs[chosen])}."
+
+
+def _cost_words(cost: Cost) -> str:
+    compute = (
+        f"{fmt.flops(cost.inference_flops)} per answer"
+        if cost.inference_flops is not None
+        else f"{fmt.flops(cost.flops)} of training"
+    )
+    return (
+        f"{compute}, {fmt.count(cost.tokens)} tokens, "
+        f"{fmt.count(cost.trainable_parameters)} trainable parameters"
+    )

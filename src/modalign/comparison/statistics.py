@@ -1,0 +1,300 @@
+"""How sure the numbers are: hierarchical bootstrap, paired differences, Holm's correction.
+
+A method was trained under S seeds and every training answered the same n questions. Both are
+samples: another seed and other questions would give another accuracy. The hierarchical bootstrap
+(Efron 1979; for nested data Saravanan, Berman and Sober 2020, arXiv 2007.07797) redraws both:
+
+* **questions** are redrawn once per replicate and *shared by all methods*, so differences are
+  paired. Questions about one image stand or fall together, so whole groups are redrawn when groups
+  are given (cluster bootstrap).
+* **seeds** are redrawn with replacement for each method on its own. S numbers drawn with
+  replacement vary too little, by (S - 1) / S; the deviations from the mean of the seeds are
+  stretched by sqrt(S / (S - 1)) (Davison and Hinkley 1997, section 2.3). A method with one seed has
+  questions redrawn only: its interval says nothing about other seeds.
+
+Seeds and questions are crossed, not nested, so a seed's luck on single questions enters twice; the
+intervals are a little wide rather than narrow, which three seeds can use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from modalign.comparison.results import Difference, Interval
+
+RESAMPLES = 2000
+ALPHA = 0.05
+_CHUNK = 4_000_000  # elements of the count matrix held at a time
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Bootstrap replicates of every method's accuracy on one set of questions.
+
+    Attributes:
+        observed: method -> accuracy, the mean over seeds and questions.
+        values: method -> (R,) accuracies of the replicates, paired across methods.
+        n: questions.
+        skills: skill -> the same for the questions of that skill alone.
+    """
+
+    observed: dict[str, float]
+    values: dict[str, Floats]
+    n: int
+    skills: dict[str, Replicates] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Per-cluster sums: K columns (skills), T trainings of all methods, G clusters."""
+
+    sums: Floats  # (K, T, G)
+    sizes: Floats  # (K, G)
+    trainings: dict[str, slice]  # method -> its rows among T
+
+
+def resamples_for(methods: int) -> int:
+    """Replicates enough for Holm's smallest step among all pairs of ``methods``.
+
+    The smallest p-value R replicates can give is 2 / (R + 1); times the number of pairs it must
+    lie well below 5 %, or no difference could ever be found.
+    """
+    pairs = methods * (methods - 1) // 2
+    return max(RESAMPLES, int(np.ceil(4 * pairs / ALPHA)))
+
+
+def hierarchical_bootstrap(
+    correct: Mapping[str, ArrayLike],
+    *,
+    groups: Sequence[str | None] | None = None,
+    skills: Sequence[str | None] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Replicates:
+    """Redraw seeds and questions; questions are shared by all methods.
+
+    Args:
+        correct: method -> (S, n), 1 where a question was answered rightly (any number is allowed:
+            partial credit, or a difference of two conditions). S may differ, n may not.
+        groups: (n,) questions with an equal label are redrawn together; None is a group of its own.
+        skills: (n,) the skill each question belongs to; None belongs to none.
+        resamples: R. For :func:`differences` use :func:`resamples_for`.
+        seed: of the random generator; equal seeds give equal replicates.
+    """
+    arrays = _checked(correct)
+    n = next(iter(arrays.values())).shape[1]
+    clusters = _cluster_ids(groups, n)
+    rng = np.random.default_rng(seed)
+    everything = _bootstrap(arrays, clusters, np.ones((1, n)), resamples, rng)
+    result = _replicates(arrays, everything, 0, np.ones(n, dtype=bool))
+    if skills is not None:
+        names, members = _skill_masks(skills, n)
+        if names:
+            drawn = _bootstrap(arrays, clusters, members, min(resamples, RESAMPLES), rng)
+            for index, name in enumerate(names):
+                mask = members[index] > 0
+                result.skills[name] = _replicates(arrays, drawn, index, mask)
+    return result
+
+
+def interval(replicates: Replicates, method: str) -> Interval:
+    """95 % percentile interval of one method's accuracy."""
+    return _interval(replicates.observed[method], replicates.values[method], replicates.n)
+
+
+def skill_intervals(replicates: Replicates, method: str) -> dict[str, Interval]:
+    """95 % percentile interval of one method's accuracy per skill."""
+    return {skill: interval(part, method) for skill, part in sorted(replicates.skills.items())}
+
+
+def mean_interval(
+    values: ArrayLike,
+    *,
+    groups: Sequence[str | None] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Mean of (S, n) or (n,) values with its interval.
+
+    For a gain (the same trained model with and without its image) pass the difference of the two
+    arrays: seeds and questions are then paired by construction.
+    """
+    array = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    drawn = hierarchical_bootstrap({"": array}, groups=groups, resamples=resamples, seed=seed)
+    return interval(drawn, "")
+
+
+def difference_interval(replicates: Replicates, first: str, second: str) -> Interval:
+    """95 % percentile interval of accuracy of ``first`` minus accuracy of ``second``."""
+    return _interval(
+        replicates.observed[first] - replicates.observed[second],
+        replicates.values[first] - replicates.values[second],
+        replicates.n,
+    )
+
+
+def p_value(replicates: Replicates, first: str, second: str) -> float:
+    """Two-sided bootstrap p-value of a paired difference.
+
+    Twice the smaller tail, each tail (1 + count) / (R + 1) with count the replicates at or beyond
+    zero (Davison and Hinkley 1997, section 4.2); at most 1, never 0.
+    """
+    values = replicates.values[first] - replicates.values[second]
+    tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * (1 + tail) / (len(values) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979), in the order given.
+
+    The smallest is multiplied by m, the next by m - 1 and so on; a later one is never smaller than
+    an earlier one, and none exceeds 1.
+    """
+    m = len(p_values)
+    adjusted = [1.0] * m
+    running = 0.0
+    for step, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (m - step) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def differences(
+    replicates: Replicates, pairs: Iterable[tuple[str, str]] | None = None
+) -> list[Difference]:
+    """Compare pairs of methods (default: all) with p-values corrected over the pairs given."""
+    chosen = list(combinations(replicates.values, 2) if pairs is None else pairs)
+    raw = [p_value(replicates, first, second) for first, second in chosen]
+    result = []
+    for (first, second), p, corrected in zip(chosen, raw, holm(raw), strict=True):
+        difference = difference_interval(replicates, first, second)
+        result.append(
+            Difference(
+                first=first,
+                second=second,
+                difference=difference,
+                p_value=p,
+                p_holm=corrected,
+                verdict=_verdict(difference.value, corrected),
+            )
+        )
+    return result
+
+
+def _verdict(difference: float, p_holm: float) -> Literal["first", "second", "no difference found"]:
+    if p_holm >= ALPHA or difference == 0:
+        return "no difference found"
+    return "first" if difference > 0 else "second"
+
+
+def _checked(correct: Mapping[str, ArrayLike]) -> dict[str, Floats]:
+    """Every array as (S, n) floats; ValueError where shapes or values are no use."""
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in correct.items()}
+    if not arrays:
+        raise ValueError("no method to resample")
+    for name, array in arrays.items():
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(f"{name}: expected (seeds, items), got shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name}: has values that are not numbers; count them as wrong")
+    counts = {array.shape[1] for array in arrays.values()}
+    if len(counts) > 1:
+        raise ValueError(f"methods answered different numbers of items: {sorted(counts)}")
+    return arrays
+
+
+def _cluster_ids(groups: Sequence[str | None] | None, n: int) -> NDArray[np.intp]:
+    if groups is None:
+        return np.arange(n)
+    if len(groups) != n:
+        raise ValueError(f"{len(groups)} groups for {n} items")
+    known: dict[Any, int] = {}
+    keys = ((index,) if group is None else group for index, group in enumerate(groups))
+    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.intp)
+
+
+def _skill_masks(skills: Sequence[str | None], n: int) -> tuple[list[str], Floats]:
+    """Names of the skills and (K, n) membership."""
+    if len(skills) != n:
+        raise ValueError(f"{len(skills)} skills for {n} items")
+    names = sorted({skill for skill in skills if skill is not None})
+    members = [[float(skill == name) for skill in skills] for name in names]
+    return names, np.array(members, dtype=np.float64).reshape(len(names), n)
+
+
+def _bootstrap(
+    arrays: Mapping[str, Floats],
+    clusters: NDArray[np.intp],
+    members: Floats,
+    resamples: int,
+    rng: np.random.Generator,
+) -> dict[str, Floats]:
+    """Method -> (R, K) replicates of its accuracy within each of K sets of items."""
+    table = _tabulate(arrays, clusters, members)
+    weights = {name: _seed_weights(len(a), resamples, rng) for name, a in arrays.items()}
+    per_training = _redraw_clusters(table, resamples, rng)  # (R, K, T)
+    return {
+        name: np.einsum("rks,rs->rk", per_training[:, :, rows], weights[name])
+        for name, rows in table.trainings.items()
+    }
+
+
+def _tabulate(arrays: Mapping[str, Floats], clusters: NDArray[np.intp], members: Floats) -> _Table:
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    stacked = np.concatenate(list(arrays.values()))[:, order]
+    members = members[:, order]
+    sums = np.stack([np.add.reduceat(stacked * member, starts, axis=1) for member in members])
+    trainings, first = {}, 0
+    for name, array in arrays.items():
+        trainings[name] = slice(first, first + len(array))
+        first += len(array)
+    return _Table(sums, np.add.reduceat(members, starts, axis=1), trainings)
+
+
+def _seed_weights(seeds: int, resamples: int, rng: np.random.Generator) -> Floats:
+    """(R, S) weights that sum to one: the redrawn seeds, stretched about their mean."""
+    if seeds == 1:
+        return np.ones((resamples, 1))
+    drawn = rng.multinomial(seeds, [1 / seeds] * seeds, size=resamples) / seeds
+    return 1 / seeds + (drawn - 1 / seeds) * np.sqrt(seeds / (seeds - 1))
+
+
+def _redraw_clusters(table: _Table, resamples: int, rng: np.random.Generator) -> Floats:
+    """(R, K, T) accuracy of every training on redrawn clusters; NaN where none was drawn."""
+    K, T, G = table.sums.shape
+    right = table.sums.reshape(K * T, G).T.copy()
+    means = np.empty((resamples, K, T))
+    step = max(1, _CHUNK // G)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(G, size=(rows, G)) + np.arange(rows)[:, None] * G
+        counts = np.bincount(drawn.ravel(), minlength=rows * G).reshape(rows, G).astype(np.float64)
+        sizes = counts @ table.sizes.T  # (rows, K)
+        with np.errstate(invalid="ignore"):
+            means[start : start + rows] = (counts @ right).reshape(rows, K, T) / sizes[:, :, None]
+    return means
+
+
+def _replicates(
+    arrays: Mapping[str, Floats], drawn: Mapping[str, Floats], column: int, mask: NDArray[np.bool_]
+) -> Replicates:
+    return Replicates(
+        observed={name: float(array[:, mask].mean()) for name, array in arrays.items()},
+        values={name: values[:, column] for name, values in drawn.items()},
+        n=int(mask.sum()),
+    )
+
+
+def _interval(value: float, replicates: Floats, n: int) -> Interval:
+    known = replicates[np.isfinite(replicates)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (value, value)
+    return Interval(value=value, low=float(low), high=float(high), n=n)

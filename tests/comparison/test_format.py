@@ -1,0 +1,56 @@
+"""Figures as people read them."""
+
+import pytest
+
+from modalign.comparison import format as fmt
+from modalign.comparison.results import Interval
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (fmt.count, 1_200_000, "1.2 M"),
+        (fmt.count, 0, "0"),
+        (fmt.count, 64, "64"),
+        (fmt.count, 999_600, "1 M"),
+        (fmt.count, 135_000_000, "135 M"),
+        (fmt.count, 1.12e9, "1.1 B"),
+        (fmt.count, None, "–"),
+        (fmt.flops, 3.4e13, "34 TFLOPs"),
+        (fmt.flops, 0, "0 FLOPs"),
+        (fmt.flops, 9.96e9, "10 GFLOPs"),
+        (fmt.flops, 2.5e15, "2.5 PFLOPs"),
+        (fmt.seconds, 12.3, "12.3 s"),
+        (fmt.seconds, 0.085, "85 ms"),
+        (fmt.seconds, 0.9999, "1.0 s"),
+        (fmt.seconds, 0, "0 s"),
+        (fmt.seconds, 840, "14 min"),
+        (fmt.seconds, 11_520, "3.2 h"),
+        (fmt.seconds, float("nan"), "–"),
+        (fmt.size, 512_000_000, "512 MB"),
+        (fmt.size, 1_300_000_000, "1.3 GB"),
+        (fmt.percent, 0.7134, "71.3 %"),
+        (fmt.percent, -0.02, "−2.0 %"),
+        (fmt.percent, -0.0001, "0.0 %"),
+        (fmt.points, 0.041, "+4.1"),
+        (fmt.points, -0.041, "−4.1"),
+        (fmt.points, -0.0001, "0.0"),
+        (fmt.number, 3.1824, "3.18"),
+        (fmt.number, None, "–"),
+        (fmt.scientific, 3e-5, "3e-05"),
+        (fmt.p_value, 0.0004, "< 0.001"),
+        (fmt.p_value, 0.0321, "0.032"),
+        (fmt.names, ["a"], "a"),
+        (fmt.names, ["a", "b", "c"], "a, b and c"),
+        (fmt.names, [], ""),
+        (fmt.interval, Interval(value=0.713, low=0.68, high=0.744, n=9), "71.3 % (68.0 to 74.4)"),
+        (fmt.interval, None, "–"),
+        (
+            fmt.point_interval,
+            Interval(value=0.041, low=-0.01, high=0.072, n=9),
+            "+4.1 (−1.0 to +7.2)",
+        ),
+    ],
+)
+def test_format(function, value, text):
+    assert function(value) == text

@@ -1,0 +1,117 @@
+"""The rule picks what it says it picks, and its confidence means something."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from modalign.comparison import recommendation as rec
+from modalign.errors import UsageError
+
+
+def answers(accuracies, items=600, seeds=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return {m: (rng.random((seeds, items)) < p).astype(float) for m, p in accuracies.items()}
+
+
+def cost(flops=1e9, tokens=64, parameters=1000, serving="Llava", inference=1e9):
+    return rec.Cost(parameters, tokens, flops, inference, 10.0, serving)
+
+
+def test_clear_winner_wins_whatever_it_costs():
+    found = rec.recommend(
+        answers({"dear": 0.9, "cheap": 0.6}), {"dear": cost(inference=9e12), "cheap": cost()}
+    )
+    assert (found.method, found.rule, found.best) == ("dear", "clear-winner", "dear")
+    assert found.confidence > 0.99
+    assert found.indistinguishable == ["dear"]
+    assert "dear" in found.reason
+
+
+def test_cheaper_of_equals_wins():
+    same = answers({"x": 0.8})["x"]
+    found = rec.recommend(
+        {"dear": same, "cheap": same}, {"dear": cost(inference=2e9), "cheap": cost(inference=1e9)}
+    )
+    assert (found.method, found.rule) == ("cheap", "cheapest-of-the-best")
+    assert found.confidence > 0.8  # below 1: other seeds of "dear" might have been better
+    assert "cheap is the cheapest: 1 GFLOPs per answer" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser"),
+    [
+        (cost(inference=1e9, tokens=256), cost(inference=2e9, tokens=16)),
+        (cost(tokens=16, parameters=10**9), cost(tokens=64, parameters=10)),
+        (cost(parameters=10, serving="server"), cost(parameters=20, serving="Llava")),
+        (cost(serving="Llava"), cost(serving="remote-code")),
+        (cost(inference=1.001e9, tokens=16), cost(inference=1.0e9, tokens=64)),  # equal FLOPs
+    ],
+)
+def test_order_of_costs(winner, loser):
+    same = answers({"x": 0.8})["x"]
+    assert rec.recommend({"a": same, "b": same}, {"a": loser, "b": winner}).method == "b"
+
+
+def test_training_flops_where_inference_is_unknown():
+    same = answers({"x": 0.8})["x"]
+    costs = {"a": cost(flops=2e9, inference=None), "b": cost(flops=1e9)}
+    assert rec.recommend({"a": same, "b": same}, costs).method == "b"
+
+
+def test_one_point_is_never_worth_paying_for():
+    sure = np.ones((1, 1000))
+    less = sure.copy()
+    less[0, :9] = 0
+    costs = {"best": cost(inference=2e9), "near": cost(inference=1e9)}
+    assert rec.recommend({"best": sure, "near": less}, costs).method == "near"
+    less[0, :20] = 0
+    assert rec.recommend({"best": sure, "near": less}, costs).method == "best"
+
+
+def test_exchangeable_methods_share_the_confidence():
+    confidence = [
+        rec.recommend(answers({"a": 0.7, "b": 0.7}, 200, 1, s), {"a": cost(), "b": cost()}, seed=s)
+        for s in range(40)
+    ]
+    shares = [r.confidence if r.method == "a" else r.alternatives.get("a", 0) for r in confidence]
+    assert 0.35 < np.mean(shares) < 0.65
+    for r in confidence:
+        assert r.confidence + sum(r.alternatives.values()) == pytest.approx(1)
+
+
+def test_equal_validation_counts_are_a_coin_toss():
+    one = np.tile([1.0, 0.0], 200)[None]
+    found = rec.recommend({"a": one, "b": 1 - one}, {"a": cost(), "b": cost()})
+    assert 0.4 < found.confidence < 0.6
+
+
+def test_evaluation_data_has_no_way_in():
+    names = set(inspect.signature(rec.recommend).parameters)
+    assert names == {"correct", "costs", "groups", "margin", "resamples", "seed"}
+
+
+def test_groups_reach_the_bootstrap():
+    data = answers({"a": 0.75, "b": 0.7}, items=300, seeds=1)
+    costs = {"a": cost(), "b": cost(tokens=16)}
+    plain = rec.recommend(data, costs)
+    grouped = rec.recommend(data, costs, groups=[str(i // 30) for i in range(300)])
+    assert plain.validation["a"] != grouped.validation["a"]
+
+
+def test_single_finalist():
+    found = rec.recommend(answers({"a": 0.7}), {"a": cost()})
+    assert (found.rule, found.confidence, found.alternatives) == ("only-finalist", 1.0, {})
+
+
+def test_unknown_cost_is_an_error():
+    with pytest.raises(UsageError, match="no cost is known for b"):
+        rec.recommend(answers({"a": 0.7, "b": 0.5}), {"a": cost()})
+
+
+def test_ranking_is_by_validation_accuracy():
+    assert rec.rank_by_validation({"b": 0.5, "c": 0.9, "a": 0.5}) == ["c", "a", "b"]
+
+
+def test_every_rule_is_explained():
+    assert set(rec.RULES) == {"cheapest-of-the-best", "clear-winner", "only-finalist"}
