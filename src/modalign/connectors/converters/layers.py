@@ -1,0 +1,198 @@
+"""Parts that several converters share: the affine stack, masked grids, folding, squeeze-excite.
+
+A grid travels as ``x`` (B, C, h, w) beside ``present`` (B, 1, h, w), 1.0 where there is a feature
+and 0.0 in padding. Everything here keeps ``x`` at zero where ``present`` is zero or averages by
+``present``, so that padding never leaks. With full grids, the normal case, each function equals
+its textbook form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modalign.connectors.base import (
+    ConnectorError,
+    Grid,
+    Widths,
+    affine_parameters,
+    linear_flops,
+    square_side,
+    to_grid,
+    zero_masked,
+)
+
+
+def require_positive(name: str, **options: int) -> None:
+    """Raise ConnectorError unless every option is at least 1."""
+    for option, value in options.items():
+        if value < 1:
+            raise ConnectorError(f"connector {name!r} needs {option} >= 1, not {value}")
+
+
+# --- affine stacks ---
+
+
+def affine_stack(
+    inputs: int, outputs: int, depth: int, activation: Callable[[], nn.Module] = nn.GELU
+) -> nn.Sequential:
+    """Affine ``inputs -> outputs``, then ``depth - 1`` times activation and affine."""
+    layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
+    for _ in range(depth - 1):
+        layers += [activation(), nn.Linear(outputs, outputs)]
+    return nn.Sequential(*layers)
+
+
+def affine_stack_parameters(inputs: int, outputs: int, depth: int) -> int:
+    """Parameters of :func:`affine_stack`."""
+    return affine_parameters(inputs, outputs) + (depth - 1) * affine_parameters(outputs, outputs)
+
+
+def affine_stack_flops(positions: float, inputs: int, outputs: int, depth: int) -> float:
+    """FLOPs of :func:`affine_stack` applied at ``positions`` places."""
+    first = linear_flops(positions, inputs, outputs)
+    return first + (depth - 1) * linear_flops(positions, outputs, outputs)
+
+
+# --- masked grids ---
+
+
+def masked_grid(
+    features: Tensor, mask: Tensor, grid: Grid | None, name: str
+) -> tuple[Tensor, Tensor]:
+    """(B, N, d) and its mask -> x (B, d, h, w), zero in padding, and present (B, 1, h, w)."""
+    x = to_grid(zero_masked(features, mask), grid, name)
+    return x, to_grid(mask.unsqueeze(-1).to(x.dtype), grid, name)
+
+
+def grid_tokens(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """X (B, C, h, w) and present -> tokens (B, h * w, C) in reading order and their mask."""
+    return x.flatten(2).transpose(1, 2), present.flatten(1) > 0
+
+
+def pool_grid(x: Tensor, present: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Adaptive average over the features present in each of ``side * side`` windows.
+
+    A window without any feature gives zeros and is absent from the returned ``present``.
+    """
+    share = functional.adaptive_avg_pool2d(present, side)
+    pooled = functional.adaptive_avg_pool2d(x, side) / torch.where(share > 0, share, 1.0)
+    return pooled, (share > 0).to(x.dtype)
+
+
+def pool_side(num_tokens: int, widths: Widths, name: str) -> int:
+    """Side of the pooled square; ConnectorError when it is none or larger than the grid."""
+    require_positive(name, num_tokens=num_tokens)
+    side = square_side(num_tokens, name)
+    if widths.grid is not None and side > min(widths.grid):
+        raise ConnectorError(
+            f"connector {name!r} cannot pool a grid of {widths.grid} features "
+            f"to {side} x {side} = {num_tokens} tokens; ask for fewer tokens"
+        )
+    return side
+
+
+def published_tokens(widths: Widths, published: int) -> int:
+    """The published number of tokens (a square), cut to the grid where that is smaller."""
+    if widths.grid is None:
+        return published
+    return min(square_side(published, "pooling"), *widths.grid) ** 2
+
+
+# --- folding neighbours into channels ---
+
+
+def check_factor(factor: int, grid: Grid | None, name: str) -> None:
+    """Raise ConnectorError unless ``factor`` divides both sides of the grid."""
+    require_positive(name, factor=factor)
+    if grid is not None and (grid[0] % factor or grid[1] % factor):
+        raise ConnectorError(
+            f"connector {name!r} cannot fold a grid of {grid[0]} x {grid[1]} features "
+            f"by factor {factor}; the factor must divide both sides"
+        )
+
+
+def matched_factor(widths: Widths) -> int:
+    """The factor nearest 2 that divides the grid: 2 (N/4), else 3 (N/9), else 1 (N)."""
+    if widths.grid is None:
+        return 2
+    h, w = widths.grid
+    return next((factor for factor in (2, 3) if h % factor == 0 and w % factor == 0), 1)
+
+
+def space_to_depth(
+    features: Tensor, mask: Tensor, grid: Grid | None, factor: int, name: str
+) -> tuple[Tensor, Tensor]:
+    """Fold ``factor * factor`` neighbours into channels.
+
+    The channels of one output are ordered (row in block, column in block, feature), feature
+    fastest: the order of Idefics3, SmolVLM, nanoVLM and InternVL. ``torch.pixel_unshuffle`` orders
+    (feature, row, column) instead.
+
+    Args:
+        features: (B, N, d); arbitrary where ``mask`` is False, read as zeros.
+        mask: (B, N) bool.
+        grid: (h, w) with h * w == N.
+        factor: s, must divide h and w.
+        name: the connector, for error messages.
+
+    Returns:
+        (B, N / s^2, d * s^2) in reading order, and a mask that is True where any neighbour is.
+    """
+    x, present = masked_grid(features, mask, grid, name)
+    check_factor(factor, (x.shape[2], x.shape[3]), name)
+    return _fold(x, factor), _fold(present, factor).amax(dim=-1) > 0
+
+
+def _fold(x: Tensor, s: int) -> Tensor:
+    B, d, h, w = x.shape
+    blocks = x.reshape(B, d, h // s, s, w // s, s)
+    return blocks.permute(0, 2, 4, 3, 5, 1).reshape(B, (h // s) * (w // s), s * s * d)
+
+
+# --- blocks of convolutional networks ---
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, h, w), each place by itself ("LayerNorm2d")."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def depthwise_conv(channels: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """3 x 3 convolution of each channel by itself, zero padding 1."""
+    return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=bias)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale channels by a gate read from their mean over features present (arXiv 1709.01507)."""
+
+    def __init__(
+        self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module
+    ) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.activation = activation
+        self.excite = nn.Conv2d(squeezed, channels, 1)
+        self.gate = gate
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        """X (B, C, h, w), present (B, 1, h, w) -> (B, C, h, w)."""
+        count = present.sum(dim=(2, 3), keepdim=True).clamp_min(1.0)
+        mean = (x * present).sum(dim=(2, 3), keepdim=True) / count
+        return x * self.gate(self.excite(self.activation(self.squeeze(mean))))
+
+
+def squeeze_excite_parameters(channels: int, squeezed: int) -> int:
+    """Parameters of :class:`SqueezeExcite`."""
+    return affine_parameters(channels, squeezed) + affine_parameters(squeezed, channels)
+
+
+def squeeze_excite_flops(channels: int, squeezed: int) -> float:
+    """FLOPs of the gate of :class:`SqueezeExcite` for one item."""
+    return 2 * linear_flops(1, channels, squeezed)

@@ -1,0 +1,91 @@
+"""``pixel_shuffle_linear``: fold s x s neighbours into channels, then one matrix without bias.
+
+Shapes: features (B, N, d) on a grid -> tokens (B, N / s^2, D), in reading order.
+Source: Idefics3 (arXiv 2408.12637), SmolVLM (arXiv 2504.05299), nanoVLM.
+Parameters: s^2 dD.
+Recipe: nanoVLM trains everything at once with lr 5.12e-3 for the connector and 5e-5 for both
+backbones. Published factors are 2 (Idefics3) to 4 (nanoVLM: 32 x 32 features -> 64 tokens).
+Order of the weight's input axis: (row in block, column in block, feature), feature fastest. That is
+the order of transformers' ``Idefics3Connector.pixel_shuffle``, so ``projection.weight`` (D, s^2 d)
+copies unchanged into its ``modality_projection.proj.weight``; a test compares the outputs.
+Deliberately changed: grids need not be square (Idefics3 assumes it).
+Initialisation: N(0, 0.02), as published.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from modalign.connectors.base import (
+    Grid,
+    PrefixConnector,
+    Variant,
+    Widths,
+    affine_parameters,
+    linear_flops,
+)
+from modalign.connectors.converters.layers import check_factor, matched_factor, space_to_depth
+
+
+class PixelShuffleLinearConnector(PrefixConnector):
+    """Space-to-depth by ``factor``, then a matrix ``factor^2 d -> D`` (Idefics3, arXiv 2408.12637).
+
+    Args:
+        widths: the neighbours; a grid is needed.
+        factor: s, must divide both sides of the grid.
+
+    Raises:
+        ConnectorError: no grid, or the factor does not divide it.
+    """
+
+    name = "pixel_shuffle_linear"
+    family = "converter"
+    group = "direct mapping, compressed"
+    token_formula = "N/s^2"
+    parameter_text = "s^2 dD"
+    papers = (
+        "Idefics3 (arXiv 2408.12637)",
+        "SmolVLM (arXiv 2504.05299)",
+        "nanoVLM (Hugging Face, 2025)",
+    )
+    export_target = "Idefics3"
+    needs_grid = True
+
+    def __init__(self, widths: Widths, factor: int = 2) -> None:
+        super().__init__(widths)
+        check_factor(factor, widths.grid, self.name)
+        self.factor = factor
+        folded = factor**2 * widths.feature_size
+        self.projection = nn.Linear(folded, widths.hidden_size, bias=False)
+        nn.init.normal_(self.projection.weight, std=0.02)
+
+    @classmethod
+    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
+        """Factor 2 as published; when matched, the factor nearest 2 that divides the grid."""
+        return {"factor": 2 if variant == "published" else matched_factor(widths)}
+
+    @classmethod
+    def parameter_count(cls, widths: Widths, **options: Any) -> int:
+        """``s^2 dD``."""
+        return _parameters(widths, **options)
+
+    def num_tokens(self, num_features: int) -> int:
+        """``N / s^2``."""
+        return num_features // self.factor**2
+
+    def flops(self, num_features: int) -> float:
+        """``2NdD``: s^2 fewer places, each s^2 wider."""
+        return linear_flops(num_features, self.widths.feature_size, self.widths.hidden_size)
+
+    def forward(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features (B, N, d) on ``grid`` -> tokens (B, N / s^2, D) and mask (B, N / s^2)."""
+        folded, folded_mask = space_to_depth(features, mask, grid, self.factor, self.name)
+        return self.projection(folded), folded_mask
+
+
+def _parameters(widths: Widths, factor: int = 2) -> int:
+    return affine_parameters(factor**2 * widths.feature_size, widths.hidden_size, bias=False)

@@ -1,0 +1,89 @@
+"""``pixel_shuffle_mlp``: fold s x s neighbours into channels, layer norm, two affine maps.
+
+Shapes: features (B, N, d) on a grid -> tokens (B, N / s^2, D), in reading order.
+Source: InternVL 1.5 (arXiv 2404.16821), its "mlp1".
+Parameters: 2 s^2 d + s^2 dD + D + D^2 + D; s is 2 in the paper.
+Recipe: in the family's released scripts the connector alone first (lr 2e-4), at last everything
+together (lr 4e-5).
+Order of the folded channels: (row in block, column in block, feature), as in
+:func:`~modalign.connectors.converters.layers.space_to_depth`; equal to transformers' InternVL on
+square grids.
+Deliberately changed: nothing.
+Initialisation: torch default, as published.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from modalign.connectors.base import Grid, PrefixConnector, Variant, Widths
+from modalign.connectors.converters.layers import (
+    affine_stack,
+    affine_stack_flops,
+    affine_stack_parameters,
+    check_factor,
+    matched_factor,
+    space_to_depth,
+)
+
+
+class PixelShuffleMlpConnector(PrefixConnector):
+    """Space-to-depth, layer norm, affine, GELU, affine (InternVL 1.5, arXiv 2404.16821).
+
+    Args:
+        widths: the neighbours; a grid is needed.
+        factor: s, must divide both sides of the grid.
+
+    Raises:
+        ConnectorError: no grid, or the factor does not divide it.
+    """
+
+    name = "pixel_shuffle_mlp"
+    family = "converter"
+    group = "direct mapping, compressed"
+    token_formula = "N/s^2"
+    parameter_text = "2 s^2 d + s^2 dD + D + D^2 + D"
+    papers = ("InternVL 1.5 (arXiv 2404.16821)",)
+    needs_grid = True
+
+    def __init__(self, widths: Widths, factor: int = 2) -> None:
+        super().__init__(widths)
+        check_factor(factor, widths.grid, self.name)
+        self.factor = factor
+        folded = factor**2 * widths.feature_size
+        self.norm = nn.LayerNorm(folded)
+        self.layers = affine_stack(folded, widths.hidden_size, 2)
+
+    @classmethod
+    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
+        """Factor 2 as published; when matched, the factor nearest 2 that divides the grid."""
+        return {"factor": 2 if variant == "published" else matched_factor(widths)}
+
+    @classmethod
+    def parameter_count(cls, widths: Widths, **options: Any) -> int:
+        """``2 s^2 d + s^2 dD + D + D^2 + D``."""
+        return _parameters(widths, **options)
+
+    def num_tokens(self, num_features: int) -> int:
+        """``N / s^2``."""
+        return num_features // self.factor**2
+
+    def flops(self, num_features: int) -> float:
+        """``2(N / s^2)(s^2 dD + D^2)``."""
+        folded = self.factor**2 * self.widths.feature_size
+        M = self.num_tokens(num_features)
+        return affine_stack_flops(M, folded, self.widths.hidden_size, 2)
+
+    def forward(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features (B, N, d) on ``grid`` -> tokens (B, N / s^2, D) and mask (B, N / s^2)."""
+        folded, folded_mask = space_to_depth(features, mask, grid, self.factor, self.name)
+        return self.layers(self.norm(folded)), folded_mask
+
+
+def _parameters(widths: Widths, factor: int = 2) -> int:
+    folded = factor**2 * widths.feature_size
+    return 2 * folded + affine_stack_parameters(folded, widths.hidden_size, 2)
