@@ -1,1 +1,1 @@
-"""Perceivers: learnt queries or layers that improve how the language model perceives (survey, family 2)."""
+"""Perceivers: learnt queries or layers that improve how the language model perceives."""

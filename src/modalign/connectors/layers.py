@@ -1,0 +1,140 @@
+"""Pieces that several connectors are built from: attention, feed-forward, learnt queries.
+
+Like every file a connector imports, this one needs the standard library and torch only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modalign.connectors.base import affine_parameters, attention_flops, linear_flops
+
+INIT_STD = 0.02  # of learnt queries, positions and prompts
+
+
+def learnt(*shape: int) -> nn.Parameter:
+    """A parameter drawn from N(0, 0.02)."""
+    return nn.Parameter(torch.randn(*shape) * INIT_STD)
+
+
+def heads_of(width: int, size: int = 64) -> int:
+    """The smallest number of heads that divides ``width`` into heads of at most ``size``."""
+    return next(n for n in range(-(-width // size), width + 1) if width % n == 0)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, heads * c) -> (B, heads, S, c)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, S, c) -> (B, S, heads * c)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Scaled dot-product attention; what a query with nothing to read gets is exactly zero.
+
+    Args:
+        q: (B, heads, S, c).
+        k: (B, heads, K, c).
+        v: (B, heads, K, c).
+        allowed: (B, S, K) or (B, 1, K) bool, True where reading is allowed; None for everywhere.
+        scale: factor on the scores, 1 / sqrt(c) by default.
+    """
+    if allowed is None:
+        return functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    allowed = allowed.unsqueeze(1)
+    # A softmax over nothing is NaN, also backwards: such queries read everything, then forget it.
+    nothing = ~allowed.any(-1, keepdim=True)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed | nothing, scale=scale)
+    return out.masked_fill(nothing, 0.0)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries (B, S, width) to a memory (B, K, memory_width)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_size: int | None = None,
+        memory_width: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        inner = heads * (head_size or width // heads)
+        self.heads = heads
+        self.q = nn.Linear(width, inner, bias)
+        self.k = nn.Linear(memory_width or width, inner, bias)
+        self.v = nn.Linear(memory_width or width, inner, bias)
+        self.out = nn.Linear(inner, width, bias)
+
+    def forward(
+        self,
+        queries: Tensor,
+        memory: Tensor,
+        allowed: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
+        """Read ``memory`` where ``allowed``; ``values`` replaces the memory behind the values."""
+        q = split_heads(self.q(queries), self.heads)
+        k = split_heads(self.k(memory), self.heads)
+        v = split_heads(self.v(memory if values is None else values), self.heads)
+        return self.out(merge_heads(attend(q, k, v, allowed)))
+
+    @staticmethod
+    def parameters_for(
+        width: int, inner: int, memory_width: int | None = None, bias: bool = True
+    ) -> int:
+        """Number of parameters; ``inner`` is heads times head size."""
+        return (
+            affine_parameters(width, inner, bias)
+            + 2 * affine_parameters(memory_width or width, inner, bias)
+            + affine_parameters(inner, width, bias)
+        )
+
+    @staticmethod
+    def flops_for(
+        queries: int, keys: int, width: int, inner: int, memory_width: int | None = None
+    ) -> float:
+        """FLOPs of one item with so many queries and keys."""
+        return (
+            2 * linear_flops(queries, width, inner)
+            + 2 * linear_flops(keys, memory_width or width, inner)
+            + attention_flops(queries, keys, inner)
+        )
+
+
+class FeedForward(nn.Module):
+    """Affine, GELU (or another activation), affine."""
+
+    def __init__(
+        self, width: int, hidden: int, bias: bool = True, activation: type[nn.Module] = nn.GELU
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias)
+        self.activation = activation()
+        self.down = nn.Linear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        return self.down(self.activation(self.up(x)))
+
+    @staticmethod
+    def parameters_for(width: int, hidden: int, bias: bool = True) -> int:
+        """Number of parameters."""
+        return affine_parameters(width, hidden, bias) + affine_parameters(hidden, width, bias)
+
+    @staticmethod
+    def flops_for(positions: float, width: int, hidden: int) -> float:
+        """FLOPs at so many positions."""
+        return 2 * linear_flops(positions, width, hidden)
