@@ -4,7 +4,7 @@ Shapes: features (B, N, d) on a grid -> tokens (B, M, D), M = side x side, in re
 Source: MobileVLM V2 (arXiv 2402.03766).
 Parameters: dD + D + D^2 + D + 9D + D.
 Recipe of the paper: stage 1 trains connector and LLM (batch 256, lr 1e-3 for the connector, 2e-5
-for the LLM), stage 2 the same (batch 128, lr 4e-5 and below); M = 144.
+for the LLM), stage 2 the same parts (batch 128, lr 4e-5); M = 144.
 Deliberately changed: averages run over the features present only and padding stays zero around the
 convolution, so it never leaks; an M larger than the grid is refused.
 Initialisation: torch default, as published.
