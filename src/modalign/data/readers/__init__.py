@@ -1,0 +1,126 @@
+"""Readers: files in the forms people have, turned into records.
+
+A file's container (JSON, JSON Lines, CSV, Parquet, a saved Hugging Face data set, a WebDataset tar)
+and the shape of its rows (chat, LLaVA, flat) are independent: any shape may come in any container.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from modalign.data.readers.arrow_files import (
+    is_saved_dataset,
+    read_parquet,
+    read_saved_dataset,
+)
+from modalign.data.readers.csv_files import read_csv
+from modalign.data.readers.json_files import read_json, read_jsonl
+from modalign.data.readers.result import Kind, Problem, RawRows, ReadResult, RowError
+from modalign.data.readers.rows import Context, build_record
+from modalign.data.readers.tar_files import read_tar
+from modalign.data.readers.writer import write_records
+from modalign.data.records import MODALITIES, Source
+from modalign.errors import DataError, UsageError
+
+__all__ = ["Kind", "Problem", "ReadResult", "read_records", "write_records"]
+
+FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .tar, or a folder written by datasets' save_to_disk"
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib")
+
+
+def read_records(
+    path: str | Path,
+    *,
+    media_root: str | Path | None = None,
+    modalities: Sequence[str] = ("image",),
+) -> ReadResult:
+    """Read a data set of any known form.
+
+    Args:
+        path: a file, or a folder written by `save_to_disk`, with `:split` behind it if it has
+            splits.
+        media_root: the folder that relative media paths start from (default: the data's own).
+        modalities: whose columns (`image`, `images`) hold media; other columns go to `extra`.
+
+    Returns:
+        The records, and one problem for each row that gave none.
+
+    Raises:
+        DataError: the file as a whole cannot be read: missing, empty, of an unknown form, a pickle.
+        UsageError: a modality that does not exist.
+    """
+    unknown = [m for m in modalities if m not in MODALITIES]
+    if unknown:
+        raise UsageError(f"no modality {', '.join(unknown)}: choose from {', '.join(MODALITIES)}")
+    file, split = _locate(path)
+    folder = file if file.is_dir() else file.parent
+    root = Path(media_root) if media_root is not None else folder
+    context = Context(str(path), Path(os.path.abspath(root)), tuple(modalities))
+    result = _collect(_rows(file, split, modalities), context)
+    if result.total == 0:
+        raise DataError(f"{path}: holds no rows")
+    return result
+
+
+def _collect(rows: RawRows, context: Context) -> ReadResult:
+    result = ReadResult()
+    for number, fields in rows:
+        try:
+            if isinstance(fields, RowError):
+                raise fields
+            result.records.append(build_record(fields, context, number))
+        except RowError as error:
+            source = Source(context.file, number)
+            result.problems.append(Problem(source, error.kind, str(error)))
+    return result
+
+
+def _locate(path: str | Path) -> tuple[Path, str | None]:
+    """Separate `folder:split`; a path that exists as it stands is taken as it stands."""
+    file = Path(path)
+    if file.exists():
+        return file, None
+    folder, colon, split = str(path).rpartition(":")
+    if colon and Path(folder).is_dir():
+        return Path(folder), split
+    raise DataError(f"{path}: no such file or folder")
+
+
+def _rows(file: Path, split: str | None, modalities: Sequence[str]) -> RawRows:
+    if file.is_dir():
+        if not is_saved_dataset(file):
+            raise DataError(f"{file}: a folder that save_to_disk did not write. Give {FORMATS}.")
+        return read_saved_dataset(file, split)
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(512)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    return _reader(file, head, modalities)(file)
+
+
+def _reader(file: Path, head: bytes, modalities: Sequence[str]) -> Callable[[Path], RawRows]:
+    """Choose a reader by content where the content tells, else by the name's ending."""
+    suffix = file.suffix.lower()
+    if suffix in PICKLES or head[:2] in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
+        raise DataError(
+            f"{file}: a pickle can run any code when it is read, so none is. Give {FORMATS}."
+        )
+    if head[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        raise DataError(f"{file}: UTF-16 text. Save it as UTF-8.")
+    if not head.strip():
+        raise DataError(f"{file}: holds no rows")
+    if head[:4] == b"PAR1" or suffix == ".parquet":
+        return read_parquet
+    if head[257:262] == b"ustar" or suffix in {".tar", ".tgz"} or file.name.endswith(".tar.gz"):
+        return partial(read_tar, modalities=modalities)
+    if suffix in {".csv", ".tsv"}:
+        return read_csv
+    if suffix in {".jsonl", ".ndjson"}:
+        return read_jsonl
+    if suffix == ".json":
+        return read_json
+    raise DataError(f"{file}: the form of the data is not known. Give {FORMATS}.")

@@ -1,0 +1,49 @@
+"""CSV (comma, semicolon or tab). Rows are numbered as a spreadsheet does: the header is row 1."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from modalign.data.readers.result import RawRows, RowError
+from modalign.errors import DataError
+
+
+def read_csv(path: Path) -> RawRows:
+    """Yield the rows of a CSV file with a header.
+
+    Raises:
+        DataError: the header is missing, unreadable or names a column twice.
+    """
+    # Bytes that are no UTF-8 become lone surrogates, which `build_record` reports for their row.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        delimiter = max(",;\t", key=file.readline().count)
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = _header(reader, path)
+        number = 1
+        while True:
+            number += 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, RowError("row", f"not valid CSV ({error}): check the quotation marks")
+                continue
+            if len(cells) == len(header):
+                yield number, dict(zip(header, cells, strict=True))
+            elif cells:
+                message = f"{len(cells)} cells under {len(header)} columns: quote cells with commas"
+                yield number, RowError("row", message)
+
+
+def _header(reader: object, path: Path) -> list[str]:
+    try:
+        header = [name.strip() for name in next(iter(reader))]  # type: ignore[call-overload]
+    except (StopIteration, csv.Error) as error:
+        raise DataError(f"{path}:1: no readable CSV header ({error})") from None
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}:1: columns named twice: {', '.join(twice)}. Rename one of each.")
+    return header

@@ -1,0 +1,97 @@
+"""JSON lists and JSON Lines. A line that cannot be read is reported and the next one is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modalign.data.readers.result import RawRows, RowError
+from modalign.errors import DataError
+
+BOM = b"\xef\xbb\xbf"
+
+
+def read_json(path: Path) -> RawRows:
+    """Yield the rows of a JSON list; a file of one object per line is read as JSON Lines.
+
+    Raises:
+        DataError: the file as a whole is not JSON, or is one object.
+    """
+    if _first_byte(path) != b"[" and not _is_one_document(path):
+        yield from read_jsonl(path)
+        return
+    # Bytes that are no UTF-8 become lone surrogates, which `build_record` reports for their row.
+    text = path.read_bytes().removeprefix(BOM).decode("utf-8", errors="surrogateescape")
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not valid JSON at column {error.colno} ({error.msg}). "
+            "Correct the file there, or save one object per line (.jsonl): then only the broken "
+            "line is lost."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not usable JSON ({error}). Save one row per line.") from None
+    if not isinstance(rows, list):
+        found = ", ".join(list(rows)[:5]) if isinstance(rows, dict) else type(rows).__name__
+        raise DataError(
+            f"{path}: one JSON value ({found}), not a list of rows. Save the list itself, or one "
+            "object per line."
+        )
+    for number, row in enumerate(rows, start=1):
+        yield number, row if isinstance(row, dict) else _not_an_object(row)
+
+
+def read_jsonl(path: Path) -> RawRows:
+    """Yield the rows of a file with one JSON object per line; blank lines are passed over."""
+    for number, line in _lines(path):
+        yield number, _parse_line(line)
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | RowError:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return RowError(
+            "encoding", f"byte {error.start + 1} of the line is not UTF-8: save it as UTF-8"
+        )
+    except json.JSONDecodeError as error:
+        return RowError(
+            "row", f"not valid JSON at column {error.colno} ({error.msg}): correct the line"
+        )
+    except (ValueError, RecursionError) as error:
+        return RowError("row", f"not usable JSON ({error}): correct the line")
+    return row if isinstance(row, dict) else _not_an_object(row)
+
+
+def _not_an_object(row: Any) -> RowError:
+    return RowError("row", f"a {type(row).__name__}, not an object with named fields")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            content = line.removeprefix(BOM) if number == 1 else line
+            if content.strip():
+                yield number, content
+
+
+def _first_byte(path: Path) -> bytes:
+    for _, line in _lines(path):
+        return line.strip()[:1]
+    return b""
+
+
+def _is_one_document(path: Path) -> bool:
+    """Whether a file is a single value written over several lines."""
+    lines = _lines(path)
+    _, first = next(lines, (0, b""))
+    if isinstance(_parse_line(first), dict) or path.suffix.lower() != ".json":
+        return False
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True

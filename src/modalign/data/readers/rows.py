@@ -1,0 +1,381 @@
+"""From the fields of one row to a `Record`, whatever file the row came from.
+
+Three shapes are known, told apart by their columns:
+
+* chat: `messages` with `role` and `content` (text with `<image>` marks, or typed parts);
+* LLaVA: `conversations` with `from` and `value`;
+* flat: `question` and `answer`, or `caption`, with the media in front unless marks place them.
+
+The media of a row come from the columns named after their modality (`image` or `images`), in
+order. An `<image>` mark always stands for an image. The marks of other modalities (`<table>`, say,
+which is also HTML) count only in rows that hold such a medium.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from modalign.data.readers.result import Fields, RowError
+from modalign.data.records import MODALITIES, Media, Message, Part, Record, Role, Source
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+COMMON_FIELDS = ("id", "skill", "group", "options", "answers")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a row needs to know about its file."""
+
+    file: str
+    root: Path
+    modalities: tuple[str, ...] = ("image",)
+
+
+def media_columns(modality: str) -> tuple[str, ...]:
+    """The column names that hold media of a modality: `image` and `images`, but `series` only."""
+    return (modality,) if modality.endswith("s") else (modality, f"{modality}s")
+
+
+def mark(modality: str) -> str:
+    """What stands in a text for a medium: `<image>`."""
+    return f"<{modality}>"
+
+
+class Supply:
+    """The media of one row, taken in order by the marks and untyped parts that stand for them."""
+
+    def __init__(self, media: dict[str, list[Media]]) -> None:
+        self._media = media
+        self._taken = dict.fromkeys(MODALITIES, 0)
+        marks = [mark(m) for m in MODALITIES if m == "image" or media.get(m)]
+        self._pattern = re.compile("(" + "|".join(map(re.escape, marks)) + ")")
+
+    def take(self, modality: str) -> Media:
+        """Return the next medium; `check` reports afterwards if there was none."""
+        available = self._media.get(modality, [])
+        index = self._taken[modality]
+        self._taken[modality] += 1
+        return available[index] if index < len(available) else Media(modality, path="")
+
+    def all(self) -> tuple[Media, ...]:
+        """Return every medium that is left."""
+        return tuple(
+            self.take(modality)
+            for modality, media in self._media.items()
+            for _ in media[self._taken[modality] :]
+        )
+
+    def has_marks(self, text: str) -> bool:
+        """Whether a text places media itself."""
+        return self._pattern.search(text) is not None
+
+    def place(self, text: str) -> tuple[Part, ...]:
+        """Split a text at its marks and put the media there."""
+        pieces = self._pattern.split(text)
+        return tuple(
+            self.take(piece[1:-1]) if index % 2 else piece
+            for index, piece in enumerate(pieces)
+            if piece
+        )
+
+    def check(self) -> None:
+        """Raise RowError unless every medium was placed and every mark had one."""
+        for modality, taken in self._taken.items():
+            held = len(self._media.get(modality, []))
+            if taken > held:
+                raise RowError(
+                    "placeholder",
+                    f"{taken} {mark(modality)} placeholder(s) but {held} {modality} file(s): "
+                    f"remove the placeholder or name the missing file",
+                )
+            if taken < held:
+                raise RowError(
+                    "placeholder",
+                    f"{held} {modality} file(s) but {taken} {mark(modality)} placeholder(s): "
+                    f"put {mark(modality)} where each file belongs",
+                )
+
+
+def build_record(fields: Fields, context: Context, row: int) -> Record:
+    """Turn the fields of a row into a record.
+
+    Raises:
+        RowError: the row is none of the known shapes, or something in it cannot be used.
+    """
+    _refuse_surrogates(fields)
+    columns = [c for m in context.modalities for c in media_columns(m)]
+    supply = Supply({m: _column_media(fields, m, context) for m in context.modalities})
+    if _given(fields, "messages"):
+        used: tuple[str, ...] = ("messages",)
+        messages = _chat_messages(fields["messages"], supply, context)
+    elif _given(fields, "conversations"):
+        used = ("conversations",)
+        messages = _llava_messages(fields["conversations"], supply)
+    else:
+        messages, used = _flat_messages(fields, supply)
+    supply.check()
+    empty = {name for name in ("messages", "conversations") if not _given(fields, name)}
+    known = {*used, *columns, *COMMON_FIELDS, *empty}
+    return Record(
+        id=_scalar(fields, "id") or f"{Path(context.file).name}:{row}",
+        messages=messages,
+        source=Source(context.file, row),
+        skill=_scalar(fields, "skill"),
+        group=_scalar(fields, "group"),
+        options=_texts(fields, "options"),
+        answers=_texts(fields, "answers"),
+        extra={key: value for key, value in fields.items() if key not in known},
+    )
+
+
+# --- the three shapes ---------------------------------------------------------------------------
+
+
+def _chat_messages(value: Any, supply: Supply, context: Context) -> tuple[Message, ...]:
+    messages = []
+    for turn in _turns(value, "messages"):
+        role = _role(turn, "role")
+        content = turn.get("content")
+        if isinstance(content, str):
+            parts = supply.place(content)
+        elif isinstance(content, list):
+            typed = (_typed_part(part, supply, context) for part in content)
+            parts = tuple(part for part in typed if part != "")
+        else:
+            raise RowError(
+                "row", f"a {role} message's content is {_kind_of(content)}, not text or parts"
+            )
+        messages.append(Message(role, parts))
+    return tuple(messages)
+
+
+def _llava_messages(value: Any, supply: Supply) -> tuple[Message, ...]:
+    messages = []
+    for turn in _turns(value, "conversations"):
+        role = _role(turn, "from")
+        text = turn.get("value")
+        if not isinstance(text, str):
+            raise RowError("row", f"the value of a {role} turn is {_kind_of(text)}, not text")
+        messages.append(Message(role, supply.place(text)))
+    return tuple(messages)
+
+
+def _flat_messages(
+    fields: Fields, supply: Supply
+) -> tuple[tuple[Message, ...], tuple[str, str] | tuple[str]]:
+    answer_field = "answer" if _given(fields, "answer") else "caption"
+    if answer_field not in fields and "answer" not in fields:
+        names = ", ".join(map(str, fields)) or "none"
+        raise RowError(
+            "row",
+            "no messages, conversations, answer or caption: rename the columns to one of these "
+            f"(columns found: {names})",
+        )
+    if not _given(fields, answer_field):
+        raise RowError("empty-answer", "the answer is empty: fill it in or remove the row")
+    question = _text(fields["question"], "question") if _given(fields, "question") else ""
+    if supply.has_marks(question):
+        parts = supply.place(question)
+    else:
+        parts = (*supply.all(), *((question,) if question else ()))
+    if not parts:
+        raise RowError("row", "neither a question nor a medium: the model would be asked nothing")
+    answer = supply.place(_text(fields[answer_field], answer_field))
+    messages = (Message("user", parts), Message("assistant", answer))
+    return messages, (answer_field, "question")
+
+
+def _turns(value: Any, name: str) -> list[Fields]:
+    turns = _decoded(value, name)
+    if not isinstance(turns, list) or not turns:
+        raise RowError("row", f"{name} is {_kind_of(turns)}, not a list of turns")
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise RowError("row", f"{name} holds {_kind_of(turn)} where a turn should be")
+    return cast("list[Fields]", turns)
+
+
+def _role(turn: Fields, key: str) -> Role:
+    name = turn.get(key)
+    if not isinstance(name, str) or name not in ROLES:
+        raise RowError("row", f"{key} is {name!r}: use one of {', '.join(ROLES)}")
+    return ROLES[name]
+
+
+def _typed_part(part: Any, supply: Supply, context: Context) -> Part:
+    if not isinstance(part, dict):
+        raise RowError("row", f'a content part is {_kind_of(part)}, not {{"type": ..}}')
+    kind = part.get("type")
+    if kind == "text":
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise RowError("row", f"a text part holds {_kind_of(text)}, not text")
+        return text
+    modality = kind.removesuffix("_url") if isinstance(kind, str) else None
+    if modality not in MODALITIES:
+        known = ", ".join(("text", "image_url", *MODALITIES))
+        raise RowError("row", f"a content part has type {kind!r}: use one of {known}")
+    for key in (modality, "path", "url", f"{modality}_url"):
+        if part.get(key) is not None:
+            return to_media(part[key], modality, context)
+    return supply.take(modality)
+
+
+# --- media --------------------------------------------------------------------------------------
+
+
+def _column_media(fields: Fields, modality: str, context: Context) -> list[Media]:
+    filled = [c for c in media_columns(modality) if _given(fields, c)]
+    if len(filled) > 1:
+        raise RowError("row", f"both {' and '.join(filled)} are filled: keep one")
+    if not filled:
+        return []
+    value = fields[filled[0]]
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _decoded(value, filled[0])
+    items = value if isinstance(value, list) else [value]
+    return [to_media(item, modality, context) for item in items]
+
+
+def to_media(value: Any, modality: str, context: Context) -> Media:
+    """Make a medium of a path, bytes, a data URL or a `{"bytes", "path"}` mapping.
+
+    Raises:
+        RowError: it is none of these, or has to be downloaded.
+    """
+    if isinstance(value, Media):
+        return value
+    if isinstance(value, bytes):
+        return Media(modality, data=value)
+    if isinstance(value, str):
+        return _from_reference(value, modality, context)
+    if isinstance(value, dict):
+        if isinstance(value.get("bytes"), bytes):
+            return Media(modality, data=value["bytes"])
+        for key in ("path", "url"):
+            if isinstance(value.get(key), str):
+                return _from_reference(value[key], modality, context)
+    raise RowError("row", f"the {modality} is {_kind_of(value)}: give a path, bytes or a data URL")
+
+
+def _from_reference(text: str, modality: str, context: Context) -> Media:
+    if not text.strip():
+        raise RowError("missing-media", f"the path of the {modality} is empty: fill it in")
+    if text[:5].lower() == "data:":
+        return Media(modality, data=_data_url(text))
+    if text[:7].lower() == "file://":
+        return Media(modality, path=unquote(urlsplit(text).path))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise RowError(
+            "url", f"{_shorten(text)} is not downloaded: fetch the file and give its local path"
+        )
+    return Media(modality, path=str(context.root / text))
+
+
+def _data_url(text: str) -> bytes:
+    head, comma, body = text.partition(",")
+    if not comma:
+        raise RowError("broken-media", f"{_shorten(text)} is no data URL: it lacks a comma")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return base64.b64decode(unquote(body), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RowError("broken-media", f"a data URL's base64 is broken ({error})") from None
+
+
+# --- single fields ------------------------------------------------------------------------------
+
+
+def _given(fields: Fields, name: str) -> bool:
+    value = fields.get(name)
+    return value is not None and value not in ("", [])
+
+
+def _scalar(fields: Fields, name: str) -> str | None:
+    if not _given(fields, name):
+        return None
+    return _text(fields[name], name)
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    hint = "; further accepted answers belong in answers" if name == "answer" else ""
+    raise RowError("row", f"{name} is {_kind_of(value)}, not text{hint}")
+
+
+def _texts(fields: Fields, name: str) -> tuple[str, ...]:
+    if not _given(fields, name):
+        return ()
+    value = fields[name]
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _decoded(value, name)
+    elif isinstance(value, str) and name == "answers":
+        value = [value]
+    if not isinstance(value, list):
+        raise RowError("row", f'{name} is {_kind_of(value)}: write a list, ["yes", "no"]')
+    return tuple(_text(item, name) for item in value)
+
+
+def _decoded(value: Any, name: str) -> Any:
+    """A list may arrive as JSON text: a CSV cell has no other way."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RowError("row", f"{name} is text but no JSON list ({error})") from None
+
+
+def _refuse_surrogates(fields: Fields) -> None:
+    if any(not _encodable(text) for text in _strings(fields)):
+        raise RowError("encoding", "the row is not valid UTF-8 text: save it as UTF-8")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _strings(value: Any) -> Iterable[str]:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            pending.extend(item)
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+
+
+def _kind_of(value: Any) -> str:
+    names = {type(None): "missing", str: "text", list: "a list", dict: "a mapping"}
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _shorten(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

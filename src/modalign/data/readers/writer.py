@@ -1,0 +1,136 @@
+"""Writing records as chat `messages` JSON Lines: the form that holds all that a record has."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from modalign.data.readers.rows import COMMON_FIELDS, media_columns
+from modalign.data.records import Media, Part, Record
+from modalign.errors import DataError
+
+SIGNATURES = (
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"GIF8", ".gif"),
+    (b"RIFF", ".riff"),
+    (b"fLaC", ".flac"),
+    (b"BM", ".bmp"),
+)
+
+
+def write_records(records: Iterable[Record], path: str | Path) -> None:
+    """Write records so that `read_records` gives them back, with media paths relative to the file.
+
+    Media held as bytes are written beside it, into `<name>.media`, named by their content. The file
+    appears whole or not at all: an interrupted call leaves what was there before.
+
+    Raises:
+        DataError: a record holds a field that the form cannot carry.
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _Replacing(path) as file:
+        for record in records:
+            file.write(_line(record, path))
+
+
+class _Replacing:
+    """A binary file that takes the place of `path` when its block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _Replacing:
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        self._temporary = Path(name)
+        self._file = os.fdopen(handle, "wb")
+        return self
+
+    def write(self, content: bytes) -> None:
+        self._file.write(content)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                mask = os.umask(0)
+                os.umask(mask)
+                self._temporary.chmod(0o666 & ~mask)
+        finally:
+            self._file.close()
+        if kind is None:
+            self._temporary.replace(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _line(record: Record, path: Path) -> bytes:
+    modalities = {"image", *(media.modality for media in record.media())}
+    own = {"messages", *COMMON_FIELDS, *(c for m in modalities for c in media_columns(m))}
+    clash = sorted(own & set(record.extra))
+    if clash:
+        raise DataError(
+            f"{record.source}: the extra field(s) {', '.join(clash)} would be read as the record's "
+            "own; rename them"
+        )
+    row: dict[str, Any] = {
+        "id": record.id,
+        "messages": [
+            {"role": m.role, "content": [_content(part, path) for part in m.parts]}
+            for m in record.messages
+        ],
+    }
+    optional = {
+        "skill": record.skill,
+        "group": record.group,
+        "options": list(record.options),
+        "answers": list(record.answers),
+    }
+    row |= {key: value for key, value in optional.items() if value}
+    row |= record.extra
+    try:
+        return json.dumps(row, ensure_ascii=False, default=_plain).encode("utf-8") + b"\n"
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{record.source}: cannot be written as JSON ({error})") from None
+
+
+def _content(part: Part, path: Path) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    file = part.path if part.path is not None else _store(part, path)
+    return {"type": part.modality, "path": Path(os.path.relpath(file, path.parent)).as_posix()}
+
+
+def _store(media: Media, path: Path) -> str:
+    """Write bytes under the name of their content, so that writing them twice changes nothing."""
+    content = media.read()
+    folder = path.with_name(f"{path.name}.media")
+    folder.mkdir(exist_ok=True)
+    target = folder / f"{media.content_hash()}{_ending(content)}"
+    if not target.exists():
+        with _Replacing(target) as file:
+            file.write(content)
+    return str(target)
+
+
+def _ending(content: bytes) -> str:
+    if content[:4] == b"RIFF":
+        return {b"WEBP": ".webp", b"WAVE": ".wav"}.get(content[8:12], ".riff")
+    return next((ending for start, ending in SIGNATURES if content.startswith(start)), ".bin")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    raise TypeError(f"a field holds {type(value).__name__}; turn it into text or numbers")
