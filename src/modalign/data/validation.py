@@ -1,0 +1,273 @@
+"""Looking at all data before anything trains on it: every problem at once, with file and row.
+
+A broken record is refused here, or dropped and counted under a quota that the user states; it never
+stops a run hours later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from modalign.data.images import MAX_PIXELS, ImageError, check_image
+from modalign.data.readers.result import Kind, Problem, ReadResult
+from modalign.data.readers.rows import mark
+from modalign.data.records import Media, Record, Source
+from modalign.errors import DataError, UsageError
+
+SHOWN_PROBLEMS = 20
+CHUNK = 32
+
+Progress = Callable[[int, int], None]
+"""Called with the number of media checked so far and their total."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """What was looked at, kept and dropped.
+
+    Attributes:
+        total: rows read.
+        kept: rows that can be used.
+        dropped: rows that cannot.
+        kinds: rows per kind of problem (a row with two kinds counts under both).
+        problems: all of them, in the order of the rows.
+    """
+
+    total: int
+    kept: int
+    dropped: int
+    kinds: dict[str, int]
+    problems: tuple[Problem, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the rows that cannot be used."""
+        return self.dropped / self.total if self.total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {
+            "total": self.total,
+            "kept": self.kept,
+            "dropped": self.dropped,
+            "share": self.share,
+            "kinds": dict(self.kinds),
+            "problems": [problem.to_json() for problem in self.problems],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=2)
+        Path(path).write_text(f"{text}\n", encoding="utf-8")
+
+
+class BrokenData(DataError):  # noqa: N818 (named for what the user has)
+    """Rows that cannot be used: all of them, not the first.
+
+    Attributes:
+        problems: what is wrong, row by row.
+        report: the same with the counts.
+    """
+
+    def __init__(self, report: ValidationReport, allowed: float) -> None:
+        super().__init__(_describe(report, allowed))
+        self.report = report
+        self.problems = list(report.problems)
+
+
+class Validated(NamedTuple):
+    """The usable records in their order, and what was found."""
+
+    records: list[Record]
+    report: ValidationReport
+
+
+def validate(
+    records: ReadResult | Sequence[Record],
+    *,
+    modalities: Sequence[str] | None = None,
+    skip_broken: float | str = 0.0,
+    max_pixels: int = MAX_PIXELS,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Validated:
+    """Check every row and open every medium.
+
+    Args:
+        records: what a reader returned (its row problems count), or records.
+        modalities: the modalities that the model takes (default: any).
+        skip_broken: the share of rows that may be dropped: 0.01 or "1%".
+        max_pixels: no image may declare more; checked before it is decoded.
+        workers: threads that open media (default: chosen by the machine).
+        progress: called now and then with (checked, total) media.
+
+    Returns:
+        The usable records and the report.
+
+    Raises:
+        BrokenData: more rows than `skip_broken` allows are broken, or none is usable.
+        UsageError: `skip_broken` is not a share.
+    """
+    allowed = parse_share(skip_broken)
+    result = records if isinstance(records, ReadResult) else ReadResult(list(records))
+    broken_media = _check_media(result.records, max_pixels, workers, progress)
+    problems = list(result.problems)
+    kept: list[Record] = []
+    first_use: dict[str, Source] = {}
+    for record in result.records:
+        found = [
+            *_duplicate_id(record, first_use),
+            *_record_problems(record, modalities),
+            *_media_problems(record, broken_media),
+        ]
+        problems += found
+        if not found:
+            kept.append(record)
+    report = _report(result.total, len(kept), problems)
+    if report.dropped > allowed * report.total + 1e-9 or not kept:
+        raise BrokenData(report, allowed)
+    return Validated(kept, report)
+
+
+def parse_share(value: float | str) -> float:
+    """Read a share: 0.01, "0.01" or "1%".
+
+    Raises:
+        UsageError: it is none, or not from 0 to below 1.
+    """
+    text = str(value).strip()
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share < 1:
+        raise UsageError(f'{value!r} is not a share: write one like 0.01 or "1%", below 1')
+    return share
+
+
+# --- what can be wrong with a record ------------------------------------------------------------
+
+
+def _record_problems(record: Record, modalities: Sequence[str] | None) -> Iterator[Problem]:
+    yield from _answer_problems(record)
+    if any(mark("image") in message.text for message in record.messages):
+        yield Problem(
+            record.source,
+            "placeholder",
+            "an <image> placeholder without an image: name the image or remove the placeholder",
+        )
+    if modalities is not None:
+        foreign = sorted({m.modality for m in record.media()} - set(modalities))
+        if foreign:
+            message = f"holds {', '.join(foreign)}, but the model takes {', '.join(modalities)}"
+            yield Problem(record.source, "modality", message)
+
+
+def _answer_problems(record: Record) -> Iterator[Problem]:
+    answers = [message for message in record.messages if message.role == "assistant"]
+    if not answers:
+        yield Problem(
+            record.source, "no-supervision", "no assistant turn, so nothing to learn: add an answer"
+        )
+    elif record.messages[-1].role != "assistant":
+        yield Problem(
+            record.source,
+            "no-supervision",
+            f"ends with a {record.messages[-1].role} turn: add its answer or remove the turn",
+        )
+    elif any(not message.text.strip() for message in answers):
+        yield Problem(
+            record.source, "empty-answer", "the answer is empty: fill it in or remove the row"
+        )
+
+
+def _duplicate_id(record: Record, first_use: dict[str, Source]) -> Iterator[Problem]:
+    if record.id in first_use:
+        message = f"the id {record.id!r} is taken by {first_use[record.id]}: make ids unique"
+        yield Problem(record.source, "duplicate-id", message)
+    else:
+        first_use[record.id] = record.source
+
+
+# --- media --------------------------------------------------------------------------------------
+
+Fault = tuple[Kind, str]
+
+
+def _media_problems(record: Record, faults: dict[Media, Fault]) -> Iterator[Problem]:
+    for media in dict.fromkeys(record.media()):
+        if media in faults:
+            kind, message = faults[media]
+            yield Problem(record.source, kind, f"{media.modality} {media.label}: {message}")
+
+
+def _check_media(
+    records: Iterable[Record], max_pixels: int, workers: int | None, progress: Progress | None
+) -> dict[Media, Fault]:
+    """Open each distinct medium once, in threads (decoders release the interpreter lock)."""
+    media = list(dict.fromkeys(item for record in records for item in record.media()))
+    chunks = [media[i : i + CHUNK] for i in range(0, len(media), CHUNK)]
+    faults: dict[Media, Fault] = {}
+    done = 0
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        results = pool.map(lambda chunk: [_fault(item, max_pixels) for item in chunk], chunks)
+        for chunk, found in zip(chunks, results, strict=True):
+            faults.update((m, fault) for m, fault in zip(chunk, found, strict=True) if fault)
+            done += len(chunk)
+            if progress is not None:
+                progress(done, len(media))
+    return faults
+
+
+def _fault(media: Media, max_pixels: int) -> Fault | None:
+    if media.modality != "image":
+        return _file_fault(media)
+    try:
+        check_image(media, max_pixels=max_pixels)
+    except ImageError as error:
+        return cast("Kind", error.kind), error.reason
+    return None
+
+
+def _file_fault(media: Media) -> Fault | None:
+    try:
+        if media.data is not None:
+            size = len(media.data)
+        else:
+            with open(media.path or "", "rb") as file:
+                size = len(file.read(1))
+    except (OSError, ValueError) as error:
+        return "missing-media", f"the file cannot be read ({error}): correct the path"
+    return None if size else ("broken-media", "the file is empty: copy it anew")
+
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+def _report(total: int, kept: int, problems: Sequence[Problem]) -> ValidationReport:
+    ordered = tuple(sorted(problems, key=lambda p: (p.source.file, p.source.row)))
+    rows = {(problem.kind, problem.source) for problem in ordered}
+    kinds = Counter(str(kind) for kind, _ in sorted(rows, key=lambda pair: pair[0]))
+    return ValidationReport(total, kept, total - kept, dict(kinds), ordered)
+
+
+def _describe(report: ValidationReport, allowed: float) -> str:
+    if not report.total:
+        return "no rows at all"
+    lines = [f"{report.dropped} of {report.total} rows ({report.share:.2%}) cannot be used:"]
+    lines += [f"  {problem}" for problem in report.problems[:SHOWN_PROBLEMS]]
+    rest = len(report.problems) - SHOWN_PROBLEMS
+    if rest > 0:
+        lines.append(f"  ... and {rest} more")
+    kinds = sorted(report.kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+    lines.append("rows by kind: " + ", ".join(f"{kind} {count}" for kind, count in kinds))
+    if report.kept:
+        limit = f"at most {allowed:.2%} may be skipped" if allowed else "no row may be skipped"
+        lines.append(f"{limit}: correct the rows, or allow a share with skip_broken")
+    return "\n".join(lines)
