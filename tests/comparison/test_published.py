@@ -5,9 +5,11 @@ import pytest
 from modalign.comparison.published import ADVICE, CLAIMS, check, training_mode
 from modalign.comparison.results import Difference, Interval, MethodResult
 
-KNOWN = set(
-    ["linear", "mlp", "fused_mlp", "avgpool_mlp", "pixel_shuffle_linear", "pixel_shuffle_mlp", "ldp", "ldpv2", "c_abstractor", "clipcap", "clipcap_lowrank", "raw_patches", "resampler", "qformer", "qformer_no_stage_one", "d_abstractor", "gated_cross_attention", "llama_adapter"]
-)
+KNOWN = {
+    *("linear", "mlp", "fused_mlp", "avgpool_mlp", "pixel_shuffle_linear", "pixel_shuffle_mlp"),
+    *("ldp", "ldpv2", "c_abstractor", "clipcap", "clipcap_lowrank", "raw_patches", "resampler"),
+    *("qformer", "qformer_no_stage_one", "d_abstractor", "gated_cross_attention", "llama_adapter"),
+}
 
 
 def method(name, tokens=64, **more):

@@ -1,0 +1,100 @@
+"""The report of a comparison: report.json, report.md and report.html.
+
+The JSON file is the report; the other two are renderings of it. The HTML page is one file that asks
+the network for nothing: pictures and drawings are inside, its policy forbids everything else, and
+the only script (sorting the ranking) is allowed by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from modalign.comparison import format as fmt
+from modalign.comparison.report import markdown, plots, view
+from modalign.comparison.report.schema import schema_text
+from modalign.comparison.results import Comparison
+
+__all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]
+
+
+def write_report(comparison: Comparison, out: Path) -> None:
+    """Write report.json, report.md and report.html into ``out``; each appears whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "report.json", render_json(comparison))
+    _write(out / "report.md", render_markdown(comparison))
+    _write(out / "report.html", render_html(comparison))
+
+
+def render_json(comparison: Comparison) -> str:
+    """The comparison itself."""
+    return comparison.model_dump_json(indent=2) + "\n"
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """Tables only."""
+    return markdown.render(comparison)
+
+
+def render_html(comparison: Comparison) -> str:
+    """One self-contained page."""
+    methods = plots.ranked(comparison.methods)
+    script = _resource("report.js.jinja").strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    span = view.accuracy_range(comparison)
+    return _template().render(
+        comparison=comparison,
+        methods=methods,
+        order=[m.name for m in methods],
+        recommended=view.recommended(comparison),
+        charts=[
+            (cost.title, Markup(drawing))
+            for cost in plots.COSTS
+            if (drawing := plots.quality_against_cost(comparison, cost))
+        ],
+        skills=Markup(plots.skills(comparison) or ""),
+        skill_names=sorted({skill for m in methods for skill in m.skills}),
+        curves=Markup(plots.learning_curves(comparison) or ""),
+        matrix=view.difference_matrix(comparison),
+        interval_cell=lambda i, family: Markup(plots.small_interval(i, family, span)),
+        family_mark=lambda family: Markup(plots.family_mark(family)),
+        families=[f for f in view.FAMILIES if any(m.family == f for m in methods)],
+        view=view,
+        fmt=fmt,
+        script=Markup(script),
+        script_hash=digest,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_resource("report.html.jinja"))
+
+
+def _resource(name: str) -> str:
+    return files(__package__ or __name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, content: str) -> None:
+    """Write beside the target, then rename: readers see the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

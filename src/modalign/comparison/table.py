@@ -1,0 +1,59 @@
+"""The ranking for the terminal: what fits into 100 columns."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from modalign.comparison import format as fmt
+from modalign.comparison.report.plots import ranked
+from modalign.comparison.results import Comparison, MethodResult
+
+_COLOURS = {"converter": "blue", "perceiver": "red", "tool": "green", "data": "magenta"}
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Rank, method, accuracy with interval, image gain and costs; the recommended one is marked."""
+    table = Table(box=None, padding=(0, 1), header_style="bold", title=_title(comparison))
+    table.add_column("#", justify="right")
+    table.add_column("Method", overflow="ellipsis", no_wrap=True, max_width=25)
+    for heading in ("Accuracy (95 %)", "Image", "Trainable", "Tokens", "Compute", "Time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    chosen = comparison.recommendation.method if comparison.recommendation else None
+    for method in ranked(comparison.methods):
+        _add_method(table, method, method.name == chosen)
+    for row in comparison.references:
+        accuracy = _accuracy(row.accuracy.value, row.accuracy.low, row.accuracy.high)
+        table.add_row("", Text(row.name), accuracy, "", "", "", "", "", style="dim")
+    return table
+
+
+def _title(comparison: Comparison) -> str | None:
+    r = comparison.recommendation
+    if r is None:
+        return None
+    return f"Recommended: {escape(r.method)} ({escape(r.rule)}, {r.confidence * 100:.0f} % sure)"
+
+
+def _add_method(table: Table, method: MethodResult, chosen: bool) -> None:
+    name = Text(("* " if chosen else "  ") + method.name, style=_COLOURS[method.family])
+    if method.status == "failed":
+        table.add_row(fmt.MISSING, name, "failed", "", "", "", "", "", style="dim")
+        return
+    interval = method.accuracy_interval
+    table.add_row(
+        fmt.MISSING if method.rank is None else str(method.rank),
+        name,
+        fmt.MISSING if interval is None else _accuracy(interval.value, interval.low, interval.high),
+        fmt.points(method.image_gain_blank.value if method.image_gain_blank else None),
+        fmt.count(method.trainable_parameters),
+        fmt.count(method.tokens),
+        fmt.flops(method.flops).replace("FLOPs", "F"),
+        fmt.seconds(method.seconds),
+        style="bold" if chosen else "",
+    )
+
+
+def _accuracy(value: float, low: float, high: float) -> str:
+    return f"{value * 100:.1f} ({low * 100:.1f}–{high * 100:.1f})"
