@@ -1,0 +1,251 @@
+"""Gated cross-attention: new blocks between the decoder layers read resampled features.
+
+    features (B, N, d) -> resampler -> M latents (B, M, w) -> keys and values of every block
+    hidden (B, T, D) -> x + tanh(a) attention(LN x, latents) -> x + tanh(b) FFN(LN x) -> layer
+
+Source: Flamingo (arXiv 2204.14198), OpenFlamingo (arXiv 2308.01390). A block stands before every
+``every``-th decoder layer (the last of each group); a = b = 0 at the start, so the language model
+is untouched. A position reads the last item before it; one that sees nothing gets nothing, from
+neither half of the block.
+
+Parameters, with w = width of the resampler, i = heads * head size, F = ffn_factor:
+resampler (see resampler.py) + floor(L / every) * (2 D i + 2 w i + 2 F D^2 + 4 D + 2)
+The reference table's rows count the blocks only, without the resampler.
+
+Published size: resampler of 6 layers at width d with 64 latents, blocks of 8 heads x 64 with an FFN
+of 4 D before every 4th layer. Recipe: resampler, blocks and the marks' embeddings train, language
+model and encoder frozen.
+
+Deliberate changes: the keys and values of all blocks are computed once per item, in ``encode``, and
+are the memory that is passed on, so that decoding a token does not compute them again; the FFN of a
+block leaves positions without an item alone (Flamingo's runs on them too).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from modalign.connectors.base import (
+    ConnectorError,
+    Grid,
+    Variant,
+    Widths,
+    affine_parameters,
+    attention_flops,
+    linear_flops,
+    quarter_tokens,
+    zero_masked,
+)
+from modalign.connectors.hooks import (
+    HookedConnector,
+    first_tensor,
+    readable,
+    with_first_tensor,
+)
+from modalign.connectors.layers import FeedForward, attend, heads_of, merge_heads, split_heads
+from modalign.connectors.perceivers.resampler import ResamplerCore
+
+
+class GatedBlock(nn.Module):
+    """What one decoder layer gets to read before it runs."""
+
+    def __init__(self, hidden_size: int, memory_width: int, heads: int, inner: int, ffn: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(hidden_size)
+        self.q = nn.Linear(hidden_size, inner, bias=False)
+        self.kv = nn.Linear(memory_width, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, hidden_size, bias=False)
+        self.attention_gate = nn.Parameter(torch.zeros(()))
+        self.ffn_norm = nn.LayerNorm(hidden_size)
+        self.ffn = FeedForward(hidden_size, ffn, bias=False)
+        self.ffn_gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, hidden: Tensor, keys_values: Tensor, allowed: Tensor) -> Tensor:
+        """What to add to hidden (B, T, D); keys_values (B, K, 2 i), allowed (B, T, K)."""
+        seen = allowed.any(-1, keepdim=True)
+        x = hidden.to(self.norm.weight.dtype)
+        q = split_heads(self.q(self.norm(x)), self.heads)
+        k, v = (split_heads(half, self.heads) for half in keys_values.to(q.dtype).chunk(2, -1))
+        read = self.out(merge_heads(attend(q, k, v, allowed))) * self.attention_gate.tanh()
+        thought = self.ffn(self.ffn_norm(x + read)) * self.ffn_gate.tanh()
+        return (read + thought).masked_fill(~seen, 0.0)
+
+    @staticmethod
+    def parameters_for(hidden_size: int, memory_width: int, inner: int, ffn: int) -> int:
+        """Number of parameters."""
+        return (
+            2 * affine_parameters(hidden_size, inner, bias=False)
+            + affine_parameters(memory_width, 2 * inner, bias=False)
+            + FeedForward.parameters_for(hidden_size, ffn, bias=False)
+            + 4 * hidden_size
+            + 2
+        )
+
+
+class GatedCrossAttention(HookedConnector):
+    """Resampled features, read by gated blocks before every n-th decoder layer."""
+
+    name = "gated_cross_attention"
+    family = "perceiver"
+    group = "gated cross-attention"
+    token_formula = "0"
+    parameter_text = "resampler + (L/n) * (2Di + 2wi + 2FD^2)"
+    papers = ("Flamingo (arXiv 2204.14198)", "OpenFlamingo (arXiv 2308.01390)")
+
+    def __init__(
+        self,
+        widths: Widths,
+        *,
+        every: int = 4,
+        heads: int = 8,
+        head_size: int = 64,
+        ffn_factor: int = 4,
+        resampler: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(widths)
+        resampler = resampler or _flamingo_resampler(widths)
+        self.every, self.heads, self.inner = every, heads, heads * head_size
+        self.ffn = ffn_factor * widths.hidden_size
+        self.resampler_options = resampler
+        self.resampler = ResamplerCore(widths.feature_size, **resampler)
+        self.blocks = nn.ModuleList(
+            GatedBlock(widths.hidden_size, resampler["width"], heads, self.inner, self.ffn)
+            for _ in range(_count_blocks(widths, every))
+        )
+
+    @classmethod
+    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
+        """Published: Flamingo's. Matched: four blocks, one resampler layer, half the FFN."""
+        if variant == "published":
+            return {
+                "every": 4,
+                "heads": 8,
+                "head_size": 64,
+                "ffn_factor": 4,
+                "resampler": _flamingo_resampler(widths),
+            }
+        width = min(widths.hidden_size, widths.feature_size)
+        return {
+            "every": max(1, widths.num_layers // 4),
+            "heads": 4,
+            "head_size": min(64, max(8, widths.hidden_size // 8)),
+            "ffn_factor": 2,
+            "resampler": {
+                "num_tokens": quarter_tokens(widths),
+                "width": width,
+                "layers": 1,
+                "heads": heads_of(width),
+                "head_size": width // heads_of(width),
+                "ffn": 4 * width,
+                "style": "flamingo",
+            },
+        }
+
+    @classmethod
+    def parameter_count(cls, widths: Widths, **options: Any) -> int:
+        """Resampler and blocks."""
+        resampler = options.get("resampler") or _flamingo_resampler(widths)
+        core = ResamplerCore.parameters_for(widths.feature_size, **resampler)
+        return core + cls.block_parameters(widths, **options)
+
+    @classmethod
+    def block_parameters(
+        cls,
+        widths: Widths,
+        *,
+        every: int = 4,
+        heads: int = 8,
+        head_size: int = 64,
+        ffn_factor: int = 4,
+        resampler: dict[str, Any] | None = None,
+    ) -> int:
+        """Parameters of the blocks alone: what the literature counts inside the language model."""
+        D = widths.hidden_size
+        width = (resampler or _flamingo_resampler(widths))["width"]
+        block = GatedBlock.parameters_for(D, width, heads * head_size, ffn_factor * D)
+        return _count_blocks(widths, every) * block
+
+    def num_tokens(self, num_features: int) -> int:
+        """None: the item's place in the text is one mark, which the caller counts."""
+        return 0
+
+    def flops(self, num_features: int) -> float:
+        """Resampler, and the keys and values of all blocks."""
+        d, options = self.widths.feature_size, self.resampler_options
+        core = ResamplerCore.flops_for(d, num_features=num_features, **options)
+        keys_values = linear_flops(options["num_tokens"], options["width"], 2 * self.inner)
+        return core + len(self.blocks) * keys_values
+
+    def flops_per_position(self) -> float:
+        """Each block: query, scores against one item's latents, way out, FFN."""
+        D = self.widths.hidden_size
+        block = (
+            2 * linear_flops(1, D, self.inner)
+            + attention_flops(1, self.resampler_options["num_tokens"], self.inner)
+            + FeedForward.flops_for(1, D, self.ffn)
+        )
+        return len(self.blocks) * block
+
+    def encode(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N, d) -> keys and values of all blocks (B, M, blocks * 2 i), mask (B, M).
+
+        An item without any feature gives a memory that nothing may read.
+        """
+        latents = self.resampler(features, mask)
+        memory = torch.cat([block.kv(latents) for block in self._typed_blocks()], -1)
+        memory_mask = mask.any(1, keepdim=True).expand(memory.shape[:2])
+        return zero_masked(memory, memory_mask), memory_mask
+
+    def attach(self, layers: nn.ModuleList) -> None:
+        """Put a block before every n-th layer."""
+        self.detach()
+        self.check_layers(layers)
+        for index, _ in enumerate(self.blocks):
+            place = (index + 1) * self.every - 1
+            hook = partial(self._before_layer, index, place)
+            handle = layers[place].register_forward_pre_hook(hook, with_kwargs=True)
+            self._handles.append(handle)
+
+    def _before_layer(
+        self, index: int, place: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        hidden = first_tensor(args, kwargs)
+        memory = self.memory_of(place, hidden)
+        if memory is None:
+            return None
+        own = memory.memory.chunk(len(self.blocks), -1)[index]
+        added = self._typed_blocks()[index](hidden, own, readable(memory, hidden))
+        return with_first_tensor(args, kwargs, hidden + added.to(hidden.dtype))
+
+    def _typed_blocks(self) -> list[GatedBlock]:
+        return cast("list[GatedBlock]", list(self.blocks))
+
+
+def _flamingo_resampler(widths: Widths) -> dict[str, Any]:
+    d = widths.feature_size
+    return {
+        "num_tokens": 64,
+        "width": d,
+        "layers": 6,
+        "heads": 8,
+        "head_size": 64,
+        "ffn": 4 * d,
+        "style": "flamingo",
+    }
+
+
+def _count_blocks(widths: Widths, every: int) -> int:
+    count = widths.num_layers // every
+    if count < 1:
+        raise ConnectorError(
+            f"connector 'gated_cross_attention' puts a block before every {every}th decoder layer, "
+            f"but the language model has {widths.num_layers}; lower `every`"
+        )
+    return count
