@@ -1,0 +1,187 @@
+"""The feature cache: a frozen encoder looks at every medium once, for all methods and seeds.
+
+A store belongs to one encoder (weights, configuration and processor, hashed) and holds shards: a raw
+array of all tokens and a JSON index ``content hash -> (first row, tokens, h, w)``. Shards are
+memory-mapped. A shard exists only once its index does, and the index is renamed into place after
+the array: a cut write leaves nothing that is read. Writers of one store take turns by a file lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modalign.data.records import Media
+from modalign.errors import DataError
+
+FORMAT = 1
+SHARD_BYTES = 256 * 2**20
+Grid = tuple[int, int]
+Progress = Callable[[int, int], None]
+
+
+class Encode(Protocol):
+    """What computes features: a batch of media -> one (N, d) array and grid each."""
+
+    def __call__(self, media: Sequence[Media]) -> list[tuple[np.ndarray, Grid | None]]:
+        """Return features in the order of the media."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: int
+    start: int
+    count: int
+    grid: Grid | None
+
+
+def encoder_key(module: nn.Module, spec: dict[str, Any], processor: Any) -> str:
+    """Hash of everything the features depend on besides the media: weights, description, processor."""
+    digest = hashlib.sha256()
+    settings = processor.to_dict() if hasattr(processor, "to_dict") else {}
+    digest.update(json.dumps([FORMAT, spec, settings], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(str(tensor.dtype).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+class FeatureStore:
+    """Features of one encoder, by content hash of the medium.
+
+    Args:
+        root: cache directory; the store lives in ``root/key``.
+        key: from :func:`encoder_key`.
+    """
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.folder = root / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._arrays: list[np.ndarray] = []
+        self._places: dict[str, _Place] = {}
+        self._known: set[str] = set()
+        self._hashes: dict[Media, str] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up shards that other processes finished meanwhile; ignore unreadable ones."""
+        for index_path in sorted(self.folder.glob("*.json")):
+            if index_path.name in self._known:
+                continue
+            self._known.add(index_path.name)
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                index = json.loads(index_path.read_text())
+                array = np.load(index_path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+                if index["format"] != FORMAT or list(array.shape) != index["shape"]:
+                    continue
+                for content, (start, count, h, w) in index["rows"].items():
+                    grid = (h, w) if h else None
+                    self._places[content] = _Place(len(self._arrays), start, count, grid)
+                self._arrays.append(array)
+
+    def hash_of(self, medium: Media) -> str:
+        """Content hash of a medium, computed once per medium."""
+        known = self._hashes.get(medium)
+        if known is None:
+            known = self._hashes[medium] = medium.content_hash()
+        return known
+
+    def __contains__(self, medium: Media) -> bool:
+        return self.hash_of(medium) in self._places
+
+    def ensure(
+        self, media: Sequence[Media], encode: Encode, batch: int = 64, progress: Progress | None = None
+    ) -> int:
+        """Compute what is missing; return how many media were encoded."""
+        with _lock(self.folder / "lock"):
+            self.refresh()
+            missing = list({self.hash_of(m): m for m in media if m not in self}.values())
+            shard: dict[str, tuple[np.ndarray, Grid | None]] = {}
+            size = 0
+            for first in range(0, len(missing), batch):
+                chunk = missing[first : first + batch]
+                for medium, (array, grid) in zip(chunk, encode(chunk), strict=True):
+                    shard[self.hash_of(medium)] = (array, grid)
+                    size += array.nbytes
+                if size >= SHARD_BYTES:
+                    self._write(shard)
+                    shard, size = {}, 0
+                if progress:
+                    progress(first + len(chunk), len(missing))
+            if shard:
+                self._write(shard)
+            self.refresh()
+        return len(missing)
+
+    def _write(self, shard: dict[str, tuple[np.ndarray, Grid | None]]) -> None:
+        arrays = [array for array, _ in shard.values()]
+        joined = np.concatenate(arrays)
+        rows, start = {}, 0
+        for content, (array, grid) in shard.items():
+            rows[content] = [start, len(array), *(grid or (0, 0))]
+            start += len(array)
+        name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
+        index = {"format": FORMAT, "shape": list(joined.shape), "rows": rows}
+        _replace(self.folder / f"{name}.npy", lambda file: np.save(file, joined, allow_pickle=False))
+        _replace(self.folder / f"{name}.json", lambda file: file.write(json.dumps(index).encode()))
+
+    def gather(self, media: Sequence[Media]) -> tuple[Tensor, Tensor, Grid | None]:
+        """Features of some media: values (n, N, d), mask (n, N), and the grid if they share one.
+
+        Raises:
+            DataError: a medium was never encoded (its file changed after validation).
+        """
+        places = []
+        for medium in media:
+            place = self._places.get(self.hash_of(medium))
+            if place is None:
+                raise DataError(f"{medium.label} has no cached features; its file changed during the run")
+            places.append(place)
+        longest = max(place.count for place in places)
+        first = self._arrays[places[0].shard]
+        values = np.zeros((len(places), longest, first.shape[1]), dtype=first.dtype)
+        mask = np.zeros((len(places), longest), dtype=bool)
+        for row, place in enumerate(places):
+            values[row, : place.count] = self._arrays[place.shard][place.start : place.start + place.count]
+            mask[row, : place.count] = True
+        grids = {place.grid for place in places}
+        return torch.from_numpy(values), torch.from_numpy(mask), grids.pop() if len(grids) == 1 else None
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an advisory lock; where the platform has none, writers may do the work twice."""
+    with path.open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except ImportError:  # not POSIX
+            pass
+        yield

@@ -1,0 +1,141 @@
+"""From a record to token ids and labels, by the tokenizer's own chat template.
+
+Labels come from the template's generation marks; templates without marks by prefix difference: what
+an assistant turn adds to the conversation before it. Ids are never re-tokenised; a placeholder is
+expanded by repeating its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modalign.data.records import Media, Message, Record
+from modalign.errors import DataError
+
+IGNORE = -100
+
+
+@dataclass
+class Sample:
+    """One tokenised record, each medium still one placeholder.
+
+    Attributes:
+        record: the record.
+        ids: (T,) int64 token ids of the whole conversation.
+        supervised: (T,) bool, True on tokens the model must produce.
+        media: the media in reading order.
+    """
+
+    record: Record
+    ids: np.ndarray
+    supervised: np.ndarray
+    media: tuple[Media, ...] = field(default_factory=tuple)
+
+    def expanded(self, token_id: int, tokens_per_medium: int) -> tuple[np.ndarray, np.ndarray]:
+        """Repeat every placeholder: ids (T',) and labels (T',) with IGNORE where unsupervised."""
+        repeats = np.where(self.ids == token_id, tokens_per_medium, 1)
+        labels = np.where(self.supervised, self.ids, IGNORE)
+        return np.repeat(self.ids, repeats), np.repeat(labels, repeats)
+
+    def length(self, token_id: int, tokens_per_medium: int) -> int:
+        """T', the length after expansion."""
+        return len(self.ids) + int((self.ids == token_id).sum()) * (tokens_per_medium - 1)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the last supervised run: what is given when the answer is generated."""
+        flags = self.supervised
+        last = len(flags) - 1 - int(np.argmax(flags[::-1]))
+        before = np.flatnonzero(~flags[: last + 1])
+        return int(before[-1]) + 1 if len(before) else 0
+
+
+def template_messages(messages: Sequence[Message], token: str = "<image>") -> list[dict[str, str]]:
+    """Chat messages with each medium as its placeholder's text, which every template can render."""
+    return [
+        {
+            "role": message.role,
+            "content": "".join(part if isinstance(part, str) else token for part in message.parts),
+        }
+        for message in messages
+    ]
+
+
+def _ids(tokenizer: Any, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
+    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
+    return list(rendered["input_ids"])
+
+
+def _by_marks(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    rendered = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return list(rendered["input_ids"]), [bool(flag) for flag in rendered["assistant_masks"]]
+
+
+def _by_prefix(
+    tokenizer: Any, messages: list[dict[str, str]], record: Record
+) -> tuple[list[int], list[bool]]:
+    whole = _ids(tokenizer, messages)
+    flags = [False] * len(whole)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _ids(tokenizer, messages[:turn], add_generation_prompt=True)
+        after = _ids(tokenizer, messages[: turn + 1])
+        if whole[: len(before)] != before or whole[: len(after)] != after:
+            raise DataError(
+                f"{record.source}: the chat template renders turn {turn + 1} differently once more turns "
+                "follow, so its supervised tokens cannot be told; add {% generation %} marks to the template"
+            )
+        flags[len(before) : len(after)] = [True] * (len(after) - len(before))
+    return whole, flags
+
+
+def tokenise(record: Record, tokenizer: Any, token: str = "<image>") -> Sample:
+    """Tokenise one record.
+
+    Raises:
+        DataError: no token is supervised, or placeholders and media differ in number.
+    """
+    messages = template_messages(record.messages, token)
+    marked = "{% generation" in (tokenizer.chat_template or "").replace("{%-", "{%")
+    ids, flags = (
+        _by_marks(tokenizer, messages) if marked else _by_prefix(tokenizer, messages, record)
+    )
+    media = tuple(record.media())
+    array = np.asarray(ids, dtype=np.int64)
+    found = int((array == tokenizer.convert_tokens_to_ids(token)).sum())
+    if found != len(media):
+        raise DataError(
+            f"{record.source}: {found} {token} placeholders in the tokens for {len(media)} media; "
+            f"does the text hold a literal {token!r}?"
+        )
+    if not any(flags):
+        raise DataError(
+            f"{record.source}: no token is supervised (no assistant turn, or the template drops it)"
+        )
+    return Sample(record, array, np.asarray(flags), media)
+
+
+def tokenise_all(records: Iterable[Record], tokenizer: Any, token: str = "<image>") -> list[Sample]:
+    """Tokenise every record; all errors are found before any is raised.
+
+    Raises:
+        DataError: names every record that supervises nothing (twenty at most, and their number).
+    """
+    samples, problems = [], []
+    for record in records:
+        try:
+            samples.append(tokenise(record, tokenizer, token))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise DataError(f"{len(problems)} records cannot be trained on:\n  {shown}{more}")
+    return samples

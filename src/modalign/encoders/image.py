@@ -1,0 +1,135 @@
+"""Image encoders: pixels (n, 3, H, W) become features (n, N, d) with a grid.
+
+Three kinds: any Hugging Face vision model (its vision tower, found by its configuration), a user's
+own ``torch.nn.Module`` by import path, and none (raw patches, the input of Fuyu-style converters).
+This file imports only torch and transformers: it is copied into exported models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+Grid = tuple[int, int]
+
+
+class EncoderError(ValueError):
+    """An encoder that cannot be built or gives something that is not features."""
+
+
+class ImageEncoder(nn.Module):
+    """Common contract: ``forward(pixel_values) -> (n, N, d)``, with ``feature_size``, ``grid``."""
+
+    feature_size: int
+    num_features: int
+    grid: Grid | None
+
+    def _measure(self, image_size: Grid) -> None:
+        """Fill in d, N and the grid from one blank image (on the meta device: no arithmetic)."""
+        with torch.no_grad():
+            self.eval()
+            parameter = next(self.parameters(), None)
+            device = parameter.device if parameter is not None else torch.device("cpu")
+            dtype = parameter.dtype if parameter is not None else torch.float32
+            features = self(torch.zeros(1, 3, *image_size, device=device, dtype=dtype))
+        self.num_features, self.feature_size = features.shape[1], features.shape[2]
+        side = math.isqrt(self.num_features)
+        self.grid = (side, side) if side * side == self.num_features else None
+
+
+class RawPatches(ImageEncoder):
+    """No encoder: the image cut into (p, p) patches, each flattened to 3 p^2 values in 0..1 scale.
+
+    Source: Fuyu-8B (Adept, 2023) and EVE (arXiv 2406.11832) feed such patches to the language model.
+    """
+
+    def __init__(self, patch_size: int, image_size: Grid) -> None:
+        super().__init__()
+        height, width = image_size
+        if height % patch_size or width % patch_size:
+            raise EncoderError(f"patches of {patch_size} pixels do not tile an image of {height} x {width}")
+        self.patch_size = patch_size
+        self.grid = (height // patch_size, width // patch_size)
+        self.num_features = self.grid[0] * self.grid[1]
+        self.feature_size = 3 * patch_size * patch_size
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, N, 3 p^2)."""
+        return nn.functional.unfold(pixel_values, self.patch_size, stride=self.patch_size).transpose(1, 2)
+
+
+class HuggingFaceTower(ImageEncoder):
+    """The vision tower of a Hugging Face model, read at one hidden layer, extra leading tokens dropped.
+
+    Args:
+        config: the tower's configuration (with ``model_type``).
+        layer: index into hidden_states, as LLaVA's ``vision_feature_layer`` (-2 by default there).
+    """
+
+    def __init__(self, config: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        model_type = config.get("model_type")
+        if not model_type:
+            raise EncoderError("the vision tower's configuration has no model_type")
+        self.tower = AutoModel.from_config(AutoConfig.for_model(**config))
+        self.layer, self.extra = layer, 0
+        size = self.tower.config.image_size
+        self.image_size: Grid = (size, size) if isinstance(size, int) else tuple(size)
+        patch = getattr(self.tower.config, "patch_size", None)
+        self._measure(self.image_size)
+        if isinstance(patch, int):
+            grid = (self.image_size[0] // patch, self.image_size[1] // patch)
+            extra = self.num_features - grid[0] * grid[1]
+            if 0 <= extra <= 16:  # a class token, register tokens
+                self.extra, self.grid = extra, grid
+                self.num_features -= extra
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, N, d)."""
+        output = self.tower(pixel_values=pixel_values, output_hidden_states=True)
+        hidden = output.hidden_states[self.layer]
+        if hidden.dim() == 4:  # convolutional towers give (n, d, h, w)
+            hidden = hidden.flatten(2).transpose(1, 2)
+        return hidden[:, self.extra :]
+
+
+class ImportedEncoder(ImageEncoder):
+    """A user's own module, by import path ``package.module:Class`` and keyword arguments.
+
+    It maps (n, 3, H, W) to (n, N, d) or (n, d, h, w).
+    """
+
+    def __init__(self, path: str, arguments: dict[str, Any], image_size: Grid) -> None:
+        super().__init__()
+        module_name, _, attribute = path.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise EncoderError(f"encoder {path!r} cannot be imported ({error}); give package.module:Class") from error
+        self.module = factory(**arguments)
+        self._measure(image_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, N, d)."""
+        features = self.module(pixel_values)
+        if not isinstance(features, Tensor) or features.dim() not in (3, 4):
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise EncoderError(f"{type(self.module).__name__} gave {shape}, not (n, N, d) or (n, d, h, w)")
+        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+
+def build_image_encoder(spec: dict[str, Any]) -> ImageEncoder:
+    """Build an encoder from its JSON-able description (``kind``: tower, patches or module)."""
+    kind = spec["kind"]
+    if kind == "patches":
+        return RawPatches(spec["patch_size"], tuple(spec["image_size"]))
+    if kind == "tower":
+        return HuggingFaceTower(spec["config"], spec["layer"])
+    if kind == "module":
+        return ImportedEncoder(spec["path"], spec.get("arguments", {}), tuple(spec["image_size"]))
+    raise EncoderError(f"unknown encoder kind {kind!r}; known: tower, patches, module")

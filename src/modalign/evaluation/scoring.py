@@ -1,0 +1,98 @@
+"""Exact-match accuracy of the greedy answer, without generating it.
+
+The greedy answer equals the reference exactly when, fed with the reference, the model's most likely
+token at every answer position (end mark included) is the reference's: one forward pass decides it.
+An answer that is wrong, unfinished or not an answer at all counts as wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from modalign.data.records import Media
+from modalign.data.supervision import Sample
+from modalign.training.collation import Collator
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per sample: was the greedy answer right, and the loss summed over its answer tokens."""
+
+    correct: np.ndarray  # (n,) bool
+    loss: np.ndarray  # (n,)
+    tokens: np.ndarray  # (n,)
+    said_yes: np.ndarray  # (n,) bool, the first answer token is that of "yes"
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per supervised token."""
+        return float(self.loss.sum() / max(self.tokens.sum(), 1))
+
+
+def final_turn(sample: Sample) -> Sample:
+    """Supervise the last answer only: what an evaluation scores."""
+    flags = np.zeros_like(sample.supervised)
+    flags[sample.prompt_length :] = sample.supervised[sample.prompt_length :]
+    return replace(sample, supervised=flags)
+
+
+@torch.inference_mode()
+def score(
+    call: Callable[..., Any],
+    samples: Sequence[Sample],
+    collator: Collator,
+    device: torch.device,
+    batch_size: int = 64,
+    yes_token: int | None = None,
+) -> Scores:
+    """Score samples (their last answers) with a model in evaluation mode."""
+    n = len(samples)
+    correct, loss = np.zeros(n, dtype=bool), np.zeros(n)
+    tokens, yes = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
+    order = sorted(range(n), key=lambda i: (len(samples[i].media), len(samples[i].ids)))
+    for start in range(0, n, batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collator([final_turn(samples[i]) for i in chosen]).to(device)
+        logits = call(**batch.model_inputs(), use_cache=False).logits.float()
+        guessed = logits.argmax(-1)
+        losses = functional.cross_entropy(logits, batch.targets, reduction="none").cpu().numpy()
+        owner = batch.owner.cpu().numpy()
+        right = (guessed == batch.targets).cpu().numpy()
+        for place, index in enumerate(chosen):
+            own = owner == place
+            correct[index] = bool(right[own].all()) and bool(own.any())
+            loss[index], tokens[index] = losses[own].sum(), own.sum()
+            if yes_token is not None and own.any():
+                yes[index] = int(guessed[own][0]) == yes_token
+    return Scores(correct, loss, tokens, yes)
+
+
+def with_media(samples: Sequence[Sample], media: Sequence[tuple[Media, ...]]) -> list[Sample]:
+    """The same questions about other media."""
+    return [replace(sample, media=other) for sample, other in zip(samples, media, strict=True)]
+
+
+def blanked(samples: Sequence[Sample], blank: Media) -> list[Sample]:
+    """Every medium replaced by a blank one."""
+    return with_media(samples, [(blank,) * len(sample.media) for sample in samples])
+
+
+def shuffled(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
+    """Every sample with another sample's media (of equal number), never the same ones by position."""
+    result: list[tuple[Media, ...]] = [sample.media for sample in samples]
+    rng = np.random.default_rng(seed)
+    for count in {len(sample.media) for sample in samples} - {0}:
+        places = [i for i, sample in enumerate(samples) if len(sample.media) == count]
+        turned = rng.permutation(len(places))
+        # One cycle through a random order: no fixed point unless there is a single sample.
+        for here, there in zip(turned, np.roll(turned, 1), strict=True):
+            result[places[here]] = samples[places[there]].media
+    return with_media(samples, result)
+
+

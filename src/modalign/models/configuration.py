@@ -1,0 +1,33 @@
+"""Configuration of a composed model: a language model and, per modality, an encoder and a connector.
+
+This file imports only transformers: it is copied into exported models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class ModalignConfig(PreTrainedConfig):
+    """Configuration of :class:`ModalignForConditionalGeneration`.
+
+    Attributes:
+        text_config: the language model's own configuration.
+        bridges: modality -> {"encoder": {...}, "connector": {"name", "options"},
+            "token": placeholder text, "token_id": its id}.
+    """
+
+    model_type = "modalign"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+
+    text_config: dict | PreTrainedConfig | None = None
+    bridges: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take over what generation reads from the text configuration."""
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))

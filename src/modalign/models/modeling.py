@@ -1,0 +1,311 @@
+"""A composed multimodal model: encoder -> connector -> language model, as one transformers class.
+
+Placeholders in ``input_ids`` stand for media, in reading order. A prefix connector's embeddings
+replace as many placeholders as it gives tokens; an in-layer connector's medium is one placeholder (its
+mark), whose embedding stays the language model's own. Works from token ids with explicit masks and
+positions. This file imports only torch, transformers and its siblings: it is copied into exports.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
+
+from modalign.connectors.base import Connector, Grid, InLayerConnector, PrefixConnector, Widths
+from modalign.connectors.registry import connector_class
+from modalign.encoders.image import ImageEncoder, build_image_encoder
+from modalign.models.configuration import ModalignConfig
+from modalign.models.parts import decoder_layers, hidden_size
+
+
+class PlaceholderError(ValueError):
+    """Placeholders in the token ids and media given do not match."""
+
+
+@dataclass
+class Features:
+    """Encoder features of all media of a batch, in reading order.
+
+    Attributes:
+        values: (n, N, d).
+        mask: (n, N) bool.
+        grid: (h, w) shared by all, or None.
+    """
+
+    values: Tensor
+    mask: Tensor
+    grid: Grid | None = None
+
+
+@dataclass
+class ModalignOutput(ModelOutput):
+    """Output of the language model, with what in-layer connectors keep for the next step."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    media_memory: dict[str, tuple[Tensor, Tensor]] | None = None
+
+
+class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Any causal language model joined to encoders by connectors."""
+
+    config_class = ModalignConfig
+    config: ModalignConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(
+        self,
+        config: ModalignConfig,
+        language_model: PreTrainedModel | None = None,
+        encoders: dict[str, ImageEncoder] | None = None,
+    ) -> None:
+        """Build from configuration, or around parts that already hold their weights."""
+        super().__init__(config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.encoders = nn.ModuleDict()
+        self.connectors = nn.ModuleDict()
+        layers = decoder_layers(self.language_model)
+        for modality, bridge in (config.bridges or {}).items():
+            encoder = (encoders or {}).get(modality) or build_image_encoder(bridge["encoder"])
+            widths = Widths(
+                feature_size=encoder.feature_size,
+                hidden_size=hidden_size(self.language_model),
+                num_features=encoder.num_features,
+                grid=encoder.grid,
+                num_layers=len(layers),
+                num_heads=getattr(self.config.text_config, "num_attention_heads", 1),
+            )
+            chosen = bridge["connector"]
+            connector = connector_class(chosen["name"])(widths, **chosen["options"])
+            if isinstance(connector, InLayerConnector):
+                connector.attach(layers)
+            self.encoders[modality] = encoder
+            self.connectors[modality] = connector
+        keys = getattr(self.language_model, "_tied_weights_keys", None)
+        if isinstance(keys, dict):
+            self._tied_weights_keys = {
+                f"language_model.{key}": f"language_model.{value}" for key, value in keys.items()
+            }
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Tie only: every part has initialised itself, or came with weights that must stay."""
+        self.tie_weights(recompute_mapping=False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing is drawn anew here; towers and language models see to their own buffers."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's input embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's input embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's output projection."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's output projection."""
+        self.language_model.set_output_embeddings(value)
+
+    def connector(self, modality: str) -> Connector:
+        """The connector of a modality."""
+        return self.connectors[modality]  # type: ignore[return-value]
+
+    def encode(self, modality: str, signal: Tensor) -> Features:
+        """Run the encoder of a modality: pixels (n, 3, H, W) -> features (n, N, d)."""
+        encoder = self.encoders[modality]
+        values = encoder(signal)
+        mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        return Features(values, mask, encoder.grid)  # type: ignore[arg-type]
+
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
+        """Connector output of images: (n, M, D) (the memory for in-layer connectors)."""
+        features = self.encode("image", pixel_values)
+        return self._connect("image", features)[0]
+
+    def _connect(self, modality: str, features: Features) -> tuple[Tensor, Tensor]:
+        connector = self.connector(modality)
+        values = features.values.to(next(connector.parameters()).dtype)
+        if isinstance(connector, InLayerConnector):
+            return connector.encode(values, features.mask, features.grid)
+        assert isinstance(connector, PrefixConnector)
+        return connector(values, features.mask, features.grid)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        features: dict[str, Features] | None = None,
+        media_memory: dict[str, tuple[Tensor, Tensor]] | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> ModalignOutput:
+        """Run the model.
+
+        Args:
+            input_ids: (B, T) with placeholders where media stand.
+            attention_mask: (B, T), or (B, 1, T, T) for packed rows.
+            position_ids: (B, T); restarting at 0 where a packed row's next sample begins.
+            past_key_values: cache of earlier positions.
+            inputs_embeds: (B, T, D) in place of input_ids (text only).
+            labels: (B, T), -100 where nothing is supervised; gives ``loss``.
+            pixel_values: (n, 3, H, W) images of the whole batch in reading order.
+            features: precomputed encoder features per modality, in place of raw signals.
+            media_memory: what in-layer connectors read at earlier steps of a generation.
+            logits_to_keep: as in transformers.
+            **kwargs: passed to the language model.
+
+        Raises:
+            PlaceholderError: the placeholders and the media do not match in number.
+        """
+        features = dict(features or {})
+        if pixel_values is not None:
+            features["image"] = self.encode("image", pixel_values)
+        memory = dict(media_memory or {})
+        with ExitStack() as stack:
+            if inputs_embeds is None:
+                assert input_ids is not None
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+                for modality in self.connectors:
+                    given = features.get(modality)
+                    inputs_embeds = self._enter(
+                        stack, modality, given, memory, input_ids, inputs_embeds, position_ids
+                    )
+            output = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+        loss = None
+        if labels is not None:
+            shifted = labels[:, 1:].flatten()
+            loss = nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), shifted)
+        return ModalignOutput(
+            loss=loss,
+            logits=output.logits,
+            past_key_values=output.get("past_key_values"),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+            media_memory=memory or None,
+        )
+
+    def _enter(
+        self,
+        stack: ExitStack,
+        modality: str,
+        given: Features | None,
+        memory: dict[str, tuple[Tensor, Tensor]],
+        input_ids: Tensor,
+        embeds: Tensor,
+        position_ids: Tensor | None,
+    ) -> Tensor:
+        """Bring one modality in: new embeddings, or hooks that read its memory during this call."""
+        places = input_ids == self.config.bridges[modality]["token_id"]  # type: ignore[index]
+        connector = self.connector(modality)
+        if given is None:
+            if places.any():
+                raise PlaceholderError(f"{int(places.sum())} {modality} placeholders, but no {modality} was given")
+            if isinstance(connector, InLayerConnector) and modality in memory:
+                past, past_mask = memory[modality]
+                visible = past_mask[:, None].expand(-1, input_ids.shape[1], -1)
+                stack.enter_context(connector.reading(past, past_mask, visible))
+            return embeds
+        tokens, mask = self._connect(modality, given)
+        if isinstance(connector, InLayerConnector):
+            rows = _MediaRows.build(places, tokens, mask, position_ids, modality)
+            stack.enter_context(connector.reading(rows.memory, rows.mask, rows.visible))
+            memory[modality] = (rows.memory, rows.last)
+            return embeds
+        chosen = tokens[mask]
+        if int(places.sum()) != len(chosen):
+            raise PlaceholderError(
+                f"{int(places.sum())} {modality} placeholders, but the connector gave {len(chosen)} tokens "
+                f"for {len(tokens)} {modality}s; the processor and the model disagree"
+            )
+        return embeds.masked_scatter(places[..., None], chosen.to(embeds.dtype))
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Drop the media after the first step: they are in the cache, or in the media memory."""
+        first = kwargs.get("is_first_iteration", True)
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if not first and kwargs.get("use_cache", True):
+            inputs["pixel_values"] = inputs["features"] = None
+        else:
+            inputs["media_memory"] = None
+        return inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        updated["media_memory"] = outputs.get("media_memory")
+        return updated
+
+
+@dataclass
+class _MediaRows:
+    """Media of a batch laid side by side per row, and which of them each position may read."""
+
+    memory: Tensor  # (B, K, w)
+    mask: Tensor  # (B, K)
+    visible: Tensor  # (B, T, K)
+    last: Tensor  # (B, K) the medium that positions after this call may read
+
+    @classmethod
+    def build(
+        cls, places: Tensor, tokens: Tensor, mask: Tensor, position_ids: Tensor | None, modality: str
+    ) -> _MediaRows:
+        counts = places.sum(dim=1)
+        if int(counts.sum()) != len(tokens):
+            raise PlaceholderError(f"{int(counts.sum())} {modality} placeholders for {len(tokens)} {modality}s")
+        B, T = places.shape
+        most = max(int(counts.max()), 1)
+        n, M, w = tokens.shape
+        slot = torch.arange(most, device=tokens.device)[None] < counts[:, None]  # (B, most)
+        memory = tokens.new_zeros(B, most, M, w)
+        memory[slot] = tokens
+        memory_mask = torch.zeros(B, most, M, dtype=torch.bool, device=tokens.device)
+        memory_mask[slot] = mask
+        seen = places.cumsum(dim=1)  # media up to and including each position
+        if position_ids is not None:  # nothing before the start of a packed sample is seen
+            starts = (position_ids == 0).expand(B, T)
+            before = torch.where(starts, seen - places.long(), 0).cummax(dim=1).values
+        else:
+            before = torch.zeros_like(seen)
+        current = torch.where(seen > before, seen - 1, -1)  # (B, T) index of the medium read
+        visible = current[..., None] == torch.arange(most, device=tokens.device)  # (B, T, most)
+        return cls(
+            memory.flatten(1, 2),
+            memory_mask.flatten(1, 2),
+            visible.repeat_interleave(M, dim=2) & memory_mask.flatten(1, 2)[:, None],
+            visible[:, -1].repeat_interleave(M, dim=1) & memory_mask.flatten(1, 2),
+        )

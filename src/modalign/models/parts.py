@@ -1,0 +1,47 @@
+"""Find the parts of a language model by structure, never by a name in a path.
+
+This file imports only torch: it is copied into exported models.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class PartNotFoundError(ValueError):
+    """A part of a model that its structure does not show; the message names it."""
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the list of decoder layers: the longest ModuleList of equal modules holding parameters.
+
+    Raises:
+        PartNotFoundError: no such list, or two of equal size.
+    """
+    found: list[tuple[int, nn.ModuleList]] = []
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or len(module) == 0:
+            continue
+        if len({type(child) for child in module}) != 1:
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters())
+        found.append((size, module))
+    found.sort(key=lambda pair: pair[0], reverse=True)
+    if not found or found[0][0] == 0:
+        raise PartNotFoundError(
+            f"{type(model).__name__} has no list of decoder layers (a ModuleList of equal modules)"
+        )
+    return found[0][1]
+
+
+def embedding(model: nn.Module) -> nn.Embedding:
+    """Return the input embedding, (vocabulary, D)."""
+    module = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    if module is None or getattr(module, "weight", None) is None:
+        raise PartNotFoundError(f"{type(model).__name__} has no input embedding")
+    return module  # type: ignore[return-value]
+
+
+def hidden_size(model: nn.Module) -> int:
+    """D, the width of the input embedding."""
+    return int(embedding(model).weight.shape[1])

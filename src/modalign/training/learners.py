@@ -1,0 +1,160 @@
+"""What a stage optimises: the whole model, or a connector's own pre-training without the LLM.
+
+A learner turns sample numbers into batches and batches into outputs; the trainer knows nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from modalign.data.supervision import Sample
+from modalign.errors import UsageError
+from modalign.models.modeling import Features, ModalignForConditionalGeneration
+from modalign.training.collation import Batch, Collator, MediaSource
+from modalign.training.costs import CostModel
+from modalign.training.settings import Stage, TrainSettings
+
+
+class Learner(Protocol):
+    """A module and how to feed it."""
+
+    module: nn.Module
+    samples: Sequence[Sample]
+
+    def collate(self, indices: Sequence[int]) -> Any:
+        """Build a batch."""
+
+    def outputs(self, call: Callable[..., Any], batch: Any) -> Any:
+        """Run ``call`` (the module, possibly wrapped) on a batch."""
+
+    def flops(self, batch: Any) -> float:
+        """Training FLOPs of the batch."""
+
+
+class ModelLearner:
+    """The composed model, trained through its language model."""
+
+    def __init__(
+        self,
+        model: ModalignForConditionalGeneration,
+        samples: Sequence[Sample],
+        collator: Collator,
+        settings: TrainSettings,
+        stage: Stage,
+    ) -> None:
+        self.module, self.samples, self.collator = model, samples, collator
+        self.costs = CostModel.of(model)
+        self.llm = stage.llm or settings.llm
+        self.encoder = stage.encoder or settings.encoder
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Build a batch of token ids and features."""
+        return self.collator([self.samples[index] for index in indices])
+
+    def outputs(self, call: Callable[..., Any], batch: Batch) -> Any:
+        """Logits at the supervised positions."""
+        return call(**batch.model_inputs(), use_cache=False)
+
+    def flops(self, batch: Batch) -> float:
+        """By the cost model, padding included."""
+        rows, length = batch.input_ids.shape
+        media = sum(len(sample.media) for sample in batch.samples)
+        return self.costs.training(rows, length, len(batch.targets), media, self.llm, self.encoder)
+
+
+@dataclass
+class PairBatch:
+    """Image-text pairs: features and padded texts (see the Q-Former's stage 1)."""
+
+    features: Features
+    text_ids: Tensor  # (B, T)
+    text_mask: Tensor  # (B, T) bool
+    item_ids: Tensor  # (B,) equal where the texts are equal
+    samples: list[Sample]
+    num_supervised: float = 1.0
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Move every tensor."""
+        values = Features(
+            self.features.values.to(device), self.features.mask.to(device), self.features.grid
+        )
+        return PairBatch(
+            values,
+            self.text_ids.to(device),
+            self.text_mask.to(device),
+            self.item_ids.to(device),
+            self.samples,
+            self.num_supervised,
+        )
+
+
+def captions(samples: Sequence[Sample]) -> list[Sample]:
+    """One sample per image: the one whose answer is longest. Samples of several images are left out."""
+    best: dict[Any, Sample] = {}
+    for sample in samples:
+        if len(sample.media) == 1:
+            known = best.get(sample.media[0])
+            if known is None or sample.supervised.sum() > known.supervised.sum():
+                best[sample.media[0]] = sample
+    return list(best.values())
+
+
+class StageOneLearner:
+    """A connector's own pre-training on image-text pairs, without the language model.
+
+    The text is the answer; equal texts share their contrastive target. The language model's tokenizer
+    supplies the words, and the text branch learns its own embeddings of them.
+    """
+
+    def __init__(
+        self,
+        model: ModalignForConditionalGeneration,
+        samples: Sequence[Sample],
+        source: MediaSource,
+        pad_id: int,
+    ) -> None:
+        connector = model.connector("image")
+        if not connector.has_stage_one:
+            raise UsageError(f"connector {connector.name!r} has no stage one of its own")
+        self.samples = captions(samples)
+        if len(self.samples) < 2:
+            raise UsageError("stage one needs at least two image-text pairs in the training data")
+        self.source, self.pad_id = source, pad_id
+        longest = max(int(sample.supervised.sum()) for sample in self.samples)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.module: nn.Module = connector.build_stage_one(vocabulary, longest + 1)  # type: ignore[operator]
+        self.parameters = sum(p.numel() for p in self.module.parameters() if p.dim() > 1)
+        self.connector = connector
+
+    def collate(self, indices: Sequence[int]) -> PairBatch:
+        """Pairs, texts right-padded."""
+        chosen = [self.samples[index] for index in indices]
+        texts = [sample.ids[sample.supervised] for sample in chosen]
+        ids = torch.full((len(texts), max(map(len, texts))), self.pad_id, dtype=torch.long)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.from_numpy(text)
+            mask[row, : len(text)] = True
+        numbers: dict[bytes, int] = {}
+        items = [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
+        fetched = self.source.fetch([sample.media[0] for sample in chosen])
+        features: Features = fetched["features"]["image"]  # type: ignore[index]
+        return PairBatch(features, ids, mask, torch.tensor(items), chosen, float(mask.sum()))
+
+    def outputs(self, call: Callable[..., Any], batch: PairBatch) -> Any:
+        """What the three stage-one terms read."""
+        features = batch.features
+        return call(
+            features.values, features.mask, features.grid, batch.text_ids, batch.text_mask, batch.item_ids
+        )
+
+    def flops(self, batch: PairBatch) -> float:
+        """Query passes for three losses and the text passes, forward and backward."""
+        B, T = batch.text_ids.shape
+        N = batch.features.values.shape[1]
+        return 3 * B * (5 * self.connector.flops(N) + 3 * 2.0 * self.parameters * T)

@@ -1,0 +1,76 @@
+"""What a training is told: stages, learning rates, batch, precision. Read from YAML, printed resolved."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+LLMMode = Literal["frozen", "lora", "full"]
+EncoderMode = Literal["frozen", "full"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LearningRates(_Strict):
+    """One learning rate per part; 0 means frozen."""
+
+    connector: float = Field(1e-3, ge=0)
+    llm: float = Field(2e-5, ge=0)
+    encoder: float = Field(2e-6, ge=0)
+
+    def scaled(self, factor: float) -> LearningRates:
+        """All rates times a factor (a learning-rate trial)."""
+        return LearningRates(
+            connector=self.connector * factor, llm=self.llm * factor, encoder=self.encoder * factor
+        )
+
+
+class Stage(_Strict):
+    """One stage of a recipe.
+
+    Attributes:
+        name: for logs.
+        share: of the method's training budget.
+        runs: ``model`` (the whole model, through the language model) or ``stage_one`` (the
+            connector's own pre-training, without the language model).
+        objective: term -> weight.
+        data: every record, or only those with media (``media``).
+        llm, encoder: overrides of what trains in this stage.
+    """
+
+    name: str = "train"
+    share: PositiveFloat = 1.0
+    runs: Literal["model", "stage_one"] = "model"
+    objective: dict[str, float] = Field(default_factory=lambda: {"cross_entropy": 1.0})
+    data: Literal["all", "media"] = "all"
+    llm: LLMMode | None = None
+    encoder: EncoderMode | None = None
+
+
+class TrainSettings(_Strict):
+    """How to train, equal for every method of a comparison."""
+
+    llm: LLMMode = "frozen"
+    encoder: EncoderMode = "frozen"
+    learning_rates: LearningRates = Field(default_factory=lambda: LearningRates())
+    batch_size: PositiveInt = 32
+    accumulate: PositiveInt = 1
+    packing: bool = False
+    pack_length: PositiveInt = 256
+    warmup: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: PositiveFloat = 1.0
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveFloat = 32.0
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    checkpoint_seconds: PositiveFloat = 30.0
+    val_points: PositiveInt = 8
+    val_samples: PositiveInt = 256
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    processes: PositiveInt = 1
+    tracker: Literal["none", "tensorboard"] = "none"
