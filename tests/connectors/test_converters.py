@@ -23,6 +23,7 @@ from properties import (
     all_true,
     build,
     check_flops,
+    perturbed,
     random_features,
     run,
 )
@@ -39,7 +40,7 @@ from modalign.connectors.base import (
     zero_masked,
 )
 from modalign.connectors.converters.avgpool_mlp import AvgpoolMlpConnector
-from modalign.connectors.converters.c_abstractor import CAbstractorConnector
+from modalign.connectors.converters.c_abstractor import CAbstractorConnector, RegNetBlock
 from modalign.connectors.converters.clipcap import ClipCapConnector, masked_mean
 from modalign.connectors.converters.clipcap_lowrank import ClipCapLowRankConnector, LowRankAffine
 from modalign.connectors.converters.fused_mlp import FusedMlpConnector
@@ -521,6 +522,41 @@ def test_c_abstractor_resizes_positions_to_another_grid() -> None:
     tokens, mask = connector(features, all_true(features), (4, 8))
     assert tokens.shape == (1, 9, TINY.hidden_size)
     assert mask.all()
+
+
+def canvas(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """X (B, C, h, w) at the top left of a larger grid of zeros, and where it is present."""
+    padding = (0, side - x.shape[3], 0, side - x.shape[2])
+    return functional.pad(x, padding), functional.pad(torch.ones_like(x[:, :1]), padding)
+
+
+def test_ldp_on_a_masked_canvas_equals_ldp_on_the_grid_alone() -> None:
+    """Norm biases would fill the padding and leak at its edge if the blocks did not clear it.
+
+    Odd on purpose: the last strided output is centred on the edge and reads beyond it.
+    """
+    connector = perturbed(build(LdpConnector, TINY, {}))
+    x = torch.randn(2, TINY.feature_size, 5, 5, generator=torch.Generator().manual_seed(0))
+    features = x.flatten(2).transpose(1, 2)
+    alone, _ = connector(features, all_true(features), (5, 5))
+    padded, present = canvas(x, side=8)
+    mask = present.flatten(1) > 0
+    tokens, token_mask = connector(padded.flatten(2).transpose(1, 2), mask, (8, 8))
+    torch.testing.assert_close(tokens[token_mask], alone.flatten(0, 1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [8, 16], ids=["shortcut-map", "shortcut-identity"])
+def test_regnet_blocks_on_a_masked_canvas_equal_blocks_on_the_grid_alone(inputs: int) -> None:
+    torch.manual_seed(0)
+    first, second = perturbed(RegNetBlock(inputs, 16)), perturbed(RegNetBlock(16, 16))
+    x = torch.randn(2, inputs, 4, 4)
+    present = torch.ones(2, 1, 4, 4)
+    alone = second(first(x, present), present)
+    padded, padded_present = canvas(x, side=6)
+    output = second(first(padded, padded_present), padded_present)
+    torch.testing.assert_close(output[:, :, :4, :4], alone, atol=1e-5, rtol=1e-4)
+    assert not output[:, :, 4:].any()
+    assert not output[:, :, :, 4:].any()
 
 
 def test_inverted_residual_with_zero_depthwise_is_the_identity() -> None:
