@@ -54,7 +54,14 @@ METHODS = (
     ("captions_as_text", "tool", "text", 48, 0, 0.35, None, "server"),
     ("mlp+caption_first", "data", "prefix", 64, 440_000, 1.5, 3.05, "Llava"),
 )
-FINALISTS = ("mlp", "c_abstractor", "avgpool_mlp", "mlp+caption_first", "fused_mlp", "resampler")
+FINALISTS = (
+    "mlp",
+    "c_abstractor",
+    "avgpool_mlp",
+    "mlp+caption_first",
+    "resampler",
+    "pixel_shuffle_linear",
+)
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 

@@ -53,6 +53,11 @@ class Claim:
     ties_agree: bool = False
 
 
+_MODE_WORDS: dict[Mode, str] = {
+    "frozen": "frozen",
+    "lora": "tuned by LoRA",
+    "full": "tuned in full",
+}
 _TUNED: frozenset[Mode] = frozenset({"lora", "full"})
 _FROZEN: frozenset[Mode] = frozenset({"frozen"})
 _LORA: frozenset[Mode] = frozenset({"lora"})
@@ -238,8 +243,9 @@ def _check_claim(
     mode: Mode,
 ) -> list[Contradiction]:
     if mode not in claim.modes:
-        modes = fmt.names([m for m in ("frozen", "lora", "full") if m in claim.modes])
-        return [_row(claim, f"our language model was {mode}, theirs {modes}", "not comparable")]
+        theirs = " or ".join(words for m, words in _MODE_WORDS.items() if m in claim.modes)
+        ours = f"our language model was {_MODE_WORDS[mode]}, theirs {theirs}"
+        return [_row(claim, ours, "not comparable")]
     pairs = list(_our_pairs(claim, methods))
     if not pairs:
         needed = sorted({name for pair in claim.pairs for name in pair})

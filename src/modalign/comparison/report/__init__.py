@@ -27,7 +27,7 @@ __all__ = ["render_html", "render_json", "render_markdown", "schema_text", "writ
 
 
 def write_report(comparison: Comparison, out: Path) -> None:
-    """Write report.json, report.md and report.html into ``out``; each appears whole or not at all."""
+    """Write report.json, report.md and report.html into ``out``; each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "report.json", render_json(comparison))
     _write(out / "report.md", render_markdown(comparison))

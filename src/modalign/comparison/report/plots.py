@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from modalign.comparison import format as fmt
 from modalign.comparison.report import svg
@@ -79,19 +81,20 @@ def quality_against_cost(comparison: Comparison, cost: Cost) -> str | None:
     ]
     if not shown:
         return None
-    height, left, right, top, bottom = 470.0, 62.0, WIDTH - 24, 16.0, 412.0
+    height, left, right, top, bottom = 466.0, 62.0, WIDTH - 24, 8.0, 408.0
     values = [value for _, value, _ in shown]
     x = (svg.log_scale if cost.log else svg.linear_scale)(values, left + 16, right - 150)
     bounds = [b for _, _, i in shown for b in (i.low, i.high)]
     y = svg.linear_scale(bounds, bottom, top, pad=0.05)
     points = [(x(value), y(i.value)) for _, value, i in shown]
     front = pareto_front([(value, i.value) for _, value, i in shown])
+    stairs = _stairs([(x(a), y(b)) for a, b in front], right, bottom)
     winner = comparison.recommendation.method if comparison.recommendation else None
     parts = [
         _frame(x, y, cost, (left, top, right, bottom)),
-        _front([(x(a), y(b)) for a, b in front], right, bottom),
+        svg.polyline(stairs, class_="front"),
     ]
-    bars = []
+    bars = [_box(a, b) for a, b in pairwise(stairs)]
     for (method, _, i), (px, _) in zip(shown, points, strict=True):
         bars.append((px - 1, y(i.high), px + 1, y(i.low)))
         parts.append(svg.line(px, y(i.low), px, y(i.high), class_=f"bar {method.family}"))
@@ -131,14 +134,21 @@ def _frame(x: svg.Scale, y: svg.Scale, cost: Cost, area: svg.Box) -> str:
     return "".join(parts)
 
 
-def _front(points: Sequence[tuple[float, float]], right: float, bottom: float) -> str:
+def _stairs(
+    points: Sequence[tuple[float, float]], right: float, bottom: float
+) -> list[tuple[float, float]]:
     """The front as stairs: what each further unit of cost buys."""
     stairs: list[tuple[float, float]] = []
     for index, (px, py) in enumerate(points):
         stairs.append((px, bottom if index == 0 else points[index - 1][1]))
         stairs.append((px, py))
-    stairs.append((right, points[-1][1]))
-    return svg.polyline(stairs, class_="front")
+    return [*stairs, (right, points[-1][1])]
+
+
+def _box(a: tuple[float, float], b: tuple[float, float]) -> svg.Box:
+    """The place a line takes."""
+    xs, ys = sorted((a[0], b[0])), sorted((a[1], b[1]))
+    return (xs[0] - 1, ys[0] - 1, xs[1] + 1, ys[1] + 1)
 
 
 def _point(method: MethodResult, x: float, y: float, label: svg.Label, winner: bool) -> str:
@@ -149,11 +159,11 @@ def _point(method: MethodResult, x: float, y: float, label: svg.Label, winner: b
         parts.append(svg.line(x, y, label.x, label.y, class_="leader"))
     hollow = "" if len(method.seeds) > 1 else " hollow"
     parts.append(svg.mark(method.family, x, y, class_=f"mark {method.family}{hollow}"))
-    shift = 2 if label.anchor == "start" else -2
+    shift = (2 if label.far else 4 if winner else 0) * (1 if label.anchor == "start" else -1)
     parts.append(
         svg.text(
             method.name,
-            label.x + (shift if label.far else 0),
+            label.x + shift,
             label.y + 4,
             class_="label winner" if winner else "label",
             text_anchor=label.anchor,
@@ -171,8 +181,8 @@ def skills(comparison: Comparison) -> str | None:
         return None
     per_row = min(4, len(names))
     names_width = min(200.0, max(len(m.name) for m in shown) * svg.CHARACTER + 30)
-    gap, row, head = 18.0, 20.0, 40.0
-    panel = (WIDTH - names_width - gap * per_row) / per_row
+    gap, row, head = 34.0, 20.0, 40.0
+    panel = (WIDTH - 14 - names_width - gap * (per_row - 0.5)) / per_row
     block = head + row * len(shown) + 40
     chance = _reference(comparison, "chance")
     parts = []
@@ -181,7 +191,7 @@ def skills(comparison: Comparison) -> str | None:
         top = line * block
         if column == 0:
             parts.append(_row_names(shown, top + head, row, names_width))
-        left = names_width + gap + column * (panel + gap)
+        left = names_width + gap / 2 + column * (panel + gap)
         parts.append(_skill_panel(skill, shown, chance.get(skill), (left, top + head, panel, row)))
     alt = (
         f"Accuracy per skill with 95 % intervals for {len(shown)} methods and {len(names)} skills: "
@@ -277,7 +287,11 @@ def learning_curves(comparison: Comparison) -> str | None:
 
 
 def _curve(run: SeedRun) -> list[tuple[float, float]]:
-    known = [(float(p.samples), p.val_loss) for p in run.curve if p.val_loss is not None]
+    known = [
+        (float(p.samples), p.val_loss)
+        for p in run.curve
+        if p.val_loss is not None and math.isfinite(p.val_loss)
+    ]
     step = max(1, -(-len(known) // CURVE_POINTS))
     return [*known[:-1:step], known[-1]] if known else []
 

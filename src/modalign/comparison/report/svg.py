@@ -132,7 +132,7 @@ def _round_step(raw: float) -> float:
 def linear_scale(values: Sequence[float], start: float, end: float, pad: float = 0.04) -> Scale:
     """A linear scale with a little room on both sides."""
     low, high = min(values), max(values)
-    room = (high - low) * pad or abs(high) * pad or 1.0
+    room = (high - low) * pad if high > low else abs(high) * 0.1 or 1.0
     return Scale(low - room, high + room, start, end)
 
 

@@ -206,6 +206,28 @@ def difference_matrix(comparison: Comparison) -> list[tuple[MethodResult, list[C
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A published ordering with those of our pairs that met it in the same way."""
+
+    outcome: str
+    claim: str
+    source: str
+    ours: list[str]
+    advice: str | None
+
+
+def literature(comparison: Comparison, comparable: bool) -> list[Finding]:
+    """Published orderings that could be compared with ours, or those that could not."""
+    found: dict[tuple[str, str, str], Finding] = {}
+    for c in comparison.contradictions:
+        if (c.outcome != "not comparable") == comparable:
+            key = (c.outcome, c.claim, c.source)
+            entry = found.setdefault(key, Finding(*key, [], c.advice))
+            entry.ours.append(c.ours)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
 class AnswerGroup:
     """Methods that gave the same answer to an example."""
 
