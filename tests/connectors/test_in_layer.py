@@ -95,7 +95,7 @@ def open_gates(connector: InLayerConnector) -> None:
 def read_two(connector: InLayerConnector, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Token ids of two rows, and their media: row 0 has items at 2 and 5, row 1 has one at 4."""
     ids = torch.randint(VOCAB, (2, T), generator=torch.Generator().manual_seed(0))
-    features = random_features(TINY, 3, seed)
+    features = random_features(TINY, 3, seed).to(next(connector.parameters()).dtype)
     memory, mask = connector.encode(features, torch.ones(3, 36, dtype=torch.bool), (6, 6))
     M = memory.shape[1]
     rows = memory.new_zeros(2, 2 * M, memory.shape[2])
@@ -285,8 +285,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    model.train()
-    plain = gradients(connector, model)
+    model.double().train()
+    plain = gradients(connector.double(), model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     checkpointed = gradients(connector, model)
     assert len(plain) == len(checkpointed) == len(list(connector.parameters()))
@@ -297,8 +297,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(
 @both
 def test_checkpointing_of_whole_layer_calls(cls: type[InLayerConnector]) -> None:
     """As libraries do it that wrap the call of a layer, its hooks included."""
-    model = language_model("llama")
-    connector = build(cls)
+    model = language_model("llama").double()
+    connector = build(cls).double()
     open_gates(connector)
     connector.attach(layers_of(model))
     plain = gradients(connector, model)

@@ -116,6 +116,7 @@ class _Pending:
 
     memory: _Memory | None = None
     queries: Tensor | None = None
+    first: nn.Module | None = None  # the part of the layer that is given the layer's own input
 
 
 class LlamaAdapter(HookedConnector):
@@ -209,11 +210,16 @@ class LlamaAdapter(HookedConnector):
         pending.memory = self.memory_of(i, first_tensor(args, kwargs))
 
     def _again(
-        self, i: int, pending: _Pending, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        i: int,
+        pending: _Pending,
+        part: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
-        if in_backward() and (args or "hidden_states" in kwargs):
-            found = self.memory_of(i, first_tensor(args, kwargs))
-            pending.memory = found or pending.memory
+        pending.first = pending.first or part
+        if in_backward() and part is pending.first:
+            pending.memory = self.memory_of(i, first_tensor(args, kwargs))
 
     @staticmethod
     def _after(pending: _Pending, *_: Any) -> None:
