@@ -195,3 +195,17 @@ def test_d_abstractor_needs_a_grid_and_a_square() -> None:
         DAbstractor(Widths(64, 96, 36, None))
     with pytest.raises(ConnectorError, match="square"):
         DAbstractor(TINY, num_tokens=8)
+
+
+@pytest.mark.parametrize("cls", PREFIX, ids=lambda c: c.name)
+@torch.no_grad()
+def test_half_precision(cls: type[Connector]) -> None:
+    connector = cls(TINY, **cls.options_for("matched", TINY)).eval()
+    features, mask = random_features(TINY, 2), torch.arange(36) < torch.tensor([[36], [20]])
+    full, _ = connector(features, mask, (6, 6))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed, _ = connector(features, mask, (6, 6))
+    half, _ = connector.bfloat16()(features.bfloat16(), mask, (6, 6))
+    assert half.dtype == torch.bfloat16
+    for tokens in (mixed, half):
+        torch.testing.assert_close(tokens.float(), full, atol=0.1, rtol=0.1)
