@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from base64 import b64encode
 from html.parser import HTMLParser
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -329,3 +330,13 @@ def test_page_opens_in_a_browser_without_a_network(written, tmp_path):
     assert done.stdout.count("<svg") > 10
     assert "Content Security Policy" not in done.stderr
     assert "Uncaught" not in done.stderr
+
+
+def test_every_field_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    schema = Comparison.model_json_schema()
+    parts = {"Comparison": schema, **schema["$defs"]}
+    for name, part in parts.items():
+        assert f"`{name}`" in page, name
+        for field in part["properties"]:
+            assert f"`{field}`" in page, f"{name}.{field}"
