@@ -102,7 +102,11 @@ class FeatureStore:
         return self.hash_of(medium) in self._places
 
     def ensure(
-        self, media: Sequence[Media], encode: Encode, batch: int = 64, progress: Progress | None = None
+        self,
+        media: Sequence[Media],
+        encode: Encode,
+        batch: int = 64,
+        progress: Progress | None = None,
     ) -> int:
         """Compute what is missing; return how many media were encoded."""
         with _lock(self.folder / "lock"):
@@ -134,7 +138,9 @@ class FeatureStore:
             start += len(array)
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
         index = {"format": FORMAT, "shape": list(joined.shape), "rows": rows}
-        _replace(self.folder / f"{name}.npy", lambda file: np.save(file, joined, allow_pickle=False))
+        _replace(
+            self.folder / f"{name}.npy", lambda file: np.save(file, joined, allow_pickle=False)
+        )
         _replace(self.folder / f"{name}.json", lambda file: file.write(json.dumps(index).encode()))
 
     def gather(self, media: Sequence[Media]) -> tuple[Tensor, Tensor, Grid | None]:
@@ -147,17 +153,25 @@ class FeatureStore:
         for medium in media:
             place = self._places.get(self.hash_of(medium))
             if place is None:
-                raise DataError(f"{medium.label} has no cached features; its file changed during the run")
+                raise DataError(
+                    f"{medium.label} has no cached features; its file changed during the run"
+                )
             places.append(place)
         longest = max(place.count for place in places)
         first = self._arrays[places[0].shard]
         values = np.zeros((len(places), longest, first.shape[1]), dtype=first.dtype)
         mask = np.zeros((len(places), longest), dtype=bool)
         for row, place in enumerate(places):
-            values[row, : place.count] = self._arrays[place.shard][place.start : place.start + place.count]
+            values[row, : place.count] = self._arrays[place.shard][
+                place.start : place.start + place.count
+            ]
             mask[row, : place.count] = True
         grids = {place.grid for place in places}
-        return torch.from_numpy(values), torch.from_numpy(mask), grids.pop() if len(grids) == 1 else None
+        return (
+            torch.from_numpy(values),
+            torch.from_numpy(mask),
+            grids.pop() if len(grids) == 1 else None,
+        )
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:

@@ -52,7 +52,9 @@ class RawPatches(ImageEncoder):
         super().__init__()
         height, width = image_size
         if height % patch_size or width % patch_size:
-            raise EncoderError(f"patches of {patch_size} pixels do not tile an image of {height} x {width}")
+            raise EncoderError(
+                f"patches of {patch_size} pixels do not tile an image of {height} x {width}"
+            )
         self.patch_size = patch_size
         self.grid = (height // patch_size, width // patch_size)
         self.num_features = self.grid[0] * self.grid[1]
@@ -60,7 +62,9 @@ class RawPatches(ImageEncoder):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, N, 3 p^2)."""
-        return nn.functional.unfold(pixel_values, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        return nn.functional.unfold(
+            pixel_values, self.patch_size, stride=self.patch_size
+        ).transpose(1, 2)
 
 
 class HuggingFaceTower(ImageEncoder):
@@ -110,7 +114,9 @@ class ImportedEncoder(ImageEncoder):
         try:
             factory = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            raise EncoderError(f"encoder {path!r} cannot be imported ({error}); give package.module:Class") from error
+            raise EncoderError(
+                f"encoder {path!r} cannot be imported ({error}); give package.module:Class"
+            ) from error
         self.module = factory(**arguments)
         self._measure(image_size)
 
@@ -118,8 +124,12 @@ class ImportedEncoder(ImageEncoder):
         """(n, 3, H, W) -> (n, N, d)."""
         features = self.module(pixel_values)
         if not isinstance(features, Tensor) or features.dim() not in (3, 4):
-            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise EncoderError(f"{type(self.module).__name__} gave {shape}, not (n, N, d) or (n, d, h, w)")
+            shape = (
+                tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            )
+            raise EncoderError(
+                f"{type(self.module).__name__} gave {shape}, not (n, N, d) or (n, d, h, w)"
+            )
         return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
 
 

@@ -30,7 +30,12 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     gap = first.mean(axis=0) - second.mean(axis=0)
     c1, c2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     values = linalg.eigvals(np.atleast_2d(c1) @ np.atleast_2d(c2)).real.clip(min=0)
-    return float(gap @ gap + np.trace(np.atleast_2d(c1)) + np.trace(np.atleast_2d(c2)) - 2 * np.sqrt(values).sum())
+    return float(
+        gap @ gap
+        + np.trace(np.atleast_2d(c1))
+        + np.trace(np.atleast_2d(c2))
+        - 2 * np.sqrt(values).sum()
+    )
 
 
 def without_outliers(points: np.ndarray) -> np.ndarray:
@@ -58,7 +63,9 @@ def modality_integration_rate(
     text: list[list[np.ndarray]] = []
     for start in range(0, len(chosen), 25):
         batch = collator(chosen[start : start + 25]).to(device)
-        states = call(**batch.model_inputs(), use_cache=False, output_hidden_states=True).hidden_states
+        states = call(
+            **batch.model_inputs(), use_cache=False, output_hidden_states=True
+        ).hidden_states
         image = (batch.input_ids == collator.token_id).cpu().numpy()
         words = batch.attention_mask.bool().cpu().numpy() & ~image
         for layer, state in enumerate(states):
@@ -69,6 +76,7 @@ def modality_integration_rate(
             modality[layer].append(values[image])
             text[layer].append(values[words])
     total = sum(
-        layer_distance(np.concatenate(m), np.concatenate(t)) for m, t in zip(modality, text, strict=True)
+        layer_distance(np.concatenate(m), np.concatenate(t))
+        for m, t in zip(modality, text, strict=True)
     )
     return float(np.log10(max(total, 1e-12)))

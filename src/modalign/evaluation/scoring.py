@@ -94,5 +94,3 @@ def shuffled(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
         for here, there in zip(turned, np.roll(turned, 1), strict=True):
             result[places[here]] = samples[places[there]].media
     return with_media(samples, result)
-
-

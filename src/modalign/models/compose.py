@@ -81,7 +81,9 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> Langua
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"the language model {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise UsageError(
+            f"the language model {name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
     prepare_tokenizer(tokenizer)
     return LanguageModel(name, model, tokenizer)
 
@@ -93,7 +95,9 @@ def _first_line(error: BaseException) -> str:
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make sure of a placeholder token, a padding token and a chat template."""
     if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
@@ -102,7 +106,12 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_image_encoder(
-    name: str | None, *, layer: int = -2, image_size: int = 48, patch_size: int = 8, options: dict[str, Any] | None = None
+    name: str | None,
+    *,
+    layer: int = -2,
+    image_size: int = 48,
+    patch_size: int = 8,
+    options: dict[str, Any] | None = None,
 ) -> Encoder:
     """Load an image encoder.
 
@@ -119,14 +128,25 @@ def load_image_encoder(
     """
     try:
         if name is None or name == "none":
-            spec = {"kind": "patches", "patch_size": patch_size, "image_size": [image_size, image_size]}
+            spec = {
+                "kind": "patches",
+                "patch_size": patch_size,
+                "image_size": [image_size, image_size],
+            }
             return Encoder("none", spec, build_image_encoder(spec), _plain_processor(image_size))
         if ":" in name and not Path(name).exists():
-            spec = {"kind": "module", "path": name, "arguments": options or {}, "image_size": [image_size, image_size]}
+            spec = {
+                "kind": "module",
+                "path": name,
+                "arguments": options or {},
+                "image_size": [image_size, image_size],
+            }
             return Encoder(name, spec, build_image_encoder(spec), _plain_processor(image_size))
         return _load_tower(name, layer)
     except (OSError, EncoderError, KeyError, IndexError, ValueError) as error:
-        raise UsageError(f"the image encoder {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise UsageError(
+            f"the image encoder {name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
 
 
 def _plain_processor(image_size: int) -> SiglipImageProcessorPil:
@@ -203,7 +223,9 @@ def compose(
             }
         },
     )
-    model = ModalignForConditionalGeneration(config, language_model=llm.model, encoders={"image": encoder.module})
+    model = ModalignForConditionalGeneration(
+        config, language_model=llm.model, encoders={"image": encoder.module}
+    )
     model.generation_config = copy.deepcopy(llm.model.generation_config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if tokenizer.eos_token_id is not None and model.generation_config.eos_token_id is None:

@@ -21,7 +21,9 @@ class ModalignConfig(PreTrainedConfig):
     """
 
     model_type = "modalign"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
 
     text_config: dict | PreTrainedConfig | None = None
     bridges: dict[str, Any] | None = None

@@ -233,7 +233,9 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         connector = self.connector(modality)
         if given is None:
             if places.any():
-                raise PlaceholderError(f"{int(places.sum())} {modality} placeholders, but no {modality} was given")
+                raise PlaceholderError(
+                    f"{int(places.sum())} {modality} placeholders, but no {modality} was given"
+                )
             if isinstance(connector, InLayerConnector) and modality in memory:
                 past, past_mask = memory[modality]
                 visible = past_mask[:, None].expand(-1, input_ids.shape[1], -1)
@@ -253,7 +255,9 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return embeds.masked_scatter(places[..., None], chosen.to(embeds.dtype))
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """Drop the media after the first step: they are in the cache, or in the media memory."""
         first = kwargs.get("is_first_iteration", True)
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
@@ -266,7 +270,9 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        updated = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, **kwargs
+        )
         updated["media_memory"] = outputs.get("media_memory")
         return updated
 
@@ -282,11 +288,18 @@ class _MediaRows:
 
     @classmethod
     def build(
-        cls, places: Tensor, tokens: Tensor, mask: Tensor, position_ids: Tensor | None, modality: str
+        cls,
+        places: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        position_ids: Tensor | None,
+        modality: str,
     ) -> _MediaRows:
         counts = places.sum(dim=1)
         if int(counts.sum()) != len(tokens):
-            raise PlaceholderError(f"{int(counts.sum())} {modality} placeholders for {len(tokens)} {modality}s")
+            raise PlaceholderError(
+                f"{int(counts.sum())} {modality} placeholders for {len(tokens)} {modality}s"
+            )
         B, T = places.shape
         most = max(int(counts.max()), 1)
         n, M, w = tokens.shape

@@ -26,7 +26,7 @@ from modalign.starter.scenes import (
 )
 
 SEED = 7
-STEPS = 2600
+STEPS = 1500
 BATCH = 48
 LENGTH = 128
 LEARNING_RATE = 4e-3
@@ -163,13 +163,19 @@ def _chunks(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Ten
         buffer = buffer[BATCH * (LENGTH + 1) :]
 
 
-def pretrain(out: Path, steps: int = STEPS, progress: Callable[[int, int, float], None] | None = None) -> None:
+def pretrain(
+    out: Path, steps: int = STEPS, progress: Callable[[int, int, float], None] | None = None
+) -> None:
     """Train from seed and save a Hugging Face folder."""
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     model = LlamaForCausalLM(build_config(len(tokenizer))).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.08)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.08
+    )
     for step, chunk in enumerate(islice(_chunks(tokenizer, SEED + 1), steps)):
         loss = model(input_ids=chunk[:, :-1], labels=None).logits
         loss = torch.nn.functional.cross_entropy(loss.flatten(0, 1), chunk[:, 1:].flatten())

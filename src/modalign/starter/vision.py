@@ -92,7 +92,9 @@ def cell_means(features: Tensor) -> Tensor:
     return grid.mean(dim=(2, 4)).reshape(B, 4, d)
 
 
-def pretrain(out: Path, steps: int = STEPS, progress: Callable[[int, int, float], None] | None = None) -> nn.Module:
+def pretrain(
+    out: Path, steps: int = STEPS, progress: Callable[[int, int, float], None] | None = None
+) -> nn.Module:
     """Train from seed, save a Hugging Face folder, and return the head (for tests)."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
@@ -100,12 +102,16 @@ def pretrain(out: Path, steps: int = STEPS, progress: Callable[[int, int, float]
     head = nn.Linear(64, CLASSES)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1
+    )
     bank, labels = _bank(rng)
     for step in range(steps):
         pixels, targets = _batch(rng, bank, labels)
         logits = head(cell_means(model(pixel_values=pixels).last_hidden_state))
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.05)
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), label_smoothing=0.05
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

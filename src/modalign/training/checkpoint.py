@@ -110,7 +110,11 @@ def _decode(text: str) -> Tensor:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    state: dict[str, Any],
 ) -> Path:
     """Write ``folder/step-N`` whole, then drop all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +162,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
             json.loads((path / "state.json").read_text()),
         )
     except Exception as error:
-        raise ModalignError(f"checkpoint {path} cannot be read ({error}); delete it to use an older one") from error
+        raise ModalignError(
+            f"checkpoint {path} cannot be read ({error}); delete it to use an older one"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -63,7 +63,9 @@ class Batch:
         """Share of positions that hold no token."""
         if self.attention_mask.dim() == 2:
             return 1 - float(self.attention_mask.float().mean())
-        real = (self.attention_mask.diagonal(dim1=-2, dim2=-1) == 0) & (self.input_ids != -1)[:, None]
+        real = (self.attention_mask.diagonal(dim1=-2, dim2=-1) == 0) & (self.input_ids != -1)[
+            :, None
+        ]
         return 1 - float(real.float().mean())
 
     def model_inputs(self) -> dict[str, object]:
@@ -183,7 +185,9 @@ class Collator:
         ids, labels = sample.expanded(self.token_id, self.tokens_per_medium)
         wanted = len(sample.media) * self.tokens_per_medium
         if int((ids == self.token_id).sum()) != wanted:
-            raise DataError(f"{sample.record.source}: placeholders do not match its {len(sample.media)} media")
+            raise DataError(
+                f"{sample.record.source}: placeholders do not match its {len(sample.media)} media"
+            )
         if self.max_length is not None and len(ids) > self.max_length:
             raise DataError(
                 f"{sample.record.source}: {len(ids)} tokens, but the language model reads at most "

@@ -58,16 +58,25 @@ class CostModel:
             hidden=hidden_size(model.language_model),
             vocabulary=model.get_input_embeddings().weight.shape[0],
             connector=connector.flops(num_features),
-            per_position=connector.flops_per_position() if isinstance(connector, InLayerConnector) else 0.0,
+            per_position=connector.flops_per_position()
+            if isinstance(connector, InLayerConnector)
+            else 0.0,
             encoder=2.0 * _matrix_parameters(encoder) * num_features,
         )
 
     def forward(self, rows: int, length: int, kept: int, media: int, encode: bool = False) -> float:
         """Forward FLOPs of (rows, length) positions with ``kept`` output projections."""
         positions = rows * length
-        llm = 2.0 * self.layer_parameters * positions + 4.0 * self.layers * rows * length**2 * self.hidden
+        llm = (
+            2.0 * self.layer_parameters * positions
+            + 4.0 * self.layers * rows * length**2 * self.hidden
+        )
         llm += 2.0 * kept * self.hidden * self.vocabulary
-        return llm + self.per_position * positions + media * (self.connector + (self.encoder if encode else 0))
+        return (
+            llm
+            + self.per_position * positions
+            + media * (self.connector + (self.encoder if encode else 0))
+        )
 
     def training(
         self, rows: int, length: int, kept: int, media: int, llm: LLMMode, encoder: EncoderMode

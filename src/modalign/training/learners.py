@@ -150,7 +150,12 @@ class StageOneLearner:
         """What the three stage-one terms read."""
         features = batch.features
         return call(
-            features.values, features.mask, features.grid, batch.text_ids, batch.text_mask, batch.item_ids
+            features.values,
+            features.mask,
+            features.grid,
+            batch.text_ids,
+            batch.text_mask,
+            batch.item_ids,
         )
 
     def flops(self, batch: PairBatch) -> float:

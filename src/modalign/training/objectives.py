@@ -40,7 +40,9 @@ def term(name: str) -> Term:
         UsageError: there is none; the message lists those there are.
     """
     if name not in _TERMS:
-        raise UsageError(f"no objective term is called {name!r}; there are {', '.join(sorted(_TERMS))}")
+        raise UsageError(
+            f"no objective term is called {name!r}; there are {', '.join(sorted(_TERMS))}"
+        )
     return _TERMS[name]
 
 

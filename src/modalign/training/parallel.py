@@ -23,6 +23,7 @@ class Parallel:
 
     def __init__(self, settings: TrainSettings) -> None:
         self.kind = settings.parallel
+        self._wrapped: dict[int, Callable[..., object]] = {}
         state = PartialState(cpu=not torch.cuda.is_available())
         self.rank, self.world = state.process_index, state.num_processes
         if self.world != settings.processes:
@@ -41,10 +42,18 @@ class Parallel:
         """Make the model's gradients agree over processes; returns what to call in its place."""
         if self.world == 1:
             return model
-        if self.kind == "fsdp":
-            return self._shard(model)
+        if id(model) not in self._wrapped:  # stages and trials share one wrapping
+            self._wrapped[id(model)] = (
+                self._shard(model) if self.kind == "fsdp" else self._replicate(model)
+            )
+        return self._wrapped[id(model)]
+
+    @staticmethod
+    def _replicate(model: nn.Module) -> nn.Module:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=devices, find_unused_parameters=True
+        )
 
     def _shard(self, model: nn.Module) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
@@ -73,5 +82,3 @@ class Parallel:
         """Wait for all."""
         if self.world > 1:
             dist.barrier()
-
-

@@ -21,7 +21,9 @@ _PREFIXES = {"connectors.": "connector", "language_model.": "llm", "encoders.": 
 
 def part_of(name: str) -> str:
     """Which part of the model a parameter's name belongs to."""
-    return next((part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), "connector")
+    return next(
+        (part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), "connector"
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ def add_lora(model: ModalignForConditionalGeneration, settings: TrainSettings) -
         if isinstance(module, nn.Linear | Conv1D)
     ]
     if not targets:
-        raise UsageError(f"{type(language_model).__name__} has no linear maps for LoRA in its layers")
+        raise UsageError(
+            f"{type(language_model).__name__} has no linear maps for LoRA in its layers"
+        )
     fused = any(isinstance(module, Conv1D) for module in layers.modules())
     config = LoraConfig(
         r=settings.lora_rank,
@@ -60,7 +64,10 @@ def add_lora(model: ModalignForConditionalGeneration, settings: TrainSettings) -
 
 
 def freeze(
-    model: ModalignForConditionalGeneration, llm: LLMMode, encoder: EncoderMode, rates: LearningRates
+    model: ModalignForConditionalGeneration,
+    llm: LLMMode,
+    encoder: EncoderMode,
+    rates: LearningRates,
 ) -> None:
     """Set ``requires_grad`` of every parameter, and train mode of what trains."""
     model.train()
@@ -126,7 +133,9 @@ class FrozenCheck:
     def verify(self, model: nn.Module) -> None:
         """Raise when a frozen tensor changed."""
         changed = [
-            name for name, value in self._fingerprints(model) if self.before.get(name, value) != value
+            name
+            for name, value in self._fingerprints(model)
+            if self.before.get(name, value) != value
         ]
         if changed:
             raise ModalignError(
@@ -140,4 +149,6 @@ def _fingerprint(tensor: Tensor) -> int:
     raw = local.detach().contiguous().view(torch.uint8)
     usable = raw.numel() // 4 * 4
     words = raw.flatten()[:usable].view(torch.int32)
-    return int(words.sum(dtype=torch.int64)) + int((words[1::2] ^ 0x5BD1E995).sum(dtype=torch.int64))
+    return int(words.sum(dtype=torch.int64)) + int(
+        (words[1::2] ^ 0x5BD1E995).sum(dtype=torch.int64)
+    )

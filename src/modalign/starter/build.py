@@ -1,0 +1,157 @@
+"""The starter's files: shipped weights, and the scenes as an ordinary data set on disk.
+
+``modalign starter build`` pretrains both models again from seed; the data set is written on first use to
+the user's cache directory, as PNG files and chat JSON Lines, and read back like any user's data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modalign.starter import language, vision
+from modalign.starter.scenes import (
+    TRAINED_SKILLS,
+    TRANSFER_SKILL,
+    Scene,
+    Split,
+    ask,
+    draw_for_skill,
+    render,
+    to_png,
+)
+
+DATA_VERSION = 1
+SCENES = {"train": 5000, "val": 350, "eval": 900}
+QUESTIONS_PER_SCENE = 2
+TEXT_ONLY_SHARE = 0.10
+CAPTION_SHARE = 0.5
+Progress = Callable[[str, int, int], None]
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Where the starter's parts are."""
+
+    llm: Path
+    encoder: Path
+    train: Path
+    val: Path
+    eval: Path
+
+
+def cache_directory() -> Path:
+    """``$MODALIGN_CACHE``, else ``$XDG_CACHE_HOME/modalign``, else ``~/.cache/modalign``."""
+    if "MODALIGN_CACHE" in os.environ:
+        return Path(os.environ["MODALIGN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modalign"
+
+
+def build_models(out: Path = WEIGHTS, progress: Progress | None = None) -> None:
+    """Pretrain the language model and the vision encoder from seed into ``out``."""
+
+    def tell(name: str) -> Callable[[int, int, float], None]:
+        return lambda step, steps, _loss: progress(name, step, steps) if progress else None
+
+    language.pretrain(out / "language", progress=tell("language model"))
+    vision.pretrain(out / "vision", progress=tell("vision encoder"))
+
+
+def starter(progress: Progress | None = None) -> Starter:
+    """The starter, its data set written if it is not there yet."""
+    folder = cache_directory() / f"starter-{DATA_VERSION}"
+    if not (folder / "complete").exists():
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_data(temporary, progress=progress)
+        (temporary / "complete").touch()
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was first; both wrote the same
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Starter(
+        WEIGHTS / "language",
+        WEIGHTS / "vision",
+        folder / "train.jsonl",
+        folder / "val.jsonl",
+        folder / "eval.jsonl",
+    )
+
+
+def write_data(
+    folder: Path, scenes: dict[str, int] | None = None, progress: Progress | None = None
+) -> None:
+    """Write the three splits: images under ``images/``, conversations as JSON Lines."""
+    for number, (split, count) in enumerate((scenes or SCENES).items()):
+        _write_split(folder, split, count, number, progress)  # type: ignore[arg-type]
+
+
+def _write_split(
+    folder: Path, split: Split, count: int, number: int, progress: Progress | None
+) -> None:
+    rng = np.random.default_rng([20231107, number])
+    images = folder / "images" / split
+    images.mkdir(parents=True, exist_ok=True)
+    skills = [*TRAINED_SKILLS, *([TRANSFER_SKILL] if split == "eval" else [])]
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        # The first question's skill decides the scene, so every skill is asked equally often.
+        skill = skills[index % len(skills)]
+        scene, question = draw_for_skill(rng, split, skill)
+        name = f"{split}-{index:05d}"
+        (images / f"{name}.png").write_bytes(to_png(render(scene, rng)))
+        asked = {skill: question}
+        others = [other for other in skills if other != skill]
+        for other in rng.permutation(others):
+            if len(asked) == QUESTIONS_PER_SCENE:
+                break
+            if more := ask(scene, str(other), rng):
+                asked[str(other)] = more
+        path = f"images/{split}/{name}.png"
+        for item in asked.values():
+            rows.append(_row(f"{name}-{item.skill}", path, item.text, item.answer, item.skill))
+        if split == "train":
+            rows += _extra_rows(rng, scene, name, path)
+        if progress:
+            progress(f"{split} scenes", index + 1, count)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"{split}.jsonl").write_text(lines)
+
+
+def _extra_rows(
+    rng: np.random.Generator, scene: Scene, name: str, path: str
+) -> list[dict[str, Any]]:
+    rows = []
+    if rng.random() < CAPTION_SHARE:
+        rows.append(
+            _row(f"{name}-caption", path, "describe the scene.", scene.describe(), "caption")
+        )
+    if rng.random() < TEXT_ONLY_SHARE * QUESTIONS_PER_SCENE:
+        question, answer = language.fact_question(rng)
+        rows.append(_row(f"{name}-text", None, question, answer, "text"))
+    return rows
+
+
+def _row(
+    identifier: str, image: str | None, question: str, answer: str, skill: str
+) -> dict[str, Any]:
+    content: list[dict[str, str]] = [{"type": "text", "text": question}]
+    if image is not None:
+        content.insert(0, {"type": "image", "image": image})
+    return {
+        "id": identifier,
+        "messages": [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": answer},
+        ],
+        "skill": skill,
+    }

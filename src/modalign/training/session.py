@@ -1,0 +1,308 @@
+"""Train one method under one budget: compose the model, run its stages, find its learning rate.
+
+``modalign train`` runs a session once; ``modalign compare`` runs one per method and seed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modalign.data.supervision import Sample
+from modalign.errors import ModalignError
+from modalign.evaluation.scoring import score
+from modalign.models.compose import IMAGE_TOKEN, compose
+from modalign.training import checkpoint
+from modalign.training.budget import Budget, Ledger
+from modalign.training.collation import CachedFeatures, Collator, MediaSource, Pixels
+from modalign.training.learners import Learner, ModelLearner, StageOneLearner
+from modalign.training.methods import Method
+from modalign.training.parallel import Parallel
+from modalign.training.settings import Stage, TrainSettings
+from modalign.training.sources import Parts, feature_store, fill_store
+from modalign.training.trainable import PartCount, add_lora, count_parts, freeze
+from modalign.training.trainer import (
+    NonFiniteLossError,
+    Outcome,
+    Trainer,
+    Validate,
+    constant,
+    cosine,
+    device_of,
+)
+from modalign.training.trainer import Progress as StepProgress
+
+TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
+TRIAL_SHARE = (
+    0.25  # of a method's budget: three trials for a fifth of it, the better two as long again
+)
+
+Report = Callable[[str, StepProgress], None]
+
+
+@dataclass
+class LearningRateTrial:
+    """One factor on all learning rates, and how it did on validation data."""
+
+    factor: float
+    samples: int = 0
+    val_loss: float | None = None
+    kept: bool = False
+
+    @property
+    def loss(self) -> float:
+        """Validation loss; infinite where the trial broke down or did not run."""
+        return float("inf") if self.val_loss is None else self.val_loss
+
+
+@dataclass
+class SessionResult:
+    """What training one method under one seed came to.
+
+    Attributes:
+        factor: on all learning rates.
+        ledger: everything spent: earlier stages, trials, training.
+        curve: of the last stage.
+        trials: learning-rate trials (empty where the factor was given).
+    """
+
+    factor: float
+    ledger: Ledger
+    curve: list[dict[str, float | None]]
+    steps: int
+    trials: list[LearningRateTrial] = field(default_factory=list)
+
+
+class Session:
+    """One method under one seed: its model, processor, data and spending.
+
+    Args:
+        method: connector, size and recipe.
+        parts: language model and encoder.
+        settings: how to train.
+        train, val: tokenised samples.
+        cache: directory of the feature cache.
+        seed: of new weights and of the data order.
+        parallel: companions of this process.
+        report: called after every step with the stage's name.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        parts: Parts,
+        settings: TrainSettings,
+        train: Sequence[Sample],
+        val: Sequence[Sample],
+        cache: Path,
+        seed: int,
+        *,
+        parallel: Parallel | None = None,
+        report: Report | None = None,
+        track: Callable[[dict[str, float], int], None] | None = None,
+    ) -> None:
+        self.method, self.parts, self.settings = method, parts, settings
+        self.train_samples, self.val_samples = train, val
+        self.cache, self.seed, self.report, self.track = cache, seed, report, track
+        self.parallel = parallel or Parallel(settings)
+        self.device = device_of(settings)
+        llm = parts.load_llm()
+        self.encoder = parts.load_encoder(method.cls.raw_input)
+        torch.manual_seed(seed)  # decides the connector, the LoRA matrices, stage one's text branch
+        self.model, self.processor = compose(llm, self.encoder, method.connector, method.variant)
+        self.lora = add_lora(self.model, settings) if settings.llm == "lora" else None
+        if settings.gradient_checkpointing:
+            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.to(self.device)
+        self._freeze(method.stages[-1])
+        self.collator = self._collator()
+
+    def _freeze(self, stage: Stage) -> None:
+        llm, encoder = stage.llm or self.settings.llm, stage.encoder or self.settings.encoder
+        freeze(self.model, llm, encoder, self.settings.learning_rates)
+
+    def _source(self) -> MediaSource:
+        if self.settings.encoder == "full" and not self.method.cls.raw_input:
+            return Pixels(self.encoder.processor)
+        store = feature_store(self.encoder, self.cache)
+        media = [m for sample in (*self.train_samples, *self.val_samples) for m in sample.media]
+        fill_store(store, self.encoder, media, self.device)
+        return CachedFeatures(store)
+
+    def _collator(self) -> Collator:
+        tokenizer = self.processor.tokenizer
+        return Collator(
+            source=self._source(),
+            token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            tokens_per_medium=self.processor.num_image_tokens,
+            pad_id=tokenizer.pad_token_id or 0,
+            pack_length=self.settings.pack_length if self.settings.packing else None,
+            max_length=getattr(self.model.config.text_config, "max_position_embeddings", None),
+        )
+
+    def parts_table(self) -> list[PartCount]:
+        """Parameters per part and how many train in the last stage."""
+        return count_parts(self.model)
+
+    # ------------------------------------------------------------------ running
+
+    def run(self, budget: Budget, folder: Path, factor: float | None = None) -> SessionResult:
+        """Spend the budget: earlier stages, learning-rate trials unless ``factor`` is given, training.
+
+        Trials take a fixed share of the budget whether they are run here or were run under
+        another seed, so every seed trains equally long. Resumes whatever ``folder`` holds.
+        """
+        main = budget.share(1 - TRIAL_SHARE)
+        spent = Ledger()
+        for number, stage in enumerate(self.method.stages[:-1]):
+            outcome = self._trainer(
+                stage, main.share(stage.share), folder / stage.name, number
+            ).run()
+            spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
+        last = self.method.stages[-1]
+        self._freeze(last)
+        trials: list[LearningRateTrial] = []
+        if factor is None:
+            trials, cost = self._find_factor(last, budget.share(TRIAL_SHARE), folder)
+            spent.spend(**cost.state())  # type: ignore[arg-type]
+            factor = next(trial.factor for trial in trials if trial.kept)
+        trainer = self._trainer(last, main.share(last.share), folder / last.name, 100, factor)
+        outcome = trainer.run()
+        spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
+        self.model.eval()
+        return SessionResult(factor, spent, outcome.curve, outcome.steps, trials)
+
+    def _trainer(
+        self,
+        stage: Stage,
+        budget: Budget,
+        folder: Path,
+        salt: int,
+        factor: float = 1.0,
+        trial: bool = False,
+    ) -> Trainer:
+        torch.manual_seed(self.seed * 1000 + salt)
+        learner = self._learner(stage)
+        validate = self._validate(stage) if stage.runs == "model" else None
+        return Trainer(
+            learner,
+            stage,
+            self.settings.model_copy(update={"val_points": 1}) if trial else self.settings,
+            self.settings.learning_rates.scaled(factor),
+            budget,
+            folder,
+            self.seed,
+            self.parallel,
+            schedule=constant if trial else cosine,
+            validate=validate,
+            report=(lambda step: self.report(folder.name, step)) if self.report else None,  # type: ignore[misc]
+            track=None if trial else self.track,
+        )
+
+    def _learner(self, stage: Stage) -> Learner:
+        if stage.runs == "stage_one":
+            return StageOneLearner(
+                self.model, self.train_samples, self.collator.source, self.collator.pad_id
+            )
+        samples = self.train_samples
+        if stage.data == "media":
+            samples = [sample for sample in samples if sample.media]
+        return ModelLearner(self.model, samples, self.collator, self.settings, stage)
+
+    def _validate(self, stage: Stage) -> Validate | None:
+        if not self.val_samples:
+            return None
+        chosen = sorted(self.val_samples, key=lambda sample: sample.record.id)
+        step = max(len(chosen) // self.settings.val_samples, 1)
+        chosen = chosen[::step][: self.settings.val_samples]
+
+        def validate() -> float:
+            self.model.eval()
+            loss = score(self.model, chosen, self.collator, self.device).mean_loss
+            self._freeze(stage)
+            return loss
+
+        return validate
+
+    # ------------------------------------------------------------------ learning rate
+
+    def _find_factor(
+        self, stage: Stage, budget: Budget, folder: Path
+    ) -> tuple[list[LearningRateTrial], Ledger]:
+        """Successive halving over x1/3, x1, x3, on validation loss, at a constant rate.
+
+        Every trial starts from the state the session is in, and leaves it so. Without validation
+        data the middle factor is kept and nothing is spent.
+        """
+        record = folder / "trials.json"
+        if record.exists():
+            saved = json.loads(record.read_text())
+            return [LearningRateTrial(**trial) for trial in saved["trials"]], Ledger(
+                **saved["ledger"]
+            )
+        trials = [LearningRateTrial(factor) for factor in TRIAL_FACTORS]
+        if not self.val_samples:
+            trials[1].kept = True
+            return trials, Ledger()
+        start = checkpoint.trainable_state(self.model)
+        ledgers: dict[float, Ledger] = {}
+        # A trial's whole budget is two rungs; the first rung stops half-way.
+        whole = budget.share(2 / 5)
+        for until, survivors in ((0.5, 3), (1.0, 2)):
+            for trial in sorted(trials, key=lambda trial: trial.loss)[:survivors]:
+                checkpoint.load_trainable(self.model, start)
+                outcome = self._try(stage, whole, folder, trial, until)
+                if outcome is not None:
+                    trial.samples, trial.val_loss = outcome.ledger.samples, outcome.val_loss
+                    ledgers[trial.factor] = outcome.ledger
+        checkpoint.load_trainable(self.model, start)
+        best = min(trials, key=lambda trial: trial.loss)
+        if best.val_loss is None:
+            raise ModalignError(
+                f"{self.method.name}: every learning-rate trial ended in a loss that is no number"
+            )
+        best.kept = True
+        spent = Ledger()
+        for ledger in ledgers.values():
+            spent.spend(ledger.samples, ledger.seconds, ledger.flops)
+        if self.parallel.main:
+            checkpoint.write_json(
+                record, {"trials": [asdict(trial) for trial in trials], "ledger": spent.state()}
+            )
+            for trial in trials:
+                shutil.rmtree(_trial_folder(folder, trial), ignore_errors=True)
+        return trials, spent
+
+    def _try(
+        self, stage: Stage, budget: Budget, folder: Path, trial: LearningRateTrial, until: float
+    ) -> Outcome | None:
+        trainer = self._trainer(
+            stage, budget, _trial_folder(folder, trial), 50, trial.factor, trial=True
+        )
+        try:
+            return trainer.run(until)
+        except NonFiniteLossError:
+            trial.val_loss = None
+            return None
+
+    # ------------------------------------------------------------------ the trained state
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What training changed, by name: enough to rebuild the model from its parts."""
+        return checkpoint.trainable_state(self.model)
+
+    def merge_lora(self) -> None:
+        """Fold LoRA into the weights it sits on: afterwards the language model is a plain one."""
+        if self.lora is not None:
+            self.model.language_model = self.lora.merge_and_unload()
+            self.lora = None
+
+
+def _trial_folder(folder: Path, trial: LearningRateTrial) -> Path:
+    return folder / f"trial-x{trial.factor:.3g}"

@@ -1,0 +1,165 @@
+"""What is joined and what it is trained on: the part of a configuration that every verb shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from modalign.data.features import FeatureStore, Grid, encoder_key
+from modalign.data.images import open_image
+from modalign.data.readers import read_records
+from modalign.data.records import Media, Record
+from modalign.data.splits import leakage, split_validation
+from modalign.data.supervision import Sample, tokenise_all
+from modalign.data.validation import validate
+from modalign.errors import UsageError
+from modalign.models.compose import Encoder, LanguageModel, load_image_encoder, load_language_model
+
+Progress = Callable[[str, int, int], None]
+
+
+class Parts(BaseModel):
+    """The language model and the encoder.
+
+    Attributes:
+        llm: hub name or folder of a causal language model.
+        encoder: modality -> hub name, folder, ``package.module:Class`` or ``none`` (raw patches).
+        feature_layer: hidden layer of the tower that is read (LLaVA reads -2).
+        image_size, patch_size: for raw patches and imported modules.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    llm: str
+    encoder: dict[str, str]
+    feature_layer: int = -2
+    image_size: int = 224
+    patch_size: int = 16
+
+    def load_llm(self) -> LanguageModel:
+        """Load the language model and its tokenizer."""
+        return load_language_model(self.llm)
+
+    def load_encoder(self, raw: bool = False) -> Encoder:
+        """Load the image encoder, or raw patches for methods that read those."""
+        unknown = sorted(set(self.encoder) - {"image"})
+        if unknown:
+            raise UsageError(f"no encoder for {', '.join(unknown)}: this version aligns images")
+        name = None if raw else self.encoder.get("image")
+        return load_image_encoder(
+            name, layer=self.feature_layer, image_size=self.image_size, patch_size=self.patch_size
+        )
+
+
+class DataFiles(BaseModel):
+    """Data files, in any form that the readers know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: str
+    val: str | None = None
+    eval: str | None = None
+    media_root: str | None = None
+    skip_broken: str = "0%"
+
+
+@dataclass
+class Splits:
+    """Tokenised data.
+
+    Attributes:
+        train, val, evaluation: samples.
+        val_source: where validation data came from, for the report.
+        dropped: broken records dropped under the quota.
+        notes: what the report must say.
+    """
+
+    train: list[Sample]
+    val: list[Sample]
+    evaluation: list[Sample]
+    val_source: str
+    dropped: int
+    notes: list[str]
+
+    def media(self) -> list[Media]:
+        """Every medium, once."""
+        samples = [*self.train, *self.val, *self.evaluation]
+        return list({medium: None for sample in samples for medium in sample.media})
+
+
+def load_splits(files: DataFiles, tokenizer: Any, progress: Progress | None = None) -> Splits:
+    """Read, validate, split and tokenise.
+
+    Raises:
+        DataError: broken data above the quota, every problem with file and row.
+    """
+    dropped = 0
+    notes: list[str] = []
+
+    def load(path: str | None, name: str) -> list[Record]:
+        nonlocal dropped
+        if path is None:
+            return []
+        tell = (lambda done, total: progress(f"checking {name}", done, total)) if progress else None
+        found = read_records(path, media_root=files.media_root)
+        records, report = validate(found, skip_broken=files.skip_broken, progress=tell)
+        lost = report.total - report.kept
+        dropped += lost
+        if lost:
+            notes.append(f"{lost} broken records of {name} ({path}) were dropped under the quota.")
+        return records
+
+    train, val = load(files.train, "train"), load(files.val, "val")
+    evaluation = load(files.eval, "eval")
+    source = "given"
+    if files.val is None:
+        train, val = split_validation(train)
+        source = "a fixed tenth of the training data, grouped by source image"
+    leaks = leakage(train, evaluation) if evaluation else []
+    if leaks:
+        notes.append(
+            f"{len(leaks)} images are in the training and in the evaluation data, "
+            f"{leaks[0].train} and {leaks[0].evaluation} among them."
+        )
+    return Splits(
+        tokenise_all(train, tokenizer),
+        tokenise_all(val, tokenizer),
+        tokenise_all(evaluation, tokenizer),
+        source,
+        dropped,
+        notes,
+    )
+
+
+def feature_store(encoder: Encoder, cache: Path) -> FeatureStore:
+    """The store of this encoder's features."""
+    return FeatureStore(
+        cache / "features", encoder_key(encoder.module, encoder.spec, encoder.processor)
+    )
+
+
+def fill_store(
+    store: FeatureStore,
+    encoder: Encoder,
+    media: Sequence[Media],
+    device: torch.device,
+    progress: Progress | None = None,
+) -> int:
+    """Encode what the store lacks; return how many media were encoded."""
+    module = encoder.module.to(device).eval()
+
+    @torch.inference_mode()
+    def encode(chunk: Sequence[Media]) -> list[tuple[np.ndarray, Grid | None]]:
+        images = [open_image(medium) for medium in chunk]
+        pixels = encoder.processor(images=images, return_tensors="pt")["pixel_values"]
+        features = module(pixels.to(device)).float().cpu().numpy()
+        return [(array, module.grid) for array in features]
+
+    tell = (lambda done, total: progress("encoding images", done, total)) if progress else None
+    return store.ensure(media, encode, progress=tell)
