@@ -21,11 +21,10 @@ from modalign.comparison.results import (
     Trial,
 )
 from modalign.comparison.statistics import (
-    differences,
+    compare_all,
     hierarchical_bootstrap,
     interval,
     mean_interval,
-    resamples_for,
     skill_intervals,
 )
 
@@ -238,9 +237,7 @@ def make_comparison(items=800):
     validation = _answers(rng, seeds, rng.normal(0, 0.8, items))
     del correct["clipcap"], validation["clipcap"]
     blank = (rng.random(items) < 0.28) * 1.0
-    drawn = hierarchical_bootstrap(
-        correct, groups=groups, skills=skills, resamples=resamples_for(len(correct))
-    )
+    drawn = hierarchical_bootstrap(correct, groups=groups, skills=skills)
     methods = [_method(row, rng, drawn, correct.get(row[0]), blank, groups) for row in METHODS]
     by_name = {m.name: m for m in methods}
     val_accuracy = {name: float(answers.mean()) for name, answers in validation.items()}
@@ -253,7 +250,7 @@ def make_comparison(items=800):
         for name, m in by_name.items()
         if m.status == "ok"
     }
-    pairs = differences(drawn)
+    pairs = compare_all(correct, groups=groups)
     return Comparison(
         methods=methods,
         recommendation=recommend({n: validation[n] for n in FINALISTS}, costs, groups=groups),

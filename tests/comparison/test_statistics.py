@@ -99,11 +99,65 @@ def test_more_seeds_that_disagree_widen_the_interval():
     assert widths["apart"] > 1.5 * widths["same"]
 
 
-def test_seed_weights_have_the_variance_of_a_mean():
-    weights = st._seed_weights(3, 200_000, np.random.default_rng(0))
+def test_seed_shifts_have_the_variance_of_a_mean():
+    shifts = st._seed_shifts(3, 200_000, np.random.default_rng(0))
     values = np.array([-1.0, 0.0, 1.0])  # sample variance 1
-    assert weights.sum(axis=1) == pytest.approx(np.ones(len(weights)))
-    assert (weights @ values).var() == pytest.approx(1 / 3, rel=0.02)
+    assert shifts.sum(axis=1) == pytest.approx(np.zeros(len(shifts)))
+    assert (shifts @ values).var() == pytest.approx(1 / 3, rel=0.02)
+    assert (st._seed_shifts(1, 5, np.random.default_rng(0)) == 0).all()
+
+
+def test_three_equal_seeds_are_surer_than_one():
+    rng = np.random.default_rng(7)
+    p = rng.random(400)
+    three = (rng.random((3, 400)) < p).astype(float)
+    widths = [
+        np.mean([f.high - f.low for f in (st.mean_interval(rows, seed=s) for s in range(3))])
+        for rows in (three, three[:1])
+    ]
+    assert widths[0] < 0.95 * widths[1]
+
+
+def test_one_seed_can_borrow_the_spread_of_the_others():
+    rng = np.random.default_rng(8)
+    alone, paired = [], []
+    for trial in range(60):
+        methods = {f"single {i}": 0.7 for i in range(4)}
+        answers = simulate(rng, methods, 1, 600, 0.12)
+        answers |= simulate(rng, {"a": 0.7, "b": 0.7}, 3, 600, 0.12)
+        for borrow, false in ((False, alone), (True, paired)):
+            drawn = st.hierarchical_bootstrap(
+                answers, resamples=2000, seed=trial, borrow_seeds=borrow
+            )
+            found = st.differences(drawn)
+            false.append(any(d.verdict != "no difference found" for d in found))
+    assert np.mean(paired) <= 0.12
+    assert np.mean(paired) < np.mean(alone)
+
+
+def test_nothing_to_borrow_changes_nothing():
+    answers = {"a": np.random.default_rng(0).random((1, 30))}
+    one, two = (
+        st.hierarchical_bootstrap(answers, borrow_seeds=borrow).values["a"]
+        for borrow in (False, True)
+    )
+    assert (one == two).all()
+
+
+def test_compare_all_is_every_pair():
+    rng = np.random.default_rng(0)
+    answers = {name: rng.random((2, 50)) < p for name, p in (("a", 0.9), ("b", 0.2), ("c", 0.9))}
+    found = {(d.first, d.second): d.verdict for d in st.compare_all(answers)}
+    assert found[("a", "b")] == "first"
+    assert found[("b", "c")] == "second"
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+
+
+def test_accuracies_stay_shares():
+    nearly = np.ones((3, 50))
+    nearly[0, :8] = 0
+    found = st.mean_interval(nearly)
+    assert 0 <= found.low < found.value < found.high <= 1
 
 
 def test_all_equal_is_no_difference():
