@@ -18,20 +18,26 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         PartNotFoundError: no such list, or two of equal size.
     """
-    found: list[tuple[int, nn.ModuleList]] = []
-    for module in model.modules():
+    found: list[tuple[int, str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) == 0:
             continue
         if len({type(child) for child in module}) != 1:
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
-        found.append((size, module))
-    found.sort(key=lambda pair: pair[0], reverse=True)
+        found.append((size, name, module))
+    found.sort(key=lambda entry: entry[0], reverse=True)
     if not found or found[0][0] == 0:
         raise PartNotFoundError(
             f"{type(model).__name__} has no list of decoder layers (a ModuleList of equal modules)"
         )
-    return found[0][1]
+    first, *others = found
+    if others and others[0][0] == first[0]:
+        raise PartNotFoundError(
+            f"{type(model).__name__} has two lists that could be its decoder layers: "
+            f"{first[1]} and {others[0][1]}"
+        )
+    return first[2]
 
 
 def embedding(model: nn.Module) -> nn.Embedding:
