@@ -7,16 +7,19 @@ expanded by repeating its id.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from modalign.data.records import Media, Message, Record
 from modalign.errors import DataError
 
 IGNORE = -100
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass
@@ -65,11 +68,6 @@ def template_messages(messages: Sequence[Message], token: str = "<image>") -> li
     ]
 
 
-def _ids(tokenizer: Any, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
-    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
-    return list(rendered["input_ids"])
-
-
 def _by_marks(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
     rendered = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -80,33 +78,46 @@ def _by_marks(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int]
 def _by_prefix(
     tokenizer: Any, messages: list[dict[str, str]], record: Record
 ) -> tuple[list[int], list[bool]]:
-    whole = _ids(tokenizer, messages)
-    flags = [False] * len(whole)
+    """Compare texts, not ids: a token may reach over the border between prompt and answer."""
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    flags = [False] * len(ids)
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _ids(tokenizer, messages[:turn], add_generation_prompt=True)
-        after = _ids(tokenizer, messages[: turn + 1])
-        if whole[: len(before)] != before or whole[: len(after)] != after:
+        before = tokenizer.apply_chat_template(
+            messages[:turn], tokenize=False, add_generation_prompt=True
+        )
+        after = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
+        if not (after.startswith(before) and whole.startswith(after)):
             raise DataError(
                 f"{record.source}: the chat template renders turn {turn + 1} differently once more turns "
                 "follow, so its supervised tokens cannot be told; add {% generation %} marks to the template"
             )
-        flags[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return whole, flags
+        for place, (start, stop) in enumerate(offsets):
+            if stop > len(before) and start < len(after):
+                flags[place] = True
+                if ids[place] == tokenizer.eos_token_id:  # generation ends here
+                    break
+    return ids, flags
 
 
 def tokenise(record: Record, tokenizer: Any, token: str = "<image>") -> Sample:
     """Tokenise one record.
 
     Raises:
-        DataError: no token is supervised, or placeholders and media differ in number.
+        DataError: no token is supervised, placeholders and media differ in number, or the chat
+            template refuses the conversation.
     """
     messages = template_messages(record.messages, token)
-    marked = "{% generation" in (tokenizer.chat_template or "").replace("{%-", "{%")
-    ids, flags = (
-        _by_marks(tokenizer, messages) if marked else _by_prefix(tokenizer, messages, record)
-    )
+    marked = _MARK.search(tokenizer.get_chat_template())
+    try:
+        ids, flags = (
+            _by_marks(tokenizer, messages) if marked else _by_prefix(tokenizer, messages, record)
+        )
+    except TemplateError as error:
+        raise DataError(f"{record.source}: the chat template refuses it: {error}") from error
     media = tuple(record.media())
     array = np.asarray(ids, dtype=np.int64)
     found = int((array == tokenizer.convert_tokens_to_ids(token)).sum())
