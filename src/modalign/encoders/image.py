@@ -117,6 +117,7 @@ class ImportedEncoder(ImageEncoder):
             raise EncoderError(
                 f"encoder {path!r} cannot be imported ({error}); give package.module:Class"
             ) from error
+        self.path = path
         self.module = factory(**arguments)
         self._measure(image_size)
 

@@ -1,1 +1,17 @@
-"""Configuration, model and processor of a composed multimodal model, and its export."""
+"""Configuration, model and processor of a composed multimodal model, and its export.
+
+Importing this package makes its classes known to transformers' Auto classes.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from modalign.models.configuration import ModalignConfig
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.processing import ModalignProcessor
+
+AutoConfig.register(ModalignConfig.model_type, ModalignConfig, exist_ok=True)
+for _auto in (AutoModel, AutoModelForImageTextToText):
+    _auto.register(ModalignConfig, ModalignForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(ModalignConfig, ModalignProcessor, exist_ok=True)
+
+__all__ = ["ModalignConfig", "ModalignForConditionalGeneration", "ModalignProcessor"]

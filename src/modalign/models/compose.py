@@ -34,21 +34,28 @@ from modalign.models.configuration import ModalignConfig
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import decoder_layers, hidden_size
 from modalign.models.processing import ModalignProcessor
+from modalign.models.templates import (
+    adds_tokens,
+    end_ids,
+    let_template_add_tokens,
+    multimodal_template,
+)
 
 IMAGE_TOKEN = "<image>"
 
-# For tokenizers without a chat template (base models). It is saved with the model.
+# For tokenizers without a chat template (base models). It is saved with the model. The space before
+# an answer belongs to the answer: no prompt ends in a token that training never saw there.
 DEFAULT_CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
-{{ ' ASSISTANT: ' }}{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}
+{{ ' ASSISTANT:' }}{% generation %}{{ ' ' + message['content'] }}{{ eos_token }}{% endgeneration %}
 {%- elif message['role'] == 'user' -%}
 {{ 'USER: ' }}{{ message['content'] }}
 {%- else -%}
 {{ message['content'] + ' ' }}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ ' ASSISTANT: ' }}{%- endif -%}"""
+{%- if add_generation_prompt -%}{{ ' ASSISTANT:' }}{%- endif -%}"""
 
 
 @dataclass
@@ -93,7 +100,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make sure of a placeholder token, a padding token and a chat template."""
+    """Make sure of a placeholder token, a padding token and a chat template that adds all marks."""
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens(
             {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
@@ -101,7 +108,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+        begins = tokenizer.bos_token is not None and adds_tokens(tokenizer)
+        tokenizer.chat_template = "{{ bos_token }}" * begins + DEFAULT_CHAT_TEMPLATE
+    let_template_add_tokens(tokenizer)
     tokenizer.image_token = IMAGE_TOKEN
 
 
@@ -228,15 +237,16 @@ def compose(
     )
     model.generation_config = copy.deepcopy(llm.model.generation_config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if tokenizer.eos_token_id is not None and model.generation_config.eos_token_id is None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    ends = end_ids(tokenizer, model.generation_config.eos_token_id)
+    if ends:
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     tokens = model.connector("image").num_tokens(encoder.module.num_features)
     processor = ModalignProcessor(
         image_processor=encoder.processor,
         tokenizer=tokenizer,
         num_image_tokens=max(tokens, 1),
         image_token=IMAGE_TOKEN,
-        chat_template=tokenizer.chat_template,
+        chat_template=multimodal_template(tokenizer.chat_template, IMAGE_TOKEN),
     )
     return model, processor
 

@@ -1,0 +1,71 @@
+"""The model card: what the model is, how it is loaded, and what was measured."""
+
+from __future__ import annotations
+
+from modalign.models.configuration import ModalignConfig
+
+_LOADING = """\
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{folder}"{trust})
+processor = AutoProcessor.from_pretrained("{folder}"{trust})
+messages = [{{"role": "user", "content": [
+    {{"type": "image", "url": "photo.jpg"}},
+    {{"type": "text", "text": "What is this?"}},
+]}}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+answer = model.generate(**inputs, max_new_tokens=64)
+print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```"""
+
+
+def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | None) -> str:
+    """The README.md of a saved model."""
+    remote = kind == "remote-code"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: image-text-to-text",
+        "tags:",
+        "- modalign",
+        *(["- custom_code"] if remote else []),
+        "---",
+        "",
+        "# A language model that sees",
+        "",
+        "| part | what |",
+        "|---|---|",
+        f"| language model | {getattr(config.text_config, 'model_type', 'unknown')} |",
+    ]
+    for modality, bridge in (config.bridges or {}).items():
+        lines += [
+            f"| {modality} encoder | {_encoder(bridge['encoder'])} |",
+            f"| {modality} connector | {bridge['connector']['name']} |",
+        ]
+    trust = ", trust_remote_code=True" if remote else ""
+    lines += ["", "## Load it", "", _LOADING.format(folder="this folder", trust=trust), ""]
+    lines += [
+        "The folder holds the few Python files of this model; read them before trusting them. "
+        "They need torch and transformers only."
+        if remote
+        else "It is transformers' own Llava class: no further code is needed.",
+        "",
+        "The licences of the language model and of the encoder go on to apply.",
+        "",
+    ]
+    if notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in notes), ""]
+    if text:
+        lines += ["## Measured", "", text.strip(), ""]
+    return "\n".join(lines)
+
+
+def _encoder(spec: dict) -> str:
+    if spec["kind"] == "tower":
+        return f"{spec['config']['model_type']}, hidden layer {spec['layer']}"
+    if spec["kind"] == "patches":
+        return f"none: raw patches of {spec['patch_size']} pixels"
+    return f"`{spec['path']}`"

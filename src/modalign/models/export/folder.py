@@ -1,0 +1,204 @@
+"""Write a composed model as a Hugging Face folder, whole or not at all, and read it back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from modalign.connectors.base import Connector
+from modalign.encoders.image import ImportedEncoder
+from modalign.errors import ModalignError, UsageError
+from modalign.models.configuration import ModalignConfig
+from modalign.models.export.card import model_card
+from modalign.models.export.native import NotNativeError, build_native, save_native
+from modalign.models.export.remote_code import AUTO_MAP, PROCESSOR_AUTO_MAP, write_code
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.processing import ModalignProcessor
+
+Kind = Literal["native:Llava", "remote-code"]
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model on disk.
+
+    Attributes:
+        kind: ``native:Llava`` loads in plain transformers; ``remote-code`` with
+            ``trust_remote_code=True``.
+        folder: where it is.
+        notes: why it is of this kind, and what else a user of the folder must know.
+    """
+
+    kind: Kind
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
+def save_model(
+    model: ModalignForConditionalGeneration,
+    processor: ModalignProcessor,
+    folder: Path,
+    *,
+    card: str | None = None,
+) -> SavedModel:
+    """Write the model so that it loads without modalign; an older one is replaced at the end.
+
+    Args:
+        model: with LoRA merged, if there was any.
+        processor: the composed model's.
+        folder: new, empty, or a model folder to be replaced.
+        card: text for the model card, the measured comparison for one.
+
+    Raises:
+        UsageError: the folder holds something that is not a model.
+        ModalignError: the model cannot be written; nothing was changed on disk.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    if hasattr(model.language_model, "merge_and_unload"):
+        raise ModalignError("the language model still carries LoRA adapters; merge them first")
+    with _new_folder(folder) as temporary:
+        notes: list[str] = []
+        kind: Kind
+        try:
+            native = build_native(model, processor)
+        except NotNativeError as reason:
+            kind = "remote-code"
+            notes.append(f"Saved with its own code, not as Llava: {reason}.")
+            notes += _save_remote(model, processor, temporary)
+        else:
+            kind = "native:Llava"
+            native.model.generation_config = savable(native.model.generation_config)
+            save_native(native, temporary)
+        (temporary / "README.md").write_text(
+            model_card(model.config, kind, notes, card), encoding="utf-8"
+        )
+    return SavedModel(kind, folder, tuple(notes))
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder} is not a folder; name a new one")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds something that is not a model; name a new folder")
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the wanted one that takes its place only if all went well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _save_remote(
+    model: ModalignForConditionalGeneration, processor: ModalignProcessor, folder: Path
+) -> list[str]:
+    connectors: list[type[Connector]] = []
+    for module in model.connectors.values():
+        if type(module) not in connectors:
+            connectors.append(type(module))  # type: ignore[arg-type]
+    write_code(folder, connectors)
+    kept = model.generation_config
+    model.generation_config = savable(kept)
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = kept
+    processor.save_pretrained(folder)
+    dtype = widest_dtype(model)
+    with _json(folder / "config.json") as config:
+        config["auto_map"] = AUTO_MAP
+        config["dtype"] = config["text_config"]["dtype"] = str(dtype).removeprefix("torch.")
+    with _json(folder / "processor_config.json") as config:
+        config["auto_map"] = PROCESSOR_AUTO_MAP
+    return [
+        f"The {name} encoder is the user's own class `{encoder.path}`: the module must be "
+        "importable wherever this model is loaded."
+        for name, encoder in model.encoders.items()
+        if isinstance(encoder, ImportedEncoder)
+    ]
+
+
+@contextmanager
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    yield values
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def savable(generation: GenerationConfig) -> GenerationConfig:
+    """A copy that transformers agrees to save.
+
+    Many models on the hub give a temperature without saying that they sample, which it refuses.
+    """
+    generation = copy.deepcopy(generation)
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
+    return generation
+
+
+def widest_dtype(model: nn.Module) -> torch.dtype:
+    """The floating type that holds every parameter exactly."""
+    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    dtype = found.pop()
+    for other in found:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
+
+
+def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a saved model with its processor, in evaluation mode.
+
+    Models of modalign's own class run modalign's own code, never the copy in the folder.
+
+    Raises:
+        UsageError: no model is there, or it needs code that modalign does not have.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no model: it has no config.json")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        if values.get("model_type") == ModalignConfig.model_type:
+            own = ModalignForConditionalGeneration.from_pretrained(folder)
+            return own.eval(), ModalignProcessor.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_pretrained(folder, config=config)
+        return model.eval(), AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the model in {folder} cannot be loaded: {first}") from error

@@ -1,0 +1,162 @@
+"""The code that travels with a model: flat copies of the modules it needs.
+
+Each module of modalign (or of a third party's connector) that the model needs is copied under a
+flat name, and its absolute imports of other copied modules become relative ones. Everything else a
+copy imports must be the standard library, torch or transformers.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import modalign
+from modalign.connectors.base import Connector
+from modalign.errors import ModalignError
+
+ALLOWED = {"torch", "transformers"}
+CONFIGURATION = "modalign.models.configuration"
+MODELING = "modalign.models.modeling"
+PROCESSING = "modalign.models.processing"
+REGISTRY = "modalign.connectors.registry"
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_modalign.ModalignConfig",
+    "AutoModel": "modeling_modalign.ModalignForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_modalign.ModalignForConditionalGeneration",
+}
+PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_modalign.ModalignProcessor"}
+
+_ENTRY_NAMES = {
+    CONFIGURATION: "configuration_modalign",
+    MODELING: "modeling_modalign",
+    PROCESSING: "processing_modalign",
+}
+
+
+class NotCopyableError(ModalignError):
+    """Code that cannot travel with the model; the message names the import."""
+
+
+def flat_name(module: str) -> str:
+    """The file name (without .py) under which a module is copied."""
+    if module in _ENTRY_NAMES:
+        return _ENTRY_NAMES[module]
+    return re.sub(r"\W", "_", module.removeprefix("modalign."))
+
+
+def write_code(folder: Path, connectors: list[type[Connector]]) -> list[str]:
+    """Copy configuration, model, processor and all they need; return the file names.
+
+    Raises:
+        NotCopyableError: something needed imports more than the standard library, torch and
+            transformers.
+    """
+    own = {"modalign"} | {cls.__module__.partition(".")[0] for cls in connectors}
+    files = {flat_name(REGISTRY): _registry_shim(connectors)}
+    waiting = [CONFIGURATION, MODELING, PROCESSING, *(cls.__module__ for cls in connectors)]
+    done = {REGISTRY}
+    while waiting:
+        module = waiting.pop()
+        if module in done:
+            continue
+        done.add(module)
+        text, needed = _flattened(module, own)
+        if flat_name(module) in files:
+            raise NotCopyableError(f"two modules would both be copied as {flat_name(module)}.py")
+        files[flat_name(module)] = text
+        waiting += needed
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return sorted(f"{name}.py" for name in files)
+
+
+def _source(module: str) -> tuple[str, str]:
+    """File and text of a module's source."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    origin = spec.origin if spec is not None else None
+    if spec is None or origin is None or not origin.endswith(".py"):
+        raise NotCopyableError(
+            f"the model needs the module {module!r}, which has no source file that could travel "
+            "with it; put the class into an importable .py file"
+        )
+    if spec.submodule_search_locations is not None:
+        raise NotCopyableError(
+            f"the model needs the package {module!r}; import from its modules instead"
+        )
+    return origin, Path(origin).read_text(encoding="utf-8")
+
+
+def _flattened(module: str, own: set[str]) -> tuple[str, list[str]]:
+    """The module's text with relative imports, and the modules these name."""
+    origin, text = _source(module)
+    lines = text.splitlines(keepends=True)
+    needed = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                _check(alias.name, own, origin, node.lineno, plain=True)
+        elif isinstance(node, ast.ImportFrom):
+            target = _absolute(node, module)
+            if not _check(target, own, origin, node.lineno, plain=False):
+                continue
+            needed.append(target)
+            at = node.lineno - 1
+            line, count = re.subn(
+                r"from\s+\S+\s+import", f"from .{flat_name(target)} import", lines[at], count=1
+            )
+            if count != 1:
+                raise NotCopyableError(
+                    f"{origin}:{node.lineno}: write 'from {target} import ...' on one line"
+                )
+            lines[at] = line
+    header = f"# A copy of {module} (modalign {modalign.__version__}); only its imports differ.\n"
+    return header + "".join(lines), needed
+
+
+def _absolute(node: ast.ImportFrom, module: str) -> str:
+    if node.level == 0:
+        return node.module or ""
+    package = module.split(".")[: -node.level]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def _check(target: str, own: set[str], origin: str, line: int, *, plain: bool) -> bool:
+    """Whether an import is of a module that must be copied too."""
+    top = target.partition(".")[0]
+    if top in own:
+        if plain:
+            raise NotCopyableError(
+                f"{origin}:{line}: 'import {target}' cannot be made relative; "
+                f"write 'from {target} import ...'"
+            )
+        return True
+    if top not in ALLOWED and top not in sys.stdlib_module_names:
+        raise NotCopyableError(
+            f"{origin}:{line} imports {target!r}; code that travels with a model may import only "
+            "the standard library, torch and transformers"
+        )
+    return False
+
+
+def _registry_shim(connectors: list[type[Connector]]) -> str:
+    lines = ['"""The connectors of this model."""', ""]
+    lines += [f"from .{flat_name(cls.__module__)} import {cls.__name__}" for cls in connectors]
+    entries = ", ".join(f'"{cls.name}": {cls.__name__}' for cls in connectors)
+    lines += [
+        "",
+        f"_KNOWN = {{{entries}}}",
+        "",
+        "",
+        "def connector_class(name):",
+        '    """Return the connector called exactly ``name``."""',
+        "    return _KNOWN[name]",
+        "",
+    ]
+    return "\n".join(lines)

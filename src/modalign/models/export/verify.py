@@ -1,0 +1,253 @@
+"""What was saved is loaded again and must answer as the model that was saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from modalign.data.images import open_image
+from modalign.data.records import Media, Record
+from modalign.errors import ModalignError
+from modalign.models.export import probe
+from modalign.models.export.folder import load_model
+from modalign.models.export.probe import Conversation, observe
+
+TOLERANCE = 1e-5  # of fp32 logits, times their size where that is above 1
+HALF_TOLERANCE = 2e-2
+NEW_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a saved model must answer, in a process of its own.
+
+    Attributes:
+        folder: the saved model.
+        conversations: what it is asked.
+        seen: what :func:`observe` saw of the model that was saved.
+        tolerance: of logits.
+        max_new_tokens: as in :func:`observe`.
+    """
+
+    folder: Path
+    conversations: Sequence[Conversation]
+    seen: dict[str, Tensor]
+    tolerance: float = TOLERANCE
+    max_new_tokens: int = NEW_TOKENS
+
+
+def conversation_of(record: Record) -> Conversation:
+    """A record's conversation up to its last answer, with decoded images."""
+    messages = record.messages
+    if messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    conversation: Conversation = []
+    for message in messages:
+        parts: list[dict[str, Any]] = []
+        for part in message.parts:
+            if isinstance(part, Media):
+                parts.append({"type": "image", "image": open_image(part)})
+            else:
+                parts.append({"type": "text", "text": part})
+        conversation.append({"role": message.role, "content": parts})
+    return conversation
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """The tolerance for a model's number format."""
+    half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
+    return HALF_TOLERANCE if half else TOLERANCE
+
+
+def verify_saved(
+    folder: Path,
+    model: Any,
+    processor: Any,
+    conversations: Sequence[Conversation],
+    *,
+    tolerance: float | None = None,
+    max_new_tokens: int = NEW_TOKENS,
+) -> float:
+    """Load the folder again, and compare ids, logits and greedy ids with the model in memory.
+
+    Args:
+        folder: as written by ``save_model``.
+        model: the model that was saved.
+        processor: its processor.
+        conversations: chat messages with image parts; :func:`conversation_of` makes them.
+        tolerance: of logits, relative to the largest where that is above 1; None: by number format.
+        max_new_tokens: of the greedy answers.
+
+    Returns:
+        The largest difference of logits.
+
+    Raises:
+        ModalignError: something differs; the message says what, and by how much.
+    """
+    if not conversations:
+        raise ModalignError("nothing to compare a saved model on: give at least one conversation")
+    limit = tolerance_of(model) if tolerance is None else tolerance
+    for conversation in conversations:
+        _check_trained_ids(processor, conversation)
+    expected = observe(model, processor, list(conversations), max_new_tokens)
+    again, its_processor = load_model(folder)
+    again.to(model.device)
+    _check_end_ids(model, again, folder)
+    seen = observe(again, its_processor, list(conversations), max_new_tokens)
+    return compare(expected, seen, limit, str(folder))
+
+
+def _check_trained_ids(processor: Any, conversation: Conversation) -> None:
+    """The processor must give the ids training saw: the raw template, placeholders repeated."""
+    flat = []
+    for message in conversation:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = "".join(
+                part["text"] if part["type"] == "text" else processor.image_token
+                for part in content
+            )
+        flat.append({**message, "content": content})
+    ids = processor.tokenizer.apply_chat_template(
+        flat, tokenize=True, return_dict=True, add_generation_prompt=True
+    )["input_ids"]
+    trained: list[int] = []
+    for token in ids:
+        image = token == processor.image_token_id
+        trained += [token] * (processor.num_image_tokens if image else 1)
+    given = probe.prepare(processor, [conversation])["input_ids"][0].tolist()
+    if given != trained:
+        where = next(
+            (i for i, pair in enumerate(zip(given, trained, strict=False)) if pair[0] != pair[1]),
+            "end",
+        )
+        raise ModalignError(
+            f"the processor gives {len(given)} token ids where training saw {len(trained)}; they "
+            f"differ from position {where} on"
+        )
+
+
+def _check_end_ids(model: Any, again: Any, folder: Path) -> None:
+    for name in ("eos_token_id", "pad_token_id"):
+        ours, theirs = (getattr(m.generation_config, name) for m in (model, again))
+        if ours != theirs:
+            raise ModalignError(f"{folder}: {name} is {theirs} after loading, {ours} before")
+
+
+def compare(
+    expected: dict[str, Tensor], seen: dict[str, Tensor], tolerance: float, label: str
+) -> float:
+    """Largest difference of logits; ModalignError where anything differs more than allowed."""
+    if expected.keys() != seen.keys():
+        raise ModalignError(f"{label}: {sorted(expected.keys() ^ seen.keys())} seen only once")
+    largest = 0.0
+    for name, value in expected.items():
+        other = seen[name]
+        if value.shape != other.shape:
+            raise ModalignError(
+                f"{label}: {name} has shape {tuple(other.shape)} after loading, "
+                f"{tuple(value.shape)} before"
+            )
+        if not value.is_floating_point():
+            if not torch.equal(value, other):
+                raise ModalignError(f"{label}: {name} differ after loading")
+            continue
+        difference = float((value - other).abs().max())
+        if not difference <= tolerance * max(1.0, float(value.abs().max())):  # NaN fails too
+            raise ModalignError(
+                f"{label}: {name} differ by {difference:.2e} after loading; "
+                f"{tolerance:.0e} is allowed"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def verify_in_clean_process(
+    expected: Sequence[Expected], *, blocked: Sequence[str] = ("modalign",), timeout: float = 600
+) -> list[float]:
+    """Load saved models where modalign cannot be imported, with plain transformers, and compare.
+
+    Args:
+        expected: the models, all looked at by one process.
+        blocked: packages that the process cannot import.
+        timeout: seconds.
+
+    Returns:
+        The largest difference of logits of each.
+
+    Raises:
+        ModalignError: a model does not load there, or answers something else.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        items = []
+        for number, item in enumerate(expected):
+            config = json.loads((item.folder / "config.json").read_text(encoding="utf-8"))
+            items.append(
+                {
+                    "folder": str(item.folder.resolve()),
+                    "trust_remote_code": "auto_map" in config,
+                    "conversations": _with_files(item.conversations, work / str(number)),
+                    "max_new_tokens": item.max_new_tokens,
+                    "out": str(work / f"{number}.safetensors"),
+                }
+            )
+        job = work / "job.json"
+        job.write_text(json.dumps({"blocked": list(blocked), "items": items}), encoding="utf-8")
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(work / "modules"),
+        }
+        done = subprocess.run(
+            [sys.executable, "-I", str(Path(probe.__file__)), str(job)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ModalignError(
+                f"a saved model does not load without modalign:\n{done.stderr[-2000:]}"
+            )
+        return [
+            compare(
+                item.seen,
+                load_file(work / f"{number}.safetensors"),
+                item.tolerance,
+                str(item.folder),
+            )
+            for number, item in enumerate(expected)
+        ]
+
+
+def _with_files(conversations: Sequence[Conversation], folder: Path) -> list[Conversation]:
+    """Conversations that JSON can hold: each image a PNG file."""
+    folder.mkdir()
+    written = []
+    for conversation in conversations:
+        messages = [copy.copy(message) for message in conversation]
+        for message in messages:
+            if isinstance(message["content"], str):
+                continue
+            message["content"] = [dict(part) for part in message["content"]]
+            for part in message["content"]:
+                if "image" in part:
+                    path = folder / f"{len(list(folder.iterdir()))}.png"
+                    part.pop("image").convert("RGB").save(path)
+                    part["path"] = str(path)
+        written.append(messages)
+    return written

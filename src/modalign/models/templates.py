@@ -1,0 +1,104 @@
+"""Chat templates and end marks: what training renders and what inference renders are the same ids.
+
+Training renders conversations whose media are already placeholder text. A processor is given
+``{"type": "image"}`` parts, which most language models' templates cannot render; so a template is
+wrapped, not rewritten, and works for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import processors
+from transformers import PreTrainedTokenizerBase
+
+# Rebuilds `messages` with string contents, then the original template runs on them. The last block
+# ends without a dash and before a newline that the renderer drops (trim_blocks), so that white
+# space at the start of the original template means what it meant.
+_PRELUDE = """\
+{#- parts of a message become text, in reading order -#}
+{%- set flat = namespace(messages=[], text='') -%}
+{%- for message in messages -%}
+{%- if message['content'] is defined and message['content'] is not string \
+and message['content'] is iterable -%}
+{%- set flat.text = '' -%}
+{%- for part in message['content'] -%}
+{%- if part is string -%}
+{%- set flat.text = flat.text + part -%}
+{%- elif part['type'] == 'text' -%}
+{%- set flat.text = flat.text + part['text'] -%}
+{%- elif part['type'] in ('image', 'image_url') -%}
+{%- set flat.text = flat.text + IMAGE_TOKEN -%}
+{%- else -%}
+{{- raise_exception('this model takes text and images, not ' + part['type']) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- set flat.messages = flat.messages + [dict(message, content=flat.text)] -%}
+{%- else -%}
+{%- set flat.messages = flat.messages + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = flat.messages %}
+"""
+
+
+def multimodal_template(template: str, token: str = "<image>") -> str:
+    """Wrap a chat template so that it also renders ``{"type": "image"}`` and text parts.
+
+    Parts become text in reading order, an image the placeholder ``token``; messages whose content
+    is a string are rendered as before, generation marks are kept. Wrapping twice changes nothing.
+    """
+    prelude = _PRELUDE.replace("IMAGE_TOKEN", "'" + token.replace("'", "\\'") + "'")
+    return template if template.startswith(prelude) else prelude + template
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special token that the chat template puts after an assistant's turn, if it puts one."""
+    rendered = []
+    for answer in ("a", "b"):
+        talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+        rendered.append(list(ids))
+    shared = 0
+    while shared < min(map(len, rendered)) and rendered[0][-1 - shared] == rendered[1][-1 - shared]:
+        shared += 1
+    special = {int(key) for key, value in tokenizer.added_tokens_decoder.items() if value.special}
+    after = [token for token in rendered[0][len(rendered[0]) - shared :] if token in special]
+    return after[:1]
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:
+    """Every id that ends an answer: those declared, the tokenizer's own, the template's."""
+    found = [declared] if isinstance(declared, int) else list(declared or [])
+    if tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    return list(dict.fromkeys(found + turn_end_ids(tokenizer)))
+
+
+def adds_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts special tokens around a text by itself."""
+    return bool(
+        tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
+    )
+
+
+def let_template_add_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the chat template the only one that adds special tokens.
+
+    Training tokenises the rendered template as it is; a processor lets the tokenizer add its own
+    tokens, unless the text begins with one. Without this the two could differ in the first id.
+    """
+    talk = [{"role": "user", "content": "q"}]
+    rendered = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    begins = tokenizer.bos_token is not None and rendered.startswith(tokenizer.bos_token)
+    if begins or not adds_tokens(tokenizer):
+        return
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    for name in ("add_bos_token", "add_eos_token"):
+        if name in tokenizer.init_kwargs or getattr(tokenizer, name, False):
+            setattr(tokenizer, name, False)
+            tokenizer.init_kwargs[name] = False
+    if backend is not None and adds_tokens(tokenizer):
+        backend.post_processor = processors.TemplateProcessing(
+            single="$A:0", pair="$A:0 $B:1", special_tokens=[]
+        )
