@@ -37,7 +37,8 @@ LLAMA2 = """\
 {{ raise_exception('Conversation roles must alternate user/assistant') }}
 {%- endif -%}
 {%- if message['role'] == 'user' -%}
-{{ bos_token + '[INST] ' + (system if loop.first else '') + message['content'] | trim + ' [/INST]' }}
+{{ bos_token + '[INST] ' + (system if loop.first else '') + message['content'] | trim }}
+{{- ' [/INST]' }}
 {%- else -%}
 {{ ' ' + message['content'] | trim + ' ' + eos_token }}
 {%- endif -%}
@@ -170,7 +171,7 @@ def test_llama_two_style(name: str, plain: Any) -> None:
 
 
 def test_generation_prompt_that_ends_in_a_space(plain: Any) -> None:
-    """The first answer token may take the prompt's last space along; it is supervised all the same."""
+    """The first answer token may take the prompt's last space along."""
     plain.chat_template = SPACED
     sample = tokenise(tiny.record("a cat?", "yes"), plain)
     assert supervised_text(sample, plain).strip() == "yes</s>"

@@ -1,7 +1,7 @@
 """The feature cache: a frozen encoder looks at every medium once, for all methods and seeds.
 
-A store belongs to one encoder (weights, configuration and processor, hashed) and holds shards: a raw
-array of all tokens and a JSON index ``content hash -> (first row, tokens, h, w)``. Shards are
+A store belongs to one encoder (weights, configuration and processor, hashed) and holds shards: a
+raw array of all tokens and a JSON index ``content hash -> (first row, tokens, h, w)``. Shards are
 memory-mapped. A shard exists only once its index does, and the index is renamed into place after
 the array: a cut write leaves nothing that is read. Writers of one store take turns by a file lock.
 """
@@ -47,14 +47,15 @@ class _Place:
 
 
 def encoder_key(module: nn.Module, spec: dict[str, Any], processor: Any) -> str:
-    """Hash of everything the features depend on besides the media: weights, description, processor."""
+    """Hash of what features depend on besides the media: weights, description, processor."""
     digest = hashlib.sha256()
     settings = processor.to_dict() if hasattr(processor, "to_dict") else {}
     digest.update(json.dumps([FORMAT, spec, settings], sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(str(tensor.dtype).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().flatten().contiguous()  # a number has no bytes to view
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -80,16 +81,18 @@ class FeatureStore:
         for index_path in sorted(self.folder.glob("*.json")):
             if index_path.name in self._known:
                 continue
-            self._known.add(index_path.name)
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError):
                 index = json.loads(index_path.read_text())
                 array = np.load(index_path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
                 if index["format"] != FORMAT or list(array.shape) != index["shape"]:
                     continue
-                for content, (start, count, h, w) in index["rows"].items():
-                    grid = (h, w) if h else None
-                    self._places[content] = _Place(len(self._arrays), start, count, grid)
+                number = len(self._arrays)
+                self._places |= {
+                    content: _Place(number, start, count, (h, w) if h else None)
+                    for content, (start, count, h, w) in index["rows"].items()
+                }
                 self._arrays.append(array)
+                self._known.add(index_path.name)  # an unreadable one may be written anew
 
     def hash_of(self, medium: Media) -> str:
         """Content hash of a medium, computed once per medium."""

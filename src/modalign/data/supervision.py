@@ -92,8 +92,9 @@ def _by_prefix(
         after = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
         if not (after.startswith(before) and whole.startswith(after)):
             raise DataError(
-                f"{record.source}: the chat template renders turn {turn + 1} differently once more turns "
-                "follow, so its supervised tokens cannot be told; add {% generation %} marks to the template"
+                f"{record.source}: the chat template renders turn {turn + 1} differently once "
+                "more turns follow, so its supervised tokens cannot be told; add {% generation %} "
+                "marks to the template"
             )
         for place, (start, stop) in enumerate(offsets):
             if stop > len(before) and start < len(after):
