@@ -29,21 +29,28 @@ class ImageEncoder(nn.Module):
     num_features: int
     grid: Grid | None
 
-    def _measure(self, image_size: Grid) -> None:
-        """Fill in d, N and the grid from one blank image (on the meta device: no arithmetic)."""
-        with torch.no_grad():
-            self.eval()
-            parameter = next(self.parameters(), None)
-            device = parameter.device if parameter is not None else torch.device("cpu")
-            dtype = parameter.dtype if parameter is not None else torch.float32
-            features = self(torch.zeros(1, 3, *image_size, device=device, dtype=dtype))
+    def _measure(self, maps: Tensor) -> None:
+        """Fill in d, N and the grid from the features of one blank image."""
+        self.grid = (maps.shape[2], maps.shape[3]) if maps.dim() == 4 else None
+        features = _flat(maps)
         self.num_features, self.feature_size = features.shape[1], features.shape[2]
         side = math.isqrt(self.num_features)
-        self.grid = (side, side) if side * side == self.num_features else None
+        if self.grid is None and side * side == self.num_features:
+            self.grid = (side, side)
+
+
+def _flat(features: Tensor) -> Tensor:
+    """Maps (n, d, h, w) become (n, N, d)."""
+    return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+
+def _blank(module: nn.Module, image_size: Grid) -> Tensor:
+    parameter = next(module.parameters(), torch.empty(0))
+    return torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
 
 
 class RawPatches(ImageEncoder):
-    """No encoder: the image cut into (p, p) patches, each flattened to 3 p^2 values in 0..1 scale.
+    """No encoder: the image cut into (p, p) patches, each flattened to 3 p^2 values.
 
     Source: Fuyu-8B (Adept, 2023) and EVE (arXiv 2406.11832) feed such patches to the language model.
     """
@@ -68,24 +75,30 @@ class RawPatches(ImageEncoder):
 
 
 class HuggingFaceTower(ImageEncoder):
-    """The vision tower of a Hugging Face model, read at one hidden layer, extra leading tokens dropped.
+    """The vision tower of a Hugging Face model, read at one hidden layer, without extra tokens.
 
     Args:
         config: the tower's configuration (with ``model_type``).
         layer: index into hidden_states, as LLaVA's ``vision_feature_layer`` (-2 by default there).
+        image_size: what the image processor gives, by default what the configuration says.
     """
 
-    def __init__(self, config: dict[str, Any], layer: int) -> None:
+    def __init__(self, config: dict[str, Any], layer: int, image_size: Grid | None = None) -> None:
         super().__init__()
         model_type = config.get("model_type")
         if not model_type:
             raise EncoderError("the vision tower's configuration has no model_type")
-        self.tower = AutoModel.from_config(AutoConfig.for_model(**config))
+        self.tower = AutoModel.from_config(AutoConfig.for_model(**config)).eval()
+        if self.tower.main_input_name != "pixel_values":
+            raise EncoderError(f"{type(self.tower).__name__} does not read images")
         self.layer, self.extra = layer, 0
-        size = self.tower.config.image_size
-        self.image_size: Grid = (size, size) if isinstance(size, int) else tuple(size)
+        size = image_size or getattr(self.tower.config, "image_size", None)
+        if size is None:
+            raise EncoderError(f"the size of the images {model_type!r} reads is not known")
+        self.image_size: Grid = (size, size) if isinstance(size, int) else (size[0], size[1])
+        with torch.no_grad():
+            self._measure(self._hidden(_blank(self.tower, self.image_size)))
         patch = getattr(self.tower.config, "patch_size", None)
-        self._measure(self.image_size)
         if isinstance(patch, int):
             grid = (self.image_size[0] // patch, self.image_size[1] // patch)
             extra = self.num_features - grid[0] * grid[1]
@@ -93,13 +106,13 @@ class HuggingFaceTower(ImageEncoder):
                 self.extra, self.grid = extra, grid
                 self.num_features -= extra
 
+    def _hidden(self, pixel_values: Tensor) -> Tensor:
+        output = self.tower(pixel_values=pixel_values, output_hidden_states=True)
+        return output.hidden_states[self.layer]
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, N, d)."""
-        output = self.tower(pixel_values=pixel_values, output_hidden_states=True)
-        hidden = output.hidden_states[self.layer]
-        if hidden.dim() == 4:  # convolutional towers give (n, d, h, w)
-            hidden = hidden.flatten(2).transpose(1, 2)
-        return hidden[:, self.extra :]
+        return _flat(self._hidden(pixel_values))[:, self.extra :]
 
 
 class ImportedEncoder(ImageEncoder):
@@ -118,11 +131,17 @@ class ImportedEncoder(ImageEncoder):
                 f"encoder {path!r} cannot be imported ({error}); give package.module:Class"
             ) from error
         self.path = path
-        self.module = factory(**arguments)
-        self._measure(image_size)
+        try:
+            self.module = factory(**arguments)
+        except TypeError as error:
+            raise EncoderError(f"encoder {path!r} cannot be made: {error}") from error
+        if not isinstance(self.module, nn.Module):
+            raise EncoderError(f"encoder {path!r} is no torch.nn.Module")
+        self.module.eval()
+        with torch.no_grad():
+            self._measure(self._maps(_blank(self.module, image_size)))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(n, 3, H, W) -> (n, N, d)."""
+    def _maps(self, pixel_values: Tensor) -> Tensor:
         features = self.module(pixel_values)
         if not isinstance(features, Tensor) or features.dim() not in (3, 4):
             shape = (
@@ -131,7 +150,11 @@ class ImportedEncoder(ImageEncoder):
             raise EncoderError(
                 f"{type(self.module).__name__} gave {shape}, not (n, N, d) or (n, d, h, w)"
             )
-        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+        return features
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, N, d)."""
+        return _flat(self._maps(pixel_values))
 
 
 def build_image_encoder(spec: dict[str, Any]) -> ImageEncoder:
@@ -140,7 +163,8 @@ def build_image_encoder(spec: dict[str, Any]) -> ImageEncoder:
     if kind == "patches":
         return RawPatches(spec["patch_size"], tuple(spec["image_size"]))
     if kind == "tower":
-        return HuggingFaceTower(spec["config"], spec["layer"])
+        size = spec.get("image_size")
+        return HuggingFaceTower(spec["config"], spec["layer"], tuple(size) if size else None)
     if kind == "module":
         return ImportedEncoder(spec["path"], spec.get("arguments", {}), tuple(spec["image_size"]))
     raise EncoderError(f"unknown encoder kind {kind!r}; known: tower, patches, module")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -166,11 +166,19 @@ def _plain_processor(image_size: int) -> SiglipImageProcessorPil:
 def _load_tower(name: str, layer: int) -> Encoder:
     config = AutoConfig.from_pretrained(name)
     vision: PreTrainedConfig = getattr(config, "vision_config", None) or config
-    tower = AutoModel._model_mapping[type(vision)].from_pretrained(name, config=vision)
-    spec = {"kind": "tower", "config": _plain(vision), "layer": layer}
-    module = build_image_encoder(spec)
-    module.tower.load_state_dict(tower.state_dict())
     processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    pixels = processor(images=[Image.new("RGB", (512, 512))], return_tensors="pt")["pixel_values"]
+    spec = {
+        "kind": "tower",
+        "config": _plain(vision),
+        "layer": layer,
+        "image_size": list(pixels.shape[-2:]),  # a tower may be made for larger ones
+    }
+    module = build_image_encoder(spec)
+    tower, info = type(module.tower).from_pretrained(name, config=vision, output_loading_info=True)
+    if info["missing_keys"]:
+        raise EncoderError(f"its weights lack {sorted(info['missing_keys'])[0]}")
+    module.tower.load_state_dict(tower.state_dict())
     return Encoder(name, spec, module.eval(), processor)
 
 
