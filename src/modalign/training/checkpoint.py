@@ -2,12 +2,12 @@
 
 A checkpoint is a folder that appears whole, by one rename. It holds what changes in training (the
 trainable tensors, the optimizer's moments) and the state that makes the next step the same as if
-nothing had happened: step, ledger, curve, random state.
+nothing had happened: step, ledger, curve. It holds no random state: the draws of a step follow from
+the seed and the step's number.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -22,6 +22,8 @@ from modalign.errors import ModalignError
 
 KEEP = 2
 
+# ---------------------------------------------------------------------- tensors of a training
+
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Trainable tensors by name, on the CPU, whole (sharded ones gathered)."""
@@ -30,11 +32,6 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().cpu().clone().contiguous()
 
 
 def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -47,66 +44,53 @@ def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
     if own.keys() != state.keys():
         odd = sorted(own.keys() ^ state.keys())[:3]
         raise ModalignError(f"the checkpoint does not fit the model: {odd} on one side only")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            if parameter.shape != state[name].shape:
-                raise ModalignError(f"the checkpoint's {name} has shape {tuple(state[name].shape)}")
-            _copy(parameter, state[name])
+    for name, parameter in own.items():
+        if parameter.shape != state[name].shape:
+            raise ModalignError(f"the checkpoint's {name} has shape {tuple(state[name].shape)}")
+        _copy(parameter, state[name])
 
 
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors as ``key:parameter``; scalars are tensors in AdamW already."""
+    return {
+        f"{key}:{name}": _whole(value)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Put the optimizer's tensors back; its groups are rebuilt from the settings."""
+    parameters = dict(model.named_parameters())
+    for place, value in tensors.items():
+        key, name = place.split(":", 1)
+        parameter = parameters[name]
+        if key == "step":
+            optimizer.state[parameter][key] = value
+        else:
+            optimizer.state[parameter][key] = torch.zeros_like(parameter)
+            _copy(optimizer.state[parameter][key], value)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().cpu().clone().contiguous()
+
+
+@torch.no_grad()
 def _copy(target: Tensor, value: Tensor) -> None:
     if hasattr(target, "device_mesh"):  # a sharded tensor takes its part of the whole
         from torch.distributed.tensor import distribute_tensor
 
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+        mesh, placements = target.device_mesh, target.placements  # type: ignore[attr-defined]
+        value = distribute_tensor(value.to(target.device), mesh, placements)
     target.copy_(value)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors as ``index.key``; scalars are tensors in AdamW already."""
-    return {
-        f"{index}.{key}": _whole(torch.as_tensor(value))
-        for index, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put the optimizer's tensors back; its groups are rebuilt from the settings."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        parameter = parameters[int(index)]
-        if value.shape == parameter.shape and value.dim() > 0:
-            like = torch.zeros_like(parameter)
-            with torch.no_grad():
-                _copy(like, value)
-            optimizer.state[parameter][key] = like
-        else:
-            optimizer.state[parameter][key] = value.clone()
-
-
-def random_state() -> dict[str, str]:
-    """State of torch's generators, as text."""
-    state = {"cpu": _encode(torch.get_rng_state())}
-    if torch.cuda.is_available():
-        state["cuda"] = _encode(torch.cuda.get_rng_state())
-    return state
-
-
-def load_random_state(state: dict[str, str]) -> None:
-    """Put the random state back."""
-    torch.set_rng_state(_decode(state["cpu"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_decode(state["cuda"]))
-
-
-def _encode(state: Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _decode(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+# ---------------------------------------------------------------------- folders
 
 
 def save_checkpoint(
@@ -117,36 +101,35 @@ def save_checkpoint(
     state: dict[str, Any],
 ) -> Path:
     """Write ``folder/step-N`` whole, then drop all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
+    if final.exists():  # the tensors of this step are there; the curve may have grown
+        write_json(final / "state.json", {"step": step, **state})
+        return final
+    temporary = folder / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
     save_file(tensors, temporary / "trainable.safetensors")
     save_file(moments, temporary / "optimizer.safetensors")
     write_json(temporary / "state.json", {"step": step, **state})
-    for file in temporary.iterdir():
+    for file in temporary.glob("*.safetensors"):
         _sync(file)
-    if final.exists():
-        shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
     for old in checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        old.rename(folder / f".{old.name}")  # out of sight first: half of one is never seen
+    clean(folder)
     return final
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.json").exists())
+    """Checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half-written or half-deleted."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
@@ -169,6 +152,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(value, indent=1))
+    _sync(temporary)
     temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

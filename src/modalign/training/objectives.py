@@ -1,8 +1,8 @@
 """Objective terms: pure functions ``term(outputs, batch, references) -> scalar``, by name.
 
-A stage's objective is ``{term: weight}``. Each term is normalised by counts over the *whole* batch, all
-micro-batches and devices together, so that summing over them gives the batch's value: the mean over
-supervised tokens is never a mean of unequal means.
+A stage's objective is ``{term: weight}``. Each term is normalised by counts over the *whole* batch,
+all micro-batches and devices together, so that summing over them gives the batch's value: the mean
+over supervised tokens is never a mean of unequal means.
 """
 
 from __future__ import annotations

@@ -7,30 +7,43 @@ unconnected processes that would each train a model of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from modalign.errors import UsageError
 from modalign.models.parts import decoder_layers
 from modalign.training.settings import TrainSettings
+
+Call = Callable[..., Any]
+
+
+def device_of(settings: TrainSettings) -> torch.device:
+    """The device asked for; ``auto`` is CUDA where there is one."""
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Parallel:
     """Rank, world size, wrapping and sums. With one process everything is the identity."""
 
     def __init__(self, settings: TrainSettings) -> None:
-        self.kind = settings.parallel
-        self._wrapped: dict[int, Callable[..., object]] = {}
-        state = PartialState(cpu=not torch.cuda.is_available())
+        self.kind, self.device = settings.parallel, device_of(settings)
+        self._wrapped: tuple[nn.Module, list[str], Call] | None = None
+        state = PartialState(cpu=self.device.type == "cpu")
         self.rank, self.world = state.process_index, state.num_processes
         if self.world != settings.processes:
             raise UsageError(
-                f"{settings.processes} processes were asked for, but {self.world} are connected; start with "
-                f"'torchrun --nproc_per_node {settings.processes} -m modalign train ...' or 'accelerate "
-                "launch', and set 'processes' to their number"
+                f"{settings.processes} processes were asked for, but {self.world} are connected; "
+                f"start with 'torchrun --nproc_per_node {settings.processes} -m modalign train ...' "
+                "or 'accelerate launch', and set 'processes' to their number"
             )
 
     @property
@@ -38,32 +51,52 @@ class Parallel:
         """True in the process that writes and prints."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> Callable[..., object]:
-        """Make the model's gradients agree over processes; returns what to call in its place."""
+    def wrap(self, model: nn.Module) -> Call:
+        """Make the model's gradients agree over processes; returns what to call in its place.
+
+        Raises:
+            UsageError: other parts of a sharded model train than when it was sharded.
+        """
         if self.world == 1:
             return model
-        if id(model) not in self._wrapped:  # stages and trials share one wrapping
-            self._wrapped[id(model)] = (
-                self._shard(model) if self.kind == "fsdp" else self._replicate(model)
-            )
-        return self._wrapped[id(model)]
+        trains = [name for name, p in model.named_parameters() if p.requires_grad]
+        if self._wrapped is not None and self._wrapped[0] is model:
+            if self._wrapped[1] == trains:  # trials and the training after them share one wrapping
+                return self._wrapped[2]
+            if self.kind == "fsdp":
+                raise UsageError("with fsdp the same parts must train in every stage; use ddp")
+        else:
+            model.register_forward_hook(_use_every_part)
+        self._wrapped = None  # the hooks of an older wrapping go with it
+        call = self._shard(model) if self.kind == "fsdp" else self._replicate(model)
+        self._wrapped = (model, trains, call)
+        return call
 
-    @staticmethod
-    def _replicate(model: nn.Module) -> nn.Module:
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=devices, find_unused_parameters=True
-        )
+    def _replicate(self, model: nn.Module) -> Call:
+        devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
 
-    def _shard(self, model: nn.Module) -> nn.Module:
+    def _shard(self, model: nn.Module) -> Call:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        mesh = init_device_mesh(device, (self.world,))
+        mesh = init_device_mesh(self.device.type, (self.world,))
         for layer in decoder_layers(model.language_model):  # type: ignore[arg-type]
             fully_shard(layer, mesh=mesh)
-        return fully_shard(model, mesh=mesh)  # type: ignore[return-value]
+        fully_shard(model, mesh=mesh)  # in place: the model stays what is called
+        return model
+
+    @staticmethod
+    def settle(model: nn.Module) -> None:
+        """Shard again what a forward pass without a backward pass has left gathered."""
+        for module in model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()  # type: ignore[operator]
+
+    @staticmethod
+    def accumulating(call: Call) -> AbstractContextManager[None]:
+        """Under it replicas keep their gradients to themselves: more micro-batches follow."""
+        return call.no_sync() if isinstance(call, DistributedDataParallel) else nullcontext()
 
     def sum(self, value: float) -> float:
         """Sum of a number over all processes."""
@@ -74,11 +107,19 @@ class Parallel:
         dist.all_reduce(total)
         return float(total)
 
-    def part(self, indices: list[int]) -> list[int]:
-        """This process's share of a batch's samples."""
-        return indices[self.rank :: self.world]
-
     def barrier(self) -> None:
         """Wait for all."""
         if self.world > 1:
             dist.barrier()
+
+
+def _use_every_part(module: nn.Module, _: Any, output: Any) -> None:
+    """Give parts that a batch without media leaves out a gradient of zero.
+
+    Processes exchange gradients only of what all of them have used.
+    """
+    if torch.is_grad_enabled():
+        parts = chain(module.connectors.parameters(), module.encoders.parameters())  # type: ignore[union-attr]
+        for parameter in parts:
+            if parameter.requires_grad:
+                output.logits = output.logits + 0 * parameter.sum()

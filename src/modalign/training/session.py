@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
 from modalign.evaluation.scoring import score
 from modalign.models.compose import IMAGE_TOKEN, compose
+from modalign.models.parts import decoder_layers
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.collation import CachedFeatures, Collator, MediaSource, Pixels
@@ -26,15 +28,14 @@ from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.sources import Parts, feature_store, fill_store
+from modalign.training.tracking import Track, check_tracker, open_tracker
 from modalign.training.trainable import PartCount, add_lora, count_parts, freeze
 from modalign.training.trainer import (
     NonFiniteLossError,
-    Outcome,
     Trainer,
     Validate,
     constant,
     cosine,
-    device_of,
 )
 from modalign.training.trainer import Progress as StepProgress
 
@@ -91,6 +92,7 @@ class Session:
         seed: of new weights and of the data order.
         parallel: companions of this process.
         report: called after every step with the stage's name.
+        track: logs values of a step, in place of ``settings.tracker``.
     """
 
     def __init__(
@@ -105,16 +107,17 @@ class Session:
         *,
         parallel: Parallel | None = None,
         report: Report | None = None,
-        track: Callable[[dict[str, float], int], None] | None = None,
+        track: Track | None = None,
     ) -> None:
         self.method, self.parts, self.settings = method, parts, settings
         self.train_samples, self.val_samples = train, val
         self.cache, self.seed, self.report, self.track = cache, seed, report, track
+        check_tracker(settings)
         self.parallel = parallel or Parallel(settings)
-        self.device = device_of(settings)
+        self.device = self.parallel.device
         llm = parts.load_llm()
         self.encoder = parts.load_encoder(method.cls.raw_input)
-        torch.manual_seed(seed)  # decides the connector, the LoRA matrices, stage one's text branch
+        torch.manual_seed(seed)  # decides the connector and the LoRA matrices
         self.model, self.processor = compose(llm, self.encoder, method.connector, method.variant)
         self.lora = add_lora(self.model, settings) if settings.llm == "lora" else None
         if settings.gradient_checkpointing:
@@ -126,10 +129,18 @@ class Session:
     def _freeze(self, stage: Stage) -> None:
         llm, encoder = stage.llm or self.settings.llm, stage.encoder or self.settings.encoder
         freeze(self.model, llm, encoder, self.settings.learning_rates)
+        if self.settings.gradient_checkpointing and llm == "frozen":
+            # transformers checkpoints layers in training mode only; what is inside stays as it is.
+            # A layer that drops out by itself is left alone.
+            for layer in decoder_layers(self.model.language_model):
+                layer.training = not getattr(layer, "dropout", 0.0)
 
     def _source(self) -> MediaSource:
         if self.settings.encoder == "full" and not self.method.cls.raw_input:
             return Pixels(self.encoder.processor)
+        return self._cached()
+
+    def _cached(self) -> CachedFeatures:
         store = feature_store(self.encoder, self.cache)
         media = [m for sample in (*self.train_samples, *self.val_samples) for m in sample.media]
         fill_store(store, self.encoder, media, self.device)
@@ -153,17 +164,17 @@ class Session:
     # ------------------------------------------------------------------ running
 
     def run(self, budget: Budget, folder: Path, factor: float | None = None) -> SessionResult:
-        """Spend the budget: earlier stages, learning-rate trials unless ``factor`` is given, training.
+        """Spend the budget: earlier stages, trials unless ``factor`` is given, training.
 
         Trials take a fixed share of the budget whether they are run here or were run under
         another seed, so every seed trains equally long. Resumes whatever ``folder`` holds.
         """
+        track = self.track or open_tracker(self.settings, folder)
         main = budget.share(1 - TRIAL_SHARE)
         spent = Ledger()
         for number, stage in enumerate(self.method.stages[:-1]):
-            outcome = self._trainer(
-                stage, main.share(stage.share), folder / stage.name, number
-            ).run()
+            share = main.share(stage.share)
+            outcome = self._trainer(stage, share, folder / stage.name, number, track=track).run()
             spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
         last = self.method.stages[-1]
         self._freeze(last)
@@ -172,8 +183,8 @@ class Session:
             trials, cost = self._find_factor(last, budget.share(TRIAL_SHARE), folder)
             spent.spend(**cost.state())  # type: ignore[arg-type]
             factor = next(trial.factor for trial in trials if trial.kept)
-        trainer = self._trainer(last, main.share(last.share), folder / last.name, 100, factor)
-        outcome = trainer.run()
+        share = main.share(last.share)
+        outcome = self._trainer(last, share, folder / last.name, 100, factor, track=track).run()
         spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
         self.model.eval()
         return SessionResult(factor, spent, outcome.curve, outcome.steps, trials)
@@ -186,14 +197,16 @@ class Session:
         salt: int,
         factor: float = 1.0,
         trial: bool = False,
+        track: Track | None = None,
     ) -> Trainer:
-        torch.manual_seed(self.seed * 1000 + salt)
+        self._freeze(stage)
+        torch.manual_seed(self.seed * 1000 + salt)  # decides stage one's text branch
         learner = self._learner(stage)
         validate = self._validate(stage) if stage.runs == "model" else None
         return Trainer(
             learner,
             stage,
-            self.settings.model_copy(update={"val_points": 1}) if trial else self.settings,
+            self.settings,
             self.settings.learning_rates.scaled(factor),
             budget,
             folder,
@@ -202,14 +215,15 @@ class Session:
             schedule=constant if trial else cosine,
             validate=validate,
             report=(lambda step: self.report(folder.name, step)) if self.report else None,  # type: ignore[misc]
-            track=None if trial else self.track,
+            track=None if trial or track is None else _under(stage.name, track),
+            val_points=0 if trial else None,
         )
 
     def _learner(self, stage: Stage) -> Learner:
         if stage.runs == "stage_one":
-            return StageOneLearner(
-                self.model, self.train_samples, self.collator.source, self.collator.pad_id
-            )
+            cached = isinstance(self.collator.source, CachedFeatures)  # the encoder is frozen here
+            source = self.collator.source if cached else self._cached()
+            return StageOneLearner(self.model, self.train_samples, source, self.collator.pad_id)
         samples = self.train_samples
         if stage.data == "media":
             samples = [sample for sample in samples if sample.media]
@@ -240,56 +254,60 @@ class Session:
         Every trial starts from the state the session is in, and leaves it so. Without validation
         data the middle factor is kept and nothing is spent.
         """
-        record = folder / "trials.json"
-        if record.exists():
-            saved = json.loads(record.read_text())
-            return [LearningRateTrial(**trial) for trial in saved["trials"]], Ledger(
-                **saved["ledger"]
-            )
         trials = [LearningRateTrial(factor) for factor in TRIAL_FACTORS]
         if not self.val_samples:
             trials[1].kept = True
             return trials, Ledger()
-        start = checkpoint.trainable_state(self.model)
-        ledgers: dict[float, Ledger] = {}
         # A trial's whole budget is two rungs; the first rung stops half-way.
-        whole = budget.share(2 / 5)
-        for until, survivors in ((0.5, 3), (1.0, 2)):
-            for trial in sorted(trials, key=lambda trial: trial.loss)[:survivors]:
-                checkpoint.load_trainable(self.model, start)
-                outcome = self._try(stage, whole, folder, trial, until)
-                if outcome is not None:
-                    trial.samples, trial.val_loss = outcome.ledger.samples, outcome.val_loss
-                    ledgers[trial.factor] = outcome.ledger
+        whole, todo = budget.share(2 / 5), [(number, 0.5) for number in range(len(trials))]
+        ledgers = [Ledger() for _ in trials]
+        record = folder / "trials.json"
+        if record.exists():
+            saved = json.loads(record.read_text())
+            trials = [LearningRateTrial(**trial) for trial in saved["trials"]]
+            ledgers, todo = [Ledger(**spent) for spent in saved["ledgers"]], saved["todo"]
+        start = checkpoint.trainable_state(self.model)
+        while todo:
+            (number, until), *todo = todo
+            checkpoint.load_trainable(self.model, start)
+            ledgers[number] = self._try(stage, whole, folder, trials[number], until)
+            if not todo and until < 1:
+                todo = [(number, 1.0) for number in _best(trials)[:2]]
+            if not todo and trials[best := _best(trials)[0]].val_loss is not None:
+                trials[best].kept = True
+            if self.parallel.main:
+                state = {
+                    "trials": [asdict(trial) for trial in trials],
+                    "ledgers": [ledger.state() for ledger in ledgers],
+                    "todo": todo,
+                }
+                checkpoint.write_json(record, state)
         checkpoint.load_trainable(self.model, start)
-        best = min(trials, key=lambda trial: trial.loss)
-        if best.val_loss is None:
+        if not any(trial.kept for trial in trials):
             raise ModalignError(
                 f"{self.method.name}: every learning-rate trial ended in a loss that is no number"
             )
-        best.kept = True
-        spent = Ledger()
-        for ledger in ledgers.values():
-            spent.spend(ledger.samples, ledger.seconds, ledger.flops)
         if self.parallel.main:
-            checkpoint.write_json(
-                record, {"trials": [asdict(trial) for trial in trials], "ledger": spent.state()}
-            )
             for trial in trials:
                 shutil.rmtree(_trial_folder(folder, trial), ignore_errors=True)
+        spent = Ledger()
+        for ledger in ledgers:
+            spent.spend(**ledger.state())  # type: ignore[arg-type]
         return trials, spent
 
     def _try(
         self, stage: Stage, budget: Budget, folder: Path, trial: LearningRateTrial, until: float
-    ) -> Outcome | None:
+    ) -> Ledger:
         trainer = self._trainer(
             stage, budget, _trial_folder(folder, trial), 50, trial.factor, trial=True
         )
         try:
-            return trainer.run(until)
+            loss = trainer.run(until).val_loss
         except NonFiniteLossError:
-            trial.val_loss = None
-            return None
+            loss = None
+        trial.val_loss = loss if loss is not None and math.isfinite(loss) else None
+        trial.samples = trainer.ledger.samples
+        return trainer.ledger
 
     # ------------------------------------------------------------------ the trained state
 
@@ -302,6 +320,16 @@ class Session:
         if self.lora is not None:
             self.model.language_model = self.lora.merge_and_unload()
             self.lora = None
+
+
+def _under(stage: str, track: Track) -> Track:
+    """The same tracker with the stage's name before every value's."""
+    return lambda values, step: track({f"{stage}/{key}": x for key, x in values.items()}, step)
+
+
+def _best(trials: Sequence[LearningRateTrial]) -> list[int]:
+    """Numbers of the trials, lowest validation loss first."""
+    return sorted(range(len(trials)), key=lambda number: trials[number].loss)
 
 
 def _trial_folder(folder: Path, trial: LearningRateTrial) -> Path:

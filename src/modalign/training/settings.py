@@ -1,4 +1,4 @@
-"""What a training is told: stages, learning rates, batch, precision. Read from YAML, printed resolved."""
+"""What a training is told: stages, learning rates, batch, precision. From YAML, printed resolved."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class _Strict(BaseModel):
 class LearningRates(_Strict):
     """One learning rate per part; 0 means frozen."""
 
-    connector: float = Field(1e-3, ge=0)
-    llm: float = Field(2e-5, ge=0)
-    encoder: float = Field(2e-6, ge=0)
+    connector: float = Field(default=1e-3, ge=0)
+    llm: float = Field(default=2e-5, ge=0)
+    encoder: float = Field(default=2e-6, ge=0)
 
     def scaled(self, factor: float) -> LearningRates:
         """All rates times a factor (a learning-rate trial)."""
@@ -55,7 +55,7 @@ class TrainSettings(_Strict):
 
     llm: LLMMode = "frozen"
     encoder: EncoderMode = "frozen"
-    learning_rates: LearningRates = Field(default_factory=lambda: LearningRates())
+    learning_rates: LearningRates = Field(default_factory=LearningRates)
     batch_size: PositiveInt = 32
     accumulate: PositiveInt = 1
     packing: bool = False
@@ -66,7 +66,7 @@ class TrainSettings(_Strict):
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveFloat = 32.0
     gradient_checkpointing: bool = False
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     checkpoint_seconds: PositiveFloat = 30.0
     val_points: PositiveInt = 8

@@ -1,4 +1,4 @@
-"""The one place that decides what trains: freezing, LoRA, parameter groups, the table, the check."""
+"""The one place that decides what trains: freezing, LoRA, parameter groups, table and check."""
 
 from __future__ import annotations
 
@@ -139,16 +139,16 @@ class FrozenCheck:
         ]
         if changed:
             raise ModalignError(
-                f"{len(changed)} frozen tensors changed in the first step, {changed[0]} among them; "
-                "this is a defect in the connector or in the model's own code"
+                f"{len(changed)} frozen tensors changed in the first step, {changed[0]} among "
+                "them; this is a defect in the connector or in the model's own code"
             )
 
 
 def _fingerprint(tensor: Tensor) -> int:
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    raw = local.detach().contiguous().view(torch.uint8)
-    usable = raw.numel() // 4 * 4
-    words = raw.flatten()[:usable].view(torch.int32)
+    raw = local.detach().flatten().contiguous().view(torch.uint8)
+    raw = torch.nn.functional.pad(raw, (0, -raw.numel() % 4))
+    words = raw.view(torch.int32)
     return int(words.sum(dtype=torch.int64)) + int(
         (words[1::2] ^ 0x5BD1E995).sum(dtype=torch.int64)
     )

@@ -7,29 +7,43 @@ is needed to look into it.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modalign.data.batching import BatchOrder
-from modalign.errors import ModalignError
+from modalign.errors import ModalignError, UsageError
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner
 from modalign.training.objectives import term
-from modalign.training.parallel import Parallel
+from modalign.training.parallel import Parallel, device_of
 from modalign.training.settings import LearningRates, Stage, TrainSettings
+from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
 
 Validate = Callable[[], float]
 Report = Callable[["Progress"], None]
+NONFINITE = "nonfinite.json"
+
+__all__ = [
+    "NonFiniteLossError",
+    "Outcome",
+    "Progress",
+    "Trainer",
+    "constant",
+    "cosine",
+    "device_of",
+]
 
 
 class NonFiniteLossError(ModalignError):
@@ -86,10 +100,12 @@ class Trainer:
         rates: learning rates of this stage.
         budget: what this stage may spend.
         folder: where checkpoints and the log go.
-        seed: of the data order.
+        seed: of the data order and of every step's draws.
         parallel: the companions of this process.
         schedule: learning-rate multiplier by spent fraction of the budget.
-        validate: returns a validation loss; called ``settings.val_points`` times.
+        validate: returns a validation loss; called at the start, at every ``val_points``-th part of
+            the budget and at the end.
+        val_points: 0 validates at the end only.
         report: called after every step.
         references: frozen models that terms may read.
     """
@@ -109,33 +125,51 @@ class Trainer:
         validate: Validate | None = None,
         report: Report | None = None,
         references: Mapping[str, nn.Module] | None = None,
-        track: Callable[[dict[str, float], int], None] | None = None,
+        track: Track | None = None,
+        val_points: int | None = None,
     ) -> None:
         self.learner, self.stage, self.settings = learner, stage, settings
         self.budget, self.folder, self.parallel = budget, folder, parallel
         self.schedule, self.validate, self.report = schedule, validate, report
         self.references, self.track = references or {}, track
-        self.device = device_of(settings)
-        self.call = parallel.wrap(learner.module.to(self.device))
-        self.parameters = [p for p in learner.module.parameters() if p.requires_grad]
-        groups = parameter_groups(learner.module, rates, settings.weight_decay)
+        self.val_points = settings.val_points if val_points is None else val_points
+        self.device = parallel.device
+        module = learner.module.to(self.device)
+        self.call = parallel.wrap(module) if learner.splits else module
+        self.shares = parallel.world if learner.splits else 1
+        self.rank = parallel.rank if learner.splits else 0
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        groups = parameter_groups(module, rates, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
-        self.terms = {name: (term(name), weight) for name, weight in stage.objective.items()}
+        self.terms = [(term(name), weight) for name, weight in stage.objective.items()]
         self.order = BatchOrder(
             [len(sample.ids) for sample in learner.samples],
             settings.batch_size,
             seed,
             [len(sample.media) for sample in learner.samples],
         )
-        self.step, self.ledger = 0, Ledger()
+        self.seed, self.step, self.ledger = seed, 0, Ledger()
         self.curve: list[dict[str, float | None]] = []
-        self.losses: list[float] = []
-        self.saved_at = time.monotonic()
+        self.recent: list[float] = []  # losses since the last point of the curve
+        self._saved: tuple[int, int] | None = None  # step and points of the newest checkpoint
+        self._saved_at = 0.0  # seconds of training
+        self.plan = {  # what must be the same for a resumed run to be the same run
+            "budget": asdict(budget),
+            "seed": seed,
+            "samples": len(learner.samples),
+            "batch_size": settings.batch_size,
+            "objective": stage.objective,
+            "learning_rates": rates.model_dump(),
+        }
 
     # ------------------------------------------------------------------ the loop
 
     def run(self, until: float = 1.0) -> Outcome:
-        """Train until that fraction of the budget is spent; go on from the newest checkpoint."""
+        """Train until that fraction of the budget is spent; go on from the newest checkpoint.
+
+        Raises:
+            NonFiniteLossError: the loss or its gradient is no number, now or before the run ended.
+        """
         self._restore()
         check = FrozenCheck(self.learner.module) if self.step == 0 else None
         while (fraction := self.ledger.fraction(self.budget)) < until:
@@ -143,96 +177,125 @@ class Trainer:
             started = time.monotonic()
             loss, flops, samples, padding = self._step(fraction)
             self.step += 1
-            self.ledger.spend(samples, self._slowest(time.monotonic() - started), flops)
-            self.losses.append(loss)
+            self.ledger.spend(samples, self._mean(time.monotonic() - started), flops)
+            self.recent.append(loss)
             if check is not None:
                 check.verify(self.learner.module)
                 check = None
             self._tell(fraction, loss, padding)
-            if time.monotonic() - self.saved_at > self.settings.checkpoint_seconds:
+            if self.ledger.seconds - self._saved_at > self.settings.checkpoint_seconds:
                 self.save()
-        self._validate_if_due(until, final=True)
+        self._validate()
         self.save()
         return Outcome(self.step, self.ledger, self.curve)
 
-    def _slowest(self, seconds: float) -> float:
-        """The mean over processes, so that all of them stop at the same step."""
+    def _mean(self, seconds: float) -> float:
+        """Over processes, so that all of them save and stop at the same step."""
         return self.parallel.sum(seconds) / self.parallel.world
+
+    def _sum(self, value: float) -> float:
+        return self.parallel.sum(value) if self.shares > 1 else value
 
     def _step(self, fraction: float) -> tuple[float, float, int, float]:
         factor = self.schedule(fraction, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
+        draws = np.random.SeedSequence([self.seed, self.step, self.rank])
+        torch.manual_seed(int(draws.generate_state(1)[0]))
         indices = self.order.batch(self.step)
         batches = self._micro_batches(indices)
-        total = self.parallel.sum(sum(batch.num_supervised for batch in batches))
-        loss, flops, padding = 0.0, 0.0, 0.0
-        for batch in batches:
+        total = self._sum(sum(batch.num_supervised for batch in batches))
+        losses = []
+        for number, batch in enumerate(batches):
             batch.num_supervised = total
-            moved = batch.to(self.device)
-            with self._autocast():
-                outputs = self.learner.outputs(self.call, moved)
-                value = sum(
-                    weight * function(outputs, moved, self.references)
-                    for function, weight in self.terms.values()
-                )
-            assert isinstance(value, torch.Tensor)
-            (value * self.parallel.world).backward()
-            loss += float(value.detach())
-            flops += self.learner.flops(batch)
-            padding += getattr(batch, "padding", 0.0) / len(batches)
-        loss, flops = self.parallel.sum(loss), self.parallel.sum(flops)
+            losses.append(self._backward(batch.to(self.device), number == len(batches) - 1))
+        loss = self._sum(float(torch.stack(losses).sum()))
+        flops = self._sum(sum(self.learner.flops(batch) for batch in batches))
         if not math.isfinite(loss):
-            self._stop_at_nan(loss, indices)
-        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+            self._stop("loss", loss, indices)
+        for parameter in self.parameters:  # what this batch did not use goes on with its momentum
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not math.isfinite(length):
+            self._stop("gradient", length, indices)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        padding = sum(getattr(batch, "padding", 0.0) for batch in batches) / len(batches)
         return loss, flops, len(indices), padding
 
+    def _backward(self, batch: Any, last: bool) -> Tensor:
+        """Add this micro-batch's share of the gradient; returns its share of the loss."""
+        with ExitStack() as stack:
+            if not last:
+                stack.enter_context(self.parallel.accumulating(self.call))
+            with self._autocast():
+                outputs = self.learner.outputs(self.call, batch)
+                values = [
+                    weight * function(outputs, batch, self.references)
+                    for function, weight in self.terms
+                ]
+            value = torch.stack(values).sum()
+            if value.requires_grad:  # text alone trains nothing where the language model is frozen
+                (value * self.shares).backward()  # processes average their gradients
+        return value.detach()
+
     def _micro_batches(self, indices: list[int]) -> list[Any]:
-        own = self.parallel.part(indices)
-        pieces = min(self.settings.accumulate, len(own))
-        if not own:  # a last batch smaller than the world: run along without weight
-            batch = self.learner.collate(indices[:1])
-            batch.keep, batch.targets = torch.zeros_like(batch.keep), batch.targets[:0]
-            batch.num_supervised = 0.0
-            return [batch]
-        return [self.learner.collate(own[piece::pieces]) for piece in range(pieces)]
+        """This process's part of a batch, in as many pieces as every other process makes."""
+        if not self.learner.splits:
+            return [self.learner.collate(indices)]
+        own = indices[self.rank :: self.shares]
+        pieces = min(self.settings.accumulate, -(-len(indices) // self.shares))
+        return [
+            self.learner.collate(part) if (part := own[piece::pieces]) else self.learner.idle()
+            for piece in range(pieces)
+        ]
 
-    def _autocast(self) -> Any:
-        if self.settings.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.settings.dtype))
-
-    def _stop_at_nan(self, loss: float, indices: list[int]) -> None:
-        self.save()
-        ids = [self.learner.samples[index].record.id for index in indices]
-        checkpoint.write_json(
-            self.folder / "nonfinite.json", {"step": self.step, "loss": str(loss), "batch": ids}
-        )
-        raise NonFiniteLossError(
-            f"the loss became {loss} at step {self.step}; the batch was {', '.join(ids[:8])}"
-            f"{', ...' if len(ids) > 8 else ''} (all in {self.folder / 'nonfinite.json'}), and the state before "
-            "the step is saved beside it. A lower learning rate, or --dtype float32, is the usual cure"
-        )
+    def _autocast(self) -> torch.autocast:
+        half = self.settings.dtype != "float32"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     # ------------------------------------------------------------------ what is kept
 
-    def _validate_if_due(self, fraction: float, final: bool = False) -> None:
-        if self.validate is None:
+    def _stop(self, what: str, value: float, indices: list[int]) -> None:
+        """End at a number that is none, with the state before the step saved."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.save()
+        ids = [self.learner.samples[index].record.id for index in indices]
+        if self.parallel.main:
+            found = {"step": self.step, "what": what, "value": str(value), "batch": ids}
+            checkpoint.write_json(self.folder / NONFINITE, found)
+        self.parallel.barrier()
+        self._refuse_nonfinite()
+
+    def _refuse_nonfinite(self) -> None:
+        file = self.folder / NONFINITE
+        if not file.exists():
             return
-        due = len(self.curve) / self.settings.val_points
-        last = self.curve[-1]["samples"] if self.curve else -1
-        if (fraction < due and not final) or last == self.ledger.samples:
-            return
-        recent = self.losses[-max(self.step // self.settings.val_points, 1) :]
-        self.curve.append(
-            {
-                **self.ledger.state(),
-                "train_loss": sum(recent) / len(recent) if recent else None,
-                "val_loss": self.validate(),
-            }
+        found = json.loads(file.read_text())
+        ids = found["batch"]
+        raise NonFiniteLossError(
+            f"the {found['what']} became {found['value']} at step {found['step']}; the batch was "
+            f"{', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''} (all in {file}), and the state "
+            "before the step is saved beside it. A lower learning rate, or --dtype float32, is the "
+            "usual cure; delete the file to try the same step again"
         )
+
+    def _validate_if_due(self, fraction: float) -> None:
+        if self.val_points and fraction >= len(self.curve) / self.val_points:
+            self._validate()
+
+    def _validate(self) -> None:
+        if self.curve and not self.recent:
+            return
+        loss = self.validate() if self.validate else None
+        self.parallel.settle(self.learner.module)
+        recent = sum(self.recent) / len(self.recent) if self.recent else None
+        self.curve.append({**self.ledger.state(), "train_loss": recent, "val_loss": loss})
+        self.recent = []
+        if self.track and self.parallel.main and loss is not None:
+            self.track({"val_loss": loss}, self.step)
 
     def _tell(self, fraction: float, loss: float, padding: float) -> None:
         if not self.parallel.main:
@@ -244,35 +307,41 @@ class Trainer:
             self.track({"loss": loss, "learning_rate": rate, **self.ledger.state()}, self.step)
 
     def save(self) -> None:
-        """Write a checkpoint now."""
+        """Write a checkpoint now, unless the newest one says all there is to say."""
+        if self._saved == (self.step, len(self.curve)):
+            return
         tensors = checkpoint.trainable_state(self.learner.module)
-        moments = checkpoint.optimizer_state(self.optimizer)
+        moments = checkpoint.optimizer_state(self.learner.module, self.optimizer)
         if self.parallel.main:
             state = {
                 "ledger": self.ledger.state(),
                 "curve": self.curve,
-                "losses": self.losses,
-                "random": checkpoint.random_state(),
-                "budget": str(self.budget),
+                "recent": self.recent,
+                "plan": self.plan,
             }
             checkpoint.save_checkpoint(self.folder, self.step, tensors, moments, state)
         self.parallel.barrier()
-        self.saved_at = time.monotonic()
+        self._saved, self._saved_at = (self.step, len(self.curve)), self.ledger.seconds
 
     def _restore(self) -> None:
+        if self.step:
+            return
+        if self.parallel.main:
+            checkpoint.clean(self.folder)
         found = checkpoint.checkpoints(self.folder)
-        if not found or self.step:
+        if not found:
             return
         tensors, moments, state = checkpoint.load_checkpoint(found[-1])
+        changed = [key for key, value in self.plan.items() if state["plan"].get(key) != value]
+        if changed:
+            key = changed[0]
+            raise UsageError(
+                f"{self.folder} holds a training with another {key} ({state['plan'].get(key)}, now "
+                f"{self.plan[key]}); choose another folder, or delete this one to start anew"
+            )
         checkpoint.load_trainable(self.learner.module, tensors)
-        checkpoint.load_optimizer(self.optimizer, moments)
-        checkpoint.load_random_state(state["random"])
-        self.step, self.curve, self.losses = state["step"], state["curve"], state["losses"]
+        checkpoint.load_optimizer(self.learner.module, self.optimizer, moments)
+        self.step, self.curve, self.recent = state["step"], state["curve"], state["recent"]
         self.ledger = Ledger(**state["ledger"])
-
-
-def device_of(settings: TrainSettings) -> torch.device:
-    """The device asked for; ``auto`` is CUDA where there is one."""
-    if settings.device != "auto":
-        return torch.device(settings.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._saved, self._saved_at = (self.step, len(self.curve)), self.ledger.seconds
+        self._refuse_nonfinite()
