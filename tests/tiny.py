@@ -28,6 +28,7 @@ SIDE = 32  # pixels of a tiny tower's image
 PATCH = 8
 PATCHES = (SIDE // PATCH) ** 2
 LAYERS = 4
+SHARED = Path(__file__).parents[2] / "shared"  # files beside the repository, where there are
 
 _COMMON = {
     "hidden_size": 32,

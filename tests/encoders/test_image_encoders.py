@@ -164,7 +164,7 @@ def test_bad_names(name: str, message: str, here: str) -> None:
 
 
 def test_bad_arguments(here: str, llm_folder: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError, match="cannot be made: .*height"):
+    with pytest.raises(UsageError, match=r"cannot be made: .*height"):
         load_image_encoder(f"{here}:Sequenced", options={"height": 7})
     with pytest.raises(UsageError, match="do not tile an image of 30 x 30"):
         load_image_encoder(None, image_size=30, patch_size=8)

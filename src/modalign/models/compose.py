@@ -245,6 +245,7 @@ def compose(
     )
     model.generation_config = copy.deepcopy(llm.model.generation_config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.suppress_tokens = [token_id]  # it stands for media, never for words
     ends = end_ids(tokenizer, model.generation_config.eos_token_id)
     if ends:
         model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
@@ -267,4 +268,6 @@ def _grow_vocabulary(model: PreTrainedModel, size: int) -> None:
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             if isinstance(layer, nn.Module) and layer.weight.shape[0] == size:
-                layer.weight[old:] = layer.weight[:old].mean(dim=0)
+                for rows in (layer.weight, getattr(layer, "bias", None)):
+                    if rows is not None:
+                        rows[old:] = rows[:old].mean(dim=0)

@@ -236,6 +236,8 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise PlaceholderError(
                     f"{int(places.sum())} {modality} placeholders, but no {modality} was given"
                 )
+            if self.training and torch.is_grad_enabled():
+                return self._touch(stack, modality, input_ids, embeds)
             if isinstance(connector, InLayerConnector) and modality in memory:
                 past, past_mask = memory[modality]
                 visible = past_mask[:, None].expand(-1, input_ids.shape[1], -1)
@@ -255,11 +257,62 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return embeds.masked_scatter(places[..., None], chosen.to(embeds.dtype))
 
+    def _touch(self, stack: ExitStack, modality: str, input_ids: Tensor, embeds: Tensor) -> Tensor:
+        """Run the connector on one zero feature that no position reads: all gradients are zero.
+
+        Without it a text-only batch would leave the connector out of the graph, and processes that
+        train together would wait for each other's gradients.
+        """
+        encoder, connector = self.encoders[modality], self.connector(modality)
+        N, d = int(encoder.num_features), int(encoder.feature_size)  # type: ignore[arg-type]
+        zero = Features(embeds.new_zeros(1, N, d), input_ids.new_ones(1, N).bool(), encoder.grid)  # type: ignore[arg-type]
+        tokens, mask = self._connect(modality, zero)
+        if isinstance(connector, InLayerConnector):
+            B, T = input_ids.shape
+            mask = mask.expand(B, -1)
+            unseen = mask.new_zeros(B, T, mask.shape[1])
+            stack.enter_context(connector.reading(tokens.expand(B, -1, -1), mask, unseen))
+        return embeds + 0 * tokens.sum().to(embeds.dtype)
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repeat every row with its own media: a row may hold any number of them."""
+        media = {key: model_kwargs.pop(key, None) for key in ("pixel_values", "features")}
+        if expand_size > 1 and input_ids is not None:
+            for modality, given in (media["features"] or {}).items():
+                order = self._repeated(modality, input_ids, len(given.values), expand_size)
+                media["features"] = media["features"] | {
+                    modality: Features(given.values[order], given.mask[order], given.grid)
+                }
+            if media["pixel_values"] is not None:
+                pixels = media["pixel_values"]
+                order = self._repeated("image", input_ids, len(pixels), expand_size)
+                media["pixel_values"] = pixels[order]
+        input_ids, expanded = super()._expand_inputs_for_generation(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        return input_ids, expanded | {k: v for k, v in media.items() if v is not None}
+
+    def _repeated(self, modality: str, input_ids: Tensor, count: int, times: int) -> Tensor:
+        """Numbers of the media in reading order once every row stands there several times."""
+        places = input_ids == self.config.bridges[modality]["token_id"]  # type: ignore[index]
+        each = max(int(places.sum()) // max(count, 1), 1)  # placeholders per medium
+        rows = torch.arange(count, device=input_ids.device).split((places.sum(1) // each).tolist())
+        return torch.cat([row.repeat(times) for row in rows])
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Drop the media after the first step: they are in the cache, or in the media memory."""
-        first = kwargs.get("is_first_iteration", True)
+        first = kwargs.get("is_first_iteration", False)
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if not first and kwargs.get("use_cache", True):
             inputs["pixel_values"] = inputs["features"] = None
