@@ -27,6 +27,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_modalign.ModalignConfig",
     "AutoModel": "modeling_modalign.ModalignForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_modalign.ModalignForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_modalign.ModalignForConditionalGeneration",
 }
 PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_modalign.ModalignProcessor"}
 

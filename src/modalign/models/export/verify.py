@@ -79,6 +79,7 @@ def verify_saved(
     *,
     tolerance: float | None = None,
     max_new_tokens: int = NEW_TOKENS,
+    seen: dict[str, Tensor] | None = None,
 ) -> float:
     """Load the folder again, and compare ids, logits and greedy ids with the model in memory.
 
@@ -89,6 +90,7 @@ def verify_saved(
         conversations: chat messages with image parts; :func:`conversation_of` makes them.
         tolerance: of logits, relative to the largest where that is above 1; None: by number format.
         max_new_tokens: of the greedy answers.
+        seen: what :func:`observe` saw of the model with the same arguments, where that is known.
 
     Returns:
         The largest difference of logits.
@@ -101,12 +103,13 @@ def verify_saved(
     limit = tolerance_of(model) if tolerance is None else tolerance
     for conversation in conversations:
         _check_trained_ids(processor, conversation)
-    expected = observe(model, processor, list(conversations), max_new_tokens)
+    asked = list(conversations)
+    expected = observe(model, processor, asked, max_new_tokens) if seen is None else seen
     again, its_processor = load_model(folder)
     again.to(model.device)
     _check_end_ids(model, again, folder)
-    seen = observe(again, its_processor, list(conversations), max_new_tokens)
-    return compare(expected, seen, limit, str(folder))
+    answers = observe(again, its_processor, asked, max_new_tokens)
+    return compare(expected, answers, limit, str(folder))
 
 
 def _check_trained_ids(processor: Any, conversation: Conversation) -> None:
