@@ -9,6 +9,7 @@ Lower is closer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ def modality_integration_rate(
     chosen = [sample for sample in samples if sample.media][:100]
     if not chosen or collator.tokens_per_medium < 2:
         return None
+    collator = replace(
+        collator, pack_length=None
+    )  # one sample per row: the mask tells what is text
     modality: list[list[np.ndarray]] = []
     text: list[list[np.ndarray]] = []
     for start in range(0, len(chosen), 25):

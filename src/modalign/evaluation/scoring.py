@@ -42,7 +42,7 @@ def final_turn(sample: Sample) -> Sample:
     return replace(sample, supervised=flags)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(
     call: Callable[..., Any],
     samples: Sequence[Sample],
@@ -84,13 +84,20 @@ def blanked(samples: Sequence[Sample], blank: Media) -> list[Sample]:
 
 
 def shuffled(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Every sample with another sample's media (of equal number), never the same ones by position."""
+    """Every sample with another one's media (of equal number).
+
+    Samples of the same media stand together in a random order that is turned by the largest such
+    group: none keeps its own media, unless most samples have the same.
+    """
     result: list[tuple[Media, ...]] = [sample.media for sample in samples]
     rng = np.random.default_rng(seed)
-    for count in {len(sample.media) for sample in samples} - {0}:
-        places = [i for i, sample in enumerate(samples) if len(sample.media) == count]
-        turned = rng.permutation(len(places))
-        # One cycle through a random order: no fixed point unless there is a single sample.
-        for here, there in zip(turned, np.roll(turned, 1), strict=True):
-            result[places[here]] = samples[places[there]].media
+    for count in sorted({len(sample.media) for sample in samples} - {0}):
+        groups: dict[tuple[Media, ...], list[int]] = {}
+        for place, sample in enumerate(samples):
+            if len(sample.media) == count:
+                groups.setdefault(sample.media, []).append(place)
+        members = list(groups.values())
+        order = [place for group in rng.permutation(len(members)) for place in members[group]]
+        for here, there in zip(order, np.roll(order, max(map(len, members))), strict=True):
+            result[here] = samples[there].media
     return with_media(samples, result)

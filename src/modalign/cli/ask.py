@@ -1,0 +1,44 @@
+"""``modalign ask``: one question about images, one answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modalign.cli import options
+
+
+def ask(
+    model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="Image file; repeat it for several.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    json_output: options.Json = False,
+) -> None:
+    """Ask a model about an image.
+
+    **Examples**
+
+    - `modalign ask runs/compare/best --image scene.png "which digit is on the left?"`
+
+    - `modalign ask runs/compare/best "is seven even or odd?"`
+    """
+    from modalign.cli.console import quiet_libraries, stdout
+    from modalign.data.images import open_image
+    from modalign.data.records import Media
+    from modalign.evaluation.generation import answer
+    from modalign.models.export import load_model
+
+    quiet_libraries()
+    loaded, processor = load_model(model)
+    images = [open_image(Media("image", path=str(path))) for path in image or []]
+    text = answer(loaded, processor, question, images, max_new_tokens)
+    if json_output:
+        stdout.print_json(json.dumps({"question": question, "answer": text, "model": str(model)}))
+    else:
+        stdout.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,139 @@
+"""What the verbs share: the console, quiet libraries, progress bars, the live table of a comparison."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from modalign.comparison.job import Job, JobResult
+    from modalign.comparison.runner import JobProgress
+
+# Everything for people goes to the error stream: standard output is for results.
+stderr = Console(stderr=True)
+stdout = Console(width=None if Console().is_terminal else 110)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and warnings off the terminal."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("transformers", "peft", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Bars:
+    """Named progress bars, made on first mention: ``bars(name, done, total)``."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Set one bar."""
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=total)
+        self.progress.update(self.tasks[name], completed=done, total=total)
+
+
+@contextmanager
+def bars(enabled: bool = True) -> Iterator[Bars]:
+    """Progress bars for as long as the context lasts."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=stderr, disable=not enabled) as progress:
+        yield Bars(progress)
+
+
+class LiveTable:
+    """The live table of a comparison: a row per method, how far it is, its loss, its result.
+
+    Where the error stream is no terminal (a log file, CI) a line is printed per event instead.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, str | float]] = {}
+        self.live: Live | None = None
+        self.began = time.monotonic()
+
+    def __enter__(self) -> LiveTable:
+        if stderr.is_terminal:
+            self.live = Live(get_renderable=self._table, console=stderr, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def _table(self) -> Table:
+        seconds = time.monotonic() - self.began
+        table = Table(
+            title=f"comparing, {seconds // 60:.0f} min {seconds % 60:02.0f} s", expand=False
+        )
+        for header in ("method", "seed", "stage", "budget", "", "loss"):
+            table.add_column(header)
+        for key, row in self.rows.items():
+            method, _, seed = key.partition(" seed ")
+            bar = ProgressBar(total=1.0, completed=float(row["fraction"]), width=20)
+            loss = row["loss"]
+            table.add_row(
+                method,
+                seed,
+                str(row["stage"]),
+                f"{float(row['fraction']):.0%}",
+                bar,
+                f"{loss:.3f}" if isinstance(loss, float) else str(loss),
+            )
+        return table
+
+    def _say(self, text: str) -> None:
+        if self.live is None:
+            stderr.print(text, highlight=False)
+
+    def started(self, job: Job) -> None:
+        """A job's process was started."""
+        self.rows[job.key] = {"stage": "loading", "fraction": 0.0, "loss": ""}
+        self._say(f"{job.key}: started")
+
+    def advanced(self, progress: JobProgress) -> None:
+        """A running job made progress."""
+        self.rows[progress.key] = {
+            "stage": progress.stage,
+            "fraction": min(progress.fraction, 1.0),
+            "loss": progress.loss,
+        }
+
+    def finished(self, job: Job, result: JobResult) -> None:
+        """A job ended."""
+        done = "failed" if result.failure else "done"
+        loss = result.val_loss if result.val_loss is not None else ""
+        self.rows[job.key] = {"stage": done, "fraction": 1.0, "loss": loss}
+        detail = (
+            f": {result.failure}" if result.failure else f", validation loss {result.val_loss:.3f}"
+        )
+        self._say(f"{job.key}: {done}{detail}")

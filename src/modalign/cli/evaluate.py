@@ -1,0 +1,87 @@
+"""``modalign eval``: a saved model on a data file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modalign.cli import options
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    data: Annotated[str, typer.Argument(help="Data file with expected answers.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write every record's prompt, output and score here."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 32,
+    limit: Annotated[int | None, typer.Option(help="Only the first records.")] = None,
+    skip_broken: options.SkipBroken = None,
+    json_output: options.Json = False,
+) -> None:
+    """Answer every question greedily and score exact matches, per skill and overall.
+
+    The same questions are asked with a blank and with a shuffled image: what is left of the accuracy
+    then does not come from the image. Chance and majority rows stand beside it.
+
+    **Examples**
+
+    - `modalign eval runs/compare/best test.jsonl`
+
+    - `modalign eval runs/compare/best test.jsonl --out answers.jsonl --json`
+    """
+    from modalign.cli.console import bars, quiet_libraries, stdout
+    from modalign.evaluation.evaluate import evaluate_model
+
+    quiet_libraries()
+    with bars(not json_output) as progress:
+        result = evaluate_model(
+            model,
+            data,
+            out=out,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+            skip_broken=skip_broken or "0%",
+            progress=progress,
+        )
+    if json_output:
+        stdout.print_json(result.model_dump_json())
+        return
+    stdout.print(_table(result))
+
+
+def _table(result: object) -> object:
+    from rich.table import Table
+
+    from modalign.evaluation.evaluate import Evaluation
+
+    assert isinstance(result, Evaluation)
+    table = Table(title=f"{result.data}: exact match of greedy answers, 95 % intervals")
+    for header in (
+        "skill",
+        "n",
+        "accuracy",
+        "interval",
+        "blank image",
+        "shuffled image",
+        "chance",
+        "majority",
+    ):
+        table.add_column(header, justify="left" if header == "skill" else "right")
+    for row in [*result.skills, result.overall]:
+        table.add_row(
+            row.skill,
+            str(row.accuracy.n),
+            f"{row.accuracy.value:.1%}",
+            f"{row.accuracy.low:.1%} to {row.accuracy.high:.1%}",
+            f"{row.blank:.1%}" if row.blank is not None else "-",
+            f"{row.shuffled:.1%}" if row.shuffled is not None else "-",
+            f"{row.chance:.1%}",
+            f"{row.majority:.1%}",
+        )
+    return table

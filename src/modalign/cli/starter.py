@@ -1,0 +1,64 @@
+"""``modalign starter``: the embedded models and scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modalign.cli import options
+
+app = typer.Typer(
+    help="The built-in starter: handwriting scenes, a small language model, a small encoder.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@app.command()
+def build(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; the shipped weights by default.")
+    ] = None,
+    json_output: options.Json = False,
+) -> None:
+    """Pretrain both starter models again, from seed (minutes; the weights are shipped).
+
+    **Example**
+
+    - `modalign starter build --out /tmp/starter`
+    """
+    from modalign.cli.console import bars, quiet_libraries, stdout
+    from modalign.starter.build import WEIGHTS, build_models
+
+    quiet_libraries()
+    target = out or WEIGHTS
+    with bars(not json_output) as progress:
+        build_models(target, progress)
+    if json_output:
+        stdout.print_json(json.dumps({"folder": str(target)}))
+    else:
+        stdout.print(f"Language model and encoder: {target}")
+
+
+@app.command()
+def show(json_output: options.Json = False) -> None:
+    """Write the scenes to the cache, if they are not there, and say where everything is.
+
+    **Example**
+
+    - `modalign starter show --json`
+    """
+    from modalign.cli.console import bars, stdout
+    from modalign.starter.build import starter
+
+    with bars(not json_output) as progress:
+        files = starter(progress)
+    paths = {name: str(path) for name, path in vars(files).items()}
+    if json_output:
+        stdout.print_json(json.dumps(paths))
+        return
+    for name, path in paths.items():
+        stdout.print(f"[bold]{name:8}[/] {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,98 @@
+"""``modalign train``: one method, one or more stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modalign.cli import options
+
+
+def train(
+    config: options.Config = None,
+    method: Annotated[str, typer.Option("--method", help="'modalign methods' lists them.")] = "mlp",
+    llm: options.Llm = None,
+    encoder: options.Encoder = None,
+    train_file: options.Train = None,
+    val: options.Val = None,
+    evaluation: options.Eval = None,
+    budget: options.Budget = None,
+    seed: Annotated[int, typer.Option(help="Of new weights and of the data order.")] = 0,
+    factor: Annotated[
+        float | None,
+        typer.Option(help="On all learning rates; without it a quarter of the budget finds it."),
+    ] = None,
+    llm_mode: options.LlmMode = None,
+    encoder_mode: options.EncoderMode = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    skip_broken: options.SkipBroken = None,
+    assignments: options.Set = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/train"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    json_output: options.Json = False,
+) -> None:
+    """Train one method and save the model as a Hugging Face folder in `OUT/model`.
+
+    Several processes: `accelerate launch -m modalign train ...` or `torchrun -m modalign train ...`,
+    with `--set training.processes=N`.
+
+    **Examples**
+
+    - `modalign train --method mlp --budget 8000samples`
+
+    - `modalign train experiment.yaml --method qformer --train-llm frozen --out runs/qformer`
+
+    - `modalign train experiment.yaml --out runs/qformer --resume`
+    """
+    from modalign.cli.console import bars, quiet_libraries, stderr, stdout
+    from modalign.comparison.config import load_config
+    from modalign.training.run import train_method
+
+    quiet_libraries()
+    changes = options.changes_from(
+        llm=llm,
+        encoder=encoder,
+        train=train_file,
+        val=val,
+        evaluation=evaluation,
+        budget=budget,
+        llm_mode=llm_mode,
+        encoder_mode=encoder_mode,
+        device=device,
+        dtype=dtype,
+        skip_broken=skip_broken,
+        assignments=assignments,
+    )
+    with bars() as progress:
+        resolved, _ = load_config(config, changes, progress)
+        result = train_method(
+            method,
+            resolved.parts,
+            resolved.data,
+            resolved.training,
+            resolved.budget,
+            out,
+            seed=seed,
+            factor=factor,
+            resume=resume,
+            progress=progress,
+        )
+    if not result.main:
+        return
+    if json_output:
+        stdout.print_json(json.dumps(result.summary()))
+        return
+    stdout.print(options.parts_table(result.parts))
+    stdout.print(
+        f"{result.steps} steps, {result.samples} samples, {result.seconds:.1f} s; validation loss "
+        f"{result.val_loss if result.val_loss is not None else 'not measured'}; learning rate x{result.factor:.3g}"
+    )
+    for note in result.notes:
+        stderr.print(f"note: {note}", highlight=False)
+    stderr.print(f"Model: {out / 'model'}", highlight=False, soft_wrap=True)

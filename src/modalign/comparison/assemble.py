@@ -1,0 +1,342 @@
+"""Results of all jobs become one :class:`Comparison`: intervals, differences, recommendation."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import modalign
+from modalign.comparison.config import CompareConfig
+from modalign.comparison.job import JobResult, load_scores
+from modalign.comparison.published import check
+from modalign.comparison.recommendation import Cost, rank_by_validation, recommend
+from modalign.comparison.results import (
+    Comparison,
+    Interval,
+    MethodResult,
+    ReferenceRow,
+    SeedRun,
+    Setting,
+)
+from modalign.comparison.statistics import (
+    compare_all,
+    hierarchical_bootstrap,
+    interval,
+    mean_interval,
+    skill_intervals,
+)
+from modalign.data.supervision import Sample
+from modalign.starter.scenes import TRANSFER_SKILL
+from modalign.training.methods import Method
+from modalign.training.sources import Splits
+from modalign.training.trainer import device_of
+
+PRESENCE_SKILL = "presence"
+
+
+@dataclass
+class Gathered:
+    """Everything the jobs left behind.
+
+    Attributes:
+        splits: the data.
+        first: every method under the first seed.
+        others: finalists under further seeds.
+        runs: folder of a method's and seed's job.
+    """
+
+    splits: Splits
+    first: list[JobResult]
+    others: list[JobResult]
+    runs: Path
+
+    def of(self, method: str) -> list[JobResult]:
+        """Successful trainings of a method, by seed."""
+        found = [r for r in (*self.first, *self.others) if r.method == method and r.failure is None]
+        return sorted(found, key=lambda result: result.seed)
+
+    def scores(self, method: str, name: str) -> np.ndarray:
+        """(S, n) of one kind of answers; empty where there are none."""
+        folders = [self.runs / m_folder(method) / f"seed-{r.seed}" for r in self.of(method)]
+        rows = [load_scores(folder).get(name) for folder in folders]
+        return np.array([row for row in rows if row is not None], dtype=float)
+
+
+def m_folder(method: str) -> str:
+    """Folder name of a method."""
+    return method.replace(":", "-")
+
+
+def skills_of(samples: Sequence[Sample]) -> np.ndarray:
+    """Skill of every sample."""
+    return np.array([sample.record.skill or "" for sample in samples], dtype=object)
+
+
+def groups_of(samples: Sequence[Sample]) -> list[str | None]:
+    """Questions about one image share a label: they are redrawn together."""
+    return [
+        sample.record.group or (sample.media[0].label if sample.media else None)
+        for sample in samples
+    ]
+
+
+def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method]) -> Comparison:
+    """Build the comparison from what the jobs found.
+
+    Ranking, finalists and recommendation come from validation answers; evaluation answers are only
+    reported.
+    """
+    splits = gathered.splits
+    judged = splits.evaluation or splits.val
+    kind = "eval" if splits.evaluation else "val"
+    working = [method.name for method in methods if gathered.of(method.name)]
+    finalists = _finalists(gathered, working, config)
+    results = {method.name: _method(gathered, method, judged, kind) for method in methods}
+    validation = {name: gathered.scores(name, "val") for name in working}
+    for rank, name in enumerate(_ranking(validation, finalists), start=1):
+        results[name].rank = rank
+        results[name].finalist = name in finalists
+    recommendation = None
+    if finalists:
+        recommendation = recommend(
+            {name: validation[name] for name in finalists},
+            {name: _cost(results[name]) for name in finalists},
+            groups=groups_of(splits.val),
+        )
+    trained = skills_of(judged) != TRANSFER_SKILL
+    correct = {name: gathered.scores(name, kind)[:, trained] for name in working}
+    pairs = (
+        compare_all(correct, groups=_take(groups_of(judged), trained)) if len(working) > 1 else []
+    )
+    ordered = sorted(results.values(), key=lambda method: method.rank or len(results) + 1)
+    return Comparison(
+        methods=ordered,
+        recommendation=recommendation,
+        references=references(splits.train, judged),
+        differences=pairs,
+        contradictions=check(ordered, pairs, config.training.llm),
+        examples=[],
+        setting=_setting(config, splits, len(finalists)),
+        notes=_notes(splits, ordered, config),
+    )
+
+
+def _take(values: Sequence[str | None], mask: np.ndarray) -> list[str | None]:
+    return [value for value, kept in zip(values, mask, strict=True) if kept]
+
+
+def _finalists(gathered: Gathered, working: Sequence[str], config: CompareConfig) -> list[str]:
+    """Methods with the full number of seeds; where some failed, those with the most."""
+    counts = {name: len(gathered.of(name)) for name in working}
+    if not counts:
+        return []
+    most = max(counts.values())
+    return [name for name in working if counts[name] == most]
+
+
+def _ranking(validation: dict[str, np.ndarray], finalists: Sequence[str]) -> list[str]:
+    """Finalists first, both groups by mean validation accuracy."""
+    means = {name: float(values.mean()) for name, values in validation.items()}
+    order = rank_by_validation(means)
+    return [n for n in order if n in finalists] + [n for n in order if n not in finalists]
+
+
+def _cost(result: MethodResult) -> Cost:
+    return Cost(
+        trainable_parameters=result.trainable_parameters or 0,
+        tokens=result.tokens or 0,
+        flops=result.flops or 0.0,
+        inference_flops=result.inference_flops,
+        seconds=result.seconds,
+        serving=result.serving,
+    )
+
+
+def _method(
+    gathered: Gathered, method: Method, judged: Sequence[Sample], kind: str
+) -> MethodResult:
+    cls = method.cls
+    base = MethodResult(
+        name=method.name,
+        family=cls.family,
+        group=cls.group,
+        variant=method.variant,
+        enters=cls.enters,
+        papers=list(cls.papers),
+    )
+    runs = gathered.of(method.name)
+    if not runs:
+        base.status = "failed"
+        failures = [r.failure for r in gathered.first if r.method == method.name and r.failure]
+        base.failure = failures[0] if failures else "it was not run"
+        return base
+    _add_accuracy(base, gathered, judged, kind)
+    _add_costs(base, runs)
+    base.seeds = [
+        _seed_run(gathered, method.name, index, run, kind, judged) for index, run in enumerate(runs)
+    ]
+    failed = [r for r in gathered.others if r.method == method.name and r.failure]
+    if failed:
+        base.failure = f"seed {failed[0].seed} failed: {failed[0].failure}"
+    return base
+
+
+def _add_accuracy(
+    base: MethodResult, gathered: Gathered, judged: Sequence[Sample], kind: str
+) -> None:
+    skills, groups = skills_of(judged), groups_of(judged)
+    trained = skills != TRANSFER_SKILL
+    correct = gathered.scores(base.name, kind)
+    own = _take(groups, trained)
+    labels = [str(skill) or None for skill in skills[trained]]
+    drawn = hierarchical_bootstrap({base.name: correct[:, trained]}, groups=own, skills=labels)
+    base.accuracy_interval = interval(drawn, base.name)
+    base.accuracy = base.accuracy_interval.value
+    base.skills = skill_intervals(drawn, base.name)
+    base.val_accuracy = float(gathered.scores(base.name, "val").mean())
+    if kind != "eval":
+        return
+    if (~trained).any():
+        base.transfer = mean_interval(correct[:, ~trained], groups=_take(groups, ~trained))
+    for name in ("blank", "shuffled"):
+        other = gathered.scores(base.name, name)[:, trained]
+        setattr(base, f"image_gain_{name}", mean_interval(correct[:, trained] - other, groups=own))
+    base.untrained_accuracy = mean_interval(
+        gathered.scores(base.name, "untrained")[:1, trained], groups=own
+    )
+    asked = skills == PRESENCE_SKILL
+    if asked.any():
+        base.yes_rate = float(gathered.scores(base.name, "yes")[:, asked].mean())
+
+
+def _add_costs(base: MethodResult, runs: Sequence[JobResult]) -> None:
+    first = runs[0]
+    base.parameters, base.trainable = first.parameters, first.trainable
+    base.trainable_parameters = sum(first.trainable.values())
+    base.tokens = first.tokens
+    base.flops = float(np.mean([run.flops for run in runs]))
+    base.inference_flops = first.inference_flops
+    base.seconds = float(np.mean([run.seconds for run in runs]))
+    base.peak_memory = max((run.peak_memory for run in runs if run.peak_memory), default=None)
+    known = [run.time_to_first_answer for run in runs if run.time_to_first_answer]
+    base.time_to_first_answer = float(np.median(known)) if known else None
+    rates = [run.mir for run in runs if run.mir is not None]
+    base.mir = float(np.mean(rates)) if rates else None
+    base.learning_rate = first.learning_rate
+    base.trials = first.trials
+    base.serving = first.export_target
+
+
+def _seed_run(
+    gathered: Gathered, name: str, index: int, run: JobResult, kind: str, judged: Sequence[Sample]
+) -> SeedRun:
+    trained = skills_of(judged) != TRANSFER_SKILL
+    return SeedRun(
+        seed=run.seed,
+        accuracy=float(gathered.scores(name, kind)[index, trained].mean()),
+        val_loss=run.val_loss,
+        val_accuracy=float(gathered.scores(name, "val")[index].mean()),
+        samples=run.samples,
+        seconds=run.seconds,
+        flops=run.flops,
+        curve=run.curve,
+    )
+
+
+def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[ReferenceRow]:
+    """Chance (one over the answers a skill has) and the training data's most frequent answer."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in train:
+        answers[sample.record.skill or ""][sample.record.answer] += 1
+    options: dict[str, set[str]] = defaultdict(set)
+    for sample in judged:
+        options[sample.record.skill or ""].add(sample.record.answer)
+    kept = [s for s in judged if (s.record.skill or "") != TRANSFER_SKILL]
+    chance, majority = [], []
+    for sample in kept:
+        skill = sample.record.skill or ""
+        offered = len(sample.record.options) or len(options[skill])
+        chance.append(1.0 / offered)
+        common = answers[skill].most_common(1)
+        majority.append(float(bool(common) and common[0][0] == sample.record.answer))
+    skills = [sample.record.skill or "" for sample in kept]
+    return [_reference("chance", chance, skills), _reference("majority answer", majority, skills)]
+
+
+def _reference(name: str, values: Sequence[float], skills: Sequence[str]) -> ReferenceRow:
+    by_skill: dict[str, list[float]] = defaultdict(list)
+    for value, skill in zip(values, skills, strict=True):
+        by_skill[skill].append(value)
+    return ReferenceRow(
+        name=name,
+        accuracy=_reference_interval(values, name),
+        skills={k: _reference_interval(v, name) for k, v in sorted(by_skill.items()) if k},
+    )
+
+
+def _reference_interval(values: Sequence[float], name: str) -> Interval:
+    if name == "chance":  # known exactly, not estimated
+        mean = float(np.mean(values))
+        return Interval(value=mean, low=mean, high=mean, n=len(values))
+    return mean_interval(np.asarray(values))
+
+
+def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
+    libraries = ("torch", "transformers", "peft", "accelerate", "numpy")
+    return Setting(
+        command="",
+        version=modalign.__version__,
+        started="",
+        finished="",
+        seconds=0.0,
+        budget=config.budget,
+        llm=config.parts.llm,
+        encoder=config.parts.encoder.get("image", "none"),
+        llm_mode=config.training.llm,
+        encoder_mode=config.training.encoder,
+        seeds=list(range(config.seeds)),
+        finalists=finalists,
+        device=str(device_of(config.training)),
+        dtype=config.training.dtype,
+        threads=config.threads,
+        train_records=len(splits.train),
+        val_records=len(splits.val),
+        eval_records=len(splits.evaluation),
+        val_source=splits.val_source,
+        hashes=_hashes(config),
+        libraries={name: importlib.metadata.version(name) for name in libraries},
+    )
+
+
+def _hashes(config: CompareConfig) -> dict[str, str]:
+    files = {"train": config.data.train, "val": config.data.val, "eval": config.data.eval}
+    for name, part in {"llm": config.parts.llm, **config.parts.encoder}.items():
+        files[name] = str(Path(part) / "model.safetensors")
+    return {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for name, path in files.items()
+        if path and Path(path).is_file()
+    }
+
+
+def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfig) -> list[str]:
+    notes = list(splits.notes)
+    notes.append(
+        "Learning-rate trials (a quarter of the budget) are run under the first seed and charged to every "
+        "seed; the encoder's features are computed once and shared, and charged to no method."
+    )
+    if any(not method.finalist and method.status == "ok" for method in methods):
+        notes.append(
+            "Methods that were no finalists were trained under one seed; their intervals cover questions only."
+        )
+    if any(
+        method.name.startswith("qformer") and "no_stage_one" in method.name for method in methods
+    ):
+        notes.append("qformer_no_stage_one is the Q-Former without its own pre-training.")
+    return notes

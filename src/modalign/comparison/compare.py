@@ -1,0 +1,206 @@
+"""Compare methods: plan -> run -> statistics -> recommendation -> report, and the winner's folder.
+
+Selection (learning rates, finalists, ranking, recommendation) reads validation answers only.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from modalign.comparison.assemble import Gathered, assemble
+from modalign.comparison.config import CompareConfig, load_config
+from modalign.comparison.job import Job, JobResult, load_scores
+from modalign.comparison.report import write_report
+from modalign.comparison.results import Comparison
+from modalign.comparison.runner import Silent, Watcher, run_jobs
+from modalign.comparison.winner import answer_examples, save_winner
+from modalign.data.records import Media
+from modalign.errors import ModalignError, UsageError
+from modalign.starter.build import cache_directory
+from modalign.training.budget import Budget
+from modalign.training.methods import Method, resolve_methods
+from modalign.training.sources import Progress, Splits, feature_store, fill_store, load_splits
+from modalign.training.trainer import device_of
+
+
+@dataclass
+class Prepared:
+    """What all jobs share."""
+
+    config: CompareConfig
+    methods: list[Method]
+    splits: Splits
+    blank: Media
+    cache: Path
+    out: Path
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def job(self, method: Method, seed: int, factor: float | None) -> Job:
+        """The job of one method under one seed."""
+        name = method.name.replace(":", "-")
+        return Job(
+            method=method.name,
+            seed=seed,
+            factor=factor,
+            budget=self.config.budget,
+            parts=self.config.parts,
+            settings=self.config.training,
+            train=self.splits.train,
+            val=self.splits.val,
+            evaluation=self.splits.evaluation,
+            blank=self.blank,
+            cache=self.cache,
+            folder=self.out / "runs" / name / f"seed-{seed}",
+            threads=self.config.threads,
+        )
+
+
+def compare(
+    config: str | Path | CompareConfig | None = None,
+    *,
+    out: str | Path = "runs/compare",
+    resume: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    watcher: Watcher | None = None,
+    changed: dict[str, str] | None = None,
+    **changes: Any,
+) -> Comparison:
+    """Compare methods under one budget and write the report and the winner to ``out``.
+
+    Args:
+        config: a YAML file, a resolved configuration, or None for the built-in starter.
+        out: folder of the runs, ``report.html``, ``report.json``, ``report.md`` and ``best/``.
+        resume: go on in a folder that holds runs; finished methods are kept.
+        cache: of encoder features; the user's cache directory by default.
+        progress: told of preparation (name, done, total).
+        watcher: told of the jobs.
+        changed: what differs from the parent configuration, for the report.
+        **changes: fields that replace the configuration's.
+
+    Returns:
+        everything found: the contents of ``report.json``.
+
+    Raises:
+        UsageError: a wrong configuration, or a folder with runs without ``resume``.
+        DataError: broken data.
+        ModalignError: no method could be trained.
+    """
+    started = time.time()
+    if not isinstance(config, CompareConfig):
+        config, found = load_config(config, changes, progress)
+        changed = {**found, **(changed or {})}
+    folder = Path(out)
+    _claim(folder, config, resume)
+    prepared = prepare(config, folder, cache or cache_directory(), progress)
+    prepared.changed = changed or {}
+    first, others = run_all(prepared, watcher or Silent())
+    gathered = Gathered(prepared.splits, first, others, folder / "runs")
+    comparison = assemble(gathered, config, prepared.methods)
+    comparison.setting.changed = prepared.changed
+    comparison.setting.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    comparison.setting.started = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
+    if comparison.recommendation is not None:
+        comparison.examples = answer_examples(prepared, first, progress)
+        save_winner(prepared, comparison, [*first, *others], progress)
+    comparison.setting.finished = datetime.now(UTC).isoformat(timespec="seconds")
+    comparison.setting.seconds = time.time() - started
+    write_report(comparison, folder)
+    if comparison.recommendation is None:
+        reasons = "; ".join(f"{m.name}: {m.failure}" for m in comparison.methods)
+        raise ModalignError(f"no method could be trained: {reasons}")
+    return comparison
+
+
+def _claim(folder: Path, config: CompareConfig, resume: bool) -> None:
+    """Make the folder this comparison's own; refuse to mix two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "config.yaml"
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    if record.exists():
+        if not resume:
+            raise UsageError(
+                f"{folder} holds a comparison already; give --resume to go on, or another --out"
+            )
+        if yaml.safe_load(record.read_text()) != config.model_dump():
+            raise UsageError(
+                f"{folder} was started with another configuration (see {record}); resume it with the same "
+                "options, or choose another --out"
+            )
+    record.write_text(text)
+
+
+def prepare(
+    config: CompareConfig, out: Path, cache: Path, progress: Progress | None = None
+) -> Prepared:
+    """Validate everything before step 0: names, budget, files, template; then fill the feature cache."""
+    methods = resolve_methods(config.methods)
+    Budget.parse(config.budget)
+    llm = config.parts.load_llm()
+    splits = load_splits(config.data, llm.tokenizer, progress)
+    if not splits.evaluation:
+        splits.notes.append(
+            "No evaluation data was given (--eval): accuracies are on validation data."
+        )
+    device = device_of(config.training)
+    size = config.parts.image_size
+    blank = _blank(splits, size)
+    for raw in sorted({method.cls.raw_input for method in methods}):
+        if config.training.encoder == "full" and not raw:
+            continue
+        encoder = config.parts.load_encoder(raw)
+        fill_store(
+            feature_store(encoder, cache), encoder, [*splits.media(), blank], device, progress
+        )
+    return Prepared(config, methods, splits, blank, cache, out)
+
+
+def _blank(splits: Splits, default: int) -> Media:
+    """A mid-grey image of the size of the first image: shows nothing, yet is a valid image."""
+    first = next(iter(splits.media()), None)
+    size = (default, default)
+    if first is not None:
+        with Image.open(io.BytesIO(first.read())) as image:
+            size = image.size
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (128, 128, 128)).save(buffer, format="PNG")
+    return Media("image", data=buffer.getvalue())
+
+
+def run_all(prepared: Prepared, watcher: Watcher) -> tuple[list[JobResult], list[JobResult]]:
+    """Every method under the first seed; the finalists, by validation accuracy, under the others."""
+    config = prepared.config
+    jobs = [prepared.job(method, 0, None) for method in prepared.methods]
+    results = run_jobs(jobs, config.workers, watcher)
+    first = [results[job.key] for job in jobs]
+    chosen = finalists(prepared, first, config.finalists)
+    later = [
+        prepared.job(method, seed, result.factor)
+        for seed in range(1, config.seeds)
+        for method, result in zip(prepared.methods, first, strict=True)
+        if method.name in chosen
+    ]
+    more = run_jobs(later, config.workers, watcher)
+    return first, [more[job.key] for job in later]
+
+
+def finalists(prepared: Prepared, first: Sequence[JobResult], count: int | None) -> list[str]:
+    """The methods with the best validation accuracy under the first seed."""
+    accuracy: dict[str, float] = {}
+    for method, result in zip(prepared.methods, first, strict=True):
+        if result.failure is None:
+            scores = load_scores(prepared.job(method, 0, None).folder)
+            accuracy[result.method] = float(scores["val"].mean())
+    ranked = sorted(accuracy, key=lambda name: (-accuracy[name], name))
+    return ranked if count is None else ranked[:count]

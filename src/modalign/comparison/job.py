@@ -1,0 +1,279 @@
+"""One job of a comparison: train one method under one seed in a process of its own, and measure it.
+
+Everything a job finds is written to its folder; a job whose ``result.json`` exists is never run again.
+A process of its own makes its peak memory its own, and its death nobody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from safetensors.torch import save_file
+
+from modalign.comparison.results import CurvePoint, Trial
+from modalign.data.records import Media
+from modalign.data.supervision import Sample
+from modalign.errors import ModalignError
+from modalign.evaluation.mir import modality_integration_rate
+from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
+from modalign.training.budget import Budget
+from modalign.training.collation import Collator, Pixels
+from modalign.training.costs import CostModel
+from modalign.training.methods import resolve_method
+from modalign.training.session import Session, SessionResult
+from modalign.training.settings import TrainSettings
+from modalign.training.sources import Parts
+from modalign.training.trainer import NonFiniteLossError
+from modalign.training.trainer import Progress as StepProgress
+
+LATENCY_REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told.
+
+    Attributes:
+        method: name.
+        seed: of new weights and data order.
+        factor: on all learning rates; None means: find it, by trials.
+        blank: the medium that stands for "no image".
+    """
+
+    method: str
+    seed: int
+    factor: float | None
+    budget: str
+    parts: Parts
+    settings: TrainSettings
+    train: Sequence[Sample]
+    val: Sequence[Sample]
+    evaluation: Sequence[Sample]
+    blank: Media
+    cache: Path
+    folder: Path
+    threads: int
+
+    @property
+    def key(self) -> str:
+        """Name of the job."""
+        return f"{self.method} seed {self.seed}"
+
+    def result(self) -> JobResult | None:
+        """The finished result, if there is one."""
+        path = self.folder / "result.json"
+        return JobResult.model_validate_json(path.read_text()) if path.exists() else None
+
+
+class JobResult(BaseModel):
+    """What a job found. Right and wrong answers are in ``scores.npz`` beside it."""
+
+    method: str
+    seed: int
+    failure: str | None = None
+    factor: float = 1.0
+    learning_rate: float | None = None
+    trials: list[Trial] = []
+    curve: list[CurvePoint] = []
+    samples: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    inference_flops: float | None = None
+    parameters: dict[str, int] = {}
+    trainable: dict[str, int] = {}
+    tokens: int = 0
+    peak_memory: int | None = None
+    time_to_first_answer: float | None = None
+    mir: float | None = None
+    val_loss: float | None = None
+    export_target: str = "remote-code"
+
+
+def run_job(job: Job, channel: Connection | None = None) -> JobResult:
+    """Train and measure; write ``result.json``, ``scores.npz`` and ``trained.safetensors``.
+
+    A loss that is no number is a result too: the method failed, and the comparison goes on.
+    """
+    torch.set_num_threads(job.threads)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        result = _train_and_measure(job, _teller(job, channel))
+    except NonFiniteLossError as error:
+        result = JobResult(method=job.method, seed=job.seed, failure=str(error))
+    _write(job.folder / "result.json", result.model_dump_json(indent=1))
+    return result
+
+
+def _teller(job: Job, channel: Connection | None) -> Callable[[str, StepProgress], None]:
+    """Send progress to the parent, a few times a second; end quietly when the parent is gone."""
+    last = 0.0
+    parent = multiprocessing.parent_process()
+
+    def tell(stage: str, step: StepProgress) -> None:
+        nonlocal last
+        if channel is None or time.monotonic() - last < 0.25:
+            return
+        last = time.monotonic()
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
+        with contextlib.suppress(OSError, ValueError):
+            channel.send((stage, step.fraction, step.loss, step.ledger.samples))
+
+    return tell
+
+
+def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> JobResult:
+    session = Session(
+        resolve_method(job.method),
+        job.parts,
+        job.settings,
+        job.train,
+        job.val,
+        job.cache,
+        job.seed,
+        report=tell,
+    )
+    counts = session.parts_table()
+    session.model.eval()
+    untrained = _score(session, job.evaluation)
+    found = session.run(Budget.parse(job.budget), job.folder, job.factor)
+    # The largest memory of training, before measuring adds its own. Linux counts in KiB.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if session.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    save_file(session.trained_state(), job.folder / "trained.safetensors")
+    session.merge_lora()
+    session.model.eval()
+    val = _score(session, job.val)
+    scores = {
+        "val": val.correct,
+        "untrained": untrained.correct,
+        **_evaluate(session, job.evaluation, job.blank),
+    }
+    _save_scores(job.folder / "scores.npz", scores)
+    return JobResult(
+        method=job.method,
+        seed=job.seed,
+        factor=found.factor,
+        learning_rate=job.settings.learning_rates.connector * found.factor,
+        trials=_trials(job, found),
+        curve=[CurvePoint(**point) for point in found.curve],  # type: ignore[arg-type]
+        samples=found.ledger.samples,
+        seconds=found.ledger.seconds,
+        flops=found.ledger.flops,
+        inference_flops=_inference_flops(session, job.evaluation or job.val),
+        parameters={count.part: count.parameters for count in counts},
+        trainable={count.part: count.trainable for count in counts},
+        tokens=session.processor.num_image_tokens,
+        peak_memory=int(peak),
+        time_to_first_answer=_time_to_first_answer(session, job.val),
+        mir=modality_integration_rate(session.model, job.val, session.collator, session.device),
+        val_loss=val.mean_loss,
+        export_target=session.model.connector("image").export_target,
+    )
+
+
+def _trials(job: Job, found: SessionResult) -> list[Trial]:
+    base = job.settings.learning_rates.connector
+    return [
+        Trial(
+            learning_rate=base * trial.factor,
+            samples=trial.samples,
+            val_loss=trial.val_loss,
+            kept=trial.kept,
+        )
+        for trial in found.trials
+    ]
+
+
+def _score(session: Session, samples: Sequence[Sample]) -> Scores:
+    tokenizer = session.processor.tokenizer
+    yes = tokenizer("yes", add_special_tokens=False)["input_ids"]
+    return score(
+        session.model, samples, session.collator, session.device, yes_token=yes[0] if yes else None
+    )
+
+
+def _evaluate(session: Session, samples: Sequence[Sample], blank: Media) -> dict[str, np.ndarray]:
+    """Answers with the right image, with a blank one and with somebody else's."""
+    if not samples:
+        return {}
+    real = _score(session, samples)
+    return {
+        "eval": real.correct,
+        "yes": real.said_yes,
+        "blank": _score(session, blanked(samples, blank)).correct,
+        "shuffled": _score(session, shuffled(samples)).correct,
+    }
+
+
+def _inference_flops(session: Session, samples: Sequence[Sample]) -> float | None:
+    """Forward FLOPs of a question of median length about one image, encoder included."""
+    collator = session.collator
+    lengths = [
+        sample.length(collator.token_id, collator.tokens_per_medium)
+        for sample in samples
+        if len(sample.media) == 1
+    ]
+    if not lengths:
+        return None
+    costs = CostModel.of(session.model)
+    return costs.forward(1, int(statistics.median(lengths)), 1, 1, encode=True)
+
+
+@torch.inference_mode()
+def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float | None:
+    """Median seconds from pixels to the first token, one question at a time, after a warm-up."""
+    chosen = [sample for sample in samples if len(sample.media) == 1][:LATENCY_REPEATS]
+    if not chosen:
+        return None
+    collator: Collator = replace(session.collator, source=Pixels(session.processor.image_processor))
+    seconds: list[float] = []
+    for sample in [chosen[0], *chosen]:
+        flags = np.zeros_like(sample.supervised)
+        flags[sample.prompt_length] = True  # only the first answer token is asked for
+        started = time.perf_counter()
+        batch = collator([replace(final_turn(sample), supervised=flags)]).to(session.device)
+        session.model(**batch.model_inputs(), use_cache=True).logits.argmax(-1).cpu()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def _save_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **scores)
+    temporary.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def load_scores(folder: Path) -> dict[str, np.ndarray]:
+    """Read a job's answers.
+
+    Raises:
+        ModalignError: the file is damaged.
+    """
+    try:
+        with np.load(folder / "scores.npz", allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise ModalignError(
+            f"{folder / 'scores.npz'} cannot be read ({error}); delete the folder to run it again"
+        ) from error

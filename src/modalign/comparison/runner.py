@@ -1,0 +1,174 @@
+"""Run jobs in processes of their own, several at a time; one that dies takes nobody with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from modalign.comparison.job import Job, JobResult, run_job
+from modalign.errors import ModalignError
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a running job is."""
+
+    key: str
+    stage: str
+    fraction: float
+    loss: float
+    samples: int
+
+
+class Watcher(Protocol):
+    """Who is told how the jobs go (a live table, a log, nobody)."""
+
+    def started(self, job: Job) -> None:
+        """A job's process was started."""
+
+    def advanced(self, progress: JobProgress) -> None:
+        """A running job made progress."""
+
+    def finished(self, job: Job, result: JobResult) -> None:
+        """A job ended, well or not."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def started(self, job: Job) -> None:
+        """Ignore."""
+
+    def advanced(self, progress: JobProgress) -> None:
+        """Ignore."""
+
+    def finished(self, job: Job, result: JobResult) -> None:
+        """Ignore."""
+
+
+def _context(threads: int) -> ForkServerContext:
+    """Workers are forked from a server that has imported torch but never computed with it.
+
+    The server reads the number of threads from its environment: set later, some libraries would
+    still start one per core, and processes that compete so are many times slower.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["modalign.comparison.job"])
+    return context
+
+
+def _work(job: Job, channel: Connection) -> None:
+    # The terminal's Ctrl-C reaches the whole group; the parent decides what becomes of its jobs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        run_job(job, channel)
+    except ModalignError as error:
+        channel.send(("failure", str(error)))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        channel.send(("failure", f"{type(error).__name__}: {error}"))
+        raise
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: BaseProcess
+    channel: Connection
+    failure: str | None = None
+
+
+def run_jobs(
+    jobs: Iterable[Job], workers: int, watcher: Watcher | None = None
+) -> dict[str, JobResult]:
+    """Run jobs, at most ``workers`` at a time, in order; finished ones are taken from their folders.
+
+    Returns:
+        results by job key, failed ones too (their ``failure`` says why).
+    """
+    watcher = watcher or Silent()
+    results: dict[str, JobResult] = {}
+    waiting: list[Job] = []
+    for job in jobs:
+        known = job.result()
+        if known is not None:
+            results[job.key] = known
+            watcher.finished(job, known)
+        else:
+            waiting.append(job)
+    context = _context(waiting[0].threads if waiting else 1)
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(_start(context, waiting.pop(0), watcher))
+            _listen(running, watcher)
+            for entry in [entry for entry in running if not entry.process.is_alive()]:
+                running.remove(entry)
+                results[entry.job.key] = _finish(entry, watcher)
+    finally:
+        for entry in running:
+            entry.process.kill()
+            entry.process.join()
+    return results
+
+
+def _start(context: ForkServerContext, job: Job, watcher: Watcher) -> _Running:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, sender), name=job.key, daemon=True)
+    process.start()
+    sender.close()
+    watcher.started(job)
+    return _Running(job, process, receiver)
+
+
+def _listen(running: list[_Running], watcher: Watcher) -> None:
+    """Wait for a message or an end, and pass messages on."""
+    sentinels = [entry.process.sentinel for entry in running]
+    multiprocessing.connection.wait(
+        [*(entry.channel for entry in running), *sentinels], timeout=1.0
+    )
+    for entry in running:
+        try:
+            while entry.channel.poll():
+                message = entry.channel.recv()
+                if message[0] == "failure":
+                    entry.failure = message[1]
+                else:
+                    watcher.advanced(JobProgress(entry.job.key, *message))
+        except EOFError:
+            entry.process.join()
+
+
+def _finish(entry: _Running, watcher: Watcher) -> JobResult:
+    _listen([entry], watcher)
+    result = entry.job.result()
+    if result is None:
+        reason = entry.failure or _death(entry.process.exitcode)
+        result = JobResult(method=entry.job.method, seed=entry.job.seed, failure=reason)
+    watcher.finished(entry.job, result)
+    return result
+
+
+def _death(code: int | None) -> str:
+    """Why a process ended without saying so."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory, most likely)" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}; 'modalign compare --resume' tries it again"
+    return f"its process ended with exit code {code}; 'modalign compare --resume' tries it again"

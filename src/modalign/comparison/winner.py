@@ -1,0 +1,146 @@
+"""The winner's folder, and the example scenes that every method answers."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
+
+from modalign.comparison import format as fmt
+from modalign.comparison.job import Job, JobResult
+from modalign.comparison.results import Comparison, Example
+from modalign.data.supervision import Sample
+from modalign.evaluation.generation import generate_answers
+from modalign.models.export import conversation_of, save_model, verify_saved
+from modalign.training import checkpoint
+from modalign.training.methods import resolve_method
+from modalign.training.session import Session
+from modalign.training.sources import Progress
+
+if TYPE_CHECKING:
+    from modalign.comparison.compare import Prepared
+
+
+def trained_session(job: Job) -> Session:
+    """Rebuild the session of a finished job, with its trained weights."""
+    session = Session(
+        resolve_method(job.method),
+        job.parts,
+        job.settings,
+        job.train[:1],
+        job.val[:1],
+        job.cache,
+        job.seed,
+    )
+    checkpoint.load_trainable(session.model, load_file(job.folder / "trained.safetensors"))
+    session.merge_lora()
+    session.model.eval()
+    return session
+
+
+def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Questions about different images, one skill after the other, in file order."""
+    by_skill: dict[str | None, list[Sample]] = {}
+    for sample in samples:
+        if sample.media:
+            by_skill.setdefault(sample.record.skill, []).append(sample)
+    chosen: list[Sample] = []
+    used: set[object] = set()
+    while len(chosen) < count and any(by_skill.values()):
+        for queue in by_skill.values():
+            while queue:
+                sample = queue.pop(0)
+                if sample.media[0] not in used:
+                    used.add(sample.media[0])
+                    chosen.append(sample)
+                    break
+    return chosen[:count]
+
+
+def answer_examples(
+    prepared: Prepared, first: Sequence[JobResult], progress: Progress | None = None
+) -> list[Example]:
+    """Let every trained method generate an answer to the same questions."""
+    samples = chosen_examples(
+        prepared.splits.evaluation or prepared.splits.val, prepared.config.examples
+    )
+    examples = [
+        Example(
+            id=sample.record.id,
+            image_png_base64=base64.b64encode(sample.media[0].read()).decode(),
+            question=" ".join(m.text for m in sample.record.messages if m.role == "user"),
+            expected=sample.record.answer,
+            skill=sample.record.skill,
+        )
+        for sample in samples
+    ]
+    working = [result for result in first if result.failure is None]
+    for number, result in enumerate(working):
+        job = prepared.job(resolve_method(result.method), result.seed, None)
+        session = trained_session(job)
+        answers = generate_answers(
+            session.model, session.collator, samples, session.processor.tokenizer
+        )
+        for example, answer in zip(examples, answers, strict=True):
+            example.answers[result.method] = answer
+            example.correct[result.method] = answer.strip() == example.expected.strip()
+        if progress:
+            progress("answering examples", number + 1, len(working))
+    return examples
+
+
+def save_winner(
+    prepared: Prepared,
+    comparison: Comparison,
+    results: Sequence[JobResult],
+    progress: Progress | None = None,
+) -> Path:
+    """Save the recommended method's best seed (by validation) as a Hugging Face folder, and check it.
+
+    What is saved is loaded again and compared with the trained model before this returns.
+    """
+    assert comparison.recommendation is not None
+    name = comparison.recommendation.method
+    trained = [r for r in results if r.method == name and r.failure is None]
+    best = min(
+        trained, key=lambda r: (r.val_loss if r.val_loss is not None else float("inf"), r.seed)
+    )
+    session = trained_session(prepared.job(resolve_method(name), best.seed, None))
+    folder = prepared.out / "best"
+    if progress:
+        progress("saving the winner", 0, 1)
+    save_model(session.model, session.processor, folder, card=_card(comparison))
+    samples = [s for s in prepared.splits.val if s.media][:4]
+    conversations = [conversation_of(sample.record) for sample in samples]
+    verify_saved(folder, session.model, session.processor, conversations)
+    if progress:
+        progress("saving the winner", 1, 1)
+    return folder
+
+
+def _card(comparison: Comparison) -> str:
+    """The measured comparison, for the model card."""
+    recommendation = comparison.recommendation
+    assert recommendation is not None
+    lines = [
+        f"Chosen by `modalign compare` among {len(comparison.methods)} methods: {recommendation.reason} "
+        f"The same rule picks it in {fmt.percent(recommendation.confidence)} of bootstrap replicates.",
+        "",
+        "| method | family | accuracy | trainable parameters | tokens |",
+        "|---|---|---|---|---|",
+    ]
+    for method in sorted(comparison.methods, key=lambda m: m.rank or 10**6):
+        accuracy = fmt.interval(method.accuracy_interval) if method.accuracy_interval else "failed"
+        lines.append(
+            f"| {method.name} | {method.family} | {accuracy} | "
+            f"{fmt.count(method.trainable_parameters)} | {fmt.count(method.tokens)} |"
+        )
+    parts = comparison.setting
+    lines += [
+        "",
+        f"Language model: {parts.llm}. Encoder: {parts.encoder}. Their licences apply to these weights.",
+    ]
+    return "\n".join(lines)

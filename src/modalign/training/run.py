@@ -1,0 +1,139 @@
+"""Train one method from data files to a saved and checked model folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modalign.errors import UsageError
+from modalign.models.export import conversation_of, save_model, verify_saved
+from modalign.starter.build import cache_directory
+from modalign.training import checkpoint
+from modalign.training.budget import Budget
+from modalign.training.methods import resolve_method
+from modalign.training.parallel import Parallel
+from modalign.training.session import Session
+from modalign.training.settings import TrainSettings
+from modalign.training.sources import DataFiles, Parts, Progress, load_splits
+from modalign.training.trainable import PartCount
+from modalign.training.trainer import Progress as StepProgress
+
+
+@dataclass
+class TrainResult:
+    """What ``modalign train`` reports."""
+
+    method: str
+    folder: Path
+    parts: list[PartCount]
+    factor: float
+    steps: int
+    samples: int
+    seconds: float
+    flops: float
+    val_loss: float | None
+    saved: str = ""
+    difference: float | None = None
+    notes: list[str] = field(default_factory=list)
+    main: bool = True
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def train_method(
+    name: str,
+    parts: Parts,
+    files: DataFiles,
+    settings: TrainSettings,
+    budget: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    factor: float | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train one method, save it to ``out/model``, load it again and compare.
+
+    Raises:
+        UsageError: a wrong name or budget, or a folder of another run.
+        DataError: broken data.
+    """
+    method, allowance = resolve_method(name), Budget.parse(budget)
+    parallel = Parallel(settings)
+    _claim(
+        out,
+        {
+            "method": name,
+            "parts": parts.model_dump(),
+            "data": files.model_dump(),
+            "settings": settings.model_dump(exclude={"processes"}),
+            "budget": budget,
+            "seed": seed,
+            "factor": factor,
+        },
+        resume,
+        parallel.main,
+    )
+    parallel.barrier()
+    splits = load_splits(files, parts.load_llm().tokenizer, progress if parallel.main else None)
+
+    def report(stage: str, step: StepProgress) -> None:
+        if progress:
+            progress(f"{stage} (loss {step.loss:.3f})"[:40], int(step.fraction * 1000), 1000)
+
+    session = Session(
+        method,
+        parts,
+        settings,
+        splits.train,
+        splits.val,
+        cache_directory(),
+        seed,
+        parallel=parallel,
+        report=report if parallel.main else None,
+    )
+    table = session.parts_table()
+    found = session.run(allowance, out / "run", factor)
+    losses = [p["val_loss"] for p in found.curve if p.get("val_loss") is not None]
+    result = TrainResult(
+        method=name,
+        folder=out,
+        parts=table,
+        factor=found.factor,
+        steps=found.steps,
+        samples=found.ledger.samples,
+        seconds=found.ledger.seconds,
+        flops=found.ledger.flops,
+        val_loss=losses[-1] if losses else None,
+        notes=splits.notes,
+        main=parallel.main,
+    )
+    if parallel.main:
+        session.merge_lora()
+        saved = save_model(session.model, session.processor, out / "model")
+        result.saved = saved.kind
+        probes = [conversation_of(s.record) for s in (*splits.val, *splits.train) if s.media][:4]
+        result.difference = verify_saved(out / "model", session.model, session.processor, probes)
+        checkpoint.write_json(out / "result.json", result.summary())
+    parallel.barrier()
+    return result
+
+
+def _claim(out: Path, settings: dict[str, Any], resume: bool, main: bool) -> None:
+    """Make the folder this run's own; refuse to mix two."""
+    record = out / "run.json"
+    if record.exists():
+        if not resume:
+            raise UsageError(f"{out} holds a run already; give --resume to go on, or another --out")
+        if json.loads(record.read_text()) != json.loads(json.dumps(settings)):
+            raise UsageError(
+                f"{out} was started with other settings (see {record}); resume it with the same"
+            )
+    if main:
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(record, settings)
