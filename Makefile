@@ -1,0 +1,49 @@
+# make demo    install, compare twelve methods on the built-in starter (8 minutes on 2 cores)
+# make test    install, lint, type-check and test (10 minutes on 2 cores)
+# make report  the full comparison: every method, three seeds, a larger budget (an hour)
+# make bench   measured comparisons
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs
+
+.PHONY: demo test test-slow lint report bench starter clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/modalign compare --out $(OUT)/demo --resume
+
+report: $(VENV)/.installed
+	$(BIN)/modalign compare --methods all --finalists 0 --budget 60000samples --out $(OUT)/report --resume
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.speed
+
+starter: $(VENV)/.installed
+	$(BIN)/modalign starter build
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
