@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from modalign.data.features import FeatureStore, encoder_key
 from modalign.data.images import open_image
 from modalign.data.records import Media

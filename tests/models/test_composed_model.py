@@ -270,7 +270,7 @@ def test_text_only_batches_touch_the_whole_connector(name: str, compose_tiny: Co
     with torch.no_grad():
         expected = model(**batch).logits
     model.train()
-    touched = {key for key in _gradients(model, rows(model, processor, [1, 0]))}
+    touched = set(_gradients(model, rows(model, processor, [1, 0])))
     gradients = _gradients(model, batch)
     assert gradients.keys() == touched
     assert all(not gradient.any() for gradient in gradients.values())

@@ -130,6 +130,7 @@ class InLayerConnector(Connector):
     """
 
     enters = "in-layer"
+    first_layer: int = 0  # the lowest decoder layer that reads, known once attached
 
     @abstractmethod
     def encode(

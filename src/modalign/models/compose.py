@@ -267,7 +267,6 @@ def _grow_vocabulary(model: PreTrainedModel, size: int) -> None:
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if isinstance(layer, nn.Module) and layer.weight.shape[0] == size:
-                for rows in (layer.weight, getattr(layer, "bias", None)):
-                    if rows is not None:
-                        rows[old:] = rows[:old].mean(dim=0)
+            for rows in layer.parameters() if isinstance(layer, nn.Module) else ():
+                if rows.shape[0] == size:
+                    rows[old:] = rows[:old].mean(dim=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -45,8 +46,8 @@ class Budget:
                 f"budget {text!r} is not understood; write 20000samples, 90s, 10m, 1h or 3e14flops"
             )
         amount = float(match.group(1).replace("_", "")) * unit[1]
-        if amount <= 0:
-            raise UsageError(f"budget {text!r} must be positive")
+        if not 0 < amount < math.inf:
+            raise UsageError(f"budget {text!r} must be positive and finite")
         return cls(unit[0], amount)
 
     def share(self, fraction: float) -> Budget:
@@ -55,7 +56,8 @@ class Budget:
 
     def __str__(self) -> str:
         unit = {"samples": "samples", "seconds": "s", "flops": "flops"}[self.kind]
-        return f"{self.amount:g}{unit}"
+        short = f"{self.amount:g}"
+        return f"{short if float(short) == self.amount else repr(float(self.amount))}{unit}"
 
 
 @dataclass

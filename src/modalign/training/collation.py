@@ -33,7 +33,8 @@ class Batch:
         features: encoder features of all media, in reading order.
         pixel_values: (n, 3, H, W) instead, where the encoder trains.
         num_supervised: supervised tokens of the whole batch over micro-batches and devices.
-        samples: the samples, in the order their rows (and packed places) have.
+        num_tokens: positions that hold a token.
+        samples: the samples, in the order they were given in (``owner`` counts them so).
     """
 
     input_ids: Tensor
@@ -46,6 +47,7 @@ class Batch:
     features: dict[str, Features] = field(default_factory=dict)
     pixel_values: Tensor | None = None
     num_supervised: float = 1.0
+    num_tokens: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Move every tensor."""
@@ -63,10 +65,7 @@ class Batch:
         """Share of positions that hold no token."""
         if self.attention_mask.dim() == 2:
             return 1 - float(self.attention_mask.float().mean())
-        real = (self.attention_mask.diagonal(dim1=-2, dim2=-1) == 0) & (self.input_ids != -1)[
-            :, None
-        ]
-        return 1 - float(real.float().mean())
+        return 1 - self.num_tokens / self.input_ids.numel()
 
     def model_inputs(self) -> dict[str, object]:
         """Arguments of the model's forward."""
@@ -178,6 +177,7 @@ class Collator:
             owner=torch.from_numpy(segments[keep]),
             samples=list(samples),
             num_supervised=float(keep.sum()),
+            num_tokens=sum(lengths),
             **self.source.fetch(media),  # type: ignore[arg-type]
         )
 

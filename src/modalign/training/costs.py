@@ -1,14 +1,17 @@
 """Training and inference FLOPs of a composed model, by formula (a multiply-add counts 2).
 
-Forward: 2 x parameters x positions for every matrix of the language model, 4 T^2 D per layer for
-attention scores and sums, the output projection only where it is needed. Backward: as much again for
-gradients of activations, and as much again for gradients of weights where they train. A frozen
-encoder whose features are cached is shared by all methods and not charged to any.
+Forward: 2 x parameters x positions for every matrix of the language model, 4 T^2 times the heads'
+joint width per layer for attention scores and sums, the output projection only where it is needed.
+Backward: as much again for gradients of activations, and as much again for gradients of weights
+where they train; attention has two activations to every product, so it always costs twice its
+forward. With a frozen language model nothing flows below the first layer that a connector enters.
+A frozen encoder whose features are cached is shared by all methods and not charged to any.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -18,9 +21,27 @@ from modalign.models.parts import decoder_layers, hidden_size
 from modalign.training.settings import EncoderMode, LLMMode
 
 
-def _matrix_parameters(module: nn.Module) -> int:
+def _matrix_parameters(module: nn.Module, only: str = "") -> int:
     """Parameters that multiply every position: all but embeddings and vectors."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    return sum(
+        parameter.numel()
+        for name, parameter in module.named_parameters()
+        if parameter.dim() > 1 and only in name
+    )
+
+
+def _attention_width(config: Any) -> int:
+    """Width of all heads together; the model's own width where no size of a head is given."""
+    head = getattr(config, "head_dim", None)
+    return head * config.num_attention_heads if head else config.hidden_size
+
+
+def _encoder_flops(encoder: nn.Module) -> float:
+    N = int(encoder.num_features)  # type: ignore[arg-type]
+    flops = 2.0 * _matrix_parameters(encoder) * N
+    config = getattr(getattr(encoder, "tower", None), "config", None)
+    layers, width = (getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size"))
+    return flops + (4.0 * layers * N**2 * width if layers and width else 0.0)
 
 
 @dataclass(frozen=True)
@@ -28,9 +49,12 @@ class CostModel:
     """FLOPs of one model in one stage.
 
     Attributes:
-        layer_parameters: matrix parameters of all decoder layers.
+        layer_parameters: matrix parameters of all decoder layers, LoRA's included.
+        lora_parameters: LoRA's alone.
         layers: number of decoder layers.
+        first_layer: the lowest one that a connector enters.
         hidden: D.
+        attention: width of all attention heads together.
         vocabulary: V.
         connector: FLOPs of the connector per medium.
         per_position: FLOPs an in-layer connector adds per text position.
@@ -38,8 +62,11 @@ class CostModel:
     """
 
     layer_parameters: int
+    lora_parameters: int
     layers: int
+    first_layer: int
     hidden: int
+    attention: int
     vocabulary: int
     connector: float
     per_position: float
@@ -51,30 +78,27 @@ class CostModel:
         layers = decoder_layers(model.language_model)
         connector: Connector = model.connector(modality)
         encoder = model.encoders[modality]
-        num_features = int(encoder.num_features)  # type: ignore[arg-type]
+        in_layer = isinstance(connector, InLayerConnector)
         return cls(
             layer_parameters=_matrix_parameters(layers),
+            lora_parameters=_matrix_parameters(layers, "lora_"),
             layers=len(layers),
+            first_layer=connector.first_layer if in_layer else 0,  # type: ignore[attr-defined]
             hidden=hidden_size(model.language_model),
+            attention=_attention_width(model.language_model.config),
             vocabulary=model.get_input_embeddings().weight.shape[0],
-            connector=connector.flops(num_features),
-            per_position=connector.flops_per_position()
-            if isinstance(connector, InLayerConnector)
-            else 0.0,
-            encoder=2.0 * _matrix_parameters(encoder) * num_features,
+            connector=connector.flops(int(encoder.num_features)),  # type: ignore[arg-type]
+            per_position=connector.flops_per_position() if in_layer else 0.0,  # type: ignore[attr-defined]
+            encoder=_encoder_flops(encoder),
         )
 
     def forward(self, rows: int, length: int, kept: int, media: int, encode: bool = False) -> float:
         """Forward FLOPs of (rows, length) positions with ``kept`` output projections."""
-        positions = rows * length
-        llm = (
-            2.0 * self.layer_parameters * positions
-            + 4.0 * self.layers * rows * length**2 * self.hidden
-        )
-        llm += 2.0 * kept * self.hidden * self.vocabulary
         return (
-            llm
-            + self.per_position * positions
+            2.0 * self.layer_parameters * rows * length
+            + self._attention(rows, length)
+            + self._head(kept)
+            + self.per_position * rows * length
             + media * (self.connector + (self.encoder if encode else 0))
         )
 
@@ -84,5 +108,18 @@ class CostModel:
         """FLOPs of a training step: forward and backward."""
         connector = media * self.connector + self.per_position * rows * length
         tower = media * self.encoder if encoder == "full" else 0.0
-        language = self.forward(rows, length, kept, 0) - self.per_position * rows * length
-        return 3 * connector + 3 * tower + (3 if llm == "full" else 2) * language
+        maps = 2.0 * self.layer_parameters * rows * length
+        attention, head = self._attention(rows, length), self._head(kept)
+        if llm == "full":
+            return 3 * (connector + tower + maps + attention + head)
+        lora = 2.0 * self.lora_parameters * rows * length
+        # The share of layers that gradients reach.
+        reached = 1.0 if llm == "lora" else 1 - self.first_layer / self.layers
+        language = maps + attention + reached * (maps + 2 * attention) + lora + 2 * head
+        return 3 * (connector + tower) + language
+
+    def _attention(self, rows: int, length: int) -> float:
+        return 4.0 * self.layers * rows * length**2 * self.attention
+
+    def _head(self, kept: int) -> float:
+        return 2.0 * kept * self.hidden * self.vocabulary

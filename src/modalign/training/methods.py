@@ -91,12 +91,9 @@ def resolve_methods(choice: list[str] | str) -> list[Method]:
             names += method_names()
         elif word in ("all:published", "published"):
             names += method_names("published")
-        elif word.rstrip("s") in ("converter", "perceiver"):
-            names += [
-                name
-                for name in method_names()
-                if resolve_method(name).cls.family == word.rstrip("s")
-            ]
+        elif word.removesuffix("s") in ("converter", "perceiver"):
+            family = word.removesuffix("s")
+            names += [name for name in method_names() if resolve_method(name).cls.family == family]
         elif word:
             names.append(word)
     if not names:

@@ -146,9 +146,12 @@ class FrozenCheck:
 
 def _fingerprint(tensor: Tensor) -> int:
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    raw = local.detach().flatten().contiguous().view(torch.uint8)
-    raw = torch.nn.functional.pad(raw, (0, -raw.numel() % 4))
-    words = raw.view(torch.int32)
-    return int(words.sum(dtype=torch.int64)) + int(
-        (words[1::2] ^ 0x5BD1E995).sum(dtype=torch.int64)
+    raw = local.detach().flatten().contiguous().view(torch.uint8)  # a number has no bytes to view
+    usable = raw.numel() // 4 * 4
+    words = raw[:usable].view(torch.int32)
+    return (
+        int(words.sum(dtype=torch.int64))
+        + int((words[1::2] ^ 0x5BD1E995).sum(dtype=torch.int64))
+        + int((words[::3] ^ 0x1B873593).sum(dtype=torch.int64))
+        + int(raw[usable:].sum(dtype=torch.int64))
     )

@@ -60,10 +60,10 @@ class GatedBlock(nn.Module):
         self.q = nn.Linear(hidden_size, inner, bias=False)
         self.kv = nn.Linear(memory_width, 2 * inner, bias=False)
         self.out = nn.Linear(inner, hidden_size, bias=False)
-        self.attention_gate = nn.Parameter(torch.zeros(()))
+        self.attention_gate = nn.Parameter(torch.zeros(1))
         self.ffn_norm = nn.LayerNorm(hidden_size)
         self.ffn = FeedForward(hidden_size, ffn, bias=False)
-        self.ffn_gate = nn.Parameter(torch.zeros(()))
+        self.ffn_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor, keys_values: Tensor, allowed: Tensor) -> Tensor:
         """What to add to hidden (B, T, D); keys_values (B, K, 2 i), allowed (B, T, K)."""
@@ -207,6 +207,7 @@ class GatedCrossAttention(HookedConnector):
         """Put a block before every n-th layer."""
         self.detach()
         self.check_layers(layers)
+        self.first_layer = self.every - 1
         for index, _ in enumerate(self.blocks):
             place = (index + 1) * self.every - 1
             hook = partial(self._before_layer, index, place)

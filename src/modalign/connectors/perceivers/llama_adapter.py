@@ -184,6 +184,7 @@ class LlamaAdapter(HookedConnector):
         """Hook the query and output projections of the upper layers' self-attention."""
         self.detach()
         self.check_layers(layers)
+        self.first_layer = self.skip
         found = [(i, _Attention.of(layers[i], i)) for i in range(self.skip, len(layers))]
         for i, attention in found:
             layer, pending = layers[i], _Pending()
