@@ -1,0 +1,169 @@
+"""Checkpoints: whole or absent, whatever kills the process; damage is named; no pickle anywhere."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_session import (
+    EVERY_STEP,
+    Plan,
+    assert_same,
+    child,
+    die_at_write,
+    trained,
+    trained_through_kills,
+)
+
+from modalign.errors import ModalignError, UsageError
+from modalign.training import checkpoint
+
+SOURCE = Path(checkpoint.__file__).parents[1]
+Make = Callable[..., Plan]
+
+CASES = {
+    "samples": {"budget": "96samples"},
+    "flops, accumulation": {"budget": "0.8gflops", "settings": {"accumulate": 2}},
+    "full language model, in-layer": {
+        "method": "gated_cross_attention",
+        "settings": {"llm": "full"},
+    },
+    "lora, packing": {"settings": {"llm": "lora", "packing": True, "pack_length": 96}},
+    "trials": {"factor": None, "budget": "240samples", "val": 4},
+    "stage one": {"method": "qformer", "budget": "128samples"},
+    "encoder": {"settings": {"encoder": "full"}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(
+    plan: Make, tmp_path: Path, case: str
+) -> None:
+    chosen = {"settings": {}, **CASES[case]}
+    chosen["settings"] = {**chosen["settings"], "checkpoint_seconds": EVERY_STEP}
+    whole, _ = trained(plan(**chosen), tmp_path / "whole")
+    survived, kills = trained_through_kills(plan(**chosen), tmp_path / "killed", seed=len(case))
+    assert kills > 2
+    assert_same(whole, survived)
+
+
+def test_a_kill_from_outside_at_any_time(plan: Make, tmp_path: Path) -> None:
+    made = plan(budget="2000samples", settings={"checkpoint_seconds": 0.02})
+    whole, _ = trained(made, tmp_path / "whole")
+    codes = [
+        child(lambda: made.run(tmp_path / "killed") and None, kill_after=seconds)
+        for seconds in (0.9, 1.3)
+    ]
+    assert codes == [-signal.SIGKILL] * 2
+    assert checkpoint.checkpoints(tmp_path / "killed/train")
+    assert_same(whole, trained(made, tmp_path / "killed")[0])
+
+
+def test_seconds_spent_before_a_kill_count(plan: Make, tmp_path: Path) -> None:
+    made = plan(budget="0.8s", settings={"checkpoint_seconds": EVERY_STEP})
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def work() -> None:
+        session = made.session()
+        die_at_write(folder, 150)
+        made.run(folder, session)
+
+    assert child(work) == -signal.SIGKILL
+    before = checkpoint.load_checkpoint(checkpoint.checkpoints(folder / "train")[-1])[2]["ledger"]
+    assert 0 < before["seconds"] < 0.6
+    result = made.run(folder)
+    assert result.ledger.samples > before["samples"]
+    longest = 0.25  # one step on a busy machine
+    assert 0.6 <= result.ledger.seconds < 0.6 + longest
+
+
+def test_two_checkpoints_are_kept_and_half_written_ones_removed(plan: Make, tmp_path: Path) -> None:
+    made = plan(settings={"checkpoint_seconds": EVERY_STEP})
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def work() -> None:
+        session = made.session()
+        die_at_write(folder, 31)
+        made.run(folder, session)
+
+    assert child(work) == -signal.SIGKILL
+    (folder / "train/.step-00000099").mkdir(exist_ok=True)
+    made.run(folder)
+    assert [path.name for path in sorted((folder / "train").iterdir())] == [
+        "step-00000005",
+        "step-00000006",
+    ]
+
+
+@pytest.mark.parametrize("file", ["trainable.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_a_damaged_checkpoint_is_named(
+    plan: Make, tmp_path: Path, file: str, damage: str
+) -> None:
+    made = plan(budget="24samples")
+    made.run(tmp_path)
+    newest = checkpoint.checkpoints(tmp_path / "train")[-1]
+    broken = newest / file
+    content = broken.read_bytes()
+    broken.unlink()
+    if damage == "cut":
+        broken.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModalignError, match=f"{re.escape(str(newest))} cannot be read.*delete it"):
+        made.run(tmp_path)
+
+
+def test_another_plan_does_not_go_on_in_the_same_folder(plan: Make, tmp_path: Path) -> None:
+    plan(budget="24samples").run(tmp_path)
+    for changed, word in [
+        (plan(budget="48samples"), "budget"),
+        (plan(budget="24samples", factor=3.0), "learning_rates"),
+        (plan(budget="24samples", settings={"batch_size": 4}), "batch_size"),
+        (plan(budget="24samples", count=41), "samples"),
+    ]:
+        with pytest.raises(UsageError, match=f"another {word}"):
+            changed.run(tmp_path)
+
+
+def test_a_finished_run_is_not_trained_again(plan: Make, tmp_path: Path) -> None:
+    made = plan(factor=None, budget="160samples", val=4)
+    first, result = trained(made, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    steps: list[object] = []
+    session = made.session(report=lambda *step: steps.append(step))
+    assert made.run(tmp_path, session) == result
+    assert not steps
+    assert_same(first, session.trained_state())
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_what_does_not_fit_the_model_is_refused() -> None:
+    model = torch.nn.Linear(2, 3)
+    with pytest.raises(ModalignError, match="bias"):
+        checkpoint.load_trainable(model, {"weight": torch.zeros(3, 2)})
+    with pytest.raises(ModalignError, match="shape"):
+        checkpoint.load_trainable(model, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)})
+
+
+def test_no_pickle_is_written_or_read(plan: Make, tmp_path: Path) -> None:
+    plan(method="qformer", factor=None, budget="160samples", val=4).run(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for path in files:
+        assert path.suffix in {".safetensors", ".json", ".jsonl", ".csv"}, path
+        assert path.read_bytes()[:1] != b"\x80", path  # pickle
+        assert path.read_bytes()[:2] != b"PK", path  # torch.save
+    words = re.compile(r"torch\.(load|save)\b|\bpickle\b(?!\.| is| anywhere)|allow_pickle=True")
+    found = [
+        f"{path}: {line}"
+        for path in SOURCE.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if words.search(line.split("#")[0]) and ("import" in line or "(" in line or "=" in line)
+        and "allow_pickle=False" not in line
+    ]  # fmt: skip
+    assert not found

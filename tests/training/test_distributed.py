@@ -1,0 +1,153 @@
+"""Two processes against one on the same global batches: equal losses, weights and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed_work import one
+from safetensors.torch import load_file
+from tiny_session import EVERY_STEP, Plan, assert_same
+
+from modalign.training import checkpoint
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-5
+# 22 samples in batches of 3: one process has a sample more, and the last batch is a single sample.
+# Batches are sorted by number of images: some have an image in one process only.
+SHARED: dict[str, Any] = {"batch_size": 3}
+DATA: dict[str, Any] = {"budget": "32samples", "count": 22, "val": 4}
+CASES: dict[str, dict[str, Any]] = {
+    "ddp": {"settings": {"accumulate": 2}},
+    "ddp, lora": {"settings": {"llm": "lora", "packing": True, "pack_length": 96}},
+    "ddp, stage one, trials": {
+        "plan": {"method": "qformer", "factor": None, "budget": "72samples"}
+    },
+    "fsdp, full": {"settings": {"parallel": "fsdp", "llm": "full"}},
+    "fsdp, in-layer": {
+        "settings": {"parallel": "fsdp", "gradient_checkpointing": True},
+        "plan": {"method": "gated_cross_attention"},
+    },
+    "fsdp, stage one, trials": {
+        "settings": {"parallel": "fsdp"},
+        "plan": {"method": "qformer", "factor": None, "budget": "72samples"},
+    },
+    "fsdp, encoder": {"settings": {"parallel": "fsdp", "encoder": "full"}},
+}
+CUT = 3  # steps before a run is cut off, to be resumed in another world
+
+
+def _job(plan: Callable[..., Plan], folder: Path, case: dict[str, Any], **more: Any) -> dict:
+    changes = {**DATA, **case.get("plan", {})}
+    often = {"checkpoint_seconds": EVERY_STEP} if "cut" in more else {}
+    settings = {**SHARED, **often, **case.get("settings", {})}
+    return {"plan": asdict(plan(**changes)), "folder": str(folder), "settings": settings, **more}
+
+
+class World:
+    """What two processes and one process made of the same trainings."""
+
+    def __init__(self, plan: Callable[..., Plan], root: Path) -> None:
+        self.root = root
+        self.alone: dict[str, dict[str, Any]] = {}
+        jobs: dict[str, Any] = {}
+        for name, case in CASES.items():
+            self.alone[name] = one(_job(plan, root / "one" / name, case))
+            jobs[name] = _job(plan, root / "two" / name, case)
+            jobs[name]["settings"]["processes"] = 2
+        for name in ("ddp", "fsdp, full"):
+            job = _job(plan, root / "two" / f"from one: {name}", CASES[name], cut=CUT)
+            assert "CutOff" in one(job)["error"]
+            del job["cut"]
+            jobs[f"from one: {name}"] = job
+            job["settings"]["processes"] = 2
+            job = _job(plan, root / "two" / f"to one: {name}", CASES[name], cut=CUT)
+            job["settings"]["processes"] = 2
+            jobs[f"to one: {name}"] = job
+        jobs["seconds"] = _job(plan, root / "two/seconds", {"plan": {"budget": "0.6s"}})
+        jobs["seconds"]["settings"]["processes"] = 2
+        jobs["mismatch"] = _job(plan, root / "two/mismatch", {})
+        self.ranks = self._launch(jobs)
+        for name in ("ddp", "fsdp, full"):
+            job = _job(plan, root / "two" / f"to one: {name}", CASES[name])
+            self.alone[f"to one: {name}"] = one(job)
+
+    def _launch(self, jobs: dict[str, Any]) -> list[dict[str, Any]]:
+        spec = {"jobs": jobs, "runs": str(self.root / "two"), "out": str(self.root)}
+        (self.root / "spec.json").write_text(json.dumps(spec))
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        script = [str(HERE / "tiny_session.py"), str(self.root / "spec.json")]
+        done = subprocess.run(
+            [*torchrun, "--nproc_per_node", "2", *script],
+            env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        self.stderr = done.stderr
+        return [json.loads((self.root / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+    def two(self, name: str, rank: int = 0) -> dict[str, Any]:
+        return self.ranks[rank]["told"][name]
+
+
+@pytest.fixture(scope="module")
+def world(plan: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(plan, tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one(world: World, name: str) -> None:
+    one_process, two = world.alone[name], world.two(name)
+    assert "error" not in one_process, one_process
+    assert "error" not in two, two["error"]
+    assert [stage for stage, _ in two["losses"]] == [stage for stage, _ in one_process["losses"]]
+    expected = [loss for _, loss in one_process["losses"]]
+    assert [loss for _, loss in two["losses"]] == pytest.approx(expected, rel=TOLERANCE)
+    assert two["val"] == pytest.approx(one_process["val"], rel=TOLERANCE)
+    assert (two["samples"], two["factor"]) == (one_process["samples"], one_process["factor"])
+    weights = [
+        load_file(world.root / size / name / "trained.safetensors") for size in ("one", "two")
+    ]
+    for state in weights:  # a softmax does not see its keys' bias: what trains it is rounding error
+        for key in [key for key in state if key.endswith(".k.bias")]:
+            del state[key]
+    assert_same(*weights, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp, full"])
+def test_a_run_goes_on_in_a_world_of_another_size(world: World, name: str) -> None:
+    whole = load_file(world.root / "one" / name / "trained.safetensors")
+    steps = len(world.alone[name]["losses"])
+    up, down = world.two(f"from one: {name}"), world.alone[f"to one: {name}"]
+    for told, label in ((up, "from one"), (down, "to one")):
+        assert "error" not in told, told["error"]
+        assert len(told["losses"]) == steps - CUT
+        resumed = load_file(world.root / "two" / f"{label}: {name}" / "trained.safetensors")
+        assert_same(whole, resumed, tolerance=TOLERANCE)
+
+
+def test_only_the_first_process_writes(world: World) -> None:
+    assert world.ranks[0]["written"]
+    assert not world.ranks[1]["written"]
+    assert all(not world.two(name, rank=1)["losses"] for name in CASES)
+
+
+def test_a_seconds_budget_ends_at_the_same_step_everywhere(world: World) -> None:
+    assert world.two("seconds", 0)["steps"] == world.two("seconds", 1)["steps"] > 0
+
+
+def test_a_world_of_another_size_is_refused(world: World) -> None:
+    for rank in range(2):
+        error = world.two("mismatch", rank)["error"]
+        assert error.startswith("UsageError: 1 processes were asked for, but 2 are connected")
+    assert not checkpoint.checkpoints(world.root / "two/mismatch/train")
