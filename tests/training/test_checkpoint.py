@@ -46,17 +46,17 @@ def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(
     chosen = {"settings": {}, **CASES[case]}
     chosen["settings"] = {**chosen["settings"], "checkpoint_seconds": EVERY_STEP}
     whole, _ = trained(plan(**chosen), tmp_path / "whole")
-    survived, kills = trained_through_kills(plan(**chosen), tmp_path / "killed", seed=len(case))
+    survived, kills = trained_through_kills(plan(**chosen), tmp_path / "killed", len(case))
     assert kills > 2
     assert_same(whole, survived)
 
 
 def test_a_kill_from_outside_at_any_time(plan: Make, tmp_path: Path) -> None:
-    made = plan(budget="2000samples", settings={"checkpoint_seconds": 0.02})
+    made = plan(budget="1200samples", settings={"checkpoint_seconds": 0.02})
     whole, _ = trained(made, tmp_path / "whole")
     codes = [
         child(lambda: made.run(tmp_path / "killed") and None, kill_after=seconds)
-        for seconds in (0.9, 1.3)
+        for seconds in (1.0, 1.4)
     ]
     assert codes == [-signal.SIGKILL] * 2
     assert checkpoint.checkpoints(tmp_path / "killed/train")
@@ -103,9 +103,7 @@ def test_two_checkpoints_are_kept_and_half_written_ones_removed(plan: Make, tmp_
 
 @pytest.mark.parametrize("file", ["trainable.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "removed"])
-def test_a_damaged_checkpoint_is_named(
-    plan: Make, tmp_path: Path, file: str, damage: str
-) -> None:
+def test_a_damaged_checkpoint_is_named(plan: Make, tmp_path: Path, file: str, damage: str) -> None:
     made = plan(budget="24samples")
     made.run(tmp_path)
     newest = checkpoint.checkpoints(tmp_path / "train")[-1]
@@ -156,14 +154,13 @@ def test_no_pickle_is_written_or_read(plan: Make, tmp_path: Path) -> None:
     assert len(files) > 5
     for path in files:
         assert path.suffix in {".safetensors", ".json", ".jsonl", ".csv"}, path
-        assert path.read_bytes()[:1] != b"\x80", path  # pickle
-        assert path.read_bytes()[:2] != b"PK", path  # torch.save
-    words = re.compile(r"torch\.(load|save)\b|\bpickle\b(?!\.| is| anywhere)|allow_pickle=True")
-    found = [
-        f"{path}: {line}"
-        for path in SOURCE.rglob("*.py")
-        for line in path.read_text().splitlines()
-        if words.search(line.split("#")[0]) and ("import" in line or "(" in line or "=" in line)
-        and "allow_pickle=False" not in line
-    ]  # fmt: skip
-    assert not found
+        start = path.read_bytes()[:9]
+        assert not start.startswith(b"PK"), path  # torch.save
+        # A pickle starts with this byte; a safetensors file may, in the length of its header.
+        assert not start.startswith(b"\x80") or start.endswith(b"{"), path
+    words = re.compile(
+        r"torch\.(load|save)\(|import pickle|pickle\.(load|dump)|allow_pickle=True|weights_only"
+    )
+    sources = list(SOURCE.rglob("*.py"))
+    assert len(sources) > 40
+    assert not [path for path in sources if words.search(path.read_text())]

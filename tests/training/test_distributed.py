@@ -27,9 +27,6 @@ DATA: dict[str, Any] = {"budget": "32samples", "count": 22, "val": 4}
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {"settings": {"accumulate": 2}},
     "ddp, lora": {"settings": {"llm": "lora", "packing": True, "pack_length": 96}},
-    "ddp, stage one, trials": {
-        "plan": {"method": "qformer", "factor": None, "budget": "72samples"}
-    },
     "fsdp, full": {"settings": {"parallel": "fsdp", "llm": "full"}},
     "fsdp, in-layer": {
         "settings": {"parallel": "fsdp", "gradient_checkpointing": True},

@@ -18,8 +18,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from modalign.data.supervision import Sample, tokenise
+from modalign.models.compose import prepare_tokenizer
 from modalign.training.budget import Budget
 from modalign.training.methods import resolve_method
 from modalign.training.session import Session, SessionResult
@@ -66,7 +68,8 @@ class Plan:
         settings = {"batch_size": 8, "val_points": 2, "device": "cpu", **self.settings, **changes}
         parts = Parts(llm=self.llm, encoder={"image": self.tower}, feature_layer=-1,
                       image_size=tiny.SIDE, patch_size=tiny.PATCH)  # fmt: skip
-        tokenizer = parts.load_llm().tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(self.llm)
+        prepare_tokenizer(tokenizer)
         return Session(
             resolve_method(self.method),
             parts,
@@ -126,7 +129,7 @@ def die_at_write(folder: Path, number: int) -> None:
 
 
 def trained_through_kills(
-    plan: Plan, folder: Path, seed: int, longest: int = 60
+    plan: Plan, folder: Path, seed: int, longest: int = 90
 ) -> tuple[dict[str, Tensor], int]:
     """Train, killed again and again at seeded moments; the weights and the number of kills."""
     draw = random.Random(seed)

@@ -1,0 +1,145 @@
+"""Sessions: learning-rate trials by successive halving, stages, what is spent."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_session import Plan, assert_same, trained
+
+from modalign.errors import ModalignError, UsageError
+from modalign.training.session import TRIAL_FACTORS, TRIAL_SHARE
+from modalign.training.trainer import Progress, Trainer
+
+Make = Callable[..., Plan]
+BATCH = 8
+
+
+def test_trials_spend_their_share_and_leave_no_trace(plan: Make, tmp_path: Path) -> None:
+    made = plan(factor=None, budget="480samples")
+    losses: dict[str, list[float]] = defaultdict(list)
+    seen: dict[str, int] = {}
+
+    def report(name: str, step: Progress) -> None:
+        losses[name].append(step.loss)
+        seen[name] = step.ledger.samples
+
+    session = made.session(report)
+    result = made.run(tmp_path / "trials", session)
+    share, main = 480 * TRIAL_SHARE, 480 * (1 - TRIAL_SHARE)
+    spent = {name: samples for name, samples in seen.items() if name.startswith("trial")}
+    rungs = sorted(spent.values())
+    assert len(rungs) == 3
+    assert share / 5 <= rungs[0] < share / 5 + BATCH  # one trial stopped half-way
+    assert all(2 * share / 5 <= samples < 2 * share / 5 + BATCH for samples in rungs[1:])
+    assert sorted(trial.samples for trial in result.trials) == rungs
+    assert main <= seen["train"] < main + BATCH
+    assert result.ledger.samples == sum(seen.values())
+    starts = {loss[0] for name, loss in losses.items() if name.startswith("trial")}
+    assert len(starts) == 1  # the same weights and the same batch
+    kept = [trial for trial in result.trials if trial.kept]
+    assert [trial.factor for trial in kept] == [result.factor]
+    assert kept[0].loss == min(trial.loss for trial in result.trials)
+    assert [path.name for path in sorted((tmp_path / "trials").iterdir())] == [
+        "train",
+        "trials.json",
+    ]
+
+    given = plan(factor=result.factor, budget="480samples")
+    weights, alone = trained(given, tmp_path / "given")
+    assert_same(session.trained_state(), weights)
+    assert [point["val_loss"] for point in alone.curve] == [
+        point["val_loss"] for point in result.curve
+    ]
+    assert alone.ledger.samples == seen["train"]
+
+
+def break_trials(monkeypatch: pytest.MonkeyPatch, *factors: float, after: int = 1) -> None:
+    """Let the loss of some trials become NaN."""
+    whole = Trainer._step
+
+    def step(self: Trainer, fraction: float) -> Any:
+        if self.step == after and self.folder.name in [f"trial-x{f:.3g}" for f in factors]:
+            self._stop("loss", math.nan, [0])
+        return whole(self, fraction)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_trial_that_breaks_down_is_survived(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    break_trials(monkeypatch, 3.0, after=after)
+    result = plan(factor=None, budget="480samples").run(tmp_path)
+    broken = next(trial for trial in result.trials if trial.factor == 3.0)
+    assert broken.val_loss is None
+    assert broken.samples == after * BATCH
+    assert result.factor in {1 / 3, 1.0}
+    assert result.ledger.samples >= 480 * (1 - TRIAL_SHARE) + sum(t.samples for t in result.trials)
+
+
+def test_no_trial_left_is_an_error_also_when_resumed(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_trials(monkeypatch, *TRIAL_FACTORS)
+    made = plan(factor=None, budget="480samples")
+    for _ in range(2):
+        with pytest.raises(ModalignError, match="mlp: every learning-rate trial"):
+            made.run(tmp_path)
+
+
+def test_without_validation_data_the_middle_factor_is_kept(plan: Make, tmp_path: Path) -> None:
+    result = plan(factor=None, budget="64samples", val=0).run(tmp_path)
+    assert result.factor == 1.0
+    assert result.ledger.samples == 48
+    assert all(point["val_loss"] is None for point in result.curve)
+
+
+def test_stages_share_the_budget_and_hand_on_the_connector(plan: Make, tmp_path: Path) -> None:
+    seen: dict[str, int] = {}
+
+    def report(name: str, step: Progress) -> None:
+        seen[name] = step.ledger.samples
+
+    with_stage = plan(method="qformer", budget="320samples", settings={"encoder": "full"})
+    session = with_stage.session(report)
+    before = session.trained_state()
+    result = with_stage.run(tmp_path / "with", session)
+    main = 320 * (1 - TRIAL_SHARE)
+    assert 0.3 * main <= seen["stage_one"] < 0.3 * main + BATCH
+    assert 0.7 * main <= seen["train"] < 0.7 * main + BATCH
+    assert result.ledger.samples == sum(seen.values())
+    without = plan(method="qformer_no_stage_one", budget="224samples", settings={"encoder": "full"})
+    other = without.session()
+    assert_same(before, other.trained_state())
+    first = without.run(tmp_path / "without", other).curve[0]["val_loss"]
+    assert result.curve[0]["val_loss"] != first  # stage one has changed the connector
+
+
+def test_stage_one_needs_two_texts(plan: Make, tmp_path: Path) -> None:
+    made = plan(method="qformer")
+    session = made.session()
+    text = next(s for s in session.train_samples if s.media).record.answer
+    session.train_samples = [s for s in session.train_samples if s.record.answer == text]
+    with pytest.raises(UsageError, match="two different texts"):
+        made.run(tmp_path, session)
+
+
+def test_lora_is_merged_into_a_plain_language_model(plan: Make, tmp_path: Path) -> None:
+    made = plan(settings={"llm": "lora"})
+    session = made.session()
+    made.run(tmp_path, session)
+    names = set(session.trained_state())
+    assert any("lora_" in name for name in names)
+    batch = session.collator(session.val_samples)
+    before = session.model(**batch.model_inputs()).logits.detach()
+    session.merge_lora()
+    assert not any("lora_" in name for name, _ in session.model.named_parameters())
+    after = session.model(**batch.model_inputs()).logits.detach()
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
