@@ -32,12 +32,9 @@ from modalign.comparison.statistics import (
     skill_intervals,
 )
 from modalign.data.supervision import Sample
-from modalign.starter.scenes import TRANSFER_SKILL
 from modalign.training.methods import Method
 from modalign.training.sources import Splits
 from modalign.training.trainer import device_of
-
-PRESENCE_SKILL = "presence"
 
 
 @dataclass
@@ -78,6 +75,13 @@ def skills_of(samples: Sequence[Sample]) -> np.ndarray:
     return np.array([sample.record.skill or "" for sample in samples], dtype=object)
 
 
+def seen_in_training(judged: Sequence[Sample], train: Sequence[Sample]) -> np.ndarray:
+    """(n,) False for questions of a skill that no training record has: they measure transfer."""
+    known = {sample.record.skill for sample in train}
+    seen = np.array([sample.record.skill in known for sample in judged], dtype=bool)
+    return seen if seen.any() else ~seen  # skills named only in the evaluation data are all ordinary
+
+
 def groups_of(samples: Sequence[Sample]) -> list[str | None]:
     """Questions about one image share a label: they are redrawn together."""
     return [
@@ -109,7 +113,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
             {name: _cost(results[name]) for name in finalists},
             groups=groups_of(splits.val),
         )
-    trained = skills_of(judged) != TRANSFER_SKILL
+    trained = seen_in_training(judged, splits.train)
     correct = {name: gathered.scores(name, kind)[:, trained] for name in working}
     pairs = (
         compare_all(correct, groups=_take(groups_of(judged), trained)) if len(working) > 1 else []
@@ -191,7 +195,7 @@ def _add_accuracy(
     base: MethodResult, gathered: Gathered, judged: Sequence[Sample], kind: str
 ) -> None:
     skills, groups = skills_of(judged), groups_of(judged)
-    trained = skills != TRANSFER_SKILL
+    trained = seen_in_training(judged, gathered.splits.train)
     correct = gathered.scores(base.name, kind)
     own = _take(groups, trained)
     labels = [str(skill) or None for skill in skills[trained]]
@@ -210,7 +214,7 @@ def _add_accuracy(
     base.untrained_accuracy = mean_interval(
         gathered.scores(base.name, "untrained")[:1, trained], groups=own
     )
-    asked = skills == PRESENCE_SKILL
+    asked = np.array([sample.record.answer in ("yes", "no") for sample in judged]) & trained
     if asked.any():
         base.yes_rate = float(gathered.scores(base.name, "yes")[:, asked].mean())
 
@@ -236,7 +240,7 @@ def _add_costs(base: MethodResult, runs: Sequence[JobResult]) -> None:
 def _seed_run(
     gathered: Gathered, name: str, index: int, run: JobResult, kind: str, judged: Sequence[Sample]
 ) -> SeedRun:
-    trained = skills_of(judged) != TRANSFER_SKILL
+    trained = seen_in_training(judged, gathered.splits.train)
     return SeedRun(
         seed=run.seed,
         accuracy=float(gathered.scores(name, kind)[index, trained].mean()),
@@ -257,7 +261,8 @@ def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[Refere
     options: dict[str, set[str]] = defaultdict(set)
     for sample in judged:
         options[sample.record.skill or ""].add(sample.record.answer)
-    kept = [s for s in judged if (s.record.skill or "") != TRANSFER_SKILL]
+    known = seen_in_training(judged, train)
+    kept = [sample for sample, seen in zip(judged, known, strict=True) if seen]
     chance, majority = [], []
     for sample in kept:
         skill = sample.record.skill or ""

@@ -167,8 +167,8 @@ def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> J
         method=job.method,
         seed=job.seed,
         factor=found.factor,
-        learning_rate=job.settings.learning_rates.connector * found.factor,
-        trials=_trials(job, found),
+        learning_rate=session.rates.connector * found.factor,
+        trials=_trials(session.rates.connector, found),
         curve=[CurvePoint(**point) for point in found.curve],  # type: ignore[arg-type]
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
@@ -185,8 +185,7 @@ def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> J
     )
 
 
-def _trials(job: Job, found: SessionResult) -> list[Trial]:
-    base = job.settings.learning_rates.connector
+def _trials(base: float, found: SessionResult) -> list[Trial]:
     return [
         Trial(
             learning_rate=base * trial.factor,
@@ -254,7 +253,7 @@ def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float 
 def _save_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
     temporary = path.with_name(f".{path.name}")
     with temporary.open("wb") as file:
-        np.savez_compressed(file, **scores)
+        np.savez_compressed(file, allow_pickle=False, **scores)
     temporary.replace(path)
 
 

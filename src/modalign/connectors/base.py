@@ -64,6 +64,9 @@ class Connector(nn.Module, ABC):
     export_target: ClassVar[str] = "remote-code"  # or the native class, e.g. "Llava"
     needs_grid: ClassVar[bool] = False
     has_stage_one: ClassVar[bool] = False  # a pre-training of its own, without the language model
+    # On the connector's learning rate: published rates of attention-based connectors (1e-4 to 3e-4 in
+    # BLIP-2, Flamingo and Honeybee) lie well below those of linear maps and MLPs (1e-3 in LLaVA).
+    rate_scale: ClassVar[float] = 1.0
     raw_input: ClassVar[bool] = False  # reads the raw signal (flattened patches), not an encoder
 
     def __init__(self, widths: Widths) -> None:

@@ -110,6 +110,9 @@ class Session:
         track: Track | None = None,
     ) -> None:
         self.method, self.parts, self.settings = method, parts, settings
+        rates = settings.learning_rates
+        scale = method.cls.rate_scale
+        self.rates = rates.model_copy(update={"connector": rates.connector * scale})
         self.train_samples, self.val_samples = train, val
         self.cache, self.seed, self.report, self.track = cache, seed, report, track
         check_tracker(settings)
@@ -207,7 +210,7 @@ class Session:
             learner,
             stage,
             self.settings,
-            self.settings.learning_rates.scaled(factor),
+            self.rates.scaled(factor),
             budget,
             folder,
             self.seed,

@@ -68,6 +68,7 @@ class CAbstractorConnector(PrefixConnector):
     group = "locality"
     token_formula = "M"
     parameter_text = "Nd + blocks of about 2.5 W^2 + WD + D + D^2 + D"
+    rate_scale = 0.3
     papers = ("Honeybee (arXiv 2312.06742)",)
     needs_grid = True
 

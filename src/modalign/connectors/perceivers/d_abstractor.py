@@ -153,6 +153,7 @@ class DAbstractor(PrefixConnector):
     group = "customised perceiver"
     token_formula = "M (a square)"
     parameter_text = "layers * (6w^2 + 2wf) + (N + M)w + wD"
+    rate_scale = 0.3
     papers = ("Honeybee (arXiv 2312.06742)",)
     needs_grid = True
 

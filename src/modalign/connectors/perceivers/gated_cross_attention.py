@@ -95,6 +95,7 @@ class GatedCrossAttention(HookedConnector):
     group = "gated cross-attention"
     token_formula = "0"
     parameter_text = "resampler + (L/n) * (2Di + 2wi + 2FD^2)"
+    rate_scale = 0.3
     papers = ("Flamingo (arXiv 2204.14198)", "OpenFlamingo (arXiv 2308.01390)")
 
     def __init__(

@@ -115,6 +115,7 @@ class QFormer(PrefixConnector):
     group = "Q-Former perceiver"
     token_formula = "M"
     parameter_text = "layers * (4w^2 + 2wf) + X * (2w^2 + 2dw) + Mw + wD"
+    rate_scale = 0.3
     papers = (
         "BLIP-2 (arXiv 2301.12597)",
         "InstructBLIP (arXiv 2305.06500)",

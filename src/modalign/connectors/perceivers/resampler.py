@@ -198,6 +198,7 @@ class Resampler(PrefixConnector):
     group = "resampler"
     token_formula = "M"
     parameter_text = "layers * (2wi + 2di + 2wf) + Mw + wD"
+    rate_scale = 0.3
     papers = (
         "Flamingo (arXiv 2204.14198)",
         "Honeybee (arXiv 2312.06742)",
