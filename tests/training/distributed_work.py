@@ -76,5 +76,3 @@ def work(spec: dict[str, Any]) -> None:
     tiny_out.write_text(json.dumps(out))
     if dist.is_initialized():
         dist.destroy_process_group()
-
-

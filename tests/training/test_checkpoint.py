@@ -46,17 +46,18 @@ def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(
     chosen = {"settings": {}, **CASES[case]}
     chosen["settings"] = {**chosen["settings"], "checkpoint_seconds": EVERY_STEP}
     whole, _ = trained(plan(**chosen), tmp_path / "whole")
-    survived, kills = trained_through_kills(plan(**chosen), tmp_path / "killed", len(case))
+    longest = 120 if case == "trials" else 50  # writes before a kill
+    survived, kills = trained_through_kills(plan(**chosen), tmp_path / "killed", len(case), longest)
     assert kills > 2
     assert_same(whole, survived)
 
 
 def test_a_kill_from_outside_at_any_time(plan: Make, tmp_path: Path) -> None:
-    made = plan(budget="1200samples", settings={"checkpoint_seconds": 0.02})
+    made = plan(budget="800samples", settings={"checkpoint_seconds": 0.02})
     whole, _ = trained(made, tmp_path / "whole")
     codes = [
         child(lambda: made.run(tmp_path / "killed") and None, kill_after=seconds)
-        for seconds in (1.0, 1.4)
+        for seconds in (0.9, 1.2)
     ]
     assert codes == [-signal.SIGKILL] * 2
     assert checkpoint.checkpoints(tmp_path / "killed/train")
@@ -64,22 +65,22 @@ def test_a_kill_from_outside_at_any_time(plan: Make, tmp_path: Path) -> None:
 
 
 def test_seconds_spent_before_a_kill_count(plan: Make, tmp_path: Path) -> None:
-    made = plan(budget="0.8s", settings={"checkpoint_seconds": EVERY_STEP})
+    made = plan(budget="2s", settings={"checkpoint_seconds": EVERY_STEP})
     folder = tmp_path / "run"
     folder.mkdir()
 
     def work() -> None:
         session = made.session()
-        die_at_write(folder, 150)
+        die_at_write(folder, 60)
         made.run(folder, session)
 
     assert child(work) == -signal.SIGKILL
     before = checkpoint.load_checkpoint(checkpoint.checkpoints(folder / "train")[-1])[2]["ledger"]
-    assert 0 < before["seconds"] < 0.6
+    assert 0 < before["seconds"] < 1.5
     result = made.run(folder)
     assert result.ledger.samples > before["samples"]
-    longest = 0.25  # one step on a busy machine
-    assert 0.6 <= result.ledger.seconds < 0.6 + longest
+    longest = 0.5  # one step on a busy machine
+    assert 1.5 <= result.ledger.seconds < 1.5 + longest
 
 
 def test_two_checkpoints_are_kept_and_half_written_ones_removed(plan: Make, tmp_path: Path) -> None:

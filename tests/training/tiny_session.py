@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+import tiny
 from modalign.data.supervision import Sample, tokenise
 from modalign.models.compose import prepare_tokenizer
 from modalign.training.budget import Budget
@@ -129,7 +129,7 @@ def die_at_write(folder: Path, number: int) -> None:
 
 
 def trained_through_kills(
-    plan: Plan, folder: Path, seed: int, longest: int = 90
+    plan: Plan, folder: Path, seed: int, longest: int
 ) -> tuple[dict[str, Tensor], int]:
     """Train, killed again and again at seeded moments; the weights and the number of kills."""
     draw = random.Random(seed)

@@ -200,8 +200,7 @@ class Trainer:
         factor = self.schedule(fraction, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        draws = np.random.SeedSequence([self.seed, self.step, self.rank])
-        torch.manual_seed(int(draws.generate_state(1)[0]))
+        self._seed()
         indices = self.order.batch(self.step)
         batches = self._micro_batches(indices)
         total = self._sum(sum(batch.num_supervised for batch in batches))
@@ -224,6 +223,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         padding = sum(getattr(batch, "padding", 0.0) for batch in batches) / len(batches)
         return loss, flops, len(indices), padding
+
+    def _seed(self) -> None:
+        """Let every draw of this step follow from seed, step and rank."""
+        draws = np.random.SeedSequence([self.seed, self.step, self.rank])
+        number = int(draws.generate_state(1)[0])
+        torch.default_generator.manual_seed(number)  # torch.manual_seed takes milliseconds
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
 
     def _backward(self, batch: Any, last: bool) -> Tensor:
         """Add this micro-batch's share of the gradient; returns its share of the loss."""
