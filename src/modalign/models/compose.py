@@ -175,10 +175,11 @@ def _load_tower(name: str, layer: int) -> Encoder:
         "image_size": list(pixels.shape[-2:]),  # a tower may be made for larger ones
     }
     module = build_image_encoder(spec)
-    tower, info = type(module.tower).from_pretrained(name, config=vision, output_loading_info=True)
+    empty: Any = module.tower
+    tower, info = type(empty).from_pretrained(name, config=vision, output_loading_info=True)
     if info["missing_keys"]:
         raise EncoderError(f"its weights lack {sorted(info['missing_keys'])[0]}")
-    module.tower.load_state_dict(tower.state_dict())
+    empty.load_state_dict(tower.state_dict())
     return Encoder(name, spec, module.eval(), processor)
 
 

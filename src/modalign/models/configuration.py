@@ -5,7 +5,7 @@ This file imports only transformers: it is copied into exported models.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -21,7 +21,7 @@ class ModalignConfig(PreTrainedConfig):
     """
 
     model_type = "modalign"
-    sub_configs_defaults = {
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
     }
 

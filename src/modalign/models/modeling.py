@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,
@@ -355,7 +355,7 @@ class _MediaRows:
             )
         B, T = places.shape
         most = max(int(counts.max()), 1)
-        n, M, w = tokens.shape
+        _, M, w = tokens.shape
         slot = torch.arange(most, device=tokens.device)[None] < counts[:, None]  # (B, most)
         memory = tokens.new_zeros(B, most, M, w)
         memory[slot] = tokens

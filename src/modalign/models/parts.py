@@ -5,6 +5,8 @@ This file imports only torch: it is copied into exported models.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 
@@ -42,10 +44,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def embedding(model: nn.Module) -> nn.Embedding:
     """Return the input embedding, (vocabulary, D)."""
-    module = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    get: Any = getattr(model, "get_input_embeddings", None)
+    module: nn.Embedding | None = get() if get is not None else None
     if module is None or getattr(module, "weight", None) is None:
         raise PartNotFoundError(f"{type(model).__name__} has no input embedding")
-    return module  # type: ignore[return-value]
+    return module
 
 
 def hidden_size(model: nn.Module) -> int:

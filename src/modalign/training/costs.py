@@ -17,7 +17,7 @@ from torch import nn
 
 from modalign.connectors.base import Connector, InLayerConnector
 from modalign.models.modeling import ModalignForConditionalGeneration
-from modalign.models.parts import decoder_layers, hidden_size
+from modalign.models.parts import decoder_layers, embedding, hidden_size
 from modalign.training.settings import EncoderMode, LLMMode
 
 
@@ -78,17 +78,17 @@ class CostModel:
         layers = decoder_layers(model.language_model)
         connector: Connector = model.connector(modality)
         encoder = model.encoders[modality]
-        in_layer = isinstance(connector, InLayerConnector)
+        in_layer = connector if isinstance(connector, InLayerConnector) else None
         return cls(
             layer_parameters=_matrix_parameters(layers),
             lora_parameters=_matrix_parameters(layers, "lora_"),
             layers=len(layers),
-            first_layer=connector.first_layer if in_layer else 0,  # type: ignore[attr-defined]
+            first_layer=in_layer.first_layer if in_layer is not None else 0,
             hidden=hidden_size(model.language_model),
             attention=_attention_width(model.language_model.config),
-            vocabulary=model.get_input_embeddings().weight.shape[0],
+            vocabulary=embedding(model).num_embeddings,
             connector=connector.flops(int(encoder.num_features)),  # type: ignore[arg-type]
-            per_position=connector.flops_per_position() if in_layer else 0.0,  # type: ignore[attr-defined]
+            per_position=in_layer.flops_per_position() if in_layer is not None else 0.0,
             encoder=_encoder_flops(encoder),
         )
 

@@ -155,8 +155,8 @@ def fill_store(
     module = encoder.module.to(device).eval()
 
     @torch.inference_mode()
-    def encode(chunk: Sequence[Media]) -> list[tuple[np.ndarray, Grid | None]]:
-        images = [open_image(medium) for medium in chunk]
+    def encode(media: Sequence[Media]) -> list[tuple[np.ndarray, Grid | None]]:
+        images = [open_image(medium) for medium in media]
         pixels = encoder.processor(images=images, return_tensors="pt")["pixel_values"]
         features = module(pixels.to(device)).float().cpu().numpy()
         return [(array, module.grid) for array in features]
