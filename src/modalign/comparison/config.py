@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from modalign.errors import UsageError
 from modalign.starter.build import Progress, starter
+from modalign.training.parallel import device_of
 from modalign.training.settings import LearningRates, TrainSettings
 from modalign.training.sources import DataFiles, Parts
 
@@ -63,12 +64,21 @@ class CompareConfig(BaseModel):
         """Processes at a time: one per core on a CPU, one on an accelerator."""
         if self.jobs:
             return self.jobs
-        return max(1, min(len(os.sched_getaffinity(0)), 8)) if self.training.device != "cuda" else 1
+        if device_of(self.training).type != "cpu":
+            return 1
+        return max(1, min(_cores(), 8))
 
     @property
     def threads(self) -> int:
         """Threads of one process."""
-        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+        return max(1, _cores() // self.workers)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def starter_config(progress: Progress | None = None) -> dict[str, Any]:
@@ -84,13 +94,13 @@ def starter_config(progress: Progress | None = None) -> dict[str, Any]:
         },
         "data": {"train": str(files.train), "val": str(files.val), "eval": str(files.eval)},
         "methods": DEMO_METHODS,
-        "budget": "12000samples",
+        "budget": "24000samples",
         "seeds": 3,
         "finalists": 4,
         "training": {
-            "llm": "lora",
-            "learning_rates": LearningRates(connector=2e-3, llm=1e-3, encoder=1e-4).model_dump(),
-            "batch_size": 32,
+            "llm": "frozen",
+            "learning_rates": LearningRates(connector=3e-3, llm=2e-3, encoder=1e-4).model_dump(),
+            "batch_size": 16,
         },
     }
 
@@ -109,21 +119,52 @@ def load_config(
     Raises:
         UsageError: an unreadable file, an unknown field, a value of the wrong kind.
     """
-    own = _read(Path(path)) if path is not None else {}
-    parent_name = own.pop("extends", "starter" if path is None else None)
-    if parent_name is None:
-        base: dict[str, Any] = {}
-    elif parent_name == "starter":
-        base = starter_config(progress)
-    else:
-        parent = Path(path).parent / parent_name if path else Path(parent_name)
-        base = load_config(parent)[0].model_dump()
-    changed = _merge(own, changes or {})
+    base, own = _resolved(Path(path) if path is not None else None, progress)
+    whole = _extended(_extended(base, own), changes or {})
     try:
-        config = CompareConfig.model_validate(_merge(base, changed))
+        config = CompareConfig.model_validate(whole)
     except ValidationError as error:
         raise UsageError(f"{path or 'the options'}: {explain(error)}") from error
-    return config, {key: str(value) for key, value in _flat(changed).items()}
+    return config, {key: str(value) for key, value in flat(_merge(own, changes or {})).items()}
+
+
+def _resolved(
+    path: Path | None, progress: Progress | None, above: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parent of a file, resolved, and the file's own fields."""
+    if path is None:
+        return starter_config(progress), {}
+    own = _read(path)
+    if path.resolve() in above:
+        raise UsageError(f"the configuration {path} extends itself")
+    parent = own.pop("extends", None)
+    if parent is None:
+        return {}, own
+    if parent == "starter":
+        return starter_config(progress), own
+    base, fields = _resolved(path.parent / str(parent), progress, (*above, path.resolve()))
+    return _extended(base, fields), own
+
+
+def _extended(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with some fields changed.
+
+    With other training data go the parent's validation and evaluation data, with another encoder
+    the description of the parent's.
+    """
+    base = dict(base)
+    if _differs(base, changes, "data", "train"):
+        base["data"] = {}
+    if _differs(base, changes, "parts", "encoder"):
+        base["parts"] = {"llm": base["parts"].get("llm")} if "llm" in base["parts"] else {}
+    return _merge(base, changes)
+
+
+def _differs(base: dict[str, Any], changes: dict[str, Any], section: str, field: str) -> bool:
+    old, new = base.get(section), changes.get(section)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return False
+    return field in new and new[field] != old.get(field)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -133,17 +174,23 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"the configuration {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"the configuration {path} is not a mapping of fields to values")
-    data = values.get("data")
+    data, parts = values.get("data"), values.get("parts")
     if isinstance(data, dict):
         for key in ("train", "val", "eval", "media_root"):
             if isinstance(data.get(key), str):
-                data[key] = str(_beside(path, data[key]))
+                data[key] = str(path.parent / data[key])
+    if isinstance(parts, dict):
+        for holder in (parts, parts.get("encoder")):
+            if isinstance(holder, dict):
+                _name_folders(holder, path.parent)
     return values
 
 
-def _beside(path: Path, value: str) -> Path:
-    candidate = path.parent / value
-    return candidate if not Path(value).is_absolute() else Path(value)
+def _name_folders(names: dict[str, Any], root: Path) -> None:
+    """Of names that may be the hub's, those of folders beside the file become paths."""
+    for key, value in names.items():
+        if isinstance(value, str) and (root / value).is_dir():
+            names[key] = str(root / value)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -154,14 +201,15 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted paths."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            found.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def explain(error: ValidationError) -> str:

@@ -1,0 +1,1 @@
+"""Measured comparisons: ratios of two things run side by side, one command each."""
