@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 import typer
 
 from modalign import __version__
-from modalign.cli import ask, compare, evaluate, methods, starter, train
+from modalign.cli import ask, compare, evaluate, methods, options, starter, train
 from modalign.errors import ModalignError
 
-EPILOG = "Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, 3 unusable data."
+INTERRUPTED = 130  # 128 and the number of SIGINT
 
 app = typer.Typer(
     name="modalign",
     help="Connect a language model to other modalities, and measure which way is worth its cost.",
-    epilog=EPILOG,
+    epilog=options.EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -42,11 +43,11 @@ def _root(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-app.command(epilog=EPILOG)(compare.compare)
-app.command(epilog=EPILOG)(train.train)
-app.command(name="eval", epilog=EPILOG)(evaluate.evaluate)
-app.command(epilog=EPILOG)(ask.ask)
-app.command(epilog=EPILOG)(methods.methods)
+app.command(epilog=options.EXIT_CODES)(compare.compare)
+app.command(epilog=options.EXIT_CODES)(train.train)
+app.command(name="eval", epilog=options.EXIT_CODES)(evaluate.evaluate)
+app.command(epilog=options.EXIT_CODES)(ask.ask)
+app.command(epilog=options.EXIT_CODES)(methods.methods)
 # doctor
 app.add_typer(starter.app, name="starter")
 
@@ -54,16 +55,37 @@ app.add_typer(starter.app, name="starter")
 def main() -> None:
     """Run the command line; errors a user can act on become one message and an exit code."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except ModalignError as error:
-        if "--json" in sys.argv:
-            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
-        else:
-            from rich.console import Console
-
-            Console(stderr=True).print("[bold red]error:[/] ", end="")
-            print(error, file=sys.stderr)
+        _tell(str(error), error.exit_code)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not the option parser's: a defect, shown in full
+            raise
+        _tell_usage(error)
+        sys.exit(getattr(error, "exit_code", 2))
+    if code == INTERRUPTED:
         print("interrupted; finished work is kept, --resume goes on", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(message: str, exit_code: int) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message, "exit_code": exit_code}))
+        return
+    from rich.console import Console
+
+    Console(stderr=True).print("[bold red]error:[/] ", end="")
+    print(message, file=sys.stderr)
+
+
+def _tell_usage(error: Any) -> None:
+    """An unknown option, a missing argument, a value of the wrong kind."""
+    if "--json" in sys.argv:
+        _tell(error.format_message() or "no command was given", error.exit_code)
+        return
+    from typer import rich_utils
+
+    rich_utils.rich_format_error(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,8 @@ def ask(
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="Image file; repeat it for several.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
     """Ask a model about an image.
@@ -28,17 +28,19 @@ def ask(
 
     - `modalign ask runs/compare/best "is seven even or odd?"`
     """
-    from modalign.cli.console import quiet_libraries, stdout
+    from modalign.cli.console import print_json, quiet_libraries, stdout
     from modalign.data.images import open_image
     from modalign.data.records import Media
     from modalign.evaluation.generation import answer
     from modalign.models.export import load_model
+    from modalign.training.parallel import device_named
 
     quiet_libraries()
     loaded, processor = load_model(model)
+    loaded.to(device_named(device or "auto"))
     images = [open_image(Media("image", path=str(path))) for path in image or []]
     text = answer(loaded, processor, question, images, max_new_tokens)
     if json_output:
-        stdout.print_json(json.dumps({"question": question, "answer": text, "model": str(model)}))
+        print_json({"question": question, "answer": text, "model": str(model)})
     else:
         stdout.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -57,7 +57,7 @@ def compare(
 
     - `modalign compare experiment.yaml --out runs/mine --resume`
     """
-    from modalign.cli.console import LiveTable, bars, quiet_libraries, stderr, stdout
+    from modalign.cli.console import LiveTable, bars, print_json, quiet_libraries, stderr, stdout
     from modalign.comparison.compare import compare as run
     from modalign.comparison.config import load_config
     from modalign.comparison.table import comparison_table
@@ -87,14 +87,21 @@ def compare(
     with bars() as progress:
         resolved, changed = load_config(config, changes, progress)
     with LiveTable() as table:
-        comparison = run(resolved, out=out, resume=resume, watcher=table, changed=changed)
+        comparison = run(
+            resolved,
+            out=out,
+            resume=resume,
+            progress=table.prepare,
+            watcher=table,
+            changed=changed,
+        )
     if json_output:
-        stdout.print_json(comparison.model_dump_json())
+        print_json(comparison.model_dump_json(indent=2))
         return
     stdout.print(comparison_table(comparison))
     if comparison.recommendation:
         found = comparison.recommendation
-        stdout.print(f"\nRecommended: [bold]{found.method}[/] ({found.rule}). {found.reason}")
+        stdout.print(f"\nRecommended: {found.method} ({found.rule}). {found.reason}", markup=False)
         stdout.print(f"The same rule picks it in {found.confidence:.0%} of bootstrap replicates.")
     stderr.print(
         f"\nReport: {out / 'report.html'}\nWinner: {out / 'best'}", highlight=False, soft_wrap=True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -28,7 +30,14 @@ if TYPE_CHECKING:
 
 # Everything for people goes to the error stream: standard output is for results.
 stderr = Console(stderr=True)
-stdout = Console(width=None if Console().is_terminal else 110)
+PIPED_WIDTH = 110
+_piped = not Console().is_terminal and "COLUMNS" not in os.environ
+stdout = Console(width=PIPED_WIDTH if _piped else None)
+
+
+def print_json(value: Any) -> None:
+    """The result as JSON, without colours whatever the environment asks for."""
+    print(value if isinstance(value, str) else json.dumps(value, indent=2))
 
 
 def quiet_libraries() -> None:
@@ -79,6 +88,7 @@ class LiveTable:
         self.rows: dict[str, dict[str, str | float]] = {}
         self.live: Live | None = None
         self.began = time.monotonic()
+        self.doing = ""
 
     def __enter__(self) -> LiveTable:
         if stderr.is_terminal:
@@ -93,7 +103,9 @@ class LiveTable:
     def _table(self) -> Table:
         seconds = time.monotonic() - self.began
         table = Table(
-            title=f"comparing, {seconds // 60:.0f} min {seconds % 60:02.0f} s", expand=False
+            title=f"comparing, {seconds // 60:.0f} min {seconds % 60:02.0f} s",
+            caption=self.doing,
+            expand=False,
         )
         for header in ("method", "seed", "stage", "budget", "", "loss"):
             table.add_column(header)
@@ -111,9 +123,15 @@ class LiveTable:
             )
         return table
 
+    def prepare(self, name: str, done: int, total: int) -> None:
+        """What is done before, between and after the jobs."""
+        if self.live is None and name != self.doing.partition(":")[0]:
+            self._say(name)
+        self.doing = f"{name}: {done} of {total}" if done < total else name
+
     def _say(self, text: str) -> None:
         if self.live is None:
-            stderr.print(text, highlight=False)
+            stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, job: Job) -> None:
         """A job's process was started."""
@@ -133,7 +151,7 @@ class LiveTable:
         done = "failed" if result.failure else "done"
         loss = result.val_loss if result.val_loss is not None else ""
         self.rows[job.key] = {"stage": done, "fraction": 1.0, "loss": loss}
-        detail = (
-            f": {result.failure}" if result.failure else f", validation loss {result.val_loss:.3f}"
-        )
+        detail = f", validation loss {loss:.3f}" if isinstance(loss, float) else ""
+        if result.failure:
+            detail = f": {result.failure}"
         self._say(f"{job.key}: {done}{detail}")

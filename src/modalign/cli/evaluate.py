@@ -17,10 +17,11 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="Write every record's prompt, output and score here."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 32,
-    limit: Annotated[int | None, typer.Option(help="Only the first records.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
     skip_broken: options.SkipBroken = None,
+    device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
     """Answer every question greedily and score exact matches, per skill and overall.
@@ -34,7 +35,7 @@ def evaluate(
 
     - `modalign eval runs/compare/best test.jsonl --out answers.jsonl --json`
     """
-    from modalign.cli.console import bars, quiet_libraries, stdout
+    from modalign.cli.console import bars, print_json, quiet_libraries, stdout
     from modalign.evaluation.evaluate import evaluate_model
 
     quiet_libraries()
@@ -47,10 +48,11 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             limit=limit,
             skip_broken=skip_broken or "0%",
+            device=device or "auto",
             progress=progress,
         )
     if json_output:
-        stdout.print_json(result.model_dump_json())
+        print_json(result.model_dump_json(indent=2))
         return
     stdout.print(_table(result))
 

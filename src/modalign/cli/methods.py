@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -26,31 +26,29 @@ def methods(
     """
     from rich.table import Table
 
-    from modalign.cli.console import stdout
+    from modalign.cli.console import print_json, stdout
     from modalign.training.methods import method_names, resolve_method
 
     names = [name] if name is not None else method_names()
     rows = [_row(resolve_method(each)) for each in names]
     if json_output:
-        stdout.print_json(json.dumps(rows[0] if name is not None else rows))
+        print_json(rows[0] if name is not None else rows)
         return
     if name is not None:
         _print_one(rows[0])
         return
-    table = Table(title="methods", caption="A name with :published trains the published size.")
-    for header in ("method", "family", "group", "enters", "tokens", "parameters", "source"):
-        table.add_column(header, overflow="fold")
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for header in ("method", "family", "enters", "tokens"):
+        table.add_column(header, no_wrap=True)
+    table.add_column("source", overflow="fold")
     for row in rows:
-        table.add_row(
-            row["name"],
-            row["family"],
-            row["group"],
-            row["enters"],
-            row["tokens"],
-            row["parameters"],
-            row["papers"][0],
-        )
+        table.add_row(row["name"], row["family"], row["enters"], row["tokens"], row["papers"][0])
     stdout.print(table)
+    stdout.print(
+        "\nN features of an image, M tokens, P prefix tokens, s shuffle factor.\n"
+        "'modalign methods NAME' tells more; NAME:published trains the published size.",
+        highlight=False,
+    )
 
 
 def _row(method: Any) -> dict[str, Any]:
@@ -65,11 +63,12 @@ def _row(method: Any) -> dict[str, Any]:
         "stages": [stage.name for stage in method.stages],
         "export": cls.export_target,
         "papers": list(cls.papers),
-        "about": (__import__("sys").modules[cls.__module__].__doc__ or "").strip(),
+        "about": (sys.modules[cls.__module__].__doc__ or "").strip(),
     }
 
 
 def _print_one(row: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from modalign.cli.console import stdout
@@ -77,9 +76,8 @@ def _print_one(row: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key, value in row.items():
         if key != "about":
-            table.add_row(
-                f"[bold]{key}", ", ".join(value) if isinstance(value, list) else str(value)
-            )
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            table.add_row(f"[bold]{key}", escape(text))
     stdout.print(table)
     stdout.print()
     stdout.print(row["about"], markup=False, highlight=False)

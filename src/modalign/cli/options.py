@@ -8,6 +8,10 @@ import typer
 
 from modalign.errors import UsageError
 
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, 3 unusable data."
+)
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Config = Annotated[
     str | None, typer.Argument(help="YAML file; without it the built-in starter is used.")
@@ -37,9 +41,7 @@ EncoderMode = Annotated[
     str | None, typer.Option("--train-encoder", help="What of the encoder trains: frozen or full.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, ...")]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 (autocast).")
-]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")]
 SkipBroken = Annotated[
     str | None, typer.Option("--skip-broken", help="Share of broken records to drop, e.g. 1%.")
 ]
@@ -81,18 +83,17 @@ def changes_from(
     ):
         if value is not None:
             assign(changes, path, value)
-    if train is not None:  # the parent's other splits belong to other data
-        changes["data"].setdefault("val", None)
-        changes["data"].setdefault("eval", None)
-    if llm is not None or encoder is not None:
-        assign(changes, "parts.feature_layer", -2)
     for item in assignments or []:
         import yaml
 
         path, found, text = item.partition("=")
         if not found:
             raise UsageError(f"--set {item!r} is not of the form field=value")
-        assign(changes, path, yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {item!r}: the value is not YAML") from error
+        assign(changes, path, value)
     return changes
 
 
@@ -101,6 +102,8 @@ def assign(target: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     for key in parents:
         target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"{path}: {key} is a value here, it has no fields")
     target[last] = value
 
 

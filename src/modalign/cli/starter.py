@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +13,11 @@ app = typer.Typer(
     help="The built-in starter: handwriting scenes, a small language model, a small encoder.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
+    epilog=options.EXIT_CODES,
 )
 
 
-@app.command()
+@app.command(epilog=options.EXIT_CODES)
 def build(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to; the shipped weights by default.")
@@ -30,7 +30,7 @@ def build(
 
     - `modalign starter build --out /tmp/starter`
     """
-    from modalign.cli.console import bars, quiet_libraries, stdout
+    from modalign.cli.console import bars, print_json, quiet_libraries, stdout
     from modalign.starter.build import WEIGHTS, build_models
 
     quiet_libraries()
@@ -38,12 +38,12 @@ def build(
     with bars(not json_output) as progress:
         build_models(target, progress)
     if json_output:
-        stdout.print_json(json.dumps({"folder": str(target)}))
+        print_json({"folder": str(target)})
     else:
-        stdout.print(f"Language model and encoder: {target}")
+        stdout.print(f"Language model and encoder: {target}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog=options.EXIT_CODES)
 def show(json_output: options.Json = False) -> None:
     """Write the scenes to the cache, if they are not there, and say where everything is.
 
@@ -51,14 +51,14 @@ def show(json_output: options.Json = False) -> None:
 
     - `modalign starter show --json`
     """
-    from modalign.cli.console import bars, stdout
+    from modalign.cli.console import bars, print_json, stdout
     from modalign.starter.build import starter
 
     with bars(not json_output) as progress:
         files = starter(progress)
     paths = {name: str(path) for name, path in vars(files).items()}
     if json_output:
-        stdout.print_json(json.dumps(paths))
+        print_json(paths)
         return
     for name, path in paths.items():
         stdout.print(f"[bold]{name:8}[/] {path}", highlight=False, soft_wrap=True)

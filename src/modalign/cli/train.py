@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +49,7 @@ def train(
 
     - `modalign train experiment.yaml --out runs/qformer --resume`
     """
-    from modalign.cli.console import bars, quiet_libraries, stderr, stdout
+    from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.comparison.config import load_config
     from modalign.training.run import train_method
 
@@ -86,7 +85,7 @@ def train(
     if not result.main:
         return
     if json_output:
-        stdout.print_json(json.dumps(result.summary()))
+        print_json(result.summary())
         return
     stdout.print(options.parts_table(result.parts))
     stdout.print(

@@ -79,7 +79,9 @@ def seen_in_training(judged: Sequence[Sample], train: Sequence[Sample]) -> np.nd
     """(n,) False for questions of a skill that no training record has: they measure transfer."""
     known = {sample.record.skill for sample in train}
     seen = np.array([sample.record.skill in known for sample in judged], dtype=bool)
-    return seen if seen.any() else ~seen  # skills named only in the evaluation data are all ordinary
+    return (
+        seen if seen.any() else ~seen
+    )  # skills named only in the evaluation data are all ordinary
 
 
 def groups_of(samples: Sequence[Sample]) -> list[str | None]:
@@ -324,10 +326,13 @@ def _hashes(config: CompareConfig) -> dict[str, str]:
     for name, part in {"llm": config.parts.llm, **config.parts.encoder}.items():
         files[name] = str(Path(part) / "model.safetensors")
     return {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        for name, path in files.items()
-        if path and Path(path).is_file()
+        name: _sha256(Path(path)) for name, path in files.items() if path and Path(path).is_file()
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfig) -> list[str]:

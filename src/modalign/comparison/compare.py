@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from modalign.comparison.assemble import Gathered, assemble
-from modalign.comparison.config import CompareConfig, load_config
+from modalign.comparison.config import CompareConfig, flat, load_config
 from modalign.comparison.job import Job, JobResult, load_scores
 from modalign.comparison.report import write_report
 from modalign.comparison.results import Comparison
@@ -32,6 +32,8 @@ from modalign.training.budget import Budget
 from modalign.training.methods import Method, resolve_methods
 from modalign.training.sources import Progress, Splits, feature_store, fill_store, load_splits
 from modalign.training.trainer import device_of
+
+RECORD = "config.yaml"  # of a comparison's folder: what it was started with
 
 
 @dataclass
@@ -102,43 +104,72 @@ def compare(
         config, found = load_config(config, changes, progress)
         changed = {**found, **(changed or {})}
     folder = Path(out)
-    _claim(folder, config, resume)
+    _check_free(folder, config, resume)
     prepared = prepare(config, folder, cache or cache_directory(), progress)
     prepared.changed = changed or {}
+    _claim(folder, config)
     first, others = run_all(prepared, watcher or Silent())
     gathered = Gathered(prepared.splits, first, others, folder / "runs")
     comparison = assemble(gathered, config, prepared.methods)
     comparison.setting.changed = prepared.changed
-    comparison.setting.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    comparison.setting.command = _command()
     comparison.setting.started = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
-    if comparison.recommendation is not None:
-        comparison.examples = answer_examples(prepared, first, progress)
-        save_winner(prepared, comparison, [*first, *others], progress)
-    comparison.setting.finished = datetime.now(UTC).isoformat(timespec="seconds")
-    comparison.setting.seconds = time.time() - started
-    write_report(comparison, folder)
+    try:
+        if comparison.recommendation is not None:
+            comparison.examples = answer_examples(prepared, first, progress)
+            save_winner(prepared, comparison, [*first, *others], progress)
+    except ModalignError as error:
+        comparison.notes.append(f"The winner was not saved: {error}")
+        raise
+    finally:  # what was measured is kept whatever becomes of the winner
+        comparison.setting.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        comparison.setting.seconds = time.time() - started
+        write_report(comparison, folder)
     if comparison.recommendation is None:
         reasons = "; ".join(f"{m.name}: {m.failure}" for m in comparison.methods)
         raise ModalignError(f"no method could be trained: {reasons}")
     return comparison
 
 
-def _claim(folder: Path, config: CompareConfig, resume: bool) -> None:
-    """Make the folder this comparison's own; refuse to mix two."""
+def _command() -> str:
+    """What was typed, as far as it can be known."""
+    program = Path(sys.argv[0])
+    name = "python -m modalign" if program.name == "__main__.py" else program.name
+    return " ".join([name, *map(shlex.quote, sys.argv[1:])])
+
+
+def _check_free(folder: Path, config: CompareConfig, resume: bool) -> None:
+    """Refuse to mix two comparisons in one folder."""
+    record = folder / RECORD
+    if not record.exists():
+        return
+    if not resume:
+        raise UsageError(
+            f"{folder} holds a comparison already; give --resume to go on, or another --out"
+        )
+    try:
+        before = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
+    old, new = flat(before if isinstance(before, dict) else {}), flat(config.model_dump())
+    changed = [
+        f"{key} was {old.get(key, 'not there')}, now {new.get(key, 'not there')}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"{folder} was started with another configuration: {'; '.join(changed)}. Resume it with the "
+            "same options, or choose another --out"
+        )
+
+
+def _claim(folder: Path, config: CompareConfig) -> None:
+    """Make the folder this comparison's own, once everything given has proved usable."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "config.yaml"
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
-    if record.exists():
-        if not resume:
-            raise UsageError(
-                f"{folder} holds a comparison already; give --resume to go on, or another --out"
-            )
-        if yaml.safe_load(record.read_text()) != config.model_dump():
-            raise UsageError(
-                f"{folder} was started with another configuration (see {record}); resume it with the same "
-                "options, or choose another --out"
-            )
-    record.write_text(text)
+    temporary = folder / f".{RECORD}"
+    temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    temporary.replace(folder / RECORD)
 
 
 def prepare(

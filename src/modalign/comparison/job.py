@@ -7,11 +7,11 @@ A process of its own makes its peak memory its own, and its death nobody else's.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -35,7 +35,6 @@ from modalign.training.methods import resolve_method
 from modalign.training.session import Session, SessionResult
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts
-from modalign.training.trainer import NonFiniteLossError
 from modalign.training.trainer import Progress as StepProgress
 
 LATENCY_REPEATS = 7
@@ -74,7 +73,14 @@ class Job:
     def result(self) -> JobResult | None:
         """The finished result, if there is one."""
         path = self.folder / "result.json"
-        return JobResult.model_validate_json(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return JobResult.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModalignError(
+                f"{path} cannot be read; delete the folder to run it again ({error})"
+            ) from error
 
 
 class JobResult(BaseModel):
@@ -104,30 +110,24 @@ class JobResult(BaseModel):
 def run_job(job: Job, channel: Connection | None = None) -> JobResult:
     """Train and measure; write ``result.json``, ``scores.npz`` and ``trained.safetensors``.
 
-    A loss that is no number is a result too: the method failed, and the comparison goes on.
+    A job that fails writes no result: ``--resume`` tries it again.
     """
     torch.set_num_threads(job.threads)
     job.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        result = _train_and_measure(job, _teller(job, channel))
-    except NonFiniteLossError as error:
-        result = JobResult(method=job.method, seed=job.seed, failure=str(error))
+    result = _train_and_measure(job, _teller(channel))
     _write(job.folder / "result.json", result.model_dump_json(indent=1))
     return result
 
 
-def _teller(job: Job, channel: Connection | None) -> Callable[[str, StepProgress], None]:
-    """Send progress to the parent, a few times a second; end quietly when the parent is gone."""
+def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
+    """Send progress to the parent, a few times a second."""
     last = 0.0
-    parent = multiprocessing.parent_process()
 
     def tell(stage: str, step: StepProgress) -> None:
         nonlocal last
         if channel is None or time.monotonic() - last < 0.25:
             return
         last = time.monotonic()
-        if parent is not None and not parent.is_alive():
-            os._exit(1)
         with contextlib.suppress(OSError, ValueError):
             channel.send((stage, step.fraction, step.loss, step.ledger.samples))
 
@@ -169,7 +169,7 @@ def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> J
         factor=found.factor,
         learning_rate=session.rates.connector * found.factor,
         trials=_trials(session.rates.connector, found),
-        curve=[CurvePoint(**point) for point in found.curve],  # type: ignore[arg-type]
+        curve=[CurvePoint(**point) for point in found.curve],
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
         flops=found.ledger.flops,
@@ -272,7 +272,7 @@ def load_scores(folder: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(folder / "scores.npz", allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ModalignError(
             f"{folder / 'scores.npz'} cannot be read ({error}); delete the folder to run it again"
         ) from error

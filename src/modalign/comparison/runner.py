@@ -7,6 +7,8 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -71,6 +73,7 @@ def _context(threads: int) -> ForkServerContext:
 def _work(job: Job, channel: Connection) -> None:
     # The terminal's Ctrl-C reaches the whole group; the parent decides what becomes of its jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -81,8 +84,18 @@ def _work(job: Job, channel: Connection) -> None:
         channel.send(("failure", str(error)))
         sys.exit(error.exit_code)
     except Exception as error:
-        channel.send(("failure", f"{type(error).__name__}: {error}"))
-        raise
+        record = job.folder / "error.txt"
+        record.write_text(traceback.format_exc(), encoding="utf-8")
+        channel.send(("failure", f"{type(error).__name__}: {error} (in full in {record})"))
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End at once when the parent is gone: nobody is left to read what this process finds."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @dataclass
@@ -151,7 +164,7 @@ def _listen(running: list[_Running], watcher: Watcher) -> None:
                     entry.failure = message[1]
                 else:
                     watcher.advanced(JobProgress(entry.job.key, *message))
-        except EOFError:
+        except (EOFError, OSError):  # it has ended, maybe in the middle of a message
             entry.process.join()
 
 

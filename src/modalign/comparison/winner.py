@@ -14,7 +14,15 @@ from modalign.comparison.job import Job, JobResult
 from modalign.comparison.results import Comparison, Example
 from modalign.data.supervision import Sample
 from modalign.evaluation.generation import generate_answers
-from modalign.models.export import conversation_of, save_model, verify_saved
+from modalign.models.export import (
+    Expected,
+    conversation_of,
+    observe,
+    save_model,
+    verify_in_clean_process,
+    verify_saved,
+)
+from modalign.models.export.verify import NEW_TOKENS, tolerance_of
 from modalign.training import checkpoint
 from modalign.training.methods import resolve_method
 from modalign.training.session import Session
@@ -100,7 +108,8 @@ def save_winner(
 ) -> Path:
     """Save the recommended method's best seed (by validation) as a Hugging Face folder, and check it.
 
-    What is saved is loaded again and compared with the trained model before this returns.
+    What is saved is loaded again and compared with the trained model before this returns; a folder
+    with its own code is also loaded by plain transformers where modalign cannot be imported.
     """
     assert comparison.recommendation is not None
     name = comparison.recommendation.method
@@ -112,10 +121,14 @@ def save_winner(
     folder = prepared.out / "best"
     if progress:
         progress("saving the winner", 0, 1)
-    save_model(session.model, session.processor, folder, card=_card(comparison))
-    samples = [s for s in prepared.splits.val if s.media][:4]
+    saved = save_model(session.model, session.processor, folder, card=_card(comparison))
+    samples = [s for s in prepared.splits.val if s.media][:4] or prepared.splits.val[:4]
     conversations = [conversation_of(sample.record) for sample in samples]
-    verify_saved(folder, session.model, session.processor, conversations)
+    seen = observe(session.model, session.processor, conversations, NEW_TOKENS)
+    verify_saved(folder, session.model, session.processor, conversations, seen=seen)
+    if saved.kind == "remote-code":
+        limit = tolerance_of(session.model)
+        verify_in_clean_process([Expected(folder, conversations, seen, limit, NEW_TOKENS)])
     if progress:
         progress("saving the winner", 1, 1)
     return folder

@@ -21,7 +21,9 @@ from modalign.data.records import Media, Message, Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_conversations
+from modalign.evaluation.scoring import exchanged
 from modalign.models.export import conversation_of, load_model
+from modalign.training.parallel import device_named
 from modalign.training.sources import Progress
 
 
@@ -78,6 +80,7 @@ def evaluate_model(
     max_new_tokens: int = 32,
     limit: int | None = None,
     skip_broken: str = "0%",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Answer a data file's questions with the right, a blank and somebody else's image.
@@ -90,12 +93,14 @@ def evaluate_model(
         max_new_tokens: longest answer.
         limit: only the first records.
         skip_broken: share of broken records to drop.
+        device: to answer on.
         progress: told how far each of the three passes is.
 
     Raises:
         DataError: broken data, or none.
     """
     model, processor = load_model(folder)
+    model.to(device_named(device))
     model.eval()
     records, _ = validate(read_records(data), skip_broken=skip_broken)
     records = records[:limit]
@@ -183,17 +188,10 @@ def _grey(medium: Media) -> Media:
     return Media("image", data=buffer.getvalue())
 
 
-def _shuffled(records: list[Record], seed: int = 0) -> list[Record]:
-    """Every record with another record's media, of equal number."""
-    result = list(records)
-    rng = np.random.default_rng(seed)
-    media = [list(record.media()) for record in records]
-    for count in {len(found) for found in media} - {0}:
-        places = [index for index, found in enumerate(media) if len(found) == count]
-        turned = rng.permutation(len(places))
-        for here, there in zip(turned, np.roll(turned, 1), strict=True):
-            result[places[here]] = _with_media(records[places[here]], media[places[there]])
-    return result
+def _shuffled(records: list[Record]) -> list[Record]:
+    """Every record with somebody else's media."""
+    given = exchanged([tuple(record.media()) for record in records])
+    return [_with_media(record, media) for record, media in zip(records, given, strict=True)]
 
 
 def _write_outputs(

@@ -84,20 +84,25 @@ def blanked(samples: Sequence[Sample], blank: Media) -> list[Sample]:
 
 
 def shuffled(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Every sample with another one's media (of equal number).
+    """Every sample with somebody else's media; see :func:`exchanged`."""
+    return with_media(samples, exchanged([sample.media for sample in samples], seed))
 
-    Samples of the same media stand together in a random order that is turned by the largest such
-    group: none keeps its own media, unless most samples have the same.
+
+def exchanged(media: Sequence[tuple[Media, ...]], seed: int = 0) -> list[tuple[Media, ...]]:
+    """Everybody's media given to somebody else who has as many.
+
+    Owners of the same media stand together in a random order that is turned by the largest such
+    group: none keeps its own media, unless most have the same.
     """
-    result: list[tuple[Media, ...]] = [sample.media for sample in samples]
+    result = list(media)
     rng = np.random.default_rng(seed)
-    for count in sorted({len(sample.media) for sample in samples} - {0}):
+    for count in sorted({len(own) for own in media} - {0}):
         groups: dict[tuple[Media, ...], list[int]] = {}
-        for place, sample in enumerate(samples):
-            if len(sample.media) == count:
-                groups.setdefault(sample.media, []).append(place)
+        for place, own in enumerate(media):
+            if len(own) == count:
+                groups.setdefault(own, []).append(place)
         members = list(groups.values())
         order = [place for group in rng.permutation(len(members)) for place in members[group]]
         for here, there in zip(order, np.roll(order, max(map(len, members))), strict=True):
-            result[here] = samples[there].media
-    return with_media(samples, result)
+            result[here] = media[there]
+    return result

@@ -26,9 +26,22 @@ Call = Callable[..., Any]
 
 def device_of(settings: TrainSettings) -> torch.device:
     """The device asked for; ``auto`` is CUDA where there is one."""
-    if settings.device != "auto":
-        return torch.device(settings.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device_named(settings.device)
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        UsageError: there is none of this name here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"no device {name!r} here: {first}") from error
 
 
 class Parallel:

@@ -55,6 +55,7 @@ class LearningRateTrial:
     samples: int = 0
     val_loss: float | None = None
     kept: bool = False
+    failure: str | None = None
 
     @property
     def loss(self) -> float:
@@ -288,7 +289,8 @@ class Session:
         checkpoint.load_trainable(self.model, start)
         if not any(trial.kept for trial in trials):
             raise ModalignError(
-                f"{self.method.name}: every learning-rate trial ended in a loss that is no number"
+                f"{self.method.name}: every learning-rate trial ended in a loss that is no number; "
+                f"the one at the lowest rate: {trials[0].failure or 'its validation loss is none'}"
             )
         if self.parallel.main:
             for trial in trials:
@@ -306,8 +308,8 @@ class Session:
         )
         try:
             loss = trainer.run(until).val_loss
-        except NonFiniteLossError:
-            loss = None
+        except NonFiniteLossError as error:
+            loss, trial.failure = None, str(error)
         trial.val_loss = loss if loss is not None and math.isfinite(loss) else None
         trial.samples = trainer.ledger.samples
         return trainer.ledger
