@@ -10,7 +10,7 @@ neither half of the block.
 
 Parameters, with w = width of the resampler, i = heads * head size, F = ffn_factor:
 resampler (see resampler.py) + floor(L / every) * (2 D i + 2 w i + 2 F D^2 + 4 D + 2)
-The reference table's rows count the blocks only, without the resampler.
+``block_parameters`` counts the blocks only, without the resampler.
 
 Published size: resampler of 6 layers at width d with 64 latents, blocks of 8 heads x 64 with an FFN
 of 4 D before every 4th layer. Recipe: resampler, blocks and the marks' embeddings train, language

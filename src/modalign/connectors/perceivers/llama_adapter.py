@@ -9,8 +9,8 @@ is separate from the one over the text; g is one gate per head, zero at the star
 
 Parameters, with P = prompts, A = L - skip adapted layers, H = heads:
 A (P D + H) + d D + D
-The reference table's row counts prompts and gates: A (P D + H). The affine map from the image
-is the price of the second modality and is counted apart (``prompt_parameters``).
+``prompt_parameters`` counts prompts and gates alone, A (P D + H): the affine map from the image is
+the price of the second modality.
 
 Published size: P = 10, all layers but the lowest 2. Recipe: prompts, gates and the map train, the
 language model is frozen; 5 epochs, batch 64, lr 9e-3, 2 epochs of warm-up, weight decay 0.02.
