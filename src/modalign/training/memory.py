@@ -296,8 +296,9 @@ def _record(learner: Learner, batch: Any, stage: Stage, settings: TrainSettings)
                 trace.events.append((key, -float(_bytes(storages[key]))))
         elif key not in fixed:
             trace.events.append((key, float(tensor.untyped_storage().nbytes())))
-        return tensor
+        return tensor.detach()  # the tensor itself would hold its own graph in a cycle
 
+    buffers = [(buffer, buffer.clone()) for buffer in learner.module.buffers()]
     devices = [batch_device(learner.module).index or 0] if torch.cuda.is_available() else []
     with (
         torch.random.fork_rng(devices),
@@ -311,17 +312,20 @@ def _record(learner: Learner, batch: Any, stage: Stage, settings: TrainSettings)
     if isinstance(logits, Tensor) and _key(logits) not in {key for key, _ in trace.events}:
         trace.logits = logits.untyped_storage().nbytes()
     del outputs, loss
+    with torch.no_grad():  # running statistics
+        for buffer, value in buffers:
+            buffer.copy_(value)
     return trace
 
 
 def _tied_gradient(module: nn.Module) -> int:
     """A weight that is both embedding and projection has two gradients for a moment."""
-    embed = getattr(module, "get_input_embeddings", lambda: None)()
-    project = getattr(module, "get_output_embeddings", lambda: None)()
-    weight = getattr(embed, "weight", None)
-    if not isinstance(weight, Tensor) or weight is not getattr(project, "weight", None):
-        return 0
-    return _bytes(weight) if weight.requires_grad else 0
+    weights = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        layer = getattr(module, name, lambda: None)()
+        weights += [layer.weight] if isinstance(layer, nn.Embedding | nn.Linear) else []
+    tied = len(weights) == 2 and _key(weights[0]) == _key(weights[1])
+    return _bytes(weights[0]) if tied and weights[0].requires_grad else 0
 
 
 def batch_device(module: nn.Module) -> torch.device:
