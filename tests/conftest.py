@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tiny
+from compared import cli, compared, scenes_folder, small_cache, small_config  # noqa: F401
 from modalign.models.compose import prepare_tokenizer
 from modalign.starter.language import build_tokenizer
 

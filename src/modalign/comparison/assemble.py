@@ -13,7 +13,7 @@ import numpy as np
 
 import modalign
 from modalign.comparison.config import CompareConfig
-from modalign.comparison.job import JobResult, load_scores
+from modalign.comparison.job import JobResult, Spent, load_scores
 from modalign.comparison.published import check
 from modalign.comparison.recommendation import Cost, rank_by_validation, recommend
 from modalign.comparison.results import (
@@ -54,15 +54,29 @@ class Gathered:
     runs: Path
 
     def of(self, method: str) -> list[JobResult]:
-        """Successful trainings of a method, by seed."""
+        """Successful trainings of a method, by seed, the search for its learning rate charged to each."""
         found = [r for r in (*self.first, *self.others) if r.method == method and r.failure is None]
-        return sorted(found, key=lambda result: result.seed)
+        searched = next((r.search for r in self.first if r.method == method), None)
+        return [
+            _charged(result, searched) if searched and not result.trials else result
+            for result in sorted(found, key=lambda result: result.seed)
+        ]
 
     def scores(self, method: str, name: str) -> np.ndarray:
         """(S, n) of one kind of answers; empty where there are none."""
         folders = [self.runs / m_folder(method) / f"seed-{r.seed}" for r in self.of(method)]
         rows = [load_scores(folder).get(name) for folder in folders]
         return np.array([row for row in rows if row is not None], dtype=float)
+
+
+def _charged(result: JobResult, search: Spent) -> JobResult:
+    return result.model_copy(
+        update={
+            "samples": result.samples + search.samples,
+            "seconds": result.seconds + search.seconds,
+            "flops": result.flops + search.flops,
+        }
+    )
 
 
 def m_folder(method: str) -> str:

@@ -35,6 +35,7 @@ from modalign.training.methods import resolve_method
 from modalign.training.session import Session, SessionResult
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts
+from modalign.training.tracking import open_tracker
 from modalign.training.trainer import Progress as StepProgress
 
 LATENCY_REPEATS = 7
@@ -83,6 +84,14 @@ class Job:
             ) from error
 
 
+class Spent(BaseModel):
+    """What something cost."""
+
+    samples: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
 class JobResult(BaseModel):
     """What a job found. Right and wrong answers are in ``scores.npz`` beside it."""
 
@@ -96,6 +105,7 @@ class JobResult(BaseModel):
     samples: int = 0
     seconds: float = 0.0
     flops: float = 0.0
+    search: Spent = Spent()  # of these, learning-rate trials; none where the factor was given
     inference_flops: float | None = None
     parameters: dict[str, int] = {}
     trainable: dict[str, int] = {}
@@ -144,6 +154,7 @@ def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> J
         job.cache,
         job.seed,
         report=tell,
+        track=open_tracker(job.settings, job.folder),
     )
     counts = session.parts_table()
     session.model.eval()
@@ -173,6 +184,7 @@ def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> J
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
         flops=found.ledger.flops,
+        search=Spent.model_validate(found.search.state()),
         inference_flops=_inference_flops(session, job.evaluation or job.val),
         parameters={count.part: count.parameters for count in counts},
         trainable={count.part: count.trainable for count in counts},

@@ -72,6 +72,7 @@ class SessionResult:
         ledger: everything spent: earlier stages, trials, training.
         curve: of the last stage.
         trials: learning-rate trials (empty where the factor was given).
+        search: what the trials spent, of ``ledger``.
     """
 
     factor: float
@@ -79,6 +80,7 @@ class SessionResult:
     curve: list[dict[str, float | None]]
     steps: int
     trials: list[LearningRateTrial] = field(default_factory=list)
+    search: Ledger = field(default_factory=Ledger)
 
 
 class Session:
@@ -183,15 +185,16 @@ class Session:
         last = self.method.stages[-1]
         self._freeze(last)
         trials: list[LearningRateTrial] = []
+        search = Ledger()
         if factor is None:
-            trials, cost = self._find_factor(last, budget.share(TRIAL_SHARE), folder)
-            spent.spend(**cost.state())  # type: ignore[arg-type]
+            trials, search = self._find_factor(last, budget.share(TRIAL_SHARE), folder)
+            spent.spend(**search.state())  # type: ignore[arg-type]
             factor = next(trial.factor for trial in trials if trial.kept)
         share = main.share(last.share)
         outcome = self._trainer(last, share, folder / last.name, 100, factor, track=track).run()
         spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
         self.model.eval()
-        return SessionResult(factor, spent, outcome.curve, outcome.steps, trials)
+        return SessionResult(factor, spent, outcome.curve, outcome.steps, trials, search)
 
     def _trainer(
         self,
