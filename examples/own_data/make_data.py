@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 FOLDER = Path(__file__).parent / "data"
 COUNTS = {"train": 600, "test": 200}
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def main() -> None:
