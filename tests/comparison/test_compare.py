@@ -129,9 +129,9 @@ def test_killed_resumed_and_with_other_test_answers_it_selects_the_same(
             if part["type"] == "image":
                 part["image"] = str(compared.data / part["image"])
     turned = np.random.default_rng(1).permutation(len(rows))
-    answers = [rows[index]["messages"][1]["content"] for index in turned]
+    answers = [rows[index]["messages"][-1]["content"] for index in turned]
     for row, answer in zip(rows, answers, strict=True):
-        row["messages"][1]["content"] = answer
+        row["messages"][-1]["content"] = answer
     write_rows(tmp_path / "permuted.jsonl", rows)
     file = small_config(data={"eval": str(tmp_path / "permuted.jsonl")})
     out = tmp_path / "out"

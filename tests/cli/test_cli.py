@@ -1,0 +1,193 @@
+"""The command line: exit codes, messages, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from compared import Compared, read_rows, write_rows
+from modalign.evaluation.generation import answer
+from modalign.models.export import load_model
+from modalign.training.methods import method_names
+
+VERBS = [["compare"], ["train"], ["eval"], ["ask"], ["methods"], ["starter", "build"],
+         ["starter", "show"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_shows_examples_and_exit_codes(cli, verb):
+    code, out, _ = cli(*verb, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert "Exit codes" in out
+    assert f"modalign {' '.join(verb)}" in out
+
+
+def test_as_a_module_and_piped():
+    done = subprocess.run(
+        [sys.executable, "-m", "modalign", "methods", "nope"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "qfromer"], "qformer"),
+        (["--budget", "lots"], "lots"),
+        (["--llm", "./no/such/folder"], "no/such/folder"),
+        (["--seeds", "0"], "seeds"),
+        (["--set", "training.batch_sise=3"], "batch_sise"),
+        (["--set", "training.batch_size"], "field=value"),
+        (["--set", "seeds=[1"], "not YAML"),
+        (["--set", "budget=1samples", "--set", "budget.x=1"], "no fields"),
+        (["--device", "banana"], "banana"),
+        (["--nope"], "--nope"),
+        (["--seeds", "many"], "--seeds"),
+    ],
+)
+def test_wrong_usage_ends_with_two(cli, small_config, tmp_path, arguments, said):
+    base = ["compare", small_config(), "--out", tmp_path / "out"]
+    code, out, err = cli(*base, *arguments)
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    code, out, _ = cli(*base, *arguments, "--json")
+    assert code == 2
+    found = json.loads(out)
+    assert found["exit_code"] == 2
+    assert said in found["error"]
+    assert "\n" not in found["error"]
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+def test_an_unknown_field_of_a_file_is_named(cli, small_config, tmp_path):
+    code, _, err = cli("compare", small_config(sedes=2), "--out", tmp_path)
+    assert code == 2
+    assert "sedes" in err
+
+
+def test_broken_data_ends_with_three(cli, small_config, scenes_folder, tmp_path):
+    rows = read_rows(scenes_folder / "val.jsonl")
+    rows[4]["messages"][0]["content"][0]["image"] = "gone.png"
+    write_rows(tmp_path / "broken.jsonl", rows)
+    for verb in (["compare"], ["train", "--method", "linear"]):
+        file = small_config(data={"val": str(tmp_path / "broken.jsonl")})
+        code, out, err = cli(*verb, file, "--out", tmp_path / verb[0])
+        assert (code, out) == (3, "")
+        assert "broken.jsonl:5" in err.replace("\n", "")
+    file = small_config(data={"train": str(tmp_path / "no.jsonl")})
+    assert cli("compare", file, "--out", tmp_path / "x")[0] == 3
+
+
+def test_a_folder_in_use_ends_with_two(cli, compared: Compared):
+    code, _, err = cli("compare", compared.config_file, "--out", compared.out)
+    assert code == 2
+    assert "--resume" in err
+
+
+def test_all_methods_failed_ends_with_one_and_a_report(cli, small_config, tmp_path):
+    file = small_config(
+        methods=["linear"],
+        training={"learning_rates": {"connector": 1e38, "llm": 1e38, "encoder": 0}},
+    )
+    code, out, _ = cli("compare", file, "--out", tmp_path / "out", "--json")
+    assert code == 1
+    message = json.loads(out)["error"]
+    assert "linear" in message
+    assert "at step" in message
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["recommendation"] is None
+    assert report["methods"][0]["status"] == "failed"
+    assert "at step" in report["methods"][0]["failure"]
+
+
+def test_resumed_when_all_is_done_prints_the_report_as_json(cli, compared: Compared):
+    results = sorted(compared.out.glob("runs/*/*/result.json"))
+    times = [path.stat().st_mtime_ns for path in results]
+    code, out, err = cli(
+        "compare", compared.config_file, "--out", compared.out, "--resume", "--json"
+    )
+    assert code == 0
+    found = json.loads(out)
+    before = compared.comparison
+    assert before.recommendation is not None
+    assert found["recommendation"] == json.loads(before.recommendation.model_dump_json())
+    assert [m["name"] for m in found["methods"]] == [m.name for m in before.methods]
+    assert "done" in err
+    assert times == [path.stat().st_mtime_ns for path in results]
+
+
+def test_train_writes_a_model(cli, small_config, tmp_path):
+    base = ["train", small_config(), "--method", "linear", "--budget", "32samples"]
+    base += ["--factor", "1", "--out", tmp_path / "run"]
+    code, out, _ = cli(*base, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["method"] == "linear"
+    assert found["samples"] >= 24
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert cli(*base)[0] == 2
+    assert cli(*base, "--seed", "1", "--resume")[0] == 2
+
+
+def test_methods_fit_a_hundred_columns(cli):
+    code, out, _ = cli("methods")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 100
+    for name in method_names():
+        assert f" {name} " in out
+    code, out, _ = cli("methods", "--json")
+    assert {row["name"] for row in json.loads(out)} == set(method_names())
+    assert json.loads(cli("methods", "qformer", "--json")[1])["family"] == "perceiver"
+    assert "BLIP-2" in cli("methods", "qformer")[1]
+
+
+def test_colours_asked_for_do_not_reach_json(cli, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    json.loads(cli("methods", "linear", "--json")[1])
+
+
+def test_starter_show(cli, monkeypatch):
+    monkeypatch.setattr("modalign.starter.build.SCENES", {"train": 8, "val": 4, "eval": 4})
+    code, out, _ = cli("starter", "show", "--json")
+    assert code == 0
+    assert set(json.loads(out)) == {"llm", "encoder", "train", "val", "eval"}
+
+
+def test_ask_answers_what_generation_gives(cli, compared: Compared):
+    best = compared.out / "best"
+    model, processor = load_model(best)
+    picture = sorted(compared.data.glob("images/eval/*.png"))[0]
+    with Image.open(picture) as image:
+        expected = answer(model, processor, "how many digits are there?", [image.convert("RGB")])
+    code, out, _ = cli("ask", best, "--image", picture, "how many digits are there?")
+    assert (code, out.strip()) == (0, expected)
+    code, out, _ = cli("ask", best, "is seven even or odd?", "--json")
+    assert json.loads(out)["answer"] == answer(model, processor, "is seven even or odd?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [(["ask", "{}/none", "what?"], 2), (["eval", "{}/none", "x.jsonl"], 2)],
+)
+def test_a_folder_without_a_model(cli, tmp_path, arguments, wanted):
+    code, out, err = cli(*(part.format(tmp_path) for part in arguments))
+    assert (code, out) == (wanted, "")
+    assert "no model" in err
+
+
+def test_a_missing_image_ends_with_three(cli, compared: Compared):
+    code, out, err = cli("ask", compared.out / "best", "--image", "gone.png", "what?")
+    assert (code, out) == (3, "")
+    assert "gone.png" in err

@@ -1,0 +1,84 @@
+"""Assembling: evaluation answers change accuracies and nothing that was chosen."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from compared import Compared, results
+from modalign.comparison.assemble import Gathered, assemble, seen_in_training
+from modalign.comparison.job import JobResult, load_scores
+
+KEPT = {"rank", "finalist", "val_accuracy", "learning_rate", "trials", "flops", "seconds", "name"}
+
+
+@pytest.fixture(scope="module")
+def prepared(compared: Compared):
+    return compared.prepared()
+
+
+def test_it_gives_the_same_again(compared: Compared, prepared):
+    first, others = results(prepared)
+    gathered = Gathered(prepared.splits, first, others, compared.out / "runs")
+    again = assemble(gathered, compared.config, prepared.methods)
+    assert again.methods == compared.comparison.methods
+    assert again.recommendation == compared.comparison.recommendation
+
+
+def test_evaluation_answers_choose_nothing(compared: Compared, prepared, tmp_path):
+    shutil.copytree(compared.out / "runs", tmp_path / "runs")
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "runs").glob("*/*/scores.npz"):
+        scores = load_scores(path.parent)
+        for name in ("eval", "blank", "shuffled", "yes", "untrained"):
+            scores[name] = rng.random(len(scores[name])) < 0.8
+        np.savez_compressed(path, **scores)
+    first, others = results(prepared)
+    gathered = Gathered(prepared.splits, first, others, tmp_path / "runs")
+    found = assemble(gathered, compared.config, prepared.methods)
+    assert found.recommendation == compared.comparison.recommendation
+    for new, old in zip(found.methods, compared.comparison.methods, strict=True):
+        assert new.model_dump(include=KEPT) == old.model_dump(include=KEPT)
+        assert new.accuracy != old.accuracy
+
+
+def test_the_search_is_charged_to_every_seed(compared: Compared, prepared):
+    first, others = results(prepared)
+    assert all(result.search.samples == 0 for result in others)
+    for result in first:
+        assert 0.2 * 480 <= result.search.samples <= 0.25 * 480 + 5 * 16
+    for method in compared.comparison.methods:
+        samples = [run.samples for run in method.seeds]
+        assert max(samples) - min(samples) <= 16, method.name
+
+
+def test_a_failed_method_stands_last_with_its_reason(compared: Compared, prepared):
+    first, others = results(prepared)
+    bad = prepared.methods[0].name
+    first = [
+        JobResult(method=bad, seed=0, failure="the loss became nan") if r.method == bad else r
+        for r in first
+    ]
+    others = [r for r in others if r.method != bad]
+    gathered = Gathered(prepared.splits, first, others, compared.out / "runs")
+    found = assemble(gathered, compared.config, prepared.methods)
+    last = found.methods[-1]
+    assert (last.name, last.status, last.failure) == (bad, "failed", "the loss became nan")
+    assert last.rank is None
+    assert found.recommendation is not None
+    assert found.recommendation.method != bad
+
+
+def test_all_failed_means_no_recommendation(compared: Compared, prepared):
+    first = [JobResult(method=m.name, seed=0, failure="no") for m in prepared.methods]
+    gathered = Gathered(prepared.splits, first, [], compared.out / "runs")
+    assert assemble(gathered, compared.config, prepared.methods).recommendation is None
+
+
+def test_a_skill_only_the_evaluation_has_measures_transfer(prepared):
+    evaluation = prepared.splits.evaluation
+    seen = seen_in_training(evaluation, prepared.splits.train)
+    assert {s.record.skill for s, k in zip(evaluation, seen, strict=True) if not k} == {"next"}
+    assert seen_in_training(evaluation, []).all()

@@ -1,0 +1,90 @@
+"""Evaluating a saved model: by generation, and equal to the comparison's teacher-forced scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from compared import Compared, read_rows, results
+from modalign.comparison.job import load_scores
+from modalign.data.readers import read_records
+from modalign.errors import DataError
+from modalign.evaluation.evaluate import Evaluation, _shuffled, evaluate_model, is_right, share
+
+
+@pytest.fixture(scope="module")
+def evaluated(compared: Compared, tmp_path_factory) -> tuple[Evaluation, list[dict]]:
+    out = tmp_path_factory.mktemp("evaluated") / "deep" / "answers.jsonl"
+    data = str(compared.data / "eval.jsonl")
+    found = evaluate_model(compared.out / "best", data, out=out, batch_size=7)
+    return found, read_rows(out)
+
+
+def test_it_equals_the_comparison_record_by_record(compared: Compared, evaluated):
+    found, lines = evaluated
+    prepared = compared.prepared()
+    chosen = compared.comparison.recommendation
+    assert chosen is not None
+    runs = [r for part in results(prepared) for r in part if r.method == chosen.method]
+    best = min(runs, key=lambda result: result.val_loss)
+    (method,) = [m for m in prepared.methods if m.name == chosen.method]
+    scores = load_scores(prepared.job(method, best.seed, None).folder)
+    assert [line["correct"] for line in lines] == scores["eval"].tolist()
+    assert found.overall.accuracy.value == pytest.approx(scores["eval"].mean(), abs=1e-12)
+    assert found.overall.blank == pytest.approx(scores["blank"].mean(), abs=1e-12)
+    assert found.overall.shuffled == pytest.approx(scores["shuffled"].mean(), abs=1e-12)
+
+
+def test_every_record_is_written_down(compared: Compared, evaluated):
+    found, lines = evaluated
+    rows = read_rows(compared.data / "eval.jsonl")
+    assert [line["id"] for line in lines] == [row["id"] for row in rows]
+    assert [line["expected"] for line in lines] == [r["messages"][-1]["content"] for r in rows]
+    for line in lines:
+        assert line["harness"].startswith("modalign ")
+        assert line["generation"]["do_sample"] is False
+        assert line["prompt"][-1][0] == "user"
+        assert line["correct"] == (line["output"].strip() == line["expected"])
+    assert found.overall.accuracy.n == len(rows)
+    assert sum(row.accuracy.n for row in found.skills) == len(rows)
+    for row in [*found.skills, found.overall]:
+        assert row.accuracy.low <= row.accuracy.value <= row.accuracy.high
+        assert 0 < row.chance <= row.majority <= 1
+    json.loads(found.model_dump_json())
+
+
+def test_a_limit_and_text_alone(compared: Compared, tmp_path):
+    texts = [r for r in read_rows(compared.data / "eval.jsonl") if r["skill"] == "text"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    found = evaluate_model(compared.out / "best", str(tmp_path / "text.jsonl"), limit=2)
+    assert found.overall.accuracy.n == 2
+    assert found.overall.blank is None
+    assert found.overall.shuffled is None
+
+
+def test_shuffling_leaves_nobody_the_own_image(compared: Compared):
+    records = read_records(compared.data / "eval.jsonl").records
+    for own, other in zip(records, _shuffled(records), strict=True):
+        assert own.answer == other.answer
+        assert (list(own.media()) == []) == (list(other.media()) == [])
+        if list(own.media()):
+            assert list(own.media()) != list(other.media())
+
+
+def test_broken_data_is_refused(compared: Compared, tmp_path):
+    with pytest.raises(DataError, match=r"gone\.jsonl"):
+        evaluate_model(compared.out / "best", str(tmp_path / "gone.jsonl"))
+
+
+def test_right_means_equal_up_to_case_and_space(compared: Compared):
+    record = read_records(compared.data / "eval.jsonl").records[0]
+    assert is_right(f" {record.answer.upper()} ", record)
+    assert not is_right(f"{record.answer}.", record)
+    assert not is_right("", record)
+
+
+def test_wilson_interval_of_none_and_all():
+    assert share([False] * 10).low == 0
+    assert share([False] * 10).high == pytest.approx(0.2775, abs=1e-4)
+    assert share([True] * 10).low == pytest.approx(0.7225, abs=1e-4)
