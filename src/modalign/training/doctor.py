@@ -335,7 +335,8 @@ def _connect(model: Any, batch: Batch) -> list[int]:
 def too_long(subject: Composed, samples: Sequence[Sample]) -> tuple[int, Sample | None, int]:
     """Length of the longest sample, that sample, and how many the language model cannot read."""
     collator = subject.collator
-    sizes = [sample.length(collator.token_id, collator.tokens_per_medium) for sample in samples]
+    more = collator.tokens_per_medium - 1  # one placeholder per medium was made sure of before
+    sizes = [len(sample.ids) + len(sample.media) * more for sample in samples]
     if not sizes:
         return 0, None, 0
     limit = collator.max_length
