@@ -21,8 +21,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel, Trainer
-from transformers import TrainingArguments
+from transformers import (
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from modalign.cli.console import quiet_libraries
 from modalign.data.supervision import Sample

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from modalign import __version__
-from modalign.cli import ask, compare, evaluate, methods, options, starter, train
+from modalign.cli import ask, compare, doctor, evaluate, methods, options, starter, train
 from modalign.errors import ModalignError
 
 INTERRUPTED = 130  # 128 and the number of SIGINT
@@ -48,7 +48,7 @@ app.command(epilog=options.EXIT_CODES)(train.train)
 app.command(name="eval", epilog=options.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=options.EXIT_CODES)(ask.ask)
 app.command(epilog=options.EXIT_CODES)(methods.methods)
-# doctor
+app.command(epilog=options.EXIT_CODES)(doctor.doctor)
 app.add_typer(starter.app, name="starter")
 
 

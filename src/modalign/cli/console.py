@@ -27,6 +27,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from modalign.comparison.job import Job, JobResult
     from modalign.comparison.runner import JobProgress
+    from modalign.training.trainable import PartCount
 
 # Everything for people goes to the error stream: standard output is for results.
 stderr = Console(stderr=True)
@@ -107,7 +108,7 @@ class LiveTable:
             caption=self.doing,
             expand=False,
         )
-        for header in ("method", "seed", "stage", "budget", "", "loss"):
+        for header in ("method", "seed", "trains", "stage", "budget", "", "loss"):
             table.add_column(header)
         for key, row in self.rows.items():
             method, _, seed = key.partition(" seed ")
@@ -116,6 +117,7 @@ class LiveTable:
             table.add_row(
                 method,
                 seed,
+                str(row.get("trains", "")),
                 str(row["stage"]),
                 f"{float(row['fraction']):.0%}",
                 bar,
@@ -138,9 +140,15 @@ class LiveTable:
         self.rows[job.key] = {"stage": "loading", "fraction": 0.0, "loss": ""}
         self._say(f"{job.key}: started")
 
+    def described(self, key: str, parts: list[PartCount]) -> None:
+        """A job says what trains in it."""
+        words = [f"{part.part} {part.trainable:,} of {part.parameters:,}" for part in parts]
+        self.rows[key]["trains"] = f"{sum(part.trainable for part in parts):,}"
+        self._say(f"{key}: trains {', '.join(words)}")
+
     def advanced(self, progress: JobProgress) -> None:
         """A running job made progress."""
-        self.rows[progress.key] = {
+        self.rows[progress.key] = self.rows[progress.key] | {
             "stage": progress.stage,
             "fraction": min(progress.fraction, 1.0),
             "loss": progress.loss,
@@ -150,7 +158,11 @@ class LiveTable:
         """A job ended."""
         done = "failed" if result.failure else "done"
         loss = result.val_loss if result.val_loss is not None else ""
-        self.rows[job.key] = {"stage": done, "fraction": 1.0, "loss": loss}
+        self.rows[job.key] = self.rows.get(job.key, {}) | {
+            "stage": done,
+            "fraction": 1.0,
+            "loss": loss,
+        }
         detail = f", validation loss {loss:.3f}" if isinstance(loss, float) else ""
         if result.failure:
             detail = f": {result.failure}"

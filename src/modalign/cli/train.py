@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modalign.cli import options
+
+if TYPE_CHECKING:
+    from modalign.training.trainable import PartCount
 
 
 def train(
@@ -68,6 +71,12 @@ def train(
         skip_broken=skip_broken,
         assignments=assignments,
     )
+
+    def describe(parts: list[PartCount], notes: list[str]) -> None:
+        stderr.print(options.parts_table(parts))
+        for note in notes:
+            stderr.print(f"note: {note}", highlight=False, markup=False)
+
     with bars() as progress:
         resolved, _ = load_config(config, changes, progress)
         result = train_method(
@@ -81,17 +90,15 @@ def train(
             factor=factor,
             resume=resume,
             progress=progress,
+            described=describe,
         )
     if not result.main:
         return
     if json_output:
         print_json(result.summary())
         return
-    stdout.print(options.parts_table(result.parts))
     stdout.print(
         f"{result.steps} steps, {result.samples} samples, {result.seconds:.1f} s; validation loss "
         f"{result.val_loss if result.val_loss is not None else 'not measured'}; learning rate x{result.factor:.3g}"
     )
-    for note in result.notes:
-        stderr.print(f"note: {note}", highlight=False)
     stderr.print(f"Model: {out / 'model'}", highlight=False, soft_wrap=True)

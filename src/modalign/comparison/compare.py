@@ -29,6 +29,7 @@ from modalign.data.records import Media
 from modalign.errors import ModalignError, UsageError
 from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
+from modalign.training.doctor import preflight
 from modalign.training.methods import Method, resolve_methods
 from modalign.training.sources import Progress, Splits, feature_store, fill_store, load_splits
 from modalign.training.trainer import device_of
@@ -194,6 +195,9 @@ def prepare(
         fill_store(
             feature_store(encoder, cache), encoder, [*splits.media(), blank], device, progress
         )
+    splits.notes += preflight(
+        config.parts, splits, config.training, methods, cache, llm=llm, processes=config.workers
+    )
     return Prepared(config, methods, splits, blank, cache, out)
 
 

@@ -124,7 +124,7 @@ def run_job(job: Job, channel: Connection | None = None) -> JobResult:
     """
     torch.set_num_threads(job.threads)
     job.folder.mkdir(parents=True, exist_ok=True)
-    result = _train_and_measure(job, _teller(channel))
+    result = _train_and_measure(job, channel)
     _write(job.folder / "result.json", result.model_dump_json(indent=1))
     return result
 
@@ -144,7 +144,7 @@ def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
     return tell
 
 
-def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> JobResult:
+def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
     session = Session(
         resolve_method(job.method),
         job.parts,
@@ -153,10 +153,12 @@ def _train_and_measure(job: Job, tell: Callable[[str, StepProgress], None]) -> J
         job.val,
         job.cache,
         job.seed,
-        report=tell,
+        report=_teller(channel),
         track=open_tracker(job.settings, job.folder),
     )
     counts = session.parts_table()
+    if channel is not None:
+        channel.send(("parts", counts))
     session.model.eval()
     untrained = _score(session, job.evaluation)
     found = session.run(Budget.parse(job.budget), job.folder, job.factor)

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from modalign.comparison.job import Job, JobResult, run_job
 from modalign.errors import ModalignError
+from modalign.training.trainable import PartCount
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Watcher(Protocol):
     def started(self, job: Job) -> None:
         """A job's process was started."""
 
+    def described(self, key: str, parts: list[PartCount]) -> None:
+        """A job says what trains in it."""
+
     def advanced(self, progress: JobProgress) -> None:
         """A running job made progress."""
 
@@ -48,6 +52,9 @@ class Silent:
     """Tells nobody."""
 
     def started(self, job: Job) -> None:
+        """Ignore."""
+
+    def described(self, key: str, parts: list[PartCount]) -> None:
         """Ignore."""
 
     def advanced(self, progress: JobProgress) -> None:
@@ -162,6 +169,8 @@ def _listen(running: list[_Running], watcher: Watcher) -> None:
                 message = entry.channel.recv()
                 if message[0] == "failure":
                     entry.failure = message[1]
+                elif message[0] == "parts":
+                    watcher.described(entry.job.key, message[1])
                 else:
                     watcher.advanced(JobProgress(entry.job.key, *message))
         except (EOFError, OSError):  # it has ended, maybe in the middle of a message

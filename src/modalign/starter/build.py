@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,19 @@ from modalign.starter.scenes import (
     TRANSFER_SKILL,
     Scene,
     Split,
-    ask,
+    ask_several,
     draw_for_skill,
     render,
     to_png,
 )
 
-DATA_VERSION = 1
+DATA_VERSION = 2
 SCENES = {"train": 5000, "val": 350, "eval": 900}
 QUESTIONS_PER_SCENE = 2
-TEXT_ONLY_SHARE = 0.10
-CAPTION_SHARE = 0.5
+# Of the training scenes: asked in one conversation of several turns; described; joined by a text-only row.
+CONVERSATION_SHARE = 0.4
+CAPTION_SHARE = 0.4
+TEXT_ONLY_SHARE = 0.3
 Progress = Callable[[str, int, int], None]
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -105,20 +107,20 @@ def _write_split(
     rows: list[dict[str, Any]] = []
     for index in range(count):
         # The first question's skill decides the scene, so every skill is asked equally often.
-        skill = skills[index % len(skills)]
-        scene, question = draw_for_skill(rng, split, skill)
+        scene, question = draw_for_skill(rng, split, skills[index % len(skills)])
         name = f"{split}-{index:05d}"
         (images / f"{name}.png").write_bytes(to_png(render(scene, rng)))
-        asked = {skill: question}
-        others = [other for other in skills if other != skill]
-        for other in rng.permutation(others):
-            if len(asked) == QUESTIONS_PER_SCENE:
-                break
-            if more := ask(scene, str(other), rng):
-                asked[str(other)] = more
         path = f"images/{split}/{name}.png"
-        for item in asked.values():
-            rows.append(_row(f"{name}-{item.skill}", path, item.text, item.answer, item.skill))
+        if split == "train" and rng.random() < CONVERSATION_SHARE:
+            turns = ask_several(scene, skills, int(rng.integers(3, 7)), rng, first=question)
+            pairs = [(turn.text, turn.answer) for turn in turns]
+            rows.append(_row(f"{name}-conversation", path, pairs, "conversation"))
+        else:
+            asked = ask_several(scene, skills, QUESTIONS_PER_SCENE, rng, first=question)
+            rows += [
+                _row(f"{name}-{turn}", path, [(item.text, item.answer)], item.skill)
+                for turn, item in enumerate(asked)
+            ]
         if split == "train":
             rows += _extra_rows(rng, scene, name, path)
         if progress:
@@ -130,28 +132,28 @@ def _write_split(
 def _extra_rows(
     rng: np.random.Generator, scene: Scene, name: str, path: str
 ) -> list[dict[str, Any]]:
+    """Captions, and rows without an image, as instruction data has them."""
     rows = []
     if rng.random() < CAPTION_SHARE:
         rows.append(
-            _row(f"{name}-caption", path, "describe the scene.", scene.describe(), "caption")
+            _row(f"{name}-caption", path, [("describe the scene.", scene.describe())], "caption")
         )
-    if rng.random() < TEXT_ONLY_SHARE * QUESTIONS_PER_SCENE:
-        question, answer = language.fact_question(rng)
-        rows.append(_row(f"{name}-text", None, question, answer, "text"))
+    if rng.random() < TEXT_ONLY_SHARE:
+        pairs = [language.fact_question(rng) for _ in range(int(rng.integers(1, 4)))]
+        rows.append(_row(f"{name}-text", None, pairs, "text"))
     return rows
 
 
 def _row(
-    identifier: str, image: str | None, question: str, answer: str, skill: str
+    identifier: str, image: str | None, turns: Sequence[tuple[str, str]], skill: str
 ) -> dict[str, Any]:
-    content: list[dict[str, str]] = [{"type": "text", "text": question}]
-    if image is not None:
-        content.insert(0, {"type": "image", "image": image})
-    return {
-        "id": identifier,
-        "messages": [
+    messages: list[dict[str, Any]] = []
+    for question, answer in turns:
+        content: list[dict[str, str]] = [{"type": "text", "text": question}]
+        if image is not None and not messages:
+            content.insert(0, {"type": "image", "image": image})
+        messages += [
             {"role": "user", "content": content},
             {"role": "assistant", "content": answer},
-        ],
-        "skill": skill,
-    }
+        ]
+    return {"id": identifier, "messages": messages, "skill": skill}

@@ -21,6 +21,7 @@ from modalign.starter.scenes import (
     TRAINED_SKILLS,
     TRANSFER_SKILL,
     WORDS,
+    ask_several,
     draw_for_skill,
     draw_scene,
 )
@@ -66,20 +67,25 @@ def _facts(rng: Generator) -> str:
     )
 
 
-def conversation(question: str, answer: str) -> str:
-    """One turn each, in the chat template's own form."""
-    return f"{USER}{question}{ASSISTANT}{answer}{END}"
+def conversation(*turns: tuple[str, str]) -> str:
+    """Questions and answers in turn, in the chat template's own form."""
+    return "".join(f"{USER}{asked}{ASSISTANT}{answer}{END}" for asked, answer in turns)
 
 
 def _scene_talk(rng: Generator) -> str:
+    """A described scene and one to four questions about it; later turns do not describe it again."""
     skills = (*TRAINED_SKILLS, TRANSFER_SKILL)
     scene, question = draw_for_skill(rng, "train", str(rng.choice(skills)))
-    return conversation(f"{scene.describe()} {question.text}", question.answer)
+    count = int(rng.choice(4, p=[0.55, 0.15, 0.15, 0.15])) + 1
+    asked = ask_several(scene, skills, count, rng, first=question)
+    turns = [(item.text, item.answer) for item in asked]
+    turns[0] = (f"{scene.describe()} {turns[0][0]}", turns[0][1])
+    return conversation(*turns)
 
 
 def _description(rng: Generator) -> str:
     described = draw_scene(rng, "train").describe()
-    return conversation(f"{described} describe the scene.", described)
+    return conversation((f"{described} describe the scene.", described))
 
 
 def fact_question(rng: Generator) -> tuple[str, str]:
@@ -94,7 +100,7 @@ def fact_question(rng: Generator) -> tuple[str, str]:
 
 
 def _fact_talk(rng: Generator) -> str:
-    return conversation(*fact_question(rng))
+    return conversation(*(fact_question(rng) for _ in range(int(rng.integers(1, 4)))))
 
 
 def corpus(seed: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ has from the language model ("transfer").
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -20,10 +20,12 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-WORDS = (
-    "zero one two three four five six seven eight nine ten "
-    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
-).split()
+# fmt: off
+WORDS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+]
+# fmt: on
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 SIDE = 48  # pixels of a scene's side
 CELL = SIDE // 2
@@ -204,6 +206,20 @@ def draw_for_skill(rng: Generator, split: Split, skill: str) -> tuple[Scene, Que
         scene = draw_scene(rng, split, int(rng.choice(_COUNTS[skill])))
         if asked := ask(scene, skill, rng):
             return scene, asked
+
+
+def ask_several(
+    scene: Scene, skills: Sequence[str], count: int, rng: Generator, first: Question | None = None
+) -> list[Question]:
+    """Up to ``count`` different questions about one scene, of skills in random order."""
+    asked = [first] if first is not None else []
+    for skill in rng.permutation(list(skills) * 2):
+        if len(asked) >= count:
+            break
+        question = ask(scene, str(skill), rng)
+        if question is not None and question.text not in {known.text for known in asked}:
+            asked.append(question)
+    return asked
 
 
 def ask(scene: Scene, skill: str, rng: Generator) -> Question | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from modalign.models.export import conversation_of, save_model, verify_saved
 from modalign.starter.build import cache_directory
 from modalign.training import checkpoint
 from modalign.training.budget import Budget
+from modalign.training.doctor import preflight_session
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
 from modalign.training.session import Session
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import DataFiles, Parts, Progress, load_splits
+from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
 from modalign.training.trainer import Progress as StepProgress
 
@@ -56,6 +59,7 @@ def train_method(
     factor: float | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    described: Callable[[list[PartCount], list[str]], None] | None = None,
 ) -> TrainResult:
     """Train one method, save it to ``out/model``, load it again and compare.
 
@@ -96,8 +100,12 @@ def train_method(
         seed,
         parallel=parallel,
         report=report if parallel.main else None,
+        track=open_tracker(settings, out) if parallel.main else None,
     )
     table = session.parts_table()
+    notes = [*splits.notes, *preflight_session(session, processes=parallel.world)]
+    if described and parallel.main:
+        described(table, notes)
     found = session.run(allowance, out / "run", factor)
     losses = [p["val_loss"] for p in found.curve if p.get("val_loss") is not None]
     result = TrainResult(
@@ -110,7 +118,7 @@ def train_method(
         seconds=found.ledger.seconds,
         flops=found.ledger.flops,
         val_loss=losses[-1] if losses else None,
-        notes=splits.notes,
+        notes=notes,
         main=parallel.main,
     )
     if parallel.main:

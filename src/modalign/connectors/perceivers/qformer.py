@@ -288,7 +288,7 @@ class QFormerStageOne(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
         nn.init.normal_(self.words.weight, std=0.02)
 
-    def forward(  # noqa: PLR0917 - what a connector takes, then what belongs to the texts
+    def forward(
         self,
         features: Tensor,
         mask: Tensor,
