@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import statistics
 import time
 import zipfile
@@ -31,6 +30,7 @@ from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuf
 from modalign.training.budget import Budget
 from modalign.training.collation import Collator, Pixels
 from modalign.training.costs import CostModel
+from modalign.training.memory import peak_resident, return_freed_memory
 from modalign.training.methods import resolve_method
 from modalign.training.session import Session, SessionResult
 from modalign.training.settings import TrainSettings
@@ -122,6 +122,7 @@ def run_job(job: Job, channel: Connection | None = None) -> JobResult:
 
     A job that fails writes no result: ``--resume`` tries it again.
     """
+    return_freed_memory()
     torch.set_num_threads(job.threads)
     job.folder.mkdir(parents=True, exist_ok=True)
     result = _train_and_measure(job, channel)
@@ -162,8 +163,7 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
     session.model.eval()
     untrained = _score(session, job.evaluation)
     found = session.run(Budget.parse(job.budget), job.folder, job.factor)
-    # The largest memory of training, before measuring adds its own. Linux counts in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident()  # of training, before measuring adds its own
     if session.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     save_file(session.trained_state(), job.folder / "trained.safetensors")

@@ -14,6 +14,7 @@ from modalign.starter.build import cache_directory
 from modalign.training import checkpoint
 from modalign.training.budget import Budget
 from modalign.training.doctor import preflight_session
+from modalign.training.memory import return_freed_memory
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
 from modalign.training.session import Session
@@ -67,6 +68,7 @@ def train_method(
         UsageError: a wrong name or budget, or a folder of another run.
         DataError: broken data.
     """
+    return_freed_memory()
     method, allowance = resolve_method(name), Budget.parse(budget)
     parallel = Parallel(settings)
     _claim(
