@@ -28,7 +28,7 @@ from modalign.starter.scenes import (
     to_png,
 )
 
-DATA_VERSION = 2
+DATA_VERSION = 3
 SCENES = {"train": 5000, "val": 350, "eval": 900}
 QUESTIONS_PER_SCENE = 2
 # Of the training scenes: asked in one conversation of several turns; described; joined by a text-only row.

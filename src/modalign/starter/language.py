@@ -27,7 +27,7 @@ from modalign.starter.scenes import (
 )
 
 SEED = 7
-STEPS = 1500
+STEPS = 1600
 BATCH = 48
 LENGTH = 128
 LEARNING_RATE = 4e-3
