@@ -135,9 +135,9 @@ def train_method(
 
 
 def _claim(out: Path, settings: dict[str, Any], resume: bool, main: bool) -> None:
-    """Make the folder this run's own; refuse to mix two."""
+    """Make the folder this run's own; refuse to mix two. The main process decides for all."""
     record = out / "run.json"
-    if record.exists():
+    if main and record.exists():
         if not resume:
             raise UsageError(f"{out} holds a run already; give --resume to go on, or another --out")
         if json.loads(record.read_text()) != json.loads(json.dumps(settings)):
