@@ -60,9 +60,10 @@ class Bars:
 
     def __call__(self, name: str, done: int, total: int) -> None:
         """Set one bar."""
-        if name not in self.tasks:
-            self.tasks[name] = self.progress.add_task(name, total=total)
-        self.progress.update(self.tasks[name], completed=done, total=total)
+        key = name.partition(" (")[0]  # what follows, a loss for one, changes as it goes
+        if key not in self.tasks:
+            self.tasks[key] = self.progress.add_task(name, total=total)
+        self.progress.update(self.tasks[key], description=name, completed=done, total=total)
 
 
 @contextmanager

@@ -97,8 +97,9 @@ def train(
     if json_output:
         print_json(result.summary())
         return
+    loss = "not measured" if result.val_loss is None else f"{result.val_loss:.3f}"
     stdout.print(
         f"{result.steps} steps, {result.samples} samples, {result.seconds:.1f} s; validation loss "
-        f"{result.val_loss if result.val_loss is not None else 'not measured'}; learning rate x{result.factor:.3g}"
+        f"{loss}; learning rate x{result.factor:.3g}"
     )
     stderr.print(f"Model: {out / 'model'}", highlight=False, soft_wrap=True)
