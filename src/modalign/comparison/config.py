@@ -94,7 +94,7 @@ def starter_config(progress: Progress | None = None) -> dict[str, Any]:
         },
         "data": {"train": str(files.train), "val": str(files.val), "eval": str(files.eval)},
         "methods": DEMO_METHODS,
-        "budget": "24000samples",
+        "budget": "16000samples",
         "seeds": 3,
         "finalists": 4,
         "training": {
