@@ -32,6 +32,14 @@ DEMO_METHODS = [
 ]
 
 
+# Rates for a language model of 0.4 M parameters: far too high for a large one.
+STARTER_TRAINING: dict[str, Any] = {
+    "llm": "frozen",
+    "learning_rates": LearningRates(connector=3e-3, llm=2e-3, encoder=1e-4).model_dump(),
+    "batch_size": 16,
+}
+
+
 class CompareConfig(BaseModel):
     """A whole comparison.
 
@@ -97,11 +105,7 @@ def starter_config(progress: Progress | None = None) -> dict[str, Any]:
         "budget": "16000samples",
         "seeds": 3,
         "finalists": 4,
-        "training": {
-            "llm": "frozen",
-            "learning_rates": LearningRates(connector=3e-3, llm=2e-3, encoder=1e-4).model_dump(),
-            "batch_size": 16,
-        },
+        "training": STARTER_TRAINING,
     }
 
 
@@ -150,9 +154,11 @@ def _extended(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A configuration with some fields changed.
 
     With other training data go the parent's validation and evaluation data, with another encoder
-    the description of the parent's.
+    the description of the parent's, with another language model the starter's learning rates.
     """
     base = dict(base)
+    if _differs(base, changes, "parts", "llm") and base.get("training") == STARTER_TRAINING:
+        base["training"] = {}
     if _differs(base, changes, "data", "train"):
         base["data"] = {}
     if _differs(base, changes, "parts", "encoder"):
