@@ -76,20 +76,6 @@ def test_shipped_schema_is_current():
     assert shipped == Comparison.model_json_schema(), "call report.schema.write_schema()"
 
 
-def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch):
-    target = tmp_path / "report.json"
-    target.write_text("old")
-
-    def refuse(self, other):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("pathlib.Path.replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
-        report._write(target, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
-    assert target.read_text() == "old"
-
-
 def test_page_is_the_same_twice(page, comparison):
     assert report.render_html(comparison) == page
 

@@ -5,7 +5,6 @@ Selection (learning rates, finalists, ranking, recommendation) reads validation 
 
 from __future__ import annotations
 
-import io
 import shlex
 import sys
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from modalign.comparison.assemble import Gathered, assemble
 from modalign.comparison.config import CompareConfig, flat, load_config
@@ -25,8 +23,10 @@ from modalign.comparison.report import write_report
 from modalign.comparison.results import Comparison
 from modalign.comparison.runner import Silent, Watcher, run_jobs
 from modalign.comparison.winner import answer_examples, save_winner
+from modalign.data.images import blank_image, blank_like
 from modalign.data.records import Media
 from modalign.errors import ModalignError, UsageError
+from modalign.files import write_atomically
 from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
 from modalign.training.doctor import preflight
@@ -168,9 +168,7 @@ def _check_free(folder: Path, config: CompareConfig, resume: bool) -> None:
 def _claim(folder: Path, config: CompareConfig) -> None:
     """Make the folder this comparison's own, once everything given has proved usable."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RECORD}"
-    temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
-    temporary.replace(folder / RECORD)
+    write_atomically(folder / RECORD, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
 
 def prepare(
@@ -186,31 +184,17 @@ def prepare(
             "No evaluation data was given (--eval): accuracies are on validation data."
         )
     device = device_of(config.training)
-    size = config.parts.image_size
-    blank = _blank(splits, size)
+    side, media = config.parts.image_size, splits.media()
+    blank = blank_like(media[0]) if media else blank_image(side, side)
     for raw in sorted({method.cls.raw_input for method in methods}):
         if config.training.encoder == "full" and not raw:
             continue
         encoder = config.parts.load_encoder(raw)
-        fill_store(
-            feature_store(encoder, cache), encoder, [*splits.media(), blank], device, progress
-        )
+        fill_store(feature_store(encoder, cache), encoder, [*media, blank], device, progress)
     splits.notes += preflight(
         config.parts, splits, config.training, methods, cache, llm=llm, processes=config.workers
     )
     return Prepared(config, methods, splits, blank, cache, out)
-
-
-def _blank(splits: Splits, default: int) -> Media:
-    """A mid-grey image of the size of the first image: shows nothing, yet is a valid image."""
-    first = next(iter(splits.media()), None)
-    size = (default, default)
-    if first is not None:
-        with Image.open(io.BytesIO(first.read())) as image:
-            size = image.size
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (128, 128, 128)).save(buffer, format="PNG")
-    return Media("image", data=buffer.getvalue())
 
 
 def run_all(prepared: Prepared, watcher: Watcher) -> tuple[list[JobResult], list[JobResult]]:

@@ -7,7 +7,6 @@ A process of its own makes its peak memory its own, and its death nobody else's.
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import time
 import zipfile
@@ -27,6 +26,7 @@ from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
 from modalign.evaluation.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
+from modalign.files import replacing, write_atomically
 from modalign.training.budget import Budget
 from modalign.training.collation import Collator, Pixels
 from modalign.training.costs import CostModel
@@ -126,7 +126,7 @@ def run_job(job: Job, channel: Connection | None = None) -> JobResult:
     torch.set_num_threads(job.threads)
     job.folder.mkdir(parents=True, exist_ok=True)
     result = _train_and_measure(job, channel)
-    _write(job.folder / "result.json", result.model_dump_json(indent=1))
+    write_atomically(job.folder / "result.json", result.model_dump_json(indent=1))
     return result
 
 
@@ -175,7 +175,8 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         "untrained": untrained.correct,
         **_evaluate(session, job.evaluation, job.blank),
     }
-    _save_scores(job.folder / "scores.npz", scores)
+    with replacing(job.folder / "scores.npz") as file:
+        np.savez_compressed(file, allow_pickle=False, **scores)
     return JobResult(
         method=job.method,
         seed=job.seed,
@@ -262,19 +263,6 @@ def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float 
         session.model(**batch.model_inputs(), use_cache=True).logits.argmax(-1).cpu()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
-
-
-def _save_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **scores)
-    temporary.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def load_scores(folder: Path) -> dict[str, np.ndarray]:

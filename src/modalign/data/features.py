@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from modalign.data.records import Media
 from modalign.errors import DataError
+from modalign.files import replacing, write_atomically
 
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
@@ -141,10 +140,9 @@ class FeatureStore:
             start += len(array)
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
         index = {"format": FORMAT, "shape": list(joined.shape), "rows": rows}
-        _replace(
-            self.folder / f"{name}.npy", lambda file: np.save(file, joined, allow_pickle=False)
-        )
-        _replace(self.folder / f"{name}.json", lambda file: file.write(json.dumps(index).encode()))
+        with replacing(self.folder / f"{name}.npy") as file:
+            np.save(file, joined, allow_pickle=False)
+        write_atomically(self.folder / f"{name}.json", json.dumps(index))
 
     def gather(self, media: Sequence[Media]) -> tuple[Tensor, Tensor, Grid | None]:
         """Features of some media: values (n, N, d), mask (n, N), and the grid if they share one.
@@ -175,20 +173,6 @@ class FeatureStore:
             torch.from_numpy(mask),
             grids.pop() if len(grids) == 1 else None,
         )
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -58,6 +58,19 @@ def check_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
         open_image(media, max_pixels=max_pixels)
 
 
+def blank_image(width: int, height: int) -> Media:
+    """A mid-grey image: shows nothing, yet is a valid image."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (128, 128, 128)).save(buffer, format="PNG")
+    return Media("image", data=buffer.getvalue())
+
+
+def blank_like(media: Media) -> Media:
+    """A blank image of another one's size."""
+    with Image.open(io.BytesIO(media.read())) as image:
+        return blank_image(*image.size)
+
+
 def _decode(media: Media, max_pixels: int, *, small: bool = False) -> Image.Image:
     """Read all of an image's bytes; `small` lets JPEG give a miniature, which is faster."""
     try:

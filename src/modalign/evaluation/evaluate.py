@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -11,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel
 from scipy.stats import binomtest
 
 import modalign
+from modalign.data.images import blank_like
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Message, Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_conversations
 from modalign.evaluation.scoring import exchanged
+from modalign.files import write_atomically
 from modalign.models.export import conversation_of, load_model
 from modalign.training.parallel import device_named
 from modalign.training.sources import Progress
@@ -177,15 +177,9 @@ def _with_media(record: Record, media: Sequence[Media]) -> Record:
 
 
 def _blanked(records: list[Record]) -> list[Record]:
-    return [_with_media(record, [_grey(medium) for medium in record.media()]) for record in records]
-
-
-def _grey(medium: Media) -> Media:
-    with Image.open(io.BytesIO(medium.read())) as image:
-        size = image.size
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (128, 128, 128)).save(buffer, format="PNG")
-    return Media("image", data=buffer.getvalue())
+    return [
+        _with_media(record, [blank_like(medium) for medium in record.media()]) for record in records
+    ]
 
 
 def _shuffled(records: list[Record]) -> list[Record]:
@@ -219,6 +213,4 @@ def _write_outputs(
         for record, output, correct in zip(records, outputs, right, strict=True)
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(out)
+    write_atomically(out, "\n".join(lines) + "\n")

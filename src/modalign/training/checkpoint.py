@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modalign.errors import ModalignError
+from modalign.files import write_atomically
 
 KEEP = 2
 
@@ -152,10 +153,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1))
-    _sync(temporary)
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=1))
 
 
 def _sync(path: Path) -> None:

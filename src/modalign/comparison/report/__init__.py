@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +20,7 @@ from modalign.comparison import format as fmt
 from modalign.comparison.report import markdown, plots, view
 from modalign.comparison.report.schema import schema_text
 from modalign.comparison.results import Comparison
+from modalign.files import write_atomically
 
 __all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]
 
@@ -29,9 +28,9 @@ __all__ = ["render_html", "render_json", "render_markdown", "schema_text", "writ
 def write_report(comparison: Comparison, out: Path) -> None:
     """Write report.json, report.md and report.html into ``out``; each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "report.json", render_json(comparison))
-    _write(out / "report.md", render_markdown(comparison))
-    _write(out / "report.html", render_html(comparison))
+    write_atomically(out / "report.json", render_json(comparison))
+    write_atomically(out / "report.md", render_markdown(comparison))
+    write_atomically(out / "report.html", render_html(comparison))
 
 
 def render_json(comparison: Comparison) -> str:
@@ -84,17 +83,3 @@ def _template() -> Template:
 
 def _resource(name: str) -> str:
     return files(__package__ or __name__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _write(path: Path, content: str) -> None:
-    """Write beside the target, then rename: readers see the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

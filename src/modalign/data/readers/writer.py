@@ -6,7 +6,6 @@ import datetime
 import decimal
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from modalign.data.readers.rows import COMMON_FIELDS, media_columns
 from modalign.data.records import Media, Part, Record
 from modalign.errors import DataError
+from modalign.files import replacing, write_atomically
 
 SIGNATURES = (
     (b"\x89PNG", ".png"),
@@ -37,40 +37,9 @@ def write_records(records: Iterable[Record], path: str | Path) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _Replacing(path) as file:
+    with replacing(path) as file:
         for record in records:
             file.write(_line(record, path))
-
-
-class _Replacing:
-    """A binary file that takes the place of `path` when its block ends without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> _Replacing:
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        self._temporary = Path(name)
-        self._file = os.fdopen(handle, "wb")
-        return self
-
-    def write(self, content: bytes) -> None:
-        self._file.write(content)
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                mask = os.umask(0)
-                os.umask(mask)
-                self._temporary.chmod(0o666 & ~mask)
-        finally:
-            self._file.close()
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
 
 
 def _line(record: Record, path: Path) -> bytes:
@@ -117,8 +86,7 @@ def _store(media: Media, path: Path) -> str:
     folder.mkdir(exist_ok=True)
     target = folder / f"{media.content_hash()}{_ending(content)}"
     if not target.exists():
-        with _Replacing(target) as file:
-            file.write(content)
+        write_atomically(target, content)
     return str(target)
 
 
