@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from modalign.connectors.base import ConnectorError, Widths
-from modalign.connectors.perceivers.qformer import (
+from modalign.connectors.perceivers.qformer import QFormer
+from modalign.connectors.perceivers.qformer_stage_one import (
     Pairs,
-    QFormer,
     QFormerStageOne,
     StageOneOutputs,
     draw_hard_negatives,

@@ -1,7 +1,7 @@
 """The three losses of the Q-Former's stage 1 (BLIP-2, arXiv 2301.12597), as pure functions.
 
-They read what :class:`modalign.connectors.perceivers.qformer.StageOneOutputs` holds. Hard negatives
-are drawn before the matching pass, by ``draw_hard_negatives`` of the same file.
+They read what :class:`modalign.connectors.perceivers.qformer_stage_one.StageOneOutputs` holds. Hard
+negatives are drawn before the matching pass, by ``draw_hard_negatives`` of the same file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from modalign.connectors.perceivers.qformer import NO_TARGET, StageOneOutputs
+from modalign.connectors.perceivers.qformer_stage_one import NO_TARGET, StageOneOutputs
 
 
 def soft_targets(item_ids: Tensor, label_smoothing: float = 0.0) -> Tensor:
