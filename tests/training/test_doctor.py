@@ -15,9 +15,9 @@ import tiny
 from modalign.connectors.base import PrefixConnector
 from modalign.data.supervision import tokenise
 from modalign.errors import DataError, UsageError
-from modalign.training import doctor
 from modalign.training.budget import Budget
-from modalign.training.doctor import Diagnosis, examine, preflight, preflight_session, segments
+from modalign.training.doctor import Diagnosis, examine, preflight, preflight_session
+from modalign.training.doctor.checks_data import segments
 from modalign.training.methods import Method, method_names, resolve_methods
 from modalign.training.session import Session
 from modalign.training.settings import TrainSettings
@@ -196,7 +196,7 @@ def test_a_session_trains_the_same_after_its_preflight(
 def test_too_little_memory_is_a_warning(
     parts: Parts, files: DataFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modalign.training.memory.available", lambda device: 10)
+    monkeypatch.setattr("modalign.training.memory.estimate.available", lambda device: 10)
     found = look(parts, files, tmp_path, METHODS[:1])
     assert [check.name for check in found.of("warning") if check.section == "machine"] == ["memory"]
     splits = load_splits(files, parts.load_llm().tokenizer)
@@ -232,4 +232,3 @@ def test_an_unknown_encoder_ends_only_what_needs_it(
     found = look(absent, files, tmp_path, METHODS[:1])
     assert found.exit_code == UsageError.exit_code
     assert json.loads(found.model_dump_json())["methods"] == []
-    assert doctor.FEW_STEPS > 0

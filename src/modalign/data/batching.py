@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modalign.data.supervision import Sample
+
 WINDOW = 32  # batches sorted together by length
 
 
@@ -31,6 +33,12 @@ class BatchOrder:
         self.lengths, self.batch_size, self.seed = tuple(lengths), batch_size, seed
         self.media = tuple(media) if media is not None else (0,) * len(self.lengths)
         self._current: tuple[int, list[list[int]]] | None = None
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], batch_size: int, seed: int) -> BatchOrder:
+        """The order of tokenised samples."""
+        lengths = [len(sample.ids) for sample in samples]
+        return cls(lengths, batch_size, seed, [len(sample.media) for sample in samples])
 
     def epoch(self, number: int) -> list[list[int]]:
         """Batches of one pass over the data; the last of each window may be short."""

@@ -68,6 +68,11 @@ def template_messages(messages: Sequence[Message], token: str = "<image>") -> li
     ]
 
 
+def has_marks(tokenizer: Any) -> bool:
+    """Whether the chat template says itself what the assistant generates."""
+    return _MARK.search(tokenizer.get_chat_template()) is not None
+
+
 def _by_marks(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
     rendered = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -112,10 +117,11 @@ def tokenise(record: Record, tokenizer: Any, token: str = "<image>") -> Sample:
             template refuses the conversation.
     """
     messages = template_messages(record.messages, token)
-    marked = _MARK.search(tokenizer.get_chat_template())
     try:
         ids, flags = (
-            _by_marks(tokenizer, messages) if marked else _by_prefix(tokenizer, messages, record)
+            _by_marks(tokenizer, messages)
+            if has_marks(tokenizer)
+            else _by_prefix(tokenizer, messages, record)
         )
     except TemplateError as error:
         raise DataError(f"{record.source}: the chat template refuses it: {error}") from error

@@ -45,6 +45,10 @@ class ValidationReport:
     kinds: dict[str, int]
     problems: tuple[Problem, ...]
 
+    def exceeds(self, allowed: float) -> bool:
+        """Whether more rows than that share had to be dropped."""
+        return self.dropped > allowed * self.total + 1e-9
+
     @property
     def share(self) -> float:
         """Share of the rows that cannot be used."""
@@ -130,7 +134,7 @@ def validate(
         if not found:
             kept.append(record)
     report = _report(result.total, len(kept), problems)
-    if report.dropped > allowed * report.total + 1e-9 or not kept:
+    if report.exceeds(allowed) or not kept:
         raise BrokenData(report, allowed)
     return Validated(kept, report)
 

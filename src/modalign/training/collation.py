@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.data.supervision import IGNORE, Sample
 from modalign.errors import DataError
+from modalign.models.compose import IMAGE_TOKEN
 from modalign.models.modeling import Features
+from modalign.training.settings import TrainSettings
 
 
 @dataclass
@@ -133,6 +135,21 @@ class Collator:
     pad_id: int
     pack_length: int | None = None
     max_length: int | None = None
+
+    @classmethod
+    def of(
+        cls, model: Any, processor: Any, source: MediaSource, settings: TrainSettings
+    ) -> Collator:
+        """The collator that a composed model and its processor ask for."""
+        tokenizer = processor.tokenizer
+        return cls(
+            source=source,
+            token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            tokens_per_medium=processor.num_image_tokens,
+            pad_id=tokenizer.pad_token_id or 0,
+            pack_length=settings.pack_length if settings.packing else None,
+            max_length=getattr(model.config.text_config, "max_position_embeddings", None),
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Collate.

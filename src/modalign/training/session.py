@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from peft import LoraModel
 from torch import Tensor
 
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
 from modalign.evaluation.scoring import score
-from modalign.models.compose import IMAGE_TOKEN, compose
-from modalign.models.parts import decoder_layers
+from modalign.models.compose import Encoder, LanguageModel, compose
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.processing import ModalignProcessor
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.collation import CachedFeatures, Collator, MediaSource, Pixels
@@ -29,7 +31,7 @@ from modalign.training.parallel import Parallel
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.sources import Parts, feature_store, fill_store
 from modalign.training.tracking import Track, check_tracker, open_tracker
-from modalign.training.trainable import PartCount, add_lora, count_parts, freeze
+from modalign.training.trainable import PartCount, add_lora, count_parts, freeze_for
 from modalign.training.trainer import (
     NonFiniteLossError,
     Trainer,
@@ -83,6 +85,23 @@ class SessionResult:
     search: Ledger = field(default_factory=Ledger)
 
 
+def composed(
+    method: Method,
+    llm: LanguageModel,
+    encoder: Encoder,
+    settings: TrainSettings,
+    device: torch.device,
+) -> tuple[ModalignForConditionalGeneration, ModalignProcessor, LoraModel | None]:
+    """A method's model on its device, ready for its last stage; its processor; LoRA, if there is any."""
+    model, processor = compose(llm, encoder, method.connector, method.variant)
+    lora = add_lora(model, settings) if settings.llm == "lora" else None
+    if settings.gradient_checkpointing:
+        model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.to(device)
+    freeze_for(model, method.stages[-1], settings)
+    return model, processor, lora
+
+
 class Session:
     """One method under one seed: its model, processor, data and spending.
 
@@ -124,22 +143,10 @@ class Session:
         llm = parts.load_llm()
         self.encoder = parts.load_encoder(method.cls.raw_input)
         torch.manual_seed(seed)  # decides the connector and the LoRA matrices
-        self.model, self.processor = compose(llm, self.encoder, method.connector, method.variant)
-        self.lora = add_lora(self.model, settings) if settings.llm == "lora" else None
-        if settings.gradient_checkpointing:
-            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model.to(self.device)
-        self._freeze(method.stages[-1])
-        self.collator = self._collator()
-
-    def _freeze(self, stage: Stage) -> None:
-        llm, encoder = stage.llm or self.settings.llm, stage.encoder or self.settings.encoder
-        freeze(self.model, llm, encoder, self.settings.learning_rates)
-        if self.settings.gradient_checkpointing and llm == "frozen":
-            # transformers checkpoints layers in training mode only; what is inside stays as it is.
-            # A layer that drops out by itself is left alone.
-            for layer in decoder_layers(self.model.language_model):
-                layer.training = not getattr(layer, "dropout", 0.0)
+        self.model, self.processor, self.lora = composed(
+            method, llm, self.encoder, settings, self.device
+        )
+        self.collator = Collator.of(self.model, self.processor, self._source(), settings)
 
     def _source(self) -> MediaSource:
         if self.settings.encoder == "full" and not self.method.cls.raw_input:
@@ -151,17 +158,6 @@ class Session:
         media = [m for sample in (*self.train_samples, *self.val_samples) for m in sample.media]
         fill_store(store, self.encoder, media, self.device)
         return CachedFeatures(store)
-
-    def _collator(self) -> Collator:
-        tokenizer = self.processor.tokenizer
-        return Collator(
-            source=self._source(),
-            token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-            tokens_per_medium=self.processor.num_image_tokens,
-            pad_id=tokenizer.pad_token_id or 0,
-            pack_length=self.settings.pack_length if self.settings.packing else None,
-            max_length=getattr(self.model.config.text_config, "max_position_embeddings", None),
-        )
 
     def parts_table(self) -> list[PartCount]:
         """Parameters per part and how many train in the last stage."""
@@ -183,7 +179,7 @@ class Session:
             outcome = self._trainer(stage, share, folder / stage.name, number, track=track).run()
             spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
         last = self.method.stages[-1]
-        self._freeze(last)
+        freeze_for(self.model, last, self.settings)
         trials: list[LearningRateTrial] = []
         search = Ledger()
         if factor is None:
@@ -206,7 +202,7 @@ class Session:
         trial: bool = False,
         track: Track | None = None,
     ) -> Trainer:
-        self._freeze(stage)
+        freeze_for(self.model, stage, self.settings)
         torch.manual_seed(self.seed * 1000 + salt)  # decides stage one's text branch
         learner = self._learner(stage)
         validate = self._validate(stage) if stage.runs == "model" else None
@@ -246,7 +242,7 @@ class Session:
         def validate() -> float:
             self.model.eval()
             loss = score(self.model, chosen, self.collator, self.device).mean_loss
-            self._freeze(stage)
+            freeze_for(self.model, stage, self.settings)
             return loss
 
         return validate

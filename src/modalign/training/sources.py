@@ -17,7 +17,7 @@ from modalign.data.readers import read_records
 from modalign.data.records import Media, Record
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample, tokenise_all
-from modalign.data.validation import validate
+from modalign.data.validation import Validated, validate
 from modalign.errors import UsageError
 from modalign.models.compose import Encoder, LanguageModel, load_image_encoder, load_language_model
 
@@ -93,6 +93,23 @@ class Splits:
         return list({medium: None for sample in samples for medium in sample.media})
 
 
+def checked_records(
+    files: DataFiles,
+    name: str,
+    path: str,
+    skip_broken: float | str,
+    progress: Progress | None = None,
+) -> Validated:
+    """Read one of the files and open everything that it names.
+
+    Raises:
+        DataError: more broken records than may be skipped.
+    """
+    tell = (lambda done, total: progress(f"checking {name}", done, total)) if progress else None
+    found = read_records(path, media_root=files.media_root)
+    return validate(found, skip_broken=skip_broken, progress=tell)
+
+
 def load_splits(files: DataFiles, tokenizer: Any, progress: Progress | None = None) -> Splits:
     """Read, validate, split and tokenise.
 
@@ -106,13 +123,12 @@ def load_splits(files: DataFiles, tokenizer: Any, progress: Progress | None = No
         nonlocal dropped
         if path is None:
             return []
-        tell = (lambda done, total: progress(f"checking {name}", done, total)) if progress else None
-        found = read_records(path, media_root=files.media_root)
-        records, report = validate(found, skip_broken=files.skip_broken, progress=tell)
-        lost = report.total - report.kept
-        dropped += lost
-        if lost:
-            notes.append(f"{lost} broken records of {name} ({path}) were dropped under the quota.")
+        records, report = checked_records(files, name, path, files.skip_broken, progress)
+        dropped += report.dropped
+        if report.dropped:
+            notes.append(
+                f"{report.dropped} broken records of {name} ({path}) were dropped under the quota."
+            )
         return records
 
     train, val = load(files.train, "train"), load(files.val, "val")

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from modalign.errors import ModalignError, UsageError
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import decoder_layers
-from modalign.training.settings import EncoderMode, LearningRates, LLMMode, TrainSettings
+from modalign.training.settings import EncoderMode, LearningRates, LLMMode, Stage, TrainSettings
 
 PARTS = ("connector", "llm", "encoder")
 _PREFIXES = {"connectors.": "connector", "language_model.": "llm", "encoders.": "encoder"}
@@ -85,6 +85,19 @@ def freeze(
         model.encoders.eval()
     if llm == "frozen":
         model.language_model.eval()
+
+
+def freeze_for(
+    model: ModalignForConditionalGeneration, stage: Stage, settings: TrainSettings
+) -> None:
+    """What trains in a stage, and the modes that gradient checkpointing needs."""
+    llm, encoder = stage.llm or settings.llm, stage.encoder or settings.encoder
+    freeze(model, llm, encoder, settings.learning_rates)
+    if settings.gradient_checkpointing and llm == "frozen":
+        # transformers checkpoints layers in training mode only; what is inside stays as it is.
+        # A layer that drops out by itself is left alone.
+        for layer in decoder_layers(model.language_model):
+            layer.training = not getattr(layer, "dropout", 0.0)
 
 
 def count_parts(model: nn.Module) -> list[PartCount]:

@@ -90,6 +90,11 @@ def constant(fraction: float, warmup: float) -> float:
     return min((fraction + 0.1 * warmup) / (1.1 * warmup), 1.0) if warmup else 1.0
 
 
+def autocast(device: torch.device, settings: TrainSettings) -> torch.autocast:
+    """The precision of a step's forward pass."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype != "float32")
+
+
 class Trainer:
     """Train one stage.
 
@@ -142,12 +147,7 @@ class Trainer:
         groups = parameter_groups(module, rates, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
         self.terms = [(term(name), weight) for name, weight in stage.objective.items()]
-        self.order = BatchOrder(
-            [len(sample.ids) for sample in learner.samples],
-            settings.batch_size,
-            seed,
-            [len(sample.media) for sample in learner.samples],
-        )
+        self.order = BatchOrder.of(learner.samples, settings.batch_size, seed)
         self.seed, self.step, self.ledger = seed, 0, Ledger()
         self.curve: list[dict[str, float | None]] = []
         self.recent: list[float] = []  # losses since the last point of the curve
@@ -237,7 +237,7 @@ class Trainer:
         with ExitStack() as stack:
             if not last:
                 stack.enter_context(self.parallel.accumulating(self.call))
-            with self._autocast():
+            with autocast(self.device, self.settings):
                 outputs = self.learner.outputs(self.call, batch)
                 values = [
                     weight * function(outputs, batch, self.references)
@@ -258,10 +258,6 @@ class Trainer:
             self.learner.collate(part) if (part := own[piece::pieces]) else self.learner.idle()
             for piece in range(pieces)
         ]
-
-    def _autocast(self) -> torch.autocast:
-        half = self.settings.dtype != "float32"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     # ------------------------------------------------------------------ what is kept
 

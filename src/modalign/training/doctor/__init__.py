@@ -1,0 +1,19 @@
+"""What would go wrong, said before step 0.
+
+``examine`` looks at everything and stops at nothing: files, split, template, supervised tokens, every
+method's placeholders, lengths, steps and memory. ``preflight`` is the cheap part of it, run before
+every training: it raises on what would end a run, and returns what is only worth a warning.
+"""
+
+from modalign.training.doctor.diagnosis import Check, Diagnosis, MethodFacts
+from modalign.training.doctor.examine import examine
+from modalign.training.doctor.preflight import preflight, preflight_session
+
+__all__ = [
+    "Check",
+    "Diagnosis",
+    "MethodFacts",
+    "examine",
+    "preflight",
+    "preflight_session",
+]

@@ -1,0 +1,122 @@
+"""What can be wrong with one method's model on this data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from modalign.connectors.base import ConnectorError, InLayerConnector
+from modalign.data.supervision import Sample
+from modalign.errors import DataError, ModalignError
+from modalign.models.modeling import PlaceholderError
+from modalign.models.parts import PartNotFoundError
+from modalign.training.collation import Batch
+from modalign.training.learners import captions
+from modalign.training.memory import Composed
+from modalign.training.methods import Method
+
+REFUSALS = (ModalignError, ConnectorError, PartNotFoundError, PlaceholderError)
+
+
+def refusal(method: Method, error: Exception) -> ModalignError:
+    """One of the refusals as an error that names the method."""
+    return error if isinstance(error, ModalignError) else ModalignError(f"{method.name}: {error}")
+
+
+def no_media(samples: Sequence[Sample]) -> list[str]:
+    """A warning where nothing shows an image."""
+    if any(sample.media for sample in samples):
+        return []
+    return ["no training record holds an image, so connectors have nothing to learn from"]
+
+
+def lengths(subject: Composed, samples: Sequence[Sample]) -> list[int]:
+    """Positions of every sample; one placeholder per medium was made sure of before."""
+    more = subject.collator.tokens_per_medium - 1
+    return [len(sample.ids) + len(sample.media) * more for sample in samples]
+
+
+def try_out(subject: Composed, samples: Sequence[Sample], whole: bool = True) -> int | None:
+    """Hold all samples against the model's limits, and run it on real ones.
+
+    Args:
+        subject: a session or what stands for it.
+        samples: all that it will read.
+        whole: also run the language model.
+
+    Returns:
+        Tokens per medium that the connector gave (for in-layer methods: that its layers read).
+        None where no sample holds a medium.
+
+    Raises:
+        DataError: samples that are too long, no pairs for a stage one, or placeholders and features
+            that differ in number.
+    """
+    _refuse_too_long(subject, samples)
+    _refuse_without_pairs(subject)
+    return _features_given(subject, whole)
+
+
+def _refuse_too_long(subject: Composed, samples: Sequence[Sample]) -> None:
+    limit, sizes = subject.collator.max_length, lengths(subject, samples)
+    over = sum(size > limit for size in sizes) if limit is not None else 0
+    if not over:
+        return
+    longest = max(range(len(sizes)), key=sizes.__getitem__)
+    raise DataError(
+        f"{subject.method.name}: {over} of {len(samples)} samples are longer than the {limit} tokens "
+        f"that the language model reads, {samples[longest].record.source} with {sizes[longest]} the "
+        "longest; shorten them, or choose a method with fewer than "
+        f"{subject.collator.tokens_per_medium} tokens per medium"
+    )
+
+
+def _refuse_without_pairs(subject: Composed) -> None:
+    first = any(stage.runs == "stage_one" for stage in subject.method.stages)
+    if first and len(captions(subject.train_samples)) < 2:
+        raise DataError(
+            f"{subject.method.name}: its stage one needs at least two images that have a text of "
+            "their own; add such rows, or use the method without its stage one"
+        )
+
+
+def _features_given(subject: Composed, whole: bool) -> int | None:
+    """Run the collator and the connector on real samples; compare placeholders with features."""
+    chosen = sorted((s for s in subject.train_samples if s.media), key=lambda s: len(s.ids))[:2]
+    if not chosen:
+        return None
+    model, method = subject.model, subject.method
+    device = next(model.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng():
+        batch = subject.collator(chosen).to(device)
+        given = _connect(model, batch)
+        if whole:
+            try:
+                model(**batch.model_inputs(), use_cache=False)
+            except PlaceholderError as error:
+                raise DataError(f"{method.name}: {error}") from error
+    places = int((batch.input_ids == subject.collator.token_id).sum())
+    media = sum(len(sample.media) for sample in chosen)
+    connector = model.connector("image")
+    expected = media if isinstance(connector, InLayerConnector) else sum(given)
+    if places != expected or len(given) != media:
+        raise DataError(
+            f"{method.name}: {places} placeholders for {media} media, but the connector gave {expected} "
+            "tokens; its num_tokens() and its forward() disagree, or the encoder's grid is not what it says"
+        )
+    return given[0]
+
+
+def _connect(model: Any, batch: Batch) -> list[int]:
+    """Tokens that the connector gives, per medium."""
+    features = batch.features.get("image")
+    if features is None:
+        assert batch.pixel_values is not None
+        features = model.encode("image", batch.pixel_values)
+    connector = model.connector("image")
+    enter = connector.encode if isinstance(connector, InLayerConnector) else connector
+    values = features.values.to(next(connector.parameters()).dtype)
+    mask = enter(values, features.mask, features.grid)[1]
+    return [int(count) for count in mask.sum(dim=1)]

@@ -1,0 +1,107 @@
+"""What the doctor says: checks with a status, facts of every method, a decoded sample."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from modalign.errors import ModalignError
+from modalign.training.memory import MemoryEstimate
+from modalign.training.trainable import PartCount
+
+Status = Literal["ok", "warning", "error"]
+
+
+class Check(BaseModel):
+    """One thing that was looked at.
+
+    Attributes:
+        section: data, text, encoder, methods or machine.
+        name: of the check; unique together with the method it names.
+        status: ok, warning or error.
+        detail: what was found.
+        advice: what to do about it.
+        exit_code: of an error: 3 data, 2 usage, 1 other.
+    """
+
+    section: str
+    name: str
+    status: Status
+    detail: str
+    advice: str | None = None
+    exit_code: int = 0
+
+
+class Segment(BaseModel):
+    """A stretch of the decoded sample."""
+
+    text: str
+    supervised: bool
+
+
+class MethodFacts(BaseModel):
+    """What one method comes to on this data.
+
+    Attributes:
+        tokens: positions one medium takes in the language model (a mark for in-layer methods).
+        features: what the connector really gave for one medium; None if it could not be run.
+        longest: tokens of the longest sample; ``limit`` what the language model reads.
+        padding: share of positions without a token in the first batches.
+        steps: optimizer steps of each stage that the budget pays for, trials aside; None if the
+            budget is in seconds.
+        parts: what trains.
+        memory: the estimated peak.
+    """
+
+    name: str
+    family: str
+    enters: str
+    tokens: int = 0
+    features: int | None = None
+    longest: int = 0
+    limit: int | None = None
+    padding: float = 0.0
+    steps: dict[str, int] | None = None
+    parts: list[PartCount] = []
+    memory: MemoryEstimate | None = None
+
+
+class Diagnosis(BaseModel):
+    """Everything that was found."""
+
+    checks: list[Check] = []
+    sample: list[Segment] = []
+    sample_source: str | None = None
+    encoder: dict[str, dict[str, Any]] = {}
+    methods: list[MethodFacts] = []
+
+    def add(self, section: str, name: str, detail: str, advice: str | None = None) -> None:
+        """Note that something is as it should be, or (with advice) that it is not quite."""
+        status: Status = "warning" if advice else "ok"
+        check = Check(section=section, name=name, status=status, detail=detail, advice=advice)
+        self.checks.append(check)
+
+    def fail(self, section: str, name: str, error: Exception, advice: str | None = None) -> None:
+        """Note an error."""
+        code = error.exit_code if isinstance(error, ModalignError) else 1
+        self.checks.append(
+            Check(
+                section=section,
+                name=name,
+                status="error",
+                detail=str(error),
+                advice=advice,
+                exit_code=code,
+            )
+        )
+
+    def of(self, status: Status) -> list[Check]:
+        """Checks with a status."""
+        return [check for check in self.checks if check.status == status]
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first error; 0 without one."""
+        errors = self.of("error")
+        return errors[0].exit_code if errors else 0

@@ -1,0 +1,147 @@
+"""The whole examination: everything is looked at, and nothing stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from modalign.data.supervision import Sample
+from modalign.errors import ModalignError
+from modalign.training.budget import Budget
+from modalign.training.doctor.checks_data import attempt, examine_data, examine_text
+from modalign.training.doctor.checks_model import REFUSALS, lengths, refusal, try_out
+from modalign.training.doctor.diagnosis import Diagnosis, MethodFacts
+from modalign.training.doctor.facts import padding_of, steps_of
+from modalign.training.doctor.workshop import Subject, Workshop
+from modalign.training.memory import estimate_memory, readable, resident, return_freed_memory
+from modalign.training.methods import Method
+from modalign.training.settings import TrainSettings
+from modalign.training.sources import DataFiles, Parts, Progress, Splits
+from modalign.training.trainable import count_parts
+
+MUCH_PADDING = 0.3
+FEW_STEPS = 50
+
+
+def examine(
+    parts: Parts,
+    data: DataFiles,
+    settings: TrainSettings,
+    methods: Sequence[Method],
+    *,
+    cache: Path,
+    budget: Budget | None = None,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Look at everything that a training of these methods would need.
+
+    Args:
+        parts: language model and encoder.
+        data: files.
+        settings: how to train.
+        methods: all that are to be trained.
+        cache: of encoder features (only the media that are looked at are encoded).
+        budget: of one method, for the number of steps.
+        processes: how many trainings run at the same time.
+        progress: told (name, done, total).
+    """
+    return_freed_memory()
+    baseline = resident()
+    found = Diagnosis()
+    llm = attempt(found, "text", "language model", parts.load_llm)
+    splits = examine_data(found, data, llm.tokenizer if llm is not None else None, progress)
+    if llm is None or splits is None:
+        return found
+    examine_text(found, splits, llm.tokenizer)
+    shop = Workshop(parts, llm, settings, splits.train, splits.val, cache)
+    for raw in sorted({method.cls.raw_input for method in methods}):
+        _examine_encoder(found, shop, raw)
+    for number, method in enumerate(methods):
+        if progress:
+            progress("examining methods", number, len(methods))
+        if str(method.cls.raw_input) in found.encoder:
+            _examine_method(found, shop, method, splits, budget, baseline)
+    found.encoder = {"patches" if raw == "True" else "image": v for raw, v in found.encoder.items()}
+    if progress:
+        progress("examining methods", len(methods), len(methods))
+    _examine_machine(found, processes)
+    return found
+
+
+def _examine_encoder(found: Diagnosis, shop: Workshop, raw: bool) -> None:
+    name = "raw patches" if raw else "image encoder"
+    encoder = attempt(found, "encoder", name, lambda: shop.encoder(raw))
+    if encoder is None:
+        return
+    module = encoder.module
+    found.encoder[str(raw)] = {
+        "name": encoder.name,
+        "feature_size": module.feature_size,
+        "num_features": module.num_features,
+        "grid": list(module.grid) if module.grid else None,
+    }
+    grid = f"{module.grid[0]} x {module.grid[1]}" if module.grid else "none"
+    size = f"d = {module.feature_size}, N = {module.num_features}, grid {grid}"
+    found.add("encoder", name, f"{encoder.name}: {size}")
+
+
+def _examine_method(
+    found: Diagnosis,
+    shop: Workshop,
+    method: Method,
+    splits: Splits,
+    budget: Budget | None,
+    baseline: int,
+) -> None:
+    facts = MethodFacts(name=method.name, family=method.cls.family, enters=method.cls.enters)
+    found.methods.append(facts)
+    try:
+        with shop.subject(method) as subject:
+            samples = [*splits.train, *splits.val, *splits.evaluation]
+            _measure(found, facts, subject, samples, budget, baseline)
+    except REFUSALS as error:
+        found.fail("methods", method.name, refusal(method, error))
+
+
+def _measure(
+    found: Diagnosis,
+    facts: MethodFacts,
+    subject: Subject,
+    samples: Sequence[Sample],
+    budget: Budget | None,
+    baseline: int,
+) -> None:
+    collator, method = subject.collator, subject.method
+    facts.tokens, facts.limit = collator.tokens_per_medium, collator.max_length
+    facts.longest = max(lengths(subject, samples))
+    facts.parts = count_parts(subject.model)
+    if sum(part.trainable for part in facts.parts) == 0:
+        raise ModalignError(f"{method.name}: nothing trains; raise a learning rate above 0")
+    facts.features = try_out(subject, samples)
+    facts.padding = padding_of(subject)
+    facts.steps = steps_of(subject, budget) if budget is not None else None
+    facts.memory = estimate_memory(subject, baseline=baseline)
+    kept = "read in the layers" if facts.enters == "in-layer" else "in the text"
+    detail = f"{facts.features} tokens per medium {kept}, placeholders agree"
+    found.add("methods", method.name, detail, _complaint(facts, subject.settings))
+
+
+def _complaint(facts: MethodFacts, settings: TrainSettings) -> str | None:
+    if facts.padding > MUCH_PADDING and not settings.packing:
+        return f"{facts.padding:.0%} of the positions are padding: set training.packing=true"
+    few = min((facts.steps or {"": FEW_STEPS}).values())
+    if few < FEW_STEPS:
+        return f"the budget pays for {few} steps only: raise it, or lower training.batch_size"
+    return None
+
+
+def _examine_machine(found: Diagnosis, processes: int) -> None:
+    known = [(facts, facts.memory) for facts in found.methods if facts.memory is not None]
+    if not known:
+        return
+    facts, memory = max(known, key=lambda pair: pair[1].total)
+    have = readable(memory.available) if memory.available is not None else "unknown"
+    times = f" in each of {processes} processes" if processes > 1 else ""
+    detail = f"at most {readable(memory.total)} ({facts.name}){times}, {have} available"
+    found.add("machine", "memory", detail, memory.warning(processes))

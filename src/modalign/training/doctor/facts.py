@@ -1,0 +1,52 @@
+"""What a method comes to: its padding, and the steps that the budget pays for."""
+
+from __future__ import annotations
+
+from modalign.data.batching import BatchOrder
+from modalign.data.supervision import Sample
+from modalign.training.budget import Budget
+from modalign.training.costs import CostModel
+from modalign.training.doctor.checks_model import lengths
+from modalign.training.memory import Composed
+from modalign.training.session import TRIAL_SHARE
+
+FIRST_BATCHES = 8
+
+
+def padding_of(subject: Composed) -> float:
+    """Share of padding in the first batches, counted from lengths (rows are not packed here)."""
+    sizes = [lengths(subject, batch) for batch in _first_batches(subject)]
+    places = sum(len(batch) * max(batch) for batch in sizes)
+    return 1 - sum(sum(batch) for batch in sizes) / places
+
+
+def steps_of(subject: Composed, budget: Budget) -> dict[str, int] | None:
+    """Steps of each stage that a budget pays for after its learning-rate trials."""
+    per_step: float = min(subject.settings.batch_size, len(subject.train_samples))
+    if budget.kind == "seconds":
+        return None
+    if budget.kind == "flops":
+        per_step = _flops_per_step(subject)
+    whole = budget.amount * (1 - TRIAL_SHARE)
+    stages = subject.method.stages
+    if budget.kind == "flops":  # an earlier stage costs something else per step
+        stages = stages[-1:]
+    return {stage.name: max(int(whole * stage.share / per_step), 1) for stage in stages}
+
+
+def _flops_per_step(subject: Composed) -> float:
+    costs, settings = CostModel.of(subject.model), subject.settings
+    batches = _first_batches(subject)
+    total = 0.0
+    for batch in batches:
+        longest = max(lengths(subject, batch))
+        kept = sum(int(sample.supervised.sum()) for sample in batch)
+        media = sum(len(sample.media) for sample in batch)
+        total += costs.training(len(batch), longest, kept, media, settings.llm, settings.encoder)
+    return total / len(batches)
+
+
+def _first_batches(subject: Composed) -> list[list[Sample]]:
+    samples = subject.train_samples
+    order = BatchOrder.of(samples, subject.settings.batch_size, subject.seed)
+    return [[samples[i] for i in indices] for indices in order.epoch(0)[:FIRST_BATCHES]]

@@ -1,0 +1,79 @@
+"""The cheap part of the examination, before every training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from modalign.errors import DataError, ModalignError, UsageError
+from modalign.models.compose import LanguageModel
+from modalign.training.doctor.checks_model import REFUSALS, no_media, refusal, try_out
+from modalign.training.doctor.workshop import Workshop
+from modalign.training.memory import Composed, estimate_memory, return_freed_memory
+from modalign.training.methods import Method
+from modalign.training.settings import TrainSettings
+from modalign.training.sources import Parts, Splits
+
+
+def preflight(
+    parts: Parts,
+    splits: Splits,
+    settings: TrainSettings,
+    methods: Sequence[Method],
+    cache: Path,
+    *,
+    llm: LanguageModel | None = None,
+    processes: int = 1,
+) -> list[str]:
+    """Look for what would end the training of any of these methods.
+
+    Every method's connector is built and run on real samples; one prefix and one in-layer method run
+    through the language model; memory is estimated for the method with the most tokens.
+
+    Args:
+        parts: language model and encoder.
+        splits: tokenised data.
+        settings: how to train.
+        methods: all that are to be trained.
+        cache: of encoder features.
+        llm: the language model, where it is loaded already; its weights stay, but not which of
+            them train, and it may gain a row for the placeholder.
+        processes: how many trainings run at the same time.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        DataError: a sample that is too long for a method; placeholders unlike features.
+        ModalignError: a connector that cannot work between these parts.
+    """
+    return_freed_memory()
+    loaded = llm or parts.load_llm()
+    shop = Workshop(parts, loaded, settings, splits.train, splits.val, cache)
+    samples = [*splits.train, *splits.val, *splits.evaluation]
+    tokens: dict[str, int] = {}
+    kinds: set[str] = set()
+    errors: list[ModalignError] = []
+    for method in methods:
+        try:
+            with shop.subject(method, lora=False) as subject:
+                try_out(subject, samples, whole=method.cls.enters not in kinds)
+                tokens[method.name] = subject.collator.tokens_per_medium
+            kinds.add(method.cls.enters)
+        except REFUSALS as error:
+            errors.append(refusal(method, error))
+    if errors:
+        known = (DataError, UsageError, ModalignError)
+        kind = next(kind for kind in known if isinstance(errors[0], kind))
+        raise kind("\n".join(str(error) for error in errors))
+    heaviest = max(methods, key=lambda method: tokens[method.name])
+    with shop.subject(heaviest) as subject:
+        warning = estimate_memory(subject).warning(processes)
+    return [*no_media(splits.train), *([f"{heaviest.name}: {warning}"] if warning else [])]
+
+
+def preflight_session(session: Composed, *, processes: int = 1) -> list[str]:
+    """The same for one session that is composed already; its random state and weights stay."""
+    try_out(session, [*session.train_samples, *session.val_samples])
+    warning = estimate_memory(session).warning(processes)
+    return [*no_media(session.train_samples), *([warning] if warning else [])]

@@ -1,0 +1,177 @@
+"""How much memory training will take, before it starts.
+
+Activations are measured, not guessed: one real forward pass over the longest batch tells which
+tensors autograd keeps, in which order, and the backward pass is replayed over them on paper (a kept
+tensor is freed after its use, a weight's gradient appears). Gradients and AdamW's moments follow
+from what trains. On top of what is resident anyway, the peak is that of the most expensive phase:
+forward and backward, the optimizer's step, writing a checkpoint, the check of frozen tensors.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from modalign.data.batching import BatchOrder
+from modalign.training.collation import Batch, Collator
+from modalign.training.learners import ModelLearner
+from modalign.training.memory.process import (
+    available,
+    readable,
+    resident,
+    returns_freed_memory,
+    touch,
+)
+from modalign.training.memory.trace import Trace, bytes_of, module_bytes, trace_forward
+from modalign.training.settings import TrainSettings
+from modalign.training.trainer import device_of
+
+MEASURED_POSITIONS = 2048  # a larger batch is measured on fewer rows and scaled: exact, and cheap
+SLACK = 1.05  # rounding: pages on a CPU, blocks of torch's own pool on CUDA
+FRAGMENTS = 1.8  # glibc's heap left as it is: 1.4 to 2.3 times of what lives (return_freed_memory)
+LIBRARIES = 48 * 2**20  # loaded once training runs: torch's optimizers, the compiler they import
+MOMENTS = 2  # AdamW keeps two tensors per trainable parameter
+WHOLE_NUMBER_SUM = 2.5  # FrozenCheck, on a CPU: an int32 tensor as int64, and half of it once more
+
+
+class Composed(Protocol):
+    """What is needed of a session: its model, its data and how it trains."""
+
+    model: Any
+    collator: Collator
+    settings: TrainSettings
+    train_samples: Any
+    val_samples: Any
+    method: Any
+    seed: int
+
+
+class MemoryEstimate(BaseModel):
+    """Bytes that training takes at its peak.
+
+    Attributes:
+        device: where they are taken.
+        baseline: what the process holds without the model (Python, libraries); 0 on CUDA.
+        parameters: the model's weights and buffers.
+        gradients: of all trainable parameters.
+        optimizer: AdamW's moments.
+        activations: tensors that autograd keeps at the end of the longest batch's forward pass.
+        logits: output values of that batch, alive next to what autograd keeps.
+        phases: phase -> bytes on top of baseline and parameters.
+        total: the peak.
+        available: bytes that can still be had, this process's own included; None if unknown.
+        rows, length: shape of the longest batch.
+    """
+
+    device: str
+    baseline: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    phases: dict[str, int]
+    total: int
+    available: int | None
+    rows: int
+    length: int
+
+    @property
+    def phase(self) -> str:
+        """The phase of the peak."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    def warning(self, processes: int = 1) -> str | None:
+        """What to say when that many processes like this one do not fit."""
+        if self.available is None or self.total * processes <= self.available:
+            return None
+        many = f"{processes} processes of {readable(self.total)} each" if processes > 1 else ""
+        return (
+            f"training takes about {many or readable(self.total)} on {self.device} at its peak (while "
+            f"{self.phase}), but {readable(self.available)} are available: reduce training.batch_size "
+            f"(now {self.rows} rows of {self.length} tokens) or raise training.accumulate, set "
+            "training.gradient_checkpointing=true, train less (--train-llm lora), or run fewer --jobs"
+        )
+
+
+def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryEstimate:
+    """Estimate the peak of training a session's last stage.
+
+    Args:
+        target: a session, or anything that holds the same.
+        baseline: resident bytes of the process without the model; by default what is resident
+            now, less the model's own. 0 on CUDA.
+    """
+    settings, stage = target.settings, target.method.stages[-1]
+    learner = ModelLearner(target.model, target.train_samples, target.collator, settings, stage)
+    device = device_of(settings)
+    chosen = longest_batch(target)
+    batch, scale = _affordable(target, chosen)
+    trace = trace_forward(learner, batch.to(device), stage, settings)
+    trace.scale(scale)
+    own = module_bytes(target.model)
+    touch(target.model)
+    gc.collect()  # models that were let go hang in reference cycles
+    if device.type != "cpu":
+        baseline = 0
+    elif baseline is None:
+        baseline = max(resident() - own, 0)
+    baseline += LIBRARIES if device.type == "cpu" else 0
+    return _sum_up(target, trace, own, baseline, (len(chosen), batch.input_ids.shape[1]))
+
+
+def _sum_up(
+    target: Composed, trace: Trace, own: int, baseline: int, shape: tuple[int, int]
+) -> MemoryEstimate:
+    parameters = list(target.model.parameters())
+    device = device_of(target.settings)
+    slack = SLACK if device.type != "cpu" or returns_freed_memory() else FRAGMENTS
+    trainable = sum(bytes_of(p) for p in parameters if p.requires_grad)
+    frozen = max((bytes_of(p) for p in parameters if not p.requires_grad), default=0)
+    on_cpu = device.type == "cpu"
+    moments = MOMENTS * trainable
+    start = trainable if on_cpu and target.val_samples else 0  # of the trials
+    pieces = target.settings.accumulate
+    backward = trace.peak(gradients_exist=pieces > 1) + trace.tied_gradient
+    phases = {
+        "checking frozen tensors": int(frozen * (WHOLE_NUMBER_SUM if on_cpu else 0.5)),
+        "running forward and backward": int((backward + moments) * slack),
+        "stepping the optimizer": int((2 * trainable + moments) * slack),
+        "writing a checkpoint": int((moments + (trainable + moments if on_cpu else 0)) * slack),
+    }
+    phases = {name: size + start for name, size in phases.items()}
+    return MemoryEstimate(
+        device=str(device),
+        baseline=baseline,
+        parameters=own,
+        gradients=trainable,
+        optimizer=moments,
+        activations=trace.kept,
+        logits=trace.logits,
+        phases=phases,
+        total=baseline + own + max(phases.values()),
+        available=available(device),
+        rows=shape[0],
+        length=shape[1],
+    )
+
+
+def longest_batch(target: Composed) -> list[Any]:
+    """Samples of the (micro-)batch of the first epoch that holds the most positions."""
+    samples, collator, settings = target.train_samples, target.collator, target.settings
+    order = BatchOrder.of(samples, settings.batch_size, target.seed)
+    lengths = [sample.length(collator.token_id, collator.tokens_per_medium) for sample in samples]
+    pieces = settings.accumulate * settings.processes
+    batches = [indices[::pieces] for indices in order.epoch(0)]
+    worst = max(batches, key=lambda indices: len(indices) * max(lengths[i] for i in indices))
+    return [samples[i] for i in sorted(worst, key=lambda i: -lengths[i])]
+
+
+def _affordable(target: Composed, chosen: list[Any]) -> tuple[Batch, float]:
+    """The batch, or its longest rows where it is large, and how much larger the whole is."""
+    collator = target.collator
+    width = chosen[0].length(collator.token_id, collator.tokens_per_medium)
+    count = max(1, min(len(chosen), MEASURED_POSITIONS // max(width, 1)))
+    return collator(chosen[:count]), len(chosen) / count

@@ -1,0 +1,121 @@
+"""What this process and its machine have in main memory, and glibc told to give freed memory back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+MAPPED_FROM = 2**20  # bytes
+M_MMAP_THRESHOLD = -3  # its number in malloc.h
+
+_returning = False
+
+
+def readable(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def return_freed_memory() -> bool:
+    """Make glibc give tensors of a mebibyte and more back to the system as soon as they are freed.
+
+    Left alone it raises that limit to 32 MiB as tensors are freed, keeps them on its heap, and the heap
+    falls to pieces: training then held 1.4 (everything trains) to 2.3 times (LoRA) of what was alive.
+    Call it once, before a model is loaded in a process that trains on a CPU. Speed did not change
+    measurably.
+
+    Returns:
+        whether the C library could be told (glibc only).
+    """
+    global _returning  # noqa: PLW0603 (a property of the process)
+    if not _returning:
+        try:
+            _returning = bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM))
+        except (AttributeError, OSError, TypeError):
+            return False
+    return _returning
+
+
+def returns_freed_memory() -> bool:
+    """Whether :func:`return_freed_memory` has been called with success."""
+    return _returning
+
+
+def touch(module: nn.Module) -> None:
+    """Read every weight once: files mapped into memory become resident, as they will in training."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.device.type == "cpu" and parameter.numel():
+                parameter.detach().flatten()[:: 1024 // parameter.element_size()].max()
+
+
+def resident() -> int:
+    """Bytes of this process in main memory."""
+    return _status("VmRSS")
+
+
+def peak_resident() -> int:
+    """The most bytes this process ever had in main memory.
+
+    Not ``ru_maxrss`` where ``/proc`` exists: a process started by another inherits that one's.
+    """
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that this process can have on a device, what it has already included."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type != "cpu":
+        return None
+    free = [amount for amount in (_machine_free(), _group_free()) if amount is not None]
+    return min(free) + resident() if free else None
+
+
+def _machine_free() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's own limit leaves."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = (root / limit).read_text().strip(), (root / used).read_text()
+            return None if most == "max" else max(int(most) - int(now), 0)
+        except (OSError, ValueError):
+            continue
+    return None
