@@ -337,6 +337,9 @@ def test_only_the_connector_in_use_travels(cases: dict[str, Case]) -> None:
     assert "connectors_perceivers_gated_cross_attention.py" in code
     assert "connectors_perceivers_resampler.py" in code  # its parent's part
     assert "connectors_perceivers_qformer.py" not in code
+    alone = {path.name for path in cases["qformer"].saved.folder.glob("*.py")}
+    assert "connectors_perceivers_qformer.py" in alone
+    assert "connectors_perceivers_qformer_stage_one.py" not in alone
     both = {path.name for path in cases["c_abstractor"].saved.folder.glob("*.py")}
     assert "connectors_converters_layers.py" in both
 
