@@ -43,8 +43,8 @@ has width D and L layers. M is the number of tokens that one image takes in its 
 layers). Parameters and FLOPs are of the connector alone. FLOPs are of one image, forward; a multiply-add
 counts 2. Methods inside the layers also cost FLOPs per text position: the tables add those of 32 positions.
 
-The three reference pairs are CLIP ViT-L/14 at 336 pixels (d 1024, N 576) with a language model of width 4096 and 32
-layers, and SigLIP-B/16 at 224 pixels (d 768, N 196) with language models of 896 and 24, and of 576 and 30.
+The three reference pairs are CLIP ViT-L/14 at 336 pixels (d 1024, N 576) with a model of width 4096 and 32
+layers, and SigLIP-B/16 at 224 pixels (d 768, N 196) with models of 896 and 24, and of 576 and 30.
 `raw_patches` has no encoder; its d is 2700, Fuyu's patches of 30 × 30 × 3.
 
 """
