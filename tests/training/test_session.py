@@ -13,7 +13,7 @@ import torch
 from tiny_session import Plan, assert_same, trained
 
 from modalign.errors import ModalignError, UsageError
-from modalign.training.session import TRIAL_FACTORS, TRIAL_SHARE
+from modalign.training.session import TRIAL_FACTORS, TRIAL_SHARE, LearningRateTrial, _best
 from modalign.training.trainer import Progress, Trainer
 
 Make = Callable[..., Plan]
@@ -143,3 +143,18 @@ def test_lora_is_merged_into_a_plain_language_model(plan: Make, tmp_path: Path) 
     assert not any("lora_" in name for name, _ in session.model.named_parameters())
     after = session.model(**batch.model_inputs()).logits.detach()
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_factor_must_be_clearly_better_than_the_given_rate() -> None:
+    def trial(factor: float, losses: list[float]) -> LearningRateTrial:
+        return LearningRateTrial(factor, 10, sum(losses) / len(losses), losses=losses)
+
+    base = trial(1.0, [1.0, 1.0, 1.0, 1.0])
+    # A gain of 0.1 everywhere is clear; the same gain on average, from one sample, is not.
+    clear, noisy = trial(3.0, [0.9] * 4), trial(1 / 3, [0.6, 1.0, 1.0, 1.0])
+    assert _best([noisy, base, clear]) == [2, 1, 0]
+    assert _best([noisy, base]) == [1, 0]
+    worse = trial(3.0, [1.2] * 4)
+    assert _best([worse, base, noisy]) == [1, 2, 0]
+    broken = LearningRateTrial(1.0)
+    assert _best([broken, noisy]) == [1, 0]

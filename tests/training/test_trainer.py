@@ -19,7 +19,7 @@ from modalign.training.budget import Budget
 from modalign.training.learners import ModelLearner
 from modalign.training.session import Session
 from modalign.training.sources import Parts
-from modalign.training.trainer import NonFiniteLossError, Progress, constant, cosine
+from modalign.training.trainer import NonFiniteLossError, Progress, cosine, trapezoid
 
 Make = Callable[..., Plan]
 
@@ -187,12 +187,14 @@ def test_the_curve_has_a_point_at_the_start_at_every_part_and_at_the_end(
 
 
 def test_schedules() -> None:
-    for schedule, end in ((cosine, 0.0), (constant, 1.0)):
+    for schedule in (cosine, trapezoid):
         assert 0 < schedule(0.0, 0.1) < 0.2
         assert schedule(0.1, 0.1) == 1.0
-        assert schedule(1.0, 0.1) == pytest.approx(end)
+        assert schedule(1.0, 0.1) == pytest.approx(0.0)
         assert schedule(0.0, 0.0) == 1.0
     assert cosine(0.5, 0.0) == pytest.approx(0.5)
+    assert trapezoid(0.7, 0.1) == 1.0
+    assert trapezoid(0.85, 0.1) == pytest.approx(0.5)
 
 
 def test_no_copy_is_made_unless_a_checkpoint_is(

@@ -102,9 +102,9 @@ def starter_config(progress: Progress | None = None) -> dict[str, Any]:
         },
         "data": {"train": str(files.train), "val": str(files.val), "eval": str(files.eval)},
         "methods": DEMO_METHODS,
-        "budget": "16000samples",
+        "budget": "20000samples",
         "seeds": 3,
-        "finalists": 4,
+        "finalists": 3,
         "training": STARTER_TRAINING,
     }
 

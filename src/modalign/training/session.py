@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraModel
 from torch import Tensor
@@ -36,15 +37,14 @@ from modalign.training.trainer import (
     NonFiniteLossError,
     Trainer,
     Validate,
-    constant,
     cosine,
+    trapezoid,
 )
 from modalign.training.trainer import Progress as StepProgress
 
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
-TRIAL_SHARE = (
-    0.25  # of a method's budget: three trials for a fifth of it, the better two as long again
-)
+# Of a method's budget, for all trials: three for a fifth of it each, the better two as long again.
+TRIAL_SHARE = 0.25
 
 Report = Callable[[str, StepProgress], None]
 
@@ -58,6 +58,9 @@ class LearningRateTrial:
     val_loss: float | None = None
     kept: bool = False
     failure: str | None = None
+    losses: list[float] = field(
+        default_factory=list
+    )  # per validation sample, over its tokens' mean
 
     @property
     def loss(self) -> float:
@@ -143,6 +146,7 @@ class Session:
         llm = parts.load_llm()
         self.encoder = parts.load_encoder(method.cls.raw_input)
         torch.manual_seed(seed)  # decides the connector and the LoRA matrices
+        self.val_losses: list[float] = []  # of the last validation, per sample
         self.model, self.processor, self.lora = composed(
             method, llm, self.encoder, settings, self.device
         )
@@ -215,7 +219,7 @@ class Session:
             folder,
             self.seed,
             self.parallel,
-            schedule=constant if trial else cosine,
+            schedule=trapezoid if trial else cosine,
             validate=validate,
             report=(lambda step: self.report(folder.name, step)) if self.report else None,  # type: ignore[misc]
             track=None if trial or track is None else _under(stage.name, track),
@@ -241,9 +245,10 @@ class Session:
 
         def validate() -> float:
             self.model.eval()
-            loss = score(self.model, chosen, self.collator, self.device).mean_loss
+            found = score(self.model, chosen, self.collator, self.device)
             freeze_for(self.model, stage, self.settings)
-            return loss
+            self.val_losses = (found.loss * len(found.loss) / found.tokens.sum()).tolist()
+            return found.mean_loss
 
         return validate
 
@@ -252,7 +257,11 @@ class Session:
     def _find_factor(
         self, stage: Stage, budget: Budget, folder: Path
     ) -> tuple[list[LearningRateTrial], Ledger]:
-        """Successive halving over x1/3, x1, x3, on validation loss, at a constant rate.
+        """Successive halving over x1/3, x1, x3, on validation loss.
+
+        The rate stays constant in the first rung and falls to zero at the end of the second. A
+        factor other than 1 must be better than 1 by more than one standard error of the paired
+        difference: short trials are noisy, and the given rate is somebody's experience.
 
         Every trial starts from the state the session is in, and leaves it so. Without validation
         data the middle factor is kept and nothing is spent.
@@ -305,12 +314,17 @@ class Session:
         trainer = self._trainer(
             stage, budget, _trial_folder(folder, trial), 50, trial.factor, trial=True
         )
+        self.val_losses = []
         try:
             loss = trainer.run(until).val_loss
         except NonFiniteLossError as error:
             loss, trial.failure = None, str(error)
         trial.val_loss = loss if loss is not None and math.isfinite(loss) else None
         trial.samples = trainer.ledger.samples
+        if trial.val_loss is not None and not self.val_losses:  # resumed after its last validation
+            assert trainer.validate is not None
+            trainer.validate()
+        trial.losses = self.val_losses if trial.val_loss is not None else []
         return trainer.ledger
 
     # ------------------------------------------------------------------ the trained state
@@ -332,8 +346,24 @@ def _under(stage: str, track: Track) -> Track:
 
 
 def _best(trials: Sequence[LearningRateTrial]) -> list[int]:
-    """Numbers of the trials, lowest validation loss first."""
-    return sorted(range(len(trials)), key=lambda number: trials[number].loss)
+    """Numbers of the trials, best first; factor 1 before what is not clearly better than it."""
+    base = next((trial for trial in trials if trial.factor == 1), None)
+
+    def key(number: int) -> tuple[float, bool, float]:
+        trial = trials[number]
+        if base is None or trial is base or not _barely_better(trial, base):
+            return trial.loss, False, trial.loss
+        return base.loss, True, trial.loss
+
+    return sorted(range(len(trials)), key=key)
+
+
+def _barely_better(trial: LearningRateTrial, base: LearningRateTrial) -> bool:
+    """Better than the base, but by no more than one standard error of the paired difference."""
+    if len(trial.losses) != len(base.losses) or len(trial.losses) < 2:
+        return False
+    gains = np.subtract(base.losses, trial.losses)
+    return bool(0 < gains.mean() <= gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def _trial_folder(folder: Path, trial: LearningRateTrial) -> Path:
