@@ -26,15 +26,16 @@ demo: $(VENV)/.installed
 	$(BIN)/modalign compare --out $(OUT)/demo --resume
 
 report: $(VENV)/.installed
-	$(BIN)/modalign compare --methods all --finalists 0 --budget 60000samples --out $(OUT)/report --resume
+	$(BIN)/modalign compare --methods all --finalists 0 --budget 40000samples --out $(OUT)/report --resume
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests bench
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
+# Two processes, one thread each: two multi-threaded torch processes are many times slower.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
