@@ -1,14 +1,14 @@
 # make demo    install, compare twelve methods on the built-in starter (8 minutes on 2 cores)
 # make test    install, lint, type-check and test (10 minutes on 2 cores)
 # make report  the full comparison: every method, three seeds, a larger budget (an hour)
-# make bench   measured comparisons
+# make bench   measured comparisons: speed (minutes), and the published ordering (minutes)
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 
-.PHONY: demo test test-slow lint report bench starter clean
+.PHONY: demo test lint report bench starter clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,11 +37,9 @@ lint: $(VENV)/.installed-dev
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
-
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.speed
+	$(BIN)/python -m bench.ordering --out $(OUT)/ordering
 
 starter: $(VENV)/.installed
 	$(BIN)/modalign starter build
