@@ -15,7 +15,7 @@ from modalign.errors import ModalignError, UsageError
 from modalign.training.budget import Budget, Ledger
 from modalign.training.methods import method_names, resolve_method, resolve_methods
 from modalign.training.objectives import objective_term, term
-from modalign.training.settings import LearningRates, TrainSettings
+from modalign.training.settings import LearningRates, Stage, TrainSettings
 from modalign.training.trainable import FrozenCheck, add_lora, count_parts, freeze, parameter_groups
 
 
@@ -206,3 +206,20 @@ def test_a_change_of_any_element_is_found(dtype: torch.dtype, size: int) -> None
             module.weight[place] *= 3
         with pytest.raises(ModalignError):
             check.verify(module)
+
+
+def test_a_method_takes_connector_options_and_a_recipe() -> None:
+    method = resolve_method("mlp[depth=3]:published")
+    assert (method.connector, method.variant, method.options) == ("mlp", "published", {"depth": 3})
+    with pytest.raises(UsageError, match="depth"):
+        resolve_method("mlp[width=3]")
+    align = Stage(name="align", share=1, llm="frozen", learning_rates=LearningRates(connector=1e-3))
+    tune = Stage(name="tune", share=3, llm="full")
+    plain = resolve_method("linear", [align, tune])
+    assert [(stage.name, stage.share) for stage in plain.stages] == [
+        ("align", 0.25),
+        ("tune", 0.75),
+    ]
+    own = resolve_method("qformer", [align, tune])
+    assert [stage.name for stage in own.stages] == ["stage_one", "align", "tune"]
+    assert sum(stage.share for stage in own.stages) == pytest.approx(1.0)

@@ -158,3 +158,24 @@ def test_a_factor_must_be_clearly_better_than_the_given_rate() -> None:
     assert _best([worse, base, noisy]) == [1, 2, 0]
     broken = LearningRateTrial(1.0)
     assert _best([broken, noisy]) == [1, 0]
+
+
+def test_what_an_earlier_stage_trained_is_kept_and_rebuilt(plan: Make, tmp_path: Path) -> None:
+    rates = {"connector": 1e-2, "llm": 1e-2}
+    recipe = [
+        {"name": "tune", "llm": "lora", "learning_rates": rates},
+        {"name": "align", "llm": "frozen", "learning_rates": {"connector": 1e-2, "llm": 0.0}},
+    ]
+    staged = plan(recipe=recipe, budget="96samples")
+    session = staged.session()
+    staged.run(tmp_path, session)
+    state = session.trained_state()
+    adapters = {name: value for name, value in state.items() if "lora_B" in name}
+    assert adapters
+    assert all(value.abs().sum() > 0 for value in adapters.values())  # zero before the first stage
+    again = staged.session()
+    again.load_trained(state)
+    for name, parameter in session.model.named_parameters():
+        assert torch.equal(parameter, dict(again.model.named_parameters())[name]), name
+    with pytest.raises(ModalignError, match="do not fit"):
+        again.load_trained({"nowhere": torch.zeros(1)})

@@ -25,7 +25,7 @@ from modalign.models.compose import prepare_tokenizer
 from modalign.training.budget import Budget
 from modalign.training.methods import resolve_method
 from modalign.training.session import Session, SessionResult
-from modalign.training.settings import TrainSettings
+from modalign.training.settings import Stage, TrainSettings
 from modalign.training.sources import Parts
 
 transformers.logging.set_verbosity_error()
@@ -62,6 +62,7 @@ class Plan:
     count: int = 40
     val: int = 8
     settings: dict[str, Any] = field(default_factory=dict)
+    recipe: list[dict[str, Any]] = field(default_factory=lambda: [{}])
 
     def session(self, report: Callable[..., None] | None = None, **changes: Any) -> Session:
         """A fresh session."""
@@ -71,7 +72,7 @@ class Plan:
         tokenizer = AutoTokenizer.from_pretrained(self.llm)
         prepare_tokenizer(tokenizer)
         return Session(
-            resolve_method(self.method),
+            resolve_method(self.method, [Stage(**stage) for stage in self.recipe]),
             parts,
             TrainSettings(**settings),
             samples(tokenizer, self.count),

@@ -94,7 +94,7 @@ def doctor(
             resolved.parts,
             resolved.data,
             resolved.training,
-            resolve_methods(resolved.methods),
+            resolve_methods(resolved.methods, resolved.stages),
             cache=cache_directory(),
             budget=Budget.parse(resolved.budget),
             processes=1 if method else resolved.workers,

@@ -86,6 +86,7 @@ def train(
             resolved.training,
             resolved.budget,
             out,
+            recipe=resolved.stages,
             seed=seed,
             factor=factor,
             resume=resume,

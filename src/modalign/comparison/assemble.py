@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Gathered:
 
     def scores(self, method: str, name: str) -> np.ndarray:
         """(S, n) of one kind of answers; empty where there are none."""
-        folders = [self.runs / m_folder(method) / f"seed-{r.seed}" for r in self.of(method)]
+        folders = [self.runs / run_folder(method) / f"seed-{r.seed}" for r in self.of(method)]
         rows = [load_scores(folder).get(name) for folder in folders]
         return np.array([row for row in rows if row is not None], dtype=float)
 
@@ -79,9 +80,9 @@ def _charged(result: JobResult, search: Spent) -> JobResult:
     )
 
 
-def m_folder(method: str) -> str:
-    """Folder name of a method."""
-    return method.replace(":", "-")
+def run_folder(method: str) -> str:
+    """Name of a method's folder: its own, without what file systems dislike."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", method).strip("-")
 
 
 def skills_of(samples: Sequence[Sample]) -> np.ndarray:

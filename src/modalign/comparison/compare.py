@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from modalign.comparison.assemble import Gathered, assemble
+from modalign.comparison.assemble import Gathered, assemble, run_folder
 from modalign.comparison.config import CompareConfig, flat, load_config
 from modalign.comparison.job import Job, JobResult, load_scores
 from modalign.comparison.report import write_report
@@ -49,11 +49,15 @@ class Prepared:
     out: Path
     changed: dict[str, str] = field(default_factory=dict)
 
+    def method(self, name: str) -> Method:
+        """The method of this name."""
+        return next(method for method in self.methods if method.name == name)
+
     def job(self, method: Method, seed: int, factor: float | None) -> Job:
         """The job of one method under one seed."""
-        name = method.name.replace(":", "-")
+        name = run_folder(method.name)
         return Job(
-            method=method.name,
+            what=method,
             seed=seed,
             factor=factor,
             budget=self.config.budget,
@@ -175,7 +179,7 @@ def prepare(
     config: CompareConfig, out: Path, cache: Path, progress: Progress | None = None
 ) -> Prepared:
     """Validate everything before step 0: names, budget, files, template; then fill the feature cache."""
-    methods = resolve_methods(config.methods)
+    methods = resolve_methods(config.methods, config.stages)
     Budget.parse(config.budget)
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress)

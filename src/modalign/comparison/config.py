@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from modalign.errors import UsageError
 from modalign.starter.build import Progress, starter
 from modalign.training.parallel import device_of
-from modalign.training.settings import LearningRates, TrainSettings
+from modalign.training.settings import LearningRates, Stage, TrainSettings
 from modalign.training.sources import DataFiles, Parts
 
 # Twelve methods of both families, matched in width, that a first look needs eight minutes for.
@@ -51,6 +51,8 @@ class CompareConfig(BaseModel):
         seeds: trainings per finalist, each under a seed of its own.
         finalists: methods that go on to all seeds, by validation accuracy; None means all.
         training: how to train.
+        stages: the recipe of every method, in place of a single stage; a connector's own stage one
+            stays before it.
         jobs: methods trained at the same time, each in a process with its share of the cores.
         examples: evaluation questions answered by every method in the report.
     """
@@ -64,6 +66,7 @@ class CompareConfig(BaseModel):
     seeds: PositiveInt = 3
     finalists: PositiveInt | None = None
     training: TrainSettings = Field(default_factory=TrainSettings)
+    stages: list[Stage] = Field(default_factory=lambda: [Stage()], min_length=1)
     jobs: NonNegativeInt = 0
     examples: NonNegativeInt = 8
 

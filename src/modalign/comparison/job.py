@@ -31,7 +31,7 @@ from modalign.training.budget import Budget
 from modalign.training.collation import Collator, Pixels
 from modalign.training.costs import CostModel
 from modalign.training.memory import peak_resident, return_freed_memory
-from modalign.training.methods import resolve_method
+from modalign.training.methods import Method
 from modalign.training.session import Session, SessionResult
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts
@@ -46,13 +46,13 @@ class Job:
     """What a worker is told.
 
     Attributes:
-        method: name.
+        what: the method.
         seed: of new weights and data order.
         factor: on all learning rates; None means: find it, by trials.
         blank: the medium that stands for "no image".
     """
 
-    method: str
+    what: Method
     seed: int
     factor: float | None
     budget: str
@@ -65,6 +65,11 @@ class Job:
     cache: Path
     folder: Path
     threads: int
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.what.name
 
     @property
     def key(self) -> str:
@@ -147,7 +152,7 @@ def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
 
 def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
     session = Session(
-        resolve_method(job.method),
+        job.what,
         job.parts,
         job.settings,
         job.train,

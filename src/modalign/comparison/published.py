@@ -8,6 +8,7 @@ says *agrees*, *contradicts*, *no difference found*, or *not comparable* and why
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -233,7 +234,7 @@ def training_mode(llm_mode: str) -> Mode:
 
 def base_name(method: str) -> str:
     """A method's name without its variant."""
-    return method.split(":", maxsplit=1)[0]
+    return re.split(r"[:\[]", method, maxsplit=1)[0]
 
 
 def _check_claim(

@@ -23,8 +23,6 @@ from modalign.models.export import (
     verify_saved,
 )
 from modalign.models.export.verify import NEW_TOKENS, tolerance_of
-from modalign.training import checkpoint
-from modalign.training.methods import resolve_method
 from modalign.training.session import Session
 from modalign.training.sources import Progress
 
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 def trained_session(job: Job) -> Session:
     """Rebuild the session of a finished job, with its trained weights."""
     session = Session(
-        resolve_method(job.method),
+        job.what,
         job.parts,
         job.settings,
         job.train[:1],
@@ -43,7 +41,7 @@ def trained_session(job: Job) -> Session:
         job.cache,
         job.seed,
     )
-    checkpoint.load_trainable(session.model, load_file(job.folder / "trained.safetensors"))
+    session.load_trained(load_file(job.folder / "trained.safetensors"))
     session.merge_lora()
     session.model.eval()
     return session
@@ -87,7 +85,7 @@ def answer_examples(
     ]
     working = [result for result in first if result.failure is None]
     for number, result in enumerate(working):
-        job = prepared.job(resolve_method(result.method), result.seed, None)
+        job = prepared.job(prepared.method(result.method), result.seed, None)
         session = trained_session(job)
         answers = generate_answers(
             session.model, session.collator, samples, session.processor.tokenizer
@@ -117,7 +115,7 @@ def save_winner(
     best = min(
         trained, key=lambda r: (r.val_loss if r.val_loss is not None else float("inf"), r.seed)
     )
-    session = trained_session(prepared.job(resolve_method(name), best.seed, None))
+    session = trained_session(prepared.job(prepared.method(name), best.seed, None))
     folder = prepared.out / "best"
     if progress:
         progress("saving the winner", 0, 1)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
 
 from modalign.connectors.base import Connector, Variant
 from modalign.connectors.registry import connector_class, connectors
@@ -24,12 +30,14 @@ class Method:
         connector: registered name.
         variant: ``matched`` to the language model's width, or the ``published`` size.
         stages: the recipe; shares add up to 1.
+        options: of the connector, in place of the variant's.
     """
 
     name: str
     connector: str
     variant: Variant
     stages: tuple[Stage, ...]
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cls(self) -> type[Connector]:
@@ -37,9 +45,13 @@ class Method:
         return connector_class(self.connector)
 
 
-def _stages(has_stage_one: bool) -> tuple[Stage, ...]:
+def _stages(has_stage_one: bool, recipe: Sequence[Stage]) -> tuple[Stage, ...]:
+    """A connector's own stage one, if it has one, then the recipe in what is left of the budget."""
+    whole = sum(stage.share for stage in recipe)
+    left = 1 - STAGE_ONE_SHARE if has_stage_one else 1.0
+    rest = tuple(stage.model_copy(update={"share": stage.share / whole * left}) for stage in recipe)
     if not has_stage_one:
-        return (Stage(),)
+        return rest
     terms = ("image_text_contrastive", "image_text_matching", "image_grounded_captioning")
     first = Stage(
         name="stage_one",
@@ -48,7 +60,7 @@ def _stages(has_stage_one: bool) -> tuple[Stage, ...]:
         objective=dict.fromkeys(terms, 1.0),
         data="media",
     )
-    return (first, Stage(name="train", share=1 - STAGE_ONE_SHARE))
+    return (first, *rest)
 
 
 def method_names(variant: Variant = "matched") -> list[str]:
@@ -61,24 +73,51 @@ def method_names(variant: Variant = "matched") -> list[str]:
     return names if variant == "matched" else [name + PUBLISHED_SUFFIX for name in names]
 
 
-def resolve_method(name: str) -> Method:
+_WITH_OPTIONS = re.compile(r"^(?P<base>[^\[]+)\[(?P<options>[^\]]*)\](?P<rest>.*)$")
+
+
+def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
     """Return the method of exactly this name.
 
+    Args:
+        name: a registered name, with ``:published`` for that size, with connector options in
+            brackets: ``mlp[depth=3]``, ``c_abstractor[depth=2;num_tokens=16]:published``.
+        recipe: stages in place of the ordinary single one. A connector's own stage one stays
+            before them.
+
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UsageError: there is none, and the message names the nearest; or an option is unknown.
     """
-    base = name.removesuffix(PUBLISHED_SUFFIX)
-    variant: Variant = "published" if name.endswith(PUBLISHED_SUFFIX) else "matched"
+    found = _WITH_OPTIONS.match(name)
+    plain = found["base"] + found["rest"] if found else name
+    base = plain.removesuffix(PUBLISHED_SUFFIX)
+    variant: Variant = "published" if plain.endswith(PUBLISHED_SUFFIX) else "matched"
     if base not in method_names():
         near = difflib.get_close_matches(base, method_names(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "'modalign methods' lists them"
         raise UsageError(f"no method is called {name!r}; {hint}")
     connector = base.removesuffix(WITHOUT_STAGE_ONE)
-    with_stage_one = connector_class(connector).has_stage_one and connector == base
-    return Method(name, connector, variant, _stages(with_stage_one))
+    cls = connector_class(connector)
+    stages = _stages(cls.has_stage_one and connector == base, recipe)
+    options = _options(name, cls, found["options"]) if found else {}
+    return Method(name, connector, variant, stages, options)
 
 
-def resolve_methods(choice: list[str] | str) -> list[Method]:
+def _options(name: str, cls: type[Connector], text: str) -> dict[str, Any]:
+    known = [p for p in inspect.signature(cls).parameters if p != "widths"]
+    options: dict[str, Any] = {}
+    for item in filter(None, text.split(";")):
+        key, equals, value = item.partition("=")
+        if not equals or key.strip() not in known:
+            raise UsageError(
+                f"method {name!r}: {item!r} is not option=value; {cls.name} has "
+                f"{', '.join(known) or 'no options'}"
+            )
+        options[key.strip()] = yaml.safe_load(value)
+    return options
+
+
+def resolve_methods(choice: list[str] | str, recipe: Sequence[Stage] = (Stage(),)) -> list[Method]:
     """Resolve names, families (``converter``, ``perceiver``) and ``all``, in order, without repeats.
 
     Raises:
@@ -98,4 +137,4 @@ def resolve_methods(choice: list[str] | str) -> list[Method]:
             names.append(word)
     if not names:
         raise UsageError("no method was named; 'modalign methods' lists them")
-    return [resolve_method(name) for name in dict.fromkeys(names)]
+    return [resolve_method(name, recipe) for name in dict.fromkeys(names)]

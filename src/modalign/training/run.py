@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from modalign.training.memory import return_freed_memory
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
 from modalign.training.session import Session
-from modalign.training.settings import TrainSettings
+from modalign.training.settings import Stage, TrainSettings
 from modalign.training.sources import DataFiles, Parts, Progress, load_splits
 from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
@@ -56,6 +56,7 @@ def train_method(
     budget: str,
     out: Path,
     *,
+    recipe: Sequence[Stage] = (Stage(),),
     seed: int = 0,
     factor: float | None = None,
     resume: bool = False,
@@ -69,12 +70,13 @@ def train_method(
         DataError: broken data.
     """
     return_freed_memory()
-    method, allowance = resolve_method(name), Budget.parse(budget)
+    method, allowance = resolve_method(name, recipe), Budget.parse(budget)
     parallel = Parallel(settings)
     _claim(
         out,
         {
             "method": name,
+            "stages": [stage.model_dump() for stage in recipe],
             "parts": parts.model_dump(),
             "data": files.model_dump(),
             "settings": settings.model_dump(exclude={"processes"}),

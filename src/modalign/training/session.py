@@ -29,7 +29,7 @@ from modalign.training.collation import CachedFeatures, Collator, MediaSource, P
 from modalign.training.learners import Learner, ModelLearner, StageOneLearner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
-from modalign.training.settings import Stage, TrainSettings
+from modalign.training.settings import LearningRates, Stage, TrainSettings
 from modalign.training.sources import Parts, feature_store, fill_store
 from modalign.training.tracking import Track, check_tracker, open_tracker
 from modalign.training.trainable import PartCount, add_lora, count_parts, freeze_for
@@ -96,8 +96,9 @@ def composed(
     device: torch.device,
 ) -> tuple[ModalignForConditionalGeneration, ModalignProcessor, LoraModel | None]:
     """A method's model on its device, ready for its last stage; its processor; LoRA, if there is any."""
-    model, processor = compose(llm, encoder, method.connector, method.variant)
-    lora = add_lora(model, settings) if settings.llm == "lora" else None
+    model, processor = compose(llm, encoder, method.connector, method.variant, method.options)
+    adapted = any((stage.llm or settings.llm) == "lora" for stage in method.stages)
+    lora = add_lora(model, settings) if adapted else None
     if settings.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     model.to(device)
@@ -135,9 +136,7 @@ class Session:
         track: Track | None = None,
     ) -> None:
         self.method, self.parts, self.settings = method, parts, settings
-        rates = settings.learning_rates
-        scale = method.cls.rate_scale
-        self.rates = rates.model_copy(update={"connector": rates.connector * scale})
+        self.rates = self.rates_of(method.stages[-1])
         self.train_samples, self.val_samples = train, val
         self.cache, self.seed, self.report, self.track = cache, seed, report, track
         check_tracker(settings)
@@ -214,7 +213,7 @@ class Session:
             learner,
             stage,
             self.settings,
-            self.rates.scaled(factor),
+            self.rates_of(stage).scaled(factor),
             budget,
             folder,
             self.seed,
@@ -225,6 +224,11 @@ class Session:
             track=None if trial or track is None else _under(stage.name, track),
             val_points=0 if trial else None,
         )
+
+    def rates_of(self, stage: Stage) -> LearningRates:
+        """A stage's learning rates, the connector's scaled as its papers do."""
+        rates = stage.learning_rates or self.settings.learning_rates
+        return rates.model_copy(update={"connector": rates.connector * self.method.cls.rate_scale})
 
     def _learner(self, stage: Stage) -> Learner:
         if stage.runs == "stage_one":
@@ -330,8 +334,27 @@ class Session:
     # ------------------------------------------------------------------ the trained state
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What training changed, by name: enough to rebuild the model from its parts."""
-        return checkpoint.trainable_state(self.model)
+        """What any stage trained, by name: enough to rebuild the model from its parts."""
+        state: dict[str, Tensor] = {}
+        for stage in self.method.stages:
+            freeze_for(self.model, stage, self.settings)
+            state.update(checkpoint.trainable_state(self.model))
+        self.model.eval()
+        return state
+
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """Put what :meth:`trained_state` gave back into a session built from the same parts.
+
+        Raises:
+            ModalignError: the state is another model's.
+        """
+        parameters = dict(self.model.named_parameters())
+        odd = [name for name in state if name not in parameters]
+        if odd:
+            raise ModalignError(f"the trained weights do not fit the model: {odd[0]} is not in it")
+        with torch.no_grad():
+            for name, value in state.items():
+                parameters[name].copy_(value)
 
     def merge_lora(self) -> None:
         """Fold LoRA into the weights it sits on: afterwards the language model is a plain one."""

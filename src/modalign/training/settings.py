@@ -42,6 +42,7 @@ class Stage(_Strict):
         objective: term -> weight.
         data: every record, or only those with media (``media``).
         llm, encoder: overrides of what trains in this stage.
+        learning_rates: of this stage, in place of the run's.
     """
 
     name: str = "train"
@@ -51,6 +52,7 @@ class Stage(_Strict):
     data: Literal["all", "media"] = "all"
     llm: LLMMode | None = None
     encoder: EncoderMode | None = None
+    learning_rates: LearningRates | None = None
 
 
 class TrainSettings(_Strict):

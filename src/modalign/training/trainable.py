@@ -92,7 +92,7 @@ def freeze_for(
 ) -> None:
     """What trains in a stage, and the modes that gradient checkpointing needs."""
     llm, encoder = stage.llm or settings.llm, stage.encoder or settings.encoder
-    freeze(model, llm, encoder, settings.learning_rates)
+    freeze(model, llm, encoder, stage.learning_rates or settings.learning_rates)
     if settings.gradient_checkpointing and llm == "frozen":
         # transformers checkpoints layers in training mode only; what is inside stays as it is.
         # A layer that drops out by itself is left alone.
