@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from modalign.comparison import format as fmt
 from modalign.comparison.report import svg
 from modalign.comparison.results import Comparison, Interval, MethodResult, SeedRun
@@ -297,12 +299,18 @@ def _curve(run: SeedRun) -> list[tuple[float, float]]:
 
 
 def _mean_curve(runs: Sequence[SeedRun]) -> list[tuple[float, float]]:
-    """Mean over the seeds at the sample counts all of them reached."""
-    curves = [dict(curve) for run in runs if (curve := _curve(run))]
+    """Mean validation loss of the seeds, at every sample count that all of them have passed.
+
+    Seeds are measured at slightly different counts (batches have different lengths), so each curve
+    is read off between its own points.
+    """
+    curves = [curve for run in runs if (curve := _curve(run))]
     if not curves:
         return []
-    shared = sorted(set.intersection(*(set(c) for c in curves)))
-    return [(s, sum(c[s] for c in curves) / len(curves)) for s in shared]
+    last = min(curve[-1][0] for curve in curves)
+    places = sorted({x for curve in curves for x, _ in curve if x <= last})
+    lines = [np.interp(places, *zip(*curve, strict=True)) for curve in curves]
+    return [(x, float(y)) for x, y in zip(places, np.mean(lines, axis=0), strict=True)]
 
 
 def _fit(
