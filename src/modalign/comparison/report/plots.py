@@ -309,7 +309,7 @@ def _mean_curve(runs: Sequence[SeedRun]) -> list[tuple[float, float]]:
         return []
     last = min(curve[-1][0] for curve in curves)
     places = sorted({x for curve in curves for x, _ in curve if x <= last})
-    lines = [np.interp(places, *zip(*curve, strict=True)) for curve in curves]
+    lines = [np.interp(places, *np.array(curve).T) for curve in curves]
     return [(x, float(y)) for x, y in zip(places, np.mean(lines, axis=0), strict=True)]
 
 
