@@ -264,7 +264,7 @@ class Session:
         """Successive halving over x1/3, x1, x3, on validation loss.
 
         The rate stays constant in the first rung and falls to zero at the end of the second. A
-        factor other than 1 must be better than 1 by more than one standard error of the paired
+        factor other than 1 must be better than 1 by more than two standard errors of the paired
         difference: short trials are noisy, and the given rate is somebody's experience.
 
         Every trial starts from the state the session is in, and leaves it so. Without validation
@@ -382,11 +382,11 @@ def _best(trials: Sequence[LearningRateTrial]) -> list[int]:
 
 
 def _barely_better(trial: LearningRateTrial, base: LearningRateTrial) -> bool:
-    """Better than the base, but by no more than one standard error of the paired difference."""
+    """Better than the base, but by no more than two standard errors of the paired difference."""
     if len(trial.losses) != len(base.losses) or len(trial.losses) < 2:
         return False
     gains = np.subtract(base.losses, trial.losses)
-    return bool(0 < gains.mean() <= gains.std(ddof=1) / np.sqrt(len(gains)))
+    return bool(0 < gains.mean() <= 2 * gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def _trial_folder(folder: Path, trial: LearningRateTrial) -> Path:
