@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from modalign.data.batching import WINDOW, BatchOrder, pack
 from modalign.data.readers import read_records
-from modalign.data.supervision import tokenise_all
+from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import validate
+from modalign.models.compose import prepare_tokenizer
 from modalign.starter import build
 
 orders = st.tuples(
@@ -59,18 +62,50 @@ def test_every_sample_may_meet_every_window() -> None:
     assert not partners
 
 
-@pytest.mark.parametrize("tokens_per_image", [1, 9, 36])
-def test_padding_of_the_starters_data_is_under_a_tenth(
-    tokens_per_image: int, tmp_path: Path, tokenizer: Any
-) -> None:
-    build.write_data(tmp_path, {"train": 300})
-    records, _ = validate(read_records(str(tmp_path / "train.jsonl"), media_root=None))
-    samples = tokenise_all(records, tokenizer)
+def starter_samples(folder: Path, tokenizer: Any, scenes: int) -> list[Sample]:
+    build.write_data(folder, {"train": scenes})
+    records, _ = validate(read_records(str(folder / "train.jsonl"), media_root=None))
+    return tokenise_all(records, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def starters(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> list[Sample]:
+    """The starter's training data, all of it."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    prepare_tokenizer(tokenizer)
+    return starter_samples(tmp_path_factory.mktemp("starter"), tokenizer, build.SCENES["train"])
+
+
+def padding(samples: list[Sample], tokenizer: Any, batch_size: int, tokens: int) -> float:
     token = tokenizer.convert_tokens_to_ids("<image>")
-    order = BatchOrder([len(s.ids) for s in samples], 16, 0, [len(s.media) for s in samples])
-    full = np.asarray([s.length(token, tokens_per_image) for s in samples])
-    padded = sum(len(batch) * full[batch].max() for batch in order.epoch(0))
-    assert 1 - full.sum() / padded < 0.10
+    full = np.asarray([s.length(token, tokens) for s in samples])
+    order = BatchOrder.of(samples, batch_size, 0)
+    return 1 - full.sum() / sum(len(batch) * full[batch].max() for batch in order.epoch(0))
+
+
+@pytest.mark.parametrize("batch_size", [16, 32])
+@pytest.mark.parametrize("tokens_per_image", [1, 9, 36])
+def test_padding_of_the_starters_data_is_under_a_twentieth(
+    batch_size: int, tokens_per_image: int, starters: list[Sample], tokenizer: Any
+) -> None:
+    assert padding(starters, tokenizer, batch_size, tokens_per_image) < 0.05
+
+
+def test_padding_of_few_scenes_is_under_a_tenth(tmp_path: Path, tokenizer: Any) -> None:
+    assert padding(starter_samples(tmp_path, tokenizer, 300), tokenizer, 16, 1) < 0.10
+
+
+def test_batches_of_the_starters_data_are_shuffled(starters: list[Sample]) -> None:
+    """Lengths do not rise along an epoch, and hardly two samples stay together in the next."""
+    order = BatchOrder.of(starters, 16, 0)
+    batches = order.epoch(0)
+    lengths = [np.mean([len(starters[i].ids) for i in batch]) for batch in batches]
+    assert abs(np.corrcoef(np.arange(len(lengths)), lengths)[0, 1]) < 3 / len(lengths) ** 0.5
+    pairs = [
+        {pair for batch in order.epoch(n) for pair in itertools.combinations(sorted(batch), 2)}
+        for n in (0, 1)
+    ]
+    assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.integers(10, 60))

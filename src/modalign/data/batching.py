@@ -13,7 +13,7 @@ import numpy as np
 
 from modalign.data.supervision import Sample
 
-WINDOW = 32  # batches sorted together by length
+WINDOW = 64  # batches sorted together by length
 
 
 class BatchOrder:
