@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compared import Compared, results
-from modalign.comparison.assemble import Gathered, assemble, seen_in_training
+from modalign.comparison.assemble import Gathered, assemble, seen_in_training, shown_part
 from modalign.comparison.job import JobResult, load_scores
 
 KEPT = {"rank", "finalist", "val_accuracy", "learning_rate", "trials", "flops", "seconds", "name"}
@@ -52,6 +52,19 @@ def test_the_search_is_charged_to_every_seed(compared: Compared, prepared):
     for method in compared.comparison.methods:
         samples = [run.samples for run in method.seeds]
         assert max(samples) - min(samples) <= 16, method.name
+
+
+def test_parts_are_named_without_the_folders_they_lie_in(compared: Compared, tmp_path, monkeypatch):
+    setting = compared.comparison.setting
+    assert (setting.llm, setting.encoder) == ("starter language model", "starter vision encoder")
+    card = (compared.out / "best" / "README.md").read_text()
+    assert "Language model: starter language model. Encoder: starter vision encoder." in card
+    (tmp_path / "mine").mkdir()
+    assert shown_part(str(tmp_path / "mine")) == "mine"
+    monkeypatch.chdir(tmp_path / "mine")
+    assert shown_part(".") == "mine"
+    for name in ("Qwen/Qwen2.5-0.5B", "none", "package.module:Class"):
+        assert shown_part(name) == name
 
 
 def test_a_failed_method_stands_last_with_its_reason(compared: Compared, prepared):

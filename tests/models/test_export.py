@@ -49,6 +49,7 @@ from modalign.models.compose import (
     LanguageModel,
     compose,
     load_image_encoder,
+    load_language_model,
     prepare_tokenizer,
 )
 from modalign.models.export import (
@@ -317,6 +318,24 @@ def test_batched_and_single_answers_agree(name: str, cases: dict[str, Case]) -> 
     for row in range(len(CONVERSATIONS)):
         together, alone = seen["batched.greedy"][row], seen[f"single.{row}.greedy"][0]
         assert together[: len(alone)].tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("connector", ["mlp", "resampler"])
+def test_no_place_of_this_machine_is_saved(
+    connector: str, towers: dict[str, str], tmp_path: Path
+) -> None:
+    parts = tmp_path / "parts"
+    small(LlamaForCausalLM, 300).save_pretrained(parts)
+    language.build_tokenizer().save_pretrained(parts)
+    llm = load_language_model(str(parts))
+    encoder = load_image_encoder(towers["clip"])
+    save_model(*compose(llm, encoder, connector), tmp_path / "model")
+    for file in (tmp_path / "model").iterdir():
+        if file.suffix != ".safetensors":
+            text = file.read_text()
+            assert "name_or_path" not in text or file.suffix == ".py", file.name
+            assert str(parts) not in text, file.name
+            assert towers["clip"] not in text, file.name
 
 
 @pytest.mark.parametrize("name", NAMES)

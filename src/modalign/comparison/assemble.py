@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from modalign.comparison.statistics import (
     skill_intervals,
 )
 from modalign.data.supervision import Sample
+from modalign.starter.build import WEIGHTS
 from modalign.training.methods import Method
 from modalign.training.sources import Splits
 from modalign.training.trainer import device_of
@@ -318,8 +320,8 @@ def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
         finished="",
         seconds=0.0,
         budget=config.budget,
-        llm=config.parts.llm,
-        encoder=config.parts.encoder.get("image", "none"),
+        llm=shown_part(config.parts.llm),
+        encoder=shown_part(config.parts.encoder.get("image", "none")),
         llm_mode=config.training.llm,
         encoder_mode=config.training.encoder,
         seeds=list(range(config.seeds)),
@@ -334,6 +336,17 @@ def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
         hashes=_hashes(config),
         libraries={name: importlib.metadata.version(name) for name in libraries},
     )
+
+
+def shown_part(name: str) -> str:
+    """A part's name for readers elsewhere: of a folder its last component, else the name itself."""
+    if not Path(name).exists():
+        return name
+    shipped = {"language": "starter language model", "vision": "starter vision encoder"}
+    for folder, text in shipped.items():
+        if Path(name).resolve() == (WEIGHTS / folder).resolve():
+            return text
+    return Path(os.path.abspath(name)).name  # a link keeps its own name
 
 
 def _hashes(config: CompareConfig) -> dict[str, str]:

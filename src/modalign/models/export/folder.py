@@ -88,6 +88,8 @@ def save_model(
             kind = "native:Llava"
             native.model.generation_config = savable(native.model.generation_config)
             save_native(native, temporary)
+        for file in temporary.glob("*config.json"):
+            _forget_places(file)
         (temporary / "README.md").write_text(
             model_card(model.config, kind, notes, card), encoding="utf-8"
         )
@@ -149,6 +151,22 @@ def _save_remote(
         for name, encoder in model.encoders.items()
         if isinstance(encoder, ImportedEncoder)
     ]
+
+
+def _forget_places(file: Path) -> None:
+    """Leave out where parts were loaded from: folders of this machine, and nothing reads them."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    kept = _without_places(values)
+    if kept != values:
+        text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+        file.write_text(text, encoding="utf-8")
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        named = ("_name_or_path", "name_or_path")
+        return {key: _without_places(item) for key, item in value.items() if key not in named}
+    return [_without_places(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager
