@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -84,6 +86,26 @@ def test_failed_jobs_leave_no_result_and_finished_ones_are_kept(ran, jobs: list[
     again = run_jobs(jobs[-1:], 1)
     assert again[jobs[-1].key] == ran[0][jobs[-1].key]
     assert (jobs[-1].folder / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("rows", [None, 12], ids=["a job larger than a pipe", "a small job"])
+def test_a_script_without_a_guard_is_told_so(small_config, scenes_folder, tmp_path, rows):
+    train = scenes_folder / "train.jsonl"
+    if rows:
+        lines = train.read_text().splitlines(keepends=True)
+        train = scenes_folder / "few.jsonl"
+        train.write_text("".join(lines[:rows]))
+    file = small_config(data={"train": str(train)}, methods=["linear"], budget="32samples")
+    script = tmp_path / "script.py"
+    script.write_text(f"import modalign\nmodalign.compare({str(file)!r}, out='out')\n")
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("modalign.errors.ModalignError:")
+    assert "if __name__ == '__main__':" in last
+    assert not list(tmp_path.glob("out/runs/*/*/result.json"))
 
 
 @pytest.mark.parametrize("name", ["result.json", "scores.npz"])

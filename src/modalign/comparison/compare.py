@@ -17,14 +17,15 @@ from typing import Any
 import yaml
 
 from modalign.comparison.assemble import Gathered, assemble, run_folder
-from modalign.comparison.config import CompareConfig, flat, load_config
+from modalign.comparison.config import CompareConfig, load_config
 from modalign.comparison.job import Job, JobResult, load_scores
 from modalign.comparison.report import write_report
 from modalign.comparison.results import Comparison
-from modalign.comparison.runner import Silent, Watcher, run_jobs
+from modalign.comparison.runner import Silent, Watcher, refuse_unguarded, run_jobs
 from modalign.comparison.winner import answer_examples, save_winner
 from modalign.data.images import blank_image, blank_like
 from modalign.data.records import Media
+from modalign.differences import differences
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
 from modalign.starter.build import cache_directory
@@ -102,8 +103,9 @@ def compare(
     Raises:
         UsageError: a wrong configuration, or a folder with runs without ``resume``.
         DataError: broken data.
-        ModalignError: no method could be trained.
+        ModalignError: no method could be trained, or the calling script has no main guard.
     """
+    refuse_unguarded()
     started = time.time()
     if not isinstance(config, CompareConfig):
         config, found = load_config(config, changes, progress)
@@ -156,12 +158,7 @@ def _check_free(folder: Path, config: CompareConfig, resume: bool) -> None:
         before = yaml.safe_load(record.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
-    old, new = flat(before if isinstance(before, dict) else {}), flat(config.model_dump())
-    changed = [
-        f"{key} was {old.get(key, 'not there')}, now {new.get(key, 'not there')}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
-    ]
+    changed = differences(before, config.model_dump())
     if changed:
         raise UsageError(
             f"{folder} was started with another configuration: {'; '.join(changed)}. Resume it with the "

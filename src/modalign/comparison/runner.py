@@ -32,6 +32,23 @@ class JobProgress:
     samples: int
 
 
+UNGUARDED = (
+    "training runs in processes of its own, and each of them imports the script that was started: "
+    "guard your script with if __name__ == '__main__':"
+)
+_NEVER_BEGAN = f"a process ended before its work began (its own error is above): {UNGUARDED}"
+
+
+def refuse_unguarded() -> None:
+    """Refuse to work in a process that is still importing its parent's script.
+
+    Raises:
+        ModalignError: how to write the script.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ModalignError(UNGUARDED)
+
+
 class Watcher(Protocol):
     """Who is told how the jobs go (a live table, a log, nobody)."""
 
@@ -80,6 +97,7 @@ def _context(threads: int) -> ForkServerContext:
 def _work(job: Job, channel: Connection) -> None:
     # The terminal's Ctrl-C reaches the whole group; the parent decides what becomes of its jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel.send(("began",))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import transformers
 
@@ -111,6 +129,7 @@ class _Running:
     process: BaseProcess
     channel: Connection
     failure: str | None = None
+    began: bool = False
 
 
 def run_jobs(
@@ -120,7 +139,11 @@ def run_jobs(
 
     Returns:
         results by job key, failed ones too (their ``failure`` says why).
+
+    Raises:
+        ModalignError: processes cannot be started: the calling script has no main guard.
     """
+    refuse_unguarded()
     watcher = watcher or Silent()
     results: dict[str, JobResult] = {}
     waiting: list[Job] = []
@@ -151,7 +174,10 @@ def run_jobs(
 def _start(context: ForkServerContext, job: Job, watcher: Watcher) -> _Running:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender), name=job.key, daemon=True)
-    process.start()
+    try:
+        process.start()
+    except (BrokenPipeError, EOFError) as error:  # it has ended before it had read its job
+        raise ModalignError(_NEVER_BEGAN) from error
     sender.close()
     watcher.started(job)
     return _Running(job, process, receiver)
@@ -167,7 +193,9 @@ def _listen(running: list[_Running], watcher: Watcher) -> None:
         try:
             while entry.channel.poll():
                 message = entry.channel.recv()
-                if message[0] == "failure":
+                if message[0] == "began":
+                    entry.began = True
+                elif message[0] == "failure":
                     entry.failure = message[1]
                 elif message[0] == "parts":
                     watcher.described(entry.job.key, message[1])
@@ -181,6 +209,8 @@ def _finish(entry: _Running, watcher: Watcher) -> JobResult:
     _listen([entry], watcher)
     result = entry.job.result()
     if result is None:
+        if not entry.began and (entry.process.exitcode or 0) > 0:
+            raise ModalignError(_NEVER_BEGAN)
         reason = entry.failure or _death(entry.process.exitcode)
         result = JobResult(method=entry.job.method, seed=entry.job.seed, failure=reason)
     watcher.finished(entry.job, result)
