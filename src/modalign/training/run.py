@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modalign.differences import differences
 from modalign.errors import UsageError
 from modalign.models.export import conversation_of, save_model, verify_saved
 from modalign.starter.build import cache_directory
@@ -23,6 +24,8 @@ from modalign.training.sources import DataFiles, Parts, Progress, load_splits
 from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
 from modalign.training.trainer import Progress as StepProgress
+
+RECORD = "run.json"  # of a run's folder: what it was started with
 
 
 @dataclass
@@ -72,22 +75,18 @@ def train_method(
     return_freed_memory()
     method, allowance = resolve_method(name, recipe), Budget.parse(budget)
     parallel = Parallel(settings)
-    _claim(
-        out,
-        {
-            "method": name,
-            "stages": [stage.model_dump() for stage in recipe],
-            "parts": parts.model_dump(),
-            "data": files.model_dump(),
-            "settings": settings.model_dump(exclude={"processes"}),
-            "budget": budget,
-            "seed": seed,
-            "factor": factor,
-        },
-        resume,
-        parallel.main,
-    )
-    parallel.barrier()
+    record = {
+        "method": name,
+        "stages": [stage.model_dump() for stage in recipe],
+        "parts": parts.model_dump(),
+        "data": files.model_dump(),
+        "settings": settings.model_dump(exclude={"processes"}),
+        "budget": budget,
+        "seed": seed,
+        "factor": factor,
+    }
+    if parallel.main:  # it decides for all
+        _check_free(out, record, resume)
     splits = load_splits(files, parts.load_llm().tokenizer, progress if parallel.main else None)
 
     def report(stage: str, step: StepProgress) -> None:
@@ -110,6 +109,9 @@ def train_method(
     notes = [*splits.notes, *preflight_session(session, processes=parallel.world)]
     if described and parallel.main:
         described(table, notes)
+    if parallel.main:
+        _claim(out, record)
+    parallel.barrier()
     found = session.run(allowance, out / "run", factor)
     losses = [p["val_loss"] for p in found.curve if p.get("val_loss") is not None]
     result = TrainResult(
@@ -136,16 +138,26 @@ def train_method(
     return result
 
 
-def _claim(out: Path, settings: dict[str, Any], resume: bool, main: bool) -> None:
-    """Make the folder this run's own; refuse to mix two. The main process decides for all."""
-    record = out / "run.json"
-    if main and record.exists():
-        if not resume:
-            raise UsageError(f"{out} holds a run already; give --resume to go on, or another --out")
-        if json.loads(record.read_text()) != json.loads(json.dumps(settings)):
-            raise UsageError(
-                f"{out} was started with other settings (see {record}); resume it with the same"
-            )
-    if main:
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(record, settings)
+def _check_free(out: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Refuse to mix two runs in one folder."""
+    record = out / RECORD
+    if not record.exists():
+        return
+    if not resume:
+        raise UsageError(f"{out} holds a run already; give --resume to go on, or another --out")
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
+    changed = differences(before, json.loads(json.dumps(settings)))
+    if changed:
+        raise UsageError(
+            f"{out} was started with other settings: {'; '.join(changed)}. Resume it with the same "
+            "options, or choose another --out"
+        )
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make the folder this run's own, once everything given has proved usable."""
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(out / RECORD, settings)
