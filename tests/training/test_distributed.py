@@ -16,7 +16,10 @@ from distributed_work import one
 from safetensors.torch import load_file
 from tiny_session import EVERY_STEP, Plan, assert_same
 
+from modalign.errors import UsageError
 from modalign.training import checkpoint
+from modalign.training.parallel import Parallel
+from modalign.training.settings import TrainSettings
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
@@ -141,6 +144,17 @@ def test_only_the_first_process_writes(world: World) -> None:
 
 def test_a_seconds_budget_ends_at_the_same_step_everywhere(world: World) -> None:
     assert world.two("seconds", 0)["steps"] == world.two("seconds", 1)["steps"] > 0
+
+
+def test_nothing_is_warned_about_unused_parameters(world: World) -> None:
+    assert "find_unused_parameters" not in world.stderr
+
+
+def test_launchers_that_connect_their_processes_are_named() -> None:
+    with pytest.raises(UsageError) as error:
+        Parallel(TrainSettings(device="cpu", processes=3))
+    assert "torchrun --nproc_per_node 3 -m modalign train" in str(error.value)
+    assert "on GPUs also 'accelerate launch --multi_gpu'" in str(error.value)
 
 
 def test_a_world_of_another_size_is_refused(world: World) -> None:

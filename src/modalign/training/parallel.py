@@ -6,7 +6,7 @@ unconnected processes that would each train a model of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
@@ -56,7 +56,8 @@ class Parallel:
             raise UsageError(
                 f"{settings.processes} processes were asked for, but {self.world} are connected; "
                 f"start with 'torchrun --nproc_per_node {settings.processes} -m modalign train ...' "
-                "or 'accelerate launch', and set 'processes' to their number"
+                "(on GPUs also 'accelerate launch --multi_gpu'), and set training.processes to "
+                "their number"
             )
 
     @property
@@ -79,7 +80,7 @@ class Parallel:
             if self.kind == "fsdp":
                 raise UsageError("with fsdp the same parts must train in every stage; use ddp")
         else:
-            model.register_forward_hook(_use_every_part)
+            model.register_forward_hook(_use_all if self.kind == "ddp" else _use_bridges)
         self._wrapped = None  # the hooks of an older wrapping go with it
         call = self._shard(model) if self.kind == "fsdp" else self._replicate(model)
         self._wrapped = (model, trains, call)
@@ -87,7 +88,7 @@ class Parallel:
 
     def _replicate(self, model: nn.Module) -> Call:
         devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+        return DistributedDataParallel(model, device_ids=devices)
 
     def _shard(self, model: nn.Module) -> Call:
         from torch.distributed.device_mesh import init_device_mesh
@@ -126,13 +127,22 @@ class Parallel:
             dist.barrier()
 
 
-def _use_every_part(module: nn.Module, _: Any, output: Any) -> None:
-    """Give parts that a batch without media leaves out a gradient of zero.
+def _use_all(module: nn.Module, _: Any, output: Any) -> None:
+    """Give whatever a batch leaves out a gradient of zero, as the trainer does in one process.
 
-    Processes exchange gradients only of what all of them have used.
+    Replicas exchange gradients only of what all of them have used. Told to look for the unused ones,
+    torch walks the graph at every step, and warns on every rank where it finds none.
     """
+    _use(module.parameters(), output)
+
+
+def _use_bridges(module: nn.Module, _: Any, output: Any) -> None:
+    """The same for what a batch without media leaves out; a sharded layer is out of reach here."""
+    _use(chain(module.connectors.parameters(), module.encoders.parameters()), output)  # type: ignore[union-attr]
+
+
+def _use(parameters: Iterable[nn.Parameter], output: Any) -> None:
     if torch.is_grad_enabled():
-        parts = chain(module.connectors.parameters(), module.encoders.parameters())  # type: ignore[union-attr]
-        for parameter in parts:
-            if parameter.requires_grad:
-                output.logits = output.logits + 0 * parameter.sum()
+        sums = [parameter.sum() for parameter in parameters if parameter.requires_grad]
+        if sums:
+            output.logits = output.logits + 0 * sum(sums)
