@@ -25,7 +25,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Of new weights and of the data order.")] = 0,
     factor: Annotated[
         float | None,
-        typer.Option(help="On all learning rates; without it a quarter of the budget finds it."),
+        typer.Option(
+            help="On all learning rates; without it a quarter of the budget finds it, and with it "
+            "that quarter is left unspent."
+        ),
     ] = None,
     llm_mode: options.LlmMode = None,
     encoder_mode: options.EncoderMode = None,
@@ -41,8 +44,8 @@ def train(
 ) -> None:
     """Train one method and save the model as a Hugging Face folder in `OUT/model`.
 
-    Several processes: `accelerate launch -m modalign train ...` or `torchrun -m modalign train ...`,
-    with `--set training.processes=N`.
+    Several processes: `torchrun --nproc_per_node N -m modalign train ...` with
+    `--set training.processes=N`; on GPUs also `accelerate launch --multi_gpu`.
 
     **Examples**
 
