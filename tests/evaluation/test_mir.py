@@ -18,7 +18,7 @@ from modalign.evaluation.mir import (
     modality_integration_rate,
     without_outliers,
 )
-from modalign.training.collation import Collator, Pixels
+from modalign.models.collation import Collator, Pixels
 
 
 @pytest.mark.parametrize(("n", "m", "D"), [(50, 60, 5), (4, 30, 6), (200, 200, 1)])

@@ -18,7 +18,7 @@ from modalign.data.readers import read_records
 from modalign.data.supervision import tokenise, tokenise_all
 from modalign.data.validation import validate
 from modalign.evaluation.scoring import blanked, final_turn, score, shuffled
-from modalign.training.collation import Collator, Pixels
+from modalign.models.collation import Collator, Pixels
 
 CPU = torch.device("cpu")
 

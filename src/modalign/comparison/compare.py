@@ -28,11 +28,12 @@ from modalign.data.records import Media
 from modalign.differences import differences
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
+from modalign.progress import Progress
 from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
 from modalign.training.doctor import preflight
 from modalign.training.methods import Method, resolve_methods
-from modalign.training.sources import Progress, Splits, feature_store, fill_store, load_splits
+from modalign.training.sources import Splits, feature_store, fill_store, load_splits
 from modalign.training.trainer import device_of
 
 RECORD = "config.yaml"  # of a comparison's folder: what it was started with

@@ -27,8 +27,8 @@ from modalign.errors import ModalignError
 from modalign.evaluation.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
 from modalign.files import replacing, write_atomically
+from modalign.models.collation import Collator, Pixels
 from modalign.training.budget import Budget
-from modalign.training.collation import Collator, Pixels
 from modalign.training.costs import CostModel
 from modalign.training.memory import peak_resident, return_freed_memory
 from modalign.training.methods import Method

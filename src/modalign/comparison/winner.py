@@ -23,8 +23,8 @@ from modalign.models.export import (
     verify_saved,
 )
 from modalign.models.export.verify import NEW_TOKENS, tolerance_of
+from modalign.progress import Progress
 from modalign.training.session import Session
-from modalign.training.sources import Progress
 
 if TYPE_CHECKING:
     from modalign.comparison.compare import Prepared

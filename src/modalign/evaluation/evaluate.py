@@ -18,13 +18,13 @@ from modalign.data.images import blank_like
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Message, Record
 from modalign.data.validation import validate
+from modalign.devices import device_named
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_conversations
 from modalign.evaluation.scoring import exchanged
 from modalign.files import write_atomically
 from modalign.models.export import conversation_of, load_model
-from modalign.training.parallel import device_named
-from modalign.training.sources import Progress
+from modalign.progress import Progress
 
 
 class Share(BaseModel):

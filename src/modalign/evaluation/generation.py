@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from modalign.data.supervision import Sample
+from modalign.models.collation import Collator
 from modalign.models.export.probe import prepare
-from modalign.training.collation import Collator
 
 
 def prompt_of(sample: Sample) -> Sample:

@@ -17,7 +17,7 @@ import torch
 from scipy import linalg
 
 from modalign.data.supervision import Sample
-from modalign.training.collation import Collator
+from modalign.models.collation import Collator
 
 OUTLIER_SIGMAS = 3.0
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from modalign.data.records import Media
 from modalign.data.supervision import Sample
-from modalign.training.collation import Collator
+from modalign.models.collation import Collator
 
 
 @dataclass(frozen=True)

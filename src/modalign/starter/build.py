@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from modalign.progress import Progress
 from modalign.starter import language, vision
 from modalign.starter.scenes import (
     TRAINED_SKILLS,
@@ -35,7 +36,6 @@ QUESTIONS_PER_SCENE = 2
 CONVERSATION_SHARE = 0.4
 CAPTION_SHARE = 0.4
 TEXT_ONLY_SHARE = 0.3
-Progress = Callable[[str, int, int], None]
 
 WEIGHTS = Path(__file__).parent / "weights"
 

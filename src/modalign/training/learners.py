@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
+from modalign.models.collation import Batch, Collator, MediaSource
 from modalign.models.modeling import Features, ModalignForConditionalGeneration
 from modalign.models.parts import embedding
-from modalign.training.collation import Batch, Collator, MediaSource
 from modalign.training.costs import CostModel
 from modalign.training.settings import Stage, TrainSettings
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from modalign.devices import device_named
 from modalign.errors import UsageError
 from modalign.models.parts import decoder_layers
 from modalign.training.settings import TrainSettings
@@ -27,21 +28,6 @@ Call = Callable[..., Any]
 def device_of(settings: TrainSettings) -> torch.device:
     """The device asked for; ``auto`` is CUDA where there is one."""
     return device_named(settings.device)
-
-
-def device_named(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        UsageError: there is none of this name here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"no device {name!r} here: {first}") from error
 
 
 class Parallel:

@@ -11,6 +11,7 @@ from typing import Any
 from modalign.differences import differences
 from modalign.errors import UsageError
 from modalign.models.export import conversation_of, save_model, verify_saved
+from modalign.progress import Progress
 from modalign.starter.build import cache_directory
 from modalign.training import checkpoint
 from modalign.training.budget import Budget
@@ -20,7 +21,7 @@ from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
 from modalign.training.session import Session
 from modalign.training.settings import Stage, TrainSettings
-from modalign.training.sources import DataFiles, Parts, Progress, load_splits
+from modalign.training.sources import DataFiles, Parts, load_splits
 from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
 from modalign.training.trainer import Progress as StepProgress

@@ -20,12 +20,12 @@ from torch import Tensor
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
 from modalign.evaluation.scoring import score
+from modalign.models.collation import CachedFeatures, Collator, MediaSource, Pixels
 from modalign.models.compose import Encoder, LanguageModel, compose
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
-from modalign.training.collation import CachedFeatures, Collator, MediaSource, Pixels
 from modalign.training.learners import Learner, ModelLearner, StageOneLearner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
@@ -149,7 +149,7 @@ class Session:
         self.model, self.processor, self.lora = composed(
             method, llm, self.encoder, settings, self.device
         )
-        self.collator = Collator.of(self.model, self.processor, self._source(), settings)
+        self.collator = Collator.of(self.model, self.processor, self._source(), settings.packed)
 
     def _source(self) -> MediaSource:
         if self.settings.encoder == "full" and not self.method.cls.raw_input:

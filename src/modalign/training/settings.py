@@ -80,6 +80,11 @@ class TrainSettings(_Strict):
     processes: PositiveInt = 1
     tracker: Literal["none", "tensorboard"] = "none"
 
+    @property
+    def packed(self) -> int | None:
+        """Positions of a packed row, or None where rows are padded."""
+        return self.pack_length if self.packing else None
+
     @model_validator(mode="after")
     def _adapters_learn_faster(self) -> TrainSettings:
         if self.llm == "lora" and "llm" not in self.learning_rates.model_fields_set:

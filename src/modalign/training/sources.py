@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import Validated, validate
 from modalign.errors import UsageError
 from modalign.models.compose import Encoder, LanguageModel, load_image_encoder, load_language_model
-
-Progress = Callable[[str, int, int], None]
+from modalign.progress import Progress
 
 
 class Parts(BaseModel):

@@ -14,9 +14,10 @@ from modalign.data.supervision import Sample, has_marks, tokenise_all
 from modalign.data.validation import BrokenData, parse_share
 from modalign.errors import ModalignError
 from modalign.models.compose import DEFAULT_CHAT_TEMPLATE
+from modalign.progress import Progress
 from modalign.training.doctor.checks_model import no_media
 from modalign.training.doctor.diagnosis import Diagnosis, Segment
-from modalign.training.sources import DataFiles, Progress, Splits, checked_records
+from modalign.training.sources import DataFiles, Splits, checked_records
 
 T = TypeVar("T")
 _ANY_SHARE = 1 - 1e-9  # go on with whatever rows are left, to find more than one problem at a time

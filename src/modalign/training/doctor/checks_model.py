@@ -10,9 +10,9 @@ import torch
 from modalign.connectors.base import ConnectorError, InLayerConnector
 from modalign.data.supervision import Sample
 from modalign.errors import DataError, ModalignError
+from modalign.models.collation import Batch
 from modalign.models.modeling import PlaceholderError
 from modalign.models.parts import PartNotFoundError
-from modalign.training.collation import Batch
 from modalign.training.learners import captions
 from modalign.training.memory import Composed
 from modalign.training.methods import Method

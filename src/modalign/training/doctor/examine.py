@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
+from modalign.progress import Progress
 from modalign.training.budget import Budget
 from modalign.training.doctor.checks_data import attempt, examine_data, examine_text
 from modalign.training.doctor.checks_model import REFUSALS, lengths, refusal, try_out
@@ -16,7 +17,7 @@ from modalign.training.doctor.workshop import Subject, Workshop
 from modalign.training.memory import estimate_memory, readable, resident, return_freed_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
-from modalign.training.sources import DataFiles, Parts, Progress, Splits
+from modalign.training.sources import DataFiles, Parts, Splits
 from modalign.training.trainable import count_parts
 
 MUCH_PADDING = 0.3

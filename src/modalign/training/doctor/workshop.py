@@ -13,8 +13,8 @@ import torch
 from modalign.connectors.base import InLayerConnector
 from modalign.data.records import Media
 from modalign.data.supervision import Sample
+from modalign.models.collation import CachedFeatures, Collator, MediaSource, Pixels
 from modalign.models.compose import Encoder, LanguageModel
-from modalign.training.collation import CachedFeatures, Collator, MediaSource, Pixels
 from modalign.training.methods import Method
 from modalign.training.session import composed
 from modalign.training.settings import TrainSettings
@@ -94,7 +94,7 @@ class Workshop:
                 method, self.llm, self.encoder(raw), settings, device_of(settings)
             )
         try:
-            collator = Collator.of(model, processor, self.source(raw), settings)
+            collator = Collator.of(model, processor, self.source(raw), settings.packed)
             yield Subject(model, collator, settings, self.train, self.val, method)
         finally:
             if adapters is not None:

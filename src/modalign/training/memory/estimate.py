@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from modalign.data.batching import BatchOrder
-from modalign.training.collation import Batch, Collator
+from modalign.models.collation import Batch, Collator
 from modalign.training.learners import ModelLearner
 from modalign.training.memory.process import (
     available,

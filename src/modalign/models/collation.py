@@ -18,7 +18,6 @@ from modalign.data.supervision import IGNORE, Sample
 from modalign.errors import DataError
 from modalign.models.compose import IMAGE_TOKEN
 from modalign.models.modeling import Features
-from modalign.training.settings import TrainSettings
 
 
 @dataclass
@@ -138,7 +137,7 @@ class Collator:
 
     @classmethod
     def of(
-        cls, model: Any, processor: Any, source: MediaSource, settings: TrainSettings
+        cls, model: Any, processor: Any, source: MediaSource, pack_length: int | None
     ) -> Collator:
         """The collator that a composed model and its processor ask for."""
         tokenizer = processor.tokenizer
@@ -147,7 +146,7 @@ class Collator:
             token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
             tokens_per_medium=processor.num_image_tokens,
             pad_id=tokenizer.pad_token_id or 0,
-            pack_length=settings.pack_length if settings.packing else None,
+            pack_length=pack_length,
             max_length=getattr(model.config.text_config, "max_position_embeddings", None),
         )
 
