@@ -32,9 +32,9 @@ from transformers import (
 
 from modalign.cli.console import quiet_libraries
 from modalign.data.supervision import Sample
+from modalign.models.collation import Batch, Collator, Pixels
 from modalign.starter.build import cache_directory, starter
 from modalign.training.budget import Budget
-from modalign.models.collation import Batch, Collator, Pixels
 from modalign.training.learners import ModelLearner
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel

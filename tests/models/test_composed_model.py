@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import tiny
 from modalign.connectors.registry import connectors
+from modalign.errors import UsageError
 from modalign.models.compose import compose, load_image_encoder, load_language_model
 from modalign.models.modeling import Features, ModalignForConditionalGeneration, PlaceholderError
 
@@ -305,3 +309,18 @@ def test_stories260k_composes(compose_tiny: Compose, tower_folder: Callable[...,
     together = model.generate(**batch, **options)[:, -5:]
     alone = model.generate(**single(batch, images, 0), **options)[0, -5:]
     assert together[0].tolist() == alone.tolist()
+
+
+def test_weights_that_are_a_pickle_are_read_only_where_allowed(
+    llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = llm_folder()
+    folder = tmp_path / "pickled"
+    shutil.copytree(source, folder)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="--allow-pickle"):
+        load_language_model(str(folder))
+    read = load_language_model(str(folder), allow_pickle=True).model.state_dict()
+    assert all(torch.equal(read[name], value) for name, value in state.items())

@@ -31,6 +31,7 @@ def compare(
     device: options.Device = None,
     dtype: options.Dtype = None,
     skip_broken: options.SkipBroken = None,
+    allow_pickle: options.AllowPickle = False,
     assignments: options.Set = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of runs, report and winner.")] = Path(
         "runs/compare"
@@ -75,6 +76,7 @@ def compare(
         device=device,
         dtype=dtype,
         skip_broken=skip_broken,
+        allow_pickle=allow_pickle,
         assignments=assignments,
     )
     for name, value in (("seeds", seeds), ("jobs", jobs)):

@@ -47,6 +47,7 @@ def doctor(
     device: options.Device = None,
     dtype: options.Dtype = None,
     skip_broken: options.SkipBroken = None,
+    allow_pickle: options.AllowPickle = False,
     assignments: options.Set = None,
     json_output: options.Json = False,
 ) -> None:
@@ -83,6 +84,7 @@ def doctor(
         device=device,
         dtype=dtype,
         skip_broken=skip_broken,
+        allow_pickle=allow_pickle,
         assignments=assignments,
     )
     chosen = method or methods

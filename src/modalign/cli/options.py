@@ -42,6 +42,10 @@ EncoderMode = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Also read weights that are a pickle (as weights only)."),
+]
 SkipBroken = Annotated[
     str | None, typer.Option("--skip-broken", help="Share of broken records to drop, e.g. 1%.")
 ]
@@ -64,6 +68,7 @@ def changes_from(
     device: str | None = None,
     dtype: str | None = None,
     skip_broken: str | None = None,
+    allow_pickle: bool = False,
     assignments: list[str] | None = None,
 ) -> dict[str, Any]:
     """Options given on the command line as nested changes of a configuration."""
@@ -80,6 +85,7 @@ def changes_from(
         ("training.encoder", encoder_mode),
         ("training.device", device),
         ("training.dtype", dtype),
+        ("parts.allow_pickle", allow_pickle or None),
     ):
         if value is not None:
             assign(changes, path, value)

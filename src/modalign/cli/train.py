@@ -35,6 +35,7 @@ def train(
     device: options.Device = None,
     dtype: options.Dtype = None,
     skip_broken: options.SkipBroken = None,
+    allow_pickle: options.AllowPickle = False,
     assignments: options.Set = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/train"),
     resume: Annotated[
@@ -72,6 +73,7 @@ def train(
         device=device,
         dtype=dtype,
         skip_broken=skip_broken,
+        allow_pickle=allow_pickle,
         assignments=assignments,
     )
 

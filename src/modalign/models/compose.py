@@ -78,21 +78,44 @@ class Encoder:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def load_language_model(
+    name: str, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False
+) -> LanguageModel:
     """Load a causal language model and its tokenizer by hub name or folder.
+
+    Args:
+        name: hub name or folder.
+        dtype: of its weights.
+        allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
         UsageError: it cannot be loaded; the message says why.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=_safetensors(allow_pickle)
+        )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"the language model {name!r} cannot be loaded: {_first_line(error)}"
+            f"the language model {name!r} cannot be loaded: {_first_line(error)}{_pickle_hint(error)}"
         ) from error
     prepare_tokenizer(tokenizer)
     return LanguageModel(name, model, tokenizer)
+
+
+def _safetensors(allow_pickle: bool) -> bool | None:
+    """What transformers is told: safetensors only, or whatever there is (pickles as weights only)."""
+    return None if allow_pickle else True
+
+
+def _pickle_hint(error: BaseException) -> str:
+    if "safetensors" not in str(error):
+        return ""
+    return (
+        ". Weights that are a pickle are not read: save them as safetensors, or give --allow-pickle "
+        "(they are then read with weights_only=True)"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -121,6 +144,7 @@ def load_image_encoder(
     image_size: int = 48,
     patch_size: int = 8,
     options: dict[str, Any] | None = None,
+    allow_pickle: bool = False,
 ) -> Encoder:
     """Load an image encoder.
 
@@ -131,6 +155,7 @@ def load_image_encoder(
         image_size: side in pixels, for raw patches and imported modules.
         patch_size: side of a raw patch.
         options: keyword arguments of an imported module.
+        allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
         UsageError: it cannot be loaded.
@@ -151,10 +176,10 @@ def load_image_encoder(
                 "image_size": [image_size, image_size],
             }
             return Encoder(name, spec, build_image_encoder(spec), _plain_processor(image_size))
-        return _load_tower(name, layer)
+        return _load_tower(name, layer, allow_pickle)
     except (OSError, EncoderError, KeyError, IndexError, ValueError) as error:
         raise UsageError(
-            f"the image encoder {name!r} cannot be loaded: {_first_line(error)}"
+            f"the image encoder {name!r} cannot be loaded: {_first_line(error)}{_pickle_hint(error)}"
         ) from error
 
 
@@ -163,7 +188,7 @@ def _plain_processor(image_size: int) -> SiglipImageProcessorPil:
     return SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def _load_tower(name: str, layer: int) -> Encoder:
+def _load_tower(name: str, layer: int, allow_pickle: bool) -> Encoder:
     config = AutoConfig.from_pretrained(name)
     vision: PreTrainedConfig = getattr(config, "vision_config", None) or config
     processor = AutoImageProcessor.from_pretrained(name, backend="pil")
@@ -176,7 +201,12 @@ def _load_tower(name: str, layer: int) -> Encoder:
     }
     module = build_image_encoder(spec)
     empty: Any = module.tower
-    tower, info = type(empty).from_pretrained(name, config=vision, output_loading_info=True)
+    tower, info = type(empty).from_pretrained(
+        name,
+        config=vision,
+        output_loading_info=True,
+        use_safetensors=_safetensors(allow_pickle),
+    )
     if info["missing_keys"]:
         raise EncoderError(f"its weights lack {sorted(info['missing_keys'])[0]}")
     empty.load_state_dict(tower.state_dict())

@@ -31,6 +31,7 @@ class Parts(BaseModel):
         encoder: modality -> hub name, folder, ``package.module:Class`` or ``none`` (raw patches).
         feature_layer: hidden layer of the tower that is read (LLaVA reads -2).
         image_size, patch_size: for raw patches and imported modules.
+        allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,10 +41,11 @@ class Parts(BaseModel):
     feature_layer: int = -2
     image_size: int = 224
     patch_size: int = 16
+    allow_pickle: bool = False
 
     def load_llm(self) -> LanguageModel:
         """Load the language model and its tokenizer."""
-        return load_language_model(self.llm)
+        return load_language_model(self.llm, allow_pickle=self.allow_pickle)
 
     def load_encoder(self, raw: bool = False) -> Encoder:
         """Load the image encoder, or raw patches for methods that read those."""
@@ -52,7 +54,11 @@ class Parts(BaseModel):
             raise UsageError(f"no encoder for {', '.join(unknown)}: this version aligns images")
         name = None if raw else self.encoder.get("image")
         return load_image_encoder(
-            name, layer=self.feature_layer, image_size=self.image_size, patch_size=self.patch_size
+            name,
+            layer=self.feature_layer,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            allow_pickle=self.allow_pickle,
         )
 
 
