@@ -173,8 +173,9 @@ def _table(methods: list[MethodFacts]) -> Table:
 
     table = Table(caption="trains: connector + language model + encoder parameters")
     headers = ("method", "tokens", "longest", "trains", "padding", "steps", "memory")
-    for header in headers:
-        table.add_column(header, justify="left" if header == "method" else "right")
+    table.add_column(headers[0], no_wrap=True)  # a name is never broken, whatever the width
+    for header in headers[1:]:
+        table.add_column(header, justify="right")
     for facts in methods:
         if not facts.parts:
             continue
