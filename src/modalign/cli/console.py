@@ -138,6 +138,7 @@ class LiveTable:
 
     def started(self, job: Job) -> None:
         """A job's process was started."""
+        self.doing = ""  # what came before the jobs is over
         self.rows[job.key] = {"stage": "loading", "fraction": 0.0, "loss": ""}
         self._say(f"{job.key}: started")
 
