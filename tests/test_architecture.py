@@ -12,8 +12,10 @@ import modalign
 ROOMS = (
     "cli",
     "comparison",
+    "editing",
     "training",
     "evaluation",
+    "patches",
     "models",
     "connectors",
     "encoders",

@@ -1,0 +1,58 @@
+"""An edit: one fact to be changed, and what to measure around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A question that an edit must not touch: the full prompt, and its right answer where known."""
+
+    prompt: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One fact to be changed.
+
+    Attributes:
+        id: unique in its file.
+        subject: the words that the fact is about; empty when the subject is only in the image.
+        prompt: the full text that ``target`` continues, subject included ("The mother tongue of
+            Danielle Darrieux is").
+        subject_at: offset of the subject's first character in ``prompt``; None without a subject.
+        target: the answer the model shall give; no leading space.
+        truth: the answer before, where known: what CounterFact's scores compare with.
+        paraphrases: other full prompts of the same fact.
+        neighbours: prompts that must keep their answers.
+        generation_prompts: prompts for free generation about the subject.
+        reference_texts: texts about the new target, for the consistency score.
+        image: path of a picture that shows the subject.
+        protocol: which file it came from; decides how ``eval`` scores it.
+        source: ``file:line`` for messages.
+    """
+
+    id: str
+    subject: str
+    prompt: str
+    subject_at: int | None
+    target: str
+    truth: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    reference_texts: tuple[str, ...] = ()
+    image: str | None = None
+    protocol: Literal["counterfact", "zsre", "plain"] = "plain"
+    source: str = ""
+
+    @property
+    def relation(self) -> str:
+        """The prompt with ``{}`` for the subject: with the subject, what a conflict is about."""
+        if self.subject_at is None:
+            return self.prompt
+        end = self.subject_at + len(self.subject)
+        return self.prompt[: self.subject_at] + "{}" + self.prompt[end:]

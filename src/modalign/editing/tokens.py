@@ -1,0 +1,153 @@
+"""Prompts and targets as token ids: positions by character offsets, never by re-tokenised strings.
+
+Nothing here depends on a tokenizer's global padding side, its BOS or its leading-space habit: rows
+are padded on the right with an explicit mask, special tokens appear at the start of a prompt only
+(as the tokenizer puts them there), and a target is tokenised so that it reads as the prompt's
+continuation.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modalign.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt.
+
+    Attributes:
+        ids: with the tokenizer's own special tokens at the start, none at the end.
+        lookup: position of the subject's last token, or of the prompt's last token without subject.
+        text: what was tokenised.
+    """
+
+    ids: tuple[int, ...]
+    lookup: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Right-padded rows: ``ids`` (B, T) and ``mask`` (B, T) with 1 at real tokens."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """Position ids, (B, T)."""
+        return (self.mask.cumsum(1) - 1).clamp(min=0)
+
+
+def encode_prompt(
+    tokenizer: Any, text: str, subject: str = "", subject_at: int | None = None
+) -> Prompt:
+    """Tokenise a prompt and find its lookup token.
+
+    Args:
+        tokenizer: a fast tokenizer (character offsets are needed for the subject).
+        text: the full prompt.
+        subject: the words the fact is about; empty for the prompt's last token.
+        subject_at: offset of the subject in ``text``.
+
+    Raises:
+        DataError: the tokenizer cannot say where the subject is.
+    """
+    ids = _without_end(tokenizer, tokenizer(text)["input_ids"])
+    if not ids:
+        raise DataError(f"the prompt {text!r} has no tokens")
+    if not subject:
+        return Prompt(ids, len(ids) - 1, text)
+    if subject_at is None or text[subject_at : subject_at + len(subject)] != subject:
+        raise DataError(f"the subject {subject!r} is not at offset {subject_at} of {text!r}")
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed "
+            "to find the subject's last token"
+        )
+    last = subject_at + len(subject.rstrip()) - 1
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: len(ids)]
+    covering = [i for i, (start, end) in enumerate(offsets) if start <= last < end]
+    if not covering:
+        raise DataError(f"no token covers the end of {subject!r} in {text!r}")
+    return Prompt(ids, covering[-1], text)
+
+
+def _without_end(tokenizer: Any, ids: Sequence[int]) -> tuple[int, ...]:
+    """The ids without special tokens that the tokenizer puts after a text (T5's </s>, BERT's [SEP])."""
+    special = set(getattr(tokenizer, "all_special_ids", []) or [])
+    end = len(ids)
+    while end > 1 and ids[end - 1] in special:
+        end -= 1
+    return tuple(ids[:end])
+
+
+def encode_target(tokenizer: Any, target: str, prompt: str) -> tuple[int, ...]:
+    """Tokenise an answer as the continuation of a prompt: with the joining space, without specials.
+
+    Args:
+        tokenizer: the model's.
+        target: the answer, without leading space.
+        prompt: the text it continues; a space is put between unless it already ends in one, or
+            either side of the joint is written without spaces (Chinese, Japanese, Thai ...).
+
+    Raises:
+        DataError: no tokenisation reads back as the target.
+    """
+    if not target.strip():
+        raise DataError(f"the target of {prompt!r} is empty")
+    joint = "" if _unspaced(prompt, target) else " "
+    wanted = joint + target
+    anchor = "a" if joint else "\n"
+    anchored = _plain(tokenizer, anchor + wanted)
+    start = _plain(tokenizer, anchor)
+    candidates = [_plain(tokenizer, wanted), _plain(tokenizer, target)]
+    if anchored[: len(start)] == start:
+        candidates.append(anchored[len(start) :])
+    before = _decode(tokenizer, start)
+    for candidate in candidates:
+        if candidate and _decode(tokenizer, start + candidate) == before + wanted:
+            return tuple(candidate)
+    # Tokenizers that normalise (lower case, accents) read back differently; take the plain reading.
+    if candidates[0]:
+        return tuple(candidates[0])
+    raise DataError(f"the tokenizer has no tokens for the target {target!r}")
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def _unspaced(prompt: str, target: str) -> bool:
+    """Whether no space belongs between the two."""
+    if not prompt or prompt[-1].isspace():
+        return True
+    return _script_without_spaces(prompt[-1]) or _script_without_spaces(target[0])
+
+
+def _script_without_spaces(character: str) -> bool:
+    name = unicodedata.name(character, "")
+    return name.startswith(("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "FULLWIDTH"))
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Rows:
+    """Rows of ids as one right-padded batch; padding is id 0, hidden by the mask."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return Rows(ids.to(device), mask.to(device))
