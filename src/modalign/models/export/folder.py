@@ -212,10 +212,12 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         if values.get("model_type") == ModalignConfig.model_type:
-            own = ModalignForConditionalGeneration.from_pretrained(folder)
+            own = ModalignForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
             return own.eval(), ModalignProcessor.from_pretrained(folder)
         config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, config=config)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, use_safetensors=True
+        )
         return model.eval(), AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,132 @@
+"""Open whatever language model is in a folder: a causal LM, a transformers multimodal model, or ours.
+
+Weights are read from safetensors only, never from a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from modalign.devices import device_named
+from modalign.errors import UsageError
+from modalign.models.configuration import ModalignConfig
+from modalign.models.export.folder import load_model
+
+Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase"
+
+
+def open_model(
+    name: Path | str, dtype: torch.dtype | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, Reader]:
+    """Load a model with what turns text (and images) into its inputs, in evaluation mode.
+
+    Args:
+        name: a folder with a ``config.json``, or the hub name of a causal language model.
+        dtype: of the weights; None for the one they are stored in.
+        device: where to put it, ``auto`` for CUDA where there is one; None for the CPU.
+
+    Returns:
+        The model, and its tokenizer (a causal language model) or processor (one that takes images).
+
+    Raises:
+        UsageError: no model is there, or it cannot be loaded; the message says why.
+    """
+    target = device_named(device or "cpu")
+    if takes_images(name):
+        model, reader = load_model(Path(name))
+        model = model if dtype is None else model.to(dtype)
+    else:
+        model, reader = _open_causal(str(name), dtype)
+    return model.to(target).eval(), reader
+
+
+def tokenizer_of(reader: Reader) -> PreTrainedTokenizerBase:
+    """The tokenizer: itself, or the processor's."""
+    inner: PreTrainedTokenizerBase = getattr(reader, "tokenizer", reader)
+    return inner
+
+
+def takes_images(name: Path | str) -> bool:
+    """Whether a model folder holds an image-text model (ours or transformers') or a causal LM.
+
+    Some types are in both of transformers' lists; then the architecture that was saved decides.
+
+    Raises:
+        UsageError: no model is there, or transformers knows neither kind for its type.
+    """
+    if _model_type(name) == ModalignConfig.model_type:
+        return True
+    config = _configuration(name)
+    causal, image_text = (
+        type(config) in auto._model_mapping
+        for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)
+    )
+    if not causal and not image_text:
+        raise UsageError(
+            f"the model in {name} is a {config.model_type}: neither a causal language model nor one "
+            "that answers in text about images"
+        )
+    if causal and image_text:
+        wanted = AutoModelForImageTextToText._model_mapping[type(config)]
+        names = {each.__name__ for each in (wanted if isinstance(wanted, tuple) else (wanted,))}
+        return bool(names & set(config.architectures or ()))
+    return image_text
+
+
+def _model_type(name: Path | str) -> str | None:
+    folder, text = Path(name), str(name)
+    if not folder.is_dir():
+        on_hub = (
+            isinstance(name, str) and text.count("/") <= 1 and text[:1] not in ("", ".", "/", "~")
+        )
+        if on_hub and not folder.exists():
+            return None
+        raise UsageError(f"{name} is not a model folder")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{name} holds no model: it has no config.json")
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    found: str | None = values.get("model_type")
+    return found
+
+
+def _configuration(name: Path | str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"the model {str(name)!r} cannot be loaded: {_first(error)}") from error
+
+
+def _open_causal(
+    name: str, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    wanted: Any = dtype or "auto"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        hint = "; weights are read from safetensors only" if "safetensors" in str(error) else ""
+        raise UsageError(
+            f"the language model {name!r} cannot be loaded: {_first(error)}{hint}"
+        ) from error
+    return model, tokenizer
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
