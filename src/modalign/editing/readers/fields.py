@@ -1,0 +1,156 @@
+"""The fields of one record: taken by name and type, and everything wrong with them noted."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_KINDS: dict[type, str] = {
+    str: "a text",
+    dict: "an object",
+    list: "a list",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Fields:
+    """A record's fields, taken one by one.
+
+    Args:
+        values: by name.
+        cells: whether they are a table's cells: a list is then JSON, or its parts lie between ``|``.
+        inside: what the names stand in (``requested_rewrite.``), for messages.
+
+    Attributes:
+        problems: what was wrong with the fields taken so far.
+    """
+
+    def __init__(self, values: Mapping[str, Any], cells: bool = False, inside: str = "") -> None:
+        self.values, self.cells, self.inside = values, cells, inside
+        self.problems: list[str] = []
+        self._known: list[str] = []
+
+    def text(self, name: str) -> str:
+        """A text that must be there; empty where it is not, with the problem noted."""
+        value = self.optional_text(name)
+        if value is None and name not in self.values:
+            self.problems.append(f"{self.inside}{name} is missing")
+        elif value is None and not any(self.inside + name in p for p in self.problems):
+            self.problems.append(f"{self.inside}{name} is empty")
+        return value or ""
+
+    def optional_text(self, name: str) -> str | None:
+        """A text; None where there is none, or an empty one."""
+        value = self._take(name)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            self._wrong(name, "a text", value)
+            return None
+        self._check_characters(name, value)
+        return value if value.strip() else None
+
+    def identifier(self, name: str) -> str | None:
+        """A text or a whole number, as text."""
+        value = self._take(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if value is not None and not isinstance(value, str):
+            self._wrong(name, "a text or a whole number", value)
+            return None
+        return value.strip() or None if value is not None else None
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts, none of them empty."""
+        found = []
+        for place, item in enumerate(self._list(name), start=1):
+            if not isinstance(item, str):
+                self._wrong(f"{name}, item {place},", "a text", item)
+            elif not item.strip():
+                self.problems.append(f"{self.inside}{name}: item {place} is empty")
+            else:
+                self._check_characters(name, item)
+                found.append(item)
+        return tuple(found)
+
+    def items(self, name: str) -> list[Any]:
+        """A list of anything."""
+        return self._list(name)
+
+    def inner(self, name: str) -> Fields:
+        """The fields of an object within; its problems are noted here by :meth:`close`."""
+        value = self._take(name)
+        if isinstance(value, str) and self.cells:
+            value = self._json(name, value)
+        if not isinstance(value, Mapping):
+            if value is None:
+                self.problems.append(f"{self.inside}{name} is missing")
+            else:
+                self._wrong(name, "an object", value)
+            value = {}
+            return _Silent(value, self.cells, f"{self.inside}{name}.")
+        return Fields(value, self.cells, f"{self.inside}{name}.")
+
+    def ignore(self, *names: str) -> None:
+        """Names that may be there and are not used."""
+        self._known += names
+
+    def close(self, *inner: Fields) -> list[str]:
+        """Every problem, those of names that nothing knows included."""
+        for name in self.values:
+            if name not in self._known:
+                near = difflib.get_close_matches(str(name), self._known, n=2, cutoff=0.6)
+                hint = f"did you mean {' or '.join(near)}?" if near else self._names()
+                self.problems.append(f"unknown field {self.inside}{name}: {hint}")
+        return self.problems + [problem for part in inner for problem in part.close()]
+
+    def _names(self) -> str:
+        return "the fields are " + ", ".join(dict.fromkeys(self._known))
+
+    def _take(self, name: str) -> Any:
+        self._known.append(name)
+        return self.values.get(name)
+
+    def _list(self, name: str) -> list[Any]:
+        value = self._take(name)
+        if value is None:
+            return []
+        if isinstance(value, str) and self.cells:
+            if value.lstrip().startswith("["):
+                value = self._json(name, value)
+                return value if isinstance(value, list) else []
+            return [part.strip() for part in value.split("|")]
+        if not isinstance(value, list):
+            self._wrong(name, "a list", value)
+            return []
+        return value
+
+    def _json(self, name: str, cell: str) -> Any:
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError) as error:
+            self.problems.append(f"{self.inside}{name}: not valid JSON in its cell ({error})")
+            return None
+
+    def _wrong(self, name: str, wanted: str, value: Any) -> None:
+        kind = _KINDS.get(type(value), "null")
+        self.problems.append(f"{self.inside}{name} must be {wanted}, not {kind}")
+
+    def _check_characters(self, name: str, value: str) -> None:
+        if _SURROGATE.search(value):
+            self.problems.append(
+                f"{self.inside}{name} holds half a character (a lone surrogate): write it anew"
+            )
+
+
+class _Silent(Fields):
+    """Stands for an object that is not there: what is missing in it was already said."""
+
+    def close(self, *inner: Fields) -> list[str]:
+        return []

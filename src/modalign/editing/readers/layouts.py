@@ -1,0 +1,241 @@
+"""From the fields of one record to an :class:`Edit`, whichever file it came from.
+
+Four layouts, told apart by their fields:
+
+* CounterFact as published (``requested_rewrite``; Meng et al. 2022, arXiv 2202.05262): a template
+  with ``{}``, two paraphrases, ten neighbourhood prompts whose answer is the true target;
+* CounterFact in MEND's records (``target_new``, ``rephrase_prompt``, ``locality_prompt``): full
+  prompts, one paraphrase and one neighbour;
+* zsRE in MEND's records (``src``, ``alt``, ``rephrase``, ``loc``; Mitchell et al. 2022, arXiv
+  2110.11309): questions, one paraphrase and one unrelated question;
+* plain: ``subject``, ``prompt``, ``target`` and what is known besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from modalign.data.images import ImageError, check_image
+from modalign.data.records import Media
+from modalign.editing.edits import Edit, Neighbour
+from modalign.editing.readers.fields import Fields
+from modalign.editing.readers.placing import fill, place_subject
+
+QUESTION = "nq question: "  # stands before every unrelated question of zsRE, and is kept
+
+
+@dataclass
+class Draft:
+    """A record's parts, before they are checked against each other."""
+
+    id: str | None
+    subject: str
+    prompt: str
+    target: str
+    truth: str | None
+    protocol: Literal["counterfact", "zsre", "plain"]
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    reference_texts: tuple[str, ...] = ()
+    image: str | None = None
+
+
+def build(
+    values: dict[str, Any], *, cells: bool, folder: Path, source: str
+) -> tuple[Edit | None, str | None, list[str]]:
+    """An edit from one record.
+
+    Args:
+        values: the record's fields.
+        cells: whether they come from a table.
+        folder: where relative image paths start.
+        source: ``file:line``.
+
+    Returns:
+        The edit (its id empty where the record gives none), and the problems; None with problems.
+    """
+    fields = Fields(values, cells)
+    draft, inner = _layout(values)(fields)
+    problems = fields.close(*inner)
+    image = _image(draft.image, folder, problems)
+    placed = _place(draft, problems)
+    if draft.target and draft.target == draft.truth:
+        problems.append(f"the target {draft.target!r} equals the truth: there is nothing to edit")
+    if problems or placed is None:
+        return None, draft.id, problems
+    prompt, at, paraphrases, generation = placed
+    edit = Edit(
+        id=draft.id or "",
+        subject=draft.subject,
+        prompt=prompt,
+        subject_at=at,
+        target=draft.target,
+        truth=draft.truth,
+        paraphrases=paraphrases,
+        neighbours=draft.neighbours,
+        generation_prompts=generation,
+        reference_texts=draft.reference_texts,
+        image=image,
+        protocol=draft.protocol,
+        source=source,
+    )
+    return edit, draft.id, problems
+
+
+def _layout(values: dict[str, Any]) -> Callable[[Fields], tuple[Draft, list[Fields]]]:
+    if "requested_rewrite" in values:
+        return _counterfact
+    if "src" in values or "alt" in values:
+        return _zsre
+    if "target_new" in values or "rephrase_prompt" in values:
+        return _mend
+    return _plain
+
+
+def _counterfact(fields: Fields) -> tuple[Draft, list[Fields]]:
+    rewrite = fields.inner("requested_rewrite")
+    new, true = rewrite.inner("target_new"), rewrite.inner("target_true")
+    for target in (new, true):
+        target.ignore("id")
+    rewrite.ignore("relation_id")
+    fields.ignore("pararel_idx", "attribute_prompts")
+    truth = _joined(true.text("str"))
+    draft = Draft(
+        id=fields.identifier("case_id"),
+        subject=rewrite.text("subject").strip(),
+        prompt=_trimmed(rewrite.text("prompt")),
+        target=_joined(new.text("str")),
+        truth=truth,
+        protocol="counterfact",
+        paraphrases=fields.texts("paraphrase_prompts"),
+        neighbours=tuple(Neighbour(p, truth) for p in fields.texts("neighborhood_prompts")),
+        generation_prompts=fields.texts("generation_prompts"),
+        reference_texts=fields.texts("reference_texts"),
+    )
+    return draft, [rewrite, new, true]
+
+
+def _mend(fields: Fields) -> tuple[Draft, list[Fields]]:
+    fields.ignore("portability", "relation_id")
+    truth = fields.optional_text("ground_truth")
+    paraphrase = fields.optional_text("rephrase_prompt")
+    neighbour = fields.optional_text("locality_prompt")
+    answer = fields.optional_text("locality_ground_truth")
+    draft = Draft(
+        id=fields.identifier("case_id"),
+        subject=fields.text("subject").strip(),
+        prompt=_trimmed(fields.text("prompt")),
+        target=_joined(fields.text("target_new")),
+        truth=_joined(truth) or None,
+        protocol="counterfact",
+        paraphrases=(paraphrase,) if paraphrase else (),
+        neighbours=(Neighbour(neighbour, _joined(answer) or None),) if neighbour else (),
+    )
+    return draft, []
+
+
+def _zsre(fields: Fields) -> tuple[Draft, list[Fields]]:
+    """``alt`` is taught; without it the first right answer is, as ROME and MEMIT do.
+
+    Where ``alt`` is itself a right answer the edit corrects the model, so no truth is recorded
+    that it would replace. ``pred`` is what another model answered: used only without ``answers``.
+    """
+    fields.ignore("cond", "portability", "relation_id")
+    number = fields.identifier("case_id") or fields.identifier("id")
+    answers = tuple(_joined(answer) for answer in fields.texts("answers"))
+    pred = _joined(fields.optional_text("pred"))
+    alt = _joined(fields.optional_text("alt"))
+    known = answers or ((pred,) if pred else ())
+    target = alt or (answers[0] if answers else "")
+    if not target:
+        fields.problems.append("no target: alt is empty, and so is answers")
+    paraphrase, question = fields.optional_text("rephrase"), fields.optional_text("loc")
+    answer = fields.optional_text("loc_ans")
+    if question:
+        question = question.strip() + ("" if question.strip().endswith("?") else "?")
+    draft = Draft(
+        id=number,
+        subject=fields.text("subject").strip(),
+        prompt=_trimmed(fields.text("src")),
+        target=target,
+        truth=None if target in known or not known else known[0],
+        protocol="zsre",
+        paraphrases=(paraphrase,) if paraphrase else (),
+        neighbours=(Neighbour(question, _joined(answer) or None),) if question else (),
+    )
+    return draft, []
+
+
+def _plain(fields: Fields) -> tuple[Draft, list[Fields]]:
+    inner: list[Fields] = []
+    neighbours = []
+    for place, item in enumerate(fields.items("neighbours"), start=1):
+        if isinstance(item, str):
+            item = {"prompt": item}
+        if not isinstance(item, dict):
+            fields.problems.append(f"neighbours, item {place}, must be a text or an object")
+            continue
+        part = Fields(item, inside=f"neighbours[{place}].")
+        prompt, answer = part.text("prompt"), _joined(part.optional_text("answer"))
+        neighbours.append(Neighbour(_trimmed(prompt), answer or None))
+        inner.append(part)
+    draft = Draft(
+        id=fields.identifier("id"),
+        subject=(fields.optional_text("subject") or "").strip(),
+        prompt=_trimmed(fields.text("prompt")),
+        target=_joined(fields.text("target")),
+        truth=_joined(fields.optional_text("truth")) or None,
+        protocol="plain",
+        paraphrases=fields.texts("paraphrases"),
+        neighbours=tuple(neighbours),
+        generation_prompts=fields.texts("generation_prompts"),
+        reference_texts=fields.texts("reference_texts"),
+        image=fields.optional_text("image"),
+    )
+    if not draft.subject and not draft.image:
+        fields.problems.append("subject is missing: only an edit with an image may do without")
+    return draft, inner
+
+
+def _trimmed(prompt: str) -> str:
+    """Without spaces around: the joining space belongs to the answer. A line break stays."""
+    return prompt.strip(" ")
+
+
+def _joined(answer: str | None) -> str:
+    return (answer or "").strip()
+
+
+def _place(
+    draft: Draft, problems: list[str]
+) -> tuple[str, int | None, tuple[str, ...], tuple[str, ...]] | None:
+    """The full prompts; None with problems noted."""
+    if not draft.prompt or (not draft.subject and not draft.image):
+        return None
+    try:
+        prompt, at = (
+            place_subject(draft.prompt, draft.subject)
+            if draft.subject
+            else (fill(draft.prompt, ""), None)
+        )
+        paraphrases = tuple(fill(_trimmed(text), draft.subject) for text in draft.paraphrases)
+        generation = tuple(fill(_trimmed(text), draft.subject) for text in draft.generation_prompts)
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+    return prompt, at, paraphrases, generation
+
+
+def _image(image: str | None, folder: Path, problems: list[str]) -> str | None:
+    if image is None:
+        return None
+    path = str(folder / image)
+    try:
+        check_image(Media("image", path=path))
+    except ImageError as error:
+        problems.append(f"the image {image}: {error.reason}")
+    return path
