@@ -1,0 +1,1 @@
+"""What an edit did: the published scores, free generation and the drift of everything else."""

@@ -1,0 +1,118 @@
+"""One way to call a causal model: ids, an explicit mask and positions, the head where it is needed.
+
+Any object that is called like a transformers causal LM will do: a plain model, a model that also
+takes images, or a view of one with a patch on it. Nothing here changes it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modalign.editing.tokens import Rows
+
+
+@contextmanager
+def judging(model: Any) -> Iterator[None]:
+    """Without dropout and gradients; each module's former mode comes back."""
+    modules = list(model.modules()) if hasattr(model, "modules") else []
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model takes its ids."""
+    head = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(head, "weight", None)
+    if weight is None:
+        weight = next(iter(model.parameters()))
+    device: torch.device = weight.device
+    return device
+
+
+def vocabulary_of(model: Any) -> int:
+    """Width of the logits, for estimates of memory."""
+    weight = getattr(_head(model), "weight", None)
+    return int(weight.shape[0]) if weight is not None else 50_000
+
+
+def call(model: Any, rows: Rows, extras: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+    """Run rows of ids.
+
+    Args:
+        model: anything called like a transformers causal LM.
+        rows: right- or left-padded ids with their mask, on the model's device.
+        extras: further inputs (pixels); a value of None takes an input away.
+        settings: ``use_cache`` and the like, given where ``forward`` takes them.
+    """
+    inputs = {"input_ids": rows.ids, "attention_mask": rows.mask, "position_ids": rows.positions}
+    inputs = {"use_cache": False} | inputs | settings | dict(extras or {})
+    return model(
+        **{name: value for name, value in _taken(model, inputs).items() if value is not None}
+    )
+
+
+def logits_at(
+    model: Any, rows: Rows, where: tuple[Tensor, Tensor], extras: Mapping[str, Any] | None = None
+) -> Tensor:
+    """Logits at chosen places only, (P, V): the head is not computed anywhere else.
+
+    Args:
+        model: anything called like a transformers causal LM.
+        rows: the ids.
+        where: (P,) row numbers and (P,) positions in them.
+        extras: further inputs.
+    """
+    count = len(where[0])
+    with _head_at(_head(model), where):
+        logits = call(model, rows, extras).logits
+    if logits.shape[:-1] == (1, count) and logits.shape[:-1] != rows.ids.shape:
+        return logits[0]
+    if logits.shape[:2] == rows.ids.shape:  # no head was found to narrow
+        return logits[where]
+    return logits.reshape(count, logits.shape[-1])
+
+
+@contextmanager
+def _head_at(head: Any, where: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Let the output projection see the hidden states at some places only."""
+    if head is None:
+        yield
+        return
+
+    def gather(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][where].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _head(model: Any) -> Any:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def _taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs without those that ``forward`` does not name (alibi models name no positions).
+
+    A ``forward`` that names not even ``input_ids`` hands everything on, and gets everything.
+    """
+    parameters = inspect.signature(getattr(model, "forward", model)).parameters
+    if "input_ids" not in parameters:
+        return inputs
+    optional = {"position_ids", "use_cache", "past_key_values"} - set(parameters)
+    return {name: value for name, value in inputs.items() if name not in optional}

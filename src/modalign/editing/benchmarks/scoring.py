@@ -1,0 +1,261 @@
+"""The teacher-forced scorer: how likely each of some answers is after a prompt.
+
+Inputs are built from token ids: the prompt's, then the answer's without its last. The prompt is
+never tokenised again together with the answer, so nothing merges across the joint, whatever the
+tokenizer's padding side, BOS or leading-space habit is.
+
+A row that another one continues needs no run of its own (causal attention): a prompt with two
+answers of one token is run once, and so is a prompt that several records ask. Rows of similar
+length share a batch, and the output head is computed only where an answer's token is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from modalign.editing.benchmarks.calling import device_of, judging, logits_at, vocabulary_of
+from modalign.editing.edits import Edit
+from modalign.editing.tokens import encode_prompt, encode_target, pad
+from modalign.errors import UsageError
+from modalign.progress import Progress
+
+BATCH_TOKENS = 8192
+LOGITS = 1 << 26  # numbers that may be held as logits at a time
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, the answers whose likelihood is asked, and a picture's path where it has one."""
+
+    prompt: str
+    targets: tuple[str, ...]
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model takes one answer to one prompt.
+
+    Attributes:
+        log_probability: summed over the answer's tokens, natural logarithm.
+        hits: per token, whether it was the most likely one after the tokens before it.
+        likeliest: per token, the id that was.
+    """
+
+    log_probability: float
+    hits: tuple[bool, ...]
+    likeliest: tuple[int, ...]
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood per token: CounterFact's length-normalised score."""
+        return -self.log_probability / len(self.hits)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that were the most likely."""
+        return sum(self.hits) / len(self.hits)
+
+    @property
+    def right(self) -> bool:
+        """Whether greedy decoding would say the answer."""
+        return all(self.hits)
+
+
+class ImagePrompts(Protocol):
+    """How prompts about pictures become inputs; given where questions have images."""
+
+    def ids(self, prompt: str, image: str) -> tuple[int, ...]:
+        """The prompt's ids with the picture's placeholders in."""
+
+    def inputs(self, images: Sequence[str]) -> Mapping[str, Any]:
+        """Further inputs of a batch whose rows show these pictures, one each, in order."""
+
+
+Key = tuple[str, tuple[int, ...]]  # image (or nothing) and ids: what one run sees
+
+
+@dataclass
+class _Asked:
+    """One answer to one prompt, as ids."""
+
+    key: Key
+    first: int  # position that predicts the answer's first token
+    target: tuple[int, ...]
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    images: ImagePrompts | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress | None = None,
+    label: str = "scoring",
+) -> list[list[Score]]:
+    """Score every answer of every question; one list per question, in order.
+
+    Args:
+        model: anything called like a transformers causal LM; left as it is.
+        tokenizer: the model's.
+        questions: prompts with their answers.
+        images: needed where a question has an image.
+        batch_tokens: ids run at a time, padding included.
+        progress: told how many rows are done.
+        label: what to call this in ``progress``.
+
+    Raises:
+        UsageError: a question has an image and ``images`` is not given.
+        DataError: an answer or a prompt has no tokens.
+    """
+    coder = Coder(tokenizer, images)
+    asked = [[coder.asked(q, target) for target in q.targets] for q in questions]
+    flat = [one for row in asked for one in row]
+    owner = _sharing({one.key for one in flat})
+    rows: dict[Key, list[int]] = {}
+    for number, one in enumerate(flat):
+        rows.setdefault(owner[one.key], []).append(number)
+    scores: dict[int, Score] = {}
+    done = 0
+    with judging(model):
+        for batch in _batches(rows, flat, batch_tokens, LOGITS // vocabulary_of(model)):
+            members = [rows[key] for key in batch]
+            for number, found in _run(model, batch, members, flat, images):
+                scores[number] = found
+            done += len(batch)
+            if progress:
+                progress(label, done, len(rows))
+    given = (scores[number] for number in range(len(flat)))
+    return [[next(given) for _ in row] for row in asked]
+
+
+class Coder:
+    """Prompts and answers as ids, each tokenised once."""
+
+    def __init__(self, tokenizer: Any, images: ImagePrompts | None = None) -> None:
+        self.tokenizer, self.images = tokenizer, images
+        self._prompts: dict[tuple[str, str | None], tuple[int, ...]] = {}
+        self._targets: dict[tuple[str, str], tuple[int, ...]] = {}
+
+    def prompt(self, text: str, image: str | None = None) -> tuple[int, ...]:
+        """A prompt's ids."""
+        key = (text, image)
+        if key not in self._prompts:
+            if image is None:
+                self._prompts[key] = encode_prompt(self.tokenizer, text).ids
+            elif self.images is None:
+                raise UsageError(
+                    f"the prompt {text!r} has an image, and this model takes text only"
+                )
+            else:
+                self._prompts[key] = tuple(self.images.ids(text, image))
+        return self._prompts[key]
+
+    def target(self, target: str, prompt: str) -> tuple[int, ...]:
+        """An answer's ids; of the prompt, only its last character matters."""
+        key = (target, prompt[-1:])
+        if key not in self._targets:
+            self._targets[key] = encode_target(self.tokenizer, target, prompt)
+        return self._targets[key]
+
+    def asked(self, question: Question, target: str) -> _Asked:
+        """One answer to one question."""
+        prompt = self.prompt(question.prompt, question.image)
+        answer = self.target(target, question.prompt)
+        return _Asked((question.image or "", prompt + answer[:-1]), len(prompt) - 1, answer)
+
+
+def _sharing(keys: set[Key]) -> dict[Key, Key]:
+    """For every row the one that is run for it: itself, or one that continues it.
+
+    In lexicographic order a row that any other continues is continued by its neighbour.
+    """
+    owner: dict[Key, Key] = {}
+    after: Key | None = None
+    for key in sorted(keys, reverse=True):
+        image, ids = key
+        shared = after is not None and after[0] == image and after[1][: len(ids)] == ids
+        owner[key] = owner[after] if shared and after is not None else key
+        after = key
+    return owner
+
+
+def _batches(
+    rows: Mapping[Key, list[int]], flat: Sequence[_Asked], tokens: int, places: int
+) -> Iterator[list[Key]]:
+    """Rows of similar length, within a number of ids and of places that need logits."""
+    batch: list[Key] = []
+    used = 0
+    for key in sorted(rows, key=lambda key: (bool(key[0]), len(key[1]), key)):
+        needed = sum(len(flat[number].target) for number in rows[key])
+        full = (len(batch) + 1) * len(key[1]) > tokens or used + needed > places
+        if batch and (full or bool(batch[0][0]) != bool(key[0])):
+            yield batch
+            batch, used = [], 0
+        batch.append(key)
+        used += needed
+    if batch:
+        yield batch
+
+
+def _run(
+    model: Any,
+    batch: Sequence[Key],
+    members: Sequence[Sequence[int]],
+    flat: Sequence[_Asked],
+    images: ImagePrompts | None,
+) -> Iterator[tuple[int, Score]]:
+    """(number, score) of every answer that these rows hold."""
+    device = device_of(model)
+    rows = pad([ids for _, ids in batch], device)
+    order = [(row, number) for row, own in enumerate(members) for number in own]
+    places: dict[tuple[int, int], int] = {}  # (row, position) -> place among the logits
+    picks = [
+        [
+            places.setdefault((row, flat[n].first + i), len(places))
+            for i in range(len(flat[n].target))
+        ]
+        for row, n in order
+    ]
+    where = torch.tensor(list(places), device=device).T
+    extras = images.inputs([key[0] for key in batch]) if images and batch[0][0] else None
+    logits = logits_at(model, rows, (where[0], where[1]), extras).float()
+    likeliest = logits.argmax(-1).tolist()
+    flat_picks = torch.tensor([place for own in picks for place in own], device=device)
+    wanted = torch.tensor([t for _, n in order for t in flat[n].target], device=device)
+    chosen = _log_probabilities(logits, flat_picks, wanted).tolist()
+    at = 0
+    for (_, number), own in zip(order, picks, strict=True):
+        target = flat[number].target
+        said = tuple(likeliest[place] for place in own)
+        total = sum(chosen[at : at + len(own)])
+        at += len(own)
+        yield number, Score(total, tuple(a == b for a, b in zip(said, target, strict=True)), said)
+
+
+def _log_probabilities(logits: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+    """Log-probability of each wanted id at its place, (K,), in float64."""
+    norms = torch.logsumexp(logits, -1)
+    return (logits[places, wanted] - norms[places]).double()
+
+
+def already_known(
+    model: Any,
+    tokenizer: Any,
+    edits: Sequence[Edit],
+    *,
+    images: ImagePrompts | None = None,
+    progress: Progress | None = None,
+) -> list[bool]:
+    """For each edit whether the model says its target already: greedy decoding gives it."""
+    questions = [Question(edit.prompt, (edit.target,), edit.image) for edit in edits]
+    scores = score(
+        model, tokenizer, questions, images=images, progress=progress, label="what is known already"
+    )
+    return [found.right for (found,) in scores]
