@@ -1,1 +1,23 @@
 """Patches: named, reversible, composable changes of a base model, bound to the tensors they expect."""
+
+from modalign.patches.apply import applied, apply_patch, patches_of, remove_patch, view
+from modalign.patches.compose import drop, keep, merge
+from modalign.patches.fit import check_tokenizer
+from modalign.patches.patch import Patch, PatchHeader
+from modalign.patches.storage import load_patch, save_patch
+
+__all__ = [
+    "Patch",
+    "PatchHeader",
+    "applied",
+    "apply_patch",
+    "check_tokenizer",
+    "drop",
+    "keep",
+    "load_patch",
+    "merge",
+    "patches_of",
+    "remove_patch",
+    "save_patch",
+    "view",
+]

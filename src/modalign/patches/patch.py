@@ -14,12 +14,13 @@ keys that only have to stay as they are have zero residuals.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 FORMAT_VERSION = 1
 
@@ -131,6 +132,7 @@ class EditRecord(BaseModel):
     image: str | None = None
     steps: int | None = None  # evaluations of the value's optimisation
     probability: float | None = None  # of the target with the optimised value put in
+    written: float | None = None  # the target's probability with the patch applied
     value_norm: float | None = None  # |delta| / |initial value|
     warnings: tuple[str, ...] = ()
 
@@ -183,3 +185,17 @@ class Patch:
 
     header: PatchHeader
     changes: Mapping[str, Change] = field(default_factory=dict)
+
+    def __radd__(self, model: nn.Module) -> nn.Module:
+        """``model + patch``: a view of the model with this patch on top, see ``patches.apply.view``."""
+        if not isinstance(model, nn.Module):
+            return NotImplemented
+        from modalign.patches.apply import view
+
+        return view(model, self)
+
+    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
+        """``with patch.applied(model)``: the model's own weights changed, and then exactly as before."""
+        from modalign.patches.apply import applied
+
+        return applied(model, self)

@@ -1,0 +1,303 @@
+"""Patches on a model in memory: in its weights, with exact originals kept, or as a view beside it.
+
+``apply_patch`` writes W0 + the sum of all changes, computed in float64 and rounded once, so the order of
+patches does not matter and removing one gives exactly the weights without it. ``view`` never touches
+a weight: it is a second tree of modules around the same parameters, whose changed linear layers add
+``left (right^T x)`` to their output, in float32 where the weights are of half precision.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from modalign.errors import DataError, ModalignError, UsageError
+from modalign.patches.arithmetic import balanced, changed
+from modalign.patches.fit import check_order, check_removable, locate
+from modalign.patches.hashing import SHOWN, patch_hash
+from modalign.patches.patch import Change, Patch
+
+_STATE = "_modalign_patches"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A patch that a model carries.
+
+    Attributes:
+        patch: itself.
+        sha256: its content hash.
+        by: in the model's own weights, or added at run time.
+        names: tensor of the patch -> parameter of the model.
+    """
+
+    patch: Patch
+    sha256: str
+    by: Literal["weights", "view"]
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a model carries, lowest first, and what its weights were before. Never changed in place."""
+
+    carried: tuple[Carried, ...] = ()
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
+    is_view: bool = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
+        return self
+
+
+def _state(model: nn.Module) -> _State:
+    found: _State = model.__dict__.get(_STATE) or _State()
+    return found
+
+
+def patches_of(model: nn.Module) -> tuple[Carried, ...]:
+    """The patches that a model or a view carries, lowest first."""
+    return _state(model).carried
+
+
+def fit(model: nn.Module, patch: Patch, *, verify: bool = True) -> Carried:
+    """Check that a patch fits on top of what a model carries, and find its parameters.
+
+    Args:
+        model: any module.
+        patch: to be put on top.
+        verify: compare hashes; False where the very same pair was compared before.
+
+    Raises:
+        DataError: it was made for other weights, or other patches must be applied first.
+    """
+    state, where = _state(model), f"this {type(model).__name__}"
+    sha256 = patch_hash(patch)
+    check_order(patch, sha256, [(c.patch.header.name, c.sha256) for c in state.carried], where)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if verify or not set(patch.changes) <= set(parameters):
+        shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+        unpatched = {**parameters, **state.originals}
+        names = locate(patch.header, shapes, unpatched.__getitem__, where)
+    else:
+        names = {name: name for name in patch.changes}
+    for name, found in names.items():
+        _check_parameter(model, parameters, found, patch.header.base[name].transposed)
+    return Carried(patch, sha256, "weights", names)
+
+
+def _check_parameter(
+    model: nn.Module, parameters: dict[str, nn.Parameter], name: str, transposed: bool
+) -> None:
+    value = parameters[name]
+    others = [key for key, other in parameters.items() if other is value and key != name]
+    if others:
+        raise UsageError(
+            f"{name} is the same tensor as {others[0]} (tied weights): a patch of one would change "
+            "the other; untie them first, or edit another layer"
+        )
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if transposed != isinstance(owner, Conv1D) and value.dim() == 2:
+        stored = "transposed" if transposed else "not transposed"
+        raise DataError(
+            f"the patch takes {name} for {stored}, but it is a {type(owner).__name__}'s"
+        )
+
+
+def apply_patch(model: nn.Module, patch: Patch, *, verify: bool = True) -> None:
+    """Change a model's own weights by a patch, on top of what is applied; originals are kept.
+
+    Raises:
+        DataError: it does not fit, see :func:`fit`; the model is as it was.
+        UsageError: the model is a view: its weights belong to another one.
+    """
+    state = _writable(model)
+    new = fit(model, patch, verify=verify)
+    parameters = dict(model.named_parameters())
+    originals = dict(state.originals)
+    for name in new.names.values():
+        if name not in originals:
+            originals[name] = parameters[name].detach().to("cpu", copy=True)
+    _write(model, _State((*state.carried, new), originals), set(new.names.values()))
+
+
+def remove_patch(model: nn.Module, patch: Patch | str) -> None:
+    """Take a patch out of a model's weights; they are then exactly as if it had never been applied.
+
+    Args:
+        model: that :func:`apply_patch` changed.
+        patch: itself, its name or the beginning of its hash.
+
+    Raises:
+        UsageError: the model does not carry it.
+        DataError: another patch was computed on top of it.
+    """
+    state = _writable(model)
+    chosen = _chosen(state.carried, patch)
+    present = [(each.patch, each.sha256) for each in state.carried]
+    check_removable([chosen.sha256], present, f"this {type(model).__name__}")
+    kept = tuple(each for each in state.carried if each is not chosen)
+    _write(model, _State(kept, state.originals), set(chosen.names.values()))
+
+
+def _writable(model: nn.Module) -> _State:
+    state = _state(model)
+    if state.is_view:
+        raise UsageError(
+            "this model is a view: its weights are another model's. Use `view + patch`, or apply "
+            "the patches to the model itself"
+        )
+    return state
+
+
+def _chosen(carried: tuple[Carried, ...], patch: Patch | str) -> Carried:
+    if isinstance(patch, Patch):
+        wanted = patch_hash(patch)
+        fitting = [each for each in carried if each.sha256 == wanted]
+        shown = f"{patch.header.name!r} ({wanted[:SHOWN]})"
+    else:
+        fitting = [each for each in carried if each.patch.header.name == patch]
+        fitting = fitting or [each for each in carried if each.sha256.startswith(patch)]
+        shown = repr(patch)
+    if len(fitting) != 1:
+        names = ", ".join(f"{c.patch.header.name} ({c.sha256[:SHOWN]})" for c in carried) or "none"
+        problem = "is not applied" if not fitting else "means several patches"
+        raise UsageError(f"the patch {shown} {problem}; applied: {names}")
+    return fitting[0]
+
+
+@torch.no_grad()
+def _write(model: nn.Module, state: _State, touched: set[str]) -> None:
+    """Give the touched parameters the values that a state says; all computed before any is written."""
+    parameters = dict(model.named_parameters())
+    values = {}
+    for name in touched:
+        changes: list[Change] = []
+        transposed = False
+        for each in state.carried:
+            for own, found in each.names.items():
+                if found == name:
+                    changes.append(each.patch.changes[own])
+                    transposed = each.patch.header.base[own].transposed
+        base = state.originals[name].to(parameters[name].device)
+        values[name] = changed(base, changes, transposed) if changes else base
+    for name, value in values.items():
+        parameters[name].copy_(value)
+    used = {found for each in state.carried for found in each.names.values()}
+    kept = {name: value for name, value in state.originals.items() if name in used}
+    model.__dict__[_STATE] = _State(state.carried, kept)
+
+
+@contextmanager
+def applied(model: nn.Module, patch: Patch, *, verify: bool = True) -> Iterator[None]:
+    """A model with a patch in its weights for as long as the block lasts; then exactly as before."""
+    apply_patch(model, patch, verify=verify)
+    try:
+        yield
+    finally:
+        remove_patch(model, patch)
+
+
+def view(model: nn.Module, patch: Patch, *, verify: bool = True) -> nn.Module:
+    """The model with a patch on top, as a second model around the same parameters.
+
+    The view generates, takes further patches and trains like the model itself; ``patches_of(view)``
+    says what it carries. The parameters are shared: moving or changing the model moves or changes
+    the view. It cannot be saved: ``modalign patch apply`` writes a patched folder.
+
+    Raises:
+        DataError: the patch does not fit, see :func:`fit`.
+    """
+    state = _state(model)
+    new = fit(model, patch, verify=verify)
+    tree = _second_tree(model)
+    originals = dict(state.originals)
+    for name, change in patch.changes.items():
+        replaced = _attach(tree, new.names[name], change, patch.header.base[name].transposed)
+        if replaced is not None:
+            originals.setdefault(new.names[name], replaced)
+    carried = Carried(patch, new.sha256, "view", new.names)
+    tree.__dict__[_STATE] = _State((*state.carried, carried), originals, is_view=True)
+    tree.__dict__["save_pretrained"] = _refuse_to_save
+    return tree
+
+
+def _second_tree(model: nn.Module) -> nn.Module:
+    """The same modules anew, around the very same parameters and buffers.
+
+    A deep copy that is told beforehand that tensors are their own copies: bound methods and hooks
+    then refer to the new modules, as they must.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                memo[id(tensor)] = tensor
+    return copy.deepcopy(model, memo)
+
+
+def _attach(tree: nn.Module, name: str, change: Change, transposed: bool) -> Tensor | None:
+    """Put one change into a view; the parameter, where the view got one of its own instead."""
+    path, _, attribute = name.rpartition(".")
+    owner = tree.get_submodule(path)
+    weight = owner._parameters[attribute]
+    assert weight is not None
+    if attribute == "weight" and isinstance(owner, nn.Linear | Conv1D):
+        branch = Branch.of(change, torch.promote_types(weight.dtype, torch.float32))
+        if branch is not None:
+            owner.register_forward_hook(branch, with_kwargs=True)
+        return None
+    # Norms, biases, embeddings: no product to add a branch to, so the view gets a tensor of its own.
+    value = changed(weight, [change], transposed)
+    owner._parameters[attribute] = nn.Parameter(value, weight.requires_grad)
+    return weight.detach()
+
+
+class Branch:
+    """A forward hook on a linear layer: adds ``x Delta^T`` to its output, W untouched.
+
+    Factors where they are fewer numbers than Delta, else Delta itself.
+    """
+
+    def __init__(self, *matrices: Tensor) -> None:
+        self.matrices = matrices  # x is multiplied by these one after the other
+
+    @classmethod
+    def of(cls, change: Change, dtype: torch.dtype) -> Branch | None:
+        """The branch of a change, computed in ``dtype``; None for a change of nothing."""
+        left, right, _ = balanced(change)
+        d_out, d_in = change.shape
+        if left.shape[1] == 0:
+            return None
+        if left.shape[1] * (d_out + d_in) < d_out * d_in:
+            return cls(right.to(dtype), left.T.to(dtype, memory_format=torch.contiguous_format))
+        return cls(change.delta().T.to(dtype, memory_format=torch.contiguous_format))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Branch:
+        return self
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        """The layer's output (..., d_out) with the change's part added."""
+        given: Tensor = args[0] if args else next(iter(kwargs.values()))
+        if self.matrices[0].device != given.device:
+            self.matrices = tuple(matrix.to(given.device) for matrix in self.matrices)
+        with torch.autocast(given.device.type, enabled=False):
+            part = given.to(self.matrices[0].dtype)
+            for matrix in self.matrices:
+                part = part @ matrix
+            return (output.to(part.dtype) + part).to(output.dtype)
+
+
+def _refuse_to_save(*args: object, **kwargs: object) -> None:
+    raise ModalignError(
+        "a view does not hold its patches in its weights, so saving it would lose them; "
+        "`modalign patch apply MODEL PATCH -o FOLDER` writes a patched model"
+    )

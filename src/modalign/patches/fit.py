@@ -1,0 +1,166 @@
+"""Whether a patch fits a model: its tensors by hash, the patches below it, the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modalign.errors import DataError
+from modalign.patches.hashing import SHOWN, tensor_hash, tokenizer_hash
+from modalign.patches.patch import BaseTensor, Patch, PatchHeader
+
+
+def locate(
+    header: PatchHeader,
+    shapes: Mapping[str, tuple[int, ...]],
+    unpatched: Callable[[str], Tensor],
+    where: str,
+) -> dict[str, str]:
+    """Find a patch's tensors in a model and verify that they hold what the patch expects.
+
+    A tensor is looked for by name; where the model has no such name, by its values alone: the same
+    language model has other names inside a multimodal one, and in a file.
+
+    Args:
+        header: of the patch.
+        shapes: of the model's tensors by name.
+        unpatched: a tensor's values without any patch.
+        where: the model, for messages.
+
+    Returns:
+        Name in the patch -> name in the model.
+
+    Raises:
+        DataError: a tensor is missing, ambiguous, or of other values.
+    """
+    hashes: dict[str, str] = {}
+
+    def hash_of(name: str) -> str:
+        if name not in hashes:
+            hashes[name] = tensor_hash(unpatched(name))
+        return hashes[name]
+
+    found = {}
+    for name, base in header.base.items():
+        if name in shapes:
+            candidates = [name] if shapes[name] == base.shape else []
+        else:
+            candidates = [each for each, shape in shapes.items() if shape == base.shape]
+        fitting = [each for each in candidates if hash_of(each) == base.sha256]
+        if len(fitting) > 1:
+            fitting = [each for each in fitting if _same_ending(each, name)] or fitting
+        if len(fitting) > 1:
+            raise DataError(
+                f"{where} holds the values of {name} more than once ({', '.join(fitting[:3])}), none "
+                f"under this name: it cannot be told which of them {header.name!r} is for"
+            )
+        if not fitting:
+            raise DataError(_misfit(header, name, base, shapes, candidates, unpatched, where))
+        found[name] = fitting[0]
+    return found
+
+
+def _same_ending(first: str, second: str) -> bool:
+    return f".{first}".endswith(f".{second}") or f".{second}".endswith(f".{first}")
+
+
+def _misfit(
+    header: PatchHeader,
+    name: str,
+    base: BaseTensor,
+    shapes: Mapping[str, tuple[int, ...]],
+    candidates: list[str],
+    unpatched: Callable[[str], Tensor],
+    where: str,
+) -> str:
+    """Why a tensor does not fit, in words."""
+    begin = f"the patch {header.name!r} was made for another model ({header.model}): "
+    if name in shapes and not candidates:
+        return (
+            f"{begin}{name} of {where} has the shape {shapes[name]}, the patch expects {base.shape}"
+        )
+    if name not in shapes:
+        return (
+            f"{begin}{where} has no tensor {name}, and none of shape {base.shape} under another name "
+            f"whose hash is {base.sha256[:SHOWN]}"
+        )
+    values = unpatched(name)
+    found = tensor_hash(values)
+    for dtype in (torch.bfloat16, torch.float16):
+        if tensor_hash(values.to(dtype)) == base.sha256:
+            kept = str(dtype).removeprefix("torch.")
+            return (
+                f"the patch {header.name!r} was computed on this model rounded to {kept}, but {name} "
+                f"of {where} is {str(values.dtype).removeprefix('torch.')}: load the model in {kept}, "
+                "or compute the patch on the weights as they are stored"
+            )
+    return (
+        f"{begin}{name} of {where} has the hash {found[:SHOWN]}, the patch expects "
+        f"{base.sha256[:SHOWN]}. If the model was loaded in a narrower type than it is stored in, "
+        "load it as stored"
+    )
+
+
+def check_order(patch: Patch, sha256: str, below: Sequence[tuple[str, str]], where: str) -> None:
+    """Refuse a patch that is there already, or without the patches it was computed on top of.
+
+    Args:
+        patch: to be put on top.
+        sha256: its hash.
+        below: name and hash of the patches that are in, lowest first.
+        where: the model, for messages.
+    """
+    hashes = [each for _, each in below]
+    if sha256 in hashes:
+        raise DataError(f"the patch {patch.header.name!r} ({sha256[:SHOWN]}) is in {where} already")
+    missing = [each for each in patch.header.after if each not in hashes]
+    if missing:
+        raise DataError(
+            f"the patch {patch.header.name!r} was computed on top of "
+            f"{', '.join(each[:SHOWN] for each in missing)}, which is not in {where}; apply that first"
+        )
+    places = [hashes.index(each) for each in patch.header.after]
+    if places != sorted(places):
+        raise DataError(
+            f"the patch {patch.header.name!r} was computed on top of other patches in another order "
+            f"than they are in {where}; it expects {', '.join(e[:SHOWN] for e in patch.header.after)}"
+        )
+
+
+def check_removable(gone: Sequence[str], present: Sequence[tuple[Patch, str]], where: str) -> None:
+    """Refuse to take patches out from under others that were computed on top of them.
+
+    Args:
+        gone: hashes of those to be taken out.
+        present: every patch with its hash, lowest first.
+        where: the model, for messages.
+    """
+    for patch, sha256 in present:
+        resting = [each for each in patch.header.after if each in gone]
+        if sha256 not in gone and resting:
+            names = {each: other.header.name for other, each in present}
+            raise DataError(
+                f"{names[resting[0]]!r} ({resting[0][:SHOWN]}) cannot be removed from {where} alone: "
+                f"{patch.header.name!r} ({sha256[:SHOWN]}) was computed on top of it; remove both"
+            )
+
+
+def check_tokenizer(patch: Patch, tokenizer: Any) -> None:
+    """Refuse a tokenizer that a patch was not computed for.
+
+    Raises:
+        DataError: the patch names a tokenizer, and it is another one.
+    """
+    expected = patch.header.tokenizer
+    if expected is None:
+        return
+    found = tokenizer_hash(tokenizer)
+    if found != expected:
+        raise DataError(
+            f"the patch {patch.header.name!r} was computed for another tokenizer (hash "
+            f"{expected[:SHOWN]}, this one has {found[:SHOWN]}): its edits stand at other token ids. "
+            f"Use it with the tokenizer of {patch.header.model}, or compute it again for this one"
+        )
