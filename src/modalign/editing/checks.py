@@ -1,0 +1,158 @@
+"""What went wrong with single edits: reported with the patch, and refused under ``--strict``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modalign.editing.forward import run
+from modalign.editing.job import Job, Solved
+from modalign.editing.requests import Request
+from modalign.editing.spec import evaluating
+from modalign.editing.values import REACHED
+from modalign.errors import ModalignError
+from modalign.patches.patch import Change, DenseChange, EditRecord, Patch
+
+NEAR = 0.95  # cosine of two keys from which one weight cannot well give two answers
+ABSURD = 10.0  # |Delta of one edit| / |W|; on tiny models one to three is ordinary
+
+
+class StrictError(ModalignError):
+    """Warnings under ``--strict``."""
+
+
+def refuse_warnings(patch: Patch) -> None:
+    """Raise if any edit of a patch carries a warning.
+
+    Raises:
+        StrictError: naming every one.
+    """
+    lines = [
+        f"edit {edit.id} ({edit.subject or edit.prompt}): {warning}"
+        for edit in patch.header.edits
+        for warning in edit.warnings
+    ]
+    lines += [note for note in patch.header.history if "ill-conditioned" in note]
+    if lines:
+        raise StrictError("refused by --strict:\n  " + "\n  ".join(lines))
+
+
+def edit_records(job: Job, solved: Solved) -> tuple[EditRecord, ...]:
+    """How each edit went, with its warnings; the changed weights must still be in the model."""
+    written = _probabilities(job, solved.requests)
+    near = _near_keys(job, solved)
+    large = _absurd_norms(job, solved)
+    records = []
+    for number, request in enumerate(solved.requests):
+        value = solved.values[number] if solved.values is not None else None
+        warnings = []
+        if value is not None and not value.reached:
+            warnings.append(
+                f"not reached: the value gives the target a probability of {value.probability:.2f} "
+                f"after {value.steps} evaluations; more steps, a larger clamp or other layers may help"
+            )
+        if written[number].probability < REACHED and not written[number].first:
+            warnings.append(
+                f"not written: with the patch the target has a probability of "
+                f"{written[number].probability:.2f}; a smaller lambda or fewer edits may help"
+            )
+        edit = request.edit
+        records.append(
+            EditRecord(
+                id=edit.id,
+                subject=edit.subject,
+                prompt=edit.prompt,
+                target=edit.target,
+                truth=edit.truth,
+                image=edit.image,
+                steps=value.steps if value else None,
+                probability=value.probability if value else None,
+                written=written[number].probability,
+                value_norm=value.relative_norm if value else None,
+                warnings=(*warnings, *near.get(number, ()), *large.get(number, ())),
+            )
+        )
+    return tuple(records)
+
+
+@dataclass(frozen=True)
+class _Written:
+    probability: float
+    first: bool  # the target is the first choice at every position
+
+
+def _probabilities(job: Job, requests: Sequence[Request]) -> list[_Written]:
+    """Of the targets after the bare prompts, with the weights as they are now."""
+    found = []
+    for start in range(0, len(requests), 64):
+        part = requests[start : start + 64]
+        with torch.no_grad(), evaluating(job.spec.language):
+            logits = run(job.spec, [request.continued for request in part])
+        for number, request in enumerate(part):
+            first = len(request.prompts[0]) - 1
+            mine = logits[number, first : first + len(request.target)].double().log_softmax(-1)
+            target = torch.tensor(request.target, device=mine.device)
+            chosen = mine.gather(1, target[:, None]).mean()
+            hit = bool((mine.argmax(-1) == target).all())
+            found.append(_Written(float(chosen.exp()), hit))
+    return found
+
+
+def _near_keys(job: Job, solved: Solved) -> dict[int, list[str]]:
+    """Edits whose keys are nearly the same but whose targets differ."""
+    keys = _keys(solved.changes, len(solved.requests))
+    if keys is None:
+        return {}
+    unit = keys / keys.norm(dim=0).clamp(min=1e-300)
+    close = ((unit.T @ unit).triu(1) > NEAR).nonzero().tolist()
+    found: dict[int, list[str]] = {}
+    for first, second in close:
+        a, b = solved.requests[first].edit, solved.requests[second].edit
+        if a.target == b.target:
+            continue
+        for mine, other in ((first, b), (second, a)):
+            found.setdefault(mine, []).append(
+                f"near-duplicate key: almost that of edit {other.id} ({other.subject!r} -> "
+                f"{other.target!r}); one of the two will give way"
+            )
+    return found
+
+
+def _keys(changes: object, count: int) -> Tensor | None:
+    """Keys of the last layer written, one column per edit."""
+    values = list(getattr(changes, "values", lambda: [])())
+    if not values or not hasattr(values[-1], "keys"):
+        return None
+    keys: Tensor = values[-1].keys
+    return keys[:, :count]
+
+
+def _absurd_norms(job: Job, solved: Solved) -> dict[int, list[str]]:
+    """Edits whose own part of a change is many times as large as the weight itself."""
+    found: dict[int, list[str]] = {}
+    for name, change in solved.changes.items():
+        if isinstance(change, DenseChange):
+            continue
+        scale = float(job.weights.original(name).double().norm())
+        for number, norm in _column_norms(change).items():
+            if norm > ABSURD * scale:
+                found.setdefault(number, []).append(
+                    f"absurd update: |Delta| is {norm / scale:.1f} times |W| of {name}"
+                )
+    return found
+
+
+def _column_norms(change: Change) -> dict[int, float]:
+    """|Delta| of each edit's columns."""
+    if isinstance(change, DenseChange):
+        return {}
+    left, right = change.factors()
+    norms = (left.norm(dim=0) * right.norm(dim=0)).tolist()
+    total: dict[int, float] = {}
+    for edit, norm in zip(change.edits, norms, strict=True):
+        if edit >= 0:
+            total[edit] = total.get(edit, 0.0) + norm
+    return total

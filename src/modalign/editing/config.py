@@ -1,0 +1,108 @@
+"""Settings of the editing methods. Layers are fractions of depth unless they are named."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from modalign.editing.covariance import TOKENS
+from modalign.editing.values import ValueSettings
+from modalign.errors import UsageError
+
+
+class EditConfig(BaseModel):
+    """What every method knows.
+
+    Attributes:
+        layers: the layers to write to, ascending; None for ``depth``.
+        depth: first and last layer as fractions of the model's depth.
+        seed: of the contexts, and of the order of the text for statistics.
+        batch_size: edits optimised together.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: tuple[int, ...] | None = None
+    depth: tuple[float, float] = (3 / 28, 8 / 28)  # GPT-J's 3 to 8 of 28 (MEMIT, PMET)
+    seed: int = 0
+    batch_size: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> EditConfig:
+        if self.layers is not None and (
+            not self.layers or list(self.layers) != sorted(set(self.layers))
+        ):
+            raise ValueError("layers must be different numbers in ascending order")
+        return self
+
+    def layers_of(self, depth: int) -> tuple[int, ...]:
+        """The layers of a model of this depth.
+
+        Raises:
+            UsageError: a layer that the model does not have.
+        """
+        if self.layers is None:
+            first, last = (min(depth - 1, round(part * depth)) for part in self.depth)
+            return tuple(range(first, last + 1))
+        wrong = [layer for layer in self.layers if not 0 <= layer < depth]
+        if wrong:
+            raise UsageError(f"layer {wrong[0]}: the model has the layers 0 to {depth - 1}")
+        return self.layers
+
+
+class ValueConfig(EditConfig):
+    """Settings of the methods that optimise a value (ROME, MEMIT, PMET, AlphaEdit).
+
+    Attributes:
+        steps: evaluations of the value's optimisation.
+        lr: its learning rate.
+        clamp: longest vector, in lengths of the initial output.
+        kl: weight of the KL term.
+        decay: weight of the decay term.
+        contexts: sentences put before the prompts; None for five that the model writes, an empty
+            list for none.
+        tokens: of text for the key statistics, at most.
+    """
+
+    steps: int = Field(default=25, ge=1)
+    lr: float = Field(default=0.5, gt=0)
+    clamp: float = Field(default=0.75, gt=0)
+    kl: float = Field(default=0.0625, ge=0)
+    decay: float = Field(default=0.5, ge=0)
+    contexts: tuple[str, ...] | None = None
+    tokens: int = Field(default=TOKENS, ge=16)
+
+    def value_settings(self, relax: bool = False) -> ValueSettings:
+        """For the optimiser."""
+        return ValueSettings(self.steps, self.lr, self.clamp, self.kl, self.decay, relax)
+
+
+class RidgeConfig(ValueConfig):
+    """Settings of the methods that solve with lambda C0 (MEMIT, PMET).
+
+    Attributes:
+        covariance_weight: lambda, how much the keys of other text count; None for ``per_width``
+            times the length of a key. The published values are close to the key's length: MEMIT on
+            GPT-J 15,000 of 16,384, on Llama-3 8B 15,000 of 14,336.
+        per_width: see ``covariance_weight``.
+    """
+
+    covariance_weight: float | None = Field(default=None, gt=0)
+    per_width: float = Field(default=15_000 / 16_384, gt=0)
+
+    def weight(self, width: int) -> float:
+        """Lambda for keys of this length."""
+        if self.covariance_weight is not None:
+            return self.covariance_weight
+        return self.per_width * width
+
+
+def linear_spread(left: int) -> float:
+    """MEMIT: each layer writes an equal share of what is left."""
+    return float(left)
+
+
+def square_root_spread(left: int) -> float:
+    """PMET: the square root of the layers left, so that early layers carry more of the residual."""
+    return math.sqrt(left)

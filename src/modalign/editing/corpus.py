@@ -1,0 +1,115 @@
+"""Text for key statistics: any file the user names, or what the model itself writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modalign.errors import DataError
+
+TEXT_KEYS = ("text", "content", "document")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents, and a name and hash that say which.
+
+    Attributes:
+        name: for people.
+        documents: in the order in which they are read.
+        sha256: of the documents.
+    """
+
+    name: str
+    documents: Sequence[str]
+
+    @property
+    def sha256(self) -> str:
+        """Hash over all documents."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            data = document.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+
+def read_corpus(source: Path) -> Corpus:
+    """Read documents from a text file, a JSON or JSON Lines file, or a datasets folder.
+
+    A text file is split at blank lines; JSON holds strings or objects with a ``text`` field.
+
+    Raises:
+        DataError: the file is missing, holds no text, or a row has no text field.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise DataError(f"{source}: there is no such text file")
+    if source.is_dir():
+        documents = list(_dataset(source))
+    elif source.suffix in {".json", ".jsonl"}:
+        documents = list(_json(source))
+    elif source.suffix == ".parquet":
+        documents = list(_dataset(source))
+    else:
+        documents = _paragraphs(source)
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise DataError(f"{source}: holds no text")
+    return Corpus(source.name, documents)
+
+
+def _paragraphs(source: Path) -> list[str]:
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: is not UTF-8 text at byte {error.start}") from error
+    return text.replace("\r\n", "\n").split("\n\n")
+
+
+def _json(source: Path) -> Iterator[str]:
+    text = source.read_text(encoding="utf-8")
+    if source.suffix == ".jsonl":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield _text_of(_parsed(line, f"{source}:{number}"), f"{source}:{number}")
+        return
+    rows = _parsed(text, str(source))
+    if not isinstance(rows, list):
+        raise DataError(f"{source}: expected a list of texts")
+    for number, row in enumerate(rows):
+        yield _text_of(row, f"{source}, entry {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: is not JSON ({error})") from error
+
+
+def _text_of(row: Any, where: str) -> str:
+    if isinstance(row, str):
+        return row
+    if isinstance(row, dict):
+        for key in TEXT_KEYS:
+            if isinstance(row.get(key), str):
+                return str(row[key])
+    raise DataError(f"{where}: no text; expected a string or a field {' or '.join(TEXT_KEYS)}")
+
+
+def _dataset(source: Path) -> Iterable[str]:
+    import datasets
+
+    if source.is_dir():
+        data = datasets.load_from_disk(str(source))
+        if isinstance(data, datasets.DatasetDict):
+            data = data["train"] if "train" in data else data[next(iter(data))]
+    else:
+        data = datasets.Dataset.from_parquet(str(source))
+    for number, row in enumerate(data):
+        yield _text_of(row, f"{source}, row {number}")

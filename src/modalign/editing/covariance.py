@@ -1,0 +1,259 @@
+"""C0: the uncentred second moment of the keys, of all layers in one pass over a text.
+
+    C0 = (1 / N) sum over N tokens of k k^T        (MEMIT, arXiv 2210.07229, eq. 15)
+
+It is taken on the model as it is before any edit. What is computed is kept under a hash of what it
+depends on: the weights of the layers below, the documents, the number of tokens, the length at which
+documents are cut. A folder's name is never part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from modalign.editing.contexts import own_samples
+from modalign.editing.corpus import Corpus
+from modalign.editing.forward import StopForwardError
+from modalign.editing.spec import ModelSpec, accepted, evaluating
+from modalign.editing.tokens import pad
+from modalign.errors import DataError
+from modalign.files import write_atomically
+from modalign.patches.hashing import tensor_hash
+from modalign.progress import Progress
+
+TOKENS = 131_072
+LENGTH = 512  # tokens of a document, whatever the model's own limit is
+BATCH_TOKENS = 4096
+SAVE_EVERY = 32_768  # tokens between two writes of what is done
+OWN = "the model's own samples"
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """C0 of some layers.
+
+    Attributes:
+        matrices: by layer, (d_in, d_in), float64.
+        tokens: N, how many keys were averaged.
+        fingerprint: hash of everything it depends on.
+        corpus: name of the text.
+    """
+
+    matrices: dict[int, Tensor]
+    tokens: int
+    fingerprint: str
+    corpus: str
+
+
+def cache_folder() -> Path:
+    """Where statistics and values are kept: ``MODALIGN_CACHE``, or the user's cache folder."""
+    chosen = os.environ.get("MODALIGN_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "modalign"
+
+
+def collect(
+    spec: ModelSpec,
+    tokenizer: Any,
+    layers: Sequence[int],
+    *,
+    corpus: Corpus | None = None,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Covariance:
+    """C0 of all given layers in one pass; taken from the cache, or finished from what it holds.
+
+    Args:
+        spec: the model, unedited.
+        tokenizer: the model's.
+        layers: whose FFN projections are to be written.
+        corpus: documents; None for what the model itself writes.
+        tokens: how many to use at most.
+        seed: of the order of the documents, and of the model's own samples.
+        cache: folder; None for :func:`cache_folder`.
+        progress: told the tokens done.
+
+    Raises:
+        DataError: the corpus is too short to say anything (fewer tokens than 16).
+    """
+    fingerprint = _fingerprint(spec, layers, corpus, tokens, seed)
+    file = (cache or cache_folder()) / "covariance" / f"{fingerprint}.safetensors"
+    sums = _Sums.read(file, spec, layers)
+    if not sums.complete:
+        documents = _documents(spec, tokenizer, corpus, tokens, seed)
+        _accumulate(spec, documents, sums, file, progress)
+    if sums.tokens < 16:
+        raise DataError(f"{corpus.name if corpus else OWN}: only {sums.tokens} tokens of text")
+    return Covariance(
+        matrices={layer: value / sums.tokens for layer, value in sums.values.items()},
+        tokens=sums.tokens,
+        fingerprint=fingerprint,
+        corpus=corpus.name if corpus else OWN,
+    )
+
+
+def _fingerprint(
+    spec: ModelSpec, layers: Sequence[int], corpus: Corpus | None, tokens: int, seed: int
+) -> str:
+    """Hash of what C0 depends on: the last layer's own output projection is not among it."""
+    last = max(layers)
+    digest = hashlib.sha256()
+    inside = {id(p) for layer in spec.layers[: last + 1] for p in layer.parameters()}
+    later = {id(p) for layer in spec.layers[last + 1 :] for p in layer.parameters()}
+    unused = {id(p) for p in spec.projection(last, "ffn").parameters()}
+    embedding = {id(p) for p in spec.language.get_input_embeddings().parameters()}
+    for name, parameter in spec.language.named_parameters():
+        if id(parameter) in later | unused:
+            continue
+        if id(parameter) in inside | embedding or "pos" in name or "wpe" in name:
+            digest.update(f"{name} {tensor_hash(parameter)}\n".encode())
+    config = {
+        key: value
+        for key, value in spec.language.config.to_dict().items()
+        if key != "_name_or_path"
+    }
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    what = [sorted(layers), corpus.sha256 if corpus else "own", tokens, seed, LENGTH]
+    digest.update(json.dumps(what).encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class _Sums:
+    """Sums over the tokens done so far."""
+
+    values: dict[int, Tensor]
+    tokens: int = 0
+    documents: int = 0
+    complete: bool = False
+
+    @classmethod
+    def read(cls, file: Path, spec: ModelSpec, layers: Sequence[int]) -> _Sums:
+        """What a former run left, or zeros; a file that cannot be read is computed again."""
+        try:
+            with safe_open(file, framework="pt") as held:
+                meta = held.metadata()
+                values = {layer: held.get_tensor(str(layer)) for layer in layers}
+            return cls(
+                values, int(meta["tokens"]), int(meta["documents"]), meta["complete"] == "yes"
+            )
+        except (FileNotFoundError, SafetensorError, KeyError):
+            sizes = {layer: spec.input_width(layer) for layer in layers}
+            return cls(
+                {layer: torch.zeros(d, d, dtype=torch.float64) for layer, d in sizes.items()}
+            )
+
+    def write(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        meta = {
+            "tokens": str(self.tokens),
+            "documents": str(self.documents),
+            "complete": "yes" if self.complete else "no",
+        }
+        write_atomically(file, save({str(k): v for k, v in self.values.items()}, metadata=meta))
+
+
+def _documents(
+    spec: ModelSpec, tokenizer: Any, corpus: Corpus | None, tokens: int, seed: int
+) -> list[list[int]]:
+    """Token ids of documents in random order, cut at ``LENGTH``, ``tokens`` in all."""
+    if corpus is None:
+        return _limited(own_samples(spec, tokenizer, tokens, seed=seed), tokens)
+    order = torch.randperm(len(corpus.documents), generator=torch.Generator().manual_seed(seed))
+    chosen: list[list[int]] = []
+    count = 0
+    for number in order.tolist():
+        ids = list(tokenizer(corpus.documents[number])["input_ids"])
+        # A long document is read to its end, in pieces.
+        pieces = [ids[start : start + LENGTH] for start in range(0, len(ids), LENGTH)]
+        chosen += pieces
+        count += len(ids)
+        if count >= tokens:
+            break
+    return _limited(chosen, tokens)
+
+
+def _limited(documents: list[list[int]], tokens: int) -> list[list[int]]:
+    kept: list[list[int]] = []
+    for document in documents:
+        if tokens <= 0:
+            break
+        kept.append(document[:tokens])
+        tokens -= len(kept[-1])
+    return kept
+
+
+def _accumulate(
+    spec: ModelSpec,
+    documents: list[list[int]],
+    sums: _Sums,
+    file: Path,
+    progress: Progress | None,
+) -> None:
+    total = sum(map(len, documents))
+    saved = sums.tokens
+    for batch, after in _batches(documents, sums.documents):
+        counted = _add(spec, batch, sums)
+        sums.tokens += counted
+        sums.documents = after
+        if progress:
+            progress("key statistics", sums.tokens, total)
+        if sums.tokens - saved >= SAVE_EVERY:
+            sums.write(file)
+            saved = sums.tokens
+    sums.complete = True
+    sums.write(file)
+
+
+def _batches(documents: list[list[int]], start: int) -> list[tuple[list[list[int]], int]]:
+    """Batches of about ``BATCH_TOKENS`` padded tokens, each with the number of documents after it."""
+    batches: list[tuple[list[list[int]], int]] = []
+    batch: list[list[int]] = []
+    for number in range(start, len(documents)):
+        document = documents[number]
+        if batch and max(len(document), *map(len, batch)) * (len(batch) + 1) > BATCH_TOKENS:
+            batches.append((batch, number))
+            batch = []
+        batch.append(document)
+    if batch:
+        batches.append((batch, len(documents)))
+    return batches
+
+
+def _add(spec: ModelSpec, batch: list[list[int]], sums: _Sums) -> int:
+    """Add the second moments of one batch; the model runs up to the last layer asked for."""
+    rows = pad(batch, spec.device)
+    real = rows.mask.bool()
+    last = max(sums.values)
+
+    def note(layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            # In float64: sums in float32 leave C0 with negative eigenvalues where keys are rare.
+            keys = args[0].reshape(*real.shape, -1)[real].double()
+            sums.values[layer] += (keys.T @ keys).cpu()
+            if layer == last:
+                raise StopForwardError
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
+        for layer in sums.values:
+            handle = spec.projection(layer, "ffn").register_forward_pre_hook(note(layer))
+            stack.callback(handle.remove)
+        inputs = {"attention_mask": rows.mask, "position_ids": rows.positions}
+        with suppress(StopForwardError):
+            spec.language(input_ids=rows.ids, use_cache=False, **accepted(spec.language, inputs))
+    return int(real.sum())

@@ -1,0 +1,209 @@
+"""One computation of a patch: the model, its statistics, its values, and what is to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modalign.editing.contexts import sample_contexts
+from modalign.editing.corpus import Corpus
+from modalign.editing.covariance import Covariance, cache_folder, collect
+from modalign.editing.edits import Edit
+from modalign.editing.requests import Request, tokenise
+from modalign.editing.solve import Factor, factorise
+from modalign.editing.spec import ModelSpec, Site
+from modalign.editing.store import ValueStore, weights_hash
+from modalign.editing.values import Value, ValueSettings, optimise
+from modalign.editing.weights import Weights
+from modalign.errors import ModalignError
+from modalign.patches.patch import Change, Patch, SolvedChange
+from modalign.progress import Progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a computation may use, apart from the method's settings.
+
+    Attributes:
+        corpus: text for the key statistics; None for what the model itself writes.
+        below: patches that are applied first, lowest first; the new one is for the model with them.
+        cache: folder of statistics and values; None for the user's.
+        resume: take up values that an interrupted run left.
+        progress: told how far each step is.
+        said: told what the user should know.
+    """
+
+    corpus: Corpus | None = None
+    below: tuple[Patch, ...] = ()
+    cache: Path | None = None
+    resume: bool = False
+    progress: Progress | None = None
+    said: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a method found.
+
+    Attributes:
+        changes: by parameter name.
+        requests: the edits as they were run.
+        values: one per edit; None where a method has none (fine-tuning).
+    """
+
+    changes: Mapping[str, Change]
+    requests: Sequence[Request]
+    values: Sequence[Value] | None
+
+
+@dataclass
+class Job:
+    """Shared by the steps of one computation. Weights are pristine until ``start`` is called."""
+
+    spec: ModelSpec
+    tokenizer: Any
+    edits: Sequence[Edit]
+    layers: tuple[int, ...]
+    seed: int
+    batch_size: int
+    options: Options
+    weights: Weights
+    notes: list[str] = field(default_factory=list)
+    contexts_used: tuple[str, ...] = ()
+    _covariance: Covariance | None = None
+    _factors: dict[int, Factor] = field(default_factory=dict)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The whole model."""
+        return self.spec.model
+
+    @property
+    def cache(self) -> Path:
+        """Folder of statistics and values."""
+        return self.options.cache or cache_folder()
+
+    def tell(self, name: str, done: int, total: int) -> None:
+        """Report progress."""
+        if self.options.progress:
+            self.options.progress(name, done, total)
+
+    def note(self, message: str) -> None:
+        """Something the patch's reader should know; said once."""
+        if message not in self.notes:
+            self.notes.append(message)
+            self.options.said(message)
+
+    def contexts(self, chosen: Sequence[str] | None) -> tuple[str, ...]:
+        """The sentences before the prompts: those chosen, or what the pristine model writes."""
+        if chosen is None:
+            chosen = sample_contexts(self.spec, self.tokenizer, seed=self.seed)
+        self.contexts_used = tuple(text for text in chosen if text.strip())
+        return self.contexts_used
+
+    def requests(self, contexts: Sequence[str]) -> list[Request]:
+        """The edits, tokenised."""
+        return [tokenise(self.tokenizer, edit, contexts) for edit in self.edits]
+
+    def require_covariance(self, tokens: int) -> None:
+        """Take the key statistics of the layers, on the pristine model."""
+        self._covariance = collect(
+            self.spec,
+            self.tokenizer,
+            self.layers,
+            corpus=self.options.corpus,
+            tokens=tokens,
+            seed=self.seed,
+            cache=self.cache,
+            progress=self.options.progress,
+        )
+        width = max(self.spec.input_width(layer) for layer in self.layers)
+        if self._covariance.tokens < width:
+            self.note(
+                f"key statistics of {self._covariance.tokens} tokens for keys of length {width}: "
+                "give more text"
+            )
+
+    def start(self) -> None:
+        """Apply the patches below this one: from here on the weights are theirs."""
+        for patch in self.options.below:
+            for name, change in patch.changes.items():
+                transposed = patch.header.base[name].transposed
+                self.weights.add(name, change.delta(), transposed)
+
+    @property
+    def covariance(self) -> Covariance:
+        """C0 of the layers.
+
+        Raises:
+            ModalignError: ``require_covariance`` was not called.
+        """
+        if self._covariance is None:
+            raise ModalignError("the method asked for key statistics it had not required")
+        return self._covariance
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of C0, where it was used."""
+        return self._covariance.fingerprint if self._covariance else None
+
+    def factor(self, layer: int) -> Factor:
+        """C0 of a layer, factored once."""
+        if layer not in self._factors:
+            factor = factorise(self.covariance.matrices[layer])
+            if factor.ridge:
+                self.note(
+                    f"layer {layer}: the key statistics are ill-conditioned "
+                    f"(about {factor.condition:.0e}); a ridge of {factor.ridge:.0e} was added"
+                )
+            self._factors[layer] = factor
+        return self._factors[layer]
+
+    def values(
+        self,
+        layer: int,
+        sites: Sequence[Site],
+        settings: ValueSettings,
+        requests: Sequence[Request],
+    ) -> list[Value]:
+        """The values of all edits, from the store or newly optimised."""
+        weights = weights_hash(self.spec)
+        store = ValueStore.open(self.cache, weights, layer, sites, settings, self.options.resume)
+        found = {i: value for i, r in enumerate(requests) if (value := store.get(r)) is not None}
+        if found:
+            self.options.said(f"{len(found)} of {len(requests)} values were found before")
+        missing = [i for i in range(len(requests)) if i not in found]
+
+        def done(number: int, value: Value) -> None:
+            found[missing[number]] = value
+            store.put(requests[missing[number]], value)
+            self.tell("values", len(found), len(requests))
+
+        optimise(
+            self.spec,
+            layer,
+            sites,
+            settings,
+            [requests[i] for i in missing],
+            batch_size=self.batch_size,
+            done=done,
+            said=self.note,
+        )
+        return [found[i] for i in range(len(requests))]
+
+    def earlier_keys(self, layer: int) -> Tensor:
+        """Keys that the patches below have written at a layer, (d_in, m)."""
+        name = self.spec.weight_name(layer)
+        kept = [torch.empty(self.spec.input_width(layer), 0, dtype=torch.float64)]
+        for patch in self.options.below:
+            change = patch.changes.get(name)
+            if isinstance(change, SolvedChange):
+                own = torch.tensor([edit >= 0 for edit in change.edits])
+                kept.append(change.keys[:, own].double())
+        return torch.cat(kept, dim=1)

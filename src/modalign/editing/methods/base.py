@@ -1,0 +1,127 @@
+"""A method: edits go in, a patch comes out, the model stays bit for bit as it was."""
+
+from __future__ import annotations
+
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import modalign
+from modalign.editing.checks import edit_records
+from modalign.editing.config import EditConfig
+from modalign.editing.edits import Edit
+from modalign.editing.job import Job, Options, Solved
+from modalign.editing.spec import ModelSpec
+from modalign.editing.weights import changing
+from modalign.errors import UsageError
+from modalign.patches.hashing import patch_hash, tensor_hash, tokenizer_hash
+from modalign.patches.patch import BaseTensor, Patch, PatchHeader
+
+
+class Method(ABC):
+    """An editing method with its settings.
+
+    Class attributes:
+        name: as on the command line.
+        title: as in tables.
+        config_class: its settings.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    config_class: ClassVar[type[EditConfig]]
+
+    def __init__(self, config: EditConfig | None = None) -> None:
+        self.config: Any = config if config is not None else self.config_class()
+        if not isinstance(self.config, self.config_class):
+            raise UsageError(f"{self.name} takes a {self.config_class.__name__}")
+
+    @abstractmethod
+    def edit(self, job: Job) -> Solved:
+        """Compute the changes. The job's weights may be changed; they are put back afterwards."""
+
+    def compute(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        edits: Sequence[Edit],
+        *,
+        options: Options | None = None,
+        name: str | None = None,
+    ) -> Patch:
+        """Compute a patch.
+
+        Args:
+            model: a causal LM, or a multimodal model whose language part is edited; it is the same
+                bit for bit afterwards, whatever happens.
+            tokenizer: the model's.
+            edits: what to change, validated.
+            options: text for statistics, patches below, caches, progress.
+            name: of the patch.
+
+        Raises:
+            UsageError: no edits, or settings that do not fit the model.
+            ModalignError: a value or a system without solution; see the message.
+        """
+        if not edits:
+            raise UsageError("there are no edits")
+        options = options or Options()
+        spec = ModelSpec.detect(model)
+        with changing(model) as weights:
+            job = Job(
+                spec=spec,
+                tokenizer=tokenizer,
+                edits=edits,
+                layers=self.config.layers_of(spec.depth),
+                seed=self.config.seed,
+                batch_size=self.config.batch_size,
+                options=options,
+                weights=weights,
+            )
+            solved = self.edit(job)
+            records = edit_records(job, solved)
+            base = {
+                name: BaseTensor(
+                    sha256=tensor_hash(weights.original(name)),
+                    shape=tuple(weights.original(name).shape),
+                    transposed=_is_transposed(spec, name),
+                )
+                for name in solved.changes
+            }
+        header = PatchHeader(
+            name=name or self.name,
+            method=self.name,
+            model=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+            base=base,
+            after=tuple(patch_hash(patch) for patch in options.below),
+            tokenizer=tokenizer_hash(tokenizer),
+            covariance=job.fingerprint,
+            settings=self.config.model_dump(mode="json") | {"layers": list(job.layers)},
+            seed=self.config.seed,
+            contexts=job.contexts_used,
+            edits=records,
+            history=tuple(job.notes),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={
+                "modalign": modalign.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        )
+        return Patch(header, solved.changes)
+
+
+def _is_transposed(spec: ModelSpec, name: str) -> bool:
+    """Whether a projection's weight is stored as (d_in, d_out)."""
+    return any(
+        spec.weight_name(layer, site) == name and spec.transposed(layer, site)
+        for layer in range(spec.depth)
+        for site in ("ffn", "attention")
+    )

@@ -1,0 +1,161 @@
+"""FT: train one layer's FFN projection on the edits; with a bound on how far each weight may move.
+
+The baselines of ROME and MEMIT (arXiv 2202.05262, 2210.07229): Adam, no decay; the constrained form
+(FT+L) clamps every weight to its original value +- epsilon after each step. ``loss = "target"`` is the
+conditional likelihood of the whole target; ``"prompt_last"`` is the released code's, which trains every
+target token as the first next one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from modalign.editing.config import EditConfig
+from modalign.editing.forward import run
+from modalign.editing.job import Job, Solved
+from modalign.editing.methods.base import Method
+from modalign.editing.requests import Request
+from modalign.editing.spec import evaluating
+from modalign.editing.values import ValueNotFiniteError, frozen
+from modalign.patches.patch import DenseChange
+
+
+class FTConfig(EditConfig):
+    """GPT-J's values of the released code.
+
+    Attributes:
+        epochs: over all edits, at most.
+        lr: Adam's.
+        minibatch: edits per step.
+        stop: mean loss below which the training ends.
+        epsilon: largest change of any weight; None without bound.
+        loss: see the module.
+    """
+
+    depth: tuple[float, float] = (21 / 28, 21 / 28)
+    epochs: int = Field(default=25, ge=1)
+    lr: float = Field(default=5e-4, gt=0)
+    minibatch: int = Field(default=64, ge=1)
+    stop: float = Field(default=1e-2, gt=0)
+    epsilon: float | None = Field(default=None, gt=0)
+    loss: Literal["target", "prompt_last"] = "target"
+
+
+class FTLConfig(FTConfig):
+    """With the L-infinity bound, in the first layer, as GPT-J's file has it."""
+
+    depth: tuple[float, float] = (0.0, 0.0)
+    epsilon: float | None = Field(default=5e-5, gt=0)
+
+
+class FT(Method):
+    """Unconstrained fine-tuning."""
+
+    name: ClassVar[str] = "ft"
+    title: ClassVar[str] = "FT"
+    config_class: ClassVar[type[EditConfig]] = FTConfig
+    config: FTConfig
+
+    def edit(self, job: Job) -> Solved:
+        """Train in place; the change is read off the weights."""
+        requests = job.requests(())
+        job.start()
+        names = [job.spec.weight_name(layer) for layer in job.layers]
+        start = {name: job.weights.track(name).detach().clone() for name in names}
+        with frozen(job.model), evaluating(job.model):
+            self._train(job, requests, {name: job.weights.track(name) for name in names})
+        changes = {}
+        for layer, name in zip(job.layers, names, strict=True):
+            now = job.weights.track(name).detach()
+            change = (now.double() - start[name].double()).cpu()
+            changes[name] = DenseChange(
+                change.T.contiguous() if job.spec.transposed(layer) else change
+            )
+        return Solved(changes, requests, None)
+
+    def _train(self, job: Job, requests: list[Request], weights: dict[str, nn.Parameter]) -> None:
+        """Trains float32 copies where the weights are in half precision: its steps are small."""
+        originals = {name: p.detach().to(job.spec.exact) for name, p in weights.items()}
+        masters = {name: value.clone() for name, value in originals.items()}
+        for parameter in weights.values():
+            parameter.requires_grad_(True)
+        optimiser = torch.optim.Adam(list(masters.values()), lr=self.config.lr)
+        try:
+            for epoch in range(self.config.epochs):
+                job.tell("epochs", epoch, self.config.epochs)
+                if self._epoch(job, requests, weights, masters, originals, optimiser, epoch):
+                    break
+            job.tell("epochs", self.config.epochs, self.config.epochs)
+        finally:
+            for parameter in weights.values():
+                parameter.requires_grad_(False)
+
+    def _epoch(
+        self,
+        job: Job,
+        requests: list[Request],
+        weights: dict[str, nn.Parameter],
+        masters: dict[str, Tensor],
+        originals: dict[str, Tensor],
+        optimiser: torch.optim.Optimizer,
+        epoch: int,
+    ) -> bool:
+        """One pass over the edits; whether the training is done."""
+        size = self.config.minibatch
+        losses: list[float] = []
+        for start in range(0, len(requests), size):
+            part = requests[start : start + size]
+            loss = self._loss(job, part)
+            if not loss.isfinite():
+                raise ValueNotFiniteError(
+                    f"the fine-tuning loss became {float(loss)} in epoch {epoch + 1}; lower lr"
+                )
+            losses += [float(loss.detach())] * len(part)
+            if losses[-1] < self.config.stop:
+                continue
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            for master, gradient in zip(masters.values(), gradients, strict=True):
+                master.grad = gradient.to(master.dtype)
+            optimiser.step()
+            self._write(weights, masters, originals)
+        return sum(losses) / len(losses) < self.config.stop
+
+    def _write(
+        self,
+        weights: dict[str, nn.Parameter],
+        masters: dict[str, Tensor],
+        originals: dict[str, Tensor],
+    ) -> None:
+        epsilon = self.config.epsilon
+        with torch.no_grad():
+            for name, master in masters.items():
+                if epsilon is not None:
+                    master.copy_(master.clamp(originals[name] - epsilon, originals[name] + epsilon))
+                weights[name].copy_(master.to(weights[name].dtype))
+
+    def _loss(self, job: Job, requests: list[Request]) -> Tensor:
+        """Mean over edits of the mean over target tokens of -log p."""
+        logits = run(job.spec, [request.continued for request in requests])
+        log_probs = logits.to(job.spec.exact).log_softmax(-1)
+        losses = []
+        for number, request in enumerate(requests):
+            first = len(request.prompts[0]) - 1
+            target = torch.tensor(request.target, device=logits.device)
+            if self.config.loss == "target":
+                mine = log_probs[number, first : first + len(target)]
+            else:
+                mine = log_probs[number, first].expand(len(target), -1)
+            losses.append(-mine.gather(1, target[:, None]).mean())
+        return torch.stack(losses).mean()
+
+
+class FTL(FT):
+    """Fine-tuning with the L-infinity bound."""
+
+    name: ClassVar[str] = "ft-l"
+    title: ClassVar[str] = "FT+L"
+    config_class: ClassVar[type[EditConfig]] = FTLConfig

@@ -1,0 +1,94 @@
+"""ROME: one layer, one edit at a time, a change of rank one.
+
+Meng et al., *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262:
+
+    Delta = (v* - v) u^T / (k . u),   u = C0^-1 k
+
+With ``key = "one"`` (r-ROME, arXiv 2403.07175) the same averaged key gives u, k and v. The released code
+takes u from the averaged key, k and v from the bare prompt's (``key = "mixed"``): its denominator can
+come close to zero, and the update then disables the model.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from modalign.editing.config import ValueConfig
+from modalign.editing.job import Job, Solved
+from modalign.editing.keys import read_bare_keys, read_keys, read_outputs
+from modalign.editing.methods.base import Method
+from modalign.editing.requests import Request
+from modalign.editing.spec import Site
+from modalign.editing.values import Value
+from modalign.patches.patch import LowRankChange
+
+SITE: Site = "ffn"
+
+
+class ROMEConfig(ValueConfig):
+    """GPT-J's values of the released code.
+
+    Attributes:
+        key: ``one`` key for everything, or the released code's ``mixed`` use.
+    """
+
+    depth: tuple[float, float] = (5 / 28, 5 / 28)
+    steps: int = Field(default=20, ge=1)
+    clamp: float = Field(default=4.0, gt=0)
+    key: Literal["one", "mixed"] = "one"
+
+
+class ROME(Method):
+    """See the module."""
+
+    name: ClassVar[str] = "rome"
+    title: ClassVar[str] = "ROME"
+    config_class: ClassVar[type[ValueConfig]] = ROMEConfig
+    config: ROMEConfig
+
+    def edit(self, job: Job) -> Solved:
+        """Edit after edit, each on the weights that the ones before left."""
+        layer = job.layers[-1]
+        job.layers = (layer,)
+        requests = job.requests(job.contexts(self.config.contexts))
+        job.require_covariance(self.config.tokens)
+        job.start()
+        name = job.spec.weight_name(layer)
+        lefts, rights, values = [], [], []
+        for number, request in enumerate(requests):
+            job.tell("edits", number, len(requests))
+            value, left, right = self._one(job, layer, request)
+            job.weights.add(name, torch.outer(left, right), job.spec.transposed(layer))
+            lefts.append(left)
+            rights.append(right)
+            values.append(value)
+        job.tell("edits", len(requests), len(requests))
+        change = LowRankChange(
+            torch.stack(lefts, dim=1), torch.stack(rights, dim=1), tuple(range(len(requests)))
+        )
+        return Solved({name: change}, requests, values)
+
+    def _one(self, job: Job, layer: int, request: Request) -> tuple[Value, Tensor, Tensor]:
+        [value] = job.values(layer, (SITE,), self.config.value_settings(), [request])
+        key = read_keys(job.spec, layer, [request])[:, 0]
+        direction = job.factor(layer).solve(key[:, None])[:, 0]
+        direction = direction / direction.norm()
+        if self.config.key == "mixed":
+            key = read_bare_keys(job.spec, layer, [request])[:, 0]
+            current = read_outputs(job.spec, layer, SITE, [request])[:, 0]
+        else:
+            current = self._output_of(job, layer, key)
+        left = (value.wanted(SITE).double() - current) / (key @ direction)
+        return value, left, direction
+
+    def _output_of(self, job: Job, layer: int, key: Tensor) -> Tensor:
+        """What the projection gives for a key: W k + b, (D,)."""
+        module = job.spec.projection(layer, SITE)
+        weight = module.weight.detach().double().cpu()
+        weight = weight.T if job.spec.transposed(layer) else weight
+        bias = module.bias.detach().double().cpu() if module.bias is not None else 0.0
+        return weight @ key + bias

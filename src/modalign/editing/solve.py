@@ -1,0 +1,98 @@
+"""The linear systems: from keys, residuals and key statistics to a change of a weight.
+
+    ridge:      Delta = R K^T (lambda C0 + K K^T)^-1            (MEMIT eq. 14; PMET eq. 15)
+    null space: Delta = R K^T P (P (K K^T + Kp Kp^T) P + L2 I)^-1   (AlphaEdit, arXiv 2410.02355)
+
+Both need C0 only through S = (lambda C0)^-1 K, resp. S = P K / L2, which is kept in the patch (see
+``modalign.patches.patch``). C0 is factored once; the rest is n x n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modalign.errors import ModalignError
+
+RIDGE = 1e-10  # of C0's mean diagonal; grows tenfold until the factorisation stands
+LARGEST_RIDGE = 1e-2
+ILL_CONDITIONED = 1e14
+
+
+class SolveError(ModalignError):
+    """A system that has no usable solution."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The Cholesky factor of C0.
+
+    Attributes:
+        lower: (d_in, d_in), float64.
+        ridge: what was added to the diagonal for it to stand, in parts of the mean diagonal.
+        condition: estimate of C0's condition number, from the factor's diagonal.
+    """
+
+    lower: Tensor
+    ridge: float
+    condition: float
+
+    def solve(self, right: Tensor) -> Tensor:
+        """C0^-1 right, (d_in, n)."""
+        return torch.cholesky_solve(right, self.lower)
+
+
+def factorise(covariance: Tensor) -> Factor:
+    """Factor C0 (d_in, d_in), with a ridge where it is not positive definite.
+
+    Raises:
+        SolveError: C0 is not finite, or no ridge up to a hundredth of its diagonal helps.
+    """
+    matrix = covariance.double()
+    if not matrix.isfinite().all():
+        raise SolveError("the key statistics hold NaN or infinite values; compute them again")
+    scale = float(matrix.diagonal().mean())
+    ridge = 0.0
+    while True:
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        lower, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
+        if not failed:
+            diagonal = lower.diagonal()
+            condition = float((diagonal.max() / diagonal.min()) ** 2)
+            if condition < ILL_CONDITIONED or ridge > 0:
+                return Factor(lower, ridge, condition)
+        ridge = RIDGE if ridge == 0 else ridge * 10
+        if ridge > LARGEST_RIDGE or scale <= 0:
+            raise SolveError(
+                "the key statistics cannot be factored; use more tokens (edit stats --tokens)"
+            )
+
+
+def null_space(covariance: Tensor, threshold: float) -> Tensor:
+    """Directions that keys hardly use: eigenvectors of C0 with eigenvalue below the threshold.
+
+    Args:
+        covariance: C0, (d_in, d_in).
+        threshold: 2e-2 in AlphaEdit's code.
+
+    Returns:
+        U0, (d_in, r), orthonormal.
+
+    Raises:
+        SolveError: no eigenvalue is below the threshold.
+    """
+    values, vectors = torch.linalg.eigh(covariance.double())
+    chosen = values < threshold
+    if not chosen.any():
+        raise SolveError(
+            f"the keys use every direction: the smallest eigenvalue of C0 is {float(values[0]):.3g}, "
+            f"not below null_threshold {threshold:g}; raise it"
+        )
+    return vectors[:, chosen]
+
+
+def project(basis: Tensor, keys: Tensor, l2: float) -> Tensor:
+    """S = U0 U0^T K / L2, (d_in, n)."""
+    return basis @ (basis.T @ keys) / l2

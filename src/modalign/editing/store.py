@@ -1,0 +1,97 @@
+"""Values found so far, kept under a hash of everything they depend on: what ``--resume`` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from modalign.editing.requests import Request
+from modalign.editing.spec import ModelSpec, Site
+from modalign.editing.values import Value, ValueSettings
+from modalign.files import write_atomically
+from modalign.patches.hashing import tensor_hash
+
+
+def weights_hash(spec: ModelSpec) -> str:
+    """Hash of every parameter of the language part, as it is now."""
+    digest = hashlib.sha256()
+    for name, parameter in spec.language.named_parameters():
+        digest.update(f"{name} {tensor_hash(parameter)}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ValueStore:
+    """One small file per value.
+
+    Attributes:
+        folder: of all values.
+        basis: hash of the model's weights and of how values are optimised.
+        read: whether what is there counts; new values are always written.
+    """
+
+    folder: Path
+    basis: str
+    read: bool
+
+    @classmethod
+    def open(
+        cls,
+        cache: Path,
+        weights: str,
+        layer: int,
+        sites: Sequence[Site],
+        settings: ValueSettings,
+        read: bool,
+    ) -> ValueStore:
+        """The store for values of these weights and settings."""
+        what = [weights, layer, list(sites), asdict(settings)]
+        basis = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        return cls(cache / "values" / basis[:2] / basis, basis, read)
+
+    def get(self, request: Request) -> Value | None:
+        """The value of an edit, where it was found before."""
+        if not self.read:
+            return None
+        try:
+            with safe_open(self._file(request), framework="pt") as held:
+                tensors: dict[str, Any] = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118
+                meta = held.metadata()
+        except (FileNotFoundError, SafetensorError):
+            return None
+        sites: list[Site] = [key[6:] for key in tensors if key.startswith("delta:")]  # type: ignore[misc]
+        return Value(
+            deltas={site: tensors[f"delta:{site}"] for site in sorted(sites)},
+            initial={site: tensors[f"initial:{site}"] for site in sorted(sites)},
+            steps=int(meta["steps"]),
+            probability=float(meta["probability"]),
+            kl=float(meta["kl"]),
+        )
+
+    def put(self, request: Request, value: Value) -> None:
+        """Keep a value; a kill leaves it whole or not there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"delta:{site}": t.contiguous() for site, t in value.deltas.items()}
+        tensors |= {f"initial:{site}": t.contiguous() for site, t in value.initial.items()}
+        meta = {
+            "steps": str(value.steps),
+            "probability": repr(value.probability),
+            "kl": repr(value.kl),
+        }
+        write_atomically(self._file(request), save(tensors, metadata=meta))
+
+    def _file(self, request: Request) -> Path:
+        rows: list[Any] = [[list(row.ids), row.lookup] for row in request.prompts]
+        rows += [tensor_hash(row.embeds) for row in request.prompts if row.embeds is not None]
+        rows += [list(request.target), list(request.shares)]
+        if request.kl is not None:
+            rows.append([list(request.kl.ids), request.kl.lookup])
+        name = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return self.folder / f"{name}.safetensors"

@@ -1,0 +1,413 @@
+"""The value optimiser: which vectors, added at the lookup token, make the model say the new target.
+
+One optimiser serves every method: a method names its sites (where vectors are added), its clamp and
+its weights. Edits are optimised in batches; Adam works element by element, so each edit's result is
+that of optimising it alone, and edits that are done leave the batch.
+
+Loss per edit (MEMIT, arXiv 2210.07229, eq. 16; PMET, arXiv 2308.08742, eq. 14, as released):
+
+    phi * NLL + mu * KL(edited || original) + decay * sum over sites |delta| / |initial|^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from modalign.editing.forward import Base, Inputs, PartialForward, Row
+from modalign.editing.requests import Request
+from modalign.editing.spec import ModelSpec, Site
+from modalign.errors import ModalignError
+
+ADAM = (0.9, 0.999, 1e-8)
+REACHED = 0.5  # a target less probable than this was not reached
+RELAXED_PHI = 0.1  # of the target's weight once it is the first choice everywhere (PMET)
+SMALL_KL = 0.01  # and the KL term below which PMET then stops
+
+
+class ValueNotFiniteError(ModalignError):
+    """An edit's loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """How values are optimised.
+
+    Attributes:
+        steps: evaluations; the last one takes no step.
+        lr: Adam's learning rate.
+        clamp: longest vector, in lengths of the site's initial output.
+        kl: mu, the weight of the KL term.
+        decay: the weight of the decay term.
+        relax: PMET's schedule: once the target is the first choice everywhere, its weight falls to a
+            tenth, and with a small KL term the optimisation ends.
+        stop: the loss below which an edit is done.
+    """
+
+    steps: int
+    lr: float
+    clamp: float
+    kl: float
+    decay: float
+    relax: bool = False
+    stop: float = 0.05
+
+
+@dataclass(frozen=True)
+class Value:
+    """What was found for one edit. Vectors are float32 or float64, on the CPU.
+
+    Attributes:
+        deltas: per site the vector to be added, (D,).
+        initial: per site the output before, (D,).
+        steps: evaluations used.
+        probability: of the target over the rewriting prompts (mean of exp(-NLL)) at the end.
+        kl: the KL divergence at the end, unweighted.
+    """
+
+    deltas: dict[Site, Tensor]
+    initial: dict[Site, Tensor]
+    steps: int
+    probability: float
+    kl: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target became likely."""
+        return self.probability >= REACHED
+
+    def wanted(self, site: Site) -> Tensor:
+        """The site's output the edit wants, (D,)."""
+        return self.initial[site] + self.deltas[site]
+
+    @property
+    def relative_norm(self) -> float:
+        """Largest |delta| / |initial| over the sites."""
+        return max(
+            float(delta.norm() / self.initial[site].norm().clamp(min=1e-12))
+            for site, delta in self.deltas.items()
+        )
+
+
+Done = Callable[[int, Value], None]
+
+
+def optimise(
+    spec: ModelSpec,
+    layer: int,
+    sites: Sequence[Site],
+    settings: ValueSettings,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    done: Done,
+    said: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Optimise the values of all edits; each is handed to ``done`` as soon as it is found.
+
+    Args:
+        spec: the model.
+        layer: L, where the vectors are added.
+        sites: at which outputs of the layer.
+        settings: see :class:`ValueSettings`.
+        requests: the edits.
+        batch_size: edits optimised together; halved, and said, when memory runs out.
+        done: called with an edit's number and its value.
+        said: told what the user should know.
+
+    Raises:
+        ValueNotFiniteError: the loss of an edit is not a number.
+        torch.OutOfMemoryError: memory runs out with a single edit.
+    """
+    forward = PartialForward(spec, layer, sites)
+    waiting = sorted(range(len(requests)), key=lambda i: requests[i].reach)
+    with frozen(spec.model):
+        while waiting:
+            numbers = waiting[:batch_size]
+            try:
+                _Batch(forward, settings, numbers, [requests[i] for i in numbers]).run(done)
+            except torch.OutOfMemoryError:
+                if len(numbers) == 1:
+                    raise
+                batch_size = max(1, len(numbers) // 2)
+                said(f"out of memory with {len(numbers)} edits at once; going on with {batch_size}")
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            waiting = waiting[len(numbers) :]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for gradients; what asked before asks again afterwards."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@dataclass
+class _Layout:
+    """Where the losses of a batch are read. Rows are numbered within the batch.
+
+    Attributes:
+        rows, positions: (N,) of the N logits that predict target tokens, positions counted from the
+            lookup token; then the E' KL rows at position 0.
+        labels: (N,) target ids.
+        weights: (N,) what each token's loss counts: share of the prompt over the target's length.
+        token_edits: (N,) number of the edit in the batch.
+        token_prompts: (N,) number of the prompt in the batch, for its own probability.
+        kl_edits: (E',) number of the edit of each KL row.
+        edit_of_row: (B,).
+    """
+
+    rows: Tensor
+    positions: Tensor
+    labels: Tensor
+    weights: Tensor
+    token_edits: Tensor
+    token_prompts: Tensor
+    prompt_edits: Tensor
+    prompt_shares: Tensor
+    kl_edits: Tensor
+    edit_of_row: Tensor
+    count: int = field(default=0)
+
+
+def _rows_of(request: Request) -> list[Row]:
+    """The rewriting prompts with the target but its last token, and the KL prompt."""
+    rows = [_with_target(row, request) for row in request.prompts]
+    return [*rows, request.kl] if request.kl is not None else rows
+
+
+def _with_target(row: Row, request: Request) -> Row:
+    return Row(row.ids + request.target[:-1], row.lookup, row.embeds)
+
+
+def _layout(requests: Sequence[Request], spec: ModelSpec) -> _Layout:
+    rows: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
+    weights: list[float] = []
+    token_edits: list[int] = []
+    token_prompts: list[int] = []
+    prompt_edits: list[int] = []
+    prompt_shares: list[float] = []
+    kl_rows: list[int] = []
+    kl_edits: list[int] = []
+    edit_of_row: list[int] = []
+    for number, request in enumerate(requests):
+        for prompt, share in zip(request.prompts, request.shares, strict=True):
+            row = len(edit_of_row)
+            for step, label in enumerate(request.target):
+                rows.append(row)
+                positions.append(len(prompt) - 1 - prompt.lookup + step)
+                labels.append(label)
+                weights.append(1 / len(request.target))
+                token_edits.append(number)
+                token_prompts.append(len(prompt_edits))
+            prompt_edits.append(number)
+            prompt_shares.append(share)
+            edit_of_row.append(number)
+        if request.kl is not None:
+            kl_rows.append(len(edit_of_row))
+            kl_edits.append(number)
+            edit_of_row.append(number)
+    device = spec.device
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    def shares(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=spec.exact, device=device)
+
+    return _Layout(
+        rows=tensor(rows + kl_rows),
+        positions=tensor(positions + [0] * len(kl_rows)),
+        labels=tensor(labels),
+        weights=shares(weights),
+        token_edits=tensor(token_edits),
+        token_prompts=tensor(token_prompts),
+        prompt_edits=tensor(prompt_edits),
+        prompt_shares=shares(prompt_shares),
+        kl_edits=tensor(kl_edits),
+        edit_of_row=tensor(edit_of_row),
+        count=len(requests),
+    )
+
+
+@dataclass
+class _Losses:
+    """Per edit of the batch, (E,) each."""
+
+    nll: Tensor
+    kl: Tensor
+    probability: Tensor
+    first_choice: Tensor  # bool: the target is the most likely token at every position
+
+
+class _Batch:
+    """Edits optimised together, and their state of Adam."""
+
+    def __init__(
+        self,
+        forward: PartialForward,
+        settings: ValueSettings,
+        numbers: Sequence[int],
+        requests: Sequence[Request],
+    ) -> None:
+        self.forward = forward
+        self.spec = forward.spec
+        self.settings = settings
+        self.numbers = list(numbers)
+        self.requests = list(requests)
+        rows = [row for request in requests for row in _rows_of(request)]
+        inputs = Inputs.of([row.with_target(self.spec) for row in rows], self.spec)
+        self.base: Base = forward.prepare(inputs)
+        self.layout = _layout(self.requests, self.spec)
+        first = self._first_rows()
+        self.initial = {site: value[first] for site, value in self.base.initial.items()}
+        self.vectors = {site: torch.zeros_like(value) for site, value in self.initial.items()}
+        self.moments = {site: (v.clone(), v.clone()) for site, v in self.vectors.items()}
+        self.phi = torch.ones(len(requests), dtype=self.spec.exact, device=self.spec.device)
+        self.original: Tensor | None = None  # log-probabilities of the KL rows before any change
+
+    def _first_rows(self) -> Tensor:
+        """Each edit's first row: its bare prompt, where the initial outputs are read."""
+        edits = self.layout.edit_of_row
+        starts = torch.ones_like(edits, dtype=torch.bool)
+        starts[1:] = edits[1:] != edits[:-1]
+        return starts.nonzero().squeeze(1)
+
+    def run(self, done: Done) -> None:
+        for step in range(1, self.settings.steps + 1):
+            vectors = {site: v.detach().requires_grad_() for site, v in self.vectors.items()}
+            losses = self._losses(vectors)
+            total = self.phi * losses.nll + self.settings.kl * losses.kl + self._decay(vectors)
+            self._check(total)
+            ended = self._ended(losses, total, step)
+            for index in ended.nonzero().squeeze(1).tolist():
+                done(self.numbers[index], self._value(index, losses, step))
+            if ended.all():
+                return
+            gradients = torch.autograd.grad(total.sum(), list(vectors.values()))
+            self._adam(dict(zip(vectors, gradients, strict=True)), step)
+            self._project()
+            if ended.any():
+                self._keep((~ended).nonzero().squeeze(1))
+
+    def _losses(self, vectors: dict[Site, Tensor]) -> _Losses:
+        layout = self.layout
+        by_row = {site: vector[layout.edit_of_row] for site, vector in vectors.items()}
+        logits = self.forward.logits(self.base, by_row, (layout.rows, layout.positions))
+        log_probs = logits.log_softmax(-1)
+        tokens = len(layout.labels)
+        chosen = log_probs[:tokens].gather(1, layout.labels[:, None]).squeeze(1)
+        prompts = len(layout.prompt_edits)
+        prompt_nll = chosen.new_zeros(prompts).index_add(
+            0, layout.token_prompts, -chosen * layout.weights
+        )
+        nll = self._per_edit(prompt_nll * layout.prompt_shares, layout.prompt_edits)
+        probability = self._per_edit(
+            prompt_nll.detach().neg().exp() * layout.prompt_shares, layout.prompt_edits
+        )
+        wrong = (log_probs[:tokens].detach().argmax(-1) != layout.labels).to(nll.dtype)
+        return _Losses(
+            nll=nll,
+            kl=self._kl(log_probs[tokens:]),
+            probability=probability,
+            first_choice=self._per_edit(wrong, layout.token_edits) == 0,
+        )
+
+    def _kl(self, edited: Tensor) -> Tensor:
+        """KL(edited || original) at the KL rows, in that direction as in the released codes."""
+        if self.original is None:
+            self.original = edited.detach().clone()
+        per_row = (edited.exp() * (edited - self.original)).sum(-1)
+        return self._per_edit(per_row, self.layout.kl_edits)
+
+    def _per_edit(self, values: Tensor, edits: Tensor) -> Tensor:
+        return values.new_zeros(self.layout.count).index_add(0, edits, values)
+
+    def _decay(self, vectors: dict[Site, Tensor]) -> Tensor:
+        parts = [
+            vector.norm(dim=1) / self.initial[site].norm(dim=1).square()
+            for site, vector in vectors.items()
+        ]
+        return self.settings.decay * torch.stack(parts).sum(0)
+
+    def _check(self, total: Tensor) -> None:
+        bad = (~total.isfinite()).nonzero().squeeze(1).tolist()
+        if bad:
+            edit = self.requests[bad[0]].edit
+            raise ValueNotFiniteError(
+                f"edit {edit.id} ({edit.source or edit.prompt!r}): the loss is not a number; try a "
+                "lower learning rate or float32 weights"
+            )
+
+    def _ended(self, losses: _Losses, total: Tensor, step: int) -> Tensor:
+        """Which edits are done, (E,) bool; sets phi for the others' next step."""
+        settings = self.settings
+        ended = total.detach() < settings.stop
+        if settings.relax:
+            calm = settings.kl * losses.kl.detach() <= SMALL_KL
+            ended = ended | (losses.first_choice & calm)
+            # The step that follows is taken on the loss as evaluated; phi counts from the next one.
+            self.phi = torch.where(losses.first_choice, RELAXED_PHI, 1.0).to(self.phi)
+        if step == settings.steps:
+            ended = torch.ones_like(ended)
+        return ended
+
+    def _adam(self, gradients: dict[Site, Tensor], step: int) -> None:
+        beta1, beta2, epsilon = ADAM
+        for site, gradient in gradients.items():
+            mean, square = self.moments[site]
+            mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            denominator = (square / (1 - beta2**step)).sqrt().add_(epsilon)
+            self.vectors[site] = (
+                self.vectors[site].detach()
+                - self.settings.lr * (mean / (1 - beta1**step)) / denominator
+            )
+
+    def _project(self) -> None:
+        for site, vector in self.vectors.items():
+            longest = self.settings.clamp * self.initial[site].norm(dim=1, keepdim=True)
+            norm = vector.norm(dim=1, keepdim=True)
+            self.vectors[site] = torch.where(norm > longest, vector * (longest / norm), vector)
+
+    def _value(self, index: int, losses: _Losses, step: int) -> Value:
+        return Value(
+            deltas={site: v[index].detach().cpu() for site, v in self.vectors.items()},
+            initial={site: v[index].cpu() for site, v in self.initial.items()},
+            steps=step,
+            probability=float(losses.probability[index]),
+            kl=float(losses.kl[index].detach()),
+        )
+
+    def _keep(self, edits: Tensor) -> None:
+        """Go on with these edits only."""
+        kept = set(edits.tolist())
+        row_edits = self.layout.edit_of_row.tolist()
+        rows = [row for row, edit in enumerate(row_edits) if edit in kept]
+        kl_rows = [i for i, edit in enumerate(self.layout.kl_edits.tolist()) if edit in kept]
+        self.base = self.base.select(torch.tensor(rows, device=self.spec.device))
+        if self.original is not None:
+            self.original = self.original[
+                torch.tensor(kl_rows, dtype=torch.long, device=self.spec.device)
+            ]
+        self.numbers = [self.numbers[i] for i in sorted(kept)]
+        self.requests = [self.requests[i] for i in sorted(kept)]
+        self.initial = {site: v[edits] for site, v in self.initial.items()}
+        self.vectors = {site: v[edits] for site, v in self.vectors.items()}
+        self.moments = {site: (m[edits], s[edits]) for site, (m, s) in self.moments.items()}
+        self.phi = self.phi[edits]
+        self.layout = _layout(self.requests, self.spec)
