@@ -25,7 +25,7 @@ def judging(model: Any) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         for module in training:
@@ -65,39 +65,43 @@ def call(model: Any, rows: Rows, extras: Mapping[str, Any] | None = None, **sett
 
 
 def logits_at(
-    model: Any, rows: Rows, where: tuple[Tensor, Tensor], extras: Mapping[str, Any] | None = None
-) -> Tensor:
-    """Logits at chosen places only, (P, V): the head is not computed anywhere else.
+    model: Any,
+    rows: Rows,
+    where: tuple[Tensor, Tensor],
+    extras: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[Tensor, Any]:
+    """Logits at chosen places only, (P, V), and the model's output: no head is computed elsewhere.
 
     Args:
         model: anything called like a transformers causal LM.
         rows: the ids.
         where: (P,) row numbers and (P,) positions in them.
         extras: further inputs.
+        settings: as for :func:`call`.
     """
-    count = len(where[0])
-    with _head_at(_head(model), where):
-        logits = call(model, rows, extras).logits
-    if logits.shape[:-1] == (1, count) and logits.shape[:-1] != rows.ids.shape:
-        return logits[0]
-    if logits.shape[:2] == rows.ids.shape:  # no head was found to narrow
-        return logits[where]
-    return logits.reshape(count, logits.shape[-1])
+    with _head_at(_head(model), where) as narrowed:
+        output = call(model, rows, extras, **settings)
+    if narrowed:
+        return output.logits.reshape(len(where[0]), -1), output
+    return output.logits[where], output  # no head was found, or the model went round it
 
 
 @contextmanager
-def _head_at(head: Any, where: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Let the output projection see the hidden states at some places only."""
+def _head_at(head: Any, where: tuple[Tensor, Tensor]) -> Iterator[list[bool]]:
+    """Let the output projection see the hidden states at some places only; says if it did."""
+    narrowed: list[bool] = []
     if head is None:
-        yield
+        yield narrowed
         return
 
     def gather(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        narrowed.append(True)
         return (args[0][where].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        yield
+        yield narrowed
     finally:
         handle.remove()
 

@@ -33,27 +33,13 @@ from modalign.editing.benchmarks.results import (
     metric,
     record_means,
 )
-from modalign.editing.benchmarks.rows import Answer, EditRow, Kind, PromptRow
+from modalign.editing.benchmarks.rows import Answer, Asked, EditRow, Kind, fill_rows
 from modalign.editing.benchmarks.scoring import ImagePrompts, Question, Score, score
 from modalign.editing.edits import Edit
 from modalign.errors import DataError
 from modalign.progress import Progress
 
 LETTER: dict[Kind, str] = {"rewrite": "E", "paraphrase": "P", "neighbour": "N"}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One prompt of one edit and the two answers compared."""
-
-    edit: int
-    kind: Kind
-    question: Question  # its targets: the new answer, the true one
-
-    @property
-    def wanted(self) -> str:
-        """The answer that should be the likelier one."""
-        return self.question.targets[1 if self.kind == "neighbour" else 0]
 
 
 @dataclass
@@ -90,9 +76,10 @@ def questions(edits: Sequence[Edit]) -> tuple[list[Asked], list[str]]:
     unknown = same = 0
     for number, edit in enumerate(edits):
         pair = (edit.target, edit.truth or "")
-        asked.append(Asked(number, "rewrite", Question(edit.prompt, pair, edit.image)))
+        asked.append(Asked(number, "rewrite", Question(edit.prompt, pair, edit.image), edit.target))
         for prompt in edit.paraphrases:
-            asked.append(Asked(number, "paraphrase", Question(prompt, pair, edit.image)))
+            question = Question(prompt, pair, edit.image)
+            asked.append(Asked(number, "paraphrase", question, edit.target))
         for neighbour in edit.neighbours:
             # Every neighbour of a CounterFact record has the record's true object.
             inherited = edit.truth if edit.protocol == "counterfact" else None
@@ -103,7 +90,7 @@ def questions(edits: Sequence[Edit]) -> tuple[list[Asked], list[str]]:
                 same += 1
             else:
                 question = Question(neighbour.prompt, (edit.target, answer))
-                asked.append(Asked(number, "neighbour", question))
+                asked.append(Asked(number, "neighbour", question, answer))
     notes = []
     if unknown:
         notes.append(f"{unknown} neighbours without an answer are not scored")
@@ -179,28 +166,13 @@ def counterfact_rows(
     before: CounterfactScores | None = None,
 ) -> list[EditRow]:
     """What was said to each prompt, for reports."""
-    rows = [
-        EditRow(
-            id=edit.id,
-            source=edit.source,
-            subject=edit.subject,
-            target=edit.target,
-            truth=edit.truth,
-            prompts=[],
-        )
-        for edit in edits
-    ]
-    for place, one in enumerate(after.asked):
-        rows[one.edit].prompts.append(
-            PromptRow(
-                kind=one.kind,
-                prompt=one.question.prompt,
-                wanted=one.wanted,
-                after=_answer(one, after.scores[place], tokenizer),
-                before=_answer(one, before.scores[place], tokenizer) if before else None,
-            )
-        )
-    return rows
+    pairs = zip(after.asked, after.scores, strict=True)
+    now = [_answer(one, scores, tokenizer) for one, scores in pairs]
+    then = None
+    if before is not None:
+        pairs = zip(before.asked, before.scores, strict=True)
+        then = [_answer(one, scores, tokenizer) for one, scores in pairs]
+    return fill_rows(edits, after.asked, now, then)
 
 
 def _answer(one: Asked, scores: tuple[Score, Score], tokenizer: Any) -> Answer:

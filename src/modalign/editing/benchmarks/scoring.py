@@ -225,7 +225,8 @@ def _run(
     ]
     where = torch.tensor(list(places), device=device).T
     extras = images.inputs([key[0] for key in batch]) if images and batch[0][0] else None
-    logits = logits_at(model, rows, (where[0], where[1]), extras).float()
+    logits, _ = logits_at(model, rows, (where[0], where[1]), extras)
+    logits = logits.float()
     likeliest = logits.argmax(-1).tolist()
     flat_picks = torch.tensor([place for own in picks for place in own], device=device)
     wanted = torch.tensor([t for _, n in order for t in flat[n].target], device=device)

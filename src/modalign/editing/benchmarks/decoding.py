@@ -1,0 +1,141 @@
+"""Decoding many prompts at once: padded on the left, with masks and positions over all that was read.
+
+A cache knows only the columns that were fed; the mask that goes with it must cover all of them, the
+padding included. (A mask of one column beside a cache is silently wrong in transformers 5.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modalign.editing.benchmarks.calling import device_of, judging, logits_at
+from modalign.editing.tokens import Rows
+from modalign.progress import Progress
+
+BATCH = 64
+
+
+def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    *,
+    ends: frozenset[int] = frozenset(),
+    top_k: int | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+    label: str = "generating",
+) -> list[tuple[int, ...]]:
+    """Continue prompts, greedily or by sampling.
+
+    Args:
+        model: anything called like a transformers causal LM; left as it is.
+        prompts: ids.
+        limits: new tokens of each prompt at most.
+        ends: ids after which a row stops; they are kept at its end.
+        top_k: sample among this many likeliest tokens; None for the likeliest.
+        seed: of the sampling. A prompt's sample depends on it and on the prompt's place only, not
+            on the batches.
+        batch_size: prompts continued together.
+        progress: told how many are done.
+        label: what to call this in ``progress``.
+
+    Returns:
+        The new ids of each prompt.
+    """
+    made: list[tuple[int, ...]] = [()] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    device = device_of(model)
+    with judging(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            generators = None
+            if top_k is not None:
+                generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in chosen]
+            picker = _Picker(top_k, generators)
+            rows = _left_padded([prompts[i] for i in chosen], device)
+            for i, ids in zip(
+                chosen,
+                _continue(model, rows, [limits[i] for i in chosen], ends, picker),
+                strict=True,
+            ):
+                made[i] = ids
+            if progress:
+                progress(label, start + len(chosen), len(order))
+    return made
+
+
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a text, by the model's generation settings and by the tokenizer."""
+    found: set[int] = set()
+    for holder in (getattr(model, "generation_config", None), tokenizer):
+        ids = getattr(holder, "eos_token_id", None)
+        found |= set(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+    return frozenset(found)
+
+
+class _Picker:
+    """The next token of every row: the likeliest, or a sample among the likeliest."""
+
+    def __init__(self, top_k: int | None, generators: list[torch.Generator] | None) -> None:
+        self.top_k, self.generators = top_k, generators
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(B, V) -> (B,)."""
+        if self.top_k is None or self.generators is None:
+            return logits.argmax(-1)
+        values, ids = logits.float().topk(min(self.top_k, logits.shape[-1]))
+        shares = values.softmax(-1).cpu()
+        drawn = [
+            torch.multinomial(share, 1, generator=generator)
+            for share, generator in zip(shares, self.generators, strict=True)
+        ]
+        return ids.gather(1, torch.stack(drawn).to(ids.device))[:, 0]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Rows:
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return Rows(ids.to(device), mask.to(device))
+
+
+def _continue(
+    model: Any, rows: Rows, limits: Sequence[int], ends: frozenset[int], pick: _Picker
+) -> list[tuple[int, ...]]:
+    B = len(rows.ids)
+    mask, fed, cache = rows.mask, rows.ids, None
+    positions = rows.positions
+    made: list[list[int]] = [[] for _ in range(B)]
+    for _ in range(max(limits)):
+        last = (
+            torch.arange(B, device=fed.device),
+            torch.full((B,), fed.shape[1] - 1, device=fed.device),
+        )
+        given = {"position_ids": positions, "past_key_values": cache}
+        logits, output = logits_at(model, Rows(fed, mask), last, given, use_cache=True)
+        new = pick(logits)
+        for row, token in enumerate(new.tolist()):
+            stopped = len(made[row]) >= limits[row] or (made[row] and made[row][-1] in ends)
+            if not stopped:
+                made[row].append(token)
+        if all(
+            len(ids) >= limit or ids[-1] in ends for ids, limit in zip(made, limits, strict=True)
+        ):
+            break
+        mask = torch.cat([mask, mask.new_ones(B, 1)], 1)
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:  # a model without a cache reads everything again
+            fed = torch.cat([fed, new[:, None]], 1)
+            positions = Rows(fed, mask).positions
+        else:
+            fed, positions = new[:, None], mask.sum(1, keepdim=True) - 1
+    return [tuple(ids) for ids in made]
