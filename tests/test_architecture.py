@@ -20,6 +20,7 @@ ROOMS = (
     "connectors",
     "encoders",
     "starter",
+    "pages",
     "data",
 )
 GROUND = {"errors", "files", "differences", "devices", "progress"}

@@ -15,10 +15,11 @@ from fixture import METHODS, SKILLS, make_comparison
 from rich.console import Console
 
 from modalign.comparison import report
-from modalign.comparison.report import markdown, plots, svg, view
+from modalign.comparison.report import markdown, plots, view
 from modalign.comparison.report import schema as schema_module
 from modalign.comparison.results import Comparison
 from modalign.comparison.table import comparison_table
+from modalign.pages import svg
 
 CHROMIUM = next(
     (

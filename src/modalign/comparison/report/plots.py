@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 
 from modalign.comparison import format as fmt
-from modalign.comparison.report import svg
 from modalign.comparison.results import Comparison, Interval, MethodResult, SeedRun
+from modalign.pages import svg
 
 WIDTH = 1080.0
 CURVE_POINTS = 120  # a longer curve is thinned to this
