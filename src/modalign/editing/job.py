@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from modalign.editing.contexts import sample_contexts
 from modalign.editing.corpus import Corpus
 from modalign.editing.covariance import Covariance, cache_folder, collect
 from modalign.editing.edits import Edit
+from modalign.editing.memory import check_statistics, fitting_batch
 from modalign.editing.requests import Request, tokenise
 from modalign.editing.solve import Factor, factorise
 from modalign.editing.spec import ModelSpec, Site
@@ -22,6 +24,7 @@ from modalign.editing.store import ValueStore, weights_hash
 from modalign.editing.values import Value, ValueSettings, optimise
 from modalign.editing.weights import Weights
 from modalign.errors import ModalignError
+from modalign.patches.apply import applied
 from modalign.patches.patch import Change, Patch, SolvedChange
 from modalign.progress import Progress
 
@@ -64,7 +67,19 @@ class Solved:
 
 @dataclass
 class Job:
-    """Shared by the steps of one computation. Weights are pristine until ``start`` is called."""
+    """Shared by the steps of one computation. Weights are pristine until ``start`` is called.
+
+    Attributes:
+        spec, tokenizer: of the model.
+        edits: what to change.
+        layers: to be written, ascending.
+        seed, batch_size: as set.
+        options: see :class:`Options`.
+        weights: what the method writes; put back at the end.
+        below: takes the patches below back at the end.
+        notes: what the patch's reader should know.
+        contexts_used: the sentences before the prompts.
+    """
 
     spec: ModelSpec
     tokenizer: Any
@@ -74,6 +89,7 @@ class Job:
     batch_size: int
     options: Options
     weights: Weights
+    below: ExitStack
     notes: list[str] = field(default_factory=list)
     contexts_used: tuple[str, ...] = ()
     _covariance: Covariance | None = None
@@ -113,6 +129,7 @@ class Job:
 
     def require_covariance(self, tokens: int) -> None:
         """Take the key statistics of the layers, on the pristine model."""
+        check_statistics(self.spec, self.layers)
         self._covariance = collect(
             self.spec,
             self.tokenizer,
@@ -131,11 +148,13 @@ class Job:
             )
 
     def start(self) -> None:
-        """Apply the patches below this one: from here on the weights are theirs."""
+        """Apply the patches below this one: from here on the weights are theirs.
+
+        Raises:
+            DataError: one of them was made for another model, or for another order.
+        """
         for patch in self.options.below:
-            for name, change in patch.changes.items():
-                transposed = patch.header.base[name].transposed
-                self.weights.add(name, change.delta(), transposed)
+            self.below.enter_context(applied(self.model, patch))
 
     @property
     def covariance(self) -> Covariance:
@@ -191,11 +210,18 @@ class Job:
             sites,
             settings,
             [requests[i] for i in missing],
-            batch_size=self.batch_size,
+            batch_size=self._batch(layer, [requests[i] for i in missing]),
             done=done,
             said=self.note,
         )
         return [found[i] for i in range(len(requests))]
+
+    def _batch(self, layer: int, requests: Sequence[Request]) -> int:
+        """Edits optimised together: as asked for, or as many as fit the memory."""
+        size = fitting_batch(self.spec, layer, requests, self.batch_size)
+        if size < self.batch_size and size < len(requests):
+            self.options.said(f"values of {size} edits at once, which is what fits the memory")
+        return size
 
     def earlier_keys(self, layer: int) -> Tensor:
         """Keys that the patches below have written at a layer, (d_in, m)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -73,7 +74,7 @@ class Method(ABC):
             raise UsageError("there are no edits")
         options = options or Options()
         spec = ModelSpec.detect(model)
-        with changing(model) as weights:
+        with ExitStack() as below, changing(model) as weights:
             job = Job(
                 spec=spec,
                 tokenizer=tokenizer,
@@ -83,17 +84,12 @@ class Method(ABC):
                 batch_size=self.config.batch_size,
                 options=options,
                 weights=weights,
+                below=below,
             )
             solved = self.edit(job)
             records = edit_records(job, solved)
-            base = {
-                name: BaseTensor(
-                    sha256=tensor_hash(weights.original(name)),
-                    shape=tuple(weights.original(name).shape),
-                    transposed=_is_transposed(spec, name),
-                )
-                for name in solved.changes
-            }
+        # From here on the weights are the pristine ones, which the patch is bound to.
+        base = {name: _bound_to(spec, name) for name in solved.changes}
         header = PatchHeader(
             name=name or self.name,
             method=self.name,
@@ -118,10 +114,12 @@ class Method(ABC):
         return Patch(header, solved.changes)
 
 
-def _is_transposed(spec: ModelSpec, name: str) -> bool:
-    """Whether a projection's weight is stored as (d_in, d_out)."""
-    return any(
-        spec.weight_name(layer, site) == name and spec.transposed(layer, site)
-        for layer in range(spec.depth)
-        for site in ("ffn", "attention")
+def _bound_to(spec: ModelSpec, name: str) -> BaseTensor:
+    """What the patch expects of a parameter."""
+    parameter = spec.model.get_parameter(name)
+    transposed = any(
+        spec.weight_name(layer) == name and spec.transposed(layer) for layer in range(spec.depth)
+    )
+    return BaseTensor(
+        sha256=tensor_hash(parameter), shape=tuple(parameter.shape), transposed=transposed
     )

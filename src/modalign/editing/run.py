@@ -1,0 +1,187 @@
+"""``modalign edit run``: from a model folder and a file of edits to a patch file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from modalign.editing.benchmarks.scoring import already_known
+from modalign.editing.checks import refuse_warnings
+from modalign.editing.config import EditConfig
+from modalign.editing.corpus import read_corpus
+from modalign.editing.edits import Edit
+from modalign.editing.job import Options
+from modalign.editing.methods import Method, method_named
+from modalign.editing.readers import read_edits, validate_against_tokenizer
+from modalign.errors import DataError, UsageError
+from modalign.models.open import open_model, tokenizer_of
+from modalign.patches import applied, check_tokenizer, load_patch, save_patch
+from modalign.patches.patch import Patch
+from modalign.progress import Progress
+
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asked for.
+
+    Attributes:
+        model: folder or hub name.
+        edits: file.
+        out: the patch file.
+        method: name.
+        settings: fields of the method's configuration, as text or values.
+        text: file of text for the key statistics.
+        on: patches below the new one, lowest first.
+        resume: take up an interrupted run.
+        strict: refuse a patch with warnings.
+        skip_known: leave out edits whose target the model says already, instead of refusing.
+        limit: only the first edits.
+        device, dtype: of the model.
+        cache: folder of statistics and values.
+    """
+
+    model: str
+    edits: Path
+    out: Path
+    method: str = "pmet"
+    settings: dict[str, Any] = field(default_factory=dict)
+    text: Path | None = None
+    on: tuple[Path, ...] = ()
+    resume: bool = False
+    strict: bool = False
+    skip_known: bool = False
+    limit: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The patch, where it is, and what it took."""
+
+    patch: Patch
+    out: Path
+    sha256: str
+    seconds: float
+
+
+def run_edit(
+    request: RunRequest,
+    progress: Progress | None = None,
+    said: Callable[[str], None] = lambda message: None,
+) -> RunResult:
+    """Compute a patch and write it.
+
+    Raises:
+        DataError: the edits cannot be used; every problem with its line.
+        UsageError: an unknown method or setting, a model that cannot be edited.
+        ModalignError: the computation failed, or ``--strict`` refused its result.
+    """
+    method = configured(request.method, request.settings)
+    edits = read_edits(request.edits, limit=request.limit, warn=said)
+    corpus = read_corpus(request.text) if request.text else None
+    _check_out(request.out)
+    below = tuple(load_patch(path) for path in request.on)
+    model, reader = open_model(request.model, dtype_named(request.dtype), request.device)
+    tokenizer = tokenizer_of(reader)
+    for patch in below:
+        check_tokenizer(patch, tokenizer)
+    validate_against_tokenizer(edits, tokenizer)
+    edits = _unknown(model, tokenizer, edits, below, request.skip_known, progress, said)
+    options = Options(
+        corpus=corpus,
+        below=below,
+        cache=request.cache,
+        resume=request.resume,
+        progress=progress,
+        said=said,
+    )
+    began = time.monotonic()
+    patch = method.compute(model, tokenizer, edits, options=options, name=request.out.stem)
+    if request.strict:
+        refuse_warnings(patch)
+    sha256 = save_patch(patch, request.out)
+    return RunResult(patch, request.out, sha256, time.monotonic() - began)
+
+
+def configured(name: str, settings: dict[str, Any]) -> Method:
+    """A method with settings given by name.
+
+    Raises:
+        UsageError: no such method or setting, or a value out of range.
+    """
+    kind = method_named(name)
+    try:
+        config: EditConfig = kind.config_class.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        known = ", ".join(kind.config_class.model_fields)
+        raise UsageError(f"{name}: {where}: {problem['msg']} (settings: {known})") from error
+    return kind(config)
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """A floating-point type by its name.
+
+    Raises:
+        UsageError: torch has none of that name.
+    """
+    if name is None:
+        return None
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(f"there is no dtype {name!r}: float32, bfloat16, float16 or float64")
+    return found
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: a patch file ends in .safetensors")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such folder")
+
+
+def _unknown(
+    model: Any,
+    tokenizer: Any,
+    edits: list[Edit],
+    below: Sequence[Patch],
+    skip: bool,
+    progress: Progress | None,
+    said: Callable[[str], None],
+) -> list[Edit]:
+    """Refuse, or leave out, edits whose target the model says already.
+
+    Raises:
+        DataError: with their lines; or nothing is left.
+    """
+    textual = [edit for edit in edits if edit.image is None]
+    with ExitStack() as stack:
+        for patch in below:
+            stack.enter_context(applied(model, patch))
+        known = already_known(model, tokenizer, textual, progress=progress) if textual else []
+    same = [edit for edit, found in zip(textual, known, strict=True) if found]
+    if not same:
+        return edits
+    if not skip:
+        lines = [f"  {e.source or e.id}: the model says {e.target!r} already" for e in same[:SHOWN]]
+        more = [f"  ... and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
+        hint = "leave them out with --skip-known, or take them out of the file"
+        raise DataError("\n".join([f"{len(same)} edits change nothing:", *lines, *more, hint]))
+    said(f"{len(same)} edits left out: the model says their targets already")
+    gone = {id(edit) for edit in same}
+    left = [edit for edit in edits if id(edit) not in gone]
+    if not left:
+        raise DataError("no edit is left: the model says every target already")
+    return left
