@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -45,26 +46,32 @@ def locate(
 
     found = {}
     for name, base in header.base.items():
-        if name in shapes:
-            candidates = [name] if shapes[name] == base.shape else []
-        else:
-            candidates = [each for each, shape in shapes.items() if shape == base.shape]
-        fitting = [each for each in candidates if hash_of(each) == base.sha256]
-        if len(fitting) > 1:
-            fitting = [each for each in fitting if _same_ending(each, name)] or fitting
+        candidates = [each for each, shape in shapes.items() if shape == base.shape]
+        fitting: list[str] = []
+        for group in _by_likeness(name, candidates):
+            fitting = [each for each in group if hash_of(each) == base.sha256]
+            if fitting or name in group:
+                break  # a tensor of this very name is the one that is meant
         if len(fitting) > 1:
             raise DataError(
                 f"{where} holds the values of {name} more than once ({', '.join(fitting[:3])}), none "
                 f"under this name: it cannot be told which of them {header.name!r} is for"
             )
         if not fitting:
-            raise DataError(_misfit(header, name, base, shapes, candidates, unpatched, where))
+            raise DataError(_misfit(header, name, base, shapes, unpatched, where))
         found[name] = fitting[0]
     return found
 
 
-def _same_ending(first: str, second: str) -> bool:
-    return f".{first}".endswith(f".{second}") or f".{second}".endswith(f".{first}")
+def _by_likeness(name: str, candidates: Sequence[str]) -> list[list[str]]:
+    """Names in groups, those that share the longest ending with ``name`` first."""
+    groups: dict[int, list[str]] = {}
+    own = name.split(".")[::-1]
+    for candidate in candidates:
+        other = candidate.split(".")[::-1]
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, other)))  # noqa: B905
+        groups.setdefault(len(own) + 1 if candidate == name else shared, []).append(candidate)
+    return [groups[key] for key in sorted(groups, reverse=True)]
 
 
 def _misfit(
@@ -72,13 +79,12 @@ def _misfit(
     name: str,
     base: BaseTensor,
     shapes: Mapping[str, tuple[int, ...]],
-    candidates: list[str],
     unpatched: Callable[[str], Tensor],
     where: str,
 ) -> str:
     """Why a tensor does not fit, in words."""
     begin = f"the patch {header.name!r} was made for another model ({header.model}): "
-    if name in shapes and not candidates:
+    if name in shapes and shapes[name] != base.shape:
         return (
             f"{begin}{name} of {where} has the shape {shapes[name]}, the patch expects {base.shape}"
         )

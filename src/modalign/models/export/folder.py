@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from transformers import (
 from modalign.connectors.base import Connector
 from modalign.encoders.image import ImportedEncoder
 from modalign.errors import ModalignError, UsageError
+from modalign.files import new_folder
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.card import model_card
 from modalign.models.export.native import NotNativeError, build_native, save_native
@@ -75,7 +74,7 @@ def save_model(
     _check_folder(folder)
     if hasattr(model.language_model, "merge_and_unload"):
         raise ModalignError("the language model still carries LoRA adapters; merge them first")
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         notes: list[str] = []
         kind: Kind
         try:
@@ -101,27 +100,6 @@ def _check_folder(folder: Path) -> None:
         raise UsageError(f"{folder} is not a folder; name a new one")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds something that is not a model; name a new folder")
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one that takes its place only if all went well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = work / "new", work / "old"
-    try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _save_remote(

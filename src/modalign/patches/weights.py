@@ -1,0 +1,154 @@
+"""The safetensors files of a model folder: read by tensor, written so that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modalign.errors import DataError, ModalignError, UsageError
+from modalign.patches.hashing import tensor_hash
+
+ONE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PART = ".part"  # ending of files that have not taken their place yet
+_PATCHABLE = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is: its file, the range of its bytes there, its shape."""
+
+    file: str
+    begin: int
+    end: int
+    shape: tuple[int, ...]
+
+
+class Weights:
+    """All tensors of a model folder by their names in its files.
+
+    Raises:
+        UsageError: the folder holds no safetensors weights.
+        DataError: a file is missing or broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, Place] = {}
+        for file in _files(folder):
+            self.places |= _places(folder, file)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor that a patch can change."""
+        return {name: place.shape for name, place in self.places.items()}
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored."""
+        path = self.folder / self.places[name].file
+        try:
+            with safe_open(path, framework="pt") as file:
+                found: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+        return found
+
+    def files_of(self, names: Iterable[str]) -> set[str]:
+        """The files that hold these tensors."""
+        return {self.places[name].file for name in names}
+
+    def prepare(
+        self, names: Iterable[str], value: Callable[[str], Tensor], into: Path
+    ) -> tuple[list[tuple[Path, Path]], dict[str, str]]:
+        """Write changed copies of the files that hold some tensors, without putting them in place.
+
+        Args:
+            names: the tensors to change.
+            value: gives a tensor's new value, of its type and shape.
+            into: the folder that the files are for; may be this one.
+
+        Returns:
+            Pairs (file that was written, place it is for), and the hash of every new tensor.
+        """
+        wanted = list(names)
+        ready: list[tuple[Path, Path]] = []
+        hashes: dict[str, str] = {}
+        try:
+            for file in sorted(self.files_of(wanted)):
+                part = into / f".{file}.{secrets.token_hex(4)}{PART}"
+                ready.append((part, into / file))
+                shutil.copyfile(self.folder / file, part)
+                with part.open("r+b") as out:
+                    for name in wanted:
+                        if self.places[name].file == file:
+                            new = value(name)
+                            self._put(out, name, new)
+                            hashes[name] = tensor_hash(new)
+                    out.flush()
+                    os.fsync(out.fileno())
+        except BaseException:
+            for part, _ in ready:
+                part.unlink(missing_ok=True)
+            raise
+        return ready, hashes
+
+    def _put(self, out: BinaryIO, name: str, value: Tensor) -> None:
+        place = self.places[name]
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        if len(content) != place.end - place.begin:
+            raise ModalignError(f"{name} has {len(content)} bytes, not {place.end - place.begin}")
+        out.seek(place.begin)
+        out.write(content)
+
+
+def _files(folder: Path) -> list[str]:
+    if (folder / ONE_FILE).is_file():
+        return [ONE_FILE]
+    index = folder / INDEX
+    if not index.is_file():
+        raise UsageError(
+            f"{folder} holds no safetensors weights (neither {ONE_FILE} nor {INDEX}); "
+            "save the model with save_pretrained first"
+        )
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{index} is not an index of weights: {error}") from error
+    strange = [file for file in files if Path(file).name != file]
+    if strange:
+        raise DataError(f"{index} names a file outside its folder: {strange[0]}")
+    return sorted(files)
+
+
+def _places(folder: Path, file: str) -> dict[str, Place]:
+    """The tensors of one file, from its header."""
+    path = folder / file
+    try:
+        with path.open("rb") as content:
+            (length,) = struct.unpack("<Q", content.read(8))
+            size = path.stat().st_size
+            if length > size:
+                raise ValueError("it is truncated")
+            header = json.loads(content.read(length))
+            found = {}
+            for name, entry in header.items():
+                if name == "__metadata__" or entry["dtype"] not in _PATCHABLE:
+                    continue
+                begin, end = (8 + length + each for each in entry["data_offsets"])
+                if end > size:
+                    raise ValueError("it is truncated")
+                found[name] = Place(file, begin, end, tuple(entry["shape"]))
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise DataError(f"the weights {path} cannot be read: {error}") from error
+    return found
