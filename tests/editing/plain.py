@@ -365,3 +365,221 @@ def _clamp(delta: Tensor, radius: Tensor) -> None:
         norm = delta.norm()
         if norm > radius:
             delta.mul_(radius / norm)
+
+
+# ---------------------------------------------------------------- statistics, keys, states
+
+
+@torch.no_grad()
+def plain_covariances(
+    model: Any, tokenizer: Any, texts: Sequence[str], layers: Sequence[int]
+) -> dict[int, Tensor]:
+    """C0 per layer: the mean of k k^T over every token of every text, (d_in, d_in), float64."""
+    totals: dict[int, Tensor] = {}
+    count = 0
+    with ExitStack() as stack:
+        seen = {
+            layer: stack.enter_context(recording(module_at(model, layer, "ffn"), "input"))
+            for layer in layers
+        }
+        for text in texts:
+            ids = tokenizer(text)["input_ids"]
+            logits_of(model, pad([ids], next(model.parameters()).device))
+            count += len(ids)
+            for layer in layers:
+                keys = seen[layer].pop()[0].double()
+                totals[layer] = totals.get(layer, 0) + keys.T @ keys
+    return {layer: total / count for layer, total in totals.items()}
+
+
+@torch.no_grad()
+def plain_key(
+    model: Any, tokenizer: Any, edit: Edit, contexts: Sequence[str], layer: int
+) -> Tensor:
+    """The key of one edit at one layer with the current weights, (d_in,).
+
+    The FFN projection's input at the subject's last token: the mean over contexts, then the mean of
+    that and the bare prompt's (MEMIT equation 17 with its code's groups).
+    """
+    rows = rows_of(tokenizer, edit, contexts)
+    with recording(module_at(model, layer, "ffn"), "input") as seen:
+        logits_of(model, pad(rows.prompts, next(model.parameters()).device))
+    keys = seen[0][torch.arange(len(rows.lookups)), torch.tensor(rows.lookups)]
+    if len(keys) == 1:
+        return keys[0]
+    return (keys[0] + keys[1:].mean(0)) / 2
+
+
+@torch.no_grad()
+def plain_state(model: Any, tokenizer: Any, edit: Edit, layer: int, site: Site) -> Tensor:
+    """A site's state at the bare prompt's lookup token with the current weights, (d,)."""
+    rows = rows_of(tokenizer, edit, [])
+    with recording(module_at(model, layer, site), "output") as seen:
+        logits_of(model, pad(rows.prompts, next(model.parameters()).device))
+    return seen[0][0, rows.lookups[0]]
+
+
+# ---------------------------------------------------------------- writing
+
+
+@torch.no_grad()
+def plain_update(
+    model: Any,
+    tokenizer: Any,
+    edits: Sequence[Edit],
+    goals: Tensor,
+    contexts: Sequence[str],
+    covariances: Mapping[int, Tensor],
+    *,
+    layers: Sequence[int],
+    weight: float,
+    site: Site,
+    spread: Spread,
+    ridge: float = 0.0,
+) -> dict[int, Tensor]:
+    """Delta per layer, (d, d_in), float64, so that the last layer's states come to ``goals``.
+
+    For the i-th of n layers, with weights already changed below it (MEMIT equations 14 and 20,
+    PMET equation 15):
+        K = keys (d_in, edits), R = (goals - states at the last layer) / (n - i, or its root)
+        Delta = R K^T (K K^T + weight * C)^-1
+
+    Args:
+        model: unchanged on return, bit for bit.
+        tokenizer: its tokenizer.
+        edits: n_edits of them.
+        goals: initial state + delta of every edit, (n_edits, d).
+        contexts: as in ``plain_values``.
+        covariances: C0 of each layer on the pristine model.
+        layers: ascending; the last is the one of ``goals``.
+        weight: lambda.
+        site: where ``goals`` are states: the block (MEMIT) or the FFN projection (PMET).
+        spread: "linear" divides by n - i, "sqrt" by its root.
+        ridge: this share of C's mean diagonal is added to its diagonal. Needed where C is singular:
+            the first FFN of a parallel block sees the token alone, so its keys are as many as the
+            tokens of the corpus. (The released code leaves this to float32's rounding errors.)
+    """
+    projections: dict[int, Any] = {layer: module_at(model, layer, "ffn") for layer in layers}
+    originals = {layer: projection.weight.clone() for layer, projection in projections.items()}
+    deltas: dict[int, Tensor] = {}
+    try:
+        for i, layer in enumerate(layers):
+            keys = [plain_key(model, tokenizer, edit, contexts, layer) for edit in edits]
+            states = [plain_state(model, tokenizer, edit, layers[-1], site) for edit in edits]
+            K = torch.stack(keys, 1).double()
+            left = len(layers) - i
+            R = (goals - torch.stack(states)).T.double() / (
+                left if spread == "linear" else left**0.5
+            )
+            C = covariances[layer].double()
+            C = C + ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+            system = K @ K.T + weight * C
+            deltas[layer] = R @ K.T @ torch.linalg.inv(system)
+            write(model, {layer: deltas[layer]})
+    finally:
+        for layer, projection in projections.items():
+            projection.weight.copy_(originals[layer])
+    return deltas
+
+
+@torch.no_grad()
+def write(model: Any, deltas: Mapping[int, Tensor]) -> None:
+    """Add each layer's Delta to its FFN projection, in place."""
+    for layer, delta in deltas.items():
+        projection: Any = module_at(model, layer, "ffn")
+        projection.weight.add_(delta.to(projection.weight.dtype))
+
+
+@torch.no_grad()
+def plain_rome(
+    model: Any,
+    tokenizer: Any,
+    edit: Edit,
+    goal: Tensor,
+    contexts: Sequence[str],
+    covariance: Tensor,
+    layer: int,
+    *,
+    one_key: bool = True,
+) -> Tensor:
+    """ROME's rank-one Delta of one layer, (d, d_in), float64.
+
+    u = C^-1 k* / |C^-1 k*|, Delta = (goal - v) u^T / (k . u). With ``one_key`` (r-ROME, arXiv
+    2403.07175) k is k*, the mean over all prompts, and v is W k* + bias; without it both are read at
+    the bare prompt, as released.
+    """
+    rows = rows_of(tokenizer, edit, contexts)
+    projection: Any = module_at(model, layer, "ffn")
+    with recording(projection, "input") as seen:
+        logits_of(model, pad(rows.prompts, next(model.parameters()).device))
+    keys = seen[0][torch.arange(len(rows.lookups)), torch.tensor(rows.lookups)].double()
+    mean = keys.mean(0)
+    u = torch.linalg.inv(covariance.double()) @ mean
+    u = u / u.norm()
+    key = mean if one_key else keys[0]
+    value = projection.weight.double() @ key
+    if projection.bias is not None:
+        value = value + projection.bias.double()
+    return torch.outer((goal.double() - value) / (key @ u), u)
+
+
+# ---------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Scores:
+    """CounterFact's scores in percent; ``s`` is the harmonic mean of the three before it.
+
+    ``exact`` holds the companions of ``es``, ``ps`` and ``ns``: every token of the right answer leads.
+    """
+
+    es: float
+    ps: float
+    ns: float
+    s: float
+    exact: tuple[float, float, float]
+
+
+@torch.no_grad()
+def plain_scores(model: Any, tokenizer: Any, edits: Sequence[Edit]) -> Scores:
+    """Teacher-forced, per record first (CounterFact; ROME section 3.3).
+
+    Efficacy and paraphrase: the target's mean log-probability per token is above the truth's;
+    neighbours: below. Ties count against.
+    """
+    columns: list[list[tuple[float, float]]] = [[], [], []]
+    for edit in edits:
+        assert edit.truth is not None
+        groups = [[edit.prompt], list(edit.paraphrases), [n.prompt for n in edit.neighbours]]
+        answers = [(edit.target, edit.truth)] * 2 + [(edit.truth, edit.target)]
+        for column, prompts, (right, wrong) in zip(columns, groups, answers, strict=True):
+            if prompts:
+                ours = _likelihoods(model, tokenizer, prompts, right)
+                theirs = _likelihoods(model, tokenizer, prompts, wrong)
+                wins = [a[0] > b[0] for a, b in zip(ours, theirs, strict=True)]
+                column.append((_mean(wins), _mean([leads for _, leads in ours])))
+    es, ps, ns = (100 * _mean([a for a, _ in column]) for column in columns)
+    exact = [100 * _mean([b for _, b in column]) for column in columns]
+    harmonic = 3 / (1 / es + 1 / ps + 1 / ns) if min(es, ps, ns) > 0 else 0.0
+    return Scores(es, ps, ns, harmonic, (exact[0], exact[1], exact[2]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _likelihoods(
+    model: Any, tokenizer: Any, prompts: Sequence[str], answer: str
+) -> list[tuple[float, bool]]:
+    """Per prompt: the answer's mean log-probability per token, and whether every token leads."""
+    before = [list(encode_prompt(tokenizer, prompt).ids) for prompt in prompts]
+    target = list(encode_target(tokenizer, answer, prompts[0]))
+    rows = pad([ids + target for ids in before], next(model.parameters()).device)
+    log_probs = logits_of(model, rows).log_softmax(-1)
+    wanted = torch.tensor(target, device=rows.ids.device)
+    result = []
+    for row, ids in zip(log_probs, before, strict=True):
+        spoken = row[len(ids) - 1 : len(ids) - 1 + len(target)]
+        mean = spoken.gather(1, wanted[:, None]).mean()
+        result.append((float(mean), bool((spoken.argmax(-1) == wanted).all())))
+    return result
