@@ -1,4 +1,4 @@
-"""``modalign eval``: a saved model on a data file."""
+"""``modalign eval``: a saved model on a data file, or on a file of edits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,33 @@ from modalign.cli import options
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
-    data: Annotated[str, typer.Argument(help="Data file with expected answers.")],
+    data: Annotated[
+        str | None, typer.Argument(help="Data file with expected answers; not with --task.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Score edits instead: counterfact or zsre.")
+    ] = None,
+    edits: Annotated[
+        Path | None,
+        typer.Option("--edits", help="With --task: the edits, as .json, .jsonl or .csv."),
+    ] = None,
+    patch: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--patch", help="Patch file to apply while evaluating; repeat it for several."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="With --task: held-out text for perplexity and drift."),
+    ] = None,
+    generate: Annotated[
+        bool, typer.Option(help="With --task: also let the model answer freely.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="With --task: of texts and intervals.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Write every record's prompt, output and score here."),
+        typer.Option("--out", help="Write every record's prompts, outputs and scores here."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
@@ -29,12 +52,54 @@ def evaluate(
     The same questions are asked with a blank and with a shuffled image: what is left of the accuracy
     then does not come from the image. Chance and majority rows stand beside it.
 
+    With --task the model is scored on edits of its facts instead, as in the papers; with --patch the
+    model without it stands beside it.
+
     **Examples**
 
     - `modalign eval runs/compare/best test.jsonl`
 
     - `modalign eval runs/compare/best test.jsonl --out answers.jsonl --json`
+
+    - `modalign eval my-model --task counterfact --edits edits.json --patch fix.safetensors --text held-out.txt`
     """
+    from modalign.cli.evaluate_edits import check_options, evaluate_edits
+
+    others = {"--patch"} if patch else set()
+    check_options(task, data, edits, skip_broken, others | ({"--text"} if text else set()))
+    if task is not None and edits is not None:
+        evaluate_edits(
+            model,
+            task,
+            edits,
+            patches=patch or [],
+            text=text,
+            out=out,
+            limit=limit,
+            generate=generate,
+            seed=seed,
+            device=device,
+            json_output=json_output,
+        )
+        return
+    assert data is not None
+    _evaluate_data(
+        model, data, out, batch_size, max_new_tokens, limit, skip_broken, device, json_output
+    )
+
+
+def _evaluate_data(
+    model: Path,
+    data: str,
+    out: Path | None,
+    batch_size: int,
+    max_new_tokens: int,
+    limit: int | None,
+    skip_broken: str | None,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Answer a data file's questions and print the table."""
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
     from modalign.evaluation.evaluate import evaluate_model
 

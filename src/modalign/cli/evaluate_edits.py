@@ -1,0 +1,160 @@
+"""``modalign eval --task``: the scores of edits, on a model or on one with patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from modalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from modalign.editing.benchmarks.evaluate import EditEvaluation, Task
+    from modalign.editing.benchmarks.results import Metric
+
+TASKS = ("counterfact", "zsre")
+HEADLINES = {"S", "score"}
+
+
+def check_options(
+    task: str | None,
+    data: str | None,
+    edits: Path | None,
+    skip_broken: str | None,
+    others: set[str],
+) -> None:
+    """Refuse options that belong to the other kind of evaluation.
+
+    Args:
+        task: ``--task``.
+        data: the positional data file.
+        edits: ``--edits``.
+        skip_broken: ``--skip-broken``.
+        others: further options given that only ``--task`` takes.
+
+    Raises:
+        UsageError: options that do not go together; the message says what to do.
+    """
+    if task is None:
+        alone = sorted(others | ({"--edits"} if edits else set()))
+        if alone:
+            raise UsageError(f"{', '.join(alone)} needs --task: choose from {', '.join(TASKS)}")
+        if data is None:
+            raise UsageError("give a data file with expected answers, or --task and --edits")
+        return
+    if task not in TASKS:
+        raise UsageError(f"no task {task!r}: choose from {', '.join(TASKS)}")
+    if data is not None:
+        raise UsageError(f"--task {task} scores edits: give them with --edits, not as {data}")
+    if edits is None:
+        raise UsageError(f"--task {task} needs --edits, a file of edits")
+    if skip_broken is not None:
+        raise UsageError("--skip-broken is for data files: every edit must be right")
+
+
+def evaluate_edits(
+    model: Path,
+    task: str,
+    edits: Path,
+    *,
+    patches: list[Path],
+    text: Path | None,
+    out: Path | None,
+    limit: int | None,
+    generate: bool,
+    seed: int,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Score edits and print the result; with patches the model without them is the reference row."""
+    from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.files import write_atomically
+
+    quiet_libraries()
+    with bars(not json_output) as progress:
+        result = _measure(
+            model, cast("Task", task), edits, patches, text, limit, generate, seed, device, progress
+        )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, "".join(row.model_dump_json() + "\n" for row in result.rows))
+    if json_output:
+        print_json(result.model_dump_json(indent=2))
+        return
+    stdout.print(_table(result))
+    for note in result.notes:
+        stdout.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _measure(
+    folder: Path,
+    task: Task,
+    file: Path,
+    patches: list[Path],
+    text: Path | None,
+    limit: int | None,
+    generate: bool,
+    seed: int,
+    device: str | None,
+    progress: Any,
+) -> EditEvaluation:
+    from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
+    from modalign.editing.corpus import read_corpus
+    from modalign.editing.readers import read_edits, validate_against_tokenizer
+    from modalign.models.open import open_model, tokenizer_of
+    from modalign.patches import check_tokenizer, load_patch, view
+
+    said: list[str] = []
+    edits = read_edits(file, conflicting="first", limit=limit, warn=said.append)
+    documents = read_corpus(text).documents if text is not None else None
+    loaded = [load_patch(path) for path in patches]
+    base, reader = open_model(folder, device=device or "auto")
+    tokenizer = tokenizer_of(reader)
+    validate_against_tokenizer(edits, tokenizer)
+    edited: Any = base
+    for patch in loaded:
+        check_tokenizer(patch, tokenizer)
+        edited = view(edited, patch)
+    result = evaluate(
+        edited,
+        tokenizer,
+        edits,
+        task,
+        base=base if loaded else None,
+        text=documents,
+        generate=generate,
+        seed=seed,
+        progress=progress,
+    )
+    result.model, result.edits = str(folder), str(file)
+    result.patches = [patch.header.name for patch in loaded]
+    result.notes = said + result.notes
+    return result
+
+
+def _table(result: EditEvaluation) -> object:
+    from rich.table import Table
+
+    what = f"{result.model} + {' + '.join(result.patches)}" if result.patches else result.model
+    table = Table(title=f"{what}: {result.task}, {result.n} edits, 95 % intervals")
+    table.add_column("metric")
+    if result.before is not None:
+        table.add_column("before", justify="right")
+    for header in ("value", "interval", "n"):
+        table.add_column(header, justify="right")
+    table.add_column("unit")
+    table.add_column("protocol")
+    for name, metric in result.metrics.items():
+        cells = [name]
+        if result.before is not None:
+            former = result.before.get(name)
+            cells.append(_number(former, former.value) if former else "-")
+        interval = f"{_number(metric, metric.low)} to {_number(metric, metric.high)}"
+        cells += [_number(metric, metric.value), interval, str(metric.n), metric.unit]
+        style = "bold" if name in HEADLINES else None
+        table.add_row(*cells, metric.protocol, style=style)
+    return table
+
+
+def _number(metric: Metric, value: float) -> str:
+    small = metric.unit.startswith("nats")
+    return f"{value:.4f}" if small else f"{value:.1f}"
