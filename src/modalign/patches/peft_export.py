@@ -1,0 +1,219 @@
+"""A patch as a LoRA folder that plain peft loads.
+
+peft adds ``scaling * lora_B lora_A`` to a layer with one rank for all unless ``rank_pattern`` says
+otherwise; its scaling is alpha / rank, so every alpha is its layer's rank and the scaling 1. Names are
+whole paths, anchored where they are patterns: "layers.2" must not mean layer 20 to 29 too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from modalign.errors import DataError, ModalignError, UsageError
+from modalign.files import new_folder
+from modalign.patches.apply import fit, view
+from modalign.patches.arithmetic import balanced
+from modalign.patches.patch import Change, DenseChange, Patch
+
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# Below float32's resolution of the largest singular value: nothing that the files could hold.
+_RESOLUTION = 1e-8
+_ROUNDING = 1e-5  # relative; allowed between what was meant and what float32 factors give
+
+
+@dataclass(frozen=True)
+class LoraExport:
+    """What was written.
+
+    Attributes:
+        folder: the LoRA folder.
+        ranks: of every layer, by its path.
+        errors: |Delta - lora_B lora_A| / |Delta| of every layer, Frobenius norms.
+        logits: largest difference of peft's logits to those of ``model + patch``; None if unasked.
+    """
+
+    folder: Path
+    ranks: dict[str, int]
+    errors: dict[str, float]
+    logits: float | None = None
+
+
+def export_lora(
+    patch: Patch,
+    folder: Path,
+    *,
+    base: str | None = None,
+    rank: int | None = None,
+    max_error: float | None = None,
+    model: nn.Module | None = None,
+) -> LoraExport:
+    """Write a patch as a LoRA folder and read it back.
+
+    Args:
+        patch: of weights of linear layers.
+        folder: new.
+        base: the model that peft shall load; the one the patch names by default.
+        rank: keep at most so many singular directions of each change.
+        max_error: keep as few as give this relative error.
+        model: the base model; given, the folder is loaded with peft and the logits are compared
+            with ``model + patch``. peft's layers are put into it and taken out again.
+
+    Raises:
+        UsageError: the folder exists, or a dense change came without ``rank`` or ``max_error``.
+        DataError: the patch changes what LoRA cannot, or does not fit the model.
+        ModalignError: what was written is not the patch.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists already; name a new folder")
+    _check_linear(patch, model)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, change in patch.changes.items():
+        left, right = _factors(name, change, rank, max_error)
+        if left.shape[1]:
+            factors[name.removesuffix(".weight")] = (left.float(), right.float())
+    if not factors:
+        raise DataError(
+            f"the patch {patch.header.name!r} changes nothing: there is nothing to export"
+        )
+    transposed = any(tensor.transposed for tensor in patch.header.base.values())
+    with new_folder(folder) as temporary:
+        _write(temporary, factors, base or patch.header.model, transposed)
+        errors = _read_back(temporary, patch, factors)
+        difference = (
+            None if model is None else _compare(temporary, patch, model, max(errors.values()))
+        )
+    ranks = {path: left.shape[1] for path, (left, _) in factors.items()}
+    return LoraExport(folder, ranks, errors, difference)
+
+
+def _check_linear(patch: Patch, model: nn.Module | None) -> None:
+    for name, change in patch.changes.items():
+        if not name.endswith(".weight") or len(change.shape) != 2:
+            raise DataError(
+                f"LoRA changes matrices of linear layers only, and {patch.header.name!r} changes "
+                f"{name}; apply the patch to a model folder instead (modalign patch apply)"
+            )
+    if model is None:
+        return
+    for name, found in fit(model, patch).names.items():
+        layer = model.get_submodule(found.removesuffix(".weight"))
+        if not isinstance(layer, nn.Linear | Conv1D):
+            raise DataError(
+                f"LoRA changes linear layers only, and {name} is a {type(layer).__name__}'s"
+            )
+        if found != name:
+            raise DataError(
+                f"the patch calls a tensor {name}, this model calls it {found}: peft goes by names, "
+                f"so export with the model the patch was computed on ({patch.header.model})"
+            )
+
+
+def _factors(
+    name: str, change: Change, rank: int | None, max_error: float | None
+) -> tuple[Tensor, Tensor]:
+    """Balanced factors of a change, truncated as asked."""
+    left, right, values = balanced(change, _RESOLUTION)
+    tail = values.flip(0).square().cumsum(0).flip(0).sqrt()  # what is lost by keeping i directions
+    total = float(tail[0]) if len(tail) else 0.0
+    kept = left.shape[1]
+    if isinstance(change, DenseChange) and rank is None and max_error is None and total:
+        needed = int((tail > 0.01 * total).sum())
+        raise UsageError(
+            f"the change of {name} is dense (rank {kept}): as LoRA only with an error, so name one: "
+            f"--rank R or --max-error E (an error of 1 % needs rank {needed})"
+        )
+    if max_error is not None:
+        kept = min(kept, int((tail > max_error * total).sum()))
+    if rank is not None:
+        kept = min(kept, rank)
+    return left[:, :kept], right[:, :kept]
+
+
+def _write(
+    folder: Path, factors: dict[str, tuple[Tensor, Tensor]], base: str, transposed: bool
+) -> None:
+    ranks = {path: left.shape[1] for path, (left, _) in factors.items()}
+    largest = max(ranks.values())
+    patterns = {_pattern(path): r for path, r in ranks.items()}
+    config = LoraConfig(
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=patterns,
+        alpha_pattern=patterns,
+        target_modules=sorted(ranks),
+        fan_in_fan_out=transposed,
+        lora_dropout=0.0,
+        bias="none",
+        inference_mode=True,
+    )
+    config.save_pretrained(folder)
+    tensors = {}
+    for path, (left, right) in factors.items():
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = right.T.contiguous()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = left.contiguous()
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def _pattern(path: str) -> str:
+    """The pattern of one layer: peft puts ``(.*\\.)?`` before it and ``$`` behind."""
+    return f"^{re.escape(path)}"
+
+
+def _read_back(
+    folder: Path, patch: Patch, factors: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """Relative error of every layer, from the files."""
+    config: Any = LoraConfig.from_pretrained(str(folder))
+    held = load_file(folder / WEIGHTS)
+    errors = {}
+    for path, (left, right) in factors.items():
+        A, B = (held[f"{_PREFIX}{path}.lora_{each}.weight"].double() for each in "AB")
+        pattern = _pattern(path)
+        if config.rank_pattern[pattern] != len(A) or config.alpha_pattern[pattern] != len(A):
+            raise ModalignError(f"the rank of {path} was not written as it should be")
+        delta = patch.changes[f"{path}.weight"].delta().double()
+        size = float(delta.norm())
+        if float((B @ A - left.double() @ right.double().T).norm()) > _ROUNDING * size:
+            raise ModalignError(f"the factors of {path} read back differently")
+        errors[path] = float((delta - B @ A).norm()) / size
+    return errors
+
+
+@torch.no_grad()
+def _compare(folder: Path, patch: Patch, model: Any, error: float) -> float:
+    """Largest difference of logits between peft's model and ``model + patch``."""
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(2 * 8, device=model.device).reshape(2, 8) * 7919 % size  # spread words
+    plain = model(input_ids=ids).logits.float()
+    expected = view(model, patch, verify=False)(input_ids=ids).logits.float()
+    loaded = PeftModel.from_pretrained(model, str(folder))
+    try:
+        changed = [n for n, m in loaded.get_base_model().named_modules() if hasattr(m, "lora_A")]
+        wanted = [name.removesuffix(".weight") for name in patch.changes]
+        if not set(changed) <= set(wanted):
+            raise ModalignError(f"peft would change {sorted(set(changed) - set(wanted))[0]} too")
+        found = loaded(input_ids=ids).logits.float()
+    finally:
+        loaded.unload()
+        # peft marks the models it was in; the next use of this one shall not be warned about it
+        model.__dict__.pop("peft_config", None)
+    difference = float((found - expected).abs().max())
+    # Truncated on purpose: the logits differ, and the error says by how much. Else only rounding may.
+    coarse = torch.finfo(model.dtype).eps * 50
+    if error < _ROUNDING and difference > max(coarse, 1e-4) * max(float(plain.abs().max()), 1.0):
+        raise ModalignError(
+            f"peft's logits differ from those of model + patch by {difference:.2g}; nothing was written"
+        )
+    return difference
