@@ -1,117 +1,39 @@
-"""Numbers written for people: the one place where a figure becomes text.
-
-Units are decimal (1 MB is 1,000,000 bytes); unknown values are an en dash, the minus is U+2212.
-"""
+"""Numbers of a comparison written for people: those of ``pages.numbers``, and intervals."""
 
 from __future__ import annotations
 
-import math
-
 from modalign.comparison.results import Interval
+from modalign.pages.numbers import (
+    MINUS,
+    MISSING,
+    count,
+    flops,
+    names,
+    number,
+    p_value,
+    percent,
+    points,
+    scientific,
+    seconds,
+    size,
+)
 
-MISSING = "–"
-MINUS = "−"
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
-_COUNT_PREFIXES = ("", "k", "M", "B", "T")
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _digits(value: float) -> str:
-    """At least two significant digits and no more than one decimal: 3.4, 34, 340."""
-    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"
-
-
-def _scaled(value: float, prefixes: tuple[str, ...]) -> tuple[str, str]:
-    """Digits and prefix of a non-negative value; 999.6 k becomes 1 M."""
-    step = 0
-    while step + 1 < len(prefixes) and value >= 999.5:
-        value, step = value / 1000, step + 1
-    return _digits(value), prefixes[step]
-
-
-def _signed(text: str, value: float) -> str:
-    return MINUS + text if value < 0 else text
-
-
-def count(value: float | None) -> str:
-    """Parameters, samples, tokens: ``1.2 M``."""
-    if value is None or not _known(value):
-        return MISSING
-    digits, prefix = _scaled(abs(value), _COUNT_PREFIXES)
-    return _signed(f"{digits} {prefix}".strip(), value)
-
-
-def flops(value: float | None) -> str:
-    """Floating-point operations: ``34 TFLOPs``."""
-    if value is None or not _known(value):
-        return MISSING
-    digits, prefix = _scaled(abs(value), _PREFIXES)
-    return _signed(f"{digits} {prefix}FLOPs", value)
-
-
-def size(value: float | None) -> str:
-    """Bytes: ``512 MB``."""
-    if value is None or not _known(value):
-        return MISSING
-    digits, prefix = _scaled(abs(value), _PREFIXES)
-    return _signed(f"{digits} {prefix}B", value)
-
-
-def seconds(value: float | None) -> str:
-    """Durations: ``85 ms``, ``12.3 s``, ``14 min``, ``3.2 h``."""
-    if value is None or not _known(value):
-        return MISSING
-    amount = abs(value)
-    if amount == 0:
-        return "0 s"
-    if amount < 0.9995:
-        text = f"{_digits(amount * 1000)} ms"
-    elif amount < 119.95:
-        text = f"{amount:.1f} s"
-    elif amount < 7170:
-        text = f"{_digits(amount / 60)} min"
-    else:
-        text = f"{_digits(amount / 3600)} h"
-    return _signed(text, value)
-
-
-def percent(value: float | None) -> str:
-    """A share of one: ``71.3 %``."""
-    if value is None or not _known(value):
-        return MISSING
-    return _signed(f"{abs(value) * 100:.1f} %", round(value, 3))
-
-
-def points(value: float | None) -> str:
-    """A difference of two shares in percentage points, signed: ``+4.1``."""
-    if value is None or not _known(value):
-        return MISSING
-    rounded = round(value * 100, 1)
-    if rounded == 0:
-        return "0.0"
-    return f"{'+' if rounded > 0 else MINUS}{abs(rounded):.1f}"
-
-
-def number(value: float | None, decimals: int = 2) -> str:
-    """A plain number: ``3.18``."""
-    if value is None or not _known(value):
-        return MISSING
-    return _signed(f"{abs(value):.{decimals}f}", round(value, decimals))
-
-
-def scientific(value: float | None) -> str:
-    """A learning rate: ``0.001``, ``3e-05``."""
-    return f"{value:g}" if value is not None and _known(value) else MISSING
-
-
-def p_value(value: float | None) -> str:
-    """A probability: ``0.032``, ``< 0.001``."""
-    if value is None or not _known(value):
-        return MISSING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+__all__ = [
+    "MINUS",
+    "MISSING",
+    "count",
+    "flops",
+    "interval",
+    "names",
+    "number",
+    "p_value",
+    "percent",
+    "point_interval",
+    "points",
+    "scientific",
+    "seconds",
+    "size",
+]
 
 
 def interval(value: Interval | None) -> str:
@@ -127,10 +49,3 @@ def point_interval(value: Interval | None) -> str:
     if value is None:
         return MISSING
     return f"{points(value.value)} ({points(value.low)} to {points(value.high)})"
-
-
-def names(values: list[str]) -> str:
-    """A list in a sentence: ``a, b and c``."""
-    if len(values) < 2:
-        return "".join(values)
-    return f"{', '.join(values[:-1])} and {values[-1]}"

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modalign.comparison.results import Difference, Interval
+from modalign.evaluation.multiplicity import holm
 
 RESAMPLES = 2000
 ALPHA = 0.05
@@ -161,21 +162,6 @@ def p_value(replicates: Replicates, first: str, second: str) -> float:
     values = replicates.values[first] - replicates.values[second]
     tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
     return min(1.0, 2 * (1 + tail) / (len(values) + 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979), in the order given.
-
-    The smallest is multiplied by m, the next by m - 1 and so on; a later one is never smaller than
-    an earlier one, and none exceeds 1.
-    """
-    m = len(p_values)
-    adjusted = [1.0] * m
-    running = 0.0
-    for step, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (m - step) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
 
 
 def differences(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from modalign.comparison import format as fmt
 from modalign.comparison.report import view
 from modalign.comparison.report.plots import COSTS, pareto_front, ranked
 from modalign.comparison.results import Comparison
-
-esc = view.markdown_escape
+from modalign.pages.markdown import escape as esc
+from modalign.pages.markdown import table
 
 
 def render(comparison: Comparison) -> str:
@@ -27,12 +25,6 @@ def render(comparison: Comparison) -> str:
         _setting(comparison),
     )
     return "\n\n".join(part for section in sections for part in section) + "\n"
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are escaped already."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def _recommendation(comparison: Comparison) -> list[str]:

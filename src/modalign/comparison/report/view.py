@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -299,9 +298,3 @@ def setting_rows(comparison: Comparison) -> list[tuple[str, str]]:
 def failures(comparison: Comparison) -> list[MethodResult]:
     """Methods that gave no result."""
     return [m for m in ranked(comparison.methods) if m.status == "failed"]
-
-
-def markdown_escape(text: str) -> str:
-    """Text that stays text in a Markdown table: no markup, no HTML, no line ends."""
-    flat = html.escape(" ".join(text.split()), quote=False)
-    return "".join("\\" + c if c in "\\`*_[]|#!~" else c for c in flat)
