@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from modalign import __version__
-from modalign.cli import ask, compare, doctor, edit, evaluate, methods, options, starter, train
+from modalign.cli import ask, compare, doctor, edit, evaluate, methods, options, patch, starter, train
 from modalign.errors import ModalignError
 
 INTERRUPTED = 130  # 128 and the number of SIGINT
@@ -50,6 +50,7 @@ app.command(epilog=options.EXIT_CODES)(ask.ask)
 app.command(epilog=options.EXIT_CODES)(methods.methods)
 app.command(epilog=options.EXIT_CODES)(doctor.doctor)
 app.add_typer(edit.app, name="edit")
+app.add_typer(patch.app, name="patch")
 app.add_typer(starter.app, name="starter")
 
 

@@ -17,30 +17,36 @@ def ask(
         list[Path] | None, typer.Option("--image", help="Image file; repeat it for several.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    patch: options.Patches = None,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
-    """Ask a model about an image.
+    """Ask a model about an image, or any language model in text.
+
+    A language model without a chat template completes the question's text.
 
     **Examples**
 
     - `modalign ask runs/compare/best --image scene.png "which digit is on the left?"`
 
     - `modalign ask runs/compare/best "is seven even or odd?"`
+
+    - `modalign ask my-model --patch fix.safetensors "The capital of Australia is"`
     """
     from modalign.cli.console import print_json, quiet_libraries, stdout
     from modalign.data.images import open_image
     from modalign.data.records import Media
     from modalign.evaluation.generation import answer
-    from modalign.models.export import load_model
-    from modalign.training.parallel import device_named
+    from modalign.models.open import open_model, tokenizer_of
+    from modalign.patches import with_patches
 
     quiet_libraries()
-    loaded, processor = load_model(model)
-    loaded.to(device_named(device or "auto"))
+    loaded, processor = open_model(model, device=device or "auto")
+    patched = with_patches(loaded, tokenizer_of(processor), patch or [])
     images = [open_image(Media("image", path=str(path))) for path in image or []]
-    text = answer(loaded, processor, question, images, max_new_tokens)
+    text = answer(patched, processor, question, images, max_new_tokens)
     if json_output:
-        print_json({"question": question, "answer": text, "model": str(model)})
+        said = {"question": question, "answer": text, "model": str(model)}
+        print_json(said | {"patches": [str(path) for path in patch or []]})
     else:
         stdout.print(text, markup=False, highlight=False, soft_wrap=True)

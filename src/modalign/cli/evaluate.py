@@ -22,19 +22,14 @@ def evaluate(
         Path | None,
         typer.Option("--edits", help="With --task: the edits, as .json, .jsonl or .csv."),
     ] = None,
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--patch", help="Patch file to apply while evaluating; repeat it for several."
-        ),
-    ] = None,
+    patch: options.Patches = None,
     text: Annotated[
         Path | None,
         typer.Option("--text", help="With --task: held-out text for perplexity and drift."),
     ] = None,
-    generate: Annotated[
-        bool, typer.Option(help="With --task: also let the model answer freely.")
-    ] = True,
+    no_generate: Annotated[
+        bool, typer.Option("--no-generate", help="With --task: teacher-forced numbers only.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="With --task: of texts and intervals.")] = 0,
     out: Annotated[
         Path | None,
@@ -65,8 +60,7 @@ def evaluate(
     """
     from modalign.cli.evaluate_edits import check_options, evaluate_edits
 
-    others = {"--patch"} if patch else set()
-    check_options(task, data, edits, skip_broken, others | ({"--text"} if text else set()))
+    check_options(task, data, edits, skip_broken, {"--text"} if text else set())
     if task is not None and edits is not None:
         evaluate_edits(
             model,
@@ -76,7 +70,7 @@ def evaluate(
             text=text,
             out=out,
             limit=limit,
-            generate=generate,
+            generate=not no_generate,
             seed=seed,
             device=device,
             json_output=json_output,
@@ -84,18 +78,29 @@ def evaluate(
         return
     assert data is not None
     _evaluate_data(
-        model, data, out, batch_size, max_new_tokens, limit, skip_broken, device, json_output
+        model,
+        data,
+        out=out,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        skip_broken=skip_broken,
+        patches=patch or [],
+        device=device,
+        json_output=json_output,
     )
 
 
 def _evaluate_data(
     model: Path,
     data: str,
+    *,
     out: Path | None,
     batch_size: int,
     max_new_tokens: int,
     limit: int | None,
     skip_broken: str | None,
+    patches: list[Path],
     device: str | None,
     json_output: bool,
 ) -> None:
@@ -114,6 +119,7 @@ def _evaluate_data(
             limit=limit,
             skip_broken=skip_broken or "0%",
             device=device or "auto",
+            patches=patches,
             progress=progress,
         )
     if json_output:

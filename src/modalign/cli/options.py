@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,13 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 
 AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Also read weights that are a pickle (as weights only)."),
+]
+Patches = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--patch",
+        help="Patch file to put on top of the model; repeat it for several, lowest first.",
+    ),
 ]
 SkipBroken = Annotated[
     str | None, typer.Option("--skip-broken", help="Share of broken records to drop, e.g. 1%.")

@@ -18,12 +18,13 @@ from modalign.data.images import blank_like
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Message, Record
 from modalign.data.validation import validate
-from modalign.devices import device_named
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_conversations
 from modalign.evaluation.scoring import exchanged
 from modalign.files import write_atomically
-from modalign.models.export import conversation_of, load_model
+from modalign.models.export import conversation_of
+from modalign.models.open import open_model, tokenizer_of
+from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
 
 
@@ -54,6 +55,7 @@ class Evaluation(BaseModel):
     data: str
     harness: str
     generation: dict[str, Any]
+    patches: list[str] = []  # on top of the model, by name and hash
     skills: list[SkillRow]
     overall: SkillRow
 
@@ -81,6 +83,7 @@ def evaluate_model(
     limit: int | None = None,
     skip_broken: str = "0%",
     device: str = "auto",
+    patches: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
     """Answer a data file's questions with the right, a blank and somebody else's image.
@@ -94,14 +97,14 @@ def evaluate_model(
         limit: only the first records.
         skip_broken: share of broken records to drop.
         device: to answer on.
+        patches: patch files put on top of the model, its weights untouched.
         progress: told how far each of the three passes is.
 
     Raises:
         DataError: broken data, or none.
     """
-    model, processor = load_model(folder)
-    model.to(device_named(device))
-    model.eval()
+    loaded, processor = open_model(folder, device=device)
+    model = with_patches(loaded, tokenizer_of(processor), patches)
     records, _ = validate(read_records(data), skip_broken=skip_broken)
     records = records[:limit]
     if not records:
@@ -122,7 +125,9 @@ def evaluate_model(
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if out is not None:
         _write_outputs(out, records, outputs, right["right image"], settings)
-    return _tabulate(str(folder), data, records, right, settings)
+    found = _tabulate(str(folder), data, records, right, settings)
+    found.patches = [f"{each.patch.header.name} ({each.sha256})" for each in patches_of(model)]
+    return found
 
 
 def _tabulate(

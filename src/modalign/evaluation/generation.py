@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import ProcessorMixin
 
 from modalign.data.supervision import Sample
+from modalign.errors import UsageError
 from modalign.models.collation import Collator
 from modalign.models.export.probe import prepare
 
@@ -67,7 +69,13 @@ def answer_conversations(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Greedy answers of a saved model and its processor to chat messages with image parts."""
+    """Greedy answers of a saved model to chat messages with image parts.
+
+    A causal language model comes with its tokenizer for a processor; it answers text only, and
+    completes the text where the tokenizer has no chat template.
+    """
+    if not isinstance(processor, ProcessorMixin):
+        return _answer_texts(model, processor, conversations, max_new_tokens, batch_size, progress)
     answers: list[str] = []
     for start in range(0, len(conversations), batch_size):
         inputs = prepare(processor, list(conversations[start : start + batch_size]))
@@ -81,6 +89,62 @@ def answer_conversations(
         if progress:
             progress(len(answers), len(conversations))
     return answers
+
+
+def _answer_texts(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[list[dict[str, Any]]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[str]:
+    """Greedy answers of a causal language model; prompts of equal length together, no padding."""
+    prompts = [_text_ids(tokenizer, conversation) for conversation in conversations]
+    lengths: dict[int, list[int]] = {}
+    for index, ids in enumerate(prompts):
+        lengths.setdefault(len(ids), []).append(index)
+    answers, done = [""] * len(prompts), 0
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for members in lengths.values():
+        for start in range(0, len(members), batch_size):
+            chosen = members[start : start + batch_size]
+            batch = torch.tensor([prompts[index] for index in chosen], device=model.device)
+            made = model.generate(
+                input_ids=batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+            )
+            for index, new in zip(chosen, made[:, batch.shape[1] :], strict=True):
+                answers[index] = tokenizer.decode(new, skip_special_tokens=True).strip()
+            done += len(chosen)
+            if progress:
+                progress(done, len(prompts))
+    return answers
+
+
+def _text_ids(tokenizer: Any, conversation: list[dict[str, Any]]) -> list[int]:
+    """A conversation's token ids, up to where the answer begins."""
+    messages = []
+    for message in conversation:
+        parts = message["content"]
+        if any(part["type"] != "text" for part in parts):
+            raise UsageError("this model is a language model: it takes text, no images")
+        messages.append({**message, "content": "".join(part["text"] for part in parts)})
+    if tokenizer.chat_template is not None:
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=True
+        )
+        return list(rendered["input_ids"])
+    ids = list(tokenizer("\n".join(message["content"] for message in messages))["input_ids"])
+    special = set(tokenizer.all_special_ids)
+    while len(ids) > 1 and ids[-1] in special:  # some tokenizers end every text
+        ids.pop()
+    if not ids:
+        raise UsageError("the question has no tokens")
+    return ids
 
 
 def answer(

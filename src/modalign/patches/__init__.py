@@ -3,6 +3,7 @@
 from modalign.patches.apply import applied, apply_patch, patches_of, remove_patch, view
 from modalign.patches.compose import drop, keep, merge
 from modalign.patches.fit import check_tokenizer
+from modalign.patches.inspection import with_patches
 from modalign.patches.patch import Patch, PatchHeader
 from modalign.patches.storage import load_patch, save_patch
 
@@ -20,4 +21,5 @@ __all__ = [
     "remove_patch",
     "save_patch",
     "view",
+    "with_patches",
 ]

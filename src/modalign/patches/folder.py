@@ -22,11 +22,12 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import new_folder, replacing
 from modalign.patches.arithmetic import changed
-from modalign.patches.fit import check_order, check_removable, locate
+from modalign.patches.fit import check_order, check_removable, check_tokenizer, locate
 from modalign.patches.hashing import SHOWN, patch_hash, tensor_hash
 from modalign.patches.log import Applied, Log, TensorChange, now
 from modalign.patches.patch import Patch
@@ -67,7 +68,7 @@ def folder_status(folder: Path) -> FolderStatus:
 
 
 def apply_to_folder(
-    folder: Path, patches: Sequence[Patch], out: Path | None = None
+    folder: Path, patches: Sequence[Patch], out: Path | None = None, *, any_tokenizer: bool = False
 ) -> FolderStatus:
     """Apply patches to a model folder, on top of those that are in.
 
@@ -76,11 +77,15 @@ def apply_to_folder(
         patches: lowest first.
         out: the new folder; None to change ``folder`` itself, which must be a patched one already
             (it keeps the originals).
+        any_tokenizer: also apply what was computed for another tokenizer.
 
     Raises:
         UsageError: ``out`` exists, or ``folder`` would lose its only copy of the weights.
         DataError: a patch does not fit, or the folder is not what its log says.
     """
+    if not any_tokenizer:
+        for patch in patches:
+            PatchedFolder(folder).check_tokenizer(patch)
     if out is None:
         if not is_patched(folder):
             raise UsageError(
@@ -220,6 +225,19 @@ class PatchedFolder:
             problem = "means several of the patches" if fitting else "is none of the patches"
             raise UsageError(f"{reference!r} {problem} in {self.folder}: {names}")
         return fitting[0]
+
+    def check_tokenizer(self, patch: Patch) -> None:
+        """Refuse a patch for another tokenizer than the folder's."""
+        if patch.header.tokenizer is None:
+            return
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"the patch {patch.header.name!r} names the tokenizer it was computed for, and the one "
+                f"in {self.folder} cannot be loaded to compare: {str(error).splitlines()[0]}"
+            ) from error
+        check_tokenizer(patch, tokenizer)
 
     def touched_by(self, patches: Sequence[Patch]) -> set[str]:
         """The tensors of the files that patches change, once it is sure that they fit."""

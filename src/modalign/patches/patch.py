@@ -130,9 +130,10 @@ class EditRecord(BaseModel):
     target: str
     truth: str | None = None
     image: str | None = None
+    lookup: str | None = None  # how the lookup tokens were found: subject, last, visual
     steps: int | None = None  # evaluations of the value's optimisation
     probability: float | None = None  # of the target with the optimised value put in
-    written: float | None = None  # the target's probability with the patch applied
+    written: float | None = None  # the target's probability with the patch; least of its prompts
     value_norm: float | None = None  # |delta| / |initial value|
     warnings: tuple[str, ...] = ()
 
