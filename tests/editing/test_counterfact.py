@@ -120,7 +120,7 @@ def test_a_tie_is_a_failure_on_both_sides() -> None:
 
 def test_what_cannot_be_scored_is_said() -> None:
     model = tiny.language_model("llama", len(tokenizer("bytes")))
-    with pytest.raises(DataError, match="1 edits have no truth"):
+    with pytest.raises(DataError, match="none in 1 of 1 edits"):
         score_counterfact(model, tokenizer("bytes"), [edit(0, "English", None)])
     neighbours = (Neighbour("Jean speaks"), Neighbour("Al speaks", "English"))
     odd = edit(0, "English", "French", neighbours=neighbours)

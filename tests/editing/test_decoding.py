@@ -123,6 +123,6 @@ def test_generated_answers_are_read_per_kind() -> None:
     metrics = generation_metrics(asked, found, 2)
     assert metrics["free_neighbour"].n == 1
     assert metrics["free_neighbour"].value == 100 * found[1].prefix
-    assert "prefix match" in metrics["free_rewrite"].protocol
-    assert "exact match" in metrics["free_rewrite_exact"].protocol
+    assert metrics["free_rewrite"].protocol == "free generation, prefix"
+    assert metrics["free_rewrite_exact"].protocol == "free generation, exact"
     assert "free_paraphrase" not in metrics

@@ -105,7 +105,7 @@ def test_what_is_missing_is_said() -> None:
     pictured = [Edit("1", "", "This is", None, "English", "French", image="a.png")]
     with pytest.raises(UsageError, match="has an image"):
         evaluate_edits(model, tok, pictured, "counterfact")
-    with pytest.raises(DataError, match="no truth"):
+    with pytest.raises(DataError, match="there is none in 1 of 1 edits"):
         evaluate_edits(model, tok, [Edit("1", "Al", "Al is", 0, "x")], "counterfact")
 
 

@@ -82,7 +82,7 @@ def test_every_metric_equals_its_definition(family: str) -> None:
 
 def test_neighbours_without_an_answer_are_counted() -> None:
     scored = score_zsre(turned("llama"), tokenizer("bytes"), EDITS)
-    assert scored.notes == ["1 neighbours without an answer are not scored"]
+    assert scored.notes == ["neighbours without an answer, not scored: 1"]
     rows = zsre_rows(EDITS, scored, tokenizer("bytes"), scored)
     assert [len(row.prompts) for row in rows] == [3, 3, 2]
     last = rows[0].prompts[2]

@@ -156,5 +156,5 @@ def _table(result: EditEvaluation) -> object:
 
 
 def _number(metric: Metric, value: float) -> str:
-    small = metric.unit.startswith("nats")
-    return f"{value:.4f}" if small else f"{value:.1f}"
+    digits = 4 if metric.unit.startswith("nats") else 1
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.0

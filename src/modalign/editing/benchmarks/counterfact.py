@@ -69,8 +69,8 @@ def questions(edits: Sequence[Edit]) -> tuple[list[Asked], list[str]]:
     if bare:
         shown = ", ".join(bare[:5]) + (", ..." if len(bare) > 5 else "")
         raise DataError(
-            f"{len(bare)} edits have no truth, with which CounterFact's scores compare the target: "
-            f"{shown}. Fill it in, or use --task zsre."
+            "CounterFact's scores compare the target with the truth, and there is none in "
+            f"{len(bare)} of {len(edits)} edits: {shown}. Fill it in, or use --task zsre."
         )
     asked: list[Asked] = []
     unknown = same = 0
@@ -93,9 +93,9 @@ def questions(edits: Sequence[Edit]) -> tuple[list[Asked], list[str]]:
                 asked.append(Asked(number, "neighbour", question, answer))
     notes = []
     if unknown:
-        notes.append(f"{unknown} neighbours without an answer are not scored")
+        notes.append(f"neighbours without an answer, not scored: {unknown}")
     if same:
-        notes.append(f"{same} neighbours whose right answer is the edit's target are not scored")
+        notes.append(f"neighbours whose right answer is the edit's target, not scored: {same}")
     return asked, notes
 
 

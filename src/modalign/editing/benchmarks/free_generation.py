@@ -1,4 +1,4 @@
-"""Free generation: what the model says by itself after a prompt, greedily.
+"""Free generation: what the model says by itself after a prompt, always greedily.
 
 Teacher forcing shows a model its right beginning at every token and flatters it; here nothing is
 shown. Two readings of a continuation:
@@ -119,6 +119,6 @@ def generation_metrics(
     result = {}
     for name, values in columns.items():
         if not math.isnan(drawn[name][0]):
-            reading = "exact match" if name.endswith("_exact") else "prefix match"
-            result[name] = metric(drawn[name], count_known(values), f"{FREE}, greedy, {reading}")
+            reading = "exact" if name.endswith("_exact") else "prefix"
+            result[name] = metric(drawn[name], count_known(values), f"{FREE}, {reading}")
     return result

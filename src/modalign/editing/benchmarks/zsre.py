@@ -71,7 +71,7 @@ def questions(edits: Sequence[Edit]) -> tuple[list[Asked], list[str]]:
                 continue
             question = Question(neighbour.prompt, (neighbour.answer,))
             asked.append(Asked(number, "neighbour", question, neighbour.answer))
-    return asked, [f"{unknown} neighbours without an answer are not scored"] if unknown else []
+    return asked, [f"neighbours without an answer, not scored: {unknown}"] if unknown else []
 
 
 def score_zsre(

@@ -52,7 +52,7 @@ def read_edits(
     if conflicting == "first":
         edits, left_out = conflict_free(edits)
         if left_out:
-            tell(f"{file}: {left_out} edits left out that give a fact a second target")
+            tell(f"{file}: edits left out because they give a fact a second target: {left_out}")
     for first, later in repetitions(edits):
         tell(f"{later.source}: the same edit as {first.source}")
     return edits[:limit]
