@@ -45,7 +45,7 @@ def edit_records(job: Job, solved: Solved) -> tuple[EditRecord, ...]:
     written = _probabilities(job, solved.requests)
     near = _near_keys(job, solved)
     large = _absurd_norms(job, solved)
-    records = []
+    parts = []
     for number, request in enumerate(solved.requests):
         value = solved.values[number] if solved.values is not None else None
         warnings = []
@@ -60,7 +60,7 @@ def edit_records(job: Job, solved: Solved) -> tuple[EditRecord, ...]:
                 f"{written[number].probability:.2f}; a smaller lambda or fewer edits may help"
             )
         edit = request.edit
-        records.append(
+        parts.append(
             EditRecord(
                 id=edit.id,
                 subject=edit.subject,
@@ -68,14 +68,51 @@ def edit_records(job: Job, solved: Solved) -> tuple[EditRecord, ...]:
                 target=edit.target,
                 truth=edit.truth,
                 image=edit.image,
+                lookup=request.lookup,
                 steps=value.steps if value else None,
                 probability=value.probability if value else None,
                 written=written[number].probability,
                 value_norm=value.relative_norm if value else None,
-                warnings=(*warnings, *near.get(number, ()), *large.get(number, ())),
+                warnings=(*warnings, *near.get(number, ())),
             )
         )
-    return tuple(records)
+    return tuple(
+        _one_record([parts[number] for number in numbers], large.get(edit, []))
+        for edit, numbers in _by_edit(job.owners).items()
+    )
+
+
+def _by_edit(owners: Sequence[int]) -> dict[int, list[int]]:
+    """Numbers of the requests of each edit."""
+    found: dict[int, list[int]] = {}
+    for number, edit in enumerate(owners):
+        found.setdefault(edit, []).append(number)
+    return found
+
+
+def _one_record(parts: Sequence[EditRecord], more: Sequence[str]) -> EditRecord:
+    """The record of an edit whose text and picture were written apart: the worse of the two."""
+    warnings = [
+        f"{part.lookup}: {warning}" if len(parts) > 1 else warning
+        for part in parts
+        for warning in part.warnings
+    ]
+
+    def least(name: str) -> float | None:
+        return min((v for part in parts if (v := getattr(part, name)) is not None), default=None)
+
+    def most(name: str) -> float | None:
+        return max((v for part in parts if (v := getattr(part, name)) is not None), default=None)
+
+    update = {
+        "lookup": "; ".join(str(part.lookup) for part in parts),
+        "probability": least("probability"),
+        "written": least("written"),
+        "steps": most("steps"),
+        "value_norm": most("value_norm"),
+        "warnings": (*warnings, *more),
+    }
+    return parts[0].model_copy(update=update)
 
 
 @dataclass(frozen=True)
@@ -111,7 +148,7 @@ def _near_keys(job: Job, solved: Solved) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for first, second in close:
         a, b = solved.requests[first].edit, solved.requests[second].edit
-        if a.target == b.target:
+        if a is b or a.target == b.target:
             continue
         for mine, other in ((first, b), (second, a)):
             found.setdefault(mine, []).append(

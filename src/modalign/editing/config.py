@@ -6,7 +6,11 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from modalign.editing.asking import Template
 from modalign.editing.covariance import TOKENS
+from modalign.editing.lookups import LookupName
+from modalign.editing.multimodal.variants import MOST
+from modalign.editing.rewriting import ImageKeys, Rewriting, RewrittenRows
 from modalign.editing.values import ValueSettings
 from modalign.errors import UsageError
 
@@ -19,6 +23,16 @@ class EditConfig(BaseModel):
         depth: first and last layer as fractions of the model's depth.
         seed: of the contexts, and of the order of the text for statistics.
         batch_size: edits optimised together.
+        template: the form in which the model is asked: ``chat`` (its chat template), ``plain``, or
+            ``auto`` for that of ``modalign ask``.
+        lookup: the token an edit is written at: ``subject`` (its last token), ``last`` (of the
+            prompt), ``visual`` (the picture's last), or ``auto``: the subject where the text names
+            it, else the last.
+        rewrite: of an edit with a picture, rewrite ``both`` its text and its picture prompts, or only
+            one of them.
+        variants: of an edit's picture, besides itself.
+        image_keys: text and picture get keys and values of their ``own``, or a ``joint`` one.
+        image_share: with a joint key, what the picture's prompts count in the loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,6 +41,24 @@ class EditConfig(BaseModel):
     depth: tuple[float, float] = (3 / 28, 8 / 28)  # GPT-J's 3 to 8 of 28 (MEMIT, PMET)
     seed: int = 0
     batch_size: int = Field(default=16, ge=1)
+    template: Template = "auto"
+    lookup: LookupName = "auto"
+    rewrite: RewrittenRows = "both"
+    variants: int = Field(default=4, ge=0, le=MOST)
+    image_keys: ImageKeys = "own"
+    image_share: float = Field(default=0.5, gt=0, lt=1)
+
+    @property
+    def rewriting(self) -> Rewriting:
+        """What the rewriting prompts are."""
+        return Rewriting(
+            template=self.template,
+            lookup=self.lookup,
+            rows=self.rewrite,
+            variants=self.variants,
+            keys=self.image_keys,
+            image_share=self.image_share,
+        )
 
     @model_validator(mode="after")
     def _check(self) -> EditConfig:
@@ -62,7 +94,8 @@ class ValueConfig(EditConfig):
         decay: weight of the decay term.
         contexts: sentences put before the prompts; None for five that the model writes, an empty
             list for none.
-        tokens: of text for the key statistics, at most.
+        tokens: of text for the key statistics, at most; and of pictures' rows.
+        image_weight: alpha in C0 = C_text + alpha C_image, where pictures are given.
     """
 
     steps: int = Field(default=25, ge=1)
@@ -72,6 +105,7 @@ class ValueConfig(EditConfig):
     decay: float = Field(default=0.5, ge=0)
     contexts: tuple[str, ...] | None = None
     tokens: int = Field(default=TOKENS, ge=16)
+    image_weight: float = Field(default=1.0, ge=0)
 
     def value_settings(self, relax: bool = False) -> ValueSettings:
         """For the optimiser."""

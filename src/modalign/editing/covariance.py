@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +26,8 @@ from torch import Tensor, nn
 
 from modalign.editing.contexts import own_samples
 from modalign.editing.corpus import Corpus
-from modalign.editing.forward import StopForwardError
+from modalign.editing.forward import Inputs, Row, StopForwardError
 from modalign.editing.spec import ModelSpec, accepted, evaluating
-from modalign.editing.tokens import pad
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.patches.hashing import tensor_hash
@@ -105,10 +105,116 @@ def collect(
     )
 
 
+class RowSource(Protocol):
+    """Rows to take statistics of: prompts about pictures."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def sha256(self) -> str:
+        """Of everything the rows are made from, the model's own weights apart."""
+
+    def rows(self, start: int) -> Iterator[Row]:
+        """The rows from a number on, in an order that never changes."""
+
+
+def collect_rows(
+    spec: ModelSpec,
+    layers: Sequence[int],
+    source: RowSource,
+    *,
+    tokens: int = TOKENS,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Covariance:
+    """C0 over all tokens of rows with embeddings, picture and text tokens alike.
+
+    Args:
+        spec: the model, unedited.
+        layers: whose FFN projections are to be written.
+        source: of the rows.
+        tokens: how many to use at most.
+        cache: folder; None for :func:`cache_folder`.
+        progress: told the tokens done.
+
+    Raises:
+        DataError: fewer than 16 tokens.
+    """
+    below = _weights_below(spec, layers)
+    decoder = {id(parameter) for parameter in spec.layers.parameters()}
+    for name, parameter in spec.model.named_parameters():  # towers and connectors
+        if id(parameter) not in decoder:
+            below.update(f"{name} {tensor_hash(parameter)}\n".encode())
+    below.update(json.dumps([sorted(layers), source.sha256, tokens]).encode())
+    fingerprint = below.hexdigest()
+    file = (cache or cache_folder()) / "covariance" / f"{fingerprint}.safetensors"
+    sums = _Sums.read(file, spec, layers)
+    if not sums.complete:
+        _accumulate_rows(spec, source.rows(sums.documents), sums, file, tokens, progress)
+    if sums.tokens < 16:
+        raise DataError(f"{source.name}: only {sums.tokens} tokens beside pictures")
+    matrices = {layer: value / sums.tokens for layer, value in sums.values.items()}
+    return Covariance(matrices, sums.tokens, fingerprint, source.name)
+
+
+def combined(text: Covariance, pictures: Covariance, weight: float) -> Covariance:
+    """C0 = C_text + weight C_pictures: each is a mean over its own tokens."""
+    digest = hashlib.sha256(f"{text.fingerprint} {pictures.fingerprint} {weight!r}".encode())
+    return Covariance(
+        matrices={
+            layer: matrix + weight * pictures.matrices[layer]
+            for layer, matrix in text.matrices.items()
+        },
+        tokens=text.tokens + pictures.tokens,
+        fingerprint=digest.hexdigest(),
+        corpus=f"{text.corpus} + {weight:g} x {pictures.corpus}",
+    )
+
+
+def _accumulate_rows(
+    spec: ModelSpec,
+    rows: Iterator[Row],
+    sums: _Sums,
+    file: Path,
+    tokens: int,
+    progress: Progress | None,
+) -> None:
+    """As :func:`_accumulate`; ``sums.documents`` counts rows."""
+    saved = sums.tokens
+    batch: list[Row] = []
+    for row in chain(rows, (None,)):
+        full = row is None or (
+            batch and max(len(row), *map(len, batch)) * (len(batch) + 1) > BATCH_TOKENS
+        )
+        if batch and full:
+            sums.tokens += _add(spec, Inputs.of([r.with_target(spec) for r in batch], spec), sums)
+            sums.documents += len(batch)
+            batch = []
+            if progress:
+                progress("key statistics of pictures", min(sums.tokens, tokens), tokens)
+            if sums.tokens - saved >= SAVE_EVERY:
+                sums.write(file)
+                saved = sums.tokens
+        if row is None or sums.tokens + sum(map(len, batch)) >= tokens:
+            break
+        batch.append(row)
+    sums.complete = True
+    sums.write(file)
+
+
 def _fingerprint(
     spec: ModelSpec, layers: Sequence[int], corpus: Corpus | None, tokens: int, seed: int
 ) -> str:
-    """Hash of what C0 depends on: the last layer's own output projection is not among it."""
+    digest = _weights_below(spec, layers)
+    what = [sorted(layers), corpus.sha256 if corpus else "own", tokens, seed, LENGTH]
+    digest.update(json.dumps(what).encode())
+    return digest.hexdigest()
+
+
+def _weights_below(spec: ModelSpec, layers: Sequence[int]) -> Any:
+    """Hash of what keys depend on: the last layer's own output projection is not among it."""
     last = max(layers)
     digest = hashlib.sha256()
     inside = {id(p) for layer in spec.layers[: last + 1] for p in layer.parameters()}
@@ -126,9 +232,7 @@ def _fingerprint(
         if key != "_name_or_path"
     }
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    what = [sorted(layers), corpus.sha256 if corpus else "own", tokens, seed, LENGTH]
-    digest.update(json.dumps(what).encode())
-    return digest.hexdigest()
+    return digest
 
 
 @dataclass
@@ -206,7 +310,8 @@ def _accumulate(
     total = sum(map(len, documents))
     saved = sums.tokens
     for batch, after in _batches(documents, sums.documents):
-        counted = _add(spec, batch, sums)
+        rows = [Row(tuple(document), 0) for document in batch]
+        counted = _add(spec, Inputs.of(rows, spec), sums)
         sums.tokens += counted
         sums.documents = after
         if progress:
@@ -233,10 +338,9 @@ def _batches(documents: list[list[int]], start: int) -> list[tuple[list[list[int
     return batches
 
 
-def _add(spec: ModelSpec, batch: list[list[int]], sums: _Sums) -> int:
+def _add(spec: ModelSpec, inputs: Inputs, sums: _Sums) -> int:
     """Add the second moments of one batch; the model runs up to the last layer asked for."""
-    rows = pad(batch, spec.device)
-    real = rows.mask.bool()
+    real = inputs.mask.bool()
     last = max(sums.values)
 
     def note(layer: int) -> Any:
@@ -253,7 +357,6 @@ def _add(spec: ModelSpec, batch: list[list[int]], sums: _Sums) -> int:
         for layer in sums.values:
             handle = spec.projection(layer, "ffn").register_forward_pre_hook(note(layer))
             stack.callback(handle.remove)
-        inputs = {"attention_mask": rows.mask, "position_ids": rows.positions}
         with suppress(StopForwardError):
-            spec.language(input_ids=rows.ids, use_cache=False, **accepted(spec.language, inputs))
+            spec.language(use_cache=False, **accepted(spec.language, inputs.given))
     return int(real.sum())

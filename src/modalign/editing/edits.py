@@ -8,10 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A question that an edit must not touch: the full prompt, and its right answer where known."""
+    """A question that an edit must not touch: the full prompt, and its right answer where known.
+
+    With ``image``, the question is asked of that picture.
+    """
 
     prompt: str
     answer: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Edit:
         generation_prompts: prompts for free generation about the subject.
         reference_texts: texts about the new target, for the consistency score.
         image: path of a picture that shows the subject.
+        image_prompt: what is asked of the picture, where it differs from ``prompt`` ("which digit is
+            this?" beside "the digit {} is called").
+        other_images: further pictures of the subject: never used by an edit, only to measure it.
         protocol: which file it came from; decides how ``eval`` scores it.
         source: ``file:line`` for messages.
     """
@@ -46,8 +53,15 @@ class Edit:
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
     image: str | None = None
+    image_prompt: str | None = None
+    other_images: tuple[str, ...] = ()
     protocol: Literal["counterfact", "zsre", "plain"] = "plain"
     source: str = ""
+
+    @property
+    def asked_of_image(self) -> str:
+        """The question that goes with the picture."""
+        return self.image_prompt if self.image_prompt is not None else self.prompt
 
     @property
     def relation(self) -> str:

@@ -14,10 +14,18 @@ from transformers import PreTrainedModel
 
 from modalign.editing.contexts import sample_contexts
 from modalign.editing.corpus import Corpus
-from modalign.editing.covariance import Covariance, cache_folder, collect
+from modalign.editing.covariance import (
+    Covariance,
+    cache_folder,
+    collect,
+    collect_rows,
+    combined,
+)
 from modalign.editing.edits import Edit
 from modalign.editing.memory import check_statistics, fitting_batch
-from modalign.editing.requests import Request, tokenise
+from modalign.editing.multimodal.pictures import PictureRows, Pictures
+from modalign.editing.requests import Request, owners
+from modalign.editing.rewriting import Rewriter
 from modalign.editing.solve import Factor, factorise
 from modalign.editing.spec import ModelSpec, Site
 from modalign.editing.store import ValueStore, weights_hash
@@ -35,6 +43,7 @@ class Options:
 
     Attributes:
         corpus: text for the key statistics; None for what the model itself writes.
+        pictures: prompts about pictures for the key statistics; None for text alone.
         below: patches that are applied first, lowest first; the new one is for the model with them.
         cache: folder of statistics and values; None for the user's.
         resume: take up values that an interrupted run left.
@@ -43,6 +52,7 @@ class Options:
     """
 
     corpus: Corpus | None = None
+    pictures: Pictures | None = None
     below: tuple[Patch, ...] = ()
     cache: Path | None = None
     resume: bool = False
@@ -56,8 +66,8 @@ class Solved:
 
     Attributes:
         changes: by parameter name.
-        requests: the edits as they were run.
-        values: one per edit; None where a method has none (fine-tuning).
+        requests: the edits as they were run; an edit with a picture may have two.
+        values: one per request; None where a method has none (fine-tuning).
     """
 
     changes: Mapping[str, Change]
@@ -71,6 +81,7 @@ class Job:
 
     Attributes:
         spec, tokenizer: of the model.
+        rewriter: makes the edits' rows in the form in which the model is asked.
         edits: what to change.
         layers: to be written, ascending.
         seed, batch_size: as set.
@@ -79,10 +90,12 @@ class Job:
         below: takes the patches below back at the end.
         notes: what the patch's reader should know.
         contexts_used: the sentences before the prompts.
+        owners: for each request the number of its edit.
     """
 
     spec: ModelSpec
     tokenizer: Any
+    rewriter: Rewriter
     edits: Sequence[Edit]
     layers: tuple[int, ...]
     seed: int
@@ -92,6 +105,7 @@ class Job:
     below: ExitStack
     notes: list[str] = field(default_factory=list)
     contexts_used: tuple[str, ...] = ()
+    owners: tuple[int, ...] = ()
     _covariance: Covariance | None = None
     _factors: dict[int, Factor] = field(default_factory=dict)
 
@@ -124,10 +138,12 @@ class Job:
         return self.contexts_used
 
     def requests(self, contexts: Sequence[str]) -> list[Request]:
-        """The edits, tokenised."""
-        return [tokenise(self.tokenizer, edit, contexts) for edit in self.edits]
+        """The edits, tokenised; an edit with a picture may make two requests."""
+        found = self.rewriter.requests(self.edits, contexts)
+        self.owners = owners(found)
+        return found
 
-    def require_covariance(self, tokens: int) -> None:
+    def require_covariance(self, tokens: int, image_weight: float = 1.0) -> None:
         """Take the key statistics of the layers, on the pristine model."""
         check_statistics(self.spec, self.layers)
         self._covariance = collect(
@@ -140,12 +156,38 @@ class Job:
             cache=self.cache,
             progress=self.options.progress,
         )
+        self._add_pictures(tokens, image_weight)
         width = max(self.spec.input_width(layer) for layer in self.layers)
         if self._covariance.tokens < width:
             self.note(
                 f"key statistics of {self._covariance.tokens} tokens for keys of length {width}: "
                 "give more text"
             )
+
+    def _add_pictures(self, tokens: int, weight: float) -> None:
+        """C0 = C_text + weight C_image."""
+        assert self._covariance is not None
+        pictures = self.options.pictures
+        if pictures is None:
+            if any(edit.image for edit in self.edits):
+                self.note(
+                    "key statistics of text alone: what the model says of other pictures is not "
+                    "protected; give prompts about pictures"
+                )
+            return
+        found = collect_rows(
+            self.spec,
+            self.layers,
+            PictureRows(pictures, self.rewriter.asking, self.rewriter.eyes),
+            tokens=tokens,
+            cache=self.cache,
+            progress=self.options.progress,
+        )
+        self._covariance = combined(self._covariance, found, weight)
+        self.notes.append(
+            f"key statistics: C0 = C_text + {weight:g} C_image, of {self._covariance.tokens} tokens "
+            f"({self._covariance.corpus})"
+        )
 
     def start(self) -> None:
         """Apply the patches below this one: from here on the weights are theirs.

@@ -26,6 +26,7 @@ class Request:
         target: ids of the new answer.
         kl: the row on which the model must stay what it is, read at its lookup token; None for an
             edit whose subject is not in the text.
+        lookup: names of the strategies that found the lookup tokens, for the record.
     """
 
     edit: Edit
@@ -34,6 +35,7 @@ class Request:
     shares: tuple[float, ...]
     target: tuple[int, ...]
     kl: Row | None
+    lookup: str = "subject"
 
     @property
     def continued(self) -> Row:
@@ -45,6 +47,17 @@ class Request:
     def reach(self) -> int:
         """Tokens from the lookup token to the last one that predicts, in the longest prompt."""
         return max(len(row) - row.lookup for row in self.prompts) + len(self.target) - 1
+
+
+def owners(requests: Sequence[Request]) -> tuple[int, ...]:
+    """Number of each request's edit; the requests of one edit follow each other."""
+    numbers: list[int] = []
+    before: Edit | None = None
+    for request in requests:
+        same = before is not None and request.edit is before
+        numbers.append((numbers[-1] if numbers else -1) + (not same))
+        before = request.edit
+    return tuple(numbers)
 
 
 def tokenise(tokenizer: Any, edit: Edit, contexts: Sequence[str]) -> Request:

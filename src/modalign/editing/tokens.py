@@ -73,12 +73,27 @@ def encode_prompt(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed "
             "to find the subject's last token"
         )
-    last = subject_at + len(subject.rstrip()) - 1
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: len(ids)]
+    return Prompt(ids, end_of(subject, subject_at, offsets, text), text)
+
+
+def end_of(subject: str, at: int, offsets: Sequence[tuple[int, int]], text: str) -> int:
+    """Position of a subject's last token.
+
+    Args:
+        subject: as it stands in the text.
+        at: offset of its first character.
+        offsets: per token its first character and the one after its last.
+        text: for the message.
+
+    Raises:
+        DataError: no token covers it.
+    """
+    last = at + len(subject.rstrip()) - 1
     covering = [i for i, (start, end) in enumerate(offsets) if start <= last < end]
     if not covering:
         raise DataError(f"no token covers the end of {subject!r} in {text!r}")
-    return Prompt(ids, covering[-1], text)
+    return covering[-1]
 
 
 def _without_end(tokenizer: Any, ids: Sequence[int]) -> tuple[int, ...]:
@@ -90,7 +105,9 @@ def _without_end(tokenizer: Any, ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(ids[:end])
 
 
-def encode_target(tokenizer: Any, target: str, prompt: str) -> tuple[int, ...]:
+def encode_target(
+    tokenizer: Any, target: str, prompt: str, joint: str | None = None
+) -> tuple[int, ...]:
     """Tokenise an answer as the continuation of a prompt: with the joining space, without specials.
 
     Args:
@@ -98,13 +115,15 @@ def encode_target(tokenizer: Any, target: str, prompt: str) -> tuple[int, ...]:
         target: the answer, without leading space.
         prompt: the text it continues; a space is put between unless it already ends in one, or
             either side of the joint is written without spaces (Chinese, Japanese, Thai ...).
+        joint: what stands between the two instead, where a chat template says so.
 
     Raises:
         DataError: no tokenisation reads back as the target.
     """
     if not target.strip():
         raise DataError(f"the target of {prompt!r} is empty")
-    joint = "" if _unspaced(prompt, target) else " "
+    if joint is None:
+        joint = "" if _unspaced(prompt, target) else " "
     wanted = joint + target
     anchor = "a" if joint else "\n"
     anchored = _plain(tokenizer, anchor + wanted)

@@ -55,7 +55,7 @@ class AlphaEdit(ClosedForm):
     def solve(self, job: Job, layer: int, keys: Tensor, residuals: Tensor) -> SolvedChange:
         """See :class:`ClosedForm`."""
         earlier = job.earlier_keys(layer)
-        edits = tuple(range(keys.shape[1])) + (-1,) * earlier.shape[1]
+        edits = job.owners + (-1,) * earlier.shape[1]
         both = torch.cat([keys, earlier], dim=1)
         basis = null_space(job.covariance.matrices[layer], self.config.null_threshold)
         job.note(f"layer {layer}: null space of {basis.shape[1]} of {len(keys)} directions")

@@ -18,9 +18,11 @@ from modalign.editing.checks import edit_records
 from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
 from modalign.editing.job import Job, Options, Solved
+from modalign.editing.rewriting import Rewriter
 from modalign.editing.spec import ModelSpec
 from modalign.editing.weights import changing
 from modalign.errors import UsageError
+from modalign.models.open import tokenizer_of
 from modalign.patches.hashing import patch_hash, tensor_hash, tokenizer_hash
 from modalign.patches.patch import BaseTensor, Patch, PatchHeader
 
@@ -50,7 +52,7 @@ class Method(ABC):
     def compute(
         self,
         model: PreTrainedModel,
-        tokenizer: Any,
+        reader: Any,
         edits: Sequence[Edit],
         *,
         options: Options | None = None,
@@ -61,7 +63,8 @@ class Method(ABC):
         Args:
             model: a causal LM, or a multimodal model whose language part is edited; it is the same
                 bit for bit afterwards, whatever happens.
-            tokenizer: the model's.
+            reader: the model's tokenizer; its processor where edits have pictures, or where the model
+                is asked through its processor's chat template.
             edits: what to change, validated.
             options: text for statistics, patches below, caches, progress.
             name: of the patch.
@@ -74,10 +77,12 @@ class Method(ABC):
             raise UsageError("there are no edits")
         options = options or Options()
         spec = ModelSpec.detect(model)
+        tokenizer = tokenizer_of(reader)
         with ExitStack() as below, changing(model) as weights:
             job = Job(
                 spec=spec,
                 tokenizer=tokenizer,
+                rewriter=Rewriter(spec, reader, self.config.rewriting),
                 edits=edits,
                 layers=self.config.layers_of(spec.depth),
                 seed=self.config.seed,
@@ -98,7 +103,8 @@ class Method(ABC):
             after=tuple(patch_hash(patch) for patch in options.below),
             tokenizer=tokenizer_hash(tokenizer),
             covariance=job.fingerprint,
-            settings=self.config.model_dump(mode="json") | {"layers": list(job.layers)},
+            settings=self.config.model_dump(mode="json")
+            | {"layers": list(job.layers), "template": job.rewriter.asking.template},
             seed=self.config.seed,
             contexts=job.contexts_used,
             edits=records,

@@ -50,7 +50,7 @@ class ClosedForm(Method):
         """See :class:`Method`."""
         layers = job.layers
         requests = job.requests(self._contexts(job))
-        job.require_covariance(self.config.tokens)
+        job.require_covariance(self.config.tokens, self.config.image_weight)
         job.start()
         values = job.values(
             layers[-1], self.sites, self.config.value_settings(self.relax), requests

@@ -22,4 +22,4 @@ class Ridge(ClosedForm):
         """See :class:`ClosedForm`."""
         weight = self.config.weight(len(keys))
         dual = job.factor(layer).solve(keys) / weight
-        return SolvedChange(keys, dual, residuals, tuple(range(keys.shape[1])))
+        return SolvedChange(keys, dual, residuals, job.owners)

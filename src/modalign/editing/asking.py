@@ -1,0 +1,211 @@
+"""How a model is asked: a prompt as it stands, or as the user's message in the model's chat template.
+
+An edit must hold where the model is used. A model that ``modalign ask`` addresses through its chat
+template sees a prompt between the template's marks, and its answer starts where the template says so:
+there the prompt is tokenised, there the subject is found, there the target begins. Special tokens come
+from the template or from the tokenizer, never from both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL.Image import Image
+
+from modalign.editing.tokens import encode_prompt, encode_target, end_of
+from modalign.errors import DataError, UsageError
+from modalign.models.open import tokenizer_of
+
+Template = Literal["auto", "chat", "plain"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as the model reads it.
+
+    Attributes:
+        ids: token ids, placeholders of a picture among them; they end where the answer begins.
+        subject: position of the subject's last token; None where the text does not name it.
+        picture: position of the last placeholder; None without a picture.
+        inputs: with a picture, what the whole model is called with.
+    """
+
+    ids: tuple[int, ...]
+    subject: int | None
+    picture: int | None = None
+    inputs: dict[str, Any] | None = None
+
+
+class Asking:
+    """The form in which one model is asked.
+
+    Args:
+        reader: the model's tokenizer, or its processor where it takes pictures.
+        template: ``chat`` for its chat template, ``plain`` for prompts as they stand; ``auto`` for
+            what ``modalign ask`` does: the chat template of a model that takes pictures, where it has
+            one; a causal language model continues the prompt as it stands.
+
+    Raises:
+        UsageError: ``chat`` without a chat template.
+    """
+
+    def __init__(self, reader: Any, template: Template = "auto") -> None:
+        self.reader = reader
+        self.tokenizer: Any = tokenizer_of(reader)
+        self.takes_pictures = self.tokenizer is not reader
+        has_template = any(
+            getattr(part, "chat_template", None) for part in (reader, self.tokenizer)
+        )
+        if template == "chat" and not has_template:
+            raise UsageError(f"{type(reader).__name__} has no chat template; use --template plain")
+        self.chat = template == "chat" or (
+            template == "auto" and self.takes_pictures and has_template
+        )
+
+    @property
+    def template(self) -> Template:
+        """``chat`` or ``plain``."""
+        return "chat" if self.chat else "plain"
+
+    def text(self, prompt: str, subject: str = "", subject_at: int | None = None) -> Asked:
+        """A prompt without a picture.
+
+        Raises:
+            DataError: the subject is not where it should be, or the template does not hold the prompt.
+        """
+        if not self.chat:
+            plain = encode_prompt(self.tokenizer, prompt, subject, subject_at)
+            return Asked(plain.ids, plain.lookup if subject else None)
+        rendered = self._rendered(prompt, pictures=0)
+        at = self._place(rendered, prompt, subject, subject_at)
+        ids, found = self._encoded(rendered, subject, at)
+        return Asked(ids, found)
+
+    def picture(
+        self, prompt: str, image: Image, subject: str = "", subject_at: int | None = None
+    ) -> Asked:
+        """A prompt about one picture, which stands before it.
+
+        Raises:
+            UsageError: the model takes no pictures.
+            DataError: as for :meth:`text`.
+        """
+        if not self.takes_pictures:
+            raise UsageError(
+                f"{type(self.reader).__name__} reads no pictures; give the processor of a model that "
+                "does, or leave the edits' images out"
+            )
+        rendered = self._rendered(prompt, pictures=1)
+        inputs = self._with_picture(prompt, rendered, image)
+        ids = tuple(inputs["input_ids"][0].tolist())
+        place = self._placeholder()
+        places = [position for position, token in enumerate(ids) if token == place]
+        if not places:
+            raise DataError(
+                f"{type(self.reader).__name__} put no placeholder into {rendered!r}; the template "
+                "does not say where the picture stands"
+            )
+        found = None
+        if subject:
+            at = self._place(rendered, prompt, subject, subject_at)
+            short, position = self._encoded(rendered, subject, at)
+            assert position is not None
+            found = _expanded(short, ids, position, prompt)
+        return Asked(ids, found, places[-1], inputs)
+
+    def target(self, target: str, prompt: str) -> tuple[int, ...]:
+        """Ids of an answer where the model's own answers begin."""
+        if not self.chat:
+            return encode_target(self.tokenizer, target, prompt)
+        before = self._rendered(prompt, pictures=0)
+        whole = self._rendered(prompt, pictures=0, answer=target)
+        rest = whole[len(before) :] if whole.startswith(before) else target
+        # What the template writes between its mark and the answer belongs to the answer.
+        joint = rest[: rest.find(target)] if target in rest else ""
+        return encode_target(self.tokenizer, target, prompt, joint)
+
+    def _rendered(self, prompt: str, pictures: int, answer: str | None = None) -> str:
+        if not self.chat:
+            mark = getattr(self.reader, "image_token", "<image>")
+            return f"{mark}\n" * pictures + prompt
+        messages = [self._message("user", prompt, [{"type": "image"}] * pictures)]
+        if answer is not None:
+            messages.append(self._message("assistant", answer, []))
+        whose = self.reader if getattr(self.reader, "chat_template", None) else self.tokenizer
+        text: str = whose.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=answer is None
+        )
+        return text
+
+    def _message(self, role: str, text: str, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        if not self.takes_pictures:
+            return {"role": role, "content": text}
+        return {"role": role, "content": [*before, {"type": "text", "text": text}]}
+
+    def _place(
+        self, rendered: str, prompt: str, subject: str, subject_at: int | None
+    ) -> int | None:
+        """Offset of the subject in the rendered text."""
+        start = rendered.rfind(prompt)
+        if start < 0:
+            raise DataError(f"the chat template does not keep the prompt {prompt!r} as it is")
+        if not subject:
+            return None
+        if subject_at is None or prompt[subject_at : subject_at + len(subject)] != subject:
+            raise DataError(f"the subject {subject!r} is not at offset {subject_at} of {prompt!r}")
+        return start + subject_at
+
+    def _encoded(
+        self, rendered: str, subject: str, at: int | None
+    ) -> tuple[tuple[int, ...], int | None]:
+        """Ids of a rendered text, and the position of the subject's last token."""
+        wanted = {"add_special_tokens": self._adds_specials(rendered)}
+        if at is None:
+            return tuple(self.tokenizer(rendered, **wanted)["input_ids"]), None
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise DataError(
+                f"{type(self.tokenizer).__name__} gives no character offsets; a fast tokenizer is "
+                "needed to find the subject's last token"
+            )
+        encoded = self.tokenizer(rendered, return_offsets_mapping=True, **wanted)
+        return tuple(encoded["input_ids"]), end_of(subject, at, encoded["offset_mapping"], rendered)
+
+    def _adds_specials(self, rendered: str) -> bool:
+        """As transformers does: a processor's tokenizer adds its own unless the text begins with one."""
+        if self.chat and not self.takes_pictures:
+            return False
+        bos = getattr(self.tokenizer, "bos_token", None)
+        return not (bos and rendered.startswith(bos))
+
+    def _with_picture(self, prompt: str, rendered: str, image: Image) -> dict[str, Any]:
+        if not self.chat:
+            return dict(self.reader(text=[rendered], images=[image], return_tensors="pt"))
+        message = self._message("user", prompt, [{"type": "image", "image": image}])
+        return dict(
+            self.reader.apply_chat_template(
+                [message],
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        )
+
+    def _placeholder(self) -> int:
+        found = getattr(self.reader, "image_token_id", None)
+        if found is None:
+            mark = getattr(self.reader, "image_token", "<image>")
+            found = self.tokenizer.convert_tokens_to_ids(mark)
+        return int(found)
+
+
+def _expanded(short: tuple[int, ...], ids: tuple[int, ...], position: int, prompt: str) -> int:
+    """Where a token of the text stands once the picture's one mark has become its placeholders."""
+    after = len(short) - position
+    if ids[-after:] == short[position:]:
+        return len(ids) - after
+    if ids[: position + 1] == short[: position + 1]:
+        return position
+    raise DataError(f"the subject of {prompt!r} cannot be found beside the picture's placeholders")

@@ -1,0 +1,61 @@
+"""Pictures that show the same: slightly shifted, scaled, brightened.
+
+Nothing here turns a picture over or cuts it: a flipped digit is another digit, and a cut may lose what
+the edit is about. The variants are the same in every run.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+from PIL import Image, ImageEnhance
+
+# scale, shift right and down (as shares of width and height), brightness, contrast
+_VARIANTS = (
+    (1.00, 0.03, 0.00, 1.00, 1.00),
+    (1.00, -0.03, 0.03, 1.10, 1.00),
+    (0.95, 0.00, 0.00, 1.00, 0.85),
+    (1.05, 0.00, -0.02, 0.90, 1.15),
+    (0.97, 0.02, 0.03, 1.05, 1.10),
+    (1.00, -0.02, -0.03, 0.95, 0.90),
+    (1.03, -0.03, 0.00, 1.10, 0.95),
+    (0.95, 0.03, -0.03, 0.90, 1.05),
+)
+MOST = len(_VARIANTS)
+
+
+def variants(image: Image.Image, count: int) -> list[Image.Image]:
+    """The first ``count`` variants of an RGB picture, the picture itself not among them."""
+    return [_varied(image, *what) for what in _VARIANTS[:count]]
+
+
+def _varied(
+    image: Image.Image, scale: float, right: float, down: float, brightness: float, contrast: float
+) -> Image.Image:
+    width, height = image.size
+    # The affine map takes places of the result to places of the source.
+    x = width / 2 - (width / 2 + right * width) / scale
+    y = height / 2 - (height / 2 + down * height) / scale
+    moved = image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (1 / scale, 0, x, 0, 1 / scale, y),
+        resample=Image.Resampling.BICUBIC,
+        fillcolor=_border(image),
+    )
+    return ImageEnhance.Contrast(ImageEnhance.Brightness(moved).enhance(brightness)).enhance(
+        contrast
+    )
+
+
+def _border(image: Image.Image) -> tuple[int, int, int]:
+    """The usual colour along the edges: what a moved picture leaves behind it."""
+    width, height = image.size
+    edge = [(x, y) for x in range(width) for y in (0, height - 1)]
+    edge += [(x, y) for y in range(height) for x in (0, width - 1)]
+    colours = [image.getpixel(place) for place in edge]
+    red, green, blue = (
+        int(median(colour[band] for colour in colours))  # type: ignore[index]
+        for band in range(3)
+    )
+    return red, green, blue

@@ -1,0 +1,165 @@
+"""An edit's rewriting prompts: its text bare and in contexts, its picture and variants of the picture.
+
+Text and picture rows of one edit either share one value and one averaged key (``joint``), or the
+edit is written twice, with a value and a key of its own for each (``own``): the same algebra, with two
+columns for one edit. A text row and a picture row have little in common at the lookup token, so the
+mean of their keys fits neither; ``own`` is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modalign.data.images import open_image
+from modalign.data.records import Media
+from modalign.editing.asking import Asking, Template
+from modalign.editing.edits import Edit
+from modalign.editing.forward import Row
+from modalign.editing.lookups import LookupName, SubjectToken, look_up
+from modalign.editing.multimodal.eyes import Eyes
+from modalign.editing.multimodal.variants import variants
+from modalign.editing.requests import KL_PROMPT, Request
+from modalign.editing.spec import ModelSpec
+from modalign.errors import UsageError
+
+ImageKeys = Literal["own", "joint"]
+RewrittenRows = Literal["both", "text", "image"]
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """What the rewriting prompts of edits are.
+
+    Attributes:
+        template: see :class:`Asking`.
+        lookup: see :func:`look_up`.
+        rows: which prompts of an edit with a picture are used; an edit without a picture, or without
+            a subject in its text, has one kind only.
+        variants: of the picture, besides itself.
+        keys: one key for text and picture together, or one each.
+        image_share: with joint keys, what the picture's prompts count in the loss.
+    """
+
+    template: Template = "auto"
+    lookup: LookupName = "auto"
+    rows: RewrittenRows = "both"
+    variants: int = 4
+    keys: ImageKeys = "own"
+    image_share: float = 0.5
+
+
+class Rewriter:
+    """Makes the requests of edits for one model."""
+
+    def __init__(self, spec: ModelSpec, reader: Any, settings: Rewriting) -> None:
+        self.asking = Asking(reader, settings.template)
+        self.settings = settings
+        self.spec = spec
+        self._eyes: Eyes | None = None
+
+    @property
+    def eyes(self) -> Eyes:
+        """Reads the pictures; made when the first one comes."""
+        if self._eyes is None:
+            self._eyes = Eyes(self.spec)
+        return self._eyes
+
+    def requests(self, edits: Iterable[Edit], contexts: Sequence[str]) -> list[Request]:
+        """One request per edit, or two where text and picture have keys of their own."""
+        return [request for edit in edits for request in self.of(edit, contexts)]
+
+    def of(self, edit: Edit, contexts: Sequence[str]) -> list[Request]:
+        """The requests of one edit.
+
+        Raises:
+            DataError: the subject cannot be found, or the picture not be opened.
+            UsageError: the model takes no pictures, or nothing is left to rewrite.
+        """
+        wanted = self.settings.rows
+        named = bool(edit.subject) or edit.image is None
+        text = named and (wanted != "image" or edit.image is None)
+        picture = edit.image is not None and (wanted != "text" or not named)
+        if not text and not picture:
+            raise UsageError(f"{_where(edit)}: neither text nor picture to rewrite")
+        parts = []
+        if text:
+            parts.append(self._text(edit, contexts))
+        if picture:
+            parts.append(self._picture(edit))
+        if len(parts) == 2 and self.settings.keys == "joint":
+            return [_joined(parts[0], parts[1], self.settings.image_share)]
+        return parts
+
+    def _text(self, edit: Edit, contexts: Sequence[str]) -> Request:
+        rows, lookup = [], SubjectToken.name
+        for context in ("", *contexts):
+            before = f"{context}. " if context else ""
+            at = None if edit.subject_at is None else edit.subject_at + len(before)
+            asked = self.asking.text(before + edit.prompt, edit.subject, at)
+            position, strategy = look_up(asked, self.settings.lookup, _where(edit))
+            rows.append(Row(asked.ids, position))
+            lookup = strategy.name
+        return Request(
+            edit=edit,
+            prompts=tuple(rows),
+            groups=(0, *[1] * len(contexts)),
+            shares=(1 / len(rows),) * len(rows),
+            target=self.asking.target(edit.target, edit.prompt),
+            kl=self._kl(edit) if lookup == SubjectToken.name else None,
+            lookup=lookup,
+        )
+
+    def _kl(self, edit: Edit) -> Row | None:
+        """What the model says of the subject in general, where the value is put on the subject.
+
+        At the last token of a prompt the value is the answer itself: there is nothing to keep.
+        """
+        if not edit.subject:
+            return None
+        asked = self.asking.text(KL_PROMPT.replace("{}", edit.subject), edit.subject, 0)
+        assert asked.subject is not None
+        return Row(asked.ids, asked.subject)
+
+    def _picture(self, edit: Edit) -> Request:
+        assert edit.image is not None
+        prompt = edit.asked_of_image
+        # Another question than the text's names the subject nowhere that we know of.
+        at = edit.subject_at if edit.image_prompt is None else None
+        subject = edit.subject if at is not None else ""
+        image = open_image(Media("image", path=edit.image))
+        rows, lookup = [], ""
+        for shown in (image, *variants(image, self.settings.variants)):
+            asked = self.asking.picture(prompt, shown, subject, at)
+            position, strategy = look_up(asked, self.settings.lookup, _where(edit))
+            rows.append(self.eyes.row(asked, position))
+            lookup = strategy.name
+        return Request(
+            edit=edit,
+            prompts=tuple(rows),
+            groups=(0, *[1] * (len(rows) - 1)),
+            shares=(1 / len(rows),) * len(rows),
+            target=self.asking.target(edit.target, prompt),
+            kl=None,
+            lookup=f"image: {lookup}",
+        )
+
+
+def _joined(text: Request, picture: Request, share: float) -> Request:
+    """Both kinds of rows for one value and one key."""
+    groups = max(text.groups) + 1
+    return Request(
+        edit=text.edit,
+        prompts=text.prompts + picture.prompts,
+        groups=text.groups + tuple(groups + group for group in picture.groups),
+        shares=tuple(s * (1 - share) for s in text.shares)
+        + tuple(s * share for s in picture.shares),
+        target=text.target,
+        kl=text.kl,
+        lookup=f"{text.lookup}; {picture.lookup}",
+    )
+
+
+def _where(edit: Edit) -> str:
+    return edit.source or f"edit {edit.id}"
