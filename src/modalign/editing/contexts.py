@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modalign.editing.spec import ModelSpec, accepted, evaluating
+from modalign.errors import ModalignError
 
 STARTS = ("The", "Therefore", "Because", "I", "You")  # of MEMIT's released code
 TOP_K = 5
@@ -60,6 +61,11 @@ def sample(spec: ModelSpec, ids: Tensor, count: int, generator: torch.Generator)
             )
             cache = output.past_key_values
             best = output.logits[:, -1].float().topk(TOP_K)
+            if not best.values.isfinite().all():
+                raise ModalignError(
+                    "the model's logits are not finite: its weights hold NaN or infinity, or its "
+                    "half precision overflows (try --dtype float32)"
+                )
             # Drawn on the CPU: the same seed gives the same text on every device.
             chosen = torch.multinomial(best.values.softmax(-1).cpu(), 1, generator=generator)
             current = best.indices.gather(1, chosen.to(ids.device))

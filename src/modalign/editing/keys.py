@@ -14,11 +14,13 @@ from modalign.editing.spec import ModelSpec, Site
 ROWS_AT_ONCE = 256
 
 
-def read_keys(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> Tensor:
+def read_keys(
+    spec: ModelSpec, layer: int, requests: Sequence[Request], *, grouped: bool = True
+) -> Tensor:
     """Keys of all edits at a layer with the weights as they are, (d_in, n) in float64.
 
     A key is the input of the FFN's output projection at the lookup token, averaged within each group
-    of prompts and then over the groups.
+    of prompts and then over the groups (MEMIT, PMET), or plainly over all prompts (ROME).
     """
     rows = [row for request in requests for row in request.prompts]
     states = _read(spec, rows, layer, "ffn", "input")
@@ -26,8 +28,8 @@ def read_keys(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> Tenso
     for request in requests:
         mine = states[start : start + len(request.prompts)]
         start += len(request.prompts)
-        groups = torch.tensor(request.groups)
-        means = [mine[groups == group].mean(0) for group in sorted(set(request.groups))]
+        groups = torch.tensor(request.groups) if grouped else torch.zeros(len(mine))
+        means = [mine[groups == group].mean(0) for group in groups.unique()]
         keys.append(torch.stack(means).mean(0))
     return torch.stack(keys, dim=1)
 

@@ -18,7 +18,7 @@ from modalign.errors import ModalignError
 
 RIDGE = 1e-10  # of C0's mean diagonal; grows tenfold until the factorisation stands
 LARGEST_RIDGE = 1e-2
-ILL_CONDITIONED = 1e14
+ILL_CONDITIONED = 1e8  # of the factor's diagonal, squared; the true number is larger
 
 
 class SolveError(ModalignError):
@@ -45,7 +45,10 @@ class Factor:
 
 
 def factorise(covariance: Tensor) -> Factor:
-    """Factor C0 (d_in, d_in), with a ridge where it is not positive definite.
+    """Factor C0 (d_in, d_in), with a ridge where it is not, or hardly, positive definite.
+
+    With fewer kinds of keys than dimensions C0 is singular (the first FFN of a parallel block sees the
+    token alone), and an update would live in what rounding left of its empty directions.
 
     Raises:
         SolveError: C0 is not finite, or no ridge up to a hundredth of its diagonal helps.
@@ -61,7 +64,7 @@ def factorise(covariance: Tensor) -> Factor:
         if not failed:
             diagonal = lower.diagonal()
             condition = float((diagonal.max() / diagonal.min()) ** 2)
-            if condition < ILL_CONDITIONED or ridge > 0:
+            if condition < ILL_CONDITIONED:
                 return Factor(lower, ridge, condition)
         ridge = RIDGE if ridge == 0 else ridge * 10
         if ridge > LARGEST_RIDGE or scale <= 0:

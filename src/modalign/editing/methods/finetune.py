@@ -79,7 +79,7 @@ class FT(Method):
 
     def _train(self, job: Job, requests: list[Request], weights: dict[str, nn.Parameter]) -> None:
         """Trains float32 copies where the weights are in half precision: its steps are small."""
-        originals = {name: p.detach().to(job.spec.exact) for name, p in weights.items()}
+        originals = {name: p.detach().to(job.spec.exact, copy=True) for name, p in weights.items()}
         masters = {name: value.clone() for name, value in originals.items()}
         for parameter in weights.values():
             parameter.requires_grad_(True)

@@ -55,7 +55,7 @@ class ROME(Method):
         layer = job.layers[-1]
         job.layers = (layer,)
         requests = job.requests(job.contexts(self.config.contexts))
-        job.require_covariance(self.config.tokens)
+        job.require_covariance(self.config.tokens, self.config.image_weight)
         job.start()
         name = job.spec.weight_name(layer)
         lefts, rights, values = [], [], []
@@ -68,13 +68,13 @@ class ROME(Method):
             values.append(value)
         job.tell("edits", len(requests), len(requests))
         change = LowRankChange(
-            torch.stack(lefts, dim=1), torch.stack(rights, dim=1), tuple(range(len(requests)))
+            torch.stack(lefts, dim=1), torch.stack(rights, dim=1), job.owners
         )
         return Solved({name: change}, requests, values)
 
     def _one(self, job: Job, layer: int, request: Request) -> tuple[Value, Tensor, Tensor]:
         [value] = job.values(layer, (SITE,), self.config.value_settings(), [request])
-        key = read_keys(job.spec, layer, [request])[:, 0]
+        key = read_keys(job.spec, layer, [request], grouped=False)[:, 0]
         direction = job.factor(layer).solve(key[:, None])[:, 0]
         direction = direction / direction.norm()
         if self.config.key == "mixed":
