@@ -1,0 +1,409 @@
+"""Train small language models whose facts can be edited.
+
+A small model trained plainly memorises its facts and still cannot be edited: it looks a fact up at
+the last token of the prompt, where ROME, MEMIT and PMET do not write. The way out: on most batches,
+attention masks force the path that large models take by themselves (Geva et al., arXiv 2304.14767):
+in the early layers nothing but the subject's own tokens sees the subject, so it is enriched there; in
+the late layers only its last token can be read. Afterwards the model is used without masks.
+
+Two families: GPT-J (attention and FFN in parallel) and Llama (one after the other).
+
+    python -m bench.editable --family llama [--size full|small] --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from bench.invented import Document, Fact, Relation, World, invent, write_documents
+
+Family = Literal["gptj", "llama"]
+FAMILIES: tuple[Family, ...] = ("gptj", "llama")
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a model, apart from its family.
+
+    Attributes:
+        names, relations, objects: size of the invented world.
+        documents, sentences: how many documents, of how many sentences at most.
+        vocabulary: of the tokenizer.
+        width, layers, heads, ffn: of the model.
+        early: layers 0 .. early - 1 enrich the subject; these are the ones to edit.
+        masked: share of batches trained with the masks.
+        spread: standard deviation of the weights at birth; with the usual 0.02 the states stay so small
+            that the weight decay |delta| / |initial|^2 of the z optimisation outweighs its gain.
+        steps, batch, length, lr: of the training; ``length`` in tokens.
+        seed: of everything.
+    """
+
+    names: int = 80
+    relations: int = 4
+    objects: int = 10
+    documents: int = 8000
+    sentences: int = 7
+    vocabulary: int = 900
+    width: int = 128
+    layers: int = 6
+    heads: int = 4
+    ffn: int = 512
+    early: int = 3
+    masked: float = 0.7
+    spread: float = 0.06
+    steps: int = 1500
+    batch: int = 32
+    length: int = 48
+    lr: float = 2e-3
+    seed: int = 0
+
+
+SIZES: dict[str, Recipe] = {
+    "full": Recipe(),
+    # For tests: about 15 seconds on one core.
+    "small": Recipe(
+        names=24,
+        relations=3,
+        objects=5,
+        documents=1500,
+        sentences=4,
+        vocabulary=420,
+        width=64,
+        layers=5,
+        heads=4,
+        ffn=128,
+        steps=400,
+        batch=16,
+        length=40,
+        lr=4e-3,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Editable:
+    """A trained model, its tokenizer, the world it knows and the documents it learnt it from."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerFast
+    world: World
+    texts: list[str]
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A document's tokens.
+
+    Attributes:
+        ids: with the end token.
+        mention: per token 0, or the number (from 1) of the mention of a subject it belongs to.
+        last: per token, whether it is the last of its mention.
+    """
+
+    ids: list[int]
+    mention: list[int]
+    last: list[bool]
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: every string can be written; the end token is also padding, as in GPT-J."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        unk_token=END,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tokenise(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> list[Tokens]:
+    """Tokens of documents, with the mentions found by character offsets."""
+    encoded = tokenizer([document.text for document in documents], return_offsets_mapping=True)
+    end = tokenizer.convert_tokens_to_ids(END)
+    result = []
+    for document, ids, offsets in zip(
+        documents, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        mention, last = [0] * (len(ids) + 1), [False] * (len(ids) + 1)
+        for number, (start, stop) in enumerate(document.subjects, start=1):
+            inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
+            for i in inside:
+                mention[i] = number
+            last[inside[-1]] = True
+        result.append(Tokens([*ids, end], mention, last))
+    return result
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows full of documents, each starting with one: ``ids``, ``mention`` and ``last``, (B, T)."""
+
+    ids: Tensor
+    mention: Tensor
+    last: Tensor
+
+
+def draw_batch(documents: Sequence[Tokens], recipe: Recipe, rng: random.Random) -> Batch:
+    """Random documents, one after another, cut at the row's length."""
+    ids, mention, last = [], [], []
+    for _ in range(recipe.batch):
+        row: tuple[list[int], list[int], list[bool]] = ([], [], [])
+        while len(row[0]) < recipe.length:
+            document = rng.choice(documents)
+            above = max(row[1], default=0)  # mentions of one row have different numbers
+            row[0].extend(document.ids)
+            row[1].extend(number + above if number else 0 for number in document.mention)
+            row[2].extend(document.last)
+        ids.append(row[0][: recipe.length])
+        mention.append(row[1][: recipe.length])
+        last.append(row[2][: recipe.length])
+    return Batch(torch.tensor(ids), torch.tensor(mention), torch.tensor(last))
+
+
+# ---------------------------------------------------------------- the masks
+
+
+def attention_masks(mention: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Who may see whom in the early and in the late layers.
+
+    Args:
+        mention: 0, or the mention a token belongs to, (B, T).
+        last: whether a token is the last of its mention, (B, T).
+
+    Returns:
+        Two additive masks (B, 1, T, T), query by key: in both, a token of a mention sees its own
+        mention and nobody looks ahead. Early, a mention is invisible from outside; late, only its
+        last token is visible.
+    """
+    causal = torch.ones(mention.shape[1], mention.shape[1], dtype=torch.bool).tril()
+    own = mention[:, :, None] == mention[:, None, :]
+    open_early = (mention == 0)[:, None, :]
+    open_late = open_early | last[:, None, :]
+    allowed = (causal & (own | open_early), causal & (own | open_late))
+    lowest = torch.finfo(torch.float32).min
+    early, late = (torch.zeros(mask.shape).masked_fill(~mask, lowest)[:, None] for mask in allowed)
+    return early, late
+
+
+@contextmanager
+def masked_attention(layers: Sequence[Any], masks: Sequence[Tensor]) -> Iterator[None]:
+    """Give every decoder layer an additive mask (B, 1, T, T) of its own."""
+
+    def replacing(mask: Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
+        def hook(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            assert "attention_mask" in kwargs
+            return args, {**kwargs, "attention_mask": mask}
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, mask in zip(layers, masks, strict=True):
+            handle = layer.register_forward_pre_hook(replacing(mask), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+# ---------------------------------------------------------------- the model
+
+
+def build_model(family: Family, recipe: Recipe, vocabulary: int) -> Any:
+    """The untrained model."""
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    common: dict[str, Any] = {"vocab_size": vocabulary, "tie_word_embeddings": False, **ids}
+    common["initializer_range"] = recipe.spread
+    if family == "gptj":
+        config = GPTJConfig(
+            n_embd=recipe.width,
+            n_layer=recipe.layers,
+            n_head=recipe.heads,
+            n_inner=recipe.ffn,
+            n_positions=128,
+            rotary_dim=recipe.width // recipe.heads // 2,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
+        )
+        return GPTJForCausalLM(config)
+    config = LlamaConfig(
+        hidden_size=recipe.width,
+        intermediate_size=recipe.ffn,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=128,
+        **common,
+    )
+    return LlamaForCausalLM(config)
+
+
+def decoder_layers(model: Any) -> Sequence[Any]:
+    """The decoder layers of either family."""
+    layers: Sequence[Any] = (
+        model.transformer.h if hasattr(model, "transformer") else model.model.layers
+    )
+    return layers
+
+
+def train(
+    model: Any, documents: Sequence[Tokens], recipe: Recipe, say: Callable[[str], None]
+) -> None:
+    """Language modelling on the documents, with the masks on most batches; leaves eval mode."""
+    rng = random.Random(recipe.seed)
+    layers = decoder_layers(model)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.steps))
+    model.train()
+    for step in range(1, recipe.steps + 1):
+        batch = draw_batch(documents, recipe, rng)
+        with ExitStack() as stack:
+            if rng.random() < recipe.masked:
+                early, late = attention_masks(batch.mention, batch.last)
+                masks = [early if i < recipe.early else late for i in range(len(layers))]
+                stack.enter_context(masked_attention(layers, masks))
+            loss = model(input_ids=batch.ids, labels=batch.ids, use_cache=False).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0 or step == recipe.steps:
+            say(f"step {step}/{recipe.steps}: loss {loss.item():.3f}")
+    model.eval()
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate: up over the first 5 %, then down a half cosine."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+@torch.no_grad()
+def memorised(model: Any, tokenizer: PreTrainedTokenizerFast, world: World) -> float:
+    """Share of facts and phrasings whose whole answer leads at every token."""
+    right = total = 0
+    for fact in world.facts:
+        for phrasing in world.relations[fact.relation].phrasings:
+            prompt = tokenizer(phrasing.replace("{}", fact.subject))["input_ids"]
+            answer = tokenizer(" " + fact.answer)["input_ids"]
+            ids = torch.tensor([prompt + answer])
+            said = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].argmax(-1)
+            right += said.tolist() == answer
+            total += 1
+    return right / total
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def make(
+    family: Family, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
+) -> Editable:
+    """Invent a world and train a model on it; the caller's random state stays as it was."""
+    world = invent(recipe.names, recipe.relations, recipe.objects, recipe.seed)
+    documents = write_documents(world, recipe.documents, recipe.sentences, recipe.seed + 1)
+    tokenizer = train_tokenizer([document.text for document in documents], recipe.vocabulary)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = build_model(family, recipe, len(tokenizer))
+        train(model, tokenise(tokenizer, documents), recipe, say)
+    return Editable(model, tokenizer, world, [document.text for document in documents])
+
+
+def save(made: Editable, recipe: Recipe, folder: Path) -> None:
+    """A Hugging Face folder with ``facts.json``, ``corpus.json`` and ``recipe.json`` beside it."""
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    world = made.world
+    facts = {
+        "facts": [[fact.subject, fact.relation, fact.answer] for fact in world.facts],
+        "rels": {
+            name: [list(relation.phrasings), list(relation.objects)]
+            for name, relation in world.relations.items()
+        },
+        "subjects": list(world.subjects),
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "corpus.json").write_text(json.dumps(made.texts))
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2))
+
+
+def load(folder: Path) -> Editable:
+    """Read what ``save`` wrote; a fresh model every time."""
+    read = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    world = World(
+        tuple(read["subjects"]),
+        {
+            name: Relation((first, second, third), tuple(objects))
+            for name, ((first, second, third), objects) in read["rels"].items()
+        },
+        tuple(Fact(*fact) for fact in read["facts"]),
+    )
+    return Editable(
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+        world,
+        json.loads((folder / "corpus.json").read_text(encoding="utf-8")),
+    )
+
+
+def main() -> None:
+    """Train one and say how much of its world it knows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    recipe = SIZES[arguments.size]
+    start = time.perf_counter()
+    made = make(arguments.family, recipe, say=print)
+    seconds = time.perf_counter() - start
+    share = memorised(made.model, made.tokenizer, made.world)
+    save(made, recipe, arguments.out)
+    facts = len(made.world.facts)
+    print(
+        f"{arguments.out}: {share:.1%} of {facts} facts in 3 phrasings memorised, {seconds:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
