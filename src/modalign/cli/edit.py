@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modalign.cli import options
+from modalign.cli import edit_analyze, edit_compare, edit_suggest, options
 
 app = typer.Typer(
     help="Correct a model's facts: compute patches, take key statistics, find the layers.",
@@ -208,3 +208,8 @@ def stats(
         print_json(result.as_json())
         return
     stdout.print(result.table())
+
+
+app.command(epilog=options.EXIT_CODES)(edit_compare.compare)
+app.command(epilog=options.EXIT_CODES)(edit_suggest.suggest)
+app.command(epilog=options.EXIT_CODES)(edit_analyze.analyze)

@@ -1,0 +1,258 @@
+"""One cell: compute a method's patches for a draw of edits, apply them, ask every prompt."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from modalign.editing.benchmarks.drift import TOKENS, drift
+from modalign.editing.benchmarks.evaluate import EditEvaluation, Task, evaluate_edits
+from modalign.editing.benchmarks.results import Metric
+from modalign.editing.benchmarks.rows import EditRow
+from modalign.editing.compare.judging import judge_edit
+from modalign.editing.compare.measuring import StageClock, peak_memory
+from modalign.editing.compare.plan import ONE_AFTER_ANOTHER, Planned
+from modalign.editing.compare.results import Cell, Outcome
+from modalign.editing.compare.scores import succeeded
+from modalign.editing.corpus import Corpus
+from modalign.editing.edits import Edit
+from modalign.editing.job import Options
+from modalign.editing.methods import Method
+from modalign.errors import ModalignError
+from modalign.patches import Patch, applied, view
+from modalign.patches.hashing import patch_hash
+from modalign.patches.patch import EditRecord
+from modalign.progress import Progress
+
+MEASURED = ("GE", "RS")  # of evaluate_edits: what is no mean over edits
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What all cells share.
+
+    Attributes:
+        model, tokenizer: opened once; the model is the same bit for bit after every cell.
+        edits: all of the file.
+        task: whose scores.
+        corpus: for the key statistics; None for what the model writes.
+        held_out: documents for the drift; None without.
+        cache: of statistics and values.
+        generate: also generate freely.
+        seed: of what is written freely.
+        progress: told how far a cell is.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    edits: Sequence[Edit]
+    task: Task
+    corpus: Corpus | None
+    held_out: Corpus | None
+    cache: Path
+    generate: bool
+    seed: int
+    progress: Progress | None = None
+
+
+def run_cell(
+    bench: Workbench, planned: Planned, method: Method, fingerprint: str, share: int
+) -> Cell:
+    """Run one cell; a failure becomes its result, whatever it was.
+
+    Args:
+        bench: shared by all cells.
+        planned: which cell.
+        method: configured.
+        fingerprint: of everything that decides the result.
+        share: how many cells the held-out text is shared by.
+    """
+    cell = Cell(
+        fingerprint=fingerprint,
+        method=planned.method,
+        mode=planned.mode,
+        size=planned.size,
+        draw=planned.draw,
+        steps=len(planned.steps),
+    )
+    try:
+        _fill(cell, bench, planned, method, share)
+    except (ModalignError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
+        cell.failure = _first_line(error)
+    except Exception as error:
+        # A defect in one method must not cost the others' hours; it is reported, not hidden.
+        cell.failure = f"unexpected {type(error).__name__}: {_first_line(error)}"
+        cell.traceback = traceback.format_exc()
+    return cell
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _fill(cell: Cell, bench: Workbench, planned: Planned, method: Method, share: int) -> None:
+    clock = StageClock(bench.progress)
+    with peak_memory(bench.model.device) as peak:
+        made = _compute(bench, planned, method, clock, cell.notes)
+    began = time.perf_counter()
+    cell.seconds = {name: spent for name, spent in clock.seconds.items() if spent > 0}
+    cell.values_new = clock.values
+    cell.peak_memory = peak.memory
+    cell.patches = [patch_hash(patch) for patch in made.patches]
+    cell.layers = relative_change(bench.model, made.patches)
+    edited: Any = bench.model
+    for patch in made.patches:
+        edited = view(edited, patch)
+    edits = [bench.edits[i] for i in planned.edits]
+    found = evaluate_edits(
+        edited,
+        bench.tokenizer,
+        edits,
+        bench.task,
+        generate=bench.generate,
+        seed=bench.seed,
+        progress=bench.progress,
+    )
+    cell.outcomes = _outcomes(found, made, bench.task, planned.method)
+    with_value = sum(outcome.value is not None for outcome in cell.outcomes)
+    cell.values_found = max(0, with_value - cell.values_new)
+    measured = {name: found.metrics[name] for name in MEASURED if name in found.metrics}
+    cell.measured = _finite(measured | _drift(bench, edited, share), cell.notes)
+    cell.evaluation_seconds = time.perf_counter() - began + made.scoring_seconds
+
+
+@dataclass
+class _Made:
+    """Patches, lowest first, with the records of their edits and whether each held at its step."""
+
+    patches: list[Patch]
+    records: list[EditRecord]
+    at_step: list[bool | None]
+    scoring_seconds: float = 0.0
+
+
+def _compute(
+    bench: Workbench, planned: Planned, method: Method, clock: StageClock, notes: list[str]
+) -> _Made:
+    made = _Made([], [], [])
+    for number, step in enumerate(planned.steps):
+        edits = [bench.edits[i] for i in step]
+        options = Options(
+            corpus=bench.corpus,
+            below=tuple(made.patches),
+            cache=bench.cache,
+            resume=True,
+            progress=clock,
+            said=_noting(notes),
+        )
+        with clock.running():
+            name = f"{planned.method}-{number + 1}"
+            patch = method.compute(bench.model, bench.tokenizer, edits, options=options, name=name)
+        made.patches.append(patch)
+        made.records += patch.header.edits
+        began = time.perf_counter()
+        several = len(planned.steps) > 1
+        made.at_step += _hold(bench, edits, made.patches) if several else [None] * len(edits)
+        made.scoring_seconds += time.perf_counter() - began
+    return made
+
+
+def _noting(notes: list[str]) -> Callable[[str], None]:
+    def said(message: str) -> None:
+        if message not in notes and "values were found before" not in message:
+            notes.append(message)
+
+    return said
+
+
+def _hold(bench: Workbench, edits: Sequence[Edit], patches: Sequence[Patch]) -> list[bool | None]:
+    """Whether the rewrites of one step succeed right after it."""
+    bare = [replace(e, paraphrases=(), neighbours=(), generation_prompts=()) for e in edits]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(applied(bench.model, patch))
+        found = evaluate_edits(
+            bench.model, bench.tokenizer, bare, bench.task, generate=False, resamples=1
+        )
+    return [all(succeeded(bench.task, p.after) for p in row.prompts) for row in found.rows]
+
+
+def _outcomes(found: EditEvaluation, made: _Made, task: Task, method: str) -> list[Outcome]:
+    outcomes = []
+    for row, record, at_step in zip(found.rows, made.records, made.at_step, strict=True):
+        status, reason = judge_edit(
+            row, record, task, at_step=at_step, one_after_another=method in ONE_AFTER_ANOTHER
+        )
+        outcomes.append(
+            Outcome(
+                row=finite_row(row),
+                value=_number(record.probability),
+                written=_number(record.written),
+                steps=record.steps,
+                at_step=at_step,
+                status=status,
+                reason=reason,
+                warnings=list(record.warnings),
+            )
+        )
+    return outcomes
+
+
+def relative_change(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[str, float]:
+    """Per parameter |Delta| / |W|, Delta the sum over all patches (Frobenius norms)."""
+    found = {}
+    for name in dict.fromkeys(name for patch in patches for name in patch.changes):
+        parts = [patch.changes[name].delta() for patch in patches if name in patch.changes]
+        total = torch.stack([part.double() for part in parts]).sum(0)
+        size = float(model.get_parameter(name).detach().double().norm())
+        found[name] = float(total.norm()) / size if size else math.inf
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _drift(bench: Workbench, edited: Any, share: int) -> dict[str, Metric]:
+    """KL and perplexity on held-out text; cells that share it read less of it each."""
+    if bench.held_out is None:
+        return {}
+    documents: Iterable[str] = bench.held_out.documents
+    return drift(
+        edited,
+        bench.tokenizer,
+        documents,
+        base=bench.model,
+        tokens=max(1024, TOKENS // share),
+        seed=bench.seed,
+        progress=bench.progress,
+    )
+
+
+def finite_row(row: EditRow) -> EditRow:
+    """A row whose probabilities are numbers: JSON has no others."""
+    row = row.model_copy(deep=True)
+    for prompt in row.prompts:
+        for answer in (prompt.after, prompt.before):
+            if answer is not None:
+                answer.target, answer.truth = _number(answer.target), _number(answer.truth)
+    return row
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _finite(measured: dict[str, Metric], notes: list[str]) -> dict[str, Metric]:
+    kept = {}
+    for name, found in measured.items():
+        if all(map(math.isfinite, (found.value, found.low, found.high))):
+            kept[name] = found
+        else:
+            notes.append(f"{name} is not a number: the edited model's outputs overflow")
+    return kept

@@ -1,0 +1,62 @@
+"""Whether an edit held, and if not, where it was lost."""
+
+from __future__ import annotations
+
+from modalign.editing.benchmarks.evaluate import Task
+from modalign.editing.benchmarks.rows import EditRow, Kind
+from modalign.editing.compare.results import Status
+from modalign.editing.compare.scores import succeeded
+from modalign.editing.values import REACHED
+from modalign.patches.patch import EditRecord
+
+
+def judge_edit(
+    row: EditRow,
+    record: EditRecord,
+    task: Task,
+    *,
+    at_step: bool | None,
+    one_after_another: bool,
+) -> tuple[Status, str]:
+    """An edit's status and its reason.
+
+    Args:
+        row: what the edited model said to its prompts.
+        record: what its patch says of it.
+        task: whose success counts.
+        at_step: sequential: whether the rewrite succeeded right after its own step.
+        one_after_another: the method writes the edits of a patch one after the other.
+    """
+    rewrites = _successes(row, task, "rewrite")
+    paraphrases = _successes(row, task, "paraphrase")
+    if all(rewrites) and all(paraphrases):
+        return "done", ""
+    if all(rewrites):
+        right = sum(paraphrases)
+        return "not generalised", f"{right} of {len(paraphrases)} paraphrases follow"
+    if at_step:
+        return "overwritten", "held right after its own step, lost to later edits"
+    return _unwritten(record, one_after_another)
+
+
+def _unwritten(record: EditRecord, one_after_another: bool) -> tuple[Status, str]:
+    """Why an edit does not hold that never did."""
+    written = "" if record.written is None else f"; probability {record.written:.2f} when written"
+    if record.probability is not None and record.probability < REACHED:
+        return (
+            "not reached",
+            f"the value gave the target a probability of {record.probability:.2f} "
+            f"after {record.steps} evaluations",
+        )
+    if one_after_another:
+        return "not written", f"not written, or lost to a later edit of the patch{written}"
+    if record.probability is None:
+        return "not written", f"the training did not bring the target forward{written}"
+    return (
+        "not written",
+        f"the value reached {record.probability:.2f}, the weights did not{written}",
+    )
+
+
+def _successes(row: EditRow, task: Task, kind: Kind) -> list[bool]:
+    return [succeeded(task, p.after) for p in row.prompts if p.kind == kind]
