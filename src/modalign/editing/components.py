@@ -1,0 +1,170 @@
+"""What attention and FFN take in and put out at one token, layer by layer.
+
+A component's input is what its first linear maps receive (after the norm, where one stands before);
+its output is what is added to the residual stream (after the norm, where one stands behind the output
+projection, as in Gemma 2). Found by running the first layer, not by names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from modalign.editing.forward import Inputs, PartialForward, Row
+from modalign.editing.spec import ModelSpec, SpecError, accepted, evaluating, hidden_of, run_text
+
+Component = Literal["attention", "ffn"]
+COMPONENTS: tuple[Component, ...] = ("attention", "ffn")
+
+
+@dataclass(frozen=True)
+class States:
+    """States at the last token of B prompts, in float32 or float64.
+
+    Attributes:
+        inputs, outputs: per component, (B, layers, D).
+        residual: the layers' outputs, (B, layers, D).
+    """
+
+    inputs: dict[Component, Tensor]
+    outputs: dict[Component, Tensor]
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Names of modules inside a layer: whose input and output are a component's."""
+
+    entry: dict[Component, str]
+    exit: dict[Component, str]
+
+
+def find_ends(spec: ModelSpec) -> Ends:
+    """Find where components begin and end, from the first layer.
+
+    Raises:
+        SpecError: what the layer adds to its input is not what two modules put out.
+    """
+    calls: list[tuple[str, Tensor, Tensor]] = []
+    whole: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+                calls.append((name, _flat(args[0]), _flat(output)))
+
+        return hook
+
+    def layer_hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        whole["in"] = _flat(args[0] if args else kwargs["hidden_states"])
+        whole["out"] = _flat(hidden_of(output))
+
+    layer = spec.layers[0]
+    with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
+        for name, module in layer.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(note(name)).remove)
+        stack.callback(layer.register_forward_hook(layer_hook, with_kwargs=True).remove)
+        run_text(spec.language, torch.tensor([[5, 7]]))
+    outputs = {name: output for name, _, output in calls}
+    entry, exits = {}, {}
+    for component, name in ((COMPONENTS[0], spec.attention), (COMPONENTS[1], spec.ffn)):
+        entry[component] = _entry(layer, calls, name)
+        exits[component] = name if spec.additive else _behind(layer, calls, name)
+    added = whole["in"] + sum(outputs[name] for name in exits.values())
+    if (added - whole["out"]).abs().max() > 0.02 * whole["out"].abs().max():
+        raise SpecError(
+            f"a layer of {type(spec.language).__name__} is not its input plus attention plus FFN "
+            "(scaled residuals?); what its components put out cannot be told apart"
+        )
+    return Ends(entry, exits)
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value.detach().reshape(-1, value.shape[-1])
+
+
+def _entry(layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projection: str) -> str:
+    """The first linear map to run beside the output projection."""
+    modules = dict(layer.named_modules())
+    parent = projection.rpartition(".")[0]
+    for name, _, _ in calls:
+        if isinstance(modules[name], nn.Linear | Conv1D) and name.rpartition(".")[0] == parent:
+            return name
+    raise SpecError(f"no linear map beside {projection} was run")
+
+
+def _behind(layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projection: str) -> str:
+    """The norm right behind a projection, or the projection itself."""
+    written = next(output for name, _, output in calls if name == projection)
+    children = {name for name, _ in layer.named_children()}
+    for name, given, output in calls:
+        alike = given.shape == written.shape == output.shape and torch.equal(given, written)
+        if name in children and alike and not torch.equal(output, written):
+            return name
+    return projection
+
+
+def read_states(spec: ModelSpec, ends: Ends, prompts: Sequence[Row]) -> States:
+    """Run prompts once and keep what the components took in and put out at the last token."""
+    rows = [Row(row.ids, len(row) - 1, row.embeds) for row in prompts]
+    inputs = Inputs.of(rows, spec)
+    index = torch.arange(len(rows), device=spec.device)
+    seen: dict[tuple[str, str, int], Tensor] = {}
+
+    def keep(key: tuple[str, str, int], value: Tensor) -> None:
+        value = value.reshape(len(rows), -1, value.shape[-1])
+        seen[key] = value[index, inputs.lookups].to(spec.exact)
+
+    def hook(what: str, name: str, layer: int) -> Any:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            keep((what, name, layer), args[0] if what == "in" else hidden_of(output))
+
+        return note
+
+    with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
+        for number, layer in enumerate(spec.layers):
+            modules = dict(layer.named_modules())
+            wanted = [("in", c, modules[ends.entry[c]]) for c in COMPONENTS]
+            wanted += [("out", c, modules[ends.exit[c]]) for c in COMPONENTS]
+            for what, name, module in [*wanted, ("out", "residual", layer)]:
+                stack.callback(module.register_forward_hook(hook(what, name, number)).remove)
+        spec.language(use_cache=False, **accepted(spec.language, inputs.given))
+
+    def stacked(what: str, name: str) -> Tensor:
+        return torch.stack([seen[what, name, layer] for layer in range(spec.depth)], dim=1)
+
+    return States(
+        inputs={c: stacked("in", c) for c in COMPONENTS},
+        outputs={c: stacked("out", c) for c in COMPONENTS},
+        residual=stacked("out", "residual"),
+    )
+
+
+class Lens:
+    """Read vectors as the model reads its last layer's output: final norm, head and what else there is.
+
+    (The logit lens, nostalgebraist 2020.)
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.forward = PartialForward(spec, spec.depth - 1, ["block"])
+        self.base = self.forward.prepare(Inputs.of([Row((5,), 0)], spec))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Logits of vectors (N, D), (N, V)."""
+        n = len(vectors)
+        rows = torch.arange(n, device=vectors.device)
+        base = self.base.select(torch.zeros_like(rows))
+        there = base.hidden[:, 0].to(self.spec.exact)
+        with torch.no_grad(), evaluating(self.spec.language):
+            return self.forward.logits(
+                base, {"block": vectors - there}, (rows, torch.zeros_like(rows))
+            )

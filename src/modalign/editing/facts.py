@@ -1,0 +1,286 @@
+"""Facts a model is asked for: read from a file of facts or of edits, and kept where it knows them.
+
+A trace of a fact the model does not know is a trace of noise, so only facts whose attribute is the
+most likely continuation, token by token, are used; the others are counted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modalign.editing.edits import Edit
+from modalign.editing.forward import Row, run
+from modalign.editing.readers import read_edits
+from modalign.editing.readers.placing import place_subject
+from modalign.editing.readers.rows import read_rows
+from modalign.editing.spec import ModelSpec, evaluating
+from modalign.editing.tokens import encode_prompt, encode_target
+from modalign.errors import DataError, ModalignError
+from modalign.progress import Progress
+
+ATTRIBUTE_FIELDS = ("attribute", "truth", "target")  # the first that is there
+BATCH = 32
+
+
+class NoneKnownError(ModalignError):
+    """The model knows none of the facts it was asked for."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a model may know.
+
+    Attributes:
+        subject: the words the fact is about.
+        prompt: the full text that the attribute continues.
+        subject_at: offset of the subject in ``prompt``.
+        attribute: the right answer.
+        other: an answer that an edit would put in its place, where the file names one.
+        source: ``file:line``.
+    """
+
+    subject: str
+    prompt: str
+    subject_at: int
+    attribute: str
+    other: str | None = None
+    source: str = ""
+
+    @property
+    def relation(self) -> str:
+        """The prompt with ``{}`` for the subject."""
+        return (
+            self.prompt[: self.subject_at]
+            + "{}"
+            + self.prompt[self.subject_at :][len(self.subject) :]
+        )
+
+    def edit(self, target: str) -> Edit:
+        """The edit that gives this fact another answer."""
+        return Edit(
+            id=self.source,
+            subject=self.subject,
+            prompt=self.prompt,
+            subject_at=self.subject_at,
+            target=target,
+            truth=self.attribute,
+            source=self.source,
+        )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fact the model knows, tokenised.
+
+    Attributes:
+        fact: what was asked.
+        ids: of the prompt, T tokens.
+        first: position of the subject's first token.
+        last: position of the subject's last token.
+        answer: ids of the attribute.
+        probability: of the whole attribute after the prompt.
+    """
+
+    fact: Fact
+    ids: tuple[int, ...]
+    first: int
+    last: int
+    answer: tuple[int, ...]
+    probability: float = 0.0
+
+    @property
+    def row(self) -> Row:
+        """The prompt and the attribute but its last token: every token of it is predicted here."""
+        return Row(self.ids + self.answer[:-1], self.last)
+
+    @property
+    def predicting(self) -> range:
+        """Positions that predict the attribute's tokens."""
+        return range(len(self.ids) - 1, len(self.ids) - 1 + len(self.answer))
+
+
+@dataclass(frozen=True)
+class Known:
+    """The facts a model knows.
+
+    Attributes:
+        probes: the known ones, in random order.
+        asked: facts the model was asked for.
+        unreadable: of these, facts that the tokenizer cannot place.
+        total: facts in the file.
+    """
+
+    probes: tuple[Probe, ...]
+    asked: int
+    unreadable: int
+    total: int
+
+    @property
+    def unknown(self) -> int:
+        """Facts asked for whose attribute is not the most likely continuation."""
+        return self.asked - self.unreadable - len(self.probes)
+
+    def describe(self) -> str:
+        """One sentence on what was left out."""
+        words = f"{len(self.probes)} of the {self.asked} facts asked for are known"
+        parts = [
+            f"{self.unknown} are not the model's most likely answer" if self.unknown else "",
+            f"{self.unreadable} cannot be placed in its tokens" if self.unreadable else "",
+        ]
+        left = " and ".join(part for part in parts if part)
+        return f"{words}; left out: {left}" if left else words
+
+
+def read_facts(path: str | Path) -> list[Fact]:
+    """Facts from a file of facts, or the truths of a file of edits.
+
+    A file of facts (JSON, JSON Lines or CSV) has ``subject``, a ``prompt`` with the subject in it or
+    a ``template`` (either may mark it with ``{}``), and the ``attribute``; ``truth`` or ``target``
+    in its place. Other fields are ignored (``known_1000.json`` of ROME can be read as it is).
+
+    Raises:
+        DataError: a record without these, with its line; or no record at all.
+    """
+    file = Path(path)
+    rows = read_rows(file)
+    if not any(row.fields is not None and _is_fact(row.fields) for row in rows):
+        facts = [
+            fact for edit in read_edits(file, conflicting="first") if (fact := _from_edit(edit))
+        ]
+        if not facts:
+            raise DataError(
+                f"{file}: no edit has both a subject in its text and a truth to ask for"
+            )
+        return facts
+    facts, problems = [], []
+    for row in rows:
+        source = f"{file}:{row.line}"
+        try:
+            facts.append(_fact(row.fields, row.problem, source))
+        except ValueError as error:
+            problems.append(f"  {source}: {error}")
+    if problems:
+        shown = [
+            *problems[:20],
+            *([f"  ... and {len(problems) - 20} more"] if problems[20:] else []),
+        ]
+        raise DataError("\n".join([f"{file}: {len(problems)} of {len(rows)} facts:", *shown]))
+    return facts
+
+
+def _is_fact(fields: dict[str, Any]) -> bool:
+    return (
+        "attribute" in fields
+        or "template" in fields
+        or (not fields.get("target") and "truth" in fields)
+    )
+
+
+def _fact(fields: dict[str, Any] | None, problem: str, source: str) -> Fact:
+    if fields is None:
+        raise ValueError(problem)
+    subject = str(fields.get("subject") or "").strip()
+    if not subject:
+        raise ValueError("subject is missing")
+    attribute = next((str(fields[n]).strip() for n in ATTRIBUTE_FIELDS if fields.get(n)), "")
+    if not attribute:
+        raise ValueError(f"the answer is missing: give one of {', '.join(ATTRIBUTE_FIELDS)}")
+    text = str(fields.get("prompt") or fields.get("template") or "").strip(" ")
+    if not text:
+        raise ValueError("prompt is missing: the text before the answer, or a template with {}")
+    prompt, at = place_subject(text, subject)
+    other = fields.get("target") if fields.get("attribute") or fields.get("truth") else None
+    return Fact(subject, prompt, at, attribute, str(other).strip() if other else None, source)
+
+
+def _from_edit(edit: Edit) -> Fact | None:
+    if edit.subject_at is None or edit.truth is None:
+        return None
+    return Fact(edit.subject, edit.prompt, edit.subject_at, edit.truth, edit.target, edit.source)
+
+
+def known_facts(
+    spec: ModelSpec,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    *,
+    wanted: int,
+    seed: int = 0,
+    progress: Progress = lambda name, done, total: None,
+) -> Known:
+    """Ask the model for facts in random order until ``wanted`` are known.
+
+    Raises:
+        NoneKnownError: with what was asked and what the model said.
+    """
+    order = list(facts)
+    random.Random(seed).shuffle(order)
+    found: list[Probe] = []
+    said = ""
+    asked = unreadable = 0
+    for batch in _batches(order, BATCH):
+        if len(found) >= wanted:
+            break
+        placed = [probe for fact in batch if (probe := locate(tokenizer, fact)) is not None]
+        asked += len(batch)
+        unreadable += len(batch) - len(placed)
+        for probe, probability, words in _answers(spec, tokenizer, placed):
+            if probability is not None and len(found) < wanted:
+                found.append(_with(probe, probability))
+            elif probability is not None:
+                asked -= 1  # known, and not needed: as if it had not been asked
+            elif not said:
+                said = (
+                    f"; asked {probe.fact.prompt!r} it says {words!r}, not {probe.fact.attribute!r}"
+                )
+        progress("asking for facts", min(len(found), wanted), wanted)
+    if not found:
+        raise NoneKnownError(
+            f"the model knows none of the {asked} facts it was asked for{said}. Give facts it knows: "
+            "their attributes must be its most likely continuations"
+        )
+    return Known(tuple(found), asked, unreadable, len(facts))
+
+
+def _with(probe: Probe, probability: float) -> Probe:
+    return Probe(probe.fact, probe.ids, probe.first, probe.last, probe.answer, probability)
+
+
+def _batches(facts: Sequence[Fact], size: int) -> Iterator[Sequence[Fact]]:
+    for start in range(0, len(facts), size):
+        yield facts[start : start + size]
+
+
+def locate(tokenizer: Any, fact: Fact) -> Probe | None:
+    """Tokenise a fact; None where the subject or the attribute has no tokens of its own."""
+    try:
+        prompt = encode_prompt(tokenizer, fact.prompt, fact.subject, fact.subject_at)
+        answer = encode_target(tokenizer, fact.attribute, fact.prompt)
+    except DataError:
+        return None
+    offsets = tokenizer(fact.prompt, return_offsets_mapping=True)["offset_mapping"]
+    covering = [i for i, (a, b) in enumerate(offsets) if a <= fact.subject_at < b]
+    first = covering[0] if covering else prompt.lookup
+    return Probe(fact, prompt.ids, min(first, prompt.lookup), prompt.lookup, answer)
+
+
+def _answers(
+    spec: ModelSpec, tokenizer: Any, probes: Sequence[Probe]
+) -> Iterator[tuple[Probe, float | None, str]]:
+    """Each probe, the probability of its attribute where it is known, and what the model says."""
+    if not probes:
+        return
+    with torch.no_grad(), evaluating(spec.language):
+        logits = run(spec, [probe.row for probe in probes])
+    for row, probe in zip(logits, probes, strict=True):
+        log_probs = row[list(probe.predicting)].to(spec.exact).log_softmax(-1)
+        best = log_probs.argmax(-1).tolist()
+        wanted = torch.tensor(probe.answer, device=log_probs.device)
+        joint = float(log_probs.gather(1, wanted[:, None]).sum().exp())
+        yield probe, joint if best == list(probe.answer) else None, tokenizer.decode(best)
