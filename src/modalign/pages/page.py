@@ -35,8 +35,7 @@ def page(title: str, lead: str, sections: Sequence[Section], foot: str) -> str:
         foot: how it was made.
     """
     parts = "\n".join(
-        f"<section>\n<h2>{escape(each.title)}</h2>\n<p class='lead'>{escape(each.lead)}</p>\n"
-        f"{each.body}\n</section>"
+        f"<section>\n<h2>{escape(each.title)}</h2>\n{_lead(each.lead)}{each.body}\n</section>"
         for each in sections
     )
     return (
@@ -48,6 +47,10 @@ def page(title: str, lead: str, sections: Sequence[Section], foot: str) -> str:
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>\n<main>\n{parts}\n</main>\n"
         f"<footer>{escape(foot)}</footer>\n</body>\n</html>\n"
     )
+
+
+def _lead(words: str) -> str:
+    return f'<p class="lead">{escape(words)}</p>\n' if words else ""
 
 
 def advice(name: str, sentences: Sequence[str]) -> str:

@@ -1,0 +1,123 @@
+"""``modalign edit analyze``: what attention and FFN do with the facts a model knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modalign.cli import options
+
+
+def analyze(
+    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    facts: Annotated[
+        Path,
+        typer.Argument(help="Facts (subject, prompt or template, attribute), or a file of edits."),
+    ],
+    number: Annotated[
+        int, typer.Option("--facts", min=1, help="Known facts to use, drawn at random.")
+    ] = 200,
+    projection: Annotated[
+        str,
+        typer.Option(
+            help="How vectors become tokens for the Jaccard similarity: lens (final norm and head) "
+            "or embedding (as the paper's notebook does)."
+        ),
+    ] = "lens",
+    seed: Annotated[int, typer.Option(help="Of the draw and the bootstrap.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a page with drawings (.html) or .json here.")
+    ] = None,
+    device: options.Device = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
+    ] = None,
+    json_output: options.Json = False,
+) -> None:
+    """Compare what attention and FFN take in and put out, layer by layer: PMET's analysis.
+
+    At the last token of the prompt, averaged over facts the model knows: cosine similarity of input
+    and output, Jaccard similarity of the 50 tokens they say most, and the attribute's probability
+    read out of each. What it says for this model follows from the numbers by stated rules.
+
+    **Examples**
+
+    - `modalign edit analyze MODEL facts.jsonl --out components.html`
+
+    - `modalign edit analyze MODEL known_1000.json --facts 500 --projection embedding --json`
+    """
+    from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
+    from modalign.editing.analysis import analyse
+    from modalign.editing.facts import read_facts
+    from modalign.editing.layer_pages import analysis_page
+    from modalign.errors import UsageError
+
+    quiet_libraries()
+    if projection not in ("lens", "embedding"):
+        raise UsageError(f"--projection {projection}: lens or embedding")
+    read = read_facts(facts)
+    loaded, tokenizer = opened(model, device, dtype)
+    with bars(not json_output) as progress:
+        found = analyse(
+            loaded,
+            tokenizer,
+            read,
+            wanted=number,
+            projection="lens" if projection == "lens" else "embedding",
+            seed=seed,
+            progress=progress,
+        )
+    if out is not None:
+        write_page(out, found.model_dump_json(indent=2), lambda: analysis_page(found))
+    if json_output:
+        print_json(found.model_dump_json(indent=2))
+        return
+    stdout.print(_table(found))
+    for sentence in found.sentences:
+        stdout.print(f"- {sentence}", markup=False, highlight=False)
+    if out is not None:
+        stderr.print(f"\nPage: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def opened(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """The model and its tokenizer.
+
+    Raises:
+        UsageError: no model, or an unknown type of numbers.
+    """
+    from modalign.editing.run import dtype_named
+    from modalign.models.open import open_model, tokenizer_of
+
+    loaded, reader = open_model(model, dtype_named(dtype), device)
+    return loaded, tokenizer_of(reader)
+
+
+def write_page(out: Path, values: str, draw: Callable[[], str]) -> None:
+    """Write the JSON for a name that ends in ``.json``, else the page with the JSON beside it."""
+    from modalign.files import write_atomically
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix != ".json":
+        write_atomically(out, draw())
+    write_atomically(out.with_suffix(".json"), values + "\n")
+
+
+def _table(found: Any) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"last token of the prompt, means over {found.known} facts")
+    table.add_column("layer", justify="right")
+    for kind in ("cosine", "Jaccard", "attribute"):
+        for name in ("attention", "FFN", *(["residual"] if kind == "attribute" else [])):
+            table.add_column(f"{kind}\n{name}", justify="right")
+    for row in found.rows:
+        table.add_row(
+            str(row.layer),
+            *(f"{row.cosine[c].value:.2f}" for c in ("attention", "ffn")),
+            *(f"{row.jaccard[c].value:.2f}" for c in ("attention", "ffn")),
+            *(f"{row.probability[r].value:.1f} %" for r in ("attention", "ffn", "residual")),
+        )
+    return table

@@ -1,0 +1,98 @@
+"""``modalign edit suggest``: which layers of a model can be edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modalign.cli import options
+
+
+def suggest(
+    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    probes: Annotated[
+        Path,
+        typer.Argument(help="Facts (subject, prompt or template, attribute), or a file of edits."),
+    ],
+    facts: Annotated[
+        int, typer.Option("--facts", min=1, help="Known facts to use, drawn at random.")
+    ] = 24,
+    samples: Annotated[int, typer.Option(min=1, help="Noise samples per fact.")] = 10,
+    noise: Annotated[
+        float, typer.Option(min=0.0, help="Noise, in standard deviations of the embeddings.")
+    ] = 3.0,
+    rows: Annotated[int, typer.Option(min=1, help="Runs of the trace in one batch.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the draw, the noise and the other answers.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a page with drawings (.html) or .json here.")
+    ] = None,
+    device: options.Device = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
+    ] = None,
+    json_output: options.Json = False,
+) -> None:
+    """Propose the layers to edit, from measurements on facts the model knows.
+
+    Two signals, and both must say yes: a causal trace (does the state at the subject's last token
+    carry the fact?), and vectors put there at every layer (do they make the model give another
+    answer?). Where no layer works it says so and why; that is a result, so the exit code is 0 and
+    `layers` is empty in `--json`.
+
+    PROBES are facts (`subject`, a `prompt` or a `template` with `{}`, `attribute`) or a file of
+    edits, whose truths are asked for. Facts the model does not know are left out and counted.
+
+    **Examples**
+
+    - `modalign edit suggest MODEL edits.json`
+
+    - `modalign edit suggest MODEL known_1000.json --facts 100 --out layers.html`
+
+    - `modalign edit suggest MODEL facts.jsonl --device auto --dtype bfloat16 --json`
+    """
+    from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
+    from modalign.cli.edit_analyze import opened, write_page
+    from modalign.editing.facts import read_facts
+    from modalign.editing.layer_pages import suggestion_page
+    from modalign.editing.proposal import suggest as run
+    from modalign.editing.tracing import TraceSettings
+
+    quiet_libraries()
+    read = read_facts(probes)
+    loaded, tokenizer = opened(model, device, dtype)
+    settings = TraceSettings(noise=noise, samples=samples, rows=rows, seed=seed)
+    with bars(not json_output) as progress:
+        found = run(
+            loaded, tokenizer, read, probes=facts, seed=seed, tracing=settings, progress=progress
+        )
+    if out is not None:
+        write_page(out, found.model_dump_json(indent=2), lambda: suggestion_page(found))
+    if json_output:
+        print_json(found.model_dump_json(indent=2))
+        return
+    stdout.print(_table(found))
+    for sentence in found.sentences:
+        stdout.print(sentence, markup=False, highlight=False)
+    if out is not None:
+        stderr.print(f"\nPage: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(found: Any) -> Any:
+    from rich.table import Table
+
+    from modalign.editing.proposal import interval
+
+    table = Table(title="at the subject's last token, 95 % intervals")
+    for header in ("layer", "carried by its output", "reached by a vector", "works"):
+        table.add_column(header, justify="right")
+    for each in found.findings:
+        table.add_row(
+            str(each.layer),
+            interval(each.carried),
+            interval(each.reached),
+            "yes" if each.works else "no",
+            style="bold" if each.layer in found.layers else None,
+        )
+    return table
