@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.tiny import LAYERS, language_model
 from torch import Tensor, nn
 
 from modalign.editing.forward import Inputs, PartialForward, Row, read
 from modalign.editing.spec import ModelSpec, SpecError, hidden_of
-from tests.tiny import LAYERS, language_model
 
 VOCABULARY = 60
 SIZES: dict[str, Any] = {
@@ -68,7 +68,8 @@ def test_parts_are_found(family: str) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     spec = ModelSpec.detect(model)
     assert (spec.attention, spec.ffn, spec.parallel, spec.additive) == EXPECTED[family]
-    assert spec.depth == LAYERS and spec.width == 32
+    assert spec.depth == LAYERS
+    assert spec.width == 32
     assert spec.transposed(0) == (family == "gpt2")
     assert dict(model.named_parameters())[spec.weight_name(2)] is spec.projection(2, "ffn").weight
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -141,8 +142,7 @@ def test_a_part_of_the_model_gives_what_the_whole_gives(
         ]
     )
     # Some architectures compute rotary angles, norms or softmax in float32 whatever the weights are.
-    tolerance = dict(atol=2e-4, rtol=2e-4)
-    torch.testing.assert_close(got, want, **tolerance)
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=2e-4)
     weights = torch.randn(want.shape, generator=generator).double()
     ours = torch.autograd.grad((got * weights).sum(), list(vectors.values()), retain_graph=True)
     theirs = torch.autograd.grad((want * weights).sum(), list(vectors.values()))
@@ -179,18 +179,21 @@ def test_reading_stops_early_and_equals_hooks_on_the_whole(family: str) -> None:
     wanted: list[Any] = [(1, "ffn", "input"), (1, "attention", "output"), (2, "block", "output")]
     got = read(spec, ROWS, wanted)
     for number, row in enumerate(ROWS):
-        seen: dict[Any, Tensor] = {}
-        handles = []
         for key in wanted:
+            torch.testing.assert_close(
+                got[key][number], seen_whole(spec, row, key), atol=1e-4, rtol=1e-4
+            )
 
-            def hook(module: Any, args: Any, kwargs: Any, output: Any, key: Any = key) -> None:
-                value = hidden_of(output) if key[2] == "output" else args[0]
-                seen[key] = value.reshape(len(row), -1)[row.lookup]
 
-            module = spec.module(key[0], key[1])
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        spec.language(input_ids=torch.tensor([row.ids]), use_cache=False)
-        for handle in handles:
-            handle.remove()
-        for key in wanted:
-            torch.testing.assert_close(got[key][number], seen[key], atol=1e-4, rtol=1e-4)
+def seen_whole(spec: ModelSpec, row: Row, key: Any) -> Tensor:
+    """A part's input or output at the lookup token, the whole model with one hook, (d,)."""
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        value = hidden_of(output) if key[2] == "output" else args[0]
+        seen.append(value.reshape(len(row), -1)[row.lookup])
+
+    handle = spec.module(key[0], key[1]).register_forward_hook(hook)
+    spec.language(input_ids=torch.tensor([row.ids]), use_cache=False)
+    handle.remove()
+    return seen[0]
