@@ -41,6 +41,12 @@ def run(
         str, typer.Option("--method", help="pmet, memit, rome, alphaedit, ft or ft-l.")
     ] = "pmet",
     text: Text = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures", help="Data file with images, for the key statistics of pictures."
+        ),
+    ] = None,
     settings: Settings = None,
     on: Annotated[
         list[Path] | None,
@@ -67,7 +73,8 @@ def run(
 
     EDITS holds CounterFact, MEND-style CounterFact or zsRE records, or plain ones: `subject`,
     `prompt` (with the subject, or `{}` in its place), `target`, and where known `truth`,
-    `paraphrases`, `neighbours`, `image`.
+    `paraphrases`, `neighbours`, `image`. An edit with an `image` is written for its text and for its
+    picture; `--set lookup=last` writes at the prompt's last token instead of the subject's.
 
     **Examples**
 
@@ -90,6 +97,7 @@ def run(
         method=method,
         settings=parsed(settings),
         text=text,
+        pictures=pictures,
         on=tuple(on or ()),
         resume=resume,
         strict=strict,

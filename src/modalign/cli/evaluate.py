@@ -16,7 +16,7 @@ def evaluate(
         str | None, typer.Argument(help="Data file with expected answers; not with --task.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="Score edits instead: counterfact or zsre.")
+        str | None, typer.Option("--task", help="Score edits instead: counterfact, zsre or mmedit.")
     ] = None,
     edits: Annotated[
         Path | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from modalign.errors import UsageError
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from modalign.editing.benchmarks.evaluate import EditEvaluation, Task
     from modalign.editing.benchmarks.results import Metric
 
-TASKS = ("counterfact", "zsre")
-HEADLINES = {"S", "score"}
+TASKS = ("counterfact", "zsre", "mmedit")
+HEADLINES = {"S", "score", "reliability", "text_locality", "image_locality"}
 
 
 def check_options(
@@ -47,6 +47,8 @@ def check_options(
         raise UsageError(f"--task {task} scores edits: give them with --edits, not as {data}")
     if edits is None:
         raise UsageError(f"--task {task} needs --edits, a file of edits")
+    if task == "mmedit" and "--text" in others:
+        raise UsageError("--text is for counterfact and zsre: mmedit measures no drift on text")
     if skip_broken is not None:
         raise UsageError("--skip-broken is for data files: every edit must be right")
 
@@ -72,7 +74,16 @@ def evaluate_edits(
     quiet_libraries()
     with bars(not json_output) as progress:
         result = _measure(
-            model, cast("Task", task), edits, patches, text, limit, generate, seed, device, progress
+            model,
+            cast("Task | Literal['mmedit']", task),
+            edits,
+            patches,
+            text,
+            limit,
+            generate,
+            seed,
+            device,
+            progress,
         )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +98,7 @@ def evaluate_edits(
 
 def _measure(
     folder: Path,
-    task: Task,
+    task: Task | Literal["mmedit"],
     file: Path,
     patches: list[Path],
     text: Path | None,
@@ -98,6 +109,7 @@ def _measure(
     progress: Any,
 ) -> EditEvaluation:
     from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
+    from modalign.editing.benchmarks.multimodal import evaluate_multimodal
     from modalign.editing.corpus import read_corpus
     from modalign.editing.readers import read_edits, validate_against_tokenizer
     from modalign.models.open import open_model, tokenizer_of
@@ -114,17 +126,12 @@ def _measure(
     for patch in loaded:
         check_tokenizer(patch, tokenizer)
         edited = view(edited, patch)
-    result = evaluate(
-        edited,
-        tokenizer,
-        edits,
-        task,
-        base=base if loaded else None,
-        text=documents,
-        generate=generate,
-        seed=seed,
-        progress=progress,
-    )
+    drawing: dict[str, Any] = {"generate": generate, "seed": seed, "progress": progress}
+    before = base if loaded else None
+    if task == "mmedit":
+        result = evaluate_multimodal(edited, reader, edits, base=before, **drawing)
+    else:
+        result = evaluate(edited, tokenizer, edits, task, base=before, text=documents, **drawing)
     result.model, result.edits = str(folder), str(file)
     result.patches = [patch.header.name for patch in loaded]
     result.notes = said + result.notes
@@ -139,6 +146,8 @@ def _table(result: EditEvaluation) -> object:
     table.add_column("metric")
     if result.before is not None:
         table.add_column("before", justify="right")
+    if result.chance:
+        table.add_column("chance", justify="right")
     for header in ("value", "interval", "n"):
         table.add_column(header, justify="right")
     table.add_column("unit")
@@ -148,6 +157,8 @@ def _table(result: EditEvaluation) -> object:
         if result.before is not None:
             former = result.before.get(name)
             cells.append(_number(former, former.value) if former else "-")
+        if result.chance:
+            cells.append(f"{result.chance[name]:.1f}" if name in result.chance else "")
         interval = f"{_number(metric, metric.low)} to {_number(metric, metric.high)}"
         cells += [_number(metric, metric.value), interval, str(metric.n), metric.unit]
         style = "bold" if name in HEADLINES else None

@@ -19,6 +19,7 @@ from modalign.editing.corpus import read_corpus
 from modalign.editing.edits import Edit
 from modalign.editing.job import Options
 from modalign.editing.methods import Method, method_named
+from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.errors import DataError, UsageError
 from modalign.models.open import open_model, tokenizer_of
@@ -40,6 +41,7 @@ class RunRequest:
         method: name.
         settings: fields of the method's configuration, as text or values.
         text: file of text for the key statistics.
+        pictures: data file of prompts about pictures for the key statistics.
         on: patches below the new one, lowest first.
         resume: take up an interrupted run.
         strict: refuse a patch with warnings.
@@ -55,6 +57,7 @@ class RunRequest:
     method: str = "pmet"
     settings: dict[str, Any] = field(default_factory=dict)
     text: Path | None = None
+    pictures: Path | None = None
     on: tuple[Path, ...] = ()
     resume: bool = False
     strict: bool = False
@@ -90,6 +93,11 @@ def run_edit(
     method = configured(request.method, request.settings)
     edits = read_edits(request.edits, limit=request.limit, warn=said)
     corpus = read_corpus(request.text) if request.text else None
+    pictures = (
+        read_pictures(request.pictures, seed=method.config.seed, said=said)
+        if request.pictures
+        else None
+    )
     _check_out(request.out)
     below = tuple(load_patch(path) for path in request.on)
     model, reader = open_model(request.model, dtype_named(request.dtype), request.device)
@@ -100,6 +108,7 @@ def run_edit(
     edits = _unknown(model, tokenizer, edits, below, request.skip_known, progress, said)
     options = Options(
         corpus=corpus,
+        pictures=pictures,
         below=below,
         cache=request.cache,
         resume=request.resume,
@@ -107,7 +116,7 @@ def run_edit(
         said=said,
     )
     began = time.monotonic()
-    patch = method.compute(model, tokenizer, edits, options=options, name=request.out.stem)
+    patch = method.compute(model, reader, edits, options=options, name=request.out.stem)
     if request.strict:
         refuse_warnings(patch)
     sha256 = save_patch(patch, request.out)

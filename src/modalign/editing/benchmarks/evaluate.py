@@ -37,6 +37,7 @@ class EditEvaluation(BaseModel):
         n: edits.
         metrics: of the model; with a base also its drift from it.
         before: the same of the base, the reference row; None without a base.
+        chance: what answers to other questions would score, where the task says so.
         notes: what was left out, and what the numbers do not say.
         seed: of the samples and of the bootstrap.
         resamples: of the bootstrap.
@@ -47,10 +48,11 @@ class EditEvaluation(BaseModel):
         rows: every prompt of every edit; not in the JSON, written to a file of their own.
     """
 
-    task: Task
+    task: Task | Literal["mmedit"]
     n: int
     metrics: dict[str, Metric]
     before: dict[str, Metric] | None = None
+    chance: dict[str, float] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     seed: int = 0
     resamples: int = RESAMPLES

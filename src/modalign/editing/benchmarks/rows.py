@@ -60,6 +60,7 @@ class PromptRow(BaseModel):
     wanted: str
     after: Answer
     before: Answer | None = None
+    image: str | None = None
 
 
 class EditRow(BaseModel):

@@ -1,6 +1,6 @@
 """From the fields of one record to an :class:`Edit`, whichever file it came from.
 
-Four layouts, told apart by their fields:
+Five layouts, told apart by their fields:
 
 * CounterFact as published (``requested_rewrite``; Meng et al. 2022, arXiv 2202.05262): a template
   with ``{}``, two paraphrases, ten neighbourhood prompts whose answer is the true target;
@@ -8,13 +8,15 @@ Four layouts, told apart by their fields:
   prompts, one paraphrase and one neighbour;
 * zsRE in MEND's records (``src``, ``alt``, ``rephrase``, ``loc``; Mitchell et al. 2022, arXiv
   2110.11309): questions, one paraphrase and one unrelated question;
+* MMEdit's records (``src``, ``alt`` and ``image``; Cheng et al. 2023, arXiv 2310.08475): a question
+  about a picture, a paraphrase, another picture, a text-only and a picture question to be left alone;
 * plain: ``subject``, ``prompt``, ``target`` and what is known besides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +44,8 @@ class Draft:
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
     image: str | None = None
+    image_prompt: str | None = None
+    other_images: tuple[str, ...] = ()
 
 
 def build(
@@ -62,6 +66,11 @@ def build(
     draft, inner = _layout(values)(fields)
     problems = fields.close(*inner)
     image = _image(draft.image, folder, problems)
+    others = [_image(path, folder, problems) for path in draft.other_images]
+    neighbours = tuple(
+        replace(neighbour, image=_image(neighbour.image, folder, problems))
+        for neighbour in draft.neighbours
+    )
     placed = _place(draft, problems)
     if draft.target and draft.target == draft.truth:
         problems.append(f"the target {draft.target!r} equals the truth: there is nothing to edit")
@@ -76,10 +85,12 @@ def build(
         target=draft.target,
         truth=draft.truth,
         paraphrases=paraphrases,
-        neighbours=draft.neighbours,
+        neighbours=neighbours,
         generation_prompts=generation,
         reference_texts=draft.reference_texts,
         image=image,
+        image_prompt=draft.image_prompt,
+        other_images=tuple(path for path in others if path is not None),
         protocol=draft.protocol,
         source=source,
     )
@@ -89,6 +100,8 @@ def build(
 def _layout(values: dict[str, Any]) -> Callable[[Fields], tuple[Draft, list[Fields]]]:
     if "requested_rewrite" in values:
         return _counterfact
+    if "image" in values and ("src" in values or "m_loc" in values):
+        return _mmedit
     if "src" in values or "alt" in values:
         return _zsre
     if "target_new" in values or "rephrase_prompt" in values:
@@ -170,6 +183,32 @@ def _zsre(fields: Fields) -> tuple[Draft, list[Fields]]:
     return draft, []
 
 
+def _mmedit(fields: Fields) -> tuple[Draft, list[Fields]]:
+    """No subject is named: it is in the picture. ``pred`` is what another model answered."""
+    fields.ignore("pred", "textual_edit", "portability_prompt", "portability_ground_truth")
+    paraphrase = fields.optional_text("rephrase")
+    other = fields.optional_text("image_rephrase")
+    neighbours = []
+    for prompt, answer, image in (("loc", "loc_ans", None), ("m_loc_q", "m_loc_a", "m_loc")):
+        question, said = fields.optional_text(prompt), _joined(fields.optional_text(answer))
+        shown = fields.optional_text(image) if image is not None else None
+        if question:
+            neighbours.append(Neighbour(_trimmed(question), said or None, shown))
+    draft = Draft(
+        id=fields.identifier("case_id") or fields.identifier("id"),
+        subject="",
+        prompt=_trimmed(fields.text("src")),
+        target=_joined(fields.text("alt")),
+        truth=None,
+        protocol="plain",
+        paraphrases=(paraphrase,) if paraphrase else (),
+        neighbours=tuple(neighbours),
+        image=fields.text("image"),
+        other_images=(other,) if other else (),
+    )
+    return draft, []
+
+
 def _plain(fields: Fields) -> tuple[Draft, list[Fields]]:
     inner: list[Fields] = []
     neighbours = []
@@ -181,7 +220,8 @@ def _plain(fields: Fields) -> tuple[Draft, list[Fields]]:
             continue
         part = Fields(item, inside=f"neighbours[{place}].")
         prompt, answer = part.text("prompt"), _joined(part.optional_text("answer"))
-        neighbours.append(Neighbour(_trimmed(prompt), answer or None))
+        shown = part.optional_text("image")
+        neighbours.append(Neighbour(_trimmed(prompt), answer or None, shown))
         inner.append(part)
     draft = Draft(
         id=fields.identifier("id"),
@@ -195,7 +235,11 @@ def _plain(fields: Fields) -> tuple[Draft, list[Fields]]:
         generation_prompts=fields.texts("generation_prompts"),
         reference_texts=fields.texts("reference_texts"),
         image=fields.optional_text("image"),
+        image_prompt=_trimmed(fields.optional_text("image_prompt") or "") or None,
+        other_images=fields.texts("other_images"),
     )
+    if draft.image is None and (draft.image_prompt or draft.other_images):
+        fields.problems.append("image_prompt and other_images need an image")
     if not draft.subject and not draft.image:
         fields.problems.append("subject is missing: only an edit with an image may do without")
     return draft, inner

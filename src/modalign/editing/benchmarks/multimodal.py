@@ -1,0 +1,413 @@
+"""Edits of a model that takes pictures: reliability, generality and locality, with and without a picture.
+
+The measures of MMEdit (Cheng et al. 2023, arXiv 2310.08475), taken where they mean something: at the
+positions that predict the answer. Beside them stand the locality numbers as the EasyEdit toolkit computes
+them (every position of the sequence, visual ones included; pictures: ten ranks, each compared with the
+same rank), labelled as such: they are comparable with published tables and with nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modalign.data.images import open_image
+from modalign.data.records import Media
+from modalign.editing.asking import Asked, Asking, Template
+from modalign.editing.benchmarks.calling import device_of, judging
+from modalign.editing.benchmarks.evaluate import EditEvaluation
+from modalign.editing.benchmarks.results import (
+    FREE,
+    RESAMPLES,
+    TEACHER_FORCED,
+    Floats,
+    Metric,
+    count_known,
+    metric,
+    record_means,
+)
+from modalign.editing.benchmarks.rows import Answer, EditRow, Kind, PromptRow
+from modalign.editing.edits import Edit
+from modalign.errors import UsageError
+from modalign.progress import Progress
+
+TOP = 10
+LONGEST = 8  # tokens of the model's own answer where a neighbour's is not known
+COMPATIBLE = "teacher-forced, every position (EasyEdit-compatible)"
+
+Measure = Literal[
+    "reliability",
+    "text_reliability",
+    "text_generality",
+    "image_generality",
+    "text_locality",
+    "image_locality",
+]
+KINDS: dict[Measure, Kind] = {
+    "reliability": "rewrite",
+    "text_reliability": "rewrite",
+    "text_generality": "paraphrase",
+    "image_generality": "paraphrase",
+    "text_locality": "neighbour",
+    "image_locality": "neighbour",
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question of one edit.
+
+    Attributes:
+        edit: the edit's place in the list.
+        measure: what it counts for.
+        prompt: the question.
+        answer: what should be said; None for whatever the model said before.
+        image: the picture it is asked of.
+    """
+
+    edit: int
+    measure: Measure
+    prompt: str
+    answer: str | None
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model and its base did with one probe. Shares are 0 to 1, means over answer tokens.
+
+    Attributes:
+        accuracy: answer tokens that were the most likely.
+        agreement: positions whose most likely token is the base's.
+        overlap: of the ten most likely tokens, those among the base's ten.
+        divergence: KL(edited || base), nats.
+        compatible: see the module; NaN but for localities.
+        target: probability per answer token (geometric mean).
+        first: the most likely token at the answer's first position.
+        says: the most likely tokens as text.
+        said: the greedy answer, where it was generated.
+    """
+
+    accuracy: float
+    agreement: float
+    overlap: float
+    divergence: float
+    compatible: float
+    target: float
+    first: int
+    says: str
+    said: str | None = None
+
+
+def probes_of(edits: Sequence[Edit]) -> list[Probe]:
+    """Every question of every edit.
+
+    The paraphrases of an edit whose subject only the picture shows are asked of the picture; those of
+    an edit whose text names its subject are asked in text.
+    """
+    return [probe for number, edit in enumerate(edits) for probe in _probes(number, edit)]
+
+
+def _probes(number: int, edit: Edit) -> Iterator[Probe]:
+    if edit.image is not None:
+        yield Probe(number, "reliability", edit.asked_of_image, edit.target, edit.image)
+    if edit.subject:
+        yield Probe(number, "text_reliability", edit.prompt, edit.target)
+    shown = None if edit.subject else edit.image
+    for prompt in edit.paraphrases:
+        yield Probe(number, "text_generality", prompt, edit.target, shown)
+    for image in edit.other_images:
+        yield Probe(number, "image_generality", edit.asked_of_image, edit.target, image)
+    for neighbour in edit.neighbours:
+        measure: Measure = "text_locality" if neighbour.image is None else "image_locality"
+        yield Probe(number, measure, neighbour.prompt, neighbour.answer, neighbour.image)
+
+
+def evaluate_multimodal(
+    model: Any,
+    reader: Any,
+    edits: Sequence[Edit],
+    *,
+    base: Any = None,
+    template: Template = "auto",
+    generate: bool = True,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    progress: Progress | None = None,
+) -> EditEvaluation:
+    """Measure edits on a model, which stays as it is.
+
+    Args:
+        model: edited or not; called like a transformers image-text model.
+        reader: its processor.
+        edits: what was to be changed, and what was not.
+        base: the model before; without it, localities compare the model with itself.
+        template: the form in which it is asked, see :class:`Asking`.
+        generate: also let the model answer freely.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        progress: told how many questions are done.
+
+    Raises:
+        UsageError: no edits.
+    """
+    if not edits:
+        raise UsageError("there are no edits to evaluate")
+    asking = Asking(reader, template)
+    probes = probes_of(edits)
+    judge = _Judge(asking, model, model if base is None else base, generate)
+    after: list[Outcome] = []
+    before: list[Outcome] = []
+    with judging(model), judging(judge.base):
+        for number, probe in enumerate(probes, start=1):
+            now, then = judge(probe)
+            after.append(now)
+            before.append(then)
+            if progress:
+                progress("questions", number, len(probes))
+    drawing: dict[str, Any] = {"seed": seed, "resamples": resamples}
+    same = _metrics(probes, before, before, len(edits), drawing)
+    return EditEvaluation(
+        task="mmedit",
+        n=len(edits),
+        metrics=_metrics(probes, after, before, len(edits), drawing) if base is not None else same,
+        before=same if base is not None else None,
+        chance=_chance(probes, before, asking, edits),
+        notes=_notes(edits, probes, base is not None, asking),
+        seed=seed,
+        resamples=resamples,
+        rows=_rows(edits, probes, after, before if base is not None else None),
+    )
+
+
+class _Judge:
+    """Runs two models on the same inputs."""
+
+    def __init__(self, asking: Asking, model: Any, base: Any, generate: bool) -> None:
+        self.asking, self.model, self.base, self.generate = asking, model, base, generate
+
+    def __call__(self, probe: Probe) -> tuple[Outcome, Outcome]:
+        """After and before."""
+        asked = self._asked(probe)
+        length = len(asked.ids)
+        said = self._greedy(self.base, asked) if self.generate or probe.answer is None else []
+        if probe.answer is not None:
+            answer = list(self.asking.target(probe.answer, probe.prompt))
+        else:
+            answer = said or self._likeliest(asked)
+        inputs = self._inputs(asked, answer[:-1])
+        then = self.base(**inputs, use_cache=False).logits[0].float()
+        now = (
+            then
+            if self.model is self.base
+            else self.model(**inputs, use_cache=False).logits[0].float()
+        )
+        now_said = said if self.model is self.base or not self.generate else None
+        if now_said is None:
+            now_said = self._greedy(self.model, asked)
+        where = slice(length - 1, length - 1 + len(answer))
+        pictured = probe.measure == "image_locality"
+        return (
+            self._outcome(now, then, where, answer, now_said, pictured),
+            self._outcome(then, then, where, answer, said, pictured),
+        )
+
+    def _asked(self, probe: Probe) -> Asked:
+        if probe.image is None:
+            return self.asking.text(probe.prompt)
+        return self.asking.picture(probe.prompt, open_image(Media("image", path=probe.image)))
+
+    def _inputs(self, asked: Asked, more: Sequence[int] = ()) -> dict[str, Any]:
+        """A prompt and the first answer tokens as one row for the whole model."""
+        given = asked.inputs or {"input_ids": torch.tensor([asked.ids])}
+        given = {"attention_mask": torch.ones_like(given["input_ids"])} | given
+        weight = next(p for p in self.base.parameters() if p.is_floating_point())
+        device = device_of(self.base)
+        found: dict[str, Any] = {}
+        for name, value in given.items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape == (1, len(asked.ids)) and more:
+                filling = torch.tensor([list(more)]).to(value)
+                if name != "input_ids":  # a mask, or kinds of tokens: an answer is text
+                    filling = torch.full_like(filling, int(name == "attention_mask"))
+                value = torch.cat([value, filling], dim=1)
+            found[name] = value.to(device, weight.dtype if value.is_floating_point() else None)
+        return found
+
+    def _likeliest(self, asked: Asked) -> list[int]:
+        logits = self.base(**self._inputs(asked), use_cache=False).logits
+        return [int(logits[0, -1].argmax())]
+
+    def _greedy(self, model: Any, asked: Asked) -> list[int]:
+        """The model's own answer, without what ends it."""
+        inputs = self._inputs(asked)
+        pad = getattr(self.asking.tokenizer, "pad_token_id", None)
+        made = model.generate(
+            **inputs, max_new_tokens=LONGEST, do_sample=False, pad_token_id=pad or 0
+        )
+        special = set(self.asking.tokenizer.all_special_ids)
+        return [token for token in made[0, len(asked.ids) :].tolist() if token not in special]
+
+    def _outcome(
+        self,
+        now: Tensor,
+        then: Tensor,
+        where: slice,
+        answer: Sequence[int],
+        said: Sequence[int],
+        pictured: bool,
+    ) -> Outcome:
+        mine, base = now[where].log_softmax(-1), then[where].log_softmax(-1)
+        wanted = torch.tensor(answer, device=now.device)
+        top, base_top = mine.topk(TOP).indices, base.topk(TOP).indices
+        shared = (top[:, :, None] == base_top[:, None, :]).any(-1)
+        ranks = TOP if pictured else 1
+        every = now.topk(ranks).indices == then.topk(ranks).indices
+        text = self.asking.tokenizer.decode(list(said)).strip() if self.generate else None
+        return Outcome(
+            accuracy=float((top[:, 0] == wanted).float().mean()),
+            agreement=float((top[:, 0] == base_top[:, 0]).float().mean()),
+            overlap=float(shared.float().mean()),
+            divergence=float((mine.exp() * (mine - base)).sum(-1).mean()),
+            compatible=float(every.float().mean()),
+            target=float(mine.gather(1, wanted[:, None]).mean().exp()),
+            first=int(top[0, 0]),
+            says=self.asking.tokenizer.decode(top[:, 0].tolist()).strip(),
+            said=text,
+        )
+
+
+def _metrics(
+    probes: Sequence[Probe],
+    after: Sequence[Outcome],
+    before: Sequence[Outcome],
+    edits: int,
+    drawing: dict[str, Any],
+) -> dict[str, Metric]:
+    """Every measure: questions of an edit are averaged first, then edits."""
+    kinds: dict[str, tuple[str, str, float]] = {}  # protocol, unit, scale
+    values: dict[str, list[list[float]]] = {}
+
+    def note(name: str, edit: int, value: float, protocol: str, unit: str, scale: float) -> None:
+        kinds[name] = (protocol, unit, scale)
+        values.setdefault(name, [[] for _ in range(edits)])[edit].append(value)
+
+    for probe, now, then in zip(probes, after, before, strict=True):
+        name = str(probe.measure)
+        if KINDS[probe.measure] != "neighbour":
+            note(name, probe.edit, now.accuracy, TEACHER_FORCED, "percent", 100)
+            if now.said is not None:
+                right = float(now.said == probe.answer)
+                note(f"{name}_said", probe.edit, right, FREE, "percent", 100)
+            continue
+        note(name, probe.edit, now.agreement, TEACHER_FORCED, "percent", 100)
+        note(f"{name}_top{TOP}", probe.edit, now.overlap, TEACHER_FORCED, "percent", 100)
+        note(f"{name}_kl", probe.edit, now.divergence, TEACHER_FORCED, "nats", 1)
+        if now.said is not None:
+            same = float(now.said == then.said)
+            note(f"{name}_said", probe.edit, same, FREE, "percent", 100)
+        note(f"{name}_easyedit", probe.edit, now.compatible, COMPATIBLE, "percent", 100)
+    if not values:
+        return {}
+    columns: dict[str, Floats] = {
+        name: np.array([np.mean(row) if row else np.nan for row in rows])
+        for name, rows in values.items()
+    }
+    drawn = record_means(columns, **drawing)
+    return {
+        name: metric(drawn[name], count_known(columns[name]), *kinds[name])
+        for name in sorted(columns, key=_order)
+    }
+
+
+def _order(name: str) -> tuple[int, int]:
+    """By measure, its headline first."""
+    for place, measure in enumerate(KINDS):
+        if name == measure or name.startswith(f"{measure}_"):
+            return place, len(name) - len(measure)
+    return len(KINDS), 0
+
+
+def _chance(
+    probes: Sequence[Probe], before: Sequence[Outcome], asking: Asking, edits: Sequence[Edit]
+) -> dict[str, float]:
+    """Per headline measure in percent, what answers to other questions would score.
+
+    For targets: how often the base says the target's first token to the neighbours' questions. For
+    localities: how often it says the same first token to two different questions of the kind.
+    """
+    kinds = [KINDS[probe.measure] for probe in probes]
+    others = [o.first for o, kind in zip(before, kinds, strict=True) if kind == "neighbour"]
+    found: dict[str, float] = {}
+    for measure, kind in KINDS.items():
+        mine = [(p, o) for p, o in zip(probes, before, strict=True) if p.measure == measure]
+        if kind == "neighbour" and len(mine) > 1:
+            _, counts = np.unique([o.first for _, o in mine], return_counts=True)
+            found[measure] = 100 * float(
+                (counts * (counts - 1)).sum() / len(mine) / (len(mine) - 1)
+            )
+        elif kind != "neighbour" and mine and others:
+            firsts = [asking.target(edits[p.edit].target, p.prompt)[0] for p, _ in mine]
+            found[measure] = 100 * float(np.mean([[f == o for o in others] for f in firsts]))
+    return found
+
+
+def _notes(
+    edits: Sequence[Edit], probes: Sequence[Probe], compared: bool, asking: Asking
+) -> list[str]:
+    notes = [f"asked in the {asking.template} form"]
+    asked = {probe.measure for probe in probes}
+    notes += [
+        f"no {measure}: no edit has such questions" for measure in KINDS if measure not in asked
+    ]
+    if not compared:
+        notes.append("without a patch, localities compare the model with itself")
+    if len(edits) < 30:
+        notes.append(f"{len(edits)} edits only: intervals by bootstrap are too narrow")
+    return notes
+
+
+def _rows(
+    edits: Sequence[Edit],
+    probes: Sequence[Probe],
+    after: Sequence[Outcome],
+    before: Sequence[Outcome] | None,
+) -> list[EditRow]:
+    rows = [
+        EditRow(
+            id=edit.id,
+            source=edit.source,
+            subject=edit.subject,
+            target=edit.target,
+            truth=edit.truth,
+            prompts=[],
+        )
+        for edit in edits
+    ]
+
+    def answer(outcome: Outcome) -> Answer:
+        return Answer(
+            target=outcome.target,
+            accuracy=outcome.accuracy,
+            says=outcome.says,
+            generated=outcome.said,
+        )
+
+    for number, probe in enumerate(probes):
+        rows[probe.edit].prompts.append(
+            PromptRow(
+                kind=KINDS[probe.measure],
+                prompt=probe.prompt,
+                wanted=probe.answer or "",
+                after=answer(after[number]),
+                before=answer(before[number]) if before is not None else None,
+                image=probe.image,
+            )
+        )
+    return rows
