@@ -81,7 +81,7 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path, content: str | None, said
     with pytest.raises(UsageError, match=said) as caught:
         open_model(tmp_path)
     assert str(tmp_path) in str(caught.value)
-    with pytest.raises(UsageError, match="is not a model folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         open_model(tmp_path / "gone")
-    with pytest.raises(UsageError, match="is not a model folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         open_model("./gone")

@@ -10,7 +10,18 @@ from typing import Any
 import typer
 
 from modalign import __version__
-from modalign.cli import ask, compare, doctor, edit, evaluate, methods, options, patch, starter, train
+from modalign.cli import (
+    ask,
+    compare,
+    doctor,
+    edit,
+    evaluate,
+    methods,
+    options,
+    patch,
+    starter,
+    train,
+)
 from modalign.errors import ModalignError
 
 INTERRUPTED = 130  # 128 and the number of SIGINT

@@ -95,7 +95,7 @@ def _model_type(name: Path | str) -> str | None:
         )
         if on_hub and not folder.exists():
             return None
-        raise UsageError(f"{name} is not a model folder")
+        raise UsageError(f"{name} holds no model: there is no such folder")
     if not (folder / "config.json").is_file():
         raise UsageError(f"{name} holds no model: it has no config.json")
     try:

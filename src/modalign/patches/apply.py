@@ -106,7 +106,7 @@ def _check_parameter(
     if transposed != isinstance(owner, Conv1D) and value.dim() == 2:
         stored = "transposed" if transposed else "not transposed"
         raise DataError(
-            f"the patch takes {name} for {stored}, but it is a {type(owner).__name__}'s"
+            f"the patch takes {name} for {stored}, but its module is a {type(owner).__name__}"
         )
 
 
