@@ -43,7 +43,9 @@ from modalign.editing.compare.scores import (
     resamples_for,
     succeeded,
 )
+from modalign.editing.config import ValueConfig
 from modalign.editing.methods import Method
+from modalign.editing.methods.closed_form import ClosedForm
 
 STATISTICS = "key statistics"
 VALUES = "values"
@@ -117,7 +119,7 @@ def assemble(
         points=[_point(group, bench) for group in groups if group.finished],
         references=_references(plan, before, bench),
         differences=_differences(plan, groups, bench),
-        costs=_costs(plan, groups),
+        costs=charge_shared(_costs(plan, groups), methods, layers),
         table_size=size,
         table=_table(plan, groups, before, size) if size is not None else [],
         worst=_worst(plan, groups, before),
@@ -253,6 +255,54 @@ def _cost(method: str, mode: Mode, groups: Sequence[_Group]) -> Cost:
         peak_memory=max(peaks, default=None),
         stages=dict(stages),
     )
+
+
+def charge_shared(
+    costs: Sequence[Cost], methods: Mapping[str, Method], layers: Mapping[str, list[int]]
+) -> list[Cost]:
+    """What one method found in the store because another had computed it is charged to both."""
+    charged = []
+    for cost in costs:
+        others = [c for c in costs if c.mode == cost.mode and c.method != cost.method]
+        update: dict[str, object] = {}
+        mine = _value_key(methods[cost.method], layers[cost.method])
+        for other in others:
+            if mine is None or cost.values or other.value_seconds is None:
+                continue
+            if _value_key(methods[other.method], layers[other.method]) == mine:
+                update |= {
+                    "value_seconds": other.value_seconds,
+                    "values_of": methods[other.method].title,
+                }
+                break
+        own = _statistics_key(methods[cost.method], layers[cost.method])
+        for other in others:
+            if own is None or cost.statistics_seconds or not other.statistics_seconds:
+                continue
+            if _statistics_key(methods[other.method], layers[other.method]) == own:
+                update |= {
+                    "statistics_seconds": other.statistics_seconds,
+                    "statistics_of": methods[other.method].title,
+                }
+                break
+        charged.append(cost.model_copy(update=update))
+    return charged
+
+
+def _value_key(method: Method, layers: Sequence[int]) -> tuple[object, ...] | None:
+    """What decides a closed-form method's values; None for a method that has none to share."""
+    config = method.config
+    if not isinstance(method, ClosedForm):
+        return None
+    found = config.value_settings(method.relax)
+    return layers[-1], method.sites, found, config.contexts, config.seed
+
+
+def _statistics_key(method: Method, layers: Sequence[int]) -> tuple[object, ...] | None:
+    """What decides the key statistics, on one model and text."""
+    if not isinstance(method.config, ValueConfig):
+        return None
+    return tuple(layers), method.config.tokens, method.config.seed
 
 
 def _table(

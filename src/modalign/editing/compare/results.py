@@ -113,8 +113,9 @@ class Cost(BaseModel):
     """What a method took, over all its cells of one mode.
 
     Attributes:
-        statistics_seconds: taking C0, once.
-        value_seconds: per edit, over the ``values`` that were optimised (not taken from the store).
+        statistics_seconds: taking C0, once; ``statistics_of`` names the method that took it first.
+        value_seconds: per edit, over the ``values`` that were optimised (not taken from the store);
+            ``values_of`` names the method whose very same values were taken from the store.
         write_seconds: per edit at the largest size: reading keys, solving, writing; fine-tuning's all.
         write_size: that size.
         evaluation_seconds: of all cells, not charged to the method.
@@ -127,6 +128,8 @@ class Cost(BaseModel):
     statistics_seconds: float
     value_seconds: float | None
     values: int
+    values_of: str | None = None
+    statistics_of: str | None = None
     write_seconds: float | None
     write_size: int
     evaluation_seconds: float

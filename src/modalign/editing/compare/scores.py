@@ -160,7 +160,7 @@ def differences(
         replicates = {m: _replicates(drawn, m, name, task) * 100 for m in columns}
         pairs = list(combinations(columns, 2))
         gaps = [replicates[first] - replicates[second] for first, second in pairs]
-        raw = [_p_value(gap[1:]) for gap in gaps]
+        raw = [_p_value(gap[1:], n) for gap in gaps]
         for (first, second), gap, p, corrected in zip(pairs, gaps, raw, holm(raw), strict=True):
             low, high = (float(end) for end in np.nanpercentile(gap[1:], [2.5, 97.5]))
             value = float(gap[0])
@@ -189,11 +189,15 @@ def _replicates(drawn: Mapping[str, Floats], method: str, name: str, task: Task)
     return drawn[f"{method}/{name}"]
 
 
-def _p_value(gap: Floats) -> float:
-    """Twice the smaller tail, (1 + count) / (R + 1) each (Davison and Hinkley 1997, section 4.2)."""
+def _p_value(gap: Floats, n: int) -> float:
+    """Twice the smaller tail, (1 + count) / (R + 1) each (Davison and Hinkley 1997, section 4.2).
+
+    At least 2 / 2^n, the smallest that changing signs of n paired records could give: a bootstrap of
+    two records that agree would be sure of anything.
+    """
     known = gap[~np.isnan(gap)]
     tail = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return min(1.0, 2 * (1 + tail) / (len(known) + 1))
+    return min(1.0, max(2 * (1 + tail) / (len(known) + 1), 2.0 ** (1 - n)))
 
 
 def _verdict(value: float, low: float, high: float, p_holm: float) -> str:

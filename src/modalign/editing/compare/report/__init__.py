@@ -1,16 +1,80 @@
 """The report of an edit comparison: report.json, report.md and report.html.
 
-The JSON file is the report; the other two are renderings of it.
+The JSON file is the report; the other two are renderings of it. The HTML page is one file that asks
+the network for nothing: its drawings are inside, its policy forbids everything else, and the only
+script (the filter of the table of edits) is allowed by its hash.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from modalign.editing.compare.report import markdown, plots, view
+from modalign.editing.compare.report.schema import schema_text
 from modalign.editing.compare.results import EditComparison
 from modalign.files import write_atomically
+from modalign.pages import numbers
+
+__all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]
 
 
 def write_report(comparison: EditComparison, out: Path) -> None:
-    """Write report.json into ``out``; whole or not at all."""
-    write_atomically(out / "report.json", comparison.model_dump_json(indent=2) + "\n")
+    """Write report.json, report.md and report.html into ``out``; each whole or not at all."""
+    write_atomically(out / "report.json", render_json(comparison))
+    write_atomically(out / "report.md", render_markdown(comparison))
+    write_atomically(out / "report.html", render_html(comparison))
+
+
+def render_json(comparison: EditComparison) -> str:
+    """The comparison itself."""
+    return comparison.model_dump_json(indent=2) + "\n"
+
+
+def render_markdown(comparison: EditComparison) -> str:
+    """Tables only."""
+    return markdown.render(comparison)
+
+
+def render_html(comparison: EditComparison) -> str:
+    """One self-contained page."""
+    script = _resource("report.js.jinja").strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names = [comparison.headline, *comparison.parts]
+    panels = {
+        mode: [
+            Markup(drawing)
+            for name in names
+            if (drawing := plots.score_panel(comparison, mode, name))
+        ]
+        for mode in comparison.modes
+    }
+    return _template().render(
+        c=comparison,
+        names=names,
+        largest=comparison.sizes[-1],
+        panels=panels,
+        glyph=lambda method: Markup(plots.glyph(comparison, method)),
+        view=view,
+        fmt=numbers,
+        script=Markup(script),
+        script_hash=digest,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_resource("report.html.jinja"))
+
+
+def _resource(name: str) -> str:
+    return files(__package__ or __name__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,228 @@
+"""What the report says, in words and cells; HTML, Markdown and terminal only lay it out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from modalign.editing.benchmarks.results import Metric
+from modalign.editing.benchmarks.rows import Answer
+from modalign.editing.compare.results import (
+    FAILED,
+    NO_DIFFERENCE,
+    Cost,
+    Difference,
+    EditComparison,
+    Mode,
+    Point,
+    Status,
+    TableRow,
+)
+from modalign.editing.compare.scores import succeeded
+from modalign.pages import numbers as fmt
+
+MODE_WORDS: dict[Mode, str] = {
+    "batch": "Batch: one patch for all edits",
+    "sequential": "Sequential: step by step, each patch on top of the ones before",
+}
+STATUS_WORDS: dict[Status, str] = {
+    "done": "holds, and its paraphrases follow",
+    "not reached": "no value was found that makes the model say the target",
+    "not written": "a value was found, but the weights do not give it",
+    "overwritten": "held right after its own step, lost to later edits",
+    "not generalised": "the prompt itself is answered with the target, not every paraphrase is",
+}
+MEANINGS = {
+    "S": "harmonic mean of ES, PS and NS",
+    "ES": "share of edited prompts where the target is likelier than the truth",
+    "PS": "the same on paraphrases",
+    "NS": "share of neighbours where the truth is still likelier than the target",
+    "score": "harmonic mean of efficacy, paraphrase and specificity",
+    "efficacy": "share of the target's tokens that come first after the edited question",
+    "paraphrase": "the same after the question in other words",
+    "specificity": "share of right tokens on unrelated questions",
+    "free": "edited prompts continued with the target when the model writes freely",
+}
+SHOWN_EDITS = 200  # listed one by one in the page; report.json holds all
+LONGEST = 60
+
+
+def scored(metric: Metric | None) -> str:
+    """``93.4 (86.1 to 98.0)``."""
+    if metric is None:
+        return fmt.MISSING
+    if metric.n == 0:
+        return f"{metric.value:.0f}"
+    return f"{metric.value:.1f} ({metric.low:.1f} to {metric.high:.1f})"
+
+
+def plain(metric: Metric | None, decimals: int = 1) -> str:
+    """A metric without its interval."""
+    return fmt.MISSING if metric is None else fmt.number(metric.value, decimals)
+
+
+def plain_range(metric: Metric, decimals: int = 1) -> str:
+    """Its interval alone."""
+    return f"{fmt.number(metric.low, decimals)} to {fmt.number(metric.high, decimals)}"
+
+
+def gap(found: Difference) -> str:
+    """``+4.1 (+1.0 to +7.2)``."""
+    return f"{signed(found.value)} ({signed(found.low)} to {signed(found.high)})"
+
+
+def signed(value: float) -> str:
+    """``+4.1``."""
+    rounded = round(value, 1)
+    if rounded == 0:
+        return "0.0"
+    return f"{'+' if rounded > 0 else fmt.MINUS}{abs(rounded):.1f}"
+
+
+def verdict(comparison: EditComparison, found: Difference) -> str:
+    """Who is better, or that none was found to be."""
+    if found.verdict == NO_DIFFERENCE:
+        return NO_DIFFERENCE
+    better = found.first if found.verdict == "first" else found.second
+    return f"{comparison.title_of(better)} is better"
+
+
+def differences_at(
+    comparison: EditComparison, mode: Mode, size: int, metric: str | None = None
+) -> list[Difference]:
+    """Pairs of one size and mode; of the headline unless a part is named."""
+    wanted = (mode, size, metric or comparison.headline)
+    return [d for d in comparison.differences if (d.mode, d.size, d.metric) == wanted]
+
+
+def headline_pair(comparison: EditComparison, mode: Mode) -> str | None:
+    """PMET against MEMIT at the largest size, as a sentence; else the first two methods."""
+    pairs = differences_at(comparison, mode, comparison.sizes[-1])
+    if not pairs:
+        return None
+    found = next((d for d in pairs if {d.first, d.second} == {"pmet", "memit"}), pairs[0])
+    first, second = comparison.title_of(found.first), comparison.title_of(found.second)
+    return (
+        f"{first} minus {second} in {found.metric} at {edits(found.size)}, {mode}: {gap(found)} points "
+        f"on the same {found.n} edits; {verdict(comparison, found)} (p {fmt.p_value(found.p_holm)}, "
+        "Holm)."
+    )
+
+
+def edits(count: int) -> str:
+    """``1 edit``, ``100 edits``."""
+    return f"{count:,} edit{'' if count == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a stacked bar."""
+
+    status: Status
+    count: int
+    percent: float
+
+
+def shares(point: Point) -> list[Share]:
+    """How a point's edits went, done first."""
+    order: tuple[Status, ...] = ("done", *FAILED)
+    total = max(1, sum(point.statuses.values()))
+    return [
+        Share(status, point.statuses[status], 100 * point.statuses[status] / total)
+        for status in order
+        if point.statuses.get(status)
+    ]
+
+
+def layer_words(point: Point) -> str:
+    """``0.22, 1.08, 2.40``: |Delta| / |W| of each layer written, first to last."""
+    return ", ".join(f"{value:.2f}" for value in point.layers.values()) or fmt.MISSING
+
+
+def cost_cells(cost: Cost) -> list[str]:
+    """Statistics, values and writing per edit, memory, evaluation."""
+    values = fmt.seconds(cost.value_seconds)
+    if cost.values_of is not None:
+        values += f" (those of {cost.values_of})"
+    elif cost.value_seconds is not None:
+        values += f" (over {cost.values})"
+    taken = fmt.seconds(cost.statistics_seconds) if cost.statistics_seconds else fmt.MISSING
+    if cost.statistics_of is not None:
+        taken += f" (those of {cost.statistics_of})"
+    return [
+        taken,
+        values,
+        f"{fmt.seconds(cost.write_seconds)} (at {cost.write_size:,})",
+        fmt.size(cost.peak_memory),
+        fmt.seconds(cost.evaluation_seconds),
+    ]
+
+
+COST_HEADINGS = (
+    "Key statistics, once",
+    "Value, per edit",
+    "Writing, per edit",
+    "Peak memory",
+    "Evaluation, all cells",
+)
+
+
+def said(answer: Answer) -> str:
+    """What a model said: freely where that was asked for, else its likeliest tokens."""
+    words = " ".join((answer.generated if answer.generated is not None else answer.says).split())
+    if not words:
+        return "(nothing)"
+    return words if len(words) <= LONGEST else words[: LONGEST - 1] + "…"
+
+
+def probability(answer: Answer, kind: str) -> str:
+    """Of the wanted answer: the target after an edited prompt, the truth after a neighbour."""
+    value = answer.truth if kind == "neighbour" else answer.target
+    if value is None:
+        return fmt.MISSING
+    return "< 0.01" if value < 0.005 else f"{value:.2f}"
+
+
+def is_right(comparison: EditComparison, answer: Answer) -> bool:
+    """Whether the wanted answer won."""
+    return succeeded(comparison.task, answer)
+
+
+def outcomes_of(row: TableRow) -> str:
+    """``method:mode:status`` of an edit, for the page's filter."""
+    return " ".join(
+        f"{each.method}:{each.mode}:{each.status.replace(' ', '-')}" for each in row.after
+    )
+
+
+def search_text(row: TableRow) -> str:
+    """What the page's search looks in."""
+    parts = [row.id, row.subject, row.target, row.truth or ""]
+    return " ".join([*parts, *(p.prompt for p in row.prompts[:1])]).lower()
+
+
+def setting_rows(comparison: EditComparison) -> list[tuple[str, str]]:
+    """How it was run."""
+    s = comparison.setting
+    rows = [
+        ("Model", comparison.model),
+        ("Edits", f"{comparison.edits} ({comparison.available} that can be used)"),
+        ("Text of the key statistics", s.text or "what the model itself writes"),
+        ("Held-out text", s.held_out or "none"),
+        ("Seed", str(s.seed)),
+        ("Edits per sequential step", str(s.block) if s.block else "a tenth of the edits"),
+        ("Bootstrap replicates of differences", f"{s.resamples:,}"),
+        ("Free generation", "yes" if s.generate else "no"),
+        ("Machine", f"{s.device}, {s.dtype}, {s.threads} threads"),
+        ("Started, finished", f"{s.started}, {s.finished} (this run {fmt.seconds(s.seconds)})"),
+    ]
+    rows += [(f"Version of {name}", value) for name, value in s.versions.items()]
+    return rows + [(f"Hash of {name}", value) for name, value in s.hashes.items()]
+
+
+def settings_words(comparison: EditComparison) -> list[tuple[str, str]]:
+    """Every method's whole configuration as JSON."""
+    return [
+        (info.title, json.dumps(info.settings | {"layers": info.layers}))
+        for info in comparison.methods
+    ]
