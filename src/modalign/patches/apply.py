@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modalign.errors import DataError, ModalignError, UsageError
-from modalign.patches.arithmetic import balanced, changed
+from modalign.patches.arithmetic import changed, orthonormal
 from modalign.patches.fit import check_order, check_removable, locate
 from modalign.patches.hashing import SHOWN, patch_hash
-from modalign.patches.patch import Change, Patch
+from modalign.patches.patch import Change, DenseChange, Patch
 
 _STATE = "_modalign_patches"
 
@@ -271,13 +271,12 @@ class Branch:
     @classmethod
     def of(cls, change: Change, dtype: torch.dtype) -> Branch | None:
         """The branch of a change, computed in ``dtype``; None for a change of nothing."""
-        left, right, _ = balanced(change)
         d_out, d_in = change.shape
-        if left.shape[1] == 0:
-            return None
-        if left.shape[1] * (d_out + d_in) < d_out * d_in:
-            return cls(right.to(dtype), left.T.to(dtype, memory_format=torch.contiguous_format))
-        return cls(change.delta().T.to(dtype, memory_format=torch.contiguous_format))
+        if isinstance(change, DenseChange) or len(change.edits) * (d_out + d_in) >= d_out * d_in:
+            delta = change.delta()
+            return cls(_contiguous(delta.T, dtype)) if bool(delta.any()) else None
+        left, right = orthonormal(change)
+        return cls(_contiguous(right, dtype), _contiguous(left.T, dtype)) if left.any() else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Branch:
         return self
@@ -294,6 +293,10 @@ class Branch:
             for matrix in self.matrices:
                 part = part @ matrix
             return (output.to(part.dtype) + part).to(output.dtype)
+
+
+def _contiguous(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    return matrix.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _refuse_to_save(*args: object, **kwargs: object) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modalign.errors import DataError
-from modalign.patches.patch import Change, DenseChange, Patch
+from modalign.patches.patch import Change, DenseChange, LowRankChange, Patch, SolvedChange
 
 # A singular value below this share of the largest is rounding of the float64 solve, no change.
 NEGLIGIBLE = 1e-12
@@ -36,6 +36,16 @@ def changed(base: Tensor, changes: Iterable[Change], transposed: bool = False) -
             f"value would be {float(total.abs().max()):.3g}"
         )
     return result
+
+
+def orthonormal(change: SolvedChange | LowRankChange) -> tuple[Tensor, Tensor]:
+    """A change's factors with orthonormal columns on the right: left (d_out, r), right (d_in, r).
+
+    Stored factors may cancel between columns, which costs digits in float32; these cannot.
+    """
+    left, right = (factor.double() for factor in change.factors())
+    Q, upper = torch.linalg.qr(right)
+    return left @ upper.T, Q
 
 
 def balanced(change: Change, tolerance: float = NEGLIGIBLE) -> tuple[Tensor, Tensor, Tensor]:
