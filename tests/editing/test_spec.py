@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.tiny import LAYERS, language_model
 from torch import Tensor, nn
 
 from modalign.editing.forward import Inputs, PartialForward, Row, read
 from modalign.editing.spec import ModelSpec, SpecError, hidden_of
+from tiny import LAYERS, language_model
 
 VOCABULARY = 60
 SIZES: dict[str, Any] = {
