@@ -183,6 +183,13 @@ def drop(
         Path | None,
         typer.Option("--out", "-o", help="New patch file; PATCH-without-ID by default."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Also compute the patch anew on this model, and compare."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="With --model: the text of the key statistics.")
+    ] = None,
     json_output: options.Json = False,
 ) -> None:
     """Take single edits out of a patch: solved again over the other edits, without the model.
@@ -192,13 +199,37 @@ def drop(
     - `modalign patch drop fix.safetensors --id 17`
 
     - `modalign patch drop fix.safetensors --id 17 --id 23 -o smaller.safetensors`
+
+    - `modalign patch drop fix.safetensors --id 17 --model MODEL --text wiki.txt`
     """
     from modalign.patches import drop as without
     from modalign.patches import load_patch
 
+    if text is not None and model is None:
+        raise UsageError("--text belongs to --model")
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(edit_id[:3]))
     target = out or patch.with_name(f"{patch.stem}-without-{safe}{patch.suffix}")
-    _write(without(load_patch(patch), edit_id), target, json_output)
+    dropped = without(load_patch(patch), edit_id)
+    compared = _compare_with_fresh(dropped, model, text, json_output) if model else None
+    _write(dropped, target, json_output, compared)
+
+
+def _compare_with_fresh(
+    dropped: Patch, model: str, text: Path | None, json_output: bool
+) -> dict[str, Any]:
+    """The distance from a patch computed without the edits, for people or for JSON."""
+    from modalign.cli.console import bars, quiet_libraries, stderr, stdout
+    from modalign.editing.fresh import distance_from_fresh
+
+    quiet_libraries()
+    with bars(not json_output) as progress:
+        found = distance_from_fresh(dropped, model, text=text, progress=progress, said=stderr.print)
+    if not json_output:
+        for name, value in found.tensors.items():
+            stdout.print(f"{name}: {value:.2e} from a patch computed anew", highlight=False)
+        if not found.same_statistics:
+            stdout.print("(its key statistics differ: give the same --text)", highlight=False)
+    return {"distance": found.tensors, "same_statistics": found.same_statistics}
 
 
 @app.command(epilog=options.EXIT_CODES)
@@ -372,7 +403,7 @@ def _show_inspection(found: Inspection, shown: int) -> None:
         _say(f"and {len(header.edits) - shown} more edits (--edits 0 shows all)")
 
 
-def _write(patch: Patch, out: Path, json_output: bool) -> None:
+def _write(patch: Patch, out: Path, json_output: bool, more: dict[str, Any] | None = None) -> None:
     """Save a patch made from others, read it back, and say what it is."""
     from modalign.cli.console import print_json
     from modalign.patches import load_patch, save_patch
@@ -386,6 +417,7 @@ def _write(patch: Patch, out: Path, json_output: bool) -> None:
     ids = [edit.id for edit in patch.header.edits]
     history = patch.header.history[-1]
     if json_output:
-        print_json({"patch": str(out), "sha256": sha256, "edits": ids, "history": history})
+        row = {"patch": str(out), "sha256": sha256, "edits": ids, "history": history}
+        print_json(row | (more or {}))
         return
     _say(f"{out}: {len(ids)} edits, {history}")

@@ -1,0 +1,91 @@
+"""A patch computed anew without some of its edits: what taking them out of the file is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modalign.editing.corpus import read_corpus
+from modalign.editing.edits import Edit
+from modalign.editing.job import Options
+from modalign.editing.methods import method_named
+from modalign.editing.run import configured
+from modalign.errors import DataError
+from modalign.models.open import open_model, tokenizer_of
+from modalign.patches import check_tokenizer
+from modalign.patches.arithmetic import distance
+from modalign.patches.patch import EditRecord, Patch
+from modalign.progress import Progress
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a patch is from one computed anew.
+
+    Attributes:
+        tensors: per parameter |Delta - Delta anew| / |Delta anew|.
+        same_statistics: whether both used the same C0; without it, that alone moves the update.
+    """
+
+    tensors: dict[str, float]
+    same_statistics: bool
+
+
+def distance_from_fresh(
+    dropped: Patch,
+    model: str,
+    *,
+    text: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    said: Callable[[str], None] = lambda message: None,
+) -> Distance:
+    """Compute the patch of the edits that are left, and compare.
+
+    Args:
+        dropped: what is left of a patch, with its settings and contexts in the header.
+        model: folder of the base model.
+        text: the text that the key statistics were taken from.
+        cache: folder of statistics and values; values found before are used.
+        progress: told how far each step is.
+        said: told what the user should know.
+
+    Raises:
+        DataError: the patch is for another tokenizer, or has edits that cannot be rebuilt from it.
+    """
+    header = dropped.header
+    if header.after:
+        raise DataError(
+            f"{header.name}: was computed on top of other patches; give them to edit run"
+        )
+    loaded, reader = open_model(model)
+    check_tokenizer(dropped, tokenizer_of(reader))
+    fields = method_named(header.method).config_class.model_fields
+    settings = {name: value for name, value in header.settings.items() if name in fields}
+    settings |= {"contexts": list(header.contexts)} if "contexts" in fields else {}
+    options = Options(
+        corpus=read_corpus(text) if text else None,
+        cache=cache,
+        resume=True,
+        progress=progress,
+        said=said,
+    )
+    edits = [_edit(record) for record in header.edits]
+    fresh = configured(header.method, settings).compute(loaded, reader, edits, options=options)
+    return Distance(
+        tensors=distance(dropped, fresh),
+        same_statistics=fresh.header.covariance == header.covariance,
+    )
+
+
+def _edit(record: EditRecord) -> Edit:
+    """What was asked for, as the patch remembers it.
+
+    Raises:
+        DataError: an edit about a picture, whose file may have changed.
+    """
+    if record.image is not None:
+        raise DataError(f"edit {record.id} has a picture; compute the patch again with edit run")
+    at = record.prompt.find(record.subject) if record.subject else None
+    return Edit(record.id, record.subject, record.prompt, at, record.target, record.truth)
