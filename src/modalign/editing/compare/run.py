@@ -103,6 +103,9 @@ def compare_edits(
     began, started = time.monotonic(), _now()
     methods = {name: configured(name, found) for name, found in _settings(request).items()}
     _check(request)
+    for name in request.settings:
+        if name and name not in methods:
+            said(f"settings of {name} are of no use here: it is not compared")
     bench, notes = _open(request, progress, said)
     plan = make_plan(
         request.methods,
@@ -142,8 +145,8 @@ def compare_edits(
 def _settings(request: CompareRequest) -> dict[str, dict[str, Any]]:
     """Each method's own settings: those for all that it has, and over them those for it alone."""
     for name in request.settings:
-        if name and name not in request.methods:
-            raise UsageError(f"--set {name}: this comparison has {', '.join(request.methods)}")
+        if name and name not in METHODS:
+            raise UsageError(f"--set {name}: there is no such method ({', '.join(METHODS)})")
     shared = request.settings.get("", {})
     known = {
         name: set(METHODS[name].config_class.model_fields) if name in METHODS else set()

@@ -105,7 +105,7 @@ def metrics_of(
         known = count_known(columns[name])
         if known:
             unit = "percentage points" if name in {"EM", "PM", "NM"} else "percent"
-            protocol = FREE if name.startswith("free_") else TEACHER_FORCED
+            protocol = f"{FREE}, prefix" if name.startswith("free_") else TEACHER_FORCED
             found[name] = metric(drawn[name], known, protocol, unit)
     return found
 
