@@ -114,7 +114,7 @@ def encode_target(
         tokenizer: the model's.
         target: the answer, without leading space.
         prompt: the text it continues; a space is put between unless it already ends in one, or
-            either side of the joint is written without spaces (Chinese, Japanese, Thai ...).
+            its script is written without spaces (Chinese, Japanese, Thai ...).
         joint: what stands between the two instead, where a chat template says so.
 
     Raises:
@@ -123,7 +123,7 @@ def encode_target(
     if not target.strip():
         raise DataError(f"the target of {prompt!r} is empty")
     if joint is None:
-        joint = "" if _unspaced(prompt, target) else " "
+        joint = "" if _unspaced(prompt) else " "
     wanted = joint + target
     anchor = "a" if joint else "\n"
     anchored = _plain(tokenizer, anchor + wanted)
@@ -149,11 +149,9 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def _unspaced(prompt: str, target: str) -> bool:
-    """Whether no space belongs between the two."""
-    if not prompt or prompt[-1].isspace():
-        return True
-    return _script_without_spaces(prompt[-1]) or _script_without_spaces(target[0])
+def _unspaced(prompt: str) -> bool:
+    """Whether what continues a prompt follows without a space."""
+    return not prompt or prompt[-1].isspace() or _script_without_spaces(prompt[-1])
 
 
 def _script_without_spaces(character: str) -> bool:
