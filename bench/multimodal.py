@@ -51,6 +51,7 @@ MEASURES = (
     "text_generality",
     "image_locality",
     "text_locality",
+    "image_locality_kl",
     "image_locality_easyedit",
     "text_locality_easyedit",
 )
@@ -64,6 +65,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "subject and last, layer 1": ("memit", {**RIDGE, "lookup": "auto", "layers": [1]}),
     "last, layer 1": ("memit", {**RIDGE, "layers": [1]}),
     "PMET": ("pmet", RIDGE),
+    "PMET, clamp 8, layers 1 and 2": ("pmet", {**RIDGE, "clamp": 8.0, "layers": [1, 2]}),
+    "PMET without the attention's vector": ("pmet", {**RIDGE, "attention_vector": False}),
     "ROME": ("rome", {}),
     "AlphaEdit": ("alphaedit", {"l2": 0.1}),
     "FT": ("ft", {"lr": 5e-3}),
@@ -189,23 +192,28 @@ class Bench:
                 resamples=10,
             )
             rows.append({name: found.metrics[name].value for name in MEASURES})
-        print(" | ".join(_cell([row[name] for row in rows]) for name in MEASURES), "|", flush=True)
+        cells = [_cell([row[name] for row in rows], name) for name in MEASURES]
+        print(" | ".join(cells), "|", flush=True)
 
     def before(self) -> None:
         """The unedited model."""
         found = evaluate_multimodal(self.model, self.reader, self.edits, generate=False)
         print("| chance |", " | ".join(_share(found.chance.get(n)) for n in MEASURES), "|")
-        print("| before |", " | ".join(f"{found.metrics[n].value:.0f}" for n in MEASURES), "|")
+        print("| before |", " | ".join(_number(found.metrics[n].value, n) for n in MEASURES), "|")
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
 
-def _cell(values: list[float]) -> str:
+def _number(value: float, name: str) -> str:
+    return f"{value:.3f}" if name.endswith("_kl") else f"{value:.0f}"
+
+
+def _cell(values: list[float], name: str) -> str:
     drawn = record_means({"v": np.array(values)}, 2000, 0)["v"]
     low, high = np.percentile(drawn[1:], [2.5, 97.5])
-    return f"{drawn[0]:.0f} ({low:.0f} to {high:.0f})"
+    return f"{_number(drawn[0], name)} ({_number(low, name)} to {_number(high, name)})"
 
 
 def main() -> None:

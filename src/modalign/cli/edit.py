@@ -47,6 +47,16 @@ def run(
             "--pictures", help="Data file with images, for the key statistics of pictures."
         ),
     ] = None,
+    lookup: Annotated[
+        str | None,
+        typer.Option(
+            "--lookup", help="Token an edit is written at: auto, subject, last or visual."
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", help="How the model is asked: auto, chat or plain."),
+    ] = None,
     settings: Settings = None,
     on: Annotated[
         list[Path] | None,
@@ -74,7 +84,7 @@ def run(
     EDITS holds CounterFact, MEND-style CounterFact or zsRE records, or plain ones: `subject`,
     `prompt` (with the subject, or `{}` in its place), `target`, and where known `truth`,
     `paraphrases`, `neighbours`, `image`. An edit with an `image` is written for its text and for its
-    picture; `--set lookup=last` writes at the prompt's last token instead of the subject's.
+    picture; `--lookup last` writes at the prompt's last token instead of the subject's.
 
     **Examples**
 
@@ -95,7 +105,7 @@ def run(
         edits=edits,
         out=out,
         method=method,
-        settings=parsed(settings),
+        settings=parsed(settings) | given(lookup=lookup, template=template),
         text=text,
         pictures=pictures,
         on=tuple(on or ()),
@@ -120,6 +130,11 @@ def run(
         )
         return
     _show(result, stdout)
+
+
+def given(**options: str | None) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def parsed(settings: list[str] | None) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class Asking:
     Args:
         reader: the model's tokenizer, or its processor where it takes pictures.
         template: ``chat`` for its chat template, ``plain`` for prompts as they stand; ``auto`` for
-            what ``modalign ask`` does: the chat template of a model that takes pictures, where it has
-            one; a causal language model continues the prompt as it stands.
+            the chat template of a model that takes pictures, where it has one, and plain prompts for a
+            causal language model (the benchmarks' prompts are beginnings of sentences).
 
     Raises:
         UsageError: ``chat`` without a chat template.

@@ -24,7 +24,7 @@ class EditConfig(BaseModel):
         seed: of the contexts, and of the order of the text for statistics.
         batch_size: edits optimised together.
         template: the form in which the model is asked: ``chat`` (its chat template), ``plain``, or
-            ``auto`` for that of ``modalign ask``.
+            ``auto``: chat for a model that takes pictures, plain for a causal language model.
         lookup: the token an edit is written at: ``subject`` (its last token), ``last`` (of the
             prompt), ``visual`` (the picture's last), or ``auto``: the subject where the text names
             it, else the last.

@@ -68,7 +68,7 @@ class Eyes:
         return row
 
     def embeddings(self, asked: Asked, *, keep: bool = True) -> Tensor:
-        """(T, D), on the model's device; the picture's among the words'."""
+        """(T, D), on the CPU; the picture's among the words'."""
         assert asked.inputs is not None
         if not keep:
             return self._read(asked.inputs)
@@ -101,7 +101,7 @@ class Eyes:
                 f"{type(self.spec.model).__name__} hands its language part no embeddings; editing "
                 "with pictures needs a model whose pictures become tokens"
             )
-        return found[-1][0]
+        return found[-1][0].cpu()
 
     def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """On the model's device, pixels in its precision."""
