@@ -215,7 +215,7 @@ def test_a_model_that_knows_nothing_is_told_so(editable: Callable[[Family], Edit
     with torch.no_grad():
         for parameter in made.model.parameters():
             parameter.normal_(std=0.02)
-    with pytest.raises(NoneKnownError, match=r"knows none of the \d+ facts .* it says"):
+    with pytest.raises(NoneKnownError, match=r"knows none of the \d+ facts .*; after .* it says"):
         suggest(made.model, made.tokenizer, facts_of(made))
 
 
@@ -259,6 +259,23 @@ def test_the_rule() -> None:
     assert measured([0.9, 0.1, 0.9, 0.9], [0.9] * 4).layers == [2, 3]
     assert measured([0.05] * 4, [0.9, 0.2, 0.1, 0.0]).verdict == "last token"
     assert measured([0.9] * 4, [0.1] * 4).verdict == "no vector"
+
+
+def test_wide_intervals_leave_it_undecided() -> None:
+    rng = np.random.default_rng(3)
+    n = 6
+    clean, corrupted = np.full(n, 0.8), np.full(n, 0.5)
+    grids = {(kind, place): np.full((n, 2), 0.5) for kind in KINDS for place in PLACES}
+    grids["block", "subject"][:2] = 0.8  # two of six facts, wholly
+    reach = Reach(
+        np.repeat(rng.permutation([0.9, 0.9, 0.9, 0.1, 0.1, 0.1])[:, None], 2, 1), ("b",) * n
+    )
+    probe = Probe(Fact("s", "s is", 0, "a"), (1, 2), 0, 0, (3,))
+    found = propose("m", Known((probe,) * n, 600, 0, 600), Trace(clean, corrupted, grids, 1), reach)
+    assert found.verdict == "undecided"
+    assert found.layers == []
+    assert "give more facts" in found.sentences[0]
+    assert "Undecided" in suggestion_page(found)
 
 
 def test_noise_that_changes_nothing_is_told() -> None:

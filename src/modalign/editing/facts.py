@@ -237,7 +237,7 @@ def known_facts(
                 asked -= 1  # known, and not needed: as if it had not been asked
             elif not said:
                 said = (
-                    f"; asked {probe.fact.prompt!r} it says {words!r}, not {probe.fact.attribute!r}"
+                    f"; after {probe.fact.prompt!r} it says {words!r}, not {probe.fact.attribute!r}"
                 )
         progress("asking for facts", min(len(found), wanted), wanted)
     if not found:
@@ -283,4 +283,8 @@ def _answers(
         best = log_probs.argmax(-1).tolist()
         wanted = torch.tensor(probe.answer, device=log_probs.device)
         joint = float(log_probs.gather(1, wanted[:, None]).sum().exp())
-        yield probe, joint if best == list(probe.answer) else None, tokenizer.decode(best)
+        same = [ours == theirs for ours, theirs in zip(best, probe.answer, strict=True)]
+        if all(same):
+            yield probe, joint, ""
+        else:  # behind the first wrong token the answer is no longer the model's own
+            yield probe, None, tokenizer.decode(best[: same.index(False) + 1]).strip()

@@ -23,6 +23,9 @@ KIND_NAMES = {
 }
 
 
+_NOTHING = {"undecided": "Undecided"}
+
+
 def suggestion_page(found: Suggestion) -> str:
     """The proposal as one self-contained HTML page."""
     name = (f"Layers {found.layers[0]} to {found.layers[-1]}" if len(found.layers) > 1 else "") or (

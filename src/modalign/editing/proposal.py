@@ -12,6 +12,9 @@ at the last working layer whose vectors are not clearly worse than the best laye
 difference of probabilities, lower end below ``CLEARLY``): the later it is, the more layers can share
 the writing. The layers written are the working ones up to it, at most ``LONGEST`` (MEMIT and PMET
 write 5 or 6).
+
+Where no layer works but one would by its means alone, the verdict is ``undecided``: more facts are
+needed, and nothing is said of how the model recalls.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ FEW = 8  # facts; with fewer the intervals say little
 TRACED = "causal trace"
 WRITTEN = "optimised vector"
 
-Verdict = Literal["layers", "last token", "no vector", "subject not used"]
+Verdict = Literal["layers", "undecided", "last token", "no vector", "subject not used"]
 Floats = NDArray[np.float64]
 
 
@@ -223,8 +226,16 @@ def _verdict(findings: Sequence[LayerFinding], effect: Metric, layers: Sequence[
         return "subject not used"
     if layers:
         return "layers"
+    if any(_by_means(each) for each in findings):
+        return "undecided"
     reaching = any(each.reached.low >= 100 * REACHED_SHARE for each in findings)
     return "last token" if reaching or not _carries(findings) else "no vector"
+
+
+def _by_means(finding: LayerFinding) -> bool:
+    """Whether the means are high enough, whatever their intervals."""
+    carried, reached = finding.carried.value, finding.reached.value
+    return carried >= 100 * CARRIED and reached >= 100 * REACHED_SHARE
 
 
 def _carries(findings: Sequence[LayerFinding]) -> bool:
@@ -253,6 +264,8 @@ def _words(found: Suggestion) -> list[str]:
     )
     if found.verdict == "layers":
         words = _words_of_layers(found, noise, reaching)
+    elif found.verdict == "undecided":
+        words = _words_of_doubt(found)
     elif found.verdict == "last token":
         words = [
             "No layer works: this model recalls at its last token; closed-form editing at the "
@@ -279,6 +292,19 @@ def _words(found: Suggestion) -> list[str]:
         else ""
     )
     return [*words, few] if few else words
+
+
+def _words_of_doubt(found: Suggestion) -> list[str]:
+    close = [each for each in found.findings if _by_means(each)]
+    best = max(close, key=lambda each: (each.reached.value, each.carried.value))
+    named = ", ".join(str(each.layer) for each in close)
+    return [
+        f"Undecided: by their means layers {named} would work, but the intervals are too wide to say "
+        "so; give more facts that the model knows.",
+        f"At layer {best.layer} a vector at the subject's last token made the model give another answer "
+        f"to {interval(best.reached)} of {found.known} facts, and its output carries "
+        f"{interval(best.carried)} of what noise on the subject takes away.",
+    ]
 
 
 def _words_of_layers(found: Suggestion, noise: str, best: LayerFinding) -> list[str]:
