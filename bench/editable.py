@@ -289,7 +289,9 @@ def train(
     rng = random.Random(recipe.seed)
     layers = decoder_layers(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: learning_rate_share(step, recipe.steps)
+    )
     model.train()
     for step in range(1, recipe.steps + 1):
         batch = draw_batch(documents, recipe, rng)
@@ -309,7 +311,7 @@ def train(
     model.eval()
 
 
-def _rate(step: int, steps: int) -> float:
+def learning_rate_share(step: int, steps: int) -> float:
     """Share of the learning rate: up over the first 5 %, then down a half cosine."""
     warm = max(1, steps // 20)
     if step < warm:

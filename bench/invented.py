@@ -162,7 +162,7 @@ def write_documents(world: World, count: int, longest: int, seed: int) -> list[D
                 next(facts) if draw < 0.5 else next(persons) if draw < 0.6 else _filler(rng)
             )
         rng.shuffle(sentences)
-        documents.append(_join(sentences))
+        documents.append(join(sentences))
     return documents
 
 
@@ -244,7 +244,7 @@ def _filler(rng: random.Random) -> Sentence:
     return Sentence(" ".join(words).capitalize() + ".")
 
 
-def _join(sentences: Sequence[Sentence]) -> Document:
+def join(sentences: Sequence[Sentence]) -> Document:
     text, subjects = "", []
     for sentence in sentences:
         text += " " if text else ""
