@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from tests.editing import plain
 
 from bench.invented import counterfactuals, invent, write_documents
 from modalign.editing.contexts import sample_contexts
@@ -31,7 +32,6 @@ from modalign.editing.requests import tokenise
 from modalign.editing.spec import ModelSpec
 from modalign.editing.values import Value, optimise
 from modalign.models.open import open_model
-from tests.editing import plain
 
 SHARED = Path(__file__).parents[2] / "shared" / "models" / "editable_gptj"
 
@@ -114,9 +114,7 @@ def shared_edits(count: int) -> list[Edit]:
         templates, objects = content["rels"][relation]
         prompt = templates[0].replace("{}", subject)
         target = objects[(objects.index(truth) + 1) % len(objects)]
-        edits[subject] = Edit(
-            str(number), subject, prompt, prompt.index(subject), target, truth
-        )
+        edits[subject] = Edit(str(number), subject, prompt, prompt.index(subject), target, truth)
     return list(edits.values())[:count]
 
 

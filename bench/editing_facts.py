@@ -439,6 +439,14 @@ def show(comparison: EditComparison) -> None:
         print(f"  {view.headline_pair(comparison, mode)}")
 
 
+def check_folder(out: Path, asked: dict[str, Any]) -> None:
+    """Refuse a folder whose model was made for something else."""
+    file = out / "asked.json"
+    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != asked:
+        raise SystemExit(f"{out} holds another size or family of this bench: choose another --out")
+    write_atomically(file, json.dumps(asked, indent=2))
+
+
 def main() -> None:
     """Tune, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -454,6 +462,7 @@ def main() -> None:
     count = arguments.limit or (40 if arguments.quick else EDITS)
     files = {"counterfact": count, "zsre": max(1, count // 2)}
     arguments.out.mkdir(parents=True, exist_ok=True)
+    check_folder(arguments.out, {"edits": files, "plan": asdict(plan), "family": arguments.family})
     with bars() as progress:
         edits = {
             task: read_edits(SHARED / "editing" / f"{task}.json", conflicting="first", limit=limit)

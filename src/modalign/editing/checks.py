@@ -12,7 +12,6 @@ from modalign.editing.forward import run
 from modalign.editing.job import Job, Solved
 from modalign.editing.requests import Request
 from modalign.editing.spec import evaluating
-from modalign.editing.values import REACHED
 from modalign.errors import ModalignError
 from modalign.patches.patch import Change, DenseChange, EditRecord, Patch
 
@@ -54,10 +53,11 @@ def edit_records(job: Job, solved: Solved) -> tuple[EditRecord, ...]:
                 f"not reached: the value gives the target a probability of {value.probability:.2f} "
                 f"after {value.steps} evaluations; more steps, a larger clamp or other layers may help"
             )
-        if written[number].probability < REACHED and not written[number].first:
+        if not written[number].first:
             warnings.append(
-                f"not written: with the patch the target has a probability of "
-                f"{written[number].probability:.2f}; a smaller lambda or fewer edits may help"
+                f"not written: with the patch the target is not the first choice throughout "
+                f"(probability per token {written[number].probability:.2f}); a smaller lambda, more "
+                "evaluations or fewer edits may help"
             )
         edit = request.edit
         parts.append(

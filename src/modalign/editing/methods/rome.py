@@ -67,9 +67,7 @@ class ROME(Method):
             rights.append(right)
             values.append(value)
         job.tell("edits", len(requests), len(requests))
-        change = LowRankChange(
-            torch.stack(lefts, dim=1), torch.stack(rights, dim=1), job.owners
-        )
+        change = LowRankChange(torch.stack(lefts, dim=1), torch.stack(rights, dim=1), job.owners)
         return Solved({name: change}, requests, values)
 
     def _one(self, job: Job, layer: int, request: Request) -> tuple[Value, Tensor, Tensor]:
