@@ -1,6 +1,6 @@
 # make demo    install, compare twelve methods on the built-in starter (8 minutes on 2 cores)
 # make test    install, lint, type-check and test (10 minutes on 2 cores)
-# make report  the full comparison: every method, three seeds, a larger budget (an hour)
+# make report  the full comparison: every method, three seeds, a larger budget (35 minutes on 2 cores)
 # make bench   measured comparisons: speed (minutes), and the published ordering (minutes)
 
 PYTHON ?= python3.11
@@ -39,7 +39,9 @@ test: lint
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.speed
+	$(BIN)/python -m bench.editing
 	$(BIN)/python -m bench.ordering --out $(OUT)/ordering
+	$(BIN)/python -m bench.editing_facts --out $(OUT)/editing_facts
 
 starter: $(VENV)/.installed
 	$(BIN)/modalign starter build
