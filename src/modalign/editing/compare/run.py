@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+import modalign
 from modalign.editing.benchmarks.evaluate import TASKS, Task, evaluate_edits
 from modalign.editing.benchmarks.rows import EditRow
 from modalign.editing.compare.assemble import assemble
@@ -225,7 +226,7 @@ def _layers(bench: Workbench, methods: Mapping[str, Method]) -> dict[str, list[i
 
 
 def _basis(request: CompareRequest, bench: Workbench) -> dict[str, str]:
-    """Hashes of what every cell depends on."""
+    """What every cell depends on: hashes, and the version of the code."""
 
     def text(corpus: Corpus | None) -> str:
         return corpus.sha256 if corpus else "none"
@@ -236,6 +237,7 @@ def _basis(request: CompareRequest, bench: Workbench) -> dict[str, str]:
         "edits": _digest([asdict(replaced) for replaced in bench.edits]),
         "text": text(bench.corpus),
         "held-out text": text(bench.held_out),
+        "code": modalign.__version__,
     }
 
 
