@@ -1,0 +1,161 @@
+"""Memory, half precision, the default text, and what PMET's attention vector does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import plain
+import pytest
+import torch
+from bench.editable import Editable
+from bench.invented import counterfactuals
+from tiny_editable import CONTEXTS, LAYERS
+
+from modalign.editing import memory
+from modalign.editing.corpus import Corpus, read_corpus
+from modalign.editing.covariance import OWN, collect
+from modalign.editing.job import Options
+from modalign.editing.methods import MEMIT, PMET, MEMITConfig, PMETConfig
+from modalign.editing.requests import tokenise
+from modalign.editing.spec import ModelSpec
+from modalign.errors import DataError, ModalignError
+from modalign.patches import applied, apply_patch, remove_patch
+
+
+@pytest.fixture
+def made(editable: Callable[[str], Editable]) -> Editable:
+    return editable("llama")
+
+
+def options_for(made: Editable, cache: Path) -> Options:
+    return Options(corpus=Corpus("its corpus", made.texts[:500]), cache=cache)
+
+
+def requests_of(made: Editable, count: int) -> list[Any]:
+    edits = counterfactuals(made.world, count, seed=1)
+    return [tokenise(made.tokenizer, edit, CONTEXTS[:2]) for edit in edits]
+
+
+def test_the_batch_shrinks_to_the_memory_that_is_free(
+    made: Editable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec.detect(made.model)
+    requests = requests_of(made, 4)
+    each = memory.bytes_per_edit(spec, LAYERS[-1], requests)
+    monkeypatch.setattr(memory, "_left", lambda device: 8 * each)
+    assert memory.fitting_batch(spec, LAYERS[-1], requests, 16) == 4  # half of what is free
+    monkeypatch.setattr(memory, "_left", lambda device: each // 2)
+    with pytest.raises(ModalignError, match=r"one edit's value needs about .* are free"):
+        memory.fitting_batch(spec, LAYERS[-1], requests, 16)
+    monkeypatch.setattr(memory, "_left", lambda device: 1000)
+    with pytest.raises(ModalignError, match="key statistics of 3 layers"):
+        memory.check_statistics(spec, LAYERS)
+
+
+def test_the_estimate_is_an_upper_bound_of_what_is_kept_for_the_backward_pass(
+    made: Editable,
+) -> None:
+    """Counted by torch's own hooks on saved tensors."""
+    from modalign.editing.forward import Inputs, PartialForward
+    from modalign.editing.values import _layout, _rows_of, frozen
+
+    spec = ModelSpec.detect(made.model)
+    requests = requests_of(made, 1)
+    forward = PartialForward(spec, LAYERS[-1], ("block",))
+    base = forward.prepare(Inputs.of(_rows_of(requests[0]), spec))
+    layout = _layout(requests, spec)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    vector = torch.zeros(len(base.hidden), spec.width, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), frozen(spec.model):
+        forward.logits(base, {"block": vector}, (layout.rows, layout.positions))
+    weights = {p.untyped_storage().data_ptr() for p in spec.model.parameters()}
+    measured = sum(size for place, size in kept.items() if place not in weights)
+    estimated = memory.bytes_per_edit(spec, LAYERS[-1], requests)
+    assert 0.5 * measured < estimated < 20 * measured
+
+
+def test_without_a_text_the_model_writes_its_own(made: Editable, tmp_path: Path) -> None:
+    spec = ModelSpec.detect(made.model)
+    first = collect(spec, made.tokenizer, LAYERS, tokens=2000, cache=tmp_path / "a")
+    again = collect(spec, made.tokenizer, LAYERS, tokens=2000, cache=tmp_path / "b")
+    other = collect(spec, made.tokenizer, LAYERS, tokens=2000, seed=1, cache=tmp_path / "c")
+    assert first.corpus == OWN
+    assert first.tokens == 2000
+    for layer in LAYERS:
+        assert torch.equal(first.matrices[layer], again.matrices[layer])
+        assert not torch.equal(first.matrices[layer], other.matrices[layer])
+        assert torch.linalg.eigvalsh(first.matrices[layer])[0] > -1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "documents"),
+    [
+        ("a.txt", "one\nline\n\n\n\ntwo", ["one\nline", "two"]),
+        ("a.jsonl", '{"text": "one"}\n\n"two"\n', ["one", "two"]),
+        ("a.json", '["one", {"content": "two"}]', ["one", "two"]),
+    ],
+)
+def test_texts_are_read(tmp_path: Path, name: str, content: str, documents: list[str]) -> None:
+    (tmp_path / name).write_text(content)
+    assert [text.strip() for text in read_corpus(tmp_path / name).documents] == documents
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"\n\n", "holds no text"),
+        ("a.txt", b"caf\xe9", "not UTF-8 text at byte 3"),
+        ("a.jsonl", b'{"text": "one"}\n{"texts": 1}\n', r"a.jsonl:2: no text"),
+        ("a.jsonl", b"{", "a.jsonl:1: is not JSON"),
+        ("a.json", b"{}", "expected a list of texts"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_named(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_corpus(tmp_path / name)
+
+
+def test_a_bfloat16_model_is_edited_and_comes_back_bit_for_bit(
+    made: Editable, tmp_path: Path
+) -> None:
+    model = made.model.bfloat16()
+    edits = counterfactuals(made.world, 5, seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    patch = MEMIT(MEMITConfig(layers=LAYERS, contexts=CONTEXTS[:2], covariance_weight=5)).compute(
+        model, made.tokenizer, edits, options=options_for(made, tmp_path)
+    )
+    apply_patch(model, patch)
+    assert plain.plain_scores(model, made.tokenizer, edits).es >= 80
+    remove_patch(model, patch)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_leaving_out_the_attention_vector_changes_the_scores(
+    made: Editable, tmp_path: Path
+) -> None:
+    """On sequential blocks; which way it goes is measured in the docs, not promised here."""
+    edits = counterfactuals(made.world, 24, seed=1)
+    scores = []
+    for attention in (True, False):
+        config = PMETConfig(
+            layers=LAYERS, contexts=CONTEXTS[:2], clamp=2, lr=0.5, covariance_weight=5,
+            attention_vector=attention,
+        )  # fmt: skip
+        options = replace(options_for(made, tmp_path), resume=True)
+        patch = PMET(config).compute(made.model, made.tokenizer, edits, options=options)
+        with applied(made.model, patch):
+            scores.append(plain.plain_scores(made.model, made.tokenizer, edits).s)
+    print(scores)
+    assert min(scores) > 30
+    assert abs(scores[0] - scores[1]) > 0.5
