@@ -25,12 +25,12 @@ import transformers
 from tests.editing import plain
 
 from bench.invented import counterfactuals, invent, write_documents
-from modalign.editing.contexts import sample_contexts
 from modalign.editing.edits import Edit
+from modalign.editing.engine.contexts import sample_contexts
+from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.engine.values import Value, optimise
 from modalign.editing.methods import PMETConfig
-from modalign.editing.requests import tokenise
-from modalign.editing.spec import ModelSpec
-from modalign.editing.values import Value, optimise
 from modalign.models.open import open_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "models" / "editable_gptj"

@@ -21,8 +21,8 @@ import numpy as np
 
 from modalign.editing.benchmarks.multimodal import evaluate_multimodal
 from modalign.editing.benchmarks.results import record_means
-from modalign.editing.corpus import Corpus
 from modalign.editing.edits import Edit
+from modalign.editing.engine.corpus import Corpus
 from modalign.editing.job import Options
 from modalign.editing.methods import method_named
 from modalign.editing.multimodal.pictures import Pictures, read_pictures

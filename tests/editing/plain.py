@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from modalign.editing.edits import Edit
-from modalign.editing.tokens import Rows, encode_prompt, encode_target, pad
+from modalign.editing.engine.tokens import Rows, encode_prompt, encode_target, pad
 
 Site = Literal["block", "attention", "ffn"]
 Spread = Literal["linear", "sqrt"]

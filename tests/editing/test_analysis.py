@@ -29,13 +29,13 @@ from transformers import (
 from typer.testing import CliRunner
 
 from modalign.cli import app
-from modalign.editing.analysis import TOP, Analysis, analyse, measure
 from modalign.editing.benchmarks.results import Metric
-from modalign.editing.components import Lens, find_ends, read_states
-from modalign.editing.facts import known_facts
-from modalign.editing.forward import Row
-from modalign.editing.layer_pages import analysis_page
-from modalign.editing.spec import ModelSpec, SpecError
+from modalign.editing.engine.forward import Row
+from modalign.editing.engine.spec import ModelSpec, SpecError
+from modalign.editing.layers.analysis import TOP, Analysis, analyse, measure
+from modalign.editing.layers.components import Lens, find_ends, read_states
+from modalign.editing.layers.facts import known_facts
+from modalign.editing.layers.pages import analysis_page
 
 
 def plain_layer(model: Any, ids: tuple[int, ...], layer: int) -> dict[str, torch.Tensor]:
@@ -173,7 +173,7 @@ def test_says_what_the_numbers_say(editable: Callable[[Family], Editable]) -> No
 
 
 def test_overlapping_intervals_are_no_difference() -> None:
-    from modalign.editing.analysis import _change
+    from modalign.editing.layers.analysis import _change
 
     def gap(low: float, high: float) -> Metric:
         return Metric(value=(low + high) / 2, low=low, high=high, n=5, protocol="", unit="cosine")

@@ -55,9 +55,8 @@ EDITS = [
 def reading(model: Any, prompt: str, target: str) -> tuple[float, float, bool]:
     """(summed log-likelihood, tokens, all argmax) of one answer, on its own."""
     tok = tokenizer("bytes")
-    spaced = ord(target[0]) < 0x3000
     ids = tok(prompt)["input_ids"]
-    answer = tok(" " * spaced + target, add_special_tokens=False)["input_ids"]
+    answer = tok(" " + target, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logits = model(torch.tensor([ids + answer])).logits[0].double().log_softmax(-1)
     rows = [logits[len(ids) + i - 1] for i in range(len(answer))]

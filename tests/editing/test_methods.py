@@ -11,16 +11,20 @@ import pytest
 import torch
 from bench.editable import Editable
 from bench.invented import counterfactuals
-from tiny_editable import CONTEXTS, LAYERS, editable
 
-from modalign.editing import covariance
 from modalign.editing.checks import StrictError, refuse_warnings
-from modalign.editing.corpus import Corpus
-from modalign.editing.covariance import collect
 from modalign.editing.edits import Edit
-from modalign.editing.forward import PartialForward
+from modalign.editing.engine import covariance
+from modalign.editing.engine.corpus import Corpus
+from modalign.editing.engine.covariance import collect
+from modalign.editing.engine.forward import PartialForward
+from modalign.editing.engine.keys import read_keys, read_outputs
+from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.solve import factorise
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.engine.store import ValueStore
+from modalign.editing.engine.values import Value, ValueSettings, optimise
 from modalign.editing.job import Options
-from modalign.editing.keys import read_keys, read_outputs
 from modalign.editing.methods import (
     FT,
     FTL,
@@ -36,14 +40,10 @@ from modalign.editing.methods import (
     ROMEConfig,
     method_named,
 )
-from modalign.editing.requests import tokenise
-from modalign.editing.solve import factorise
-from modalign.editing.spec import ModelSpec
-from modalign.editing.store import ValueStore
-from modalign.editing.values import Value, ValueSettings, optimise
 from modalign.errors import ModalignError, UsageError
 from modalign.patches import applied, drop, load_patch, save_patch
 from modalign.patches.patch import LowRankChange, SolvedChange
+from tiny_editable import CONTEXTS, LAYERS, editable
 
 FAMILIES = ("gptj", "llama")
 TEXTS = 1000

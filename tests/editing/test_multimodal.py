@@ -12,23 +12,23 @@ import pytest
 import torch
 
 import tiny
-from modalign.editing.asking import Asking
 from modalign.editing.benchmarks.multimodal import evaluate_multimodal, probes_of
-from modalign.editing.corpus import Corpus
-from modalign.editing.covariance import collect, collect_rows, combined
 from modalign.editing.edits import Edit, Neighbour
-from modalign.editing.forward import run
+from modalign.editing.engine.asking import Asking
+from modalign.editing.engine.corpus import Corpus
+from modalign.editing.engine.covariance import collect, collect_rows, combined
+from modalign.editing.engine.forward import run
+from modalign.editing.engine.keys import read_keys
+from modalign.editing.engine.lookups import look_up
+from modalign.editing.engine.requests import owners, tokenise
+from modalign.editing.engine.rewriting import Rewriter, Rewriting
+from modalign.editing.engine.spec import ModelSpec, SpecError
 from modalign.editing.job import Options
-from modalign.editing.keys import read_keys
-from modalign.editing.lookups import look_up
 from modalign.editing.methods import FT, MEMIT, FTConfig, MEMITConfig
 from modalign.editing.multimodal.eyes import Eyes
 from modalign.editing.multimodal.pictures import PictureRows, Pictures, read_pictures
 from modalign.editing.multimodal.variants import MOST, variants
 from modalign.editing.readers import read_edits
-from modalign.editing.requests import owners, tokenise
-from modalign.editing.rewriting import Rewriter, Rewriting
-from modalign.editing.spec import ModelSpec, SpecError
 from modalign.errors import DataError, UsageError
 from modalign.models.export import save_model
 from modalign.models.open import open_model

@@ -14,8 +14,8 @@ from typing import Any
 import plain
 import pytest
 
-from modalign.editing.corpus import Corpus
 from modalign.editing.edits import Edit, Neighbour
+from modalign.editing.engine.corpus import Corpus
 from modalign.editing.job import Options
 from modalign.editing.methods import (
     MEMIT,

@@ -14,13 +14,13 @@ from bench.editable import Editable
 from bench.invented import counterfactuals
 from tiny_editable import CONTEXTS, LAYERS
 
-from modalign.editing import memory
-from modalign.editing.corpus import Corpus, read_corpus
-from modalign.editing.covariance import OWN, collect
+from modalign.editing.engine import memory
+from modalign.editing.engine.corpus import Corpus, read_corpus
+from modalign.editing.engine.covariance import OWN, collect
+from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.job import Options
 from modalign.editing.methods import MEMIT, PMET, MEMITConfig, PMETConfig
-from modalign.editing.requests import tokenise
-from modalign.editing.spec import ModelSpec
 from modalign.errors import DataError, ModalignError
 from modalign.patches import applied, apply_patch, remove_patch
 
@@ -59,8 +59,8 @@ def test_the_estimate_is_an_upper_bound_of_what_is_kept_for_the_backward_pass(
     made: Editable,
 ) -> None:
     """Counted by torch's own hooks on saved tensors."""
-    from modalign.editing.forward import Inputs, PartialForward
-    from modalign.editing.values import _layout, _rows_of, frozen
+    from modalign.editing.engine.forward import Inputs, PartialForward
+    from modalign.editing.engine.values import _layout, _rows_of, frozen
 
     spec = ModelSpec.detect(made.model)
     requests = requests_of(made, 1)

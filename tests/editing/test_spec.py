@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from modalign.editing.forward import Inputs, PartialForward, Row, read
-from modalign.editing.spec import ModelSpec, SpecError, hidden_of
+from modalign.editing.engine.forward import Inputs, PartialForward, Row, read
+from modalign.editing.engine.spec import ModelSpec, SpecError, hidden_of
 from tiny import LAYERS, language_model
 
 VOCABULARY = 60

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_tokenizers import KINDS, tokenizer
 
-from modalign.editing.requests import KL_PROMPT
-from modalign.editing.tokens import encode_prompt, encode_target, pad
+from modalign.editing.engine.requests import KL_PROMPT
+from modalign.editing.engine.tokens import encode_prompt, encode_target, pad
 from modalign.errors import DataError
 
 PROMPTS = [

@@ -23,7 +23,8 @@ from tests.editing.tiny_editable import LAYERS
 from typer.testing import CliRunner
 
 from modalign.cli import app
-from modalign.editing.facts import (
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.layers.facts import (
     Fact,
     Known,
     NoneKnownError,
@@ -32,11 +33,10 @@ from modalign.editing.facts import (
     locate,
     read_facts,
 )
-from modalign.editing.layer_pages import suggestion_page
-from modalign.editing.proposal import Suggestion, propose, suggest
-from modalign.editing.spec import ModelSpec
-from modalign.editing.steering import Reach, other_answers
-from modalign.editing.tracing import (
+from modalign.editing.layers.pages import suggestion_page
+from modalign.editing.layers.proposal import Suggestion, propose, suggest
+from modalign.editing.layers.steering import Reach, other_answers
+from modalign.editing.layers.tracing import (
     KINDS,
     PLACES,
     Trace,

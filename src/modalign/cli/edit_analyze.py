@@ -50,9 +50,9 @@ def analyze(
     - `modalign edit analyze MODEL known_1000.json --facts 500 --projection embedding --json`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
-    from modalign.editing.analysis import analyse
-    from modalign.editing.facts import read_facts
-    from modalign.editing.layer_pages import analysis_page
+    from modalign.editing.layers.analysis import analyse
+    from modalign.editing.layers.facts import read_facts
+    from modalign.editing.layers.pages import analysis_page
     from modalign.errors import UsageError
 
     quiet_libraries()

@@ -54,10 +54,10 @@ def suggest(
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.cli.edit_analyze import opened, write_page
-    from modalign.editing.facts import read_facts
-    from modalign.editing.layer_pages import suggestion_page
-    from modalign.editing.proposal import suggest as run
-    from modalign.editing.tracing import TraceSettings
+    from modalign.editing.layers.facts import read_facts
+    from modalign.editing.layers.pages import suggestion_page
+    from modalign.editing.layers.proposal import suggest as run
+    from modalign.editing.layers.tracing import TraceSettings
 
     quiet_libraries()
     read = read_facts(probes)
@@ -82,7 +82,7 @@ def suggest(
 def _table(found: Any) -> Any:
     from rich.table import Table
 
-    from modalign.editing.proposal import interval
+    from modalign.editing.layers.proposal import interval
 
     table = Table(title="at the subject's last token, 95 % intervals")
     for header in ("layer", "carried by its output", "reached by a vector", "works"):

@@ -110,7 +110,7 @@ def _measure(
 ) -> EditEvaluation:
     from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
     from modalign.editing.benchmarks.multimodal import evaluate_multimodal
-    from modalign.editing.corpus import read_corpus
+    from modalign.editing.engine.corpus import read_corpus
     from modalign.editing.readers import read_edits, validate_against_tokenizer
     from modalign.models.open import open_model, tokenizer_of
     from modalign.patches import check_tokenizer, load_patch, view

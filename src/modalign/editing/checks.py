@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modalign.editing.forward import run
+from modalign.editing.engine.forward import run
+from modalign.editing.engine.requests import Request
+from modalign.editing.engine.spec import evaluating
 from modalign.editing.job import Job, Solved
-from modalign.editing.requests import Request
-from modalign.editing.spec import evaluating
 from modalign.errors import ModalignError
 from modalign.patches.patch import Change, DenseChange, EditRecord, Patch
 

@@ -6,12 +6,12 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modalign.editing.asking import Template
-from modalign.editing.covariance import TOKENS
-from modalign.editing.lookups import LookupName
+from modalign.editing.engine.asking import Template
+from modalign.editing.engine.covariance import TOKENS
+from modalign.editing.engine.lookups import LookupName
+from modalign.editing.engine.rewriting import ImageKeys, Rewriting, RewrittenRows
+from modalign.editing.engine.values import ValueSettings
 from modalign.editing.multimodal.variants import MOST
-from modalign.editing.rewriting import ImageKeys, Rewriting, RewrittenRows
-from modalign.editing.values import ValueSettings
 from modalign.errors import UsageError
 
 

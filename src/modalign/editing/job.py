@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modalign.editing.contexts import sample_contexts
-from modalign.editing.corpus import Corpus
-from modalign.editing.covariance import (
+from modalign.editing.edits import Edit
+from modalign.editing.engine.contexts import sample_contexts
+from modalign.editing.engine.corpus import Corpus
+from modalign.editing.engine.covariance import (
     Covariance,
     cache_folder,
     collect,
     collect_rows,
     combined,
 )
-from modalign.editing.edits import Edit
-from modalign.editing.memory import check_statistics, fitting_batch
+from modalign.editing.engine.memory import check_statistics, fitting_batch
+from modalign.editing.engine.requests import Request, owners
+from modalign.editing.engine.rewriting import Rewriter
+from modalign.editing.engine.solve import Factor, factorise
+from modalign.editing.engine.spec import ModelSpec, Site
+from modalign.editing.engine.store import ValueStore, weights_hash
+from modalign.editing.engine.values import Value, ValueSettings, optimise
+from modalign.editing.engine.weights import Weights
 from modalign.editing.multimodal.pictures import PictureRows, Pictures
-from modalign.editing.requests import Request, owners
-from modalign.editing.rewriting import Rewriter
-from modalign.editing.solve import Factor, factorise
-from modalign.editing.spec import ModelSpec, Site
-from modalign.editing.store import ValueStore, weights_hash
-from modalign.editing.values import Value, ValueSettings, optimise
-from modalign.editing.weights import Weights
 from modalign.errors import ModalignError
 from modalign.patches.apply import applied
 from modalign.patches.patch import Change, Patch, SolvedChange

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from modalign.editing.benchmarks.scoring import already_known
 from modalign.editing.checks import refuse_warnings
 from modalign.editing.config import EditConfig
-from modalign.editing.corpus import read_corpus
 from modalign.editing.edits import Edit
+from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.job import Options
 from modalign.editing.methods import Method, method_named
 from modalign.editing.multimodal.pictures import read_pictures

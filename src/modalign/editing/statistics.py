@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from modalign.editing.config import EditConfig
-from modalign.editing.corpus import read_corpus
-from modalign.editing.covariance import collect
+from modalign.editing.engine.corpus import read_corpus
+from modalign.editing.engine.covariance import collect
+from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.run import dtype_named
-from modalign.editing.spec import ModelSpec
 from modalign.errors import UsageError
 from modalign.models.open import open_model, tokenizer_of
 from modalign.progress import Progress

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modalign.editing.tokens import Rows
+from modalign.editing.engine.tokens import Rows
 
 
 @contextmanager

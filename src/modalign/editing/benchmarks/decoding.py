@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modalign.editing.benchmarks.calling import device_of, judging, logits_at
-from modalign.editing.tokens import Rows
+from modalign.editing.engine.tokens import Rows
 from modalign.progress import Progress
 
 BATCH = 64

@@ -28,7 +28,7 @@ from modalign.editing.benchmarks.results import (
     record_means,
 )
 from modalign.editing.benchmarks.scoring import LOGITS
-from modalign.editing.tokens import pad
+from modalign.editing.engine.tokens import pad
 from modalign.errors import DataError
 from modalign.progress import Progress
 

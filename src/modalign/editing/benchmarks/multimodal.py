@@ -18,7 +18,6 @@ from torch import Tensor
 
 from modalign.data.images import open_image
 from modalign.data.records import Media
-from modalign.editing.asking import Asked, Asking, Template
 from modalign.editing.benchmarks.calling import device_of, judging
 from modalign.editing.benchmarks.evaluate import EditEvaluation
 from modalign.editing.benchmarks.results import (
@@ -33,6 +32,7 @@ from modalign.editing.benchmarks.results import (
 )
 from modalign.editing.benchmarks.rows import Answer, EditRow, Kind, PromptRow
 from modalign.editing.edits import Edit
+from modalign.editing.engine.asking import Asked, Asking, Template
 from modalign.errors import UsageError
 from modalign.progress import Progress
 

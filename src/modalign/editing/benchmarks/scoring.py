@@ -20,7 +20,7 @@ from torch import Tensor
 
 from modalign.editing.benchmarks.calling import device_of, judging, logits_at, vocabulary_of
 from modalign.editing.edits import Edit
-from modalign.editing.tokens import encode_prompt, encode_target, pad
+from modalign.editing.engine.tokens import encode_prompt, encode_target, pad
 from modalign.errors import UsageError
 from modalign.progress import Progress
 

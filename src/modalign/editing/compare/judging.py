@@ -6,7 +6,7 @@ from modalign.editing.benchmarks.evaluate import Task
 from modalign.editing.benchmarks.rows import EditRow, Kind
 from modalign.editing.compare.results import Status
 from modalign.editing.compare.scores import succeeded
-from modalign.editing.values import REACHED
+from modalign.editing.engine.values import REACHED
 from modalign.patches.patch import EditRecord
 
 

@@ -29,13 +29,13 @@ from modalign.editing.compare.plan import (
 )
 from modalign.editing.compare.report import write_report
 from modalign.editing.compare.results import MODES, Cell, EditComparison, Mode
-from modalign.editing.corpus import Corpus, read_corpus
 from modalign.editing.edits import Edit
+from modalign.editing.engine.corpus import Corpus, read_corpus
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.engine.store import weights_hash
 from modalign.editing.methods import METHODS, Method
 from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.editing.run import configured, dtype_named
-from modalign.editing.spec import ModelSpec
-from modalign.editing.store import weights_hash
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
 from modalign.models.open import open_model, tokenizer_of

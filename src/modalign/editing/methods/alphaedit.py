@@ -19,10 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from modalign.editing.config import ValueConfig, linear_spread
+from modalign.editing.engine.solve import null_space, project
+from modalign.editing.engine.spec import Site
 from modalign.editing.job import Job
 from modalign.editing.methods.closed_form import ClosedForm
-from modalign.editing.solve import null_space, project
-from modalign.editing.spec import Site
 from modalign.patches.patch import SolvedChange
 
 

@@ -17,10 +17,10 @@ import modalign
 from modalign.editing.checks import edit_records
 from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
+from modalign.editing.engine.rewriting import Rewriter
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.engine.weights import changing
 from modalign.editing.job import Job, Options, Solved
-from modalign.editing.rewriting import Rewriter
-from modalign.editing.spec import ModelSpec
-from modalign.editing.weights import changing
 from modalign.errors import UsageError
 from modalign.models.open import tokenizer_of
 from modalign.patches.hashing import patch_hash, tensor_hash, tokenizer_hash

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from modalign.editing.config import ValueConfig
+from modalign.editing.engine.keys import read_keys, read_outputs
+from modalign.editing.engine.spec import Site
 from modalign.editing.job import Job, Solved
-from modalign.editing.keys import read_keys, read_outputs
 from modalign.editing.methods.base import Method
-from modalign.editing.spec import Site
 from modalign.patches.patch import SolvedChange
 
 

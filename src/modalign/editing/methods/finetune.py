@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from modalign.editing.config import EditConfig
-from modalign.editing.forward import run
+from modalign.editing.engine.forward import run
+from modalign.editing.engine.requests import Request
+from modalign.editing.engine.spec import evaluating
+from modalign.editing.engine.values import ValueNotFiniteError, frozen
 from modalign.editing.job import Job, Solved
 from modalign.editing.methods.base import Method
-from modalign.editing.requests import Request
-from modalign.editing.spec import evaluating
-from modalign.editing.values import ValueNotFiniteError, frozen
 from modalign.patches.patch import DenseChange
 
 

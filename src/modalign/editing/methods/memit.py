@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from modalign.editing.config import RidgeConfig, linear_spread
+from modalign.editing.engine.spec import Site
 from modalign.editing.methods.ridge import Ridge
-from modalign.editing.spec import Site
 
 
 class MEMITConfig(RidgeConfig):

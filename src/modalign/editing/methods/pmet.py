@@ -13,8 +13,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from modalign.editing.config import RidgeConfig, square_root_spread
+from modalign.editing.engine.spec import Site
 from modalign.editing.methods.ridge import Ridge
-from modalign.editing.spec import Site
 
 
 class PMETConfig(RidgeConfig):

@@ -18,12 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from modalign.editing.config import ValueConfig
+from modalign.editing.engine.keys import read_bare_keys, read_keys, read_outputs
+from modalign.editing.engine.requests import Request
+from modalign.editing.engine.spec import Site
+from modalign.editing.engine.values import Value
 from modalign.editing.job import Job, Solved
-from modalign.editing.keys import read_bare_keys, read_keys, read_outputs
 from modalign.editing.methods.base import Method
-from modalign.editing.requests import Request
-from modalign.editing.spec import Site
-from modalign.editing.values import Value
 from modalign.patches.patch import LowRankChange
 
 SITE: Site = "ffn"

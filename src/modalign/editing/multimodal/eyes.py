@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modalign.connectors.base import InLayerConnector
-from modalign.editing.asking import Asked
-from modalign.editing.forward import Row, StopForwardError, run
-from modalign.editing.spec import ModelSpec, SpecError, evaluating
+from modalign.editing.engine.asking import Asked
+from modalign.editing.engine.forward import Row, StopForwardError, run
+from modalign.editing.engine.spec import ModelSpec, SpecError, evaluating
 
 TOLERANCE = 1e-3  # of logits, relative to their largest: other kernels may run for other shapes
 

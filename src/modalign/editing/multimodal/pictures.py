@@ -12,8 +12,8 @@ import numpy as np
 from modalign.data.images import open_image
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Record
-from modalign.editing.asking import Asking
-from modalign.editing.forward import Row
+from modalign.editing.engine.asking import Asking
+from modalign.editing.engine.forward import Row
 from modalign.editing.multimodal.eyes import Eyes
 from modalign.errors import DataError
 

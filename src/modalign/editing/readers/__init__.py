@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modalign.editing.edits import Edit
+from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers.conflicts import conflict_free, conflicts, repetitions
 from modalign.editing.readers.layouts import build
 from modalign.editing.readers.rows import Row, read_rows
-from modalign.editing.tokens import encode_prompt, encode_target
 from modalign.errors import DataError
 
 __all__ = ["conflict_free", "read_edits", "validate_against_tokenizer"]

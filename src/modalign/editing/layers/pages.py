@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from modalign import __version__
-from modalign.editing.analysis import Analysis
 from modalign.editing.benchmarks.results import Metric
-from modalign.editing.proposal import CARRIED, REACHED_SHARE, Suggestion
+from modalign.editing.layers.analysis import Analysis
+from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
 from modalign.pages import charts, page
 from modalign.pages.numbers import number
 

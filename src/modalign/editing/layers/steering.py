@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modalign.editing.facts import Fact, Probe
-from modalign.editing.requests import tokenise
-from modalign.editing.spec import ModelSpec
-from modalign.editing.tokens import encode_target
-from modalign.editing.values import REACHED, Value, ValueSettings, optimise
+from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.engine.tokens import encode_target
+from modalign.editing.engine.values import REACHED, Value, ValueSettings, optimise
+from modalign.editing.layers.facts import Fact, Probe
 from modalign.errors import DataError
 from modalign.progress import Progress
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from modalign.editing.forward import Base, Inputs, PartialForward, Row
-from modalign.editing.requests import Request
-from modalign.editing.spec import ModelSpec, Site
+from modalign.editing.engine.forward import Base, Inputs, PartialForward, Row
+from modalign.editing.engine.requests import Request
+from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.errors import ModalignError
 
 ADAM = (0.9, 0.999, 1e-8)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from modalign.editing.tokens import encode_prompt, encode_target, end_of
+from modalign.editing.engine.tokens import encode_prompt, encode_target, end_of
 from modalign.errors import DataError, UsageError
 from modalign.models.open import tokenizer_of
 

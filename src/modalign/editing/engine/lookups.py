@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
-from modalign.editing.asking import Asked
+from modalign.editing.engine.asking import Asked
 from modalign.errors import UsageError
 
 LookupName = Literal["auto", "subject", "last", "visual"]

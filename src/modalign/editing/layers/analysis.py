@@ -28,10 +28,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modalign.editing.benchmarks.results import RESAMPLES, Metric, metric, record_means
-from modalign.editing.components import COMPONENTS, Component, Lens, find_ends, read_states
-from modalign.editing.facts import Fact, Known, Probe, known_facts
-from modalign.editing.forward import Row
-from modalign.editing.spec import ModelSpec
+from modalign.editing.engine.forward import Row
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.layers.components import COMPONENTS, Component, Lens, find_ends, read_states
+from modalign.editing.layers.facts import Fact, Known, Probe, known_facts
 from modalign.progress import Progress
 
 TOP = 50

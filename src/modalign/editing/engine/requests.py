@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from modalign.editing.edits import Edit
-from modalign.editing.forward import Row
-from modalign.editing.tokens import encode_prompt, encode_target
+from modalign.editing.engine.forward import Row
+from modalign.editing.engine.tokens import encode_prompt, encode_target
 
 KL_PROMPT = "{} is a"  # of the subject; what the model says of it in general shall stay
 

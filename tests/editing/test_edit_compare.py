@@ -28,8 +28,8 @@ from modalign.editing.compare.results import Cell, EditComparison
 from modalign.editing.compare.run import CompareRequest, compare_edits
 from modalign.editing.compare.scores import columns_of, differences, metrics_of
 from modalign.editing.edits import Edit, Neighbour
+from modalign.editing.engine.solve import SolveError
 from modalign.editing.methods import MEMIT
-from modalign.editing.solve import SolveError
 from modalign.errors import ModalignError, UsageError
 from modalign.patches.patch import EditRecord
 

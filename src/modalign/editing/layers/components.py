@@ -16,8 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from modalign.editing.forward import Inputs, PartialForward, Row
-from modalign.editing.spec import ModelSpec, SpecError, accepted, evaluating, hidden_of, run_text
+from modalign.editing.engine.forward import Inputs, PartialForward, Row
+from modalign.editing.engine.spec import (
+    ModelSpec,
+    SpecError,
+    accepted,
+    evaluating,
+    hidden_of,
+    run_text,
+)
 
 Component = Literal["attention", "ffn"]
 COMPONENTS: tuple[Component, ...] = ("attention", "ffn")

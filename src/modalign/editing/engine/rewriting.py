@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 from modalign.data.images import open_image
 from modalign.data.records import Media
-from modalign.editing.asking import Asking, Template
 from modalign.editing.edits import Edit
-from modalign.editing.forward import Row
-from modalign.editing.lookups import LookupName, SubjectToken, look_up
+from modalign.editing.engine.asking import Asking, Template
+from modalign.editing.engine.forward import Row
+from modalign.editing.engine.lookups import LookupName, SubjectToken, look_up
+from modalign.editing.engine.requests import KL_PROMPT, Request
+from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.multimodal.eyes import Eyes
 from modalign.editing.multimodal.variants import variants
-from modalign.editing.requests import KL_PROMPT, Request
-from modalign.editing.spec import ModelSpec
 from modalign.errors import UsageError
 
 ImageKeys = Literal["own", "joint"]

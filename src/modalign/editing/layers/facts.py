@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from modalign.editing.edits import Edit
-from modalign.editing.forward import Row, run
+from modalign.editing.engine.forward import Row, run
+from modalign.editing.engine.spec import ModelSpec, evaluating
+from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers import read_edits
 from modalign.editing.readers.placing import place_subject
 from modalign.editing.readers.rows import read_rows
-from modalign.editing.spec import ModelSpec, evaluating
-from modalign.editing.tokens import encode_prompt, encode_target
 from modalign.errors import DataError, ModalignError
 from modalign.progress import Progress
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modalign.editing.spec import ModelSpec, accepted, evaluating
+from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
 from modalign.errors import ModalignError
 
 STARTS = ("The", "Therefore", "Because", "I", "You")  # of MEMIT's released code

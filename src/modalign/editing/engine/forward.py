@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from modalign.connectors.hooks import with_first_tensor
-from modalign.editing.spec import ModelSpec, Site, SpecError, accepted, evaluating, hidden_of
-from modalign.editing.tokens import pad
+from modalign.editing.engine.spec import ModelSpec, Site, SpecError, accepted, evaluating, hidden_of
+from modalign.editing.engine.tokens import pad
 
 KeyValues = tuple[Tensor, Tensor]  # keys and values of one layer, (B, heads, P, D/heads)
 

@@ -12,9 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from modalign.editing.requests import Request
-from modalign.editing.spec import ModelSpec, Site
-from modalign.editing.values import Value, ValueSettings
+from modalign.editing.engine.requests import Request
+from modalign.editing.engine.spec import ModelSpec, Site
+from modalign.editing.engine.values import Value, ValueSettings
 from modalign.files import write_atomically
 from modalign.patches.hashing import tensor_hash
 

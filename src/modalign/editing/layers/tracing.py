@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modalign.editing.benchmarks.calling import judging, logits_at
-from modalign.editing.facts import Probe
-from modalign.editing.spec import ModelSpec, Site, hidden_of
-from modalign.editing.tokens import Rows
+from modalign.editing.engine.spec import ModelSpec, Site, hidden_of
+from modalign.editing.engine.tokens import Rows
+from modalign.editing.layers.facts import Probe
 from modalign.progress import Progress
 
 Place = Literal["first", "subject", "last"]

@@ -28,10 +28,10 @@ from pydantic import BaseModel
 from transformers import PreTrainedModel
 
 from modalign.editing.benchmarks.results import RESAMPLES, Metric, metric, record_means
-from modalign.editing.facts import Fact, Known, known_facts
-from modalign.editing.spec import ModelSpec
-from modalign.editing.steering import Reach, other_answers, reach
-from modalign.editing.tracing import KINDS, PLACES, Trace, TraceSettings, trace
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.layers.facts import Fact, Known, known_facts
+from modalign.editing.layers.steering import Reach, other_answers, reach
+from modalign.editing.layers.tracing import KINDS, PLACES, Trace, TraceSettings, trace
 from modalign.progress import Progress
 
 CARRIED = 0.2

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modalign.editing.forward import Row, read
-from modalign.editing.requests import Request
-from modalign.editing.spec import ModelSpec, Site
+from modalign.editing.engine.forward import Row, read
+from modalign.editing.engine.requests import Request
+from modalign.editing.engine.spec import ModelSpec, Site
 
 ROWS_AT_ONCE = 256
 

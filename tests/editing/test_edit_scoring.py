@@ -14,7 +14,7 @@ import tiny
 from modalign.editing.benchmarks.calling import call, logits_at
 from modalign.editing.benchmarks.scoring import Question, Score, already_known, score
 from modalign.editing.edits import Edit
-from modalign.editing.tokens import Rows, pad
+from modalign.editing.engine.tokens import Rows, pad
 from modalign.errors import UsageError
 
 QUESTIONS = [

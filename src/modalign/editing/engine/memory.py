@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from modalign.editing.requests import Request
-from modalign.editing.spec import ModelSpec
+from modalign.editing.engine.requests import Request
+from modalign.editing.engine.spec import ModelSpec
 from modalign.errors import ModalignError
 from modalign.training.memory import available, readable, resident
 

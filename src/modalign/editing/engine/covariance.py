@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from modalign.editing.contexts import own_samples
-from modalign.editing.corpus import Corpus
-from modalign.editing.forward import Inputs, Row, StopForwardError
-from modalign.editing.spec import ModelSpec, accepted, evaluating
+from modalign.editing.engine.contexts import own_samples
+from modalign.editing.engine.corpus import Corpus
+from modalign.editing.engine.forward import Inputs, Row, StopForwardError
+from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.patches.hashing import tensor_hash
