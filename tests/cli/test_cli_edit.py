@@ -11,6 +11,7 @@ import pytest
 from bench.editable import Editable
 from bench.invented import counterfactuals
 from safetensors import safe_open
+
 from tiny_editable import CONTEXTS, LAYERS, editable
 
 

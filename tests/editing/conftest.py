@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from bench.editable import Editable, Family
+
 from tiny_editable import editable as make_editable
 
 

@@ -23,10 +23,10 @@ from plain import (
     plain_values,
     write,
 )
-from tiny_editable import CONTEXTS, LAYERS
 from torch import Tensor
 
 from modalign.editing.edits import Edit
+from tiny_editable import CONTEXTS, LAYERS
 
 PMET = replace(PMET_TINY, lr=0.2)  # the small model's components are smaller still
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from bench.editable import Editable
 from bench.invented import counterfactuals
-from tiny_editable import CONTEXTS, LAYERS
 
 from modalign.editing.engine import memory
 from modalign.editing.engine.corpus import Corpus, read_corpus
@@ -23,6 +22,7 @@ from modalign.editing.job import Options
 from modalign.editing.methods import MEMIT, PMET, MEMITConfig, PMETConfig
 from modalign.errors import DataError, ModalignError
 from modalign.patches import applied, apply_patch, remove_patch
+from tiny_editable import CONTEXTS, LAYERS
 
 
 @pytest.fixture
