@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain
 import pytest
 import torch
 from bench.editable import Editable, Family
-from tests.editing import plain
-from tests.editing.test_tracing import facts_of
+from test_tracing import facts_of
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,

@@ -15,11 +15,10 @@ from typing import Any
 import bench.editable
 import bench.invented
 import numpy as np
+import plain
 import pytest
 import torch
 from bench.editable import SIZES, Editable, Family, load, make, save
-from tests.editing import plain
-from tests.editing.tiny_editable import LAYERS
 from typer.testing import CliRunner
 
 from modalign.cli import app
@@ -46,6 +45,7 @@ from modalign.editing.layers.tracing import (
     trace,
 )
 from modalign.errors import DataError
+from tiny_editable import LAYERS
 
 FAST = TraceSettings(samples=4, rows=100)
 SHARED = Path(__file__).parents[3] / "shared/models/editable_gptj"
