@@ -34,6 +34,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from bench.editable import (
     Family,
@@ -257,13 +259,11 @@ def train(
     rng = random.Random(recipe.seed)
     layers = decoder_layers(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_share(step, recipe.steps)
-    )
-    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    first = _restore(file, parts, rng)
+    first = _restore(file, model, optimiser, rng)
     model.train()
     for step in range(first + 1, recipe.steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.lr * learning_rate_share(step - 1, recipe.steps)
         batch = draw_batch(documents, recipe, rng)
         with ExitStack() as stack:
             if rng.random() < recipe.masked:
@@ -275,31 +275,41 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        schedule.step()
         progress(f"tuning the true facts in (loss {loss.item():.2f})", step, recipe.steps)
         if step % 100 == 0 and step < recipe.steps:
-            _keep(file, parts, rng, step)
+            _keep(file, model, optimiser, rng, step)
     model.eval()
 
 
-def _keep(file: Path, parts: Mapping[str, Any], rng: random.Random, step: int) -> None:
-    state = {name: part.state_dict() for name, part in parts.items()}
-    temporary = file.with_suffix(".part")
-    torch.save(state | {"step": step, "rng": repr(rng.getstate())}, temporary)
-    temporary.replace(file)
+def _keep(
+    file: Path, model: Any, optimiser: torch.optim.Optimizer, rng: random.Random, step: int
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
+    meta = {"step": str(step), "rng": json.dumps(rng.getstate())}
+    write_atomically(file, save(tensors, metadata=meta))
 
 
-def _restore(file: Path, parts: Mapping[str, Any], rng: random.Random) -> int:
+def _restore(file: Path, model: Any, optimiser: torch.optim.Optimizer, rng: random.Random) -> int:
     """The step that a stopped training had done."""
     if not file.exists():
         return 0
-    import ast
-
-    state = torch.load(file, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    rng.setstate(ast.literal_eval(state["rng"]))
-    return int(state["step"])
+    with safe_open(file, framework="pt") as held:
+        tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+        meta = held.metadata()
+    weights = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
+    model.load_state_dict(weights)
+    states: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, number, part = name.split(".", 2)
+            states.setdefault(int(number), {})[part] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": states, "param_groups": groups})
+    version, words, gauss = json.loads(meta["rng"])
+    rng.setstate((version, tuple(words), gauss))
+    return int(meta["step"])
 
 
 def make_model(
