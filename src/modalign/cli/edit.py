@@ -153,6 +153,7 @@ def parsed(settings: list[str] | None) -> dict[str, Any]:
 
 
 def _show(result: Any, stdout: Any) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     header = result.patch.header
@@ -163,9 +164,9 @@ def _show(result: Any, stdout: Any) -> None:
     shown = header.edits[:20]
     for edit in shown:
         table.add_row(
-            edit.id,
-            edit.subject or "-",
-            edit.target,
+            escape(edit.id),
+            escape(edit.subject) or "-",
+            escape(edit.target),
             "-" if edit.probability is None else f"{edit.probability:.2f}",
             "-" if edit.written is None else f"{edit.written:.2f}",
             "-" if edit.steps is None else str(edit.steps),

@@ -66,6 +66,8 @@ class EditConfig(BaseModel):
             not self.layers or list(self.layers) != sorted(set(self.layers))
         ):
             raise ValueError("layers must be different numbers in ascending order")
+        if not 0 <= self.depth[0] <= self.depth[1] <= 1:
+            raise ValueError("depth must be two fractions from 0 to 1, ascending")
         return self
 
     def layers_of(self, depth: int) -> tuple[int, ...]:

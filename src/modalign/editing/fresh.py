@@ -14,6 +14,7 @@ from modalign.editing.run import configured
 from modalign.errors import DataError
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import check_tokenizer
+from modalign.patches.apply import fit
 from modalign.patches.arithmetic import distance
 from modalign.patches.patch import EditRecord, Patch
 from modalign.progress import Progress
@@ -61,6 +62,7 @@ def distance_from_fresh(
         )
     loaded, reader = open_model(model)
     check_tokenizer(dropped, tokenizer_of(reader))
+    fit(loaded, dropped)  # refuses another base by its tensors' hashes
     fields = method_named(header.method).config_class.model_fields
     settings = {name: value for name, value in header.settings.items() if name in fields}
     settings |= {"contexts": list(header.contexts)} if "contexts" in fields else {}

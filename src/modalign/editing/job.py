@@ -27,12 +27,12 @@ from modalign.editing.engine.requests import Request, owners
 from modalign.editing.engine.rewriting import Rewriter
 from modalign.editing.engine.solve import Factor, factorise
 from modalign.editing.engine.spec import ModelSpec, Site
-from modalign.editing.engine.store import ValueStore, weights_hash
+from modalign.editing.engine.store import Hashes, ValueStore, weights_hash
 from modalign.editing.engine.values import Value, ValueSettings, optimise
 from modalign.editing.engine.weights import Weights
 from modalign.editing.multimodal.pictures import PictureRows, Pictures
 from modalign.errors import ModalignError
-from modalign.patches.apply import applied
+from modalign.patches.apply import applied, patches_of
 from modalign.patches.patch import Change, Patch, SolvedChange
 from modalign.progress import Progress
 
@@ -108,6 +108,7 @@ class Job:
     owners: tuple[int, ...] = ()
     _covariance: Covariance | None = None
     _factors: dict[int, Factor] = field(default_factory=dict)
+    _hashes: Hashes = field(default_factory=dict)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -234,7 +235,7 @@ class Job:
         requests: Sequence[Request],
     ) -> list[Value]:
         """The values of all edits, from the store or newly optimised."""
-        weights = weights_hash(self.spec)
+        weights = weights_hash(self.spec, self._hashes)
         store = ValueStore.open(self.cache, weights, layer, sites, settings, self.options.resume)
         found = {i: value for i, r in enumerate(requests) if (value := store.get(r)) is not None}
         if found:
@@ -269,9 +270,17 @@ class Job:
         """Keys that the patches below have written at a layer, (d_in, m)."""
         name = self.spec.weight_name(layer)
         kept = [torch.empty(self.spec.input_width(layer), 0, dtype=torch.float64)]
-        for patch in self.options.below:
-            change = patch.changes.get(name)
-            if isinstance(change, SolvedChange):
-                own = torch.tensor([edit >= 0 for edit in change.edits])
-                kept.append(change.keys[:, own].double())
+        for carried in patches_of(self.model):
+            for own_name, found in carried.names.items():
+                change = carried.patch.changes[own_name]
+                if found != name:
+                    continue
+                if isinstance(change, SolvedChange):
+                    own = torch.tensor([edit >= 0 for edit in change.edits])
+                    kept.append(change.keys[:, own].double())
+                else:
+                    self.note(
+                        f"{carried.patch.header.name} keeps no keys ({type(change).__name__}): its "
+                        f"edits are not protected at layer {layer}"
+                    )
         return torch.cat(kept, dim=1)

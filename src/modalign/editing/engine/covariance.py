@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,9 +27,10 @@ from modalign.editing.engine.contexts import own_samples
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.forward import Inputs, Row, StopForwardError
 from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
+from modalign.editing.engine.store import config_text, weights_hash
 from modalign.errors import DataError
 from modalign.files import write_atomically
-from modalign.patches.hashing import tensor_hash
+from modalign.patches.hashing import tensor_hash, tokenizer_hash
 from modalign.progress import Progress
 
 TOKENS = 131_072
@@ -89,7 +89,7 @@ def collect(
     Raises:
         DataError: the corpus is too short to say anything (fewer tokens than 16).
     """
-    fingerprint = _fingerprint(spec, layers, corpus, tokens, seed)
+    fingerprint = _fingerprint(spec, tokenizer, layers, corpus, tokens, seed)
     file = (cache or cache_folder()) / "covariance" / f"{fingerprint}.safetensors"
     sums = _Sums.read(file, spec, layers)
     if not sums.complete:
@@ -183,32 +183,46 @@ def _accumulate_rows(
 ) -> None:
     """As :func:`_accumulate`; ``sums.documents`` counts rows."""
     saved = sums.tokens
-    batch: list[Row] = []
-    for row in chain(rows, (None,)):
-        full = row is None or (
-            batch and max(len(row), *map(len, batch)) * (len(batch) + 1) > BATCH_TOKENS
-        )
-        if batch and full:
-            sums.tokens += _add(spec, Inputs.of([r.with_target(spec) for r in batch], spec), sums)
-            sums.documents += len(batch)
-            batch = []
-            if progress:
-                progress("key statistics of pictures", min(sums.tokens, tokens), tokens)
-            if sums.tokens - saved >= SAVE_EVERY:
-                sums.write(file)
-                saved = sums.tokens
-        if row is None or sums.tokens + sum(map(len, batch)) >= tokens:
-            break
-        batch.append(row)
+    for batch in _row_batches(rows, tokens - sums.tokens):
+        sums.tokens += _add(spec, Inputs.of([r.with_target(spec) for r in batch], spec), sums)
+        sums.documents += len(batch)
+        if progress:
+            progress("key statistics of pictures", min(sums.tokens, tokens), tokens)
+        if sums.tokens - saved >= SAVE_EVERY:
+            sums.write(file)
+            saved = sums.tokens
     sums.complete = True
     sums.write(file)
 
 
+def _row_batches(rows: Iterator[Row], tokens: int) -> Iterator[list[Row]]:
+    """Batches of about ``BATCH_TOKENS`` padded tokens, until ``tokens`` are reached."""
+    batch: list[Row] = []
+    taken = 0
+    for row in rows:
+        if taken >= tokens:
+            break
+        if batch and max(len(row), *map(len, batch)) * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+        taken += len(row)
+    if batch:
+        yield batch
+
+
 def _fingerprint(
-    spec: ModelSpec, layers: Sequence[int], corpus: Corpus | None, tokens: int, seed: int
+    spec: ModelSpec,
+    tokenizer: Any,
+    layers: Sequence[int],
+    corpus: Corpus | None,
+    tokens: int,
+    seed: int,
 ) -> str:
+    """Of weights, tokens and text; what the model writes itself depends on all of its weights."""
     digest = _weights_below(spec, layers)
-    what = [sorted(layers), corpus.sha256 if corpus else "own", tokens, seed, LENGTH]
+    text = corpus.sha256 if corpus else f"own {weights_hash(spec)}"
+    what = [sorted(layers), text, tokenizer_hash(tokenizer), tokens, seed, LENGTH]
     digest.update(json.dumps(what).encode())
     return digest.hexdigest()
 
@@ -216,22 +230,14 @@ def _fingerprint(
 def _weights_below(spec: ModelSpec, layers: Sequence[int]) -> Any:
     """Hash of what keys depend on: the last layer's own output projection is not among it."""
     last = max(layers)
-    digest = hashlib.sha256()
-    inside = {id(p) for layer in spec.layers[: last + 1] for p in layer.parameters()}
-    later = {id(p) for layer in spec.layers[last + 1 :] for p in layer.parameters()}
-    unused = {id(p) for p in spec.projection(last, "ffn").parameters()}
     embedding = {id(p) for p in spec.language.get_input_embeddings().parameters()}
+    unused = {id(p) for layer in spec.layers[last + 1 :] for p in layer.parameters()}
+    unused |= {id(p) for p in spec.projection(last, "ffn").parameters()}
+    unused |= {id(p) for p in spec.language.get_output_embeddings().parameters()} - embedding
+    digest = hashlib.sha256(f"{spec.dtype} {config_text(spec)}".encode())
     for name, parameter in spec.language.named_parameters():
-        if id(parameter) in later | unused:
-            continue
-        if id(parameter) in inside | embedding or "pos" in name or "wpe" in name:
+        if id(parameter) not in unused:
             digest.update(f"{name} {tensor_hash(parameter)}\n".encode())
-    config = {
-        key: value
-        for key, value in spec.language.config.to_dict().items()
-        if key != "_name_or_path"
-    }
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     return digest
 
 

@@ -226,14 +226,17 @@ class PartialForward:
         within = positions.clamp(max=mask.shape[1] - 1)
         rows = torch.arange(len(mask), device=mask.device)[:, None]
         first = self.layer + (1 if self.adds_up else 0)
+        # Aligned at the lookup token, so that no gap stands between a prefix and its suffix: some
+        # models take distances from places in the cache, not from positions.
+        places = lookups[:, None] - prefix + steps_to(prefix, mask)
         return Base(
             hidden=seen["hidden"][rows, within],
             suffix_mask=suffix_mask,
             positions=within,
             prefix={
-                layer: _prefix(cache, layer, prefix) for layer in range(first, self.spec.depth)
+                layer: _prefix(cache, layer, places) for layer in range(first, self.spec.depth)
             },
-            prefix_mask=(steps_to(prefix, mask) < lookups[:, None]).long(),
+            prefix_mask=(places >= 0).long(),
             entering=seen["entering"],
             initial={site: seen[site].to(self.spec.exact) for site in self.sites},
         )
@@ -334,9 +337,15 @@ def steps_to(count: int, like: Tensor) -> Tensor:
     return torch.arange(count, device=like.device)[None]
 
 
-def _prefix(cache: DynamicCache, layer: int, length: int) -> KeyValues:
+def _prefix(cache: DynamicCache, layer: int, places: Tensor) -> KeyValues:
+    """Keys and values at each row's places (B, P); what lies before a row's start is masked."""
     held: Any = cache.layers[layer]
-    return held.keys[:, :, :length].contiguous(), held.values[:, :, :length].contiguous()
+
+    def taken(states: Tensor) -> Tensor:
+        index = places.clamp(min=0)[:, None, :, None]
+        return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
+
+    return taken(held.keys), taken(held.values)
 
 
 def _hook(stack: ExitStack, handle: Any) -> None:
@@ -350,11 +359,16 @@ def _stubbed(layer: nn.Module, hidden: Tensor, length: int) -> Iterator[None]:
     def stub(*args: Any, **kwargs: Any) -> Any:
         return (hidden, *[None] * (length - 1)) if length else hidden
 
-    layer.forward = stub  # on the instance, over its class's
+    # On the instance, over its class's; other libraries (accelerate's offloading) do the same.
+    before = layer.__dict__.get("forward")
+    layer.forward = stub
     try:
         yield
     finally:
-        del layer.forward
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
 
 
 def _stop_before(stack: ExitStack, module: Any) -> None:

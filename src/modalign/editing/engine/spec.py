@@ -238,13 +238,14 @@ def _hooked(handle: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout; the former mode comes back."""
-    training = model.training
+    """Without dropout; each module's former mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -18,13 +18,32 @@ from modalign.editing.engine.values import Value, ValueSettings
 from modalign.files import write_atomically
 from modalign.patches.hashing import tensor_hash
 
+Hashes = dict[tuple[int, int], str]
 
-def weights_hash(spec: ModelSpec) -> str:
-    """Hash of every parameter of the language part, as it is now."""
-    digest = hashlib.sha256()
+
+def weights_hash(spec: ModelSpec, known: Hashes | None = None) -> str:
+    """Hash of the language part as it is now: every parameter, the configuration, the precision.
+
+    Args:
+        spec: the model.
+        known: hashes of parameters by identity and version, filled and read: what was not written to
+            since is not hashed again.
+    """
+    known = {} if known is None else known
+    digest = hashlib.sha256(f"{spec.dtype} {config_text(spec)}".encode())
     for name, parameter in spec.language.named_parameters():
-        digest.update(f"{name} {tensor_hash(parameter)}\n".encode())
+        key = (id(parameter), parameter._version)
+        if key not in known:
+            known[key] = tensor_hash(parameter)
+        digest.update(f"{name} {known[key]}\n".encode())
     return digest.hexdigest()
+
+
+def config_text(spec: ModelSpec) -> str:
+    """The language part's configuration, without where it came from."""
+    values = spec.language.config.to_dict()
+    values.pop("_name_or_path", None)
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)

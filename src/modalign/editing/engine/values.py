@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from modalign.editing.engine.forward import Base, Inputs, PartialForward, Row
 from modalign.editing.engine.requests import Request
-from modalign.editing.engine.spec import ModelSpec, Site
+from modalign.editing.engine.spec import ModelSpec, Site, evaluating
 from modalign.errors import ModalignError
 
 ADAM = (0.9, 0.999, 1e-8)
@@ -125,7 +125,7 @@ def optimise(
     """
     forward = PartialForward(spec, layer, sites)
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].reach)
-    with frozen(spec.model):
+    with frozen(spec.model), evaluating(spec.language):
         while waiting:
             numbers = waiting[:batch_size]
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,12 +23,6 @@ class Weights:
         with torch.no_grad():
             total = parameter.double() + change.to(parameter.device)
             parameter.copy_(total.to(parameter.dtype))
-
-    def difference(self, name: str, transposed: bool = False) -> Tensor:
-        """What the parameter is now less what it was, (d_out, d_in) in float64 on the CPU."""
-        now = self._parameters[name].detach().double().cpu()
-        change = now - self._originals[name].double().cpu()
-        return change.T if transposed else change
 
     def track(self, name: str) -> nn.Parameter:
         """The parameter, after noting its original."""
@@ -60,11 +54,3 @@ def changing(model: nn.Module) -> Iterator[Weights]:
         yield weights
     finally:
         weights.restore()
-
-
-def relative_norm(delta: Tensor, weight: Tensor) -> float:
-    """|Delta| / |W|."""
-    return float(delta.norm() / weight.double().norm().clamp(min=1e-300))
-
-
-Deltas = Mapping[str, Tensor]

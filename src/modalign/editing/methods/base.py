@@ -23,6 +23,7 @@ from modalign.editing.engine.weights import changing
 from modalign.editing.job import Job, Options, Solved
 from modalign.errors import UsageError
 from modalign.models.open import tokenizer_of
+from modalign.patches.apply import patches_of
 from modalign.patches.hashing import patch_hash, tensor_hash, tokenizer_hash
 from modalign.patches.patch import BaseTensor, Patch, PatchHeader
 
@@ -75,6 +76,11 @@ class Method(ABC):
         """
         if not edits:
             raise UsageError("there are no edits")
+        if carried := patches_of(model):
+            raise UsageError(
+                f"the model carries the patch {carried[0].patch.header.name!r}; give the bare model, "
+                "and the patches below the new one as Options(below=...) (--on)"
+            )
         options = options or Options()
         spec = ModelSpec.detect(model)
         tokenizer = tokenizer_of(reader)
