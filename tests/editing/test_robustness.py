@@ -13,14 +13,15 @@ import torch
 from bench.editable import Editable
 from bench.invented import counterfactuals
 
-from modalign.editing.engine import memory
+from modalign.editing.engine import covariance, memory
 from modalign.editing.engine.corpus import Corpus, read_corpus
 from modalign.editing.engine.covariance import OWN, collect
 from modalign.editing.engine.requests import tokenise
 from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.engine.values import optimise
 from modalign.editing.job import Options
 from modalign.editing.methods import MEMIT, PMET, MEMITConfig, PMETConfig
-from modalign.errors import DataError, ModalignError
+from modalign.errors import DataError, ModalignError, UsageError
 from modalign.patches import applied, apply_patch, remove_patch
 from tiny_editable import CONTEXTS, LAYERS
 
@@ -159,3 +160,69 @@ def test_leaving_out_the_attention_vector_changes_the_scores(
     print(scores)
     assert min(scores) > 30
     assert abs(scores[0] - scores[1]) > 0.5
+
+
+def test_a_model_in_training_gives_the_same_patch_and_keeps_its_modes(
+    made: Editable, tmp_path: Path
+) -> None:
+    edits = counterfactuals(made.world, 2, seed=1)
+    method = MEMIT(MEMITConfig(layers=LAYERS, contexts=CONTEXTS[:2], covariance_weight=5))
+    made.model.config.attention_dropout = 0.5
+    for module in made.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    quiet = method.compute(
+        made.model, made.tokenizer, edits, options=options_for(made, tmp_path / "a")
+    )
+    made.model.train()
+    ModelSpec.detect(made.model).layers[1].eval()
+    modes = [module.training for module in made.model.modules()]
+    loud = method.compute(
+        made.model, made.tokenizer, edits, options=options_for(made, tmp_path / "b")
+    )
+    assert [module.training for module in made.model.modules()] == modes
+    for name, change in quiet.changes.items():
+        torch.testing.assert_close(loud.changes[name].delta(), change.delta())
+
+
+def test_a_model_that_carries_a_patch_is_refused(made: Editable, tmp_path: Path) -> None:
+    edits = counterfactuals(made.world, 2, seed=1)
+    method = MEMIT(MEMITConfig(layers=LAYERS, contexts=CONTEXTS[:2], covariance_weight=5))
+    options = options_for(made, tmp_path)
+    patch = method.compute(made.model, made.tokenizer, edits[:1], options=options)
+    for carrying in (made.model + patch, made.model):
+        if carrying is made.model:
+            apply_patch(made.model, patch)
+        with pytest.raises(UsageError, match="carries the patch 'memit'"):
+            method.compute(carrying, made.tokenizer, edits[1:], options=options)
+
+
+def test_a_forward_that_another_library_set_is_given_back(made: Editable) -> None:
+    spec = ModelSpec.detect(made.model)
+    layer = spec.layers[0]
+    mine = layer.forward
+    layer.forward = mine  # as accelerate's hooks do
+    found: dict[int, Any] = {}
+    settings = MEMITConfig(steps=2).value_settings()
+    optimise(
+        spec, 2, ("block",), settings, requests_of(made, 1), batch_size=1, done=found.__setitem__
+    )
+    assert layer.__dict__["forward"] is mine
+
+
+def test_statistics_know_the_tokenizer_and_what_the_models_own_text_depends_on(
+    made: Editable,
+) -> None:
+    spec = ModelSpec.detect(made.model)
+    corpus = Corpus("text", made.texts[:10])
+
+    def key(text: Corpus | None) -> str:
+        return covariance._fingerprint(spec, made.tokenizer, (0, 1), text, 1000, 0)
+
+    with_text, own = key(corpus), key(None)
+    with torch.no_grad():
+        spec.projection(3, "ffn").weight.add_(0.1)  # above the layers that are written
+    assert key(corpus) == with_text
+    assert key(None) != own
+    made.tokenizer.add_tokens(["<new>"])
+    assert key(corpus) != with_text
