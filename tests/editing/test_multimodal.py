@@ -17,7 +17,7 @@ from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.covariance import collect, collect_rows, combined
-from modalign.editing.engine.forward import run
+from modalign.editing.engine.forward import logits_at
 from modalign.editing.engine.keys import read_keys
 from modalign.editing.engine.lookups import look_up
 from modalign.editing.engine.requests import owners, tokenise
@@ -115,7 +115,7 @@ def test_rows_say_what_the_whole_model_says(pair: Any, edit: Edit):
         assert row.ids == tuple(inputs["input_ids"][0].tolist())
         with torch.no_grad():
             expected = model(**inputs).logits
-            found = run(spec, [row])
+            found = logits_at(spec, [row], [range(len(row))])[0][None]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     asked = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "text", "text": edit.prompt}]}],
@@ -247,7 +247,7 @@ def test_key_statistics_of_pictures(pair: Any, tmp_path: Path):
     handle = spec.projection(1, "ffn").register_forward_pre_hook(note)
     for row in rows:
         with torch.no_grad():
-            run(spec, [row])
+            logits_at(spec, [row], [range(len(row))])
         count += len(row)
     handle.remove()
     assert found.tokens == count

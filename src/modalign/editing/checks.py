@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modalign.editing.engine.forward import run
+from modalign.editing.engine.forward import logits_at
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import evaluating
 from modalign.editing.job import Job, Solved
@@ -127,10 +127,10 @@ def _probabilities(job: Job, requests: Sequence[Request]) -> list[_Written]:
     for start in range(0, len(requests), 64):
         part = requests[start : start + 64]
         with torch.no_grad(), evaluating(job.spec.language):
-            logits = run(job.spec, [request.continued for request in part])
-        for number, request in enumerate(part):
-            first = len(request.prompts[0]) - 1
-            mine = logits[number, first : first + len(request.target)].double().log_softmax(-1)
+            rows = [request.continued for request in part]
+            logits = logits_at(job.spec, rows, [request.predicting for request in part])
+        for request, mine in zip(part, logits, strict=True):
+            mine = mine.log_softmax(-1)
             target = torch.tensor(request.target, device=mine.device)
             chosen = mine.gather(1, target[:, None]).mean()
             hit = bool((mine.argmax(-1) == target).all())

@@ -8,6 +8,8 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
+from jinja2 import Environment, StrictUndefined, Template
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -22,7 +24,21 @@ class Section:
 
 @cache
 def _style() -> str:
-    return files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    return resource(__package__, "page.css")
+
+
+def resource(package: str, name: str) -> str:
+    """A text file that lies in a package."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def template(package: str, name: str) -> Template:
+    """A report's template: everything is escaped, and a name it does not get is an error."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(resource(package, name))
 
 
 def page(title: str, lead: str, sections: Sequence[Section], foot: str) -> str:

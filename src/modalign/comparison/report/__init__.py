@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from modalign.comparison import format as fmt
@@ -21,6 +18,7 @@ from modalign.comparison.report import markdown, plots, view
 from modalign.comparison.report.schema import schema_text
 from modalign.comparison.results import Comparison
 from modalign.files import write_atomically
+from modalign.pages.page import resource, template
 
 __all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]
 
@@ -46,10 +44,10 @@ def render_markdown(comparison: Comparison) -> str:
 def render_html(comparison: Comparison) -> str:
     """One self-contained page."""
     methods = plots.ranked(comparison.methods)
-    script = _resource("report.js.jinja").strip()
+    script = resource(__name__, "report.js.jinja").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     span = view.accuracy_range(comparison)
-    return _template().render(
+    return template(__name__, "report.html.jinja").render(
         comparison=comparison,
         methods=methods,
         order=[m.name for m in methods],
@@ -71,15 +69,3 @@ def render_html(comparison: Comparison) -> str:
         script=Markup(script),
         script_hash=digest,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_resource("report.html.jinja"))
-
-
-def _resource(name: str) -> str:
-    return files(__package__ or __name__).joinpath(name).read_text(encoding="utf-8")

@@ -379,17 +379,7 @@ def _rows(
     after: Sequence[Outcome],
     before: Sequence[Outcome] | None,
 ) -> list[EditRow]:
-    rows = [
-        EditRow(
-            id=edit.id,
-            source=edit.source,
-            subject=edit.subject,
-            target=edit.target,
-            truth=edit.truth,
-            prompts=[],
-        )
-        for edit in edits
-    ]
+    rows = [EditRow.of(edit) for edit in edits]
 
     def answer(outcome: Outcome) -> Answer:
         return Answer(

@@ -73,6 +73,18 @@ class EditRow(BaseModel):
     truth: str | None
     prompts: list[PromptRow]
 
+    @classmethod
+    def of(cls, edit: Edit) -> EditRow:
+        """The row of an edit, its prompts still to come."""
+        return cls(
+            id=edit.id,
+            source=edit.source,
+            subject=edit.subject,
+            target=edit.target,
+            truth=edit.truth,
+            prompts=[],
+        )
+
 
 def fill_rows(
     edits: Sequence[Edit],
@@ -81,17 +93,7 @@ def fill_rows(
     before: Sequence[Answer] | None = None,
 ) -> list[EditRow]:
     """One row per edit with all its prompts and answers."""
-    rows = [
-        EditRow(
-            id=edit.id,
-            source=edit.source,
-            subject=edit.subject,
-            target=edit.target,
-            truth=edit.truth,
-            prompts=[],
-        )
-        for edit in edits
-    ]
+    rows = [EditRow.of(edit) for edit in edits]
     for place, one in enumerate(asked):
         row = PromptRow(
             kind=one.kind, prompt=one.question.prompt, wanted=one.wanted, after=after[place]

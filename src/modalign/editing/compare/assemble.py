@@ -295,7 +295,7 @@ def _value_key(method: Method, layers: Sequence[int]) -> tuple[object, ...] | No
     if not isinstance(method, ClosedForm):
         return None
     found = config.value_settings(method.relax)
-    return layers[-1], method.sites, found, config.contexts, config.seed
+    return layers[-1], method.sites(), found, config.contexts, config.seed
 
 
 def _statistics_key(method: Method, layers: Sequence[int]) -> tuple[object, ...] | None:

@@ -425,9 +425,24 @@ def read(
     return found
 
 
-def run(spec: ModelSpec, rows: Sequence[Row]) -> Tensor:
-    """Logits of whole rows with the weights as they are, (B, T, V)."""
+def logits_at(
+    spec: ModelSpec, rows: Sequence[Row], places: Sequence[Sequence[int]]
+) -> tuple[Tensor, ...]:
+    """Logits of whole rows, at some places of each only: the head never sees the others.
+
+    Args:
+        spec: the model, with its weights as they are.
+        rows: to be run.
+        places: per row, the N_i positions whose logits are wanted.
+
+    Returns:
+        Per row (N_i, V) in ``spec.exact``.
+    """
     inputs = Inputs.of([row.with_target(spec) for row in rows], spec)
-    given = accepted(spec.language, inputs.given)
-    logits: Tensor = spec.language(use_cache=False, **given).logits
-    return logits
+    counts = [len(wanted) for wanted in places]
+    numbers = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)).to(spec.device)
+    positions = torch.tensor([p for wanted in places for p in wanted], device=spec.device)
+    with ExitStack() as stack:
+        _only_at(stack, spec.language.get_output_embeddings(), (numbers, positions))
+        output = spec.language(use_cache=False, **accepted(spec.language, inputs.given))
+    return output.logits[0].to(spec.exact).split(counts)

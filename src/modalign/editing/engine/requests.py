@@ -44,6 +44,12 @@ class Request:
         return Row(bare.ids + self.target[:-1], bare.lookup, bare.embeds)
 
     @property
+    def predicting(self) -> range:
+        """Positions of ``continued`` that predict the target's tokens."""
+        first = len(self.prompts[0]) - 1
+        return range(first, first + len(self.target))
+
+    @property
     def reach(self) -> int:
         """Tokens from the lookup token to the last one that predicts, in the longest prompt."""
         return max(len(row) - row.lookup for row in self.prompts) + len(self.target) - 1

@@ -52,12 +52,12 @@ class ValueStore:
 
     Attributes:
         folder: of all values.
-        basis: hash of the model's weights and of how values are optimised.
+        sites: at which the values have their vectors.
         read: whether what is there counts; new values are always written.
     """
 
     folder: Path
-    basis: str
+    sites: tuple[Site, ...]
     read: bool
 
     @classmethod
@@ -73,7 +73,7 @@ class ValueStore:
         """The store for values of these weights and settings."""
         what = [weights, layer, list(sites), asdict(settings)]
         basis = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        return cls(cache / "values" / basis[:2] / basis, basis, read)
+        return cls(cache / "values" / basis[:2] / basis, tuple(sites), read)
 
     def get(self, request: Request) -> Value | None:
         """The value of an edit, where it was found before."""
@@ -85,10 +85,9 @@ class ValueStore:
                 meta = held.metadata()
         except (FileNotFoundError, SafetensorError):
             return None
-        sites: list[Site] = [key[6:] for key in tensors if key.startswith("delta:")]  # type: ignore[misc]
         return Value(
-            deltas={site: tensors[f"delta:{site}"] for site in sorted(sites)},
-            initial={site: tensors[f"initial:{site}"] for site in sorted(sites)},
+            deltas={site: tensors[f"delta:{site}"] for site in self.sites},
+            initial={site: tensors[f"initial:{site}"] for site in self.sites},
             steps=int(meta["steps"]),
             probability=float(meta["probability"]),
             kl=float(meta["kl"]),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from modalign.editing.edits import Edit
-from modalign.editing.engine.forward import Row, run
+from modalign.editing.engine.forward import Row, logits_at
 from modalign.editing.engine.spec import ModelSpec, evaluating
 from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers import read_edits
@@ -277,9 +277,10 @@ def _answers(
     if not probes:
         return
     with torch.no_grad(), evaluating(spec.language):
-        logits = run(spec, [probe.row for probe in probes])
+        places = [list(probe.predicting) for probe in probes]
+        logits = logits_at(spec, [probe.row for probe in probes], places)
     for row, probe in zip(logits, probes, strict=True):
-        log_probs = row[list(probe.predicting)].to(spec.exact).log_softmax(-1)
+        log_probs = row.log_softmax(-1)
         best = log_probs.argmax(-1).tolist()
         wanted = torch.tensor(probe.answer, device=log_probs.device)
         joint = float(log_probs.gather(1, wanted[:, None]).sum().exp())

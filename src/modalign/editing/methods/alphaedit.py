@@ -45,8 +45,11 @@ class AlphaEdit(ClosedForm):
     title: ClassVar[str] = "AlphaEdit"
     config_class: ClassVar[type[ValueConfig]] = AlphaEditConfig
     config: AlphaEditConfig
-    sites: ClassVar[tuple[Site, ...]] = ("block",)
     reads: ClassVar[Site] = "block"
+
+    def sites(self) -> tuple[Site, ...]:
+        """The block's output."""
+        return ("block",)
 
     def spread(self, left: int) -> float:
         """Equal shares, as MEMIT."""

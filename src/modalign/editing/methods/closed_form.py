@@ -21,15 +21,17 @@ class ClosedForm(Method):
     """Write all edits at once, one layer after the other.
 
     Class attributes:
-        sites: where the value optimiser adds its vectors, at the last layer.
         reads: the site whose output the residual is taken of: what is wanted less what is there.
         relax: PMET's schedule of the target's weight.
     """
 
     config: ValueConfig
-    sites: ClassVar[tuple[Site, ...]]
     reads: ClassVar[Site]
     relax: ClassVar[bool] = False
+
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """Where the value optimiser adds its vectors, at the last layer."""
 
     @abstractmethod
     def spread(self, left: int) -> float:
@@ -53,7 +55,7 @@ class ClosedForm(Method):
         job.require_covariance(self.config.tokens, self.config.image_weight)
         job.start()
         values = job.values(
-            layers[-1], self.sites, self.config.value_settings(self.relax), requests
+            layers[-1], self.sites(), self.config.value_settings(self.relax), requests
         )
         wanted = torch.stack([value.wanted(self.reads) for value in values], dim=1).double()
         changes: dict[str, SolvedChange] = {}

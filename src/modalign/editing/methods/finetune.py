@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from modalign.editing.config import EditConfig
-from modalign.editing.engine.forward import run
+from modalign.editing.engine.forward import logits_at
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import evaluating
 from modalign.editing.engine.values import ValueNotFiniteError, frozen
@@ -139,16 +139,15 @@ class FT(Method):
 
     def _loss(self, job: Job, requests: list[Request]) -> Tensor:
         """Mean over edits of the mean over target tokens of -log p."""
-        logits = run(job.spec, [request.continued for request in requests])
-        log_probs = logits.to(job.spec.exact).log_softmax(-1)
+        rows = [request.continued for request in requests]
+        logits = logits_at(job.spec, rows, [request.predicting for request in requests])
         losses = []
-        for number, request in enumerate(requests):
-            first = len(request.prompts[0]) - 1
-            target = torch.tensor(request.target, device=logits.device)
-            if self.config.loss == "target":
-                mine = log_probs[number, first : first + len(target)]
-            else:
-                mine = log_probs[number, first].expand(len(target), -1)
+        for request, row in zip(requests, logits, strict=True):
+            log_probs = row.log_softmax(-1)
+            target = torch.tensor(request.target, device=row.device)
+            mine = (
+                log_probs if self.config.loss == "target" else log_probs[0].expand(len(target), -1)
+            )
             losses.append(-mine.gather(1, target[:, None]).mean())
         return torch.stack(losses).mean()
 

@@ -22,8 +22,11 @@ class MEMIT(Ridge):
     name: ClassVar[str] = "memit"
     title: ClassVar[str] = "MEMIT"
     config_class: ClassVar[type[RidgeConfig]] = MEMITConfig
-    sites: ClassVar[tuple[Site, ...]] = ("block",)
     reads: ClassVar[Site] = "block"
+
+    def sites(self) -> tuple[Site, ...]:
+        """The block's output."""
+        return ("block",)
 
     def spread(self, left: int) -> float:
         """Equal shares."""

@@ -37,8 +37,7 @@ class PMET(Ridge):
     reads: ClassVar[Site] = "ffn"
     relax: ClassVar[bool] = True
 
-    @property
-    def sites(self) -> tuple[Site, ...]:  # type: ignore[override]
+    def sites(self) -> tuple[Site, ...]:
         """Both components, or the FFN's alone."""
         return ("attention", "ffn") if self.config.attention_vector else ("ffn",)
 

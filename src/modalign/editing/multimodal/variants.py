@@ -6,8 +6,7 @@ the edit is about. The variants are the same in every run.
 
 from __future__ import annotations
 
-from statistics import median
-
+import numpy as np
 from PIL import Image, ImageEnhance
 
 # scale, shift right and down (as shares of width and height), brightness, contrast
@@ -50,12 +49,7 @@ def _varied(
 
 def _border(image: Image.Image) -> tuple[int, int, int]:
     """The usual colour along the edges: what a moved picture leaves behind it."""
-    width, height = image.size
-    edge = [(x, y) for x in range(width) for y in (0, height - 1)]
-    edge += [(x, y) for y in range(height) for x in (0, width - 1)]
-    colours = [image.getpixel(place) for place in edge]
-    red, green, blue = (
-        int(median(colour[band] for colour in colours))  # type: ignore[index]
-        for band in range(3)
-    )
+    pixels = np.asarray(image)
+    edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    red, green, blue = np.median(edges, axis=0).astype(int).tolist()
     return red, green, blue

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from modalign.editing.compare.report import markdown, plots, view
@@ -21,6 +18,7 @@ from modalign.editing.compare.report.schema import schema_text
 from modalign.editing.compare.results import EditComparison
 from modalign.files import write_atomically
 from modalign.pages import numbers
+from modalign.pages.page import resource, template
 
 __all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]
 
@@ -44,7 +42,7 @@ def render_markdown(comparison: EditComparison) -> str:
 
 def render_html(comparison: EditComparison) -> str:
     """One self-contained page."""
-    script = _resource("report.js.jinja").strip()
+    script = resource(__name__, "report.js.jinja").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = [comparison.headline, *comparison.parts]
     panels = {
@@ -55,7 +53,7 @@ def render_html(comparison: EditComparison) -> str:
         ]
         for mode in comparison.modes
     }
-    return _template().render(
+    return template(__name__, "report.html.jinja").render(
         c=comparison,
         names=names,
         largest=comparison.sizes[-1],
@@ -66,15 +64,3 @@ def render_html(comparison: EditComparison) -> str:
         script=Markup(script),
         script_hash=digest,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_resource("report.html.jinja"))
-
-
-def _resource(name: str) -> str:
-    return files(__package__ or __name__).joinpath(name).read_text(encoding="utf-8")
