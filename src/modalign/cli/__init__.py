@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import typer
+from typer.exceptions import TyperException
 
 from modalign import __version__
 from modalign.cli import (
@@ -74,9 +75,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not the option parser's: a defect, shown in full
-            raise
+    except TyperException as error:  # the option parser's; anything else is a defect, shown in full
         _tell_usage(error)
         sys.exit(getattr(error, "exit_code", 2))
     if code == INTERRUPTED:

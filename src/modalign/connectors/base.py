@@ -61,7 +61,7 @@ class Connector(nn.Module, ABC):
     token_formula: ClassVar[str]  # for people, e.g. "N/4"
     parameter_text: ClassVar[str]  # for people, e.g. "dD + D"
     papers: ClassVar[tuple[str, ...]]  # "LLaVA (arXiv 2304.08485)"
-    export_target: ClassVar[str] = "remote-code"  # or the native class, e.g. "Llava"
+    export_target: str = "remote-code"  # or the native class, e.g. "Llava"
     needs_grid: ClassVar[bool] = False
     has_stage_one: ClassVar[bool] = False  # a pre-training of its own, without the language model
     # On the connector's learning rate: published rates of attention-based connectors (1e-4 to 3e-4 in

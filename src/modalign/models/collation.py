@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -104,7 +104,7 @@ class CachedFeatures:
 class Pixels:
     """Decoded images through the image processor: the encoder runs with the model."""
 
-    def __init__(self, processor: object) -> None:
+    def __init__(self, processor: Callable[..., Any]) -> None:
         self.processor = processor
 
     def fetch(self, media: Sequence[Media]) -> dict[str, object]:
@@ -112,7 +112,7 @@ class Pixels:
         if not media:
             return {}
         images = [open_image(medium) for medium in media]
-        return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}  # type: ignore[operator]
+        return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
 
 
 @dataclass

@@ -46,7 +46,7 @@ class MlpConnector(PrefixConnector):
         self.depth = depth
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, depth)
         if depth != 2:  # Llava's projector has exactly two maps, so this instance cannot go there
-            self.export_target = "remote-code"  # type: ignore[misc]
+            self.export_target = "remote-code"
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 from modalign.data.readers.result import RawRows, RowError
@@ -38,9 +39,9 @@ def read_csv(path: Path) -> RawRows:
                 yield number, RowError("row", message)
 
 
-def _header(reader: object, path: Path) -> list[str]:
+def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
     try:
-        header = [name.strip() for name in next(iter(reader))]  # type: ignore[call-overload]
+        header = [name.strip() for name in next(reader)]
     except (StopIteration, csv.Error) as error:
         raise DataError(f"{path}:1: no readable CSV header ({error})") from None
     twice = sorted({name for name in header if header.count(name) > 1})
