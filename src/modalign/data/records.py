@@ -27,11 +27,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One signal, by path or by its bytes; nothing is decoded until it is asked for."""
+    """One signal, by path or by its bytes; nothing is decoded until it is asked for.
+
+    Attributes:
+        modality: one of ``MODALITIES``.
+        path: of the file; ``file#part`` names a part of it (a row of an array, say) where the modality's
+            reader knows such parts.
+        data: the encoded bytes instead.
+        annotations: structured notes that the data has on this signal (boxes, a scene, a transcript). Only
+            tools read them; they are no part of the signal's identity.
+    """
 
     modality: str
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
+    annotations: Any = field(default=None, repr=False, hash=False, compare=False)
 
     def read(self) -> bytes:
         """Return the encoded bytes (a PNG file's, say)."""

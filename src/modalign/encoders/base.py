@@ -1,0 +1,79 @@
+"""The contract of an encoder: a batch of one modality's signals becomes features.
+
+This file and every file beside it imports only torch, transformers and its siblings: a trained model is
+exported with copies of them. Decoding files is the data room's (``modalign.data``); loading pretrained
+weights and describing an encoder from data is ``modalign.models.encoders``'.
+
+Every modality's file offers, besides its encoder classes,
+
+* ``build(spec) -> SignalEncoder``: an encoder from its JSON-able description (key ``kind`` says which);
+* ``prepare(spec, signals) -> Prepared``: decoded signals (numpy arrays, the modality's own form) become
+  one batch of tensors; needs no weights, so that a processor can do it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+
+
+class EncoderError(ValueError):
+    """An encoder that cannot be built or gives something that is not features."""
+
+
+@dataclass
+class Prepared:
+    """Signals of one modality as tensors.
+
+    Attributes:
+        values: (n, ...) what the encoder reads.
+        mask: (n, T) bool, True where there is signal, or None where all of it is.
+        counts: features that each of the n signals gives (N where nothing is masked).
+    """
+
+    values: Tensor
+    mask: Tensor | None
+    counts: list[int]
+
+
+class SignalEncoder(nn.Module, ABC):
+    """Signals of one modality -> features.
+
+    Attributes:
+        feature_size: d, width of a feature.
+        num_features: N, features of one signal (the most, where it varies).
+        grid: (h, w) with h * w == N where the features lie on one, else None.
+    """
+
+    feature_size: int
+    num_features: int
+    grid: Grid | None = None
+
+    @abstractmethod
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode a batch.
+
+        Args:
+            values: as :func:`prepare` of the modality gives them, (n, ...).
+            mask: (n, T) bool over the signal's own steps, or None where all are signal. What stands
+                where it is False must not matter.
+
+        Returns:
+            features (n, N, d) and their mask (n, N) bool: the features of a signal come first, padding
+            after them; as many are True as ``Prepared.counts`` says.
+        """
+
+
+def all_features(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, N, d) with a mask that is True everywhere."""
+    return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+
+
+def prefix_mask(counts: Tensor, length: int) -> Tensor:
+    """(n, length) bool, True at the first ``counts`` (n,) places of each row."""
+    return torch.arange(length, device=counts.device)[None] < counts[:, None]
