@@ -1,0 +1,1 @@
+"""Loading an encoder for each modality: pretrained weights, or a description read from the data."""
