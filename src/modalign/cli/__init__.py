@@ -14,6 +14,7 @@ from modalign import __version__
 from modalign.cli import (
     ask,
     compare,
+    data,
     doctor,
     edit,
     evaluate,
@@ -61,6 +62,7 @@ app.command(name="eval", epilog=options.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=options.EXIT_CODES)(ask.ask)
 app.command(epilog=options.EXIT_CODES)(methods.methods)
 app.command(epilog=options.EXIT_CODES)(doctor.doctor)
+app.add_typer(data.app, name="data")
 app.add_typer(edit.app, name="edit")
 app.add_typer(patch.app, name="patch")
 app.add_typer(starter.app, name="starter")

@@ -1,0 +1,19 @@
+"""``modalign data``: make and curate data sets."""
+
+from __future__ import annotations
+
+import typer
+
+from modalign.cli import options
+
+app = typer.Typer(
+    help="Make instruction data, and curate what there is.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    epilog=options.EXIT_CODES,
+)
+
+
+@app.callback()
+def _data() -> None:
+    """Keep the verbs a group, however many there are."""
