@@ -1,4 +1,4 @@
-"""``modalign ask``: one question about images, one answer."""
+"""``modalign ask``: one question about media, one answer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ def ask(
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="Image file; repeat it for several.")
     ] = None,
+    audio: Annotated[list[Path] | None, typer.Option("--audio", help="Audio file.")] = None,
+    video: Annotated[list[Path] | None, typer.Option("--video", help="Video file.")] = None,
+    series: Annotated[
+        list[str] | None, typer.Option("--series", help="Series: a CSV or .npy file.")
+    ] = None,
+    table: Annotated[
+        list[str] | None, typer.Option("--table", help="Row of a table: people.csv#3.")
+    ] = None,
+    vectors: Annotated[
+        list[str] | None, typer.Option("--vectors", help="Vectors: features.npy#12.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     patch: options.Patches = None,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
-    """Ask a model about an image, or any language model in text.
+    """Ask a model about images, sounds or other media, or any language model in text.
 
     A language model without a chat template completes the question's text.
 
@@ -29,12 +40,13 @@ def ask(
 
     - `modalign ask runs/compare/best --image scene.png "which digit is on the left?"`
 
+    - `modalign ask runs/digits/model --audio 7_jackson_0.wav "which digit is spoken?"`
+
     - `modalign ask runs/compare/best "is seven even or odd?"`
 
     - `modalign ask my-model --patch fix.safetensors "The capital of Australia is"`
     """
     from modalign.cli.console import print_json, quiet_libraries, stdout
-    from modalign.data.images import open_image
     from modalign.data.records import Media
     from modalign.evaluation.generation import answer
     from modalign.models.open import open_model, tokenizer_of
@@ -43,8 +55,12 @@ def ask(
     quiet_libraries()
     loaded, processor = open_model(model, device=device or "auto")
     patched = with_patches(loaded, tokenizer_of(processor), patch or [])
-    images = [open_image(Media("image", path=str(path))) for path in image or []]
-    text = answer(patched, processor, question, images, max_new_tokens)
+    given = {"image": image, "audio": audio, "video": video, "series": series}
+    given |= {"table": table, "vectors": vectors}
+    media = [
+        Media(modality, path=str(path)) for modality, paths in given.items() for path in paths or []
+    ]
+    text = answer(patched, processor, question, media, max_new_tokens)
     if json_output:
         said = {"question": question, "answer": text, "model": str(model)}
         print_json(said | {"patches": [str(path) for path in patch or []]})

@@ -23,7 +23,7 @@ from modalign.comparison.report import write_report
 from modalign.comparison.results import Comparison
 from modalign.comparison.runner import Silent, Watcher, refuse_unguarded, run_jobs
 from modalign.comparison.winner import answer_examples, save_winner
-from modalign.data.images import blank_image, blank_like
+from modalign.data.media import blank_like
 from modalign.data.records import Media
 from modalign.differences import differences
 from modalign.errors import ModalignError, UsageError
@@ -33,7 +33,13 @@ from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
 from modalign.training.doctor import preflight
 from modalign.training.methods import Method, resolve_methods
-from modalign.training.sources import Splits, feature_store, fill_store, load_splits
+from modalign.training.sources import (
+    Splits,
+    feature_store,
+    fill_store,
+    load_splits,
+    runs_with_model,
+)
 from modalign.training.trainer import device_of
 
 RECORD = "config.yaml"  # of a comparison's folder: what it was started with
@@ -46,7 +52,7 @@ class Prepared:
     config: CompareConfig
     methods: list[Method]
     splits: Splits
-    blank: Media
+    blanks: dict[str, Media]
     cache: Path
     out: Path
     changed: dict[str, str] = field(default_factory=dict)
@@ -68,7 +74,7 @@ class Prepared:
             train=self.splits.train,
             val=self.splits.val,
             evaluation=self.splits.evaluation,
-            blank=self.blank,
+            blanks=self.blanks,
             cache=self.cache,
             folder=self.out / "runs" / name / f"seed-{seed}",
             threads=self.config.threads,
@@ -180,23 +186,25 @@ def prepare(
     methods = resolve_methods(config.methods, config.stages)
     Budget.parse(config.budget)
     llm = config.parts.load_llm()
-    splits = load_splits(config.data, llm.tokenizer, progress)
+    splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities)
     if not splits.evaluation:
         splits.notes.append(
             "No evaluation data was given (--eval): accuracies are on validation data."
         )
     device = device_of(config.training)
-    side, media = config.parts.image_size, splits.media()
-    blank = blank_like(media[0]) if media else blank_image(side, side)
+    media = splits.media()
+    blanks = {medium.modality: medium for medium in reversed(media)}
+    blanks = {modality: blank_like(medium) for modality, medium in blanks.items()}
+    seen = [medium for sample in splits.train for medium in sample.media]
     for raw in sorted({method.cls.raw_input for method in methods}):
-        if config.training.encoder == "full" and not raw:
-            continue
-        encoder = config.parts.load_encoder(raw)
-        fill_store(feature_store(encoder, cache), encoder, [*media, blank], device, progress)
+        for encoder in config.parts.load_encoders(seen, raw):
+            if not runs_with_model(encoder, config.training.encoder, raw):
+                store = feature_store(encoder, cache)
+                fill_store(store, encoder, [*media, *blanks.values()], device, progress)
     splits.notes += preflight(
         config.parts, splits, config.training, methods, cache, llm=llm, processes=config.workers
     )
-    return Prepared(config, methods, splits, blank, cache, out)
+    return Prepared(config, methods, splits, blanks, cache, out)
 
 
 def run_all(prepared: Prepared, watcher: Watcher) -> tuple[list[JobResult], list[JobResult]]:

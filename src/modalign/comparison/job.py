@@ -27,7 +27,7 @@ from modalign.errors import ModalignError
 from modalign.evaluation.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
 from modalign.files import replacing, write_atomically
-from modalign.models.collation import Collator, Pixels
+from modalign.models.collation import Collator, RawSignals
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
 from modalign.training.memory import peak_resident, return_freed_memory
@@ -49,7 +49,7 @@ class Job:
         what: the method.
         seed: of new weights and data order.
         factor: on all learning rates; None means: find it, by trials.
-        blank: the medium that stands for "no image".
+        blanks: modality -> the medium that stands for none.
     """
 
     what: Method
@@ -61,7 +61,7 @@ class Job:
     train: Sequence[Sample]
     val: Sequence[Sample]
     evaluation: Sequence[Sample]
-    blank: Media
+    blanks: dict[str, Media]
     cache: Path
     folder: Path
     threads: int
@@ -178,7 +178,7 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
     scores = {
         "val": val.correct,
         "untrained": untrained.correct,
-        **_evaluate(session, job.evaluation, job.blank),
+        **_evaluate(session, job.evaluation, job.blanks),
     }
     with replacing(job.folder / "scores.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **scores)
@@ -196,12 +196,12 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         inference_flops=_inference_flops(session, job.evaluation or job.val),
         parameters={count.part: count.parameters for count in counts},
         trainable={count.part: count.trainable for count in counts},
-        tokens=session.processor.num_image_tokens,
+        tokens=session.collator.tokens_per_medium,
         peak_memory=int(peak),
         time_to_first_answer=_time_to_first_answer(session, job.val),
         mir=modality_integration_rate(session.model, job.val, session.collator, session.device),
         val_loss=val.mean_loss,
-        export_target=session.model.connector("image").export_target,
+        export_target=_export_target(session),
     )
 
 
@@ -225,15 +225,17 @@ def _score(session: Session, samples: Sequence[Sample]) -> Scores:
     )
 
 
-def _evaluate(session: Session, samples: Sequence[Sample], blank: Media) -> dict[str, np.ndarray]:
-    """Answers with the right image, with a blank one and with somebody else's."""
+def _evaluate(
+    session: Session, samples: Sequence[Sample], blanks: dict[str, Media]
+) -> dict[str, np.ndarray]:
+    """Answers with the right media, with blank ones and with somebody else's."""
     if not samples:
         return {}
     real = _score(session, samples)
     return {
         "eval": real.correct,
         "yes": real.said_yes,
-        "blank": _score(session, blanked(samples, blank)).correct,
+        "blank": _score(session, blanked(samples, blanks)).correct,
         "shuffled": _score(session, shuffled(samples)).correct,
     }
 
@@ -241,11 +243,7 @@ def _evaluate(session: Session, samples: Sequence[Sample], blank: Media) -> dict
 def _inference_flops(session: Session, samples: Sequence[Sample]) -> float | None:
     """Forward FLOPs of a question of median length about one image, encoder included."""
     collator = session.collator
-    lengths = [
-        sample.length(collator.token_id, collator.tokens_per_medium)
-        for sample in samples
-        if len(sample.media) == 1
-    ]
+    lengths = [collator.length(sample) for sample in samples if len(sample.media) == 1]
     if not lengths:
         return None
     costs = CostModel.of(session.model)
@@ -254,11 +252,11 @@ def _inference_flops(session: Session, samples: Sequence[Sample]) -> float | Non
 
 @torch.inference_mode()
 def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float | None:
-    """Median seconds from pixels to the first token, one question at a time, after a warm-up."""
+    """Median seconds from the signal to the first token, one question at a time, after a warm-up."""
     chosen = [sample for sample in samples if len(sample.media) == 1][:LATENCY_REPEATS]
     if not chosen:
         return None
-    collator: Collator = replace(session.collator, source=Pixels(session.processor.image_processor))
+    collator = _from_raw_signals(session)
     seconds: list[float] = []
     for sample in [chosen[0], *chosen]:
         flags = np.zeros_like(sample.supervised)
@@ -268,6 +266,24 @@ def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float 
         session.model(**batch.model_inputs(), use_cache=True).logits.argmax(-1).cpu()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
+
+
+def _from_raw_signals(session: Session) -> Collator:
+    """The session's collator, with every encoder running in the model."""
+    entries = {
+        encoder.modality: replace(
+            session.collator.entries[encoder.modality],  # type: ignore[type-var]
+            source=RawSignals(encoder),
+        )
+        for encoder in session.encoders
+    }
+    return replace(session.collator, entries=entries)
+
+
+def _export_target(session: Session) -> str:
+    """The native class that the model can be written as, if it takes one modality and there is one."""
+    targets = [connector.export_target for connector in session.model.connectors.values()]
+    return str(targets[0]) if len(targets) == 1 else "remote-code"
 
 
 def load_scores(folder: Path) -> dict[str, np.ndarray]:

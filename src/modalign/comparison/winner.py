@@ -121,7 +121,7 @@ def save_winner(
         progress("saving the winner", 0, 1)
     saved = save_model(session.model, session.processor, folder, card=_card(comparison))
     samples = [s for s in prepared.splits.val if s.media][:4] or prepared.splits.val[:4]
-    conversations = [conversation_of(sample.record) for sample in samples]
+    conversations = [conversation_of(sample.record, session.processor) for sample in samples]
     seen = observe(session.model, session.processor, conversations, NEW_TOKENS)
     verify_saved(folder, session.model, session.processor, conversations, seen=seen)
     if saved.kind == "remote-code":

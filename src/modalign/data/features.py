@@ -144,20 +144,29 @@ class FeatureStore:
             np.save(file, joined, allow_pickle=False)
         write_atomically(self.folder / f"{name}.json", json.dumps(index))
 
+    def _place(self, medium: Media) -> _Place:
+        place = self._places.get(self.hash_of(medium))
+        if place is None:
+            raise DataError(
+                f"{medium.label} has no cached features; its file changed during the run"
+            )
+        return place
+
+    def count(self, medium: Media) -> int:
+        """Features of a medium.
+
+        Raises:
+            DataError: as :meth:`gather`.
+        """
+        return self._place(medium).count
+
     def gather(self, media: Sequence[Media]) -> tuple[Tensor, Tensor, Grid | None]:
         """Features of some media: values (n, N, d), mask (n, N), and the grid if they share one.
 
         Raises:
             DataError: a medium was never encoded (its file changed after validation).
         """
-        places = []
-        for medium in media:
-            place = self._places.get(self.hash_of(medium))
-            if place is None:
-                raise DataError(
-                    f"{medium.label} has no cached features; its file changed during the run"
-                )
-            places.append(place)
+        places = [self._place(medium) for medium in media]
         longest = max(place.count for place in places)
         first = self._arrays[places[0].shard]
         values = np.zeros((len(places), longest, first.shape[1]), dtype=first.dtype)

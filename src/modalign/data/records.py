@@ -8,10 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 MODALITIES = ("image", "audio", "video", "series", "table", "vectors")
+
+
+def mark(modality: str) -> str:
+    """What stands in a text for a medium: ``<image>``."""
+    return f"<{modality}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +61,35 @@ class Media:
         """A short name for messages."""
         return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
+    def located(self) -> tuple[Path, str | None]:
+        """The file, and the part of it that is meant: ``features.npy#12`` -> file, "12".
+
+        A file whose own name holds the mark is taken whole.
+        """
+        assert self.path is not None
+        file, found, part = self.path.rpartition("#")
+        if not found or Path(self.path).exists():
+            return Path(self.path), None
+        return Path(file), part
+
     def content_hash(self) -> str:
-        """sha256 of the encoded bytes: equal content is the same medium, whatever its name."""
-        return hashlib.sha256(self.read()).hexdigest()
+        """sha256 of the encoded bytes: equal content is the same medium, whatever its name.
+
+        A part of a file is known by the file's content and the part's name.
+        """
+        if self.data is not None:
+            return hashlib.sha256(self.data).hexdigest()
+        file, part = self.located()
+        about = file.stat()
+        whole = _file_hash(str(file), about.st_mtime_ns, about.st_size)
+        return whole if part is None else hashlib.sha256(f"{whole}#{part}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(path: str, mtime: int, size: int) -> str:
+    """sha256 of a file; one that holds many signals is read once for all of them."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 Part = str | Media

@@ -28,16 +28,8 @@ class SignalError(DataError):
 
 
 def file_and_part(media: Media) -> tuple[Path, str | None]:
-    """The file of a medium and the part of it that is meant: ``features.npy#12`` -> file, "12".
-
-    A file whose own name holds the mark is taken whole.
-    """
-    assert media.path is not None
-    path = Path(media.path)
-    if path.exists() or "#" not in path.name:
-        return path, None
-    file, _, part = media.path.rpartition("#")
-    return Path(file), part
+    """The file of a medium and the part of it that is meant; see :meth:`Media.located`."""
+    return media.located()
 
 
 def inline_value(media: Media) -> Any:

@@ -8,14 +8,15 @@ expanded by repeating its id.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 
-from modalign.data.records import Media, Message, Record
+from modalign.data.records import Media, Message, Record, mark
 from modalign.errors import DataError
 
 IGNORE = -100
@@ -38,15 +39,39 @@ class Sample:
     supervised: np.ndarray
     media: tuple[Media, ...] = field(default_factory=tuple)
 
-    def expanded(self, token_id: int, tokens_per_medium: int) -> tuple[np.ndarray, np.ndarray]:
-        """Repeat every placeholder: ids (T',) and labels (T',) with IGNORE where unsupervised."""
-        repeats = np.where(self.ids == token_id, tokens_per_medium, 1)
-        labels = np.where(self.supervised, self.ids, IGNORE)
-        return np.repeat(self.ids, repeats), np.repeat(labels, repeats)
+    def expanded(
+        self, placeholders: Collection[int], stand_ins: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Put what stands for each medium in place of its placeholder.
 
-    def length(self, token_id: int, tokens_per_medium: int) -> int:
-        """T', the length after expansion."""
-        return len(self.ids) + int((self.ids == token_id).sum()) * (tokens_per_medium - 1)
+        Args:
+            placeholders: token ids that stand for media.
+            stand_ins: per medium, in reading order, the ids that take its place, (t,) each.
+
+        Returns:
+            ids (T') and labels (T') with IGNORE where unsupervised.
+
+        Raises:
+            DataError: placeholders and media differ in number.
+        """
+        labels = np.where(self.supervised, self.ids, IGNORE)
+        places = np.flatnonzero(np.isin(self.ids, list(placeholders)))
+        if len(places) != len(stand_ins):
+            raise DataError(
+                f"{self.record.source}: {len(places)} placeholders do not match its "
+                f"{len(stand_ins)} media"
+            )
+        if not len(places):
+            return self.ids, labels
+        ids_parts, label_parts = [], []
+        start = 0
+        for place, stand_in in zip(places.tolist(), stand_ins, strict=True):
+            ids_parts += [self.ids[start:place], stand_in]
+            label_parts += [labels[start:place], np.full(len(stand_in), IGNORE, dtype=labels.dtype)]
+            start = place + 1
+        ids_parts.append(self.ids[start:])
+        label_parts.append(labels[start:])
+        return np.concatenate(ids_parts), np.concatenate(label_parts)
 
     @property
     def prompt_length(self) -> int:
@@ -57,12 +82,14 @@ class Sample:
         return int(before[-1]) + 1 if len(before) else 0
 
 
-def template_messages(messages: Sequence[Message], token: str = "<image>") -> list[dict[str, str]]:
+def template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Chat messages with each medium as its placeholder's text, which every template can render."""
     return [
         {
             "role": message.role,
-            "content": "".join(part if isinstance(part, str) else token for part in message.parts),
+            "content": "".join(
+                part if isinstance(part, str) else mark(part.modality) for part in message.parts
+            ),
         }
         for message in messages
     ]
@@ -109,14 +136,14 @@ def _by_prefix(
     return ids, flags
 
 
-def tokenise(record: Record, tokenizer: Any, token: str = "<image>") -> Sample:
+def tokenise(record: Record, tokenizer: Any) -> Sample:
     """Tokenise one record.
 
     Raises:
         DataError: no token is supervised, placeholders and media differ in number, or the chat
             template refuses the conversation.
     """
-    messages = template_messages(record.messages, token)
+    messages = template_messages(record.messages)
     try:
         ids, flags = (
             _by_marks(tokenizer, messages)
@@ -127,12 +154,14 @@ def tokenise(record: Record, tokenizer: Any, token: str = "<image>") -> Sample:
         raise DataError(f"{record.source}: the chat template refuses it: {error}") from error
     media = tuple(record.media())
     array = np.asarray(ids, dtype=np.int64)
-    found = int((array == tokenizer.convert_tokens_to_ids(token)).sum())
-    if found != len(media):
-        raise DataError(
-            f"{record.source}: {found} {token} placeholders in the tokens for {len(media)} media; "
-            f"does the text hold a literal {token!r}?"
-        )
+    for modality, given in Counter(medium.modality for medium in media).items():
+        token = mark(modality)
+        found = int((array == tokenizer.convert_tokens_to_ids(token)).sum())
+        if found != given:
+            raise DataError(
+                f"{record.source}: {found} {token} placeholders in the tokens for {given} media; "
+                f"does the text hold a literal {token!r}?"
+            )
     if not any(flags):
         raise DataError(
             f"{record.source}: no token is supervised (no assistant turn, or the template drops it)"
@@ -140,7 +169,7 @@ def tokenise(record: Record, tokenizer: Any, token: str = "<image>") -> Sample:
     return Sample(record, array, np.asarray(flags), media)
 
 
-def tokenise_all(records: Iterable[Record], tokenizer: Any, token: str = "<image>") -> list[Sample]:
+def tokenise_all(records: Iterable[Record], tokenizer: Any) -> list[Sample]:
     """Tokenise every record; all errors are found before any is raised.
 
     Raises:
@@ -149,7 +178,7 @@ def tokenise_all(records: Iterable[Record], tokenizer: Any, token: str = "<image
     samples, problems = [], []
     for record in records:
         try:
-            samples.append(tokenise(record, tokenizer, token))
+            samples.append(tokenise(record, tokenizer))
         except DataError as error:
             problems.append(str(error))
     if problems:

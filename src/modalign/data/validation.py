@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from modalign.data.images import MAX_PIXELS, ImageError, check_image
+from modalign.data.images import MAX_PIXELS, ImageError
+from modalign.data.media import check_medium
 from modalign.data.readers.result import Kind, Problem, ReadResult
 from modalign.data.readers.rows import mark
 from modalign.data.records import Media, Record, Source
+from modalign.data.signals import SignalError
 from modalign.errors import DataError, UsageError
 
 SHOWN_PROBLEMS = 20
@@ -230,25 +232,11 @@ def _check_media(
 
 
 def _fault(media: Media, max_pixels: int) -> Fault | None:
-    if media.modality != "image":
-        return _file_fault(media)
     try:
-        check_image(media, max_pixels=max_pixels)
-    except ImageError as error:
+        check_medium(media, max_pixels=max_pixels)
+    except (ImageError, SignalError) as error:
         return cast("Kind", error.kind), error.reason
     return None
-
-
-def _file_fault(media: Media) -> Fault | None:
-    try:
-        if media.data is not None:
-            size = len(media.data)
-        else:
-            with open(media.path or "", "rb") as file:
-                size = len(file.read(1))
-    except (OSError, ValueError) as error:
-        return "missing-media", f"the file cannot be read ({error}): correct the path"
-    return None if size else ("broken-media", "the file is empty: copy it anew")
 
 
 # --- the report ---------------------------------------------------------------------------------

@@ -48,11 +48,14 @@ class SignalEncoder(nn.Module, ABC):
         feature_size: d, width of a feature.
         num_features: N, features of one signal (the most, where it varies).
         grid: (h, w) with h * w == N where the features lie on one, else None.
+        fresh: its weights were never trained, so it trains with the connector, at the connector's rate,
+            even where pretrained encoders are frozen.
     """
 
     feature_size: int
     num_features: int
     grid: Grid | None = None
+    fresh: bool = False
 
     @abstractmethod
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

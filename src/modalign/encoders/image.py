@@ -9,31 +9,32 @@ from __future__ import annotations
 
 import importlib
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-Grid = tuple[int, int]
+from modalign.encoders.base import EncoderError, Grid, SignalEncoder, all_features
 
 
-class EncoderError(ValueError):
-    """An encoder that cannot be built or gives something that is not features."""
+class ImageEncoder(SignalEncoder):
+    """Pixels (n, 3, H, W) -> features, as many for every image."""
 
+    @abstractmethod
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, N, d)."""
 
-class ImageEncoder(nn.Module):
-    """Common contract: ``forward(pixel_values) -> (n, N, d)``, with ``feature_size``, ``grid``."""
-
-    feature_size: int
-    num_features: int
-    grid: Grid | None
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(n, 3, H, W) -> features (n, N, d) and their mask (n, N), True everywhere."""
+        return all_features(self.features(values))
 
     def _measure(self, maps: Tensor) -> None:
         """Fill in d, N and the grid from the features of one blank image."""
         self.grid = (maps.shape[2], maps.shape[3]) if maps.dim() == 4 else None
-        features = _flat(maps)
-        self.num_features, self.feature_size = features.shape[1], features.shape[2]
+        flat = _flat(maps)
+        self.num_features, self.feature_size = flat.shape[1], flat.shape[2]
         side = math.isqrt(self.num_features)
         if self.grid is None and side * side == self.num_features:
             self.grid = (side, side)
@@ -67,7 +68,7 @@ class RawPatches(ImageEncoder):
         self.num_features = self.grid[0] * self.grid[1]
         self.feature_size = 3 * patch_size * patch_size
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def features(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, N, 3 p^2)."""
         return nn.functional.unfold(
             pixel_values, self.patch_size, stride=self.patch_size
@@ -110,7 +111,7 @@ class HuggingFaceTower(ImageEncoder):
         output = self.tower(pixel_values=pixel_values, output_hidden_states=True)
         return output.hidden_states[self.layer]
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def features(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, N, d)."""
         return _flat(self._hidden(pixel_values))[:, self.extra :]
 
@@ -152,12 +153,12 @@ class ImportedEncoder(ImageEncoder):
             )
         return features
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def features(self, pixel_values: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, N, d)."""
         return _flat(self._maps(pixel_values))
 
 
-def build_image_encoder(spec: dict[str, Any]) -> ImageEncoder:
+def build(spec: dict[str, Any]) -> ImageEncoder:
     """Build an encoder from its JSON-able description (``kind``: tower, patches or module)."""
     kind = spec["kind"]
     if kind == "patches":

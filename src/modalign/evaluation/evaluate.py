@@ -14,18 +14,19 @@ from pydantic import BaseModel
 from scipy.stats import binomtest
 
 import modalign
-from modalign.data.images import blank_like
+from modalign.data.media import blank_like
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Message, Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
-from modalign.evaluation.generation import answer_conversations
+from modalign.evaluation.generation import answer_records, modalities_of
 from modalign.evaluation.scoring import exchanged
 from modalign.files import write_atomically
-from modalign.models.export import conversation_of
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
+
+RIGHT, BLANK, SHUFFLED = "right media", "blank media", "shuffled media"  # passes over the data
 
 
 class Share(BaseModel):
@@ -58,6 +59,7 @@ class Evaluation(BaseModel):
     patches: list[str] = []  # on top of the model, by name and hash
     skills: list[SkillRow]
     overall: SkillRow
+    available: dict[str, Share] = {}  # modalities left in -> accuracy, where records hold several
 
 
 def share(right: Sequence[bool] | np.ndarray) -> Share:
@@ -86,7 +88,9 @@ def evaluate_model(
     patches: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Answer a data file's questions with the right, a blank and somebody else's image.
+    """Answer a data file's questions with the right, with blank and with somebody else's media.
+
+    Questions about several modalities are also asked with each of them alone.
 
     Args:
         folder: model folder.
@@ -105,27 +109,28 @@ def evaluate_model(
     """
     loaded, processor = open_model(folder, device=device)
     model = with_patches(loaded, tokenizer_of(processor), patches)
-    records, _ = validate(read_records(data), skip_broken=skip_broken)
+    taken = modalities_of(processor)
+    records, _ = validate(read_records(data, modalities=taken), skip_broken=skip_broken)
     records = records[:limit]
     if not records:
         raise DataError(f"{data} holds no record to evaluate on")
     right: dict[str, np.ndarray] = {}
     outputs: list[str] = []
     has_media = any(True for record in records for _ in record.media())
-    passes = {"right image": records}
+    passes = {RIGHT: records}
     if has_media:
-        passes |= {"blank image": _blanked(records), "shuffled image": _shuffled(records)}
+        passes |= {BLANK: _blanked(records), SHUFFLED: _shuffled(records)}
+    passes |= {f"{m} only": kept for m in taken if (kept := _only(m, records))}
     for name, asked in passes.items():
         tell = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        texts = answer_conversations(
-            model, processor, [conversation_of(r) for r in asked], max_new_tokens, batch_size, tell
-        )
-        right[name] = np.array([is_right(t, r) for t, r in zip(texts, records, strict=True)])
+        texts = answer_records(model, processor, asked, max_new_tokens, batch_size, tell)
+        right[name] = np.array([is_right(t, r) for t, r in zip(texts, asked, strict=True)])
         outputs = outputs or texts
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if out is not None:
-        _write_outputs(out, records, outputs, right["right image"], settings)
+        _write_outputs(out, records, outputs, right[RIGHT], settings)
     found = _tabulate(str(folder), data, records, right, settings)
+    found.available = _available(right, records)
     found.patches = [f"{each.patch.header.name} ({each.sha256})" for each in patches_of(model)]
     return found
 
@@ -161,15 +166,45 @@ def _row(
 ) -> SkillRow:
     answers = Counter(records[index].answer for index in places)
     options = [len(records[index].options) or len(answers) for index in places]
-    blank, shuffled = right.get("blank image"), right.get("shuffled image")
+    blank, shuffled = right.get(BLANK), right.get(SHUFFLED)
     return SkillRow(
         skill=skill,
-        accuracy=share(right["right image"][places]),
+        accuracy=share(right[RIGHT][places]),
         blank=None if blank is None else float(blank[places].mean()),
         shuffled=None if shuffled is None else float(shuffled[places].mean()),
         chance=float(np.mean([1 / count for count in options])),
         majority=answers.most_common(1)[0][1] / len(places),
     )
+
+
+def _only(modality: str, records: list[Record]) -> list[Record]:
+    """Records that hold this modality and others, without the others."""
+    return [_without_others(modality, record) for record in records if _is_mixed(record, modality)]
+
+
+def _is_mixed(record: Record, modality: str) -> bool:
+    kinds = {medium.modality for medium in record.media()}
+    return modality in kinds and len(kinds) > 1
+
+
+def _without_others(modality: str, record: Record) -> Record:
+    messages = tuple(
+        Message(
+            m.role,
+            tuple(p for p in m.parts if not isinstance(p, Media) or p.modality == modality),
+        )
+        for m in record.messages
+    )
+    return replace(record, messages=messages)
+
+
+def _available(right: dict[str, np.ndarray], records: list[Record]) -> dict[str, Share]:
+    """Accuracy of mixed records by what was left in them."""
+    alone = {name: share(found) for name, found in right.items() if name.endswith(" only")}
+    if not alone:
+        return {}
+    mixed = [len({medium.modality for medium in record.media()}) > 1 for record in records]
+    return {"all": share(right[RIGHT][np.array(mixed)]), **alone}
 
 
 def _with_media(record: Record, media: Sequence[Media]) -> Record:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
+from modalign.data.records import Media, Message, Record, Source
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
 from modalign.models.collation import Collator
+from modalign.models.export import conversation_of
 from modalign.models.export.probe import prepare
 
 
@@ -41,7 +43,7 @@ def generate_answers(
     prompts = [prompt_of(sample) for sample in samples]
     groups: dict[tuple[int, int], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        groups.setdefault((len(prompt.ids), len(prompt.media)), []).append(index)
+        groups.setdefault((collator.length(prompt), len(prompt.media)), []).append(index)
     for members in groups.values():
         for start in range(0, len(members), batch_size):
             chosen = members[start : start + batch_size]
@@ -91,6 +93,35 @@ def answer_conversations(
     return answers
 
 
+def modalities_of(processor: Any) -> list[str]:
+    """What a model takes besides text."""
+    signals = getattr(processor, "signals", None)
+    if signals is None:
+        return ["image"]
+    return [*(["image"] if processor.num_image_tokens else []), *signals]
+
+
+def answer_records(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    max_new_tokens: int = 32,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Greedy answers to records' last turns; media are decoded batch by batch."""
+    if not isinstance(processor, ProcessorMixin):
+        asked = [conversation_of(record) for record in records]
+        return _answer_texts(model, processor, asked, max_new_tokens, batch_size, progress)
+    answers: list[str] = []
+    for start in range(0, len(records), batch_size):
+        asked = [conversation_of(r, processor) for r in records[start : start + batch_size]]
+        answers += answer_conversations(model, processor, asked, max_new_tokens, batch_size)
+        if progress:
+            progress(len(answers), len(records))
+    return answers
+
+
 def _answer_texts(
     model: Any,
     tokenizer: Any,
@@ -131,7 +162,7 @@ def _text_ids(tokenizer: Any, conversation: list[dict[str, Any]]) -> list[int]:
     for message in conversation:
         parts = message["content"]
         if any(part["type"] != "text" for part in parts):
-            raise UsageError("this model is a language model: it takes text, no images")
+            raise UsageError("this model is a language model: it takes text only")
         messages.append({**message, "content": "".join(part["text"] for part in parts)})
     if tokenizer.chat_template is not None:
         rendered = tokenizer.apply_chat_template(
@@ -148,10 +179,9 @@ def _text_ids(tokenizer: Any, conversation: list[dict[str, Any]]) -> list[int]:
 
 
 def answer(
-    model: Any, processor: Any, question: str, images: Sequence[Any] = (), max_new_tokens: int = 64
+    model: Any, processor: Any, question: str, media: Sequence[Media] = (), max_new_tokens: int = 64
 ) -> str:
-    """Greedy answer to one question about images (PIL)."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    parts.append({"type": "text", "text": question})
-    messages = [{"role": "user", "content": parts}]
-    return answer_conversations(model, processor, [messages], max_new_tokens)[0]
+    """Greedy answer to one question about media."""
+    turn = Message("user", (*media, question))
+    record = Record("question", (turn,), Source("the question", 1))
+    return answer_records(model, processor, [record], max_new_tokens)[0]

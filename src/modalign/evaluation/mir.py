@@ -70,7 +70,8 @@ def modality_integration_rate(
         states = call(
             **batch.model_inputs(), use_cache=False, output_hidden_states=True
         ).hidden_states
-        image = (batch.input_ids == collator.token_id).cpu().numpy()
+        tokens = torch.tensor([entry.token_id for entry in collator.entries.values()])
+        image = torch.isin(batch.input_ids.cpu(), tokens).numpy()
         words = batch.attention_mask.bool().cpu().numpy() & ~image
         for layer, state in enumerate(states):
             values = state.float().cpu().numpy()

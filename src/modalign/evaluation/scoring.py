@@ -7,7 +7,7 @@ An answer that is wrong, unfinished or not an answer at all counts as wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,9 +78,10 @@ def with_media(samples: Sequence[Sample], media: Sequence[tuple[Media, ...]]) ->
     return [replace(sample, media=other) for sample, other in zip(samples, media, strict=True)]
 
 
-def blanked(samples: Sequence[Sample], blank: Media) -> list[Sample]:
-    """Every medium replaced by a blank one."""
-    return with_media(samples, [(blank,) * len(sample.media) for sample in samples])
+def blanked(samples: Sequence[Sample], blanks: Mapping[str, Media]) -> list[Sample]:
+    """Every medium replaced by its modality's blank one."""
+    given = [tuple(blanks[medium.modality] for medium in sample.media) for sample in samples]
+    return with_media(samples, given)
 
 
 def shuffled(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
@@ -89,17 +90,18 @@ def shuffled(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
 
 
 def exchanged(media: Sequence[tuple[Media, ...]], seed: int = 0) -> list[tuple[Media, ...]]:
-    """Everybody's media given to somebody else who has as many.
+    """Everybody's media given to somebody else who has as many of the same modalities.
 
     Owners of the same media stand together in a random order that is turned by the largest such
     group: none keeps its own media, unless most have the same.
     """
     result = list(media)
     rng = np.random.default_rng(seed)
-    for count in sorted({len(own) for own in media} - {0}):
+    kinds = [tuple(medium.modality for medium in own) for own in media]
+    for kind in sorted(set(kinds) - {()}, key=lambda kind: (len(kind), kind)):
         groups: dict[tuple[Media, ...], list[int]] = {}
         for place, own in enumerate(media):
-            if len(own) == count:
+            if kinds[place] == kind:
                 groups.setdefault(own, []).append(place)
         members = list(groups.values())
         order = [place for group in rng.permutation(len(members)) for place in members[group]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from modalign.data.batching import pack
 from modalign.data.features import FeatureStore
-from modalign.data.images import open_image
-from modalign.data.records import Media
+from modalign.data.records import Media, mark
 from modalign.data.supervision import IGNORE, Sample
 from modalign.errors import DataError
-from modalign.models.compose import IMAGE_TOKEN
-from modalign.models.modeling import Features
+from modalign.models.compose import token_table
+from modalign.models.encoders.loading import Encoder
+from modalign.models.modeling import SIGNALS, Features, ModalignForConditionalGeneration
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Batch:
         targets: (K,) those next tokens, row by row.
         owner: (K,) which of the batch's samples each target belongs to.
         features: encoder features of all media, in reading order.
-        pixel_values: (n, 3, H, W) instead, where the encoder trains.
+        signals: raw ones instead, where an encoder trains, by the name of the model's argument.
         num_supervised: supervised tokens of the whole batch over micro-batches and devices.
         num_tokens: positions that hold a token.
         samples: the samples, in the order they were given in (``owner`` counts them so).
@@ -46,7 +46,7 @@ class Batch:
     owner: Tensor
     samples: list[Sample]
     features: dict[str, Features] = field(default_factory=dict)
-    pixel_values: Tensor | None = None
+    signals: dict[str, Tensor] = field(default_factory=dict)
     num_supervised: float = 1.0
     num_tokens: int = 0
 
@@ -59,7 +59,8 @@ class Batch:
             key: Features(value.values.to(device), value.mask.to(device), value.grid)
             for key, value in self.features.items()
         }
-        return Batch(**{**vars(self), **moved, "features": features})
+        signals = {key: value.to(device) for key, value in self.signals.items()}
+        return Batch(**{**vars(self), **moved, "features": features, "signals": signals})
 
     @property
     def padding(self) -> float:
@@ -75,16 +76,19 @@ class Batch:
             "attention_mask": self.attention_mask,
             "position_ids": self.position_ids,
             "features": self.features or None,
-            "pixel_values": self.pixel_values,
             "logits_to_keep": self.keep,
+            **self.signals,
         }
 
 
 class MediaSource(Protocol):
-    """Where a batch's media come from."""
+    """Where the media of one modality come from."""
 
-    def fetch(self, media: Sequence[Media]) -> dict[str, object]:
-        """Return ``features`` or ``pixel_values`` for the batch."""
+    def counts(self, media: Sequence[Media]) -> list[int]:
+        """Features that each medium gives."""
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
+        """Arguments of the model's forward that hold the media, in order."""
 
 
 class CachedFeatures:
@@ -93,26 +97,83 @@ class CachedFeatures:
     def __init__(self, store: FeatureStore, modality: str = "image") -> None:
         self.store, self.modality = store, modality
 
-    def fetch(self, media: Sequence[Media]) -> dict[str, object]:
+    def counts(self, media: Sequence[Media]) -> list[int]:
+        """Features that each medium gives."""
+        return [self.store.count(medium) for medium in media]
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
         """Features of the media, in order."""
-        if not media:
-            return {}
         values, mask, grid = self.store.gather(media)
         return {"features": {self.modality: Features(values, mask, grid)}}
 
 
-class Pixels:
-    """Decoded images through the image processor: the encoder runs with the model."""
+class RawSignals:
+    """Decoded signals through the encoder's processor: the encoder runs with the model."""
 
-    def __init__(self, processor: Callable[..., Any]) -> None:
-        self.processor = processor
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._counts: dict[Media, int] = {}
 
-    def fetch(self, media: Sequence[Media]) -> dict[str, object]:
-        """Pixels (n, 3, H, W) of the media, in order."""
-        if not media:
-            return {}
-        images = [open_image(medium) for medium in media]
-        return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+    def counts(self, media: Sequence[Media]) -> list[int]:
+        """Features that each medium gives; decodes a medium once to know."""
+        if self.encoder.modality == "image":
+            return [self.encoder.module.num_features] * len(media)
+        unknown = [m for m in dict.fromkeys(media) if m not in self._counts]
+        if unknown:
+            found = self.encoder.prepare(unknown).counts
+            self._counts.update(zip(unknown, found, strict=True))
+        return [self._counts[medium] for medium in media]
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
+        """Signals of the media, in order: (n, 3, H, W) pixels, say."""
+        prepared = self.encoder.prepare(media)
+        values, mask = SIGNALS[self.encoder.modality]
+        return {values: prepared.values} | ({} if prepared.mask is None else {mask: prepared.mask})
+
+
+class Entry(Protocol):
+    """How one modality enters the sequence."""
+
+    token_id: int  # of its placeholder in a sample
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a medium, the most."""
+
+    def stand_ins(self, media: Sequence[Media]) -> list[np.ndarray]:
+        """The ids (t,) that take the place of each medium's placeholder."""
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
+        """Arguments of the model's forward that hold the media, in order."""
+
+
+@dataclass
+class Placeholders:
+    """A modality whose media enter by a connector: as many placeholders as it gives tokens.
+
+    Attributes:
+        source: of the media.
+        token_id: the placeholder.
+        table: positions that a medium of 0, 1, ... features takes (``compose.token_table``).
+    """
+
+    source: MediaSource
+    token_id: int
+    table: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a medium, the most."""
+        return self.table[-1]
+
+    def stand_ins(self, media: Sequence[Media]) -> list[np.ndarray]:
+        """The placeholder, repeated."""
+        counts = self.source.counts(media)
+        return [np.full(self.table[n], self.token_id, dtype=np.int64) for n in counts]
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
+        """As the source does."""
+        return self.source.fetch(media)
 
 
 @dataclass
@@ -120,35 +181,65 @@ class Collator:
     """Builds batches for one method.
 
     Attributes:
-        source: of the media.
-        token_id: the placeholder.
-        tokens_per_medium: how many positions one medium takes.
+        entries: modality -> how it enters.
         pad_id: fills padding (never attended to, never supervised).
         pack_length: positions of a packed row, or None to pad.
         max_length: longest sequence the language model reads, or None.
     """
 
-    source: MediaSource
-    token_id: int
-    tokens_per_medium: int
+    entries: dict[str, Entry]
     pad_id: int
     pack_length: int | None = None
     max_length: int | None = None
 
     @classmethod
     def of(
-        cls, model: Any, processor: Any, source: MediaSource, pack_length: int | None
+        cls,
+        model: ModalignForConditionalGeneration,
+        tokenizer: Any,
+        sources: Mapping[str, MediaSource],
+        pack_length: int | None,
     ) -> Collator:
-        """The collator that a composed model and its processor ask for."""
-        tokenizer = processor.tokenizer
+        """The collator that a composed model and its tokenizer ask for."""
+        entries: dict[str, Entry] = {
+            modality: Placeholders(
+                source,
+                tokenizer.convert_tokens_to_ids(mark(modality)),
+                token_table(model.connector(modality), model.encoders[modality]),  # type: ignore[arg-type]
+            )
+            for modality, source in sources.items()
+        }
         return cls(
-            source=source,
-            token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-            tokens_per_medium=processor.num_image_tokens,
+            entries=entries,
             pad_id=tokenizer.pad_token_id or 0,
             pack_length=pack_length,
             max_length=getattr(model.config.text_config, "max_position_embeddings", None),
         )
+
+    @property
+    def tokens_per_medium(self) -> int:
+        """Positions of one medium of every modality together, the most."""
+        return sum(entry.tokens for entry in self.entries.values())
+
+    def length(self, sample: Sample) -> int:
+        """Positions of a sample once its media stand in it."""
+        return len(sample.ids) + sum(len(ids) - 1 for ids in self._stand_ins(sample))
+
+    def _stand_ins(self, sample: Sample) -> list[np.ndarray]:
+        """Per medium, in reading order, the ids that take its place."""
+        found: dict[str, Iterator[np.ndarray]] = {}
+        for modality in {medium.modality for medium in sample.media}:
+            own = [medium for medium in sample.media if medium.modality == modality]
+            found[modality] = iter(self._entry(modality, sample).stand_ins(own))
+        return [next(found[medium.modality]) for medium in sample.media]
+
+    def _entry(self, modality: str, sample: Sample) -> Entry:
+        if modality not in self.entries:
+            raise DataError(
+                f"{sample.record.source}: holds {modality}, but the model takes "
+                f"{', '.join(self.entries) or 'text only'}"
+            )
+        return self.entries[modality]
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Collate.
@@ -194,16 +285,24 @@ class Collator:
             samples=list(samples),
             num_supervised=float(keep.sum()),
             num_tokens=sum(lengths),
-            **self.source.fetch(media),  # type: ignore[arg-type]
+            **self._fetched(media),
         )
 
+    def _fetched(self, media: Sequence[Media]) -> dict[str, Any]:
+        """The batch's media, modality by modality, as the model takes them."""
+        features: dict[str, Features] = {}
+        signals: dict[str, Tensor] = {}
+        for modality, entry in self.entries.items():
+            own = [medium for medium in media if medium.modality == modality]
+            if own:
+                inputs = entry.fetch(own)
+                features |= inputs.pop("features", {})
+                signals |= inputs
+        return {"features": features, "signals": signals}
+
     def _expand(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        ids, labels = sample.expanded(self.token_id, self.tokens_per_medium)
-        wanted = len(sample.media) * self.tokens_per_medium
-        if int((ids == self.token_id).sum()) != wanted:
-            raise DataError(
-                f"{sample.record.source}: placeholders do not match its {len(sample.media)} media"
-            )
+        placeholders = [entry.token_id for entry in self.entries.values()]
+        ids, labels = sample.expanded(placeholders, self._stand_ins(sample))
         if self.max_length is not None and len(ids) > self.max_length:
             raise DataError(
                 f"{sample.record.source}: {len(ids)} tokens, but the language model reads at most "

@@ -1,36 +1,34 @@
-"""Join a language model, an encoder and a connector into one model with its processor.
+"""Join a language model with encoders, each by its connector, into one model with its processor.
 
-Any Hugging Face causal language model by hub name or folder; any Hugging Face vision model, a
-user's module (``package.module:Class``), or ``none`` (raw patches).
+Any Hugging Face causal language model by hub name or folder; encoders as
+``modalign.models.encoders`` loads them.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    SiglipImageProcessorPil,
 )
 
-from modalign.connectors.base import Variant, Widths
+from modalign.connectors.base import Connector, ConnectorError, Variant, Widths
 from modalign.connectors.registry import connector_class
-from modalign.encoders.image import EncoderError, ImageEncoder, build_image_encoder
+from modalign.data.records import mark
+from modalign.encoders.base import SignalEncoder
 from modalign.errors import UsageError
 from modalign.models.configuration import ModalignConfig
+from modalign.models.encoders.image import plain_processor
+from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import decoder_layers, hidden_size
 from modalign.models.processing import ModalignProcessor
@@ -40,8 +38,9 @@ from modalign.models.templates import (
     let_template_add_tokens,
     multimodal_template,
 )
+from modalign.models.weights import first_line, pickle_hint, safetensors_only
 
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = mark("image")
 
 # For tokenizers without a chat template (base models). It is saved with the model. The space before
 # an answer belongs to the answer: no prompt ends in a token that training never saw there.
@@ -67,25 +66,19 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
 
 
-@dataclass
-class Encoder:
-    """An encoder, the JSON-able description it can be rebuilt from, and its processor."""
-
-    name: str
-    spec: dict[str, Any]
-    module: ImageEncoder
-    processor: Any
-    options: dict[str, Any] = field(default_factory=dict)
-
-
 def load_language_model(
-    name: str, dtype: torch.dtype = torch.float32, *, allow_pickle: bool = False
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    modalities: Sequence[str] = ("image",),
+    allow_pickle: bool = False,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer by hub name or folder.
 
     Args:
         name: hub name or folder.
         dtype: of its weights.
+        modalities: that get a placeholder token.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
@@ -93,40 +86,25 @@ def load_language_model(
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=_safetensors(allow_pickle)
+            name, dtype=dtype, use_safetensors=safetensors_only(allow_pickle)
         )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"the language model {name!r} cannot be loaded: {_first_line(error)}{_pickle_hint(error)}"
+            f"the language model {name!r} cannot be loaded: {first_line(error)}{pickle_hint(error)}"
         ) from error
-    prepare_tokenizer(tokenizer)
+    prepare_tokenizer(tokenizer, modalities)
     return LanguageModel(name, model, tokenizer)
 
 
-def _safetensors(allow_pickle: bool) -> bool | None:
-    """What transformers is told: safetensors only, or whatever there is (pickles as weights only)."""
-    return None if allow_pickle else True
-
-
-def _pickle_hint(error: BaseException) -> str:
-    if "safetensors" not in str(error):
-        return ""
-    return (
-        ". Weights that are a pickle are not read: save them as safetensors, or give --allow-pickle "
-        "(they are then read with weights_only=True)"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make sure of a placeholder token, a padding token and a chat template that adds all marks."""
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, modalities: Sequence[str] = ("image",)
+) -> None:
+    """Make sure of placeholder tokens, a padding token and a chat template that adds all marks."""
+    missing = [mark(m) for m in modalities if mark(m) not in tokenizer.get_vocab()]
+    if missing:
         tokenizer.add_special_tokens(
-            {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+            {"extra_special_tokens": missing}, replace_extra_special_tokens=False
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -135,91 +113,6 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.chat_template = "{{ bos_token }}" * begins + DEFAULT_CHAT_TEMPLATE
     let_template_add_tokens(tokenizer)
     tokenizer.image_token = IMAGE_TOKEN
-
-
-def load_image_encoder(
-    name: str | None,
-    *,
-    layer: int = -2,
-    image_size: int = 48,
-    patch_size: int = 8,
-    options: dict[str, Any] | None = None,
-    allow_pickle: bool = False,
-) -> Encoder:
-    """Load an image encoder.
-
-    Args:
-        name: hub name or folder of a vision model, ``package.module:Class``, or None/"none" for
-            raw patches of ``patch_size`` pixels of an image of ``image_size``.
-        layer: hidden layer read (LLaVA reads -2).
-        image_size: side in pixels, for raw patches and imported modules.
-        patch_size: side of a raw patch.
-        options: keyword arguments of an imported module.
-        allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
-
-    Raises:
-        UsageError: it cannot be loaded.
-    """
-    try:
-        if name is None or name == "none":
-            spec = {
-                "kind": "patches",
-                "patch_size": patch_size,
-                "image_size": [image_size, image_size],
-            }
-            return Encoder("none", spec, build_image_encoder(spec), _plain_processor(image_size))
-        if ":" in name and not Path(name).exists():
-            spec = {
-                "kind": "module",
-                "path": name,
-                "arguments": options or {},
-                "image_size": [image_size, image_size],
-            }
-            return Encoder(name, spec, build_image_encoder(spec), _plain_processor(image_size))
-        return _load_tower(name, layer, allow_pickle)
-    except (OSError, EncoderError, KeyError, IndexError, ValueError) as error:
-        raise UsageError(
-            f"the image encoder {name!r} cannot be loaded: {_first_line(error)}{_pickle_hint(error)}"
-        ) from error
-
-
-def _plain_processor(image_size: int) -> SiglipImageProcessorPil:
-    size = {"height": image_size, "width": image_size}
-    return SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-
-
-def _load_tower(name: str, layer: int, allow_pickle: bool) -> Encoder:
-    config = AutoConfig.from_pretrained(name)
-    vision: PreTrainedConfig = getattr(config, "vision_config", None) or config
-    processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-    pixels = processor(images=[Image.new("RGB", (512, 512))], return_tensors="pt")["pixel_values"]
-    spec = {
-        "kind": "tower",
-        "config": _plain(vision),
-        "layer": layer,
-        "image_size": list(pixels.shape[-2:]),  # a tower may be made for larger ones
-    }
-    module = build_image_encoder(spec)
-    empty: Any = module.tower
-    tower, info = type(empty).from_pretrained(
-        name,
-        config=vision,
-        output_loading_info=True,
-        use_safetensors=_safetensors(allow_pickle),
-    )
-    if info["missing_keys"]:
-        raise EncoderError(f"its weights lack {sorted(info['missing_keys'])[0]}")
-    empty.load_state_dict(tower.state_dict())
-    return Encoder(name, spec, module.eval(), processor)
-
-
-def _plain(config: PreTrainedConfig) -> dict[str, Any]:
-    """A configuration as a dictionary that JSON can hold and AutoConfig can read."""
-    values = config.to_diff_dict()
-    values["model_type"] = config.model_type
-    for key in ("architectures", "transformers_version", "_name_or_path", "dtype"):
-        values.pop(key, None)
-    return values
 
 
 def widths_of(llm: LanguageModel, encoder: Encoder) -> Widths:
@@ -237,58 +130,101 @@ def widths_of(llm: LanguageModel, encoder: Encoder) -> Widths:
 
 def compose(
     llm: LanguageModel,
-    encoder: Encoder,
-    connector: str,
+    encoders: Encoder | Sequence[Encoder],
+    connector: str | Mapping[str, str],
     variant: Variant = "matched",
     options: dict[str, Any] | None = None,
 ) -> tuple[ModalignForConditionalGeneration, ModalignProcessor]:
-    """Build the joined model. The connector is new (torch's global seed); the parts keep their weights.
+    """Build the joined model. Connectors are new (torch's global seed); the parts keep their weights.
 
     Args:
         llm: consumed: the composed model owns its module afterwards.
-        encoder: likewise.
-        connector: a registered name.
+        encoders: likewise; one per modality, or none for a model that reads text only.
+        connector: a registered name, for all modalities or by modality.
         variant: the size to take options from.
-        options: options that replace the variant's.
+        options: options that replace the variant's, of every connector that has them.
 
     Returns:
         The model and its processor.
     """
-    cls = connector_class(connector)
+    given = [encoders] if isinstance(encoders, Encoder) else list(encoders)
     tokenizer = llm.tokenizer
-    token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     if len(tokenizer) > llm.model.get_input_embeddings().weight.shape[0]:
         _grow_vocabulary(llm.model, len(tokenizer))
-    chosen = {**cls.options_for(variant, widths_of(llm, encoder)), **(options or {})}
-    config = ModalignConfig(
-        text_config=copy.deepcopy(llm.model.config),
-        bridges={
-            "image": {
-                "encoder": encoder.spec,
-                "connector": {"name": connector, "options": chosen},
-                "token": IMAGE_TOKEN,
-                "token_id": token_id,
+    bridges = {}
+    for encoder in given:
+        name = connector if isinstance(connector, str) else connector[encoder.modality]
+        chosen = connector_class(name).options_for(variant, widths_of(llm, encoder))
+        bridges[encoder.modality] = {
+            "encoder": encoder.spec,
+            "connector": {"name": name, "options": {**chosen, **(options or {})}},
+            "token": mark(encoder.modality),
+            "token_id": tokenizer.convert_tokens_to_ids(mark(encoder.modality)),
+        }
+    model = ModalignForConditionalGeneration(
+        ModalignConfig(text_config=copy.deepcopy(llm.model.config), bridges=bridges),
+        language_model=llm.model,
+        encoders={encoder.modality: encoder.module for encoder in given},
+    )
+    _set_generation(model, llm, [bridge["token_id"] for bridge in bridges.values()])
+    return model, _processor(model, tokenizer, given)
+
+
+def _set_generation(
+    model: ModalignForConditionalGeneration, llm: LanguageModel, placeholders: list[int]
+) -> None:
+    """Generation settings of the language model, without its ever saying a placeholder."""
+    settings = model.generation_config = copy.deepcopy(llm.model.generation_config)
+    settings.pad_token_id = llm.tokenizer.pad_token_id
+    if placeholders:
+        settings.suppress_tokens = placeholders  # they stand for media, never for words
+    ends = end_ids(llm.tokenizer, settings.eos_token_id)
+    if ends:
+        settings.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+
+def _processor(
+    model: ModalignForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    encoders: Sequence[Encoder],
+) -> ModalignProcessor:
+    """The processor of a composed model: what stands for each medium, and how it becomes tensors."""
+    images = next((encoder for encoder in encoders if encoder.modality == "image"), None)
+    tokens = {e.modality: token_table(model.connector(e.modality), e.module) for e in encoders}
+    marks = {encoder.modality: mark(encoder.modality) for encoder in encoders}
+    return ModalignProcessor(
+        # A processor without an image processor cannot be loaded again; this one is never asked.
+        image_processor=images.processor if images else plain_processor(1),
+        tokenizer=tokenizer,
+        num_image_tokens=tokens["image"][-1] if images else 0,
+        image_token=IMAGE_TOKEN,
+        chat_template=multimodal_template(tokenizer.chat_template, marks),
+        signals={
+            encoder.modality: {
+                "spec": encoder.spec,
+                "token": mark(encoder.modality),
+                "tokens": tokens[encoder.modality],
             }
+            for encoder in encoders
+            if encoder.modality != "image"
         },
     )
-    model = ModalignForConditionalGeneration(
-        config, language_model=llm.model, encoders={"image": encoder.module}
-    )
-    model.generation_config = copy.deepcopy(llm.model.generation_config)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.suppress_tokens = [token_id]  # it stands for media, never for words
-    ends = end_ids(tokenizer, model.generation_config.eos_token_id)
-    if ends:
-        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
-    tokens = model.connector("image").num_tokens(encoder.module.num_features)
-    processor = ModalignProcessor(
-        image_processor=encoder.processor,
-        tokenizer=tokenizer,
-        num_image_tokens=max(tokens, 1),
-        image_token=IMAGE_TOKEN,
-        chat_template=multimodal_template(tokenizer.chat_template, IMAGE_TOKEN),
-    )
-    return model, processor
+
+
+def token_table(connector: Connector, encoder: SignalEncoder) -> list[int]:
+    """Positions that a medium of 0, 1, ... N features takes: the connector's tokens, or one mark.
+
+    Zero where the connector has no answer: a grid of features has one size only.
+    """
+    N = encoder.num_features
+    table = [0] * (N + 1)
+    for count in [N] if encoder.grid is not None else range(1, N + 1):
+        try:
+            table[count] = max(connector.num_tokens(count), 1)
+        except ConnectorError:
+            if count == N:
+                raise
+    return table
 
 
 def _grow_vocabulary(model: PreTrainedModel, size: int) -> None:

@@ -20,9 +20,17 @@ from transformers.utils import ModelOutput
 
 from modalign.connectors.base import Connector, Grid, InLayerConnector, PrefixConnector, Widths
 from modalign.connectors.registry import connector_class
-from modalign.encoders.image import ImageEncoder, build_image_encoder
+from modalign.encoders.base import SignalEncoder
+from modalign.encoders.registry import build_encoder
 from modalign.models.configuration import ModalignConfig
 from modalign.models.parts import decoder_layers, hidden_size
+
+# Names under which forward takes the signals of a modality and their mask.
+SIGNALS = {
+    "image": ("pixel_values", ""),
+    **{m: (f"{m}_values", f"{m}_mask") for m in ("audio", "video", "series", "table", "vectors")},
+}
+SIGNAL_NAMES = [name for pair in SIGNALS.values() for name in pair if name]
 
 
 class PlaceholderError(ValueError):
@@ -74,7 +82,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         config: ModalignConfig,
         language_model: PreTrainedModel | None = None,
-        encoders: dict[str, ImageEncoder] | None = None,
+        encoders: dict[str, SignalEncoder] | None = None,
     ) -> None:
         """Build from configuration, or around parts that already hold their weights."""
         super().__init__(config)
@@ -83,7 +91,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.connectors = nn.ModuleDict()
         layers = decoder_layers(self.language_model)
         for modality, bridge in (config.bridges or {}).items():
-            encoder = (encoders or {}).get(modality) or build_image_encoder(bridge["encoder"])
+            encoder = (encoders or {}).get(modality) or build_encoder(modality, bridge["encoder"])
             widths = Widths(
                 feature_size=encoder.feature_size,
                 hidden_size=hidden_size(self.language_model),
@@ -132,12 +140,22 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The connector of a modality."""
         return self.connectors[modality]  # type: ignore[return-value]
 
-    def encode(self, modality: str, signal: Tensor) -> Features:
-        """Run the encoder of a modality: pixels (n, 3, H, W) -> features (n, N, d)."""
+    def encode(self, modality: str, values: Tensor, mask: Tensor | None = None) -> Features:
+        """Run the encoder of a modality: signals (n, ...), mask (n, T) -> features (n, N, d)."""
         encoder = self.encoders[modality]
-        values = encoder(signal)
-        mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-        return Features(values, mask, encoder.grid)  # type: ignore[arg-type]
+        features, found = encoder(values, mask)
+        return Features(features, found, encoder.grid)  # type: ignore[arg-type]
+
+    def encoded(
+        self, features: dict[str, Features] | None, **signals: Tensor | None
+    ) -> dict[str, Features]:
+        """Features of everything given, raw signals (by forward's names for them) encoded."""
+        encoded = {
+            modality: self.encode(modality, signals[values], signals.get(mask))  # type: ignore[arg-type]
+            for modality, (values, mask) in SIGNALS.items()
+            if signals.get(values) is not None
+        }
+        return {**(features or {}), **encoded}
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
         """Connector output of images: (n, M, D) (the memory for in-layer connectors)."""
@@ -146,7 +164,8 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _connect(self, modality: str, features: Features) -> tuple[Tensor, Tensor]:
         connector = self.connector(modality)
-        values = features.values.to(next(connector.parameters()).dtype)
+        weight = next(connector.parameters(), features.values)
+        values = features.values.to(weight.dtype)
         if isinstance(connector, InLayerConnector):
             return connector.encode(values, features.mask, features.grid)
         assert isinstance(connector, PrefixConnector)
@@ -161,6 +180,16 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        audio_values: Tensor | None = None,
+        audio_mask: Tensor | None = None,
+        video_values: Tensor | None = None,
+        video_mask: Tensor | None = None,
+        series_values: Tensor | None = None,
+        series_mask: Tensor | None = None,
+        table_values: Tensor | None = None,
+        table_mask: Tensor | None = None,
+        vectors_values: Tensor | None = None,
+        vectors_mask: Tensor | None = None,
         features: dict[str, Features] | None = None,
         media_memory: dict[str, tuple[Tensor, Tensor]] | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -176,6 +205,10 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds: (B, T, D) in place of input_ids (text only).
             labels: (B, T), -100 where nothing is supervised; gives ``loss``.
             pixel_values: (n, 3, H, W) images of the whole batch in reading order.
+            audio_values, video_values, series_values, table_values, vectors_values: signals of the whole
+                batch in reading order, (n, ...) as the modality's ``prepare`` gives them.
+            audio_mask, video_mask, series_mask, table_mask, vectors_mask: (n, T) bool, where there is
+                signal; None where all of it is.
             features: precomputed encoder features per modality, in place of raw signals.
             media_memory: what in-layer connectors read at earlier steps of a generation.
             logits_to_keep: as in transformers.
@@ -184,9 +217,20 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             PlaceholderError: the placeholders and the media do not match in number.
         """
-        features = dict(features or {})
-        if pixel_values is not None:
-            features["image"] = self.encode("image", pixel_values)
+        features = self.encoded(
+            features,
+            pixel_values=pixel_values,
+            audio_values=audio_values,
+            audio_mask=audio_mask,
+            video_values=video_values,
+            video_mask=video_mask,
+            series_values=series_values,
+            series_mask=series_mask,
+            table_values=table_values,
+            table_mask=table_mask,
+            vectors_values=vectors_values,
+            vectors_mask=vectors_mask,
+        )
         memory = dict(media_memory or {})
         with ExitStack() as stack:
             if inputs_embeds is None:
@@ -282,17 +326,15 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat every row with its own media: a row may hold any number of them."""
-        media = {key: model_kwargs.pop(key, None) for key in ("pixel_values", "features")}
+        media = {name: model_kwargs.pop(name, None) for name in ("features", *SIGNAL_NAMES)}
         if expand_size > 1 and input_ids is not None:
-            for modality, given in (media["features"] or {}).items():
-                order = self._repeated(modality, input_ids, len(given.values), expand_size)
-                media["features"] = media["features"] | {
-                    modality: Features(given.values[order], given.mask[order], given.grid)
-                }
-            if media["pixel_values"] is not None:
-                pixels = media["pixel_values"]
-                order = self._repeated("image", input_ids, len(pixels), expand_size)
-                media["pixel_values"] = pixels[order]
+            features = self.encoded(**media)
+            media = {"features": {}}
+            for modality, given in features.items():
+                order = self._repeated(modality, input_ids, given, expand_size)
+                media["features"][modality] = Features(
+                    given.values[order], given.mask[order], given.grid
+                )
         input_ids, expanded = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
@@ -301,12 +343,20 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return input_ids, expanded | {k: v for k, v in media.items() if v is not None}
 
-    def _repeated(self, modality: str, input_ids: Tensor, count: int, times: int) -> Tensor:
+    def _repeated(self, modality: str, input_ids: Tensor, given: Features, times: int) -> Tensor:
         """Numbers of the media in reading order once every row stands there several times."""
         places = input_ids == self.config.bridges[modality]["token_id"]  # type: ignore[index]
-        each = max(int(places.sum()) // max(count, 1), 1)  # placeholders per medium
-        rows = torch.arange(count, device=input_ids.device).split((places.sum(1) // each).tolist())
-        return torch.cat([row.repeat(times) for row in rows])
+        connector = self.connector(modality)
+        counts = given.mask.sum(dim=1).tolist()
+        takes = [max(connector.num_tokens(n), 1) for n in counts]  # placeholders of each medium
+        rows, media = [], list(range(len(takes)))
+        for left in places.sum(dim=1).tolist():
+            row = []
+            while left > 0 and media:
+                row.append(media.pop(0))
+                left -= takes[row[-1]]
+            rows += row * times
+        return torch.tensor(rows, dtype=torch.long, device=input_ids.device)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, **kwargs: Any
@@ -315,7 +365,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         first = kwargs.get("is_first_iteration", False)
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if not first and kwargs.get("use_cache", True):
-            inputs["pixel_values"] = inputs["features"] = None
+            inputs |= dict.fromkeys(("features", *SIGNAL_NAMES))
         else:
             inputs["media_memory"] = None
         return inputs

@@ -1,12 +1,13 @@
 """Chat templates and end marks: what training renders and what inference renders are the same ids.
 
-Training renders conversations whose media are already placeholder text. A processor is given
-``{"type": "image"}`` parts, which most language models' templates cannot render; so a template is
+Training renders conversations whose media are already placeholder text. A processor is given parts
+such as ``{"type": "image"}``, which most language models' templates cannot render; so a template is
 wrapped, not rewritten, and works for both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import processors
@@ -27,10 +28,10 @@ and message['content'] is iterable -%}
 {%- set flat.text = flat.text + part -%}
 {%- elif part['type'] == 'text' -%}
 {%- set flat.text = flat.text + part['text'] -%}
-{%- elif part['type'] in ('image', 'image_url') -%}
-{%- set flat.text = flat.text + IMAGE_TOKEN -%}
+{%- elif part['type'] in MARKS -%}
+{%- set flat.text = flat.text + MARKS[part['type']] -%}
 {%- else -%}
-{{- raise_exception('this model takes text and images, not ' + part['type']) -}}
+{{- raise_exception('this model takes text and NAMES, not ' + part['type']) -}}
 {%- endif -%}
 {%- endfor -%}
 {%- set flat.messages = flat.messages + [dict(message, content=flat.text)] -%}
@@ -42,14 +43,31 @@ and message['content'] is iterable -%}
 """
 
 
-def multimodal_template(template: str, token: str = "<image>") -> str:
-    """Wrap a chat template so that it also renders ``{"type": "image"}`` and text parts.
+IMAGES: Mapping[str, str] = {"image": "<image>"}
+# How chat messages in the form of OpenAI's API call a part of a modality, besides its name.
+_ALSO = {"image": ("image_url",), "audio": ("input_audio", "audio_url"), "video": ("video_url",)}
 
-    Parts become text in reading order, an image the placeholder ``token``; messages whose content
-    is a string are rendered as before, generation marks are kept. Wrapping twice changes nothing.
+
+def multimodal_template(template: str, marks: Mapping[str, str] = IMAGES) -> str:
+    """Wrap a chat template so that it also renders media parts (``{"type": "image"}``) and text parts.
+
+    Parts become text in reading order, a medium its placeholder; messages whose content is a string
+    are rendered as before, generation marks are kept. Wrapping twice changes nothing.
+
+    Args:
+        template: of the language model.
+        marks: modality -> placeholder text.
     """
-    prelude = _PRELUDE.replace("IMAGE_TOKEN", "'" + token.replace("'", "\\'") + "'")
+    kinds = {kind: token for m, token in marks.items() for kind in (m, *_ALSO.get(m, ()))}
+    table = ", ".join(f"{_quoted(kind)}: {_quoted(token)}" for kind, token in kinds.items())
+    names = " and ".join(f"{m}s" if m in ("image", "video") else m for m in marks) or "nothing else"
+    prelude = _PRELUDE.replace("MARKS", f"{{{table}}}").replace("NAMES", names)
     return template if template.startswith(prelude) else prelude + template
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

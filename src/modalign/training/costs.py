@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from modalign.connectors.base import Connector, InLayerConnector
+from modalign.connectors.base import InLayerConnector
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import decoder_layers, embedding, hidden_size
 from modalign.training.settings import EncoderMode, LLMMode
@@ -42,6 +42,10 @@ def _encoder_flops(encoder: nn.Module) -> float:
     config = getattr(getattr(encoder, "tower", None), "config", None)
     layers, width = (getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size"))
     return flops + (4.0 * layers * N**2 * width if layers and width else 0.0)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 @dataclass(frozen=True)
@@ -73,23 +77,23 @@ class CostModel:
     encoder: float
 
     @classmethod
-    def of(cls, model: ModalignForConditionalGeneration, modality: str = "image") -> CostModel:
-        """Read the sizes off a model."""
+    def of(cls, model: ModalignForConditionalGeneration) -> CostModel:
+        """Read the sizes off a model; of several modalities, a medium costs their mean."""
         layers = decoder_layers(model.language_model)
-        connector: Connector = model.connector(modality)
-        encoder = model.encoders[modality]
-        in_layer = connector if isinstance(connector, InLayerConnector) else None
+        bridges = [(model.connector(name), model.encoders[name]) for name in model.connectors]
+        in_layer = [c for c, _ in bridges if isinstance(c, InLayerConnector)]
+        prefix = len(in_layer) < len(bridges)
         return cls(
             layer_parameters=_matrix_parameters(layers),
             lora_parameters=_matrix_parameters(layers, "lora_"),
             layers=len(layers),
-            first_layer=in_layer.first_layer if in_layer is not None else 0,
+            first_layer=0 if prefix or not in_layer else min(c.first_layer for c in in_layer),
             hidden=hidden_size(model.language_model),
             attention=_attention_width(model.language_model.config),
             vocabulary=embedding(model).num_embeddings,
-            connector=connector.flops(int(encoder.num_features)),  # type: ignore[arg-type]
-            per_position=in_layer.flops_per_position() if in_layer is not None else 0.0,
-            encoder=_encoder_flops(encoder),
+            connector=_mean([c.flops(int(e.num_features)) for c, e in bridges]),  # type: ignore[arg-type]
+            per_position=sum(connector.flops_per_position() for connector in in_layer),
+            encoder=_mean([_encoder_flops(encoder) for _, encoder in bridges]),
         )
 
     def forward(self, rows: int, length: int, kept: int, media: int, encode: bool = False) -> float:

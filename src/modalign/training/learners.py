@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
-from modalign.models.collation import Batch, Collator, MediaSource
+from modalign.models.collation import Batch, CachedFeatures, Collator
 from modalign.models.modeling import Features, ModalignForConditionalGeneration
 from modalign.models.parts import embedding
 from modalign.training.costs import CostModel
@@ -142,10 +142,10 @@ class StageOneLearner:
         self,
         model: ModalignForConditionalGeneration,
         samples: Sequence[Sample],
-        source: MediaSource,
+        source: CachedFeatures,
         pad_id: int,
     ) -> None:
-        connector = model.connector("image")
+        connector = model.connector(source.modality)
         if not connector.has_stage_one:
             raise UsageError(f"connector {connector.name!r} has no stage one of its own")
         self.samples = captions(samples)
@@ -172,7 +172,7 @@ class StageOneLearner:
         numbers: dict[bytes, int] = {}
         items = [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
         fetched = self.source.fetch([sample.media[0] for sample in chosen])
-        features: Features = fetched["features"]["image"]  # type: ignore[index]
+        features: Features = fetched["features"][self.source.modality]
         return PairBatch(features, ids, mask, torch.tensor(items), chosen, float(mask.sum()))
 
     def _other_text(self, indices: Sequence[int]) -> list[int]:

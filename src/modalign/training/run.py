@@ -88,7 +88,9 @@ def train_method(
     }
     if parallel.main:  # it decides for all
         _check_free(out, record, resume)
-    splits = load_splits(files, parts.load_llm().tokenizer, progress if parallel.main else None)
+    splits = load_splits(
+        files, parts.load_llm().tokenizer, progress if parallel.main else None, parts.modalities
+    )
 
     def report(stage: str, step: StepProgress) -> None:
         if progress:
@@ -132,7 +134,8 @@ def train_method(
         session.merge_lora()
         saved = save_model(session.model, session.processor, out / "model")
         result.saved = saved.kind
-        probes = [conversation_of(s.record) for s in (*splits.val, *splits.train) if s.media][:4]
+        samples = [sample for sample in (*splits.val, *splits.train) if sample.media][:4]
+        probes = [conversation_of(sample.record, session.processor) for sample in samples]
         result.difference = verify_saved(out / "model", session.model, session.processor, probes)
         checkpoint.write_json(out / "result.json", result.summary())
     parallel.barrier()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from peft import LoraModel
 from torch import Tensor
 
 from modalign.data.supervision import Sample
-from modalign.errors import ModalignError
+from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.scoring import score
-from modalign.models.collation import CachedFeatures, Collator, MediaSource, Pixels
-from modalign.models.compose import Encoder, LanguageModel, compose
+from modalign.models.collation import CachedFeatures, Collator, MediaSource
+from modalign.models.compose import LanguageModel, compose
+from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 from modalign.training import checkpoint
@@ -29,8 +30,8 @@ from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner, ModelLearner, StageOneLearner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
-from modalign.training.settings import LearningRates, Stage, TrainSettings
-from modalign.training.sources import Parts, feature_store, fill_store
+from modalign.training.settings import EncoderMode, LearningRates, Stage, TrainSettings
+from modalign.training.sources import Parts, sources_of
 from modalign.training.tracking import Track, check_tracker, open_tracker
 from modalign.training.trainable import PartCount, add_lora, count_parts, freeze_for
 from modalign.training.trainer import (
@@ -91,12 +92,22 @@ class SessionResult:
 def composed(
     method: Method,
     llm: LanguageModel,
-    encoder: Encoder,
+    encoders: Sequence[Encoder],
     settings: TrainSettings,
     device: torch.device,
+    fixed: Mapping[str, str] | None = None,
 ) -> tuple[ModalignForConditionalGeneration, ModalignProcessor, LoraModel | None]:
-    """A method's model on its device, ready for its last stage; its processor; LoRA, if there is any."""
-    model, processor = compose(llm, encoder, method.connector, method.variant, method.options)
+    """A method's model on its device, ready for its last stage; its processor; LoRA, if there is any.
+
+    ``fixed`` names connectors of modalities that do not have the method's.
+    """
+    model, processor = compose(
+        llm,
+        encoders,
+        {e.modality: (fixed or {}).get(e.modality, method.connector) for e in encoders},
+        method.variant,
+        method.options,
+    )
     adapted = any((stage.llm or settings.llm) == "lora" for stage in method.stages)
     lora = add_lora(model, settings) if adapted else None
     if settings.gradient_checkpointing:
@@ -143,24 +154,23 @@ class Session:
         self.parallel = parallel or Parallel(settings)
         self.device = self.parallel.device
         llm = parts.load_llm()
-        self.encoder = parts.load_encoder(method.cls.raw_input)
-        torch.manual_seed(seed)  # decides the connector and the LoRA matrices
+        torch.manual_seed(seed)  # decides encoders that have no weights yet
+        media = [medium for sample in train for medium in sample.media]
+        self.encoders = parts.load_encoders(media, method.cls.raw_input)
+        torch.manual_seed(seed)  # decides connectors and the LoRA matrices
         self.val_losses: list[float] = []  # of the last validation, per sample
         self.model, self.processor, self.lora = composed(
-            method, llm, self.encoder, settings, self.device
+            method, llm, self.encoders, settings, self.device, parts.connector
         )
-        self.collator = Collator.of(self.model, self.processor, self._source(), settings.packed)
+        self.collator = Collator.of(
+            self.model, self.processor.tokenizer, self._sources(settings.encoder), settings.packed
+        )
 
-    def _source(self) -> MediaSource:
-        if self.settings.encoder == "full" and not self.method.cls.raw_input:
-            return Pixels(self.encoder.processor)
-        return self._cached()
-
-    def _cached(self) -> CachedFeatures:
-        store = feature_store(self.encoder, self.cache)
+    def _sources(self, mode: EncoderMode) -> dict[str, MediaSource]:
         media = [m for sample in (*self.train_samples, *self.val_samples) for m in sample.media]
-        fill_store(store, self.encoder, media, self.device)
-        return CachedFeatures(store)
+        return sources_of(
+            self.encoders, mode, self.cache, self.device, media, self.method.cls.raw_input
+        )
 
     def parts_table(self) -> list[PartCount]:
         """Parameters per part and how many train in the last stage."""
@@ -232,13 +242,29 @@ class Session:
 
     def _learner(self, stage: Stage) -> Learner:
         if stage.runs == "stage_one":
-            cached = isinstance(self.collator.source, CachedFeatures)  # the encoder is frozen here
-            source = self.collator.source if cached else self._cached()
-            return StageOneLearner(self.model, self.train_samples, source, self.collator.pad_id)
+            return StageOneLearner(
+                self.model, self.train_samples, self._stage_one_source(), self.collator.pad_id
+            )
         samples = self.train_samples
         if stage.data == "media":
             samples = [sample for sample in samples if sample.media]
         return ModelLearner(self.model, samples, self.collator, self.settings, stage)
+
+    def _stage_one_source(self) -> CachedFeatures:
+        """Features of the one modality that stage one aligns; its encoder is frozen there."""
+        modalities = [encoder.modality for encoder in self.encoders]
+        if len(modalities) != 1:
+            raise UsageError(
+                f"{self.method.name}: a stage one aligns one modality, not {', '.join(modalities)}; "
+                "use the method without its stage one"
+            )
+        source = self._sources("frozen")[modalities[0]]
+        if not isinstance(source, CachedFeatures):
+            raise UsageError(
+                f"{self.method.name}: its stage one needs an encoder with weights of its own, and the "
+                f"{modalities[0]} encoder's are new; use the method without its stage one"
+            )
+        return source
 
     def _validate(self, stage: Stage) -> Validate | None:
         if not self.val_samples:

@@ -9,27 +9,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modalign.data.features import FeatureStore, Grid, encoder_key
-from modalign.data.images import open_image
 from modalign.data.readers import read_records
-from modalign.data.records import Media, Record
+from modalign.data.records import MODALITIES, Media, Record
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import Validated, validate
-from modalign.errors import UsageError
-from modalign.models.compose import Encoder, LanguageModel, load_image_encoder, load_language_model
+from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
+from modalign.models.compose import LanguageModel, load_language_model
+from modalign.models.encoders.loading import Encoder, load_encoder
 from modalign.progress import Progress
+from modalign.training.settings import EncoderMode
 
 
 class Parts(BaseModel):
-    """The language model and the encoder.
+    """The language model and the encoders.
 
     Attributes:
         llm: hub name or folder of a causal language model.
-        encoder: modality -> hub name, folder, ``package.module:Class`` or ``none`` (raw patches).
-        feature_layer: hidden layer of the tower that is read (LLaVA reads -2).
+        encoder: modality -> hub name, folder, ``package.module:Class``, ``none`` (raw patches of an image
+            or a spectrogram, the vectors themselves), or a small encoder of modalign's own by name.
+        connector: modality -> the connector that it always has, whatever method is trained or compared;
+            modalities that are not named here have the method's.
+        options: modality -> options of its encoder.
+        feature_layer: hidden layer of an image tower that is read (LLaVA reads -2).
         image_size, patch_size: for raw patches and imported modules.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
     """
@@ -38,28 +43,56 @@ class Parts(BaseModel):
 
     llm: str
     encoder: dict[str, str]
+    connector: dict[str, str] = Field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     feature_layer: int = -2
     image_size: int = 224
     patch_size: int = 16
     allow_pickle: bool = False
 
+    @model_validator(mode="after")
+    def _known_modalities(self) -> Parts:
+        for name, given in (("connector", self.connector), ("options", self.options)):
+            foreign = sorted(set(given) - set(self.encoder))
+            if foreign:
+                raise ValueError(f"{name} names {foreign[0]!r}, which has no encoder")
+        unknown = sorted(set(self.encoder) - set(MODALITIES))
+        if unknown:
+            raise ValueError(f"no modality {unknown[0]!r}: choose from {', '.join(MODALITIES)}")
+        return self
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model takes besides text."""
+        return [modality for modality in MODALITIES if modality in self.encoder]
+
     def load_llm(self) -> LanguageModel:
         """Load the language model and its tokenizer."""
-        return load_language_model(self.llm, allow_pickle=self.allow_pickle)
-
-    def load_encoder(self, raw: bool = False) -> Encoder:
-        """Load the image encoder, or raw patches for methods that read those."""
-        unknown = sorted(set(self.encoder) - {"image"})
-        if unknown:
-            raise UsageError(f"no encoder for {', '.join(unknown)}: this version aligns images")
-        name = None if raw else self.encoder.get("image")
-        return load_image_encoder(
-            name,
-            layer=self.feature_layer,
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            allow_pickle=self.allow_pickle,
+        return load_language_model(
+            self.llm, modalities=self.modalities, allow_pickle=self.allow_pickle
         )
+
+    def load_encoders(self, media: Sequence[Media], raw: bool = False) -> list[Encoder]:
+        """Load the encoder of every modality.
+
+        Args:
+            media: of the training data, for encoders that must know it.
+            raw: raw patches instead of the image encoder, for methods that read those.
+        """
+        return [self._load_encoder(modality, media, raw) for modality in self.modalities]
+
+    def _load_encoder(self, modality: str, media: Sequence[Media], raw: bool) -> Encoder:
+        name: str | None = self.encoder[modality]
+        options = self.options.get(modality, {})
+        if modality == "image":
+            name = None if raw else name
+            options = {
+                "layer": self.feature_layer,
+                "image_size": self.image_size,
+                "patch_size": self.patch_size,
+                "options": options,
+            }
+        return load_encoder(modality, name, media, options, allow_pickle=self.allow_pickle)
 
 
 class DataFiles(BaseModel):
@@ -104,6 +137,7 @@ def checked_records(
     path: str,
     skip_broken: float | str,
     progress: Progress | None = None,
+    modalities: Sequence[str] = ("image",),
 ) -> Validated:
     """Read one of the files and open everything that it names.
 
@@ -111,11 +145,16 @@ def checked_records(
         DataError: more broken records than may be skipped.
     """
     tell = (lambda done, total: progress(f"checking {name}", done, total)) if progress else None
-    found = read_records(path, media_root=files.media_root)
+    found = read_records(path, media_root=files.media_root, modalities=modalities)
     return validate(found, skip_broken=skip_broken, progress=tell)
 
 
-def load_splits(files: DataFiles, tokenizer: Any, progress: Progress | None = None) -> Splits:
+def load_splits(
+    files: DataFiles,
+    tokenizer: Any,
+    progress: Progress | None = None,
+    modalities: Sequence[str] = ("image",),
+) -> Splits:
     """Read, validate, split and tokenise.
 
     Raises:
@@ -128,7 +167,9 @@ def load_splits(files: DataFiles, tokenizer: Any, progress: Progress | None = No
         nonlocal dropped
         if path is None:
             return []
-        records, report = checked_records(files, name, path, files.skip_broken, progress)
+        records, report = checked_records(
+            files, name, path, files.skip_broken, progress, modalities
+        )
         dropped += report.dropped
         if report.dropped:
             notes.append(
@@ -158,6 +199,65 @@ def load_splits(files: DataFiles, tokenizer: Any, progress: Progress | None = No
     )
 
 
+def runs_with_model(encoder: Encoder, mode: EncoderMode, raw: bool = False) -> bool:
+    """Whether an encoder trains, so that no feature of it can be cached.
+
+    Args:
+        encoder: of one modality.
+        mode: of pretrained encoders.
+        raw: the method reads raw patches of images.
+    """
+    trains = encoder.module.fresh or (mode == "full" and not (raw and encoder.modality == "image"))
+    return trains and any(True for _ in encoder.module.parameters())
+
+
+def sources_of(
+    encoders: Sequence[Encoder],
+    mode: EncoderMode,
+    cache: Path,
+    device: torch.device,
+    media: Sequence[Media] | None,
+    raw: bool = False,
+) -> dict[str, MediaSource]:
+    """Where each modality's media come from: the feature cache, filled, or the encoder in the model.
+
+    Args:
+        media: what will be asked for; None: what is missing is encoded when it is asked for.
+    """
+    sources: dict[str, MediaSource] = {}
+    for encoder in encoders:
+        if runs_with_model(encoder, mode, raw):
+            sources[encoder.modality] = RawSignals(encoder)
+        elif media is None:
+            sources[encoder.modality] = OnDemand(encoder, cache, device)
+        else:
+            store = feature_store(encoder, cache)
+            fill_store(store, encoder, media, device)
+            sources[encoder.modality] = CachedFeatures(store, encoder.modality)
+    return sources
+
+
+class OnDemand(CachedFeatures):
+    """Features from the store; what it lacks is encoded when it is asked for."""
+
+    def __init__(self, encoder: Encoder, cache: Path, device: torch.device) -> None:
+        super().__init__(feature_store(encoder, cache), encoder.modality)
+        self.encoder, self.device = encoder, device
+
+    def counts(self, media: Sequence[Media]) -> list[int]:
+        """Features that each medium gives."""
+        grid = self.encoder.module.grid
+        if grid is not None:  # as many for every medium: nothing need be encoded to know
+            return [self.encoder.module.num_features] * len(media)
+        fill_store(self.store, self.encoder, media, self.device)
+        return super().counts(media)
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
+        """Features of the media, in order."""
+        fill_store(self.store, self.encoder, media, self.device)
+        return super().fetch(media)
+
+
 def feature_store(encoder: Encoder, cache: Path) -> FeatureStore:
     """The store of this encoder's features."""
     return FeatureStore(
@@ -177,10 +277,13 @@ def fill_store(
 
     @torch.inference_mode()
     def encode(media: Sequence[Media]) -> list[tuple[np.ndarray, Grid | None]]:
-        images = [open_image(medium) for medium in media]
-        pixels = encoder.processor(images=images, return_tensors="pt")["pixel_values"]
-        features = module(pixels.to(device)).float().cpu().numpy()
-        return [(array, module.grid) for array in features]
+        signals = encoder.prepare(media)
+        mask = None if signals.mask is None else signals.mask.to(device)
+        features, present = module(signals.values.to(device), mask)
+        rows = zip(features.float().cpu().numpy(), present.cpu().numpy(), strict=True)
+        return [(array[kept], module.grid) for array, kept in rows]
 
-    tell = (lambda done, total: progress("encoding images", done, total)) if progress else None
-    return store.ensure(media, encode, progress=tell)
+    name = f"encoding {encoder.modality}"
+    tell = (lambda done, total: progress(name, done, total)) if progress else None
+    own = [medium for medium in media if medium.modality == encoder.modality]
+    return store.ensure(own, encode, progress=tell)

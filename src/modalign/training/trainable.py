@@ -19,11 +19,16 @@ PARTS = ("connector", "llm", "encoder")
 _PREFIXES = {"connectors.": "connector", "language_model.": "llm", "encoders.": "encoder"}
 
 
-def part_of(name: str) -> str:
-    """Which part of the model a parameter's name belongs to."""
-    return next(
-        (part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), "connector"
-    )
+def parts_of(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Every parameter with its name and the part it belongs to.
+
+    An encoder that was never trained belongs to the connector: the two learn together.
+    """
+    encoders = getattr(model, "encoders", {})
+    fresh = tuple(f"encoders.{name}." for name in encoders if encoders[name].fresh)
+    for name, parameter in model.named_parameters():
+        part = next((p for prefix, p in _PREFIXES.items() if name.startswith(prefix)), "connector")
+        yield name, "connector" if name.startswith(fresh) else part, parameter
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,7 @@ def freeze(
 ) -> None:
     """Set ``requires_grad`` of every parameter, and train mode of what trains."""
     model.train()
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
+    for name, part, parameter in parts_of(model):
         if part == "connector":
             parameter.requires_grad_(rates.connector > 0)
         elif part == "llm":
@@ -81,8 +85,8 @@ def freeze(
             parameter.requires_grad_(wanted and rates.llm > 0)
         else:
             parameter.requires_grad_(encoder == "full" and rates.encoder > 0)
-    if encoder == "frozen":
-        model.encoders.eval()
+    for module in model.encoders.values():
+        module.train(encoder == "full" or module.fresh)  # type: ignore[arg-type]
     if llm == "frozen":
         model.language_model.eval()
 
@@ -104,8 +108,7 @@ def count_parts(model: nn.Module) -> list[PartCount]:
     """Parameters per part, for the table of what trains."""
     total = dict.fromkeys(PARTS, 0)
     trainable = dict.fromkeys(PARTS, 0)
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
+    for _, part, parameter in parts_of(model):
         total[part] += parameter.numel()
         trainable[part] += parameter.numel() if parameter.requires_grad else 0
     return [PartCount(part, total[part], trainable[part]) for part in PARTS]
@@ -115,9 +118,9 @@ def parameter_groups(model: nn.Module, rates: LearningRates, weight_decay: float
     """AdamW groups: a learning rate per part, no weight decay on vectors (biases, norms, gates)."""
     by_part = rates.model_dump()
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for _, part, parameter in parts_of(model):
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), parameter.dim() > 1), []).append(parameter)
+            groups.setdefault((part, parameter.dim() > 1), []).append(parameter)
     if not groups:
         raise UsageError("nothing trains: every part is frozen or has learning rate 0")
     return [

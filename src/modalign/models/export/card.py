@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained("{folder}"{trust})
 processor = AutoProcessor.from_pretrained("{folder}"{trust})
 messages = [{{"role": "user", "content": [
-    {{"type": "image", "url": "photo.jpg"}},
+    {part},
     {{"type": "text", "text": "What is this?"}},
 ]}}]
 inputs = processor.apply_chat_template(
@@ -22,19 +22,32 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 ```"""
 
 
+_PARTS = {
+    "image": '{"type": "image", "url": "photo.jpg"}',
+    "audio": '{"type": "audio", "audio": samples}  # (S,) float32 at the encoder\'s rate',
+    "video": '{"type": "video", "video": frames}  # (F, H, W, 3) uint8',
+    "series": '{"type": "series", "series": values}  # (T, C), NaN where missing',
+    "table": '{"type": "table", "table": {"column": 1.5}}  # one row',
+    "vectors": '{"type": "vectors", "vectors": array}  # (N, d)',
+    "": '{"type": "text", "text": "Hello."}',
+}
+_TITLES = {"image": "A language model that sees", "audio": "A language model that hears"}
+
+
 def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | None) -> str:
     """The README.md of a saved model."""
     remote = kind == "remote-code"
+    modalities = list(config.bridges or {}) or [""]
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
+        f"pipeline_tag: {'image-text-to-text' if 'image' in modalities else 'any-to-any'}",
         "tags:",
         "- modalign",
         *(["- custom_code"] if remote else []),
         "---",
         "",
-        "# A language model that sees",
+        f"# {_TITLES.get(modalities[0], 'A language model and its senses')}",
         "",
         "| part | what |",
         "|---|---|",
@@ -46,7 +59,13 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
             f"| {modality} connector | {bridge['connector']['name']} |",
         ]
     trust = ", trust_remote_code=True" if remote else ""
-    lines += ["", "## Load it", "", _LOADING.format(folder="this folder", trust=trust), ""]
+    lines += [
+        "",
+        "## Load it",
+        "",
+        _LOADING.format(folder="this folder", trust=trust, part=_PARTS[modalities[0]]),
+        "",
+    ]
     lines += [
         "The folder holds the few Python files of this model; read them before trusting them. "
         "They need torch and transformers only."

@@ -109,7 +109,7 @@ def _save_remote(
     for module in model.connectors.values():
         if type(module) not in connectors:
             connectors.append(type(module))  # type: ignore[arg-type]
-    write_code(folder, connectors)
+    write_code(folder, connectors, list(model.encoders))
     kept = model.generation_config
     model.generation_config = savable(kept)
     try:

@@ -69,13 +69,16 @@ class _Blocked:
             raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
 
 
-def _with_images(conversation: Conversation) -> Conversation:
+def _with_media(conversation: Conversation) -> Conversation:
+    import numpy as np
     from PIL import Image
 
     for message in conversation:
         for part in message["content"] if isinstance(message["content"], list) else []:
             if "path" in part:
                 part["image"] = Image.open(part.pop("path")).convert("RGB")
+            if "array" in part:
+                part[part["type"]] = np.load(part.pop("array"), allow_pickle=False)
     return conversation
 
 
@@ -92,7 +95,7 @@ def main(job_file: str) -> None:
         trust = item["trust_remote_code"]
         model = AutoModelForImageTextToText.from_pretrained(item["folder"], trust_remote_code=trust)
         processor = AutoProcessor.from_pretrained(item["folder"], trust_remote_code=trust)
-        conversations = [_with_images(conversation) for conversation in item["conversations"]]
+        conversations = [_with_media(conversation) for conversation in item["conversations"]]
         seen = observe(model.eval(), processor, conversations, item["max_new_tokens"])
         save_file(seen, item["out"])
 

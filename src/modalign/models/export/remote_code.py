@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import modalign
@@ -22,6 +23,8 @@ CONFIGURATION = "modalign.models.configuration"
 MODELING = "modalign.models.modeling"
 PROCESSING = "modalign.models.processing"
 REGISTRY = "modalign.connectors.registry"
+ENCODERS = "modalign.encoders.registry"
+ENCODER_BASE = "modalign.encoders.base"
 
 AUTO_MAP = {
     "AutoConfig": "configuration_modalign.ModalignConfig",
@@ -49,7 +52,9 @@ def flat_name(module: str) -> str:
     return re.sub(r"\W", "_", module.removeprefix("modalign."))
 
 
-def write_code(folder: Path, connectors: list[type[Connector]]) -> list[str]:
+def write_code(
+    folder: Path, connectors: list[type[Connector]], modalities: Sequence[str] = ("image",)
+) -> list[str]:
     """Copy configuration, model, processor and all they need; return the file names.
 
     Raises:
@@ -57,9 +62,14 @@ def write_code(folder: Path, connectors: list[type[Connector]]) -> list[str]:
             transformers.
     """
     own = {"modalign"} | {cls.__module__.partition(".")[0] for cls in connectors}
-    files = {flat_name(REGISTRY): _registry_shim(connectors)}
-    waiting = [CONFIGURATION, MODELING, PROCESSING, *(cls.__module__ for cls in connectors)]
-    done = {REGISTRY}
+    files = {
+        flat_name(REGISTRY): _registry_shim(connectors),
+        flat_name(ENCODERS): _encoders_shim(modalities),
+    }
+    encoders = [ENCODER_BASE, *(f"modalign.encoders.{modality}" for modality in modalities)]
+    waiting = [CONFIGURATION, MODELING, PROCESSING, *encoders]
+    waiting += [cls.__module__ for cls in connectors]
+    done = {REGISTRY, ENCODERS}
     while waiting:
         module = waiting.pop()
         if module in done:
@@ -158,6 +168,29 @@ def _registry_shim(connectors: list[type[Connector]]) -> str:
         "def connector_class(name):",
         '    """Return the connector called exactly ``name``."""',
         "    return _KNOWN[name]",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _encoders_shim(modalities: Sequence[str]) -> str:
+    names = [(modality, flat_name(f"modalign.encoders.{modality}")) for modality in modalities]
+    lines = ['"""The encoders of this model."""', ""]
+    lines += [f"from . import {flat} as _{modality}" for modality, flat in names]
+    entries = ", ".join(f'"{modality}": _{modality}' for modality, _ in names)
+    lines += [
+        "",
+        f"_KNOWN = {{{entries}}}",
+        "",
+        "",
+        "def build_encoder(modality, spec):",
+        '    """Build an encoder from its description."""',
+        "    return _KNOWN[modality].build(spec)",
+        "",
+        "",
+        "def prepare_signals(modality, spec, signals):",
+        '    """Decoded signals as tensors."""',
+        "    return _KNOWN[modality].prepare(spec, signals)",
         "",
     ]
     return "\n".join(lines)

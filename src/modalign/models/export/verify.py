@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modalign.data.images import open_image
 from modalign.data.records import Media, Record
-from modalign.errors import ModalignError
+from modalign.encoders.registry import prepare_signals
+from modalign.errors import DataError, ModalignError
+from modalign.models.encoders.loading import decode_medium
 from modalign.models.export import probe
 from modalign.models.export.folder import load_model
 from modalign.models.export.probe import Conversation, observe
@@ -48,8 +51,12 @@ class Expected:
     max_new_tokens: int = NEW_TOKENS
 
 
-def conversation_of(record: Record) -> Conversation:
-    """A record's conversation up to its last answer, with decoded images."""
+def conversation_of(record: Record, processor: Any = None) -> Conversation:
+    """A record's conversation up to its last answer, with decoded media.
+
+    Signals other than images are decoded as the processor's encoders need them.
+    """
+    specs = getattr(processor, "signals", {})
     messages = record.messages
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
@@ -58,11 +65,20 @@ def conversation_of(record: Record) -> Conversation:
         parts: list[dict[str, Any]] = []
         for part in message.parts:
             if isinstance(part, Media):
-                parts.append({"type": "image", "image": open_image(part)})
+                parts.append({"type": part.modality, part.modality: _decoded(part, record, specs)})
             else:
                 parts.append({"type": "text", "text": part})
         conversation.append({"role": message.role, "content": parts})
     return conversation
+
+
+def _decoded(medium: Media, record: Record, specs: dict[str, Any]) -> Any:
+    if medium.modality == "image":
+        return open_image(medium)
+    if medium.modality not in specs:
+        takes = ", ".join(["text", *specs]) if specs else "text and images"
+        raise DataError(f"{record.source}: holds {medium.modality}, but the model takes {takes}")
+    return decode_medium(medium, specs[medium.modality]["spec"])
 
 
 def tolerance_of(model: nn.Module) -> float:
@@ -115,21 +131,18 @@ def verify_saved(
 def _check_trained_ids(processor: Any, conversation: Conversation) -> None:
     """The processor must give the ids training saw: the raw template, placeholders repeated."""
     flat = []
+    stand_ins: dict[int, list[int]] = {}  # placeholder -> positions of its media in reading order
     for message in conversation:
         content = message["content"]
         if not isinstance(content, str):
-            content = "".join(
-                part["text"] if part["type"] == "text" else processor.image_token
-                for part in content
-            )
+            content = "".join(_flat_part(processor, part, stand_ins) for part in content)
         flat.append({**message, "content": content})
     ids = processor.tokenizer.apply_chat_template(
         flat, tokenize=True, return_dict=True, add_generation_prompt=True
     )["input_ids"]
     trained: list[int] = []
     for token in ids:
-        image = token == processor.image_token_id
-        trained += [token] * (processor.num_image_tokens if image else 1)
+        trained += [token] * (stand_ins[token].pop(0) if token in stand_ins else 1)
     given = probe.prepare(processor, [conversation])["input_ids"][0].tolist()
     if given != trained:
         where = next(
@@ -140,6 +153,21 @@ def _check_trained_ids(processor: Any, conversation: Conversation) -> None:
             f"the processor gives {len(given)} token ids where training saw {len(trained)}; they "
             f"differ from position {where} on"
         )
+
+
+def _flat_part(processor: Any, part: dict[str, Any], stand_ins: dict[int, list[int]]) -> str:
+    """A part as text; the positions that a medium takes are noted under its placeholder's id."""
+    kind = part["type"]
+    if kind == "text":
+        return str(part["text"])
+    own = getattr(processor, "signals", {}).get(kind)
+    if own is None:
+        token, count = processor.image_token, processor.num_image_tokens
+    else:
+        token = own["token"]
+        count = own["tokens"][prepare_signals(kind, own["spec"], [part[kind]]).counts[0]]
+    stand_ins.setdefault(processor.tokenizer.convert_tokens_to_ids(token), []).append(count)
+    return str(token)
 
 
 def _check_end_ids(model: Any, again: Any, folder: Path) -> None:
@@ -238,7 +266,7 @@ def verify_in_clean_process(
 
 
 def _with_files(conversations: Sequence[Conversation], folder: Path) -> list[Conversation]:
-    """Conversations that JSON can hold: each image a PNG file."""
+    """Conversations that JSON can hold: each image a PNG file, each array a NumPy file."""
     folder.mkdir()
     written = []
     for conversation in conversations:
@@ -248,9 +276,13 @@ def _with_files(conversations: Sequence[Conversation], folder: Path) -> list[Con
                 continue
             message["content"] = [dict(part) for part in message["content"]]
             for part in message["content"]:
+                kind = part["type"]
+                path = folder / f"{len(list(folder.iterdir()))}"
                 if "image" in part:
-                    path = folder / f"{len(list(folder.iterdir()))}.png"
-                    part.pop("image").convert("RGB").save(path)
+                    part.pop("image").convert("RGB").save(path := path.with_suffix(".png"))
                     part["path"] = str(path)
+                elif isinstance(part.get(kind), np.ndarray):
+                    np.save(path := path.with_suffix(".npy"), part.pop(kind), allow_pickle=False)
+                    part["array"] = str(path)
         written.append(messages)
     return written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,12 +33,16 @@ def attempt(found: Diagnosis, section: str, name: str, make: Callable[[], T]) ->
 
 
 def examine_data(
-    found: Diagnosis, data: DataFiles, tokenizer: Any, progress: Progress | None
+    found: Diagnosis,
+    data: DataFiles,
+    tokenizer: Any,
+    progress: Progress | None,
+    modalities: Sequence[str] = ("image",),
 ) -> Splits | None:
     """Files, split and tokens; None where there is no going on."""
-    train = _examine_file(found, "train", data.train, data, progress)
-    val = _examine_file(found, "val", data.val, data, progress)
-    evaluation = _examine_file(found, "eval", data.eval, data, progress)
+    train = _examine_file(found, "train", data.train, data, progress, modalities)
+    val = _examine_file(found, "val", data.val, data, progress, modalities)
+    evaluation = _examine_file(found, "eval", data.eval, data, progress, modalities)
     if train is None or val is None or evaluation is None:
         return None
     if data.val is None:
@@ -62,13 +66,18 @@ def examine_data(
 
 
 def _examine_file(
-    found: Diagnosis, name: str, path: str | None, data: DataFiles, progress: Progress | None
+    found: Diagnosis,
+    name: str,
+    path: str | None,
+    data: DataFiles,
+    progress: Progress | None,
+    modalities: Sequence[str],
 ) -> list[Record] | None:
     """Usable records of a file (none at all without a path); None where there is no going on."""
     if path is None:
         return []
     try:
-        records, report = checked_records(data, name, path, _ANY_SHARE, progress)
+        records, report = checked_records(data, name, path, _ANY_SHARE, progress, modalities)
         allowed = parse_share(data.skip_broken)
     except ModalignError as error:
         found.fail("data", f"{name} file", error)

@@ -26,16 +26,15 @@ def refusal(method: Method, error: Exception) -> ModalignError:
 
 
 def no_media(samples: Sequence[Sample]) -> list[str]:
-    """A warning where nothing shows an image."""
+    """A warning where no record holds a medium."""
     if any(sample.media for sample in samples):
         return []
-    return ["no training record holds an image, so connectors have nothing to learn from"]
+    return ["no training record holds a medium, so connectors have nothing to learn from"]
 
 
 def lengths(subject: Composed, samples: Sequence[Sample]) -> list[int]:
     """Positions of every sample; one placeholder per medium was made sure of before."""
-    more = subject.collator.tokens_per_medium - 1
-    return [len(sample.ids) + len(sample.media) * more for sample in samples]
+    return [subject.collator.length(sample) for sample in samples]
 
 
 def try_out(subject: Composed, samples: Sequence[Sample], whole: bool = True) -> int | None:
@@ -85,6 +84,7 @@ def _refuse_without_pairs(subject: Composed) -> None:
 def _features_given(subject: Composed, whole: bool) -> int | None:
     """Run the collator and the connector on real samples; compare placeholders with features."""
     chosen = sorted((s for s in subject.train_samples if s.media), key=lambda s: len(s.ids))[:2]
+    chosen += _others(subject, chosen)
     if not chosen:
         return None
     model, method = subject.model, subject.method
@@ -97,26 +97,40 @@ def _features_given(subject: Composed, whole: bool) -> int | None:
                 model(**batch.model_inputs(), use_cache=False)
             except PlaceholderError as error:
                 raise DataError(f"{method.name}: {error}") from error
-    places = int((batch.input_ids == subject.collator.token_id).sum())
-    media = sum(len(sample.media) for sample in chosen)
-    connector = model.connector("image")
-    expected = media if isinstance(connector, InLayerConnector) else sum(given)
-    if places != expected or len(given) != media:
-        raise DataError(
-            f"{method.name}: {places} placeholders for {media} media, but the connector gave {expected} "
-            "tokens; its num_tokens() and its forward() disagree, or the encoder's grid is not what it says"
-        )
-    return given[0]
+    for modality, tokens in given.items():
+        connector = model.connector(modality)
+        placeholder = subject.collator.entries[modality].token_id
+        places = int((batch.input_ids == placeholder).sum())
+        media = sum(m.modality == modality for sample in chosen for m in sample.media)
+        expected = media if isinstance(connector, InLayerConnector) else sum(tokens)
+        if places != expected or len(tokens) != media:
+            raise DataError(
+                f"{method.name}: {places} placeholders for {media} {modality} media, but the connector "
+                f"gave {expected} tokens; its num_tokens() and its forward() disagree, or the encoder's "
+                "grid is not what it says"
+            )
+    return max(max(tokens) for tokens in given.values()) if given else None
 
 
-def _connect(model: Any, batch: Batch) -> list[int]:
-    """Tokens that the connector gives, per medium."""
-    features = batch.features.get("image")
-    if features is None:
-        assert batch.pixel_values is not None
-        features = model.encode("image", batch.pixel_values)
-    connector = model.connector("image")
-    enter = connector.encode if isinstance(connector, InLayerConnector) else connector
-    values = features.values.to(next(connector.parameters()).dtype)
-    mask = enter(values, features.mask, features.grid)[1]
-    return [int(count) for count in mask.sum(dim=1)]
+def _others(subject: Composed, chosen: Sequence[Sample]) -> list[Sample]:
+    """A sample for each modality that the chosen ones lack."""
+    known = {medium.modality for sample in chosen for medium in sample.media}
+    found = []
+    for sample in subject.train_samples:
+        new = {medium.modality for medium in sample.media} - known
+        if new:
+            found.append(sample)
+            known |= new
+    return found
+
+
+def _connect(model: Any, batch: Batch) -> dict[str, list[int]]:
+    """Tokens that each modality's connector gives, per medium."""
+    given = {}
+    for modality, features in model.encoded(batch.features, **batch.signals).items():
+        connector = model.connector(modality)
+        enter = connector.encode if isinstance(connector, InLayerConnector) else connector
+        weight = next(connector.parameters(), features.values)
+        mask = enter(features.values.to(weight.dtype), features.mask, features.grid)[1]
+        given[modality] = [int(count) for count in mask.sum(dim=1)]
+    return given

@@ -51,40 +51,45 @@ def examine(
     baseline = resident()
     found = Diagnosis()
     llm = attempt(found, "text", "language model", parts.load_llm)
-    splits = examine_data(found, data, llm.tokenizer if llm is not None else None, progress)
+    tokenizer = llm.tokenizer if llm is not None else None
+    splits = examine_data(found, data, tokenizer, progress, parts.modalities)
     if llm is None or splits is None:
         return found
     examine_text(found, splits, llm.tokenizer)
     shop = Workshop(parts, llm, settings, splits.train, splits.val, cache)
-    for raw in sorted({method.cls.raw_input for method in methods}):
-        _examine_encoder(found, shop, raw)
+    usable = [
+        raw
+        for raw in sorted({method.cls.raw_input for method in methods})
+        if _examine_encoders(found, shop, raw)
+    ]
     for number, method in enumerate(methods):
         if progress:
             progress("examining methods", number, len(methods))
-        if str(method.cls.raw_input) in found.encoder:
+        if method.cls.raw_input in usable:
             _examine_method(found, shop, method, splits, budget, baseline)
-    found.encoder = {"patches" if raw == "True" else "image": v for raw, v in found.encoder.items()}
     if progress:
         progress("examining methods", len(methods), len(methods))
     _examine_machine(found, processes)
     return found
 
 
-def _examine_encoder(found: Diagnosis, shop: Workshop, raw: bool) -> None:
-    name = "raw patches" if raw else "image encoder"
-    encoder = attempt(found, "encoder", name, lambda: shop.encoder(raw))
-    if encoder is None:
-        return
-    module = encoder.module
-    found.encoder[str(raw)] = {
-        "name": encoder.name,
-        "feature_size": module.feature_size,
-        "num_features": module.num_features,
-        "grid": list(module.grid) if module.grid else None,
-    }
-    grid = f"{module.grid[0]} x {module.grid[1]}" if module.grid else "none"
-    size = f"d = {module.feature_size}, N = {module.num_features}, grid {grid}"
-    found.add("encoder", name, f"{encoder.name}: {size}")
+def _examine_encoders(found: Diagnosis, shop: Workshop, raw: bool) -> bool:
+    """Load every modality's encoder; whether all could be."""
+    encoders = attempt(found, "encoder", "encoders", lambda: shop.encoders(raw))
+    for encoder in encoders or []:
+        key = "patches" if raw and encoder.modality == "image" else encoder.modality
+        module = encoder.module
+        found.encoder[key] = {
+            "name": encoder.name,
+            "feature_size": module.feature_size,
+            "num_features": module.num_features,
+            "grid": list(module.grid) if module.grid else None,
+        }
+        grid = f"{module.grid[0]} x {module.grid[1]}" if module.grid else "none"
+        size = f"d = {module.feature_size}, N = {module.num_features}, grid {grid}"
+        name = "raw patches" if key == "patches" else f"{key} encoder"
+        found.add("encoder", name, f"{encoder.name}: {size}")
+    return encoders is not None
 
 
 def _examine_method(

@@ -11,28 +11,15 @@ from typing import Any
 import torch
 
 from modalign.connectors.base import InLayerConnector
-from modalign.data.records import Media
 from modalign.data.supervision import Sample
-from modalign.models.collation import CachedFeatures, Collator, MediaSource, Pixels
-from modalign.models.compose import Encoder, LanguageModel
+from modalign.models.collation import Collator, MediaSource
+from modalign.models.compose import LanguageModel
+from modalign.models.encoders.loading import Encoder
 from modalign.training.methods import Method
 from modalign.training.session import composed
 from modalign.training.settings import TrainSettings
-from modalign.training.sources import Parts, feature_store, fill_store
+from modalign.training.sources import Parts, sources_of
 from modalign.training.trainer import device_of
-
-
-class OnDemand(CachedFeatures):
-    """Features from the store; what it lacks is encoded when it is asked for."""
-
-    def __init__(self, encoder: Encoder, cache: Path, device: torch.device) -> None:
-        super().__init__(feature_store(encoder, cache))
-        self.encoder, self.device = encoder, device
-
-    def fetch(self, media: Sequence[Media]) -> dict[str, object]:
-        """Features of the media, in order."""
-        fill_store(self.store, self.encoder, media, self.device)
-        return super().fetch(media)
 
 
 @dataclass
@@ -58,24 +45,26 @@ class Workshop:
     train: Sequence[Sample]
     val: Sequence[Sample]
     cache: Path
-    encoders: dict[bool, Encoder] = field(default_factory=dict)
-    sources: dict[bool, MediaSource] = field(default_factory=dict)
+    known: dict[bool, list[Encoder]] = field(default_factory=dict)
+    known_sources: dict[bool, dict[str, MediaSource]] = field(default_factory=dict)
 
-    def encoder(self, raw: bool) -> Encoder:
-        """The encoder, or raw patches."""
-        if raw not in self.encoders:
-            self.encoders[raw] = self.parts.load_encoder(raw)
-        return self.encoders[raw]
+    def encoders(self, raw: bool) -> list[Encoder]:
+        """The encoders, or raw patches for the image encoder."""
+        if raw not in self.known:
+            media = [medium for sample in self.train for medium in sample.media]
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.known[raw] = self.parts.load_encoders(media, raw)
+        return self.known[raw]
 
-    def source(self, raw: bool) -> MediaSource:
+    def sources(self, raw: bool) -> dict[str, MediaSource]:
         """Where media come from, as in a session."""
-        if raw not in self.sources:
-            encoder, device = self.encoder(raw), device_of(self.settings)
-            pixels = self.settings.encoder == "full" and not raw
-            self.sources[raw] = (
-                Pixels(encoder.processor) if pixels else OnDemand(encoder, self.cache, device)
+        if raw not in self.known_sources:
+            device, mode = device_of(self.settings), self.settings.encoder
+            self.known_sources[raw] = sources_of(
+                self.encoders(raw), mode, self.cache, device, None, raw
             )
-        return self.sources[raw]
+        return self.known_sources[raw]
 
     @contextmanager
     def subject(self, method: Method, lora: bool = True) -> Iterator[Subject]:
@@ -91,16 +80,21 @@ class Workshop:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, processor, adapters = composed(
-                method, self.llm, self.encoder(raw), settings, device_of(settings)
+                method,
+                self.llm,
+                self.encoders(raw),
+                settings,
+                device_of(settings),
+                self.parts.connector,
             )
         try:
-            collator = Collator.of(model, processor, self.source(raw), settings.packed)
+            collator = Collator.of(model, processor.tokenizer, self.sources(raw), settings.packed)
             yield Subject(model, collator, settings, self.train, self.val, method)
         finally:
             if adapters is not None:
                 adapters.unload()
                 if hasattr(self.llm.model, "peft_config"):
                     del self.llm.model.peft_config
-            connector = model.connector("image")
-            if isinstance(connector, InLayerConnector):
-                connector.detach()
+            for connector in model.connectors.values():
+                if isinstance(connector, InLayerConnector):
+                    connector.detach()

@@ -162,7 +162,7 @@ def longest_batch(target: Composed) -> list[Any]:
     """Samples of the (micro-)batch of the first epoch that holds the most positions."""
     samples, collator, settings = target.train_samples, target.collator, target.settings
     order = BatchOrder.of(samples, settings.batch_size, target.seed)
-    lengths = [sample.length(collator.token_id, collator.tokens_per_medium) for sample in samples]
+    lengths = [collator.length(sample) for sample in samples]
     pieces = settings.accumulate * settings.processes
     batches = [indices[::pieces] for indices in order.epoch(0)]
     worst = max(batches, key=lambda indices: len(indices) * max(lengths[i] for i in indices))
@@ -172,6 +172,6 @@ def longest_batch(target: Composed) -> list[Any]:
 def _affordable(target: Composed, chosen: list[Any]) -> tuple[Batch, float]:
     """The batch, or its longest rows where it is large, and how much larger the whole is."""
     collator = target.collator
-    width = chosen[0].length(collator.token_id, collator.tokens_per_medium)
+    width = collator.length(chosen[0])
     count = max(1, min(len(chosen), MEASURED_POSITIONS // max(width, 1)))
     return collator(chosen[:count]), len(chosen) / count

@@ -1,0 +1,29 @@
+"""The modules of the modalities' encoders; an exported model carries those that it needs."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from modalign.encoders.base import EncoderError, Prepared, SignalEncoder
+
+
+def encoder_module(modality: str) -> ModuleType:
+    """The module that holds a modality's encoders (see ``encoders.base``)."""
+    try:
+        return importlib.import_module(f"modalign.encoders.{modality}")
+    except ModuleNotFoundError as error:
+        raise EncoderError(f"no encoder reads {modality!r}") from error
+
+
+def build_encoder(modality: str, spec: dict[str, Any]) -> SignalEncoder:
+    """Build an encoder from its description."""
+    encoder: SignalEncoder = encoder_module(modality).build(spec)
+    return encoder
+
+
+def prepare_signals(modality: str, spec: dict[str, Any], signals: list[Any]) -> Prepared:
+    """Decoded signals (see ``encoders.base``) as tensors."""
+    prepared: Prepared = encoder_module(modality).prepare(spec, signals)
+    return prepared

@@ -1,0 +1,106 @@
+"""Loading image encoders: any Hugging Face vision model, a user's module, or raw patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    PreTrainedConfig,
+    SiglipImageProcessorPil,
+)
+
+from modalign.encoders.base import EncoderError
+from modalign.encoders.image import build
+from modalign.errors import UsageError
+from modalign.models.encoders.loading import Encoder
+from modalign.models.weights import first_line, pickle_hint, safetensors_only
+
+
+def load_image_encoder(
+    name: str | None,
+    *,
+    layer: int = -2,
+    image_size: int = 48,
+    patch_size: int = 8,
+    options: dict[str, Any] | None = None,
+    allow_pickle: bool = False,
+) -> Encoder:
+    """Load an image encoder.
+
+    Args:
+        name: hub name or folder of a vision model, ``package.module:Class``, or None/"none" for
+            raw patches of ``patch_size`` pixels of an image of ``image_size``.
+        layer: hidden layer read (LLaVA reads -2).
+        image_size: side in pixels, for raw patches and imported modules.
+        patch_size: side of a raw patch.
+        options: keyword arguments of an imported module.
+        allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    try:
+        if name is None or name == "none":
+            spec = {
+                "kind": "patches",
+                "patch_size": patch_size,
+                "image_size": [image_size, image_size],
+            }
+            return Encoder("none", spec, build(spec), plain_processor(image_size))
+        if ":" in name and not Path(name).exists():
+            spec = {
+                "kind": "module",
+                "path": name,
+                "arguments": options or {},
+                "image_size": [image_size, image_size],
+            }
+            return Encoder(name, spec, build(spec), plain_processor(image_size))
+        return _load_tower(name, layer, allow_pickle)
+    except (OSError, EncoderError, KeyError, IndexError, ValueError) as error:
+        raise UsageError(
+            f"the image encoder {name!r} cannot be loaded: {first_line(error)}{pickle_hint(error)}"
+        ) from error
+
+
+def plain_processor(image_size: int) -> SiglipImageProcessorPil:
+    """Resize to a square, values from -1 to 1."""
+    size = {"height": image_size, "width": image_size}
+    return SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def _load_tower(name: str, layer: int, allow_pickle: bool) -> Encoder:
+    config = AutoConfig.from_pretrained(name)
+    vision: PreTrainedConfig = getattr(config, "vision_config", None) or config
+    processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    pixels = processor(images=[Image.new("RGB", (512, 512))], return_tensors="pt")["pixel_values"]
+    spec = {
+        "kind": "tower",
+        "config": _plain(vision),
+        "layer": layer,
+        "image_size": list(pixels.shape[-2:]),  # a tower may be made for larger ones
+    }
+    module = build(spec)
+    empty: Any = module.tower
+    tower, info = type(empty).from_pretrained(
+        name,
+        config=vision,
+        output_loading_info=True,
+        use_safetensors=safetensors_only(allow_pickle),
+    )
+    if info["missing_keys"]:
+        raise EncoderError(f"its weights lack {sorted(info['missing_keys'])[0]}")
+    empty.load_state_dict(tower.state_dict())
+    return Encoder(name, spec, module.eval(), processor)
+
+
+def _plain(config: PreTrainedConfig) -> dict[str, Any]:
+    """A configuration as a dictionary that JSON can hold and AutoConfig can read."""
+    values = config.to_diff_dict()
+    values["model_type"] = config.model_type
+    for key in ("architectures", "transformers_version", "_name_or_path", "dtype"):
+        values.pop(key, None)
+    return values

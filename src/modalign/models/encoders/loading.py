@@ -1,0 +1,97 @@
+"""An encoder with all that is needed to use it and to rebuild it, loaded by modality and name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modalign.data.images import open_image
+from modalign.data.records import MODALITIES, Media
+from modalign.encoders.base import EncoderError, Prepared, SignalEncoder
+from modalign.encoders.registry import prepare_signals
+from modalign.errors import UsageError
+
+
+@dataclass
+class Encoder:
+    """An encoder of one modality.
+
+    Attributes:
+        name: as it was asked for.
+        spec: the JSON-able description it can be rebuilt from.
+        module: what computes features.
+        processor: of images: a Hugging Face image processor.
+        modality: what it reads.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    module: SignalEncoder
+    processor: Any = None
+    modality: str = "image"
+
+    def prepare(self, media: Sequence[Media]) -> Prepared:
+        """Decode media and make tensors of them.
+
+        Raises:
+            DataError: one of them cannot be used; the message names it.
+        """
+        if self.modality == "image":
+            images = [open_image(medium) for medium in media]
+            pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+            return Prepared(pixels, None, [self.module.num_features] * len(media))
+        decoded = [decode_medium(medium, self.spec) for medium in media]
+        return prepare_signals(self.modality, self.spec, decoded)
+
+
+def decode_medium(medium: Media, spec: dict[str, Any]) -> Any:
+    """Decode a medium (of any modality but image) in the form that its encoder's ``prepare`` takes.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    return _loader(medium.modality).decode(medium, spec)
+
+
+def _loader(modality: str) -> Any:
+    if modality not in MODALITIES:
+        raise UsageError(f"no modality {modality!r}: choose from {', '.join(MODALITIES)}")
+    return importlib.import_module(f"modalign.models.encoders.{modality}")
+
+
+def load_encoder(
+    modality: str,
+    name: str | None,
+    media: Sequence[Media] = (),
+    options: dict[str, Any] | None = None,
+    *,
+    allow_pickle: bool = False,
+) -> Encoder:
+    """Load the encoder of a modality.
+
+    Args:
+        modality: one of ``MODALITIES``.
+        name: hub name or folder, ``package.module:Class``, or None/"none" for the form without an
+            encoder; some modalities have small encoders of their own by name.
+        media: of the training data; what must be known of it (columns, widths) is read from these.
+        options: the modality's own.
+        allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
+
+    Raises:
+        UsageError: it cannot be loaded.
+        DataError: the media cannot be described.
+    """
+    loader = _loader(modality)
+    if modality == "image":
+        found: Encoder = loader.load_image_encoder(
+            name, **(options or {}), allow_pickle=allow_pickle
+        )
+        return found
+    own = [medium for medium in media if medium.modality == modality]
+    try:
+        spec, module = loader.load(name, own, dict(options or {}), allow_pickle)
+    except EncoderError as error:
+        raise UsageError(f"the {modality} encoder {name!r} cannot be loaded: {error}") from error
+    return Encoder(name or "none", spec, module, modality=modality)
