@@ -17,7 +17,7 @@ from typing import Any
 
 from modalign.data.records import Media
 from modalign.tools.base import Json, Tool, ToolError, ToolTimeoutError
-from modalign.tools.results import Line, cut, jsonable, lines
+from modalign.tools.results import Line, bounded, lines
 
 GIVE_UP_AFTER = 3
 NO_RESULT = "no result"
@@ -71,10 +71,11 @@ def call_safely(tool: Tool, medium: Media, **arguments: Any) -> Outcome:
             message = f"{tool.name} is not called any more: it hung {tool.timeouts} times in a row"
         else:
             found = _in_time(tool, medium, arguments)
-            result, length = cut(jsonable(found), tool.max_characters)
-            if length > tool.max_characters:
+            answer = bounded(found, tool.max_characters)
+            result = answer.value
+            if answer.length > tool.max_characters:
                 problem = "too-long"
-                message = f"{length:,} characters, cut at {tool.max_characters:,}"
+                message = f"{answer.length:,} characters, cut at {tool.max_characters:,}"
             tool.timeouts = 0
     except ToolError as error:
         problem, message = error.kind, str(error)

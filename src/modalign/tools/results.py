@@ -91,27 +91,51 @@ def _decoded(data: bytes) -> str:
         raise NotTextError(f"the result is {len(data):,} bytes that are no UTF-8 text") from None
 
 
-def cut(value: Json, limit: int) -> tuple[Json, int]:
-    """A result of at most ``limit`` characters, and its length before.
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """A result of at most so many characters.
+
+    Attributes:
+        value: the result, cut where it was longer.
+        length: its characters before.
+    """
+
+    value: Json
+    length: int
+
+
+def bounded(value: Any, limit: int) -> Bounded:
+    """A tool's result as JSON-able data of at most ``limit`` characters.
+
+    Raises:
+        NotTextError: it is no text, see :func:`jsonable`.
+    """
+    if isinstance(value, Bounded):
+        return value
+    plain = jsonable(value)
+    return Bounded(_cut(plain, limit), _length(plain))
+
+
+def _cut(value: Json, limit: int) -> Json:
+    """A result of at most ``limit`` characters.
 
     A text is cut after its last whole line (or word) that fits, a list after its last whole item. A
     mapping, or a first item, that is too long becomes the cut text of its JSON.
     """
-    length = _length(value)
-    if length <= limit:
-        return value, length
+    if _length(value) <= limit:
+        return value
     if isinstance(value, str):
-        return _cut_text(value, limit), length
+        return _cut_text(value, limit)
     if isinstance(value, list):
         kept: list[Any] = []
-        used = 0
+        used = -1
         for item in value:
-            used += _length(item)
+            used += _length(item) + 1  # and what parts it from the next
             if used > limit:
                 break
             kept.append(item)
-        return kept or [_cut_text(_as_text(value[0]), limit)], length
-    return _cut_text(_as_text(value), limit), length
+        return kept or [_cut_text(_as_text(value[0]), limit)]
+    return _cut_text(_as_text(value), limit)
 
 
 def _length(value: Json) -> int:
