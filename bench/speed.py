@@ -32,7 +32,7 @@ from transformers import (
 
 from modalign.cli.console import quiet_libraries
 from modalign.data.supervision import Sample
-from modalign.models.collation import Batch, Collator, Pixels
+from modalign.models.collation import Batch, Collator, Placeholders, RawSignals
 from modalign.starter.build import cache_directory, starter
 from modalign.training.budget import Budget
 from modalign.training.learners import ModelLearner
@@ -103,7 +103,9 @@ def train_eight(parts: Parts, train: Sequence[Sample], cache: Path | None) -> fl
                 resolve_method(name), parts, settings, ahead, [], cache or Path(scratch), 0
             )
             if cache is None:
-                session.collator.source = Pixels(session.encoder.processor)
+                entry = session.collator.entries["image"]
+                assert isinstance(entry, Placeholders)
+                entry.source = RawSignals(session.encoders[0])
             learner = ModelLearner(session.model, train, session.collator, settings, Stage())
             _trainer(learner, settings, Budget("samples", len(train)), Path(scratch) / "run").run()
     return time.perf_counter() - started
@@ -141,7 +143,7 @@ def new_session(packing: bool = False) -> tuple[Session, list[Sample]]:
     settings = TrainSettings(
         llm="full", learning_rates=RATES, batch_size=32, checkpoint_seconds=1e9, packing=packing
     )
-    store_encoder = parts.load_encoder()
+    (store_encoder,) = parts.load_encoders([])
     fill_store(
         feature_store(store_encoder, cache_directory()),
         store_encoder,
@@ -199,7 +201,7 @@ class _Lengths(torch.utils.data.Dataset):
 
     def __init__(self, samples: Sequence[Sample], collator: Collator) -> None:
         self.samples = list(samples)
-        self.lengths = [s.length(collator.token_id, collator.tokens_per_medium) for s in samples]
+        self.lengths = [collator.length(s) for s in samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -266,10 +268,7 @@ def same_tokens(session: Session, samples: Sequence[Sample]) -> int:
     grouped = [learner.collate(order.batch(step)).input_ids.numel() for step in range(40)]
     order_random = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
     widest = [
-        max(
-            samples[i].length(collator.token_id, collator.tokens_per_medium)
-            for i in order_random[k : k + 32]
-        )
+        max(collator.length(samples[i]) for i in order_random[k : k + 32])
         for k in range(0, 1280, 32)
     ]
     return max(1, round(statistics.mean(grouped) / statistics.mean(widest)))

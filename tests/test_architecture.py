@@ -19,9 +19,11 @@ ROOMS = (
     "models",
     "connectors",
     "encoders",
+    "tools",
     "starter",
     "pages",
     "data",
+    "endpoints",
 )
 GROUND = {"errors", "files", "differences", "devices", "progress"}
 HOUSE = Path(modalign.__file__).parent

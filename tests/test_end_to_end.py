@@ -25,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, list]:
     config, _ = load_config(None)
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "val", "eval")}
     splits = load_splits(DataFiles(**files), config.parts.load_llm().tokenizer)
-    encoder = config.parts.load_encoder()
+    (encoder,) = config.parts.load_encoders([])
     cache = folder / "cache"
     fill_store(feature_store(encoder, cache), encoder, splits.media(), torch.device("cpu"))
     settings = config.training.model_copy(update={"checkpoint_seconds": 1e6})

@@ -16,7 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modalign.data.records import Media, Message, Record, Source
-from modalign.models.compose import compose, load_image_encoder, load_language_model
+from modalign.models.collation import Collator, Placeholders, RawSignals
+from modalign.models.compose import compose, load_language_model, token_table
+from modalign.models.encoders.image import load_image_encoder
+from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import Features, ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 
@@ -94,6 +97,21 @@ def tower(kind: str) -> tuple[PreTrainedModel, Any]:
         ),
     }[kind]()
     return made.eval(), plain
+
+
+def raw_images(model: Any, processor: Any) -> RawSignals:
+    """Images through the processor, the encoder running with the model."""
+    return RawSignals(Encoder("tiny", {}, model.encoders["image"], processor.image_processor))
+
+
+def collator(model: Any, processor: Any, source: Any = None, **options: Any) -> Collator:
+    """A collator of images; padding is token 0."""
+    entry = Placeholders(
+        source or raw_images(model, processor),
+        processor.image_token_id,
+        token_table(model.connector("image"), model.encoders["image"]),
+    )
+    return Collator({"image": entry}, pad_id=0, **options)
 
 
 def composed(

@@ -16,7 +16,7 @@ from modalign.data.features import FeatureStore, encoder_key
 from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.errors import DataError
-from modalign.models.compose import load_image_encoder
+from modalign.models.encoders.image import load_image_encoder
 from modalign.training.sources import feature_store, fill_store
 
 Result = list[tuple[np.ndarray, tuple[int, int] | None]]
@@ -194,7 +194,7 @@ def test_cached_equals_direct_encoding(
     values, mask, grid = store.gather(media)
     pixels = encoder.processor(images=[open_image(m) for m in media], return_tensors="pt")
     with torch.no_grad():
-        direct = encoder.module(pixels["pixel_values"])
+        direct, _ = encoder.module(pixels["pixel_values"])
     assert grid == (4, 4)
     assert mask.all()
     assert tiny.largest_difference(values, direct) < 1e-6

@@ -244,19 +244,24 @@ def samples(draw: st.DrawFn) -> Sample:
     return Sample(tiny.record("a", "b"), np.asarray(ids), np.asarray(flags))
 
 
-@given(samples(), st.integers(1, 5))
+@given(samples(), st.data())
 @settings(deadline=None, max_examples=100)
-def test_expansion_against_a_loop(sample: Sample, each: int) -> None:
+def test_expansion_against_a_loop(sample: Sample, data: st.DataObject) -> None:
+    count = int((sample.ids == PLACEHOLDER).sum())
+    stand_in = st.lists(st.integers(20, 30), max_size=5)
+    stand_ins = data.draw(st.lists(stand_in, min_size=count, max_size=count))
+    left = list(stand_ins)
     ids: list[int] = []
     labels: list[int] = []
     for token, flag in zip(sample.ids, sample.supervised, strict=True):
-        times = each if token == PLACEHOLDER else 1
-        ids += [int(token)] * times
-        labels += [int(token) if flag else IGNORE] * times
-    found_ids, found_labels = sample.expanded(PLACEHOLDER, each)
+        medium = token == PLACEHOLDER
+        own = left.pop(0) if medium else [int(token)]
+        ids += own
+        labels += [int(token) if flag and not medium else IGNORE] * len(own)
+    given_ids = [np.asarray(one, dtype=np.int64) for one in stand_ins]
+    found_ids, found_labels = sample.expanded([PLACEHOLDER], given_ids)
     assert found_ids.tolist() == ids
     assert found_labels.tolist() == labels
-    assert sample.length(PLACEHOLDER, each) == len(ids)
 
 
 @given(samples())

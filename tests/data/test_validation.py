@@ -142,21 +142,21 @@ def test_parse_share_refuses(value: float | str) -> None:
         parse_share(value)
 
 
-def test_modalities(folder: Path) -> None:
+def test_modalities() -> None:
     turns = (
-        Message("user", (Media("audio", path=str(folder / "a.png")), "q")),
+        Message("user", (Media("vectors", data=b"[[0.5, 1.0]]"), "q")),
         Message("assistant", ("a",)),
     )
     record = Record("x", turns, Source("made", 4))
     assert validate([record]).records == [record]
-    with pytest.raises(BrokenData, match="made:4: holds audio, but the model takes image"):
+    with pytest.raises(BrokenData, match="made:4: holds vectors, but the model takes image"):
         validate([record], modalities=("image",))
     for media, text in (
-        (Media("audio", data=b""), "is empty"),
-        (Media("audio", path="/no"), "read"),
+        (Media("vectors", data=b""), "no JSON"),
+        (Media("vectors", path="/no.npy"), "does not exist"),
     ):
         broken = Record("x", (Message("user", (media,)), turns[1]), Source("made", 5))
-        with pytest.raises(BrokenData, match=f"made:5: audio .*{text}"):
+        with pytest.raises(BrokenData, match=f"made:5: vectors .*{text}"):
             validate([broken])
 
 

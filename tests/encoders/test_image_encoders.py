@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
 import tiny
-from modalign.encoders.image import EncoderError, build_image_encoder
+from modalign.encoders.base import EncoderError
+from modalign.encoders.image import build
 from modalign.errors import UsageError
-from modalign.models.compose import load_image_encoder
+from modalign.models.encoders.image import load_image_encoder
 
 # kind -> leading tokens that are not patches
 EXTRA = {"siglip": 0, "clip": 1, "vit": 1, "dinov2": 5}
@@ -31,7 +32,7 @@ def test_towers_give_one_feature_per_patch(
     reference, _ = tiny.tower(kind)
     with torch.no_grad():
         hidden = reference(pixel_values=pixels, output_hidden_states=True).hidden_states[layer]
-        features = encoder(pixels)
+        features, _ = encoder(pixels)
     assert torch.equal(features, hidden[:, EXTRA[kind] :])
 
 
@@ -44,10 +45,10 @@ def test_a_convolutional_tower(tower_folder: Callable[..., Path]) -> None:
     reference, _ = tiny.tower("resnet")
     with torch.no_grad():
         maps = reference(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
-        features = module(pixels)
+        features, _ = module(pixels)
     assert module.grid == tuple(maps.shape[2:])
     assert torch.equal(features[:, 1], maps[:, :, 0, 1])
-    assert build_image_encoder(encoder.spec).grid == module.grid
+    assert build(encoder.spec).grid == module.grid
 
 
 def test_size_is_what_the_processor_gives(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_size_is_what_the_processor_gives(tmp_path: Path) -> None:
     assert (encoder.module.num_features, encoder.module.grid) == (36, (6, 6))
     pixels = encoder.processor(images=[tiny.picture(0)], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        assert encoder.module(pixels).shape == (1, 36, 24)
+        assert encoder.module(pixels)[0].shape == (1, 36, 24)
 
 
 def test_the_tower_of_a_two_tower_model(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_the_tower_of_a_two_tower_model(tmp_path: Path) -> None:
     pixels = torch.randn(1, 3, tiny.SIDE, tiny.SIDE)
     with torch.no_grad():
         hidden = whole.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states
-        assert torch.equal(encoder(pixels), hidden[-1][:, 1:])
+        assert torch.equal(encoder(pixels)[0], hidden[-1][:, 1:])
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
@@ -90,16 +91,16 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> Non
 def test_raw_patches_against_a_loop() -> None:
     encoder = load_image_encoder("none", image_size=24, patch_size=8).module
     pixels = torch.randn(2, 3, 24, 24)
-    features = encoder(pixels)
+    features, _ = encoder(pixels)
     assert features.shape == (2, 9, 192) == (2, encoder.num_features, encoder.feature_size)
     for row in range(3):
         for column in range(3):
             patch = pixels[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
             assert torch.equal(features[:, 3 * row + column], patch.flatten(1))
     assert encoder.grid == (3, 3)
-    wide = build_image_encoder({"kind": "patches", "patch_size": 4, "image_size": [8, 12]})
+    wide = build({"kind": "patches", "patch_size": 4, "image_size": [8, 12]})
     assert wide.grid == (2, 3)
-    assert wide(torch.zeros(1, 3, 8, 12)).shape[1] == wide.num_features == 6
+    assert wide(torch.zeros(1, 3, 8, 12))[0].shape[1] == wide.num_features == 6
 
 
 class Sequenced(nn.Module):
@@ -137,13 +138,13 @@ def here(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_imported_modules(here: str) -> None:
     encoder = load_image_encoder(f"{here}:Sequenced", image_size=32, options={"width": 7})
-    assert encoder.module(torch.randn(2, 3, 32, 32)).shape == (2, 16, 7)
+    assert encoder.module(torch.randn(2, 3, 32, 32))[0].shape == (2, 16, 7)
     assert (encoder.module.grid, encoder.module.feature_size) == ((4, 4), 7)
     # Maps of another shape than square keep it: 8 x 2 are 16 features, not a grid of 4 x 4.
     maps = load_image_encoder(f"{here}:Maps", image_size=32).module
     pixels = torch.randn(1, 3, 32, 32)
     assert (maps.grid, maps.num_features) == ((8, 2), 16)
-    assert torch.equal(maps(pixels)[0, 3], pixels[0, :, 4, 16])
+    assert torch.equal(maps(pixels)[0][0, 3], pixels[0, :, 4, 16])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_bad_arguments(here: str, llm_folder: Callable[..., Path]) -> None:
     with pytest.raises(UsageError):  # a language model is no image encoder
         load_image_encoder(str(llm_folder("llama")))
     with pytest.raises(EncoderError, match="unknown encoder kind 'sound'"):
-        build_image_encoder({"kind": "sound"})
+        build({"kind": "sound"})
 
 
 def test_a_layer_that_is_not_there(tower_folder: Callable[..., Path]) -> None:

@@ -18,7 +18,6 @@ from modalign.evaluation.mir import (
     modality_integration_rate,
     without_outliers,
 )
-from modalign.models.collation import Collator, Pixels
 
 
 @pytest.mark.parametrize(("n", "m", "D"), [(50, 60, 5), (4, 30, 6), (200, 200, 1)])
@@ -60,14 +59,13 @@ def test_of_a_model(name: str, compose_tiny: Callable[..., Any]) -> None:
         for i in range(30)
     ]
     samples.append(tokenise(tiny.record("what is this?", "yes"), processor.tokenizer))
-    source, each = Pixels(processor.image_processor), processor.num_image_tokens
-    collator = Collator(source, processor.image_token_id, each, pad_id=0)
+    collator = tiny.collator(model, processor)
     rate = modality_integration_rate(model, samples, collator, torch.device("cpu"))
     if name != "mlp":
         assert rate is None  # no modality token enters the sequence
         return
     assert rate is not None
-    packed = Collator(source, processor.image_token_id, each, pad_id=0, pack_length=400)
+    packed = tiny.collator(model, processor, pack_length=400)
     assert modality_integration_rate(model, samples, packed, torch.device("cpu")) == pytest.approx(
         rate
     )

@@ -18,7 +18,6 @@ from modalign.data.readers import read_records
 from modalign.data.supervision import tokenise, tokenise_all
 from modalign.data.validation import validate
 from modalign.evaluation.scoring import blanked, final_turn, score, shuffled
-from modalign.models.collation import Collator, Pixels
 
 CPU = torch.device("cpu")
 
@@ -27,9 +26,7 @@ def parts(name: str, compose_tiny: Callable[..., Any], folder: Path) -> Any:
     model, processor = compose_tiny(name)
     records, _ = validate(read_records(str(folder / "data.jsonl"), media_root=None))
     samples = tokenise_all(records, processor.tokenizer)
-    source = Pixels(processor.image_processor)
-    token, each = processor.image_token_id, processor.num_image_tokens
-    return model, processor, samples, Collator(source, token, each, pad_id=0)
+    return model, processor, samples, tiny.collator(model, processor)
 
 
 @pytest.mark.parametrize("name", ["mlp", "gated_cross_attention"])
@@ -63,7 +60,8 @@ def test_scores_equal_greedy_generation(
     for number, sample in enumerate(samples):
         prompt = replace(sample, ids=sample.ids[: sample.prompt_length])
         prompt = replace(prompt, supervised=np.zeros(len(prompt.ids), dtype=bool))
-        ids, _ = prompt.expanded(collator.token_id, collator.tokens_per_medium)
+        entry = collator.entries["image"]
+        ids, _ = prompt.expanded([entry.token_id], entry.stand_ins(sample.media))
         wanted = sample.ids[sample.prompt_length :]
         given = torch.from_numpy(ids)[None]
         said = model.generate(
@@ -72,7 +70,7 @@ def test_scores_equal_greedy_generation(
             max_new_tokens=len(wanted),
             do_sample=False,
             suppress_tokens=None,
-            **collator.source.fetch(sample.media),
+            **(entry.fetch(sample.media) if sample.media else {}),
         )[0, len(ids) :]
         assert (said.tolist() == wanted.tolist()) == scores.correct[number]
         assert (int(said[0]) == yes) == scores.said_yes[number]
@@ -107,4 +105,4 @@ def test_no_sample_keeps_its_media(seed: int, tokenizer: Any) -> None:
 def test_blanked(tokenizer: Any) -> None:
     samples = [tokenise(tiny.record([tiny.image(0), tiny.image(1), "?"], "a"), tokenizer)]
     blank = tiny.image(7)
-    assert blanked(samples, blank)[0].media == (blank, blank)
+    assert blanked(samples, {"image": blank})[0].media == (blank, blank)

@@ -18,7 +18,7 @@ from modalign.data.records import Media
 from modalign.data.supervision import Sample, tokenise
 from modalign.data.validation import validate
 from modalign.errors import DataError
-from modalign.models.collation import Batch, Collator, Pixels
+from modalign.models.collation import Batch, Collator
 from modalign.models.modeling import Features
 
 NAMES = ["mlp", "resampler", "gated_cross_attention", "llama_adapter"]
@@ -30,9 +30,10 @@ class Numbered:
     def __init__(self, model: Any) -> None:
         self.encoder = model.encoders["image"]
 
-    def fetch(self, media: Sequence[Media]) -> dict[str, object]:
-        if not media:
-            return {}
+    def counts(self, media: Sequence[Media]) -> list[int]:
+        return [self.encoder.num_features] * len(media)
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
         N, d = self.encoder.num_features, self.encoder.feature_size
         seeds = [int(medium.content_hash()[:8], 16) for medium in media]
         values = torch.stack(
@@ -55,9 +56,7 @@ def conversations() -> list[Any]:
 
 def parts(name: str, compose_tiny: Callable[..., Any]) -> tuple[Any, Collator, list[Sample]]:
     model, processor = compose_tiny(name)
-    collator = Collator(
-        Numbered(model), processor.image_token_id, processor.num_image_tokens, pad_id=0
-    )
+    collator = tiny.collator(model, processor, Numbered(model))
     return model, collator, [tokenise(r, processor.tokenizer) for r in conversations()]
 
 
@@ -83,12 +82,14 @@ def test_packed_padded_and_single_losses_are_equal(
     rows = replace(collator, pack_length=500)(samples).input_ids.shape[0]
     assert rows == 1
     # An independent account of one sample: labels through the model's own loss.
-    ids, labels = samples[3].expanded(collator.token_id, collator.tokens_per_medium)
+    entry = collator.entries["image"]
+    stand_ins = entry.stand_ins(samples[3].media)
+    ids, labels = samples[3].expanded([entry.token_id], stand_ins)
     with torch.no_grad():
         mean = model(
             torch.from_numpy(ids)[None],
             labels=torch.from_numpy(labels)[None],
-            features=collator.source.fetch(samples[3].media)["features"],
+            features=entry.fetch(samples[3].media)["features"],
         ).loss
     assert float(mean) * int((labels != -100).sum()) == pytest.approx(alone[3], rel=1e-5)
 
@@ -99,7 +100,9 @@ def test_no_sample_sees_another(name: str, compose_tiny: Callable[..., Any]) -> 
     packed = replace(collator, pack_length=500)
     before = losses(model, packed(samples))
     for changed, sample in enumerate(samples):
-        ids = np.where(sample.ids == collator.token_id, sample.ids, (sample.ids + 3) % 300 + 5)
+        ids = np.where(
+            sample.ids == collator.entries["image"].token_id, sample.ids, (sample.ids + 3) % 300 + 5
+        )
         other = replace(sample, ids=ids, media=tuple(tiny.image(99) for _ in sample.media))
         mixed = [*samples[:changed], other, *samples[changed + 1 :]]
         after = losses(model, packed(mixed))
@@ -109,7 +112,7 @@ def test_no_sample_sees_another(name: str, compose_tiny: Callable[..., Any]) -> 
 
 def test_positions_restart_and_padding_is_counted(compose_tiny: Callable[..., Any]) -> None:
     _, collator, samples = parts("mlp", compose_tiny)
-    lengths = [s.length(collator.token_id, collator.tokens_per_medium) for s in samples]
+    lengths = [collator.length(s) for s in samples]
     batch = replace(collator, pack_length=500)(samples)
     order = sorted(range(5), key=lambda i: -lengths[i])
     assert batch.position_ids[0].tolist() == [p for i in order for p in range(lengths[i])]
@@ -127,7 +130,7 @@ def test_a_batch_without_any_media(compose_tiny: Callable[..., Any]) -> None:
     text = [samples[1], samples[4]]
     batch = collator(text)
     assert batch.features == {}
-    assert batch.pixel_values is None
+    assert not batch.signals
     alone = [losses(model, collator([sample]))[0] for sample in text]
     assert losses(model, batch) == pytest.approx(alone, rel=1e-5)
 
@@ -137,7 +140,7 @@ def test_samples_that_do_not_fit(compose_tiny: Callable[..., Any]) -> None:
     short = replace(collator, max_length=30)
     with pytest.raises(DataError, match=r"data\.jsonl:3: \d+ tokens, .* reads at most 30"):
         short(samples)
-    with pytest.raises(DataError, match=r"data\.jsonl:1: placeholders do not match its 2 media"):
+    with pytest.raises(DataError, match=r"data\.jsonl:1: 1 placeholders do not match its 2 media"):
         collator([replace(samples[0], media=(tiny.image(0), tiny.image(1)))])
     assert short([samples[1]]).input_ids.shape[0] == 1
 
@@ -146,15 +149,13 @@ def test_pixels_equal_cached_features(compose_tiny: Callable[..., Any], small_da
     model, processor = compose_tiny("mlp")
     records, _ = validate(read_records(str(small_data / "data.jsonl"), media_root=None))
     samples = [tokenise(r, processor.tokenizer) for r in records[:4]]
-    pixels = Pixels(processor.image_processor)
-    collator = Collator(pixels, processor.image_token_id, processor.num_image_tokens, pad_id=0)
+    collator = tiny.collator(model, processor)
     batch = collator(samples)
-    assert batch.pixel_values is not None
-    assert len(batch.pixel_values) == sum(len(s.media) for s in samples)
+    assert len(batch.signals["pixel_values"]) == sum(len(s.media) for s in samples)
     with torch.no_grad():
-        features = {"image": model.encode("image", batch.pixel_values)}
-    other = replace(batch, pixel_values=None, features=features)
+        features = {"image": model.encode("image", batch.signals["pixel_values"])}
+    other = replace(batch, signals={}, features=features)
     assert losses(model, other) == pytest.approx(losses(model, batch))
     moved = batch.to(torch.device("cpu"))
     assert moved.samples is batch.samples
-    assert torch.equal(moved.pixel_values, batch.pixel_values)  # type: ignore[arg-type]
+    assert torch.equal(moved.signals["pixel_values"], batch.signals["pixel_values"])

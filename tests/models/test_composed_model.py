@@ -15,7 +15,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 import tiny
 from modalign.connectors.registry import connectors
 from modalign.errors import UsageError
-from modalign.models.compose import compose, load_image_encoder, load_language_model
+from modalign.models.compose import compose, load_language_model
+from modalign.models.encoders.image import load_image_encoder
 from modalign.models.modeling import Features, ModalignForConditionalGeneration, PlaceholderError
 
 Compose = Callable[..., Any]

@@ -48,10 +48,10 @@ from modalign.models.compose import (
     IMAGE_TOKEN,
     LanguageModel,
     compose,
-    load_image_encoder,
     load_language_model,
     prepare_tokenizer,
 )
+from modalign.models.encoders.image import load_image_encoder
 from modalign.models.export import (
     Expected,
     SavedModel,

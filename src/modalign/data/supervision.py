@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from modalign.data.records import Media, Message, Record, mark
+from modalign.data.records import MODALITIES, Media, Message, Record, mark
 from modalign.errors import DataError
 
 IGNORE = -100
@@ -154,12 +154,14 @@ def tokenise(record: Record, tokenizer: Any) -> Sample:
         raise DataError(f"{record.source}: the chat template refuses it: {error}") from error
     media = tuple(record.media())
     array = np.asarray(ids, dtype=np.int64)
-    for modality, given in Counter(medium.modality for medium in media).items():
+    given = Counter(medium.modality for medium in media)
+    known = tokenizer.added_tokens_encoder
+    for modality in MODALITIES:
         token = mark(modality)
-        found = int((array == tokenizer.convert_tokens_to_ids(token)).sum())
-        if found != given:
+        found = int((array == known[token]).sum()) if token in known else 0
+        if found != given[modality]:
             raise DataError(
-                f"{record.source}: {found} {token} placeholders in the tokens for {given} media; "
+                f"{record.source}: {found} {token} placeholders in the tokens for {given[modality]} media; "
                 f"does the text hold a literal {token!r}?"
             )
     if not any(flags):

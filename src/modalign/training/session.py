@@ -30,6 +30,7 @@ from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner, ModelLearner, StageOneLearner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
+from modalign.training.recipes import select
 from modalign.training.settings import EncoderMode, LearningRates, Stage, TrainSettings
 from modalign.training.sources import Parts, sources_of
 from modalign.training.tracking import Track, check_tracker, open_tracker
@@ -127,6 +128,7 @@ class Session:
         train, val: tokenised samples.
         cache: directory of the feature cache.
         seed: of new weights and of the data order.
+        text: further records without media, for recipes that mix them in.
         parallel: companions of this process.
         report: called after every step with the stage's name.
         track: logs values of a step, in place of ``settings.tracker``.
@@ -142,10 +144,12 @@ class Session:
         cache: Path,
         seed: int,
         *,
+        text: Sequence[Sample] = (),
         parallel: Parallel | None = None,
         report: Report | None = None,
         track: Track | None = None,
     ) -> None:
+        self.text_samples = text
         self.method, self.parts, self.settings = method, parts, settings
         self.rates = self.rates_of(method.stages[-1])
         self.train_samples, self.val_samples = train, val
@@ -241,13 +245,10 @@ class Session:
         return rates.model_copy(update={"connector": rates.connector * self.method.cls.rate_scale})
 
     def _learner(self, stage: Stage) -> Learner:
+        samples = select(self.train_samples, stage, self.seed, self.text_samples)
         if stage.runs == "stage_one":
-            return StageOneLearner(
-                self.model, self.train_samples, self._stage_one_source(), self.collator.pad_id
-            )
-        samples = self.train_samples
-        if stage.data == "media":
-            samples = [sample for sample in samples if sample.media]
+            source = self._stage_one_source()
+            return StageOneLearner(self.model, samples, source, self.collator.pad_id)
         return ModelLearner(self.model, samples, self.collator, self.settings, stage)
 
     def _stage_one_source(self) -> CachedFeatures:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 LLMMode = Literal["frozen", "lora", "full"]
 EncoderMode = Literal["frozen", "full"]
+Kind = Literal["captions", "instructions", "text"]  # of a record; each has exactly one
 
 
 class _Strict(BaseModel):
@@ -40,7 +41,11 @@ class Stage(_Strict):
         runs: ``model`` (the whole model, through the language model) or ``stage_one`` (the
             connector's own pre-training, without the language model).
         objective: term -> weight.
-        data: every record, or only those with media (``media``).
+        data: which records (:func:`modalign.training.recipes.select`): ``all``, those with media
+            (``media``), ``captions``, ``instructions``, those without media (``text``), or those of
+            a skill, domain or source: ``domain:counting``; ``domain:*`` is the largest skill.
+        pairs: ``true``, or ``shuffled``: every medium is replaced by somebody else's (a control).
+        mix: kind -> its share of the records that the stage sees, beside ``data``.
         llm, encoder: overrides of what trains in this stage.
         learning_rates: of this stage, in place of the run's.
     """
@@ -49,10 +54,22 @@ class Stage(_Strict):
     share: PositiveFloat = 1.0
     runs: Literal["model", "stage_one"] = "model"
     objective: dict[str, float] = Field(default_factory=lambda: {"cross_entropy": 1.0})
-    data: Literal["all", "media"] = "all"
+    data: Annotated[str, Field(pattern=r"^(all|media|captions|instructions|text|domain:.+)$")] = (
+        "all"
+    )
+    pairs: Literal["true", "shuffled"] = "true"
+    mix: dict[Kind, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     llm: LLMMode | None = None
     encoder: EncoderMode | None = None
     learning_rates: LearningRates | None = None
+
+    @model_validator(mode="after")
+    def _mix_leaves_room(self) -> Stage:
+        if sum(self.mix.values()) >= 1:
+            raise ValueError("the shares of mix add up to 1 or more, so nothing is left for data")
+        if self.data in self.mix:
+            raise ValueError(f"mix adds {self.data}, which is the stage's data already")
+        return self
 
 
 class TrainSettings(_Strict):

@@ -85,8 +85,11 @@ def freeze(
             parameter.requires_grad_(wanted and rates.llm > 0)
         else:
             parameter.requires_grad_(encoder == "full" and rates.encoder > 0)
+    if encoder == "frozen":
+        model.encoders.eval()
     for module in model.encoders.values():
-        module.train(encoder == "full" or module.fresh)  # type: ignore[arg-type]
+        if module.fresh:
+            module.train()
     if llm == "frozen":
         model.language_model.eval()
 

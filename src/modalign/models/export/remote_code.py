@@ -174,23 +174,28 @@ def _registry_shim(connectors: list[type[Connector]]) -> str:
 
 
 def _encoders_shim(modalities: Sequence[str]) -> str:
-    names = [(modality, flat_name(f"modalign.encoders.{modality}")) for modality in modalities]
+    """transformers copies only the files that ``from .file import name`` names."""
+    flat = {modality: flat_name(f"modalign.encoders.{modality}") for modality in modalities}
+    readers = [modality for modality in modalities if modality != "image"]  # has its own processor
     lines = ['"""The encoders of this model."""', ""]
-    lines += [f"from . import {flat} as _{modality}" for modality, flat in names]
-    entries = ", ".join(f'"{modality}": _{modality}' for modality, _ in names)
+    lines += [f"from .{flat[m]} import build as build_{m}" for m in modalities]
+    lines += [f"from .{flat[m]} import prepare as prepare_{m}" for m in readers]
+    builders = ", ".join(f'"{m}": build_{m}' for m in modalities)
+    preparers = ", ".join(f'"{m}": prepare_{m}' for m in readers)
     lines += [
         "",
-        f"_KNOWN = {{{entries}}}",
+        f"_BUILD = {{{builders}}}",
+        f"_PREPARE = {{{preparers}}}",
         "",
         "",
         "def build_encoder(modality, spec):",
         '    """Build an encoder from its description."""',
-        "    return _KNOWN[modality].build(spec)",
+        "    return _BUILD[modality](spec)",
         "",
         "",
         "def prepare_signals(modality, spec, signals):",
         '    """Decoded signals as tensors."""',
-        "    return _KNOWN[modality].prepare(spec, signals)",
+        "    return _PREPARE[modality](spec, signals)",
         "",
     ]
     return "\n".join(lines)

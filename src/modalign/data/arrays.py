@@ -1,0 +1,165 @@
+"""Numbers in the files that people keep them in: `.npy`, safetensors, a Parquet column, or JSON in the row.
+
+What follows `#` names a part; rows count from 0:
+
+| file | part |
+|---|---|
+| `x.npy` | none: all of it; `#12`: row 12 (mapped, so the rest is not read) |
+| `x.safetensors` | `#name`, `#name:12`; none where the file holds one tensor |
+| `x.parquet` | `#column:12`: one cell, a list of numbers or a list of such lists |
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modalign.data.parquet import parquet_row
+from modalign.data.records import Media
+from modalign.data.signals import SignalError, file_and_part, inline_value
+
+MAX_VALUES = 2**24  # one signal; more is a whole data set named by mistake
+NPY = b"\x93NUMPY"
+
+
+def read_array(media: Media) -> np.ndarray:
+    """The numbers of a medium as float32, of whatever shape they have.
+
+    Missing values (null) become NaN; it is for the modality to say whether they may be.
+
+    Raises:
+        SignalError: missing, damaged, no numbers, ragged, empty, or over ``MAX_VALUES`` numbers.
+    """
+    try:
+        value = _from_bytes(media) if media.data is not None else _from_file(media)
+    except FileNotFoundError:
+        raise SignalError(
+            "missing-media", media, "the file does not exist: put it there or correct the path"
+        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+    return _numbers(media, value)
+
+
+def row_number(media: Media, text: str) -> int:
+    """The row that a part names, from 0.
+
+    Raises:
+        SignalError: it is no number.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise SignalError("broken-media", media, f"{text!r} is no row: rows are 0, 1, 2, ...")
+    return int(text)
+
+
+def _from_bytes(media: Media) -> Any:
+    data = media.data or b""
+    return np.load(io.BytesIO(data)) if data.startswith(NPY) else inline_value(media)
+
+
+def _from_file(media: Media) -> Any:
+    file, part = file_and_part(media)
+    readers = {".npy": _npy, ".safetensors": _safetensors, ".parquet": _parquet, ".json": _json}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise SignalError(
+            "broken-media", media, f"numbers are read from {', '.join(readers)}, or from the row"
+        )
+    return reader(media, file, part)
+
+
+def _numbers(media: Media, value: Any) -> np.ndarray:
+    """Anything array-like as float32."""
+    size = value.size if isinstance(value, np.ndarray) else 0
+    if size > MAX_VALUES:  # before a mapped file is read
+        raise SignalError(
+            "broken-media",
+            media,
+            f"{' x '.join(map(str, value.shape))} numbers, more than the {MAX_VALUES:,} of one "
+            "signal: name one row of them (#0, #1, ...)",
+        )
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "OUS":  # None among numbers; text is refused
+            array = np.array(value, dtype=np.float64) if _no_text(value) else array
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"they are {array.dtype}")
+        with np.errstate(over="ignore"):
+            array = np.array(array, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        reason = "lists of unequal length" if "inhomogeneous" in str(error) else str(error)
+        raise SignalError("broken-media", media, f"holds no array of numbers ({reason})") from None
+    if not array.size:
+        raise SignalError("broken-media", media, f"is empty (shape {array.shape})")
+    return array
+
+
+def _no_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_no_text, value))
+    return value is None or isinstance(value, int | float)
+
+
+def _npy(media: Media, file: Path, part: str | None) -> np.ndarray:
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    if part is None:
+        return array
+    return array[_row(media, part, array.shape)]
+
+
+def _safetensors(media: Media, file: Path, part: str | None) -> np.ndarray:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as tensors:  # numpy has no bfloat16
+            names = list(tensors.keys())
+            name, row = _named(part, names)
+            if name is None and len(names) == 1:
+                name = names[0]
+            if name not in names:
+                raise SignalError(
+                    "broken-media",
+                    media,
+                    f"name one of its tensors after '#': {', '.join(names[:10])}",
+                )
+            if row is None:
+                return tensors.get_tensor(name).float().numpy()
+            rows = tensors.get_slice(name)
+            return rows[_row(media, row, tuple(rows.get_shape()))].float().numpy()
+    except SafetensorError as error:
+        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+
+
+def _parquet(media: Media, file: Path, part: str | None) -> Any:
+    column, _, row = (part or "").rpartition(":")
+    if not column:
+        raise SignalError("broken-media", media, "name column and row: x.parquet#column:0")
+    return parquet_row(media, file, row_number(media, row), [column])[column]
+
+
+def _json(media: Media, file: Path, part: str | None) -> Any:
+    value = inline_value(Media(media.modality, data=file.read_bytes()))
+    if part is None:
+        return value
+    if not isinstance(value, list):
+        raise SignalError("broken-media", media, "is no list, so it has no rows")
+    return value[_row(media, part, (len(value),))]
+
+
+def _named(part: str | None, names: list[str]) -> tuple[str | None, str | None]:
+    """Tensor and row that a part names; a name may hold a colon itself."""
+    if part is None or part in names:
+        return part, None
+    name, _, row = part.rpartition(":")
+    return name or None, row
+
+
+def _row(media: Media, part: str, shape: tuple[int, ...]) -> int:
+    row = row_number(media, part)
+    if not shape or row >= shape[0]:
+        rows = shape[0] if shape else 0
+        raise SignalError("broken-media", media, f"has no row {row}: it has {rows}, from 0")
+    return row

@@ -1,0 +1,287 @@
+"""Opening recordings: in blocks (a limit holds before memory fills) and in one form (mono float32).
+
+libsndfile (soundfile) reads WAV, FLAC, MP3, Ogg, AIFF, AU, CAF; what it does not know (AAC in MP4, WebM, WMA,
+AMR) PyAV does. Both come with the extra ``audio``. Sample rates are converted by soxr at high quality.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import struct
+import wave
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+
+from modalign.data.records import Media
+from modalign.data.signals import SignalError
+from modalign.errors import UsageError
+
+MAX_SECONDS = 600.0
+RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong
+MAX_AMPLITUDE = 1e6  # of full scale; larger floats overflow once squared
+BLOCK = 65_536  # samples per channel decoded at a time
+
+# Plain sound only: no format that is a playlist, a script or another program's data.
+SOUNDFILE_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "MP3", "OGG", "AIFF", "AU", "CAF")
+PYAV_FORMATS = "mov,mp4,m4a,3gp,matroska,webm,aac,ac3,eac3,asf,amr,amrnb,amrwb,ogg,flac,mp3,wav"
+UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)  # what programs that write WAV to a pipe put for the length
+
+
+def open_audio(
+    media: Media, rate: int, max_seconds: float | None = None, *, crop: bool = False
+) -> np.ndarray:
+    """Decode a recording to (S,) float32, mono (the mean of its channels), at ``rate`` Hz.
+
+    Args:
+        media: file or bytes.
+        rate: Hz wanted.
+        max_seconds: a longer recording is refused (default: ``MAX_SECONDS``).
+        crop: take the beginning of a longer recording instead.
+
+    Raises:
+        SignalError: missing, damaged, truncated, empty, too long, or with samples that are no numbers.
+        UsageError: a library that decodes it is missing.
+    """
+    with ExitStack() as stack:
+        recording = _recording(media, stack)
+        blocks = list(_mono(recording, media, max_seconds or MAX_SECONDS, crop))
+    samples = np.concatenate(blocks)
+    if recording.rate != rate:
+        samples = _library("soxr").resample(samples, recording.rate, rate, quality="HQ")
+    if not len(samples):
+        _refuse(media, f"less than one sample at {rate} Hz: remove the row")
+    return samples
+
+
+def check_audio(media: Media, *, max_seconds: float = MAX_SECONDS) -> None:
+    """Decode a recording once, keeping nothing, to see that `open_audio` will work.
+
+    Raises:
+        SignalError: as `open_audio` does.
+    """
+    with ExitStack() as stack:
+        for _ in _mono(_recording(media, stack), media, max_seconds, crop=False):
+            pass
+
+
+def duration(media: Media) -> float:
+    """Length in seconds as the header says, else by decoding.
+
+    Raises:
+        SignalError: as `open_audio` does.
+    """
+    with ExitStack() as stack:
+        recording = _recording(media, stack)
+        if recording.promised is not None:
+            return recording.promised / recording.rate
+        blocks = _mono(recording, media, MAX_SECONDS, crop=True)
+        return sum(len(block) for block in blocks) / recording.rate
+
+
+def blank_audio(media: Media) -> Media:
+    """Silence of another recording's length and rate."""
+    with ExitStack() as stack:
+        rate = _recording(media, stack).rate
+    samples = len(open_audio(media, rate))
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(bytes(2 * samples))
+    return Media("audio", data=buffer.getvalue())
+
+
+# --- from blocks to mono ------------------------------------------------------------------------
+
+
+@dataclass
+class _Recording:
+    """An open recording.
+
+    Attributes:
+        rate: Hz.
+        promised: samples per channel that the header states, where it states them reliably.
+        blocks: of (samples, channels) float32.
+    """
+
+    rate: int
+    promised: int | None
+    blocks: Iterator[np.ndarray]
+
+
+def _mono(
+    recording: _Recording, media: Media, max_seconds: float, crop: bool
+) -> Iterator[np.ndarray]:
+    """Blocks of mono samples; everything that can be wrong with them is refused here."""
+    limit = round(max_seconds * recording.rate)
+    total = 0
+    for block in _decoded(recording, media):
+        mono = block.mean(axis=1, dtype=np.float32)
+        # A NaN fails every comparison, so that it is refused by this one too.
+        if not (np.abs(mono) <= MAX_AMPLITUDE).all():
+            second = (total + int(np.argmin(np.abs(mono) <= MAX_AMPLITUDE))) / recording.rate
+            _refuse(
+                media, f"a sample at {second:.2f} s is NaN, infinite or beyond 1e6: export it anew"
+            )
+        total += len(mono)
+        if total > limit:
+            if not crop:
+                _refuse(
+                    media,
+                    f"longer than the limit of {max_seconds:g} s: cut it, or set the audio encoder's "
+                    f"option max_seconds, or longer=crop to take its beginning",
+                )
+            yield mono[: len(mono) - (total - limit)]
+            return
+        yield mono
+    if not total:
+        _refuse(media, "0 seconds long: remove the row, or record it anew")
+    if recording.promised is not None and total < recording.promised:
+        _refuse(
+            media,
+            f"its header says {recording.promised / recording.rate:.2f} s, but it holds "
+            f"{total / recording.rate:.2f} s: it was cut off, copy it anew",
+        )
+
+
+def _decoded(recording: _Recording, media: Media) -> Iterator[np.ndarray]:
+    try:
+        yield from recording.blocks
+    except Exception as error:  # decoders raise whatever the damage happens to cause
+        _refuse(media, f"damaged audio ({_first_line(error)}): copy it anew")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _refuse(media: Media, message: str) -> NoReturn:
+    raise SignalError("broken-media", media, message) from None
+
+
+# --- decoders -----------------------------------------------------------------------------------
+
+
+def _library(name: str) -> ModuleType:
+    """An optional library of the extra ``audio``."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UsageError(
+            f"reading audio needs the library {name}: pip install 'modalign[audio]'"
+        ) from None
+
+
+def _recording(media: Media, stack: ExitStack) -> _Recording:
+    """Open a recording with the first library that knows its format; `stack` closes it."""
+    try:
+        stream = stack.enter_context(_stream(media))
+    except FileNotFoundError:
+        raise SignalError(
+            "missing-media", media, "the file does not exist: put it there or correct the path"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SignalError("missing-media", media, f"the file cannot be read ({error})") from None
+    if not stream.read(1):
+        _refuse(media, "the file is empty: copy it anew")
+    stream.seek(0)
+    recording = _by_soundfile(stream, media, stack)
+    if recording is None:
+        stream.seek(0)
+        recording = _by_pyav(stream, media, stack)
+    low, high = RATES
+    if not low <= recording.rate <= high:
+        _refuse(
+            media, f"its header says {recording.rate} Hz, which no recording has: export it anew"
+        )
+    return recording
+
+
+def _stream(media: Media) -> BinaryIO:
+    if media.data is not None:
+        return io.BytesIO(media.data)
+    assert media.path is not None
+    return open(media.path, "rb")
+
+
+def _by_soundfile(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording | None:
+    """None where libsndfile does not know the format."""
+    soundfile = _library("soundfile")
+    try:
+        file = stack.enter_context(soundfile.SoundFile(stream))
+    except soundfile.LibsndfileError as error:
+        if error.code == 1:  # SF_ERR_UNRECOGNISED_FORMAT
+            return None
+        _refuse(media, f"damaged audio ({error.error_string}): copy it anew")
+    if file.format not in SOUNDFILE_FORMATS:
+        return None
+    here = stream.tell()
+    promised = _wav_length(stream) if file.format in ("WAV", "WAVEX") else None
+    if promised is None and not (file.format == "MP3" and not _counts_frames(stream)):
+        promised = file.frames
+    stream.seek(here)
+    return _Recording(file.samplerate, promised, _soundfile_blocks(file))
+
+
+def _soundfile_blocks(file: Any) -> Iterator[np.ndarray]:
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _wav_length(stream: BinaryIO) -> int | None:
+    """Samples that a RIFF header promises: libsndfile itself goes by the file's size.
+
+    None where the encoding is not plain samples, or the writer did not know the length.
+    """
+    stream.seek(12)
+    align = 0
+    while len(head := stream.read(8)) == 8:
+        name, size = struct.unpack("<4sI", head)
+        if name == b"fmt ":
+            plain, align = struct.unpack("<H10xH", stream.read(14))
+            if plain not in (1, 3, 0xFFFE):  # PCM, float, extensible
+                return None
+            size -= 14
+        elif name == b"data":
+            return size // align if align and size not in UNKNOWN_LENGTHS else None
+        stream.seek(size + size % 2, io.SEEK_CUR)
+    return None
+
+
+def _counts_frames(stream: BinaryIO) -> bool:
+    """Whether an MP3 states its length (Xing or Info header); without, libsndfile estimates it."""
+    stream.seek(0)
+    head = stream.read(65_536)
+    return b"Xing" in head or b"Info" in head
+
+
+def _by_pyav(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording:
+    av = _library("av")
+    try:
+        # An open file, and formats that cannot name others: nothing else is ever opened.
+        container = stack.enter_context(av.open(stream, options={"format_whitelist": PYAV_FORMATS}))
+    except (av.FFmpegError, ValueError) as error:
+        _refuse(
+            media,
+            f"no audio of a known format ({_first_line(error)}): save it as WAV, FLAC, MP3 or OGG",
+        )
+    if not container.streams.audio:
+        _refuse(media, "the file holds no sound: remove the row")
+    track = container.streams.audio[0]
+    if not track.rate:
+        _refuse(media, "damaged audio (no sample rate): copy it anew")
+    return _Recording(track.rate, None, _pyav_blocks(av, container, track))
+
+
+def _pyav_blocks(av: Any, container: Any, track: Any) -> Iterator[np.ndarray]:
+    planar = av.AudioResampler(format="fltp", rate=track.rate)
+    for frame in container.decode(track):
+        for converted in planar.resample(frame):
+            yield converted.to_ndarray().T

@@ -1,0 +1,67 @@
+"""Vectors: a medium is N precomputed vectors of width d, from any encoder that ran elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from modalign.data.arrays import read_array
+from modalign.data.records import Media
+from modalign.data.signals import SignalError
+
+
+def open_vectors(media: Media, width: int | None = None) -> np.ndarray:
+    """Read the vectors of a medium.
+
+    Args:
+        media: a file or part of a file (see :mod:`modalign.data.arrays`), or lists in the row. One
+            vector (d,) stands for (1, d).
+        width: d that must be found.
+
+    Returns:
+        (N, d) float32, all finite.
+
+    Raises:
+        SignalError: unreadable, of another width, of more than two dimensions, or with a value that is
+            missing, NaN or infinite.
+    """
+    array = np.atleast_2d(read_array(media))
+    if array.ndim > 2:
+        shape = " x ".join(map(str, array.shape))
+        raise SignalError(
+            "broken-media",
+            media,
+            f"has shape {shape}, not (N, d): name one of its rows (#0, #1, ...)",
+        )
+    if width is not None and array.shape[1] != width:
+        raise SignalError(
+            "broken-media",
+            media,
+            f"vectors of width {array.shape[1]}, but the model's are {width} wide",
+        )
+    wrong = np.argwhere(~np.isfinite(array))
+    if len(wrong):
+        row, place = wrong[0]
+        raise SignalError(
+            "broken-media",
+            media,
+            f"value {place} of vector {row} is {array[row, place]}: every value must be a finite "
+            "number; leave the row out or fill the value in",
+        )
+    return array
+
+
+def check_vectors(media: Media) -> None:
+    """Read a medium once to see that `open_vectors` will work.
+
+    Raises:
+        SignalError: as `open_vectors` does.
+    """
+    open_vectors(media)
+
+
+def blank_vectors(media: Media) -> Media:
+    """As many zero vectors of the same width."""
+    count, width = open_vectors(media).shape
+    return Media("vectors", data=json.dumps([[0] * width] * count).encode())

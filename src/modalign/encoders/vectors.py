@@ -1,0 +1,74 @@
+"""Vectors: precomputed (N, d) arrays are the features; the encoder is the identity.
+
+It has no parameters. With ``standardise`` it takes off the training vectors' mean and divides by their
+standard deviation, dimension by dimension: connectors are initialised for features of that size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features, prefix_mask
+
+
+class Identity(SignalEncoder):
+    """Vectors as they are, or standardised.
+
+    Args:
+        width: d.
+        length: N, the most vectors that one signal may have.
+        standardise: keep ``mean`` and ``scale`` (d,), set by :meth:`fit`, saved with the model.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, length: int, standardise: bool = False) -> None:
+        super().__init__()
+        self.feature_size, self.num_features = width, length
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("scale", torch.ones(width))
+
+    def fit(self, vectors: np.ndarray) -> None:
+        """Mean and standard deviation of (n, d) vectors; a dimension that never varies keeps scale 1."""
+        scale = vectors.std(axis=0, dtype=np.float64)
+        self.mean.copy_(torch.from_numpy(vectors.mean(axis=0, dtype=np.float64)))
+        self.scale.copy_(torch.from_numpy(np.where(scale > 0, scale, 1.0)))
+
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(n, N, d) -> the same, with the mask of the vectors that are there."""
+        features = (values - self.mean) / self.scale if self.standardise else values
+        return all_features(features) if mask is None else (features, mask)
+
+
+def build(spec: dict[str, Any]) -> Identity:
+    """Build the encoder from its description (``kind``: identity)."""
+    if spec["kind"] != "identity":
+        raise EncoderError(f"unknown encoder of vectors {spec['kind']!r}; known: identity")
+    return Identity(spec["width"], spec["length"], spec["standardise"])
+
+
+def prepare(spec: dict[str, Any], signals: Sequence[np.ndarray]) -> Prepared:
+    """(N_i, d) arrays -> values (n, N, d), zeros behind the shorter ones.
+
+    Raises:
+        EncoderError: another width, or more vectors than the model takes.
+    """
+    width, length = spec["width"], spec["length"]
+    for signal in signals:
+        if signal.ndim != 2 or signal.shape[1] != width or not 0 < len(signal) <= length:
+            raise EncoderError(
+                f"vectors of shape {signal.shape}; the model takes (N, {width}) with N up to {length}"
+            )
+    counts = [len(signal) for signal in signals]
+    values = torch.zeros(len(signals), max(counts, default=0), width)
+    for row, signal in enumerate(signals):
+        values[row, : len(signal)] = torch.from_numpy(signal)
+    return Prepared(values, prefix_mask(torch.tensor(counts), values.shape[1]), counts)

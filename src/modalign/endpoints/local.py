@@ -1,0 +1,176 @@
+"""A chat model in this process: a causal language model of transformers with its chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from modalign.endpoints.chat import ChatMessage, Reply, ToolCall, ToolSchema, Usage
+from modalign.endpoints.errors import EndpointError
+from modalign.endpoints.tool_calls import as_plain_text, split_calls, with_mappings
+from modalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SETTINGS = {"max_tokens", "temperature", "top_p", "seed"}
+
+
+class LocalChat:
+    """The protocol of :class:`~modalign.endpoints.chat.Chat` over a model and its tokenizer.
+
+    Where the chat template takes tools it is given them, and its tokenizer's own response template reads
+    the calls; elsewhere schemas, calls and observations are written as text (:mod:`tool_calls`).
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, with a chat template.
+        max_tokens: longest reply in tokens, unless a request says otherwise.
+
+    Raises:
+        UsageError: the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 512
+    ) -> None:
+        if tokenizer.chat_template is None:
+            raise UsageError(
+                f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template; give one that was"
+                " made for conversations"
+            )
+        self.language_model: Any = model
+        self.tokenizer: Any = tokenizer
+        self.model = str(model.config.name_or_path or type(model).__name__)
+        self.max_tokens = max_tokens
+        self.usage = Usage()
+        self.knows_tools = _knows_tools(tokenizer)
+
+    def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[ToolSchema] | None = None,
+        *,
+        sample: int = 0,
+        **settings: Any,
+    ) -> Reply:
+        """Answer the last turn: greedily, or by sampling where ``temperature`` is above 0.
+
+        Args:
+            messages: the turns.
+            tools: schemas of tools that the model may call.
+            sample: added to ``seed``: another number, another draw.
+            settings: max_tokens, temperature, top_p, seed.
+
+        Raises:
+            UsageError: an unknown setting.
+            EndpointError: the conversation does not fit the template or the model's context.
+        """
+        if unknown := settings.keys() - SETTINGS:
+            known = ", ".join(sorted(SETTINGS))
+            raise UsageError(
+                f"a local model knows no {', '.join(sorted(unknown))}; it knows {known}"
+            )
+        ids = self._prompt(messages, tools)
+        limit = int(settings.get("max_tokens", self.max_tokens))
+        self._check_room(ids.shape[1], limit)
+        new = self._generate(ids, limit, sample, settings)
+        text, calls = self._read(ids, new, tools)
+        cut = new.shape[0] >= limit and not self._ended(new)
+        finish = "length" if cut else "tool_calls" if calls else "stop"
+        reply = Reply(text, calls, finish, ids.shape[1], new.shape[0])
+        self.usage.add(reply)
+        return reply
+
+    def _prompt(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] | None
+    ) -> Tensor:
+        """(1, T) int64 token ids of the conversation."""
+        from jinja2 import TemplateError
+
+        if self.knows_tools:
+            turns, offered = with_mappings(messages), list(tools) if tools else None
+        else:
+            turns, offered = as_plain_text(messages, tools), None
+        try:
+            inputs = self.tokenizer.apply_chat_template(
+                turns,
+                tools=offered,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        except TemplateError as error:
+            raise EndpointError(f"{self.model}: its chat template refuses: {error}") from None
+        ids: Tensor = inputs["input_ids"].to(self.language_model.device)
+        return ids
+
+    def _check_room(self, length: int, limit: int) -> None:
+        context = getattr(self.language_model.config, "max_position_embeddings", None)
+        if context is not None and length + limit > context:
+            raise EndpointError(
+                f"{self.model}: {length} tokens of prompt and {limit} of reply are more than its"
+                f" context of {context}"
+            )
+
+    def _generate(self, ids: Tensor, limit: int, sample: int, settings: dict[str, Any]) -> Tensor:
+        """(new,) ids that the model wrote."""
+        import torch
+
+        temperature = float(settings.get("temperature", 0.0))
+        drawing: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            top_p = float(settings.get("top_p", 1.0))
+            drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        pad = self.tokenizer.pad_token_id
+        devices = [ids.device] if ids.device.type == "cuda" else []
+        with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(settings.get("seed", 0)) + sample)
+            made = self.language_model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=limit,
+                pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
+                **drawing,
+            )
+        new: Tensor = made[0, ids.shape[1] :]
+        return new
+
+    def _ended(self, new: Tensor) -> bool:
+        ends = self.language_model.generation_config.eos_token_id
+        return new.shape[0] > 0 and int(new[-1]) in (ends if isinstance(ends, list) else [ends])
+
+    def _read(
+        self, ids: Tensor, new: Tensor, tools: Sequence[ToolSchema] | None
+    ) -> tuple[str, tuple[ToolCall, ...]]:
+        """The reply's text and calls."""
+        if tools and getattr(self.tokenizer, "response_template", None):
+            message = self.tokenizer.parse_response(
+                new.tolist(), prefix=ids[0].tolist(), tools=list(tools)
+            )
+            calls = message.get("tool_calls") or ()
+            return message.get("content") or "", tuple(map(_typed_call, range(len(calls)), calls))
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        return split_calls(text) if tools else (text.strip(), ())
+
+
+def _typed_call(place: int, item: dict[str, Any]) -> ToolCall:
+    function = item["function"]
+    return ToolCall(
+        str(function["name"]), json.dumps(function.get("arguments", {})), f"call_{place}"
+    )
+
+
+def _knows_tools(tokenizer: Any) -> bool:
+    """Whether the chat template shows the model the tools it is given."""
+    turn = [{"role": "user", "content": "?"}]
+    function = {
+        "name": "look",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    }
+    tools = [{"type": "function", "function": function}]
+    without = tokenizer.apply_chat_template(turn, tokenize=False)
+    return bool(tokenizer.apply_chat_template(turn, tools=tools, tokenize=False) != without)

@@ -1,0 +1,110 @@
+"""Tool calls in the text of a model whose tokenizer does not say how to read them.
+
+Two forms cover most open models: a JSON mapping between ``<tool_call>`` tags (Hermes, Qwen) and an
+answer that is nothing but such a mapping (Llama 3).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from modalign.endpoints.chat import ChatMessage, ToolCall, ToolSchema
+
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+INSTRUCTIONS = """You may call these tools, one JSON schema a line:
+{schemas}
+To call one, answer with nothing but
+<tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>"""
+
+
+def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    """A model's text without its calls, and the calls; a malformed one has no name and all its text."""
+    bodies = _TAGGED.findall(text)
+    if bodies:
+        calls = tuple(_call(body, place) for place, body in enumerate(bodies))
+        return _TAGGED.sub("", text).strip(), calls
+    if text.lstrip().startswith("{"):
+        call = _call(text, 0)
+        if call.name:
+            return "", (call,)
+    return text.strip(), ()
+
+
+def _call(body: str, place: int) -> ToolCall:
+    identity = f"call_{place}"
+    try:
+        value = json.loads(body)
+        name = value["name"]
+        arguments = value.get("arguments", value.get("parameters", {}))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ToolCall("", body.strip(), identity)
+    if not isinstance(name, str):
+        return ToolCall("", body.strip(), identity)
+    return ToolCall(
+        name, arguments if isinstance(arguments, str) else json.dumps(arguments), identity
+    )
+
+
+def with_mappings(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Messages whose calls hold their arguments as mappings, as chat templates expect them."""
+    return [
+        {**message, "tool_calls": [_with_mapping(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        arguments = None
+    function["arguments"] = arguments if isinstance(arguments, dict) else {}
+    return {**call, "function": function}
+
+
+def as_plain_text(
+    messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] | None
+) -> list[ChatMessage]:
+    """The same conversation for a template that knows no tools: schemas, calls and observations as text."""
+    plain: list[ChatMessage] = []
+    for message in messages:
+        if message["role"] == "tool":
+            plain.append({"role": "user", "content": f"Observation: {message['content']}"})
+        elif message.get("tool_calls"):
+            calls = "\n".join(_tagged(call) for call in message["tool_calls"])
+            content = f"{message.get('content') or ''}\n{calls}".strip()
+            plain.append({"role": "assistant", "content": content})
+        else:
+            plain.append({"role": message["role"], "content": message.get("content") or ""})
+    if tools:
+        schemas = "\n".join(json.dumps(tool) for tool in tools)
+        place = next((i for i, message in enumerate(plain) if message["role"] == "user"), None)
+        if place is not None:  # into the first user turn: not every template takes a system turn
+            asked = plain[place]["content"]
+            told = INSTRUCTIONS.format(schemas=schemas)
+            plain[place] = {"role": "user", "content": f"{told}\n\n{asked}"}
+    return _joined(plain)
+
+
+def _tagged(call: dict[str, Any]) -> str:
+    function = call["function"]
+    name = json.dumps(function["name"])
+    return f'<tool_call>{{"name": {name}, "arguments": {function["arguments"]}}}</tool_call>'
+
+
+def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Neighbouring turns of one role as one turn: many templates insist that roles alternate."""
+    joined: list[ChatMessage] = []
+    for message in messages:
+        if joined and joined[-1]["role"] == message["role"]:
+            joined[-1] = {**message, "content": f"{joined[-1]['content']}\n{message['content']}"}
+        else:
+            joined.append(message)
+    return joined

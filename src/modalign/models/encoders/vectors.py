@@ -1,0 +1,99 @@
+"""Vectors: width and greatest number are read from the training data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modalign.data.records import Media
+from modalign.data.signals import SignalError
+from modalign.data.vectors import open_vectors
+from modalign.encoders.vectors import Identity, build
+from modalign.errors import UsageError
+from modalign.models.encoders.options import Options
+
+FITTED = 20_000  # media, spread evenly, that mean and standard deviation are taken from
+
+
+class VectorOptions(Options):
+    """What can be set.
+
+    Attributes:
+        standardise: zero mean and unit variance in every dimension, over the training vectors.
+        max_vectors: the most vectors of one signal (default: the training data's longest).
+    """
+
+    standardise: bool = False
+    max_vectors: int | None = None
+
+
+def load(
+    name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
+) -> tuple[dict[str, Any], Identity]:
+    """Describe and build the identity encoder for some training vectors.
+
+    Args:
+        name: None or "none": vectors have been encoded already.
+        media: training media.
+        options: see :class:`VectorOptions`.
+        allow_pickle: nothing to read here.
+
+    Raises:
+        UsageError: another name, an unknown option, no media.
+        SignalError: a medium cannot be read, or has another width than most.
+    """
+    if name not in (None, "none"):
+        raise UsageError(f"vectors are encoded already: the encoder is none, not {name!r}")
+    chosen = VectorOptions.read("vectors", options)
+    if not media:
+        raise UsageError("no vectors in the training data: their width cannot be known")
+    width, longest = _measure(media)
+    length = chosen.max_vectors or longest
+    if length < longest:
+        raise UsageError(f"max_vectors={length}, but a training medium holds {longest} vectors")
+    spec = {
+        "kind": "identity",
+        "width": width,
+        "length": length,
+        "standardise": chosen.standardise,
+    }
+    encoder = build(spec)
+    if chosen.standardise:
+        step = -(-len(media) // FITTED)
+        encoder.fit(np.concatenate([open_vectors(medium) for medium in media[::step]]))
+    return spec, encoder.eval()
+
+
+def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
+    """Read the vectors of a medium as the model takes them.
+
+    Raises:
+        SignalError: another width, or more vectors than the model takes.
+    """
+    array = open_vectors(media, spec["width"])
+    if len(array) > spec["length"]:
+        raise SignalError(
+            "broken-media",
+            media,
+            f"{len(array)} vectors, but the model takes at most {spec['length']}: shorten it, or "
+            f"train with max_vectors={len(array)}",
+        )
+    return array
+
+
+def _measure(media: Sequence[Media]) -> tuple[int, int]:
+    """Width of the vectors, and the most that one medium holds."""
+    shapes = [open_vectors(medium).shape for medium in media]
+    (width, count), *others = Counter(found for _, found in shapes).most_common()
+    if others:
+        odd, found = next((m, s[1]) for m, s in zip(media, shapes, strict=True) if s[1] != width)
+        raise SignalError(
+            "broken-media",
+            odd,
+            f"vectors of width {found}; {count} of {len(media)} media of the training data have "
+            f"width {width}",
+        )
+    return width, max(length for length, _ in shapes)

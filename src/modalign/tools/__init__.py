@@ -1,0 +1,1 @@
+"""Tools: somebody else perceives, and the language model reads text."""

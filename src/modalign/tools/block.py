@@ -1,0 +1,165 @@
+"""The text block that a language model reads in place of a medium, within a token budget.
+
+Natural-language-assisted tool use: captions, tags, lines of OCR and detections are written by a template.
+Where the block is longer than the budget, its least informative lines go first.
+
+How informative a line is: its score (the tool's confidence) times its *novelty*, the share of its words
+that no more informative line has said already, each word weighted by its inverse frequency among all
+lines of the block. Lines are ranked greedily by that product, as in maximal marginal relevance (Carbonell &
+Goldstein 1998): a repeated line, and a line that only rephrases others, has novelty 0 and goes first.
+Ties keep the order of the tools. Nothing depends on chance or on other media.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from modalign.errors import UsageError
+from modalign.tools.results import Line
+
+Count = Callable[[str], int]
+
+DEFAULT_TEMPLATE = """\
+{% for tool in tools if tool.lines -%}
+{{ tool.name }}: {{ tool.lines | map(attribute="text") | join("; ") }}
+{% endfor %}"""
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Section:
+    """The lines of one tool, as a template sees them."""
+
+    name: str
+    lines: tuple[Line, ...]
+
+
+class Block:
+    """Lines become a text of at most so many tokens.
+
+    Args:
+        template: jinja2, over ``tools``: each has a ``name`` and ``lines``, each of these ``text``,
+            ``score`` and ``box``. It runs in a sandbox.
+        budget: tokens of the text.
+        count: tokens of a text, by the language model's own tokenizer.
+
+    Raises:
+        UsageError: the template is wrong, or is longer than the budget without any line.
+    """
+
+    def __init__(self, template: str | None, budget: int, count: Count) -> None:
+        self._source = template if template is not None else DEFAULT_TEMPLATE
+        self._budget = budget
+        self._count = count
+        empty = count(self._rendered([]))
+        if empty > budget:
+            raise UsageError(
+                f"the template alone has {empty} tokens, the budget is {budget}: shorten it"
+            )
+
+    def write(self, sections: Sequence[Section]) -> str:
+        """The text of some tools' lines.
+
+        Whole lines are dropped until the text fits. Only where a single line is left and still does
+        not fit is that line cut, between words if it has several.
+        """
+        text = self._rendered(sections)
+        if self._fits(text):
+            return text
+        places = [(i, j) for i, section in enumerate(sections) for j in range(len(section.lines))]
+        order = rank([sections[i].lines[j] for i, j in places])
+        kept = _most(len(order) - 1, lambda n: self._fits(self._with(sections, places, order[:n])))
+        if kept:
+            return self._with(sections, places, order[:kept])
+        place = places[order[0]]
+        return self._rendered(self._cut_to_fit(sections, place)) if places else text
+
+    def _with(
+        self, sections: Sequence[Section], places: list[tuple[int, int]], kept: Sequence[int]
+    ) -> str:
+        chosen = {places[number] for number in kept}
+        return self._rendered(
+            [
+                Section(s.name, tuple(x for j, x in enumerate(s.lines) if (i, j) in chosen))
+                for i, s in enumerate(sections)
+            ]
+        )
+
+    def _cut_to_fit(self, sections: Sequence[Section], place: tuple[int, int]) -> list[Section]:
+        """The sections with as much of one line as fits, and no other."""
+        line = sections[place[0]].lines[place[1]]
+
+        def only(text: str) -> list[Section]:
+            lines = (Line(text, line.score, line.box),) if text else ()
+            return [Section(s.name, lines if i == place[0] else ()) for i, s in enumerate(sections)]
+
+        words = line.text.split(" ")
+        count = _most(len(words), lambda n: self._fits(self._rendered(only(" ".join(words[:n])))))
+        if count:
+            return only(" ".join(words[:count]))
+        letters = _most(len(words[0]), lambda n: self._fits(self._rendered(only(words[0][:n]))))
+        return only(words[0][:letters])
+
+    def _fits(self, text: str) -> bool:
+        return self._count(text) <= self._budget
+
+    @cached_property
+    def _template(self) -> Template:
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+        )
+        return environment.from_string(self._source)
+
+    def _rendered(self, sections: Sequence[Section]) -> str:
+        try:
+            return self._template.render(tools=list(sections))
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise UsageError(f"the template of the tools' text cannot be used: {error}") from None
+
+
+def rank(lines: Sequence[Line]) -> list[int]:
+    """Numbers of lines, the most informative first (see the module's text)."""
+    words = [frozenset(_WORD.findall(line.text.casefold())) for line in lines]
+    frequency = Counter(word for said in words for word in said)
+    said: set[str] = set()
+
+    def value(number: int) -> float:
+        whole = sum(1 / frequency[word] for word in sorted(words[number]))
+        new = sum(1 / frequency[word] for word in sorted(words[number] - said))
+        return lines[number].score * (new / whole if whole else 0.0)
+
+    # Values only fall while others are chosen: the first in the heap is compared anew, the rest is not.
+    heap = [(-value(number), number) for number in range(len(lines))]
+    heapq.heapify(heap)
+    order: list[int] = []
+    while heap:
+        _, number = heapq.heappop(heap)
+        now = (-value(number), number)
+        if heap and now > heap[0]:
+            heapq.heappush(heap, now)
+            continue
+        order.append(number)
+        said |= words[number]
+    return order
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The most of something, up to a limit, that fits; 0 if none does.
+
+    Found by bisection, then stepped down: a text with one line more is nearly always longer, but a
+    tokenizer does not promise it.
+    """
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,113 @@
+"""The one way in which modalign calls a tool: whatever the tool does, the caller goes on.
+
+A tool that raises, hangs, dies, returns binary data or far too much gives an :class:`Outcome` that
+says so: its text is bounded, its problem can be counted. Where a deadline is kept by a process that can
+be killed (callables by import path, MCP servers, tesseract), the tool does it itself. All others (pipelines,
+OCR and speech models, modalign's own) run in a daemon thread: sharing the model's memory is worth more
+there than being able to kill it, so a call that hangs is left behind, and after `GIVE_UP_AFTER` of
+them in a row the tool is not called any more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from modalign.data.records import Media
+from modalign.tools.base import Json, Tool, ToolError, ToolTimeoutError
+from modalign.tools.results import Line, bounded, lines
+
+GIVE_UP_AFTER = 3
+NO_RESULT = "no result"
+MAX_MESSAGE = 300
+# Problems that may be gone at another time; all others are the tool's answer to this medium.
+PASSING = ("timeout", "died", "given-up")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one call.
+
+    Attributes:
+        result: bounded JSON-able data; None where there is none.
+        seconds: that the call took.
+        problem: None, or a word to count: ``raised``, ``arguments``, ``timeout``, ``given-up``, ``died``,
+            ``not-text``, or ``too-long`` (the result is there, but cut).
+        message: the problem in words, at most `MAX_MESSAGE` characters.
+    """
+
+    result: Json
+    seconds: float = 0.0
+    problem: str | None = None
+    message: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no result."""
+        return self.problem not in {None, "too-long"}
+
+    @property
+    def lines(self) -> list[Line]:
+        """What was found; of a failed call the one line `NO_RESULT`, worth nothing."""
+        return [Line(NO_RESULT, 0.0)] if self.failed else lines(self.result)
+
+    @property
+    def text(self) -> str:
+        """The lines as one text: an observation for a language model, the reason of a failure included."""
+        if self.failed:
+            return f"{NO_RESULT}: {self.message}"
+        return "\n".join(line.text for line in self.lines)
+
+
+def call_safely(tool: Tool, medium: Media, **arguments: Any) -> Outcome:
+    """Call a tool; never raises what the tool raises, never waits much longer than its timeout."""
+    started = time.perf_counter()
+    problem, message, result = None, "", None
+    try:
+        if tool.timeouts >= GIVE_UP_AFTER:
+            problem = "given-up"
+            message = f"{tool.name} is not called any more: it hung {tool.timeouts} times in a row"
+        else:
+            found = _in_time(tool, medium, arguments)
+            answer = bounded(found, tool.max_characters)
+            result = answer.value
+            if answer.length > tool.max_characters:
+                problem = "too-long"
+                message = f"{answer.length:,} characters, cut at {tool.max_characters:,}"
+            tool.timeouts = 0
+    except ToolError as error:
+        problem, message = error.kind, str(error)
+        tool.timeouts += isinstance(error, ToolTimeoutError)
+    except Exception as error:
+        problem, message = "raised", f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - started
+    if problem != "given-up":
+        tool.calls += 1
+        tool.seconds += seconds
+    return Outcome(result, seconds, problem, message[:MAX_MESSAGE])
+
+
+def _in_time(tool: Tool, medium: Media, arguments: dict[str, Any]) -> Any:
+    if tool.keeps_deadline:
+        return tool(medium, **arguments)
+    answer: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            answer["result"] = tool(medium, **arguments)
+        except BaseException as error:  # SystemExit too: a tool does not end the program
+            answer["error"] = error
+
+    thread = threading.Thread(target=work, name=f"tool {tool.name}", daemon=True)
+    thread.start()
+    thread.join(tool.timeout)
+    if thread.is_alive():
+        raise ToolTimeoutError(f"{tool.name} gave no answer within {tool.timeout:g} s")
+    if "error" in answer:
+        error = answer["error"]
+        if isinstance(error, Exception):
+            raise error
+        raise ToolError(f"{tool.name} raised {type(error).__name__}: {error}") from None
+    return answer["result"]

@@ -1,0 +1,79 @@
+"""A process that runs one callable: ``python -m modalign.tools.worker``, spoken to in JSON lines.
+
+First line in: ``{"target": ...}``; first line out: what the callable says of itself. Then one call per line:
+``{"medium": ..., "arguments": ..., "limit": ...}`` in, ``{"result": ..., "length": ...}`` or ``{"error":
+..., "kind": ...}`` out. The answers have a channel of their own: what the callable prints goes nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, BinaryIO
+
+from modalign.errors import UsageError
+from modalign.tools.base import ToolError
+from modalign.tools.functions import Function, decode_medium, load
+from modalign.tools.results import bounded
+
+MAX_ERROR = 1000
+
+
+def main() -> None:
+    """Answer calls until the input ends."""
+    requests, answers = _channels()
+    target = json.loads(requests.readline())["target"]
+    try:
+        function = load(target)
+    except BaseException as error:  # the module may raise anything, SystemExit too
+        _send(answers, _failure(error))
+        return
+    _send(answers, _description(function))
+    for line in requests:
+        _send(answers, _call(function, json.loads(line)))
+
+
+def _channels() -> tuple[BinaryIO, BinaryIO]:
+    """Take stdin and stdout for the conversation; the callable gets the null device instead."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    return requests, answers
+
+
+def _description(function: Function) -> dict[str, Any]:
+    return {
+        "description": function.description,
+        "properties": dict(function.signature.properties),
+        "required": list(function.signature.required),
+        "reads_annotations": function.reads_annotations,
+        "source": function.source,
+    }
+
+
+def _call(function: Function, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found = function(decode_medium(request["medium"]), **request["arguments"])
+        result = bounded(found, request["limit"])
+    except BaseException as error:
+        return _failure(error)
+    return {"result": result.value, "length": result.length}
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    told = isinstance(error, UsageError | ToolError)
+    text = str(error) if told else f"{type(error).__name__}: {error}"
+    kind = error.kind if isinstance(error, ToolError) else "raised"
+    return {"error": text[:MAX_ERROR], "kind": kind}
+
+
+def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer).encode() + b"\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Recipes: what a connector is taught with, and in which order (the survey's data-driven family).
+
+The connector stays; a recipe's stages choose the records. Every recipe runs under the same budget,
+so two of them differ in data and curriculum alone. A method's name carries its recipe behind a plus:
+``mlp+captions_first``.
+
+Every record has one kind:
+
+* ``text``: no media;
+* ``captions``: it describes its media and was asked nothing: its only user turn holds media alone,
+  or its skill, or a field ``kind`` of its row, is ``caption``;
+* ``instructions``: every other record with media.
+
+Sources of the curricula: captions first, LLaVA (arXiv 2304.08485), whose first stage trains the
+connector alone; domain first, LLaVA-Med (arXiv 2306.00890); text-only records mixed in, LLaVA-1.5
+(arXiv 2310.03744). The shares below are ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from modalign.data.records import Media, Record
+from modalign.data.supervision import Sample
+from modalign.errors import UsageError
+from modalign.training.settings import Kind, Stage
+
+SEPARATOR = "+"  # between a connector's name and its recipe's
+DOMAIN = "domain:"
+LARGEST = "*"
+FIRST_SHARE = 0.3  # of the budget, for the first of two stages: the same as a connector's stage one
+TEXT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named curriculum.
+
+    Attributes:
+        name: exact, e.g. ``captions_first``.
+        title: as the report's group calls it.
+        stages: with shares that add up to 1.
+        control: shows what a method reaches without what it is judged by; never recommended.
+    """
+
+    name: str
+    title: str
+    stages: tuple[Stage, ...]
+    control: bool = False
+
+
+def _first(name: str, data: str, then: str, llm: str | None = None) -> tuple[Stage, ...]:
+    first = {"name": name, "share": FIRST_SHARE, "data": data, "llm": llm}
+    last = {"name": "train", "share": 1 - FIRST_SHARE, "data": then}
+    return Stage.model_validate(first), Stage.model_validate(last)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("instruction", "instruction only", (Stage(data="instructions"),)),
+        Recipe(
+            "captions_first",
+            "captions first",
+            _first("captions", "captions", "instructions", llm="frozen"),
+        ),
+        Recipe("domain_first", "domain first", _first("domain", DOMAIN + LARGEST, "all")),
+        Recipe(
+            "mixed_text",
+            "mixed with text",
+            (Stage(data="instructions", mix={"text": TEXT_SHARE}),),
+        ),
+        Recipe(
+            "shuffled_pairs",
+            "shuffled pairs (control)",
+            (Stage(data="instructions", pairs="shuffled"),),
+            control=True,
+        ),
+    )
+}
+
+
+def resolve_recipe(name: str) -> Recipe:
+    """Return the recipe of exactly this name; ``domain_first:counting`` names its domain.
+
+    Raises:
+        UsageError: there is none.
+    """
+    plain, colon, domain = name.partition(":")
+    if plain not in RECIPES or (colon and (plain != "domain_first" or not domain.strip())):
+        near = difflib.get_close_matches(plain, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near and near[0] != plain else "choose from"
+        known = ", ".join(RECIPES)
+        raise UsageError(
+            f"no recipe is called {name!r}; {hint} {known}; domain_first:SKILL names one"
+        )
+    recipe = RECIPES[plain]
+    if not colon:
+        return recipe
+    stages = _first("domain", DOMAIN + domain.strip(), "all")
+    return replace(recipe, name=name, title=f"{recipe.title}: {domain.strip()}", stages=stages)
+
+
+def recipe_names(choice: Sequence[str]) -> list[str]:
+    """Names in order without repeats, ``all`` spelt out.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    words = [word.strip() for word in choice if word.strip()]
+    named = [name for word in words for name in (RECIPES if word == "all" else (word,))]
+    return [resolve_recipe(name).name for name in dict.fromkeys(named)]
+
+
+def kind_of(record: Record) -> Kind:
+    """The kind of a record, by the rules above."""
+    if not any(True for _ in record.media()):
+        return "text"
+    asked = [message.text for message in record.messages if message.role == "user"]
+    wordless = len(asked) == 1 and not asked[0].strip()
+    said = "caption" in (record.skill, record.extra.get("kind"))
+    return "captions" if wordless or said else "instructions"
+
+
+def of_domain(record: Record, domain: str) -> bool:
+    """Whether a record's skill, or the field ``domain`` or ``source`` of its row, is this one."""
+    return domain in (record.skill, record.extra.get("domain"), record.extra.get("source"))
+
+
+def select(
+    samples: Sequence[Sample], stage: Stage, seed: int, text: Sequence[Sample] = ()
+) -> list[Sample]:
+    """The samples of a stage, in their given order; mixed-in ones behind them.
+
+    Args:
+        samples: the training data.
+        stage: its ``data``, ``pairs`` and ``mix`` are read.
+        seed: of what is mixed in and who gets whose media.
+        text: further records without media (``data.text``), for ``text`` alone.
+
+    Raises:
+        UsageError: the data has no record that the stage asks for, and what to do.
+    """
+    chosen = _of_kind(samples, stage.data, stage, text)
+    room = 1 - sum(stage.mix.values())
+    rng = np.random.default_rng([seed, 2311])
+    mixed: list[Sample] = []
+    for kind, share in sorted(stage.mix.items()):
+        pool = _of_kind(samples, kind, stage, text)
+        mixed += _drawn(pool, round(len(chosen) * share / room), rng)
+    together = [*chosen, *mixed]
+    return shuffled_pairs(together, rng) if stage.pairs == "shuffled" else together
+
+
+def _of_kind(
+    samples: Sequence[Sample], data: str, stage: Stage, text: Sequence[Sample]
+) -> list[Sample]:
+    if data == "all":
+        return list(samples)
+    if data.startswith(DOMAIN):
+        domain = data.removeprefix(DOMAIN)
+        domain = largest_domain(samples) if domain == LARGEST else domain
+        found = [sample for sample in samples if of_domain(sample.record, domain)]
+    elif data == "media":
+        found = [sample for sample in samples if sample.media]
+    else:
+        found = [sample for sample in samples if kind_of(sample.record) == data]
+        found += text if data == "text" else ()
+    if not found:
+        raise UsageError(
+            f"stage {stage.name!r}: the training data has no {_missing(data, samples)}"
+        )
+    return found
+
+
+_ADVICE = {
+    "media": "record with media; check the media fields of the training file",
+    "captions": (
+        "captions (a record whose only user turn holds media alone, or of the skill 'caption'); "
+        "add some to it: 'modalign data build' makes them from captions you have, or use another "
+        "recipe"
+    ),
+    "instructions": (
+        "instruction records (a question about media and its answer); 'modalign data build' makes "
+        "them from captions, boxes or annotations"
+    ),
+    "text": "record without media; name a file of such records in data.text, or use another recipe",
+}
+
+
+def _missing(data: str, samples: Sequence[Sample]) -> str:
+    if not data.startswith(DOMAIN):
+        return _ADVICE[data]
+    skills = sorted({sample.record.skill for sample in samples if sample.record.skill})
+    return (
+        f"record whose skill, domain or source is {data.removeprefix(DOMAIN)!r}; its skills are "
+        f"{', '.join(skills[:20]) or 'not given'}"
+    )
+
+
+def largest_domain(samples: Sequence[Sample]) -> str:
+    """The skill that most instruction records have; the first by name of equal ones.
+
+    Raises:
+        UsageError: no instruction record names its skill.
+    """
+    records = [sample.record for sample in samples]
+    counts = Counter(r.skill for r in records if r.skill and kind_of(r) == "instructions")
+    if not counts:
+        raise UsageError(
+            "domain_first: no instruction record of the training data names its skill; fill in the "
+            "field skill, or name a domain or source that the rows have: domain_first:NAME"
+        )
+    return min(counts, key=lambda skill: (-counts[skill], skill))
+
+
+def _drawn(pool: Sequence[Sample], count: int, rng: np.random.Generator) -> list[Sample]:
+    """``count`` of the pool, each as often as any other (give or take one), in random order."""
+    rounds = max(-(-count // len(pool)), 1)
+    order = np.concatenate([rng.permutation(len(pool)) for _ in range(rounds)])
+    return [pool[int(place)] for place in order[:count]]
+
+
+def shuffled_pairs(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+    """Every medium replaced by one of the same modality from a record of another group.
+
+    Each is drawn anew: were one image always exchanged for the same other one, a model could learn
+    by heart which answers go with it.
+
+    Raises:
+        UsageError: a medium is the only one of its modality, or all are of one group.
+    """
+    pools: dict[str, list[tuple[Media, object]]] = {}
+    for sample in samples:
+        for medium in sample.media:
+            pools.setdefault(medium.modality, []).append((medium, _group(sample)))
+
+    def another(medium: Media, group: object) -> Media:
+        pool = pools[medium.modality]
+        if not any(owner != group and other != medium for other, owner in pool):
+            raise UsageError(
+                f"pairs cannot be shuffled: all {medium.modality} media belong to one group; give "
+                "records of different media different groups"
+            )
+        while True:
+            other, owner = pool[int(rng.integers(len(pool)))]
+            if owner != group and other != medium:
+                return other
+
+    return [
+        replace(sample, media=tuple(another(medium, _group(sample)) for medium in sample.media))
+        for sample in samples
+    ]
+
+
+def _group(sample: Sample) -> object:
+    return sample.record.group or sample.media
