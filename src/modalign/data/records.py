@@ -5,7 +5,9 @@ Everything a reader understands becomes this; everything behind the readers sees
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +58,22 @@ class Media:
         return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
     def content_hash(self) -> str:
-        """sha256 of the encoded bytes: equal content is the same medium, whatever its name."""
-        return hashlib.sha256(self.read()).hexdigest()
+        """sha256 of the encoded bytes: equal content is the same medium, whatever its name.
+
+        A part of a file counts as its whole file's content and the part's name.
+        """
+        file, mark, part = (self.path or "").rpartition("#")
+        if self.data is not None or not mark or os.path.exists(self.path or ""):
+            return hashlib.sha256(self.read()).hexdigest()
+        whole = _file_hash(file, os.stat(file).st_mtime_ns)
+        return hashlib.sha256(f"{whole}#{part}".encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _file_hash(path: str, _changed: int) -> str:
+    """sha256 of a file that many media are parts of: read once, not once per part."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 Part = str | Media
