@@ -164,6 +164,113 @@ def test_other_modalities_are_read_when_named(lines: Lines) -> None:
         read_records(lines(row), modalities=("smell",))
 
 
+# --- values in the row --------------------------------------------------------------------------
+
+INLINE: dict[str, tuple[str, Any, list[Any]]] = {  # column value -> each medium: path or value
+    "one vector": ("vectors", [1, 2.5], [[1, 2.5]]),
+    "several vectors": ("vectors", [[1, 2], [3, 4]], [[[1, 2], [3, 4]]]),
+    "two signals": ("vectors", [[[1, 2]], [[3, 4]]], [[[1, 2]], [[3, 4]]]),
+    "files": ("vectors", ["a.npy#3", "b.npy"], ["a.npy#3", "b.npy"]),
+    "file and values": ("vectors", ["a.npy", [[1, 2]]], ["a.npy", [[1, 2]]]),
+    "missing steps": ("series", [1, None, 3], [[1, None, 3]]),
+    "channels": ("series", [[1, None], [2, 3]], [[[1, None], [2, 3]]]),
+    "table": ("table", {"age": 3, "sex": "f"}, [{"age": 3, "sex": "f"}]),
+    "tables": ("tables", [{"age": 3}, {"age": None}], [{"age": 3}, {"age": None}]),
+    "table reference": ("table", {"path": "t.csv#1"}, ["t.csv#1"]),
+    "table with a path": ("table", {"path": "x", "age": 3}, [{"path": "x", "age": 3}]),
+    "empty table": ("table", {}, [{}]),
+}
+
+
+def values(record: Record, folder: Path) -> list[Any]:
+    """Each medium's path below a folder, or the value it holds."""
+    return [
+        str(Path(m.path).relative_to(folder)) if m.path else json.loads(m.data or b"")
+        for m in record.media()
+    ]
+
+
+@pytest.mark.parametrize("case", INLINE)
+@pytest.mark.parametrize("container", ["jsonl", "json", "csv", "parquet", "saved"])
+def test_values_in_the_row(folder: Path, case: str, container: str) -> None:
+    column, value, expected = INLINE[case]
+    if container in {"parquet", "saved"} and case in {"file and values", "empty table"}:
+        pytest.skip("an Arrow column has one type")
+    path = folder / f"data.{container}"
+    row = {column: value, **GOOD}
+    if container == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerow({**row, column: json.dumps(value)})
+    elif container == "parquet":
+        pq.write_table(pa.table({key: [item] for key, item in row.items()}), path)
+    elif container == "saved":
+        datasets.Dataset.from_list([row]).save_to_disk(str(path))
+    else:
+        path.write_text(json.dumps([row] if container == "json" else row))
+    root = path if container == "saved" else folder
+    modality = column.removesuffix("s") if column == "tables" else column
+    record = only(read_records(path, modalities=["image", modality]))
+    assert values(record, root) == expected
+    assert {m.modality for m in record.media()} == {modality}
+
+
+def test_typed_parts_hold_values_and_notes(lines: Lines, folder: Path) -> None:
+    content = [
+        {"type": "table", "table": {"age": 3}},
+        {"type": "series", "series": [1, 2]},
+        {"type": "image", "path": "a.png", "annotations": {"boxes": [1]}},
+        {"type": "image", "image": {"path": "img/b.png", "annotations": "red"}},
+    ]
+    row = {
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]
+    }
+    record = only(read_records(lines(row)))
+    assert values(record, folder) == [{"age": 3}, [1, 2], "a.png", "img/b.png"]
+    assert [m.annotations for m in record.media()] == [None, None, {"boxes": [1]}, "red"]
+
+
+def test_notes_in_a_column(lines: Lines, folder: Path) -> None:
+    scene = {"path": "a.png", "annotations": [{"x": 1}]}
+    for row in ({"image": scene}, {"images": [scene]}, {"image": json.dumps(scene)}):
+        (media,) = only(read_records(lines({**GOOD, **row}))).media()
+        assert media.annotations == [{"x": 1}]
+        assert media == Media("image", path=str(folder / "a.png"))
+
+
+def test_marks_place_values(lines: Lines, folder: Path) -> None:
+    row = {"table": {"age": 3}, "vectors": [1], "question": "<vectors> of <table>?", "answer": "a"}
+    record = only(read_records(lines(row), modalities=["table", "vectors"]))
+    assert values(record, folder) == [[1], {"age": 3}]
+    row = {"question": "is <table> HTML?", "answer": "yes"}
+    assert shape(only(read_records(lines(row), modalities=["table"])))[0][1] == ["is <table> HTML?"]
+
+
+def test_dates_and_decimals_of_a_parquet_table(folder: Path) -> None:
+    import datetime
+    import decimal
+
+    row = {"day": datetime.date(2020, 1, 2), "price": decimal.Decimal("1.50"), "bytes": None}
+    path = folder / "data.parquet"
+    pq.write_table(pa.table({"table": [row], "question": ["q"], "answer": ["a"]}), path)
+    record = only(read_records(path, modalities=["table"]))
+    assert values(record, folder) == [{"day": "2020-01-02", "price": 1.5, "bytes": None}]
+    pq.write_table(pa.table({"table": [{"x": b"\0", "y": 1}], "answer": ["a"]}), path)
+    assert "holds bytes" in problem(path, 1, modalities=["table"])
+
+
+def test_a_part_of_a_file_is_found_and_hashed_by_content(lines: Lines, folder: Path) -> None:
+    (folder / "x.npy").write_bytes(b"one")
+    (folder / "y.npy").write_bytes(b"one")
+    names = ["x.npy#0", "x.npy#1", f"file://{folder}/x.npy#1", "y.npy#1"]
+    record = only(read_records(lines({**GOOD, "vectors": names}), modalities=["vectors"]))
+    first, second, third, other = record.media()
+    assert second == third
+    assert first.content_hash() != second.content_hash() == other.content_hash()
+    assert first.content_hash() != Media("vectors", path=str(folder / "x.npy")).content_hash()
+
+
 def test_media_root(lines: Lines, folder: Path) -> None:
     path = lines({"image": "b.png", "caption": "c"})
     record = only(read_records(path, media_root=folder / "img"))

@@ -54,9 +54,14 @@ value = st.recursive(
     st.none() | st.booleans() | st.integers() | text,
     lambda v: st.lists(v) | st.dictionaries(text, v),
 )
+numbers = st.lists(st.integers(-9, 9) | st.none(), min_size=1)
 media = st.builds(
     Media, st.sampled_from(["image", "audio", "video", "table"]), st.none(), st.binary(min_size=1)
-)
+) | st.one_of(
+    st.dictionaries(text, st.integers() | text).map(lambda v: ("table", v)),
+    numbers.map(lambda v: ("series", v)),
+    st.lists(numbers, min_size=1).map(lambda v: ("vectors", v)),
+).map(lambda pair: Media(pair[0], data=json.dumps(pair[1], ensure_ascii=False).encode()))
 messages = st.lists(
     st.builds(
         Message,

@@ -1,4 +1,4 @@
-"""Pieces that several connectors are built from: attention, feed-forward, learnt queries.
+"""Pieces that several connectors are built from: attention, feed-forward, learnt queries, windows.
 
 Like every file a connector imports, this one needs the standard library and torch only.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import affine_parameters, attention_flops, linear_flops
+from modalign.connectors.base import affine_parameters, attention_flops, linear_flops, zero_masked
 
 INIT_STD = 0.02  # of learnt queries, positions and prompts
 
@@ -138,3 +138,20 @@ class FeedForward(nn.Module):
     def flops_for(positions: float, width: int, hidden: int) -> float:
         """FLOPs at so many positions."""
         return 2 * linear_flops(positions, width, hidden)
+
+
+def windows(features: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cut a sequence into windows of ``size`` neighbours; the last one may be partly padding.
+
+    Args:
+        features: (B, N, d); arbitrary where ``mask`` is False, read as zeros.
+        mask: (B, N) bool.
+        size: neighbours per window.
+
+    Returns:
+        (B, W, size, d) with W = ceil(N / size), and their mask (B, W, size).
+    """
+    missing = -features.shape[1] % size
+    whole = functional.pad(zero_masked(features, mask), (0, 0, 0, missing))
+    present = functional.pad(mask, (0, missing))
+    return whole.unflatten(1, (-1, size)), present.unflatten(1, (-1, size))

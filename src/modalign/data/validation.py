@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, cast
 from modalign.data.images import MAX_PIXELS, ImageError
 from modalign.data.media import check_medium
 from modalign.data.readers.result import Kind, Problem, ReadResult
-from modalign.data.readers.rows import mark
-from modalign.data.records import Media, Record, Source
+from modalign.data.records import Media, Record, Source, mark
 from modalign.data.signals import SignalError
 from modalign.errors import DataError, UsageError
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,11 +35,11 @@ class Identity(SignalEncoder):
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("scale", torch.ones(width))
 
-    def fit(self, vectors: np.ndarray) -> None:
+    def fit(self, vectors: Tensor) -> None:
         """Mean and standard deviation of (n, d) vectors; a dimension that never varies keeps scale 1."""
-        scale = vectors.std(axis=0, dtype=np.float64)
-        self.mean.copy_(torch.from_numpy(vectors.mean(axis=0, dtype=np.float64)))
-        self.scale.copy_(torch.from_numpy(np.where(scale > 0, scale, 1.0)))
+        scale = vectors.double().std(dim=0, correction=0)
+        self.mean.copy_(vectors.double().mean(dim=0))
+        self.scale.copy_(scale.where(scale > 0, torch.ones_like(scale)))
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n, N, d) -> the same, with the mask of the vectors that are there."""
@@ -55,8 +54,8 @@ def build(spec: dict[str, Any]) -> Identity:
     return Identity(spec["width"], spec["length"], spec["standardise"])
 
 
-def prepare(spec: dict[str, Any], signals: Sequence[np.ndarray]) -> Prepared:
-    """(N_i, d) arrays -> values (n, N, d), zeros behind the shorter ones.
+def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
+    """(N_i, d) numpy arrays -> values (n, N, d), zeros behind the shorter ones.
 
     Raises:
         EncoderError: another width, or more vectors than the model takes.
@@ -70,5 +69,5 @@ def prepare(spec: dict[str, Any], signals: Sequence[np.ndarray]) -> Prepared:
     counts = [len(signal) for signal in signals]
     values = torch.zeros(len(signals), max(counts, default=0), width)
     for row, signal in enumerate(signals):
-        values[row, : len(signal)] = torch.from_numpy(signal)
+        values[row, : len(signal)] = torch.as_tensor(signal)
     return Prepared(values, prefix_mask(torch.tensor(counts), values.shape[1]), counts)

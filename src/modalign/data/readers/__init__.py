@@ -25,7 +25,7 @@ from modalign.data.readers.writer import write_records
 from modalign.data.records import MODALITIES, Source
 from modalign.errors import DataError, UsageError
 
-__all__ = ["Kind", "Problem", "ReadResult", "read_records", "write_records"]
+__all__ = ["Kind", "Problem", "ReadResult", "locate", "open_rows", "read_records", "write_records"]
 
 FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .tar, or a folder written by datasets' save_to_disk"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib")
@@ -52,17 +52,36 @@ def read_records(
         DataError: the file as a whole cannot be read: missing, empty, of an unknown form, a pickle.
         UsageError: a modality that does not exist.
     """
-    unknown = [m for m in modalities if m not in MODALITIES]
-    if unknown:
-        raise UsageError(f"no modality {', '.join(unknown)}: choose from {', '.join(MODALITIES)}")
-    file, split = _locate(path)
-    folder = file if file.is_dir() else file.parent
-    root = Path(media_root) if media_root is not None else folder
-    context = Context(str(path), Path(os.path.abspath(root)), tuple(modalities))
-    result = _collect(_rows(file, split, modalities), context)
+    rows, context = open_rows(path, media_root=media_root, modalities=modalities)
+    result = _collect(rows, context)
     if result.total == 0:
         raise DataError(f"{path}: holds no rows")
     return result
+
+
+def open_rows(
+    path: str | Path,
+    *,
+    media_root: str | Path | None = None,
+    modalities: Sequence[str] = ("image",),
+) -> tuple[RawRows, Context]:
+    """The rows of a data set one by one, for those who cannot hold them all.
+
+    Returns:
+        The rows as they stand in the file, read as they are asked for, and what `build_record` needs
+        besides a row to make a record of it.
+
+    Raises:
+        DataError, UsageError: as `read_records`, some of it only while the rows are read.
+    """
+    unknown = [m for m in modalities if m not in MODALITIES]
+    if unknown:
+        raise UsageError(f"no modality {', '.join(unknown)}: choose from {', '.join(MODALITIES)}")
+    file, split = locate(path)
+    folder = file if file.is_dir() else file.parent
+    root = Path(media_root) if media_root is not None else folder
+    context = Context(str(path), Path(os.path.abspath(root)), tuple(modalities))
+    return _rows(file, split, modalities), context
 
 
 def _collect(rows: RawRows, context: Context) -> ReadResult:
@@ -78,7 +97,7 @@ def _collect(rows: RawRows, context: Context) -> ReadResult:
     return result
 
 
-def _locate(path: str | Path) -> tuple[Path, str | None]:
+def locate(path: str | Path) -> tuple[Path, str | None]:
     """Separate `folder:split`; a path that exists as it stands is taken as it stands."""
     file = Path(path)
     if file.exists():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from modalign.data.readers.json_list import JsonListError, iter_json_list
 from modalign.data.readers.result import RawRows, RowError
 from modalign.errors import DataError
 
@@ -22,26 +23,22 @@ def read_json(path: Path) -> RawRows:
     if _first_byte(path) != b"[" and not _is_one_document(path):
         yield from read_jsonl(path)
         return
-    # Bytes that are no UTF-8 become lone surrogates, which `build_record` reports for their row.
-    text = path.read_bytes().removeprefix(BOM).decode("utf-8", errors="surrogateescape")
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    if _first_byte(path) != b"[":
         raise DataError(
-            f"{path}:{error.lineno}: not valid JSON at column {error.colno} ({error.msg}). "
+            f"{path}: one JSON value ({_shown(json.loads(path.read_bytes()))}), not a list of rows. "
+            "Save the list itself, or one object per line."
+        )
+    try:
+        for number, row in enumerate(iter_json_list(path), start=1):
+            yield number, row if isinstance(row, dict) else _not_an_object(row)
+    except JsonListError as error:
+        raise DataError(
+            f"{path}:{error.line}: not valid JSON at column {error.column} ({error}). "
             "Correct the file there, or save one object per line (.jsonl): then only the broken "
             "line is lost."
         ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not usable JSON ({error}). Save one row per line.") from None
-    if not isinstance(rows, list):
-        found = ", ".join(list(rows)[:5]) if isinstance(rows, dict) else type(rows).__name__
-        raise DataError(
-            f"{path}: one JSON value ({found}), not a list of rows. Save the list itself, or one "
-            "object per line."
-        )
-    for number, row in enumerate(rows, start=1):
-        yield number, row if isinstance(row, dict) else _not_an_object(row)
 
 
 def read_jsonl(path: Path) -> RawRows:
@@ -68,6 +65,10 @@ def _parse_line(line: bytes) -> dict[str, Any] | RowError:
 
 def _not_an_object(row: Any) -> RowError:
     return RowError("row", f"a {type(row).__name__}, not an object with named fields")
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(list(value)[:5]) if isinstance(value, dict) else type(value).__name__
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

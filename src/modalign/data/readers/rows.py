@@ -9,6 +9,9 @@ Three shapes are known, told apart by their columns:
 The media of a row come from the columns named after their modality (`image` or `images`), in
 order. An `<image>` mark always stands for an image. The marks of other modalities (`<table>`, say,
 which is also HTML) count only in rows that hold such a medium.
+
+Most media are files, named by path. Series and vectors may stand in the row as lists of numbers, a
+table as a mapping of its columns (`inline`).
 """
 
 from __future__ import annotations
@@ -18,13 +21,14 @@ import binascii
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
+from modalign.data.readers.inline import INLINE, is_inline, to_json
 from modalign.data.readers.result import Fields, RowError
-from modalign.data.records import MODALITIES, Media, Message, Part, Record, Role, Source
+from modalign.data.records import MODALITIES, Media, Message, Part, Record, Role, Source, mark
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -48,11 +52,6 @@ class Context:
 def media_columns(modality: str) -> tuple[str, ...]:
     """The column names that hold media of a modality: `image` and `images`, but `series` only."""
     return (modality,) if modality.endswith("s") else (modality, f"{modality}s")
-
-
-def mark(modality: str) -> str:
-    """What stands in a text for a medium: `<image>`."""
-    return f"<{modality}>"
 
 
 class Supply:
@@ -231,7 +230,8 @@ def _typed_part(part: Any, supply: Supply, context: Context) -> Part:
         raise RowError("row", f"a content part has type {kind!r}: use one of {known}")
     for key in (modality, "path", "url", f"{modality}_url"):
         if part.get(key) is not None:
-            return to_media(part[key], modality, context)
+            media = to_media(part[key], modality, context)
+            return _annotated(media, part)
     return supply.take(modality)
 
 
@@ -245,31 +245,44 @@ def _column_media(fields: Fields, modality: str, context: Context) -> list[Media
     if not filled:
         return []
     value = fields[filled[0]]
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and re.match(r'\s*(\[|\{\s*["}])', value):
         value = _decoded(value, filled[0])
-    items = value if isinstance(value, list) else [value]
-    return [to_media(item, modality, context) for item in items]
+    several = isinstance(value, list) and not is_inline(value, modality)
+    return [to_media(item, modality, context) for item in (value if several else [value])]
 
 
 def to_media(value: Any, modality: str, context: Context) -> Media:
-    """Make a medium of a path, bytes, a data URL or a `{"bytes", "path"}` mapping.
+    """Make a medium of a path, bytes, a data URL, a `{"bytes", "path"}` mapping or an inline value.
+
+    A mapping may also hold `annotations`, notes on the signal for tools.
 
     Raises:
         RowError: it is none of these, or has to be downloaded.
     """
     if isinstance(value, Media):
         return value
+    if is_inline(value, modality):
+        return Media(modality, data=to_json(value, modality))
     if isinstance(value, bytes):
         return Media(modality, data=value)
     if isinstance(value, str):
         return _from_reference(value, modality, context)
     if isinstance(value, dict):
         if isinstance(value.get("bytes"), bytes):
-            return Media(modality, data=value["bytes"])
+            return _annotated(Media(modality, data=value["bytes"]), value)
         for key in ("path", "url"):
             if isinstance(value.get(key), str):
-                return _from_reference(value[key], modality, context)
-    raise RowError("row", f"the {modality} is {_kind_of(value)}: give a path, bytes or a data URL")
+                return _annotated(_from_reference(value[key], modality, context), value)
+    forms = "a path, bytes or a data URL"
+    if modality in INLINE:
+        forms += f", or {INLINE[modality]} in the row"
+    raise RowError("row", f"the {modality} is {_kind_of(value)}: give {forms}")
+
+
+def _annotated(media: Media, fields: Fields) -> Media:
+    """A medium with the notes that the mapping it came from holds, if any."""
+    notes = fields.get("annotations")
+    return media if notes is None else replace(media, annotations=notes)
 
 
 def _from_reference(text: str, modality: str, context: Context) -> Media:
@@ -278,7 +291,9 @@ def _from_reference(text: str, modality: str, context: Context) -> Media:
     if text[:5].lower() == "data:":
         return Media(modality, data=_data_url(text))
     if text[:7].lower() == "file://":
-        return Media(modality, path=unquote(urlsplit(text).path))
+        parts = urlsplit(text)
+        part = f"#{parts.fragment}" if parts.fragment else ""
+        return Media(modality, path=unquote(parts.path + part))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise RowError(
             "url", f"{_shorten(text)} is not downloaded: fetch the file and give its local path"
@@ -335,13 +350,13 @@ def _texts(fields: Fields, name: str) -> tuple[str, ...]:
 
 
 def _decoded(value: Any, name: str) -> Any:
-    """A list may arrive as JSON text: a CSV cell has no other way."""
+    """A list or a mapping may arrive as JSON text: a CSV cell has no other way."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise RowError("row", f"{name} is text but no JSON list ({error})") from None
+        raise RowError("row", f"{name} is text but no JSON list or mapping ({error})") from None
 
 
 def _refuse_surrogates(fields: Fields) -> None:

@@ -23,6 +23,8 @@ SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"),
     "audio": (".wav", ".flac", ".mp3", ".ogg", ".m4a"),
     "video": (".mp4", ".webm", ".mkv", ".avi", ".mov"),
+    "series": (".npy",),
+    "vectors": (".npy",),  # where both are asked for, the first takes them
 }
 TARGETS = ("messages", "conversations", "answer", "caption")
 Member = tuple[str, str, bytes]  # key, suffix, content

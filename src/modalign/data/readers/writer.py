@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from modalign.data.readers.inline import from_json
 from modalign.data.readers.rows import COMMON_FIELDS, media_columns
 from modalign.data.records import Media, Part, Record
 from modalign.errors import DataError
@@ -21,6 +22,7 @@ SIGNATURES = (
     (b"GIF8", ".gif"),
     (b"RIFF", ".riff"),
     (b"fLaC", ".flac"),
+    (b"\x93NUMPY", ".npy"),
     (b"BM", ".bmp"),
 )
 
@@ -28,8 +30,9 @@ SIGNATURES = (
 def write_records(records: Iterable[Record], path: str | Path) -> None:
     """Write records so that `read_records` gives them back, with media paths relative to the file.
 
-    Media held as bytes are written beside it, into `<name>.media`, named by their content. The file
-    appears whole or not at all: an interrupted call leaves what was there before.
+    Values that a row held itself are written into the row; other media held as bytes beside the file,
+    into `<name>.media`, named by their content. The file appears whole or not at all: an interrupted
+    call leaves what was there before.
 
     Raises:
         DataError: a record holds a field that the form cannot carry.
@@ -72,11 +75,17 @@ def _line(record: Record, path: Path) -> bytes:
         raise DataError(f"{record.source}: cannot be written as JSON ({error})") from None
 
 
-def _content(part: Part, path: Path) -> dict[str, str]:
+def _content(part: Part, path: Path) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    file = part.path if part.path is not None else _store(part, path)
-    return {"type": part.modality, "path": Path(os.path.relpath(file, path.parent)).as_posix()}
+    content: dict[str, Any] = {"type": part.modality}
+    value = from_json(part.data, part.modality) if part.data is not None else None
+    if value is not None:
+        content[part.modality] = value
+    else:
+        file = part.path if part.path is not None else _store(part, path)
+        content["path"] = Path(os.path.relpath(file, path.parent)).as_posix()
+    return content if part.annotations is None else content | {"annotations": part.annotations}
 
 
 def _store(media: Media, path: Path) -> str:

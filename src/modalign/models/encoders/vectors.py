@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
@@ -63,7 +64,8 @@ def load(
     encoder = build(spec)
     if chosen.standardise:
         step = -(-len(media) // FITTED)
-        encoder.fit(np.concatenate([open_vectors(medium) for medium in media[::step]]))
+        sample = np.concatenate([open_vectors(medium) for medium in media[::step]])
+        encoder.fit(torch.from_numpy(sample))
     return spec, encoder.eval()
 
 

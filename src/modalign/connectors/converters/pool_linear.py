@@ -1,0 +1,81 @@
+"""``pool_linear``: average over k neighbouring frames, then one affine map, as in Qwen2-Audio.
+
+Shapes: features (B, N, d) -> means (B, M, d) -> tokens (B, M, D), M = ceil(N/k), in order of time.
+Source: Qwen2-Audio (arXiv 2407.10759), k = 2: one token for 40 ms of sound.
+Parameters: dD + D.
+Recipe of the paper: multi-task pre-training, then instruction tuning and DPO.
+Deliberately changed: the mean runs over the frames present only, so padding never leaks, and a last
+window that is not full gives a token (Qwen2-Audio pads every clip to 30 s, so that none is
+partial). On a grid neighbours are those in reading order.
+Initialisation: torch default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from modalign.connectors.base import (
+    Grid,
+    PrefixConnector,
+    Variant,
+    Widths,
+    affine_parameters,
+    linear_flops,
+)
+from modalign.connectors.converters.layers import require_positive
+from modalign.connectors.layers import windows
+
+
+class PoolLinearConnector(PrefixConnector):
+    """Mean over ``pool`` neighbours, affine ``d -> D`` (Qwen2-Audio, arXiv 2407.10759).
+
+    Args:
+        widths: the neighbours; no grid is needed.
+        pool: k, frames averaged into one token.
+    """
+
+    name = "pool_linear"
+    family = "converter"
+    group = "direct mapping, compressed"
+    token_formula = "N/k"
+    parameter_text = "dD + D"
+    papers = ("Qwen2-Audio (arXiv 2407.10759)",)
+
+    def __init__(self, widths: Widths, pool: int = 2) -> None:
+        super().__init__(widths)
+        require_positive(self.name, pool=pool)
+        self.pool = pool
+        self.projection = nn.Linear(widths.feature_size, widths.hidden_size)
+
+    @classmethod
+    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
+        """Two frames per token as published; four when matched, the N/4 of its fellows."""
+        return {"pool": 2 if variant == "published" else 4}
+
+    @classmethod
+    def parameter_count(cls, widths: Widths, **options: Any) -> int:
+        """``dD + D``."""
+        return _parameters(widths, **options)
+
+    def num_tokens(self, num_features: int) -> int:
+        """``ceil(N/k)``: a last window that is not full gives a token too."""
+        return -(-num_features // self.pool)
+
+    def flops(self, num_features: int) -> float:
+        """``2M dD``; the means' additions are not counted."""
+        d, D = self.widths.feature_size, self.widths.hidden_size
+        return linear_flops(self.num_tokens(num_features), d, D)
+
+    def forward(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M); the grid does not matter."""
+        frames, present = windows(features, mask, self.pool)
+        count = present.sum(dim=-1, keepdim=True)
+        return self.projection(frames.sum(dim=2) / count.clamp_min(1)), count.squeeze(-1) > 0
+
+
+def _parameters(widths: Widths, pool: int = 2) -> int:
+    return affine_parameters(widths.feature_size, widths.hidden_size)

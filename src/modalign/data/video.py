@@ -1,0 +1,251 @@
+"""Opening videos: some frames of a clip, chosen by the time they are shown, in one form (8-bit RGB).
+
+Decoded by PyAV (FFmpeg inside, no torchvision) in two passes. The first reads every packet and thereby
+knows when each frame is shown; what the header says of duration and number of frames is not used, but a
+file much shorter than its header says was cut off and is refused. The second decodes one frame after the
+other and keeps those asked for: memory is bounded by them, whatever the length of the video.
+
+Which frames are kept: :mod:`modalign.data.frame_sampling`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, get_args
+
+import numpy as np
+
+from modalign.data.frame_sampling import (
+    MISSING,
+    THUMBNAIL,
+    Sampling,
+    Timeline,
+    change,
+    luma_histogram,
+    wanted_times,
+)
+from modalign.data.records import Media
+from modalign.data.signals import SignalError
+from modalign.data.video_container import decoded_frames, opened_video, pyav
+from modalign.errors import UsageError
+
+MAX_PIXELS = 33_177_600  # of a frame: 7680 x 4320
+MAX_FRAMES = 200_000  # of a video, kept or not: 111 minutes at 30 frames a second
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video in the order of their times.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8, RGB.
+        times: (F,) float64, seconds since the video's first frame.
+    """
+
+    frames: np.ndarray
+    times: np.ndarray
+
+
+def open_video(
+    media: Media,
+    frames: int,
+    sampling: Sampling = "uniform",
+    *,
+    smallest_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_frames: int = MAX_FRAMES,
+) -> Clip:
+    """Decode up to F frames of a video, turned upright, transparency over white.
+
+    Args:
+        media: MP4, WebM, Matroska, AVI, MPEG-TS, animated GIF ... (``video_container.FORMATS``).
+        frames: F, the most frames that are kept.
+        sampling: how they are chosen.
+        smallest_side: frames are shrunk by a whole factor while height and width stay at least this;
+            None keeps their size.
+        max_pixels: no frame may have more; checked before one is decoded.
+        max_frames: no video may have more; checked before one is decoded.
+
+    Returns:
+        One to F frames; all have the size of the first.
+
+    Raises:
+        SignalError: missing, no video, without frames, cut off, damaged, over a limit.
+        UsageError: an unknown sampling, or PyAV is not installed.
+    """
+    if sampling not in get_args(Sampling):
+        raise UsageError(f"unknown sampling {sampling!r}; known: {', '.join(get_args(Sampling))}")
+    if frames < 1:
+        raise UsageError(f"a clip has at least one frame, not {frames}")
+    timeline = _timeline(media, sampling, max_pixels, max_frames)
+    wanted = wanted_times(timeline, frames, sampling)
+    kept: list[np.ndarray] = []
+    times: list[float] = []
+    with opened_video(media, max_pixels) as (container, stream):
+        size: tuple[int, int] | None = None
+        for time, frame in _shown_at(decoded_frames(container, stream), wanted, media, timeline):
+            size = size or _shrunk(frame, smallest_side)
+            kept.append(_to_rgb(frame, size))
+            times.append(time)
+    return Clip(np.stack(kept), np.array(times) - timeline.times[0])
+
+
+def check_video(
+    media: Media, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+) -> None:
+    """Decode a video to its end once, keeping nothing, to see that `open_video` will work.
+
+    Raises:
+        SignalError: as `open_video` does.
+    """
+    timeline = _timeline(media, "uniform", max_pixels, max_frames)
+    if timeline.seen:
+        return
+    with opened_video(media, max_pixels) as (container, stream):
+        last = max((time for time, _ in decoded_frames(container, stream)), default=-np.inf)
+        _refuse_unreached(last, media, timeline)
+
+
+def blank_video(media: Media) -> Media:
+    """A mid-grey video of the same size, with frames at the same times (to a millisecond)."""
+    timeline = _timeline(media, "uniform", MAX_PIXELS, MAX_FRAMES)
+    height, width = open_video(media, 1).frames.shape[1:3]
+    return grey_video(width, height, timeline.times - timeline.times[0])
+
+
+def grey_video(width: int, height: int, times: np.ndarray) -> Media:
+    """A mid-grey video with a frame at each of the ``times`` (n,), in ascending seconds."""
+    av = pyav()
+    buffer = io.BytesIO()
+    grey = np.full((height, width, 3), 128, np.uint8)
+    # bitexact: no random identifier, so that equal videos have equal bytes and one cached encoding.
+    with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("ffv1", rate=1000, options={"g": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
+        stream.time_base = Fraction(1, 1000)
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), stream.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return Media("video", data=buffer.getvalue())
+
+
+# --- when frames are shown ----------------------------------------------------------------------
+
+
+def _timeline(media: Media, sampling: Sampling, max_pixels: int, max_frames: int) -> Timeline:
+    """Times of all frames: from the packets, or by decoding where these do not say or scenes count."""
+    with opened_video(media, max_pixels) as (container, stream):
+        times = _packet_times(container, stream, media, max_frames)
+    if times is None or sampling == "scene":
+        with opened_video(media, max_pixels) as (container, stream):
+            timeline = _looked_at(decoded_frames(container, stream))
+    else:
+        timeline = Timeline(times, np.zeros(len(times)), seen=False)
+    if not len(timeline.times):
+        raise SignalError("broken-media", media, "a video without frames: remove the row")
+    return timeline
+
+
+def _looked_at(frames: Iterator[tuple[float, Any]]) -> Timeline:
+    """Times of decoded frames, and how far each one's histogram is from the one before it."""
+    times: list[float] = []
+    changes: list[float] = []
+    before = None
+    for time, frame in frames:
+        now = luma_histogram(
+            frame.to_ndarray(format="gray", width=THUMBNAIL, height=THUMBNAIL, interpolation="AREA")
+        )
+        changes.append(0.0 if before is None else change(before, now))
+        times.append(time)
+        before = now
+    ascending = np.maximum.accumulate(np.array(times))  # damaged files have clocks that jump back
+    return Timeline(ascending, np.array(changes), seen=True)
+
+
+def _packet_times(container: Any, stream: Any, media: Media, max_frames: int) -> np.ndarray | None:
+    """(n,) ascending seconds at which frames are shown, or None where packets do not say."""
+    ticks: list[int | None] = []
+    begin, end = np.inf, -np.inf
+    for packet in container.demux():
+        if not packet.size:
+            continue
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None:
+            begin = min(begin, float(stamp * packet.time_base))
+            end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index and not packet.is_discard:
+            ticks.append(packet.pts)
+        if len(ticks) > max_frames:
+            raise SignalError(
+                "broken-media",
+                media,
+                f"more than {max_frames:,} frames: cut it into shorter clips, or raise max_frames",
+            )
+    known = sorted({tick for tick in ticks if tick is not None})
+    times = np.array([float(tick * stream.time_base) for tick in known])
+    if ticks:  # how long the last frame is shown is not in every container: as long as any other
+        longest = float(np.diff(times).max(initial=0.0))
+        _refuse_cut_off(container.duration, end - begin, longest, media)
+    return times if len(known) == len(ticks) else None
+
+
+def _refuse_cut_off(promised: int | None, found: float, longest: float, media: Media) -> None:
+    """Refuse a file whose packets, of any stream, end well before its header says (microseconds)."""
+    said = (promised or 0) / 1e6
+    if 0 <= found + longest < (1 - MISSING) * said - 0.1:
+        raise SignalError(
+            "broken-media",
+            media,
+            f"ends after {found:.2f} s, but its header says {said:.2f} s: it was cut off (copy it anew) "
+            "or its header lies (write a new one: ffmpeg -i FILE -c copy NEW)",
+        )
+
+
+def _refuse_unreached(last: float, media: Media, timeline: Timeline) -> None:
+    if last < timeline.reached:
+        raise SignalError(
+            "broken-media",
+            media,
+            f"{max(last - timeline.times[0], 0):.2f} s of {timeline.end - timeline.times[0]:.2f} s "
+            "can be decoded: truncated or damaged; copy it anew",
+        )
+
+
+def _shown_at(
+    frames: Iterator[tuple[float, Any]], wanted: np.ndarray, media: Media, timeline: Timeline
+) -> Iterator[tuple[float, Any]]:
+    """Of each wanted time the frame, or the next one that could be decoded; ends with the last."""
+    place, time = 0, -np.inf
+    for time, frame in frames:
+        if time >= wanted[place]:
+            yield time, frame
+            place = int(np.searchsorted(wanted, time, side="right"))
+            if place == len(wanted):
+                return
+    _refuse_unreached(time, media, timeline)
+    if not place:
+        raise SignalError("broken-media", media, "no frame can be decoded: copy it anew")
+
+
+# --- pixels -------------------------------------------------------------------------------------
+
+
+def _shrunk(frame: Any, smallest_side: int | None) -> tuple[int, int]:
+    """(width, height) that frames are kept at."""
+    factor = max(min(frame.width, frame.height) // smallest_side, 1) if smallest_side else 1
+    return frame.width // factor, frame.height // factor
+
+
+def _to_rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8, upright."""
+    form = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
+    pixels = frame.to_ndarray(format=form, width=size[0], height=size[1], interpolation="AREA")
+    if form == "rgba":
+        colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
+        pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

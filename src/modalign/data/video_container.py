@@ -1,0 +1,123 @@
+"""A video file, opened by PyAV: its container and video stream, with errors that say what is wrong."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+from modalign.data.records import Media
+from modalign.data.signals import SignalError
+from modalign.errors import UsageError
+
+# Containers only: no playlist or list of files, which would have FFmpeg open other files or addresses.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,apng,ivf,"
+    "h264,hevc,m4v,mjpeg,yuv4mpegpipe,nut"
+)
+
+
+def pyav() -> Any:
+    """PyAV's module.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError:
+        raise UsageError(
+            "videos are decoded by PyAV, which is not installed: pip install 'modalign[video]'"
+        ) from None
+    return av
+
+
+@contextmanager
+def opened_video(media: Media, max_pixels: int) -> Iterator[tuple[Any, Any]]:
+    """Give the container and its video stream; what FFmpeg complains of becomes a SignalError."""
+    av = pyav()
+    with _file(media) as file:
+        try:
+            container = av.open(
+                file, options={"format_whitelist": FORMATS}, metadata_errors="replace"
+            )
+        except (av.FFmpegError, ValueError) as error:
+            raise SignalError("broken-media", media, _what_instead(file, error)) from None
+        with container:
+            stream = _video_stream(container, media)
+            _refuse_too_large(stream.codec_context, media, max_pixels)
+            try:
+                yield container, stream
+            except (av.FFmpegError, ValueError) as error:
+                raise SignalError(
+                    "broken-media", media, f"damaged video ({_brief(error)}): copy it anew"
+                ) from None
+
+
+def _file(media: Media) -> BinaryIO:
+    if media.data is not None:
+        return io.BytesIO(media.data)
+    assert media.path is not None
+    try:
+        return open(media.path, "rb")
+    except FileNotFoundError:
+        raise SignalError(
+            "missing-media", media, "the file does not exist: put it there or correct the path"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SignalError("missing-media", media, f"the file cannot be read ({error})") from None
+
+
+def _what_instead(file: BinaryIO, error: Exception) -> str:
+    file.seek(0)
+    head = file.read(40)
+    if not head:
+        return "the file is empty: copy it anew"
+    text = head.decode("utf-8", errors="ignore").strip().partition("\n")[0]
+    shown = f"; it starts with the text {text!r}" if text and text.isprintable() else ""
+    return (
+        f"cannot be opened as a video ({_brief(error)}){shown}: truncated, damaged, or of another "
+        "format; copy it anew or save it as MP4"
+    )
+
+
+def _brief(error: Exception) -> str:
+    """FFmpeg's message without the number and the file's name."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _video_stream(container: Any, media: Media) -> Any:
+    cover = pyav().stream.Disposition.attached_pic  # a picture beside sound
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & cover:
+        kinds = sorted({other.type for other in container.streams if other is not stream})
+        holds = ", ".join(kinds) or "nothing"
+        raise SignalError("broken-media", media, f"has no video stream: holds {holds}")
+    return stream
+
+
+def _refuse_too_large(codec: Any, media: Media, max_pixels: int) -> None:
+    codec.options = {"max_pixels": str(max_pixels)}  # the decoder's own limit: headers may lie
+    if codec.width * codec.height > max_pixels:
+        raise SignalError(
+            "broken-media",
+            media,
+            f"frames of {codec.width} x {codec.height} = {codec.width * codec.height:,} pixels, more "
+            f"than the limit of {max_pixels:,}: shrink it, or raise max_pixels",
+        )
+
+
+def decoded_frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
+    """Every frame with its time; counted, at the stream's own rate, where it has none.
+
+    Raises:
+        ValueError: the decoder marks a frame as damaged.
+    """
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    for index, frame in enumerate(container.decode(stream)):
+        time = index / rate if frame.pts is None else frame.pts * frame.time_base
+        if frame.is_corrupt:
+            raise ValueError(f"frame {index} at {float(time):.2f} s")
+        yield float(time), frame
