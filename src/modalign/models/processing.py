@@ -123,6 +123,7 @@ class ModalignProcessor(ProcessorMixin):
             text=rendered,
             **{ARGUMENTS[m]: signals for m, signals in media.items() if signals},
             return_tensors=kwargs.get("return_tensors"),
+            add_special_tokens=False,  # the template has added them
             **(kwargs.get("processor_kwargs") or {}),
         )
         return found if kwargs.get("return_dict") else found["input_ids"]

@@ -83,8 +83,11 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
 
 
 def _encoder(spec: dict) -> str:
-    if spec["kind"] == "tower":
-        return f"{spec['config']['model_type']}, hidden layer {spec['layer']}"
-    if spec["kind"] == "patches":
+    if "config" in spec:
+        layer = f", hidden layer {spec['layer']}" if "layer" in spec else ""
+        return f"{spec['config']['model_type']}{layer}"
+    if "path" in spec:
+        return f"`{spec['path']}`"
+    if spec["kind"] == "patches" and "patch_size" in spec:
         return f"none: raw patches of {spec['patch_size']} pixels"
-    return f"`{spec['path']}`"
+    return str(spec["kind"])
