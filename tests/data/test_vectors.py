@@ -64,8 +64,7 @@ def test_a_row_of_a_file(form: Any, array: np.ndarray, tmp_path: Path) -> None:
     medium = form(tmp_path, array)
     for row in (0, 1, 4):
         assert np.array_equal(open_vectors(medium(row)), np.atleast_2d(array[row]))
-    assert fault(medium(5)).startswith("broken-media: has")
-    assert "from 0" in fault(medium(5)) or "0 to 4" in fault(medium(5))
+    assert fault(medium(5)) == "broken-media: has no row 5: it has 5, counted from 0"
 
 
 @pytest.mark.parametrize("form", [npy, safetensors])

@@ -69,7 +69,7 @@ def test_a_rebuilt_encoder_is_the_same() -> None:
 def test_another_width_names_the_medium(tmp_path: Any) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 5)))
     odd = Media("vectors", path=f"{tmp_path}/x.npy#1")
-    with pytest.raises(SignalError, match=r"x.npy#1: vectors of width 5; 2 of 3 media .* width 3"):
+    with pytest.raises(SignalError, match=r"x.npy#1: width 5; 2 of 3 media .* width 3"):
         load(None, [odd, inline([1, 2, 3]), inline([4, 5, 6])], {})
     spec, _ = load(None, [inline([1, 2, 3])], {})
     with pytest.raises(SignalError, match=r"x.npy#1: .*width 5, but the model's are 3 wide"):

@@ -20,6 +20,13 @@ def compare(
     methods: Annotated[
         str | None, typer.Option("--methods", help="Names, converters, perceivers or all.")
     ] = None,
+    recipes: Annotated[
+        str | None,
+        typer.Option(
+            "--recipes",
+            help="Data recipes that every connector is crossed with: names or all (docs/recipes.md).",
+        ),
+    ] = None,
     budget: options.Budget = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings per finalist.")] = None,
     finalists: Annotated[
@@ -56,6 +63,8 @@ def compare(
     - `modalign compare --llm Qwen/Qwen2.5-0.5B --encoder image=google/siglip-base-patch16-224
       --train train.jsonl --eval test.jsonl --train-llm lora --budget 50000samples`
 
+    - `modalign compare --methods mlp,resampler --recipes all --out runs/recipes`
+
     - `modalign compare experiment.yaml --out runs/mine --resume`
     """
     from modalign.cli.console import LiveTable, bars, print_json, quiet_libraries, stderr, stdout
@@ -84,8 +93,9 @@ def compare(
             changes[name] = value
     if finalists is not None:
         changes["finalists"] = finalists or None
-    if methods is not None:
-        changes["methods"] = methods.split(",")
+    for name, names in (("methods", methods), ("recipes", recipes)):
+        if names is not None:
+            changes[name] = names.split(",")
     with bars() as progress:
         resolved, changed = load_config(config, changes, progress)
     with LiveTable() as table:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 def train(
     config: options.Config = None,
     method: Annotated[str, typer.Option("--method", help="'modalign methods' lists them.")] = "mlp",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Data recipe, e.g. captions_first (docs/recipes.md)."),
+    ] = None,
     llm: options.Llm = None,
     encoder: options.Encoder = None,
     train_file: options.Train = None,
@@ -52,6 +56,8 @@ def train(
 
     - `modalign train --method mlp --budget 8000samples`
 
+    - `modalign train --method mlp --recipe captions_first --budget 8000samples --out runs/first`
+
     - `modalign train experiment.yaml --method qformer --train-llm frozen --out runs/qformer`
 
     - `modalign train experiment.yaml --out runs/qformer --resume`
@@ -85,7 +91,7 @@ def train(
     with bars() as progress:
         resolved, _ = load_config(config, changes, progress)
         result = train_method(
-            method,
+            f"{method}+{recipe}" if recipe else method,
             resolved.parts,
             resolved.data,
             resolved.training,

@@ -126,10 +126,11 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         results[name].rank = rank
         results[name].finalist = name in finalists
     recommendation = None
-    if finalists:
+    controls = {method.name for method in methods if method.control}
+    if candidates := [name for name in finalists if name not in controls]:
         recommendation = recommend(
-            {name: validation[name] for name in finalists},
-            {name: _cost(results[name]) for name in finalists},
+            {name: validation[name] for name in candidates},
+            {name: _cost(results[name]) for name in candidates},
             groups=groups_of(splits.val),
         )
     trained = seen_in_training(judged, splits.train)
@@ -187,8 +188,8 @@ def _method(
     cls = method.cls
     base = MethodResult(
         name=method.name,
-        family=cls.family,
-        group=cls.group,
+        family=method.family,
+        group=method.group,
         variant=method.variant,
         enters=cls.enters,
         papers=list(cls.papers),
@@ -350,7 +351,7 @@ def shown_part(name: str) -> str:
 
 
 def _hashes(config: CompareConfig) -> dict[str, str]:
-    files = {"train": config.data.train, "val": config.data.val, "eval": config.data.eval}
+    files = {name: getattr(config.data, name) for name in ("train", "val", "eval", "text")}
     for name, part in {"llm": config.parts.llm, **config.parts.encoder}.items():
         files[name] = str(Path(part) / "model.safetensors")
     return {

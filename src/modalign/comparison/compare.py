@@ -33,6 +33,7 @@ from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
 from modalign.training.doctor import preflight
 from modalign.training.methods import Method, resolve_methods
+from modalign.training.recipes import check_data
 from modalign.training.sources import (
     Splits,
     feature_store,
@@ -78,6 +79,7 @@ class Prepared:
             cache=self.cache,
             folder=self.out / "runs" / name / f"seed-{seed}",
             threads=self.config.threads,
+            text=self.splits.text,
         )
 
 
@@ -183,7 +185,7 @@ def prepare(
     config: CompareConfig, out: Path, cache: Path, progress: Progress | None = None
 ) -> Prepared:
     """Validate everything before step 0: names, budget, files, template; then fill the feature cache."""
-    methods = resolve_methods(config.methods, config.stages)
+    methods = resolve_methods(config.methods, config.stages, config.recipes)
     Budget.parse(config.budget)
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities)
@@ -191,6 +193,8 @@ def prepare(
         splits.notes.append(
             "No evaluation data was given (--eval): accuracies are on validation data."
         )
+    for method in methods:
+        splits.notes += check_data(method.name, method.stages, splits.train, splits.text)
     device = device_of(config.training)
     media = splits.media()
     blanks = {medium.modality: medium for medium in reversed(media)}
@@ -232,4 +236,6 @@ def finalists(prepared: Prepared, first: Sequence[JobResult], count: int | None)
             scores = load_scores(prepared.job(method, 0, None).folder)
             accuracy[result.method] = float(scores["val"].mean())
     ranked = sorted(accuracy, key=lambda name: (-accuracy[name], name))
-    return ranked if count is None else ranked[:count]
+    if count is None:
+        return ranked
+    return [name for name in ranked if not prepared.method(name).control][:count]

@@ -54,6 +54,8 @@ class CompareConfig(BaseModel):
         training: how to train.
         stages: the recipe of every method, in place of a single stage; a connector's own stage one
             stays before it.
+        recipes: named recipes that every connector is crossed with, or ``all``; those that name one
+            (``mlp+captions_first``) stay as they are.
         jobs: methods trained at the same time, each in a process with its share of the cores.
         examples: evaluation questions answered by every method in the report.
     """
@@ -68,6 +70,7 @@ class CompareConfig(BaseModel):
     finalists: PositiveInt | None = None
     training: TrainSettings = Field(default_factory=TrainSettings)
     stages: list[Stage] = Field(default_factory=lambda: [Stage()], min_length=1)
+    recipes: list[str] = Field(default_factory=list)
     jobs: NonNegativeInt = 0
     examples: NonNegativeInt = 8
 
@@ -186,7 +189,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"the configuration {path} is not a mapping of fields to values")
     data, parts = values.get("data"), values.get("parts")
     if isinstance(data, dict):
-        for key in ("train", "val", "eval", "media_root"):
+        for key in ("train", "val", "eval", "text", "media_root"):
             if isinstance(data.get(key), str):
                 data[key] = str(path.parent / data[key])
     if isinstance(parts, dict):

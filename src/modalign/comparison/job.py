@@ -49,7 +49,12 @@ class Job:
         what: the method.
         seed: of new weights and data order.
         factor: on all learning rates; None means: find it, by trials.
+<<<<<<< HEAD
         blanks: modality -> the medium that stands for none.
+=======
+        blank: the medium that stands for "no image".
+        text: further records without media, for recipes that mix them in.
+>>>>>>> main
     """
 
     what: Method
@@ -65,6 +70,7 @@ class Job:
     cache: Path
     folder: Path
     threads: int
+    text: Sequence[Sample] = ()
 
     @property
     def method(self) -> str:
@@ -159,6 +165,7 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         job.val,
         job.cache,
         job.seed,
+        text=job.text,
         report=_teller(channel),
         track=open_tracker(job.settings, job.folder),
     )

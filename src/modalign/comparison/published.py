@@ -233,8 +233,9 @@ def training_mode(llm_mode: str) -> Mode:
 
 
 def base_name(method: str) -> str:
-    """A method's name without its variant."""
-    return re.split(r"[:\[]", method, maxsplit=1)[0]
+    """A method's name without its variant; one with a recipe keeps it, since no claim is about those."""
+    plain, plus, recipe = method.partition("+")
+    return re.split(r"[:\[]", plain, maxsplit=1)[0] + plus + recipe
 
 
 def _check_claim(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from modalign.data.parquet import parquet_row
+from modalign.data.cells import parquet_row
 from modalign.data.records import Media
 from modalign.data.signals import SignalError, file_and_part, inline_value
 
@@ -161,5 +161,5 @@ def _row(media: Media, part: str, shape: tuple[int, ...]) -> int:
     row = row_number(media, part)
     if not shape or row >= shape[0]:
         rows = shape[0] if shape else 0
-        raise SignalError("broken-media", media, f"has no row {row}: it has {rows}, from 0")
+        raise SignalError("broken-media", media, f"has no row {row}: it has {rows}, counted from 0")
     return row

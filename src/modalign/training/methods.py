@@ -7,18 +7,20 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from modalign.connectors.base import Connector, Variant
 from modalign.connectors.registry import connector_class, connectors
 from modalign.errors import UsageError
+from modalign.training.recipes import SEPARATOR, Recipe, recipe_names, resolve_recipe
 from modalign.training.settings import Stage
 
 STAGE_ONE_SHARE = 0.3
 PUBLISHED_SUFFIX = ":published"
 WITHOUT_STAGE_ONE = "_no_stage_one"
+Family = Literal["converter", "perceiver", "tool", "data"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Method:
     """A connector at a size with a recipe.
 
     Attributes:
-        name: e.g. ``mlp``, ``resampler:published``, ``qformer_no_stage_one``.
+        name: e.g. ``mlp``, ``resampler:published``, ``qformer_no_stage_one``,
+            ``mlp+captions_first``.
         connector: registered name.
         variant: ``matched`` to the language model's width, or the ``published`` size.
         stages: the recipe; shares add up to 1.
         options: of the connector, in place of the variant's.
+        recipe: the named recipe that the stages come from, if one was asked for.
     """
 
     name: str
@@ -38,6 +42,22 @@ class Method:
     variant: Variant
     stages: tuple[Stage, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+
+    @property
+    def control(self) -> bool:
+        """Whether it only shows what is reached without the media: it is never recommended."""
+        return self.recipe is not None and self.recipe.control
+
+    @property
+    def family(self) -> Family:
+        """The survey's family: a method told apart by its recipe is a data-driven one."""
+        return "data" if self.recipe else self.cls.family
+
+    @property
+    def group(self) -> str:
+        """The group within the family."""
+        return f"data-driven: {self.recipe.title}" if self.recipe else self.cls.group
 
     @property
     def cls(self) -> type[Connector]:
@@ -59,6 +79,7 @@ def _stages(has_stage_one: bool, recipe: Sequence[Stage]) -> tuple[Stage, ...]:
         runs="stage_one",
         objective=dict.fromkeys(terms, 1.0),
         data="media",
+        pairs=recipe[-1].pairs,  # a control must not see true pairs here either
     )
     return (first, *rest)
 
@@ -83,11 +104,12 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
         name: a registered name, with ``:published`` for that size, with connector options in
             brackets: ``mlp[depth=3]``, ``c_abstractor[depth=2;num_tokens=16]:published``.
         recipe: stages in place of the ordinary single one. A connector's own stage one stays
-            before them.
+            before them. A recipe named behind a plus, ``mlp+captions_first``, goes before it.
 
     Raises:
         UsageError: there is none, and the message names the nearest; or an option is unknown.
     """
+    whole, (name, named) = name, _split_recipe(name)
     found = _WITH_OPTIONS.match(name)
     plain = found["base"] + found["rest"] if found else name
     base = plain.removesuffix(PUBLISHED_SUFFIX)
@@ -98,9 +120,16 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
         raise UsageError(f"no method is called {name!r}; {hint}")
     connector = base.removesuffix(WITHOUT_STAGE_ONE)
     cls = connector_class(connector)
-    stages = _stages(cls.has_stage_one and connector == base, recipe)
+    stages = named.stages if named else recipe
+    stages = _stages(cls.has_stage_one and connector == base, stages)
     options = _options(name, cls, found["options"]) if found else {}
-    return Method(name, connector, variant, stages, options)
+    return Method(whole, connector, variant, stages, options, named)
+
+
+def _split_recipe(name: str) -> tuple[str, Recipe | None]:
+    """``mlp+captions_first`` is a connector and a recipe; a plus within brackets is an option's."""
+    plain, plus, recipe = name.rpartition(SEPARATOR)
+    return (plain, resolve_recipe(recipe)) if plus and "]" not in recipe else (name, None)
 
 
 def _options(name: str, cls: type[Connector], text: str) -> dict[str, Any]:
@@ -117,8 +146,17 @@ def _options(name: str, cls: type[Connector], text: str) -> dict[str, Any]:
     return options
 
 
-def resolve_methods(choice: list[str] | str, recipe: Sequence[Stage] = (Stage(),)) -> list[Method]:
+def resolve_methods(
+    choice: list[str] | str,
+    recipe: Sequence[Stage] = (Stage(),),
+    recipes: Sequence[str] = (),
+) -> list[Method]:
     """Resolve names, families (``converter``, ``perceiver``) and ``all``, in order, without repeats.
+
+    Args:
+        choice: a list, or names with commas between them.
+        recipe: stages of methods that name no recipe.
+        recipes: names that every method is crossed with, or ``all``.
 
     Raises:
         UsageError: an unknown name.
@@ -137,4 +175,23 @@ def resolve_methods(choice: list[str] | str, recipe: Sequence[Stage] = (Stage(),
             names.append(word)
     if not names:
         raise UsageError("no method was named; 'modalign methods' lists them")
-    return [resolve_method(name, recipe) for name in dict.fromkeys(names)]
+    methods = [resolve_method(name, recipe) for name in dict.fromkeys(names)]
+    return crossed(methods, recipes) if recipes else methods
+
+
+def crossed(methods: Sequence[Method], recipes: Sequence[str]) -> list[Method]:
+    """Every method under every recipe; one that names its recipe itself stays as it is.
+
+    Raises:
+        UsageError: an unknown recipe, or nothing but controls, with nothing to compare them with.
+    """
+    names: list[str] = []
+    for method in methods:
+        own = [method.name] if method.recipe else []
+        names += own or [method.name + SEPARATOR + recipe for recipe in recipe_names(recipes)]
+    found = [resolve_method(name) for name in dict.fromkeys(names)]
+    if all(method.control for method in found):
+        raise UsageError(
+            f"{', '.join(recipes)}: a control alone tells nothing; compare it with another recipe"
+        )
+    return found

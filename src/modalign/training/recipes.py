@@ -157,6 +157,31 @@ def select(
     return shuffled_pairs(together, rng) if stage.pairs == "shuffled" else together
 
 
+def check_data(
+    name: str, stages: Sequence[Stage], samples: Sequence[Sample], text: Sequence[Sample] = ()
+) -> list[str]:
+    """Before step 0: whether the data has what every stage of a method asks for.
+
+    Returns:
+        what the stages see, for the report; nothing for one stage over all records.
+
+    Raises:
+        UsageError: see :func:`select`.
+    """
+    seen = []
+    for stage in stages:
+        if stage.runs == "stage_one":  # has checks of its own
+            continue
+        found = select(samples, stage, 0, text)
+        data = DOMAIN + largest_domain(samples) if stage.data == DOMAIN + LARGEST else stage.data
+        added = "".join(f" with {share:.0%} {kind}" for kind, share in stage.mix.items())
+        whose = ", everyone's media somebody else's" if stage.pairs == "shuffled" else ""
+        seen.append(f"{stage.name} {data}{added} ({len(found):,} records{whose})")
+    if all(stage.data == "all" and stage.pairs == "true" and not stage.mix for stage in stages):
+        return []
+    return [f"{name} trains on: {'; '.join(seen)}."]
+
+
 def _of_kind(
     samples: Sequence[Sample], data: str, stage: Stage, text: Sequence[Sample]
 ) -> list[Sample]:

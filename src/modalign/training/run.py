@@ -19,6 +19,7 @@ from modalign.training.doctor import preflight_session
 from modalign.training.memory import return_freed_memory
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
+from modalign.training.recipes import check_data
 from modalign.training.session import Session
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.sources import DataFiles, Parts, load_splits
@@ -96,6 +97,7 @@ def train_method(
         if progress:
             progress(f"{stage} (loss {step.loss:.3f})"[:40], int(step.fraction * 1000), 1000)
 
+    seen = check_data(method.name, method.stages, splits.train, splits.text)
     session = Session(
         method,
         parts,
@@ -104,12 +106,13 @@ def train_method(
         splits.val,
         cache_directory(),
         seed,
+        text=splits.text,
         parallel=parallel,
         report=report if parallel.main else None,
         track=open_tracker(settings, out) if parallel.main else None,
     )
     table = session.parts_table()
-    notes = [*splits.notes, *preflight_session(session, processes=parallel.world)]
+    notes = [*splits.notes, *seen, *preflight_session(session, processes=parallel.world)]
     if described and parallel.main:
         described(table, notes)
     if parallel.main:

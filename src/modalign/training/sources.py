@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,21 @@ class Parts(BaseModel):
 
 
 class DataFiles(BaseModel):
-    """Data files, in any form that the readers know."""
+    """Data files, in any form that the readers know.
+
+    Attributes:
+        train, val, eval: records to train on, to choose by, to judge by.
+        text: further records without media; read by recipes that mix text in, and by nothing else.
+        media_root: the folder that relative media paths start from.
+        skip_broken: share of broken records that may be dropped.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     train: str
     val: str | None = None
     eval: str | None = None
+    text: str | None = None
     media_root: str | None = None
     skip_broken: str = "0%"
 
@@ -116,6 +124,7 @@ class Splits:
         val_source: where validation data came from, for the report.
         dropped: broken records dropped under the quota.
         notes: what the report must say.
+        text: further records without media, for recipes that mix them in.
     """
 
     train: list[Sample]
@@ -124,6 +133,7 @@ class Splits:
     val_source: str
     dropped: int
     notes: list[str]
+    text: list[Sample] = field(default_factory=list)
 
     def media(self) -> list[Media]:
         """Every medium, once."""
@@ -196,7 +206,18 @@ def load_splits(
         source,
         dropped,
         notes,
+        tokenise_all(_without_media(load(files.text, "text")), tokenizer),
     )
+
+
+def _without_media(records: list[Record]) -> list[Record]:
+    for record in records:
+        if any(True for _ in record.media()):
+            raise DataError(
+                f"{record.source}: data.text is for records without media; put this one into "
+                "data.train"
+            )
+    return records
 
 
 def runs_with_model(encoder: Encoder, mode: EncoderMode, raw: bool = False) -> bool:

@@ -70,7 +70,7 @@ def _line(record: Record, path: Path) -> bytes:
     row |= {key: value for key, value in optional.items() if value}
     row |= record.extra
     try:
-        return json.dumps(row, ensure_ascii=False, default=_plain).encode("utf-8") + b"\n"
+        return json.dumps(row, ensure_ascii=False, default=plain_json).encode("utf-8") + b"\n"
     except (TypeError, ValueError) as error:
         raise DataError(f"{record.source}: cannot be written as JSON ({error})") from None
 
@@ -83,13 +83,13 @@ def _content(part: Part, path: Path) -> dict[str, Any]:
     if value is not None:
         content[part.modality] = value
     else:
-        file = part.path if part.path is not None else _store(part, path)
+        file = part.path if part.path is not None else store_media(part, path)
         content["path"] = Path(os.path.relpath(file, path.parent)).as_posix()
     return content if part.annotations is None else content | {"annotations": part.annotations}
 
 
-def _store(media: Media, path: Path) -> str:
-    """Write bytes under the name of their content, so that writing them twice changes nothing."""
+def store_media(media: Media, path: Path) -> str:
+    """Write a medium into `<path>.media`, named by its content: writing it twice changes nothing."""
     content = media.read()
     folder = path.with_name(f"{path.name}.media")
     folder.mkdir(exist_ok=True)
@@ -105,7 +105,8 @@ def _ending(content: bytes) -> str:
     return next((ending for start, ending in SIGNATURES if content.startswith(start)), ".bin")
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """JSON's form of a value that has none of its own: for `json.dumps(default=...)`."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.data.vectors import open_vectors
 from modalign.encoders.vectors import Identity, build
 from modalign.errors import UsageError
+from modalign.models.encoders.agreement import agreed
 from modalign.models.encoders.options import Options
 
 FITTED = 20_000  # media, spread evenly, that mean and standard deviation are taken from
@@ -28,7 +29,7 @@ class VectorOptions(Options):
     """
 
     standardise: bool = False
-    max_vectors: int | None = None
+    max_vectors: PositiveInt | None = None
 
 
 def load(
@@ -51,7 +52,9 @@ def load(
     chosen = VectorOptions.read("vectors", options)
     if not media:
         raise UsageError("no vectors in the training data: their width cannot be known")
-    width, longest = _measure(media)
+    shapes = [open_vectors(medium).shape for medium in media]
+    width = agreed(media, [found for _, found in shapes], "width")
+    longest = max(count for count, _ in shapes)
     length = chosen.max_vectors or longest
     if length < longest:
         raise UsageError(f"max_vectors={length}, but a training medium holds {longest} vectors")
@@ -84,18 +87,3 @@ def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
             f"train with max_vectors={len(array)}",
         )
     return array
-
-
-def _measure(media: Sequence[Media]) -> tuple[int, int]:
-    """Width of the vectors, and the most that one medium holds."""
-    shapes = [open_vectors(medium).shape for medium in media]
-    (width, count), *others = Counter(found for _, found in shapes).most_common()
-    if others:
-        odd, found = next((m, s[1]) for m, s in zip(media, shapes, strict=True) if s[1] != width)
-        raise SignalError(
-            "broken-media",
-            odd,
-            f"vectors of width {found}; {count} of {len(media)} media of the training data have "
-            f"width {width}",
-        )
-    return width, max(length for length, _ in shapes)

@@ -1,0 +1,147 @@
+"""Cells of CSV and Parquet files: one row, or some columns, and what a cell's text means.
+
+Of a Parquet file only the row's group is read, and kept while rows are near; of a CSV file all.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modalign.data.readers.csv_files import read_csv
+from modalign.data.readers.result import RowError
+from modalign.data.records import Media
+from modalign.data.signals import SignalError
+from modalign.errors import DataError
+
+T = TypeVar("T")
+
+KEPT = 4  # files and row groups
+MISSING = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell may look like, in any case
+
+
+def cell(text: str) -> float | str | None:
+    """A number, None where nothing stands there, else the text without outer spaces."""
+    text = text.strip()
+    if text.lower() in MISSING:
+        return None
+    try:
+        return text if "_" in text else float(text)  # Python alone reads 1_000 as a number
+    except ValueError:
+        return text
+
+
+def csv_row(media: Media, file: Path, row: int) -> dict[str, str]:
+    """One row (from 0, the header not counted) of a CSV file with a header.
+
+    Raises:
+        SignalError: the file cannot be read, or has no such row.
+    """
+    rows = _opened(media, _csv_rows, file)
+    if row >= len(rows):
+        raise SignalError("broken-media", media, _no_row(row, len(rows)))
+    found = rows[row]
+    if isinstance(found, RowError):
+        raise SignalError("broken-media", media, str(found))
+    return found
+
+
+def csv_columns(media: Media, file: Path) -> tuple[list[str] | None, list[list[str]]]:
+    """The header, None where the first row is all numbers, and the rows of a CSV file.
+
+    Raises:
+        SignalError: the file cannot be read, or its rows have unequal lengths.
+    """
+    first, *rows = _opened(media, _csv_cells, file) or [[]]
+    header = None if all(isinstance(cell(text), float | None) for text in first) else first
+    if header is None:
+        rows = [first, *rows]
+    for number, row in enumerate(rows):
+        if len(row) != len(first):
+            raise SignalError(
+                "broken-media", media, f"row {number} has {len(row)} cells, not {len(first)}"
+            )
+    return header, rows
+
+
+def parquet_names(media: Media, file: Path) -> list[str]:
+    """The names of a Parquet file's columns.
+
+    Raises:
+        SignalError: the file is missing or no Parquet file.
+    """
+    return list(_opened(media, _footer, file)[0])
+
+
+def parquet_row(media: Media, file: Path, row: int, columns: Sequence[str]) -> dict[str, Any]:
+    """The values of one row (from 0) in some columns.
+
+    Raises:
+        SignalError: the file cannot be read, or has no such row or column.
+    """
+    names, ends = _opened(media, _footer, file)
+    unknown = [name for name in columns if name not in names]
+    if unknown:
+        raise SignalError(
+            "broken-media", media, f"has no column {unknown[0]!r}: choose from {', '.join(names)}"
+        )
+    if row >= ends[-1]:
+        raise SignalError("broken-media", media, _no_row(row, ends[-1]))
+    group = next(number for number, end in enumerate(ends) if row < end)
+    table = _group(str(file), file.stat().st_mtime_ns, group, tuple(columns))
+    place = row - (ends[group - 1] if group else 0)
+    return {name: table.column(name)[place].as_py() for name in columns}
+
+
+def _no_row(row: int, rows: int) -> str:
+    return f"has no row {row}: it has {rows}, counted from 0"
+
+
+def _opened(media: Media, read: Callable[[str, int], T], file: Path) -> T:
+    """What a file holds, read anew only if it changed."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    try:
+        return read(str(file), file.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise SignalError(
+            "missing-media", media, "the file does not exist: put it there or correct the path"
+        ) from None
+    except (pa.ArrowException, csv.Error, DataError, OSError, UnicodeDecodeError) as error:
+        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _csv_rows(file: str, _changed: int) -> list[dict[str, str] | RowError]:
+    return [fields for _, fields in read_csv(Path(file))]
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _csv_cells(file: str, _changed: int) -> list[list[str]]:
+    with open(file, encoding="utf-8-sig", newline="") as opened:
+        delimiter = max(",;\t", key=opened.readline().count)
+        opened.seek(0)
+        return [row for row in csv.reader(opened, delimiter=delimiter, strict=True) if row]
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _footer(file: str, _changed: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Column names, and for each row group the number of rows up to its end."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    with pq.ParquetFile(file) as opened:
+        meta = opened.metadata
+        sizes = (meta.row_group(group).num_rows for group in range(meta.num_row_groups))
+        return tuple(opened.schema_arrow.names), tuple(itertools.accumulate(sizes)) or (0,)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _group(file: str, _changed: int, group: int, columns: tuple[str, ...]) -> Any:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        return opened.read_row_group(group, columns=list(columns))

@@ -1,0 +1,107 @@
+"""Series: a medium is T steps of C channels, with gaps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from modalign.data.arrays import read_array
+from modalign.data.cells import cell, csv_columns
+from modalign.data.records import Media
+from modalign.data.signals import SignalError, file_and_part
+
+
+def open_series(media: Media, channels: int | None = None) -> np.ndarray:
+    """Read a series.
+
+    ``x.csv`` and ``x.tsv`` hold a row per step and a column per channel, with a header or without;
+    ``x.csv#a,b`` takes the columns a and b. Other files and lists in the row: see
+    :mod:`modalign.data.arrays`; T numbers stand for one channel, lists of C numbers for C.
+
+    Args:
+        media: what to read.
+        channels: C that must be found.
+
+    Returns:
+        (T, C) float32, NaN where a value is missing.
+
+    Raises:
+        SignalError: unreadable, of another number of channels, with an infinite value, or without any.
+    """
+    if media.path is not None and file_and_part(media)[0].suffix.lower() in {".csv", ".tsv"}:
+        array = _csv(media, *file_and_part(media))
+    else:
+        array = read_array(media)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        shape = " x ".join(map(str, array.shape))
+        raise SignalError(
+            "broken-media",
+            media,
+            f"has shape {shape or 'of one number'}, not (T, C): name one of its rows (#0, #1, ...)",
+        )
+    if channels is not None and array.shape[1] != channels:
+        raise SignalError(
+            "broken-media", media, f"{array.shape[1]} channels, but the model takes {channels}"
+        )
+    if np.isinf(array).any():
+        step, channel = np.argwhere(np.isinf(array))[0]
+        raise SignalError(
+            "broken-media",
+            media,
+            f"step {step} of channel {channel} is infinite: give a number, or null where it is missing",
+        )
+    if np.isnan(array).all():
+        raise SignalError("broken-media", media, "every value is missing: leave the row out")
+    return array
+
+
+def check_series(media: Media) -> None:
+    """Read a series once to see that `open_series` will work.
+
+    Raises:
+        SignalError: as `open_series` does.
+    """
+    open_series(media)
+
+
+def blank_series(media: Media) -> Media:
+    """As many steps and channels, all zero: no shape, and no level either."""
+    steps, channels = open_series(media).shape
+    return Media("series", data=json.dumps([[0] * channels] * steps).encode())
+
+
+def _csv(media: Media, file: Path, part: str | None) -> np.ndarray:
+    header, rows = csv_columns(media, file)
+    places = list(range(len(header or rows[0])))
+    if part is not None:
+        places = [_place(media, name, header) for name in part.split(",")]
+    array = np.full((len(rows), len(places)), np.nan)
+    if not array.size:
+        raise SignalError("broken-media", media, "holds no steps")
+    for step, row in enumerate(rows):
+        for channel, place in enumerate(places):
+            value = cell(row[place])
+            if isinstance(value, str):
+                column = header[place] if header else place
+                raise SignalError(
+                    "broken-media",
+                    media,
+                    f"step {step} of column {column} is {value!r}, no number: correct it, or choose "
+                    "columns after '#'",
+                )
+            if value is not None:
+                array[step, channel] = value
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _place(media: Media, name: str, header: list[str] | None) -> int:
+    names = [text.strip() for text in header or []]
+    if name not in names:
+        known = ", ".join(names) or "none: it has no header"
+        raise SignalError("broken-media", media, f"has no column {name!r}; its columns: {known}")
+    return names.index(name)

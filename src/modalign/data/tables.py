@@ -1,0 +1,107 @@
+"""Tables: a medium is one row, a mapping of columns to numbers, categories or nothing."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from modalign.data.arrays import row_number
+from modalign.data.cells import cell, csv_row, parquet_names, parquet_row
+from modalign.data.records import Media
+from modalign.data.signals import SignalError, file_and_part, inline_value
+
+Value = float | str | None
+Row = dict[str, Value]
+LARGEST = 3e38  # what 32 bits hold
+
+
+def open_table(media: Media) -> Row:
+    """Read one row.
+
+    ``file.csv#3`` and ``file.parquet#3`` name a row of a file, counted from 0 after any header; a mapping
+    may stand in the data's row itself, or alone in a ``.json`` file. A value is a number, a category
+    (text; true and false are categories) or missing: null, NaN, empty text, and in CSV also NA and the like.
+
+    Raises:
+        SignalError: unreadable, no mapping, no columns, or a value that is none of these, by its column.
+    """
+    if media.data is not None:
+        fields = inline_value(media)
+    else:
+        file, part = file_and_part(media)
+        fields = _from_file(media, file, part)
+    if not isinstance(fields, dict):
+        raise SignalError(
+            "broken-media", media, f"is {type(fields).__name__}, not a row of columns"
+        )
+    if not fields:
+        raise SignalError("broken-media", media, "has no columns")
+    return {name: _value(media, name, value) for name, value in fields.items()}
+
+
+def check_table(media: Media) -> None:
+    """Read a row once to see that `open_table` will work.
+
+    Raises:
+        SignalError: as `open_table` does.
+    """
+    open_table(media)
+
+
+def blank_table(media: Media) -> Media:
+    """The same columns, all missing."""
+    return Media("table", data=json.dumps(dict.fromkeys(open_table(media))).encode())
+
+
+def _from_file(media: Media, file: Path, part: str | None) -> Any:
+    suffix = file.suffix.lower()
+    if suffix == ".json" and part is None:
+        return _json(media, file)
+    if suffix not in {".csv", ".tsv", ".parquet"} or part is None:
+        raise SignalError(
+            "broken-media",
+            media,
+            "name a row of a file: x.csv#0 or x.parquet#0, or write a mapping into the data's row",
+        )
+    row = row_number(media, part)
+    if suffix == ".parquet":
+        return parquet_row(media, file, row, parquet_names(media, file))
+    return {name: cell(text) for name, text in csv_row(media, file, row).items()}
+
+
+def _json(media: Media, file: Path) -> Any:
+    try:
+        return inline_value(Media(media.modality, data=file.read_bytes()))
+    except FileNotFoundError:
+        raise SignalError(
+            "missing-media", media, "the file does not exist: put it there or correct the path"
+        ) from None
+    except (OSError, SignalError) as error:
+        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+
+
+def _value(media: Media, name: str, value: Any) -> Value:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int | float | decimal.Decimal):
+        kind = type(value).__name__
+        raise SignalError("broken-media", media, f"column {name!r} holds a {kind}, not one value")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if abs(number) > LARGEST:
+        raise SignalError(
+            "broken-media", media, f"column {name!r} is {number}: not a finite number"
+        )
+    return None if math.isnan(number) else number

@@ -1,0 +1,111 @@
+"""Series: channels, greatest length and usual levels are read from the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import PositiveInt
+
+from modalign.data.records import Media
+from modalign.data.series import open_series
+from modalign.data.signals import SignalError
+from modalign.encoders.base import SignalEncoder
+from modalign.encoders.series import build
+from modalign.errors import UsageError
+from modalign.models.encoders.agreement import agreed
+from modalign.models.encoders.options import Options
+
+KINDS = {None: "patches", "none": "patches", "conv": "conv"}
+
+
+class SeriesOptions(Options):
+    """What can be set.
+
+    Attributes:
+        patch: P, steps of one feature.
+        max_steps: the most steps of a series (default: the training data's longest).
+        width: d of the ``conv`` encoder.
+    """
+
+    patch: PositiveInt = 8
+    max_steps: PositiveInt | None = None
+    width: PositiveInt = 64
+
+
+def load(
+    name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
+) -> tuple[dict[str, Any], SignalEncoder]:
+    """Describe and build a series encoder for some training series.
+
+    Args:
+        name: None or "none": patches; "conv": a small convolutional encoder, which trains.
+        media: training media.
+        options: see :class:`SeriesOptions`.
+        allow_pickle: nothing to read here.
+
+    Raises:
+        UsageError: another name, an unknown option, no media.
+        SignalError: a series cannot be read, or has another number of channels than most.
+    """
+    if name not in KINDS:
+        raise UsageError(f"no series encoder {name!r}: choose none or conv")
+    chosen = SeriesOptions.read("series", options)
+    if not media:
+        raise UsageError("no series in the training data: their channels cannot be known")
+    shapes = [open_series(medium).shape for medium in media]
+    channels = agreed(media, [found for _, found in shapes], "number of channels")
+    longest = max(steps for steps, _ in shapes)
+    steps = chosen.max_steps or longest
+    if steps < longest:
+        raise UsageError(f"max_steps={steps}, but a training series has {longest} steps")
+    mean, scale = _usual(media, channels)
+    spec = {
+        "kind": KINDS[name],
+        "patch": chosen.patch,
+        "channels": channels,
+        "steps": steps,
+        "mean": mean.tolist(),
+        "scale": scale.tolist(),
+    }
+    if spec["kind"] == "conv":
+        spec["width"] = chosen.width
+    return spec, build(spec).eval()
+
+
+def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
+    """Read a series as the model takes it.
+
+    Raises:
+        SignalError: another number of channels, or more steps than the model takes.
+    """
+    array = open_series(media, spec["channels"])
+    if len(array) > spec["steps"]:
+        raise SignalError(
+            "broken-media",
+            media,
+            f"{len(array)} steps, but the model takes at most {spec['steps']}: shorten it, or train "
+            f"with max_steps={len(array)}",
+        )
+    return array
+
+
+def _usual(media: Sequence[Media], channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) of all observed values, one series in memory at a time.
+
+    A constant channel, or one that is missing throughout, has deviation 1.
+    """
+    count, mean, squares = (np.zeros(channels) for _ in range(3))
+    for medium in media:  # Chan et al.'s parallel update: sums of squares would cancel
+        array = open_series(medium).astype(np.float64)
+        observed = ~np.isnan(array)
+        added = observed.sum(axis=0)
+        own = np.where(observed, array, 0).sum(axis=0) / np.maximum(added, 1)
+        apart = np.where(observed, array - own, 0)
+        total = np.maximum(count + added, 1)
+        squares += (apart**2).sum(axis=0) + (own - mean) ** 2 * count * added / total
+        mean += (own - mean) * added / total
+        count += added
+    deviation = np.sqrt(squares / np.maximum(count, 1))
+    return mean, np.where(deviation > 1e-9 * np.abs(mean), deviation, 1.0)
