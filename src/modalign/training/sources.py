@@ -17,6 +17,7 @@ from modalign.data.records import MODALITIES, Media, Record
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import Validated, validate
+from modalign.errors import DataError
 from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
 from modalign.models.compose import LanguageModel, load_language_model
 from modalign.models.encoders.loading import Encoder, load_encoder
