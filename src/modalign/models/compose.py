@@ -274,6 +274,7 @@ def compose(
     model = ModalignForConditionalGeneration(
         config, language_model=llm.model, encoders={"image": encoder.module}
     )
+    model.connector("image").attach_tokenizer(tokenizer)
     model.generation_config = copy.deepcopy(llm.model.generation_config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.suppress_tokens = [token_id]  # it stands for media, never for words

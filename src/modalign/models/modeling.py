@@ -22,7 +22,7 @@ from modalign.connectors.base import Connector, Grid, InLayerConnector, PrefixCo
 from modalign.connectors.registry import connector_class
 from modalign.encoders.image import ImageEncoder, build_image_encoder
 from modalign.models.configuration import ModalignConfig
-from modalign.models.parts import decoder_layers, hidden_size
+from modalign.models.parts import decoder_layers, embedding, hidden_size
 
 
 class PlaceholderError(ValueError):
@@ -96,6 +96,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             connector = connector_class(chosen["name"])(widths, **chosen["options"])
             if isinstance(connector, InLayerConnector):
                 connector.attach(layers)
+            connector.attach_embeddings(embedding(self.language_model))
             self.encoders[modality] = encoder
             self.connectors[modality] = connector
         keys = getattr(self.language_model, "_tied_weights_keys", None)

@@ -26,7 +26,7 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
-from modalign.training.learners import Learner, ModelLearner, StageOneLearner
+from modalign.training.learners import Learner, ModelLearner, stage_one_learner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
 from modalign.training.recipes import select
@@ -239,7 +239,7 @@ class Session:
         if stage.runs == "stage_one":
             cached = isinstance(self.collator.source, CachedFeatures)  # the encoder is frozen here
             source = self.collator.source if cached else self._cached()
-            return StageOneLearner(self.model, samples, source, self.collator.pad_id)
+            return stage_one_learner(self.model, samples, source, self.collator.pad_id)
         return ModelLearner(self.model, samples, self.collator, self.settings, stage)
 
     def _validate(self, stage: Stage) -> Validate | None:
