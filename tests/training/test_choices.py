@@ -109,7 +109,7 @@ def test_objective_terms_have_one_name_each() -> None:
     assert term("cross_entropy") is term("cross_entropy")
     with pytest.raises(UsageError, match="registered twice"):
         objective_term("cross_entropy")(lambda *_: torch.zeros(()))
-    with pytest.raises(UsageError, match=r"'entropy'; there are cross_entropy, "):
+    with pytest.raises(UsageError, match=r"'entropy'; there are codebook, "):
         term("entropy")
 
 

@@ -49,12 +49,8 @@ class Job:
         what: the method.
         seed: of new weights and data order.
         factor: on all learning rates; None means: find it, by trials.
-<<<<<<< HEAD
         blanks: modality -> the medium that stands for none.
-=======
-        blank: the medium that stands for "no image".
         text: further records without media, for recipes that mix them in.
->>>>>>> main
     """
 
     what: Method

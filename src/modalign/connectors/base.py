@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -63,7 +64,8 @@ class Connector(nn.Module, ABC):
     papers: ClassVar[tuple[str, ...]]  # "LLaVA (arXiv 2304.08485)"
     export_target: str = "remote-code"  # or the native class, e.g. "Llava"
     needs_grid: ClassVar[bool] = False
-    has_stage_one: ClassVar[bool] = False  # a pre-training of its own, without the language model
+    stage_one_needs_text: ClassVar[bool] = False  # each medium with a text, not the medium alone
+    keeps_llm_frozen: ClassVar[bool] = False  # in every stage, whatever trains otherwise
     # On the connector's learning rate: published rates of attention-based connectors (1e-4 to 3e-4 in
     # BLIP-2, Flamingo and Honeybee) lie well below those of linear maps and MLPs (1e-3 in LLaVA).
     rate_scale: ClassVar[float] = 1.0
@@ -88,6 +90,19 @@ class Connector(nn.Module, ABC):
     def parameter_count(cls, widths: Widths, **options: Any) -> int:
         """Return the number of parameters from the formula, without building the module."""
 
+    @classmethod
+    def stage_one_terms(cls, **options: Any) -> dict[str, float]:
+        """Objective, term -> weight, of a pre-training of its own without the LLM; {}: it has none.
+
+        Where there is one, ``build_stage_one`` returns the network it trains.
+        """
+        return {}
+
+    @classmethod
+    def model_terms(cls, **options: Any) -> dict[str, float]:
+        """Terms that join the objective of every stage that runs the whole model."""
+        return {}
+
     @abstractmethod
     def num_tokens(self, num_features: int) -> int:
         """Return M, the tokens one item with N features costs the LLM (0 for in-layer)."""
@@ -99,6 +114,20 @@ class Connector(nn.Module, ABC):
         In-layer connectors count the work done once per item here (their resampler, say) and the
         work done per text position in :meth:`InLayerConnector.flops_per_position`.
         """
+
+    def attach_embeddings(self, embedding: nn.Embedding) -> None:
+        """See the LLM's input embedding, once, when the two are joined; most have no use for it."""
+
+    def attach_tokenizer(self, tokenizer: Any) -> None:
+        """See the LLM's tokenizer, once, before any training; a saved model is loaded without it."""
+
+    def take_code(self) -> Any:
+        """Return what the last training forward left for objective terms, once; None: nothing."""
+        return None
+
+    def diagnose(self, media: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Figures beside accuracy that a report shows, over (features, mask) batches; {}: none."""
+        return {}
 
 
 class PrefixConnector(Connector):

@@ -58,6 +58,19 @@ def check_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
         open_image(media, max_pixels=max_pixels)
 
 
+def stored_size(media: Media) -> tuple[int, int]:
+    """Width and height as an image's header states them, before it is turned upright.
+
+    Raises:
+        ImageError: missing, or no image.
+    """
+    try:
+        with _stream(media) as stream, Image.open(stream, formats=_formats()) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError("not-an-image", media, f"has no readable header ({error})") from None
+
+
 def blank_image(width: int, height: int) -> Media:
     """A mid-grey image: shows nothing, yet is a valid image."""
     buffer = io.BytesIO()

@@ -34,6 +34,7 @@ class Batch:
         features: encoder features of all media, in reading order.
         signals: raw ones instead, where an encoder trains, by the name of the model's argument.
         num_supervised: supervised tokens of the whole batch over micro-batches and devices.
+        num_media: media, likewise.
         num_tokens: positions that hold a token.
         samples: the samples, in the order they were given in (``owner`` counts them so).
     """
@@ -48,6 +49,7 @@ class Batch:
     features: dict[str, Features] = field(default_factory=dict)
     signals: dict[str, Tensor] = field(default_factory=dict)
     num_supervised: float = 1.0
+    num_media: float = 0.0
     num_tokens: int = 0
 
     def to(self, device: torch.device) -> Batch:
@@ -284,6 +286,7 @@ class Collator:
             owner=torch.from_numpy(segments[keep]),
             samples=list(samples),
             num_supervised=float(keep.sum()),
+            num_media=float(len(media)),
             num_tokens=sum(lengths),
             **self._fetched(media),
         )

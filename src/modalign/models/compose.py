@@ -166,6 +166,8 @@ def compose(
         language_model=llm.model,
         encoders={encoder.modality: encoder.module for encoder in given},
     )
+    for part in model.connectors.values():
+        part.attach_tokenizer(tokenizer)  # type: ignore[operator]
     _set_generation(model, llm, [bridge["token_id"] for bridge in bridges.values()])
     return model, _processor(model, tokenizer, given)
 

@@ -23,7 +23,7 @@ from modalign.connectors.registry import connector_class
 from modalign.encoders.base import SignalEncoder
 from modalign.encoders.registry import build_encoder
 from modalign.models.configuration import ModalignConfig
-from modalign.models.parts import decoder_layers, hidden_size
+from modalign.models.parts import decoder_layers, embedding, hidden_size
 
 # Names under which forward takes the signals of a modality and their mask.
 SIGNALS = {
@@ -104,6 +104,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
             connector = connector_class(chosen["name"])(widths, **chosen["options"])
             if isinstance(connector, InLayerConnector):
                 connector.attach(layers)
+            connector.attach_embeddings(embedding(self.language_model))
             self.encoders[modality] = encoder
             self.connectors[modality] = connector
         keys = getattr(self.language_model, "_tied_weights_keys", None)

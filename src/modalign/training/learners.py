@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from modalign.models.modeling import Features, ModalignForConditionalGeneration
 from modalign.models.parts import embedding
 from modalign.training.costs import CostModel
 from modalign.training.settings import Stage, TrainSettings
+
+STARTING_MEDIA = 256  # whose features choose the first values of stage one
 
 
 class Learner(Protocol):
@@ -78,11 +80,21 @@ class ModelLearner:
             targets=batch.targets[:0],
             owner=batch.owner[:0],
             num_supervised=0.0,
+            num_media=0.0,
         )
 
     def outputs(self, call: Callable[..., Any], batch: Batch) -> Any:
-        """Logits at the supervised positions."""
-        return call(**batch.model_inputs(), use_cache=False)
+        """Logits at the supervised positions, and the codes of the batch's media."""
+        outputs = call(**batch.model_inputs(), use_cache=False)
+        outputs.codes = self._codes(batch)
+        return outputs
+
+    def _codes(self, batch: Batch) -> list[Any]:
+        """What connectors left for objective terms; none of an idle batch or a medium made up."""
+        own = {medium.modality for sample in batch.samples for medium in sample.media}
+        left = {name: part.take_code() for name, part in self.module.connectors.items()}  # type: ignore[operator]
+        counted = own if len(batch.targets) else set()
+        return [code for name, code in left.items() if name in counted and code is not None]
 
     def flops(self, batch: Batch) -> float:
         """By the cost model, padding included."""
@@ -91,34 +103,8 @@ class ModelLearner:
         return self.costs.training(rows, length, len(batch.targets), media, self.llm, self.encoder)
 
 
-@dataclass
-class PairBatch:
-    """Image-text pairs: features and padded texts (see the Q-Former's stage 1)."""
-
-    features: Features
-    text_ids: Tensor  # (B, T)
-    text_mask: Tensor  # (B, T) bool
-    item_ids: Tensor  # (B,) equal where the texts are equal
-    samples: list[Sample]
-    num_supervised: float = 1.0
-
-    def to(self, device: torch.device) -> PairBatch:
-        """Move every tensor."""
-        values = Features(
-            self.features.values.to(device), self.features.mask.to(device), self.features.grid
-        )
-        return PairBatch(
-            values,
-            self.text_ids.to(device),
-            self.text_mask.to(device),
-            self.item_ids.to(device),
-            self.samples,
-            self.num_supervised,
-        )
-
-
 def captions(samples: Sequence[Sample]) -> list[Sample]:
-    """One sample per image, the one whose answer is longest; those of several images are left out."""
+    """One sample per medium, the one whose answer is longest; those of several media are left out."""
     best: dict[Any, Sample] = {}
     for sample in samples:
         if len(sample.media) == 1:
@@ -128,12 +114,38 @@ def captions(samples: Sequence[Sample]) -> list[Sample]:
     return list(best.values())
 
 
-class StageOneLearner:
-    """A connector's own pre-training on image-text pairs, without the language model.
+@dataclass
+class MediaBatch:
+    """Media for stage one: their features."""
 
-    The text is the answer; equal texts share their contrastive target. The language model's
-    tokenizer supplies the words, and the text branch learns its own embeddings of them. A pair is
-    contrasted with all others of its batch, so a batch is never cut: every process runs all of it.
+    features: Features
+    samples: list[Sample]
+    num_supervised: float = 1.0
+    num_media: float = 1.0
+
+    def to(self, device: torch.device) -> Self:
+        """Move every tensor."""
+        values, mask, grid = self.features.values, self.features.mask, self.features.grid
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, features=Features(values.to(device), mask.to(device), grid), **moved)
+
+
+@dataclass(kw_only=True)
+class PairBatch(MediaBatch):
+    """Image-text pairs: features and padded texts (see the Q-Former's stage 1)."""
+
+    text_ids: Tensor  # (B, T)
+    text_mask: Tensor  # (B, T) bool
+    item_ids: Tensor  # (B,) equal where the texts are equal
+
+
+class StageOneLearner:
+    """A connector's own pre-training on media alone, without the language model.
+
+    A batch is never cut (texts are contrasted with all others of their batch): every process runs
+    all of it.
     """
 
     splits = False
@@ -143,21 +155,68 @@ class StageOneLearner:
         model: ModalignForConditionalGeneration,
         samples: Sequence[Sample],
         source: CachedFeatures,
+    ) -> None:
+        self.connector: Any = model.connector(source.modality)
+        self.samples, self.source = captions(samples), source
+        if not self.samples:
+            raise UsageError("stage one needs records of one medium each; there is none")
+        self.module: nn.Module = self._build(model)
+
+    def _build(self, model: ModalignForConditionalGeneration) -> nn.Module:
+        """The network of stage one, its first values chosen by media from all over the data."""
+        step = max(len(self.samples) // STARTING_MEDIA, 1)
+        features = self._features(self.samples[::step][:STARTING_MEDIA])
+        device = next(self.connector.parameters()).device
+        return self.connector.build_stage_one(features.values.to(device), features.mask.to(device))
+
+    def _features(self, samples: Sequence[Sample]) -> Features:
+        fetched = self.source.fetch([sample.media[0] for sample in samples])
+        return fetched["features"][self.source.modality]
+
+    def collate(self, indices: Sequence[int]) -> MediaBatch:
+        """Features of the samples' media."""
+        chosen = [self.samples[index] for index in indices]
+        count = float(len(chosen))
+        return MediaBatch(self._features(chosen), chosen, num_supervised=count, num_media=count)
+
+    def idle(self) -> MediaBatch:
+        """Never asked for: no process is without its samples."""
+        raise NotImplementedError
+
+    def outputs(self, call: Callable[..., Any], batch: Any) -> Any:
+        """What the connector's stage-one terms read."""
+        return call(batch.features.values, batch.features.mask)
+
+    def flops(self, batch: Any) -> float:
+        """Forward and backward."""
+        B, N = batch.features.mask.shape
+        return 3.0 * B * self.module.flops(N)  # type: ignore[operator]
+
+
+class PairLearner(StageOneLearner):
+    """Stage one of a connector that needs a text with every medium.
+
+    The text is the answer; equal texts share their contrastive target. The language model's
+    tokenizer supplies the words, and the text branch learns its own embeddings of them.
+    """
+
+    def __init__(
+        self,
+        model: ModalignForConditionalGeneration,
+        samples: Sequence[Sample],
+        source: CachedFeatures,
         pad_id: int,
     ) -> None:
-        connector = model.connector(source.modality)
-        if not connector.has_stage_one:
-            raise UsageError(f"connector {connector.name!r} has no stage one of its own")
-        self.samples = captions(samples)
+        self.pad_id = pad_id
+        super().__init__(model, samples, source)
+        self.parameters = sum(p.numel() for p in self.module.parameters() if p.dim() > 1)
+
+    def _build(self, model: ModalignForConditionalGeneration) -> nn.Module:
         self.texts = [sample.ids[sample.supervised] for sample in self.samples]
         if len({text.tobytes() for text in self.texts}) < 2:
             raise UsageError("stage one needs images with at least two different texts to train on")
-        self.source, self.pad_id = source, pad_id
         longest = max(map(len, self.texts))
-        vocabulary = embedding(model).num_embeddings
-        self.module: nn.Module = connector.build_stage_one(vocabulary, longest + 1)  # type: ignore[operator]
-        self.parameters = sum(p.numel() for p in self.module.parameters() if p.dim() > 1)
-        self.connector = connector
+        return self.connector.build_stage_one(embedding(model).num_embeddings, longest + 1)
 
     def collate(self, indices: Sequence[int]) -> PairBatch:
         """Pairs, texts right-padded; pairs of one text borrow another to be told from."""
@@ -171,9 +230,15 @@ class StageOneLearner:
             mask[row, : len(text)] = True
         numbers: dict[bytes, int] = {}
         items = [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
-        fetched = self.source.fetch([sample.media[0] for sample in chosen])
-        features: Features = fetched["features"][self.source.modality]
-        return PairBatch(features, ids, mask, torch.tensor(items), chosen, float(mask.sum()))
+        return PairBatch(
+            self._features(chosen),
+            chosen,
+            num_supervised=float(mask.sum()),
+            num_media=float(len(chosen)),
+            text_ids=ids,
+            text_mask=mask,
+            item_ids=torch.tensor(items),
+        )
 
     def _other_text(self, indices: Sequence[int]) -> list[int]:
         first = self.texts[indices[0]].tobytes()
@@ -183,12 +248,8 @@ class StageOneLearner:
         around = ((start + step) % count for step in range(count))
         return [next(index for index in around if self.texts[index].tobytes() != first)]
 
-    def idle(self) -> PairBatch:
-        """Never asked for: no process is without its samples."""
-        raise NotImplementedError
-
-    def outputs(self, call: Callable[..., Any], batch: PairBatch) -> Any:
-        """What the three stage-one terms read."""
+    def outputs(self, call: Callable[..., Any], batch: Any) -> Any:
+        """What the three terms of the Q-Former read."""
         features = batch.features
         return call(
             features.values,
@@ -199,8 +260,27 @@ class StageOneLearner:
             batch.item_ids,
         )
 
-    def flops(self, batch: PairBatch) -> float:
+    def flops(self, batch: Any) -> float:
         """Query passes for three losses and the text passes, forward and backward."""
         B, T = batch.text_ids.shape
         N = batch.features.values.shape[1]
         return 3 * B * (5 * self.connector.flops(N) + 3 * 2.0 * self.parameters * T)
+
+
+def stage_one_learner(
+    model: ModalignForConditionalGeneration,
+    samples: Sequence[Sample],
+    source: CachedFeatures,
+    pad_id: int,
+) -> StageOneLearner:
+    """The learner of the connector's own pre-training, with or without texts.
+
+    Raises:
+        UsageError: the connector has none, or the data does not do for it.
+    """
+    connector = model.connector(source.modality)
+    if not connector.stage_one_terms():
+        raise UsageError(f"connector {connector.name!r} has no stage one of its own")
+    if connector.stage_one_needs_text:
+        return PairLearner(model, samples, source, pad_id)
+    return StageOneLearner(model, samples, source)

@@ -65,23 +65,40 @@ class Method:
         return connector_class(self.connector)
 
 
-def _stages(has_stage_one: bool, recipe: Sequence[Stage]) -> tuple[Stage, ...]:
-    """A connector's own stage one, if it has one, then the recipe in what is left of the budget."""
+def _stages(
+    cls: type[Connector], stage_one: bool, options: dict[str, Any], recipe: Sequence[Stage]
+) -> tuple[Stage, ...]:
+    """The connector's own stage one, if wanted, then the recipe in what is left of the budget."""
+    terms = cls.stage_one_terms(**options) if stage_one else {}
     whole = sum(stage.share for stage in recipe)
-    left = 1 - STAGE_ONE_SHARE if has_stage_one else 1.0
-    rest = tuple(stage.model_copy(update={"share": stage.share / whole * left}) for stage in recipe)
-    if not has_stage_one:
+    left = 1 - STAGE_ONE_SHARE if terms else 1.0
+    rest = tuple(
+        _as_connector_has_it(stage, cls, options).model_copy(
+            update={"share": stage.share / whole * left}
+        )
+        for stage in recipe
+    )
+    if not terms:
         return rest
-    terms = ("image_text_contrastive", "image_text_matching", "image_grounded_captioning")
     first = Stage(
         name="stage_one",
         share=STAGE_ONE_SHARE,
         runs="stage_one",
-        objective=dict.fromkeys(terms, 1.0),
+        objective=terms,
         data="media",
         pairs=recipe[-1].pairs,  # a control must not see true pairs here either
     )
     return (first, *rest)
+
+
+def _as_connector_has_it(stage: Stage, cls: type[Connector], options: dict[str, Any]) -> Stage:
+    """The stage with the connector's own terms (the recipe's weights win) and what it keeps frozen."""
+    changes: dict[str, Any] = {}
+    if stage.runs == "model":
+        changes["objective"] = {**cls.model_terms(**options), **stage.objective}
+    if cls.keeps_llm_frozen:
+        changes["llm"] = "frozen"
+    return stage.model_copy(update=changes)
 
 
 def method_names(variant: Variant = "matched") -> list[str]:
@@ -89,7 +106,7 @@ def method_names(variant: Variant = "matched") -> list[str]:
     names: list[str] = []
     for name, cls in connectors().items():
         names.append(name)
-        if cls.has_stage_one:
+        if cls.stage_one_terms():
             names.append(name + WITHOUT_STAGE_ONE)
     return names if variant == "matched" else [name + PUBLISHED_SUFFIX for name in names]
 
@@ -121,8 +138,8 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
     connector = base.removesuffix(WITHOUT_STAGE_ONE)
     cls = connector_class(connector)
     stages = named.stages if named else recipe
-    stages = _stages(cls.has_stage_one and connector == base, stages)
     options = _options(name, cls, found["options"]) if found else {}
+    stages = _stages(cls, connector == base, options, stages)
     return Method(whole, connector, variant, stages, options, named)
 
 

@@ -2,7 +2,11 @@
 
 A stage's objective is ``{term: weight}``. Each term is normalised by counts over the *whole* batch,
 all micro-batches and devices together, so that summing over them gives the batch's value: the mean
-over supervised tokens is never a mean of unequal means.
+over supervised tokens is never a mean of unequal means. Terms about media are means over media
+(``batch.num_media``).
+
+Terms of connectors with a code read ``outputs.codes``: of stage one's auto-encoder, or of every
+connector of the whole model that has one, for the media of this batch.
 """
 
 from __future__ import annotations
@@ -10,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from modalign.connectors.codes import DiscreteCode, GaussianCode
 from modalign.errors import UsageError
 from modalign.training import stage_one_losses
 
@@ -77,3 +83,43 @@ def image_grounded_captioning(outputs: Any, batch: Any, references: Mapping[str,
     return stage_one_losses.image_grounded_captioning(
         outputs.caption_logits, outputs.caption_targets
     )
+
+
+def _over_media(values: list[Tensor], outputs: Any, batch: Any) -> Tensor:
+    """Mean over the media of the whole batch of (B,) values; zero where no medium has any."""
+    if not values:
+        return outputs.logits.new_zeros((), dtype=torch.float32)
+    return torch.cat(values).sum() / batch.num_media
+
+
+@objective_term("reconstruction")
+def reconstruction(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
+    """Error of the features rebuilt from the code, in stage one of connectors with a code."""
+    values = stage_one_losses.reconstruction(outputs.rebuilt, outputs.target, outputs.mask)
+    return _over_media([values], outputs, batch)
+
+
+@objective_term("codebook")
+def codebook(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
+    """Chosen codebook vectors move to what chose them (VQ-VAE, arXiv 1711.00937)."""
+    codes = [code for code in outputs.codes if isinstance(code, DiscreteCode)]
+    values = [stage_one_losses.codebook(code.inputs, code.vectors) for code in codes]
+    return _over_media(values, outputs, batch)
+
+
+@objective_term("commitment")
+def commitment(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
+    """The encoder moves to the vectors it chose; the paper's weight is 0.25."""
+    codes = [code for code in outputs.codes if isinstance(code, DiscreteCode)]
+    values = [stage_one_losses.commitment(code.inputs, code.vectors) for code in codes]
+    return _over_media(values, outputs, batch)
+
+
+@objective_term("kl_latent")
+def kl_latent(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
+    """Divergence of variational codes from the standard normal (VAE, arXiv 1312.6114)."""
+    codes = [code for code in outputs.codes if isinstance(code, GaussianCode)]
+    values = [
+        stage_one_losses.kl_latent(code.mean, code.log_variance, code.free_bits) for code in codes
+    ]
+    return _over_media(values, outputs, batch)

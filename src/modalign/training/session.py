@@ -27,7 +27,7 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
-from modalign.training.learners import Learner, ModelLearner, StageOneLearner
+from modalign.training.learners import Learner, ModelLearner, stage_one_learner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
 from modalign.training.recipes import select
@@ -248,7 +248,7 @@ class Session:
         samples = select(self.train_samples, stage, self.seed, self.text_samples)
         if stage.runs == "stage_one":
             source = self._stage_one_source()
-            return StageOneLearner(self.model, samples, source, self.collator.pad_id)
+            return stage_one_learner(self.model, samples, source, self.collator.pad_id)
         return ModelLearner(self.model, samples, self.collator, self.settings, stage)
 
     def _stage_one_source(self) -> CachedFeatures:

@@ -1,7 +1,11 @@
-"""The three losses of the Q-Former's stage 1 (BLIP-2, arXiv 2301.12597), as pure functions.
+"""Losses of connectors' own pre-training, as pure functions.
 
-They read what :class:`modalign.connectors.perceivers.qformer_stage_one.StageOneOutputs` holds. Hard
-negatives are drawn before the matching pass, by ``draw_hard_negatives`` of the same file.
+The three of the Q-Former's stage 1 (BLIP-2, arXiv 2301.12597) read what
+:class:`modalign.connectors.perceivers.qformer_stage_one.StageOneOutputs` holds. Hard negatives are
+drawn before the matching pass, by ``draw_hard_negatives`` of the same file.
+
+The four of connectors with a code (VQ-VAE, arXiv 1711.00937; VAE, arXiv 1312.6114) give one value
+per medium, so that a batch's mean can be taken over all of its parts.
 """
 
 from __future__ import annotations
@@ -71,3 +75,31 @@ def stage_one_losses(outputs: StageOneOutputs) -> dict[str, Tensor]:
             outputs.caption_logits, outputs.caption_targets
         ),
     }
+
+
+def reconstruction(rebuilt: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """(B,) mean squared error per value over the features there are: (B, N, d) twice, (B, N)."""
+    error = (rebuilt.float() - target.float()).square().mean(-1).masked_fill(~mask, 0.0)
+    return error.sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def codebook(inputs: Tensor, vectors: Tensor) -> Tensor:
+    """(B,) squared distance per place, which moves the chosen vectors to the inputs: (B, M, c)."""
+    return (inputs.detach() - vectors).square().sum(-1).mean(-1)
+
+
+def commitment(inputs: Tensor, vectors: Tensor) -> Tensor:
+    """(B,) the same distance, which moves the inputs to the chosen vectors."""
+    return (inputs - vectors.detach()).square().sum(-1).mean(-1)
+
+
+def kl_latent(mean: Tensor, log_variance: Tensor, free_bits: float = 0.0) -> Tensor:
+    """(B,) nats per place of normal distributions (B, M, c) from the standard normal.
+
+    Args:
+        mean: (B, M, c).
+        log_variance: (B, M, c).
+        free_bits: nats that each value may have for nothing: below, it counts as that much.
+    """
+    nats = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
+    return nats.clamp(min=free_bits).sum(-1).mean(-1)

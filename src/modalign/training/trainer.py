@@ -208,10 +208,12 @@ class Trainer:
         self._seed()
         indices = self.order.batch(self.step)
         batches = self._micro_batches(indices)
-        total = self._sum(sum(batch.num_supervised for batch in batches))
+        for count in ("num_supervised", "num_media"):  # terms divide by those of the whole batch
+            total = self._sum(sum(getattr(batch, count) for batch in batches))
+            for batch in batches:
+                setattr(batch, count, total)
         losses = []
         for number, batch in enumerate(batches):
-            batch.num_supervised = total
             losses.append(self._backward(batch.to(self.device), number == len(batches) - 1))
         loss = self._sum(float(torch.stack(losses).sum()))
         flops = self._sum(sum(self.learner.flops(batch) for batch in batches))

@@ -114,7 +114,7 @@ class QFormer(PrefixConnector):
         "InstructBLIP (arXiv 2305.06500)",
         "SALMONN (arXiv 2310.13289)",
     )
-    has_stage_one = True
+    stage_one_needs_text = True
 
     def __init__(
         self,
@@ -158,6 +158,12 @@ class QFormer(PrefixConnector):
             "ffn": 4 * width,
             "cross_every": 1,
         }
+
+    @classmethod
+    def stage_one_terms(cls, **options: Any) -> dict[str, float]:
+        """BLIP-2's three, equally weighted."""
+        terms = ("image_text_contrastive", "image_text_matching", "image_grounded_captioning")
+        return dict.fromkeys(terms, 1.0)
 
     @classmethod
     def parameter_count(cls, widths: Widths, **options: Any) -> int:

@@ -74,7 +74,11 @@ def _refuse_too_long(subject: Composed, samples: Sequence[Sample]) -> None:
 
 def _refuse_without_pairs(subject: Composed) -> None:
     first = any(stage.runs == "stage_one" for stage in subject.method.stages)
-    if first and len(captions(subject.train_samples)) < 2:
+    if (
+        first
+        and subject.method.cls.stage_one_needs_text
+        and len(captions(subject.train_samples)) < 2
+    ):
         raise DataError(
             f"{subject.method.name}: its stage one needs at least two images that have a text of "
             "their own; add such rows, or use the method without its stage one"

@@ -1,0 +1,232 @@
+"""Vocabulary codes: the signal becomes M words of the language model's own vocabulary.
+
+    features (B, N, d) -> resampler core -> affine to D
+    -> the vocabulary embedding of nearest direction (B, M) -> tokens (B, M, D)
+
+Sources: SPAE (arXiv 2306.17842), V2L Tokenizer (arXiv 2403.07874) and LQAE (arXiv 2302.00902): the
+codebook is a language model's embedding, which stays as it is, and so does the language model. The
+signal becomes a text that any copy of that model can be given (``words``).
+
+Only the affine map and the core train, by straight-through. Special and added tokens, the
+placeholder among them, are never chosen; ``words`` narrows the choice to pieces that can be printed
+or to whole words of letters.
+
+Parameters, with w = width, f = FFN width:
+M w + layers * (2 (w^2 + d w) + 3 w + w + 2 w f + f + w + 4 w + 2 d) + 2 w + (w D + D)
+
+Published size: the resampler that Honeybee and SEED read images with at M = 32, 12 layers of 768;
+the sources have convolutional or CLIP encoders of their own, which a connector has in front of it.
+Stage one rebuilds the features from the words' embeddings (reconstruction + 0.25 commitment);
+before its first step the map is scaled so that its directions spread as the vocabulary's do.
+
+Deliberate changes: words are compared by direction alone; the language model's answer trains the
+code as well, where the sources stop after stage one and show the code in a prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modalign.connectors.base import ConnectorError, Variant, Widths, linear_flops
+from modalign.connectors.codes import (
+    Code,
+    CodeEncoder,
+    CoreSize,
+    DiscreteCode,
+    DiscreteConnector,
+    nearest,
+    straight_through,
+)
+
+COMMITMENT = 0.25
+PUBLISHED = {"num_tokens": 32, "width": 768, "layers": 12, "heads": 12, "ffn": 3072}
+SPACES = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write a space before a word
+
+Words = Literal["all", "printable", "whole"]
+
+
+class WordQuantiser(CodeEncoder):
+    """Features -> the nearest allowed row of the language model's embedding in each of M places.
+
+    The embedding is seen, not owned: it is no submodule, does not train and is not saved here.
+    """
+
+    allowed: Tensor
+
+    def __init__(self, feature_size: int, hidden_size: int, size: CoreSize) -> None:
+        super().__init__(feature_size, hidden_size, size)
+        self._seen: tuple[nn.Embedding, ...] = ()
+
+    def attach(self, embedding: nn.Embedding) -> None:
+        """See the embedding (V, D); everything in it may be chosen until told otherwise."""
+        self._seen = (embedding,)
+        self.register_buffer("allowed", torch.ones(embedding.num_embeddings, dtype=torch.bool))
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The language model's.
+
+        Raises:
+            ConnectorError: none is attached.
+        """
+        if not self._seen:
+            raise ConnectorError(
+                "vocabulary_codes chooses from the language model's embedding; call "
+                "attach_embeddings(model.get_input_embeddings()) first"
+            )
+        return self._seen[0]
+
+    def forward(self, features: Tensor, mask: Tensor) -> DiscreteCode:
+        """Features (B, N, d), mask (B, N) -> code; values are unit vectors (B, M, D)."""
+        weight = self.embedding.weight.detach()
+        inputs = functional.normalize(self.read(features, mask).float(), dim=-1)
+        ids = nearest(inputs, weight, self.allowed)
+        vectors = functional.normalize(functional.embedding(ids, weight).float(), dim=-1)
+        return DiscreteCode(straight_through(inputs, vectors), inputs, vectors, ids)
+
+    @torch.no_grad()
+    def start(self, features: Tensor, mask: Tensor) -> None:
+        """Spread the inputs as the directions of the allowed words are spread."""
+        words = functional.normalize(self.embedding.weight[self.allowed].float(), dim=-1)
+        self.spread(features, mask, words.mean(0), words.std(0))
+
+
+def _parameters(widths: Widths, *, words: Words = "printable", **core: int) -> int:
+    size = CoreSize(**{**PUBLISHED, **core})
+    return CodeEncoder.parameters_for(widths.feature_size, widths.hidden_size, size)
+
+
+class VocabularyCodes(DiscreteConnector):
+    """Words of the frozen language model stand for the signal."""
+
+    name = "vocabulary_codes"
+    family = "perceiver"
+    group = "VAE-style / discrete codes"
+    token_formula = "M"
+    parameter_text = "resampler core + wD"
+    papers = (
+        "SPAE (arXiv 2306.17842)",
+        "V2L Tokenizer (arXiv 2403.07874)",
+        "LQAE (arXiv 2302.00902)",
+    )
+    rate_scale = 0.3
+    keeps_llm_frozen = True
+
+    def __init__(
+        self,
+        widths: Widths,
+        *,
+        num_tokens: int = 32,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        ffn: int = 3072,
+        words: Words = "printable",
+    ) -> None:
+        super().__init__(widths)
+        if words not in ("all", "printable", "whole"):
+            raise ConnectorError(f"words is all, printable or whole, not {words!r}")
+        self.words, self.code_width = words, widths.hidden_size
+        size = CoreSize(num_tokens, width, layers, heads, ffn)
+        self.encoder: WordQuantiser = WordQuantiser(widths.feature_size, widths.hidden_size, size)
+
+    @classmethod
+    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
+        """Published: 12 layers of 768. Matched: 2 layers of the LLM's width."""
+        core = PUBLISHED if variant == "published" else CoreSize.matched(widths)
+        return {**core, "words": "printable"}
+
+    @classmethod
+    def parameter_count(cls, widths: Widths, **options: Any) -> int:
+        """The sum of the module docstring."""
+        return _parameters(widths, **options)
+
+    @classmethod
+    def stage_one_terms(cls, **options: Any) -> dict[str, float]:
+        """VQ-VAE's without the codebook's, which does not train."""
+        return {"reconstruction": 1.0, **cls.model_terms()}
+
+    @classmethod
+    def model_terms(cls, **options: Any) -> dict[str, float]:
+        """Commitment goes on while the language model reads the words."""
+        return {"commitment": COMMITMENT}
+
+    def attach_embeddings(self, embedding: nn.Embedding) -> None:
+        """See the language model's input embedding (V, D)."""
+        self.encoder.attach(embedding)
+
+    def attach_tokenizer(self, tokenizer: Any) -> None:
+        """Narrow the choice as ``words`` says; kept with the weights.
+
+        Raises:
+            ConnectorError: fewer than two pieces are left.
+        """
+        size = self.encoder.embedding.num_embeddings
+        ids = allowed_ids(tokenizer, self.words, size)
+        if len(ids) < 2:
+            raise ConnectorError(
+                f"words={self.words!r} leaves {len(ids)} of the tokenizer's {len(tokenizer)} "
+                "pieces to choose from; use words=printable or words=all"
+            )
+        self.encoder.allowed.zero_()
+        self.encoder.allowed[ids] = True
+
+    @property
+    def choices(self) -> Tensor:
+        """Ids that may be chosen."""
+        return self.encoder.allowed.nonzero()[:, 0]
+
+    def flops(self, num_features: int) -> float:
+        """Encoder and likenesses to the whole vocabulary, once it is attached."""
+        D = self.widths.hidden_size
+        likenesses = linear_flops(
+            self.encoder.size.num_tokens, D, self.encoder.embedding.num_embeddings
+        )
+        return self.encoder.flops(num_features) + likenesses
+
+    def embed(self, code: Code) -> Tensor:
+        """The words' embeddings (B, M, D), exactly; the gradient as if the inputs stood there."""
+        assert isinstance(code, DiscreteCode)
+        rows = self.encoder.embedding(code.ids)
+        # The difference is zero: it only lets the gradient through, at the rows' own length.
+        length = rows.detach().float().norm(dim=-1, keepdim=True)
+        return rows + (length * (code.values - code.vectors)).to(rows.dtype)
+
+
+def allowed_ids(tokenizer: Any, words: Words, size: int) -> list[int]:
+    """Ids below ``size`` that may stand for a signal.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        words: ``all`` but special and added tokens, those that can be ``printable`` by themselves,
+            or ``whole`` words: letters only, where pieces are marked with a space before them.
+        size: rows of the embedding; more than the tokenizer's pieces where it is padded.
+    """
+    added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ids = [i for i in range(min(size, len(tokenizer))) if i not in added]
+    if words == "all":
+        return ids
+    texts = tokenizer.batch_decode([[i] for i in ids])
+    shown = [
+        (i, text.strip())
+        for i, text in zip(ids, texts, strict=True)
+        if text.strip().isprintable() and text.strip() and "\ufffd" not in text
+    ]
+    if words == "printable":
+        return [i for i, _ in shown]
+    pieces = tokenizer.convert_ids_to_tokens([i for i, _ in shown])
+    marked = any(piece.startswith(SPACES) for piece in pieces)
+    return [
+        i
+        for (i, text), piece in zip(shown, pieces, strict=True)
+        if text.isalpha() and (piece.startswith(SPACES) if marked else piece[:2] != "##")
+    ]
+
+
+def words_of(ids: Tensor, tokenizer: Any) -> list[list[str]]:
+    """The words that each medium became: ids (B, M) -> B lists of M words."""
+    return [[text.strip() for text in tokenizer.batch_decode(row[:, None])] for row in ids.cpu()]

@@ -1,0 +1,20 @@
+"""Curation: which rows of a data set to keep, decided by operators, told by a card, done again from it."""
+
+from __future__ import annotations
+
+from modalign.data.curation.card import Card, load_card
+from modalign.data.curation.config import Request, load_operators
+from modalign.data.curation.curate import Curated, curate, replay
+from modalign.data.curation.operators import OPERATORS, Operator
+
+__all__ = [
+    "OPERATORS",
+    "Card",
+    "Curated",
+    "Operator",
+    "Request",
+    "curate",
+    "load_card",
+    "load_operators",
+    "replay",
+]

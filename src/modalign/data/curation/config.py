@@ -1,0 +1,109 @@
+"""What to curate and how: the request, and operators from YAML, options or a card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from modalign.data.curation.operators import OPERATORS, Operator
+from modalign.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Request:
+    """A curation.
+
+    Attributes:
+        inputs: data sets of any known form, read in this order.
+        out: the JSON Lines file to write.
+        operators: in the order in which they are applied.
+        card: the data card to write (`.json`; a `.md` goes beside it); default: named after `out`.
+        media_root: the folder that relative media paths start from (default: each input's own).
+        modalities: whose columns hold media.
+        skip_broken: the share of rows that may be unreadable: 0.01 or "1%".
+        examples: dropped rows to show per operator.
+        resume: go on with an interrupted run.
+    """
+
+    inputs: tuple[str, ...]
+    out: Path
+    operators: tuple[Operator, ...]
+    card: Path | None = None
+    media_root: Path | None = None
+    modalities: tuple[str, ...] = ("image",)
+    skip_broken: float | str = 0.0
+    examples: int = 5
+    resume: bool = False
+
+    @property
+    def card_path(self) -> Path:
+        """Where the card goes."""
+        return self.card or self.out.with_suffix(".card.json")
+
+
+def load_operators(path: Path) -> tuple[Operator, ...]:
+    """Read operators from YAML: a list of names, or of `name: {setting: value}`.
+
+    A mapping with the key `operators` is taken, too.
+
+    Raises:
+        UsageError: the file cannot be read, or an operator or a setting is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a readable YAML file ({error})") from None
+    if isinstance(content, dict) and list(content) == ["operators"]:
+        content = content["operators"]
+    if not isinstance(content, list) or not content:
+        raise UsageError(f"{path}: expected a list of operators: - length: {{min_chars: 10}}")
+    return tuple(_from_item(item, path) for item in content)
+
+
+def operator_of(name: str, settings: dict[str, Any], where: str) -> Operator:
+    """Make an operator.
+
+    Raises:
+        UsageError: no such operator, or a wrong setting.
+    """
+    if name not in OPERATORS:
+        raise UsageError(f"{where}: no operator {name!r}: choose from {', '.join(OPERATORS)}")
+    try:
+        return OPERATORS[name].model_validate(settings)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {name}: {_first(error)}") from None
+
+
+def located(operator: Operator, change: Any) -> Operator:
+    """An operator whose path settings went through a function."""
+    changed: dict[str, Any] = {}
+    for name in operator.paths:
+        value = getattr(operator, name)
+        changed[name] = change(value) if isinstance(value, str) else tuple(map(change, value))
+    return operator.model_copy(update=changed)
+
+
+def _from_item(item: Any, path: Path) -> Operator:
+    if isinstance(item, str):
+        return operator_of(item, {}, str(path))
+    if isinstance(item, dict) and len(item) == 1:
+        ((name, settings),) = item.items()
+        if settings is None or isinstance(settings, dict):
+            return operator_of(str(name), settings or {}, str(path))
+    raise UsageError(f"{path}: {item!r} is neither a name nor one name with its settings")
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = ".".join(map(str, problem["loc"]))
+    return f"{field}: {problem['msg']}" if field else str(problem["msg"])
+
+
+def described(operators: Sequence[Operator]) -> list[dict[str, Any]]:
+    """Names and settings as plain JSON values."""
+    return [{op.name: op.model_dump(mode="json")} for op in operators]

@@ -1,0 +1,64 @@
+"""Rows in other languages than those wanted, by py3langid (97 languages, a naive Bayes on byte n-grams)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from modalign.data.curation.inputs import Row
+from modalign.data.curation.libraries import required
+from modalign.data.curation.operators.base import FilterJudge, Judge, Operator, Workplace
+from modalign.errors import UsageError
+
+
+class Language(Operator):
+    """Keep rows in one of `keep`, and rows of which the language cannot be told.
+
+    Attributes:
+        keep: ISO 639-1 codes.
+        of: the whole `text` (user and assistant), the `question` or the `answer`.
+        min_chars: shorter texts are kept: they say too little.
+        confidence: of the language found, from 0 to 1; below it a row is `uncertain`.
+        uncertain: what becomes of such rows.
+    """
+
+    name: ClassVar[str] = "language"
+    libraries: ClassVar[tuple[str, ...]] = ("py3langid",)
+
+    keep: tuple[str, ...] = Field(min_length=1)
+    of: Literal["text", "question", "answer"] = "text"
+    min_chars: int = Field(default=20, ge=1)
+    confidence: float = Field(default=0.5, ge=0, le=1)
+    uncertain: Literal["keep", "drop"] = "keep"
+
+    def start(self, place: Workplace) -> Judge:
+        """Begin."""
+        return FilterJudge(_Filter(self).reason)
+
+
+class _Filter:
+    def __init__(self, settings: Language) -> None:
+        langid = required("py3langid.langid", "language")
+        self._settings = settings
+        self._identifier: Any = langid.LanguageIdentifier.from_model_file(
+            langid.MODEL_FILE, norm_probs=True
+        )
+        unknown = sorted(set(settings.keep) - set(self._identifier.labels))
+        if unknown:
+            known = ", ".join(sorted(self._identifier.labels))
+            raise UsageError(f"language: unknown code(s) {', '.join(unknown)}; known: {known}")
+
+    def reason(self, row: Row) -> str | None:
+        settings = self._settings
+        text: str = getattr(row, settings.of)
+        if len(text) < settings.min_chars:
+            return None
+        language, confidence = self._identifier.classify(text)
+        if confidence < settings.confidence:
+            if settings.uncertain == "keep":
+                return None
+            return f"language uncertain: {language} with {confidence:.2f}"
+        if language in settings.keep:
+            return None
+        return f"language {language} with {confidence:.2f}"

@@ -1,0 +1,132 @@
+"""Rows whose images look like an earlier kept row's: perceptual hashes within a Hamming distance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from modalign.data.curation.inputs import Row
+from modalign.data.curation.libraries import required
+from modalign.data.curation.media import Need
+from modalign.data.curation.minhash import GOLDEN, mix, normalise
+from modalign.data.curation.neighbours import Neighbours
+from modalign.data.curation.operators.base import Judge, Operator, Workplace
+from modalign.data.curation.store import Drop
+
+BITS = 64
+
+
+class NearImages(Operator):
+    """Keep the first of rows that have as many images, each within `distance` bits of the other's.
+
+    Of 64 bits in `distance` + 1 bands, two hashes that differ in `distance` bits agree in a whole
+    band: the search finds every pair. Images of one colour have no hash and are never near.
+
+    Attributes:
+        distance: bits that may differ; resizing and re-encoding change few.
+        text: `same`: only rows with equal normalised text are compared (ten questions on one image
+            are no duplicates); `any`: images alone decide.
+    """
+
+    name: ClassVar[str] = "near_images"
+    libraries: ClassVar[tuple[str, ...]] = ("imagehash", "pillow", "scipy")
+
+    distance: int = Field(default=4, ge=0, le=15)
+    text: Literal["same", "any"] = "same"
+
+    @property
+    def needs(self) -> Need:
+        """Images are opened."""
+        return "picture"
+
+    @property
+    def hashes_images(self) -> bool:
+        """It compares them."""
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """What is kept is decided in order, at the end."""
+        return True
+
+    def start(self, place: Workplace) -> Judge:
+        """Begin."""
+        required("imagehash", "near_images")
+        return _Judge(self, place)
+
+
+class _Judge(Judge):
+    def __init__(self, settings: NearImages, place: Workplace) -> None:
+        self._settings, self._place = settings, place
+        self._neighbours = Neighbours(place.store, place.prefix, settings.distance + 1)
+        self._hashes = f"{place.prefix}_hashes"
+        place.store.execute(
+            f"CREATE TABLE IF NOT EXISTS {self._hashes} (position INTEGER PRIMARY KEY, hashes BLOB)"
+        )
+
+    def judge(self, rows: Sequence[Row]) -> Iterator[Drop]:
+        hashed = [(row, hashes) for row in rows if (hashes := image_hashes(row))]
+        if not hashed:
+            return
+        first = np.array([hashes[0] for _, hashes in hashed], dtype=np.uint64)
+        salt = [self._salt(row, len(hashes)) for row, hashes in hashed]
+        keys = band_keys(first, self._settings.distance + 1, np.array(salt, dtype=np.uint64))
+        self._neighbours.add(np.array([row.position for row, _ in hashed]), keys)
+        self._place.store.executemany(
+            f"INSERT OR REPLACE INTO {self._hashes} VALUES (?, ?)",
+            ((row.position, np.array(h, dtype=np.uint64).tobytes()) for row, h in hashed),
+        )
+        yield from ()
+
+    def _salt(self, row: Row, images: int) -> int:
+        text = normalise(row.text) if self._settings.text == "same" else ""
+        content = images.to_bytes(4, "big") + text.encode("utf-8", errors="surrogatepass")
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+    def finish(self) -> Iterator[Drop]:
+        return self._neighbours.drops(self._near)
+
+    def _near(self, position: int, candidates: Sequence[int]) -> str | None:
+        if not candidates:
+            return None
+        own = self._hashes_of(position)
+        others = np.stack([self._hashes_of(candidate) for candidate in candidates])
+        distances = np.bitwise_count(own ^ others).max(axis=1)
+        near = np.flatnonzero(distances <= self._settings.distance)
+        if not near.size:
+            return None
+        first = int(near[0])
+        name = self._place.name_of(candidates[first])
+        return f"image hash {int(distances[first])} bits from that of {name}"
+
+    def _hashes_of(self, position: int) -> np.ndarray:
+        (blob,) = self._place.store.execute(
+            f"SELECT hashes FROM {self._hashes} WHERE position = ?", (position,)
+        ).fetchone()
+        return np.frombuffer(blob, dtype=np.uint64)
+
+
+def image_hashes(row: Row) -> list[int]:
+    """The hashes of a row's images, or none if one of them has none."""
+    images = [
+        facts
+        for media, facts in zip(row.record.media(), row.media, strict=True)
+        if media.modality == "image"
+    ]
+    hashes = [facts.phash for facts in images if facts.phash is not None]
+    return hashes if len(hashes) == len(images) else []
+
+
+def band_keys(hashes: np.ndarray, bands: int, salt: np.ndarray) -> np.ndarray:
+    """Keys (n, bands), int64, of 64-bit hashes (n,): equal where a band's bits and the salt are."""
+    edges = [BITS * band // bands for band in range(bands + 1)]
+    keys = []
+    for band, (low, high) in enumerate(pairwise(edges)):
+        bits = (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)
+        keys.append(mix(mix(salt + GOLDEN * np.uint64(band + 1)) ^ bits))
+    return np.stack(keys, axis=1).view(np.int64)

@@ -1,0 +1,312 @@
+"""Rows through operators, in as few passes over the inputs as their order allows.
+
+Operators that decide row by row share a pass; one that must have seen all rows ends it. Every batch is one
+transaction of the working file, which lies beside the output until that is written whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from modalign.data.curation.config import Request, described
+from modalign.data.curation.distribution import Distributions, Tally
+from modalign.data.curation.inputs import Batch, Input, Row, batches
+from modalign.data.curation.media import MediaLibrary
+from modalign.data.curation.operators import Judge, Operator, Workplace
+from modalign.data.curation.output import line_of
+from modalign.data.curation.store import BROKEN, Drop, Store, place_of, remove_store
+from modalign.data.readers.result import Kind, Problem
+from modalign.data.records import Source
+from modalign.data.validation import BrokenData, ValidationReport, parse_share
+from modalign.errors import DataError, UsageError
+from modalign.files import replacing
+from modalign.progress import Progress
+
+FORMAT = 1
+SHOWN_TEXT = 160  # characters of an example
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the last pass wrote and counted.
+
+    Attributes:
+        rows: kept rows.
+        sha256: of the output.
+        selection: sha256 over which rows were kept, whatever they were written as.
+        distributions: before and after.
+        texts: how the rows begin that the card shows as examples, by position.
+    """
+
+    rows: int
+    sha256: str
+    selection: str
+    distributions: Distributions
+    texts: dict[int, str]
+
+
+class Pipeline:
+    """One curation: the request, its inputs and the working file.
+
+    Raises:
+        UsageError: the output is an input, or an interrupted run had other settings or inputs.
+    """
+
+    def __init__(self, request: Request, progress: Progress) -> None:
+        self.request, self.progress = request, progress
+        self.finished = False  # the working file is of no more use
+        self.allowed = parse_share(request.skip_broken)
+        self.inputs = [Input(path, index) for index, path in enumerate(request.inputs)]
+        self._check_paths()
+        self._stamps = {item.path: item.stamp() for item in self.inputs}
+        for done, item in enumerate(self.inputs):
+            progress("hash the inputs", done, len(self.inputs))
+            _ = item.fingerprint
+        progress("hash the inputs", len(self.inputs), len(self.inputs))
+        self.references = [dict(operator.references()) for operator in request.operators]
+        self.store = self._open_store()
+        hashing = any(operator.hashes_images for operator in request.operators)
+        self.media = MediaLibrary(self.store, hashing=hashing)
+
+    def run(self, check: Callable[[Pipeline, Written], None]) -> Written:
+        """All passes, and the output.
+
+        Args:
+            check: told what was written before it takes its place; its error keeps it from that.
+
+        Raises:
+            DataError: more rows are broken than may be, none is left, or an input changed meanwhile.
+        """
+        for number, segment in enumerate(segments(self.request.operators)):
+            if self.store.get("segment", 0) == number:
+                self._pass(number, segment)
+            self._check_broken()
+        return self._write(check)
+
+    def close(self) -> None:
+        """Close the working file; it stays unless the work is finished."""
+        self.store.close()
+        if self.finished:
+            remove_store(self.store.path)
+
+    @property
+    def rows(self) -> int:
+        """Rows read, broken ones included."""
+        return sum(map(self.rows_of, self.inputs))
+
+    def rows_of(self, item: Input) -> int:
+        """Rows read of one input."""
+        return int(self.store.get(f"rows of {item.index}", 0))
+
+    def name_of(self, position: int) -> str:
+        """File and row."""
+        return str(self.source_of(position))
+
+    def source_of(self, position: int) -> Source:
+        """Where a row was read."""
+        file, row = place_of(position)
+        return Source(self.inputs[file].path, row)
+
+    # --- before the first pass ------------------------------------------------------------------
+
+    def _check_paths(self) -> None:
+        out = self.request.out.resolve()
+        for item in self.inputs:
+            if Path(item.path).resolve() == out:
+                raise UsageError(f"{item.path}: both input and output: write another file")
+
+    def _open_store(self) -> Store:
+        self.request.out.parent.mkdir(parents=True, exist_ok=True)
+        path = self.request.out.with_name(f".{self.request.out.name}.curation")
+        if not self.request.resume:
+            remove_store(path)
+        store = Store(path)
+        identity = self._identity()
+        kept = store.get("identity")
+        if kept is None:
+            store.put("identity", identity)
+        elif kept != identity:
+            store.close()
+            differing = ", ".join(name for name in identity if identity[name] != kept.get(name))
+            raise UsageError(
+                f"{self.request.out}: the interrupted run had other {differing}: run it as it was, "
+                "or anew, without resuming"
+            )
+        return store
+
+    def _identity(self) -> dict[str, Any]:
+        """What an interrupted run must have in common with one that takes it up."""
+        request = self.request
+        identity = {
+            "format": FORMAT,
+            "inputs": [[item.path, item.fingerprint] for item in self.inputs],
+            "operators": described(request.operators),
+            "files that operators read": self.references,
+            "media root": str(request.media_root) if request.media_root else None,
+            "modalities": list(request.modalities),
+        }
+        return cast("dict[str, Any]", json.loads(json.dumps(identity)))
+
+    # --- passes ---------------------------------------------------------------------------------
+
+    def _pass(self, number: int, segment: Sequence[tuple[int, Operator]]) -> None:
+        judges = [(index, op, op.start(self._place(index))) for index, op in segment]
+        name = f"pass {number + 1}: {', '.join(op.name for _, op in segment)}"
+        done = self.store.get("done", 0)
+        total = self.rows if number else sum(item.lines() for item in self.inputs)
+        for batch in self._batches(after=self.store.get("after", -1)):
+            with self.store.transaction():
+                done += len(batch.rows) + len(batch.broken)
+                self._judge(batch, judges)
+                if number == 0:
+                    self._count(batch)
+                self.store.put("after", batch.last)
+                self.store.put("done", done)
+            self.progress(name, done, max(done, total))
+        with self.store.transaction():
+            for index, _, judge in judges:
+                self.store.drop(index, judge.finish())
+            self.store.put("segment", number + 1)
+            self.store.put("after", -1)
+            self.store.put("done", 0)
+        self.progress(name, max(done, 1), max(done, 1))
+
+    def _place(self, index: int) -> Workplace:
+        return Workplace(
+            store=self.store,
+            media=self.media,
+            prefix=f"operator_{index}",
+            name_of=self.name_of,
+            modalities=self.request.modalities,
+            progress=self.progress,
+        )
+
+    def _judge(self, batch: Batch, judges: Sequence[tuple[int, Operator, Judge]]) -> None:
+        self._broken((broken.position, broken.problem) for broken in batch.broken)
+        rows = batch.rows
+        for index, operator, judge in judges:
+            if operator.needs is not None:
+                problems = self.media.load(rows, operator.needs)
+                self._broken(problems)
+                rows = _without(rows, {position for position, _ in problems})
+            drops = list(judge.judge(rows))
+            self.store.drop(index, drops)
+            rows = _without(rows, {drop.position for drop in drops})
+
+    def _broken(self, problems: Iterable[tuple[int, Problem]]) -> None:
+        for position, problem in problems:
+            self.store.drop(BROKEN, [Drop(position, problem.message)], problem.kind)
+
+    def _count(self, batch: Batch) -> None:
+        fact = f"rows of {place_of(batch.first)[0]}"
+        self.store.put(fact, self.store.get(fact, 0) + len(batch.rows) + len(batch.broken))
+
+    def _batches(self, after: int = -1, *, all_rows: bool = False) -> Iterator[Batch]:
+        for item in self.inputs:
+            if item.index < place_of(max(after, 0))[0]:
+                continue
+            yield from batches(
+                item,
+                media_root=self.request.media_root,
+                modalities=self.request.modalities,
+                dropped=(lambda first, last: ()) if all_rows else self.store.dropped_between,
+                after=after,
+            )
+
+    def _check_broken(self) -> None:
+        broken = self.store.count_dropped(BROKEN)
+        if self.rows == 0:
+            raise DataError(f"{', '.join(self.request.inputs)}: no rows")
+        if broken <= self.allowed * self.rows + 1e-9 and broken < self.rows:
+            return
+        raise BrokenData(self.broken_report(), self.allowed)
+
+    def broken_report(self) -> ValidationReport:
+        """The rows that could not be read."""
+        found = self.store.execute(
+            "SELECT position, kind, reason FROM dropped WHERE operator = ? ORDER BY position",
+            (BROKEN,),
+        )
+        problems = [
+            Problem(self.source_of(position), cast("Kind", kind), reason)
+            for position, kind, reason in found
+        ]
+        kinds: dict[str, int] = {}
+        for problem in problems:
+            kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
+        total = self.rows
+        return ValidationReport(total, total - len(problems), len(problems), kinds, tuple(problems))
+
+    # --- the output -----------------------------------------------------------------------------
+
+    def _write(self, check: Callable[[Pipeline, Written], None]) -> Written:
+        tally = Tally()
+        sizes = any(operator.needs == "picture" for operator in self.request.operators)
+        shown = self._shown()
+        sha256, selection, texts, kept = hashlib.sha256(), hashlib.sha256(), {}, 0
+        with replacing(self.request.out) as file:
+            for row, keep in self._rows():
+                tally.add(row, self.media.sizes(row) if sizes else (), kept=keep)
+                if row.position in shown:
+                    texts[row.position] = row.text[:SHOWN_TEXT]
+                if keep:
+                    line = line_of(row, self.request.out)
+                    file.write(line)
+                    sha256.update(line)
+                    selection.update(b"%d\n" % row.position)
+                    kept += 1
+            self._check_unchanged()
+            if not kept:
+                raise DataError(f"no row of {self.rows} is left: {self._who_dropped()}")
+            distributions = tally.distributions()
+            written = Written(kept, sha256.hexdigest(), selection.hexdigest(), distributions, texts)
+            check(self, written)
+        return written
+
+    def _rows(self) -> Iterator[tuple[Row, bool]]:
+        """Every readable row, and whether it is kept."""
+        done, total = 0, self.rows
+        for batch in self._batches(all_rows=True):
+            gone = self.store.dropped_between(batch.first, batch.last)
+            for row in batch.rows:
+                if gone.get(row.position) != BROKEN:
+                    yield row, row.position not in gone
+            done += len(batch.rows) + len(batch.broken)
+            self.progress("write", done, total)
+
+    def _shown(self) -> set[int]:
+        """The positions of the rows that the card shows."""
+        operators = range(BROKEN, len(self.request.operators))
+        count = self.request.examples
+        return {p for op in operators for p, _ in self.store.first_dropped(op, count)}
+
+    def _check_unchanged(self) -> None:
+        for item in self.inputs:
+            if item.stamp() != self._stamps[item.path]:
+                raise DataError(f"{item.path}: changed while it was read: curate it anew")
+
+    def _who_dropped(self) -> str:
+        counts = [
+            f"{operator.name} dropped {self.store.count_dropped(index)}"
+            for index, operator in enumerate(self.request.operators)
+        ]
+        return ", ".join(counts)
+
+
+def segments(operators: Sequence[Operator]) -> list[list[tuple[int, Operator]]]:
+    """Operators, numbered, by the pass in which they see the rows."""
+    found: list[list[tuple[int, Operator]]] = [[]]
+    for index, operator in enumerate(operators):
+        found[-1].append((index, operator))
+        if operator.waits:
+            found.append([])
+    return [segment for segment in found if segment]
+
+
+def _without(rows: list[Row], positions: set[int]) -> list[Row]:
+    return [row for row in rows if row.position not in positions] if positions else rows
