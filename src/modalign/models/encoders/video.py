@@ -1,0 +1,141 @@
+"""Videos: any image encoder, run on some frames of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL.Image import Resampling
+from pydantic import Field, PositiveInt
+
+from modalign.data.frame_sampling import Sampling
+from modalign.data.records import Media
+from modalign.data.video import Clip, open_video
+from modalign.encoders.base import EncoderError
+from modalign.encoders.video import FramesEncoder, frame_pixels
+from modalign.errors import UsageError
+from modalign.models.compose import load_image_encoder
+from modalign.models.encoders.options import Options
+
+MARGIN = 2  # frames are kept at no less than this many times the side the encoder reads
+
+
+class VideoOptions(Options):
+    """What can be set.
+
+    Attributes:
+        frames: F, the most frames of a clip.
+        sampling: uniform or scene.
+        temporal_pooling: none, mean, adaptive:K or spatiotemporal.
+        spatial_pooling: side of the squares of features averaged in a frame (1: none), or "mean".
+        positions: add sinusoidal temporal positions to the features.
+        layer: hidden layer of a Hugging Face tower that is read.
+        image_size: side in pixels, for raw patches and imported modules.
+        patch_size: side of a raw patch.
+        arguments: keyword arguments of an imported module.
+    """
+
+    frames: PositiveInt = 8
+    sampling: Sampling = "uniform"
+    temporal_pooling: str = "none"
+    spatial_pooling: PositiveInt | Literal["mean"] = 1
+    positions: bool = True
+    layer: int = -2
+    image_size: PositiveInt = 48
+    patch_size: PositiveInt = 8
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+def load(
+    name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
+) -> tuple[dict[str, Any], FramesEncoder]:
+    """Load the image encoder that looks at the frames, and describe the whole.
+
+    Args:
+        name: hub name or folder of a vision model, ``package.module:Class``, or None/"none" for raw
+            patches: the image encoders.
+        media: nothing needs to be known of them.
+        options: see :class:`VideoOptions`.
+        allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
+
+    Raises:
+        UsageError: it cannot be loaded, an unknown option, or an image processor that does more than
+            resize, crop, scale and normalise.
+    """
+    chosen = VideoOptions.read("video", options)
+    image = load_image_encoder(
+        name,
+        layer=chosen.layer,
+        image_size=chosen.image_size,
+        patch_size=chosen.patch_size,
+        options=chosen.arguments,
+        allow_pickle=allow_pickle,
+    )
+    try:
+        encoder = FramesEncoder(
+            image.module,
+            chosen.frames,
+            chosen.temporal_pooling,
+            chosen.spatial_pooling,
+            chosen.positions,
+        )
+    except EncoderError as error:
+        raise UsageError(f"encoder of video: {error}") from None
+    spec = {
+        "kind": "frames",
+        "image": image.spec,
+        "pixels": pixel_recipe(image.processor),
+        "frames": chosen.frames,
+        "sampling": chosen.sampling,
+        "temporal_pooling": chosen.temporal_pooling,
+        "spatial_pooling": chosen.spatial_pooling,
+        "positions": chosen.positions,
+        "frame_features": encoder.places,
+    }
+    return spec, encoder.eval()
+
+
+def decode(media: Media, spec: dict[str, Any]) -> Clip:
+    """Decode the frames that the encoder looks at, shrunk where they are far larger than it needs."""
+    resize = spec["pixels"]["resize"]
+    side = None if resize is None else MARGIN * int(np.max(resize))
+    return open_video(media, spec["frames"], spec["sampling"], smallest_side=side)
+
+
+def pixel_recipe(processor: Any) -> dict[str, Any]:
+    """The figures of a Hugging Face image processor, for :func:`~modalign.encoders.video.frame_pixels`.
+
+    Raises:
+        UsageError: the processor does something else: shown by a picture that comes out differently.
+    """
+    values = processor.to_dict()
+    crop = values.get("crop_size") if values.get("do_center_crop") else None
+    resample = values.get("resample")
+    normalises = values.get("do_normalize")
+    recipe = {
+        "resize": _size(values.get("size")) if values.get("do_resize") else None,
+        "resample": Resampling.BILINEAR.value if resample is None else int(resample),
+        "crop": None if crop is None else [crop["height"], crop["width"]],
+        "scale": values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0,
+        "mean": list(values["image_mean"]) if normalises else [0.0] * 3,
+        "std": list(values["image_std"]) if normalises else [1.0] * 3,
+    }
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    theirs = processor(images=[picture], return_tensors="pt")["pixel_values"][0]
+    ours = frame_pixels(picture, recipe)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-3):
+        raise UsageError(
+            f"encoder of video: {type(processor).__name__} does more than resize, crop, scale and "
+            "normalise; choose another image encoder, or wrap it as package.module:Class"
+        )
+    return recipe
+
+
+def _size(size: dict[str, int]) -> list[int] | int:
+    if "height" in size:
+        return [size["height"], size["width"]]
+    if set(size) == {"shortest_edge"}:
+        return size["shortest_edge"]
+    raise UsageError(f"encoder of video: images resized to {size} are of no fixed size")
