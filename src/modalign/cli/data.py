@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from modalign.cli import options
+from modalign.cli import data_curate, options
 
 app = typer.Typer(
     help="Make instruction data, and curate what there is.",
@@ -17,3 +17,6 @@ app = typer.Typer(
 @app.callback()
 def _data() -> None:
     """Keep the verbs a group, however many there are."""
+
+
+app.command(epilog=options.EXIT_CODES)(data_curate.curate)

@@ -107,3 +107,22 @@ def _first(error: ValidationError) -> str:
 def described(operators: Sequence[Operator]) -> list[dict[str, Any]]:
     """Names and settings as plain JSON values."""
     return [{op.name: op.model_dump(mode="json")} for op in operators]
+
+
+def operators_from(options: dict[str, dict[str, Any]]) -> tuple[Operator, ...]:
+    """Operators with the given settings, in the order of `OPERATORS`; a setting of None is not given.
+
+    An operator is applied if it has a setting, or no settings at all (`{}`).
+
+    Raises:
+        UsageError: a wrong setting.
+    """
+    found = []
+    for name in OPERATORS:
+        settings = options.get(name)
+        if settings is None:
+            continue
+        given = {key: value for key, value in settings.items() if value is not None}
+        if given or not settings:
+            found.append(operator_of(name, given, "options"))
+    return tuple(found)

@@ -1,0 +1,197 @@
+"""``modalign data curate``: keep the rows that operators let through, and write a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modalign.cli import options
+from modalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from modalign.data.curation import Curated, Operator
+
+
+def curate(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[INPUT]...", help="Data sets of any known form, in this order."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The JSON Lines file to write.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML list of operators, in their order.")
+    ] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact/--no-exact", help="Drop exact duplicates (default: do).")
+    ] = None,
+    near_text: Annotated[
+        float | None,
+        typer.Option(
+            "--near-text", help="Drop texts of at least this Jaccard similarity, e.g. 0.8."
+        ),
+    ] = None,
+    near_image: Annotated[
+        int | None,
+        typer.Option("--near-image", help="Drop images whose hash differs in at most N bits."),
+    ] = None,
+    min_chars: Annotated[int | None, typer.Option(help="Shortest text.")] = None,
+    max_chars: Annotated[int | None, typer.Option(help="Longest text.")] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help="Languages to keep, e.g. en,de.")
+    ] = None,
+    min_side: Annotated[int | None, typer.Option(help="Least shorter side of an image.")] = None,
+    max_side: Annotated[int | None, typer.Option(help="Greatest longer side of an image.")] = None,
+    max_aspect: Annotated[
+        float | None, typer.Option(help="Longer side over shorter side, at most.")
+    ] = None,
+    balance: Annotated[
+        float | None,
+        typer.Option("--balance", help="Greatest share of one answer per skill or question type."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Folder of a CLIP or SigLIP-like dual encoder.")
+    ] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="With --encoder: least cosine of image and text.")
+    ] = None,
+    keep_share: Annotated[
+        float | None, typer.Option(help="With --encoder: share of the most similar rows to keep.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="Evaluation data that no kept row may show; repeat it."),
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option("--card", help="The data card (default: OUT's name.card.json).")
+    ] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="Folder of relative media paths (default: the data's own).")
+    ] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Whose columns hold media (default: image); repeat it.")
+    ] = None,
+    skip_broken: options.SkipBroken = None,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Dropped rows that the card shows per operator.")
+    ] = 5,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Do again what a card says; no other settings.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    json_output: options.Json = False,
+) -> None:
+    """Keep the rows that operators let through; write them as they were, and a data card.
+
+    Operators are given by options, and are then applied in this order: exact duplicates, length,
+    language, image size, contamination, near texts, near images, image-text similarity, answer
+    balance. `--config` gives them with all their settings and in any order.
+
+    The card (JSON, and Markdown beside it) says what went in, what each operator dropped and what
+    came out. `--replay` does the same again, byte for byte, or names the input that changed.
+
+    **Examples**
+
+    - `modalign data curate train.jsonl -o clean.jsonl --near-text 0.8 --against eval.jsonl`
+
+    - `modalign data curate a.jsonl b.parquet -o clean.jsonl --near-image 4 --min-side 64`
+
+    - `modalign data curate train.jsonl -o clean.jsonl --config ops.yaml --skip-broken 1%`
+
+    - `modalign data curate train.jsonl -o clean.jsonl --encoder CLIP --keep-share 0.8`
+
+    - `modalign data curate --replay clean.card.json`
+    """
+    from modalign.cli.console import bars, print_json, quiet_libraries
+    from modalign.data import curation
+    from modalign.data.curation.config import operators_from
+
+    chosen = {
+        "exact_duplicates": {} if exact else None,
+        "length": {"min_chars": min_chars, "max_chars": max_chars},
+        "language": {"keep": language.split(",") if language else None},
+        "image_size": {"min_side": min_side, "max_side": max_side, "max_aspect": max_aspect},
+        "contamination": {"against": against},
+        "near_texts": {"threshold": near_text},
+        "near_images": {"distance": near_image},
+        "image_text_similarity": {
+            "encoder": encoder,
+            "min_similarity": min_similarity,
+            "keep_share": keep_share,
+        },
+        "answer_balance": {"max_share": balance},
+    }
+    operators = operators_from({name: s for name, s in chosen.items() if s is not None})
+    if exact is None and not config:
+        operators = (*operators_from({"exact_duplicates": {}}), *operators)
+    if any(operator.name == "image_text_similarity" for operator in operators):
+        quiet_libraries()
+    with bars(not json_output) as progress:
+        if replay is not None:
+            if inputs or config or card or len(operators) > (exact is None):
+                raise UsageError("--replay takes all but -o, --resume and --json from the card")
+            result = curation.replay(replay, out, progress, resume=resume)
+        else:
+            result = curation.curate(
+                curation.Request(
+                    inputs=tuple(inputs or ()),
+                    out=_given(out, inputs),
+                    operators=_chosen(config, operators),
+                    card=card,
+                    media_root=media_root,
+                    modalities=tuple(modality or ("image",)),
+                    skip_broken=skip_broken or 0.0,
+                    examples=examples,
+                    resume=resume,
+                ),
+                progress,
+            )
+    if json_output:
+        print_json(result.card.model_dump_json(indent=2))
+    else:
+        _show(result)
+
+
+def _given(out: Path | None, inputs: list[str] | None) -> Path:
+    if not inputs:
+        raise UsageError("give at least one INPUT, or --replay CARD")
+    if out is None:
+        raise UsageError("give the file to write: -o OUT.jsonl")
+    return out
+
+
+def _chosen(config: Path | None, operators: tuple[Operator, ...]) -> tuple[Operator, ...]:
+    from modalign.data.curation import load_operators
+
+    if config is None:
+        return operators
+    if operators:
+        names = ", ".join(operator.name for operator in operators)
+        raise UsageError(f"--config and options for {names}: put all operators into {config}")
+    return load_operators(config)
+
+
+def _show(result: Curated) -> None:
+    from rich.table import Table
+
+    from modalign.cli.console import stdout
+
+    card = result.card
+    table = Table(title=f"{card.rows:,} rows, {card.broken.rows:,} unreadable")
+    table.add_column("operator")
+    for name in ("in", "dropped", "out"):
+        table.add_column(name, justify="right")
+    table.add_column("first dropped")
+    for done in card.operators:
+        counts: list[Any] = [f"{n:,}" for n in (done.rows_in, done.dropped, done.rows_out)]
+        first = done.examples[0] if done.examples else None
+        shown = f"{Path(first.file).name}:{first.row} {first.reason}" if first else ""
+        table.add_row(done.name, *counts, shown, style=None)
+    stdout.print(table, markup=False)
+    for name, path in (("Data", result.out), ("Card", result.card_path)):
+        stdout.print(f"{name}: {path}", markup=False, highlight=False, soft_wrap=True)
