@@ -17,7 +17,7 @@ import tiny
 from modalign.data.records import Media
 from modalign.data.video import Clip, grey_video
 from modalign.encoders.base import EncoderError
-from modalign.encoders.image import build_image_encoder
+from modalign.encoders.image import build as build_image_encoder
 from modalign.encoders.video import FramesEncoder, build, prepare, sinusoids
 from modalign.errors import UsageError
 from modalign.models.encoders.video import decode, load, pixel_recipe
@@ -100,7 +100,7 @@ def test_each_frame_is_an_image(kind: str, tower_folder: Callable[..., Path]) ->
     ready = prepare(spec, clips(3, 2))
     with torch.no_grad():
         features, mask = encoder(ready.values, ready.mask)
-        image = encoder.image(ready.values[1, 1][None])
+        image = encoder.image.features(ready.values[1, 1][None])
     assert features.shape == (2, 3 * tiny.PATCHES, 24)
     assert mask.sum(1).tolist() == ready.counts == [3 * tiny.PATCHES, 2 * tiny.PATCHES]
     torch.testing.assert_close(features[1, tiny.PATCHES : 2 * tiny.PATCHES], image[0])

@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from modalign.encoders.base import EncoderError, Grid, Prepared, SignalEncoder, prefix_mask
-from modalign.encoders.image import ImageEncoder, build_image_encoder
+from modalign.encoders.image import ImageEncoder
+from modalign.encoders.image import build as build_image_encoder
 
 PERIOD = 10_000.0  # of the slowest sinusoid, in frames
 
@@ -70,7 +71,7 @@ class FramesEncoder(SignalEncoder):
         """Frames (n, F, 3, H, W), mask (n, F) -> features (n, N, d) and their mask (n, N)."""
         n, F = values.shape[:2]
         mask = torch.ones(n, F, dtype=torch.bool, device=values.device) if mask is None else mask
-        seen = self._in_space(self.image(values[mask]))
+        seen = self._in_space(self.image.features(values[mask]))
         maps = seen.new_zeros(n, F, *seen.shape[1:])
         maps[mask] = seen
         present = mask.sum(dim=1)

@@ -14,9 +14,10 @@ from modalign.data.frame_sampling import Sampling
 from modalign.data.records import Media
 from modalign.data.video import Clip, open_video
 from modalign.encoders.base import EncoderError
+from modalign.encoders.image import ImageEncoder
 from modalign.encoders.video import FramesEncoder, frame_pixels
 from modalign.errors import UsageError
-from modalign.models.compose import load_image_encoder
+from modalign.models.encoders.image import load_image_encoder
 from modalign.models.encoders.options import Options
 
 MARGIN = 2  # frames are kept at no less than this many times the side the encoder reads
@@ -73,6 +74,7 @@ def load(
         options=chosen.arguments,
         allow_pickle=allow_pickle,
     )
+    assert isinstance(image.module, ImageEncoder)
     try:
         encoder = FramesEncoder(
             image.module,
