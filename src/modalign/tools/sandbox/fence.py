@@ -1,0 +1,165 @@
+"""The kernel fence that a program's process stands in: which one this machine offers, and how to enter it.
+
+bubblewrap where it is installed, else new user, mount, network, process, IPC and host name spaces by
+``unshare``. Inside either the process takes a seccomp filter and, where it may, an empty root
+(:mod:`inside.confine`); it sees a program only after it found that opening, connecting and forking fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from modalign.errors import ModalignError, UsageError
+
+_FOLDER = Path(__file__).parent
+_START = "import sys; sys.path[:0] = sys.argv[1:3]; from inside.main import main; main()"
+_UNSHARE = (
+    "--user", "--map-root-user", "--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup",
+    "--fork", "--kill-child",
+)  # fmt: skip
+_LEFT = ("user", "mnt", "net", "ipc", "uts", "cgroup")  # a pid namespace shows in children only
+_BUBBLEWRAP = ("--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--clearenv")
+_LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib32", "/usr/lib64")
+
+
+class SandboxError(ModalignError):
+    """The sandbox could not be started; the program is not to blame."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """How a process is started inside a fence.
+
+    Attributes:
+        name: ``bubblewrap``, ``namespaces`` or ``none``.
+        command: what comes before the interpreter.
+        outside: the namespaces it must have left, by name, before it puts an empty file system in the
+            machine's place; empty where the fence itself hides the machine's files.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    outside: Mapping[str, str]
+
+    @property
+    def strict(self) -> bool:
+        """Whether the kernel must hold the program."""
+        return self.name != "none"
+
+    def arguments(self, settings: str) -> list[str]:
+        """The whole command line of a sandboxed process with its settings (JSON)."""
+        packages = str(_restricted_python().parent)
+        interpreter = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START]
+        return [*self.command, *interpreter, str(_FOLDER), packages, settings]
+
+
+NO_FENCE = Fence("none", (), {})
+
+
+def fence_for(unsafe: bool = False) -> Fence:
+    """The fence of this machine, tried once per process.
+
+    Args:
+        unsafe: run without a fence where the machine offers none.
+
+    Raises:
+        UsageError: there is none, and that was not allowed; or RestrictedPython is missing.
+    """
+    _restricted_python()
+    found, reasons = _find()
+    if found is not None:
+        return found
+    if unsafe:
+        return NO_FENCE
+    raise UsageError(
+        "programs are not run here, since the kernel cannot hold them: "
+        + "; ".join(reasons)
+        + ". Install bubblewrap, allow user namespaces, or give --unsafe-code (unsafe=True) if whoever"
+        " writes to the model may run programs as you"
+    )
+
+
+@cache
+def _find() -> tuple[Fence | None, tuple[str, ...]]:
+    from modalign.tools.sandbox.run import run_program
+
+    reasons = []
+    for make in (bubblewrap, namespaces):
+        try:
+            fence = make()
+            if run_program("answer = 6 * 7", {}, fence=fence).answer == "42":
+                return fence, ()
+            reasons.append(f"{fence.name}: a program that multiplies did not end")
+        except SandboxError as error:
+            reasons.append(str(error))
+    return None, tuple(reasons)
+
+
+def bubblewrap() -> Fence:
+    """bubblewrap, with nothing to be seen but the interpreter and its libraries, read-only.
+
+    Raises:
+        SandboxError: it is not installed.
+    """
+    program = shutil.which("bwrap")
+    if program is None:
+        raise SandboxError("bubblewrap is not installed")
+    command = [program, *_BUBBLEWRAP, "--dev", "/dev"]
+    for folder in _LIBRARIES:
+        path = Path(folder)
+        if path.is_symlink():
+            command += ["--symlink", os.readlink(path), folder]
+        elif path.is_dir():
+            command += ["--ro-bind", folder, folder]
+    seen = [_FOLDER, _restricted_python(), *_interpreter()]
+    for place in dict.fromkeys(map(str, seen)):
+        command += ["--ro-bind", place, place]
+    return Fence("bubblewrap", tuple(command), {})
+
+
+def namespaces() -> Fence:
+    """New namespaces by util-linux's ``unshare``; the process empties its root itself.
+
+    Raises:
+        SandboxError: there is no ``unshare``, or no Linux.
+    """
+    program = shutil.which("unshare")
+    if program is None:
+        raise SandboxError("unshare (util-linux) is not installed")
+    try:
+        outside = {name: os.readlink(f"/proc/self/ns/{name}") for name in _LEFT}
+    except OSError as error:
+        raise SandboxError(f"namespaces: {error}") from None
+    return Fence("namespaces", (program, *_UNSHARE), outside)
+
+
+def _interpreter() -> Sequence[Path]:
+    """What an interpreter needs to start: its executable, a virtual environment's note, the standard library."""
+    executable = Path(sys.executable)
+    needed = [executable, executable.resolve(), Path(sysconfig.get_path("stdlib"))]
+    needed.append(Path(sys.prefix) / "pyvenv.cfg")
+    needed += Path(sys.base_prefix, "lib").glob("libpython*.so*")
+    return [path for path in needed if path.exists()]
+
+
+@cache
+def _restricted_python() -> Path:
+    """The folder of RestrictedPython.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    found = find_spec("RestrictedPython")
+    if found is None or found.origin is None:
+        raise UsageError(
+            "programs need RestrictedPython, which is not installed: pip install 'modalign[tools]'"
+        )
+    return Path(found.origin).parent

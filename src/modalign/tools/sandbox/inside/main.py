@@ -1,0 +1,169 @@
+"""The sandboxed process: confine, take one program, run it, say what came of it; in lines of JSON.
+
+Out ``{"ready": true}`` or ``{"refused": why}``; in the task; out ``{"call": name, "arguments": {...}}``
+for each tool call, in ``{"result": ...}`` or ``{"error": ...}``; out ``{"done": {...}}`` at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from .confine import ConfinementError, confine
+from .language import ANSWER, FINAL, NAME, compile_program, names_for
+
+MESSAGE = 1000  # characters of an error's message
+
+
+class ToolError(Exception):
+    """A tool call without a result; programs may catch it."""
+
+
+class Channel:
+    """The two pipes to the process that has the tools."""
+
+    def __init__(self, received: BinaryIO, sent: BinaryIO) -> None:
+        self.received, self.sent = received, sent
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write one line."""
+        self.sent.write(json.dumps(message, allow_nan=False).encode() + b"\n")
+        self.sent.flush()
+
+    def receive(self) -> Any:
+        """Read one line; without one there is nobody left to work for."""
+        line = self.received.readline()
+        if not line:
+            os._exit(1)
+        return json.loads(line)
+
+
+class Printed:
+    """Printed text, of at most so many characters."""
+
+    def __init__(self, limit: int) -> None:
+        self.parts: list[str] = []
+        self.room = limit
+
+    def write(self, text: str) -> None:
+        """Keep what there is room for."""
+        if self.room > 0:
+            self.parts.append(text[: self.room])
+            self.room -= len(text)
+
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.parts)
+
+
+def main() -> None:
+    """Run one program."""
+    settings = json.loads(sys.argv[-1])
+    channel = _channel()
+    try:
+        confine(settings["limits"], settings["outside"], settings["strict"])
+    except ConfinementError as error:
+        channel.send({"refused": str(error)})
+        return
+    channel.send({"ready": True})
+    task = channel.receive()
+    printed = Printed(settings["limits"]["output"])
+    outcome = _outcome(task, channel, printed)
+    channel.send({"done": outcome | {"output": printed.text()}})
+
+
+def _channel() -> Channel:
+    """Take stdin and stdout for the conversation; whatever else writes there writes nowhere."""
+    received, sent = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    return Channel(received, sent)
+
+
+def _outcome(task: dict[str, Any], channel: Channel, printed: Printed) -> dict[str, Any]:
+    """The answer of a program, or the kind and message of what ended it."""
+    try:
+        code = compile_program(task["source"], task["restricted"])
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+        return {"kind": "syntax", "message": _syntax_message(error)}
+    functions = {name: _tool(name, order, channel) for name, order in task["tools"].items()}
+    functions["ToolError"] = ToolError
+    if task["restricted"]:
+        names = names_for(printed.write, functions)
+    else:
+        names = {**functions, "print": lambda *values: printed.write(f"{values}\n")}
+    failure: dict[str, Any] | None = None
+    try:
+        exec(code, names)
+    except MemoryError:
+        failure = {"kind": "memory", "message": "out of memory"}
+    except BaseException as error:  # SystemExit and its like too
+        failure = {"kind": "raised", "message": _message(error)}
+    if failure is None:
+        return _answer(names)
+    names.clear()
+    return failure
+
+
+def _answer(names: dict[str, Any]) -> dict[str, Any]:
+    value = names.get(ANSWER, names.get(FINAL))
+    if value is None:
+        message = f"the program ended without setting `{ANSWER}`"
+        return {"kind": "no-answer", "message": message}
+    if isinstance(value, str):
+        return {"answer": value}
+    try:
+        return {"answer": json.dumps(value, ensure_ascii=False, default=_plain)}
+    except (TypeError, ValueError, RecursionError) as error:
+        return {"kind": "no-answer", "message": f"`{ANSWER}` is no text and no JSON: {error}"}
+    except MemoryError:
+        names.clear()
+        return {"kind": "memory", "message": "out of memory"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _syntax_message(error: BaseException) -> str:
+    if not isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"[:MESSAGE]
+    where = f"line {error.lineno}: " if error.lineno else ""
+    return f"{where}{error.msg}"[:MESSAGE]
+
+
+def _message(error: BaseException) -> str:
+    """``line 3: KeyError: 'x'``, the last line of the program that was running."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == NAME:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    where = f"line {line}: " if line else ""
+    return f"{where}{type(error).__name__}: {error}"[:MESSAGE]
+
+
+def _tool(name: str, order: list[str], channel: Channel) -> Callable[..., Any]:
+    """A function of the program that asks the other process."""
+
+    def call(*values: Any, **arguments: Any) -> Any:
+        if len(values) > len(order):
+            raise TypeError(f"{name} takes {', '.join(order) or 'no arguments'}")
+        for key, value in zip(order, values, strict=False):
+            if key in arguments:
+                raise TypeError(f"{name}: {key} is given twice")
+            arguments[key] = value
+        channel.send({"call": name, "arguments": arguments})
+        reply = channel.receive()
+        if "error" in reply:
+            raise ToolError(f"{name}: {reply['error']}")
+        return reply["result"]
+
+    return call
