@@ -182,7 +182,7 @@ class Tool(ABC):
 
     @abstractmethod
     def run(self, medium: Media, **arguments: Any) -> Any:
-        """Look at a medium; may raise anything."""
+        """Look at a medium; may raise anything. The arguments are those of the signature."""
 
     @abstractmethod
     def identity(self, hash_file: HashFile) -> Json:
@@ -254,6 +254,9 @@ class Tool(ABC):
                 },
             },
         }
+
+    def load(self) -> None:  # noqa: B027 - most tools need nothing
+        """Make ready what calls need (a model, a process): before the deadline runs, charged to nobody."""
 
     def close(self) -> None:  # noqa: B027 - most tools hold nothing
         """Let go of processes and models."""

@@ -47,6 +47,7 @@ class Block:
     """Lines become a text of at most so many tokens.
 
     Args:
+        names: of the tools.
         template: jinja2, over ``tools``: each has a ``name`` and ``lines``, each of these ``text``,
             ``score`` and ``box``. It runs in a sandbox.
         budget: tokens of the text.
@@ -56,11 +57,13 @@ class Block:
         UsageError: the template is wrong, or is longer than the budget without any line.
     """
 
-    def __init__(self, template: str | None, budget: int, count: Count) -> None:
+    def __init__(
+        self, names: Sequence[str], template: str | None, budget: int, count: Count
+    ) -> None:
         self._source = template if template is not None else DEFAULT_TEMPLATE
         self._budget = budget
         self._count = count
-        empty = count(self._rendered([]))
+        empty = count(self._rendered([Section(name, ()) for name in names]))
         if empty > budget:
             raise UsageError(
                 f"the template alone has {empty} tokens, the budget is {budget}: shorten it"
@@ -80,8 +83,7 @@ class Block:
         kept = _most(len(order) - 1, lambda n: self._fits(self._with(sections, places, order[:n])))
         if kept:
             return self._with(sections, places, order[:kept])
-        place = places[order[0]]
-        return self._rendered(self._cut_to_fit(sections, place)) if places else text
+        return self._rendered(self._cut_to_fit(sections, places[order[0]]))
 
     def _with(
         self, sections: Sequence[Section], places: list[tuple[int, int]], kept: Sequence[int]
@@ -153,10 +155,9 @@ def rank(lines: Sequence[Line]) -> list[int]:
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The most of something, up to a limit, that fits; 0 if none does.
+    """The most of something, up to a limit, that was found to fit, by bisection; else 0.
 
-    Found by bisection, then stepped down: a text with one line more is nearly always longer, but a
-    tokenizer does not promise it.
+    A text with more in it is nearly always longer in tokens; where it is not, less is kept than could be.
     """
     low, high = 0, limit
     while low < high:

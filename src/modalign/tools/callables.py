@@ -75,14 +75,21 @@ class IsolatedTool(Tool):
         super().__init__(**settings, signature=signature)
         self._source = said["source"]
 
+    def load(self) -> None:
+        """Start the process anew if a call has ended it.
+
+        Raises:
+            ToolError: it does not come up.
+        """
+        if not self._process.alive:
+            self._process = WorkerProcess(self._target, self.max_characters)
+
     def run(self, medium: Media, **arguments: Any) -> Any:
         """Call it in its process.
 
         Raises:
             ToolError: of the kind that happened.
         """
-        if not self._process.alive:
-            self._process = WorkerProcess(self._target, self.max_characters)
         request = {"medium": encode_medium(medium), "arguments": arguments}
         answer = self._process.ask(request, self.timeout)
         if "error" in answer:

@@ -63,29 +63,28 @@ class Outcome:
 
 def call_safely(tool: Tool, medium: Media, **arguments: Any) -> Outcome:
     """Call a tool; never raises what the tool raises, never waits much longer than its timeout."""
+    if tool.timeouts >= GIVE_UP_AFTER:
+        hung = f"{tool.name} is not called any more: it hung {tool.timeouts} times in a row"
+        return Outcome(None, 0.0, "given-up", hung)
     started = time.perf_counter()
     problem, message, result = None, "", None
     try:
-        if tool.timeouts >= GIVE_UP_AFTER:
-            problem = "given-up"
-            message = f"{tool.name} is not called any more: it hung {tool.timeouts} times in a row"
-        else:
-            found = _in_time(tool, medium, arguments)
-            answer = bounded(found, tool.max_characters)
-            result = answer.value
-            if answer.length > tool.max_characters:
-                problem = "too-long"
-                message = f"{answer.length:,} characters, cut at {tool.max_characters:,}"
-            tool.timeouts = 0
+        tool.load()
+        started = time.perf_counter()
+        answer = bounded(_in_time(tool, medium, arguments), tool.max_characters)
+        result = answer.value
+        tool.timeouts = 0
+        if answer.length > tool.max_characters:
+            problem = "too-long"
+            message = f"{answer.length:,} characters, cut at {tool.max_characters:,}"
     except ToolError as error:
         problem, message = error.kind, str(error)
         tool.timeouts += isinstance(error, ToolTimeoutError)
     except Exception as error:
         problem, message = "raised", f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - started
-    if problem != "given-up":
-        tool.calls += 1
-        tool.seconds += seconds
+    tool.calls += 1
+    tool.seconds += seconds
     return Outcome(result, seconds, problem, message[:MAX_MESSAGE])
 
 

@@ -1,0 +1,362 @@
+"""A tool of a Model Context Protocol server, through the official client (``mcp``, version 2).
+
+Tools of one command share its server process. The medium goes into one argument of the server's
+tool: as a path, as base64 or as a data URL, by its input schema (see :func:`media_place`). A call that is not
+answered in time, or a server that dies, ends the connection; the next call starts the server anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import mimetypes
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from modalign.data.records import Media
+from modalign.errors import UsageError
+from modalign.tools.base import (
+    HashFile,
+    Json,
+    NotTextError,
+    Signature,
+    Tool,
+    ToolDiedError,
+    ToolError,
+    ToolTimeoutError,
+)
+from modalign.tools.functions import as_file
+from modalign.tools.spec import McpSpec
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+    from mcp import Client
+    from mcp.types import CallToolResult
+
+START_SECONDS = 60.0
+GRACE_SECONDS = 2.0  # beyond the client's own deadline
+Form = Literal["path", "base64", "data_url"]
+# Words of an argument's name that tell how it takes a medium, the surest first.
+_FORMS: tuple[tuple[Form, tuple[str, ...]], ...] = (
+    ("base64", ("base64", "b64", "bytes", "blob")),
+    ("data_url", ("url", "uri")),
+    ("path", ("path", "file", "filename")),
+    ("base64", ("image", "audio", "video", "picture", "data", "content")),
+)
+
+
+class McpTool(Tool):
+    """One tool of a server.
+
+    Args:
+        spec: command, tool, and where the medium goes.
+        **settings: of :class:`~modalign.tools.base.Tool`.
+
+    Raises:
+        UsageError: mcp is not installed, the server does not come up or has no such tool, or its input
+            schema does not tell where the medium goes.
+    """
+
+    keeps_deadline = True
+
+    def __init__(self, spec: McpSpec, **settings: Any) -> None:
+        self._spec = spec
+        self._connection = Connection.to(spec.command, spec.environment)
+        try:
+            theirs = _find(self._connection, spec)
+        except UsageError:
+            self._connection.close()
+            raise
+        self._schema: dict[str, Any] = theirs.input_schema
+        self._argument, self._form = media_place(self._schema, spec)
+        properties = dict(self._schema.get("properties", {}))
+        properties.pop(self._argument, None)
+        required = tuple(r for r in self._schema.get("required", ()) if r != self._argument)
+        settings["name"] = _identifier(settings["name"])
+        settings["description"] = settings["description"] or theirs.description or theirs.name
+        super().__init__(**settings, signature=Signature(properties, required, result={}))
+
+    def load(self) -> None:
+        """Start the server anew if a call has ended it.
+
+        Raises:
+            ToolDiedError: it does not come up.
+        """
+        self._connection.connect()
+
+    def run(self, medium: Media, **arguments: Any) -> Any:
+        """Call the server.
+
+        Raises:
+            ToolError: of the kind that happened.
+        """
+        with _written(medium, self._form) as value:
+            given = {self._argument: value, **arguments}
+            return _result(self._connection.call(self._spec.tool, given, self.timeout))
+
+    def identity(self, hash_file: HashFile) -> Json:
+        """Command, the content of files in it, the tool and its schema; not what the server itself reads."""
+        parts = [Path(word) for word in self._spec.command[1:]]
+        hashes = [hash_file(part) if part.is_file() else str(part) for part in parts]
+        program = Path(self._spec.command[0]).name
+        place = [self._argument, self._form]
+        return [
+            "mcp",
+            program,
+            *hashes,
+            self._spec.environment,
+            self._spec.tool,
+            self._schema,
+            place,
+        ]
+
+    def close(self) -> None:
+        """End the server, if no other tool uses it."""
+        self._connection.close()
+
+
+class Connection:
+    """A client in a thread of its own, connected when it is needed.
+
+    Args:
+        command: program and arguments of a stdio server, or one URL.
+        environment: further variables of the server's.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command = tuple(command)
+        self._environment = dict(environment)
+        self._users = 0
+        self._stack: ExitStack | None = None
+        self._client: Client | None = None
+        self._portal: BlockingPortal | None = None
+
+    @classmethod
+    def to(cls, command: Sequence[str], environment: Mapping[str, str]) -> Connection:
+        """The connection to a server, shared by all who ask for the same; each closes it once."""
+        key = (os.getpid(), tuple(command), tuple(sorted(environment.items())))
+        connection = _CONNECTIONS.setdefault(key, cls(command, environment))
+        connection._users += 1
+        return connection
+
+    def tools(self) -> list[Any]:
+        """What the server offers, in the protocol's own form.
+
+        Raises:
+            ToolError: it cannot be reached.
+        """
+        client = self.connect()
+        found: list[Any] = []
+        cursor: str | None = None
+        while True:
+            page = self._ask(partial(client.list_tools, cursor=cursor), START_SECONDS)
+            found += page.tools
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    def call(self, tool: str, arguments: dict[str, Any], timeout: float) -> CallToolResult:
+        """Call a tool of the server.
+
+        Raises:
+            ToolError: of the kind that happened; a timeout or the server's death ends the connection.
+        """
+        client = self.connect()
+        request = partial(client.call_tool, tool, arguments, read_timeout_seconds=timeout)
+        result: CallToolResult = self._ask(request, timeout)
+        return result
+
+    def close(self) -> None:
+        """End the server when its last user closes it."""
+        self._users -= 1
+        if self._users <= 0:
+            self._drop()
+
+    def _drop(self) -> None:
+        """End the connection and the server; the next call makes new ones.
+
+        In a thread of its own: a server that does not end by itself is waited for, then killed.
+        """
+        if self._stack is not None:
+            threading.Thread(target=self._stack.close).start()
+        self._stack = self._client = self._portal = None
+
+    def connect(self) -> Client:
+        """The client, connected now if it is not.
+
+        Raises:
+            ToolDiedError: the server does not come up.
+        """
+        if self._client is None:
+            from anyio.from_thread import start_blocking_portal
+
+            stack = ExitStack()
+            portal = self._portal = stack.enter_context(start_blocking_portal())
+            self._stack = stack
+            try:
+                self._client = stack.enter_context(portal.wrap_async_context_manager(self._open()))
+            except Exception as error:  # whatever the transport raises, a group of exceptions too
+                self._drop()
+                raise ToolDiedError(f"{self._name} cannot be reached: {_first(error)}") from None
+        return self._client
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Client]:
+        import anyio
+        from mcp import Client, StdioServerParameters, stdio_client
+
+        with anyio.fail_after(START_SECONDS) as scope, open(os.devnull, "w") as unheard:
+            server: Any = self._command[0]
+            if not server.startswith(("http://", "https://")):
+                parameters = StdioServerParameters(
+                    command=server, args=list(self._command[1:]), env=self._environment
+                )
+                server = stdio_client(parameters, errlog=unheard)
+            async with Client(server) as client:
+                scope.deadline = math.inf
+                yield client
+
+    def _ask(self, request: Any, timeout: float) -> Any:
+        from mcp import MCPError
+        from mcp.types import CONNECTION_CLOSED, REQUEST_TIMEOUT
+
+        assert self._portal is not None
+        late = f"{self._name} gave no answer within {timeout:g} s"
+        try:
+            return self._portal.start_task_soon(request).result(timeout + GRACE_SECONDS)
+        except FutureTimeoutError:
+            self._drop()
+            raise ToolTimeoutError(late) from None
+        except MCPError as error:
+            if error.code == REQUEST_TIMEOUT:
+                self._drop()
+                raise ToolTimeoutError(late) from None
+            if error.code == CONNECTION_CLOSED:
+                self._drop()
+                raise ToolDiedError(f"{self._name} has ended") from None
+            raise ToolError(f"{self._name}: {error.message}") from None
+        except Exception as error:
+            self._drop()
+            raise ToolDiedError(f"{self._name} has ended ({_first(error)})") from None
+
+    @property
+    def _name(self) -> str:
+        return f"the MCP server {self._command[0]}"
+
+
+_CONNECTIONS: dict[tuple[object, ...], Connection] = {}
+
+
+def media_place(schema: Mapping[str, Any], spec: McpSpec) -> tuple[str, Form]:
+    """The argument that takes the medium, and in which form.
+
+    What the configuration says holds. Else the argument is the one whose schema has ``contentEncoding:
+    base64`` or ``format: uri``, else the one whose name has a word like path, file, url, image or data;
+    else the only required text. The form follows from the same signs; without any it is a path.
+
+    Raises:
+        UsageError: nothing tells, or the named argument does not exist.
+    """
+    texts = {
+        name: one
+        for name, one in schema.get("properties", {}).items()
+        if one.get("type", "string") == "string"
+    }
+    if spec.media_argument is not None:
+        if spec.media_argument not in schema.get("properties", {}):
+            known = ", ".join(schema.get("properties", {})) or "none"
+            raise UsageError(
+                f"tool {spec.tool!r} has no argument {spec.media_argument!r}; it has {known}"
+            )
+        texts = {spec.media_argument: texts.get(spec.media_argument, {})}
+    signs = {name: _sign(name, one) for name, one in texts.items()}
+    ranked = sorted((rank, name, form) for name, (rank, form) in signs.items())
+    only = [name for name in schema.get("required", ()) if name in texts]
+    if spec.media_argument is not None or (ranked and ranked[0][0] < len(_FORMS)):
+        _, name, form = ranked[0]
+    elif len(only) == 1:
+        name, form = only[0], "path"
+    else:
+        raise UsageError(
+            f"the input schema of tool {spec.tool!r} does not tell where the medium goes "
+            f"(arguments: {', '.join(texts) or 'none'}): set media_argument and media_as"
+        )
+    return name, spec.media_as or form
+
+
+def _sign(name: str, schema: Mapping[str, Any]) -> tuple[int, Form]:
+    """How sure it is that an argument takes a medium (0: surest), and the form."""
+    if schema.get("contentEncoding") == "base64":
+        return -1, "base64"
+    if schema.get("format") == "uri":
+        return -1, "data_url"
+    words = name.lower().replace("-", "_").split("_")
+    for rank, (form, signs) in enumerate(_FORMS):
+        if any(sign in words for sign in signs):
+            return rank, form
+    return len(_FORMS), "path"
+
+
+@contextmanager
+def _written(medium: Media, form: Form) -> Iterator[str]:
+    if form == "path":
+        with as_file(medium) as path:
+            yield str(path.resolve())
+        return
+    encoded = base64.b64encode(medium.read()).decode()
+    if form == "data_url":
+        guessed, _ = mimetypes.guess_type(medium.path or "")
+        encoded = f"data:{guessed or 'application/octet-stream'};base64,{encoded}"
+    yield encoded
+
+
+def _result(answer: CallToolResult) -> Any:
+    """The structured result where there is one (MCP wraps what is no object as ``result``), else the texts."""
+    texts = [block.text for block in answer.content if block.type == "text"]
+    if answer.is_error:
+        raise ToolError(" ".join(texts) or "the server's tool failed and did not say why")
+    structured = answer.structured_content
+    if structured is not None:
+        wrapped = isinstance(structured, dict) and set(structured) == {"result"}
+        return structured["result"] if wrapped else structured
+    if not texts and answer.content:
+        kinds = ", ".join(sorted({block.type for block in answer.content}))
+        raise NotTextError(f"the server's tool gave {kinds} and no text")
+    return texts
+
+
+def _find(connection: Connection, spec: McpSpec) -> Any:
+    try:
+        import mcp  # noqa: F401 - the official client
+    except ImportError as error:
+        raise UsageError(
+            f"tools of MCP servers need the mcp client ({error}): pip install 'modalign[tools]'"
+        ) from None
+    try:
+        offered = {tool.name: tool for tool in connection.tools()}
+    except ToolError as error:
+        raise UsageError(f"tool {spec.tool!r}: {error}") from None
+    if spec.tool not in offered:
+        raise UsageError(
+            f"the MCP server {spec.command[0]} has no tool {spec.tool!r}; "
+            f"it has {', '.join(sorted(offered)) or 'none'}"
+        )
+    return offered[spec.tool]
+
+
+def _identifier(name: str) -> str:
+    """A server's name for its tool with ``_`` for what no identifier may have (``read-text``)."""
+    return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+
+
+def _first(error: BaseException) -> str:
+    """The message of the first error in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,92 @@
+"""Named chains: those that come with modalign, those of a configuration, and files that hold one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from modalign.errors import UsageError
+from modalign.tools.spec import ChainSpec
+
+# Only the lines: no tool's name, no line break at the end.
+PLAIN_LINES = (
+    '{{ tools | map(attribute="lines") | sum(start=()) | map(attribute="text") | join(SEP) }}'
+)
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    # The words that the starter's language model knows scenes by ("top left seven, bottom right three"). On
+    # its validation scenes relations and counts beside them, or a space after them, cost it accuracy.
+    "starter_tools": {
+        "tools": [
+            {"kind": "layout", "grid": 2, "say": ["places"], "of": {"kind": "digit_reader"}},
+        ],
+        "template": PLAIN_LINES.replace("SEP", '", "'),
+        "budget": 32,
+    },
+    "ocr": {"tools": [{"kind": "ocr"}], "budget": 256},
+    "asr": {"tools": [{"kind": "speech"}], "budget": 256},
+    # Three boxes of NLVR have 199 tokens of a vocabulary of 512 on average, 386 at most.
+    "structure": {
+        "tools": [{"kind": "structure"}],
+        "template": PLAIN_LINES.replace("SEP", '"\\n"') + "\n",
+        "budget": 448,
+    },
+}
+FILE_TYPES = (".yaml", ".yml", ".toml", ".json")
+
+
+def chain_specs(own: Mapping[str, Any] | None = None) -> dict[str, ChainSpec]:
+    """Every chain by name: the built-in ones, and those of a configuration's ``tools`` section.
+
+    Raises:
+        UsageError: a chain that is no chain, or has a built-in's name.
+    """
+    own = own or {}
+    if taken := sorted(set(own) & set(BUILT_IN)):
+        raise UsageError(f"the tool chain {taken[0]!r} is built in: give yours another name")
+    return {name: parse_chain(value, name) for name, value in {**BUILT_IN, **own}.items()}
+
+
+def chain_spec(name: str, own: Mapping[str, Any] | None = None) -> ChainSpec:
+    """The chain called exactly ``name``, or in the file of that name (YAML, TOML or JSON).
+
+    Raises:
+        UsageError: there is none; the message names the nearest ones.
+    """
+    if name.endswith(FILE_TYPES):
+        return parse_chain(_read(Path(name)), name)
+    known = chain_specs(own)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+        raise UsageError(f"no tool chain is called {name!r}; did you mean {', '.join(near)}?")
+    return known[name]
+
+
+def parse_chain(value: Any, name: str) -> ChainSpec:
+    """A chain from plain data.
+
+    Raises:
+        UsageError: which field is wrong, and why.
+    """
+    try:
+        return ChainSpec.model_validate(value)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UsageError(f"tool chain {name}: {'; '.join(found)}") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            return tomllib.loads(text)
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"the tool chain {path} cannot be read: {error}") from None
