@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from modalign.connectors.base import (
+    Connector,
     ConnectorError,
     Grid,
     PrefixConnector,
@@ -103,4 +104,27 @@ def per_frame(cls: type[PrefixConnector], frames: int) -> type[PrefixConnector]:
         cls: a prefix connector.
         frames: T of the longest clip.
     """
-    return type(cls.__name__, (PerFrame, cls), {"frames": frames, "__doc__": cls.__doc__})
+    # Told to come from the same module: an exported model makes it anew from a copy of that one.
+    own = {"frames": frames, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    return type(cls.__name__, (PerFrame, cls), own)
+
+
+def fitted(
+    cls: type[Connector], widths: Widths, frames: int, grid: Grid | None, each_frame: bool
+) -> tuple[type[Connector], Widths]:
+    """How a connector joins an encoder whose features fall into frames.
+
+    One that needs a grid works frame by frame, on the frame's grid. Any other reads the whole clip, where
+    it can tell and compare times, unless ``each_frame`` says otherwise.
+
+    Args:
+        cls: the connector.
+        widths: of the whole clip.
+        frames, grid, each_frame: what the encoder says of its frames.
+
+    Returns:
+        The class to build, and the widths to build it with.
+    """
+    if frames == 1 or not issubclass(cls, PrefixConnector) or not (cls.needs_grid or each_frame):
+        return cls, widths
+    return per_frame(cls, frames), dataclasses.replace(widths, grid=grid)

@@ -48,6 +48,9 @@ class SignalEncoder(nn.Module, ABC):
         feature_size: d, width of a feature.
         num_features: N, features of one signal (the most, where it varies).
         grid: (h, w) with h * w == N where the features lie on one, else None.
+        frames: T, equal runs (frames of a video) that N features fall into.
+        frame_grid: (h, w) with T * h * w == N where the features of each run lie on a grid.
+        each_frame: the connector must work on every run by itself, even one that needs no grid.
         fresh: its weights were never trained, so it trains with the connector, at the connector's rate,
             even where pretrained encoders are frozen.
     """
@@ -55,6 +58,9 @@ class SignalEncoder(nn.Module, ABC):
     feature_size: int
     num_features: int
     grid: Grid | None = None
+    frames: int = 1
+    frame_grid: Grid | None = None
+    each_frame: bool = False
     fresh: bool = False
 
     @abstractmethod

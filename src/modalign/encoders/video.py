@@ -21,11 +21,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from transformers.image_transforms import center_crop, get_resize_output_image_size, resize
 
 from modalign.encoders.base import EncoderError, Grid, Prepared, SignalEncoder, prefix_mask
 from modalign.encoders.image import ImageEncoder
@@ -43,10 +42,7 @@ class FramesEncoder(SignalEncoder):
         temporal_pooling: none, mean, adaptive:K or spatiotemporal.
         spatial_pooling: side of the squares averaged in a frame (1: none), or "mean".
         positions: add temporal positions.
-
-    Attributes:
-        frames: T, equal runs that the features fall into (1 where they do not fall into frames).
-        frame_grid: (h, w) of one such run, where its features lie on a grid.
+        each_frame: the connector works on every frame by itself, even one that needs no grid.
     """
 
     def __init__(
@@ -56,9 +52,10 @@ class FramesEncoder(SignalEncoder):
         temporal_pooling: str = "none",
         spatial_pooling: int | str = 1,
         positions: bool = True,
+        each_frame: bool = False,
     ) -> None:
         super().__init__()
-        self.image, self.clip_frames, self.positions = image, frames, positions
+        self.image, self.positions, self.each_frame = image, positions, each_frame
         self.places, self.pooled_grid = _pooled_places(image, spatial_pooling)
         self.slots = _slots(temporal_pooling, frames)
         self.spatiotemporal = temporal_pooling == "spatiotemporal"
@@ -178,7 +175,7 @@ def build(spec: dict[str, Any]) -> FramesEncoder:
     Args:
         spec: ``kind`` (frames), ``image`` (the image encoder's description), ``pixels`` (see
             :func:`frame_pixels`), ``frames``, ``sampling``, ``temporal_pooling``, ``spatial_pooling``,
-            ``positions``, and ``frame_features``, the features that a frame has after pooling.
+            ``positions``, ``each_frame``, and ``frame_features``, the features of a frame after pooling.
     """
     if spec["kind"] != "frames":
         raise EncoderError(f"unknown encoder of videos {spec['kind']!r}; known: frames")
@@ -188,6 +185,7 @@ def build(spec: dict[str, Any]) -> FramesEncoder:
         spec["temporal_pooling"],
         spec["spatial_pooling"],
         spec["positions"],
+        spec["each_frame"],
     )
 
 
@@ -200,11 +198,11 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
     Raises:
         EncoderError: no frames, more than the model takes, or no 8-bit RGB.
     """
-    clips = [np.asarray(getattr(signal, "frames", signal)) for signal in signals]
+    clips = [getattr(signal, "frames", signal) for signal in signals]
     for frames in clips:
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+        if frames.ndim != 4 or frames.shape[3] != 3 or str(frames.dtype) != "uint8":
             raise EncoderError(
-                f"frames of shape {frames.shape}, {frames.dtype}: not (F, H, W, 3) uint8"
+                f"frames of shape {tuple(frames.shape)}, {frames.dtype}: not (F, H, W, 3) uint8"
             )
         if not 0 < len(frames) <= spec["frames"]:
             raise EncoderError(
@@ -218,33 +216,25 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
     return Prepared(values, prefix_mask(lengths, values.shape[1]), counts)
 
 
-def frame_pixels(frame: np.ndarray, recipe: dict[str, Any]) -> Tensor:
-    """What a frozen image processor does to a picture, from its figures: resize, crop, scale, normalise.
+def frame_pixels(frame: Any, recipe: dict[str, Any]) -> Tensor:
+    """What an image processor does to a picture, from its figures: resize, crop, scale, normalise.
 
     Args:
-        frame: (H, W, 3) uint8.
+        frame: (H, W, 3) uint8 array.
         recipe: ``resize`` ([h, w], a shortest side, or None), ``resample`` (Pillow's number), ``crop``
             ([h, w] or None), ``scale``, ``mean`` and ``std`` (3 each).
 
     Returns:
         (3, H', W') float32.
     """
-    image = Image.fromarray(frame)
+    layout = {"data_format": "channels_last", "input_data_format": "channels_last"}
     if recipe["resize"] is not None:
-        height, width = _resized(recipe["resize"], frame.shape[0], frame.shape[1])
-        image = image.resize((width, height), recipe["resample"])
+        size = get_resize_output_image_size(
+            frame, recipe["resize"], default_to_square=False, input_data_format="channels_last"
+        )
+        frame = resize(frame, size, recipe["resample"], **layout)
     if recipe["crop"] is not None:
-        height, width = recipe["crop"]
-        top, left = (image.height - height) // 2, (image.width - width) // 2
-        image = image.crop((left, top, left + width, top + height))  # black where it is too small
-    values = torch.from_numpy(np.array(image)).permute(2, 0, 1) * float(recipe["scale"])
+        frame = center_crop(frame, tuple(recipe["crop"]), **layout)
+    values = torch.tensor(frame).permute(2, 0, 1) * float(recipe["scale"])
     mean, std = torch.tensor(recipe["mean"]), torch.tensor(recipe["std"])
     return (values - mean[:, None, None]) / std[:, None, None]
-
-
-def _resized(size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
-    if not isinstance(size, int):
-        return size[0], size[1]
-    if height <= width:
-        return size, int(size * width / height)
-    return int(size * height / width), size

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from modalign.connectors.base import Connector, ConnectorError, Variant, Widths
+from modalign.connectors.frames import fitted
 from modalign.connectors.registry import connector_class
 from modalign.data.records import mark
 from modalign.encoders.base import SignalEncoder
@@ -154,7 +155,15 @@ def compose(
     bridges = {}
     for encoder in given:
         name = connector if isinstance(connector, str) else connector[encoder.modality]
-        chosen = connector_class(name).options_for(variant, widths_of(llm, encoder))
+        module = encoder.module
+        cls, widths = fitted(
+            connector_class(name),
+            widths_of(llm, encoder),
+            module.frames,
+            module.frame_grid,
+            module.each_frame,
+        )
+        chosen = cls.options_for(variant, widths)
         bridges[encoder.modality] = {
             "encoder": encoder.spec,
             "connector": {"name": name, "options": {**chosen, **(options or {})}},

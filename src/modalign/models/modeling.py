@@ -19,6 +19,7 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from modalign.connectors.base import Connector, Grid, InLayerConnector, PrefixConnector, Widths
+from modalign.connectors.frames import fitted
 from modalign.connectors.registry import connector_class
 from modalign.encoders.base import SignalEncoder
 from modalign.encoders.registry import build_encoder
@@ -101,7 +102,14 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 num_heads=getattr(self.config.text_config, "num_attention_heads", 1),
             )
             chosen = bridge["connector"]
-            connector = connector_class(chosen["name"])(widths, **chosen["options"])
+            cls, widths = fitted(
+                connector_class(chosen["name"]),
+                widths,
+                encoder.frames,
+                encoder.frame_grid,
+                encoder.each_frame,
+            )
+            connector = cls(widths, **chosen["options"])
             if isinstance(connector, InLayerConnector):
                 connector.attach(layers)
             connector.attach_embeddings(embedding(self.language_model))

@@ -32,6 +32,7 @@ class VideoOptions(Options):
         temporal_pooling: none, mean, adaptive:K or spatiotemporal.
         spatial_pooling: side of the squares of features averaged in a frame (1: none), or "mean".
         positions: add sinusoidal temporal positions to the features.
+        each_frame: the connector works on every frame by itself; those that need a grid always do.
         layer: hidden layer of a Hugging Face tower that is read.
         image_size: side in pixels, for raw patches and imported modules.
         patch_size: side of a raw patch.
@@ -43,6 +44,7 @@ class VideoOptions(Options):
     temporal_pooling: str = "none"
     spatial_pooling: PositiveInt | Literal["mean"] = 1
     positions: bool = True
+    each_frame: bool = False
     layer: int = -2
     image_size: PositiveInt = 48
     patch_size: PositiveInt = 8
@@ -82,6 +84,7 @@ def load(
             chosen.temporal_pooling,
             chosen.spatial_pooling,
             chosen.positions,
+            chosen.each_frame,
         )
     except EncoderError as error:
         raise UsageError(f"encoder of video: {error}") from None
@@ -94,6 +97,7 @@ def load(
         "temporal_pooling": chosen.temporal_pooling,
         "spatial_pooling": chosen.spatial_pooling,
         "positions": chosen.positions,
+        "each_frame": chosen.each_frame,
         "frame_features": encoder.places,
     }
     return spec, encoder.eval()
