@@ -155,7 +155,7 @@ def test_preflight_is_quick_and_leaves_everything_as_it_was(
     methods = resolve_methods(method_names()[:12])
     wanted = settings(llm="lora")
     started = time.process_time()
-    assert preflight(parts, splits, wanted, methods, tmp_path, llm=llm) == []
+    assert preflight(parts, splits, wanted, methods, tmp_path, llm=llm) == ([], {})
     assert time.process_time() - started < 4  # 2 s on an idle machine
     after = llm.model.state_dict()
     assert before.keys() == after.keys()
@@ -200,7 +200,7 @@ def test_too_little_memory_is_a_warning(
     found = look(parts, files, tmp_path, METHODS[:1])
     assert [check.name for check in found.of("warning") if check.section == "machine"] == ["memory"]
     splits = load_splits(files, parts.load_llm().tokenizer)
-    (warning,) = preflight(parts, splits, settings(), METHODS[:1], tmp_path)
+    (warning,), _ = preflight(parts, splits, settings(), METHODS[:1], tmp_path)
     assert "batch_size" in warning
 
 

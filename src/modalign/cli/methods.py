@@ -27,9 +27,11 @@ def methods(
     from rich.table import Table
 
     from modalign.cli.console import print_json, stdout
+    from modalign.tools.registry import BUILT_IN
     from modalign.training.methods import method_names, resolve_method
+    from modalign.training.tool_methods import tool_names
 
-    names = [name] if name is not None else method_names()
+    names = [name] if name is not None else [*method_names(), *tool_names(list(BUILT_IN))]
     rows = [_row(resolve_method(each)) for each in names]
     if json_output:
         print_json(rows[0] if name is not None else rows)
@@ -52,18 +54,18 @@ def methods(
 
 
 def _row(method: Any) -> dict[str, Any]:
-    cls = method.cls
+    facts = method.facts
     return {
         "name": method.name,
-        "family": cls.family,
-        "group": cls.group,
-        "enters": cls.enters,
-        "tokens": cls.token_formula,
-        "parameters": cls.parameter_text,
+        "family": method.family,
+        "group": method.group,
+        "enters": facts.enters,
+        "tokens": facts.token_formula,
+        "parameters": facts.parameter_text,
         "stages": [stage.name for stage in method.stages],
-        "export": cls.export_target,
-        "papers": list(cls.papers),
-        "about": (sys.modules[cls.__module__].__doc__ or "").strip(),
+        "export": facts.export_target,
+        "papers": list(facts.papers),
+        "about": (sys.modules[facts.__module__].__doc__ or "").strip(),
     }
 
 

@@ -185,7 +185,7 @@ def _cost(result: MethodResult) -> Cost:
 def _method(
     gathered: Gathered, method: Method, judged: Sequence[Sample], kind: str
 ) -> MethodResult:
-    cls = method.cls
+    cls = method.facts
     base = MethodResult(
         name=method.name,
         family=method.family,

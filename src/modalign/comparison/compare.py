@@ -28,6 +28,7 @@ from modalign.data.records import Media
 from modalign.differences import differences
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
+from modalign.models.tool_text import tool_entries
 from modalign.progress import Progress
 from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
@@ -185,7 +186,9 @@ def prepare(
     config: CompareConfig, out: Path, cache: Path, progress: Progress | None = None
 ) -> Prepared:
     """Validate everything before step 0: names, budget, files, template; then fill the feature cache."""
-    methods = resolve_methods(config.methods, config.stages, config.recipes)
+    methods = resolve_methods(
+        config.methods, config.stages, config.recipes, list(config.parts.tools)
+    )
     Budget.parse(config.budget)
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities)
@@ -200,14 +203,30 @@ def prepare(
     blanks = {medium.modality: medium for medium in reversed(media)}
     blanks = {modality: blank_like(medium) for modality, medium in blanks.items()}
     seen = [medium for sample in splits.train for medium in sample.media]
-    for raw in sorted({method.cls.raw_input for method in methods}):
+    for name in dict.fromkeys(method.tools.chain for method in methods if method.tools):
+        spec = config.parts.chain(name)
+        chain, _ = tool_entries(spec, llm.tokenizer, config.parts.modalities, cache / "tools")
+        chain.fill([*media, *blanks.values()], progress)
+    for raw in sorted({method.facts.raw_input for method in methods if not method.tools}):
         for encoder in config.parts.load_encoders(seen, raw):
             if not runs_with_model(encoder, config.training.encoder, raw):
                 store = feature_store(encoder, cache)
                 fill_store(store, encoder, [*media, *blanks.values()], device, progress)
-    splits.notes += preflight(
-        config.parts, splits, config.training, methods, cache, llm=llm, processes=config.workers
+    named = {word.strip() for word in config.methods}
+    warnings, refused = preflight(
+        config.parts,
+        splits,
+        config.training,
+        methods,
+        cache,
+        llm=llm,
+        processes=config.workers,
+        optional={method.name for method in methods} - named,
     )
+    splits.notes += [*warnings, *(f"Left out: {name}: {why}" for name, why in refused.items())]
+    methods = [method for method in methods if method.name not in refused]
+    if not methods:
+        raise UsageError(f"no method can work between these parts: {'; '.join(refused.values())}")
     return Prepared(config, methods, splits, blanks, cache, out)
 
 

@@ -106,6 +106,7 @@ def starter_config(progress: Progress | None = None) -> dict[str, Any]:
             "feature_layer": -1,
             "image_size": 48,
             "patch_size": 8,
+            "tools": {"starter_tools": None},
         },
         "data": {"train": str(files.train), "val": str(files.val), "eval": str(files.eval)},
         "methods": DEMO_METHODS,

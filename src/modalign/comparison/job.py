@@ -189,20 +189,20 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         method=job.method,
         seed=job.seed,
         factor=found.factor,
-        learning_rate=session.rates.connector * found.factor,
-        trials=_trials(session.rates.connector, found),
+        learning_rate=_learning_rate(session, found),
+        trials=_trials(session.rates.llm if session.chain else session.rates.connector, found),
         curve=[CurvePoint(**point) for point in found.curve],
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
         flops=found.ledger.flops,
         search=Spent.model_validate(found.search.state()),
         inference_flops=_inference_flops(session, job.evaluation or job.val),
-        parameters={count.part: count.parameters for count in counts},
+        parameters={count.part: count.parameters for count in counts} | _tool_parameters(session),
         trainable={count.part: count.trainable for count in counts},
-        tokens=session.collator.tokens_per_medium,
+        tokens=_tokens(session),
         peak_memory=int(peak),
         time_to_first_answer=_time_to_first_answer(session, job.val),
-        mir=modality_integration_rate(session.model, job.val, session.collator, session.device),
+        mir=_integration_rate(session, job.val),
         val_loss=val.mean_loss,
         export_target=_export_target(session),
     )
@@ -260,6 +260,7 @@ def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float 
     if not chosen:
         return None
     collator = _from_raw_signals(session)
+    tools = session.chain.cost().mean_seconds if session.chain else 0.0
     seconds: list[float] = []
     for sample in [chosen[0], *chosen]:
         flags = np.zeros_like(sample.supervised)
@@ -267,12 +268,14 @@ def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float 
         started = time.perf_counter()
         batch = collator([replace(final_turn(sample), supervised=flags)]).to(session.device)
         session.model(**batch.model_inputs(), use_cache=True).logits.argmax(-1).cpu()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started + tools)  # tools: remembered, not run again
     return statistics.median(seconds[1:])
 
 
 def _from_raw_signals(session: Session) -> Collator:
     """The session's collator, with every encoder running in the model."""
+    if session.chain is not None:
+        return session.collator
     entries = {
         encoder.modality: replace(
             session.collator.entries[encoder.modality],  # type: ignore[type-var]
@@ -283,8 +286,36 @@ def _from_raw_signals(session: Session) -> Collator:
     return replace(session.collator, entries=entries)
 
 
+def _integration_rate(session: Session, samples: Sequence[Sample]) -> float | None:
+    """MIR; None where a medium enters as words."""
+    if session.chain is not None:
+        return None
+    return modality_integration_rate(session.model, samples, session.collator, session.device)
+
+
+def _tokens(session: Session) -> int:
+    """Positions of a medium: the most that a connector gives, the mean of what tools say."""
+    if session.chain is None:
+        return session.collator.tokens_per_medium
+    return round(session.chain.cost().mean_tokens)
+
+
+def _tool_parameters(session: Session) -> dict[str, int]:
+    return {} if session.chain is None else {"tools": session.chain.cost().parameters}
+
+
+def _learning_rate(session: Session, found: SessionResult) -> float | None:
+    """What the trial factor was applied to: the connector's rate, or else the language model's."""
+    if not session.method.trains(session.settings.llm):
+        return None
+    rates = session.rates
+    return (rates.llm if session.chain else rates.connector) * found.factor
+
+
 def _export_target(session: Session) -> str:
     """The native class that the model can be written as, if it takes one modality and there is one."""
+    if session.chain is not None:
+        return session.method.facts.export_target
     targets = [connector.export_target for connector in session.model.connectors.values()]
     return str(targets[0]) if len(targets) == 1 else "remote-code"
 

@@ -25,6 +25,7 @@ from modalign.models.export import (
 from modalign.models.export.verify import NEW_TOKENS, tolerance_of
 from modalign.progress import Progress
 from modalign.training.session import Session
+from modalign.training.tool_models import save_with_tools
 
 if TYPE_CHECKING:
     from modalign.comparison.compare import Prepared
@@ -36,7 +37,7 @@ def trained_session(job: Job) -> Session:
         job.what,
         job.parts,
         job.settings,
-        job.train[:1],
+        job.train,  # encoders of some modalities are described by it
         job.val[:1],
         job.cache,
         job.seed,
@@ -66,6 +67,12 @@ def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
     return chosen[:count]
 
 
+def _picture(sample: Sample) -> str | None:
+    """The first medium, where it is an image."""
+    first = sample.media[0]
+    return base64.b64encode(first.read()).decode() if first.modality == "image" else None
+
+
 def answer_examples(
     prepared: Prepared, first: Sequence[JobResult], progress: Progress | None = None
 ) -> list[Example]:
@@ -76,7 +83,7 @@ def answer_examples(
     examples = [
         Example(
             id=sample.record.id,
-            image_png_base64=base64.b64encode(sample.media[0].read()).decode(),
+            image_png_base64=_picture(sample),
             question=" ".join(m.text for m in sample.record.messages if m.role == "user"),
             expected=sample.record.answer,
             skill=sample.record.skill,
@@ -119,6 +126,9 @@ def save_winner(
     folder = prepared.out / "best"
     if progress:
         progress("saving the winner", 0, 1)
+    if session.method.tools:
+        save_with_tools(session, folder, _card(comparison))
+        return folder
     saved = save_model(session.model, session.processor, folder, card=_card(comparison))
     samples = [s for s in prepared.splits.val if s.media][:4] or prepared.splits.val[:4]
     conversations = [conversation_of(sample.record, session.processor) for sample in samples]

@@ -11,11 +11,12 @@ import torch
 from transformers import ProcessorMixin
 
 from modalign.data.records import Media, Message, Record, Source
-from modalign.data.supervision import Sample
+from modalign.data.supervision import Sample, tokenise
 from modalign.errors import UsageError
 from modalign.models.collation import Collator
 from modalign.models.export import conversation_of
 from modalign.models.export.probe import prepare
+from modalign.models.tool_text import ToolReader
 
 
 def prompt_of(sample: Sample) -> Sample:
@@ -95,6 +96,8 @@ def answer_conversations(
 
 def modalities_of(processor: Any) -> list[str]:
     """What a model takes besides text."""
+    if isinstance(processor, ToolReader):
+        return processor.modalities
     signals = getattr(processor, "signals", None)
     if signals is None:
         return ["image"]
@@ -110,6 +113,11 @@ def answer_records(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Greedy answers to records' last turns; media are decoded batch by batch."""
+    if isinstance(processor, ToolReader):
+        samples = [tokenise(_answerable(record), processor.tokenizer) for record in records]
+        return generate_answers(
+            model, processor.collator, samples, processor.tokenizer, max_new_tokens, batch_size
+        )
     if not isinstance(processor, ProcessorMixin):
         asked = [conversation_of(record) for record in records]
         return _answer_texts(model, processor, asked, max_new_tokens, batch_size, progress)
@@ -120,6 +128,13 @@ def answer_records(
         if progress:
             progress(len(answers), len(records))
     return answers
+
+
+def _answerable(record: Record) -> Record:
+    """The record with an answer to tokenise, which is cut off again, where it has none."""
+    if record.messages[-1].role == "assistant":
+        return record
+    return replace(record, messages=(*record.messages, Message("assistant", ("?",))))
 
 
 def _answer_texts(

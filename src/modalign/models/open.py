@@ -25,8 +25,9 @@ from modalign.devices import device_named
 from modalign.errors import UsageError
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.folder import load_model
+from modalign.models.tool_text import ToolReader, saved_tools
 
-Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase"
+Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase | ToolReader"
 
 
 def open_model(
@@ -40,7 +41,8 @@ def open_model(
         device: where to put it, ``auto`` for CUDA where there is one; None for the CPU.
 
     Returns:
-        The model, and its tokenizer (a causal language model) or processor (one that takes images).
+        The model, and its tokenizer (a causal language model), processor (one that takes media), or
+        both with the tools whose text it reads.
 
     Raises:
         UsageError: no model is there, or it cannot be loaded; the message says why.
@@ -51,6 +53,9 @@ def open_model(
         model = model if dtype is None else model.to(dtype)
     else:
         model, reader = _open_causal(str(name), dtype)
+    tools = saved_tools(Path(name)) if isinstance(reader, PreTrainedTokenizerBase) else None
+    if tools is not None:
+        reader = ToolReader(tokenizer_of(reader), *tools)
     return model.to(target).eval(), reader
 
 

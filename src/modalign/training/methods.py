@@ -15,7 +15,8 @@ from modalign.connectors.base import Connector, Variant
 from modalign.connectors.registry import connector_class, connectors
 from modalign.errors import UsageError
 from modalign.training.recipes import SEPARATOR, Recipe, recipe_names, resolve_recipe
-from modalign.training.settings import Stage
+from modalign.training.settings import LLMMode, Stage
+from modalign.training.tool_methods import ToolMethod, parse_tool_method, tool_names
 
 STAGE_ONE_SHARE = 0.3
 PUBLISHED_SUFFIX = ":published"
@@ -25,16 +26,17 @@ Family = Literal["converter", "perceiver", "tool", "data"]
 
 @dataclass(frozen=True)
 class Method:
-    """A connector at a size with a recipe.
+    """A connector at a size, or a tool chain, with a recipe.
 
     Attributes:
         name: e.g. ``mlp``, ``resampler:published``, ``qformer_no_stage_one``,
-            ``mlp+captions_first``.
-        connector: registered name.
+            ``mlp+captions_first``, ``tool:ocr``.
+        connector: registered name; empty for a tool chain.
         variant: ``matched`` to the language model's width, or the ``published`` size.
         stages: the recipe; shares add up to 1.
         options: of the connector, in place of the variant's.
         recipe: the named recipe that the stages come from, if one was asked for.
+        tools: the tool chain that stands in for a connector.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Method:
     stages: tuple[Stage, ...]
     options: dict[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
+    tools: ToolMethod | None = None
 
     @property
     def control(self) -> bool:
@@ -52,17 +55,22 @@ class Method:
     @property
     def family(self) -> Family:
         """The survey's family: a method told apart by its recipe is a data-driven one."""
-        return "data" if self.recipe else self.cls.family
+        family: Family = "tool" if self.tools else self.facts.family  # type: ignore[assignment]
+        return "data" if self.recipe else family
 
     @property
     def group(self) -> str:
         """The group within the family."""
-        return f"data-driven: {self.recipe.title}" if self.recipe else self.cls.group
+        return f"data-driven: {self.recipe.title}" if self.recipe else self.facts.group
 
     @property
-    def cls(self) -> type[Connector]:
-        """The connector's class."""
-        return connector_class(self.connector)
+    def facts(self) -> type[Connector] | ToolMethod:
+        """What enters, and how: the connector's class, or the tool chain."""
+        return self.tools or connector_class(self.connector)
+
+    def trains(self, llm: LLMMode) -> bool:
+        """Whether anything is trained; ``llm`` says what of the language model is, by the settings."""
+        return self.tools is None or any((s.llm or llm) != "frozen" for s in self.stages)
 
 
 def _stages(
@@ -127,6 +135,10 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
         UsageError: there is none, and the message names the nearest; or an option is unknown.
     """
     whole, (name, named) = name, _split_recipe(name)
+    tools = parse_tool_method(name)
+    if tools is not None:
+        stages = tools.stages(named.stages if named else recipe)
+        return Method(whole, "", "matched", stages, recipe=named, tools=tools)
     found = _WITH_OPTIONS.match(name)
     plain = found["base"] + found["rest"] if found else name
     base = plain.removesuffix(PUBLISHED_SUFFIX)
@@ -137,9 +149,9 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
         raise UsageError(f"no method is called {name!r}; {hint}")
     connector = base.removesuffix(WITHOUT_STAGE_ONE)
     cls = connector_class(connector)
-    stages = named.stages if named else recipe
+    wanted = named.stages if named else recipe
     options = _options(name, cls, found["options"]) if found else {}
-    stages = _stages(cls, connector == base, options, stages)
+    stages = _stages(cls, connector == base, options, wanted)
     return Method(whole, connector, variant, stages, options, named)
 
 
@@ -167,13 +179,15 @@ def resolve_methods(
     choice: list[str] | str,
     recipe: Sequence[Stage] = (Stage(),),
     recipes: Sequence[str] = (),
+    chains: Sequence[str] = (),
 ) -> list[Method]:
-    """Resolve names, families (``converter``, ``perceiver``) and ``all``, in order, without repeats.
+    """Resolve names, families (``converter``, ``perceiver``, ``tool``) and ``all``, without repeats.
 
     Args:
         choice: a list, or names with commas between them.
         recipe: stages of methods that name no recipe.
         recipes: names that every method is crossed with, or ``all``.
+        chains: tool chains that ``all`` and ``tool`` stand for.
 
     Raises:
         UsageError: an unknown name.
@@ -182,12 +196,14 @@ def resolve_methods(
     names: list[str] = []
     for word in (word.strip() for word in words):
         if word == "all":
-            names += method_names()
+            names += [*method_names(), *tool_names(chains)]
+        elif word in ("tool", "tools"):
+            names += tool_names(chains)
         elif word in ("all:published", "published"):
             names += method_names("published")
         elif word.removesuffix("s") in ("converter", "perceiver"):
             family = word.removesuffix("s")
-            names += [name for name in method_names() if resolve_method(name).cls.family == family]
+            names += [name for name in method_names() if resolve_method(name).family == family]
         elif word:
             names.append(word)
     if not names:

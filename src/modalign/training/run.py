@@ -22,7 +22,8 @@ from modalign.training.parallel import Parallel
 from modalign.training.recipes import check_data
 from modalign.training.session import Session
 from modalign.training.settings import Stage, TrainSettings
-from modalign.training.sources import DataFiles, Parts, load_splits
+from modalign.training.sources import DataFiles, Parts, Splits, load_splits
+from modalign.training.tool_models import save_with_tools
 from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
 from modalign.training.trainer import Progress as StepProgress
@@ -135,14 +136,23 @@ def train_method(
     )
     if parallel.main:
         session.merge_lora()
-        saved = save_model(session.model, session.processor, out / "model")
-        result.saved = saved.kind
-        samples = [sample for sample in (*splits.val, *splits.train) if sample.media][:4]
-        probes = [conversation_of(sample.record, session.processor) for sample in samples]
-        result.difference = verify_saved(out / "model", session.model, session.processor, probes)
+        _save(session, splits, result)
         checkpoint.write_json(out / "result.json", result.summary())
     parallel.barrier()
     return result
+
+
+def _save(session: Session, splits: Splits, result: TrainResult) -> None:
+    """Write the model folder, load it again and compare."""
+    folder = result.folder / "model"
+    if session.method.tools:
+        save_with_tools(session, folder)
+        result.saved, result.difference = session.method.facts.export_target, 0.0
+        return
+    result.saved = save_model(session.model, session.processor, folder).kind
+    samples = [sample for sample in (*splits.val, *splits.train) if sample.media][:4]
+    probes = [conversation_of(sample.record, session.processor) for sample in samples]
+    result.difference = verify_saved(folder, session.model, session.processor, probes)
 
 
 def _check_free(out: Path, settings: dict[str, Any], resume: bool) -> None:

@@ -25,6 +25,8 @@ from modalign.models.compose import LanguageModel, compose
 from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
+from modalign.models.tool_text import tool_entries
+from modalign.tools.chain import ToolChain
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner, ModelLearner, stage_one_learner
@@ -160,7 +162,7 @@ class Session:
         llm = parts.load_llm()
         torch.manual_seed(seed)  # decides encoders that have no weights yet
         media = [medium for sample in train for medium in sample.media]
-        self.encoders = parts.load_encoders(media, method.cls.raw_input)
+        self.encoders = [] if method.tools else parts.load_encoders(media, method.facts.raw_input)
         torch.manual_seed(seed)  # decides connectors and the LoRA matrices
         self.val_losses: list[float] = []  # of the last validation, per sample
         self.model, self.processor, self.lora = composed(
@@ -169,11 +171,19 @@ class Session:
         self.collator = Collator.of(
             self.model, self.processor.tokenizer, self._sources(settings.encoder), settings.packed
         )
+        self.chain: ToolChain | None = None
+        if method.tools:
+            self.chain, self.collator.entries = tool_entries(
+                parts.chain(method.tools.chain),
+                self.processor.tokenizer,
+                parts.modalities,
+                cache / "tools",
+            )
 
     def _sources(self, mode: EncoderMode) -> dict[str, MediaSource]:
         media = [m for sample in (*self.train_samples, *self.val_samples) for m in sample.media]
         return sources_of(
-            self.encoders, mode, self.cache, self.device, media, self.method.cls.raw_input
+            self.encoders, mode, self.cache, self.device, media, self.method.facts.raw_input
         )
 
     def parts_table(self) -> list[PartCount]:
@@ -188,9 +198,12 @@ class Session:
         Trials take a fixed share of the budget whether they are run here or were run under
         another seed, so every seed trains equally long. Resumes whatever ``folder`` holds.
         """
+        spent = Ledger(seconds=self._tool_seconds())
+        if not self.method.trains(self.settings.llm):
+            return SessionResult(1.0, spent, [], 0)
+        budget = _left(budget, spent, self.method.name)
         track = self.track or open_tracker(self.settings, folder)
         main = budget.share(1 - TRIAL_SHARE)
-        spent = Ledger()
         for number, stage in enumerate(self.method.stages[:-1]):
             share = main.share(stage.share)
             outcome = self._trainer(stage, share, folder / stage.name, number, track=track).run()
@@ -208,6 +221,14 @@ class Session:
         spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
         self.model.eval()
         return SessionResult(factor, spent, outcome.curve, outcome.steps, trials, search)
+
+    def _tool_seconds(self) -> float:
+        """What the tools took for the training media; remembered where they ran before."""
+        if self.chain is None:
+            return 0.0
+        media = {medium for sample in self.train_samples for medium in sample.media}
+        self.chain.fill(media)
+        return self.chain.cost().mean_seconds * len(media)
 
     def _trainer(
         self,
@@ -242,7 +263,9 @@ class Session:
     def rates_of(self, stage: Stage) -> LearningRates:
         """A stage's learning rates, the connector's scaled as its papers do."""
         rates = stage.learning_rates or self.settings.learning_rates
-        return rates.model_copy(update={"connector": rates.connector * self.method.cls.rate_scale})
+        return rates.model_copy(
+            update={"connector": rates.connector * self.method.facts.rate_scale}
+        )
 
     def _learner(self, stage: Stage) -> Learner:
         samples = select(self.train_samples, stage, self.seed, self.text_samples)
@@ -388,6 +411,18 @@ class Session:
         if self.lora is not None:
             self.model.language_model = self.lora.merge_and_unload()
             self.lora = None
+
+
+def _left(budget: Budget, spent: Ledger, method: str) -> Budget:
+    """What is left of a budget of seconds once the tools have looked at the training media."""
+    if budget.kind != "seconds" or not spent.seconds:
+        return budget
+    if spent.seconds >= budget.amount:
+        raise UsageError(
+            f"{method}: its tools take {spent.seconds:.0f} s for the training media, the budget is "
+            f"{budget}; raise it, or tune on fewer records"
+        )
+    return Budget("seconds", budget.amount - spent.seconds)
 
 
 def _under(stage: str, track: Track) -> Track:

@@ -22,6 +22,8 @@ from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
 from modalign.models.compose import LanguageModel, load_language_model
 from modalign.models.encoders.loading import Encoder, load_encoder
 from modalign.progress import Progress
+from modalign.tools.registry import chain_spec
+from modalign.tools.spec import ChainSpec
 from modalign.training.settings import EncoderMode
 
 
@@ -37,6 +39,7 @@ class Parts(BaseModel):
         options: modality -> options of its encoder.
         feature_layer: hidden layer of an image tower that is read (LLaVA reads -2).
         image_size, patch_size: for raw patches and imported modules.
+        tools: tool chains by name: their description, or nothing for a built-in one or a file.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
     """
 
@@ -46,6 +49,7 @@ class Parts(BaseModel):
     encoder: dict[str, str]
     connector: dict[str, str] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tools: dict[str, Any] = Field(default_factory=dict)
     feature_layer: int = -2
     image_size: int = 224
     patch_size: int = 16
@@ -72,6 +76,10 @@ class Parts(BaseModel):
         return load_language_model(
             self.llm, modalities=self.modalities, allow_pickle=self.allow_pickle
         )
+
+    def chain(self, name: str) -> ChainSpec:
+        """The description of a tool chain: one of these parts, a built-in one, or a file."""
+        return chain_spec(name, {key: value for key, value in self.tools.items() if value})
 
     def load_encoders(self, media: Sequence[Media], raw: bool = False) -> list[Encoder]:
         """Load the encoder of every modality.

@@ -76,7 +76,7 @@ def _refuse_without_pairs(subject: Composed) -> None:
     first = any(stage.runs == "stage_one" for stage in subject.method.stages)
     if (
         first
-        and subject.method.cls.stage_one_needs_text
+        and subject.method.facts.stage_one_needs_text
         and len(captions(subject.train_samples)) < 2
     ):
         raise DataError(
@@ -92,6 +92,8 @@ def _features_given(subject: Composed, whole: bool) -> int | None:
     if not chosen:
         return None
     model, method = subject.model, subject.method
+    if method.tools:  # text only: there is nothing that could disagree
+        return None
     device = next(model.parameters()).device
     with torch.no_grad(), torch.random.fork_rng():
         batch = subject.collator(chosen).to(device)

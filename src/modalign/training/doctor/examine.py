@@ -59,13 +59,13 @@ def examine(
     shop = Workshop(parts, llm, settings, splits.train, splits.val, cache)
     usable = [
         raw
-        for raw in sorted({method.cls.raw_input for method in methods})
+        for raw in sorted({method.facts.raw_input for method in methods})
         if _examine_encoders(found, shop, raw)
     ]
     for number, method in enumerate(methods):
         if progress:
             progress("examining methods", number, len(methods))
-        if method.cls.raw_input in usable:
+        if method.facts.raw_input in usable:
             _examine_method(found, shop, method, splits, budget, baseline)
     if progress:
         progress("examining methods", len(methods), len(methods))
@@ -100,7 +100,7 @@ def _examine_method(
     budget: Budget | None,
     baseline: int,
 ) -> None:
-    facts = MethodFacts(name=method.name, family=method.cls.family, enters=method.cls.enters)
+    facts = MethodFacts(name=method.name, family=method.facts.family, enters=method.facts.enters)
     found.methods.append(facts)
     try:
         with shop.subject(method) as subject:
@@ -122,6 +122,10 @@ def _measure(
     facts.tokens, facts.limit = collator.tokens_per_medium, collator.max_length
     facts.longest = max(lengths(subject, samples))
     facts.parts = count_parts(subject.model)
+    if not method.trains(subject.settings.llm):
+        try_out(subject, samples)
+        found.add("methods", method.name, "nothing trains: the tools' text is read as it is")
+        return
     if sum(part.trainable for part in facts.parts) == 0:
         raise ModalignError(f"{method.name}: nothing trains; raise a learning rate above 0")
     facts.features = try_out(subject, samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from modalign.errors import DataError, ModalignError, UsageError
@@ -24,7 +24,8 @@ def preflight(
     *,
     llm: LanguageModel | None = None,
     processes: int = 1,
-) -> list[str]:
+    optional: Collection[str] = (),
+) -> tuple[list[str], dict[str, str]]:
     """Look for what would end the training of any of these methods.
 
     Every method's connector is built and run on real samples; one prefix and one in-layer method run
@@ -39,9 +40,10 @@ def preflight(
         llm: the language model, where it is loaded already; its weights stay, but not which of
             them train, and it may gain a row for the placeholder.
         processes: how many trainings run at the same time.
+        optional: names of methods that may prove impossible (those that ``all`` stood for).
 
     Returns:
-        Warnings.
+        Warnings, and the optional methods that cannot work between these parts, with the reason.
 
     Raises:
         DataError: a sample that is too long for a method; placeholders unlike features.
@@ -54,26 +56,36 @@ def preflight(
     tokens: dict[str, int] = {}
     kinds: set[str] = set()
     errors: list[ModalignError] = []
+    refused: dict[str, str] = {}
     for method in methods:
         try:
             with shop.subject(method, lora=False) as subject:
-                try_out(subject, samples, whole=method.cls.enters not in kinds)
+                try_out(subject, samples, whole=method.facts.enters not in kinds)
                 tokens[method.name] = subject.collator.tokens_per_medium
-            kinds.add(method.cls.enters)
+            kinds.add(method.facts.enters)
         except REFUSALS as error:
-            errors.append(refusal(method, error))
+            if method.name in optional and not isinstance(error, DataError):
+                refused[method.name] = str(error)
+            else:
+                errors.append(refusal(method, error))
     if errors:
         known = (DataError, UsageError, ModalignError)
         kind = next(kind for kind in known if isinstance(errors[0], kind))
         raise kind("\n".join(str(error) for error in errors))
-    heaviest = max(methods, key=lambda method: tokens[method.name])
+    training = [m for m in methods if m.trains(settings.llm) and m.name in tokens]
+    if not training:
+        return no_media(splits.train), refused
+    heaviest = max(training, key=lambda method: tokens[method.name])
     with shop.subject(heaviest) as subject:
         warning = estimate_memory(subject).warning(processes)
-    return [*no_media(splits.train), *([f"{heaviest.name}: {warning}"] if warning else [])]
+    found = [f"{heaviest.name}: {warning}"] if warning else []
+    return [*no_media(splits.train), *found], refused
 
 
 def preflight_session(session: Composed, *, processes: int = 1) -> list[str]:
     """The same for one session that is composed already; its random state and weights stay."""
     try_out(session, [*session.train_samples, *session.val_samples])
+    if not session.method.trains(session.settings.llm):
+        return no_media(session.train_samples)
     warning = estimate_memory(session).warning(processes)
     return [*no_media(session.train_samples), *([warning] if warning else [])]

@@ -15,6 +15,7 @@ from modalign.data.supervision import Sample
 from modalign.models.collation import Collator, MediaSource
 from modalign.models.compose import LanguageModel
 from modalign.models.encoders.loading import Encoder
+from modalign.models.tool_text import tool_entries
 from modalign.training.methods import Method
 from modalign.training.session import composed
 from modalign.training.settings import TrainSettings
@@ -74,7 +75,7 @@ class Workshop:
             method: what to compose.
             lora: put LoRA in where the settings ask for it; otherwise the language model is frozen.
         """
-        raw, settings = method.cls.raw_input, self.settings
+        raw, settings = method.facts.raw_input, self.settings
         if settings.llm == "lora" and not lora:
             settings = settings.model_copy(update={"llm": "frozen"})
         with torch.random.fork_rng():
@@ -82,13 +83,19 @@ class Workshop:
             model, processor, adapters = composed(
                 method,
                 self.llm,
-                self.encoders(raw),
+                [] if method.tools else self.encoders(raw),
                 settings,
                 device_of(settings),
                 self.parts.connector,
             )
         try:
-            collator = Collator.of(model, processor.tokenizer, self.sources(raw), settings.packed)
+            sources = {} if method.tools else self.sources(raw)
+            collator = Collator.of(model, processor.tokenizer, sources, settings.packed)
+            if method.tools:
+                spec, names = self.parts.chain(method.tools.chain), self.parts.modalities
+                _, collator.entries = tool_entries(
+                    spec, processor.tokenizer, names, self.cache / "tools"
+                )
             yield Subject(model, collator, settings, self.train, self.val, method)
         finally:
             if adapters is not None:
