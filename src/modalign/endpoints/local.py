@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from modalign.endpoints.chat import ChatMessage, Reply, ToolCall, ToolSchema, Usage
 from modalign.endpoints.errors import EndpointError
-from modalign.endpoints.tool_calls import as_plain_text, split_calls, with_mappings
+from modalign.endpoints.tool_calls import (
+    as_plain_text,
+    split_calls,
+    with_mappings,
+    without_thoughts,
+)
 from modalign.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,15 +153,22 @@ class LocalChat:
     def _read(
         self, ids: Tensor, new: Tensor, tools: Sequence[ToolSchema] | None
     ) -> tuple[str, tuple[ToolCall, ...]]:
-        """The reply's text and calls."""
-        if tools and getattr(self.tokenizer, "response_template", None):
-            message = self.tokenizer.parse_response(
-                new.tolist(), prefix=ids[0].tolist(), tools=list(tools)
-            )
-            calls = message.get("tool_calls") or ()
-            return message.get("content") or "", tuple(map(_typed_call, range(len(calls)), calls))
-        text = self.tokenizer.decode(new, skip_special_tokens=True)
-        return split_calls(text) if tools else (text.strip(), ())
+        """The reply's text and calls, by the tokenizer's response template where it has one."""
+        if getattr(self.tokenizer, "response_template", None):
+            offered = list(tools) if tools else None
+            try:
+                message = self.tokenizer.parse_response(
+                    new.tolist(), prefix=ids[0].tolist(), tools=offered
+                )
+                calls = message.get("tool_calls") or ()
+                return message.get("content") or "", tuple(
+                    map(_typed_call, range(len(calls)), calls)
+                )
+            except (ValueError, KeyError, TypeError):  # a malformed call, which must be seen as one
+                raw = self.tokenizer.decode(new, skip_special_tokens=True).strip()
+                return "", (ToolCall("", raw, "call_0"),)
+        text = without_thoughts(self.tokenizer.decode(new, skip_special_tokens=True))
+        return split_calls(text) if tools else (text, ())
 
 
 def _declared_ends(model: Any) -> set[int]:
