@@ -214,6 +214,7 @@ def test_values_in_the_row(folder: Path, case: str, container: str) -> None:
     record = only(read_records(path, modalities=["image", modality]))
     assert values(record, root) == expected
     assert {m.modality for m in record.media()} == {modality}
+    assert {m.label for m in record.media() if m.data} <= {str(record.source)}
 
 
 def test_typed_parts_hold_values_and_notes(lines: Lines, folder: Path) -> None:

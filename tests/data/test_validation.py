@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_files import png
 
@@ -194,3 +195,26 @@ def test_five_thousand_images_take_seconds(tmp_path: Path) -> None:
     assert len(kept) == 5000
     assert seen[-1] == (5000, 5000)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_media_that_others_disagree_with(folder: Path) -> None:
+    """One encoder reads one width: the odd rows are told by row, and count under the quota."""
+    rows = [
+        {"vectors": [1, 2], "series": [1, 2]},
+        {"vectors": [[1, 2], [3, 4]], "series": [[1, 2]]},
+        {"vectors": [3, 4, 5], "series": [2]},
+        {"vectors": "x.npy#1", "series": [3]},
+    ]
+    np.save(folder / "x.npy", np.zeros((2, 7)))
+    path = folder / "data.jsonl"
+    text = (json.dumps({**row, "question": "q", "answer": "a"}) + "\n" for row in rows)
+    path.write_text("".join(text))
+    found = read_records(path, modalities=["vectors", "series"])
+    with pytest.raises(BrokenData) as caught:
+        validate(found)
+    assert [str(problem).removeprefix(f"{folder}/") for problem in caught.value.problems] == [
+        "data.jsonl:2: series: number of channels 2, where 3 of 4 have 1",
+        "data.jsonl:3: vectors: width 3, where 2 of 4 have 2",
+        f"data.jsonl:4: vectors {folder}/x.npy#1: width 7, where 2 of 4 have 2",
+    ]
+    assert len(validate(found, skip_broken=0.8).records) == 1

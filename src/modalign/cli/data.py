@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from modalign.cli import data_curate, options
+from modalign.cli import data_build, data_curate, options
 
 app = typer.Typer(
     help="Make instruction data, and curate what there is.",
@@ -19,4 +19,5 @@ def _data() -> None:
     """Keep the verbs a group, however many there are."""
 
 
+app.command(epilog=options.EXIT_CODES)(data_build.build)
 app.command(epilog=options.EXIT_CODES)(data_curate.curate)

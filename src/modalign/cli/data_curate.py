@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -127,30 +127,26 @@ def curate(
         "answer_balance": {"max_share": balance},
     }
     operators = operators_from({name: s for name, s in chosen.items() if s is not None})
-    if exact is None and not config:
-        operators = (*operators_from({"exact_duplicates": {}}), *operators)
-    if any(operator.name == "image_text_similarity" for operator in operators):
+    if replay is not None and (inputs or config or card or operators or exact is not None):
+        raise UsageError("--replay takes all but -o, --resume and --json from the card")
+    if encoder is not None:
         quiet_libraries()
     with bars(not json_output) as progress:
         if replay is not None:
-            if inputs or config or card or len(operators) > (exact is None):
-                raise UsageError("--replay takes all but -o, --resume and --json from the card")
             result = curation.replay(replay, out, progress, resume=resume)
         else:
-            result = curation.curate(
-                curation.Request(
-                    inputs=tuple(inputs or ()),
-                    out=_given(out, inputs),
-                    operators=_chosen(config, operators),
-                    card=card,
-                    media_root=media_root,
-                    modalities=tuple(modality or ("image",)),
-                    skip_broken=skip_broken or 0.0,
-                    examples=examples,
-                    resume=resume,
-                ),
-                progress,
+            request = curation.Request(
+                inputs=tuple(inputs or ()),
+                out=_given(out, inputs),
+                operators=_chosen(config, operators, exact),
+                card=card,
+                media_root=media_root,
+                modalities=tuple(modality or ("image",)),
+                skip_broken=skip_broken or 0.0,
+                examples=examples,
+                resume=resume,
             )
+            result = curation.curate(request, progress)
     if json_output:
         print_json(result.card.model_dump_json(indent=2))
     else:
@@ -165,11 +161,15 @@ def _given(out: Path | None, inputs: list[str] | None) -> Path:
     return out
 
 
-def _chosen(config: Path | None, operators: tuple[Operator, ...]) -> tuple[Operator, ...]:
+def _chosen(
+    config: Path | None, operators: tuple[Operator, ...], exact: bool | None
+) -> tuple[Operator, ...]:
     from modalign.data.curation import load_operators
+    from modalign.data.curation.config import operators_from
 
     if config is None:
-        return operators
+        always = operators_from({"exact_duplicates": {}}) if exact is None else ()
+        return (*always, *operators)
     if operators:
         names = ", ".join(operator.name for operator in operators)
         raise UsageError(f"--config and options for {names}: put all operators into {config}")
@@ -177,6 +177,7 @@ def _chosen(config: Path | None, operators: tuple[Operator, ...]) -> tuple[Opera
 
 
 def _show(result: Curated) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from modalign.cli.console import stdout
@@ -188,10 +189,10 @@ def _show(result: Curated) -> None:
         table.add_column(name, justify="right")
     table.add_column("first dropped")
     for done in card.operators:
-        counts: list[Any] = [f"{n:,}" for n in (done.rows_in, done.dropped, done.rows_out)]
+        counts = [f"{n:,}" for n in (done.rows_in, done.dropped, done.rows_out)]
         first = done.examples[0] if done.examples else None
         shown = f"{Path(first.file).name}:{first.row} {first.reason}" if first else ""
-        table.add_row(done.name, *counts, shown, style=None)
-    stdout.print(table, markup=False)
+        table.add_row(done.name, *counts, escape(shown))
+    stdout.print(table)
     for name, path in (("Data", result.out), ("Card", result.card_path)):
         stdout.print(f"{name}: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -15,16 +15,21 @@ def _module(modality: str) -> Any:
     return importlib.import_module(f"modalign.data.{plural.get(modality, modality)}")
 
 
-def check_medium(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
+def check_medium(media: Media, *, max_pixels: int = MAX_PIXELS) -> int | None:
     """Open a medium to see that it can be used.
+
+    Returns:
+        the size that all media of its modality must share, where there is one: the width of vectors, the
+        channels of a series.
 
     Raises:
         ImageError, SignalError: it cannot; ``kind`` and ``reason`` say why.
     """
     if media.modality == "image":
         check_image(media, max_pixels=max_pixels)
-    else:
-        getattr(_module(media.modality), f"check_{media.modality}")(media)
+        return None
+    size: int | None = getattr(_module(media.modality), f"check_{media.modality}")(media)
+    return size
 
 
 def blank_like(media: Media) -> Media:

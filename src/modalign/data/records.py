@@ -42,12 +42,14 @@ class Media:
         data: the encoded bytes instead.
         annotations: structured notes that the data has on this signal (boxes, a scene, a transcript). Only
             tools read them; they are no part of the signal's identity.
+        source: the row that a medium without a path was read from, for messages.
     """
 
     modality: str
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
     annotations: Any = field(default=None, repr=False, hash=False, compare=False)
+    source: Source | None = field(default=None, repr=False, hash=False, compare=False)
 
     def read(self) -> bytes:
         """Return the encoded bytes (a PNG file's, say)."""
@@ -58,8 +60,10 @@ class Media:
 
     @property
     def label(self) -> str:
-        """A short name for messages."""
-        return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
+        """A short name for messages: the file, else the row, else the size."""
+        if self.path is not None:
+            return self.path
+        return str(self.source) if self.source else f"<{len(self.data or b'')} bytes>"
 
     def located(self) -> tuple[Path, str | None]:
         """The file, and the part of it that is meant: ``features.npy#12`` -> file, "12".

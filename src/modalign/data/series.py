@@ -59,13 +59,13 @@ def open_series(media: Media, channels: int | None = None) -> np.ndarray:
     return array
 
 
-def check_series(media: Media) -> None:
-    """Read a series once to see that `open_series` will work.
+def check_series(media: Media) -> int:
+    """Read a series once to see that `open_series` will work; return C, its channels.
 
     Raises:
         SignalError: as `open_series` does.
     """
-    open_series(media)
+    return open_series(media).shape[1]
 
 
 def blank_series(media: Media) -> Media:

@@ -23,6 +23,7 @@ from modalign.errors import DataError, UsageError
 
 SHOWN_PROBLEMS = 20
 CHUNK = 32
+SHARED = {"vectors": "width", "series": "number of channels"}  # what media of a modality agree on
 
 Progress = Callable[[int, int], None]
 """Called with the number of media checked so far and their total."""
@@ -209,7 +210,8 @@ def _media_problems(record: Record, faults: dict[Media, Fault]) -> Iterator[Prob
     for media in dict.fromkeys(record.media()):
         if media in faults:
             kind, message = faults[media]
-            yield Problem(record.source, kind, f"{media.modality} {media.label}: {message}")
+            name = "" if media.label == str(record.source) else f" {media.label}"
+            yield Problem(record.source, kind, f"{media.modality}{name}: {message}")
 
 
 def _check_media(
@@ -219,23 +221,39 @@ def _check_media(
     media = list(dict.fromkeys(item for record in records for item in record.media()))
     chunks = [media[i : i + CHUNK] for i in range(0, len(media), CHUNK)]
     faults: dict[Media, Fault] = {}
+    sizes: dict[Media, int] = {}
     done = 0
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        results = pool.map(lambda chunk: [_fault(item, max_pixels) for item in chunk], chunks)
+        results = pool.map(lambda chunk: [_opened(item, max_pixels) for item in chunk], chunks)
         for chunk, found in zip(chunks, results, strict=True):
-            faults.update((m, fault) for m, fault in zip(chunk, found, strict=True) if fault)
+            for medium, result in zip(chunk, found, strict=True):
+                if isinstance(result, int):
+                    sizes[medium] = result
+                elif result is not None:
+                    faults[medium] = result
             done += len(chunk)
             if progress is not None:
                 progress(done, len(media))
-    return faults
+    return faults | dict(_misfits(sizes))
 
 
-def _fault(media: Media, max_pixels: int) -> Fault | None:
+def _opened(media: Media, max_pixels: int) -> Fault | int | None:
+    """What is wrong with a medium, else the size it must share with others, if any."""
     try:
-        check_medium(media, max_pixels=max_pixels)
+        return check_medium(media, max_pixels=max_pixels)
     except (ImageError, SignalError) as error:
         return cast("Kind", error.kind), error.reason
-    return None
+
+
+def _misfits(sizes: dict[Media, int]) -> Iterator[tuple[Media, Fault]]:
+    """Media whose size is not that of most others: one encoder could not read both."""
+    for modality in sorted({medium.modality for medium in sizes}):
+        own = {medium: size for medium, size in sizes.items() if medium.modality == modality}
+        usual, count = Counter(own.values()).most_common(1)[0]
+        for medium, size in own.items():
+            if size != usual:
+                message = f"{SHARED[modality]} {size}, where {count} of {len(own)} have {usual}"
+                yield medium, ("broken-media", message)
 
 
 # --- the report ---------------------------------------------------------------------------------

@@ -52,13 +52,13 @@ def open_vectors(media: Media, width: int | None = None) -> np.ndarray:
     return array
 
 
-def check_vectors(media: Media) -> None:
-    """Read a medium once to see that `open_vectors` will work.
+def check_vectors(media: Media) -> int:
+    """Read a medium once to see that `open_vectors` will work; return d, their width.
 
     Raises:
         SignalError: as `open_vectors` does.
     """
-    open_vectors(media)
+    return open_vectors(media).shape[1]
 
 
 def blank_vectors(media: Media) -> Media:

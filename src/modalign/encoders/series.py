@@ -56,6 +56,8 @@ class ConvPatches(SignalEncoder):
         width: d.
     """
 
+    fresh = True
+
     def __init__(self, patch: int, channels: int, steps: int, width: int) -> None:
         super().__init__()
         self.num_features = -(-steps // patch)

@@ -59,6 +59,8 @@ class ColumnEmbeddings(TableEncoder):
         width: d.
     """
 
+    fresh = True
+
     def __init__(self, columns: Sequence[Mapping[str, Any]], width: int) -> None:
         super().__init__(columns)
         self.feature_size = width

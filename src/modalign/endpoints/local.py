@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from modalign.endpoints.chat import ChatMessage, Reply, ToolCall, ToolSchema, Usage
 from modalign.endpoints.errors import EndpointError
-from modalign.endpoints.tool_calls import as_plain_text, split_calls, with_mappings
+from modalign.endpoints.tool_calls import (
+    as_plain_text,
+    split_calls,
+    with_mappings,
+    without_thoughts,
+)
 from modalign.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,13 +33,18 @@ class LocalChat:
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
         max_tokens: longest reply in tokens, unless a request says otherwise.
+        end_ids: tokens that end a reply, beside those of the model's generation configuration.
 
     Raises:
         UsageError: the tokenizer has no chat template.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 512
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int = 512,
+        end_ids: Sequence[int] = (),
     ) -> None:
         if tokenizer.chat_template is None:
             raise UsageError(
@@ -45,6 +55,7 @@ class LocalChat:
         self.tokenizer: Any = tokenizer
         self.model = str(model.config.name_or_path or type(model).__name__)
         self.max_tokens = max_tokens
+        self.end_ids = _declared_ends(model) | set(end_ids)
         self.usage = Usage()
         self.knows_tools = _knows_tools(tokenizer)
 
@@ -78,7 +89,7 @@ class LocalChat:
         self._check_room(ids.shape[1], limit)
         new = self._generate(ids, limit, sample, settings)
         text, calls = self._read(ids, new, tools)
-        cut = new.shape[0] >= limit and not self._ended(new)
+        cut = new.shape[0] >= limit and int(new[-1]) not in self.end_ids
         finish = "length" if cut else "tool_calls" if calls else "stop"
         reply = Reply(text, calls, finish, ids.shape[1], new.shape[0])
         self.usage.add(reply)
@@ -132,28 +143,37 @@ class LocalChat:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=limit,
+                eos_token_id=sorted(self.end_ids) or None,
                 pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
                 **drawing,
             )
         new: Tensor = made[0, ids.shape[1] :]
         return new
 
-    def _ended(self, new: Tensor) -> bool:
-        ends = self.language_model.generation_config.eos_token_id
-        return new.shape[0] > 0 and int(new[-1]) in (ends if isinstance(ends, list) else [ends])
-
     def _read(
         self, ids: Tensor, new: Tensor, tools: Sequence[ToolSchema] | None
     ) -> tuple[str, tuple[ToolCall, ...]]:
-        """The reply's text and calls."""
-        if tools and getattr(self.tokenizer, "response_template", None):
-            message = self.tokenizer.parse_response(
-                new.tolist(), prefix=ids[0].tolist(), tools=list(tools)
-            )
-            calls = message.get("tool_calls") or ()
-            return message.get("content") or "", tuple(map(_typed_call, range(len(calls)), calls))
-        text = self.tokenizer.decode(new, skip_special_tokens=True)
-        return split_calls(text) if tools else (text.strip(), ())
+        """The reply's text and calls, by the tokenizer's response template where it has one."""
+        if getattr(self.tokenizer, "response_template", None):
+            offered = list(tools) if tools else None
+            try:
+                message = self.tokenizer.parse_response(
+                    new.tolist(), prefix=ids[0].tolist(), tools=offered
+                )
+                calls = message.get("tool_calls") or ()
+                return message.get("content") or "", tuple(
+                    map(_typed_call, range(len(calls)), calls)
+                )
+            except (ValueError, KeyError, TypeError):  # a malformed call, which must be seen as one
+                raw = self.tokenizer.decode(new, skip_special_tokens=True).strip()
+                return "", (ToolCall("", raw, "call_0"),)
+        text = without_thoughts(self.tokenizer.decode(new, skip_special_tokens=True))
+        return split_calls(text) if tools else (text, ())
+
+
+def _declared_ends(model: Any) -> set[int]:
+    declared = model.generation_config.eos_token_id
+    return set(declared) if isinstance(declared, list) else {declared} - {None}
 
 
 def _typed_call(place: int, item: dict[str, Any]) -> ToolCall:

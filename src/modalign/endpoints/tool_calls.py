@@ -15,10 +15,17 @@ from modalign.endpoints.chat import ChatMessage, ToolCall, ToolSchema
 
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
+_THOUGHTS = re.compile(r"\A\s*(?:<think>)?.*?</think>", re.DOTALL)
+
 INSTRUCTIONS = """You may call these tools, one JSON schema a line:
 {schemas}
 To call one, answer with nothing but
 <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>"""
+
+
+def without_thoughts(text: str) -> str:
+    """A reply without the thoughts before it (``<think> ... </think>``, the first tag often in the prompt)."""
+    return _THOUGHTS.sub("", text).strip()
 
 
 def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:

@@ -20,6 +20,7 @@ import numpy as np
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 PAD = "\0"  # fills texts shorter than one n-gram
 MAX_BANDS = 16
+MAX_ROWS = 16
 CHARACTERS = 1 << 20  # hashed at a time: bounds the memory of long texts
 
 
@@ -42,17 +43,17 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 def choose_bands(threshold: float, recall: float) -> tuple[int, int]:
     """Bands and rows per band (b, r) so that pairs at the threshold are found with this probability.
 
-    More rows per band mean fewer pairs to verify and more bands; r is the largest that at most
-    `MAX_BANDS` bands allow.
+    More rows per band mean fewer pairs to verify and more bands: r is the largest that needs at most
+    `MAX_BANDS` bands, or 1 where even that needs more.
     """
-    best = (1, 1)
-    for r in range(1, 33):
-        agree = threshold**r
-        b = 1 if agree >= 1 else math.ceil(math.log(1 - recall) / math.log1p(-agree))
-        if b > MAX_BANDS:
-            break
-        best = (b, r)
-    return best
+    if threshold == 1:
+        return 1, MAX_ROWS
+    needed = [
+        math.ceil(math.log(1 - recall) / math.log1p(-(threshold**r)))
+        for r in range(1, MAX_ROWS + 1)
+    ]
+    r = max((r for r, b in enumerate(needed, start=1) if b <= MAX_BANDS), default=1)
+    return needed[r - 1], r
 
 
 class MinHasher:

@@ -42,11 +42,17 @@ COMMON_FIELDS = ("id", "skill", "group", "options", "answers")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a row needs to know about its file."""
+    """What a row needs to know about its file, and its number there."""
 
     file: str
     root: Path
     modalities: tuple[str, ...] = ("image",)
+    row: int = 0
+
+    @property
+    def source(self) -> Source:
+        """Where the row stands."""
+        return Source(self.file, self.row)
 
 
 def media_columns(modality: str) -> tuple[str, ...]:
@@ -116,6 +122,7 @@ def build_record(fields: Fields, context: Context, row: int) -> Record:
         RowError: the row is none of the known shapes, or something in it cannot be used.
     """
     _refuse_surrogates(fields)
+    context = replace(context, row=row)
     columns = [c for m in context.modalities for c in media_columns(m)]
     supply = Supply({m: _column_media(fields, m, context) for m in context.modalities})
     if _given(fields, "messages"):
@@ -132,7 +139,7 @@ def build_record(fields: Fields, context: Context, row: int) -> Record:
     return Record(
         id=_scalar(fields, "id") or f"{Path(context.file).name}:{row}",
         messages=messages,
-        source=Source(context.file, row),
+        source=context.source,
         skill=_scalar(fields, "skill"),
         group=_scalar(fields, "group"),
         options=_texts(fields, "options"),
@@ -262,14 +269,14 @@ def to_media(value: Any, modality: str, context: Context) -> Media:
     if isinstance(value, Media):
         return value
     if is_inline(value, modality):
-        return Media(modality, data=to_json(value, modality))
+        return Media(modality, data=to_json(value, modality), source=context.source)
     if isinstance(value, bytes):
-        return Media(modality, data=value)
+        return Media(modality, data=value, source=context.source)
     if isinstance(value, str):
         return _from_reference(value, modality, context)
     if isinstance(value, dict):
         if isinstance(value.get("bytes"), bytes):
-            return _annotated(Media(modality, data=value["bytes"]), value)
+            return _annotated(to_media(value["bytes"], modality, context), value)
         for key in ("path", "url"):
             if isinstance(value.get(key), str):
                 return _annotated(_from_reference(value[key], modality, context), value)
@@ -289,7 +296,7 @@ def _from_reference(text: str, modality: str, context: Context) -> Media:
     if not text.strip():
         raise RowError("missing-media", f"the path of the {modality} is empty: fill it in")
     if text[:5].lower() == "data:":
-        return Media(modality, data=_data_url(text))
+        return Media(modality, data=_data_url(text), source=context.source)
     if text[:7].lower() == "file://":
         parts = urlsplit(text)
         part = f"#{parts.fragment}" if parts.fragment else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from modalign.tools.sandbox.fence import Fence, SandboxError, fence_for
 from modalign.tools.sandbox.limits import Limits
 
 START_SECONDS = 30.0  # for the process to be ready, on a busy machine
+ANSWER = "answer"  # the variable that a program sets
 MESSAGE = 1000  # characters of an error's message
 
 
@@ -108,8 +110,10 @@ def run_program(
     fence = fence or fence_for(unsafe)
     if not restricted and not fence.strict:
         raise UsageError("plain Python is run inside a kernel fence only")
-    if wrong := [name for name in functions if not name.isidentifier() or name.startswith("_")]:
-        raise UsageError(f"a program cannot call {wrong[0]!r}: it must be a name without leading _")
+    if wrong := [name for name in functions if not _callable_name(name)]:
+        raise UsageError(
+            f"a program cannot call {wrong[0]!r}: the name is reserved, or begins with _"
+        )
     began = time.monotonic()
     if len(source) > limits.source:
         message = f"the program has {len(source):,} characters; {limits.source:,} are allowed"
@@ -130,6 +134,12 @@ def run_program(
         calls=tuple(run.calls),
         seconds=time.monotonic() - began,
         fence=fence.name,
+    )
+
+
+def _callable_name(name: str) -> bool:
+    return name.isidentifier() and not (
+        keyword.iskeyword(name) or name.startswith("_") or name == ANSWER
     )
 
 

@@ -85,6 +85,9 @@ class _Judge(Judge):
         yield from ()
 
     def finish(self) -> Iterator[Drop]:
+        self._store.execute(
+            f"CREATE INDEX IF NOT EXISTS {self._rows}_order ON {self._rows} (cell, rank, position)"
+        )
         sizes = self._store.execute(
             f"SELECT type, rows, count(*) FROM {self._cells} GROUP BY type, rows ORDER BY type"
         ).fetchall()

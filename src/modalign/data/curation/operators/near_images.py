@@ -125,8 +125,9 @@ def image_hashes(row: Row) -> list[int]:
 def band_keys(hashes: np.ndarray, bands: int, salt: np.ndarray) -> np.ndarray:
     """Keys (n, bands), int64, of 64-bit hashes (n,): equal where a band's bits and the salt are."""
     edges = [BITS * band // bands for band in range(bands + 1)]
-    keys = []
-    for band, (low, high) in enumerate(pairwise(edges)):
-        bits = (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)
-        keys.append(mix(mix(salt + GOLDEN * np.uint64(band + 1)) ^ bits))
-    return np.stack(keys, axis=1).view(np.int64)
+    bits = [
+        (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)
+        for low, high in pairwise(edges)
+    ]
+    seeds = mix(salt[:, None] + GOLDEN * np.arange(1, bands + 1, dtype=np.uint64))
+    return mix(seeds ^ np.stack(bits, axis=1)).view(np.int64)

@@ -1,0 +1,170 @@
+"""``modalign data build``: instruction records from annotations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from modalign.cli import options
+from modalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from modalign.data.synthesis import Card
+
+
+def build(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Annotated data: any form we read, or COCO.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines file to write.")],
+    kind: Annotated[
+        Literal["captions", "boxes", "structure"],
+        typer.Option("--from", help="Which annotations are read."),
+    ],
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--templates", help="YAML file added to the built-in templates, or nlvr; repeatable."
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="OpenAI-compatible address: a chat model writes instead."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The chat model's name.")] = None,
+    prompt: Annotated[
+        Path | None, typer.Option("--prompt", help="Jinja file, in place of the built-in prompt.")
+    ] = None,
+    per_record: Annotated[
+        int, typer.Option("--per-record", min=1, help="Records made of one row, at most.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(help="Another seed, other questions.")] = 0,
+    send_images: Annotated[
+        bool, typer.Option("--send-images", help="Send the images, not only the annotations' text.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Of the chat model; else its server's default.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the chat model.")] = 1024,
+    per_minute: Annotated[
+        float | None, typer.Option("--per-minute", min=0.01, help="Requests per minute, at most.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
+    key_variable: Annotated[
+        str | None,
+        typer.Option("--key-variable", help="Environment variable that holds the endpoint's key."),
+    ] = None,
+    media_root: Annotated[
+        str | None,
+        typer.Option("--media-root", help="Folder that relative media paths start from."),
+    ] = None,
+    skip_broken: Annotated[
+        str, typer.Option("--skip-broken", help="Share of unusable rows to leave out, e.g. 1%.")
+    ] = "0%",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with -o; no reply is asked for twice.")
+    ] = False,
+    json_output: options.Json = False,
+) -> None:
+    """Make instruction records from captions, boxes or structured annotations.
+
+    By templates, unless `--endpoint` names a chat model. Writes OUT.jsonl, a card of what was made and
+    set aside (OUT.card.json) and what could not be used (OUT.rejected.jsonl).
+
+    **Examples**
+
+    - `modalign data build captions.jsonl -o train.jsonl --from captions`
+
+    - `modalign data build instances.json -o train.jsonl --from boxes --media-root images`
+
+    - `modalign data build nlvr.json -o train.jsonl --from structure --templates nlvr`
+
+    - `modalign data build captions.jsonl -o train.jsonl --from captions
+      --endpoint http://localhost:8000/v1 --model qwen --per-record 3`
+    """
+    from modalign.cli.console import bars, print_json
+    from modalign.data.synthesis import Outputs, build_by_model, build_by_templates
+
+    if (endpoint is None) != (model is None):
+        raise UsageError("--endpoint and --model go together")
+    _refuse_foreign(endpoint is not None, templates=templates, prompt=prompt, images=send_images)
+    outputs = Outputs(out)
+    outputs.check_free(resume)
+    common: dict[str, Any] = {
+        "per_record": per_record,
+        "seed": seed,
+        "media_root": media_root,
+        "skip_broken": skip_broken,
+    }
+    with bars(not json_output) as progress:
+        if endpoint is None or model is None:
+            card = build_by_templates(
+                source, out, kind, templates=templates or (), progress=progress, **common
+            )  # fmt: skip
+        else:
+            from modalign.endpoints import ChatEndpoint, Pace
+
+            out.parent.mkdir(parents=True, exist_ok=True)
+            client = ChatEndpoint(
+                endpoint,
+                model,
+                _key(key_variable),
+                cache=outputs.replies,
+                pace=Pace(per_minute, concurrency),
+            )
+            settings: dict[str, Any] = {"max_tokens": max_tokens}
+            if temperature is not None:
+                settings["temperature"] = temperature
+            card = build_by_model(
+                source,
+                out,
+                kind,
+                client,
+                prompt=prompt,
+                settings=settings,
+                send_images=send_images,
+                progress=progress,
+                **common,
+            )
+    if json_output:
+        print_json(card.model_dump_json(indent=2))
+    else:
+        _show(card, out)
+
+
+def _refuse_foreign(by_model: bool, *, templates: Any, prompt: Any, images: bool) -> None:
+    """Options of the other way of making records would be silently ignored."""
+    if by_model and templates:
+        raise UsageError("--templates are not read where --endpoint names a chat model")
+    if not by_model and (prompt or images):
+        raise UsageError("--prompt and --send-images need --endpoint and --model")
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise UsageError(f"--key-variable: the environment variable {variable} is not set")
+    return os.environ[variable]
+
+
+def _show(card: Card, out: Path) -> None:
+    from rich.table import Table
+
+    from modalign.cli.console import stderr, stdout
+
+    table = Table(title=f"{card.records:,} records of {card.groups:,} groups")
+    for header in ("template" if card.maker == "templates" else "skill", "skill", "records"):
+        table.add_column(header)
+    table.add_column("most frequent answer", justify="right")
+    for name, made in card.made.items():
+        table.add_row(name, made.skill or "", f"{made.records:,}", f"{made.majority:.1%}")
+    stdout.print(table)
+    for title, counts in (("unusable rows", card.unusable), ("rejected", card.rejected)):
+        if counts:
+            listed = ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+            stderr.print(f"{title}: {listed}", highlight=False, markup=False)
+    stderr.print(f"Records: {out}", highlight=False, soft_wrap=True)

@@ -1,0 +1,209 @@
+"""``modalign data build``: annotations in, instruction records, what was set aside, and a card out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modalign.data.readers import Problem, write_records
+from modalign.data.records import Record
+from modalign.data.synthesis.annotations import From, Item, read_items
+from modalign.data.synthesis.by_model import Client, make_by_model
+from modalign.data.synthesis.by_template import Dropped, make_by_templates
+from modalign.data.synthesis.card import Card, by_skill, sha256_of, tally
+from modalign.data.synthesis.prompts import Prompt
+from modalign.data.synthesis.templates import load_templates
+from modalign.data.validation import parse_share
+from modalign.errors import DataError, UsageError
+from modalign.files import write_atomically
+from modalign.progress import Progress
+
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a build, beside each other."""
+
+    records: Path
+
+    @property
+    def card(self) -> Path:
+        """Counts, settings and hashes."""
+        return self._beside(".card.json")
+
+    @property
+    def rejected(self) -> Path:
+        """What could not be used, one JSON object per line."""
+        return self._beside(".rejected.jsonl")
+
+    @property
+    def replies(self) -> Path:
+        """The endpoint's replies, so that none is asked for twice."""
+        return self._beside(".replies.sqlite")
+
+    def _beside(self, ending: str) -> Path:
+        return self.records.with_name(self.records.stem + ending)
+
+    def check_free(self, resume: bool) -> None:
+        """Refuse to overwrite a build, or to ask again for what an interrupted one was told.
+
+        Raises:
+            UsageError: one of the files is there already, or the name is no JSON Lines file's.
+        """
+        if self.records.suffix != ".jsonl":
+            raise UsageError(f"{self.records}: name the output something.jsonl")
+        for path in (self.records, self.replies):
+            if path.exists() and not resume:
+                raise UsageError(f"{path} is there already; give --resume to go on, or another -o")
+
+
+def build_by_templates(
+    source: str | Path,
+    out: Path,
+    kind: From,
+    *,
+    templates: Sequence[str] = (),
+    per_record: int = 4,
+    seed: int = 0,
+    media_root: str | None = None,
+    skip_broken: str = "0%",
+    progress: Progress | None = None,
+) -> Card:
+    """Make records by templates and write them with their card.
+
+    Raises:
+        UsageError: wrong templates.
+        DataError: rows without usable annotations above the quota, or nothing to ask.
+    """
+    loaded = load_templates(kind, templates)
+    items, problems = _usable(source, kind, media_root, skip_broken)
+    records, dropped, _ = make_by_templates(items, kind, loaded, per_record, seed, progress)
+    settings = {"templates": [kind, *templates], "per_record": per_record, "seed": seed}
+    hashes = {"templates": sha256_of("\n".join(loaded.texts))}
+    return _write(Outputs(out), source, kind, "templates", items, problems, records, dropped,
+                  settings, hashes, {})  # fmt: skip
+
+
+def build_by_model(
+    source: str | Path,
+    out: Path,
+    kind: From,
+    client: Client,
+    *,
+    prompt: Path | None = None,
+    per_record: int = 4,
+    settings: dict[str, Any] | None = None,
+    send_images: bool = False,
+    seed: int = 0,
+    media_root: str | None = None,
+    skip_broken: str = "0%",
+    progress: Progress | None = None,
+) -> Card:
+    """Let a chat model write records and write them with their card.
+
+    Raises:
+        UsageError: a wrong prompt, address, key or model name.
+        DataError: rows without usable annotations above the quota, or no usable reply.
+    """
+    asking = Prompt(prompt, kind, per_record)
+    items, problems = _usable(source, kind, media_root, skip_broken)
+    written = make_by_model(
+        items, client, asking, settings=settings, images=send_images, seed=seed, progress=progress
+    )
+    used = {
+        "model": client.model,
+        "prompt": asking.name,
+        "per_record": per_record,
+        "seed": seed,
+        "send_images": send_images,
+        **(settings or {}),
+    }
+    counted: dict[str, Any] = {
+        "duplicates": written.duplicates,
+        "retried": written.retried,
+        "usage": client.usage.as_json(),
+    }
+    return _write(Outputs(out), source, kind, "model", items, problems, written.records,
+                  written.dropped, used, {"prompt": sha256_of(asking.text)}, counted)  # fmt: skip
+
+
+def _usable(
+    source: str | Path, kind: From, media_root: str | None, skip_broken: str
+) -> tuple[list[Item], list[Problem]]:
+    allowed = parse_share(skip_broken)
+    items, problems = read_items(source, kind, media_root)
+    total = len(items) + len(problems)
+    if not total:
+        raise DataError(f"{source}: holds no rows")
+    if not items or len(problems) > allowed * total:
+        shown = "\n  ".join(str(problem) for problem in problems[:SHOWN_PROBLEMS])
+        more = len(problems) - SHOWN_PROBLEMS
+        rest = f"\n  ... and {more} more" if more > 0 else ""
+        raise DataError(
+            f"{len(problems)} of {total} rows have no usable {kind}:\n  {shown}{rest}\ncorrect "
+            "them, or allow a share with --skip-broken"
+        )
+    return _with_own_ids(items), problems
+
+
+def _with_own_ids(items: list[Item]) -> list[Item]:
+    """Refuse ids that come twice: the records' ids are made of them."""
+    first: dict[str, Item] = {}
+    for item in items:
+        if (known := first.setdefault(item.id, item)) is not item:
+            raise DataError(f"{item.source}: the id {item.id!r} is taken by {known.source}")
+    return items
+
+
+def _write(
+    outputs: Outputs,
+    source: str | Path,
+    kind: From,
+    maker: Any,
+    items: Sequence[Item],
+    problems: Sequence[Problem],
+    records: Sequence[Record],
+    dropped: Sequence[Dropped],
+    settings: dict[str, Any],
+    hashes: dict[str, str],
+    counted: dict[str, Any],
+) -> Card:
+    """The records, what was set aside, and the card, each whole or not at all; the card last."""
+    outputs.records.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(_aside(one), ensure_ascii=False, default=str) + "\n" for one in dropped]
+    write_atomically(outputs.rejected, "".join(lines))
+    if not records:
+        reasons = Counter(one.reason for one in dropped).most_common(3)
+        why = "; ".join(f"{reason} ({count})" for reason, count in reasons) or "nothing to ask"
+        raise DataError(f"{source}: no record could be made: {why}; see {outputs.rejected}")
+    write_records(records, outputs.records)
+    file = Path(source)
+    if file.is_file():
+        hashes["input"] = sha256_of(file)
+    card = Card(
+        input=str(source),
+        annotations=kind,
+        maker=maker,
+        settings=settings,
+        rows=len(items) + len(problems),
+        unusable=dict(Counter(str(problem.kind) for problem in problems)),
+        groups=len({record.group for record in records}),
+        records=len(records),
+        made=tally(records),
+        skills=by_skill(records),
+        rejected=dict(Counter(one.reason for one in dropped).most_common()),
+        hashes=hashes | {"output": sha256_of(outputs.records)},
+        **counted,
+    )
+    write_atomically(outputs.card, card.model_dump_json(indent=2) + "\n")
+    return card
+
+
+def _aside(one: Dropped) -> dict[str, Any]:
+    where = {"file": one.item.source.file, "row": one.item.source.row, "id": one.item.id}
+    return {**where, "reason": one.reason, **one.content}

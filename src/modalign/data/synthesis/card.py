@@ -1,0 +1,105 @@
+"""The card of a build: what went in, what was made of it, what was set aside and why."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+import modalign
+from modalign.data.records import Record
+
+SHOWN_ANSWERS = 12
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Made(_Model):
+    """Records of one template, or of one skill where a model wrote them.
+
+    Attributes:
+        answers: the most frequent ones.
+        majority: share of the most frequent answer: what guessing it scores.
+    """
+
+    records: int
+    skill: str | None = None
+    distinct_answers: int
+    majority: float
+    answers: dict[str, int]
+
+
+class Card(_Model):
+    """What ``OUT.card.json`` holds.
+
+    Attributes:
+        rows, unusable: rows of the input, and those without usable annotations by kind.
+        groups: of the records: images, unless the templates group them otherwise.
+        rejected: what was asked or written and could not be used, by reason.
+        duplicates: questions a model asked twice about one image.
+        hashes: sha256 of the input, of templates or prompt, and of the output.
+        usage: what the endpoint was asked for in this call; replies that were kept cost nothing.
+    """
+
+    format: Literal[1] = 1
+    modalign: str = modalign.__version__
+    input: str
+    annotations: str
+    maker: Literal["templates", "model"]
+    settings: dict[str, Any]
+    rows: int
+    unusable: dict[str, int]
+    groups: int
+    records: int
+    made: dict[str, Made]
+    skills: dict[str, int]
+    rejected: dict[str, int]
+    duplicates: int = 0
+    retried: int = 0
+    hashes: dict[str, str]
+    usage: dict[str, float] = Field(default_factory=dict)
+
+
+def tally(records: Sequence[Record]) -> dict[str, Made]:
+    """Counts by template; by skill where a model wrote the records."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    skills: dict[str, str | None] = {}
+    for record in records:
+        name = record.extra["made"].get("template") or record.skill or "no skill"
+        answers[name][record.answer] += 1
+        skills[name] = record.skill
+    return {
+        name: Made(
+            records=counts.total(),
+            skill=skills[name],
+            distinct_answers=len(counts),
+            majority=round(counts.most_common(1)[0][1] / counts.total(), 4),
+            answers=_few(counts),
+        )
+        for name, counts in sorted(answers.items())
+    }
+
+
+def _few(counts: Counter[str]) -> dict[str, int]:
+    """The most frequent answers; none where hardly one comes twice, as with captions."""
+    common = counts.most_common(SHOWN_ANSWERS)
+    return dict(common) if common[0][1] > 1 and len(counts) < counts.total() / 2 else {}
+
+
+def by_skill(records: Iterable[Record]) -> dict[str, int]:
+    """Records per skill, by name."""
+    return dict(sorted(Counter(record.skill or "no skill" for record in records).items()))
+
+
+def sha256_of(content: Path | str) -> str:
+    """Of a file's bytes, or of a text."""
+    if isinstance(content, str):
+        return hashlib.sha256(content.encode("utf-8")).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

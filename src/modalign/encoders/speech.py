@@ -1,0 +1,183 @@
+"""The speech encoder of any Hugging Face model: waveforms or spectrograms become features in time.
+
+Two kinds are told apart by what the model's own feature extractor does:
+
+* it fills every clip to one fixed window (Whisper: 30 s, AST: 10.24 s). The model is run on the whole window,
+  as it was trained; features of padding are masked. A feature counts as the clip's when its step begins
+  within the clip.
+* it leaves clips as long as they are (wav2vec 2.0, HuBERT, WavLM, ...). Clips of equal length run together
+  and no clip is ever padded: group norms over time and convolutional positions would see the padding.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from modalign.encoders.base import (
+    EncoderError,
+    Prepared,
+    SignalEncoder,
+    all_features,
+    prefix_mask,
+)
+
+
+def speech_part(config: PreTrainedConfig) -> type[nn.Module] | None:
+    """The class of an encoder-decoder's encoder; None where the whole model is the encoder."""
+    if not config.is_encoder_decoder:
+        return None
+    with torch.device("meta"):
+        return type(AutoModel.from_config(config).get_encoder())
+
+
+def build_part(config: PreTrainedConfig) -> nn.Module:
+    """The encoder of a configuration, without pretrained weights."""
+    cls = speech_part(config)
+    return AutoModel.from_config(config) if cls is None else cls(config)
+
+
+def patch_rows(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """(F, T) patches of frequency and time where the model cuts spectrograms into patches (AST)."""
+    if not hasattr(config, "frequency_stride") or not hasattr(config, "time_stride"):
+        return None
+    size = config.patch_size
+    rows = (config.num_mel_bins - size) // config.frequency_stride + 1
+    return rows, (config.max_length - size) // config.time_stride + 1
+
+
+def num_features(length: int, steps: dict[str, int]) -> int:
+    """Features of an input of some length, by the measured step function.
+
+    Args:
+        length: samples or spectrogram frames.
+        steps: {"first", "stride"}: one feature from ``first`` on, one more with each ``stride``; or
+            {"constant"}.
+    """
+    if "constant" in steps:
+        return steps["constant"]
+    return max(0, (length - steps["first"]) // steps["stride"] + 1)
+
+
+def by_length(
+    encode: Callable[[Tensor], Tensor], values: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Encode a batch so that no clip meets padding: clips of equal length run together.
+
+    Args:
+        encode: inputs (n, S, ...) of one length -> features (n, N, d).
+        values: (n, S, ...).
+        mask: (n, S) bool, signal first, or None.
+
+    Returns:
+        features (n, N, d), zeros behind the shorter clips', and their mask (n, N).
+    """
+    if mask is None:
+        return all_features(encode(values))
+    lengths = mask.sum(dim=1)
+    rows: list[Tensor] = [values] * len(values)
+    for length in lengths.unique().tolist():
+        equal = (lengths == length).nonzero()[:, 0]
+        outputs = encode(values[equal, :length])
+        for row, output in zip(equal.tolist(), outputs, strict=True):
+            rows[row] = output
+    counts = torch.tensor([len(row) for row in rows], device=values.device)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), prefix_mask(counts, int(counts.max()))
+
+
+class SpeechTower(SignalEncoder):
+    """A Hugging Face speech encoder, read at one hidden layer.
+
+    Args:
+        spec: ``config`` of the model; ``layer``, index into hidden_states (-1: its output);
+            ``input``, the name of what it reads; ``window`` (fixed) or ``steps`` (varying);
+            ``feature_size`` and ``num_features``, measured when it was loaded.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__()
+        self.tower = build_part(AutoConfig.for_model(**spec["config"])).eval()
+        self.layer, self.input = spec["layer"], spec["input"]
+        self.fixed = spec.get("window") is not None
+        self.patches = patch_rows(self.tower.config)
+        self.feature_size, self.num_features = spec["feature_size"], spec["num_features"]
+
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs (n, ...), mask -> features (n, N, d) and their mask.
+
+        The mask is over features where the window is fixed, else over samples or spectrogram frames.
+        """
+        if self.fixed:
+            features = self.hidden(values)
+            return all_features(features) if mask is None else (features, mask)
+        return by_length(self.hidden, values, mask)
+
+    def hidden(self, values: Tensor) -> Tensor:
+        """Features (n, N, d) of inputs of one length, in order of time."""
+        output = self.tower(**{self.input: values}, output_hidden_states=True)
+        states = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        if self.patches is None:
+            return states
+        rows, columns = self.patches  # behind class tokens; frequency by frequency
+        return states[:, -rows * columns :].unflatten(1, self.patches).transpose(1, 2).flatten(1, 2)
+
+
+def prepare_speech(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
+    """Waveforms (S_i,), numpy, through the model's own feature extractor, one by one.
+
+    A clip too short for one feature is filled with silence up to ``spec['min_samples']``.
+    """
+    extract = extractor_of(json.dumps(spec["extractor"], sort_keys=True))
+    inputs = []
+    for signal in signals:
+        given = extract(
+            filled(signal, spec["min_samples"]).numpy(),
+            sampling_rate=spec["rate"],
+            return_tensors="pt",
+        )
+        inputs.append(given[spec["input"]][0].float())
+    window = spec.get("window")
+    if window is not None:
+        counts = [_steps(len(signal), window) * window["rows"] for signal in signals]
+        return Prepared(
+            torch.stack(inputs),
+            prefix_mask(torch.tensor(counts), spec["window"]["features"]),
+            counts,
+        )
+    lengths = [len(values) for values in inputs]
+    values = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
+    counts = [num_features(length, spec["steps"]) for length in lengths]
+    return Prepared(values, prefix_mask(torch.tensor(lengths), values.shape[1]), counts)
+
+
+def filled(signal: Any, length: int) -> Tensor:
+    """A waveform (S,) as a tensor, with silence behind it up to a length."""
+    samples = torch.as_tensor(signal, dtype=torch.float32)
+    return nn.functional.pad(samples, (0, max(0, length - len(samples))))
+
+
+def _steps(samples: int, window: dict[str, int]) -> int:
+    """Time steps of a fixed window that begin within a clip; at least one."""
+    columns = window["features"] // window["rows"]
+    return min(max(1, -(-samples // window["step"])), columns)
+
+
+@functools.lru_cache
+def extractor_of(description: str) -> Any:
+    """A feature extractor from its own JSON.
+
+    Raises:
+        EncoderError: transformers has no such class.
+    """
+    values = json.loads(description)
+    cls = getattr(transformers, values["feature_extractor_type"], None)
+    if cls is None:
+        raise EncoderError(f"transformers has no {values['feature_extractor_type']}")
+    return cls.from_dict(values)

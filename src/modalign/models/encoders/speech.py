@@ -1,0 +1,147 @@
+"""Describing a Hugging Face speech model: its encoder, its feature extractor, its lengths; its weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
+
+from modalign.encoders.base import EncoderError, SignalEncoder
+from modalign.encoders.speech import build_part, patch_rows, speech_part
+from modalign.errors import UsageError
+from modalign.models.encoders.measure import steps_of
+from modalign.models.weights import first_line, pickle_hint, safetensors_only
+
+# Regularisation of pre-training, which would mask or skip parts of an encoder that trains here.
+PLAIN = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
+UNUSED = ("masked_spec_embed",)  # only read where spans are masked
+
+
+def describe_speech(name: str, layer: int) -> dict[str, Any]:
+    """Everything an encoder is rebuilt from; lengths and widths are measured on a model without weights.
+
+    Raises:
+        UsageError: no such model, or none that reads speech.
+        EncoderError: one that cannot be used.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"the audio encoder {name!r} cannot be loaded: {first_line(error)}"
+        ) from error
+    config.update({key: value for key, value in PLAIN.items() if hasattr(config, key)})
+    with torch.device("meta"):
+        part = build_part(config).eval()
+    inputs = str(part.main_input_name)
+    if inputs not in extractor.model_input_names:
+        raise EncoderError(
+            f"{type(part).__name__} reads {inputs}, which {type(extractor).__name__} does not give"
+        )
+    rate = extractor.sampling_rate
+    spec = {
+        "kind": "speech",
+        "config": _plain(config),
+        "extractor": json.loads(json.dumps(extractor.to_dict())),
+        "input": inputs,
+        "layer": layer,
+        "rate": rate,
+    }
+    half, whole = (_extracted(extractor, rate // 2, inputs), _extracted(extractor, rate, inputs))
+    states = _states(part, inputs, whole, layer)
+    spec["feature_size"] = states.shape[-1]
+    if half.shape == whole.shape:
+        return spec | _fixed(config, extractor, states.shape[1])
+    frames = len(whole)
+
+    def count(length: int) -> int:
+        shape = (length, *whole.shape[1:])
+        return _states(part, inputs, np.zeros(shape, np.float32), layer).shape[1]
+
+    steps = steps_of(count, frames)
+    shortest = max(1, steps.get("first", 1)) if whole.ndim == 1 else rate // 10
+    return spec | {
+        "window": None,
+        "steps": steps,
+        "input_rate": rate if whole.ndim == 1 else frames,  # inputs per second
+        "min_samples": shortest,
+    }
+
+
+def _fixed(config: PreTrainedConfig, extractor: Any, features: int) -> dict[str, Any]:
+    """A window that every clip is filled up to, and what part of it is one step in time."""
+    rate, patches = extractor.sampling_rate, patch_rows(config)
+    if patches is not None:
+        rows, columns = patches
+        samples = extractor.max_length * rate // 100  # frames of 10 ms (Kaldi's)
+        step = config.time_stride * rate // 100
+        features = rows * columns
+    elif getattr(extractor, "n_samples", None):
+        rows, samples = 1, extractor.n_samples
+        step = samples // features
+    else:
+        raise EncoderError(f"the length of the window of {type(extractor).__name__} is not known")
+    window = {"samples": samples, "step": step, "rows": rows, "features": features}
+    return {"window": window, "min_samples": rate // 40, "num_features": features}
+
+
+def _extracted(extractor: Any, samples: int, inputs: str) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(size=samples).astype(np.float32)
+    rate = extractor.sampling_rate
+    return np.asarray(extractor(noise, sampling_rate=rate, return_tensors="np")[inputs][0])
+
+
+def _states(part: nn.Module, inputs: str, values: np.ndarray, layer: int) -> torch.Tensor:
+    """Features of one input on the meta device: shapes only, nothing is computed."""
+    with torch.no_grad():
+        given = {inputs: torch.empty(1, *values.shape, device="meta")}
+        output = part(**given, output_hidden_states=True)
+    try:
+        return output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+    except IndexError:
+        raise EncoderError(
+            f"no hidden layer {layer}; it has {len(output.hidden_states)}, the input's included"
+        ) from None
+
+
+def load_weights(encoder: SignalEncoder, name: str, allow_pickle: bool) -> None:
+    """Give an encoder built from :func:`describe_speech` its pretrained weights.
+
+    Raises:
+        UsageError: they cannot be read, or some are missing.
+    """
+    tower: Any = encoder.tower
+    try:
+        model, info = AutoModel.from_pretrained(
+            name, output_loading_info=True, use_safetensors=safetensors_only(allow_pickle)
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"the audio encoder {name!r} cannot be loaded: {first_line(error)}{pickle_hint(error)}"
+        ) from error
+    inside = speech_part(model.config) is not None
+    missing = [
+        key
+        for key in info["missing_keys"]
+        if not key.endswith(UNUSED) and (not inside or key.startswith("encoder."))
+    ]
+    if missing:
+        raise UsageError(
+            f"the audio encoder {name!r} cannot be loaded: its weights lack {missing[0]}"
+        )
+    part = model.get_encoder() if inside else model
+    tower.load_state_dict(part.state_dict())
+
+
+def _plain(config: PreTrainedConfig) -> dict[str, Any]:
+    """A configuration as a dictionary that JSON can hold and AutoConfig can read."""
+    values = config.to_diff_dict()
+    values["model_type"] = config.model_type
+    for key in ("architectures", "transformers_version", "_name_or_path", "dtype"):
+        values.pop(key, None)
+    return values

@@ -1,0 +1,135 @@
+"""*Code-assisted* tool use: the model writes a short program against the tools, which is then run.
+
+Loops, counting and comparing are the program's, not the model's (ViperGPT, arXiv 2303.08128). A program
+that fails is given back with its error, so many times; it runs in :mod:`modalign.tools.sandbox`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from modalign.data.records import Media
+from modalign.endpoints import Chat
+from modalign.tools.base import Tool
+from modalign.tools.planning.answer import Answer, Step, Transcript
+from modalign.tools.planning.toolbox import Toolbox
+from modalign.tools.sandbox import Limits, Ran, fence_for, run_program
+
+PROMPT = """\
+Answer a question about media that you cannot see yourself. Write a short Python program that finds
+the answer with these functions:
+
+{signatures}
+
+Media, by their place: {media}.
+The program must set the variable `answer` to the answer, a short text. It may import only math, re, json,
+itertools, collections and statistics; it has no files, no network and no classes.
+Reply with one block: ```python ... ```
+
+Question: {question}"""
+
+REPAIR = """\
+The program failed: {message}
+{output}Write the whole corrected program, in one ```python block."""
+
+NO_PROGRAM = "there was no ```python block"
+_FENCE = "```"
+_LABELS = {"", "python", "python3", "py"}
+
+
+class CodeAssisted:
+    """Answers by programs.
+
+    Args:
+        tools: that programs may call.
+        chat: the language model.
+        limits: of each program.
+        repairs: how often a failing program is given back.
+        unsafe: run programs without a kernel fence where the machine has none.
+        settings: of each reply: max_tokens, temperature, ...
+
+    Raises:
+        UsageError: no fence, and ``unsafe`` was not given.
+    """
+
+    def __init__(
+        self,
+        tools: Sequence[Tool],
+        chat: Chat,
+        limits: Limits | None = None,
+        *,
+        repairs: int = 1,
+        unsafe: bool = False,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.tools, self.chat = tuple(tools), chat
+        self.limits = limits or Limits()
+        self.repairs = repairs
+        self.settings = dict(settings or {})
+        self.fence = fence_for(unsafe)
+
+    def answer(self, question: str, media: Sequence[Media]) -> Answer:
+        """Have a program written and run, and repaired where it fails.
+
+        Raises:
+            UsageError: no tool takes the media, or the language model cannot be asked at all.
+        """
+        transcript = Transcript(self.chat, self.settings)
+        toolbox = Toolbox(self.tools, media, transcript)
+        prompt = PROMPT.format(
+            signatures=toolbox.signatures(), media=toolbox.listing(), question=question
+        )
+        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+        for _ in range(1 + self.repairs):
+            reply = transcript.ask(messages)
+            if reply is None:
+                break
+            program = first_block(reply.text)
+            if program is None:
+                transcript.fail("no-program", NO_PROGRAM)
+                message, output = NO_PROGRAM, ""
+            else:
+                ran = self._run(program, toolbox, transcript)
+                if ran.answer is not None:
+                    return transcript.end(ran.answer)
+                message = ran.message
+                output = f"It had printed:\n{ran.output[:1000]}\n" if ran.output else ""
+            wrong = REPAIR.format(message=message, output=output)
+            messages += [
+                {"role": "assistant", "content": reply.text},
+                {"role": "user", "content": wrong},
+            ]
+        return transcript.end(None)
+
+    def _run(self, program: str, toolbox: Toolbox, transcript: Transcript) -> Ran:
+        ran = run_program(program, toolbox.functions(), self.limits, fence=self.fence)
+        content = {
+            "program": program,
+            "answer": ran.answer,
+            "output": ran.output,
+            "kind": ran.kind,
+            "message": ran.message,
+            "fence": ran.fence,
+        }
+        transcript.steps.append(Step("program", content, ran.seconds))
+        if ran.kind:
+            transcript.failures[f"program-{ran.kind}"] += 1
+        return ran
+
+
+def first_block(text: str) -> str | None:
+    """The first fenced block of Python (or of no stated language); one never closed goes to the end."""
+    label, block = None, list[str]()
+    for line in text.splitlines():
+        fenced = line.strip().startswith(_FENCE)
+        if label is None and fenced:
+            label = line.strip().removeprefix(_FENCE).strip().lower()
+        elif fenced and label in _LABELS:
+            break
+        elif fenced:
+            label, block = None, []
+        elif label is not None:
+            block.append(line)
+    program = "\n".join(block)
+    return program if label in _LABELS and program.strip() else None

@@ -1,0 +1,107 @@
+"""*Planned* tool use, the survey's "both": the model calls tools, reads what they found, goes on or answers.
+
+Calls go through the model's own form of them: the chat template's tools of a local model, the ``tools`` of
+an OpenAI-compatible request. Reasoning and acting take turns as in ReAct (arXiv 2210.03629).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from modalign.data.records import Media
+from modalign.endpoints import Chat, Reply, ToolCall
+from modalign.tools.base import Tool
+from modalign.tools.planning.answer import Answer, Transcript
+from modalign.tools.planning.toolbox import Toolbox
+
+PROMPT = """\
+Answer a question about media that you cannot see yourself: call the tools to look at them. Media, by
+their place: {media}. When you know enough, reply with the answer alone, as short as the question allows.
+
+Question: {question}"""
+NOW = "No more calls. Answer the question now, with the answer alone."
+
+
+class Planned:
+    """Answers by calls that the model plans.
+
+    Args:
+        tools: that may be called.
+        chat: the language model.
+        steps: replies with calls, at most; then it must answer.
+        calls: of one reply, at most; further ones are not made, and it is told so.
+        observation: characters of what a call returns to it.
+        settings: of each reply: max_tokens, temperature, ...
+    """
+
+    def __init__(
+        self,
+        tools: Sequence[Tool],
+        chat: Chat,
+        *,
+        steps: int = 6,
+        calls: int = 4,
+        observation: int = 4000,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.tools, self.chat = tuple(tools), chat
+        self.steps, self.calls, self.observation = steps, calls, observation
+        self.settings = dict(settings or {})
+
+    def answer(self, question: str, media: Sequence[Media]) -> Answer:
+        """Let the model plan, act and observe until it answers.
+
+        Raises:
+            UsageError: no tool takes the media, or the language model cannot be asked at all.
+        """
+        transcript = Transcript(self.chat, self.settings)
+        toolbox = Toolbox(self.tools, media, transcript, self.observation)
+        prompt = PROMPT.format(media=toolbox.listing(), question=question)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+        schemas = toolbox.schemas()
+        for _ in range(self.steps):
+            reply = transcript.ask(messages, schemas)
+            if reply is None:
+                return transcript.end(None)
+            if not reply.calls and reply.text.strip():
+                return transcript.end(reply.text)
+            messages += self._observed(reply, toolbox, transcript)
+            if not reply.calls:
+                transcript.fail("empty-reply", "neither text nor a call")
+                break
+        messages.append({"role": "user", "content": NOW})
+        reply = transcript.ask(messages)
+        if reply is not None and not reply.text.strip():
+            transcript.fail("no-answer", "no text after the last step")
+        return transcript.end(reply.text if reply else None)
+
+    def _observed(
+        self, reply: Reply, toolbox: Toolbox, transcript: Transcript
+    ) -> list[dict[str, Any]]:
+        """The model's turn and an observation for each of its calls."""
+        sound = replace(reply, calls=tuple(map(_sound, reply.calls)))
+        turns = [sound.as_message()] if reply.calls else []
+        for number, call in enumerate(reply.calls):
+            if number < self.calls:
+                seen = toolbox.observe(call.name, call.arguments)
+            else:
+                transcript.fail("too-many-calls", f"call {number + 1} of one reply")
+                seen = f"error: not called, at most {self.calls} calls at once"
+            turns.append(
+                {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": seen}
+            )
+        return turns
+
+
+def _sound(call: ToolCall) -> ToolCall:
+    """A call that can stand in the conversation: servers refuse a turn with malformed ones."""
+    try:
+        well_formed = isinstance(json.loads(call.arguments), dict)
+    except ValueError:
+        well_formed = False
+    return replace(
+        call, name=call.name or "malformed", arguments=call.arguments if well_formed else "{}"
+    )

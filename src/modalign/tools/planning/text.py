@@ -1,0 +1,58 @@
+"""*Natural-language-assisted* tool use: the model reads the tools' text, and answers from it alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from modalign.data.records import Media
+from modalign.endpoints import Chat
+from modalign.tools.chain import ToolChain
+from modalign.tools.planning.answer import Answer, Transcript
+
+PROMPT = """\
+{blocks}
+
+Answer with the answer alone, as short as the question allows.
+Question: {question}"""
+
+
+class TextAssisted:
+    """Answers from a chain's text.
+
+    Args:
+        chain: tools, template and token budget.
+        chat: the language model.
+        settings: of its reply: max_tokens, temperature, ...
+    """
+
+    def __init__(
+        self, chain: ToolChain, chat: Chat, settings: dict[str, Any] | None = None
+    ) -> None:
+        self.chain, self.chat = chain, chat
+        self.settings = dict(settings or {})
+
+    def answer(self, question: str, media: Sequence[Media]) -> Answer:
+        """Describe the media, and ask once.
+
+        Raises:
+            UsageError: no tool takes one of the media, or the language model cannot be asked at all.
+        """
+        transcript = Transcript(self.chat, self.settings)
+        before, known = self.chain.cost(), self._problems()
+        texts = [self.chain.text(medium) for medium in media]
+        after = self.chain.cost()
+        transcript.called({"texts": texts}, after.seconds - before.seconds, None)
+        transcript.failures.update(self._problems() - known)
+        if len(texts) > 1:
+            texts = [f"Medium {place}:\n{text}" for place, text in enumerate(texts)]
+        prompt = PROMPT.format(blocks="\n".join(texts), question=question)
+        reply = transcript.ask([{"role": "user", "content": prompt}])
+        return transcript.end(reply.text if reply else None)
+
+    def _problems(self) -> Counter[str]:
+        counted: Counter[str] = Counter()
+        for found in self.chain.problems():
+            counted[f"tool-{found.kind}"] += found.count
+        return counted

@@ -1,0 +1,185 @@
+"""The tools that fit some media, as a language model sees and calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modalign.data.records import Media
+from modalign.errors import UsageError
+from modalign.tools.base import MEDIUM, Tool, ToolArgumentError
+from modalign.tools.guard import Outcome, call_safely
+from modalign.tools.planning.answer import Transcript, bounded_json
+from modalign.tools.sandbox import Function, ToolFailure
+
+_TYPES = {
+    "string": "str",
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+    "array": "list",
+    "object": "dict",
+    "null": "None",
+}
+
+
+@dataclass
+class Toolbox:
+    """Tools over the media of one question.
+
+    A call names the medium by its place, from 0; with one medium that may be left out.
+
+    Args:
+        tools: those that take none of the media's modalities are left aside.
+        media: of the question, in order.
+        transcript: where calls are noted.
+        limit: characters of an observation.
+
+    Raises:
+        UsageError: no tool takes any of the media.
+    """
+
+    tools: Sequence[Tool]
+    media: Sequence[Media]
+    transcript: Transcript
+    limit: int = 4000
+
+    def __post_init__(self) -> None:
+        given = {medium.modality for medium in self.media}
+        fitting = [tool for tool in self.tools if given & set(tool.modalities)]
+        if not fitting:
+            taken = sorted({modality for tool in self.tools for modality in tool.modalities})
+            raise UsageError(
+                f"no tool takes {', '.join(sorted(given)) or 'a question without media'}; they take"
+                f" {', '.join(taken)}"
+            )
+        self.tools = fitting
+
+    def listing(self) -> str:
+        """The media, for a prompt: which place is of which modality."""
+        return ", ".join(f"{place} ({medium.modality})" for place, medium in enumerate(self.media))
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """The tools as a chat request takes them."""
+        return [tool.to_schema(len(self.media)) for tool in self.tools]
+
+    def signatures(self) -> str:
+        """The tools as Python functions: name, typed arguments, what they do, what they return."""
+        return "\n\n".join(map(self._signature, self.tools))
+
+    def functions(self) -> Mapping[str, Function]:
+        """The tools as a program's functions."""
+        return {tool.name: Function(self._order(tool), self._function(tool)) for tool in self.tools}
+
+    def observe(self, name: str, arguments: str) -> str:
+        """Make the call that a model wrote, and say what came of it; a malformed one is said to be so."""
+        try:
+            values = json.loads(arguments)
+        except ValueError as error:
+            return self._malformed(name, arguments, f"the arguments are no JSON ({error})")
+        if not isinstance(values, dict):
+            return self._malformed(name, arguments, "the arguments are no JSON object")
+        tool = next((tool for tool in self.tools if tool.name == name), None)
+        if tool is None:
+            known = ", ".join(tool.name for tool in self.tools)
+            return self._malformed(name, arguments, f"there is no tool {name!r}; there are {known}")
+        try:
+            outcome = self._call(tool, values)
+        except ToolArgumentError as error:
+            return self._malformed(name, arguments, str(error))
+        return outcome.text if outcome.failed else bounded_json(outcome.result, self.limit)
+
+    def _malformed(self, name: str, arguments: str, why: str) -> str:
+        self.transcript.fail("malformed-call", f"{name}({arguments[:200]}): {why}")
+        return f"error: {why}"
+
+    def _call(self, tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
+        """Call a tool with untrusted arguments.
+
+        Raises:
+            ToolArgumentError: arguments or a medium that it does not take.
+        """
+        values = dict(arguments)
+        place = values.pop(MEDIUM, self._default(tool))
+        if type(place) is not int or not 0 <= place < len(self.media):
+            raise ToolArgumentError(f"medium is {place!r}; there are {self.listing()}")
+        tool.check(self.media[place], values)
+        outcome = call_safely(tool, self.media[place], **values)
+        content = {
+            "tool": tool.name,
+            "medium": place,
+            "arguments": values,
+            "result": outcome.result,
+            "problem": outcome.problem,
+            "message": outcome.message,
+        }
+        self.transcript.called(content, outcome.seconds, outcome.problem)
+        return outcome
+
+    def _default(self, tool: Tool) -> int:
+        """The first medium that a tool takes."""
+        places = (i for i, medium in enumerate(self.media) if medium.modality in tool.modalities)
+        return next(places)
+
+    def _order(self, tool: Tool) -> tuple[str, ...]:
+        named = tuple(tool.signature.properties)
+        return (MEDIUM, *named) if len(self.media) > 1 else (*named, MEDIUM)
+
+    def _function(self, tool: Tool) -> Any:
+        def call(arguments: dict[str, Any]) -> Any:
+            try:
+                outcome = self._call(tool, arguments)
+            except ToolArgumentError as error:
+                self.transcript.failures["malformed-call"] += 1
+                raise ToolFailure(str(error)) from None
+            if outcome.failed:
+                raise ToolFailure(outcome.message)
+            return outcome.result
+
+        return call
+
+    def _signature(self, tool: Tool) -> str:
+        signature = tool.signature
+        arguments = {
+            name: f"{name}: {_type(schema)}" + ("" if name in signature.required else " = ...")
+            for name, schema in signature.properties.items()
+        }
+        arguments[MEDIUM] = f"{MEDIUM}: int = {self._default(tool)}"
+        shown = ", ".join(
+            arguments[name] for name in self._order(tool) if name != MEDIUM or len(self.media) > 1
+        )
+        lines = [tool.description.strip()]
+        lines += [
+            f"{name}: {schema['description']}"
+            for name, schema in signature.properties.items()
+            if schema.get("description")
+        ]
+        lines.append(f"Returns {_shape(signature.result)}.")
+        text = "\n    ".join(" ".join(line.split()) for line in lines)
+        return f'def {tool.name}({shown}) -> {_type(signature.result)}:\n    """{text}"""'
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """A JSON schema's type in Python's words."""
+    kind = schema.get("type")
+    name = _TYPES.get(kind, "object") if isinstance(kind, str) else "object"
+    items = schema.get("items")
+    return f"list[{_type(items)}]" if name == "list" and isinstance(items, Mapping) else name
+
+
+def _shape(schema: Mapping[str, Any]) -> str:
+    """A result in words, with the fields of its objects."""
+    items = schema.get("items")
+    if schema.get("type") == "array" and isinstance(items, Mapping):
+        return f"a list of {_shape(items)}"
+    fields = schema.get("properties")
+    if isinstance(fields, Mapping):
+        required = set(schema.get("required", ()))
+        named = ", ".join(
+            f'"{name}": {_type(inner)}' + ("" if name in required else " (may be missing)")
+            for name, inner in fields.items()
+        )
+        return f"{{{named}}}"
+    return _type(schema)
