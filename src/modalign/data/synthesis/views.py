@@ -29,8 +29,8 @@ NOUNS = ("type", "shape", "label", "category", "name")
 VARIABLES: dict[From, dict[str, tuple[str, ...]]] = {
     "captions": {
         "caption": ("caption",),
-        "statement": ("statement", "true"),
-        "choice": ("first", "second", "true"),
+        "statement": ("statement", "holds"),
+        "choice": ("first", "second", "fits"),
         "row": (),
     },
     "boxes": {
@@ -42,7 +42,7 @@ VARIABLES: dict[From, dict[str, tuple[str, ...]]] = {
     },
     "structure": {
         "attribute": ("name", "value"),
-        "claim": ("name", "value", "true"),
+        "claim": ("name", "value", "holds"),
         "kind": ("kind", "count"),
         "only": ("kind", "name", "value"),
         "group": ("kind", "group", "count"),
@@ -111,12 +111,12 @@ class Views:
     def _captions(self, item: Item, rng: np.random.Generator) -> Iterator[View]:
         for caption in item.captions:
             yield "caption", {"caption": caption}
-            yield "statement", {"statement": caption, "true": True}
+            yield "statement", {"statement": caption, "holds": True}
         own = item.captions[0]
         for foreign in self._foreign(item, rng):
-            yield "statement", {"statement": foreign, "true": False}
-            yield "choice", {"first": own, "second": foreign, "true": "first"}
-            yield "choice", {"first": foreign, "second": own, "true": "second"}
+            yield "statement", {"statement": foreign, "holds": False}
+            yield "choice", {"first": own, "second": foreign, "fits": "first"}
+            yield "choice", {"first": foreign, "second": own, "fits": "second"}
 
     def _foreign(self, item: Item, rng: np.random.Generator) -> Iterator[str]:
         """Captions of other images that share few words with this one's."""
@@ -170,10 +170,10 @@ class Views:
         for name, value in _scalars(item.attributes):
             said = self.words.say(name, value)
             yield "attribute", {"name": name, "value": said}
-            yield "claim", {"name": name, "value": said, "true": True}
+            yield "claim", {"name": name, "value": said, "holds": True}
             if others := sorted(self.values[name] - {said}):
                 wrong = others[int(rng.integers(len(others)))]
-                yield "claim", {"name": name, "value": wrong, "true": False}
+                yield "claim", {"name": name, "value": wrong, "holds": False}
         if not item.groups:
             return
         by_group = [_kinds(group, self.words) for group in item.groups]

@@ -22,6 +22,7 @@ from modalign.errors import UsageError
 from modalign.models.encoders.measure import steps_of
 from modalign.models.encoders.options import Options
 from modalign.models.encoders.speech import describe_speech, load_weights
+from modalign.models.weights import first_line
 
 HEADROOM = 1.5  # clips of the evaluation may be longer than all that were trained on
 DEFAULT_SECONDS = 20.0  # of the longest clip, where there are none
@@ -173,8 +174,11 @@ def _module(name: str, chosen: ModuleOptions, media: Sequence[Media]) -> Loaded:
     module = import_module(name, chosen.arguments)
 
     def features(samples: int) -> torch.Size:
-        with torch.no_grad():
-            output = module(torch.zeros(1, samples))
+        try:
+            with torch.no_grad():
+                output = module(torch.zeros(1, samples))
+        except Exception as error:  # a user's code raises what it likes
+            raise EncoderError(f"it fails on {samples} samples: {first_line(error)}") from error
         if not isinstance(output, torch.Tensor) or output.dim() != 3:
             shape = getattr(output, "shape", type(output).__name__)
             raise EncoderError(f"{type(module).__name__} gave {shape}, not (n, N, d)")
@@ -190,7 +194,7 @@ def _module(name: str, chosen: ModuleOptions, media: Sequence[Media]) -> Loaded:
         "max_seconds": limit,
         "longer": chosen.longer,
         "steps": steps,
-        "min_samples": max(1, steps.get("first", 1)),
+        "min_samples": max(1, steps.get("first", chosen.rate // 10)),
         "feature_size": features(chosen.rate)[2],
         "num_features": num_features(_most(limit, chosen.rate), steps),
     }

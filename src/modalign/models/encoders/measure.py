@@ -8,7 +8,7 @@ from collections.abc import Callable
 from modalign.encoders.base import EncoderError
 from modalign.encoders.speech import num_features
 
-FAR = 16  # times the length tried first: the mean step over so many is the step, rounded
+FAR = 16  # times the length tried first; the mean step over them says about where to look
 
 
 def steps_of(count: Callable[[int], int], around: int) -> dict[str, int]:
@@ -30,8 +30,9 @@ def steps_of(count: Callable[[int], int], around: int) -> dict[str, int]:
     base, far = count(around), count((1 + FAR) * around)
     if far == base:
         return {"constant": base}
-    stride = round(FAR * around / (far - base)) if far > base else 0
-    edge = around + bisect_left(range(around, around + stride), base + 1, key=count)
+    about = max(1, FAR * around // (far - base)) if far > base else 0
+    edge = _edge(count, base + 1, around, 2 * about + 2)
+    stride = _edge(count, base + 2, edge, 2 * about + 2) - edge
     steps = {"first": edge - base * stride, "stride": stride}
     probes = [max(1, steps["first"]), around // 2 + 7, around + stride // 2, 2 * around + 11]
     if stride and all(num_features(length, steps) == count(length) for length in probes):
@@ -40,3 +41,8 @@ def steps_of(count: Callable[[int], int], around: int) -> dict[str, int]:
         "its number of features is no step function of an input's length; wrap it in a module that gives "
         "one feature per fixed number of samples"
     )
+
+
+def _edge(count: Callable[[int], int], features: int, start: int, span: int) -> int:
+    """The first length behind ``start`` that gives so many features."""
+    return start + bisect_left(range(start, start + span), features, key=count)

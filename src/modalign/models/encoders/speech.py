@@ -64,7 +64,7 @@ def describe_speech(name: str, layer: int) -> dict[str, Any]:
         return _states(part, inputs, np.zeros(shape, np.float32), layer).shape[1]
 
     steps = steps_of(count, frames)
-    shortest = max(1, steps.get("first", 1)) if whole.ndim == 1 else rate // 10
+    shortest = max(1, steps.get("first", rate // 10)) if whole.ndim == 1 else rate // 10
     return spec | {
         "window": None,
         "steps": steps,
