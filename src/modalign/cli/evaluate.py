@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modalign.cli import options
+
+if TYPE_CHECKING:
+    from modalign.evaluation.evaluate import Evaluation
 
 
 def evaluate(
@@ -44,8 +47,9 @@ def evaluate(
 ) -> None:
     """Answer every question greedily and score exact matches, per skill and overall.
 
-    The same questions are asked with a blank and with a shuffled image: what is left of the accuracy
-    then does not come from the image. Chance and majority rows stand beside it.
+    The same questions are asked with blank and with shuffled media: what is left of the accuracy then
+    does not come from them. Questions about several modalities are also asked with each alone. Chance
+    and majority rows stand beside it.
 
     With --task the model is scored on edits of its facts instead, as in the papers; with --patch the
     model without it stands beside it.
@@ -126,6 +130,21 @@ def _evaluate_data(
         print_json(result.model_dump_json(indent=2))
         return
     stdout.print(_table(result))
+    if result.available:
+        stdout.print(_available(result))
+
+
+def _available(result: Evaluation) -> object:
+    """Accuracy of records of several modalities, by what was left in them."""
+    from rich.table import Table
+
+    table = Table(title="records of several modalities, by what was left in them")
+    for header in ("modalities", "n", "accuracy", "interval"):
+        table.add_column(header, justify="left" if header == "modalities" else "right")
+    for name, found in result.available.items():
+        interval = f"{found.low:.1%} to {found.high:.1%}"
+        table.add_row(name, str(found.n), f"{found.value:.1%}", interval)
+    return table
 
 
 def _table(result: object) -> object:
@@ -140,8 +159,8 @@ def _table(result: object) -> object:
         "n",
         "accuracy",
         "interval",
-        "blank image",
-        "shuffled image",
+        "blank media",
+        "shuffled media",
         "chance",
         "majority",
     ):

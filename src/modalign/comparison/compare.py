@@ -28,7 +28,6 @@ from modalign.data.records import Media
 from modalign.differences import differences
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
-from modalign.models.tool_text import tool_entries
 from modalign.progress import Progress
 from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
@@ -42,6 +41,7 @@ from modalign.training.sources import (
     load_splits,
     runs_with_model,
 )
+from modalign.training.tool_methods import entries_of
 from modalign.training.trainer import device_of
 
 RECORD = "config.yaml"  # of a comparison's folder: what it was started with
@@ -203,10 +203,10 @@ def prepare(
     blanks = {medium.modality: medium for medium in reversed(media)}
     blanks = {modality: blank_like(medium) for modality, medium in blanks.items()}
     seen = [medium for sample in splits.train for medium in sample.media]
-    for name in dict.fromkeys(method.tools.chain for method in methods if method.tools):
-        spec = config.parts.chain(name)
-        chain, _ = tool_entries(spec, llm.tokenizer, config.parts.modalities, cache / "tools")
-        chain.fill([*media, *blanks.values()], progress)
+    for tools in dict.fromkeys(method.tools for method in methods if method.tools):
+        chain, _ = entries_of(tools, config.parts, llm.tokenizer, cache)
+        if chain is not None:
+            chain.fill([*media, *blanks.values()], progress)
     for raw in sorted({method.facts.raw_input for method in methods if not method.tools}):
         for encoder in config.parts.load_encoders(seen, raw):
             if not runs_with_model(encoder, config.training.encoder, raw):

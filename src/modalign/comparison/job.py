@@ -190,7 +190,9 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         seed=job.seed,
         factor=found.factor,
         learning_rate=_learning_rate(session, found),
-        trials=_trials(session.rates.llm if session.chain else session.rates.connector, found),
+        trials=_trials(
+            session.rates.llm if session.method.tools else session.rates.connector, found
+        ),
         curve=[CurvePoint(**point) for point in found.curve],
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
@@ -274,7 +276,7 @@ def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float 
 
 def _from_raw_signals(session: Session) -> Collator:
     """The session's collator, with every encoder running in the model."""
-    if session.chain is not None:
+    if session.method.tools:
         return session.collator
     entries = {
         encoder.modality: replace(
@@ -288,7 +290,7 @@ def _from_raw_signals(session: Session) -> Collator:
 
 def _integration_rate(session: Session, samples: Sequence[Sample]) -> float | None:
     """MIR; None where a medium enters as words."""
-    if session.chain is not None:
+    if session.method.tools:
         return None
     return modality_integration_rate(session.model, samples, session.collator, session.device)
 
@@ -309,12 +311,12 @@ def _learning_rate(session: Session, found: SessionResult) -> float | None:
     if not session.method.trains(session.settings.llm):
         return None
     rates = session.rates
-    return (rates.llm if session.chain else rates.connector) * found.factor
+    return (rates.llm if session.method.tools else rates.connector) * found.factor
 
 
 def _export_target(session: Session) -> str:
     """The native class that the model can be written as, if it takes one modality and there is one."""
-    if session.chain is not None:
+    if session.method.tools:
         return session.method.facts.export_target
     targets = [connector.export_target for connector in session.model.connectors.values()]
     return str(targets[0]) if len(targets) == 1 else "remote-code"

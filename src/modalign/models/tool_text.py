@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,22 @@ class ToolText:
         return {}
 
 
+@dataclass
+class NoMedia:
+    """An entry whose media leave no trace: what the text alone reaches."""
+
+    token_id: int
+    tokens: int = 0
+
+    def stand_ins(self, media: Sequence[Media]) -> list[np.ndarray]:
+        """No token."""
+        return [np.zeros(0, dtype=np.int64) for _ in media]
+
+    def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -46,6 +63,13 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def token_counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
     """Tokens of a text, as a chain's budget counts them."""
     return lambda text: len(_ids(tokenizer, text))
+
+
+def no_media_entries(
+    tokenizer: PreTrainedTokenizerBase, modalities: Sequence[str]
+) -> dict[str, Entry]:
+    """Every modality left out."""
+    return {m: NoMedia(int(tokenizer.convert_tokens_to_ids(mark(m)))) for m in modalities}
 
 
 def tool_entries(

@@ -18,6 +18,7 @@ from modalign.models.collation import Batch, CachedFeatures, Collator
 from modalign.models.modeling import Features, ModalignForConditionalGeneration
 from modalign.models.parts import embedding
 from modalign.training.costs import CostModel
+from modalign.training.modality_dropout import dropped
 from modalign.training.settings import Stage, TrainSettings
 
 STARTING_MEDIA = 256  # whose features choose the first values of stage one
@@ -66,10 +67,15 @@ class ModelLearner:
         self.costs = CostModel.of(model)
         self.llm = stage.llm or settings.llm
         self.encoder = stage.encoder or settings.encoder
+        self.modality_dropout = settings.modality_dropout
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Build a batch of token ids and features."""
-        return self.collator([self.samples[index] for index in indices])
+        """Build a batch of token ids and features; in training some modalities may be left out."""
+        chosen = [self.samples[index] for index in indices]
+        if self.modality_dropout:
+            tokens = {name: entry.token_id for name, entry in self.collator.entries.items()}
+            chosen = [dropped(sample, self.modality_dropout, tokens) for sample in chosen]
+        return self.collator(chosen)
 
     def idle(self) -> Batch:
         """The first sample with nothing supervised."""

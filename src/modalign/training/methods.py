@@ -50,7 +50,8 @@ class Method:
     @property
     def control(self) -> bool:
         """Whether it only shows what is reached without the media: it is never recommended."""
-        return self.recipe is not None and self.recipe.control
+        blind = self.tools is not None and not self.tools.chain
+        return blind or (self.recipe is not None and self.recipe.control)
 
     @property
     def family(self) -> Family:

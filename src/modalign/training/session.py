@@ -25,7 +25,6 @@ from modalign.models.compose import LanguageModel, compose
 from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
-from modalign.models.tool_text import tool_entries
 from modalign.tools.chain import ToolChain
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
@@ -35,6 +34,7 @@ from modalign.training.parallel import Parallel
 from modalign.training.recipes import select
 from modalign.training.settings import EncoderMode, LearningRates, Stage, TrainSettings
 from modalign.training.sources import Parts, sources_of
+from modalign.training.tool_methods import entries_of
 from modalign.training.tracking import Track, check_tracker, open_tracker
 from modalign.training.trainable import PartCount, add_lora, count_parts, freeze_for
 from modalign.training.trainer import (
@@ -173,11 +173,8 @@ class Session:
         )
         self.chain: ToolChain | None = None
         if method.tools:
-            self.chain, self.collator.entries = tool_entries(
-                parts.chain(method.tools.chain),
-                self.processor.tokenizer,
-                parts.modalities,
-                cache / "tools",
+            self.chain, self.collator.entries = entries_of(
+                method.tools, parts, self.processor.tokenizer, cache
             )
 
     def _sources(self, mode: EncoderMode) -> dict[str, MediaSource]:

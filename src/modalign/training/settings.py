@@ -80,6 +80,7 @@ class TrainSettings(_Strict):
     learning_rates: LearningRates = Field(default_factory=LearningRates)
     batch_size: PositiveInt = 32
     accumulate: PositiveInt = 1
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
     packing: bool = False
     pack_length: PositiveInt = 256
     warmup: float = Field(0.03, ge=0, lt=1)

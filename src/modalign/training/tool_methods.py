@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+from transformers import PreTrainedTokenizerBase
+
 from modalign.errors import UsageError
+from modalign.models.collation import Entry
+from modalign.models.tool_text import no_media_entries, tool_entries
+from modalign.tools.chain import ToolChain
 from modalign.training.settings import LLMMode, Stage
+from modalign.training.sources import Parts
 
 PREFIX = "tool:"
+TEXT_ONLY = "text_only"
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class ToolMethod:
     """What a tool method says about itself, under the names that a connector's class has.
 
     Attributes:
-        chain: name of the tool chain.
+        chain: name of the tool chain; empty: none, the control that reads the text alone.
         llm: what of the language model is tuned on the chain's text.
     """
 
@@ -26,7 +34,6 @@ class ToolMethod:
 
     name: ClassVar[str] = "tools"
     family: ClassVar[str] = "tool"
-    group: ClassVar[str] = "natural-language-assisted"
     enters: ClassVar[str] = "text"
     token_formula: ClassVar[str] = "lines"
     parameter_text: ClassVar[str] = "the tools'"
@@ -35,6 +42,11 @@ class ToolMethod:
     raw_input: ClassVar[bool] = False
     rate_scale: ClassVar[float] = 1.0
     stage_one_needs_text: ClassVar[bool] = False
+
+    @property
+    def group(self) -> str:
+        """The survey's sub-group."""
+        return "natural-language-assisted" if self.chain else "control: text only"
 
     def stages(self, recipe: Sequence[Stage]) -> tuple[Stage, ...]:
         """The recipe, with the language model as this method has it."""
@@ -55,17 +67,29 @@ def tool_names(chains: Sequence[str]) -> list[str]:
 
 
 def parse_tool_method(name: str) -> ToolMethod | None:
-    """``tool:CHAIN``, ``tool:CHAIN:full`` or ``tool:CHAIN:lora``; None for any other name.
+    """``tool:CHAIN``, with ``:full`` or ``:lora`` behind it, or ``text_only``; None for any other name.
 
     Raises:
         UsageError: the chain has no name.
     """
-    if not name.startswith(PREFIX):
-        return None
-    chain, _, mode = name.removeprefix(PREFIX).rpartition(":")
     modes: dict[str, LLMMode] = {"full": "full", "lora": "lora"}
+    plain, _, mode = name.rpartition(":")
     if mode not in modes:
-        chain, mode = name.removeprefix(PREFIX), ""
+        plain, mode = name, ""
+    if plain == TEXT_ONLY:
+        return ToolMethod("", modes.get(mode, "frozen"))
+    if not plain.startswith(PREFIX):
+        return None
+    chain = plain.removeprefix(PREFIX)
     if not chain:
         raise UsageError(f"method {name!r} names no tool chain: write {PREFIX}CHAIN")
     return ToolMethod(chain, modes.get(mode, "frozen"))
+
+
+def entries_of(
+    tools: ToolMethod, parts: Parts, tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> tuple[ToolChain | None, dict[str, Entry]]:
+    """How each modality enters through the tools, and the chain; None for the control without one."""
+    if not tools.chain:
+        return None, no_media_entries(tokenizer, parts.modalities)
+    return tool_entries(parts.chain(tools.chain), tokenizer, parts.modalities, cache / "tools")

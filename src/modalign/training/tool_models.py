@@ -36,8 +36,9 @@ def save_with_tools(session: Session, folder: Path, card: str = "") -> None:
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         session.processor.tokenizer.save_pretrained(temporary)
-        spec = session.parts.chain(session.method.tools.chain)
-        save_tools(temporary, spec, session.parts.modalities)
+        if session.method.tools.chain:
+            spec = session.parts.chain(session.method.tools.chain)
+            save_tools(temporary, spec, session.parts.modalities)
         (temporary / "README.md").write_text(CARD.format(card=card), encoding="utf-8")
     again = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).state_dict()
     for name, tensor in model.state_dict().items():

@@ -15,11 +15,11 @@ from modalign.data.supervision import Sample
 from modalign.models.collation import Collator, MediaSource
 from modalign.models.compose import LanguageModel
 from modalign.models.encoders.loading import Encoder
-from modalign.models.tool_text import tool_entries
 from modalign.training.methods import Method
 from modalign.training.session import composed
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts, sources_of
+from modalign.training.tool_methods import entries_of
 from modalign.training.trainer import device_of
 
 
@@ -92,9 +92,8 @@ class Workshop:
             sources = {} if method.tools else self.sources(raw)
             collator = Collator.of(model, processor.tokenizer, sources, settings.packed)
             if method.tools:
-                spec, names = self.parts.chain(method.tools.chain), self.parts.modalities
-                _, collator.entries = tool_entries(
-                    spec, processor.tokenizer, names, self.cache / "tools"
+                _, collator.entries = entries_of(
+                    method.tools, self.parts, processor.tokenizer, self.cache
                 )
             yield Subject(model, collator, settings, self.train, self.val, method)
         finally:
