@@ -212,6 +212,13 @@ def test_a_rebuilt_encoder_is_the_same_and_trains() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
 
 
+def test_rows_as_others_write_them() -> None:
+    """A processor in a program of its own gets rows that no reader saw."""
+    spec, _ = load(None, [inline({"x": 1, "y": True}), inline({"x": 3, "y": False})], {})
+    values = prepare(spec, [{"x": 3, "y": True}, {"x": float("nan"), "y": None}]).values
+    assert values.tolist() == [[[1, 0], [0, 4]], [[0, 1], [0, 1]]]
+
+
 def test_wrong_settings() -> None:
     with pytest.raises(UsageError, match="choose none or columns"):
         load("bert", MEDIA, {})

@@ -101,6 +101,16 @@ def test_draws_can_be_repeated(chat: Callable[..., LocalChat]) -> None:
     assert local.usage.requests == 4
 
 
+def test_a_reply_ends_with_the_context(chat: Callable[..., LocalChat]) -> None:
+    local = chat(max_tokens=1000)
+    prompt = local._prompt(ASKED, None).shape[1]
+    context = local.language_model.config.max_position_embeddings
+    assert local._limit(prompt, None) == context - prompt
+    assert local._limit(prompt, 7) == 7
+    with pytest.raises(EndpointError, match="1000 of reply are more than its context"):
+        local.complete(ASKED, max_tokens=1000)
+
+
 def test_settings_it_does_not_know(chat: Callable[..., LocalChat]) -> None:
     with pytest.raises(UsageError, match="knows no response_format; it knows max_tokens"):
         chat().complete(ASKED, response_format={})

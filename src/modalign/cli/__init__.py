@@ -22,6 +22,7 @@ from modalign.cli import (
     options,
     patch,
     starter,
+    tools,
     train,
 )
 from modalign.errors import ModalignError
@@ -66,6 +67,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(edit.app, name="edit")
 app.add_typer(patch.app, name="patch")
 app.add_typer(starter.app, name="starter")
+app.add_typer(tools.app, name="tools")
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def build(spec: dict[str, Any]) -> SignalEncoder:
 
 
 def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
-    """(T_i, C) numpy arrays, NaN where missing -> patches (n, N, 2 P C + 2 C) and their mask (n, N).
+    """(T_i, C) arrays or lists, NaN where missing -> patches (n, N, 2 P C + 2 C) and their mask (n, N).
 
     A patch is its P steps of C values and C indicators, then the C levels and C scales of its series.
 
@@ -101,17 +101,18 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
         EncoderError: another number of channels, or more steps than the model takes.
     """
     patch, channels = spec["patch"], spec["channels"]
+    signals = [torch.as_tensor(signal, dtype=torch.float64) for signal in signals]
     for signal in signals:
-        if signal.ndim != 2 or signal.shape[1] != channels or not 0 < len(signal) <= spec["steps"]:
+        if signal.dim() != 2 or signal.shape[1] != channels or not 0 < len(signal) <= spec["steps"]:
             raise EncoderError(
-                f"a series of shape {signal.shape}; the model takes (T, {channels}) with T up to "
-                f"{spec['steps']}"
+                f"a series of shape {tuple(signal.shape)}; the model takes (T, {channels}) with T up "
+                f"to {spec['steps']}"
             )
     counts = [-(-len(signal) // patch) for signal in signals]
     width = 2 * patch * channels + 2 * channels
     values = torch.zeros(len(signals), max(counts, default=0), width)
     for row, (signal, count) in enumerate(zip(signals, counts, strict=True)):
-        values[row, :count] = _patches(spec, torch.as_tensor(signal).double(), count).float()
+        values[row, :count] = _patches(spec, signal, count).float()
     return Prepared(values, prefix_mask(torch.tensor(counts), values.shape[1]), counts)
 
 

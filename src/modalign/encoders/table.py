@@ -128,13 +128,15 @@ def _states(column: Mapping[str, Any]) -> int:
 
 
 def category(value: float | str) -> str:
-    """The name of a category; one written as a number is its shortest form."""
+    """The name of a category; true, false and numbers in their shortest form."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return value if isinstance(value, str) else f"{value:.15g}"
 
 
 def _coded(column: Mapping[str, Any], value: float | str | None) -> tuple[float, int]:
     """The number and the state's code of one cell."""
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return 0.0, MISSING
     if "categories" in column:
         name = category(value)

@@ -55,19 +55,21 @@ def build(spec: dict[str, Any]) -> Identity:
 
 
 def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
-    """(N_i, d) numpy arrays -> values (n, N, d), zeros behind the shorter ones.
+    """(N_i, d) arrays or lists -> values (n, N, d), zeros behind the shorter ones.
 
     Raises:
         EncoderError: another width, or more vectors than the model takes.
     """
     width, length = spec["width"], spec["length"]
+    signals = [torch.as_tensor(signal, dtype=torch.float32) for signal in signals]
     for signal in signals:
-        if signal.ndim != 2 or signal.shape[1] != width or not 0 < len(signal) <= length:
+        if signal.dim() != 2 or signal.shape[1] != width or not 0 < len(signal) <= length:
             raise EncoderError(
-                f"vectors of shape {signal.shape}; the model takes (N, {width}) with N up to {length}"
+                f"vectors of shape {tuple(signal.shape)}; the model takes (N, {width}) with N up to "
+                f"{length}"
             )
     counts = [len(signal) for signal in signals]
     values = torch.zeros(len(signals), max(counts, default=0), width)
     for row, signal in enumerate(signals):
-        values[row, : len(signal)] = torch.as_tensor(signal)
+        values[row, : len(signal)] = signal
     return Prepared(values, prefix_mask(torch.tensor(counts), values.shape[1]), counts)

@@ -32,7 +32,7 @@ class LocalChat:
     Args:
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
-        max_tokens: longest reply in tokens, unless a request says otherwise.
+        max_tokens: longest reply in tokens, unless a request says otherwise or the context ends before.
         end_ids: tokens that end a reply, beside those of the model's generation configuration.
 
     Raises:
@@ -85,8 +85,7 @@ class LocalChat:
                 f"a local model knows no {', '.join(sorted(unknown))}; it knows {known}"
             )
         ids = self._prompt(messages, tools)
-        limit = int(settings.get("max_tokens", self.max_tokens))
-        self._check_room(ids.shape[1], limit)
+        limit = self._limit(ids.shape[1], settings.get("max_tokens"))
         new = self._generate(ids, limit, sample, settings)
         text, calls = self._read(ids, new, tools)
         cut = new.shape[0] >= limit and int(new[-1]) not in self.end_ids
@@ -118,13 +117,17 @@ class LocalChat:
         ids: Tensor = inputs["input_ids"].to(self.language_model.device)
         return ids
 
-    def _check_room(self, length: int, limit: int) -> None:
+    def _limit(self, length: int, asked: int | None) -> int:
+        """Longest reply after a prompt of so many tokens; the default is cut to the room there is."""
         context = getattr(self.language_model.config, "max_position_embeddings", None)
-        if context is not None and length + limit > context:
+        wanted = self.max_tokens if asked is None else int(asked)
+        room = wanted if context is None else context - length
+        if room <= 0 or (asked is not None and room < wanted):
             raise EndpointError(
-                f"{self.model}: {length} tokens of prompt and {limit} of reply are more than its"
+                f"{self.model}: {length} tokens of prompt and {wanted} of reply are more than its"
                 f" context of {context}"
             )
+        return min(wanted, room)
 
     def _generate(self, ids: Tensor, limit: int, sample: int, settings: dict[str, Any]) -> Tensor:
         """(new,) ids that the model wrote."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
 import subprocess
 from functools import cached_property
@@ -66,9 +67,15 @@ class RapidOcr(Tool):
         from rapidocr import RapidOCR
 
         given: dict[str, Any] = {
-            f"{part}.model_path": str(path) for part, path in self._models.items()
+            "Global.log_level": "error",
+            "Global.text_score": 0.0,
+            # As torch and BLAS: more threads than cores make it many times slower.
+            "EngineConfig.onnxruntime.intra_op_num_threads": int(
+                os.environ.get("OMP_NUM_THREADS", "-1")
+            ),
         }
-        return RapidOCR(params={"Global.log_level": "error", "Global.text_score": 0.0, **given})
+        files = {f"{part}.model_path": str(path) for part, path in self._models.items()}
+        return RapidOCR(params={**given, **files})
 
     def load(self) -> None:
         """Load the models."""

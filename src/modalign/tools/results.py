@@ -122,7 +122,7 @@ def _cut(value: Json, limit: int) -> Json:
     A text is cut after its last whole line (or word) that fits, a list after its last whole item. A
     mapping, or a first item, that is too long becomes the cut text of its JSON.
     """
-    if _length(value) <= limit:
+    if _length(value) <= limit or value == []:
         return value
     if isinstance(value, str):
         return _cut_text(value, limit)

@@ -1,4 +1,4 @@
-"""Rows in other languages than those wanted, by py3langid (97 languages, a naive Bayes on byte n-grams)."""
+"""Rows in other languages than those wanted, by py3langid (naive Bayes on byte n-grams)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Language(Operator):
     """Keep rows in one of `keep`, and rows of which the language cannot be told.
 
     Attributes:
-        keep: ISO 639-1 codes.
+        keep: ISO 639 codes as py3langid has them (`zxx`: no language).
         of: the whole `text` (user and assistant), the `question` or the `answer`.
         min_chars: shorter texts are kept: they say too little.
         confidence: of the language found, from 0 to 1; below it a row is `uncertain`.

@@ -32,7 +32,7 @@ class NearTexts(Operator):
     name: ClassVar[str] = "near_texts"
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
 
-    threshold: float = Field(default=0.8, gt=0, le=1)
+    threshold: float = Field(default=0.8, ge=0.1, le=1)
     characters: int = Field(default=5, ge=1, le=32)
     media: Literal["same", "any"] = "same"
     recall: float = Field(default=0.98, gt=0, lt=1)

@@ -1,0 +1,90 @@
+"""From configuration to one of the three ways in which a language model uses tools."""
+
+from __future__ import annotations
+
+import mimetypes
+from pathlib import Path
+from typing import Any, Literal
+
+from modalign.data.records import MODALITIES, Media
+from modalign.endpoints import Chat
+from modalign.errors import DataError, UsageError
+from modalign.tools.build import build_chain
+from modalign.tools.chain import ToolChain
+from modalign.tools.planning.code import CodeAssisted
+from modalign.tools.planning.plan import Planned
+from modalign.tools.planning.text import TextAssisted
+from modalign.tools.sandbox import Limits
+from modalign.tools.spec import ChainSpec
+
+Way = Literal["text", "code", "plan"]
+WAYS: tuple[Way, ...] = ("text", "code", "plan")
+Assistant = TextAssisted | CodeAssisted | Planned
+_WORD_CHARACTERS = 4  # of a token, where a server's tokenizer is not at hand
+
+
+def tokens_about(text: str) -> int:
+    """Tokens of a text where nobody can count them: a quarter of its characters."""
+    return -(-len(text) // _WORD_CHARACTERS)
+
+
+def assistant(
+    way: str,
+    spec: ChainSpec,
+    chat: Chat,
+    *,
+    unsafe: bool = False,
+    steps: int = 6,
+    repairs: int = 1,
+    limits: Limits | None = None,
+    settings: dict[str, Any] | None = None,
+) -> tuple[Assistant, ToolChain]:
+    """A language model with the tools of a chain, and the chain, which is to be closed.
+
+    Args:
+        way: ``text``, ``code`` or ``plan``.
+        spec: the tools; their template and budget are the text way's.
+        chat: the language model.
+        unsafe: of the code way: run programs where no kernel fence holds them.
+        steps: of the plan way: replies with calls, at most.
+        repairs: of the code way: how often a failing program is given back.
+        limits: of the code way's programs.
+        settings: of each reply: max_tokens, temperature, ...
+
+    Raises:
+        UsageError: no such way; no kernel fence; tools that cannot be made.
+    """
+    if way not in WAYS:
+        raise UsageError(f"no way is called {way!r}: choose {', '.join(WAYS)}")
+    tokenizer = getattr(chat, "tokenizer", None)
+    count = (lambda text: len(tokenizer(text)["input_ids"])) if tokenizer else tokens_about
+    chain = build_chain(spec, count)
+    tools = [use.tool for use in chain.uses]
+    try:
+        if way == "text":
+            return TextAssisted(chain, chat, settings), chain
+        if way == "plan":
+            return Planned(tools, chat, steps=steps, settings=settings), chain
+        code = CodeAssisted(tools, chat, limits, repairs=repairs, unsafe=unsafe, settings=settings)
+        return code, chain
+    except BaseException:
+        chain.close()
+        raise
+
+
+def medium_from(text: str) -> Media:
+    """A medium as a command line names it: ``FILE``, or ``MODALITY=FILE`` where the name does not tell.
+
+    Raises:
+        UsageError: the modality is not known.
+        DataError: there is no such file.
+    """
+    modality, sign, path = text.partition("=")
+    if not sign or modality not in MODALITIES:
+        kind = mimetypes.guess_type(text)[0] or ""
+        modality, path = kind.partition("/")[0], text
+    if modality not in MODALITIES:
+        raise UsageError(f"{text}: say what it is, as MODALITY={text} ({', '.join(MODALITIES)})")
+    if not Path(path.partition("#")[0]).is_file() and not Path(path).is_file():
+        raise DataError(f"{path}: no such file")
+    return Media(modality, path=path)
