@@ -173,7 +173,8 @@ class StageOneLearner:
         step = max(len(self.samples) // STARTING_MEDIA, 1)
         features = self._features(self.samples[::step][:STARTING_MEDIA])
         device = next(self.connector.parameters()).device
-        return self.connector.build_stage_one(features.values.to(device), features.mask.to(device))
+        values, mask = features.values.to(device), features.mask.to(device)
+        return self.connector.build_stage_one(values, mask, features.grid)
 
     def _features(self, samples: Sequence[Sample]) -> Features:
         fetched = self.source.fetch([sample.media[0] for sample in samples])
@@ -191,7 +192,7 @@ class StageOneLearner:
 
     def outputs(self, call: Callable[..., Any], batch: Any) -> Any:
         """What the connector's stage-one terms read."""
-        return call(batch.features.values, batch.features.mask)
+        return call(batch.features.values, batch.features.mask, batch.features.grid)
 
     def flops(self, batch: Any) -> float:
         """Forward and backward."""
