@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import tracemalloc
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from modalign.data import video
 from modalign.data.frame_sampling import Timeline, wanted_times
+from modalign.data.readers import read_records
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
+from modalign.data.validation import BrokenData, validate
 from modalign.data.video import blank_video, check_video, grey_video, open_video
 from modalign.errors import UsageError
 
@@ -466,3 +469,32 @@ def test_grey_video_is_deterministic() -> None:
     times = np.arange(3) / 10
     assert open_video(grey_video(10, 6, times), 3).frames.shape == (3, 6, 10, 3)
     assert grey_video(10, 6, times).data == grey_video(10, 6, times).data
+
+
+# --- in a data file -----------------------------------------------------------------------------
+
+
+def test_broken_videos_are_found_up_front_with_file_and_row(tmp_path: Path) -> None:
+    (tmp_path / "good.mp4").write_bytes(SMALL["mp4"])
+    (tmp_path / "cut.mp4").write_bytes(SMALL["mp4"][:200])
+    (tmp_path / "page.mp4").write_text("<html>gone</html>")
+    rows = [
+        {"video": name, "question": "what moves?", "answer": "it"}
+        for name in ("good.mp4", "cut.mp4", "page.mp4", "none.mp4", "good.mp4")
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    read = read_records(file, modalities=("video",))
+    with pytest.raises(BrokenData) as caught:
+        validate(read)
+    found = [(p.source.row, p.kind, p.message.split(": ", 1)[1]) for p in caught.value.problems]
+    assert [row for row, _, _ in found] == [2, 3, 4]
+    assert found[0][1] == found[1][1] == "broken-media"
+    assert "starts with the text '<html>gone</html>'" in found[1][2]
+    assert found[2][1:] == (
+        "missing-media",
+        "the file does not exist: put it there or correct the path",
+    )
+    kept, report = validate(read, skip_broken="60%")
+    assert [record.source.row for record in kept] == [1, 5]
+    assert report.dropped == 3
