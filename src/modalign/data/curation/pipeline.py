@@ -6,6 +6,7 @@ transaction of the working file, which lies beside the output until that is writ
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,7 +123,10 @@ class Pipeline:
 
     def _open_store(self) -> Store:
         self.request.out.parent.mkdir(parents=True, exist_ok=True)
-        path = self.request.out.with_name(f".{self.request.out.name}.curation")
+        out = self.request.out
+        path = out.with_name(f".{out.name}.curation")
+        for unfinished in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+            unfinished.unlink()  # of a process that was killed while it wrote
         if not self.request.resume:
             remove_store(path)
         store = Store(path)
@@ -146,7 +150,9 @@ class Pipeline:
             "format": FORMAT,
             "inputs": [[item.path, item.fingerprint] for item in self.inputs],
             "operators": described(request.operators),
-            "files that operators read": self.references,
+            "files that operators read": {
+                path: sha256 for found in self.references for path, sha256 in found.items()
+            },
             "media root": str(request.media_root) if request.media_root else None,
             "modalities": list(request.modalities),
         }
