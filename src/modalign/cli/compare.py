@@ -18,7 +18,7 @@ def compare(
     val: options.Val = None,
     evaluation: options.Eval = None,
     methods: Annotated[
-        str | None, typer.Option("--methods", help="Names, converters, perceivers or all.")
+        str | None, typer.Option("--methods", help="Names, converters, perceivers, tools or all.")
     ] = None,
     recipes: Annotated[
         str | None,
