@@ -372,7 +372,7 @@ def test_a_killed_process_is_taken_up(data: Path, monkeypatch) -> None:
     monkeypatch.setattr(inputs, "BATCH_ROWS", 16)
     out = data.parent / "expected.jsonl"
     expected = curate(request(data, out=out)).out.read_bytes()
-    for calls in (4, 8, 11):
+    for calls in (4, 8, 14):
         process = multiprocessing.get_context("fork").Process(
             target=_killed, args=(request(data), calls)
         )
@@ -382,6 +382,7 @@ def test_a_killed_process_is_taken_up(data: Path, monkeypatch) -> None:
         assert not (data.parent / "out.jsonl").exists()
         result = curate(request(data, resume=True))
         assert result.out.read_bytes() == expected
+        assert not list(data.parent.glob(".*"))
         result.out.unlink()
 
 
