@@ -51,13 +51,15 @@ def _on_image(pipe: Any, medium: Media, options: dict[str, Any]) -> Any:
 
 
 def _caption(pipe: Any, medium: Media, options: dict[str, Any]) -> Any:
-    image, prompt = open_image(medium), options.pop("prompt", CAPTION)
+    image, prompt = open_image(medium), options.pop("prompt", None)
     options.setdefault("return_full_text", False)
     if getattr(pipe.processor, "chat_template", None):
-        content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+        content = [{"type": "image", "image": image}, {"type": "text", "text": prompt or CAPTION}]
         return pipe(text=[{"role": "user", "content": content}], **options)
-    # A captioner without conversations (BLIP, GIT) continues the text it is given: none, unless asked.
-    return pipe(images=image, text="" if prompt == CAPTION else prompt, **options)
+    # A captioner without conversations (BLIP, GIT) goes on from a text: from its beginning, unless asked.
+    tokenizer = pipe.processor.tokenizer
+    start = "" if tokenizer("")["input_ids"] else tokenizer.bos_token or CAPTION
+    return pipe(images=image, text=prompt or start, **options)
 
 
 def _on_document(pipe: Any, medium: Media, options: dict[str, Any]) -> Any:
