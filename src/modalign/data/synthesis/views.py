@@ -21,6 +21,11 @@ LARGEST = 0.5  # of the image's side: what is larger has no one place
 ABSENT = 6  # things offered per image that are not in it
 FOREIGN = 3  # captions of other images offered per image
 ALIKE = 0.4  # share of common words above which a foreign caption may be true as well
+_FUNCTION = (
+    "a an the and or of in on at to by with for from into over under near is are was be been being it its"
+    " his her their this that there while as up down out off some one two"
+)
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
 PLACES = ("x", "y", "x_loc", "y_loc", "width", "height", "w", "h", "box", "bbox", "id")
 COLORS = ("color", "colour")  # stands beside the noun: a small yellow square
 NOUNS = ("type", "shape", "label", "category", "name")
@@ -276,7 +281,7 @@ def _in_cell(thing: Thing, place: str) -> bool:
 
 def _content_words(text: str) -> set[str]:
     cleaned = "".join(char.lower() if char.isalnum() else " " for char in text)
-    return {word for word in cleaned.split() if len(word) > 3 or not word.isascii()}
+    return set(cleaned.split()) - FUNCTION_WORDS
 
 
 def _overlap(one: set[str], two: set[str]) -> float:
