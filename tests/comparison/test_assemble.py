@@ -95,3 +95,23 @@ def test_a_skill_only_the_evaluation_has_measures_transfer(prepared):
     seen = seen_in_training(evaluation, prepared.splits.train)
     assert {s.record.skill for s, k in zip(evaluation, seen, strict=True) if not k} == {"next"}
     assert seen_in_training(evaluation, []).all()
+
+
+def test_who_does_not_beat_the_majority_is_said(compared: Compared, prepared, tmp_path):
+    shutil.copytree(compared.out / "runs", tmp_path / "runs")
+    first, others = results(prepared)
+    for path in (tmp_path / "runs").glob("*/*/scores.npz"):
+        scores = load_scores(path.parent)
+        scores["eval"] = np.ones_like(scores["eval"])
+        np.savez_compressed(path, **scores)
+    gathered = Gathered(prepared.splits, first, others, tmp_path / "runs")
+    notes = assemble(gathered, compared.config, prepared.methods).notes
+    assert not [note for note in notes if "most frequent answer" in note]
+    one = first[0].method
+    for path in (tmp_path / "runs" / one).glob("*/scores.npz"):
+        scores = load_scores(path.parent)
+        scores["eval"] = np.zeros_like(scores["eval"])
+        np.savez_compressed(path, **scores)
+    notes = assemble(gathered, compared.config, prepared.methods).notes
+    assert notes[0].startswith("Not every method is better")
+    assert notes[0].endswith(f"reaches 0 or below for {one}.")

@@ -147,7 +147,10 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         contradictions=check(ordered, pairs, config.training.llm),
         examples=[],
         setting=_setting(config, splits, len(finalists)),
-        notes=_notes(splits, ordered, config),
+        notes=[
+            *_against_majority(gathered, working, judged, kind),
+            *_notes(splits, ordered, config),
+        ],
     )
 
 
@@ -275,23 +278,27 @@ def _seed_run(
 
 def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[ReferenceRow]:
     """Chance (one over the answers a skill has) and the training data's most frequent answer."""
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample in train:
-        answers[sample.record.skill or ""][sample.record.answer] += 1
     options: dict[str, set[str]] = defaultdict(set)
     for sample in judged:
         options[sample.record.skill or ""].add(sample.record.answer)
     known = seen_in_training(judged, train)
     kept = [sample for sample, seen in zip(judged, known, strict=True) if seen]
-    chance, majority = [], []
-    for sample in kept:
-        skill = sample.record.skill or ""
-        offered = len(sample.record.options) or len(options[skill])
-        chance.append(1.0 / offered)
-        common = answers[skill].most_common(1)
-        majority.append(float(bool(common) and common[0][0] == sample.record.answer))
     skills = [sample.record.skill or "" for sample in kept]
+    chance = [
+        1.0 / (len(sample.record.options) or len(options[skill]))
+        for sample, skill in zip(kept, skills, strict=True)
+    ]
+    majority = _majority(train, kept)
     return [_reference("chance", chance, skills), _reference("majority answer", majority, skills)]
+
+
+def _majority(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
+    """Whether the training data's most frequent answer to a question's skill is right."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in train:
+        answers[sample.record.skill or ""][sample.record.answer] += 1
+    common = {skill: counts.most_common(1)[0][0] for skill, counts in answers.items()}
+    return [float(common.get(s.record.skill or "") == s.record.answer) for s in judged]
 
 
 def _reference(name: str, values: Sequence[float], skills: Sequence[str]) -> ReferenceRow:
@@ -362,6 +369,28 @@ def _hashes(config: CompareConfig) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _against_majority(
+    gathered: Gathered, working: Sequence[str], judged: Sequence[Sample], kind: str
+) -> list[str]:
+    """Say which methods are not better than always giving the most frequent answer."""
+    seen = seen_in_training(judged, gathered.splits.train)
+    kept = [sample for sample, known in zip(judged, seen, strict=True) if known]
+    majority, groups = np.array(_majority(gathered.splits.train, kept)), groups_of(kept)
+    gains = {
+        name: mean_interval(gathered.scores(name, kind)[:, seen] - majority, groups=groups)
+        for name in working
+    }
+    behind = [name for name, gain in gains.items() if gain.low <= 0]
+    if not behind:
+        return []
+    who = "No method" if len(behind) == len(working) else "Not every method"
+    return [
+        f"{who} is better than always giving the training data's most frequent answer, which is right in "
+        f"{majority.mean():.1%}: the 95 % interval of the difference reaches 0 or below for "
+        f"{', '.join(behind)}."
+    ]
 
 
 def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfig) -> list[str]:
