@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from modalign.errors import DataError
 T = TypeVar("T")
 
 KEPT = 4  # files and row groups
+READING = threading.Lock()  # media are checked in threads; a file must not be read once in each
 MISSING = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell may look like, in any case
 
 
@@ -92,7 +94,8 @@ def parquet_row(media: Media, file: Path, row: int, columns: Sequence[str]) -> d
     if row >= ends[-1]:
         raise SignalError("broken-media", media, _no_row(row, ends[-1]))
     group = next(number for number, end in enumerate(ends) if row < end)
-    table = _group(str(file), file.stat().st_mtime_ns, group, tuple(columns))
+    with READING:
+        table = _group(str(file), file.stat().st_mtime_ns, group, tuple(columns))
     place = row - (ends[group - 1] if group else 0)
     return {name: table.column(name)[place].as_py() for name in columns}
 
@@ -106,7 +109,8 @@ def _opened(media: Media, read: Callable[[str, int], T], file: Path) -> T:
     import pyarrow as pa  # type: ignore[import-untyped]
 
     try:
-        return read(str(file), file.stat().st_mtime_ns)
+        with READING:
+            return read(str(file), file.stat().st_mtime_ns)
     except FileNotFoundError:
         raise SignalError(
             "missing-media", media, "the file does not exist: put it there or correct the path"
