@@ -136,6 +136,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "'a' is no row" in fault(at(tmp_path / "t.csv", "a"))
 
 
+def test_a_parquet_file_whose_data_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"x": [f"text {i}" for i in range(500)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(1996)
+    path.write_bytes(content)  # the footer still says what should be there
+    assert fault(at(path, 0)).startswith("broken-media: cannot be read")
+
+
 def test_what_a_cell_means() -> None:
     assert [cell(text) for text in (" 1.5 ", "-2", "1e3")] == [1.5, -2.0, 1000.0]
     assert {cell(text) for text in ("", " ", "NA", "n/a", "NaN", "null", "None")} == {None}

@@ -94,8 +94,8 @@ def parquet_row(media: Media, file: Path, row: int, columns: Sequence[str]) -> d
     if row >= ends[-1]:
         raise SignalError("broken-media", media, _no_row(row, ends[-1]))
     group = next(number for number, end in enumerate(ends) if row < end)
-    with READING:
-        table = _group(str(file), file.stat().st_mtime_ns, group, tuple(columns))
+    read = functools.partial(_group, group=group, columns=tuple(columns))
+    table: Any = _opened(media, read, file)
     place = row - (ends[group - 1] if group else 0)
     return {name: table.column(name)[place].as_py() for name in columns}
 
