@@ -15,7 +15,7 @@ from every_modality import composed, encoders, medium, record
 from torch.nn import functional
 
 from modalign.connectors.frames import PerFrame
-from modalign.connectors.registry import connector_class
+from modalign.connectors.registry import connector_class, connectors
 from modalign.data.media import blank_like, check_medium
 from modalign.data.records import MODALITIES, mark
 from modalign.data.supervision import tokenise
@@ -103,6 +103,18 @@ def test_tokens_stand_where_their_medium_stood(model: tuple[Any, Any, Any]) -> N
         expected = joined.language_model(inputs_embeds=embeds).logits[0, batch.keep[0]]
         logits = joined(**batch.model_inputs()).logits
     torch.testing.assert_close(logits.reshape(expected.shape), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", connectors())
+def test_every_connector_takes_clips_of_any_length(name: str, llm_folder: LLM) -> None:
+    """Clips of two and three frames, in one batch and alone."""
+    joined, processor, collator = composed(str(llm_folder("llama")), ("video",), name)
+    samples = [
+        tokenise(record("video", row=row, seed=row), processor.tokenizer) for row in (2, 3, 4)
+    ]
+    alone = [losses(joined, collator, [sample])[0] for sample in samples]
+    assert np.isfinite(alone).all()
+    assert losses(joined, collator, samples) == pytest.approx(alone, rel=1e-4, abs=1e-4)
 
 
 def test_a_connector_of_grids_works_frame_by_frame(model: tuple[Any, Any, Any]) -> None:
