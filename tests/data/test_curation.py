@@ -251,7 +251,7 @@ def pictures(tmp_path: Path) -> Request:
     """A request with every operator that reads other files, media and text."""
     for n in range(6):
         patches = np.random.default_rng(n % 4).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        image = Image.fromarray(patches).resize((32 + n, 32 + n), Image.Resampling.BICUBIC)
+        image = Image.fromarray(patches).resize((64 + n, 64 + n), Image.Resampling.BICUBIC)
         image.save(tmp_path / f"{n}.png")
     rows = [{"image": f"{n}.png", "question": "what?", "answer": str(n % 4)} for n in range(6)]
     data = tiny.write_jsonl(tmp_path / "data.jsonl", rows)

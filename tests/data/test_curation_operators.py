@@ -158,6 +158,18 @@ def test_near_images_survive_resizing_and_encoding(tmp_path: Path, dropped) -> N
     assert list(dropped(NearImages(text="any"), rows)) == [3, 4]
 
 
+def test_an_object_of_another_colour_is_no_near_image(tmp_path: Path, dropped) -> None:
+    """The hash of two drawings may be equal; their colours are not."""
+    rows = []
+    for colour in ("red", "blue"):
+        image = Image.new("RGB", (80, 80), "white")
+        image.paste("black", (0, 40, 80, 80))
+        image.paste(colour, (20, 50, 30, 60))
+        rows.append(ask("what?", image=saved(image, tmp_path / f"{colour}.png")))
+    assert not dropped(NearImages(), rows)
+    assert list(dropped(NearImages(tolerance=None), rows)) == [2]
+
+
 def test_images_of_one_colour_are_never_near(tmp_path: Path, dropped) -> None:
     names = [saved(Image.new("RGB", (9, 9), c), tmp_path / f"{c}.png") for c in ("red", "blue")]
     assert not dropped(NearImages(distance=15), [ask("which colour?", image=n) for n in names])

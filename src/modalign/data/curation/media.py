@@ -38,6 +38,7 @@ class MediumFacts:
         width, height: of an image that was opened, upright.
         phash: 64-bit perceptual hash, None for other media and for images of one colour, of which it
             says nothing.
+        miniature: the image's mean colours in 8 x 8 cells, RGB, where it has a hash.
         fault: kind and message, where it cannot be read.
     """
 
@@ -45,6 +46,7 @@ class MediumFacts:
     width: int | None = None
     height: int | None = None
     phash: int | None = None
+    miniature: bytes | None = None
     fault: tuple[Kind, str] | None = None
 
     @property
@@ -65,7 +67,7 @@ class MediaLibrary:
         self._store, self._hashing = store, hashing
         store.execute(
             "CREATE TABLE IF NOT EXISTS media (path TEXT PRIMARY KEY, content BLOB, width INTEGER,"
-            " height INTEGER, phash INTEGER, kind TEXT, message TEXT) WITHOUT ROWID"
+            " height INTEGER, phash INTEGER, miniature BLOB, kind TEXT, message TEXT) WITHOUT ROWID"
         )
 
     def load(self, rows: Sequence[Row], need: Need) -> list[tuple[int, Problem]]:
@@ -116,20 +118,22 @@ class MediaLibrary:
         if medium.path is None:
             return None
         found = self._store.execute(
-            "SELECT content, width, height, phash, kind, message FROM media WHERE path = ?",
+            "SELECT content, width, height, phash, miniature, kind, message FROM media"
+            " WHERE path = ?",
             (medium.path,),
         ).fetchone()
         if found is None:
             return None
-        content, width, height, phash, kind, message = found
+        content, width, height, phash, miniature, kind, message = found
         unsigned = None if phash is None else phash % 2**64
-        facts = MediumFacts(content, width, height, unsigned, (kind, message) if kind else None)
+        fault = (kind, message) if kind else None
+        facts = MediumFacts(content, width, height, unsigned, miniature, fault)
         pending = need == "picture" and medium.modality == "image" and not facts.opened
         return None if pending else facts
 
     def _keep(self, found: list[tuple[Media, MediumFacts]]) -> None:
         self._store.executemany(
-            "INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     medium.path,
@@ -137,6 +141,7 @@ class MediaLibrary:
                     facts.width,
                     facts.height,
                     None if facts.phash is None else _signed(facts.phash),
+                    facts.miniature,
                     *(facts.fault or (None, None)),
                 )
                 for medium, facts in found
@@ -156,8 +161,9 @@ def _look(medium: Media, need: Need, hashing: bool) -> MediumFacts:
         image = open_image(medium)
     except ImageError as error:
         return MediumFacts(content, fault=(cast("Kind", error.kind), error.reason))
-    phash = perceptual_hash(image) if hashing else None
-    return MediumFacts(content, *image.size, phash)
+    if not hashing or (phash := perceptual_hash(image)) is None:
+        return MediumFacts(content, *image.size)
+    return MediumFacts(content, *image.size, phash, miniature(image))
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
@@ -168,6 +174,11 @@ def perceptual_hash(image: Image.Image) -> int | None:
         return None
     bits: Any = imagehash.phash(image).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def miniature(image: Image.Image) -> bytes:
+    """Mean colours of 8 x 8 cells, row by row."""
+    return image.resize((8, 8), Image.Resampling.BOX).tobytes()
 
 
 def _signed(value: int) -> int:

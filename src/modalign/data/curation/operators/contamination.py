@@ -14,6 +14,7 @@ from modalign.data.curation.inputs import Input, Row, batches
 from modalign.data.curation.media import Need
 from modalign.data.curation.minhash import normalise
 from modalign.data.curation.operators.base import Judge, Operator, Workplace
+from modalign.data.curation.operators.looks import LOOK, compare_looks, is_near, look_of
 from modalign.data.curation.store import Drop
 from modalign.errors import DataError
 
@@ -30,6 +31,7 @@ class Contamination(Operator):
         against: evaluation data sets.
         media: whether rows with a medium of equal content go.
         distance: bits by which the hash of a near-equal image may differ; null: no such search.
+        tolerance: by which its mean colours may differ, as in `near_images`.
         ngram: words per n-gram (13: Brown et al., 2020, appendix C); null: no comparison of text.
         overlap: the share of a row's n-grams that the evaluation data must have.
     """
@@ -41,6 +43,7 @@ class Contamination(Operator):
     against: tuple[str, ...] = Field(min_length=1)
     media: bool = True
     distance: int | None = Field(default=4, ge=0, le=15)
+    tolerance: int | None = Field(default=24, ge=0, le=255)
     ngram: int | None = Field(default=13, ge=1)
     overlap: float = Field(default=0.5, gt=0, le=1)
 
@@ -73,8 +76,8 @@ class _Judge(Judge):
     def __init__(self, settings: Contamination, place: Workplace) -> None:
         self._settings = settings
         self._contents: dict[bytes, str] = {}
-        self._names: list[str] = []  # of the images behind `hashes`
-        hashes: list[int] = []
+        self._names: list[str] = []  # of the images behind `looks`
+        looks = [np.empty(0, dtype=LOOK)]
         grams = [np.empty(0, dtype=np.uint64)]
         for index, path in enumerate(settings.against):
             done = 0
@@ -83,14 +86,14 @@ class _Judge(Judge):
                     name = str(row.record.source)
                     for facts in row.media:
                         self._contents.setdefault(facts.content, name)
-                        if facts.phash is not None:
-                            hashes.append(facts.phash)
+                        if (look := look_of(facts)) is not None:
+                            looks.append(look)
                             self._names.append(name)
                 found = [np.array(self._grams(row)[1], dtype=np.uint64) for row in rows]
                 grams.append(np.unique(np.concatenate(found)))
                 done += len(rows)
                 place.progress(f"read {path}", done, done)
-        self._hashes = np.array(hashes, dtype=np.uint64)
+        self._looks = np.concatenate(looks)
         self._known = np.unique(np.concatenate(grams))
 
     def judge(self, rows: Sequence[Row]) -> Iterator[Drop]:
@@ -104,13 +107,19 @@ class _Judge(Judge):
         for facts in row.media:
             if settings.media and facts.content in self._contents:
                 return f"has a medium of {self._contents[facts.content]}"
-            if settings.distance is None or facts.phash is None or not self._hashes.size:
+            look = look_of(facts)
+            if settings.distance is None or look is None:
                 continue
-            distances = np.bitwise_count(self._hashes ^ np.uint64(facts.phash))
-            nearest = int(distances.argmin())
-            if distances[nearest] <= settings.distance:
-                bits = int(distances[nearest])
-                return f"image hash {bits} bits from an image of {self._names[nearest]}"
+            candidates = np.flatnonzero(
+                np.bitwise_count(self._looks["phash"] ^ look["phash"]) <= settings.distance
+            )
+            distances, differences = compare_looks(look, self._looks[candidates])
+            near = np.flatnonzero(
+                is_near(distances, differences, settings.distance, settings.tolerance)
+            )
+            if near.size:
+                name = self._names[candidates[near[0]]]
+                return f"image hash {int(distances[near[0]])} bits from an image of {name}"
         return None
 
     def _text_reason(self, row: Row) -> str | None:

@@ -1,4 +1,4 @@
-"""Rows whose images look like an earlier kept row's: perceptual hashes within a Hamming distance."""
+"""Rows whose images look like an earlier kept row's: perceptual hashes find candidates, colours decide."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from modalign.data.curation.media import Need
 from modalign.data.curation.minhash import GOLDEN, mix, normalise
 from modalign.data.curation.neighbours import Neighbours
 from modalign.data.curation.operators.base import Judge, Operator, Workplace
+from modalign.data.curation.operators.looks import LOOK, compare_looks, is_near, look_of
 from modalign.data.curation.store import Drop
 
 BITS = 64
 
 
 class NearImages(Operator):
-    """Keep the first of rows that have as many images, each within `distance` bits of the other's.
+    """Keep the first of rows that have as many images, each a copy of the other's but for its encoding.
+
+    That is: the hashes differ in at most `distance` bits, and no cell's mean colour by more than
+    `tolerance`.
 
     Of 64 bits in `distance` + 1 bands, two hashes that differ in `distance` bits agree in a whole
     band: the search finds every pair. Images of one colour have no hash and are never near.
 
     Attributes:
         distance: bits that may differ; resizing and re-encoding change few.
+        tolerance: of a colour channel, of 255; resizing and JPEG change few units. null: hashes decide.
         text: `same`: only rows with equal normalised text are compared (ten questions on one image
             are no duplicates); `any`: images alone decide.
     """
@@ -37,6 +42,7 @@ class NearImages(Operator):
     libraries: ClassVar[tuple[str, ...]] = ("imagehash", "pillow", "scipy")
 
     distance: int = Field(default=4, ge=0, le=15)
+    tolerance: int | None = Field(default=24, ge=0, le=255)
     text: Literal["same", "any"] = "same"
 
     @property
@@ -64,22 +70,22 @@ class _Judge(Judge):
     def __init__(self, settings: NearImages, place: Workplace) -> None:
         self._settings, self._place = settings, place
         self._neighbours = Neighbours(place.store, place.prefix, settings.distance + 1)
-        self._hashes = f"{place.prefix}_hashes"
+        self._images = f"{place.prefix}_images"
         place.store.execute(
-            f"CREATE TABLE IF NOT EXISTS {self._hashes} (position INTEGER PRIMARY KEY, hashes BLOB)"
+            f"CREATE TABLE IF NOT EXISTS {self._images} (position INTEGER PRIMARY KEY, looks BLOB)"
         )
 
     def judge(self, rows: Sequence[Row]) -> Iterator[Drop]:
-        hashed = [(row, hashes) for row in rows if (hashes := image_hashes(row))]
-        if not hashed:
+        seen = [(row, looks) for row in rows if (looks := looks_of(row)) is not None]
+        if not seen:
             return
-        first = np.array([hashes[0] for _, hashes in hashed], dtype=np.uint64)
-        salt = [self._salt(row, len(hashes)) for row, hashes in hashed]
+        first = np.array([looks["phash"][0] for _, looks in seen])
+        salt = [self._salt(row, len(looks)) for row, looks in seen]
         keys = band_keys(first, self._settings.distance + 1, np.array(salt, dtype=np.uint64))
-        self._neighbours.add(np.array([row.position for row, _ in hashed]), keys)
+        self._neighbours.add(np.array([row.position for row, _ in seen]), keys)
         self._place.store.executemany(
-            f"INSERT OR REPLACE INTO {self._hashes} VALUES (?, ?)",
-            ((row.position, np.array(h, dtype=np.uint64).tobytes()) for row, h in hashed),
+            f"INSERT OR REPLACE INTO {self._images} VALUES (?, ?)",
+            ((row.position, looks.tobytes()) for row, looks in seen),
         )
         yield from ()
 
@@ -94,32 +100,35 @@ class _Judge(Judge):
     def _near(self, position: int, candidates: Sequence[int]) -> str | None:
         if not candidates:
             return None
-        own = self._hashes_of(position)
-        others = np.stack([self._hashes_of(candidate) for candidate in candidates])
-        distances = np.bitwise_count(own ^ others).max(axis=1)
-        near = np.flatnonzero(distances <= self._settings.distance)
+        others = np.stack([self._looks(candidate) for candidate in candidates])
+        distances, differences = (
+            found.max(axis=1) for found in compare_looks(self._looks(position), others)
+        )
+        near = np.flatnonzero(
+            is_near(distances, differences, self._settings.distance, self._settings.tolerance)
+        )
         if not near.size:
             return None
         first = int(near[0])
         name = self._place.name_of(candidates[first])
         return f"image hash {int(distances[first])} bits from that of {name}"
 
-    def _hashes_of(self, position: int) -> np.ndarray:
+    def _looks(self, position: int) -> np.ndarray:
         (blob,) = self._place.store.execute(
-            f"SELECT hashes FROM {self._hashes} WHERE position = ?", (position,)
+            f"SELECT looks FROM {self._images} WHERE position = ?", (position,)
         ).fetchone()
-        return np.frombuffer(blob, dtype=np.uint64)
+        return np.frombuffer(blob, dtype=LOOK)
 
 
-def image_hashes(row: Row) -> list[int]:
-    """The hashes of a row's images, or none if one of them has none."""
-    images = [
-        facts
+def looks_of(row: Row) -> np.ndarray | None:
+    """The looks of a row's images, (n,) of `LOOK`; None if it has none, or one of them has no hash."""
+    looks = [
+        look_of(facts)
         for media, facts in zip(row.record.media(), row.media, strict=True)
         if media.modality == "image"
     ]
-    hashes = [facts.phash for facts in images if facts.phash is not None]
-    return hashes if len(hashes) == len(images) else []
+    hashed = [look for look in looks if look is not None]
+    return np.concatenate(hashed) if hashed and len(hashed) == len(looks) else None
 
 
 def band_keys(hashes: np.ndarray, bands: int, salt: np.ndarray) -> np.ndarray:
