@@ -1,6 +1,6 @@
 """CounterFact and zsRE for real, on a small model into which their true facts were first tuned.
 
-    python -m bench.editing_facts --out DIR [--limit N] [--quick]
+    python -m bench.editing_facts --out DIR [--limit N] [--quick] [--lambda 50 --lambda 500]
 
 1. 1,000 conflict-free CounterFact edits (one paraphrase and one neighbour each, where the published
    file has two and ten) and all 500 zsRE edits of ``../shared/data/editing``.
@@ -14,7 +14,8 @@
    facts up at the subject's last token; without them every edit scores 0.
 3. ``modalign edit compare`` of all methods at 1,000 and at 500 edits; S per method as it is, PMET
    against MEMIT with its interval. Settings are those of another small model (``SETTINGS`` below,
-   AlphaEdit's two scaled to the size of the keys): not one was chosen on these edits.
+   AlphaEdit's two scaled to the size of the keys): not one was chosen on these edits. ``--lambda``
+   compares PMET and MEMIT again under other weights of the key covariance; their values are found again.
 
 Every step goes on where it was stopped: run the same command again.
 """
@@ -78,6 +79,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 # AlphaEdit's threshold and L2 are not relative to the keys' size, as lambda is. On that model, whose keys
 # have this mean square (the median of its layers), 0.02 and 0.1 were right.
 KEY_SIZE, NULL_THRESHOLD, L2 = 0.078, 0.02, 0.1
+
+
+WEIGHED = ("pmet", "memit")
 
 
 @dataclass(frozen=True)
@@ -373,9 +377,15 @@ def compare(
     modes: tuple[Mode, ...],
     progress: Any,
     said: Callable[[str], None],
+    weight: float | None = None,
 ) -> EditComparison:
-    """All methods on all edits of one file."""
+    """All methods on all edits of one file; with a ``weight`` of C0, the two that weigh it by lambda."""
     file = out / f"{task}.json"
+    folder = folder_of(out, task, weight)
+    if weight is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "cache").exists():
+            (folder / "cache").symlink_to(Path("..") / task / "cache")
     write_atomically(file, json.dumps([_plain(edit) for edit in edits], ensure_ascii=False))
     early = list(range(plan.recipe.early))
     layers = {"pmet": early, "memit": early, "alphaedit": early, "rome": early[-1:]}
@@ -383,12 +393,15 @@ def compare(
     settings = {name: dict(SETTINGS.get(name, {})) for name in ("", *METHODS)}
     for name, chosen in layers.items():
         settings[name]["layers"] = chosen
+    if weight is not None:
+        settings[""]["covariance_weight"] = weight
     scale = key_size(model, early, out / task / "cache") / KEY_SIZE
     settings["alphaedit"] |= {"null_threshold": NULL_THRESHOLD * scale, "l2": L2 * scale}
     request = CompareRequest(
         model=str(model),
         edits=file,
-        out=out / task,
+        out=folder,
+        methods=tuple(METHODS) if weight is None else WEIGHED,
         sizes=(len(edits),),
         modes=modes,
         task=task,
@@ -400,6 +413,11 @@ def compare(
         command=f"python -m bench.editing_facts --out {out}",
     )
     return compare_edits(request, progress, said)
+
+
+def folder_of(out: Path, task: str, weight: float | None) -> Path:
+    """Where a comparison is written."""
+    return out / (task if weight is None else f"{task}-lambda-{weight:g}")
 
 
 def key_size(model: Path, layers: Sequence[int], cache: Path) -> float:
@@ -465,6 +483,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="60 edits, a smaller model: minutes")
     parser.add_argument("--family", choices=("llama", "gptj"), default="llama")
     parser.add_argument("--modes", default="batch")
+    parser.add_argument(
+        "--lambda",
+        dest="weights",
+        type=float,
+        action="append",
+        default=[],
+        help="repeat for several",
+    )
     parser.add_argument("--only-model", action="store_true", help="stop when the facts are in")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -492,14 +518,25 @@ def main() -> None:
     if arguments.only_model:
         return
     modes: Any = tuple(arguments.modes.split(","))
-    for task in ("counterfact", "zsre"):
-        said: list[str] = []
-        with bars() as progress:
-            found = compare(
-                task, edits[task], folder, arguments.out, plan, modes, progress, said.append
-            )
-        show(found)
-        print(f"  report: {arguments.out / task / 'report.html'}")
+    for weight in (None, *arguments.weights):
+        for task in ("counterfact", "zsre"):
+            said: list[str] = []
+            with bars() as progress:
+                found = compare(
+                    task,
+                    edits[task],
+                    folder,
+                    arguments.out,
+                    plan,
+                    modes,
+                    progress,
+                    said.append,
+                    weight,
+                )
+            if weight is not None:
+                print(f"lambda {weight:g}")
+            show(found)
+            print(f"  report: {folder_of(arguments.out, task, weight) / 'report.html'}")
 
 
 if __name__ == "__main__":
