@@ -39,6 +39,8 @@ LINES: Mapping[str, Any] = {
 }
 # A program or a plan says which medium it means by this argument; no tool may have one of its own.
 MEDIUM = "medium"
+TIMEOUT = 60.0  # seconds
+MAX_CHARACTERS = 20_000
 
 
 class ToolError(ModalignError):
@@ -159,8 +161,8 @@ class Tool(ABC):
         signature: Signature | None = None,
         modalities: tuple[str, ...] = MODALITIES,
         reads_annotations: bool = False,
-        timeout: float = 60.0,
-        max_characters: int = 20_000,
+        timeout: float = TIMEOUT,
+        max_characters: int = MAX_CHARACTERS,
     ) -> None:
         if not name.isidentifier():
             raise UsageError(f"a tool is called {name!r}: letters, digits and _ only")

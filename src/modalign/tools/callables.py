@@ -8,6 +8,7 @@ from typing import Any
 from modalign.data.records import Media
 from modalign.errors import UsageError
 from modalign.tools.base import (
+    MAX_CHARACTERS,
     HashFile,
     Json,
     NotTextError,
@@ -66,7 +67,7 @@ class IsolatedTool(Tool):
     def __init__(self, target: str, key: Json, **settings: Any) -> None:
         self._target = target
         self._key = key
-        self._process = _started(target, settings["max_characters"])
+        self._process = _started(target, settings.setdefault("max_characters", MAX_CHARACTERS))
         said = self._process.description
         settings["description"] = settings.get("description") or said["description"]
         if settings.get("reads_annotations") is None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from modalign.data.records import MODALITIES
+from modalign.tools.base import MAX_CHARACTERS, TIMEOUT
 
 
 class _Spec(BaseModel):
@@ -27,8 +28,8 @@ class _Spec(BaseModel):
     description: str | None = None
     modalities: tuple[Literal[MODALITIES], ...] | None = None  # type: ignore[valid-type]
     arguments: dict[str, Any] = Field(default_factory=dict)
-    timeout: PositiveFloat = 60.0
-    max_characters: PositiveInt = 20_000
+    timeout: PositiveFloat = TIMEOUT
+    max_characters: PositiveInt = MAX_CHARACTERS
 
 
 class CallableSpec(_Spec):
