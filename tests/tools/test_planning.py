@@ -275,7 +275,7 @@ def test_text_is_read_instead_of_media() -> None:
     way = TextAssisted(chain, chat)
     answer = way.answer("how many?", [PICTURE])
     assert (answer.text, answer.failures) == ("two", {})
-    assert "detect: cat; dog; cat" in chat.asked[0][0][0]["content"]
+    assert chat.asked[0][0][0]["content"] == "detect: cat; dog; cat\nhow many?"
     answer = way.answer("and now?", [PICTURE, Media("audio", data=b"noise")])
     assert answer.failures == {"tool-raised": 1}
     assert "Medium 1:" in chat.asked[1][0][0]["content"]

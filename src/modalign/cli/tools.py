@@ -177,9 +177,10 @@ def _chat(
         raise UsageError("--endpoint needs --model NAME")
     if key_variable is not None and not os.environ.get(key_variable):
         raise UsageError(f"--key-variable: the environment variable {key_variable} is not set")
-    from modalign.endpoints import ChatEndpoint
+    from modalign.endpoints import ChatEndpoint, Retries
 
-    return ChatEndpoint(endpoint, model, os.environ[key_variable] if key_variable else None)
+    key = os.environ[key_variable] if key_variable else None
+    return ChatEndpoint(endpoint, model, key, retries=Retries(attempts=3))  # somebody is waiting
 
 
 def _show_answer(answer: Answer) -> None:

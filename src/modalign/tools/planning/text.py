@@ -1,4 +1,7 @@
-"""*Natural-language-assisted* tool use: the model reads the tools' text, and answers from it alone."""
+"""*Natural-language-assisted* tool use: the tools' text stands where the media would, then the question.
+
+Nothing else is said, as in training and comparison on tool text: a small model knows no other form.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,6 @@ from modalign.data.records import Media
 from modalign.endpoints import Chat
 from modalign.tools.chain import ToolChain
 from modalign.tools.planning.answer import Answer, Transcript
-
-PROMPT = """\
-{blocks}
-
-Answer with the answer alone, as short as the question allows.
-Question: {question}"""
 
 
 class TextAssisted:
@@ -47,7 +44,7 @@ class TextAssisted:
         transcript.failures.update(self._problems() - known)
         if len(texts) > 1:
             texts = [f"Medium {place}:\n{text}" for place, text in enumerate(texts)]
-        prompt = PROMPT.format(blocks="\n".join(texts), question=question)
+        prompt = "\n".join([*(text.rstrip("\n") for text in texts), question])
         reply = transcript.ask([{"role": "user", "content": prompt}])
         return transcript.end(reply.text if reply else None)
 
