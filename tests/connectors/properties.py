@@ -28,14 +28,25 @@ TABLE_PAIRS = (CLIP_L_TO_7B, SIGLIP_B_TO_HALF_B, SIGLIP_B_TO_135M)
 
 #: The size of the demo: runs in milliseconds.
 TINY = Widths(64, 96, 36, (6, 6), num_layers=4, num_heads=4)
+#: Rows of the language model's embedding that every connector is shown.
+VOCABULARY = 50
 #: A grid that is not square, with an even number of rows and columns.
 TINY_OBLONG = Widths(32, 48, 24, (4, 6), num_layers=4, num_heads=4)
 
 
 def build(cls: type[Connector], widths: Widths, options: Options, seed: int = 0) -> Connector:
-    """The connector in evaluation mode, initialised under ``seed``."""
+    """The connector in evaluation mode, initialised under ``seed``, before a language model."""
     torch.manual_seed(seed)
-    return cls(widths, **options).eval()
+    connector = cls(widths, **options).eval()
+    connector.attach_embeddings(embedding(widths))
+    return connector
+
+
+def embedding(widths: Widths, rows: int = VOCABULARY) -> nn.Embedding:
+    """A language model's input embedding, always the same, of rows of unequal length."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(rows, widths.hidden_size, generator=generator)
+    return nn.Embedding.from_pretrained(weight * torch.linspace(0.5, 2, rows)[:, None])
 
 
 def perturbed(connector: M, scale: float = 0.1) -> M:

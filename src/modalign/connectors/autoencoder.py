@@ -1,36 +1,38 @@
 """Stage one of connectors with a code: rebuild the encoder's features from it, without the LLM.
 
-    features (B, N, d) -> code (B, M, c) -> N learnt queries read it -> features (B, N, d)
+    features (B, N, d) -> code (B, M, c) -> decoder -> features (B, N, d)
 
 What is rebuilt are the features, layer-normed each (no affine): large dimensions of a tower would
-otherwise be all that counts, and an error of 1 is that of always answering zero. The decoder is a
-resampler core of two layers whose latents are one query per place of the signal. A model that is
-saved does not carry this file.
+otherwise be all that counts, and an error of 1 is that of always answering zero. A window's features
+are rebuilt from its code by affine maps with a tanh between them; features that queries read, by a
+resampler core with one query per place of the signal. A model that is saved does not carry this file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import ConnectorError, linear_flops, zero_masked
-from modalign.connectors.codes import Code, CodeEncoder
+from modalign.connectors.base import ConnectorError, Grid, linear_flops, zero_masked
+from modalign.connectors.codes import Code, CodeEncoder, WindowEncoder
 from modalign.connectors.perceivers.resampler import ResamplerCore
+from modalign.connectors.perceivers.variational import GaussianEncoder
 
 DECODER_LAYERS = 2
 
 
 @dataclass
 class Reconstruction:
-    """What the terms of stage one read.
+    """What the terms of stage one read (R places to rebuild).
 
     Attributes:
         codes: of all media, one entry per connector: here one.
-        rebuilt: (B, N, d).
-        target: (B, N, d) layer-normed features.
-        mask: (B, N) bool, where there is a feature.
+        rebuilt: (B, R, d).
+        target: (B, R, d) layer-normed features.
+        mask: (B, R) bool, where there is a feature.
     """
 
     codes: list[Code]
@@ -42,37 +44,102 @@ class Reconstruction:
 class Autoencoder(nn.Module):
     """A connector's code encoder, by reference, and a decoder of its own.
 
+    What turns the code into the LLM's embeddings is not held.
+    """
+
+    def __init__(self, encoder: CodeEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @abstractmethod
+    def decode(
+        self, code: Code, target: Tensor, mask: Tensor, grid: Grid | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rebuilt, target and mask in the order in which the decoder rebuilds."""
+
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Reconstruction:
+        """Features (B, N, d), mask (B, N) -> their code and what was rebuilt from it."""
+        code = self.encoder(features, mask, grid)
+        target = functional.layer_norm(zero_masked(features, mask).float(), features.shape[-1:])
+        return Reconstruction([code], *self.decode(code, target, mask, grid))
+
+    @abstractmethod
+    def flops(self, num_features: int) -> float:
+        """FLOPs of one item, forward, without those of choosing."""
+
+
+class WindowAutoencoder(Autoencoder):
+    """Each window's features from its own code."""
+
+    encoder: WindowEncoder
+
+    def __init__(self, encoder: WindowEncoder, code_width: int) -> None:
+        super().__init__(encoder)
+        self.enter = nn.Linear(code_width, encoder.hidden)
+        self.out = nn.Linear(encoder.hidden, encoder.enter.in_features)
+
+    def decode(
+        self, code: Code, target: Tensor, mask: Tensor, grid: Grid | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows side by side: R = M * window."""
+        folded, present = self.encoder.fold(target, mask, grid)
+        rebuilt = self.out(self.enter(code.values.to(self.enter.weight.dtype)).tanh())
+        return rebuilt.view_as(folded).flatten(1, 2), folded.flatten(1, 2), present.flatten(1)
+
+    def flops(self, num_features: int) -> float:
+        """Encoder and the two maps back."""
+        M, width = self.encoder.places(num_features), self.encoder.hidden
+        back = linear_flops(M, self.enter.in_features, width)
+        return (
+            self.encoder.flops(num_features) + back + linear_flops(M, width, self.out.out_features)
+        )
+
+
+class QueryAutoencoder(Autoencoder):
+    """All features from all of the code, by N learnt queries (B, N, width) that read it."""
+
+    encoder: GaussianEncoder
+
+    def __init__(self, encoder: GaussianEncoder, code_width: int, num_features: int) -> None:
+        super().__init__(encoder)
+        options = encoder.core_options | {"num_tokens": num_features, "layers": DECODER_LAYERS}
+        self.code_width, self.options = code_width, options
+        self.decoder = ResamplerCore(code_width, **options)
+        self.out = nn.Linear(options["width"], encoder.feature_size)
+
+    def decode(
+        self, code: Code, target: Tensor, mask: Tensor, grid: Grid | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """In the features' own order: R = N."""
+        N, most = mask.shape[1], self.options["num_tokens"]
+        if most < N:
+            raise ConnectorError(f"stage one was built for {most} features per item, not {N}")
+        values = code.values.to(self.out.weight.dtype)
+        return self.out(self.decoder(values, code.mask)[:, :N]), target, mask
+
+    def flops(self, num_features: int) -> float:
+        """Encoder, the reading of the code, the map back."""
+        read = ResamplerCore.flops_for(
+            self.code_width, num_features=self.encoder.num_tokens, **self.options
+        )
+        places, width = self.options["num_tokens"], self.options["width"]
+        return (
+            self.encoder.flops(num_features)
+            + read
+            + linear_flops(places, width, self.encoder.feature_size)
+        )
+
+
+def autoencoder_of(encoder: CodeEncoder, code_width: int, num_features: int) -> Autoencoder:
+    """The auto-encoder around a connector's encoder.
+
     Args:
-        encoder: trained here; what turns its code into the LLM's embeddings is not held.
+        encoder: trained in it.
         code_width: c.
         num_features: N, the most features of an item.
     """
-
-    def __init__(self, encoder: CodeEncoder, code_width: int, num_features: int) -> None:
-        super().__init__()
-        self.encoder, self.code_width = encoder, code_width
-        self.size = replace(encoder.size, num_tokens=num_features, layers=DECODER_LAYERS)
-        self.decoder = ResamplerCore(code_width, **self.size.options)
-        self.out = nn.Linear(self.size.width, encoder.feature_size)
-
-    def forward(self, features: Tensor, mask: Tensor) -> Reconstruction:
-        """Features (B, N, d), mask (B, N) -> their code and what was rebuilt from it."""
-        N, d = features.shape[1:]
-        if self.size.num_tokens < N:
-            raise ConnectorError(
-                f"stage one was built for {self.size.num_tokens} features per item, not {N}"
-            )
-        code = self.encoder(features, mask)
-        values = code.values.to(self.out.weight.dtype)
-        rebuilt = self.out(self.decoder(values, mask.new_ones(values.shape[:2]))[:, :N])
-        target = functional.layer_norm(zero_masked(features, mask).float(), (d,))
-        return Reconstruction([code], rebuilt, target, mask)
-
-    def flops(self, num_features: int) -> float:
-        """FLOPs of one forward pass over one item."""
-        places, width = self.size.num_tokens, self.size.width
-        read = ResamplerCore.flops_for(
-            self.code_width, num_features=self.encoder.size.num_tokens, **self.size.options
-        )
-        out = linear_flops(places, width, self.encoder.feature_size)
-        return self.encoder.flops(num_features) + read + out
+    if isinstance(encoder, WindowEncoder):
+        return WindowAutoencoder(encoder, code_width)
+    if isinstance(encoder, GaussianEncoder):
+        return QueryAutoencoder(encoder, code_width, num_features)
+    raise ConnectorError(f"{type(encoder).__name__} has no decoder for a stage one")

@@ -125,8 +125,8 @@ class Connector(nn.Module, ABC):
         """Return what the last training forward left for objective terms, once; None: nothing."""
         return None
 
-    def diagnose(self, media: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Figures beside accuracy that a report shows, over (features, mask) batches; {}: none."""
+    def diagnose(self, media: Iterable[tuple[Tensor, Tensor, Grid | None]]) -> dict[str, float]:
+        """Figures beside accuracy for reports, over (features, mask, grid) batches; {}: none."""
         return {}
 
 

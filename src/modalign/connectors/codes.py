@@ -3,9 +3,8 @@
     features (B, N, d) -> CodeEncoder -> code (B, M, c) -> embeddings (B, M, D)
                                               '-> Autoencoder (stage one) -> features (B, N, d)
 
-The encoder is a resampler core with an affine map behind it. Discrete codes choose one of K vectors
-by direction: input and vectors are compared on the unit sphere (ViT-VQGAN, arXiv 2110.04627), which
-keeps the two from running away from each other.
+Discrete codes choose one of K vectors by direction: inputs and vectors are compared on the unit
+sphere (ViT-VQGAN, arXiv 2110.04627), which keeps the two from running away from each other.
 
 What objective terms read of a code is kept by the training forward pass and taken once by
 ``take_code``; nothing is kept in evaluation.
@@ -24,17 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Widths,
-    affine_parameters,
-    full_mask,
-    linear_flops,
-    quarter_tokens,
+from modalign.connectors.base import Grid, PrefixConnector, affine_parameters, linear_flops
+from modalign.connectors.converters.layers import (
+    check_factor,
+    require_positive,
+    space_to_depth,
+    square_side,
 )
-from modalign.connectors.layers import heads_of
-from modalign.connectors.perceivers.resampler import ResamplerCore
+from modalign.connectors.layers import windows
 
 AUTOENCODER = "modalign.connectors.autoencoder"
 CHUNK = 16384  # vectors compared at a time: a vocabulary in float32 would take gigabytes
@@ -46,9 +42,11 @@ class Code:
 
     Attributes:
         values: (B, M, c), what is decoded and embedded; gradients reach the encoder through it.
+        mask: (B, M) bool, where there is a place.
     """
 
     values: Tensor
+    mask: Tensor
 
 
 @dataclass
@@ -129,76 +127,112 @@ def dead_rate(counts: Tensor) -> float:
     return float((counts == 0).double().mean())
 
 
-# ---------------------------------------------------------------------- the network and the contract
-
-
-@dataclass(frozen=True)
-class CoreSize:
-    """Size of the resampler core that reads the features: M latents, layers, heads, FFN width."""
-
-    num_tokens: int
-    width: int
-    layers: int
-    heads: int
-    ffn: int
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of :class:`ResamplerCore`, in the form whose latents read the features alone."""
-        return {**vars(self), "head_size": self.width // self.heads, "style": "cross"}
-
-    @classmethod
-    def matched(cls, widths: Widths) -> dict[str, int]:
-        """Options of the size matched to the LLM: two layers of its width, about N/4 tokens."""
-        width = min(widths.hidden_size, 1024)
-        return vars(cls(quarter_tokens(widths), width, 2, heads_of(width), 4 * width))
+# ---------------------------------------------------------------------- encoders
 
 
 class CodeEncoder(nn.Module):
-    """Features -> code: a resampler core, then an affine map to ``outputs``."""
+    """Features -> code; what stage one trains. Subclasses end in the affine map ``out``."""
 
-    def __init__(self, feature_size: int, outputs: int, size: CoreSize) -> None:
-        super().__init__()
-        self.feature_size, self.size = feature_size, size
-        self.core = ResamplerCore(feature_size, **size.options)
-        self.out = nn.Linear(size.width, outputs)
+    feature_size: int
+    out: nn.Linear
 
     @abstractmethod
-    def forward(self, features: Tensor, mask: Tensor) -> Code:
-        """Features (B, N, d), mask (B, N) -> code of M places, whatever N is."""
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Code:
+        """Features (B, N, d), mask (B, N) -> code of M places."""
 
-    def start(self, features: Tensor, mask: Tensor) -> None:
+    @abstractmethod
+    def flops(self, num_features: int) -> float:
+        """FLOPs of one item, without those of choosing."""
+
+    def start(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> None:
         """Choose initial values by the features of some training media."""
 
-    def read(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, N, d), mask (B, N) -> (B, M, outputs)."""
-        return self.out(self.core(features, mask))
+
+class WindowEncoder(CodeEncoder):
+    """Windows of neighbouring features -> affine, tanh, affine: one code for each window.
+
+    On a grid windows are squares, else neighbours in order; the last may be partly padding. Affine
+    maps with a tanh between them stand before the codes of BEiT v2 (arXiv 2208.06366) and of SEED.
+
+    Args:
+        feature_size: d.
+        window: features per code; on a grid a square number whose root divides both sides.
+        hidden: width after the first map.
+        outputs: width after the second.
+        grid: the encoder's, for the check of the window.
+        name: the connector, for error messages.
+    """
+
+    def __init__(
+        self,
+        feature_size: int,
+        window: int,
+        hidden: int,
+        outputs: int,
+        grid: Grid | None,
+        name: str,
+    ) -> None:
+        super().__init__()
+        require_positive(name, window=window)
+        if grid is not None:
+            check_factor(square_side(window, name), grid, name)
+        self.feature_size, self.window, self.hidden = feature_size, window, hidden
+        self.grid, self.name = grid, name
+        self.enter = nn.Linear(window * feature_size, hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def fold(self, features: Tensor, mask: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
+        """Features (B, N, d), mask (B, N) -> windows (B, M, window, d), mask (B, M, window)."""
+        if grid is None:
+            return windows(features, mask, self.window)
+        side = square_side(self.window, self.name)
+        folded, _ = space_to_depth(features, mask, grid, side, self.name)
+        present, _ = space_to_depth(mask.unsqueeze(-1).float(), mask, grid, side, self.name)
+        return folded.unflatten(-1, (self.window, -1)), present > 0
+
+    def read(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features (B, N, d), mask (B, N) -> (B, M, outputs), mask (B, M)."""
+        folded, present = self.fold(features, mask, grid)
+        return self.out(self.enter(folded.flatten(2)).tanh()), present.any(-1)
 
     @torch.no_grad()
     def spread(
-        self, features: Tensor, mask: Tensor, mean: Tensor | float, std: Tensor | float
+        self, found: tuple[Tensor, Tensor], mean: Tensor | float, std: Tensor | float
     ) -> None:
         """Give what :meth:`read` makes of a batch that mean and deviation in every dimension.
 
-        A new network gives nearly the same for all media, so all of them would choose one code.
+        A new network gives nearly the same for all media, so that all would choose one code.
+
+        Args:
+            found: what it makes of them now.
+            mean: (outputs,), or one number.
+            std: likewise.
         """
-        found = self.read(features, mask).flatten(0, 1)
-        factor = std / found.std(0).clamp(min=1e-6)
-        self.out.bias.copy_((self.out.bias - found.mean(0)) * factor + mean)
+        places = found[0][found[1]]
+        factor = std / places.std(0).clamp(min=1e-6)
+        self.out.bias.copy_((self.out.bias - places.mean(0)) * factor + mean)
         self.out.weight.mul_(factor.unsqueeze(-1))
 
+    def places(self, num_features: int) -> int:
+        """M of an item with N features."""
+        return -(-num_features // self.window)
+
     def flops(self, num_features: int) -> float:
-        """FLOPs of :meth:`read` on one item."""
-        core = ResamplerCore.flops_for(
-            self.feature_size, num_features=num_features, **self.size.options
+        """The two maps."""
+        M, d = self.places(num_features), self.feature_size
+        return linear_flops(M, self.window * d, self.hidden) + linear_flops(
+            M, self.hidden, self.out.out_features
         )
-        return core + linear_flops(self.size.num_tokens, self.size.width, self.out.out_features)
 
     @staticmethod
-    def parameters_for(feature_size: int, outputs: int, size: CoreSize) -> int:
-        """Number of parameters of core and map."""
-        core = ResamplerCore.parameters_for(feature_size, **size.options)
-        return core + affine_parameters(size.width, outputs)
+    def parameters_for(feature_size: int, window: int, hidden: int, outputs: int) -> int:
+        """Number of parameters of the two maps."""
+        return affine_parameters(window * feature_size, hidden) + affine_parameters(hidden, outputs)
+
+
+# ---------------------------------------------------------------------- the contract
 
 
 class CodeConnector(PrefixConnector):
@@ -212,18 +246,13 @@ class CodeConnector(PrefixConnector):
     def embed(self, code: Code) -> Tensor:
         """Code of M places -> embeddings (B, M, D)."""
 
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N is."""
-        return self.encoder.size.num_tokens
-
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, d), (B, N) -> (B, M, D), (B, M); the grid does not matter."""
-        code = self.encoder(features, mask)
+        """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M)."""
+        code = self.encoder(features, mask, grid)
         self._code = code if self.training and torch.is_grad_enabled() else None
-        tokens = self.embed(code)
-        return tokens, full_mask(tokens)
+        return self.embed(code), code.mask
 
     def take_code(self) -> Code | None:
         """The code of the last training forward, once: it holds on to that forward's graph."""
@@ -234,7 +263,9 @@ class CodeConnector(PrefixConnector):
         """Leave out what belongs to a forward pass under way: copies start without."""
         return self.__dict__ | {"_code": None}
 
-    def build_stage_one(self, features: Tensor, mask: Tensor) -> nn.Module:
+    def build_stage_one(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> nn.Module:
         """Return the auto-encoder of stage one; training it trains this connector's own encoder.
 
         Imported by name: what an ``import`` statement names would travel with a saved model.
@@ -242,31 +273,38 @@ class CodeConnector(PrefixConnector):
         Args:
             features: (B, N, d) of some training media, by which initial values are chosen.
             mask: (B, N) bool.
+            grid: of the features.
         """
-        self.encoder.start(features, mask)
-        build = import_module(AUTOENCODER).Autoencoder
+        self.encoder.start(features, mask, grid)
+        build = import_module(AUTOENCODER).autoencoder_of
         return build(self.encoder, self.code_width, self.widths.num_features)
 
 
 class DiscreteConnector(CodeConnector):
-    """A code connector that chooses one of K vectors in each of its places."""
+    """A code connector that chooses one of K vectors for each window of features."""
+
+    encoder: WindowEncoder
 
     @property
     @abstractmethod
     def choices(self) -> Tensor:
         """Numbers of the vectors there are to choose from."""
 
+    def num_tokens(self, num_features: int) -> int:
+        """One for each window."""
+        return self.encoder.places(num_features)
+
     @torch.no_grad()
     def codes(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Tensor:
-        """The tokenizer of the signal: (B, N, d), (B, N) -> numbers (B, M), 0 to K - 1."""
-        code = self.encoder(features, mask)
+        """The signal's tokenizer: (B, N, d), (B, N) -> numbers (B, M), -1 where there is no place."""
+        code = self.encoder(features, mask, grid)
         assert isinstance(code, DiscreteCode)
-        return code.ids
+        return code.ids.masked_fill(~code.mask, -1)
 
-    def diagnose(self, media: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def diagnose(self, media: Iterable[tuple[Tensor, Tensor, Grid | None]]) -> dict[str, float]:
         """Perplexity of the codes, and the share of those there are that no medium used."""
         found = torch.cat([self.codes(*batch).flatten().cpu() for batch in media])
-        choices = self.choices.cpu()
+        found, choices = found[found >= 0], self.choices.cpu()
         counts = torch.bincount(found, minlength=int(choices.max()) + 1)[choices]
         return {
             "code perplexity": perplexity(counts),

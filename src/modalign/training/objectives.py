@@ -103,7 +103,7 @@ def reconstruction(outputs: Any, batch: Any, references: Mapping[str, Any]) -> T
 def codebook(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
     """Chosen codebook vectors move to what chose them (VQ-VAE, arXiv 1711.00937)."""
     codes = [code for code in outputs.codes if isinstance(code, DiscreteCode)]
-    values = [stage_one_losses.codebook(code.inputs, code.vectors) for code in codes]
+    values = [stage_one_losses.codebook(code.inputs, code.vectors, code.mask) for code in codes]
     return _over_media(values, outputs, batch)
 
 
@@ -111,7 +111,7 @@ def codebook(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
 def commitment(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
     """The encoder moves to the vectors it chose; the paper's weight is 0.25."""
     codes = [code for code in outputs.codes if isinstance(code, DiscreteCode)]
-    values = [stage_one_losses.commitment(code.inputs, code.vectors) for code in codes]
+    values = [stage_one_losses.commitment(code.inputs, code.vectors, code.mask) for code in codes]
     return _over_media(values, outputs, batch)
 
 
@@ -120,6 +120,7 @@ def kl_latent(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor
     """Divergence of variational codes from the standard normal (VAE, arXiv 1312.6114)."""
     codes = [code for code in outputs.codes if isinstance(code, GaussianCode)]
     values = [
-        stage_one_losses.kl_latent(code.mean, code.log_variance, code.free_bits) for code in codes
+        stage_one_losses.kl_latent(code.mean, code.log_variance, code.mask, code.free_bits)
+        for code in codes
     ]
     return _over_media(values, outputs, batch)

@@ -79,27 +79,32 @@ def stage_one_losses(outputs: StageOneOutputs) -> dict[str, Tensor]:
 
 def reconstruction(rebuilt: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """(B,) mean squared error per value over the features there are: (B, N, d) twice, (B, N)."""
-    error = (rebuilt.float() - target.float()).square().mean(-1).masked_fill(~mask, 0.0)
-    return error.sum(-1) / mask.sum(-1).clamp(min=1)
+    return _per_place((rebuilt.float() - target.float()).square().mean(-1), mask)
 
 
-def codebook(inputs: Tensor, vectors: Tensor) -> Tensor:
+def _per_place(values: Tensor, mask: Tensor) -> Tensor:
+    """(B,) mean of (B, M) values over the places there are."""
+    return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def codebook(inputs: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
     """(B,) squared distance per place, which moves the chosen vectors to the inputs: (B, M, c)."""
-    return (inputs.detach() - vectors).square().sum(-1).mean(-1)
+    return _per_place((inputs.detach() - vectors).square().sum(-1), mask)
 
 
-def commitment(inputs: Tensor, vectors: Tensor) -> Tensor:
+def commitment(inputs: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
     """(B,) the same distance, which moves the inputs to the chosen vectors."""
-    return (inputs - vectors.detach()).square().sum(-1).mean(-1)
+    return _per_place((inputs - vectors.detach()).square().sum(-1), mask)
 
 
-def kl_latent(mean: Tensor, log_variance: Tensor, free_bits: float = 0.0) -> Tensor:
+def kl_latent(mean: Tensor, log_variance: Tensor, mask: Tensor, free_bits: float = 0.0) -> Tensor:
     """(B,) nats per place of normal distributions (B, M, c) from the standard normal.
 
     Args:
         mean: (B, M, c).
         log_variance: (B, M, c).
+        mask: (B, M) bool.
         free_bits: nats that each value may have for nothing: below, it counts as that much.
     """
     nats = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
-    return nats.clamp(min=free_bits).sum(-1).mean(-1)
+    return _per_place(nats.clamp(min=free_bits).sum(-1), mask)

@@ -32,8 +32,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modalign.connectors.base import Variant, Widths, affine_parameters, linear_flops
-from modalign.connectors.codes import Code, CodeConnector, CodeEncoder, CoreSize, GaussianCode
+from modalign.connectors.base import (
+    Grid,
+    Variant,
+    Widths,
+    affine_parameters,
+    full_mask,
+    linear_flops,
+    quarter_tokens,
+)
+from modalign.connectors.codes import Code, CodeConnector, CodeEncoder, GaussianCode
+from modalign.connectors.layers import heads_of
+from modalign.connectors.perceivers.resampler import ResamplerCore
 
 BETA = 1e-3
 FIRST_LOG_VARIANCE = -4.0
@@ -43,24 +53,46 @@ PUBLISHED = {"num_tokens": 64, "width": 1024, "layers": 6, "heads": 16, "ffn": 4
 
 
 class GaussianEncoder(CodeEncoder):
-    """Features -> a normal distribution over c values in each of M places."""
+    """Features -> a normal distribution over c values for each of M latent queries.
+
+    Args:
+        feature_size: d.
+        code_width: c.
+        free_bits: nats per value that the divergence does not charge.
+        core: M, width, layers, heads and FFN width of the resampler core.
+    """
 
     def __init__(
-        self, feature_size: int, code_width: int, free_bits: float, size: CoreSize
+        self, feature_size: int, code_width: int, free_bits: float, core: dict[str, int]
     ) -> None:
-        super().__init__(feature_size, 2 * code_width, size)
-        self.free_bits = free_bits
+        super().__init__()
+        self.feature_size, self.free_bits = feature_size, free_bits
+        self.num_tokens, self.core_options = core["num_tokens"], _core_options(core)
+        self.core = ResamplerCore(feature_size, **self.core_options)
+        self.out = nn.Linear(core["width"], 2 * code_width)
         with torch.no_grad():
             self.out.bias[code_width:] = FIRST_LOG_VARIANCE
 
-    def forward(self, features: Tensor, mask: Tensor) -> GaussianCode:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> GaussianCode:
         """Features (B, N, d), mask (B, N) -> code; values are drawn in training, else the means."""
-        mean, log_variance = self.read(features, mask).float().chunk(2, dim=-1)
+        found = self.out(self.core(features, mask))
+        mean, log_variance = found.float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(*LOG_VARIANCES)
         values = mean
         if self.training:
             values = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        return GaussianCode(values, mean, log_variance, self.free_bits)
+        return GaussianCode(values, full_mask(mean), mean, log_variance, self.free_bits)
+
+    def flops(self, num_features: int) -> float:
+        """The core and the map to means and variances."""
+        d, width = self.feature_size, self.out.in_features
+        core = ResamplerCore.flops_for(d, num_features=num_features, **self.core_options)
+        return core + linear_flops(self.num_tokens, width, self.out.out_features)
+
+
+def _core_options(core: dict[str, int]) -> dict[str, Any]:
+    """Of a resampler core whose latents read the features alone."""
+    return {**core, "head_size": core["width"] // core["heads"], "style": "cross"}
 
 
 def _parameters(
@@ -71,9 +103,10 @@ def _parameters(
     free_bits: float = 0.0,
     **core: int,
 ) -> int:
-    size = CoreSize(**{**PUBLISHED, **core})
-    encoder = CodeEncoder.parameters_for(widths.feature_size, 2 * code_width, size)
-    return encoder + affine_parameters(code_width, widths.hidden_size)
+    core = {**PUBLISHED, **core}
+    read = ResamplerCore.parameters_for(widths.feature_size, **_core_options(core))
+    means = affine_parameters(core["width"], 2 * code_width)
+    return read + means + affine_parameters(code_width, widths.hidden_size)
 
 
 class Variational(CodeConnector):
@@ -118,8 +151,11 @@ class Variational(CodeConnector):
     ) -> None:
         super().__init__(widths)
         self.code_width, self.beta = code_width, beta
-        size = CoreSize(num_tokens, width, layers, heads, ffn)
-        self.encoder = GaussianEncoder(widths.feature_size, code_width, free_bits, size)
+        sizes = (num_tokens, width, layers, heads, ffn)
+        core = dict(zip(PUBLISHED, sizes, strict=True))
+        self.encoder: GaussianEncoder = GaussianEncoder(
+            widths.feature_size, code_width, free_bits, core
+        )
         self.project = nn.Linear(code_width, widths.hidden_size)
 
     @classmethod
@@ -127,7 +163,15 @@ class Variational(CodeConnector):
         """Published: 6 layers of 1024. Matched: 2 layers of the LLM's width."""
         if variant == "published":
             return {**PUBLISHED, "code_width": 32}
-        return {**CoreSize.matched(widths), "code_width": min(32, widths.hidden_size)}
+        width = min(widths.hidden_size, 1024)
+        return {
+            "num_tokens": quarter_tokens(widths),
+            "width": width,
+            "layers": 2,
+            "heads": heads_of(width),
+            "ffn": 4 * width,
+            "code_width": min(32, width),
+        }
 
     @classmethod
     def parameter_count(cls, widths: Widths, **options: Any) -> int:
@@ -144,9 +188,13 @@ class Variational(CodeConnector):
         """The divergence goes on while the language model reads the draws."""
         return {"kl_latent": float(options.get("beta", BETA))}
 
+    def num_tokens(self, num_features: int) -> int:
+        """M, whatever N is."""
+        return self.encoder.num_tokens
+
     def flops(self, num_features: int) -> float:
         """Encoder and map to D."""
-        out = linear_flops(self.encoder.size.num_tokens, self.code_width, self.widths.hidden_size)
+        out = linear_flops(self.encoder.num_tokens, self.code_width, self.widths.hidden_size)
         return self.encoder.flops(num_features) + out
 
     def embed(self, code: Code) -> Tensor:
@@ -154,7 +202,7 @@ class Variational(CodeConnector):
         return self.project(code.values.to(self.project.weight.dtype))
 
     @torch.no_grad()
-    def diagnose(self, media: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def diagnose(self, media: Iterable[tuple[Tensor, Tensor, Grid | None]]) -> dict[str, float]:
         """Nats per token of the code, and the share of units whose mean says anything."""
         found = [self.encoder(*batch) for batch in media]
         means = torch.cat([code.mean for code in found]).double()

@@ -1,23 +1,23 @@
-"""Vocabulary codes: the signal becomes M words of the language model's own vocabulary.
+"""Vocabulary codes: windows of the signal become words of the language model's own vocabulary.
 
-    features (B, N, d) -> resampler core -> affine to D
+    features (B, N, d) -> windows of neighbours (B, M, W d) -> affine, tanh, affine to D
     -> the vocabulary embedding of nearest direction (B, M) -> tokens (B, M, D)
 
-Sources: SPAE (arXiv 2306.17842), V2L Tokenizer (arXiv 2403.07874) and LQAE (arXiv 2302.00902): the
-codebook is a language model's embedding, which stays as it is, and so does the language model. The
-signal becomes a text that any copy of that model can be given (``words``).
+Sources: V2L Tokenizer (arXiv 2403.07874), whose local tokens are one word for each patch, SPAE (arXiv
+2306.17842) and LQAE (arXiv 2302.00902): the codebook is a language model's embedding, which stays as
+it is, and so does the language model. The signal becomes a text that any copy of that model can be
+given (``words_of``).
 
-Only the affine map and the core train, by straight-through. Special and added tokens, the
-placeholder among them, are never chosen; ``words`` narrows the choice to pieces that can be printed
-or to whole words of letters.
+Only the two maps train, by straight-through. Special and added tokens, the placeholder among them,
+are never chosen; ``words`` narrows the choice to pieces that can be printed or to whole words.
 
-Parameters, with w = width, f = FFN width:
-M w + layers * (2 (w^2 + d w) + 3 w + w + 2 w f + f + w + 4 w + 2 d) + 2 w + (w D + D)
+Parameters, with W = features per window, h = hidden width:
+(W d h + h) + (h D + D)
 
-Published size: the resampler that Honeybee and SEED read images with at M = 32, 12 layers of 768;
-the sources have convolutional or CLIP encoders of their own, which a connector has in front of it.
-Stage one rebuilds the features from the words' embeddings (reconstruction + 0.25 commitment);
-before its first step the map is scaled so that its directions spread as the vocabulary's do.
+Published size: one word for each feature, as V2L's local tokens; the sources have convolutional or
+CLIP encoders, which here stand before the connector. Stage one rebuilds the features from the words'
+directions (reconstruction + 0.25 commitment); before its first step the last map is scaled so that
+its directions spread as the vocabulary's do.
 
 Deliberate changes: words are compared by direction alone; the language model's answer trains the
 code as well, where the sources stop after stage one and show the code in a prompt.
@@ -31,34 +31,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import ConnectorError, Variant, Widths, linear_flops
+from modalign.connectors.base import ConnectorError, Grid, Variant, Widths, linear_flops
 from modalign.connectors.codes import (
     Code,
-    CodeEncoder,
-    CoreSize,
     DiscreteCode,
     DiscreteConnector,
+    WindowEncoder,
     nearest,
     straight_through,
 )
+from modalign.connectors.converters.layers import matched_factor
 
 COMMITMENT = 0.25
-PUBLISHED = {"num_tokens": 32, "width": 768, "layers": 12, "heads": 12, "ffn": 3072}
 SPACES = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write a space before a word
 
 Words = Literal["all", "printable", "whole"]
 
 
-class WordQuantiser(CodeEncoder):
-    """Features -> the nearest allowed row of the language model's embedding in each of M places.
+class WordQuantiser(WindowEncoder):
+    """Windows -> the nearest allowed row of the language model's embedding.
 
     The embedding is seen, not owned: it is no submodule, does not train and is not saved here.
     """
 
     allowed: Tensor
 
-    def __init__(self, feature_size: int, hidden_size: int, size: CoreSize) -> None:
-        super().__init__(feature_size, hidden_size, size)
+    def __init__(self, widths: Widths, window: int, hidden: int) -> None:
+        D, name = widths.hidden_size, VocabularyCodes.name
+        super().__init__(widths.feature_size, window, hidden, D, widths.grid, name)
         self._seen: tuple[nn.Embedding, ...] = ()
 
     def attach(self, embedding: nn.Embedding) -> None:
@@ -80,65 +80,75 @@ class WordQuantiser(CodeEncoder):
             )
         return self._seen[0]
 
-    def forward(self, features: Tensor, mask: Tensor) -> DiscreteCode:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> DiscreteCode:
         """Features (B, N, d), mask (B, N) -> code; values are unit vectors (B, M, D)."""
         weight = self.embedding.weight.detach()
-        inputs = functional.normalize(self.read(features, mask).float(), dim=-1)
+        found, present = self.read(features, mask, grid)
+        inputs = functional.normalize(found.float(), dim=-1)
         ids = nearest(inputs, weight, self.allowed)
         vectors = functional.normalize(functional.embedding(ids, weight).float(), dim=-1)
-        return DiscreteCode(straight_through(inputs, vectors), inputs, vectors, ids)
+        values = straight_through(inputs, vectors)
+        return DiscreteCode(values, present, inputs, vectors, ids)
 
     @torch.no_grad()
-    def start(self, features: Tensor, mask: Tensor) -> None:
+    def start(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> None:
         """Spread the inputs as the directions of the allowed words are spread."""
         words = functional.normalize(self.embedding.weight[self.allowed].float(), dim=-1)
-        self.spread(features, mask, words.mean(0), words.std(0))
+        self.spread(self.read(features, mask, grid), words.mean(0), words.std(0))
 
 
-def _parameters(widths: Widths, *, words: Words = "printable", **core: int) -> int:
-    size = CoreSize(**{**PUBLISHED, **core})
-    return CodeEncoder.parameters_for(widths.feature_size, widths.hidden_size, size)
+def _parameters(
+    widths: Widths, *, window: int = 1, hidden: int = 768, words: Words = "printable"
+) -> int:
+    return WindowEncoder.parameters_for(widths.feature_size, window, hidden, widths.hidden_size)
 
 
 class VocabularyCodes(DiscreteConnector):
-    """Words of the frozen language model stand for the signal."""
+    """Words of the frozen language model stand for the signal.
+
+    Args:
+        widths: the neighbours.
+        window: W, features per word; on a grid a square number.
+        hidden: h.
+        words: what may be chosen, see :func:`allowed_ids`.
+
+    Raises:
+        ConnectorError: ``words`` is none of the three.
+    """
 
     name = "vocabulary_codes"
     family = "perceiver"
     group = "VAE-style / discrete codes"
-    token_formula = "M"
-    parameter_text = "resampler core + wD"
+    token_formula = "N/W"
+    parameter_text = "Wdh + hD"
     papers = (
-        "SPAE (arXiv 2306.17842)",
         "V2L Tokenizer (arXiv 2403.07874)",
+        "SPAE (arXiv 2306.17842)",
         "LQAE (arXiv 2302.00902)",
     )
-    rate_scale = 0.3
     keeps_llm_frozen = True
 
     def __init__(
         self,
         widths: Widths,
         *,
-        num_tokens: int = 32,
-        width: int = 768,
-        layers: int = 12,
-        heads: int = 12,
-        ffn: int = 3072,
+        window: int = 1,
+        hidden: int = 768,
         words: Words = "printable",
     ) -> None:
         super().__init__(widths)
         if words not in ("all", "printable", "whole"):
             raise ConnectorError(f"words is all, printable or whole, not {words!r}")
         self.words, self.code_width = words, widths.hidden_size
-        size = CoreSize(num_tokens, width, layers, heads, ffn)
-        self.encoder: WordQuantiser = WordQuantiser(widths.feature_size, widths.hidden_size, size)
+        self.encoder: WordQuantiser = WordQuantiser(widths, window, hidden)
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: 12 layers of 768. Matched: 2 layers of the LLM's width."""
-        core = PUBLISHED if variant == "published" else CoreSize.matched(widths)
-        return {**core, "words": "printable"}
+        """Published: one word for each feature. Matched: hidden as wide as the LLM, about N/4."""
+        if variant == "published":
+            return {"window": 1, "hidden": widths.feature_size, "words": "printable"}
+        window = matched_factor(widths) ** 2
+        return {"window": window, "hidden": widths.hidden_size, "words": "printable"}
 
     @classmethod
     def parameter_count(cls, widths: Widths, **options: Any) -> int:
@@ -183,9 +193,8 @@ class VocabularyCodes(DiscreteConnector):
     def flops(self, num_features: int) -> float:
         """Encoder and likenesses to the whole vocabulary, once it is attached."""
         D = self.widths.hidden_size
-        likenesses = linear_flops(
-            self.encoder.size.num_tokens, D, self.encoder.embedding.num_embeddings
-        )
+        M, V = self.num_tokens(num_features), self.encoder.embedding.num_embeddings
+        likenesses = linear_flops(M, D, V)
         return self.encoder.flops(num_features) + likenesses
 
     def embed(self, code: Code) -> Tensor:
@@ -228,5 +237,6 @@ def allowed_ids(tokenizer: Any, words: Words, size: int) -> list[int]:
 
 
 def words_of(ids: Tensor, tokenizer: Any) -> list[list[str]]:
-    """The words that each medium became: ids (B, M) -> B lists of M words."""
-    return [[text.strip() for text in tokenizer.batch_decode(row[:, None])] for row in ids.cpu()]
+    """The words that each medium became: ids (B, M) -> B lists of up to M words."""
+    rows = (row[row >= 0].unsqueeze(-1) for row in ids.cpu())
+    return [[text.strip() for text in tokenizer.batch_decode(row)] for row in rows]

@@ -1,11 +1,11 @@
-"""VQ codes: the signal becomes M new vocabulary ids, whose embeddings are learnt.
+"""VQ codes: windows of the signal become new vocabulary ids, whose embeddings are learnt.
 
-    features (B, N, d) -> resampler core -> affine to c, on the unit sphere
+    features (B, N, d) -> windows of neighbours (B, M, W d) -> affine, tanh, affine to c
     -> number of the nearest of K codebook vectors (B, M) -> its embedding row -> tokens (B, M, D)
 
-Sources: VQ-VAE (arXiv 1711.00937) for codebook, commitment and straight-through; SEED (arXiv
-2307.08041) for a query perceiver as the tokenizer of a language model; ViT-VQGAN (arXiv 2110.04627)
-for codes of few dimensions compared by direction, which keeps more of them in use.
+Sources: VQ-VAE (arXiv 1711.00937) for codebook, commitment and straight-through; BEiT v2 (arXiv
+2208.06366) for codes of a frozen encoder's features, of few dimensions and compared by direction
+(ViT-VQGAN, arXiv 2110.04627); SEED (arXiv 2307.08041) for such codes as words of a language model.
 
 The row of code k is ``P e_k + r_k``: the map P of its codebook vector and a correction of its own,
 zero at the start. So the rows of like codes start alike, each is free to leave, and the LLM's
@@ -13,18 +13,18 @@ gradient reaches the encoder straight through P. Once trained the rows are (K, D
 model is a plain causal LM with K more ids (``vocabulary_rows``) and a tokenizer for the signal
 (``codes``).
 
-Parameters, with w = width, f = FFN width:
-M w + layers * (2 (w^2 + d w) + 3 w + w + 2 w f + f + w + 4 w + 2 d) + 2 w + (w c + c)
-+ K c + (c D + D) + K D
+Parameters, with W = features per window, h = hidden width:
+(W d h + h) + (h c + c) + K c + (c D + D) + K D
 
-Published size: SEED's 8192 codes of 32 dimensions, M = 32, 12 layers of 768. Stage one rebuilds
-the features from the code (reconstruction + codebook + 0.25 commitment); before its first step
-the codebook is drawn from what the encoder makes of some training media. Codebook and commitment
-stay on in the stage through the language model. The codebook learns from its own term alone.
+Published size: BEiT v2's and SEED's 8192 codes of 32 dimensions, one for each feature. Stage one
+rebuilds the features from the codes (reconstruction + codebook + 0.25 commitment); before its first
+step the codebook is drawn from what the encoder makes of some training media. Codebook and
+commitment stay on in the stage through the language model. The codebook learns from its own term.
 
-Deliberate changes: SEED's queries are causal, start from BLIP-2's and are trained on image-text
-pairs; here they do not read each other, start at random and need no text. The tokenizer is not
-frozen while the language model reads its codes.
+Deliberate changes: SEED's codes are of 32 causal queries and trained on image-text pairs; here each
+code is of one window and needs no text. BEiT v2 moves its codebook by running means. Windows (the
+matched size: about N/4 codes) keep the tokens equal to other methods'. The tokenizer is not frozen
+while the language model reads its codes.
 """
 
 from __future__ import annotations
@@ -35,105 +35,113 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import Variant, Widths, affine_parameters, linear_flops
+from modalign.connectors.base import Grid, Variant, Widths, affine_parameters, linear_flops
 from modalign.connectors.codes import (
     Code,
-    CodeEncoder,
-    CoreSize,
     DiscreteCode,
     DiscreteConnector,
+    WindowEncoder,
     nearest,
     straight_through,
 )
+from modalign.connectors.converters.layers import matched_factor
 from modalign.connectors.layers import learnt
 
 COMMITMENT = 0.25  # van den Oord et al.'s and SEED's
-LARGEST = 8192  # codes
-PUBLISHED = {"num_tokens": 32, "width": 768, "layers": 12, "heads": 12, "ffn": 3072}
+MOST_CODES, CODE_WIDTH = 8192, 32
 
 
-class VectorQuantiser(CodeEncoder):
-    """Features -> the nearest of K codebook vectors in each of M places."""
+class VectorQuantiser(WindowEncoder):
+    """Windows -> the nearest of K codebook vectors."""
 
-    def __init__(self, feature_size: int, code_width: int, num_codes: int, size: CoreSize) -> None:
-        super().__init__(feature_size, code_width, size)
-        self.codebook = learnt(num_codes, code_width)
+    def __init__(self, widths: Widths, window: int, hidden: int, codes: tuple[int, int]) -> None:
+        K, c = codes
+        super().__init__(widths.feature_size, window, hidden, c, widths.grid, VqCodes.name)
+        self.codebook = learnt(K, c)
 
-    def forward(self, features: Tensor, mask: Tensor) -> DiscreteCode:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> DiscreteCode:
         """Features (B, N, d), mask (B, N) -> code; values are unit vectors (B, M, c)."""
-        inputs = functional.normalize(self.read(features, mask).float(), dim=-1)
+        found, present = self.read(features, mask, grid)
+        inputs = functional.normalize(found.float(), dim=-1)
         ids = nearest(inputs, self.codebook)
         vectors = functional.normalize(functional.embedding(ids, self.codebook).float(), dim=-1)
         values = straight_through(inputs, vectors.detach())
-        return DiscreteCode(values, inputs, vectors, ids)
+        return DiscreteCode(values, present, inputs, vectors, ids)
 
     @torch.no_grad()
-    def start(self, features: Tensor, mask: Tensor) -> None:
+    def start(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> None:
         """Spread the inputs over the sphere and draw the codebook from them."""
-        self.spread(features, mask, 0.0, 1.0)
-        found = functional.normalize(self.read(features, mask).flatten(0, 1), dim=-1)
+        self.spread(self.read(features, mask, grid), 0.0, 1.0)
+        found, present = self.read(features, mask, grid)
+        inputs = functional.normalize(found[present], dim=-1)
         K = len(self.codebook)
-        drawn = torch.randperm(len(found)).repeat(-(-K // len(found)))[:K].to(found.device)
-        apart = 0.01 * torch.randn(self.codebook.shape).to(found)  # what was drawn twice
-        self.codebook.copy_(found[drawn] + apart)
+        drawn = torch.randperm(len(inputs)).repeat(-(-K // len(inputs)))[:K].to(inputs.device)
+        apart = 0.01 * torch.randn(self.codebook.shape).to(inputs)  # what was drawn twice
+        self.codebook.copy_(inputs[drawn] + apart)
 
 
 def _parameters(
-    widths: Widths, *, num_codes: int = LARGEST, code_width: int = 32, **core: int
+    widths: Widths,
+    *,
+    window: int = 1,
+    hidden: int = 768,
+    num_codes: int = MOST_CODES,
+    code_width: int = CODE_WIDTH,
 ) -> int:
-    size = CoreSize(**{**PUBLISHED, **core})
-    encoder = CodeEncoder.parameters_for(widths.feature_size, code_width, size)
+    encoder = WindowEncoder.parameters_for(widths.feature_size, window, hidden, code_width)
     rows = affine_parameters(code_width, widths.hidden_size) + num_codes * widths.hidden_size
     return encoder + num_codes * code_width + rows
 
 
 class VqCodes(DiscreteConnector):
-    """A learnt codebook; its codes are new ids of the language model."""
+    """A learnt codebook; its codes are new ids of the language model.
+
+    Args:
+        widths: the neighbours.
+        window: W, features per code; on a grid a square number.
+        hidden: h.
+        num_codes: K.
+        code_width: c.
+    """
 
     name = "vq_codes"
     family = "perceiver"
     group = "VAE-style / discrete codes"
-    token_formula = "M"
-    parameter_text = "resampler core + wc + K(c + D) + cD"
+    token_formula = "N/W"
+    parameter_text = "Wdh + hc + K(c + D) + cD"
     papers = (
         "VQ-VAE (arXiv 1711.00937)",
+        "BEiT v2 (arXiv 2208.06366)",
         "SEED (arXiv 2307.08041)",
-        "ViT-VQGAN (arXiv 2110.04627)",
     )
-    rate_scale = 0.3
 
     def __init__(
         self,
         widths: Widths,
         *,
-        num_tokens: int = 32,
-        width: int = 768,
-        layers: int = 12,
-        heads: int = 12,
-        ffn: int = 3072,
-        num_codes: int = LARGEST,
-        code_width: int = 32,
+        window: int = 1,
+        hidden: int = 768,
+        num_codes: int = MOST_CODES,
+        code_width: int = CODE_WIDTH,
     ) -> None:
         super().__init__(widths)
-        size = CoreSize(num_tokens, width, layers, heads, ffn)
         self.code_width = code_width
         self.encoder: VectorQuantiser = VectorQuantiser(
-            widths.feature_size, code_width, num_codes, size
+            widths, window, hidden, (num_codes, code_width)
         )
         self.project = nn.Linear(code_width, widths.hidden_size)
         self.corrections = nn.Parameter(torch.zeros(num_codes, widths.hidden_size))
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: SEED's. Matched: 2 layers of the LLM's width, codes about four times that."""
+        """Published: 8192 codes, one per feature. Matched: about 4 D codes, about N/4 of them."""
         if variant == "published":
-            return {**PUBLISHED, "num_codes": LARGEST, "code_width": 32}
-        codes = min(LARGEST, 2 ** (4 * widths.hidden_size - 1).bit_length())
-        return {
-            **CoreSize.matched(widths),
-            "num_codes": codes,
-            "code_width": min(32, widths.hidden_size),
-        }
+            codes, hidden, window, width = MOST_CODES, widths.feature_size, 1, CODE_WIDTH
+        else:
+            codes = min(MOST_CODES, 2 ** (4 * widths.hidden_size - 1).bit_length())
+            hidden, window = widths.hidden_size, matched_factor(widths) ** 2
+            width = min(CODE_WIDTH, hidden)
+        return {"window": window, "hidden": hidden, "num_codes": codes, "code_width": width}
 
     @classmethod
     def parameter_count(cls, widths: Widths, **options: Any) -> int:
@@ -157,13 +165,10 @@ class VqCodes(DiscreteConnector):
 
     def flops(self, num_features: int) -> float:
         """Encoder, likenesses to all codes, map to D."""
-        M, c = self.encoder.size.num_tokens, self.code_width
+        M, c = self.num_tokens(num_features), self.code_width
         likenesses = linear_flops(M, c, len(self.encoder.codebook))
-        return (
-            self.encoder.flops(num_features)
-            + likenesses
-            + linear_flops(M, c, self.widths.hidden_size)
-        )
+        mapped = linear_flops(M, c, self.widths.hidden_size)
+        return self.encoder.flops(num_features) + likenesses + mapped
 
     def embed(self, code: Code) -> Tensor:
         """The codes' rows (B, M, D)."""
