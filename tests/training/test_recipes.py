@@ -255,6 +255,8 @@ def test_crossing() -> None:
     assert [method.name for method in resolve_methods("mlp,mlp+mixed_text")] == [
         "mlp", "mlp+mixed_text"
     ]  # fmt: skip
+    tools = resolve_methods("mlp,tool:none", recipes=["instruction"])
+    assert [method.name for method in tools] == ["mlp+instruction", "tool:none"]
     with pytest.raises(UsageError, match="a control alone tells nothing"):
         resolve_methods("mlp,linear", recipes=["shuffled_pairs"])
 

@@ -214,14 +214,14 @@ def resolve_methods(
 
 
 def crossed(methods: Sequence[Method], recipes: Sequence[str]) -> list[Method]:
-    """Every method under every recipe; one that names its recipe itself stays as it is.
+    """Every connector under every recipe; tools, and what names its recipe itself, stay as they are.
 
     Raises:
         UsageError: an unknown recipe, or nothing but controls, with nothing to compare them with.
     """
     names: list[str] = []
     for method in methods:
-        own = [method.name] if method.recipe else []
+        own = [method.name] if method.recipe or method.tools else []
         names += own or [method.name + SEPARATOR + recipe for recipe in recipe_names(recipes)]
     found = [resolve_method(name) for name in dict.fromkeys(names)]
     if all(method.control for method in found):
