@@ -27,8 +27,9 @@ from modalign.data.curation.config import Request, located, operator_of
 from modalign.data.curation.inputs import Input
 from modalign.data.curation.libraries import version_of
 from modalign.data.curation.operators import Operator
-from modalign.data.curation.pipeline import Pipeline, Written
+from modalign.data.curation.pipeline import Pipeline
 from modalign.data.curation.store import BROKEN
+from modalign.data.curation.writing import Written, write_kept
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import write_atomically
 from modalign.progress import Progress
@@ -69,7 +70,8 @@ def curate(
     try:
         with closing(Pipeline(request, progress)) as pipeline:
             try:
-                written = pipeline.run(partial(_check_outcome, expected, request))
+                pipeline.run()
+                written = write_kept(pipeline, partial(_check_outcome, pipeline, expected))
             except (DataError, UsageError):
                 pipeline.finished = True  # doing it again would find the same
                 raise
@@ -150,11 +152,10 @@ def _check_hash(path: str, expected: str) -> None:
         )
 
 
-def _check_outcome(
-    expected: Card | None, request: Request, pipeline: Pipeline, written: Written
-) -> None:
+def _check_outcome(pipeline: Pipeline, expected: Card | None, written: Written) -> None:
     if expected is None:
         return
+    request = pipeline.request
     if _media(pipeline) != expected.media:
         raise DataError(
             "the media files that the inputs name are not those the card was written for: bring "

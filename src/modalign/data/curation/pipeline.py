@@ -7,48 +7,23 @@ transaction of the working file, which lies beside the output until that is writ
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from modalign.data.curation.config import Request, described
-from modalign.data.curation.distribution import Distributions, Tally
 from modalign.data.curation.inputs import Batch, Input, Row, batches
 from modalign.data.curation.media import MediaLibrary
 from modalign.data.curation.operators import Judge, Operator, Workplace
-from modalign.data.curation.output import line_of
 from modalign.data.curation.store import BROKEN, Drop, Store, place_of, remove_store
 from modalign.data.readers.result import Kind, Problem
 from modalign.data.records import Source
 from modalign.data.validation import BrokenData, ValidationReport, parse_share
 from modalign.errors import DataError, UsageError
-from modalign.files import replacing
 from modalign.progress import Progress
 
 FORMAT = 1
-SHOWN_TEXT = 160  # characters of an example
-
-
-@dataclass(frozen=True)
-class Written:
-    """What the last pass wrote and counted.
-
-    Attributes:
-        rows: kept rows.
-        sha256: of the output.
-        selection: sha256 over which rows were kept, whatever they were written as.
-        distributions: before and after.
-        texts: how the rows begin that the card shows as examples, by position.
-    """
-
-    rows: int
-    sha256: str
-    selection: str
-    distributions: Distributions
-    texts: dict[int, str]
 
 
 class Pipeline:
@@ -74,20 +49,16 @@ class Pipeline:
         hashing = any(operator.hashes_images for operator in request.operators)
         self.media = MediaLibrary(self.store, hashing=hashing)
 
-    def run(self, check: Callable[[Pipeline, Written], None]) -> Written:
-        """All passes, and the output.
-
-        Args:
-            check: told what was written before it takes its place; its error keeps it from that.
+    def run(self) -> None:
+        """All passes: what is dropped stands in the working file.
 
         Raises:
-            DataError: more rows are broken than may be, none is left, or an input changed meanwhile.
+            DataError: more rows are broken than may be, or a file cannot be read as a whole.
         """
         for number, segment in enumerate(segments(self.request.operators)):
             if self.store.get("segment", 0) == number:
                 self._pass(number, segment)
             self._check_broken()
-        return self._write(check)
 
     def close(self) -> None:
         """Close the working file; it stays unless the work is finished."""
@@ -165,7 +136,7 @@ class Pipeline:
         name = f"pass {number + 1}: {', '.join(op.name for _, op in segment)}"
         done = self.store.get("done", 0)
         total = self.rows if number else sum(item.lines() for item in self.inputs)
-        for batch in self._batches(after=self.store.get("after", -1)):
+        for batch in self.batches(after=self.store.get("after", -1)):
             with self.store.transaction():
                 done += len(batch.rows) + len(batch.broken)
                 self._judge(batch, judges)
@@ -212,7 +183,8 @@ class Pipeline:
         fact = f"rows of {place_of(batch.first)[0]}"
         self.store.put(fact, self.store.get(fact, 0) + len(batch.rows) + len(batch.broken))
 
-    def _batches(self, after: int = -1, *, all_rows: bool = False) -> Iterator[Batch]:
+    def batches(self, after: int = -1, *, all_rows: bool = False) -> Iterator[Batch]:
+        """The rows behind a position that still stand, or all that can be read."""
         for item in self.inputs:
             if item.index < place_of(max(after, 0))[0]:
                 continue
@@ -223,6 +195,16 @@ class Pipeline:
                 dropped=(lambda first, last: ()) if all_rows else self.store.dropped_between,
                 after=after,
             )
+
+    def check_unchanged(self) -> None:
+        """Make sure that the inputs are as they were.
+
+        Raises:
+            DataError: one was written to since the beginning.
+        """
+        for item in self.inputs:
+            if item.stamp() != self._stamps[item.path]:
+                raise DataError(f"{item.path}: changed while it was read: curate it anew")
 
     def _check_broken(self) -> None:
         broken = self.store.count_dropped(BROKEN)
@@ -247,61 +229,6 @@ class Pipeline:
             kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
         total = self.rows
         return ValidationReport(total, total - len(problems), len(problems), kinds, tuple(problems))
-
-    # --- the output -----------------------------------------------------------------------------
-
-    def _write(self, check: Callable[[Pipeline, Written], None]) -> Written:
-        tally = Tally()
-        sizes = any(operator.needs == "picture" for operator in self.request.operators)
-        shown = self._shown()
-        sha256, selection, texts, kept = hashlib.sha256(), hashlib.sha256(), {}, 0
-        with replacing(self.request.out) as file:
-            for row, keep in self._rows():
-                tally.add(row, self.media.sizes(row) if sizes else (), kept=keep)
-                if row.position in shown:
-                    texts[row.position] = row.text[:SHOWN_TEXT]
-                if keep:
-                    line = line_of(row, self.request.out)
-                    file.write(line)
-                    sha256.update(line)
-                    selection.update(b"%d\n" % row.position)
-                    kept += 1
-            self._check_unchanged()
-            if not kept:
-                raise DataError(f"no row of {self.rows} is left: {self._who_dropped()}")
-            distributions = tally.distributions()
-            written = Written(kept, sha256.hexdigest(), selection.hexdigest(), distributions, texts)
-            check(self, written)
-        return written
-
-    def _rows(self) -> Iterator[tuple[Row, bool]]:
-        """Every readable row, and whether it is kept."""
-        done, total = 0, self.rows
-        for batch in self._batches(all_rows=True):
-            gone = self.store.dropped_between(batch.first, batch.last)
-            for row in batch.rows:
-                if gone.get(row.position) != BROKEN:
-                    yield row, row.position not in gone
-            done += len(batch.rows) + len(batch.broken)
-            self.progress("write", done, total)
-
-    def _shown(self) -> set[int]:
-        """The positions of the rows that the card shows."""
-        operators = range(BROKEN, len(self.request.operators))
-        count = self.request.examples
-        return {p for op in operators for p, _ in self.store.first_dropped(op, count)}
-
-    def _check_unchanged(self) -> None:
-        for item in self.inputs:
-            if item.stamp() != self._stamps[item.path]:
-                raise DataError(f"{item.path}: changed while it was read: curate it anew")
-
-    def _who_dropped(self) -> str:
-        counts = [
-            f"{operator.name} dropped {self.store.count_dropped(index)}"
-            for index, operator in enumerate(self.request.operators)
-        ]
-        return ", ".join(counts)
 
 
 def segments(operators: Sequence[Operator]) -> list[list[tuple[int, Operator]]]:

@@ -89,13 +89,16 @@ class _Judge(Judge):
             f"CREATE INDEX IF NOT EXISTS {self._rows}_order ON {self._rows} (cell, rank, position)"
         )
         sizes = self._store.execute(
-            f"SELECT type, rows, count(*) FROM {self._cells} GROUP BY type, rows ORDER BY type"
-        ).fetchall()
+            f"SELECT type, rows, count(*) FROM {self._cells} WHERE type IN"
+            f" (SELECT type FROM {self._cells} GROUP BY type HAVING sum(rows) >= ?)"
+            " GROUP BY type, rows ORDER BY type",
+            (self._settings.min_rows,),
+        )
         for kind, group in groupby(sizes, key=lambda row: row[0]):
             counts = [(rows, answers) for _, rows, answers in group]
             total = sum(rows * answers for rows, answers in counts)
             cap = answer_cap(counts, self._settings.max_share)
-            if total >= self._settings.min_rows and cap < max(rows for rows, _ in counts):
+            if cap < max(rows for rows, _ in counts):
                 yield from self._over(kind, cap, total)
 
     def _over(self, kind: str, cap: int, total: int) -> Iterator[Drop]:
