@@ -15,7 +15,7 @@ from modalign.errors import UsageError
 from modalign.tools.base import Tool
 from modalign.tools.build import build_tool
 from modalign.tools.guard import call_safely
-from modalign.tools.mcp import media_place
+from modalign.tools.mcp_media import media_place
 from modalign.tools.spec import McpSpec
 
 pytest.importorskip("mcp")

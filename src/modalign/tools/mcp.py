@@ -1,23 +1,21 @@
 """A tool of a Model Context Protocol server, through the official client (``mcp``, version 2).
 
-Tools of one command share its server process. The medium goes into one argument of the server's
-tool: as a path, as base64 or as a data URL, by its input schema (see :func:`media_place`). A call that is not
-answered in time, or a server that dies, ends the connection; the next call starts the server anew.
+Tools of one command share its server process. The medium goes into one argument of the server's tool (see
+:mod:`modalign.tools.mcp_media`). A call that is not answered in time, or a server that dies, ends the
+connection; the next call starts the server anew.
 """
 
 from __future__ import annotations
 
-import base64
 import math
-import mimetypes
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from modalign.data.records import Media
 from modalign.errors import UsageError
@@ -31,7 +29,7 @@ from modalign.tools.base import (
     ToolError,
     ToolTimeoutError,
 )
-from modalign.tools.functions import as_file
+from modalign.tools.mcp_media import media_place, written
 from modalign.tools.spec import McpSpec
 
 if TYPE_CHECKING:
@@ -41,14 +39,6 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60.0
 GRACE_SECONDS = 2.0  # beyond the client's own deadline
-Form = Literal["path", "base64", "data_url"]
-# Words of an argument's name that tell how it takes a medium, the surest first.
-_FORMS: tuple[tuple[Form, tuple[str, ...]], ...] = (
-    ("base64", ("base64", "b64", "bytes", "blob")),
-    ("data_url", ("url", "uri")),
-    ("path", ("path", "file", "filename")),
-    ("base64", ("image", "audio", "video", "picture", "data", "content")),
-)
 
 
 class McpTool(Tool):
@@ -96,7 +86,7 @@ class McpTool(Tool):
         Raises:
             ToolError: of the kind that happened.
         """
-        with _written(medium, self._form) as value:
+        with written(medium, self._form) as value:
             given = {self._argument: value, **arguments}
             return _result(self._connection.call(self._spec.tool, given, self.timeout))
 
@@ -251,69 +241,6 @@ class Connection:
 
 
 _CONNECTIONS: dict[tuple[object, ...], Connection] = {}
-
-
-def media_place(schema: Mapping[str, Any], spec: McpSpec) -> tuple[str, Form]:
-    """The argument that takes the medium, and in which form.
-
-    What the configuration says holds. Else the argument is the one whose schema has ``contentEncoding:
-    base64`` or ``format: uri``, else the one whose name has a word like path, file, url, image or data;
-    else the only required text. The form follows from the same signs; without any it is a path.
-
-    Raises:
-        UsageError: nothing tells, or the named argument does not exist.
-    """
-    texts = {
-        name: one
-        for name, one in schema.get("properties", {}).items()
-        if one.get("type", "string") == "string"
-    }
-    if spec.media_argument is not None:
-        if spec.media_argument not in schema.get("properties", {}):
-            known = ", ".join(schema.get("properties", {})) or "none"
-            raise UsageError(
-                f"tool {spec.tool!r} has no argument {spec.media_argument!r}; it has {known}"
-            )
-        texts = {spec.media_argument: texts.get(spec.media_argument, {})}
-    signs = {name: _sign(name, one) for name, one in texts.items()}
-    ranked = sorted((rank, name, form) for name, (rank, form) in signs.items())
-    only = [name for name in schema.get("required", ()) if name in texts]
-    if spec.media_argument is not None or (ranked and ranked[0][0] < len(_FORMS)):
-        _, name, form = ranked[0]
-    elif len(only) == 1:
-        name, form = only[0], "path"
-    else:
-        raise UsageError(
-            f"the input schema of tool {spec.tool!r} does not tell where the medium goes "
-            f"(arguments: {', '.join(texts) or 'none'}): set media_argument and media_as"
-        )
-    return name, spec.media_as or form
-
-
-def _sign(name: str, schema: Mapping[str, Any]) -> tuple[int, Form]:
-    """How sure it is that an argument takes a medium (0: surest), and the form."""
-    if schema.get("contentEncoding") == "base64":
-        return -1, "base64"
-    if schema.get("format") == "uri":
-        return -1, "data_url"
-    words = name.lower().replace("-", "_").split("_")
-    for rank, (form, signs) in enumerate(_FORMS):
-        if any(sign in words for sign in signs):
-            return rank, form
-    return len(_FORMS), "path"
-
-
-@contextmanager
-def _written(medium: Media, form: Form) -> Iterator[str]:
-    if form == "path":
-        with as_file(medium) as path:
-            yield str(path.resolve())
-        return
-    encoded = base64.b64encode(medium.read()).decode()
-    if form == "data_url":
-        guessed, _ = mimetypes.guess_type(medium.path or "")
-        encoded = f"data:{guessed or 'application/octet-stream'};base64,{encoded}"
-    yield encoded
 
 
 def _result(answer: CallToolResult) -> Any:

@@ -1,0 +1,87 @@
+"""Where a medium goes in the arguments of a server's tool, and in which form."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from modalign.data.records import Media
+from modalign.errors import UsageError
+from modalign.tools.functions import as_file
+from modalign.tools.spec import McpSpec
+
+Form = Literal["path", "base64", "data_url"]
+# Words of an argument's name that tell how it takes a medium, the surest first.
+_FORMS: tuple[tuple[Form, tuple[str, ...]], ...] = (
+    ("base64", ("base64", "b64", "bytes", "blob")),
+    ("data_url", ("url", "uri")),
+    ("path", ("path", "file", "filename")),
+    ("base64", ("image", "audio", "video", "picture", "data", "content")),
+)
+
+
+def media_place(schema: Mapping[str, Any], spec: McpSpec) -> tuple[str, Form]:
+    """The argument that takes the medium, and in which form.
+
+    What the configuration says holds. Else the argument is the one whose schema has ``contentEncoding:
+    base64`` or ``format: uri``, else the one whose name has a word like path, file, url, image or data;
+    else the only required text. The form follows from the same signs; without any it is a path.
+
+    Raises:
+        UsageError: nothing tells, or the named argument does not exist.
+    """
+    texts = {
+        name: one
+        for name, one in schema.get("properties", {}).items()
+        if one.get("type", "string") == "string"
+    }
+    if spec.media_argument is not None:
+        if spec.media_argument not in schema.get("properties", {}):
+            known = ", ".join(schema.get("properties", {})) or "none"
+            raise UsageError(
+                f"tool {spec.tool!r} has no argument {spec.media_argument!r}; it has {known}"
+            )
+        texts = {spec.media_argument: texts.get(spec.media_argument, {})}
+    signs = {name: _sign(name, one) for name, one in texts.items()}
+    ranked = sorted((rank, name, form) for name, (rank, form) in signs.items())
+    only = [name for name in schema.get("required", ()) if name in texts]
+    if spec.media_argument is not None or (ranked and ranked[0][0] < len(_FORMS)):
+        _, name, form = ranked[0]
+    elif len(only) == 1:
+        name, form = only[0], "path"
+    else:
+        raise UsageError(
+            f"the input schema of tool {spec.tool!r} does not tell where the medium goes "
+            f"(arguments: {', '.join(texts) or 'none'}): set media_argument and media_as"
+        )
+    return name, spec.media_as or form
+
+
+def _sign(name: str, schema: Mapping[str, Any]) -> tuple[int, Form]:
+    """How sure it is that an argument takes a medium (0: surest), and the form."""
+    if schema.get("contentEncoding") == "base64":
+        return -1, "base64"
+    if schema.get("format") == "uri":
+        return -1, "data_url"
+    words = name.lower().replace("-", "_").split("_")
+    for rank, (form, signs) in enumerate(_FORMS):
+        if any(sign in words for sign in signs):
+            return rank, form
+    return len(_FORMS), "path"
+
+
+@contextmanager
+def written(medium: Media, form: Form) -> Iterator[str]:
+    """The medium as that argument's value; bytes that need a path are in a file while it lasts."""
+    if form == "path":
+        with as_file(medium) as path:
+            yield str(path.resolve())
+        return
+    encoded = base64.b64encode(medium.read()).decode()
+    if form == "data_url":
+        guessed, _ = mimetypes.guess_type(medium.path or "")
+        encoded = f"data:{guessed or 'application/octet-stream'};base64,{encoded}"
+    yield encoded
