@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from modalign.files import write_atomically
+from modalign.tools.registry import BUILT_IN
 
 SHARED = Path(__file__).parents[2] / "shared"
 METHODS = (
@@ -34,16 +35,19 @@ METHODS = (
     "avgpool_mlp",
     "resampler",
     "vq_codes",
-    "tool:structure:full",
+    "tool:scene:full",
     "avgpool_mlp+captions_first",
     "text_only:full",
 )
+# The built-in chain with room for a caption beside it: the language model reads 512 tokens in all.
+SCENE = {**BUILT_IN["structure"], "budget": 300}
 SETTINGS = (  # of the comparison, the same for every method
     "parts.image_size=64",
     "parts.patch_size=8",
     "training.learning_rates.connector=1e-3",
     "training.learning_rates.llm=5e-4",
     "training.batch_size=16",
+    f"parts.tools={json.dumps({'scene': SCENE})}",
 )
 SIDES = (("eval", 25), ("val", 40), ("train", 100))  # up to which of a hundred sentences
 
