@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,13 @@ import torch
 from every_modality import composed, encoders, medium, record
 from torch.nn import functional
 
+import tiny
 from modalign.connectors.frames import PerFrame
 from modalign.connectors.registry import connector_class, connectors
 from modalign.data.media import blank_like, check_medium
 from modalign.data.records import MODALITIES, mark
 from modalign.data.supervision import tokenise
+from modalign.evaluation.evaluate import evaluate_model
 from modalign.models.export import save_model
 
 LLM = Callable[..., Path]
@@ -173,6 +176,40 @@ def test_saved_and_loaded_where_modalign_is_not(
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), here, atol=1e-5)
     code = {path.name for path in (tmp_path / "saved").glob("*.py")}
     assert {"encoders_video.py", "encoders_image.py", "connectors_frames.py"} <= code
+
+
+def test_quality_by_what_is_left_in_a_record(llm_folder: LLM, tmp_path: Path) -> None:
+    """What the model says of the vectors alone is made the right answer to mixed records."""
+    joined, processor, _ = composed(str(llm_folder("llama")), ("image", "vectors"), "mlp")
+    save_model(joined, processor, tmp_path / "model")
+    rows: list[dict[str, Any]] = []
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(tiny.png_bytes(number))
+        vectors = np.random.default_rng(number).normal(size=(3, 5)).round(3).tolist()
+        rows.append({"vectors": vectors, "question": "what is it?", "answer": "?"})
+    options = {"max_new_tokens": 4, "device": "cpu"}
+    tiny.write_jsonl(tmp_path / "vectors.jsonl", rows)
+    found = evaluate_model(
+        tmp_path / "model", str(tmp_path / "vectors.jsonl"), out=tmp_path / "said.jsonl", **options
+    )
+    assert found.available == {}  # no record of several modalities
+    said = [json.loads(line)["output"] for line in (tmp_path / "said.jsonl").open()]
+    mixed = [
+        {**row, "image": f"{number}.png", "answer": said[number]} for number, row in enumerate(rows)
+    ]
+    alone = {"image": "0.png", "question": "what is it?", "answer": "?"}
+    text = {"question": "what is it?", "answer": "?"}
+    tiny.write_jsonl(tmp_path / "mixed.jsonl", [*mixed, alone, text])
+    found = evaluate_model(tmp_path / "model", str(tmp_path / "mixed.jsonl"), **options)
+    assert found.overall.accuracy.n == 8
+    assert {name: share.n for name, share in found.available.items()} == {
+        "all": 6,
+        "image only": 6,
+        "vectors only": 6,
+    }
+    assert found.available["vectors only"].value == 1
+    assert found.available["image only"].value < 1
+    assert found.available["all"].value == found.overall.accuracy.value * 8 / 6
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
