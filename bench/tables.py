@@ -48,8 +48,8 @@ class Task:
 
 
 TASKS = (
-    Task("breast cancer", "is it malignant or benign?", ("malignant", "benign"), "6000samples"),
-    Task("wine", "from which cultivar is it?", ("first", "second", "third"), "6000samples"),
+    Task("breast cancer", "is it malignant or benign?", ("malignant", "benign"), "4000samples"),
+    Task("wine", "from which cultivar is it?", ("first", "second", "third"), "3000samples"),
 )
 
 
