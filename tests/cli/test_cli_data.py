@@ -79,10 +79,10 @@ def test_operators_by_configuration(cli, data: Path) -> None:
     [
         ((), "give at least one INPUT"),
         (("DATA",), "give the file to write"),
-        (("DATA", "-o", "OUT", "--no-exact"), "no operators"),
+        (("DATA", "-o", "OUT", "--keep-exact"), "no operators"),
         (("DATA", "-o", "OUT", "--near-text", "3"), "near_texts: threshold"),
         (("DATA", "-o", "OUT", "--keep-share", "0.5"), "encoder: Field required"),
-        (("DATA", "-o", "OUT", "--config", "DATA", "--balance", "0.5"), "put all operators into"),
+        (("DATA", "-o", "OUT", "--config", "DATA", "--balance", "0.5"), "put them into"),
         (("DATA", "--replay", "OUT"), "--replay takes all but"),
         (("DATA", "-o", "OUT", "--modality", "smell"), "no modality smell"),
         (("DATA", "-o", "DATA"), "both input and output"),

@@ -25,9 +25,9 @@ def curate(
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML list of operators, in their order.")
     ] = None,
-    exact: Annotated[
-        bool | None, typer.Option("--exact/--no-exact", help="Drop exact duplicates (default: do).")
-    ] = None,
+    keep_exact: Annotated[
+        bool, typer.Option("--keep-exact", help="Do not drop exact duplicates.")
+    ] = False,
     near_text: Annotated[
         float | None,
         typer.Option(
@@ -112,7 +112,6 @@ def curate(
     from modalign.data.curation.config import operators_from
 
     chosen = {
-        "exact_duplicates": {} if exact else None,
         "length": {"min_chars": min_chars, "max_chars": max_chars},
         "language": {"keep": language.split(",") if language else None},
         "image_size": {"min_side": min_side, "max_side": max_side, "max_aspect": max_aspect},
@@ -126,8 +125,8 @@ def curate(
         },
         "answer_balance": {"max_share": balance},
     }
-    operators = operators_from({name: s for name, s in chosen.items() if s is not None})
-    if replay is not None and (inputs or config or card or operators or exact is not None):
+    operators = operators_from(chosen)
+    if replay is not None and (inputs or config or card or operators or keep_exact):
         raise UsageError("--replay takes all but -o, --resume and --json from the card")
     if encoder is not None:
         quiet_libraries()
@@ -138,7 +137,7 @@ def curate(
             request = curation.Request(
                 inputs=tuple(inputs or ()),
                 out=_given(out, inputs),
-                operators=_chosen(config, operators, exact),
+                operators=_chosen(config, operators, keep_exact),
                 card=card,
                 media_root=media_root,
                 modalities=tuple(modality or ("image",)),
@@ -162,17 +161,15 @@ def _given(out: Path | None, inputs: list[str] | None) -> Path:
 
 
 def _chosen(
-    config: Path | None, operators: tuple[Operator, ...], exact: bool | None
+    config: Path | None, operators: tuple[Operator, ...], keep_exact: bool
 ) -> tuple[Operator, ...]:
-    from modalign.data.curation import load_operators
-    from modalign.data.curation.config import operators_from
+    from modalign.data.curation import ExactDuplicates, load_operators
 
     if config is None:
-        always = operators_from({"exact_duplicates": {}}) if exact is None else ()
-        return (*always, *operators)
-    if operators:
-        names = ", ".join(operator.name for operator in operators)
-        raise UsageError(f"--config and options for {names}: put all operators into {config}")
+        return operators if keep_exact else (ExactDuplicates(), *operators)
+    if operators or keep_exact:
+        names = [operator.name for operator in operators] or ["exact_duplicates"]
+        raise UsageError(f"--config and options for {', '.join(names)}: put them into {config}")
     return load_operators(config)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from modalign.data.curation.card import Card, load_card
 from modalign.data.curation.config import Request, load_operators
 from modalign.data.curation.curate import Curated, curate, replay
-from modalign.data.curation.operators import OPERATORS, Operator
+from modalign.data.curation.operators import OPERATORS, ExactDuplicates, Operator
 
 __all__ = [
     "OPERATORS",
     "Card",
     "Curated",
+    "ExactDuplicates",
     "Operator",
     "Request",
     "curate",

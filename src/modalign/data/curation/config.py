@@ -110,19 +110,14 @@ def described(operators: Sequence[Operator]) -> list[dict[str, Any]]:
 
 
 def operators_from(options: dict[str, dict[str, Any]]) -> tuple[Operator, ...]:
-    """Operators with the given settings, in the order of `OPERATORS`; a setting of None is not given.
-
-    An operator is applied if it has a setting, or no settings at all (`{}`).
+    """Operators in the order of `OPERATORS`, those of which a setting is given (is not None).
 
     Raises:
         UsageError: a wrong setting.
     """
     found = []
     for name in OPERATORS:
-        settings = options.get(name)
-        if settings is None:
-            continue
-        given = {key: value for key, value in settings.items() if value is not None}
-        if given or not settings:
+        given = {key: v for key, v in options.get(name, {}).items() if v is not None}
+        if given:
             found.append(operator_of(name, given, "options"))
     return tuple(found)
