@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -111,7 +111,7 @@ def curate(
     from modalign.data import curation
     from modalign.data.curation.config import operators_from
 
-    chosen = {
+    chosen: dict[str, dict[str, Any]] = {
         "length": {"min_chars": min_chars, "max_chars": max_chars},
         "language": {"keep": language.split(",") if language else None},
         "image_size": {"min_side": min_side, "max_side": max_side, "max_aspect": max_aspect},
