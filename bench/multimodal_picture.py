@@ -10,8 +10,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
+from modalign.data.records import Media
 from modalign.evaluation.generation import answer
 from modalign.models.open import open_model
 from modalign.patches import load_patch, view
@@ -64,7 +63,7 @@ def main(model: Path, patch: Path, images: Path, out: Path) -> None:
     rows = []
     for number, (kind, name, asked) in enumerate(ASKED):
         path = images / name if name is not None else None
-        shown = [Image.open(path).convert("RGB")] if path is not None else []
+        shown = [Media("image", path=str(path))] if path is not None else []
         before, after = (answer(each, reader, asked, shown, 8) for each in (base, edited))
         rows.append(row(number, kind, path, asked, before, after))
     height = TOP + HEIGHT * len(ASKED)

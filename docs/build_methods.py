@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from modalign.connectors.base import Connector, InLayerConnector, Variant, Widths
 from modalign.training.methods import Method, method_names, resolve_method
@@ -25,6 +26,7 @@ PAIRS = {
 }
 # Fuyu's patches of 30 x 30 x 3 in place of an encoder's features, on grids of the same shape.
 RAW_SIZE = 30 * 30 * 3
+VOCABULARY = 32_000  # of the language model, for connectors that read its embedding
 VARIANTS: tuple[Variant, ...] = ("matched", "published")
 
 HEAD = """\
@@ -33,7 +35,9 @@ HEAD = """\
 <!-- Written by docs/build_methods.py from the registry. Change the connector's own file, then run it again. -->
 
 A method is a connector at a size with a recipe. `modalign compare --methods` takes these names, a family
-(`converters`, `perceivers`), or `all`; `modalign methods NAME` prints one. Every method has two sizes: **matched**
+(`converters`, `perceivers`), or `all`; `modalign methods NAME` prints one. The survey's other two families are no
+connectors and not on this page: tool chains (`tool:NAME`, see [tools.md](tools.md)) and data recipes
+(`mlp+captions_first`, see [recipes.md](recipes.md)). Every method has two sizes: **matched**
 to the width of the language model, which is the plain name, and **published**, which is the name with `:published`
 behind it (`resampler:published`). A small language model needs the first: the published perceivers were made for
 models of several billion parameters and do not shrink with the model.
@@ -45,7 +49,8 @@ counts 2. Methods inside the layers also cost FLOPs per text position: the table
 
 The three reference pairs are CLIP ViT-L/14 at 336 pixels (d 1024, N 576) with a model of width 4096 and 32
 layers, and SigLIP-B/16 at 224 pixels (d 768, N 196) with models of 896 and 24, and of 576 and 30.
-`raw_patches` has no encoder; its d is 2700, Fuyu's patches of 30 × 30 × 3.
+`raw_patches` has no encoder; its d is 2700, Fuyu's patches of 30 × 30 × 3. The language models have
+32,000 words.
 
 """
 
@@ -77,7 +82,7 @@ def flops(value: float) -> str:
 
 def widths_for(method: Method, widths: Widths) -> Widths:
     """The pair as this method meets it."""
-    if not method.cls.raw_input:
+    if not method.facts.raw_input:
         return widths
     return Widths(
         RAW_SIZE,
@@ -92,7 +97,9 @@ def widths_for(method: Method, widths: Widths) -> Widths:
 def built(cls: type[Connector], widths: Widths, variant: Variant) -> Connector:
     """The connector without weights."""
     with torch.device("meta"):
-        return cls(widths, **cls.options_for(variant, widths))
+        module = cls(widths, **cls.options_for(variant, widths))
+        module.attach_embeddings(nn.Embedding(VOCABULARY, widths.hidden_size))
+    return module
 
 
 def size_table(method: Method) -> list[str]:
@@ -102,14 +109,14 @@ def size_table(method: Method) -> list[str]:
         widths = widths_for(method, pair)
         rows = []
         for variant in VARIANTS:
-            options = method.cls.options_for(variant, widths)
-            module = built(method.cls, widths, variant)
+            options = method.facts.options_for(variant, widths)
+            module = built(method.facts, widths, variant)
             cost = module.flops(widths.num_features)
             if isinstance(module, InLayerConnector):
                 cost += 32 * module.flops_per_position()
             shown = listed(options) or "none"
             rows.append(
-                f"| {shown} | {count(method.cls.parameter_count(widths, **options))} "
+                f"| {shown} | {count(method.facts.parameter_count(widths, **options))} "
                 f"| {module.num_tokens(widths.num_features)} | {flops(cost)} |"
             )
         if rows[0] == rows[1]:
@@ -194,7 +201,7 @@ def _with_bullets(lines: list[str]) -> str:
 
 def section(method: Method) -> str:
     """One method's part of the page."""
-    cls = method.cls
+    cls = method.facts
     facts = (
         f"*{cls.family}, {cls.group}*. Enters as **{cls.enters}**: {ENTERS[cls.enters]}. "
         f"Tokens: `{cls.token_formula}`. Parameters: `{cls.parameter_text}`. "
@@ -233,11 +240,11 @@ def _saved(cls: type[Connector]) -> str:
 def page() -> str:
     """The whole page."""
     methods = [resolve_method(name) for name in method_names()]
-    own = [method for method in methods if method.cls.__module__.startswith("modalign.")]
+    own = [method for method in methods if method.facts.__module__.startswith("modalign.")]
     contents = ["| method | family | enters | tokens | parameters |", "|---|---|---|---|---|"]
     contents += [
-        f"| [{m.name}](#{m.name}) | {m.cls.family} | {m.cls.enters} | `{m.cls.token_formula}` "
-        f"| `{m.cls.parameter_text}` |"
+        f"| [{m.name}](#{m.name}) | {m.facts.family} | {m.facts.enters} | `{m.facts.token_formula}` "
+        f"| `{m.facts.parameter_text}` |"
         for m in own
     ]
     return HEAD + "\n".join(contents) + "\n\n" + "\n".join(section(method) for method in own)

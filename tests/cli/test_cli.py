@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 
 from compared import Compared, read_rows, write_rows
+from modalign.data.records import Media
 from modalign.evaluation.generation import answer
 from modalign.models.export import load_model
+from modalign.tools.registry import BUILT_IN
 from modalign.training.methods import method_names
+from modalign.training.tool_methods import tool_names
 
 VERBS = [["compare"], ["train"], ["eval"], ["ask"], ["methods"], ["starter", "build"],
          ["starter", "show"]]  # fmt: skip
@@ -166,10 +168,11 @@ def test_methods_fit_a_hundred_columns(cli):
     code, out, _ = cli("methods")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 100
-    for name in method_names():
-        assert f" {name} " in out
+    known = {*method_names(), *tool_names(list(BUILT_IN))}
+    assert known <= {line.split()[0] for line in out.splitlines() if line}
     code, out, _ = cli("methods", "--json")
-    assert {row["name"] for row in json.loads(out)} == set(method_names())
+    assert {row["name"] for row in json.loads(out)} == known
+    assert json.loads(cli("methods", "tool:ocr", "--json")[1])["enters"] == "text"
     assert json.loads(cli("methods", "qformer", "--json")[1])["family"] == "perceiver"
     assert "BLIP-2" in cli("methods", "qformer")[1]
 
@@ -190,8 +193,8 @@ def test_ask_answers_what_generation_gives(cli, compared: Compared):
     best = compared.out / "best"
     model, processor = load_model(best)
     picture = sorted(compared.data.glob("images/eval/*.png"))[0]
-    with Image.open(picture) as image:
-        expected = answer(model, processor, "how many digits are there?", [image.convert("RGB")])
+    shown = [Media("image", path=str(picture))]
+    expected = answer(model, processor, "how many digits are there?", shown)
     code, out, _ = cli("ask", best, "--image", picture, "how many digits are there?")
     assert (code, out.strip()) == (0, expected)
     code, out, _ = cli("ask", best, "is seven even or odd?", "--json")

@@ -72,7 +72,7 @@ def test_methods_by_name_family_and_all() -> None:
     families = [m.name for m in resolve_methods(["converters", "perceiver"])]
     assert sorted(families) == sorted(names)
     converters = resolve_methods("converter")
-    assert {m.cls.family for m in converters} == {"converter"}
+    assert {m.facts.family for m in converters} == {"converter"}
     mixed = resolve_methods("mlp, linear,mlp, converters")
     assert [m.name for m in mixed[:2]] == ["mlp", "linear"]
     assert len(mixed) == len(converters)

@@ -170,8 +170,8 @@ def test_a_connector_that_lies_about_its_tokens_is_caught(
 ) -> None:
     splits = load_splits(files, parts.load_llm().tokenizer)
     method = METHODS[0]
-    assert issubclass(method.cls, PrefixConnector)
-    monkeypatch.setattr(method.cls, "num_tokens", lambda self, count: count - 1)
+    assert issubclass(method.facts, PrefixConnector)
+    monkeypatch.setattr(method.facts, "num_tokens", lambda self, count: count - 1)
     with pytest.raises(DataError, match="connector gave"):
         preflight(parts, splits, settings(), [method], tmp_path)
     assert look(parts, files, tmp_path, [method]).exit_code == 3

@@ -39,7 +39,7 @@ def methods(
     if name is not None:
         _print_one(rows[0])
         return
-    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     for header in ("method", "family", "enters", "tokens"):
         table.add_column(header, no_wrap=True)
     table.add_column("source", overflow="fold")
