@@ -133,10 +133,11 @@ def _mono(
         total += len(mono)
         if total > limit:
             if not crop:
+                choice = ", or train with the audio option max_seconds, or longer=crop"
                 _refuse(
                     media,
-                    f"longer than the limit of {max_seconds:g} s: cut it, or set the audio encoder's "
-                    f"option max_seconds, or longer=crop to take its beginning",
+                    f"longer than the limit of {max_seconds:g} s: cut it"
+                    f"{choice if max_seconds < MAX_SECONDS else ''}",
                 )
             yield mono[: len(mono) - (total - limit)]
             return
