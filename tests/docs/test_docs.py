@@ -190,7 +190,15 @@ def test_commands_and_options_exist(page: Path) -> None:
         for option in options:
             assert option in commands.get(verb, ()), f"{page.name}: {line}: {option}"
     everything = set().union(*commands.values())
-    foreign = {"--nproc_per_node", "--multi_gpu", "--num_processes", "--cpu", "--check", "--extra", "--lambda"}
+    foreign = {
+        "--nproc_per_node",
+        "--multi_gpu",
+        "--num_processes",
+        "--cpu",
+        "--check",
+        "--extra",
+        "--lambda",
+    }
     foreign |= {"--no-deps", "--no-build-isolation", "--quick"}
     for option in re.findall(r"`(--[a-z][\w-]*)", text):
         assert option in everything | foreign, f"{page.name}: {option}"
