@@ -194,6 +194,12 @@ def test_positions_tell_the_order() -> None:
     assert sinusoids(3, 5).shape == (3, 5)
 
 
+@pytest.mark.parametrize("options", [{"temporal_pooling": "mean"}, {"frames": 1}])
+def test_what_is_left_of_one_frame_lies_on_its_grid(options: dict[str, Any]) -> None:
+    _, encoder = loaded(**options)
+    assert (encoder.grid, encoder.frame_grid, encoder.num_features) == ((3, 3), (3, 3), 9)
+
+
 def test_a_mean_forgets_the_order_and_frames_keep_it() -> None:
     clip = clips(4)[0]
     backwards = Clip(clip.frames[::-1].copy(), clip.times)

@@ -63,6 +63,7 @@ class FramesEncoder(SignalEncoder):
         self.num_features = count_features(frames, frames, temporal_pooling, self.places)
         self.frames = 1 if self.spatiotemporal else self.slots
         self.frame_grid = None if self.spatiotemporal else self.pooled_grid
+        self.grid = self.frame_grid if self.frames == 1 else None
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Frames (n, F, 3, H, W), mask (n, F) -> features (n, N, d) and their mask (n, N)."""
