@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from every_modality import composed, encoders, medium, record
+from every_modality import OPTIONS, composed, encoders, medium, record
 from torch.nn import functional
 
 import tiny
@@ -146,6 +146,16 @@ inputs = processor(
 with torch.no_grad():
     np.save(out, model(**inputs).logits.numpy())
 """
+
+
+def test_a_connector_of_grids_after_a_mean_over_time(
+    llm_folder: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPTIONS, "video", OPTIONS["video"] | {"temporal_pooling": "mean"})
+    joined, processor, collator = composed(str(llm_folder("llama")), ("video",), "avgpool_mlp")
+    assert not isinstance(joined.connector("video"), PerFrame)
+    sample = tokenise(record("video", row=2), processor.tokenizer)
+    assert np.isfinite(losses(joined, collator, [sample])).all()
 
 
 def test_saved_and_loaded_where_modalign_is_not(
