@@ -91,7 +91,9 @@ def write(path: Path, chosen: Iterable[Recording]) -> None:
 def modalign(*arguments: str | Path) -> dict[str, Any]:
     """Run a command, its progress on this terminal, and return what it prints as JSON."""
     command = [sys.executable, "-m", "modalign", *map(str, arguments), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout.decode()}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -310,6 +310,15 @@ def test_speech_models_do_not_see_padding(family: Any, saved: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("family", [wav2vec2, speech2text])
+@pytest.mark.parametrize("seconds", [0.004, 3.0])
+def test_the_longest_clip_gives_the_most_features(family: Any, saved: Any, seconds: float) -> None:
+    name, _, _ = saved(family)
+    spec, encoder = load(name, [], {"max_seconds": seconds})
+    (count,) = prepare(spec, [noise(round(seconds * RATE) + 1)]).counts
+    assert count == encoder.num_features > 0
+
+
 @pytest.mark.parametrize("layer", [-1, 1])
 def test_whispers_features_are_its_encoders(saved: Any, layer: int) -> None:
     """As many as the clip is long: 20 ms each; those of the padding are masked."""

@@ -120,7 +120,7 @@ class ImportedAudio(SignalEncoder):
         self, path: str, arguments: dict[str, Any], feature_size: int, features: int
     ) -> None:
         super().__init__()
-        self.module = import_module(path, arguments)
+        self.module = imported(path, arguments)
         self.feature_size, self.num_features = feature_size, features
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class ImportedAudio(SignalEncoder):
         return by_length(self.module, values, mask)
 
 
-def import_module(path: str, arguments: dict[str, Any]) -> nn.Module:
+def imported(path: str, arguments: dict[str, Any]) -> nn.Module:
     """Make a user's module.
 
     Raises:

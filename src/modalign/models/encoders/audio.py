@@ -14,14 +14,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from modalign.data.audio import MAX_SECONDS, duration, open_audio
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
-from modalign.encoders.audio import build, import_module
+from modalign.encoders.audio import build, imported
 from modalign.encoders.base import EncoderError, SignalEncoder
 from modalign.encoders.log_mel import MelSpec, frame_sizes, log_mel, num_frames
 from modalign.encoders.speech import num_features
 from modalign.errors import UsageError
 from modalign.models.encoders.measure import steps_of
 from modalign.models.encoders.options import Options
-from modalign.models.encoders.speech import describe_speech, load_weights
+from modalign.models.encoders.speech import describe_speech, load_weights, most_features
 from modalign.models.weights import first_line
 
 HEADROOM = 1.5  # clips of the evaluation may be longer than all that were trained on
@@ -164,14 +164,14 @@ def _speech(name: str, chosen: SpeechOptions, media: Sequence[Media], pickle: bo
     limit = _limit(chosen, media, window["samples"] / spec["rate"] if window else None)
     spec |= {"max_seconds": limit, "longer": chosen.longer}
     if window is None:
-        spec["num_features"] = num_features(_most(limit, spec["input_rate"]), spec["steps"])
+        spec["num_features"] = most_features(spec, _most(limit, spec["rate"]))
     encoder = build(spec)
     load_weights(encoder, name, pickle)
     return spec, encoder.eval()
 
 
 def _module(name: str, chosen: ModuleOptions, media: Sequence[Media]) -> Loaded:
-    module = import_module(name, chosen.arguments)
+    module = imported(name, chosen.arguments)
 
     def features(samples: int) -> torch.Size:
         try:
@@ -186,6 +186,7 @@ def _module(name: str, chosen: ModuleOptions, media: Sequence[Media]) -> Loaded:
 
     limit = _limit(chosen, media)
     steps = steps_of(lambda samples: features(samples)[1], chosen.rate)
+    shortest = max(1, steps.get("first", chosen.rate // 10))
     spec = {
         "kind": "module",
         "path": name,
@@ -194,9 +195,9 @@ def _module(name: str, chosen: ModuleOptions, media: Sequence[Media]) -> Loaded:
         "max_seconds": limit,
         "longer": chosen.longer,
         "steps": steps,
-        "min_samples": max(1, steps.get("first", chosen.rate // 10)),
+        "min_samples": shortest,
         "feature_size": features(chosen.rate)[2],
-        "num_features": num_features(_most(limit, chosen.rate), steps),
+        "num_features": num_features(max(_most(limit, chosen.rate), shortest), steps),
     }
     encoder = build(spec)
     encoder.load_state_dict({f"module.{key}": value for key, value in module.state_dict().items()})

@@ -11,7 +11,13 @@ from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
 
 from modalign.encoders.base import EncoderError, SignalEncoder
-from modalign.encoders.speech import build_part, patch_rows, speech_part
+from modalign.encoders.speech import (
+    build_part,
+    extractor_of,
+    num_features,
+    patch_rows,
+    speech_part,
+)
 from modalign.errors import UsageError
 from modalign.models.encoders.measure import steps_of
 from modalign.models.weights import first_line, pickle_hint, safetensors_only
@@ -68,9 +74,15 @@ def describe_speech(name: str, layer: int) -> dict[str, Any]:
     return spec | {
         "window": None,
         "steps": steps,
-        "input_rate": rate if whole.ndim == 1 else frames,  # inputs per second
         "min_samples": shortest,
     }
+
+
+def most_features(spec: dict[str, Any], samples: int) -> int:
+    """N of a clip of so many samples, by the model's feature extractor; without a fixed window."""
+    extractor = extractor_of(json.dumps(spec["extractor"], sort_keys=True))
+    longest = _extracted(extractor, max(samples, spec["min_samples"]), spec["input"])
+    return num_features(len(longest), spec["steps"])
 
 
 def _fixed(config: PreTrainedConfig, extractor: Any, features: int) -> dict[str, Any]:
