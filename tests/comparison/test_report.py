@@ -186,6 +186,8 @@ def test_everything_is_in_both(page, comparison):
     for name, *_ in METHODS:
         assert name in text
         assert markdown.esc(name) in md
+    assert "code perplexity 41.700; dead-code rate 0.250" in text
+    assert "| mlp | code perplexity 41.700; dead-code rate 0.250 |" in md
     for word in (*SKILLS, "chance", "majority answer", "text only", "loss was not finite"):
         assert word in text
         assert word in md

@@ -360,7 +360,8 @@ def test_commitment_term_moves_inputs_to_codes() -> None:
 def test_weights_of_the_terms() -> None:
     terms = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
     assert VqCodes.stage_one_terms() == terms
-    assert VocabularyCodes.model_terms() == {"commitment": 0.25}
+    assert VocabularyCodes.stage_one_terms() == {"reconstruction": 1.0}
+    assert VocabularyCodes.model_terms() == {}
     assert Variational.stage_one_terms(beta=0.5) == {"reconstruction": 1.0, "kl_latent": 0.5}
     assert Variational.model_terms() == {"kl_latent": 1e-3}
 

@@ -35,6 +35,8 @@ CASES = {
     "lora, packing": {"settings": {"llm": "lora", "packing": True, "pack_length": 96}},
     "trials": {"factor": None, "budget": "240samples", "val": 4},
     "stage one": {"method": "qformer", "budget": "128samples"},
+    "stage one, codes": {"method": "vq_codes", "budget": "128samples"},
+    "stage one, draws": {"method": "variational", "budget": "128samples"},
     "encoder": {"settings": {"encoder": "full"}},
 }
 

@@ -39,6 +39,8 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"parallel": "fsdp"},
         "plan": {"method": "qformer", "factor": None, "budget": "72samples"},
     },
+    "ddp, codes": {"settings": {"accumulate": 2}, "plan": {"method": "vq_codes"}},
+    "fsdp, words": {"settings": {"parallel": "fsdp"}, "plan": {"method": "vocabulary_codes"}},
     "fsdp, encoder": {"settings": {"parallel": "fsdp", "encoder": "full"}},
 }
 CUT = 3  # steps before a run is cut off, to be resumed in another world

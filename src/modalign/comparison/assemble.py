@@ -255,6 +255,11 @@ def _add_costs(base: MethodResult, runs: Sequence[JobResult]) -> None:
     base.time_to_first_answer = float(np.median(known)) if known else None
     rates = [run.mir for run in runs if run.mir is not None]
     base.mir = float(np.mean(rates)) if rates else None
+    base.diagnostics = {
+        name: float(np.mean([run.diagnostics[name] for run in runs]))
+        for name in first.diagnostics
+        if all(name in run.diagnostics for run in runs)
+    }
     base.learning_rate = first.learning_rate
     base.trials = first.trials
     base.serving = first.export_target

@@ -24,6 +24,7 @@ from modalign.comparison.results import CurvePoint, Trial
 from modalign.data.records import Media
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
+from modalign.evaluation.diagnostics import connector_diagnostics
 from modalign.evaluation.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
 from modalign.files import replacing, write_atomically
@@ -120,6 +121,7 @@ class JobResult(BaseModel):
     peak_memory: int | None = None
     time_to_first_answer: float | None = None
     mir: float | None = None
+    diagnostics: dict[str, float] = {}
     val_loss: float | None = None
     export_target: str = "remote-code"
 
@@ -205,6 +207,9 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         peak_memory=int(peak),
         time_to_first_answer=_time_to_first_answer(session, job.val),
         mir=_integration_rate(session, job.val),
+        diagnostics=connector_diagnostics(
+            session.model, job.val, session.collator, session.device
+        ),
         val_loss=val.mean_loss,
         export_target=_export_target(session),
     )

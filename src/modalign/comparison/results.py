@@ -89,6 +89,7 @@ class MethodResult(_Strict):
     peak_memory: int | None = None  # bytes
     time_to_first_answer: float | None = None  # seconds, one image, encoder included
     mir: float | None = None  # modality integration rate (arXiv 2410.07167); prefix methods only
+    diagnostics: dict[str, float] = Field(default_factory=dict)  # the connector's own, over seeds
     learning_rate: float | None = None
     trials: list[Trial] = Field(default_factory=list)
     seeds: list[SeedRun] = Field(default_factory=list)

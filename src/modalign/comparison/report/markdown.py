@@ -18,6 +18,7 @@ def render(comparison: Comparison) -> str:
         _ranking(comparison),
         _fronts(comparison),
         _skills(comparison),
+        _diagnostics(comparison),
         _curves(comparison),
         _differences(comparison),
         _literature(comparison),
@@ -96,6 +97,14 @@ def _skills(comparison: Comparison) -> list[str]:
         if r.skills
     ]
     return ["## Skills", table(["Method", *map(esc, names)], rows)]
+
+
+def _diagnostics(comparison: Comparison) -> list[str]:
+    rows = [[esc(name), esc(figures)] for name, figures in view.diagnostics(comparison)]
+    if not rows:
+        return []
+    intro = "What connectors report of themselves, over the validation media; means over seeds."
+    return ["## Codes", intro, table(["Method", "Figures"], rows)]
 
 
 def _curves(comparison: Comparison) -> list[str]:

@@ -16,15 +16,17 @@ Parameters, with W = features per window, h = hidden width:
 
 Published size: one word for each feature, as V2L's local tokens; the sources have convolutional or
 CLIP encoders, which here stand before the connector. Stage one rebuilds the features from the words'
-directions (reconstruction + 0.25 commitment); before its first step the last map is scaled so that
-its directions spread as the vocabulary's do.
+directions; before its first step the last map is scaled so that its directions spread as the
+vocabulary's do.
 
-Deliberate changes: words are compared by direction alone; the language model's answer trains the
-code as well, where the sources stop after stage one and show the code in a prompt.
+Deliberate changes: words are compared by direction alone; no commitment term, since directions need
+none to stay bounded, and with one nearly all windows became the same word; the language model's
+answer trains the code as well, where the sources stop after stage one and show it in a prompt.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -42,7 +44,6 @@ from modalign.connectors.codes import (
 )
 from modalign.connectors.converters.layers import matched_factor
 
-COMMITMENT = 0.25
 SPACES = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write a space before a word
 
 Words = Literal["all", "printable", "whole"]
@@ -81,13 +82,13 @@ class WordQuantiser(WindowEncoder):
         return self._seen[0]
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> DiscreteCode:
-        """Features (B, N, d), mask (B, N) -> code; values are unit vectors (B, M, D)."""
+        """Features (B, N, d), mask (B, N) -> code; values (B, M, D) are of length sqrt(D)."""
         weight = self.embedding.weight.detach()
         found, present = self.read(features, mask, grid)
         inputs = functional.normalize(found.float(), dim=-1)
         ids = nearest(inputs, weight, self.allowed)
         vectors = functional.normalize(functional.embedding(ids, weight).float(), dim=-1)
-        values = straight_through(inputs, vectors)
+        values = math.sqrt(weight.shape[1]) * straight_through(inputs, vectors)
         return DiscreteCode(values, present, inputs, vectors, ids)
 
     @torch.no_grad()
@@ -157,13 +158,8 @@ class VocabularyCodes(DiscreteConnector):
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
-        """VQ-VAE's without the codebook's, which does not train."""
-        return {"reconstruction": 1.0, **cls.model_terms()}
-
-    @classmethod
-    def model_terms(cls, **options: Any) -> dict[str, float]:
-        """Commitment goes on while the language model reads the words."""
-        return {"commitment": COMMITMENT}
+        """VQ-VAE's first: the codebook does not train, and nothing commits to it."""
+        return {"reconstruction": 1.0}
 
     def attach_embeddings(self, embedding: nn.Embedding) -> None:
         """See the language model's input embedding (V, D)."""
@@ -201,9 +197,9 @@ class VocabularyCodes(DiscreteConnector):
         """The words' embeddings (B, M, D), exactly; the gradient as if the inputs stood there."""
         assert isinstance(code, DiscreteCode)
         rows = self.encoder.embedding(code.ids)
-        # The difference is zero: it only lets the gradient through, at the rows' own length.
+        # What is added is zero: it only lets the gradient through, at the rows' own length.
         length = rows.detach().float().norm(dim=-1, keepdim=True)
-        return rows + (length * (code.values - code.vectors)).to(rows.dtype)
+        return rows + (length * (code.inputs - code.inputs.detach())).to(rows.dtype)
 
 
 def allowed_ids(tokenizer: Any, words: Words, size: int) -> list[int]:

@@ -178,10 +178,11 @@ class VqCodes(DiscreteConnector):
 
     @torch.no_grad()
     def vocabulary_rows(self) -> Tensor:
-        """(K, D), what stands in the sequence for each code: rows of the embedding of a plain LM.
+        """(K, D), what stands in the sequence for each code: what the embedding of a plain LM gives.
 
-        A head that is tied to the embedding, or given rows for them, scores these ids too: whoever
-        writes that model must suppress them in generation and leave them out of likelihoods.
+        An embedding that multiplies its rows (Gemma's) holds them divided by that factor. A head
+        that is tied to the embedding, or given rows for them, scores these ids too: whoever writes
+        that model must suppress them in generation and leave them out of likelihoods.
         """
         vectors = functional.normalize(self.encoder.codebook.float(), dim=-1)
         return self.project(vectors.to(self.project.weight.dtype)) + self.corrections
