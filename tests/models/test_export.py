@@ -307,7 +307,7 @@ def test_comparison_would_see_another_connector(name: str, cases: dict[str, Case
     other = copy.deepcopy(case.model)
     with torch.no_grad():
         for parameter in other.connectors.parameters():
-            parameter *= 0.9
+            parameter.copy_(0.9 * parameter.flip(0))  # codes are chosen alike at any scale
     with pytest.raises(ModalignError, match=r"differ"):
         verify_saved(case.saved.folder, other, case.processor, CONVERSATIONS[:1])
 
