@@ -9,6 +9,7 @@ KNOWN = {
     *("linear", "mlp", "fused_mlp", "avgpool_mlp", "pixel_shuffle_linear", "pixel_shuffle_mlp"),
     *("ldp", "ldpv2", "c_abstractor", "clipcap", "clipcap_lowrank", "raw_patches", "resampler"),
     *("qformer", "qformer_no_stage_one", "d_abstractor", "gated_cross_attention", "llama_adapter"),
+    *("vq_codes", "vocabulary_codes"),
 }
 
 

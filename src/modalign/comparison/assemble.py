@@ -35,7 +35,7 @@ from modalign.comparison.statistics import (
 )
 from modalign.data.supervision import Sample
 from modalign.starter.build import WEIGHTS
-from modalign.training.methods import Method
+from modalign.training.methods import WITHOUT_STAGE_ONE, Method
 from modalign.training.sources import Splits
 from modalign.training.trainer import device_of
 
@@ -408,8 +408,6 @@ def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfi
         notes.append(
             "Methods that were no finalists were trained under one seed; their intervals cover questions only."
         )
-    if any(
-        method.name.startswith("qformer") and "no_stage_one" in method.name for method in methods
-    ):
-        notes.append("qformer_no_stage_one is the Q-Former without its own pre-training.")
+    if without := [m.name for m in methods if WITHOUT_STAGE_ONE in m.name]:
+        notes.append(f"Without the connector's own pre-training: {', '.join(without)}.")
     return notes

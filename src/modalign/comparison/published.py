@@ -204,6 +204,15 @@ CLAIMS: tuple[Claim, ...] = (
             for better in ("linear", "mlp", "avgpool_mlp", "c_abstractor", "resampler")
         ),
     ),
+    Claim(
+        "discrete codes learnt from scratch come last at small budgets",
+        EXPECTED,
+        tuple(
+            (better, codes)
+            for codes in ("vq_codes", "vocabulary_codes")
+            for better in ("linear", "mlp", "avgpool_mlp", "c_abstractor", "resampler")
+        ),
+    ),
 )
 
 
