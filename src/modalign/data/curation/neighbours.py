@@ -15,7 +15,7 @@ import numpy as np
 
 from modalign.data.curation.store import Drop, Store
 
-SORTED_KEYS = 1 << 18  # of one band, sorted in memory at a time
+SORTED_KEYS = 1 << 16  # of one band, sorted in memory at a time
 
 Verify = Callable[[int, Sequence[int]], str | None]
 """Why a row is near one of these kept rows, or None."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CACHE_KIB = 24 * 1024  # of SQLite's pages in memory; the rest of the file stays on disk
+CACHE_KIB = 16 * 1024  # of SQLite's pages in memory; the rest of the file stays on disk
 FILE_BITS = 40  # a position is (file << FILE_BITS) | row: unique, in reading order, one integer
 
 BROKEN = -1  # the operator of rows that could not be read
