@@ -207,9 +207,7 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         peak_memory=int(peak),
         time_to_first_answer=_time_to_first_answer(session, job.val),
         mir=_integration_rate(session, job.val),
-        diagnostics=connector_diagnostics(
-            session.model, job.val, session.collator, session.device
-        ),
+        diagnostics=connector_diagnostics(session.model, job.val, session.collator, session.device),
         val_loss=val.mean_loss,
         export_target=_export_target(session),
     )

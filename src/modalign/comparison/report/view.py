@@ -298,7 +298,10 @@ def setting_rows(comparison: Comparison) -> list[tuple[str, str]]:
 def diagnostics(comparison: Comparison) -> list[tuple[str, str]]:
     """Methods whose connector reports figures of its own, and these in words."""
     return [
-        (m.name, "; ".join(f"{name} {fmt.number(value, 3)}" for name, value in m.diagnostics.items()))
+        (
+            m.name,
+            "; ".join(f"{name} {fmt.number(value, 3)}" for name, value in m.diagnostics.items()),
+        )
         for m in ranked(comparison.methods)
         if m.diagnostics
     ]
