@@ -120,6 +120,7 @@ def wait_for_half(runs: Path, seconds: float) -> tuple[list[Path], Path]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.timeout(600)
 def test_killed_resumed_and_with_other_test_answers_it_selects_the_same(
     compared: Compared, small_config, tmp_path, monkeypatch
 ):
@@ -143,7 +144,7 @@ def test_killed_resumed_and_with_other_test_answers_it_selects_the_same(
         stderr=subprocess.DEVNULL,
     )
     try:
-        done, going = wait_for_half(out / "runs", 120)
+        done, going = wait_for_half(out / "runs", 240)
         parent.kill()
         parent.wait()
         until = time.monotonic() + 10
