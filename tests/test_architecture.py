@@ -12,6 +12,7 @@ import modalign
 ROOMS = (
     "cli",
     "comparison",
+    "serving",
     "editing",
     "training",
     "evaluation",

@@ -1,0 +1,1 @@
+"""A model behind the OpenAI API: an engine that batches continuously, and the HTTP server before it."""
