@@ -70,7 +70,7 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
         "The folder holds the few Python files of this model; read them before trusting them. "
         "They need torch and transformers only."
         if remote
-        else "It is transformers' own Llava class: no further code is needed.",
+        else f"It is transformers' own {kind.partition(':')[2]} class: no further code is needed.",
         "",
         "The licences of the language model and of the encoder go on to apply.",
         "",

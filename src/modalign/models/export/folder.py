@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,12 +27,12 @@ from modalign.errors import ModalignError, UsageError
 from modalign.files import new_folder
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.card import model_card
-from modalign.models.export.native import NotNativeError, build_native, save_native
+from modalign.models.export.native import Native, NotNativeError, build_native, save_native
 from modalign.models.export.remote_code import AUTO_MAP, PROCESSOR_AUTO_MAP, write_code
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 
-Kind = Literal["native:Llava", "remote-code"]
+Kind = str  # "remote-code", or "native:" and the class: "native:Llava"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SavedModel:
     """A model on disk.
 
     Attributes:
-        kind: ``native:Llava`` loads in plain transformers; ``remote-code`` with
+        kind: ``native:Llava`` (or another class) loads in plain transformers; ``remote-code`` with
             ``trust_remote_code=True``.
         folder: where it is.
         notes: why it is of this kind, and what else a user of the folder must know.
@@ -57,6 +57,7 @@ def save_model(
     folder: Path,
     *,
     card: str | None = None,
+    target: str | None = None,
 ) -> SavedModel:
     """Write the model so that it loads without modalign; an older one is replaced at the end.
 
@@ -65,26 +66,25 @@ def save_model(
         processor: the composed model's.
         folder: new, empty, or a model folder to be replaced.
         card: text for the model card, the measured comparison for one.
+        target: a key of ``native.TARGETS`` or ``remote-code``, and nothing else will do; None for
+            the native class where it computes the same, otherwise remote code.
 
     Raises:
         UsageError: the folder holds something that is not a model.
-        ModalignError: the model cannot be written; nothing was changed on disk.
+        ModalignError: the model cannot be written, or not as ``target``; nothing was changed on
+            disk.
     """
     folder = Path(folder)
     _check_folder(folder)
     if hasattr(model.language_model, "merge_and_unload"):
         raise ModalignError("the language model still carries LoRA adapters; merge them first")
     with new_folder(folder) as temporary:
-        notes: list[str] = []
-        kind: Kind
-        try:
-            native = build_native(model, processor)
-        except NotNativeError as reason:
+        native, notes = _native(model, processor, target)
+        if native is None:
             kind = "remote-code"
-            notes.append(f"Saved with its own code, not as Llava: {reason}.")
             notes += _save_remote(model, processor, temporary)
         else:
-            kind = "native:Llava"
+            kind = f"native:{native.target}"
             native.model.generation_config = savable(native.model.generation_config)
             save_native(native, temporary)
         for file in temporary.glob("*config.json"):
@@ -93,6 +93,20 @@ def save_model(
             model_card(model.config, kind, notes, card), encoding="utf-8"
         )
     return SavedModel(kind, folder, tuple(notes))
+
+
+def _native(
+    model: ModalignForConditionalGeneration, processor: ModalignProcessor, target: str | None
+) -> tuple[Native | None, list[str]]:
+    """The native form, or None for remote code, and why."""
+    if target == "remote-code":
+        return None, ["Saved with its own code, as asked."]
+    try:
+        return build_native(model, processor, target), []
+    except NotNativeError as reason:
+        if target is not None:
+            raise ModalignError(f"the model cannot be saved: {reason}") from reason
+        return None, [f"Saved with its own code: {reason}."]
 
 
 def _check_folder(folder: Path) -> None:

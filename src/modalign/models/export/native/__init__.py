@@ -1,0 +1,60 @@
+"""Export into transformers' own classes, where one computes what the composed model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modalign.models.export.native import llava
+from modalign.models.export.native.base import Native, NotNativeError, save_native
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.processing import ModalignProcessor
+
+Build = Callable[[ModalignForConditionalGeneration, ModalignProcessor], Native]
+
+# What a connector's `export_target` can name, and how it is made.
+TARGETS: dict[str, Build] = {
+    "Llava": llava.build,
+}
+
+
+def build_native(
+    model: ModalignForConditionalGeneration,
+    processor: ModalignProcessor,
+    target: str | None = None,
+) -> Native:
+    """Put a native model together around the composed model's modules, and compare the two.
+
+    Args:
+        model: with LoRA merged, if there was any.
+        processor: the composed model's.
+        target: a key of ``TARGETS``; None for the one that the connector names.
+
+    Raises:
+        NotNativeError: there is no such class, or it would not compute the same; the message says
+            what stands against it.
+    """
+    if target is None:
+        target = _named(model)
+    if target not in TARGETS:
+        raise NotNativeError(f"there is no export to {target!r}, only to {', '.join(TARGETS)}")
+    try:
+        return TARGETS[target](model, processor)
+    except NotNativeError as error:
+        raise NotNativeError(f"not as {target}: {error}") from error
+
+
+def _named(model: ModalignForConditionalGeneration) -> str:
+    """The target that the model's only connector names."""
+    if len(model.connectors) != 1:
+        found = " and ".join(model.connectors) or "no modality besides text"
+        raise NotNativeError(f"no class of transformers is made for {found}")
+    ((modality, connector),) = model.connectors.items()
+    target = str(connector.export_target)
+    if target == "remote-code":
+        raise NotNativeError(
+            f"no class of transformers has a connector like {connector.name!r} for {modality}"
+        )
+    return target
+
+
+__all__ = ["TARGETS", "Native", "NotNativeError", "build_native", "save_native"]
