@@ -18,8 +18,8 @@ from modalign.data.records import Media
 from modalign.data.supervision import Sample, tokenise
 from modalign.data.validation import validate
 from modalign.errors import DataError
+from modalign.models.bridges import Features
 from modalign.models.collation import Batch, Collator
-from modalign.models.modeling import Features
 
 NAMES = ["mlp", "resampler", "gated_cross_attention", "llama_adapter"]
 

@@ -15,9 +15,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 import tiny
 from modalign.connectors.registry import connectors
 from modalign.errors import UsageError
+from modalign.models.bridges import Features, PlaceholderError
 from modalign.models.compose import compose, load_language_model
 from modalign.models.encoders.image import load_image_encoder
-from modalign.models.modeling import Features, ModalignForConditionalGeneration, PlaceholderError
+from modalign.models.modeling import ModalignForConditionalGeneration
 
 Compose = Callable[..., Any]
 ALL = list(connectors())

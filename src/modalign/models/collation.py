@@ -15,9 +15,10 @@ from modalign.data.features import FeatureStore
 from modalign.data.records import Media, mark
 from modalign.data.supervision import IGNORE, Sample
 from modalign.errors import DataError
+from modalign.models.bridges import SIGNALS, Features
 from modalign.models.compose import token_table
 from modalign.models.encoders.loading import Encoder
-from modalign.models.modeling import SIGNALS, Features, ModalignForConditionalGeneration
+from modalign.models.modeling import ModalignForConditionalGeneration
 
 
 @dataclass

@@ -18,39 +18,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
-from modalign.connectors.base import Connector, Grid, InLayerConnector, PrefixConnector, Widths
-from modalign.connectors.frames import fitted
-from modalign.connectors.registry import connector_class
+from modalign.connectors.base import InLayerConnector
 from modalign.encoders.base import SignalEncoder
-from modalign.encoders.registry import build_encoder
+from modalign.models.bridges import (
+    SIGNAL_NAMES,
+    Bridges,
+    Features,
+    PlaceholderError,
+    Sizes,
+    check_given,
+    placed,
+)
 from modalign.models.configuration import ModalignConfig
 from modalign.models.parts import decoder_layers, embedding, hidden_size
-
-# Names under which forward takes the signals of a modality and their mask.
-SIGNALS = {
-    "image": ("pixel_values", ""),
-    **{m: (f"{m}_values", f"{m}_mask") for m in ("audio", "video", "series", "table", "vectors")},
-}
-SIGNAL_NAMES = [name for pair in SIGNALS.values() for name in pair if name]
-
-
-class PlaceholderError(ValueError):
-    """Placeholders in the token ids and media given do not match."""
-
-
-@dataclass
-class Features:
-    """Encoder features of all media of a batch, in reading order.
-
-    Attributes:
-        values: (n, N, d).
-        mask: (n, N) bool.
-        grid: (h, w) shared by all, or None.
-    """
-
-    values: Tensor
-    mask: Tensor
-    grid: Grid | None = None
 
 
 @dataclass
@@ -65,7 +45,7 @@ class ModalignOutput(ModelOutput):
     media_memory: dict[str, tuple[Tensor, Tensor]] | None = None
 
 
-class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin):
     """Any causal language model joined to encoders by connectors."""
 
     config_class = ModalignConfig
@@ -88,33 +68,17 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Build from configuration, or around parts that already hold their weights."""
         super().__init__(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        self.encoders = nn.ModuleDict()
-        self.connectors = nn.ModuleDict()
         layers = decoder_layers(self.language_model)
-        for modality, bridge in (config.bridges or {}).items():
-            encoder = (encoders or {}).get(modality) or build_encoder(modality, bridge["encoder"])
-            widths = Widths(
-                feature_size=encoder.feature_size,
-                hidden_size=hidden_size(self.language_model),
-                num_features=encoder.num_features,
-                grid=encoder.grid,
-                num_layers=len(layers),
-                num_heads=getattr(self.config.text_config, "num_attention_heads", 1),
-            )
-            chosen = bridge["connector"]
-            cls, widths = fitted(
-                connector_class(chosen["name"]),
-                widths,
-                encoder.frames,
-                encoder.frame_grid,
-                encoder.each_frame,
-            )
-            connector = cls(widths, **chosen["options"])
+        sizes = Sizes(
+            hidden_size=hidden_size(self.language_model),
+            num_layers=len(layers),
+            num_heads=getattr(self.config.text_config, "num_attention_heads", 1),
+        )
+        self.build_bridges(config.bridges or {}, sizes, encoders)
+        for connector in self.connectors.values():
             if isinstance(connector, InLayerConnector):
                 connector.attach(layers)
-            connector.attach_embeddings(embedding(self.language_model))
-            self.encoders[modality] = encoder
-            self.connectors[modality] = connector
+            connector.attach_embeddings(embedding(self.language_model))  # type: ignore[operator]
         keys = getattr(self.language_model, "_tied_weights_keys", None)
         if isinstance(keys, dict):
             self._tied_weights_keys = {
@@ -145,40 +109,10 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replace the language model's output projection."""
         self.language_model.set_output_embeddings(value)
 
-    def connector(self, modality: str) -> Connector:
-        """The connector of a modality."""
-        return self.connectors[modality]  # type: ignore[return-value]
-
-    def encode(self, modality: str, values: Tensor, mask: Tensor | None = None) -> Features:
-        """Run the encoder of a modality: signals (n, ...), mask (n, T) -> features (n, N, d)."""
-        encoder = self.encoders[modality]
-        features, found = encoder(values, mask)
-        return Features(features, found, encoder.grid)  # type: ignore[arg-type]
-
-    def encoded(
-        self, features: dict[str, Features] | None, **signals: Tensor | None
-    ) -> dict[str, Features]:
-        """Features of everything given, raw signals (by forward's names for them) encoded."""
-        encoded = {
-            modality: self.encode(modality, signals[values], signals.get(mask))  # type: ignore[arg-type]
-            for modality, (values, mask) in SIGNALS.items()
-            if signals.get(values) is not None
-        }
-        return {**(features or {}), **encoded}
-
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
         """Connector output of images: (n, M, D) (the memory for in-layer connectors)."""
         features = self.encode("image", pixel_values)
-        return self._connect("image", features)[0]
-
-    def _connect(self, modality: str, features: Features) -> tuple[Tensor, Tensor]:
-        connector = self.connector(modality)
-        weight = next(connector.parameters(), features.values)
-        values = features.values.to(weight.dtype)
-        if isinstance(connector, InLayerConnector):
-            return connector.encode(values, features.mask, features.grid)
-        assert isinstance(connector, PrefixConnector)
-        return connector(values, features.mask, features.grid)
+        return self.connect("image", features)[0]
 
     def forward(
         self,
@@ -285,10 +219,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         places = input_ids == self.config.bridges[modality]["token_id"]  # type: ignore[index]
         connector = self.connector(modality)
         if given is None:
-            if places.any():
-                raise PlaceholderError(
-                    f"{int(places.sum())} {modality} placeholders, but no {modality} was given"
-                )
+            check_given(modality, places)
             if self.training and torch.is_grad_enabled():
                 return self._touch(stack, modality, input_ids, embeds)
             if isinstance(connector, InLayerConnector) and modality in memory:
@@ -296,19 +227,13 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 visible = past_mask[:, None].expand(-1, input_ids.shape[1], -1)
                 stack.enter_context(connector.reading(past, past_mask, visible))
             return embeds
-        tokens, mask = self._connect(modality, given)
+        tokens, mask = self.connect(modality, given)
         if isinstance(connector, InLayerConnector):
             rows = _MediaRows.build(places, tokens, mask, position_ids, modality)
             stack.enter_context(connector.reading(rows.memory, rows.mask, rows.visible))
             memory[modality] = (rows.memory, rows.last)
             return embeds
-        chosen = tokens[mask]
-        if int(places.sum()) != len(chosen):
-            raise PlaceholderError(
-                f"{int(places.sum())} {modality} placeholders, but the connector gave {len(chosen)} tokens "
-                f"for {len(tokens)} {modality}s; the processor and the model disagree"
-            )
-        return embeds.masked_scatter(places[..., None], chosen.to(embeds.dtype))
+        return placed(modality, embeds, places, tokens, mask)
 
     def _touch(self, stack: ExitStack, modality: str, input_ids: Tensor, embeds: Tensor) -> Tensor:
         """Run the connector on one zero feature that no position reads: all gradients are zero.
@@ -319,7 +244,7 @@ class ModalignForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder, connector = self.encoders[modality], self.connector(modality)
         N, d = int(encoder.num_features), int(encoder.feature_size)  # type: ignore[arg-type]
         zero = Features(embeds.new_zeros(1, N, d), input_ids.new_ones(1, N).bool(), encoder.grid)  # type: ignore[arg-type]
-        tokens, mask = self._connect(modality, zero)
+        tokens, mask = self.connect(modality, zero)
         if isinstance(connector, InLayerConnector):
             B, T = input_ids.shape
             mask = mask.expand(B, -1)

@@ -10,8 +10,8 @@ import torch
 from modalign.connectors.base import ConnectorError, InLayerConnector
 from modalign.data.supervision import Sample
 from modalign.errors import DataError, ModalignError
+from modalign.models.bridges import PlaceholderError
 from modalign.models.collation import Batch
-from modalign.models.modeling import PlaceholderError
 from modalign.models.parts import PartNotFoundError
 from modalign.training.learners import captions
 from modalign.training.memory import Composed
