@@ -18,6 +18,8 @@ from transformers import AutoConfig, AutoModel
 
 from modalign.encoders.base import EncoderError, Grid, SignalEncoder, all_features
 
+OUTPUT = "output"  # in place of a layer's number: the tower's own output
+
 
 class ImageEncoder(SignalEncoder):
     """Pixels (n, 3, H, W) -> features, as many for every image."""
@@ -80,11 +82,15 @@ class HuggingFaceTower(ImageEncoder):
 
     Args:
         config: the tower's configuration (with ``model_type``).
-        layer: index into hidden_states, as LLaVA's ``vision_feature_layer`` (-2 by default there).
+        layer: index into hidden_states, as LLaVA's ``vision_feature_layer`` (-2 by default there);
+            or "output", what the tower itself gives: SigLIP norms its last hidden layer once more,
+            and that is what Idefics2, Idefics3 and nanoVLM read.
         image_size: what the image processor gives, by default what the configuration says.
     """
 
-    def __init__(self, config: dict[str, Any], layer: int, image_size: Grid | None = None) -> None:
+    def __init__(
+        self, config: dict[str, Any], layer: int | str, image_size: Grid | None = None
+    ) -> None:
         super().__init__()
         model_type = config.get("model_type")
         if not model_type:
@@ -92,6 +98,8 @@ class HuggingFaceTower(ImageEncoder):
         self.tower = AutoModel.from_config(AutoConfig.for_model(**config)).eval()
         if self.tower.main_input_name != "pixel_values":
             raise EncoderError(f"{type(self.tower).__name__} does not read images")
+        if layer != OUTPUT and not isinstance(layer, int):
+            raise EncoderError(f"the layer to read is {layer!r}, not a number or {OUTPUT!r}")
         self.layer, self.extra = layer, 0
         size = image_size or getattr(self.tower.config, "image_size", None)
         if size is None:
@@ -108,6 +116,8 @@ class HuggingFaceTower(ImageEncoder):
                 self.num_features -= extra
 
     def _hidden(self, pixel_values: Tensor) -> Tensor:
+        if isinstance(self.layer, str):
+            return self.tower(pixel_values=pixel_values).last_hidden_state
         output = self.tower(pixel_values=pixel_values, output_hidden_states=True)
         return output.hidden_states[self.layer]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ class Parts(BaseModel):
         connector: modality -> the connector that it always has, whatever method is trained or compared;
             modalities that are not named here have the method's.
         options: modality -> options of its encoder.
-        feature_layer: hidden layer of an image tower that is read (LLaVA reads -2).
+        feature_layer: hidden layer of an image tower that is read (LLaVA reads -2), or "output": the
+            tower's own output, after its last norm where it has one.
         image_size, patch_size: for raw patches and imported modules.
         tools: tool chains by name: their description, or nothing for a built-in one or a file.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
@@ -50,7 +51,7 @@ class Parts(BaseModel):
     connector: dict[str, str] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tools: dict[str, Any] = Field(default_factory=dict)
-    feature_layer: int = -2
+    feature_layer: int | Literal["output"] = -2
     image_size: int = 224
     patch_size: int = 16
     allow_pickle: bool = False

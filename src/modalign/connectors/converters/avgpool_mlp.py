@@ -2,11 +2,13 @@
 
 Shapes: features (B, N, d) on a grid -> tokens (B, M, D), M = side x side, in reading order.
 Source: DeCo: Decoupling Token Compression from Semantic Abstraction (arXiv 2405.20985).
-Parameters: dD + D + D^2 + D.
+Parameters: dD + D + (depth - 1)(D^2 + D); depth is 2 in the paper, without a bias no + D.
 Recipe of the paper: that of LLaVA-1.5 (stage 1 connector alone, batch 256, lr 1e-3; stage 2
 connector and LLM, batch 128, lr 2e-5), with 576 features pooled to M = 144.
 Deliberately changed: averages run over the features present only, so padding never leaks; an M
 larger than the grid is refused instead of repeating features.
+Of depth 1 and without a bias it is one matrix over the means of k x k features, which is what
+Idefics3's matrix over k x k folded features can be: that form exports.
 Initialisation: torch default, as published.
 """
 
@@ -26,6 +28,7 @@ from modalign.connectors.converters.layers import (
     pool_grid,
     pool_side,
     published_tokens,
+    require_positive,
 )
 
 
@@ -35,6 +38,8 @@ class AvgpoolMlpConnector(PrefixConnector):
     Args:
         widths: the neighbours; a grid is needed.
         num_tokens: M, a square number no larger than the grid allows.
+        depth: number of affine maps, at least 1.
+        bias: of the affine maps.
 
     Raises:
         ConnectorError: no grid, M not square, or its side larger than the grid's.
@@ -44,14 +49,21 @@ class AvgpoolMlpConnector(PrefixConnector):
     family = "converter"
     group = "direct mapping, compressed"
     token_formula = "M"
-    parameter_text = "dD + D + D^2 + D"
+    parameter_text = "dD + D + (depth - 1)(D^2 + D)"
     papers = ("DeCo (arXiv 2405.20985)",)
     needs_grid = True
 
-    def __init__(self, widths: Widths, num_tokens: int = 144) -> None:
+    def __init__(
+        self, widths: Widths, num_tokens: int = 144, depth: int = 2, bias: bool = True
+    ) -> None:
         super().__init__(widths)
+        require_positive(self.name, depth=depth)
         self.side = pool_side(num_tokens, widths, self.name)
-        self.layers = affine_stack(widths.feature_size, widths.hidden_size, 2)
+        self.depth = depth
+        self.layers = affine_stack(widths.feature_size, widths.hidden_size, depth, bias=bias)
+        even = widths.grid is not None and not any(side % self.side for side in widths.grid)
+        if depth == 1 and not bias and even:
+            self.export_target = "Idefics3"
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
@@ -62,7 +74,7 @@ class AvgpoolMlpConnector(PrefixConnector):
 
     @classmethod
     def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dD + D + D^2 + D``."""
+        """``dD + D + (depth - 1)(D^2 + D)``, without bias ``dD + (depth - 1) D^2``."""
         return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
@@ -70,9 +82,9 @@ class AvgpoolMlpConnector(PrefixConnector):
         return self.side**2
 
     def flops(self, num_features: int) -> float:
-        """``2M(dD + D^2)``; the pool's additions are not counted."""
+        """``2M(dD + (depth - 1)D^2)``; the pool's additions are not counted."""
         d, D = self.widths.feature_size, self.widths.hidden_size
-        return affine_stack_flops(self.side**2, d, D, 2)
+        return affine_stack_flops(self.side**2, d, D, self.depth)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -83,5 +95,5 @@ class AvgpoolMlpConnector(PrefixConnector):
         return self.layers(pooled), pooled_mask
 
 
-def _parameters(widths: Widths, num_tokens: int = 144) -> int:
-    return affine_stack_parameters(widths.feature_size, widths.hidden_size, 2)
+def _parameters(widths: Widths, num_tokens: int = 144, depth: int = 2, bias: bool = True) -> int:
+    return affine_stack_parameters(widths.feature_size, widths.hidden_size, depth, bias)

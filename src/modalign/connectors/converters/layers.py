@@ -37,18 +37,23 @@ def require_positive(name: str, **options: int) -> None:
 
 
 def affine_stack(
-    inputs: int, outputs: int, depth: int, activation: Callable[[], nn.Module] = nn.GELU
+    inputs: int,
+    outputs: int,
+    depth: int,
+    activation: Callable[[], nn.Module] = nn.GELU,
+    bias: bool = True,
 ) -> nn.Sequential:
     """Affine ``inputs -> outputs``, then ``depth - 1`` times activation and affine."""
-    layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
+    layers: list[nn.Module] = [nn.Linear(inputs, outputs, bias)]
     for _ in range(depth - 1):
-        layers += [activation(), nn.Linear(outputs, outputs)]
+        layers += [activation(), nn.Linear(outputs, outputs, bias)]
     return nn.Sequential(*layers)
 
 
-def affine_stack_parameters(inputs: int, outputs: int, depth: int) -> int:
+def affine_stack_parameters(inputs: int, outputs: int, depth: int, bias: bool = True) -> int:
     """Parameters of :func:`affine_stack`."""
-    return affine_parameters(inputs, outputs) + (depth - 1) * affine_parameters(outputs, outputs)
+    further = (depth - 1) * affine_parameters(outputs, outputs, bias)
+    return affine_parameters(inputs, outputs, bias) + further
 
 
 def affine_stack_flops(positions: float, inputs: int, outputs: int, depth: int) -> float:

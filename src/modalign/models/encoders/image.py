@@ -23,7 +23,7 @@ from modalign.models.weights import first_line, pickle_hint, safetensors_only
 def load_image_encoder(
     name: str | None,
     *,
-    layer: int = -2,
+    layer: int | str = -2,
     image_size: int = 48,
     patch_size: int = 8,
     options: dict[str, Any] | None = None,
@@ -34,7 +34,7 @@ def load_image_encoder(
     Args:
         name: hub name or folder of a vision model, ``package.module:Class``, or None/"none" for
             raw patches of ``patch_size`` pixels of an image of ``image_size``.
-        layer: hidden layer read (LLaVA reads -2).
+        layer: hidden layer read (LLaVA reads -2), or "output": the tower's own, after its last norm.
         image_size: side in pixels, for raw patches and imported modules.
         patch_size: side of a raw patch.
         options: keyword arguments of an imported module.
@@ -72,7 +72,7 @@ def plain_processor(image_size: int) -> SiglipImageProcessorPil:
     return SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def _load_tower(name: str, layer: int, allow_pickle: bool) -> Encoder:
+def _load_tower(name: str, layer: int | str, allow_pickle: bool) -> Encoder:
     config = AutoConfig.from_pretrained(name)
     vision: PreTrainedConfig = getattr(config, "vision_config", None) or config
     processor = AutoImageProcessor.from_pretrained(name, backend="pil")

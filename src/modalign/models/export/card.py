@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modalign.encoders.image import OUTPUT
 from modalign.models.configuration import ModalignConfig
 
 _LOADING = """\
@@ -84,7 +85,10 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
 
 def _encoder(spec: dict) -> str:
     if "config" in spec:
-        layer = f", hidden layer {spec['layer']}" if "layer" in spec else ""
+        read = spec.get("layer")
+        layer = (
+            "" if read is None else f", hidden layer {read}" if read != OUTPUT else ", its output"
+        )
         return f"{spec['config']['model_type']}{layer}"
     if "path" in spec:
         return f"`{spec['path']}`"

@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from modalign.connectors.converters.linear import LinearConnector
 from modalign.connectors.converters.mlp import MlpConnector
-from modalign.encoders.image import HuggingFaceTower
+from modalign.encoders.image import OUTPUT, HuggingFaceTower
 from modalign.models.export.native.base import (
     Native,
     NotNativeError,
@@ -102,6 +102,10 @@ def _projector(connector: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear], str]:
 
 def _feature_selection(encoder: HuggingFaceTower) -> tuple[int, str]:
     """Patch size and strategy under which Llava reads the same features."""
+    if encoder.layer == OUTPUT:
+        raise NotNativeError(
+            "Llava reads a hidden layer of the tower, and this model its output after the last norm"
+        )
     patch = getattr(encoder.tower.config, "patch_size", None)
     if not isinstance(patch, int):
         raise NotNativeError(f"the vision tower's patch size is {patch!r}, not one number")
