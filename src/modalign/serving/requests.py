@@ -11,6 +11,8 @@ from torch import Tensor
 from modalign.data.records import Message
 from modalign.errors import ModalignError
 
+# A message; or a mapping as chat templates take them, where there is more to a turn (tool calls and results).
+Turn = Message | Mapping[str, object]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -39,12 +41,14 @@ class Prompt:
         inputs: further inputs of the model's forward for this prompt alone (signals, batch dimension
             included), as its processor gives them.
         media: content hashes of the media in reading order, each with its modality.
+        spans: first position and number of positions of each medium.
         media_tokens: positions per modality that media take, out of ``len(ids)``.
     """
 
     ids: tuple[int, ...]
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     media: tuple[tuple[str, str], ...] = ()  # (modality, hash)
+    spans: tuple[tuple[int, int], ...] = ()
     media_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -189,7 +193,7 @@ class Engine(Protocol):
     takes_tools: bool  # the chat template renders tools
 
     def chat_prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None = None
+        self, messages: Sequence[Turn], tools: Sequence[Mapping[str, object]] | None = None
     ) -> Prompt:
         """Render messages by the chat template, up to where the answer begins. PromptError."""
 

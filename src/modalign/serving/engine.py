@@ -1,0 +1,354 @@
+"""Continuous batching: requests join and leave a running batch, whatever their media and lengths.
+
+One thread runs the model. Waiting prompts are read first (those of one length together, going on from
+what an earlier prompt shares with them), then all rows make one token, and so on. transformers' own
+continuous batching (5.23) takes text only; this one prefills through the model's own forward, media
+included, and decodes with explicit masks and positions. Every answer equals the one generated alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modalign.models.open import open_model, tokenizer_of
+from modalign.patches import with_patches
+from modalign.serving.one_by_one import answer_alone
+from modalign.serving.prefixes import Prefixes, content_key
+from modalign.serving.prompts import Prompts, Turn
+from modalign.serving.requests import (
+    DrainingError,
+    EngineState,
+    Listener,
+    Prompt,
+    PromptError,
+    QueueFullError,
+    Sampling,
+)
+from modalign.serving.rows import Row
+from modalign.serving.runners import runner_of
+from modalign.serving.sampling import Settled
+from modalign.serving.selftest import why_not_batched
+from modalign.serving.slots import Slots
+
+log = logging.getLogger(__name__)
+
+TOGETHER = 8  # prompts of one length read at once
+READ_AHEAD = 4096  # prompt positions read between two steps of the running rows
+
+
+def open_engine(
+    model: Path | str,
+    *,
+    device: str = "auto",
+    patches: Sequence[Path] = (),
+    max_batch: int = 16,
+    max_waiting: int = 64,
+    max_length: int | None = None,
+) -> LocalEngine:
+    """Load a model folder, put patches on top of it, and start an engine.
+
+    Raises:
+        UsageError: no model is there, or it cannot be loaded; the message says why.
+    """
+    loaded, reader = open_model(model, device=device)
+    patched = with_patches(loaded, tokenizer_of(reader), patches)
+    return LocalEngine(
+        patched, reader, max_batch=max_batch, max_waiting=max_waiting, max_length=max_length
+    )
+
+
+class LocalEngine:
+    """The engine of a model in this process; see :class:`modalign.serving.requests.Engine`.
+
+    Args:
+        model: in evaluation mode, on its device.
+        reader: its processor, tokenizer or tools' reader.
+        max_batch: rows that decode together.
+        max_waiting: requests that may wait for a row.
+        max_length: positions of prompt and answer; None: what the model's configuration says.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reader: Any,
+        *,
+        max_batch: int = 16,
+        max_waiting: int = 64,
+        max_length: int | None = None,
+    ) -> None:
+        self.model = model
+        self.prompts = Prompts(reader)
+        self.modalities = self.prompts.modalities
+        self.takes_tools = self.prompts.takes_tools
+        self.max_length = max_length or _declared_length(model)
+        self.max_batch, self.max_waiting = max_batch, max_waiting
+        self.runner = runner_of(model, self.modalities if self.prompts.has_media else ())
+        self.settled = Settled.of(model)
+        self.note = why_not_batched(self.runner, self.prompts)
+        if self.note:
+            log.warning("requests are answered one by one: %s", self.note)
+        self.prefixes = Prefixes()
+        self._slots, self._rows = Slots(), list[Row]()
+        self._waiting: deque[Row] = deque()
+        self._changed = threading.Condition()
+        self._draining = self._closed = False
+        self._steps = self._read = self._made = self._cached = 0
+        self._thread = threading.Thread(target=self._run, name="modalign-engine", daemon=True)
+        self._thread.start()
+
+    def chat_prompt(self, messages: Sequence[Turn], tools: Sequence[Any] | None = None) -> Prompt:
+        """Render messages by the chat template, up to where the answer begins; see ``Engine``."""
+        return self.prompts.chat(messages, tools)
+
+    def text_prompt(self, text: str | Sequence[int]) -> Prompt:
+        """A plain text, or token ids, to go on from; see ``Engine``."""
+        return self.prompts.text(text)
+
+    def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> Row:
+        """Take a request.
+
+        Raises:
+            PromptError: it leaves no room for an answer.
+            QueueFullError: too many wait.
+            DrainingError: the engine takes no more.
+        """
+        left = self.max_length - len(prompt.ids)
+        if left < min(1, sampling.max_tokens):
+            raise PromptError(
+                f"the prompt has {len(prompt.ids)} tokens; this model reads {self.max_length}, the answer "
+                "included"
+            )
+        most = min(sampling.max_tokens, left)
+        row = Row(
+            prompt,
+            sampling,
+            listener,
+            self.prompts.tokenizer,
+            self.settled,
+            self.runner.device,
+            most,
+            alone=bool(self.note),
+        )
+        with self._changed:
+            if self._draining or self._closed:
+                raise DrainingError("the server is shutting down")
+            if len(self._waiting) >= self.max_waiting:
+                raise QueueFullError(
+                    f"{len(self._waiting)} requests wait already; try again soon", retry_after=1.0
+                )
+            self._waiting.append(row)
+            self._changed.notify_all()
+        return row
+
+    def state(self) -> EngineState:
+        """Figures of now."""
+        return EngineState(
+            running=len(self._rows),
+            waiting=len(self._waiting),
+            draining=self._draining,
+            steps=self._steps,
+            prompt_tokens=self._read,
+            new_tokens=self._made,
+            cached_tokens=self._cached,
+            media_hits=self.runner.media.hits,
+            media_misses=self.runner.media.misses,
+            max_batch=1 if self.note else self.max_batch,
+            batching="one by one" if self.note else "continuous",
+            note=self.note,
+        )
+
+    def drain(self, timeout: float) -> bool:
+        """Take no more, finish what runs; True when all is done within ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            while self._rows or self._waiting:
+                left = end - time.monotonic()
+                if left <= 0 or self._closed:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def close(self) -> None:
+        """End at once; what runs is cancelled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        turn = self._alone if self.note else self._turn
+        with torch.inference_mode():
+            while self._wait_for_work():
+                turn()
+                self._drop_finished()
+        for row in [*self._rows, *self._waiting]:
+            row.finish("cancelled")
+        with self._changed:
+            self._rows.clear()
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            while not (self._rows or self._waiting or self._closed):
+                self._changed.wait()
+            return not self._closed
+
+    def _turn(self) -> None:
+        """Read waiting prompts while there is room, then one token for every row."""
+        read = 0
+        while read < READ_AHEAD and (group := self._next_group()):
+            read += sum(len(row.prompt.ids) for row in group)
+            self._guarded(group, partial(self._prefill, group))
+            self._drop_finished()
+        if self._rows:
+            self._guarded(list(self._rows), self._step)
+
+    def _guarded(self, rows: Sequence[Row], act: Callable[[], None]) -> None:
+        """Whatever fails ends these requests with the reason, and no others."""
+        try:
+            act()
+        except Exception as error:
+            log.exception("%d requests failed", len(rows))
+            for row in rows:
+                row.finish("error", f"{type(error).__name__}: {error}")
+
+    def _next_group(self) -> list[Row]:
+        """Waiting requests to be read together; those that were cancelled are let go."""
+        with self._changed:
+            for row in [row for row in self._waiting if row.cancelled]:
+                self._waiting.remove(row)
+                row.finish("cancelled")
+            free = self.max_batch - len(self._rows)
+            group: list[Row] = []
+            if free > 0 and self._waiting:
+                length = len(self._waiting[0].prompt.ids)
+                most = min(free, TOGETHER) if self.runner.groups else 1
+                for row in list(self._waiting):
+                    if len(row.prompt.ids) == length and len(group) < most:
+                        group.append(row)
+                        self._waiting.remove(row)
+            if not self._waiting:
+                self._changed.notify_all()
+            return group
+
+    def _prefill(self, group: Sequence[Row]) -> None:
+        """Read prompts, make each one's first token, and let them join the batch."""
+        fresh: dict[bool, list[Row]] = {True: [], False: []}
+        for row in group:
+            known = self._known(row)
+            if known:
+                self._read_prompts([row], known)
+            else:
+                fresh[row.sampling.prompt_logprobs].append(row)
+        for rows in fresh.values():
+            if rows:
+                self._read_prompts(rows, [])
+
+    def _known(self, row: Row) -> list[Any]:
+        if not self.runner.shares or row.sampling.prompt_logprobs:
+            return []
+        return self.prefixes.longest(row.prompt)
+
+    def _read_prompts(self, rows: Sequence[Row], known: list[Any]) -> None:
+        scoring = rows[0].sampling.prompt_logprobs
+        try:
+            found = self.runner.prefill([row.prompt for row in rows], known, all_logits=scoring)
+        except Exception:
+            if len(rows) == 1:
+                raise
+            for row in rows:  # one of them, or all at once, is too much: each by itself
+                self._guarded([row], partial(self._read_prompts, [row], []))
+            return
+        cached = known[0][0].shape[2] if known else 0
+        for number, row in enumerate(rows):
+            self._read += len(row.prompt.ids)
+            self._cached += cached
+            row.memory = found.memories[number]
+            row.start(found.logits[number] if scoring else None, cached)
+            if row.most == 0:
+                row.finish("length")
+                continue
+            self._choose([row], found.logits[number : number + 1, -1])
+            if not row.finished:
+                self._slots.join(found.layers, number)
+                self._rows.append(row)
+
+    def _step(self) -> None:
+        """One token for every row."""
+        try:
+            last = torch.tensor([row.made[-1] for row in self._rows], device=self.runner.device)
+            logits = self.runner.step(last, self._slots, [row.memory for row in self._rows])
+        except Exception:
+            self._slots = Slots()  # a column may be half written: start anew with those that come
+            raise
+        self._steps += 1
+        self._choose(self._rows, logits)
+
+    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+        if self.settled.suppressed is not None:
+            logits[:, self.settled.suppressed] = -torch.inf
+        likely = logits.argmax(dim=-1).tolist()
+        for number, row in enumerate(rows):
+            if row.cancelled:
+                continue
+            token = likely[number] if row.plain else row.choose(logits[number])
+            row.take(token)
+            self._made += 1
+
+    def _drop_finished(self) -> None:
+        """Rows that are done leave; their keys and values stay for those that begin alike."""
+        for place in reversed(range(len(self._rows))):
+            row = self._rows[place]
+            if row.cancelled:
+                row.finish("cancelled")
+            if not row.finished:
+                continue
+            if place < self._slots.rows:
+                self._keep(row, place)
+                self._slots.leave(place)
+            self._rows[place] = self._rows[-1]
+            self._rows.pop()
+        if not self._rows and not self._waiting:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _keep(self, row: Row, place: int) -> None:
+        if not self.runner.shares:
+            return
+        key = content_key(row.prompt, row.made)
+        layers = self._slots.row(place)
+        self.prefixes.keep(key[: layers[0][0].shape[2]], layers)
+
+    def _alone(self) -> None:
+        """Answer the next waiting request by ``generate``: the model cannot be batched."""
+        with self._changed:
+            row = self._waiting.popleft()
+            self._rows.append(row)
+        if not row.cancelled:
+            self._read += len(row.prompt.ids)
+            self._guarded([row], lambda: answer_alone(self.runner, row))
+            self._made += len(row.made)
+        row.finish("cancelled" if row.cancelled else "length")
+
+
+def _declared_length(model: Any) -> int:
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        found = getattr(config, name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return 2**20

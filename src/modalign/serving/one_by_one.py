@@ -1,0 +1,73 @@
+"""Models that cannot be batched here: transformers' own ``generate``, one request after the other.
+
+The row chooses every token itself, by a logits processor that leaves ``generate`` only that one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+
+if TYPE_CHECKING:
+    from modalign.serving.rows import Row
+    from modalign.serving.runners import Runner
+
+
+class _Forced(LogitsProcessor):
+    """Lets the row choose, and allows nothing else."""
+
+    def __init__(self, row: Row, suppressed: Tensor | None) -> None:
+        self.row, self.suppressed = row, suppressed
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (1, V) that are minus infinity but for the chosen token."""
+        if self.suppressed is not None:
+            scores[:, self.suppressed] = -torch.inf
+        token = self.row.choose(scores[0])
+        self.row.take(token)
+        forced = torch.full_like(scores, -torch.inf)
+        forced[0, token] = 0.0
+        return forced
+
+
+class _Done(StoppingCriteria):
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Whether the row has finished or is cancelled, (1,) bool."""
+        done = self.row.finished or self.row.cancelled
+        return torch.full((len(input_ids),), done, device=input_ids.device)
+
+
+def answer_alone(runner: Runner, row: Row) -> None:
+    """Answer one request; its events are told as in a batch."""
+    model, device = runner.model, runner.device
+    ids = torch.tensor([row.prompt.ids], device=device)
+    inputs = {
+        name: value.to(device, model.dtype if value.is_floating_point() else None)
+        for name, value in row.prompt.inputs.items()
+    }
+    if row.sampling.prompt_logprobs:
+        row.start(model(input_ids=ids, **inputs).logits[0], 0)
+    else:
+        row.start(None, 0)
+    if row.most == 0:
+        row.finish("length")
+        return
+    generation = copy.deepcopy(row.settled.generation)
+    generation.eos_token_id = [-1]  # the row knows where it ends, and may be told to go on
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=generation,
+        max_new_tokens=row.most,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([_Forced(row, row.settled.suppressed)]),
+        stopping_criteria=[_Done(row)],
+        **inputs,
+    )

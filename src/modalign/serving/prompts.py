@@ -1,0 +1,207 @@
+"""Messages and texts become prompts: token ids with their media's tensors, as training rendered them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import ProcessorMixin
+
+from modalign.data.images import open_image
+from modalign.data.records import Media, Message, Record, Source, mark
+from modalign.data.supervision import tokenise
+from modalign.errors import ModalignError
+from modalign.evaluation.generation import modalities_of, prompt_of
+from modalign.models.encoders.loading import decode_medium
+from modalign.models.tool_text import ToolReader
+from modalign.serving.requests import Prompt, PromptError
+
+Turn = Message | Mapping[str, Any]  # a mapping: role, content (text, or parts), tool calls
+_BAD = (ModalignError, TemplateError, ValueError, TypeError, KeyError, OSError)
+
+
+class Prompts:
+    """Makes prompts for one model.
+
+    Args:
+        reader: its processor, its tokenizer, or its tools' reader.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        self.tokenizer = getattr(reader, "tokenizer", reader)
+        self.has_media = isinstance(reader, ProcessorMixin)
+        self.modalities: tuple[str, ...] = (
+            tuple(modalities_of(reader)) if self.has_media or isinstance(reader, ToolReader) else ()
+        )
+        self.placeholders = self._placeholders() if self.has_media else {}
+        template = getattr(reader, "chat_template", None) or self.tokenizer.chat_template
+        self.takes_tools = isinstance(template, str) and "tools" in template
+        # Tokenizers and processors hold state while they work (padding, truncation).
+        self._lock = threading.Lock()
+
+    def _placeholders(self) -> dict[int, str]:
+        """Token id -> the modality it stands for."""
+        texts = {m: own["token"] for m, own in getattr(self.reader, "signals", {}).items()}
+        if "image" in self.modalities:
+            texts["image"] = getattr(self.reader, "image_token", mark("image"))
+        return {int(self.tokenizer.convert_tokens_to_ids(text)): m for m, text in texts.items()}
+
+    def chat(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> Prompt:
+        """Render turns by the chat template, up to where the answer begins.
+
+        Raises:
+            PromptError: the template, the processor or a decoder refuses them; the message says why.
+        """
+        if not turns:
+            raise PromptError("a chat needs at least one message")
+        if tools and not self.takes_tools:
+            raise PromptError("this model's chat template takes no tools")
+        asked = [_as_mapping(turn) for turn in turns]
+        media = [part for turn in asked for part in _parts(turn) if isinstance(part, Media)]
+        self._check_modalities(media)
+        try:
+            if isinstance(self.reader, ToolReader):
+                return self._by_tools(asked)
+            if self.has_media:
+                return self._with_media(asked, media, tools)
+            return self._by_tokenizer(asked, tools)
+        except PromptError:
+            raise
+        except _BAD as error:
+            raise PromptError(_first(error)) from error
+
+    def text(self, text: str | Sequence[int]) -> Prompt:
+        """A plain text, or ids, to go on from.
+
+        Raises:
+            PromptError: it is empty, or holds placeholders or ids that do not exist.
+        """
+        if isinstance(text, str):
+            with self._lock:
+                ids = list(self.tokenizer(text)["input_ids"])
+            special = set(self.tokenizer.all_special_ids)
+            while len(ids) > 1 and ids[-1] in special:  # some tokenizers end every text
+                ids.pop()
+        else:
+            ids = [int(token) for token in text]
+            size = len(self.tokenizer)
+            wrong = next((token for token in ids if not 0 <= token < size), None)
+            if wrong is not None:
+                raise PromptError(f"token id {wrong} does not exist: this model has {size}")
+        if not ids:
+            raise PromptError("the prompt has no tokens")
+        self._spans(ids, [])
+        return Prompt(tuple(ids))
+
+    def _check_modalities(self, media: Sequence[Media]) -> None:
+        for medium in media:
+            if medium.modality not in self.modalities:
+                takes = ", ".join(("text", *self.modalities))
+                raise PromptError(f"this model takes {takes}, not {medium.modality}")
+
+    def _with_media(
+        self, turns: Sequence[dict[str, Any]], media: Sequence[Media], tools: Any
+    ) -> Prompt:
+        decoded = iter([self._decoded(medium) for medium in media])
+        conversation = []
+        for turn in turns:
+            parts = [
+                {"type": part.modality, part.modality: next(decoded)}
+                if isinstance(part, Media)
+                else {"type": "text", "text": part}
+                for part in _parts(turn)
+            ]
+            conversation.append({**turn, "content": parts})
+        with self._lock:
+            found = self.reader.apply_chat_template(
+                [conversation],
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+                **({"tools": list(tools)} if tools else {}),
+            )
+        inputs = dict(found)
+        ids = inputs.pop("input_ids")[0].tolist()
+        for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+            inputs.pop(name, None)
+        contents = [(medium.modality, medium.content_hash()) for medium in media]
+        spans = self._spans(ids, contents)
+        counts = {m: sum(self.placeholders.get(token) == m for token in ids) for m, _ in contents}
+        return Prompt(tuple(ids), inputs, tuple(contents), tuple(spans), counts)
+
+    def _decoded(self, medium: Media) -> Any:
+        own = getattr(self.reader, "signals", {}).get(medium.modality)
+        return open_image(medium) if own is None else decode_medium(medium, own["spec"])
+
+    def _spans(
+        self, ids: Sequence[int], contents: Sequence[tuple[str, str]]
+    ) -> list[tuple[int, int]]:
+        """First position and length of each medium's place.
+
+        Media that stand side by side cannot be told apart by the ids: then all share one place, from the
+        first to the last.
+        """
+        runs = list(_runs(ids, self.placeholders))
+        if [modality for modality, _, _ in runs] == [modality for modality, _ in contents]:
+            return [(begin, length) for _, begin, length in runs]
+        for modality in {m for m, _, _ in runs} | {m for m, _ in contents}:
+            here = sum(m == modality for m, _, _ in runs)
+            given = sum(m == modality for m, _ in contents)
+            if here > given or (given and not here):
+                raise PromptError(
+                    f"the text has {here} places for {given} {modality}; does it hold a literal "
+                    f"{modality} placeholder?"
+                )
+        begin, (_, last, length) = runs[0][1], runs[-1]
+        return [(begin, last + length - begin)] * len(contents)
+
+    def _by_tokenizer(self, turns: Sequence[dict[str, Any]], tools: Any) -> Prompt:
+        flat = [{**turn, "content": "".join(map(str, _parts(turn)))} for turn in turns]
+        if self.tokenizer.chat_template is None:
+            return self.text("\n".join(turn["content"] for turn in flat))
+        with self._lock:
+            found = self.tokenizer.apply_chat_template(
+                flat,
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                **({"tools": list(tools)} if tools else {}),
+            )
+        return Prompt(tuple(found["input_ids"]))
+
+    def _by_tools(self, turns: Sequence[dict[str, Any]]) -> Prompt:
+        messages = [Message(turn["role"], tuple(_parts(turn))) for turn in turns]
+        record = Record("chat", (*messages, Message("assistant", ("?",))), Source("the chat", 1))
+        with self._lock:
+            sample = prompt_of(tokenise(record, self.tokenizer))
+            ids = self.reader.collator([sample]).input_ids[0].tolist()
+        return Prompt(tuple(ids))
+
+
+def _as_mapping(turn: Turn) -> dict[str, Any]:
+    if isinstance(turn, Message):
+        return {"role": turn.role, "content": turn.parts}
+    return dict(turn)
+
+
+def _parts(turn: Mapping[str, Any]) -> list[str | Media]:
+    content = turn.get("content") or ""
+    return [content] if isinstance(content, str) else list(content)
+
+
+def _runs(ids: Sequence[int], kinds: Mapping[int, str]) -> Iterator[tuple[str, int, int]]:
+    """Runs of one placeholder: modality, first position, length."""
+    begin = 0
+    for place in range(1, len(ids) + 1):
+        if place == len(ids) or ids[place] != ids[begin]:
+            if ids[begin] in kinds:
+                yield kinds[ids[begin]], begin, place - begin
+            begin = place
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,294 @@
+"""Running a model for the engine: prompts become keys and values, then one position of all rows at a time.
+
+One runner serves any decoder of transformers; those of models with media keep encoder results by the
+media's content, so that the same image asked about twice is looked at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from modalign.connectors.base import InLayerConnector
+from modalign.models.bridges import SIGNALS, Features
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.serving.requests import Prompt
+from modalign.serving.slots import KeysValues, Slots
+
+MEDIA = 256  # encoder results kept
+
+Memory = Mapping[str, tuple[Tensor, Tensor]]  # what in-layer connectors go on reading, per modality
+
+
+@dataclass
+class Prefilled:
+    """Prompts that have been read together.
+
+    Attributes:
+        logits: (n, 1, V) at the last position, or (n, T, V).
+        layers: keys and values of all layers, (n, H, T, Dh).
+        memories: of each row, what in-layer connectors go on reading.
+    """
+
+    logits: Tensor
+    layers: list[KeysValues]
+    memories: list[Memory]
+
+
+@dataclass
+class MediaCache:
+    """Encoder results by content, the least recently used dropped first."""
+
+    most: int = MEDIA
+    hits: int = 0
+    misses: int = 0
+    kept: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
+
+    def get(self, key: Any) -> Any:
+        """What is kept under a key, or None."""
+        found = self.kept.get(key)
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+            self.kept.move_to_end(key)
+        return found
+
+    def put(self, key: Any, value: Any) -> None:
+        """Keep a result."""
+        self.kept[key] = value
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+
+
+class Runner:
+    """A decoder that reads text.
+
+    Attributes:
+        shares: whether a prompt may go on from keys and values of an earlier one's beginning.
+        groups: whether prompts of one length may be read together.
+    """
+
+    shares = True
+    groups = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model: Any = model
+        self.config = model.config.get_text_config()
+        self.media = MediaCache()
+        self._named = tuple(inspect.signature(model.forward).parameters)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.device)
+
+    def prefill(
+        self,
+        prompts: Sequence[Prompt],
+        known: Sequence[KeysValues] = (),
+        all_logits: bool = False,
+    ) -> Prefilled:
+        """Read prompts of one length together.
+
+        Args:
+            prompts: of equal length.
+            known: keys and values of their first positions, (1, H, P, Dh) of each layer.
+            all_logits: of every position, not the last alone.
+        """
+        start = known[0][0].shape[2] if known else 0
+        length = len(prompts[0].ids)
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(known):
+            cache.update(keys, values, number)
+        ids = torch.tensor([prompt.ids[start:] for prompt in prompts], device=self.device)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=torch.ones(len(prompts), length, dtype=torch.long, device=self.device),
+            position_ids=torch.arange(start, length, device=self.device).expand(len(prompts), -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=0 if all_logits else 1,
+            **self.inputs(prompts, start),
+        )
+        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        return Prefilled(output.logits, layers, self.memories(output, len(prompts)))
+
+    def step(self, ids: Tensor, slots: Slots, memories: Sequence[Memory]) -> Tensor:
+        """Go on by one position in every row: last ids (n,) -> logits (n, V)."""
+        slots.ready()
+        output = self.model(
+            input_ids=ids[:, None],
+            attention_mask=self._mask(slots),
+            position_ids=torch.tensor(slots.lengths(), device=self.device)[:, None],
+            past_key_values=slots,
+            use_cache=True,
+            **self.remembered(memories),
+        )
+        slots.advance()
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def _mask(self, slots: Slots) -> Any:
+        """The additive mask of a step; one for each kind of layer where there are several."""
+        window = getattr(self.config, "sliding_window", None)
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        if window is None or kinds == {"full_attention"}:
+            return self._additive(slots, None)
+        if kinds <= {"sliding_attention"}:
+            return self._additive(slots, window)
+        return {
+            "full_attention": self._additive(slots, None),
+            "sliding_attention": self._additive(slots, window),
+        }
+
+    def _additive(self, slots: Slots, reach: int | None) -> Tensor:
+        seen = slots.mask(self.device, reach)
+        dtype = self.model.dtype
+        mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)
+
+    def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
+        """What the model takes besides ids, of the media that stand at ``start`` or behind."""
+        return {}
+
+    def memories(self, output: Any, rows: int) -> list[Memory]:
+        """What each row goes on reading."""
+        return [{}] * rows
+
+    def remembered(self, memories: Sequence[Memory]) -> dict[str, Any]:
+        """The rows' memories as the model takes them at a step."""
+        return {}
+
+
+def media_behind(prompt: Prompt, start: int) -> list[int]:
+    """Numbers, in reading order, of the media whose place begins at ``start`` or behind."""
+    return [n for n, (begin, _) in enumerate(prompt.spans) if begin >= start]
+
+
+class ComposedRunner(Runner):
+    """A model of modalign's own class: any encoders, any connectors."""
+
+    model: ModalignForConditionalGeneration
+
+    def __init__(self, model: ModalignForConditionalGeneration) -> None:
+        super().__init__(model)
+        connectors = model.connectors.values()
+        self.shares = not any(isinstance(each, InLayerConnector) for each in connectors)
+
+    def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
+        """Encoder features of the media, known or new."""
+        found: dict[str, list[Features]] = {}
+        for prompt in prompts:
+            wanted = set(media_behind(prompt, start))
+            numbers: dict[str, int] = {}
+            for n, (modality, content) in enumerate(prompt.media):
+                number = numbers[modality] = numbers.get(modality, -1) + 1
+                if n in wanted:
+                    made = self._features(prompt, modality, content, number)
+                    found.setdefault(modality, []).append(made)
+        return {"features": {m: _together(each) for m, each in found.items()}} if found else {}
+
+    def _features(self, prompt: Prompt, modality: str, content: str, number: int) -> Features:
+        known = self.media.get((modality, content))
+        if known is not None:
+            return known
+        names = SIGNALS[modality]
+        values, mask = (prompt.inputs.get(name) if name else None for name in names)
+        assert values is not None
+        one = slice(number, number + 1)
+        made = self.model.encode(
+            modality,
+            values[one].to(self.device, self.model.dtype),
+            None if mask is None else mask[one].to(self.device),
+        )
+        self.media.put((modality, content), made)
+        return made
+
+    def memories(self, output: Any, rows: int) -> list[Memory]:
+        """The media memory of each row, as in-layer connectors left it."""
+        held = output.media_memory or {}
+        return [
+            {m: (memory[row : row + 1], mask[row : row + 1]) for m, (memory, mask) in held.items()}
+            for row in range(rows)
+        ]
+
+    def remembered(self, memories: Sequence[Memory]) -> dict[str, Any]:
+        """Memories side by side, padded to the longest; a row without one reads nothing."""
+        together = {}
+        for modality in {m for memory in memories for m in memory}:
+            held = [memory.get(modality) for memory in memories]
+            example = next(pair[0] for pair in held if pair is not None)
+            K = max(pair[0].shape[1] for pair in held if pair is not None)
+            memory = example.new_zeros(len(held), K, example.shape[2])
+            mask = torch.zeros(len(held), K, dtype=torch.bool, device=example.device)
+            for row, pair in enumerate(held):
+                if pair is not None:
+                    memory[row, : pair[0].shape[1]] = pair[0][0]
+                    mask[row, : pair[1].shape[1]] = pair[1][0]
+            together[modality] = (memory, mask)
+        return {"media_memory": together} if together else {}
+
+
+def _together(features: Sequence[Features]) -> Features:
+    """Features of single media, (1, N, d) each, as one batch; shorter ones are padded."""
+    N = max(each.values.shape[1] for each in features)
+    values, masks = [], []
+    for each in features:
+        missing = N - each.values.shape[1]
+        values.append(torch.nn.functional.pad(each.values, (0, 0, 0, missing)))
+        masks.append(torch.nn.functional.pad(each.mask, (0, missing)))
+    return Features(torch.cat(values), torch.cat(masks), features[0].grid)
+
+
+class NativeRunner(Runner):
+    """A transformers model that sees: image features are kept where its forward takes them ready."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.ready_made = "mm_encoder_outputs" in self._named
+        # Without ready-made features there is no telling which of the inputs belong to which image.
+        self.shares = self.groups = self.ready_made
+
+    def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
+        """The images' features, or the processor's own inputs of the one prompt."""
+        if not self.ready_made:
+            return {name: self._moved(value) for name, value in prompts[0].inputs.items()}
+        pooled: list[Tensor] = []
+        for prompt in prompts:
+            wanted = media_behind(prompt, start)
+            pooled += [self._image_features(prompt)[number] for number in wanted]
+        if not pooled:
+            return {}
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=pooled)}}
+
+    def _image_features(self, prompt: Prompt) -> list[Tensor]:
+        """Projected features of each image of a prompt, (M, D)."""
+        key = tuple(content for _, content in prompt.media)
+        known = self.media.get(key)
+        if known is None:
+            taken = inspect.signature(self.model.model.get_image_features).parameters
+            given = {n: self._moved(v) for n, v in prompt.inputs.items() if n in taken}
+            known = list(self.model.get_image_features(**given, return_dict=True).pooler_output)
+            self.media.put(key, known)
+        return known
+
+    def _moved(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.device, self.model.dtype if value.is_floating_point() else None)
+
+
+def runner_of(model: PreTrainedModel, modalities: Sequence[str]) -> Runner:
+    """The runner of a model, by its class."""
+    if isinstance(model, ModalignForConditionalGeneration):
+        return ComposedRunner(model)
+    return NativeRunner(model) if modalities else Runner(model)

@@ -1,0 +1,173 @@
+"""Keys and values of requests that decode together, each of its own length.
+
+All rows write the same column at a step, so that a step is one slice: a row's keys stand in the columns that
+end where the batch stands now, however long it is, and a mask hides what lies before its start. A row that
+joins is laid so that it ends at the present column; one that leaves gives its place to the last row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+COLUMNS, ROWS = 256, 4  # room at first; it doubles
+
+KeysValues = tuple[Tensor, Tensor]  # of one layer: (rows, heads, positions, width each)
+
+
+class SlotLayer(CacheLayerMixin):
+    """One decoder layer's keys and values, (rows, heads, columns, width each)."""
+
+    is_sliding = False
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: rows come in by ``Slots.join`` only."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> KeysValues:
+        """Write the present column of all rows; return what the rows may read, (n, H, W, Dh)."""
+        n, now = key_states.shape[0], self.slots.now
+        window = slice(self.slots.first, now + 1)
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            assert store is not None
+            store[:n, :, now] = states[:, :, 0]
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys[:n, :, window], self.values[:n, :, window]
+
+    def get_seq_length(self) -> int:
+        """Columns before the one that is written next."""
+        return self.slots.now - self.slots.first
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of what is read."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+
+class Slots(Cache):
+    """The rows of a running batch, as the cache that a decoder is given.
+
+    Attributes:
+        starts: per row, the column of its first position.
+        now: the column that the next step writes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.layers: list[Any]
+        self.starts: list[int] = []
+        self.now = 0
+
+    @property
+    def rows(self) -> int:
+        """Requests in the batch."""
+        return len(self.starts)
+
+    @property
+    def first(self) -> int:
+        """The first column that any row reads."""
+        return min(self.starts, default=self.now)
+
+    def lengths(self) -> list[int]:
+        """Positions of every row so far."""
+        return [self.now - start for start in self.starts]
+
+    def mask(self, device: torch.device, reach: int | None = None) -> Tensor:
+        """What every row reads at the next step, (n, 1, 1, W) bool: its own columns and the present one.
+
+        Args:
+            device: of the mask.
+            reach: positions that a sliding window reads, itself included; None: all.
+        """
+        lows = [
+            start if reach is None else max(start, self.now + 1 - reach) for start in self.starts
+        ]
+        columns = torch.arange(self.first, self.now + 1, device=device)
+        return (columns >= torch.tensor(lows, device=device)[:, None])[:, None, None]
+
+    def join(self, layers: Sequence[KeysValues], row: int = 0) -> None:
+        """Add a row: the keys and values of all layers, of which it is row ``row``."""
+        length = layers[0][0].shape[2]
+        if not self.layers:
+            self.layers = [SlotLayer(self) for _ in layers]
+        self._reserve(len(self.starts) + 1, length, layers)
+        place, begin = len(self.starts), self.now - length
+        self.starts.append(begin)
+        for layer, given in zip(self.layers, layers, strict=True):
+            for store, states in zip((layer.keys, layer.values), given, strict=True):
+                store[place, :, :begin] = 0  # whatever an earlier row left must not reach a product
+                store[place, :, begin : self.now] = states[row]
+
+    def ready(self) -> None:
+        """Have a free column for the next step."""
+        self._reserve(len(self.starts), 0, ())
+
+    def advance(self) -> None:
+        """The present column is written: go on to the next."""
+        self.now += 1
+
+    def leave(self, place: int) -> None:
+        """Take a row out; the last row takes its place."""
+        last = len(self.starts) - 1
+        if place != last:
+            columns = slice(self.starts[last], self.now)
+            for layer in self.layers:
+                for store in (layer.keys, layer.values):
+                    store[place, :, : columns.start] = 0
+                    store[place, :, columns] = store[last, :, columns]
+            self.starts[place] = self.starts[last]
+        self.starts.pop()
+
+    def row(self, place: int) -> list[KeysValues]:
+        """Copies of one row's keys and values, (1, H, T, Dh) of each layer."""
+        columns = slice(self.starts[place], self.now)
+        return [
+            (
+                layer.keys[place : place + 1, :, columns].clone(),
+                layer.values[place : place + 1, :, columns].clone(),
+            )
+            for layer in self.layers
+        ]
+
+    def _reserve(self, rows: int, length: int, like: Sequence[KeysValues]) -> None:
+        """Room for so many rows, ``length`` columns before the present one, and for that one itself."""
+        stored = self.layers[0].keys
+        have_rows, have_columns = (0, 0) if stored is None else (stored.shape[0], stored.shape[2])
+        if rows <= have_rows and length <= self.now < have_columns:
+            return
+        used = self.now - self.first
+        needed = max(used, length)
+        columns = _doubled(max(have_columns, COLUMNS), 2 * needed)
+        new_rows = _doubled(max(have_rows, ROWS), rows)
+        for number, layer in enumerate(self.layers):
+            given = like[number] if like else (layer.keys, layer.values)
+            moved = []
+            for store, example in zip((layer.keys, layer.values), given, strict=True):
+                _, H, _, Dh = example.shape
+                fresh = example.new_zeros(new_rows, H, columns, Dh)
+                if store is not None:
+                    held = store[: len(self.starts), :, self.first : self.now]
+                    fresh[: len(self.starts), :, needed - used : needed] = held
+                moved.append(fresh)
+            layer.keys, layer.values = moved
+            layer.is_initialized = True
+        shift = needed - self.now
+        self.starts = [start + shift for start in self.starts]
+        self.now = needed
+
+
+def _doubled(size: int, wanted: int) -> int:
+    while size < wanted:
+        size *= 2
+    return size
