@@ -1,0 +1,138 @@
+"""``modalign serve``: a model behind the OpenAI API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modalign.cli import options
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8000,
+    served_name: Annotated[
+        str | None, typer.Option("--served-name", help="The model's name; else its folder's.")
+    ] = None,
+    patch: options.Patches = None,
+    device: options.Device = None,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Answers made at a time.")
+    ] = 16,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", min=0, help="Answers that may wait; then 429.")
+    ] = 64,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-length", min=2, help="Positions of prompt and answer; else the model's."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="File with the key that clients must send."),
+    ] = None,
+    no_api_key: Annotated[
+        bool,
+        typer.Option("--no-api-key", help="Let anybody in who reaches --host (a proxy's network)."),
+    ] = False,
+    allow_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-url", help="HOST or HOST:PORT that media may be fetched from; repeat it."
+        ),
+    ] = None,
+    max_body_mb: Annotated[
+        float, typer.Option("--max-body-mb", min=0.001, help="Largest body of a request.")
+    ] = 32.0,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Most pixels of an image.")
+    ] = 32_000_000,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=0.001, help="Longest recording or video.")
+    ] = 600.0,
+    drain_seconds: Annotated[
+        float,
+        typer.Option("--drain-seconds", min=1, help="For running answers to end after a signal."),
+    ] = 30.0,
+) -> None:
+    """Serve a model behind the OpenAI API: chat with media, completions, models, health, metrics.
+
+    Only this machine is answered unless --host says otherwise. The first Ctrl-C or SIGTERM finishes what
+    runs, the second ends at once.
+
+    **Examples**
+
+    - `modalign serve runs/compare/best`
+
+    - `modalign serve runs/compare/best --port 0 --patch fix.safetensors`
+
+    - `modalign serve my-model --host 0.0.0.0 --api-key-file key.txt --served-name scenes`
+
+    - `modalign serve my-model --allow-url images.example.org`
+    """
+    from modalign.cli.console import quiet_libraries, stderr, stdout
+    from modalign.errors import UsageError
+    from modalign.serving.engine import open_engine
+    from modalign.serving.http.fetch import Fetcher
+    from modalign.serving.http.log import log_to_stderr
+    from modalign.serving.http.server import accepted_hosts, address_of, is_loopback, listening
+    from modalign.serving.http.server import serve as run
+    from modalign.serving.http.settings import MEGABYTE, MediaLimits, Settings, read_key
+
+    if api_key_file is not None and no_api_key:
+        raise UsageError("--api-key-file and --no-api-key contradict each other: give one")
+    if not is_loopback(host) and api_key_file is None and not no_api_key:
+        raise UsageError(
+            f"--host {host} lets other machines in: give --api-key-file, or --no-api-key if something else "
+            "guards the way"
+        )
+    body = round(max_body_mb * MEGABYTE)
+    limits = MediaLimits(
+        image_pixels=max_pixels,
+        audio_seconds=max_seconds,
+        video_seconds=max_seconds,
+        url_bytes=body,
+    )
+    settings = Settings(
+        served_name or model.resolve().name,
+        api_key=read_key(api_key_file) if api_key_file else None,
+        hosts=accepted_hosts(host),
+        url_hosts=tuple(allow_url or ()),
+        body_bytes=body,
+        requests=max_batch + max_waiting + 16,
+        media=limits,
+    )
+    Fetcher(
+        settings.url_hosts, body, limits.url_seconds
+    )  # a wrong host is found before the model loads
+    listener = listening(host, port)
+    log_to_stderr()
+    quiet_libraries()
+    stderr.print(f"loading {model}", markup=False, highlight=False, soft_wrap=True)
+    engine = open_engine(
+        model,
+        device=device or "auto",
+        patches=patch or [],
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_length=max_length,
+    )
+
+    def ready() -> None:
+        url = f"{address_of(listener, host)}/v1"
+        stdout.print(f"{settings.name} is served at {url}", highlight=False, soft_wrap=True)
+        stdout.file.flush()
+
+    def stopping() -> None:
+        stderr.print("finishing what runs; once more to end at once", highlight=False)
+
+    code = run(
+        engine, settings, listener, ready=ready, stopping=stopping, drain_seconds=drain_seconds
+    )
+    raise typer.Exit(code)

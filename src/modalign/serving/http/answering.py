@@ -1,0 +1,229 @@
+"""From a request's work to its answer: whole as JSON, or chunk by chunk as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from modalign.serving.http.errors import GONE, ApiError, draining
+from modalign.serving.http.runs import Ask, Run
+from modalign.serving.requests import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Prompt,
+    Scored,
+    Started,
+)
+
+log = logging.getLogger("modalign.serving")
+Result = TypeVar("Result")
+
+LEAST = -9999.0  # what OpenAI gives for a probability of 0: JSON has no infinity
+DONE = b"data: [DONE]\n\n"
+
+
+class Shape(Protocol):
+    """How the answers of one kind of request are written."""
+
+    def chunk(self, choice: int, event: Event) -> str:
+        """Server-sent events for one event of the engine; empty where there is nothing to show."""
+
+    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
+        """The last server-sent event, where usage was asked for."""
+
+    def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer that is not streamed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request, parsed and ready for the engine.
+
+    Attributes:
+        prompts: each once.
+        asks: ``n`` for every prompt, in the order of the answer's choices.
+        shape: of the answer.
+        stream: as server-sent events.
+        stream_usage: with usage at the end of the stream.
+    """
+
+    prompts: list[Prompt]
+    asks: list[Ask]
+    shape: Shape
+    stream: bool = False
+    stream_usage: bool = False
+
+    def usage(self, run: Run) -> dict[str, Any]:
+        """Tokens read and made; every prompt is counted once, whatever ``n``."""
+        read = sum(len(prompt.ids) for prompt in self.prompts)
+        each = len(self.asks) // len(self.prompts)
+        cached = sum(run.cached(place * each) for place in range(len(self.prompts)))
+        details: dict[str, int] = {"cached_tokens": cached, "text_tokens": read}
+        for prompt in self.prompts:
+            for modality, count in prompt.media_tokens.items():
+                name = f"{modality}_tokens"
+                details[name] = details.get(name, 0) + count
+                details["text_tokens"] -= count
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": run.new_tokens,
+            "total_tokens": read + run.new_tokens,
+            "prompt_tokens_details": details,
+        }
+
+
+@dataclass
+class Collected:
+    """One answer, put together."""
+
+    texts: list[str] = field(default_factory=list)
+    prompt: tuple[Scored, ...] = ()
+    tokens: list[Scored] = field(default_factory=list)
+    reason: FinishReason = "stop"
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can hold."""
+    return max(logprob, LEAST)
+
+
+def failure(event: Finished) -> ApiError | None:
+    """What a client is told where the engine gave up; the engine's own words go to the log."""
+    if event.reason == "cancelled":
+        return draining()
+    if event.reason == "error":
+        log.error("the engine gave up a request: %s", event.error)
+        return ApiError(500, "the model failed; the server's log says why", code="engine_error")
+    return None
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Do something for a client as long as it is there; None where it left."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        for task in (doing, leaving):
+            task.cancel()
+        await asyncio.gather(doing, leaving, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Answer(Response):
+    """Runs a request's work and sends its answer; the engine's places are free again whatever happens.
+
+    Args:
+        work: what is wanted.
+        run: its answers, started.
+        stalled_seconds: a client that takes nothing for so long is given up.
+        left: called when all is over.
+    """
+
+    def __init__(
+        self, work: Work, run: Run, stalled_seconds: float, left: Callable[[], None]
+    ) -> None:
+        self.work, self.run, self.stalled, self.left = work, run, stalled_seconds, left
+        self.status_code = 200
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            answer = self._stream(send) if self.work.stream else self._whole(scope, receive, send)
+            if await unless_gone(receive, answer) is None:
+                scope["modalign.status"] = GONE
+        finally:
+            self.run.cancel()
+            self.left()
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        answers = [Collected() for _ in self.work.asks]
+        error = None
+        while self.run.open and error is None:
+            for choice, event in await self.run.events():
+                error = error or _collect(answers[choice], event)
+        if error is None:
+            body = self.work.shape.whole(answers, self.work.usage(self.run))
+            await JSONResponse(body)(scope, receive, send)
+        else:
+            await error.response()(scope, receive, send)
+        return True
+
+    async def _stream(self, send: Send) -> bool:
+        """Chunks as they come: all that came together goes out together."""
+        begun = False
+        while self.run.open:
+            chunks, error = [], None
+            for choice, event in await self.run.events():
+                error = error or (failure(event) if isinstance(event, Finished) else None)
+                chunks.append(self.work.shape.chunk(choice, event))
+            if error is not None and not begun:  # an error still can have its status
+                await _send_whole(send, error)
+                return True
+            if not begun:
+                await _begin(send)
+                begun = True
+            if error is not None:
+                chunks.append(f"data: {json.dumps(error.body())}\n\n")
+            await self._send(send, "".join(chunks).encode())
+            if error is not None:
+                break
+        else:
+            if self.work.stream_usage:
+                usage = self.work.shape.usage_chunk(self.work.usage(self.run))
+                await self._send(send, usage.encode())
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        return True
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        if body:
+            async with asyncio.timeout(self.stalled):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _collect(answer: Collected, event: Event) -> ApiError | None:
+    if isinstance(event, Delta):
+        answer.texts.append(event.text)
+        answer.tokens += event.tokens
+    elif isinstance(event, Started):
+        answer.prompt = event.prompt
+    else:
+        answer.reason = event.reason
+        return failure(event)
+    return None
+
+
+async def _begin(send: Send) -> None:
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # a proxy that collects chunks would undo streaming
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _send_whole(send: Send, error: ApiError) -> None:
+    response = error.response()
+    head = {"type": "http.response.start", "status": error.status, "headers": response.raw_headers}
+    await send(head)
+    await send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})

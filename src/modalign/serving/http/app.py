@@ -1,0 +1,245 @@
+"""The application: routes, what they share, and its OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic.json_schema import models_json_schema
+from starlette.requests import ClientDisconnect
+
+from modalign import __version__
+from modalign.serving.http import answers, chat, completions
+from modalign.serving.http.answering import Answer, Work
+from modalign.serving.http.body import Schema, parsed, read_body
+from modalign.serving.http.errors import GONE, ApiError, add_handlers, draining
+from modalign.serving.http.fetch import Fetcher
+from modalign.serving.http.gate import Gate
+from modalign.serving.http.media import MediaReader
+from modalign.serving.http.metrics import Metrics
+from modalign.serving.http.runs import Relay, Run
+from modalign.serving.http.schemas import ChatRequest, CompletionRequest
+from modalign.serving.http.settings import Settings
+from modalign.serving.requests import Engine
+
+GATE = (401, 421, 500)  # what every route may answer
+WORK = (400, 404, 408, 413, 415, 429, 503)
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        engine: makes the answers.
+        settings: of the server.
+
+    Attributes:
+        draining: no request is taken any more.
+        serving: requests that are read, prepared or answered now.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine, self.settings = engine, settings
+        self.metrics = Metrics(engine.state)
+        limits = settings.media
+        fetcher = Fetcher(settings.url_hosts, limits.url_bytes, limits.url_seconds)
+        self.media = MediaReader(engine.modalities, limits, fetcher)
+        self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="modalign-request")
+        self.created = int(time.time())
+        self.draining = False
+        self.serving = 0
+        self._relay: Relay | None = None
+
+    async def answer(
+        self, request: Request, schema: type[Schema], prepare: Callable[[Schema], Work]
+    ) -> Response:
+        """Read, prepare and start one request; its answer is sent by what is returned.
+
+        Raises:
+            ApiError: it is refused.
+        """
+        if self.draining:
+            raise draining()
+        if self.serving >= self.settings.requests:
+            raise ApiError(
+                429,
+                f"{self.serving} requests are being served; try again soon",
+                code="too_many_requests",
+                headers={"Retry-After": "1"},
+            )
+        self.serving += 1
+        try:
+            body = await read_body(request, self.settings)
+            loop = asyncio.get_running_loop()
+            work = await loop.run_in_executor(self.pool, self._prepared, schema, prepare, body)
+            if self._relay is None:
+                self._relay = Relay(loop)
+            run = Run(self.engine, self._relay, work.asks, self.metrics)
+            run.start()
+        except BaseException:
+            self.serving -= 1
+            raise
+        return Answer(work, run, self.settings.stalled_seconds, self._left)
+
+    def _left(self) -> None:
+        self.serving -= 1
+
+    def _prepared(
+        self, schema: type[Schema], prepare: Callable[[Schema], Work], body: bytes
+    ) -> Work:
+        request = parsed(schema, body)
+        if request.model is not None:
+            self.known(request.model)
+        return prepare(request)
+
+    def known(self, name: str) -> None:
+        """Refuse the name of another model (404)."""
+        if name != self.settings.name:
+            raise ApiError(
+                404,
+                f"there is no model {name[:200]!r} here, only {self.settings.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def model(self) -> dict[str, Any]:
+        """The model as /v1/models lists it."""
+        return {
+            "id": self.settings.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "modalign",
+            "max_model_len": self.engine.max_length,
+            "modalities": ["text", *self.engine.modalities],
+        }
+
+
+def build_app(service: Service) -> FastAPI:
+    """The application of a service, its gate included."""
+    app = FastAPI(
+        title="modalign",
+        version=__version__,
+        description="A model that modalign joined, behind the OpenAI API.",
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    add_handlers(app)
+    _add_completions(app, service)
+    _add_models(app, service)
+    _add_state(app, service)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    app.add_middleware(Gate, settings=service.settings, metrics=service.metrics)
+    return app
+
+
+def _add_completions(app: FastAPI, service: Service) -> None:
+    engine, settings = service.engine, service.settings
+
+    async def ask(
+        request: Request, schema: type[Schema], prepare: Callable[[Schema], Work]
+    ) -> Response:
+        try:
+            return await service.answer(request, schema, prepare)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
+
+    @app.post("/v1/chat/completions", **_described(ChatRequest, answers.ChatCompletion))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation, with media in it where the model takes them."""
+        return await ask(
+            request,
+            ChatRequest,
+            lambda given: chat.prepare(given, engine, service.media, settings.name),
+        )
+
+    @app.post("/v1/completions", **_described(CompletionRequest, answers.Completion))
+    async def text_completions(request: Request) -> Response:
+        """Go on from a text, or score it (`echo`, `max_tokens` 0, `logprobs`)."""
+        return await ask(
+            request,
+            CompletionRequest,
+            lambda given: completions.prepare(given, engine, settings.name, settings.choices),
+        )
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", response_model=None, responses=_answers(answers.Models))
+    async def models() -> JSONResponse:
+        """List the models: there is one."""
+        return JSONResponse({"object": "list", "data": [service.model()]})
+
+    @app.get("/v1/models/{model:path}", response_model=None, responses=_answers(answers.Model, 404))
+    async def model(model: str) -> JSONResponse:
+        """Describe a model."""
+        service.known(model)
+        return JSONResponse(service.model())
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health", response_model=None, responses=_answers(answers.Health, 503))
+    async def health() -> JSONResponse:
+        """Say how the server is: 200 while it takes requests."""
+        state = service.engine.state()
+        if service.draining or state.draining:
+            raise draining()
+        shown = ("running", "waiting", "max_batch", "batching", "note")
+        fields = {name: getattr(state, name) for name in shown}
+        return JSONResponse({"status": "ok", "model": service.settings.name, **fields})
+
+    text = {"description": "Figures", "content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        response_model=None,
+        responses={200: text, **answers.problems(*GATE)},
+    )
+    async def metrics() -> Response:
+        """Give the server's figures in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+# --- the OpenAPI document -----------------------------------------------------------------------
+
+
+def _answers(model: type[answers.Shown], *errors: int) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model}, **answers.problems(*errors, *GATE)}
+
+
+def _described(schema: type[Schema], model: type[answers.Shown]) -> dict[str, Any]:
+    """Documentation of a route whose body is read by our own hands (under limits, off the event loop)."""
+    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
+    body = {"required": True, "content": {"application/json": {"schema": reference}}}
+    responses = _answers(model, *WORK)
+    responses[200]["content"] = {
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "example": "data: {...}\n\ndata: [DONE]",
+        }
+    }
+    return {
+        "response_model": None,
+        "responses": responses,
+        "openapi_extra": {"requestBody": body},
+    }
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, and the schemas of the bodies."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        _, defined = models_json_schema(
+            [(ChatRequest, "validation"), (CompletionRequest, "validation")],
+            ref_template="#/components/schemas/{model}",
+        )
+        document["components"]["schemas"] |= defined["$defs"]
+        app.openapi_schema = document
+    return app.openapi_schema

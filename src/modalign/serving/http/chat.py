@@ -1,0 +1,170 @@
+"""/v1/chat/completions: a conversation becomes prompts, events become messages and chunks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from modalign.serving.http.answering import Collected, Work, finite
+from modalign.serving.http.calls import CallReader
+from modalign.serving.http.conversation import turns_of
+from modalign.serving.http.errors import refused
+from modalign.serving.http.media import MediaReader
+from modalign.serving.http.runs import Ask
+from modalign.serving.http.sampled import asks_for, room, sampling_of
+from modalign.serving.http.schemas import ChatRequest
+from modalign.serving.requests import Delta, Engine, Event, Scored, Started
+
+
+def prepare(request: ChatRequest, engine: Engine, reader: MediaReader, name: str) -> Work:
+    """Decode and tokenise a conversation; called on a thread of the pool.
+
+    Raises:
+        ApiError, PromptError: a field, a medium or the length is wrong.
+    """
+    _check(request, engine)
+    tools = _tools(request)
+    turns = turns_of(request.messages, reader, engine.takes_tools)
+    prompt = engine.chat_prompt(turns, tools)
+    asked = request.max_completion_tokens or request.max_tokens
+    most = room(engine, prompt, asked, "messages")
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    sampling = replace(sampling_of(request), max_tokens=most, logprobs=logprobs)
+    asks: list[Ask] = asks_for([prompt], sampling, request.n or 1)
+    stream_usage = bool(request.stream_options and request.stream_options.include_usage)
+    names = {tool["function"]["name"] for tool in tools} if tools else None
+    shape = ChatShape(name, len(asks), names, logprobs is not None, stream_usage)
+    return Work([prompt], asks, shape, bool(request.stream), stream_usage)
+
+
+def _check(request: ChatRequest, engine: Engine) -> None:
+    if request.top_logprobs is not None and not request.logprobs:
+        raise refused("top_logprobs", "needs logprobs: true")
+    if request.tools and not engine.takes_tools:
+        raise refused(
+            "tools", "this model's chat template has no place for tools", "unsupported_value"
+        )
+    if request.tool_choice not in (None, "auto", "none"):
+        raise refused(
+            "tool_choice",
+            'only "auto" and "none" are supported: the model is not forced to call',
+            "unsupported_value",
+        )
+    if request.tool_choice == "auto" and not request.tools:
+        raise refused("tool_choice", "needs tools")
+
+
+def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
+    if not request.tools or request.tool_choice == "none":
+        return None
+    return [tool.model_dump(exclude_unset=True) for tool in request.tools]
+
+
+class ChatShape:
+    """Answers of a chat.
+
+    Args:
+        name: of the model.
+        choices: how many answers.
+        tools: names of the tools offered; None where none are.
+        logprobs: whether tokens carry their log-probabilities.
+        usage: whether chunks have the field ``usage``.
+    """
+
+    def __init__(
+        self, name: str, choices: int, tools: set[str] | None, logprobs: bool, usage: bool
+    ) -> None:
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._name = name
+        self._readers = None if tools is None else [CallReader(tools) for _ in range(choices)]
+        self._tools = tools
+        self._logprobs = logprobs
+        # What all chunks share is written once: a chunk is made for every token of every client.
+        self._head = (
+            f'data: {{"id":"{self._id}","object":"chat.completion.chunk","created":{self._created},'
+            f'"model":{json.dumps(name)},"choices":['
+        )
+        self._tail = ',"usage":null}\n\n' if usage else "}\n\n"
+
+    def chunk(self, choice: int, event: Event) -> str:
+        """See :class:`~modalign.serving.http.answering.Shape`."""
+        if isinstance(event, Delta):
+            text = self._readers[choice].feed(event.text) if self._readers else event.text
+            if not text and not event.tokens:
+                return ""
+            logprobs = json.dumps(_logprobs(event.tokens)) if self._logprobs else "null"
+            return self._one(choice, f'{{"content":{json.dumps(text)}}}', logprobs)
+        if isinstance(event, Started):
+            return self._one(choice, '{"role":"assistant","content":"","refusal":null}')
+        text, calls = self._readers[choice].end() if self._readers else ("", [])
+        chunks = []
+        if text:
+            chunks.append(self._one(choice, f'{{"content":{json.dumps(text)}}}'))
+        if calls:
+            numbered = [{"index": place, **call} for place, call in enumerate(calls)]
+            chunks.append(self._one(choice, json.dumps({"tool_calls": numbered})))
+        reason = "tool_calls" if calls else event.reason
+        chunks.append(self._one(choice, "{}", finish=f'"{reason}"'))
+        return "".join(chunks)
+
+    def _one(self, choice: int, delta: str, logprobs: str = "null", finish: str = "null") -> str:
+        return (
+            f'{self._head}{{"index":{choice},"delta":{delta},"logprobs":{logprobs},'
+            f'"finish_reason":{finish}}}]{self._tail}'
+        )
+
+    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
+        """See :class:`~modalign.serving.http.answering.Shape`."""
+        return f'{self._head}],"usage":{json.dumps(usage)}}}\n\n'
+
+    def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~modalign.serving.http.answering.Shape`."""
+        return {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._name,
+            "choices": [self._choice(place, answer) for place, answer in enumerate(answers)],
+            "usage": usage,
+        }
+
+    def _choice(self, place: int, answer: Collected) -> dict[str, Any]:
+        text: str | None = answer.text
+        calls: list[dict[str, Any]] = []
+        if self._tools is not None:
+            reader = CallReader(self._tools)
+            shown = reader.feed(answer.text)
+            rest, calls = reader.end()
+            text = shown + rest
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
+        return {
+            "index": place,
+            "message": message,
+            "logprobs": _logprobs(answer.tokens) if self._logprobs else None,
+            "finish_reason": "tool_calls" if calls else answer.reason,
+        }
+
+
+def _logprobs(tokens: Sequence[Scored]) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                "token": token.text,
+                "logprob": finite(token.logprob or 0.0),
+                "bytes": list(token.data),
+                "top_logprobs": [
+                    {"token": text, "logprob": finite(value), "bytes": list(text.encode())}
+                    for text, value in token.top
+                ],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }

@@ -1,0 +1,170 @@
+"""/v1/completions: prompts to go on from, or to be scored."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from modalign.serving.http.answering import Collected, Work, finite
+from modalign.serving.http.errors import refused
+from modalign.serving.http.sampled import asks_for, room, sampling_of
+from modalign.serving.http.schemas import CompletionRequest
+from modalign.serving.requests import Delta, Engine, Event, Scored, Started
+
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+def prepare(request: CompletionRequest, engine: Engine, name: str, most_choices: int) -> Work:
+    """Tokenise prompts; called on a thread of the pool.
+
+    Raises:
+        ApiError, PromptError: a field or a length is wrong.
+    """
+    given, n = request.prompts, request.n or 1
+    asked = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+    if len(given) * n > most_choices:
+        raise refused(
+            "prompt",
+            f"{len(given)} prompts with n={n} are more than the {most_choices} answers that one request may "
+            "ask for: send several requests",
+        )
+    if not asked and not request.echo:
+        raise refused("max_tokens", "0 gives nothing without echo: ask for at least 1 token")
+    prompts = [engine.text_prompt(prompt) for prompt in given]
+    for prompt in prompts:
+        room(engine, prompt, asked, "prompt")
+    # The text of ids is known to the engine alone: it comes with the scored prompt.
+    unknown = any(not isinstance(prompt, str) for prompt in given)
+    scored = bool(request.echo) and (request.logprobs is not None or unknown or not asked)
+    sampling = replace(
+        sampling_of(request),
+        max_tokens=asked,
+        logprobs=request.logprobs,
+        prompt_logprobs=scored,
+    )
+    asks = asks_for(prompts, sampling, n)
+    stream_usage = bool(request.stream_options and request.stream_options.include_usage)
+    echoed: list[str | None] | None = None
+    if request.echo:
+        echoed = [text if isinstance(text, str) else None for text in given for _ in range(n)]
+    shape = CompletionShape(
+        name, len(asks), echoed, request.logprobs is not None, bool(request.logprobs), stream_usage
+    )
+    return Work(prompts, asks, shape, bool(request.stream), stream_usage)
+
+
+class CompletionShape:
+    """Answers that go on from prompts.
+
+    Args:
+        name: of the model.
+        choices: how many answers.
+        echoed: the prompts' texts in the order of choices, None for one of ids; None without ``echo``.
+        logprobs: whether tokens carry their log-probabilities.
+        alternatives: whether they carry those of other tokens too.
+        usage: whether chunks have the field ``usage``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        choices: int,
+        echoed: list[str | None] | None,
+        logprobs: bool,
+        alternatives: bool,
+        usage: bool,
+    ) -> None:
+        self._id = f"cmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._name = name
+        self._echoed = echoed
+        self._logprobs, self._alternatives = logprobs, alternatives
+        self._offsets = [0] * choices
+        self._head = (
+            f'data: {{"id":"{self._id}","object":"text_completion","created":{self._created},'
+            f'"model":{json.dumps(name)},"choices":['
+        )
+        self._tail = ',"usage":null}\n\n' if usage else "}\n\n"
+
+    def chunk(self, choice: int, event: Event) -> str:
+        """See :class:`~modalign.serving.http.answering.Shape`."""
+        if isinstance(event, Delta):
+            return self._one(choice, event.text, event.tokens)
+        if isinstance(event, Started):
+            if self._echoed is None:
+                return ""
+            return self._one(choice, self._echo(choice, event.prompt), event.prompt)
+        return self._one(choice, "", (), f'"{event.reason}"')
+
+    def _one(self, choice: int, text: str, tokens: Sequence[Scored], finish: str = "null") -> str:
+        if not text and not tokens and finish == "null":
+            return ""
+        shown = self._logprobs and tokens
+        logprobs = json.dumps(self._scores(choice, tokens)) if shown else "null"
+        return (
+            f'{self._head}{{"index":{choice},"text":{json.dumps(text)},"logprobs":{logprobs},'
+            f'"finish_reason":{finish}}}]{self._tail}'
+        )
+
+    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
+        """See :class:`~modalign.serving.http.answering.Shape`."""
+        return f'{self._head}],"usage":{json.dumps(usage)}}}\n\n'
+
+    def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~modalign.serving.http.answering.Shape`."""
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._name,
+            "choices": [self._choice(place, answer) for place, answer in enumerate(answers)],
+            "usage": usage,
+        }
+
+    def _choice(self, place: int, answer: Collected) -> dict[str, Any]:
+        text, tokens = answer.text, answer.tokens
+        if self._echoed is not None:
+            text = self._echo(place, answer.prompt) + text
+            tokens = [*answer.prompt, *tokens]
+        return {
+            "index": place,
+            "text": text,
+            "logprobs": self._scores(place, tokens) if self._logprobs else None,
+            "finish_reason": answer.reason,
+        }
+
+    def _echo(self, choice: int, prompt: Sequence[Scored]) -> str:
+        assert self._echoed is not None
+        text = self._echoed[choice]
+        if text is None:
+            return b"".join(token.data for token in prompt).decode("utf-8", "replace")
+        return text
+
+    def _scores(self, choice: int, tokens: Sequence[Scored]) -> dict[str, Any]:
+        """OpenAI's four lists; the token that was taken is among its alternatives."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets[choice])
+            self._offsets[choice] += len(token.text)
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [
+                None if token.logprob is None else finite(token.logprob) for token in tokens
+            ],
+            "top_logprobs": [_top(token) for token in tokens] if self._alternatives else None,
+            "text_offset": offsets,
+        }
+
+
+def _top(token: Scored) -> dict[str, float] | None:
+    if token.logprob is None:
+        return None
+    top: dict[str, float] = {}
+    for text, value in token.top:  # texts may be equal where tokens differ: the likeliest stays
+        top.setdefault(text, finite(value))
+    top.setdefault(token.text, finite(token.logprob))
+    return top

@@ -1,0 +1,80 @@
+"""A chat request's messages become turns of the engine: text, media, tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modalign.data.records import Media, Message
+from modalign.data.records import Part as EnginePart
+from modalign.endpoints.tool_calls import with_mappings
+from modalign.serving.http import schemas
+from modalign.serving.http.errors import refused
+from modalign.serving.http.media import MediaReader, too_many
+from modalign.serving.requests import Turn
+
+ROLES: dict[str, Any] = {"developer": "system"}  # the newer name of the same thing
+VALUES = ("series", "table", "vectors")
+
+
+def turns_of(messages: Sequence[schemas.Turn], reader: MediaReader, tools: bool) -> list[Turn]:
+    """Messages for the engine. Turns of tools stay mappings, which chat templates render.
+
+    Args:
+        messages: of the request.
+        reader: of their media.
+        tools: whether the chat template renders tools.
+
+    Raises:
+        ApiError: a medium that cannot be taken, or turns of tools where the template has none.
+    """
+    turns: list[Turn] = []
+    count = 0
+    for number, message in enumerate(messages):
+        parts = _parts(message, f"messages[{number}].content", reader)
+        count += sum(isinstance(part, Media) for part in parts)
+        if error := too_many(count, reader.limits):
+            raise error
+        if message.role == "tool" or message.tool_calls:
+            if not tools:
+                raise refused(
+                    f"messages[{number}]",
+                    "this model's chat template has no place for tool calls",
+                    "unsupported_value",
+                )
+            turns.append(_tool_turn(message, parts))
+        else:
+            turns.append(Message(ROLES.get(message.role, message.role), parts))
+    return turns
+
+
+def _tool_turn(message: schemas.Turn, parts: tuple[EnginePart, ...]) -> Mapping[str, object]:
+    turn: dict[str, Any] = {"role": message.role, "content": parts}
+    if message.role == "tool":
+        return turn | {"tool_call_id": message.tool_call_id or ""}
+    calls = [call.model_dump() for call in message.tool_calls or ()]
+    (made,) = with_mappings([turn | {"tool_calls": calls}])
+    return made
+
+
+def _parts(message: schemas.Turn, param: str, reader: MediaReader) -> tuple[EnginePart, ...]:
+    if message.content is None:
+        return ()
+    if isinstance(message.content, str):
+        return (message.content,)
+    return tuple(
+        _part(part, f"{param}[{place}]", reader) for place, part in enumerate(message.content)
+    )
+
+
+def _part(part: Any, param: str, reader: MediaReader) -> EnginePart:
+    if part.type == "text":
+        return str(part.text)
+    if part.type == "refusal":
+        return str(part.refusal)
+    if part.type == "input_audio":
+        return reader.from_base64("audio", part.input_audio.data, f"{param}.input_audio.data")
+    if part.type in VALUES:
+        return reader.from_value(part.type, getattr(part, part.type), f"{param}.{part.type}")
+    modality = part.type.removesuffix("_url")
+    return reader.from_url(modality, getattr(part, part.type).url, f"{param}.{part.type}.url")

@@ -1,0 +1,167 @@
+"""Media in requests: base64, data URLs and fetched URLs become ``Media``; limits hold before decoding."""
+
+from __future__ import annotations
+
+import binascii
+import json
+from typing import Any
+
+from modalign.data.audio import duration
+from modalign.data.images import stored_size
+from modalign.data.records import Media, Source
+from modalign.data.signals import SignalError
+from modalign.errors import DataError
+from modalign.serving.http.errors import ApiError, refused
+from modalign.serving.http.fetch import Fetcher
+from modalign.serving.http.settings import MediaLimits
+
+
+class MediaReader:
+    """Reads the media of one server's requests.
+
+    Args:
+        modalities: that the model takes.
+        limits: of each medium.
+        fetcher: for http(s) URLs.
+    """
+
+    def __init__(self, modalities: tuple[str, ...], limits: MediaLimits, fetcher: Fetcher) -> None:
+        self.modalities = modalities
+        self.limits = limits
+        self.fetcher = fetcher
+
+    def from_url(self, modality: str, url: str, param: str) -> Media:
+        """A medium behind a data URL or an allowed address.
+
+        Raises:
+            ApiError: of a modality that the model does not take, no such URL, or over a limit.
+        """
+        self._taken(modality, param)
+        scheme = url.partition(":")[0].lower()
+        if scheme == "data":
+            content = _data_url(url, modality, param)
+        elif scheme in ("http", "https"):
+            try:
+                content = self.fetcher.fetch(url)
+            except DataError as error:
+                raise refused(param, str(error), "url_refused") from None
+        else:
+            raise refused(
+                param,
+                "only data URLs and allowed http(s) addresses are read: send "
+                f"data:{modality}/...;base64,...",
+                "url_refused",
+            )
+        return self._checked(modality, content, param)
+
+    def from_base64(self, modality: str, text: str, param: str) -> Media:
+        """A medium in base64.
+
+        Raises:
+            ApiError: of a modality that the model does not take, no base64, or over a limit.
+        """
+        self._taken(modality, param)
+        return self._checked(modality, _base64(text, param), param)
+
+    def from_value(self, modality: str, value: Any, param: str) -> Media:
+        """A medium that stands in the request itself: a series, a row of a table, vectors.
+
+        Raises:
+            ApiError: of a modality that the model does not take.
+        """
+        self._taken(modality, param)
+        return Media(modality, data=json.dumps(value).encode(), source=_source(param))
+
+    def _taken(self, modality: str, param: str) -> None:
+        if modality not in self.modalities:
+            takes = ", ".join(("text", *self.modalities))
+            raise refused(param, f"this model takes no {modality}, only {takes}", "modality")
+
+    def _checked(self, modality: str, content: bytes, param: str) -> Media:
+        medium = Media(modality, data=content, source=_source(param))
+        try:
+            self._limit(medium)
+        except DataError as error:
+            raise refused(param, getattr(error, "reason", str(error)), "invalid_media") from None
+        return medium
+
+    def _limit(self, medium: Media) -> None:
+        """Raise DataError for a medium that is too large, by its header."""
+        if medium.modality == "image":
+            width, height = stored_size(medium)
+            if width * height > self.limits.image_pixels:
+                raise SignalError(
+                    "image-too-large",
+                    medium,
+                    f"{width} x {height} pixels, more than this server's {self.limits.image_pixels:,}",
+                )
+        elif medium.modality == "audio":
+            _refuse_longer(medium, duration(medium), self.limits.audio_seconds)
+        elif medium.modality == "video":
+            _refuse_longer(
+                medium, _shown_for(medium, self.limits.video_pixels), self.limits.video_seconds
+            )
+
+
+def _source(param: str) -> Source:
+    """The medium's place in the request, as messages name it: ``messages[0].content:2``."""
+    place, _, index = param.partition("]")[2].partition("[")
+    number = index.partition("]")[0]
+    start = param.partition("]")[0] + "]" + place
+    return Source(start, int(number) if number.isdigit() else 0)
+
+
+def _refuse_longer(medium: Media, seconds: float, limit: float) -> None:
+    if seconds > limit:
+        raise SignalError(
+            "broken-media", medium, f"{seconds:.1f} s, more than this server's {limit:g} s: cut it"
+        )
+
+
+def _shown_for(medium: Media, max_pixels: int) -> float:
+    """Seconds from the first packet of a video's pictures to the end of the last; nothing is decoded.
+
+    Raises:
+        SignalError: no video, or frames over ``max_pixels``.
+    """
+    from modalign.data.video_container import opened_video
+
+    begin, end = float("inf"), 0.0
+    with opened_video(medium, max_pixels) as (container, stream):
+        for packet in container.demux(stream):
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None:
+                begin = min(begin, float(stamp * packet.time_base))
+                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+    return max(end - begin, 0.0)
+
+
+def _data_url(url: str, modality: str, param: str) -> bytes:
+    """The bytes of ``data:TYPE;base64,...`` whose type is the modality's, unknown or left out."""
+    head, comma, text = url.partition(",")
+    kind, *options = head[len("data:") :].lower().split(";")
+    if not comma or "base64" not in options:
+        raise refused(param, "a data URL must be of the form data:TYPE;base64,...", "invalid_media")
+    if kind not in ("", "application/octet-stream") and kind.partition("/")[0] != modality:
+        raise refused(param, f"a data URL of {kind[:60]} is no {modality}", "invalid_media")
+    return _base64(text, param)
+
+
+def _base64(text: str, param: str) -> bytes:
+    try:
+        content = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except ValueError as error:  # binascii.Error and UnicodeError are
+        said = "a character outside ASCII" if isinstance(error, UnicodeError) else str(error)
+        raise refused(param, f"no valid base64 ({said})", "invalid_media") from None
+    if not content:
+        raise refused(param, "is empty", "invalid_media")
+    return content
+
+
+def too_many(count: int, limits: MediaLimits) -> ApiError | None:
+    """An error where a request has more media than allowed."""
+    if count <= limits.count:
+        return None
+    return refused(
+        "messages", f"{count} media in one request, more than this server's {limits.count}"
+    )

@@ -1,0 +1,226 @@
+"""What requests look like: OpenAI's fields that mean something here, and a few of our own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Number = float | None
+MOST_TOKENS = 2**31 - 1
+
+
+class Given(BaseModel):
+    """Anything a client sends: values of another type are refused, never converted."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Given):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = Field(None, description="End with a chunk that holds the usage.")
+
+
+class Sampled(Given):
+    """What both kinds of completions share. Further fields are looked at by `modalign.serving.http.fields`."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+    model: str | None = Field(None, description="A name that /v1/models lists; the only one.")
+    n: Annotated[int, Field(ge=1, le=64)] | None = Field(None, description="Answers per prompt.")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0 is greedy; 1 where it is left out."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
+        None, description="Equal requests with equal seeds get equal answers."
+    )
+    stop: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+        | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = Field(
+        None, description="Go on behind end tokens up to max_tokens (benchmarks)."
+    )
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end the answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class CompletionRequest(Sampled):
+    """Text to go on from."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+    )
+    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = Field(
+        None, description="16 where it is left out; 0 with echo scores the prompt."
+    )
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or several."""
+        given: Any = self.prompt
+        alone = isinstance(given, str) or isinstance(given[0], int)
+        prompts: list[str | list[int]] = [given] if alone else given
+        return prompts
+
+
+# --- chat ---------------------------------------------------------------------------------------
+
+
+class Url(Given):
+    """Where a medium is: a data URL, or an address that the server was allowed to fetch from."""
+
+    url: str
+
+
+class AudioData(Given):
+    """A recording; its format is read from its bytes."""
+
+    data: str = Field(description="base64")
+    format: str | None = None
+
+
+class TextPart(Given):
+    """Text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Given):
+    """What an assistant said when it declined, in a conversation that is sent back."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImagePart(Given):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: Url
+
+
+class AudioPart(Given):
+    """A recording."""
+
+    type: Literal["input_audio"]
+    input_audio: AudioData
+
+
+class AudioUrlPart(Given):
+    """A recording by its URL."""
+
+    type: Literal["audio_url"]
+    audio_url: Url
+
+
+class VideoPart(Given):
+    """A video."""
+
+    type: Literal["video_url"]
+    video_url: Url
+
+
+class SeriesPart(Given):
+    """A series: T numbers, or T lists of C numbers; null where a value is missing."""
+
+    type: Literal["series"]
+    series: list[Number] | list[list[Number]]
+
+
+class TablePart(Given):
+    """A row of a table: a number, a category or null by column."""
+
+    type: Literal["table"]
+    table: dict[str, str | float | bool | None]
+
+
+class VectorsPart(Given):
+    """Precomputed vectors: one, or a list."""
+
+    type: Literal["vectors"]
+    vectors: list[float] | list[list[float]]
+
+
+Part = Annotated[
+    TextPart
+    | RefusalPart
+    | ImagePart
+    | AudioPart
+    | AudioUrlPart
+    | VideoPart
+    | SeriesPart
+    | TablePart
+    | VectorsPart,
+    Field(discriminator="type"),
+]
+
+
+class CalledFunction(Given):
+    """A call that an assistant made."""
+
+    name: str
+    arguments: str = Field(description="JSON")
+
+
+class Call(Given):
+    """A tool call in a conversation that is sent back."""
+
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    id: str | None = None
+
+
+class Turn(Given):
+    """One message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Given):
+    """A tool that the model may call."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema")
+
+
+class Tool(Given):
+    """A function as a tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChatRequest(Sampled):
+    """A conversation to be answered."""
+
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = Field(
+        None, description="Up to the model's length where it is left out."
+    )
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: str | dict[str, Any] | None = Field(None, description="auto or none.")
