@@ -14,11 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from modalign.encoders.base import EncoderError, Grid, SignalEncoder, all_features
 
-OUTPUT = "output"  # in place of a layer's number: the tower's own output
+# In place of a layer's number: the tower's own output, its patches or all of its tokens.
+OUTPUT, ALL = "output", "all"
 
 
 class ImageEncoder(SignalEncoder):
@@ -77,6 +85,12 @@ class RawPatches(ImageEncoder):
         ).transpose(1, 2)
 
 
+def _tower(config: PreTrainedConfig) -> PreTrainedModel:
+    if isinstance(config, Blip2VisionConfig):  # the one tower that AutoModel does not know
+        return Blip2VisionModel._from_config(config)
+    return AutoModel.from_config(config)
+
+
 class HuggingFaceTower(ImageEncoder):
     """The vision tower of a Hugging Face model, read at one hidden layer, without extra tokens.
 
@@ -84,7 +98,8 @@ class HuggingFaceTower(ImageEncoder):
         config: the tower's configuration (with ``model_type``).
         layer: index into hidden_states, as LLaVA's ``vision_feature_layer`` (-2 by default there);
             or "output", what the tower itself gives: SigLIP norms its last hidden layer once more,
-            and that is what Idefics2, Idefics3 and nanoVLM read.
+            and that is what Idefics2, Idefics3 and nanoVLM read; or "all", that output with its
+            class and register tokens and without a grid, as BLIP-2's Q-Former reads it.
         image_size: what the image processor gives, by default what the configuration says.
     """
 
@@ -95,11 +110,13 @@ class HuggingFaceTower(ImageEncoder):
         model_type = config.get("model_type")
         if not model_type:
             raise EncoderError("the vision tower's configuration has no model_type")
-        self.tower = AutoModel.from_config(AutoConfig.for_model(**config)).eval()
+        self.tower = _tower(AutoConfig.for_model(**config)).eval()
         if self.tower.main_input_name != "pixel_values":
             raise EncoderError(f"{type(self.tower).__name__} does not read images")
-        if layer != OUTPUT and not isinstance(layer, int):
-            raise EncoderError(f"the layer to read is {layer!r}, not a number or {OUTPUT!r}")
+        if layer not in (OUTPUT, ALL) and not isinstance(layer, int):
+            raise EncoderError(
+                f"the layer to read is {layer!r}, not a number, {OUTPUT!r} or {ALL!r}"
+            )
         self.layer, self.extra = layer, 0
         size = image_size or getattr(self.tower.config, "image_size", None)
         if size is None:
@@ -108,7 +125,9 @@ class HuggingFaceTower(ImageEncoder):
         with torch.no_grad():
             self._measure(self._hidden(_blank(self.tower, self.image_size)))
         patch = getattr(self.tower.config, "patch_size", None)
-        if isinstance(patch, int):
+        if layer == ALL:
+            self.grid = None
+        elif isinstance(patch, int):
             grid = (self.image_size[0] // patch, self.image_size[1] // patch)
             extra = self.num_features - grid[0] * grid[1]
             if 0 <= extra <= 16:  # a class token, register tokens

@@ -38,7 +38,8 @@ class Parts(BaseModel):
             modalities that are not named here have the method's.
         options: modality -> options of its encoder.
         feature_layer: hidden layer of an image tower that is read (LLaVA reads -2), or "output": the
-            tower's own output, after its last norm where it has one.
+            tower's own output, after its last norm where it has one; or "all": that output with its
+            class token, which BLIP-2's Q-Former reads.
         image_size, patch_size: for raw patches and imported modules.
         tools: tool chains by name: their description, or nothing for a built-in one or a file.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
@@ -51,7 +52,7 @@ class Parts(BaseModel):
     connector: dict[str, str] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tools: dict[str, Any] = Field(default_factory=dict)
-    feature_layer: int | Literal["output"] = -2
+    feature_layer: int | Literal["output", "all"] = -2
     image_size: int = 224
     patch_size: int = 16
     allow_pickle: bool = False

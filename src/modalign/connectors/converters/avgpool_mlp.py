@@ -7,9 +7,10 @@ Recipe of the paper: that of LLaVA-1.5 (stage 1 connector alone, batch 256, lr 1
 connector and LLM, batch 128, lr 2e-5), with 576 features pooled to M = 144.
 Deliberately changed: averages run over the features present only, so padding never leaks; an M
 larger than the grid is refused instead of repeating features.
-Of depth 1 and without a bias it is one matrix over the means of k x k features, which is what
-Idefics3's matrix over k x k folded features can be: that form exports.
 Initialisation: torch default, as published.
+
+Of depth 1 and without a bias it is one matrix over the means of k x k features. Idefics3's matrix
+over k x k folded features can be that: this form exports.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def load_image_encoder(
     Args:
         name: hub name or folder of a vision model, ``package.module:Class``, or None/"none" for
             raw patches of ``patch_size`` pixels of an image of ``image_size``.
-        layer: hidden layer read (LLaVA reads -2), or "output": the tower's own, after its last norm.
+        layer: hidden layer read (LLaVA reads -2), or "output" (the tower's own, after its last norm) or
+            "all" (that with its class token).
         image_size: side in pixels, for raw patches and imported modules.
         patch_size: side of a raw patch.
         options: keyword arguments of an imported module.
@@ -66,6 +67,10 @@ def load_image_encoder(
         ) from error
 
 
+# Where a checkpoint of a whole model holds the tower under a name that transformers does not expect.
+_OF_A_WHOLE_MODEL = {"blip_2_vision_model": {r"^vision_model\.": ""}}
+
+
 def plain_processor(image_size: int) -> SiglipImageProcessorPil:
     """Resize to a square, values from -1 to 1."""
     size = {"height": image_size, "width": image_size}
@@ -89,6 +94,7 @@ def _load_tower(name: str, layer: int | str, allow_pickle: bool) -> Encoder:
         name,
         config=vision,
         output_loading_info=True,
+        key_mapping=_OF_A_WHOLE_MODEL.get(vision.model_type),
         use_safetensors=safetensors_only(allow_pickle),
     )
     if info["missing_keys"]:

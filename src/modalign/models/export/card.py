@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from modalign.encoders.image import OUTPUT
 from modalign.models.configuration import ModalignConfig
 
 _LOADING = """\
@@ -87,7 +86,11 @@ def _encoder(spec: dict) -> str:
     if "config" in spec:
         read = spec.get("layer")
         layer = (
-            "" if read is None else f", hidden layer {read}" if read != OUTPUT else ", its output"
+            ", its output"
+            if isinstance(read, str)
+            else ""
+            if read is None
+            else f", hidden layer {read}"
         )
         return f"{spec['config']['model_type']}{layer}"
     if "path" in spec:

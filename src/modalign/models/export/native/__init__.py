@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modalign.models.export.native import idefics2, idefics3, llava
+from modalign.models.export.native import blip2, idefics2, idefics3, llava
 from modalign.models.export.native.base import Native, NotNativeError, save_native
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
@@ -14,6 +14,7 @@ Build = Callable[[ModalignForConditionalGeneration, ModalignProcessor], Native]
 # What a connector's `export_target` can name, and how it is made.
 TARGETS: dict[str, Build] = {
     "Llava": llava.build,
+    "Blip2": blip2.build,  # only where it is asked for: it cannot answer without an image
     "Idefics2": idefics2.build,
     "Idefics3": idefics3.build,
 }

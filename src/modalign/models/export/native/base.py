@@ -63,7 +63,7 @@ def only_modality(model: ModalignForConditionalGeneration, modality: str, target
 
 
 def image_tower(model: ModalignForConditionalGeneration) -> HuggingFaceTower:
-    """The image encoder, if it is a tower that transformers builds by itself.
+    """The image encoder, if it is a Hugging Face vision tower.
 
     Raises:
         NotNativeError: it is not.
@@ -71,7 +71,6 @@ def image_tower(model: ModalignForConditionalGeneration) -> HuggingFaceTower:
     encoder = model.encoders["image"]
     if not isinstance(encoder, HuggingFaceTower):
         raise NotNativeError("the encoder is no Hugging Face vision tower")
-    check_auto_class(encoder.tower, "vision tower")
     return encoder
 
 
@@ -200,8 +199,8 @@ def save_native(native: Native, folder: Path) -> None:
     native.model.generation_config.save_pretrained(folder)
     native.processor.save_pretrained(folder)
     state = native.model.state_dict()
-    if config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
+    if config.get_text_config().tie_word_embeddings:
+        state = {k: v for k, v in state.items() if not k.endswith("lm_head.weight")}
     tensors = {native.canonical(key): value for key, value in state.items()}
     save_torch_state_dict(_plain(tensors), folder, metadata={"format": "pt"})
 

@@ -14,10 +14,11 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from modalign.connectors.converters.linear import LinearConnector
 from modalign.connectors.converters.mlp import MlpConnector
-from modalign.encoders.image import OUTPUT, HuggingFaceTower
+from modalign.encoders.image import HuggingFaceTower
 from modalign.models.export.native.base import (
     Native,
     NotNativeError,
+    check_auto_class,
     check_language_model,
     compare,
     image_tower,
@@ -39,6 +40,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     """
     linears, act = _projector(only_modality(model, "image", "Llava"))
     encoder = image_tower(model)
+    check_auto_class(encoder.tower, "vision tower")
     patch, strategy = _feature_selection(encoder)
     language = model.language_model
     check_language_model(language)
@@ -102,7 +104,7 @@ def _projector(connector: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear], str]:
 
 def _feature_selection(encoder: HuggingFaceTower) -> tuple[int, str]:
     """Patch size and strategy under which Llava reads the same features."""
-    if encoder.layer == OUTPUT:
+    if isinstance(encoder.layer, str):
         raise NotNativeError(
             "Llava reads a hidden layer of the tower, and this model its output after the last norm"
         )

@@ -1,0 +1,173 @@
+"""Blip2: a ViT's whole output, class token included, a Q-Former, one affine map, any causal LLM.
+
+Source: BLIP-2 (arXiv 2301.12597). Its tower is a pre-norm ViT with a fused query-key-value map:
+BLIP-2's own, or transformers' ``ViTModel``, whose three maps are laid side by side.
+
+Two things it does not share with the composed model, so that it is made only where it is asked
+for: it takes no prompt without an image, and it generates by the settings in its language model's
+configuration. The ends of an answer are written there; tokens that are never to be said cannot be.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    PreTrainedModel,
+    ViTModel,
+)
+
+from modalign.connectors.perceivers.qformer import NORM_EPS, QFormer, typed_layers
+from modalign.encoders.image import ALL, HuggingFaceTower
+from modalign.models.export.native.base import (
+    Native,
+    NotNativeError,
+    compare,
+    image_tower,
+    only_modality,
+    renamed,
+    set_dtype,
+    two_images,
+)
+from modalign.models.export.native.parts import plain_prompts
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.processing import ModalignProcessor
+
+
+def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
+    """Put a Blip2 together from the composed model's modules (shared, but for a fused map).
+
+    Raises:
+        NotNativeError: Blip2 cannot hold this model, or it would not compute the same.
+    """
+    qformer = only_modality(model, "image", "Blip2")
+    if type(qformer) is not QFormer:
+        raise NotNativeError(f"Blip2 has no connector like {qformer.name!r}, only like 'qformer'")
+    vision, tensors = _tower(image_tower(model))
+    tokens, width, layers, heads, ffn, cross_every = qformer.shape
+    language = model.language_model
+    config = Blip2Config(
+        vision_config=vision.to_dict(),
+        qformer_config={
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": ffn,
+            "cross_attention_frequency": cross_every,
+            "layer_norm_eps": NORM_EPS,
+        },
+        text_config=copy.deepcopy(language.config),
+        num_query_tokens=tokens,
+        image_token_index=processor.image_token_id,
+    )
+    settings = model.generation_config
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        setattr(config.text_config, name, getattr(settings, name))
+    set_dtype(model.dtype, config, config.vision_config, config.qformer_config, config.text_config)
+    with torch.device("meta"):
+        made = Blip2ForConditionalGeneration(config)
+    made.vision_model.load_state_dict(tensors, assign=True)
+    made.qformer.load_state_dict(_qformer_state(qformer), assign=True)
+    made.query_tokens = nn.Parameter(qformer.queries.detach()[None])
+    made.language_projection = qformer.project
+    made.language_model = language
+    made.generation_config = copy.deepcopy(settings)
+    made_processor = plain_prompts(processor, processor.image_processor)
+    native = Native("Blip2", made, made_processor, renamed({}))
+    compare(model, processor, native, two_images())
+    return native
+
+
+def _tower(encoder: HuggingFaceTower) -> tuple[Blip2VisionConfig, dict[str, Tensor]]:
+    """Configuration and tensors of the tower as BLIP-2's own."""
+    tower = encoder.tower
+    if not isinstance(tower, Blip2VisionModel | ViTModel):
+        raise NotNativeError(
+            "Blip2's vision tower is a ViT with a class token, norms before its blocks and one at "
+            f"its end (BLIP-2's own, or ViTModel), and this one is {tower.config.model_type}"
+        )
+    if encoder.layer != ALL:
+        raise NotNativeError(
+            "Blip2's Q-Former reads the tower's output with its class token, and this model "
+            f"{encoder.layer!r}; train with feature_layer {ALL!r} for this class"
+        )
+    if isinstance(tower, Blip2VisionModel):
+        return tower.config, tower.state_dict()
+    ours = tower.config
+    if not ours.qkv_bias:
+        raise NotNativeError("Blip2's fused map has a bias, and this ViT's have none")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+        "hidden_act",
+        "layer_norm_eps",
+    )
+    config = Blip2VisionConfig(**{name: getattr(ours, name) for name in names})
+    return config, _vit_state(tower)
+
+
+def _vit_state(tower: PreTrainedModel) -> dict[str, Tensor]:
+    """A ViT's tensors by BLIP-2's names; its pooling layer is not used."""
+    plain = {
+        "embeddings.cls_token": "embeddings.class_embedding",
+        "embeddings.position_embeddings": "embeddings.position_embedding",
+        "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+        "layernorm": "post_layernorm",
+        "attention.o_proj": "self_attn.projection",
+        "layernorm_before": "layer_norm1",
+        "layernorm_after": "layer_norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
+    given, state = tower.state_dict(), {}
+    for key, value in given.items():
+        stem = key.removesuffix(".weight").removesuffix(".bias")
+        ending = key.removeprefix(stem)
+        prefix, name = "", stem
+        if stem.startswith("layers."):
+            _, number, name = stem.split(".", 2)
+            prefix = f"encoder.layers.{number}."
+        if name == "attention.q_proj":
+            three = [given[key.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            state[f"{prefix}self_attn.qkv{ending}"] = torch.cat(three)
+        elif name in plain:
+            state[prefix + plain[name] + ending] = value
+    return state
+
+
+def _qformer_state(qformer: QFormer) -> dict[str, Tensor]:
+    """Blip2's names for the Q-Former's tensors."""
+    modules: dict[str, nn.Module] = {"layernorm": qformer.norm}
+    for number, layer in enumerate(typed_layers(qformer.layers)):
+        prefix = f"encoder.layer.{number}."
+        readers = {"attention": (layer.attention, layer.attention_norm)}
+        if layer.cross is not None and layer.cross_norm is not None:
+            readers["crossattention"] = (layer.cross, layer.cross_norm)
+        for name, (attention, norm) in readers.items():
+            modules |= {
+                f"{prefix}{name}.attention.query": attention.q,
+                f"{prefix}{name}.attention.key": attention.k,
+                f"{prefix}{name}.attention.value": attention.v,
+                f"{prefix}{name}.output.dense": attention.out,
+                f"{prefix}{name}.output.LayerNorm": norm,
+            }
+        modules |= {
+            f"{prefix}intermediate_query.dense": layer.ffn.up,
+            f"{prefix}output_query.dense": layer.ffn.down,
+            f"{prefix}output_query.LayerNorm": layer.ffn_norm,
+        }
+    return {
+        f"{name}.{kind}": tensor.detach()
+        for name, module in modules.items()
+        for kind, tensor in module.named_parameters()
+    }
