@@ -103,10 +103,10 @@ def test_what_a_clip_sounds_like_is_learnt(
     code, text, err = cli("eval", tmp_path / "run" / "model", tones / "test.jsonl", "--json")
     assert code == 0, err
     overall = json.loads(text)["overall"]
-    assert overall["accuracy"]["n"] == 20
-    assert overall["accuracy"]["value"] >= 0.9
-    assert overall["blank"] <= 0.7  # silence
-    assert overall["shuffled"] <= 0.8
+    assert overall["measures"]["accuracy"]["n"] == 20
+    assert overall["measures"]["accuracy"]["value"] >= 0.9
+    assert overall["references"]["blank media"]["accuracy"]["value"] <= 0.7  # silence
+    assert overall["references"]["shuffled media"]["accuracy"]["value"] <= 0.8
     _check_folder(tmp_path / "run" / "model")
 
 

@@ -172,11 +172,11 @@ def test_the_command_line(cli: Any, llm_folder: Callable[..., Path], tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "--task and --edits"),
-        (["x.jsonl", "--edits", "e.json"], 2, "--edits needs --task"),
-        (["x.jsonl", "--text", "t.txt"], 2, "--text needs --task"),
+        ([], 2, "--edits with --task"),
+        (["x.jsonl", "--edits", "e.json"], 2, "--edits needs a --task of edits"),
+        (["x.jsonl", "--text", "t.txt"], 2, "--text needs a --task of edits"),
         (["--task", "counterfact"], 2, "needs --edits"),
-        (["--task", "mcf", "--edits", "e.json"], 2, "choose from counterfact, zsre"),
+        (["--task", "mcf", "--edits", "e.json"], 2, "from counterfact, zsre"),
         (["x.jsonl", "--task", "zsre", "--edits", "e.json"], 2, "not as x.jsonl"),
         (["--task", "zsre", "--edits", "e.json", "--skip-broken", "1%"], 2, "--skip-broken"),
         (["--task", "zsre", "--edits", "none.json"], 3, "none.json: cannot be read"),

@@ -10,7 +10,9 @@ from compared import Compared, read_rows, results
 from modalign.comparison.job import load_scores
 from modalign.data.readers import read_records
 from modalign.errors import DataError
-from modalign.evaluation.evaluate import Evaluation, _shuffled, evaluate_model, is_right, share
+from modalign.evaluation.evaluate import Evaluation, evaluate_model
+from modalign.evaluation.passes import BLANK, SHUFFLED, shuffled
+from modalign.evaluation.tasks.base import CHANCE, MAJORITY
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,15 @@ def test_it_equals_the_comparison_record_by_record(compared: Compared, evaluated
     best = min(runs, key=lambda result: result.val_loss)
     (method,) = [m for m in prepared.methods if m.name == chosen.method]
     scores = load_scores(prepared.job(method, best.seed, None).folder)
-    assert [line["correct"] for line in lines] == scores["eval"].tolist()
-    assert found.overall.accuracy.value == pytest.approx(scores["eval"].mean(), abs=1e-12)
-    assert found.overall.blank == pytest.approx(scores["blank"].mean(), abs=1e-12)
-    assert found.overall.shuffled == pytest.approx(scores["shuffled"].mean(), abs=1e-12)
+    assert [line["score"] for line in lines] == scores["eval"].tolist()
+    assert found.overall.measures["accuracy"].value == pytest.approx(
+        scores["eval"].mean(), abs=1e-12
+    )
+    for name, key in ((BLANK, "blank"), (SHUFFLED, "shuffled")):
+        beside = found.overall.references[name]["accuracy"].value
+        assert beside == pytest.approx(scores[key].mean(), abs=1e-12)
+        kept = [line["references"][name]["score"] for line in lines]
+        assert kept == scores[key].tolist()
 
 
 def test_every_record_is_written_down(compared: Compared, evaluated):
@@ -45,12 +52,16 @@ def test_every_record_is_written_down(compared: Compared, evaluated):
         assert line["harness"].startswith("modalign ")
         assert line["generation"]["do_sample"] is False
         assert line["prompt"][-1][0] == "user"
-        assert line["correct"] == (line["output"].strip() == line["expected"])
-    assert found.overall.accuracy.n == len(rows)
-    assert sum(row.accuracy.n for row in found.skills) == len(rows)
+        assert (line["task"], line["task_version"]) == ("exact", 1)
+        assert line["normalised"] == line["output"].strip().casefold()
+        assert line["score"] == (line["output"].strip() == line["expected"])
+    assert found.overall.measures["accuracy"].n == len(rows)
+    assert sum(row.measures["accuracy"].n for row in found.skills) == len(rows)
     for row in [*found.skills, found.overall]:
-        assert row.accuracy.low <= row.accuracy.value <= row.accuracy.high
-        assert 0 < row.chance <= row.majority <= 1
+        accuracy = row.measures["accuracy"]
+        assert accuracy.low <= accuracy.value <= accuracy.high
+        chance, majority = (row.references[name]["accuracy"].value for name in (CHANCE, MAJORITY))
+        assert 0 < chance <= majority <= 1
     json.loads(found.model_dump_json())
 
 
@@ -58,14 +69,14 @@ def test_a_limit_and_text_alone(compared: Compared, tmp_path):
     texts = [r for r in read_rows(compared.data / "eval.jsonl") if r["skill"] == "text"]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     found = evaluate_model(compared.out / "best", str(tmp_path / "text.jsonl"), limit=2)
-    assert found.overall.accuracy.n == 2
-    assert found.overall.blank is None
-    assert found.overall.shuffled is None
+    assert found.overall.measures["accuracy"].n == 2
+    assert BLANK not in found.overall.references
+    assert SHUFFLED not in found.overall.references
 
 
 def test_shuffling_leaves_nobody_the_own_image(compared: Compared):
     records = read_records(compared.data / "eval.jsonl").records
-    for own, other in zip(records, _shuffled(records), strict=True):
+    for own, other in zip(records, shuffled(records), strict=True):
         assert own.answer == other.answer
         assert (list(own.media()) == []) == (list(other.media()) == [])
         if list(own.media()):
@@ -75,16 +86,3 @@ def test_shuffling_leaves_nobody_the_own_image(compared: Compared):
 def test_broken_data_is_refused(compared: Compared, tmp_path):
     with pytest.raises(DataError, match=r"gone\.jsonl"):
         evaluate_model(compared.out / "best", str(tmp_path / "gone.jsonl"))
-
-
-def test_right_means_equal_up_to_case_and_space(compared: Compared):
-    record = read_records(compared.data / "eval.jsonl").records[0]
-    assert is_right(f" {record.answer.upper()} ", record)
-    assert not is_right(f"{record.answer}.", record)
-    assert not is_right("", record)
-
-
-def test_wilson_interval_of_none_and_all():
-    assert share([False] * 10).low == 0
-    assert share([False] * 10).high == pytest.approx(0.2775, abs=1e-4)
-    assert share([True] * 10).low == pytest.approx(0.7225, abs=1e-4)

@@ -211,7 +211,7 @@ def test_quality_by_what_is_left_in_a_record(llm_folder: LLM, tmp_path: Path) ->
     text = {"question": "what is it?", "answer": "?"}
     tiny.write_jsonl(tmp_path / "mixed.jsonl", [*mixed, alone, text])
     found = evaluate_model(tmp_path / "model", str(tmp_path / "mixed.jsonl"), **options)
-    assert found.overall.accuracy.n == 8
+    assert found.overall.measures["accuracy"].n == 8
     assert {name: share.n for name, share in found.available.items()} == {
         "all": 6,
         "image only": 6,
@@ -219,7 +219,7 @@ def test_quality_by_what_is_left_in_a_record(llm_folder: LLM, tmp_path: Path) ->
     }
     assert found.available["vectors only"].value == 1
     assert found.available["image only"].value < 1
-    right = found.overall.accuracy.value * 8  # neither of the other two can be right
+    right = found.overall.measures["accuracy"].value * 8  # neither of the other two can be right
     assert found.available["all"].value == pytest.approx(right / 6)
 
 

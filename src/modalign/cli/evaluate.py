@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modalign.cli import options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from modalign.evaluation.evaluate import Evaluation
+    from modalign.evaluation.intervals import Measure
+
+SHOWN_REFERENCES = ("blank media", "shuffled media", "chance", "majority answer", "always yes")
 
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     data: Annotated[
-        str | None, typer.Argument(help="Data file with expected answers; not with --task.")
+        str | None, typer.Argument(help="Data file with expected answers; not for edits.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="Score edits instead: counterfact, zsre or mmedit.")
+        str,
+        typer.Option(
+            "--task",
+            help="exact, vqa, anls, choice, caption, wer, pope or chair; of edits: counterfact, zsre or mmedit.",
+        ),
+    ] = "exact",
+    letters: Annotated[
+        bool,
+        typer.Option("--letters", help="With choice: show shuffled options, score their letters."),
+    ] = False,
+    objects: Annotated[
+        Path | None,
+        typer.Option(
+            "--objects", help="With chair: JSON file of objects with other words for them."
+        ),
     ] = None,
     edits: Annotated[
         Path | None,
-        typer.Option("--edits", help="With --task: the edits, as .json, .jsonl or .csv."),
+        typer.Option("--edits", help="For tasks of edits: the edits, as .json, .jsonl or .csv."),
     ] = None,
     patch: options.Patches = None,
     text: Annotated[
         Path | None,
-        typer.Option("--text", help="With --task: held-out text for perplexity and drift."),
+        typer.Option("--text", help="For tasks of edits: held-out text for perplexity and drift."),
     ] = None,
     no_generate: Annotated[
-        bool, typer.Option("--no-generate", help="With --task: teacher-forced numbers only.")
+        bool, typer.Option("--no-generate", help="For tasks of edits: teacher-forced numbers only.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="With --task: of texts and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of intervals, options' order and edits' texts.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Write every record's prompts, outputs and scores here."),
@@ -45,14 +64,14 @@ def evaluate(
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
-    """Answer every question greedily and score exact matches, per skill and overall.
+    """Put every question to a model and score the answers by a task, per skill and overall.
 
-    The same questions are asked with blank and with shuffled media: what is left of the accuracy then
-    does not come from them. Questions about several modalities are also asked with each alone. Chance
-    and majority rows stand beside it.
+    Without --task an answer is right when it equals an expected one. The same questions are asked with
+    blank and with shuffled media: what is left of the score then does not come from them. Questions
+    about several modalities are also asked with each alone. Chance and majority rows stand beside it.
 
-    With --task the model is scored on edits of its facts instead, as in the papers; with --patch the
-    model without it stands beside it.
+    The tasks counterfact, zsre and mmedit score a model on edits of its facts, as in the papers; with
+    --patch the model without it stands beside it.
 
     **Examples**
 
@@ -60,12 +79,19 @@ def evaluate(
 
     - `modalign eval runs/compare/best test.jsonl --out answers.jsonl --json`
 
+    - `modalign eval runs/compare/best presence.jsonl --task pope`
+
+    - `modalign eval runs/compare/best questions.jsonl --task choice --letters --seed 1`
+
     - `modalign eval my-model --task counterfact --edits edits.json --patch fix.safetensors --text held-out.txt`
     """
-    from modalign.cli.evaluate_edits import check_options, evaluate_edits
+    from modalign.cli.evaluate_edits import TASKS, check_options, evaluate_edits
 
-    check_options(task, data, edits, skip_broken, {"--text"} if text else set())
-    if task is not None and edits is not None:
+    of_data = {"--letters": letters, "--objects": objects, "--skip-broken": skip_broken}
+    of_edits = {"--edits": edits, "--text": text, "--no-generate": no_generate}
+    check_options(task, data, of_data, of_edits)
+    if task in TASKS:
+        assert edits is not None
         evaluate_edits(
             model,
             task,
@@ -84,96 +110,103 @@ def evaluate(
     _evaluate_data(
         model,
         data,
+        task={"name": task, "letters": letters, "objects": objects, "seed": seed},
+        json_output=json_output,
         out=out,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         limit=limit,
-        skip_broken=skip_broken,
+        skip_broken=skip_broken or "0%",
         patches=patch or [],
-        device=device,
-        json_output=json_output,
+        device=device or "auto",
     )
 
 
 def _evaluate_data(
-    model: Path,
-    data: str,
-    *,
-    out: Path | None,
-    batch_size: int,
-    max_new_tokens: int,
-    limit: int | None,
-    skip_broken: str | None,
-    patches: list[Path],
-    device: str | None,
-    json_output: bool,
+    model: Path, data: str, *, task: dict[str, Any], json_output: bool, **settings: Any
 ) -> None:
-    """Answer a data file's questions and print the table."""
+    """Evaluate on a data file and print the tables."""
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.evaluation.tasks import make_task
+
+    made = make_task(**task)  # a wrong name or a missing library is said before torch is loaded
     from modalign.evaluation.evaluate import evaluate_model
 
     quiet_libraries()
     with bars(not json_output) as progress:
-        result = evaluate_model(
-            model,
-            data,
-            out=out,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            limit=limit,
-            skip_broken=skip_broken or "0%",
-            device=device or "auto",
-            patches=patches,
-            progress=progress,
-        )
+        result = evaluate_model(model, data, task=made, progress=progress, **settings)
     if json_output:
         print_json(result.model_dump_json(indent=2))
         return
-    stdout.print(_table(result))
+    stdout.print(_headline(result))
+    if len(result.overall.measures) > 1:
+        stdout.print(_all_measures(result))
     if result.available:
         stdout.print(_available(result))
+    for note in result.notes:
+        stdout.print(f"note: {note}", markup=False, highlight=False)
 
 
-def _available(result: Evaluation) -> object:
-    """Accuracy of records of several modalities, by what was left in them."""
+def _headline(result: Evaluation) -> Table:
+    """The task's first measure per skill, the reference rows beside it."""
+    from rich.table import Table
+
+    name = result.headline
+    lower = ", lower is better" if result.lower_is_better else ""
+    what = "exact match of greedy answers" if result.task == "exact" else f"{result.task}, {name}"
+    table = Table(title=f"{result.data}: {what}{lower}, 95 % intervals")
+    shown = [row for row in SHOWN_REFERENCES if row in result.overall.references]
+    for header in ("skill", "n", name, "interval", *shown):
+        table.add_column(header, justify="left" if header == "skill" else "right")
+    for row in [*result.skills, result.overall]:
+        found = row.measures.get(name)
+        beside = [_value(row.references.get(other, {}).get(name)) for other in shown]
+        count = "" if found is None else str(found.n)
+        table.add_row(row.skill, count, _value(found), _interval(found), *beside)
+    return table
+
+
+def _all_measures(result: Evaluation) -> Table:
+    """Every measure of every skill; overall also in the reference rows."""
+    from rich.table import Table
+
+    table = Table(title=f"{result.task}, version {result.task_version}: all measures")
+    table.add_column("skill")
+    for name in result.overall.measures:
+        table.add_column(name, justify="right")
+    for row in [*result.skills, result.overall]:
+        cells = []
+        for name in result.overall.measures:
+            found = row.measures.get(name)
+            cells.append("-" if found is None else f"{_value(found)} ({_interval(found)})")
+        table.add_row(row.skill, *cells)
+    for name, measures in result.overall.references.items():
+        cells = [_value(measures.get(measure)) for measure in result.overall.measures]
+        table.add_row(f"overall, {name}", *cells, style="dim")
+    return table
+
+
+def _available(result: Evaluation) -> Table:
+    """The headline on records of several modalities, by what was left in them."""
     from rich.table import Table
 
     table = Table(title="records of several modalities, by what was left in them")
-    for header in ("modalities", "n", "accuracy", "interval"):
+    for header in ("modalities", "n", result.headline, "interval"):
         table.add_column(header, justify="left" if header == "modalities" else "right")
     for name, found in result.available.items():
-        interval = f"{found.low:.1%} to {found.high:.1%}"
-        table.add_row(name, str(found.n), f"{found.value:.1%}", interval)
+        table.add_row(name, str(found.n), _value(found), _interval(found))
     return table
 
 
-def _table(result: object) -> object:
-    from rich.table import Table
+def _number(value: float, unit: str) -> str:
+    return {"share": f"{value:.1%}", "points": f"{value:.1f}", "score": f"{value:.3f}"}[unit]
 
-    from modalign.evaluation.evaluate import Evaluation
 
-    assert isinstance(result, Evaluation)
-    table = Table(title=f"{result.data}: exact match of greedy answers, 95 % intervals")
-    for header in (
-        "skill",
-        "n",
-        "accuracy",
-        "interval",
-        "blank media",
-        "shuffled media",
-        "chance",
-        "majority",
-    ):
-        table.add_column(header, justify="left" if header == "skill" else "right")
-    for row in [*result.skills, result.overall]:
-        table.add_row(
-            row.skill,
-            str(row.accuracy.n),
-            f"{row.accuracy.value:.1%}",
-            f"{row.accuracy.low:.1%} to {row.accuracy.high:.1%}",
-            f"{row.blank:.1%}" if row.blank is not None else "-",
-            f"{row.shuffled:.1%}" if row.shuffled is not None else "-",
-            f"{row.chance:.1%}",
-            f"{row.majority:.1%}",
-        )
-    return table
+def _value(found: Measure | None) -> str:
+    return "-" if found is None else _number(found.value, found.unit)
+
+
+def _interval(found: Measure | None) -> str:
+    if found is None:
+        return "-"
+    return f"{_number(found.low, found.unit)} to {_number(found.high, found.unit)}"

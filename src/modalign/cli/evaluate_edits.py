@@ -16,41 +16,45 @@ HEADLINES = {"S", "score", "reliability", "text_locality", "image_locality"}
 
 
 def check_options(
-    task: str | None,
-    data: str | None,
-    edits: Path | None,
-    skip_broken: str | None,
-    others: set[str],
+    task: str, data: str | None, of_data: dict[str, Any], of_edits: dict[str, Any]
 ) -> None:
     """Refuse options that belong to the other kind of evaluation.
 
     Args:
         task: ``--task``.
         data: the positional data file.
-        edits: ``--edits``.
-        skip_broken: ``--skip-broken``.
-        others: further options given that only ``--task`` takes.
+        of_data: options that only data files take, as given.
+        of_edits: options that only edits take, as given.
 
     Raises:
         UsageError: options that do not go together; the message says what to do.
     """
-    if task is None:
-        alone = sorted(others | ({"--edits"} if edits else set()))
-        if alone:
-            raise UsageError(f"{', '.join(alone)} needs --task: choose from {', '.join(TASKS)}")
-        if data is None:
-            raise UsageError("give a data file with expected answers, or --task and --edits")
-        return
+    from modalign.evaluation.tasks import TASKS as OF_DATA
+
+    if task not in (*OF_DATA, *TASKS):
+        data_tasks, edit_tasks = ", ".join(OF_DATA), ", ".join(TASKS)
+        raise UsageError(
+            f"no task {task!r}: choose from {data_tasks}; for files of edits from {edit_tasks}"
+        )
     if task not in TASKS:
-        raise UsageError(f"no task {task!r}: choose from {', '.join(TASKS)}")
+        alone = sorted(name for name, value in of_edits.items() if value)
+        if alone:
+            tasks = ", ".join(TASKS)
+            raise UsageError(f"{', '.join(alone)} needs a --task of edits: choose from {tasks}")
+        if data is None:
+            raise UsageError(
+                f"give a data file with expected answers, or --edits with --task {', '.join(TASKS)}"
+            )
+        return
     if data is not None:
         raise UsageError(f"--task {task} scores edits: give them with --edits, not as {data}")
-    if edits is None:
+    if not of_edits["--edits"]:
         raise UsageError(f"--task {task} needs --edits, a file of edits")
-    if task == "mmedit" and "--text" in others:
+    if task == "mmedit" and of_edits["--text"]:
         raise UsageError("--text is for counterfact and zsre: mmedit measures no drift on text")
-    if skip_broken is not None:
-        raise UsageError("--skip-broken is for data files: every edit must be right")
+    wrong = sorted(name for name, value in of_data.items() if value)
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)} is for data files, not for edits")
 
 
 def evaluate_edits(

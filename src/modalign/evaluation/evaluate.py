@@ -1,52 +1,47 @@
-"""Evaluate a saved model, ours or any transformers image-text-to-text folder, by generating answers."""
+"""Evaluate a saved model on a data file: generate or score, judge by a task, compare with references."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.stats import binomtest
 
 import modalign
-from modalign.data.media import blank_like
 from modalign.data.readers import read_records
-from modalign.data.records import Media, Message, Record
+from modalign.data.records import Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_records, modalities_of
-from modalign.evaluation.scoring import exchanged
+from modalign.evaluation.intervals import Measure, exactly
+from modalign.evaluation.likelihood import score_options
+from modalign.evaluation.passes import BLANK, RIGHT, SHUFFLED, is_mixed, passes_over
+from modalign.evaluation.tasks.base import CHANCE, Output, Score, Task, groups_of
+from modalign.evaluation.tasks.exact import Exact
 from modalign.files import write_atomically
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
 
-RIGHT, BLANK, SHUFFLED = "right media", "blank media", "shuffled media"  # passes over the data
-
-
-class Share(BaseModel):
-    """A share of n with its 95 % Wilson interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
 
 class SkillRow(BaseModel):
-    """One line of the evaluation table."""
+    """One line of the evaluation table.
+
+    Attributes:
+        skill: the records' skill.
+        measures: name -> measure with the right media.
+        references: row (``blank media``, ``shuffled media``, ``chance``, ``majority answer``, ...) ->
+            the same measures; of chance, the headline only.
+    """
 
     skill: str
-    accuracy: Share
-    blank: float | None
-    shuffled: float | None
-    chance: float
-    majority: float
+    measures: dict[str, Measure]
+    references: dict[str, dict[str, Measure]]
 
 
 class Evaluation(BaseModel):
@@ -55,30 +50,33 @@ class Evaluation(BaseModel):
     model: str
     data: str
     harness: str
+    task: str
+    task_version: int
+    task_settings: dict[str, Any]
+    headline: str  # the measure to look at first
+    lower_is_better: bool
     generation: dict[str, Any]
     patches: list[str] = []  # on top of the model, by name and hash
     skills: list[SkillRow]
     overall: SkillRow
-    available: dict[str, Share] = {}  # modalities left in -> accuracy, where records hold several
+    available: dict[str, Measure] = {}  # modalities left in -> headline, where records hold several
+    notes: list[str] = []
 
 
-def share(right: Sequence[bool] | np.ndarray) -> Share:
-    """A share with its Wilson score interval."""
-    n, k = len(right), int(np.sum(right))
-    found = binomtest(k, n).proportion_ci(method="wilson")
-    return Share(value=k / n, low=float(found.low), high=float(found.high), n=n)
+@dataclass(frozen=True)
+class _Judged:
+    """Records of one pass, what was answered, and the scores."""
 
-
-def is_right(text: str, record: Record) -> bool:
-    """Exact match after trimming and letter case, against every accepted answer."""
-    accepted = {answer.strip().casefold() for answer in (record.answer, *record.answers)}
-    return text.strip().casefold() in accepted
+    records: Sequence[Record]
+    outputs: Sequence[Output]
+    scores: Sequence[Score]
 
 
 def evaluate_model(
     folder: Path,
     data: str,
     *,
+    task: Task | None = None,
     out: Path | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 32,
@@ -88,13 +86,14 @@ def evaluate_model(
     patches: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Answer a data file's questions with the right, with blank and with somebody else's media.
+    """Put a data file's questions with the right, with blank and with somebody else's media.
 
     Questions about several modalities are also asked with each of them alone.
 
     Args:
         folder: model folder.
         data: data file; the last assistant turn is the expected answer.
+        task: how answers are asked for and scored (default: exact match).
         out: JSON Lines of every record's prompt, output and score, where given.
         batch_size: questions answered together.
         max_new_tokens: longest answer.
@@ -105,8 +104,10 @@ def evaluate_model(
         progress: told how far each of the three passes is.
 
     Raises:
-        DataError: broken data, or none.
+        DataError: broken data, none, or records that lack what the task needs.
     """
+    task = task or Exact()
+    _check_early(task, data, limit)
     loaded, processor = open_model(folder, device=device)
     model = with_patches(loaded, tokenizer_of(processor), patches)
     taken = modalities_of(processor)
@@ -114,143 +115,151 @@ def evaluate_model(
     records = records[:limit]
     if not records:
         raise DataError(f"{data} holds no record to evaluate on")
-    right: dict[str, np.ndarray] = {}
-    outputs: list[str] = []
-    has_media = any(True for record in records for _ in record.media())
-    passes = {RIGHT: records}
-    if has_media:
-        passes |= {BLANK: _blanked(records), SHUFFLED: _shuffled(records)}
-    passes |= {f"{m} only": kept for m in taken if (kept := _only(m, records))}
-    for name, asked in passes.items():
+    task.check(records)
+    judged: dict[str, _Judged] = {}
+    for name, asked in passes_over(records, taken).items():
         tell = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        texts = answer_records(model, processor, asked, max_new_tokens, batch_size, tell)
-        right[name] = np.array([is_right(t, r) for t, r in zip(texts, asked, strict=True)])
-        outputs = outputs or texts
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        outputs = _answers(model, processor, task, asked, max_new_tokens, batch_size, tell)
+        judged[name] = _Judged(asked, outputs, task.score(asked, outputs))
+    settings = _settings(task, max_new_tokens, batch_size)
+    found = Evaluation(
+        model=str(folder),
+        data=data,
+        harness=f"modalign {modalign.__version__}",
+        task=task.name,
+        task_version=task.version,
+        task_settings=task.settings(),
+        headline=task.headline,
+        lower_is_better=task.lower_is_better,
+        generation=settings,
+        patches=[f"{each.patch.header.name} ({each.sha256})" for each in patches_of(model)],
+        available=_available(task, judged),
+        notes=task.notes(),
+        **_tabulate(task, records, judged),
+    )
     if out is not None:
-        _write_outputs(out, records, outputs, right[RIGHT], settings)
-    found = _tabulate(str(folder), data, records, right, settings)
-    found.available = _available(right, records)
-    found.patches = [f"{each.patch.header.name} ({each.sha256})" for each in patches_of(model)]
+        _write_outputs(out, task, found, judged)
     return found
 
 
-def _tabulate(
-    model: str,
-    data: str,
-    records: list[Record],
-    right: dict[str, np.ndarray],
-    settings: dict[str, Any],
-) -> Evaluation:
+def _check_early(task: Task, data: str, limit: int | None) -> None:
+    """Check what can be read without knowing which media the model takes, before it is loaded."""
+    if isinstance(task, Exact):  # takes any record
+        return
+    records = read_records(data).records[:limit]
+    if records:
+        task.check(records)
+
+
+def _settings(task: Task, max_new_tokens: int, batch_size: int) -> dict[str, Any]:
+    if task.by_likelihood:
+        return {"generated": False}
+    return {"do_sample": False, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+
+
+def _answers(
+    model: Any,
+    processor: Any,
+    task: Task,
+    records: Sequence[Record],
+    max_new_tokens: int,
+    batch_size: int,
+    tell: Any,
+) -> list[Output]:
+    asked = [task.asked(record) for record in records]
+    if task.by_likelihood:
+        offered = [task.offered(record) for record in records]
+        found = score_options(model, processor, asked, offered, tell)
+        return [Output(options=options) for options in found]
+    texts = answer_records(model, processor, asked, max_new_tokens, batch_size, tell)
+    return [Output(text) for text in texts]
+
+
+def _tabulate(task: Task, records: list[Record], judged: dict[str, _Judged]) -> dict[str, Any]:
+    """The rows of all skills, and the overall one."""
+    rows = {name: judged[name].scores for name in (BLANK, SHUFFLED) if name in judged}
+    for name, outputs in task.constants(records).items():
+        rows[name] = task.score(records, outputs)
+    chance = task.chance(records)
+    right, groups = judged[RIGHT].scores, groups_of(records)
+
+    def row(skill: str, places: list[int]) -> SkillRow:
+        own = [groups[place] for place in places]
+        references = {
+            name: task.measures([scores[place] for place in places], own)
+            for name, scores in rows.items()
+        }
+        if chance is not None:
+            guessed = exactly(float(np.mean([chance[place] for place in places])), len(places))
+            references[CHANCE] = {task.headline: guessed}
+        measures = task.measures([right[place] for place in places], own)
+        return SkillRow(skill=skill, measures=measures, references=references)
+
     places: dict[str, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
         places[record.skill or "(no skill)"].append(index)
-    rows = [_row(skill, found, records, right) for skill, found in sorted(places.items())]
-    overall = _row("overall", list(range(len(records))), records, right)
-    # Chance and majority are per skill; overall they are the mean over questions.
-    n = len(records)
-    overall.chance = sum(row.chance * row.accuracy.n for row in rows) / n
-    overall.majority = sum(row.majority * row.accuracy.n for row in rows) / n
-    return Evaluation(
-        model=model,
-        data=data,
-        harness=f"modalign {modalign.__version__}",
-        generation=settings,
-        skills=rows,
-        overall=overall,
-    )
+    return {
+        "skills": [row(skill, found) for skill, found in sorted(places.items())],
+        "overall": row("overall", list(range(len(records)))),
+    }
 
 
-def _row(
-    skill: str, places: list[int], records: list[Record], right: dict[str, np.ndarray]
-) -> SkillRow:
-    answers = Counter(records[index].answer for index in places)
-    options = [len(records[index].options) or len(answers) for index in places]
-    blank, shuffled = right.get(BLANK), right.get(SHUFFLED)
-    return SkillRow(
-        skill=skill,
-        accuracy=share(right[RIGHT][places]),
-        blank=None if blank is None else float(blank[places].mean()),
-        shuffled=None if shuffled is None else float(shuffled[places].mean()),
-        chance=float(np.mean([1 / count for count in options])),
-        majority=answers.most_common(1)[0][1] / len(places),
-    )
-
-
-def _only(modality: str, records: list[Record]) -> list[Record]:
-    """Records that hold this modality and others, without the others."""
-    return [_without_others(modality, record) for record in records if _is_mixed(record, modality)]
-
-
-def _is_mixed(record: Record, modality: str) -> bool:
-    kinds = {medium.modality for medium in record.media()}
-    return modality in kinds and len(kinds) > 1
-
-
-def _without_others(modality: str, record: Record) -> Record:
-    messages = tuple(
-        Message(
-            m.role,
-            tuple(p for p in m.parts if not isinstance(p, Media) or p.modality == modality),
-        )
-        for m in record.messages
-    )
-    return replace(record, messages=messages)
-
-
-def _available(right: dict[str, np.ndarray], records: list[Record]) -> dict[str, Share]:
-    """Accuracy of mixed records by what was left in them."""
-    alone = {name: share(found) for name, found in right.items() if name.endswith(" only")}
+def _available(task: Task, judged: dict[str, _Judged]) -> dict[str, Measure]:
+    """The headline on mixed records by what was left in them."""
+    alone = {name: found for name, found in judged.items() if name.endswith(" only")}
     if not alone:
         return {}
-    mixed = [len({medium.modality for medium in record.media()}) > 1 for record in records]
-    return {"all": share(right[RIGHT][np.array(mixed)]), **alone}
-
-
-def _with_media(record: Record, media: Sequence[Media]) -> Record:
-    queue = list(media)
-    messages = tuple(
-        Message(m.role, tuple(queue.pop(0) if isinstance(p, Media) else p for p in m.parts))
-        for m in record.messages
+    whole = judged[RIGHT]
+    mixed = [place for place, record in enumerate(whole.records) if is_mixed(record)]
+    everything = _Judged(
+        [whole.records[place] for place in mixed],
+        [whole.outputs[place] for place in mixed],
+        [whole.scores[place] for place in mixed],
     )
-    return replace(record, messages=messages)
+    return {
+        name: measures[task.headline]
+        for name, part in {"all": everything, **alone}.items()
+        if task.headline in (measures := task.measures(part.scores, groups_of(part.records)))
+    }
 
 
-def _blanked(records: list[Record]) -> list[Record]:
-    return [
-        _with_media(record, [blank_like(medium) for medium in record.media()]) for record in records
-    ]
-
-
-def _shuffled(records: list[Record]) -> list[Record]:
-    """Every record with somebody else's media."""
-    given = exchanged([tuple(record.media()) for record in records])
-    return [_with_media(record, media) for record, media in zip(records, given, strict=True)]
-
-
-def _write_outputs(
-    out: Path,
-    records: list[Record],
-    outputs: list[str],
-    right: np.ndarray,
-    settings: dict[str, Any],
-) -> None:
-    lines = [
-        json.dumps(
-            {
-                "id": record.id,
-                "source": str(record.source),
-                "skill": record.skill,
-                "prompt": [[m.role, m.text] for m in record.messages[:-1]],
-                "expected": record.answer,
-                "output": output,
-                "correct": bool(correct),
-                "generation": settings,
-                "harness": f"modalign {modalign.__version__}",
+def _write_outputs(out: Path, task: Task, found: Evaluation, judged: dict[str, _Judged]) -> None:
+    """One line per record: what was asked and answered, as it came and as it was compared."""
+    right = judged[RIGHT]
+    same = {
+        "generation": found.generation,
+        "task": found.task,
+        "task_version": found.task_version,
+        "task_settings": found.task_settings,
+        "harness": found.harness,
+    }
+    lines = []
+    for place, (record, output, score) in enumerate(
+        zip(right.records, right.outputs, right.scores, strict=True)
+    ):
+        asked = task.asked(record)
+        line = {
+            "id": record.id,
+            "source": str(record.source),
+            "skill": record.skill,
+            "prompt": [[m.role, m.text] for m in asked.messages[:-1]],
+            "expected": record.answer,
+            "answers": list(record.answers),
+            "output": output.text,
+            "normalised": score.normalised,
+            "score": score.value,
+            "details": score.counts,
+            "references": {
+                name: {
+                    "output": judged[name].outputs[place].text,
+                    "normalised": judged[name].scores[place].normalised,
+                    "score": judged[name].scores[place].value,
+                }
+                for name in (BLANK, SHUFFLED)
+                if name in judged
             },
-            ensure_ascii=False,
-        )
-        for record, output, correct in zip(records, outputs, right, strict=True)
-    ]
+            **same,
+        }
+        lines.append(json.dumps(line, ensure_ascii=False))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "\n".join(lines) + "\n")

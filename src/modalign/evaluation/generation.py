@@ -146,7 +146,7 @@ def _answer_texts(
     progress: Callable[[int, int], None] | None,
 ) -> list[str]:
     """Greedy answers of a causal language model; prompts of equal length together, no padding."""
-    prompts = [_text_ids(tokenizer, conversation) for conversation in conversations]
+    prompts = [text_ids(tokenizer, conversation) for conversation in conversations]
     lengths: dict[int, list[int]] = {}
     for index, ids in enumerate(prompts):
         lengths.setdefault(len(ids), []).append(index)
@@ -171,7 +171,7 @@ def _answer_texts(
     return answers
 
 
-def _text_ids(tokenizer: Any, conversation: list[dict[str, Any]]) -> list[int]:
+def text_ids(tokenizer: Any, conversation: list[dict[str, Any]]) -> list[int]:
     """A conversation's token ids, up to where the answer begins."""
     messages = []
     for message in conversation:

@@ -1,0 +1,52 @@
+"""Average normalised Levenshtein similarity (Biten et al. 2019, arXiv 1905.13648, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modalign.data.records import Record
+from modalign.evaluation.intervals import Measure
+from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+
+THRESHOLD = 0.5
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def similarity(output: str, answers: Sequence[str]) -> float:
+    """The largest ``1 - NL`` over the answers, 0 where the distance NL is 0.5 or more.
+
+    NL is the Levenshtein distance over the longer text's length; texts are normalised already.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    distances = [Levenshtein.normalized_distance(output, answer) for answer in answers]
+    return max((1.0 - d if d < THRESHOLD else 0.0) for d in distances)
+
+
+class Anls(Task):
+    """ANLS of generated answers against the expected and every further accepted answer."""
+
+    name = "anls"
+    headline = "ANLS"
+    needs = ("rapidfuzz",)
+
+    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+        """The similarity, 0 to 1."""
+        scores = []
+        for record, output in zip(records, outputs, strict=True):
+            said = normalise(output.text)
+            found = similarity(said, [normalise(a) for a in (record.answer, *record.answers)])
+            scores.append(Score(found, said))
+        return scores
+
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+        """Mean similarity."""
+        return {"ANLS": self.mean(scores, groups)}
+
+    def settings(self) -> dict[str, float]:
+        """The threshold."""
+        return {"threshold": THRESHOLD}

@@ -1,0 +1,148 @@
+"""Multiple choice by log-likelihood over the options offered; nothing is generated.
+
+The option is taken whose tokens the model finds likeliest after the question: once by the sum of
+their log-likelihoods (end mark included, where the chat template has one), once by that sum over the
+option's UTF-8 bytes, which does not favour short options. The right option must be strictly the
+likeliest: a tie is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from modalign.data.records import Message, Record
+from modalign.evaluation.intervals import Measure, share
+from modalign.evaluation.tasks.base import (
+    MAJORITY,
+    Groups,
+    OptionScore,
+    Output,
+    Score,
+    Task,
+    majority_outputs,
+)
+from modalign.evaluation.tasks.exact import plain
+
+LETTERS = string.ascii_uppercase
+
+
+class Choice(Task):
+    """Accuracy over the options offered.
+
+    Args:
+        letters: show the options under letters, in an order drawn per record, and score the letters;
+            otherwise the question is asked as it is and the options' own words are scored.
+        seed: of that order and of intervals.
+    """
+
+    name = "choice"
+    by_likelihood = True
+    headline = "accuracy (summed)"
+    advice = 'write the options as a list in the field "options", the right one also as the answer'
+
+    def __init__(self, *, letters: bool = False, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.letters = letters
+
+    def problem(self, record: Record) -> str | None:
+        """Fewer than two options, two equal ones, or none that is the expected answer."""
+        options = [plain(option) for option in record.options]
+        if len(options) < 2:
+            return f"{len(options)} options, not two or more"
+        if len(set(options)) < len(options):
+            return "two options are the same"
+        if self.letters and len(options) > len(LETTERS):
+            return f"{len(options)} options, but there are {len(LETTERS)} letters"
+        if plain(record.answer) not in options:
+            return f"the answer {record.answer!r} is none of the options"
+        return None
+
+    def shown(self, record: Record) -> tuple[str, ...]:
+        """The options in the order shown; with letters drawn from seed and record id alone."""
+        if not self.letters:
+            return record.options
+        digest = hashlib.sha256(f"{self.seed}:{record.id}".encode()).digest()
+        order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(
+            len(record.options)
+        )
+        return tuple(record.options[place] for place in order)
+
+    def asked(self, record: Record) -> Record:
+        """With letters: the last question followed by a line per option."""
+        if not self.letters:
+            return record
+        lines = [f"{letter}. {o}" for letter, o in zip(LETTERS, self.shown(record), strict=False)]
+        text = "\n" + "\n".join([*lines, "Answer with the letter of the right option."])
+        *before, question, answer = record.messages
+        asked = Message(question.role, (*question.parts, text))
+        return replace(record, messages=(*before, asked, answer))
+
+    def offered(self, record: Record) -> tuple[str, ...]:
+        """The letters, or the options themselves."""
+        return tuple(LETTERS[: len(record.options)]) if self.letters else record.options
+
+    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+        """1 where the right option has the largest summed log-likelihood."""
+        return [self._score(r, o) for r, o in zip(records, outputs, strict=True)]
+
+    def _score(self, record: Record, output: Output) -> Score:
+        shown = self.shown(record)
+        right = [plain(option) for option in shown].index(plain(record.answer))
+        summed = _likeliest(output.options, lambda option: option.loglikelihood)
+        # A letter has no length of its own to speak of: with letters both numbers are the same.
+        per_byte = _likeliest(output.options, lambda o: o.loglikelihood / len(o.text.encode()))
+        return Score(
+            float(summed == right),
+            "" if summed is None else shown[summed],
+            {
+                "per_byte": float(per_byte == right),
+                "shown": list(shown),
+                "loglikelihoods": [option.loglikelihood for option in output.options],
+                "tokens": [option.tokens for option in output.options],
+            },
+        )
+
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+        """Accuracy by the sum and by the sum per byte."""
+        return {
+            "accuracy (summed)": self.share(scores),
+            "accuracy (per byte)": share(
+                sum(score.counts["per_byte"] == 1 for score in scores), len(scores)
+            ),
+        }
+
+    def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
+        """The skill's most frequent right option, taken wherever it is offered."""
+        rows = []
+        for record, said in zip(records, majority_outputs(records), strict=True):
+            values = [0.0 if plain(o) == plain(said.text) else -1.0 for o in self.shown(record)]
+            rows.append(
+                Output(
+                    options=tuple(
+                        OptionScore(text, value, 1)
+                        for text, value in zip(self.offered(record), values, strict=True)
+                    )
+                )
+            )
+        return {MAJORITY: rows}
+
+    def chance(self, records: Sequence[Record]) -> list[float]:
+        """One over the options."""
+        return [1 / len(record.options) for record in records]
+
+    def settings(self) -> dict[str, Any]:
+        """How options were shown."""
+        return {"letters": self.letters, "seed": self.seed}
+
+
+def _likeliest(options: Sequence[OptionScore], value: Callable[[OptionScore], float]) -> int | None:
+    """Place of the largest value; None where two are the largest."""
+    values = [value(option) for option in options]
+    best = max(values)
+    return values.index(best) if values.count(best) == 1 else None

@@ -1,0 +1,39 @@
+"""Exact match of the greedy answer, letter case and outer spaces apart: judge-free, the default."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from modalign.data.records import Record
+from modalign.evaluation.intervals import Measure
+from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+
+
+def plain(text: str) -> str:
+    """A text as it is compared."""
+    return text.strip().casefold()
+
+
+class Exact(Task):
+    """Right when the output equals the expected answer or another accepted one."""
+
+    name = "exact"
+
+    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+        """1 for an equal answer, else 0."""
+        return [
+            Score(float(plain(o.text) in {plain(a) for a in (r.answer, *r.answers)}), plain(o.text))
+            for r, o in zip(records, outputs, strict=True)
+        ]
+
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+        """Accuracy."""
+        return {"accuracy": self.share(scores)}
+
+    def chance(self, records: Sequence[Record]) -> list[float]:
+        """One over the options offered, or over the answers that the skill has in these data."""
+        answers: dict[str | None, set[str]] = defaultdict(set)
+        for record in records:
+            answers[record.skill].add(record.answer)
+        return [1 / (len(record.options) or len(answers[record.skill])) for record in records]

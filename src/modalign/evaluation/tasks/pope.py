@@ -1,0 +1,85 @@
+"""POPE: is something there that is not? Yes and no questions (Li et al. 2023, arXiv 2305.10355).
+
+``yes`` is the positive class. An output counts as what its first word says; one that begins with
+neither word is invalid: it is wrong and stays in every denominator. The public script takes everything
+without a "no" or "not" for a yes, so a model that rambles scores differently there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from modalign.data.records import Record
+from modalign.evaluation.intervals import Measure, share
+from modalign.evaluation.tasks.base import (
+    MAJORITY,
+    Groups,
+    Output,
+    Score,
+    Task,
+    majority_outputs,
+)
+
+YES, NO = "yes", "no"
+ALWAYS_YES = "always yes"
+_FIRST = re.compile(r"\W*(\w+)")
+
+
+def first_word(text: str) -> str:
+    """``yes``, ``no``, or nothing where an answer begins with neither."""
+    found = _FIRST.match(text)
+    word = found.group(1).casefold() if found else ""
+    return word if word in (YES, NO) else ""
+
+
+class Pope(Task):
+    """Accuracy, precision, recall, F1 and share of yes; a split is its records' skill."""
+
+    name = "pope"
+    advice = 'give questions answered by "yes" or "no", the split (random, popular, adversarial) as skill'
+
+    def problem(self, record: Record) -> str | None:
+        """An expected answer other than yes or no."""
+        if record.answer.strip().casefold() in (YES, NO):
+            return None
+        return f"the answer is {record.answer!r}, not yes or no"
+
+    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+        """1 for the right word."""
+        scores = []
+        for record, output in zip(records, outputs, strict=True):
+            said, expected = first_word(output.text), record.answer.strip().casefold()
+            counts = {
+                "true_positive": int(said == expected == YES),
+                "false_positive": int(said == YES and expected == NO),
+                "positive": int(expected == YES),
+                "yes": int(said == YES),
+                "invalid": int(not said),
+            }
+            scores.append(Score(float(said == expected), said, counts))
+        return scores
+
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+        """Shares with Wilson intervals, F1 with a bootstrap's; precision is left out without a yes."""
+        total = {name: sum(s.counts[name] for s in scores) for name in scores[0].counts}
+        n, right = len(scores), total["true_positive"]
+        found = {"accuracy": self.share(scores)}
+        if total["yes"]:
+            found["precision"] = share(right, total["yes"])
+        if total["positive"]:
+            found["recall"] = share(right, total["positive"])
+        twice = ("true_positive", "true_positive")
+        f1 = self.of_counts(scores, twice, ("yes", "positive"), groups)
+        if f1 is not None:
+            found["F1"] = f1.model_copy(update={"n": n})
+        return found | {"says yes": share(total["yes"], n), "invalid": share(total["invalid"], n)}
+
+    def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
+        """The majority answer of each split, and yes to everything."""
+        always = [Output(YES)] * len(records)
+        return {MAJORITY: majority_outputs(records), ALWAYS_YES: always}
+
+    def chance(self, records: Sequence[Record]) -> list[float]:
+        """A coin."""
+        return [0.5] * len(records)
