@@ -74,7 +74,7 @@ def test_cider_is_the_papers_formula() -> None:
 def test_document_frequencies_come_from_all_references_whatever_the_output() -> None:
     task, asked = Caption(), records()
     task.check(asked)
-    one, other = (task.score(asked, [Output(t) for t in said]) for said in (SAID, SAID[:3] + ["x"]))
+    one, other = (task.score(asked, [Output(t) for t in said]) for said in (SAID, [*SAID[:3], "x"]))
     assert [score.value for score in one[:3]] == [score.value for score in other[:3]]
 
 
