@@ -40,7 +40,8 @@ from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
 from modalign.training.session import Session
 from modalign.training.settings import LearningRates, Stage, TrainSettings
-from modalign.training.sources import DataFiles, Parts, feature_store, fill_store, load_splits
+from modalign.training.sources import DataFiles, Parts, feature_store, fill_store
+from modalign.training.splits import load_splits
 from modalign.training.trainer import Trainer as OurTrainer
 
 EIGHT = (

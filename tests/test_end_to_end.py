@@ -14,7 +14,8 @@ from modalign.starter.build import write_data
 from modalign.training.budget import Budget
 from modalign.training.methods import resolve_method
 from modalign.training.session import Session
-from modalign.training.sources import DataFiles, feature_store, fill_store, load_splits
+from modalign.training.sources import DataFiles, feature_store, fill_store
+from modalign.training.splits import load_splits
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from modalign.training.methods import Method
 from modalign.training.objectives import objective_term
 from modalign.training.session import Session
 from modalign.training.settings import Stage
-from modalign.training.sources import load_splits
+from modalign.training.splits import load_splits
 
 
 @objective_term("confidence")

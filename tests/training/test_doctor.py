@@ -21,7 +21,8 @@ from modalign.training.doctor.checks_data import segments
 from modalign.training.methods import Method, method_names, resolve_methods
 from modalign.training.session import Session
 from modalign.training.settings import TrainSettings
-from modalign.training.sources import DataFiles, Parts, load_splits
+from modalign.training.sources import DataFiles, Parts
+from modalign.training.splits import load_splits
 
 METHODS = resolve_methods("mlp,avgpool_mlp,resampler,gated_cross_attention,llama_adapter")
 

@@ -30,7 +30,8 @@ from modalign.training.recipes import (
     shuffled_pairs,
 )
 from modalign.training.settings import Stage
-from modalign.training.sources import DataFiles, load_splits
+from modalign.training.sources import DataFiles
+from modalign.training.splits import load_splits
 
 
 def sample(

@@ -36,7 +36,7 @@ from modalign.comparison.statistics import (
 from modalign.data.supervision import Sample
 from modalign.starter.build import WEIGHTS
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method
-from modalign.training.sources import Splits
+from modalign.training.splits import Splits
 from modalign.training.trainer import device_of
 
 

@@ -34,13 +34,8 @@ from modalign.training.budget import Budget
 from modalign.training.doctor import preflight
 from modalign.training.methods import Method, resolve_methods
 from modalign.training.recipes import check_data
-from modalign.training.sources import (
-    Splits,
-    feature_store,
-    fill_store,
-    load_splits,
-    runs_with_model,
-)
+from modalign.training.sources import feature_store, fill_store, runs_with_model
+from modalign.training.splits import Splits, load_splits, that_fit
 from modalign.training.tool_methods import entries_of
 from modalign.training.trainer import device_of
 
@@ -192,6 +187,7 @@ def prepare(
     Budget.parse(config.budget)
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities)
+    splits = that_fit(splits, config.parts, config.data, progress)
     if not splits.evaluation:
         splits.notes.append(
             "No evaluation data was given (--eval): accuracies are on validation data."

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +28,9 @@ SHARED = {"vectors": "width", "series": "number of channels"}  # what media of a
 
 Progress = Callable[[int, int], None]
 """Called with the number of media checked so far and their total."""
+
+Check = Callable[[Media], int | None]
+"""Opens a medium (ImageError, SignalError where it cannot); returns the size it must share with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ def validate(
     modalities: Sequence[str] | None = None,
     skip_broken: float | str = 0.0,
     max_pixels: int = MAX_PIXELS,
+    check: Check | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Validated:
@@ -110,6 +115,8 @@ def validate(
         modalities: the modalities that the model takes (default: any).
         skip_broken: the share of rows that may be dropped: 0.01 or "1%".
         max_pixels: no image may declare more; checked before it is decoded.
+        check: what to try with every medium in place of opening it: decoding it as an encoder takes it,
+            say, whose limits are known only once the training data was read.
         workers: threads that open media (default: chosen by the machine).
         progress: called now and then with (checked, total) media.
 
@@ -122,7 +129,8 @@ def validate(
     """
     allowed = parse_share(skip_broken)
     result = records if isinstance(records, ReadResult) else ReadResult(list(records))
-    broken_media = _check_media(result.records, max_pixels, workers, progress)
+    look = check or partial(check_medium, max_pixels=max_pixels)
+    broken_media = _check_media(result.records, look, workers, progress)
     problems = list(result.problems)
     kept: list[Record] = []
     first_use: dict[str, Source] = {}
@@ -215,7 +223,7 @@ def _media_problems(record: Record, faults: dict[Media, Fault]) -> Iterator[Prob
 
 
 def _check_media(
-    records: Iterable[Record], max_pixels: int, workers: int | None, progress: Progress | None
+    records: Iterable[Record], look: Check, workers: int | None, progress: Progress | None
 ) -> dict[Media, Fault]:
     """Open each distinct medium once, in threads (decoders release the interpreter lock)."""
     media = list(dict.fromkeys(item for record in records for item in record.media()))
@@ -224,7 +232,7 @@ def _check_media(
     sizes: dict[Media, int] = {}
     done = 0
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        results = pool.map(lambda chunk: [_opened(item, max_pixels) for item in chunk], chunks)
+        results = pool.map(lambda chunk: [_opened(item, look) for item in chunk], chunks)
         for chunk, found in zip(chunks, results, strict=True):
             for medium, result in zip(chunk, found, strict=True):
                 if isinstance(result, int):
@@ -237,10 +245,10 @@ def _check_media(
     return faults | dict(_misfits(sizes))
 
 
-def _opened(media: Media, max_pixels: int) -> Fault | int | None:
+def _opened(media: Media, look: Check) -> Fault | int | None:
     """What is wrong with a medium, else the size it must share with others, if any."""
     try:
-        return check_medium(media, max_pixels=max_pixels)
+        return look(media)
     except (ImageError, SignalError) as error:
         return cast("Kind", error.kind), error.reason
 

@@ -22,7 +22,8 @@ from modalign.training.parallel import Parallel
 from modalign.training.recipes import check_data
 from modalign.training.session import Session
 from modalign.training.settings import Stage, TrainSettings
-from modalign.training.sources import DataFiles, Parts, Splits, load_splits
+from modalign.training.sources import DataFiles, Parts
+from modalign.training.splits import Splits, load_splits, that_fit
 from modalign.training.tool_models import save_with_tools
 from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
@@ -90,9 +91,9 @@ def train_method(
     }
     if parallel.main:  # it decides for all
         _check_free(out, record, resume)
-    splits = load_splits(
-        files, parts.load_llm().tokenizer, progress if parallel.main else None, parts.modalities
-    )
+    tell = progress if parallel.main else None
+    splits = load_splits(files, parts.load_llm().tokenizer, tell, parts.modalities)
+    splits = that_fit(splits, parts, files, tell)
 
     def report(stage: str, step: StepProgress) -> None:
         if progress:

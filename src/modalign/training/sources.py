@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modalign.data.features import FeatureStore, Grid, encoder_key
-from modalign.data.readers import read_records
-from modalign.data.records import MODALITIES, Media, Record
-from modalign.data.splits import leakage, split_validation
-from modalign.data.supervision import Sample, tokenise_all
-from modalign.data.validation import Validated, validate
-from modalign.errors import DataError
+from modalign.data.records import MODALITIES, Media
 from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
 from modalign.models.compose import LanguageModel, load_language_model
 from modalign.models.encoders.loading import Encoder, load_encoder
-from modalign.progress import Progress
+from modalign.progress import Progress, within
 from modalign.tools.registry import chain_spec
 from modalign.tools.spec import ChainSpec
 from modalign.training.settings import EncoderMode
@@ -83,14 +77,18 @@ class Parts(BaseModel):
         """The description of a tool chain: one of these parts, a built-in one, or a file."""
         return chain_spec(name, {key: value for key, value in self.tools.items() if value})
 
-    def load_encoders(self, media: Sequence[Media], raw: bool = False) -> list[Encoder]:
+    def load_encoders(
+        self, media: Sequence[Media], raw: bool = False, only: Sequence[str] | None = None
+    ) -> list[Encoder]:
         """Load the encoder of every modality.
 
         Args:
             media: of the training data, for encoders that must know it.
             raw: raw patches instead of the image encoder, for methods that read those.
+            only: these modalities.
         """
-        return [self._load_encoder(modality, media, raw) for modality in self.modalities]
+        wanted = self.modalities if only is None else only
+        return [self._load_encoder(modality, media, raw) for modality in wanted]
 
     def _load_encoder(self, modality: str, media: Sequence[Media], raw: bool) -> Encoder:
         name: str | None = self.encoder[modality]
@@ -124,111 +122,6 @@ class DataFiles(BaseModel):
     text: str | None = None
     media_root: str | None = None
     skip_broken: str = "0%"
-
-
-@dataclass
-class Splits:
-    """Tokenised data.
-
-    Attributes:
-        train, val, evaluation: samples.
-        val_source: where validation data came from, for the report.
-        dropped: broken records dropped under the quota.
-        notes: what the report must say.
-        text: further records without media, for recipes that mix them in.
-    """
-
-    train: list[Sample]
-    val: list[Sample]
-    evaluation: list[Sample]
-    val_source: str
-    dropped: int
-    notes: list[str]
-    text: list[Sample] = field(default_factory=list)
-
-    def media(self) -> list[Media]:
-        """Every medium, once."""
-        samples = [*self.train, *self.val, *self.evaluation]
-        return list({medium: None for sample in samples for medium in sample.media})
-
-
-def checked_records(
-    files: DataFiles,
-    name: str,
-    path: str,
-    skip_broken: float | str,
-    progress: Progress | None = None,
-    modalities: Sequence[str] = ("image",),
-) -> Validated:
-    """Read one of the files and open everything that it names.
-
-    Raises:
-        DataError: more broken records than may be skipped.
-    """
-    tell = (lambda done, total: progress(f"checking {name}", done, total)) if progress else None
-    found = read_records(path, media_root=files.media_root, modalities=modalities)
-    return validate(found, skip_broken=skip_broken, progress=tell)
-
-
-def load_splits(
-    files: DataFiles,
-    tokenizer: Any,
-    progress: Progress | None = None,
-    modalities: Sequence[str] = ("image",),
-) -> Splits:
-    """Read, validate, split and tokenise.
-
-    Raises:
-        DataError: broken data above the quota, every problem with file and row.
-    """
-    dropped = 0
-    notes: list[str] = []
-
-    def load(path: str | None, name: str) -> list[Record]:
-        nonlocal dropped
-        if path is None:
-            return []
-        records, report = checked_records(
-            files, name, path, files.skip_broken, progress, modalities
-        )
-        dropped += report.dropped
-        if report.dropped:
-            notes.append(
-                f"{report.dropped} broken records of {name} ({path}) were dropped under the quota."
-            )
-        return records
-
-    train, val = load(files.train, "train"), load(files.val, "val")
-    evaluation = load(files.eval, "eval")
-    source = "given"
-    if files.val is None:
-        train, val = split_validation(train)
-        source = "a fixed tenth of the training data, grouped by source image"
-    leaks = leakage(train, evaluation) if evaluation else []
-    if leaks:
-        notes.append(
-            f"{len(leaks)} images are in the training and in the evaluation data, "
-            f"{leaks[0].train} and {leaks[0].evaluation} among them."
-        )
-    return Splits(
-        tokenise_all(train, tokenizer),
-        tokenise_all(val, tokenizer),
-        tokenise_all(evaluation, tokenizer),
-        source,
-        dropped,
-        notes,
-        tokenise_all(_without_media(load(files.text, "text")), tokenizer),
-    )
-
-
-def _without_media(records: list[Record]) -> list[Record]:
-    for record in records:
-        if any(True for _ in record.media()):
-            raise DataError(
-                f"{record.source}: data.text is for records without media; put this one into "
-                "data.train"
-            )
-    return records
 
 
 def runs_with_model(encoder: Encoder, mode: EncoderMode, raw: bool = False) -> bool:
@@ -315,7 +208,6 @@ def fill_store(
         rows = zip(features.float().cpu().numpy(), present.cpu().numpy(), strict=True)
         return [(array[kept], module.grid) for array, kept in rows]
 
-    name = f"encoding {encoder.modality}"
-    tell = (lambda done, total: progress(name, done, total)) if progress else None
+    tell = within(f"encoding {encoder.modality}", progress)
     own = [medium for medium in media if medium.modality == encoder.modality]
     return store.ensure(own, encode, progress=tell)

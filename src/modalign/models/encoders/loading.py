@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modalign.data.images import open_image
+from modalign.data.media import check_medium
 from modalign.data.records import MODALITIES, Media
+from modalign.data.validation import Check
 from modalign.encoders.base import EncoderError, Prepared, SignalEncoder
 from modalign.encoders.registry import prepare_signals
 from modalign.errors import UsageError
@@ -53,6 +55,22 @@ def decode_medium(medium: Media, spec: dict[str, Any]) -> Any:
         DataError: it cannot be used.
     """
     return _loader(medium.modality).decode(medium, spec)
+
+
+def acceptance(specs: Mapping[str, dict[str, Any]]) -> Check:
+    """A check for ``validate``: every medium is opened, and decoded as the encoders take it.
+
+    Args:
+        specs: encoder descriptions of the modalities that have limits of their own: lengths, widths.
+    """
+
+    def look(medium: Media) -> int | None:
+        size = check_medium(medium)
+        if medium.modality in specs and medium.modality != "image":
+            decode_medium(medium, specs[medium.modality])
+        return size
+
+    return look
 
 
 def _loader(modality: str) -> Any:

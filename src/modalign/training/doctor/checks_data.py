@@ -17,7 +17,8 @@ from modalign.models.compose import DEFAULT_CHAT_TEMPLATE
 from modalign.progress import Progress
 from modalign.training.doctor.checks_model import no_media
 from modalign.training.doctor.diagnosis import Diagnosis, Segment
-from modalign.training.sources import DataFiles, Splits, checked_records
+from modalign.training.sources import DataFiles
+from modalign.training.splits import Splits, checked_records
 
 T = TypeVar("T")
 _ANY_SHARE = 1 - 1e-9  # go on with whatever rows are left, to find more than one problem at a time

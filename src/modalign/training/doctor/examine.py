@@ -17,7 +17,8 @@ from modalign.training.doctor.workshop import Subject, Workshop
 from modalign.training.memory import estimate_memory, readable, resident, return_freed_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
-from modalign.training.sources import DataFiles, Parts, Splits
+from modalign.training.sources import DataFiles, Parts
+from modalign.training.splits import Splits
 from modalign.training.trainable import count_parts
 
 MUCH_PADDING = 0.3

@@ -12,7 +12,8 @@ from modalign.training.doctor.workshop import Workshop
 from modalign.training.memory import Composed, estimate_memory, return_freed_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
-from modalign.training.sources import Parts, Splits
+from modalign.training.sources import Parts
+from modalign.training.splits import Splits
 
 
 def preflight(
