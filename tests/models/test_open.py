@@ -17,7 +17,7 @@ from transformers import (
 from modalign.errors import UsageError
 from modalign.models.export import save_model
 from modalign.models.modeling import ModalignForConditionalGeneration
-from modalign.models.open import open_model, takes_images, tokenizer_of
+from modalign.models.open import open_model, takes_media, tokenizer_of
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -61,7 +61,7 @@ def test_a_type_of_both_kinds_goes_by_its_architecture(tmp_path: Path):
         (tmp_path / "config.json").write_text(
             json.dumps(config.to_dict() | {"architectures": names})
         )
-        assert takes_images(tmp_path) is images
+        assert takes_media(tmp_path) is images
 
 
 @pytest.mark.parametrize(

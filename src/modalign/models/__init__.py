@@ -3,14 +3,20 @@
 Importing this package makes its classes known to transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from modalign.models.configuration import ModalignConfig
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 
 AutoConfig.register(ModalignConfig.model_type, ModalignConfig, exist_ok=True)
-for _auto in (AutoModel, AutoModelForImageTextToText):
+for _auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto.register(ModalignConfig, ModalignForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(ModalignConfig, ModalignProcessor, exist_ok=True)
 

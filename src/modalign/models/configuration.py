@@ -33,3 +33,20 @@ class ModalignConfig(PreTrainedConfig):
         """Take over what generation reads from the text configuration."""
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+
+class ModalignMediaConfig(ModalignConfig):
+    """Configuration of :class:`ModalignMedia`: a composed model without its language model.
+
+    Attributes:
+        hidden_size: D, width of the language model's embeddings.
+        vocabulary: rows of the input embedding that is kept; 0: none is.
+        code_offsets: modality -> what is added to a code's number to make it a token id, of
+            connectors whose tokens are discrete codes.
+    """
+
+    model_type = "modalign_media"
+
+    hidden_size: int = 0
+    vocabulary: int = 0
+    code_offsets: dict[str, int] | None = None

@@ -13,7 +13,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,7 +33,7 @@ Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase | ToolReader"
 def open_model(
     name: Path | str, dtype: torch.dtype | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, Reader]:
-    """Load a model with what turns text (and images) into its inputs, in evaluation mode.
+    """Load a model with what turns text (and media) into its inputs, in evaluation mode.
 
     Args:
         name: a folder with a ``config.json``, or the hub name of a causal language model.
@@ -48,7 +48,7 @@ def open_model(
         UsageError: no model is there, or it cannot be loaded; the message says why.
     """
     target = device_named(device or "cpu")
-    if takes_images(name):
+    if takes_media(name):
         model, reader = load_model(Path(name))
         model = model if dtype is None else model.to(dtype)
     else:
@@ -65,8 +65,8 @@ def tokenizer_of(reader: Reader) -> PreTrainedTokenizerBase:
     return inner
 
 
-def takes_images(name: Path | str) -> bool:
-    """Whether a model folder holds an image-text model (ours or transformers') or a causal LM.
+def takes_media(name: Path | str) -> bool:
+    """Whether a model folder holds a model of media (ours or one of transformers) or a causal LM.
 
     Some types are in both of transformers' lists; then the architecture that was saved decides.
 
@@ -76,20 +76,20 @@ def takes_images(name: Path | str) -> bool:
     if _model_type(name) == ModalignConfig.model_type:
         return True
     config = _configuration(name)
-    causal, image_text = (
+    causal, with_media = (
         type(config) in auto._model_mapping
-        for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)
+        for auto in (AutoModelForCausalLM, AutoModelForMultimodalLM)
     )
-    if not causal and not image_text:
+    if not causal and not with_media:
         raise UsageError(
             f"the model in {name} is a {config.model_type}: neither a causal language model nor one "
-            "that answers in text about images"
+            "that answers in text about media"
         )
-    if causal and image_text:
-        wanted = AutoModelForImageTextToText._model_mapping[type(config)]
+    if causal and with_media:
+        wanted = AutoModelForMultimodalLM._model_mapping[type(config)]
         names = {each.__name__ for each in (wanted if isinstance(wanted, tuple) else (wanted,))}
         return bool(names & set(config.architectures or ()))
-    return image_text
+    return with_media
 
 
 def _model_type(name: Path | str) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     GenerationConfig,
     PreTrainedModel,
@@ -25,6 +25,7 @@ from modalign.connectors.base import Connector
 from modalign.encoders.image import ImportedEncoder
 from modalign.errors import ModalignError, UsageError
 from modalign.files import new_folder
+from modalign.models.bridges import Bridges
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.card import model_card
 from modalign.models.export.native import Native, NotNativeError, build_native, save_native
@@ -75,7 +76,7 @@ def save_model(
             disk.
     """
     folder = Path(folder)
-    _check_folder(folder)
+    check_folder(folder)
     if hasattr(model.language_model, "merge_and_unload"):
         raise ModalignError("the language model still carries LoRA adapters; merge them first")
     with new_folder(folder) as temporary:
@@ -88,7 +89,7 @@ def save_model(
             native.model.generation_config = savable(native.model.generation_config)
             save_native(native, temporary)
         for file in temporary.glob("*config.json"):
-            _forget_places(file)
+            forget_places(file)
         (temporary / "README.md").write_text(
             model_card(model.config, kind, notes, card), encoding="utf-8"
         )
@@ -109,7 +110,12 @@ def _native(
         return None, [f"Saved with its own code: {reason}."]
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Refuse a place that holds something other than a model.
+
+    Raises:
+        UsageError: it does.
+    """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} is not a folder; name a new one")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
@@ -119,11 +125,7 @@ def _check_folder(folder: Path) -> None:
 def _save_remote(
     model: ModalignForConditionalGeneration, processor: ModalignProcessor, folder: Path
 ) -> list[str]:
-    connectors: list[type[Connector]] = []
-    for module in model.connectors.values():
-        if type(module) not in connectors:
-            connectors.append(type(module))  # type: ignore[arg-type]
-    write_code(folder, connectors, list(model.encoders))
+    write_code(folder, connector_classes(model), list(model.encoders))
     kept = model.generation_config
     model.generation_config = savable(kept)
     try:
@@ -132,11 +134,21 @@ def _save_remote(
         model.generation_config = kept
     processor.save_pretrained(folder)
     dtype = widest_dtype(model)
-    with _json(folder / "config.json") as config:
+    with edited_json(folder / "config.json") as config:
         config["auto_map"] = AUTO_MAP
         config["dtype"] = config["text_config"]["dtype"] = str(dtype).removeprefix("torch.")
-    with _json(folder / "processor_config.json") as config:
+    with edited_json(folder / "processor_config.json") as config:
         config["auto_map"] = PROCESSOR_AUTO_MAP
+    return own_code(model)
+
+
+def connector_classes(model: Bridges) -> list[type[Connector]]:
+    """Every class of connector in a model, once."""
+    return list(dict.fromkeys(type(each) for each in model.connectors.values()))  # type: ignore[misc]
+
+
+def own_code(model: Bridges) -> list[str]:
+    """Notes on encoders whose code cannot travel."""
     return [
         f"The {name} encoder is the user's own class `{encoder.path}`: the module must be "
         "importable wherever this model is loaded."
@@ -145,7 +157,7 @@ def _save_remote(
     ]
 
 
-def _forget_places(file: Path) -> None:
+def forget_places(file: Path) -> None:
     """Leave out where parts were loaded from: folders of this machine, and nothing reads them."""
     values = json.loads(file.read_text(encoding="utf-8"))
     kept = _without_places(values)
@@ -162,7 +174,8 @@ def _without_places(value: Any) -> Any:
 
 
 @contextmanager
-def _json(path: Path) -> Iterator[dict[str, Any]]:
+def edited_json(path: Path) -> Iterator[dict[str, Any]]:
+    """A JSON file's values, written back when the block ends without an error."""
     values = json.loads(path.read_text(encoding="utf-8"))
     yield values
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -207,7 +220,7 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
             own = ModalignForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
             return own.eval(), ModalignProcessor.from_pretrained(folder)
         config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = AutoModelForMultimodalLM.from_pretrained(
             folder, config=config, use_safetensors=True
         )
         return model.eval(), AutoProcessor.from_pretrained(folder)

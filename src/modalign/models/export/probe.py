@@ -82,21 +82,87 @@ def _with_media(conversation: Conversation) -> Conversation:
     return conversation
 
 
+class FedByGateway:
+    """A plain language model, given what a gateway's model makes of ids and media."""
+
+    training = False
+
+    def __init__(self, media: Any, language: Any) -> None:
+        self.media, self.language = media.eval(), language.eval()
+        self.device, self.dtype = media.device, media.dtype
+
+    def eval(self) -> FedByGateway:
+        """Both are."""
+        return self
+
+    def train(self, mode: bool = True) -> None:
+        """Nothing: neither is trained."""
+
+    def _inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        embeds = self.media(**inputs).to(self.language.device, self.language.dtype)
+        return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """As the composed model."""
+        return self.language(**self._inputs(inputs))
+
+    def generate(self, **inputs: Any) -> Tensor:
+        """The prompt's ids and the answer's behind them."""
+        options = {key: inputs.pop(key) for key in ("max_new_tokens", "do_sample")}
+        new = self.language.generate(**self._inputs(inputs), **options)
+        return torch.cat([inputs["input_ids"], new], dim=1)
+
+
+class FedByCodes(FedByGateway):
+    """A plain language model, given the token ids that a signal's tokenizer makes."""
+
+    def _inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        ids = self.media.code_ids(**inputs)
+        return {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """As the composed model: logits of the ids that it has."""
+        found = self.language(**self._inputs(inputs))
+        first = min(filter(None, (self.media.config.code_offsets or {}).values()), default=None)
+        found.logits = found.logits[..., :first]
+        return found
+
+    def generate(self, **inputs: Any) -> Tensor:
+        """As long as the composed model's, the prompt's ids put back."""
+        options = {key: inputs.pop(key) for key in ("max_new_tokens", "do_sample")}
+        prompt = inputs["input_ids"]
+        made = self.language.generate(**self._inputs(inputs), **options)
+        return torch.cat([prompt, made[:, prompt.shape[1] :]], dim=1)
+
+
+def load(item: dict[str, Any]) -> tuple[Any, Any]:
+    """A model and its processor with plain transformers, or what answers like one."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+    from transformers import AutoModelForMultimodalLM as AutoWhole
+
+    folder, trust = item["folder"], item["trust_remote_code"]
+    if item["form"] == "whole":
+        model = AutoWhole.from_pretrained(folder, trust_remote_code=trust)
+        return model.eval(), AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
+    side = item["media"]
+    media = AutoModel.from_pretrained(side, trust_remote_code=True)
+    language = AutoModelForCausalLM.from_pretrained(item["language_model"])
+    joined = (FedByGateway if item["form"] == "gateway" else FedByCodes)(media, language)
+    return joined, AutoProcessor.from_pretrained(side, trust_remote_code=True)
+
+
 def main(job_file: str) -> None:
     """Load every folder of a job with plain transformers and write down what it answers."""
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     sys.meta_path.insert(0, _Blocked(job["blocked"]))
     import transformers
     from safetensors.torch import save_file
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     transformers.logging.set_verbosity_error()
     for item in job["items"]:
-        trust = item["trust_remote_code"]
-        model = AutoModelForImageTextToText.from_pretrained(item["folder"], trust_remote_code=trust)
-        processor = AutoProcessor.from_pretrained(item["folder"], trust_remote_code=trust)
+        model, processor = load(item)
         conversations = [_with_media(conversation) for conversation in item["conversations"]]
-        seen = observe(model.eval(), processor, conversations, item["max_new_tokens"])
+        seen = observe(model, processor, conversations, item["max_new_tokens"])
         save_file(seen, item["out"])
 
 

@@ -21,6 +21,7 @@ from modalign.errors import ModalignError
 ALLOWED = {"torch", "transformers"}
 CONFIGURATION = "modalign.models.configuration"
 MODELING = "modalign.models.modeling"
+MEDIA = "modalign.models.media"
 PROCESSING = "modalign.models.processing"
 REGISTRY = "modalign.connectors.registry"
 ENCODERS = "modalign.encoders.registry"
@@ -32,11 +33,16 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_modalign.ModalignForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_modalign.ModalignForConditionalGeneration",
 }
+MEDIA_AUTO_MAP = {
+    "AutoConfig": "configuration_modalign.ModalignMediaConfig",
+    "AutoModel": "media_modalign.ModalignMedia",
+}
 PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_modalign.ModalignProcessor"}
 
 _ENTRY_NAMES = {
     CONFIGURATION: "configuration_modalign",
     MODELING: "modeling_modalign",
+    MEDIA: "media_modalign",
     PROCESSING: "processing_modalign",
 }
 
@@ -53,9 +59,18 @@ def flat_name(module: str) -> str:
 
 
 def write_code(
-    folder: Path, connectors: list[type[Connector]], modalities: Sequence[str] = ("image",)
+    folder: Path,
+    connectors: list[type[Connector]],
+    modalities: Sequence[str] = ("image",),
+    model: str = MODELING,
 ) -> list[str]:
     """Copy configuration, model, processor and all they need; return the file names.
+
+    Args:
+        folder: to write into.
+        connectors: classes in use.
+        modalities: whose encoders are in use.
+        model: module of the model, whole or without its language model.
 
     Raises:
         NotCopyableError: something needed imports more than the standard library, torch and
@@ -67,7 +82,7 @@ def write_code(
         flat_name(ENCODERS): _encoders_shim(modalities),
     }
     encoders = [ENCODER_BASE, *(f"modalign.encoders.{modality}" for modality in modalities)]
-    waiting = [CONFIGURATION, MODELING, PROCESSING, *encoders]
+    waiting = [CONFIGURATION, model, PROCESSING, *encoders]
     waiting += [cls.__module__ for cls in connectors]
     done = {REGISTRY, ENCODERS}
     while waiting:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,10 @@ class Expected:
         seen: what :func:`observe` saw of the model that was saved.
         tolerance: of logits.
         max_new_tokens: as in :func:`observe`.
+        form: ``whole`` models answer by themselves; ``gateway``s and ``codes`` are what stands
+            before a language model.
+        media: folder of what stands before it.
+        language_model: folder of the language model, then.
     """
 
     folder: Path
@@ -49,6 +53,9 @@ class Expected:
     seen: dict[str, Tensor]
     tolerance: float = TOLERANCE
     max_new_tokens: int = NEW_TOKENS
+    form: Literal["whole", "gateway", "codes"] = "whole"
+    media: Path | None = None
+    language_model: Path | None = None
 
 
 def conversation_of(record: Record, processor: Any = None) -> Conversation:
@@ -118,7 +125,7 @@ def verify_saved(
         raise ModalignError("nothing to compare a saved model on: give at least one conversation")
     limit = tolerance_of(model) if tolerance is None else tolerance
     for conversation in conversations:
-        _check_trained_ids(processor, conversation)
+        check_trained_ids(processor, conversation)
     asked = list(conversations)
     expected = observe(model, processor, asked, max_new_tokens) if seen is None else seen
     again, its_processor = load_model(folder)
@@ -128,7 +135,7 @@ def verify_saved(
     return compare(expected, answers, limit, str(folder))
 
 
-def _check_trained_ids(processor: Any, conversation: Conversation) -> None:
+def check_trained_ids(processor: Any, conversation: Conversation) -> None:
     """The processor must give the ids training saw: the raw template, placeholders repeated."""
     flat = []
     stand_ins: dict[int, list[int]] = {}  # placeholder -> positions of its media in reading order
@@ -233,6 +240,9 @@ def verify_in_clean_process(
                     "conversations": _with_files(item.conversations, work / str(number)),
                     "max_new_tokens": item.max_new_tokens,
                     "out": str(work / f"{number}.safetensors"),
+                    "form": item.form,
+                    "media": str((item.media or item.folder).resolve()),
+                    "language_model": str((item.language_model or item.folder).resolve()),
                 }
             )
         job = work / "job.json"

@@ -1,0 +1,349 @@
+"""Export to a rung of the ladder, checked before anything is left on disk.
+
+native class -> remote code -> gateway (prompt embeddings) -> modalign's own server. The rung that
+was asked for is written, or refused with the reason; never another in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from modalign.data.readers import read_records
+from modalign.data.records import Record
+from modalign.errors import DataError, ModalignError, UsageError
+from modalign.files import new_folder
+from modalign.models.export.codes import SIGNAL, TARGET, check_codes, save_codes
+from modalign.models.export.folder import check_folder, load_model, save_model
+from modalign.models.export.gateway import REFERENCE, save_gateway, save_language_model
+from modalign.models.export.native import TARGETS, NotNativeError
+from modalign.models.export.probe import Conversation, observe
+from modalign.models.export.verify import (
+    NEW_TOKENS,
+    Expected,
+    check_trained_ids,
+    conversation_of,
+    tolerance_of,
+    verify_in_clean_process,
+)
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.open import takes_media
+from modalign.models.tool_text import TOOLS
+from modalign.progress import Progress
+from modalign.starter.build import starter
+
+Rung = Literal["native", "remote-code", "gateway"]
+RECORDS = 4  # compared by default
+RUN_RECORDS = ("run.json", "config.yaml")  # of the runs that write model folders
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written and checked.
+
+    Attributes:
+        folder: where it is.
+        rung: ``native``, ``remote-code`` or ``gateway``.
+        loads_as: the class that loads it.
+        records: conversations that were compared.
+        compared_on: where they are from.
+        difference: the largest of logits.
+        tolerance: what was allowed, times the largest logit where that is above 1.
+        greedy_equal: whether the greedy answers are the same; always, or there is no folder.
+        notes: what its user must know.
+        language_model: folder of the plain language model, where it was written.
+    """
+
+    folder: Path
+    rung: Rung
+    loads_as: str
+    records: int
+    compared_on: str
+    difference: float
+    tolerance: float
+    greedy_equal: bool
+    notes: tuple[str, ...]
+    language_model: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+
+@dataclass
+class _Source:
+    """The model that is exported, and what it answers to the conversations it is compared on."""
+
+    folder: Path
+    model: Any
+    processor: Any
+    conversations: list[Conversation]
+    seen: dict[str, Any]
+
+    @property
+    def composed(self) -> bool:
+        return isinstance(self.model, ModalignForConditionalGeneration)
+
+
+def export_model(
+    source: Path | str,
+    out: Path | str,
+    *,
+    to: Rung | None = None,
+    target: str | None = None,
+    data: str | None = None,
+    records: int = RECORDS,
+    tolerance: float | None = None,
+    language_model: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a saved model in another form, load that without modalign, and compare the two.
+
+    Args:
+        source: a folder that modalign saved.
+        out: new, empty, or a model folder to be replaced.
+        to: the rung; None for the highest that the model reaches.
+        target: the native class, of those in ``TARGETS`` or ``CausalLM``; None: the connector's.
+        data: records to compare on; None for those of the run that made the model, then, if the
+            model takes images, the starter's.
+        records: how many of them.
+        tolerance: of logits, times the largest where that is above 1; None: by number format.
+        language_model: with a gateway, where the plain language model is written to.
+        progress: told how far it is.
+
+    Raises:
+        UsageError: no such model, rung or class, or the model does not reach it; the reason is
+            told.
+        DataError: there are no records to compare on.
+        ModalignError: what was written answers otherwise; it is removed again.
+    """
+    folder, out = Path(source), Path(out)
+    _check_request(folder, out, to, target, language_model)
+    tell = progress or (lambda *_: None)
+    tell("exporting (loading)", 0, 3)
+    model, processor = load_model(folder)
+    chosen, origin = _records(folder, processor, data, records)
+    conversations = [conversation_of(record, processor) for record in chosen]
+    if isinstance(model, ModalignForConditionalGeneration):
+        for conversation in conversations:
+            check_trained_ids(processor, conversation)
+    seen = observe(model, processor, conversations, NEW_TOKENS)
+    given = _Source(folder, model, processor, conversations, seen)
+    limit = tolerance_of(model) if tolerance is None else tolerance
+    tell("exporting (writing)", 1, 3)
+    with ExitStack() as stack:
+        temporary = stack.enter_context(new_folder(out))
+        rung, loads_as, notes = _write(given, temporary, to, target)
+        plain = None
+        if rung == "gateway":
+            beside = new_folder(Path(language_model)) if language_model else _passing()
+            plain = stack.enter_context(beside)
+            save_language_model(model, processor, plain)
+        tell("exporting (comparing in a clean process)", 2, 3)
+        difference = _check(given, temporary, plain, limit, out)
+    tell("exporting", 3, 3)
+    return Exported(
+        folder=out,
+        rung=rung,
+        loads_as=loads_as,
+        records=len(conversations),
+        compared_on=origin,
+        difference=difference,
+        tolerance=limit,
+        greedy_equal=True,
+        notes=tuple(notes),
+        language_model=None if language_model is None else Path(language_model),
+    )
+
+
+def _check_request(
+    folder: Path, out: Path, to: str | None, target: str | None, language: Path | str | None
+) -> None:
+    """What can be refused before anything is loaded."""
+    if to is not None and to not in get_args(Rung):
+        raise UsageError(f"there is no rung {to!r}; choose from {', '.join(get_args(Rung))}")
+    known = [*TARGETS, TARGET]
+    if target is not None and target not in known:
+        raise UsageError(f"there is no export to {target!r}; choose from {', '.join(known)}")
+    if target is not None and to not in (None, "native"):
+        raise UsageError(f"--target names a native class; it does not go with --to {to}")
+    if language is not None and to != "gateway":
+        raise UsageError("--language-model goes with --to gateway only")
+    if (folder / TOOLS).is_file():
+        raise UsageError(
+            f"{folder} holds a language model that reads the text of tools; no export holds the "
+            "tools, so 'modalign serve' is its only server"
+        )
+    if (folder / REFERENCE).is_file():
+        raise UsageError(f"{folder} is a gateway already: it holds no language model to export")
+    if not takes_media(folder):
+        raise UsageError(
+            f"{folder} holds a plain language model: transformers and every server of text models "
+            "take it as it is"
+        )
+    if out.resolve() == folder.resolve():
+        raise UsageError(f"{out} is the model itself; name another folder")
+    check_folder(out)
+    if language is not None:
+        check_folder(Path(language))
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+def _records(
+    folder: Path, processor: Any, data: str | None, count: int
+) -> tuple[list[Record], str]:
+    """Records to compare on, those with media first, and where they are from."""
+    taken = modalities_of(processor)
+    origin = data or _run_data(folder)
+    if origin is None and taken == ["image"]:
+        origin = str(starter().val)
+    if origin is None:
+        raise DataError(
+            f"there is nothing to compare the export of {folder} on: give records of "
+            f"{' and '.join(taken) or 'text'} by --data"
+        )
+    found = read_records(origin, modalities=taken or ["image"]).records
+    found = [record for record in found if record.messages[0].role != "assistant"]
+    chosen = [record for record in found if any(True for _ in record.media())] or found
+    if not chosen:
+        raise DataError(f"{origin} holds no record to compare on")
+    return chosen[:count], origin
+
+
+def modalities_of(processor: Any) -> list[str]:
+    """What a saved model takes besides text."""
+    signals = getattr(processor, "signals", None)
+    if signals is not None:
+        return [*(["image"] if processor.num_image_tokens else []), *signals]
+    return ["image"] if getattr(processor, "image_processor", None) is not None else ["audio"]
+
+
+def _run_data(folder: Path) -> str | None:
+    """Validation or training data of the run that this model folder lies in, where it is there."""
+    for name in RUN_RECORDS:
+        file = folder.resolve().parent / name
+        if not file.is_file():
+            continue
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        named = values.get("data") if isinstance(values, dict) else None
+        for key in ("val", "train"):
+            path = named.get(key) if isinstance(named, dict) else None
+            if isinstance(path, str) and Path(path).exists():
+                return path
+    return None
+
+
+# --- rungs --------------------------------------------------------------------------------------
+
+
+def _write(
+    source: _Source, folder: Path, to: Rung | None, target: str | None
+) -> tuple[Rung, str, list[str]]:
+    """Write the rung that was asked for, or the highest; what loads it, and notes."""
+    if not source.composed:
+        return _copied(source, folder, to, target)
+    if to == "gateway":
+        return "gateway", "ModalignMedia", save_gateway(source.model, source.processor, folder)
+    if to == "remote-code":
+        saved = save_model(source.model, source.processor, folder, target="remote-code")
+        return "remote-code", type(source.model).__name__, list(saved.notes)
+    try:
+        return _native(source, folder, target)
+    except NotNativeError as reason:
+        if to == "native" or target is not None:
+            raise UsageError(
+                f"{source.folder} cannot be a native model: {reason}. It can be remote-code"
+            ) from reason
+        saved = save_model(source.model, source.processor, folder, target="remote-code")
+        notes = [f"It can be no native model: {reason}.", *saved.notes[1:]]
+        return "remote-code", type(source.model).__name__, notes
+
+
+def _native(source: _Source, folder: Path, target: str | None) -> tuple[Rung, str, list[str]]:
+    if target is None:
+        target = _codes_or_none(source.model)
+    if target == TARGET:
+        notes = save_codes(source.model, source.processor, folder)
+        return "native", type(source.model.language_model).__name__, notes
+    try:
+        saved = save_model(source.model, source.processor, folder, target=target)
+    except ModalignError as error:
+        if isinstance(error.__cause__, NotNativeError):
+            raise error.__cause__ from error
+        raise
+    if saved.kind == "remote-code":
+        raise NotNativeError(saved.notes[0].removeprefix("Saved with its own code: ").rstrip("."))
+    return "native", f"{saved.kind.partition(':')[2]}ForConditionalGeneration", list(saved.notes)
+
+
+def _codes_or_none(model: ModalignForConditionalGeneration) -> str | None:
+    try:
+        check_codes(model)
+    except NotNativeError:
+        return None
+    return TARGET
+
+
+def _copied(
+    source: _Source, folder: Path, to: Rung | None, target: str | None
+) -> tuple[Rung, str, list[str]]:
+    """A native model stays what it is."""
+    name = type(source.model).__name__
+    if to not in (None, "native"):
+        raise UsageError(
+            f"{source.folder} is a {name} already, the highest rung: servers of transformers' "
+            f"models take it as it is, and it holds no part of modalign for {to}"
+        )
+    if target is not None and not name.startswith(f"{target}For"):
+        raise UsageError(f"{source.folder} is a {name}; it cannot become {target}")
+    shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+    return "native", name, []
+
+
+# --- the check ----------------------------------------------------------------------------------
+
+
+def _check(
+    source: _Source, folder: Path, language_model: Path | None, limit: float, shown: Path
+) -> float:
+    """Load what was written where modalign cannot be imported; ModalignError if it differs."""
+    form: Literal["whole", "gateway", "codes"] = "whole"
+    media = None
+    if language_model is not None:
+        form = "gateway"
+    elif (folder / SIGNAL).is_dir():
+        form, media = "codes", folder / SIGNAL
+    expected = Expected(
+        folder=folder,
+        conversations=source.conversations,
+        seen=source.seen,
+        tolerance=limit,
+        form=form,
+        media=media,
+        language_model=language_model,
+    )
+    try:
+        return verify_in_clean_process([expected])[0]
+    except ModalignError as error:
+        said = str(error).replace(str(folder), str(shown))
+        raise ModalignError(f"{said}. Nothing was written") from error
+
+
+@contextmanager
+def _passing() -> Iterator[Path]:
+    """A folder for the length of a block."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)

@@ -1,0 +1,77 @@
+"""SHA-256 of tensors by their values and of tokenizers by their tokens.
+
+A tensor's hash is over its values in float32, so that it is the same for a bfloat16 file and for what
+that file becomes when it is loaded in float32. It names the values, not how they are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 22  # elements converted at once
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's shape and of its values as little-endian float32 (float64 if it is that).
+
+    The same on every device, for every memory layout and for every way of storing the same values in
+    16 or 32 bits.
+    """
+    double = tensor.dtype == torch.float64
+    digest = hashlib.sha256(json.dumps([list(tensor.shape), "f8" if double else "f4"]).encode())
+    for part in _chunks(tensor.detach()):
+        values = part.to("cpu", torch.float64 if double else torch.float32).contiguous()
+        digest.update(little_endian(values))
+    return digest.hexdigest()
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """Parts in row-major order, none of more than CHUNK elements where its rows allow it."""
+    if tensor.is_contiguous():
+        yield from tensor.reshape(-1).split(CHUNK)
+    elif tensor.dim() > 1 and tensor.shape[0]:
+        rows = max(1, CHUNK * tensor.shape[0] // max(tensor.numel(), 1))
+        yield from tensor.split(rows)
+    else:
+        yield tensor
+
+
+def little_endian(tensor: Tensor) -> bytes:
+    """A CPU tensor's values in row-major order."""
+    array = tensor.numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of what decides a text's token ids: vocabulary, special tokens, the backend's pipeline.
+
+    Padding, truncation and the chat template are left out: they change from call to call, or are
+    not about single texts.
+    """
+    content: dict[str, Any] = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "special": {
+            name: str(getattr(tokenizer, name, None))
+            for name in ("bos_token", "eos_token", "unk_token")
+        },
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        pipeline = json.loads(backend.to_str())
+        content["backend"] = {
+            key: value
+            for key, value in pipeline.items()
+            if key not in ("padding", "truncation", "version")
+        }
+    return hashlib.sha256(canonical(content)).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """A value as JSON that is always the same."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
