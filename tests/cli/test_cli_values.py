@@ -82,6 +82,22 @@ def test_what_a_signal_says_is_learnt(
     assert overall["measures"]["accuracy"]["value"] >= 0.9
     assert overall["references"]["blank media"]["accuracy"]["value"] <= 0.7
     assert overall["references"]["shuffled media"]["accuracy"]["value"] <= 0.8
+    if modality != "table":
+        too_long_is_broken(cli, out / "model", tmp_path / "test.jsonl", modality)
+
+
+def too_long_is_broken(cli: Cli, model: Path, test: Path, modality: str) -> None:
+    """A signal longer than the encoder takes is named before any answer, or skipped under the quota."""
+    data = [json.loads(line) for line in test.read_text().splitlines()]
+    data[4] = {**data[4], modality: [[1.0, 2.0]] * 50}
+    path = tiny.write_jsonl(test.with_name("long.jsonl"), data)
+    code, _, err = cli("eval", model, path)
+    assert code == 3
+    assert "long.jsonl:5" in err
+    assert "but the model takes at most" in err.replace("\n", " ")
+    code, text, err = cli("eval", model, path, "--skip-broken", "10%", "--json")
+    assert code == 0, err
+    assert json.loads(text)["overall"]["measures"]["accuracy"]["n"] == 19
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from modalign.evaluation.passes import BLANK, RIGHT, SHUFFLED, is_mixed, passes_
 from modalign.evaluation.tasks.base import CHANCE, Output, Score, Task, groups_of
 from modalign.evaluation.tasks.exact import Exact
 from modalign.files import write_atomically
+from modalign.models.encoders.loading import acceptance
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
@@ -111,7 +112,10 @@ def evaluate_model(
     loaded, processor = open_model(folder, device=device)
     model = with_patches(loaded, tokenizer_of(processor), patches)
     taken = modalities_of(processor)
-    records, _ = validate(read_records(data, modalities=taken), skip_broken=skip_broken)
+    specs = {modality: own["spec"] for modality, own in getattr(processor, "signals", {}).items()}
+    records, _ = validate(
+        read_records(data, modalities=taken), skip_broken=skip_broken, check=acceptance(specs)
+    )
     records = records[:limit]
     if not records:
         raise DataError(f"{data} holds no record to evaluate on")
