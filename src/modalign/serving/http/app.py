@@ -23,6 +23,7 @@ from modalign.serving.http.fetch import Fetcher
 from modalign.serving.http.gate import Gate
 from modalign.serving.http.media import MediaReader
 from modalign.serving.http.metrics import Metrics
+from modalign.serving.http.page import add_page
 from modalign.serving.http.runs import Relay, Run
 from modalign.serving.http.schemas import ChatRequest, CompletionRequest
 from modalign.serving.http.settings import Settings
@@ -135,6 +136,7 @@ def build_app(service: Service) -> FastAPI:
     _add_completions(app, service)
     _add_models(app, service)
     _add_state(app, service)
+    add_page(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     app.add_middleware(Gate, settings=service.settings, metrics=service.metrics)
     return app

@@ -12,11 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modalign.serving.http.errors import ApiError
 from modalign.serving.http.metrics import Metrics
+from modalign.serving.http.page import PATHS
 from modalign.serving.http.settings import Settings
 
 access = logging.getLogger("modalign.serving.access")
 
-OPEN = {"/health"}  # without a key: says nothing of any request
+OPEN = {"/health", *PATHS}  # without a key: these say nothing of any request
 
 
 class Gate:

@@ -10,7 +10,7 @@ from modalign.serving.http.runs import Ask
 from modalign.serving.http.schemas import Sampled
 from modalign.serving.requests import Engine, Prompt, Sampling
 
-SEEDS = 2**63
+SEEDS = 2**63  # a seed is below
 
 
 def sampling_of(request: Sampled) -> Sampling:
@@ -26,7 +26,10 @@ def sampling_of(request: Sampled) -> Sampling:
 
 def asks_for(prompts: Sequence[Prompt], sampling: Sampling, n: int) -> list[Ask]:
     """``n`` answers of every prompt, each with a seed of its own."""
-    seeds = [None if sampling.seed is None else (sampling.seed + i) % SEEDS for i in range(n)]
+    first = sampling.seed
+    seeds: list[int | None] = [first]
+    for number in range(1, n):
+        seeds.append(None if first is None else (first + number) % SEEDS)
     return [Ask(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in seeds]
 
 
