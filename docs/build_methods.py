@@ -227,13 +227,12 @@ def section(method: Method) -> str:
 
 
 def _saved(cls: type[Connector]) -> str:
-    if cls.export_target == "Llava":
-        return "a native Llava folder (CLIP and SigLIP towers; else a folder with its own code)"
+    own = "a folder with its own code (`trust_remote_code=True`)"
     if cls.export_target == "remote-code":
-        return "a folder with its own code (`trust_remote_code=True`)"
+        return own
     return (
-        f"a folder with its own code; its weights have the layout of transformers' `{cls.export_target}`, "
-        "which this version does not write"
+        f"transformers' own `{cls.export_target}` where the parts allow it ([export.md](export.md)), "
+        f"else {own}"
     )
 
 

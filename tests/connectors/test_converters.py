@@ -23,6 +23,7 @@ from properties import (
     all_true,
     build,
     check_flops,
+    check_parameter_count,
     perturbed,
     random_features,
     run,
@@ -125,6 +126,10 @@ def test_export_targets() -> None:
     }
     assert MlpConnector(TINY, depth=2).export_target == "Llava"
     assert MlpConnector(TINY, depth=3).export_target == "remote-code"
+    matrix = {"num_tokens": 4, "depth": 1, "bias": False}
+    assert AvgpoolMlpConnector(TINY, **matrix).export_target == "Idefics3"
+    assert AvgpoolMlpConnector(TINY, **matrix | {"bias": True}).export_target == "remote-code"
+    assert AvgpoolMlpConnector(TINY, **matrix | {"num_tokens": 16}).export_target == "remote-code"
     assert [cls.name for cls in CONVERTERS if cls.raw_input] == ["raw_patches"]
 
 
@@ -189,6 +194,14 @@ def test_formula_equals_module_at_real_sizes(
     with torch.device("meta"):
         module = cls(widths, **options)
     assert cls.parameter_count(widths, **options) == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_formulas_of_other_affine_stacks(depth: int, bias: bool) -> None:
+    options = {"num_tokens": 9, "depth": depth, "bias": bias}
+    check_parameter_count(AvgpoolMlpConnector, TINY, options)
+    check_flops(AvgpoolMlpConnector, TINY, options)
 
 
 def test_figures_quoted_by_the_papers() -> None:

@@ -19,6 +19,18 @@ TARGETS: dict[str, Build] = {
     "Idefics3": idefics3.build,
 }
 
+# What a user can do about connectors that name no class, and what stands against it.
+_INSTEAD = {
+    "avgpool_mlp": "Idefics3 holds it with the options depth 1 and bias false, where the blocks "
+    "that are pooled tile the grid",
+    "gated_cross_attention": "the blocks of Idefics have RMSNorm, SwiGLU and attention as wide as "
+    "the model, stand before the first layer of a group, and think where no image is seen",
+    "mlp": "Llava's has two affine maps: depth 2",
+    "pixel_shuffle_mlp": "InternVL joins it to a tower of its own",
+    "qformer": "Blip2 takes no prompt without an image; ask for it by name where that will do",
+    "resampler": "Idefics2's is in another form: swiglu_resampler",
+}
+
 
 def build_native(
     model: ModalignForConditionalGeneration,
@@ -54,8 +66,10 @@ def _named(model: ModalignForConditionalGeneration) -> str:
     ((modality, connector),) = model.connectors.items()
     target = str(connector.export_target)
     if target == "remote-code":
+        instead = f": {_INSTEAD[connector.name]}" if connector.name in _INSTEAD else ""
         raise NotNativeError(
-            f"no class of transformers has a connector like {connector.name!r} for {modality}"
+            f"no class of transformers computes the same as {connector.name!r} for every prompt with "
+            f"{modality}{instead}"
         )
     return target
 
