@@ -15,6 +15,7 @@ from modalign.cli import (
     ask,
     compare,
     data,
+    diagnose,
     doctor,
     edit,
     evaluate,
@@ -63,6 +64,7 @@ app.command(name="eval", epilog=options.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=options.EXIT_CODES)(ask.ask)
 app.command(epilog=options.EXIT_CODES)(methods.methods)
 app.command(epilog=options.EXIT_CODES)(doctor.doctor)
+app.command(epilog=options.EXIT_CODES)(diagnose.diagnose)
 app.add_typer(data.app, name="data")
 app.add_typer(edit.app, name="edit")
 app.add_typer(patch.app, name="patch")

@@ -24,8 +24,8 @@ from modalign.comparison.results import CurvePoint, Trial
 from modalign.data.records import Media
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
-from modalign.evaluation.diagnostics import connector_diagnostics
-from modalign.evaluation.mir import modality_integration_rate
+from modalign.evaluation.diagnosis.connectors import connector_diagnostics
+from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
 from modalign.files import replacing, write_atomically
 from modalign.models.collation import Collator, RawSignals

@@ -90,8 +90,20 @@ def bullets(sentences: Sequence[str]) -> str:
     return f'<div class="card"><ul>{items}</ul></div>'
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], chosen: Sequence[int] = ()) -> str:
-    """A table of texts, in a card; ``chosen`` are numbers of rows to be marked."""
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    chosen: Sequence[int] = (),
+    label: str = "Numbers",
+) -> str:
+    """A table of texts, in a card.
+
+    Args:
+        headers: of the columns.
+        rows: from top to bottom.
+        chosen: numbers of rows to be marked.
+        label: what it holds, for readers who do not see it; each table of a page its own.
+    """
     head = "".join(f'<th scope="col">{escape(header)}</th>' for header in headers)
     body = "".join(
         ('<tr class="chosen">' if number in chosen else "<tr>")
@@ -100,6 +112,6 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], chosen: Sequenc
         for number, row in enumerate(rows)
     )
     return (
-        '<div class="card scroll" tabindex="0" role="region" aria-label="Numbers">'
+        f'<div class="card scroll" tabindex="0" role="region" aria-label="{escape(label, quote=True)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 
 import tiny
 from modalign.data.supervision import tokenise
-from modalign.evaluation.mir import (
+from modalign.evaluation.diagnosis.mir import (
     frechet_distance,
     layer_distance,
     modality_integration_rate,

@@ -1,0 +1,98 @@
+"""``modalign diagnose``: the gap between a modality and text inside a saved model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modalign.cli import options
+
+if TYPE_CHECKING:
+    from modalign.evaluation.diagnosis.results import ModalityDiagnosis
+
+
+def diagnose(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    data: Annotated[str, typer.Argument(help="Data file with expected answers.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write report.html and diagnosis.json here.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=4, help="Records to look at per modality, drawn at random.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Of the draw, pairings, noise and intervals.")] = 0,
+    patch: options.Patches = None,
+    skip_broken: options.SkipBroken = None,
+    device: options.Device = None,
+    json_output: options.Json = False,
+) -> None:
+    """Look into a model: does it use its media, and how far are they from text inside it?
+
+    Per modality: accuracy and answers without the medium, modality gap, lengths at layer 0, modality
+    integration rate by layer, similarity of encoder and connector with the texts, logit lens, attention
+    on the modality. Every figure has its n, a 95 % interval, and chance where chance is known.
+
+    **Examples**
+
+    - `modalign diagnose runs/train/model test.jsonl --out runs/diagnosis`
+
+    - `modalign diagnose runs/train/model test.jsonl --limit 100 --json`
+
+    - `modalign diagnose runs/train/model test.jsonl --patch fix.safetensors`
+    """
+    from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
+    from modalign.evaluation.diagnosis.diagnose import diagnose as look
+    from modalign.evaluation.diagnosis.page import diagnosis_page, sentences
+    from modalign.files import write_atomically
+
+    quiet_libraries()
+    with bars(not json_output) as progress:
+        found = look(
+            model,
+            data,
+            limit=limit,
+            seed=seed,
+            skip_broken=skip_broken or "0%",
+            device=device or "auto",
+            patches=patch or [],
+            command=shlex.join(["modalign", *sys.argv[1:]]),
+            progress=progress,
+        )
+    values = found.model_dump_json(indent=2)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "diagnosis.json", values + "\n")
+        write_atomically(out / "report.html", diagnosis_page(found))
+    if json_output:
+        print_json(values)
+        return
+    for each in found.modalities:
+        stdout.print(_table(each))
+        for sentence in sentences(each):
+            stdout.print(f"- {sentence}", markup=False, highlight=False)
+    if out is not None:
+        stderr.print(
+            f"\nPage: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def _table(found: ModalityDiagnosis) -> Any:
+    """Every figure of a modality."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from modalign.evaluation.diagnosis.page import HEADINGS, table_rows
+
+    table = Table(title=escape(f"{found.modality}: {found.encoder}, {found.connector}"))
+    for heading in ("", *HEADINGS):
+        table.add_column(heading, justify="left" if heading in ("", HEADINGS[0]) else "right")
+    for diagnostic in found.diagnostics:
+        rows = table_rows(diagnostic) or [["not defined", *[""] * (len(HEADINGS) - 1)]]
+        for number, row in enumerate(rows):
+            title = diagnostic.title if number == 0 else ""
+            table.add_row(title, *map(escape, row), end_section=number == len(rows) - 1)
+    return table

@@ -1,0 +1,83 @@
+"""Where a model keeps what the diagnostics look at: found by its configuration and structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from modalign.errors import UsageError
+from modalign.models.modeling import ModalignForConditionalGeneration
+
+
+def placeholder(model: Any, modality: str) -> int:
+    """The token id that stands in a sequence for a modality's tokens (or marks its medium).
+
+    Raises:
+        UsageError: the model has none.
+    """
+    if isinstance(model, ModalignForConditionalGeneration):
+        return int((model.config.bridges or {})[modality]["token_id"])
+    for name in (f"{modality}_token_id", f"{modality}_token_index"):
+        found = getattr(model.config, name, None)
+        if isinstance(found, int):
+            return found
+    raise UsageError(
+        f"the configuration of {type(model).__name__} names no {modality} placeholder: it does not put "
+        f"{modality}s in the place of tokens, so there is nothing to compare with text; Llava and its like do"
+    )
+
+
+def enters(model: Any, modality: str) -> str:
+    """``prefix`` or ``in-layer``."""
+    if not isinstance(model, ModalignForConditionalGeneration):
+        return "prefix"
+    return model.connector(modality).enters
+
+
+def decoder(model: Any) -> nn.Module:
+    """What receives the embeddings of text and media together."""
+    if isinstance(model, ModalignForConditionalGeneration):
+        return model.language_model
+    found: nn.Module = model.get_decoder()
+    if found is model:
+        raise UsageError(f"the language model inside {type(model).__name__} cannot be found")
+    return found
+
+
+def encoder_of(model: Any, modality: str) -> nn.Module | None:
+    """The encoder of a modality; None where a model of transformers does not say which it is."""
+    if isinstance(model, ModalignForConditionalGeneration):
+        return model.encoders[modality]
+    found = model.get_encoder(modality=modality)
+    return None if found is model or found is model.base_model else found
+
+
+def kept_features(model: Any, modality: str) -> Callable[..., Any]:
+    """What is kept of an encoder's output: values (n, N, d), mask (n, N), grid."""
+    if isinstance(model, ModalignForConditionalGeneration):
+        grid = model.encoders[modality].grid
+        return lambda args, kwargs, output: (output[0], output[1], grid)
+    layer: Any = getattr(model.config, "vision_feature_layer", None)
+    whole = getattr(model.config, "vision_feature_select_strategy", "full") != "default"
+
+    def keep(args: Any, kwargs: Any, output: Any) -> Any:
+        states: Any = output.get("hidden_states") if hasattr(output, "get") else None
+        read = states is not None and isinstance(layer, int)
+        values = states[layer] if read else output[0]
+        values = values if whole or values.dim() < 3 else values[:, 1:]  # the class token
+        values = values[None] if values.dim() == 2 else values
+        return values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device), None
+
+    return keep
+
+
+def ask_for_attention(model: Any) -> str | None:
+    """Switch to the attention that shows its weights; why not, where it cannot be had."""
+    try:
+        model.set_attn_implementation("eager")
+    except (ValueError, AttributeError, ImportError) as error:
+        return f"the model has no eager attention ({str(error).splitlines()[0]})"
+    return None

@@ -1,0 +1,131 @@
+"""The modality gap: how far what a connector gives lies from the embeddings of text.
+
+Source: *Mind the Gap* (Liang et al. 2022, arXiv 2203.02053): the difference of the centroids of
+L2-normalised embeddings. Here of the connector's tokens and of the token embeddings of the records'
+texts, which are what the language model takes in for either. A distance of centroids can be made small
+by spreading or shrinking the sets, so the mean cosine inside each and between both stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modalign.evaluation.diagnosis.intervals import Sampling
+from modalign.evaluation.diagnosis.results import Diagnostic, Figure
+
+KEPT = 400  # points of each cloud that are drawn
+
+Floats = NDArray[np.float64]
+NAMES = ("gap", "cosine inside modality", "cosine inside text", "cosine between")
+
+
+def normalised(points: Floats) -> Floats:
+    """(n, D) rows of length 1; rows of zeros stay zeros."""
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    return points / np.where(norms > 0, norms, 1.0)
+
+
+def modality_gap(first: Floats, second: Floats) -> float:
+    """|| mean of normalised (n, D) - mean of normalised (m, D) ||, in [0, 2]."""
+    return float(np.linalg.norm(normalised(first).mean(axis=0) - normalised(second).mean(axis=0)))
+
+
+def mean_cosine(points: Floats) -> float:
+    """Mean cosine over pairs of different rows of (n, D); NaN of one row."""
+    n = len(points)
+    if n < 2:
+        return float("nan")
+    unit = normalised(points)
+    total = unit.sum(axis=0)
+    return float((total @ total - (unit * unit).sum()) / (n * (n - 1)))
+
+
+@dataclass
+class _Sums:
+    """Of normalised rows, one entry per record: enough for centroids and mean cosines."""
+
+    totals: list[Floats] = field(default_factory=list)  # (D,) each
+    squares: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    points: list[Floats] = field(default_factory=list)
+
+    def add(self, rows: Floats, rng: np.random.Generator) -> None:
+        unit = normalised(rows)
+        self.totals.append(unit.sum(axis=0))
+        self.squares.append(float((unit * unit).sum()))
+        self.counts.append(len(unit))
+        self.points.append(unit[rng.permutation(len(unit))[:4]])
+
+    def of(self, kept: NDArray[np.int64]) -> tuple[Floats, float]:
+        """Centroid and mean cosine over the rows of some records."""
+        total = np.sum([self.totals[i] for i in kept], axis=0)
+        count = sum(self.counts[i] for i in kept)
+        squares = sum(self.squares[i] for i in kept)
+        return total / count, float((total @ total - squares) / max(count * (count - 1), 1))
+
+
+class Gap:
+    """Collects a modality's gap record by record."""
+
+    def __init__(self, modality: str, sampling: Sampling) -> None:
+        self.modality, self.sampling = modality, sampling
+        self.rng = np.random.default_rng(sampling.seed)
+        self.media, self.text = _Sums(), _Sums()
+
+    def add(self, outputs: Tensor, text: Tensor) -> None:
+        """One record: connector tokens (M, D) and its text's token embeddings (t, D)."""
+        self.media.add(outputs.double().cpu().numpy(), self.rng)
+        self.text.add(text.double().cpu().numpy(), self.rng)
+
+    def _statistics(self, kept: NDArray[np.int64]) -> Floats:
+        media, inside = self.media.of(kept)
+        text, inside_text = self.text.of(kept)
+        return np.array(
+            [np.linalg.norm(media - text), inside, inside_text, media @ text], dtype=float
+        )
+
+    def _floor(self) -> float:
+        """The gap between two random halves of the records' texts: what no gap looks like."""
+        n = len(self.text.counts)
+        gaps = []
+        for _ in range(20):
+            order = self.rng.permutation(n)
+            halves = [self.text.of(half)[0] for half in (order[: n // 2], order[n // 2 :])]
+            gaps.append(float(np.linalg.norm(halves[0] - halves[1])))
+        return float(np.mean(gaps))
+
+    def result(self) -> Diagnostic:
+        """The figures, and both clouds on their two directions of largest spread."""
+        n = len(self.text.counts)
+        values = self._statistics(np.arange(n))
+        low, high = self.sampling.jackknife(self._statistics)
+        names = [name.replace("modality", self.modality) for name in NAMES]
+        figures = {
+            name: Figure(value=values[i], low=low[i], high=high[i], n=n)
+            for i, name in enumerate(names)
+        }
+        figures["gap"].chance = self._floor()
+        return Diagnostic(
+            name="modality_gap",
+            title="Modality gap",
+            figures=figures,
+            points=self._clouds(),
+        )
+
+    def _clouds(self) -> dict[str, list[tuple[float, float]]]:
+        clouds = {
+            name: np.concatenate(sums.points)[:: max(1, sum(map(len, sums.points)) // KEPT)][:KEPT]
+            for name, sums in ((self.modality, self.media), ("text", self.text))
+        }
+        everything = np.concatenate(list(clouds.values()))
+        centre = everything.mean(axis=0)
+        _, _, directions = np.linalg.svd(everything - centre, full_matrices=False)
+        axes = directions[:2].T if len(directions) > 1 else np.eye(everything.shape[1], 2)
+        return {
+            name: [(float(x), float(y)) for x, y in (rows - centre) @ axes]
+            for name, rows in clouds.items()
+        }

@@ -1,0 +1,128 @@
+"""Does it look? The same questions with the right, a blank, somebody else's and a noise medium.
+
+Many connectors reach a decent loss on what the language model guesses from the question alone. What
+is lost when the medium is taken away is what it is used for: the accuracy of the greedy answer
+(teacher-forced, as in ``scoring``), and the Kullback-Leibler divergence of the answer's distribution with
+the right medium from the one with the other, in nats, mean over the answer's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modalign.data.media import blank_like
+from modalign.data.records import Record
+from modalign.evaluation.diagnosis.intervals import Sampling
+from modalign.evaluation.diagnosis.reading import (
+    Given,
+    Subject,
+    media_of,
+    with_media_of,
+)
+from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.evaluation.scoring import exchanged
+from modalign.models.bridges import SIGNALS
+
+WITHOUT = ("blank", "shuffled", "noise")
+
+
+def divergence(right: Tensor, other: Tensor) -> float:
+    """Mean over A tokens of KL(right || other) in nats, both logits (A, V)."""
+    p, q = (torch.log_softmax(each.double(), dim=-1) for each in (right, other))
+    return float((p.exp() * (p - q)).sum(dim=-1).mean().clamp(min=0))
+
+
+def is_right(logits: Tensor, answer: Tensor) -> bool:
+    """Whether the greedy answer is the reference: the likeliest token is, at every place."""
+    return bool((logits.argmax(dim=-1) == answer).all())
+
+
+def noise_like(values: Tensor, mask: Tensor | None, seed: int) -> Tensor:
+    """Gaussian noise with the mean and deviation of signals (n, ...), gaps and padding kept.
+
+    Args:
+        values: what an encoder reads; may hold NaN where nothing was measured.
+        mask: (n, T) True where there is signal, or None.
+        seed: of the noise.
+    """
+    known = torch.isfinite(values)
+    if mask is not None and mask.shape == values.shape[: mask.dim()]:
+        known &= mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim()))
+    given = values[known].float()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(values.shape, generator=generator).to(values.device)
+    spread = given.std() if given.numel() > 1 else given.new_zeros(())
+    noise = (given.mean() + drawn * spread).to(values.dtype)
+    return torch.where(known, noise, values)
+
+
+class Looking:
+    """Collects answers with and without a modality's media, record by record."""
+
+    def __init__(
+        self, subject: Subject, modality: str, records: Sequence[Record], sampling: Sampling
+    ) -> None:
+        self.subject, self.modality, self.sampling = subject, modality, sampling
+        self.shuffled = exchanged([media_of(record, modality) for record in records], sampling.seed)
+        self.right: dict[str, list[float]] = {"right": [], **{name: [] for name in WITHOUT}}
+        self.divergences: dict[str, list[float]] = {name: [] for name in WITHOUT}
+
+    def add(self, number: int, record: Record, given: Given, logits: Tensor) -> None:
+        """One record: its number among all, its inputs, and (A, V) logits with the right media."""
+        self.right["right"].append(is_right(logits, given.answer))
+        own = media_of(record, self.modality)
+        others = {
+            "blank": [blank_like(medium) for medium in own],
+            "shuffled": self.shuffled[number],
+        }
+        for name, media in others.items():
+            if name == "shuffled" and tuple(media) == own:  # nobody else has other media
+                self._note(name, given, logits, None)
+                continue
+            other = self.subject.given(with_media_of(record, self.modality, media))
+            self._note(name, given, logits, self.subject.answer_logits(other))
+        noisy = self._noisy(given, number)
+        found = self.subject.answer_logits(given, noisy) if noisy is not None else None
+        self._note("noise", given, logits, found)
+
+    def _noisy(self, given: Given, number: int) -> dict[str, Tensor] | None:
+        name, mask = SIGNALS[self.modality]
+        values = given.inputs.get(name)
+        if self.modality == "table" or values is None:
+            return None
+        noise = noise_like(values, given.inputs.get(mask), self.sampling.seed + number)
+        return {**given.inputs, name: noise}
+
+    def _note(self, name: str, given: Given, right: Tensor, other: Tensor | None) -> None:
+        nothing = float("nan")
+        self.right[name].append(nothing if other is None else is_right(other, given.answer))
+        self.divergences[name].append(nothing if other is None else divergence(right, other))
+
+    def result(self) -> Diagnostic:
+        """Accuracies, what is lost without the medium, and divergences."""
+        found = Diagnostic(name="image_gain", title="Does it look?")
+        right = {name: np.array(values, dtype=float) for name, values in self.right.items()}
+        found.figures[f"accuracy, right {self.modality}"] = self.sampling.mean(
+            right["right"], "share"
+        )
+        known = [name for name in WITHOUT if not np.isnan(right[name]).all()]
+        for name in known:
+            found.figures[f"accuracy, {name}"] = self.sampling.mean(right[name], "share")
+        for name in known:
+            gain = right["right"] - right[name]
+            found.figures[f"gain over {name}"] = self.sampling.mean(gain, "points")
+        for name in known:
+            found.figures[f"KL from {name}"] = self.sampling.mean(
+                np.array(self.divergences[name]), "nats"
+            )
+        if self.modality == "table":
+            found.notes.append(
+                "Noise is not defined: a table's cells are names as well as numbers."
+            )
+        if "shuffled" not in known:
+            found.notes.append("Shuffling is not defined: all records hold the same media.")
+        return found

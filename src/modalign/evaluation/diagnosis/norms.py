@@ -1,0 +1,56 @@
+"""Lengths at layer 0: what a connector gives against the token embeddings beside it.
+
+A language model's first layers are tuned to the lengths of its embeddings. Connector tokens many times
+longer drown the text in the residual stream and make a training start unstable; many times shorter ones
+are hardly seen before norms scale them up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modalign.evaluation.diagnosis.intervals import Sampling
+from modalign.evaluation.diagnosis.results import Diagnostic, Figure
+
+Floats = NDArray[np.float64]
+
+
+def norm_ratio(modality: Floats, text: Floats) -> float:
+    """Mean length of (n, D) over the mean length of (m, D)."""
+    return float(np.linalg.norm(modality, axis=1).mean() / np.linalg.norm(text, axis=1).mean())
+
+
+class Norms:
+    """Collects lengths record by record."""
+
+    def __init__(self, modality: str, sampling: Sampling) -> None:
+        self.modality, self.sampling = modality, sampling
+        self.rows: list[tuple[float, int, float, int]] = []
+
+    def add(self, outputs: Tensor, text: Tensor) -> None:
+        """One record: connector tokens (M, D) and the embeddings of its text positions (t, D)."""
+        media, words = (each.double().norm(dim=1) for each in (outputs, text))
+        self.rows.append((float(media.sum()), len(media), float(words.sum()), len(words)))
+
+    def _statistics(self, kept: NDArray[np.int64]) -> Floats:
+        media, count, words, number = np.array([self.rows[i] for i in kept], dtype=float).sum(
+            axis=0
+        )
+        return np.array([media / count / (words / number), media / count, words / number])
+
+    def result(self) -> Diagnostic:
+        """Both mean lengths and their ratio."""
+        n = len(self.rows)
+        values = self._statistics(np.arange(n))
+        low, high = self.sampling.jackknife(self._statistics)
+        names = ("ratio", f"length of {self.modality} tokens", "length of text tokens")
+        return Diagnostic(
+            name="norm_ratio",
+            title="Lengths at layer 0",
+            figures={
+                name: Figure(value=values[i], low=low[i], high=high[i], n=n)
+                for i, name in enumerate(names)
+            },
+        )

@@ -1,0 +1,317 @@
+"""What a model takes in and makes of one record: embeddings, hidden states, attention, logits.
+
+Works on modalign's own models and on transformers' image-text models whose images stand in the token ids
+as placeholders (Llava and its like). Records are read one at a time, so no padding enters any figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ProcessorMixin
+
+from modalign.connectors.base import InLayerConnector
+from modalign.data.records import Media, Record
+from modalign.errors import DataError, UsageError
+from modalign.evaluation.diagnosis.finding import (
+    ask_for_attention,
+    decoder,
+    encoder_of,
+    enters,
+    kept_features,
+    placeholder,
+)
+from modalign.evaluation.generation import modalities_of
+from modalign.evaluation.passes import with_other_media
+from modalign.models.export import conversation_of
+from modalign.models.export.probe import Conversation
+from modalign.models.tool_text import ToolReader
+
+MOST_ATTENTION = 2_000_000_000  # layers x heads x T x T beyond which attention weights are not kept
+
+
+@dataclass(frozen=True)
+class Given:
+    """A record as a model's inputs, its last answer included.
+
+    Attributes:
+        inputs: arguments of the model's forward, batch of one.
+        answer: (A,) the last answer's token ids, end mark included; they are the last ones but for
+            what the chat template puts after the end mark.
+        start: position of the first of them.
+    """
+
+    inputs: dict[str, Tensor]
+    answer: Tensor
+    start: int
+
+    @property
+    def ids(self) -> Tensor:
+        """(T,) token ids."""
+        return self.inputs["input_ids"][0]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One forward pass over one record. T positions, L layers, V words, D the LLM's width.
+
+    Attributes:
+        logits: (A, V) float32, what predicted each token of the answer.
+        embeds: (T, D) what the language model took in; empty for a pass that was not looked into.
+        states: L + 1 of (T, D), the last behind the final norm.
+        attentions: L of (heads, T, T), or None.
+        places: modality -> positions where its connector's tokens stand; none for in-layer connectors.
+        words: positions of text.
+        features: modality -> (N, d), what its encoder made of the record's media, padding left out.
+        outputs: modality -> (M, w), what its connector made of that.
+    """
+
+    logits: Tensor
+    embeds: Tensor = field(default_factory=lambda: torch.empty(0))
+    states: Sequence[Tensor] = ()
+    attentions: Sequence[Tensor] | None = None
+    places: dict[str, Tensor] = field(default_factory=dict)
+    words: Tensor = field(default_factory=lambda: torch.empty(0))
+    features: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Subject:
+    """A model that is looked into, with what turns records into its inputs.
+
+    Attributes:
+        modalities: what it takes besides text.
+        enters: modality -> ``prefix`` or ``in-layer``.
+        no_attention: why attention weights cannot be had; None: they can.
+
+    Raises:
+        UsageError: the model takes no media, reads tools' text, or keeps no placeholders.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        if isinstance(processor, ToolReader):
+            raise UsageError(
+                "this model reads what tools say about a medium: it has neither encoder nor connector, "
+                "so there is no gap to look into; modalign eval shows blank and shuffled media"
+            )
+        if not isinstance(processor, ProcessorMixin):
+            raise UsageError(
+                "this model is a language model: it takes no media, so there is no gap to look into"
+            )
+        self.model, self.processor = model, processor
+        self.tokenizer: Any = processor.tokenizer
+        self.modalities = modalities_of(processor)
+        self._placeholders = {m: placeholder(model, m) for m in self.modalities}
+        self.enters = {m: enters(model, m) for m in self.modalities}
+        self.decoder = decoder(model)
+        self.no_attention = ask_for_attention(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        found: torch.device = self.model.device
+        return found
+
+    def given(self, record: Record) -> Given:
+        """The inputs of a record with its last answer.
+
+        Raises:
+            DataError: it has no answer, or its chat template renders no token for it.
+        """
+        if record.messages[-1].role != "assistant":
+            raise DataError(f"{record.source}: has no answer; the last message must be one")
+        asked = conversation_of(record, self.processor)
+        said = {"role": "assistant", "content": [{"type": "text", "text": record.answer}]}
+        prompt, whole = self._text(asked, True), self._text([*asked, said], False)
+        answer, after = self._answer(prompt, whole, record)
+        found: dict[str, Tensor] = dict(
+            self.processor.apply_chat_template(
+                [[*asked, said]],
+                tokenize=True,
+                add_generation_prompt=False,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        )
+        length = found["input_ids"].shape[1]
+        start = length - after - len(answer)
+        if found["input_ids"][0, start : start + len(answer)].tolist() != answer:
+            raise DataError(f"{record.source}: the processor gives other tokens than its tokenizer")
+        model = self.model
+        inputs = {
+            key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for key, value in found.items()
+            if isinstance(value, Tensor)
+        }
+        return Given(inputs, torch.tensor(answer, device=model.device), start)
+
+    def _text(self, conversation: Conversation, prompt: bool) -> str:
+        text: str = self.processor.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=prompt
+        )
+        return text
+
+    def _answer(self, prompt: str, whole: str, record: Record) -> tuple[list[int], int]:
+        """The answer's tokens up to its end mark, and how many follow it."""
+        before, ids = (
+            list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in (prompt, whole)
+        )
+        shared = 0
+        while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
+            shared += 1
+        tail = ids[shared:]
+        ends = self.model.generation_config.eos_token_id
+        wanted = {ends} if isinstance(ends, int) else set(ends or [self.tokenizer.eos_token_id])
+        length = next((n + 1 for n, token in enumerate(tail) if token in wanted), len(tail))
+        if not length:
+            raise DataError(f"{record.source}: the chat template renders no token for its answer")
+        return tail[:length], len(tail) - length
+
+    def text_ids(self, text: str) -> Tensor:
+        """(t,) tokens of a plain text, without the tokenizer's special tokens."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    @torch.inference_mode()
+    def embedded(self, ids: Tensor) -> Tensor:
+        """(t,) -> (t, D) token embeddings."""
+        found: Tensor = self.model.get_input_embeddings()(ids)
+        return found
+
+    @torch.inference_mode()
+    def read_text(self, ids: Tensor) -> list[Tensor]:
+        """Hidden states of a text without media, (t,) -> L + 1 of (t, D)."""
+        output = self.model(input_ids=ids[None], use_cache=False, output_hidden_states=True)
+        return [state[0] for state in output.hidden_states]
+
+    @torch.inference_mode()
+    def answer_logits(self, given: Given, inputs: dict[str, Tensor] | None = None) -> Tensor:
+        """(A, V) float32: what predicts each token of the answer."""
+        output = self.model(**(inputs or given.inputs), use_cache=False, **_kept(given))
+        return _answering(output.logits[0], given)
+
+    @torch.inference_mode()
+    def look(self, given: Given) -> Seen:
+        """Run a record and keep what the diagnostics need of the pass.
+
+        Raises:
+            UsageError: the model does not show its embeddings where this looks for them.
+        """
+        caught: dict[str, Any] = {}
+        watching = self._watch(given)
+        with ExitStack() as stack:
+            for name, (module, pre, note) in watching.items():
+                hook = _catch(caught, name, note)
+                register = module.register_forward_pre_hook if pre else module.register_forward_hook
+                stack.callback(register(hook, with_kwargs=True).remove)
+            output = self.model(
+                **given.inputs,
+                use_cache=False,
+                output_hidden_states=True,
+                output_attentions=self._attends(given),
+                **_kept(given),
+            )
+        embeds = caught.get("embeds")
+        if embeds is None or embeds.shape[:2] != given.inputs["input_ids"].shape:
+            raise UsageError(
+                f"{type(self.model).__name__} does not put its media in place of placeholders, so what "
+                "stands for them cannot be told from text; Llava and its like do"
+            )
+        marks = list(self._placeholders.values())
+        words = (~torch.isin(given.ids, torch.tensor(marks, device=self.device))).nonzero()[:, 0]
+        places = {
+            m: (given.ids == self._placeholders[m]).nonzero()[:, 0]
+            for m in self.modalities
+            if self.enters[m] == "prefix"
+        }
+        places = {m: found for m, found in places.items() if len(found)}
+        features = {
+            m: caught[f"features of {m}"] for m in self.modalities if f"features of {m}" in caught
+        }
+        attentions = output.get("attentions")
+        return Seen(
+            logits=_answering(output.logits[0], given),
+            embeds=embeds[0],
+            states=[state[0] for state in output.hidden_states],
+            attentions=[each[0] for each in attentions] if attentions else None,
+            places=places,
+            words=words,
+            features={m: values[mask] for m, (values, mask, _) in features.items()},
+            outputs={
+                **{m: embeds[0][found] for m, found in places.items()},
+                **{
+                    m: self._memory(m, features[m])
+                    for m in features
+                    if self.enters[m] == "in-layer"
+                },
+            },
+        )
+
+    def _watch(self, given: Given) -> dict[str, tuple[nn.Module, bool, Callable[..., Any]]]:
+        """Modules whose inputs (True) or outputs are caught, and what is kept of them."""
+        watching: dict[str, tuple[nn.Module, bool, Callable[..., Any]]] = {
+            "embeds": (self.decoder, True, lambda args, kwargs: kwargs.get("inputs_embeds"))
+        }
+        for modality in self.modalities:
+            encoder = encoder_of(self.model, modality)
+            if encoder is not None:
+                keep = kept_features(self.model, modality)
+                watching[f"features of {modality}"] = (encoder, False, keep)
+        return watching
+
+    def _memory(self, modality: str, features: tuple[Tensor, Tensor, Any]) -> Tensor:
+        """(M, w), what an in-layer connector makes of a record's media for the layers to read."""
+        connector: InLayerConnector = self.model.connector(modality)
+        values, mask, grid = features
+        memory, present = connector.encode(
+            values.to(next(connector.parameters()).dtype), mask, grid
+        )
+        return memory[present]
+
+    def _attends(self, given: Given) -> bool:
+        if self.no_attention is not None:
+            return False
+        config = self.model.config.get_text_config()
+        size = config.num_hidden_layers * config.num_attention_heads * len(given.ids) ** 2
+        return bool(size <= MOST_ATTENTION)
+
+
+def _catch(caught: dict[str, Any], name: str, note: Callable[..., Any]) -> Callable[..., None]:
+    def hook(module: nn.Module, *call: Any) -> None:
+        caught[name] = note(*call)
+
+    return hook
+
+
+def _kept(given: Given) -> dict[str, int]:
+    """Ask for no more logits than the answer needs."""
+    return {"logits_to_keep": len(given.ids) - given.start + 1}
+
+
+def _answering(logits: Tensor, given: Given) -> Tensor:
+    """(kept, V) -> (A, V): each token of the answer is predicted at the position before it."""
+    return logits[: len(given.answer)].float()
+
+
+def text_of(record: Record) -> str:
+    """What is asked and said in a record, without media and template."""
+    turns = (message.text.strip() for message in record.messages if message.role != "system")
+    return " ".join(turn for turn in turns if turn)
+
+
+def media_of(record: Record, modality: str) -> tuple[Media, ...]:
+    """The record's media of one modality, in reading order."""
+    return tuple(medium for medium in record.media() if medium.modality == modality)
+
+
+def with_media_of(record: Record, modality: str, media: Sequence[Media]) -> Record:
+    """The same record with other media of one modality; those of others stay."""
+    queue = iter(media)
+    mixed = [next(queue) if own.modality == modality else own for own in record.media()]
+    return with_other_media(record, mixed)
