@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modalign.comparison import published
+from modalign.comparison.hallucination import YesNoQuestions, hallucination, measure
 from modalign.comparison.recommendation import Cost, rank_by_validation, recommend
 from modalign.comparison.results import (
     Comparison,
@@ -135,6 +136,19 @@ def _examples(rng):
     return examples
 
 
+def _presence(groups):
+    """The questions of presence: every other one is answered yes."""
+    places = np.arange(SKILLS.index("presence"), len(groups), len(SKILLS))
+    own = [groups[place] for place in places]
+    return YesNoQuestions(places, np.arange(len(places)) % 2 == 0, own, ["presence"])
+
+
+def _yes_no(correct, groups):
+    asked = _presence(groups)
+    answers = correct[:, asked.places]
+    return measure(asked, answers, np.where(asked.expected, answers, 1 - answers))
+
+
 def _untrained(n):
     return Interval(value=0.26, low=0.23, high=0.29, n=n)
 
@@ -182,7 +196,7 @@ def _method(row, rng, drawn, correct, blank, groups):
         transfer=skills["size"],
         image_gain_blank=mean_interval(correct - blank, groups=groups, resamples=300),
         image_gain_shuffled=mean_interval(correct - blank * 0.95, groups=groups, resamples=300),
-        yes_rate=0.5 + float(rng.normal(0, 0.06)),
+        hallucination=_yes_no(correct, groups),
         untrained_accuracy=_untrained(correct.shape[1]),
         flops=per_item * 12_000,
         inference_flops=per_item,
@@ -257,11 +271,18 @@ def make_comparison(items=800):
         recommendation=recommend({n: validation[n] for n in FINALISTS}, costs, groups=groups),
         references=_references(items),
         differences=pairs,
+        hallucination=_hallucination(correct, groups),
         contradictions=published.check(methods, pairs, "full"),
         examples=_examples(rng),
         setting=_setting(),
         notes=["The encoder is small and was trained on the same kind of scene."],
     )
+
+
+def _hallucination(correct, groups):
+    asked = _presence(groups)
+    answers = {name: found[:, asked.places] for name, found in correct.items()}
+    return hallucination(asked, answers, 1.0 - asked.expected)
 
 
 def _references(items):

@@ -1,6 +1,8 @@
 """The report files: complete, self-contained, escaped, accessible, the same twice."""
 
 import hashlib
+import html
+import io
 import json
 import re
 import shutil
@@ -18,7 +20,7 @@ from modalign.comparison import report
 from modalign.comparison.report import markdown, plots, view
 from modalign.comparison.report import schema as schema_module
 from modalign.comparison.results import Comparison
-from modalign.comparison.table import comparison_table
+from modalign.comparison.table import comparison_table, hallucination_table
 from modalign.pages import svg
 
 CHROMIUM = next(
@@ -55,6 +57,7 @@ def empty():
             "recommendation": None,
             "references": [],
             "differences": [],
+            "hallucination": None,
             "contradictions": [],
             "examples": [],
             "notes": [],
@@ -201,6 +204,41 @@ def test_everything_is_in_both(page, comparison):
         assert value in md
     assert "suspect learning rate" in text
     assert "no difference found" in text
+
+
+def test_hallucination_is_in_every_form(page, comparison):
+    md, console = (
+        report.render_markdown(comparison),
+        Console(width=100, record=True, file=io.StringIO()),
+    )
+    found = comparison.hallucination
+    console.print(hallucination_table(comparison))
+    told = console.export_text()
+    assert max(map(len, told.splitlines())) <= 100
+    assert "100 questions of yes and no (presence), 50 yes" in told
+    assert html.escape(found.verdict) in page
+    assert markdown.esc(found.verdict) in md
+    assert "## Hallucination" in md
+    assert '<h2 id="hallucination">' in page
+    section = page.partition('<h2 id="hallucination">')[2].partition("</section>")[0]
+    for method in comparison.methods:
+        shown = method.hallucination is not None
+        assert (f'<th scope="row">{method.name}</th>' in section) == shown
+        assert (f"{method.name} " in told) == shown
+        if shown:
+            assert report.fmt.interval(method.hallucination.f1) in section
+            assert report.fmt.interval(method.hallucination.precision) in md
+    for name in ("always yes", "majority answer"):
+        assert f"<em>{name}</em>" in section
+        assert f"*{name}*" in md
+        assert name in told
+
+
+def test_without_questions_of_yes_and_no_there_is_no_section(comparison):
+    without = comparison.model_copy(update={"hallucination": None})
+    assert 'id="hallucination"' not in report.render_html(without)
+    assert "## Hallucination" not in report.render_markdown(without)
+    assert hallucination_table(without) is None
 
 
 def test_empty_comparison_renders():

@@ -53,8 +53,8 @@ def test_scores_equal_greedy_generation(
     assert 0 < sum(found) < len(found)
     model.eval()
     yes = processor.tokenizer.encode("yes", add_special_tokens=False)[0]
-    scores = score(model, samples, collator, CPU, batch_size=7, yes_token=yes)
-    packed = score(model, samples, replace(collator, pack_length=300), CPU, 7, yes)
+    scores = score(model, samples, collator, CPU, batch_size=7, yes_tokens=[yes])
+    packed = score(model, samples, replace(collator, pack_length=300), CPU, 7, [yes])
     assert packed.correct.tolist() == scores.correct.tolist()
     assert packed.loss == pytest.approx(scores.loss, abs=1e-3)
     for number, sample in enumerate(samples):

@@ -70,7 +70,7 @@ def compare(
     from modalign.cli.console import LiveTable, bars, print_json, quiet_libraries, stderr, stdout
     from modalign.comparison.compare import compare as run
     from modalign.comparison.config import load_config
-    from modalign.comparison.table import comparison_table
+    from modalign.comparison.table import comparison_table, hallucination_table
 
     quiet_libraries()
     changes = options.changes_from(
@@ -111,6 +111,10 @@ def compare(
         print_json(comparison.model_dump_json(indent=2))
         return
     stdout.print(comparison_table(comparison))
+    if (yes_no := hallucination_table(comparison)) is not None and comparison.hallucination:
+        stdout.print()
+        stdout.print(yes_no)
+        stdout.print(comparison.hallucination.verdict, markup=False, highlight=False)
     if comparison.recommendation:
         found = comparison.recommendation
         stdout.print(f"\nRecommended: {found.method} ({found.rule}). {found.reason}", markup=False)

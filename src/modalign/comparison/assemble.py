@@ -15,11 +15,13 @@ import numpy as np
 
 import modalign
 from modalign.comparison.config import CompareConfig
+from modalign.comparison.hallucination import hallucination, measure, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
 from modalign.comparison.published import check
 from modalign.comparison.recommendation import Cost, rank_by_validation, recommend
 from modalign.comparison.results import (
     Comparison,
+    Hallucination,
     Interval,
     MethodResult,
     ReferenceRow,
@@ -144,6 +146,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         recommendation=recommendation,
         references=references(splits.train, judged),
         differences=pairs,
+        hallucination=_hallucination(gathered, working, judged, kind),
         contradictions=check(ordered, pairs, config.training.llm),
         examples=[],
         setting=_setting(config, splits, len(finalists)),
@@ -152,6 +155,20 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
             *_notes(splits, ordered, config),
         ],
     )
+
+
+def _hallucination(
+    gathered: Gathered, working: Sequence[str], judged: Sequence[Sample], kind: str
+) -> Hallucination | None:
+    """Questions of yes and no, where the evaluation data have them."""
+    seen = seen_in_training(judged, gathered.splits.train)
+    questions = yes_no_questions(judged, groups_of(judged), seen)
+    if questions is None or kind != "eval" or not working:
+        return None
+    asked = questions.places
+    majority = _majority(gathered.splits.train, [judged[place] for place in asked])
+    correct = {name: gathered.scores(name, kind)[:, asked] for name in working}
+    return hallucination(questions, correct, np.array(majority))
 
 
 def _take(values: Sequence[str | None], mask: np.ndarray) -> list[str | None]:
@@ -237,9 +254,11 @@ def _add_accuracy(
     base.untrained_accuracy = mean_interval(
         gathered.scores(base.name, "untrained")[:1, trained], groups=own
     )
-    asked = np.array([sample.record.answer in ("yes", "no") for sample in judged]) & trained
-    if asked.any():
-        base.yes_rate = float(gathered.scores(base.name, "yes")[:, asked].mean())
+    questions = yes_no_questions(judged, groups, trained)
+    if questions is not None:
+        asked = questions.places
+        said_yes = gathered.scores(base.name, "yes")[:, asked]
+        base.hallucination = measure(questions, correct[:, asked], said_yes)
 
 
 def _add_costs(base: MethodResult, runs: Sequence[JobResult]) -> None:

@@ -226,11 +226,13 @@ def _trials(base: float, found: SessionResult) -> list[Trial]:
 
 
 def _score(session: Session, samples: Sequence[Sample]) -> Scores:
-    tokenizer = session.processor.tokenizer
-    yes = tokenizer("yes", add_special_tokens=False)["input_ids"]
-    return score(
-        session.model, samples, session.collator, session.device, yes_token=yes[0] if yes else None
-    )
+    # As the answers in the data begin: a template may put a space before them, or a capital.
+    yes = {
+        int(sample.ids[sample.prompt_length])
+        for sample in samples
+        if sample.record.answer.strip().casefold() == "yes"
+    }
+    return score(session.model, samples, session.collator, session.device, yes_tokens=yes)
 
 
 def _evaluate(

@@ -25,6 +25,18 @@ class Interval(_Strict):
     n: int
 
 
+class YesNo(_Strict):
+    """POPE's measures on questions of yes and no; yes is the positive class (arXiv 2305.10355)."""
+
+    accuracy: Interval
+    precision: Interval | None = (
+        None  # of the answers yes, the share that is right; none: never said
+    )
+    recall: Interval | None = None  # of the questions whose answer is yes, the share answered so
+    f1: Interval | None = None
+    yes_rate: Interval  # share of questions answered yes
+
+
 class CurvePoint(_Strict):
     """One point of a learning curve."""
 
@@ -76,7 +88,7 @@ class MethodResult(_Strict):
     transfer: Interval | None = None  # the skill nobody trained on
     image_gain_blank: Interval | None = None
     image_gain_shuffled: Interval | None = None
-    yes_rate: float | None = None  # share of "yes" on presence questions
+    hallucination: YesNo | None = None  # where the data have questions of yes and no
     val_accuracy: float | None = None
     untrained_accuracy: Interval | None = None  # the same model before its first step
     parameters: dict[str, int] = Field(default_factory=dict)  # per part: encoder, connector, llm
@@ -113,6 +125,17 @@ class Difference(_Strict):
     p_value: float
     p_holm: float
     verdict: Literal["first", "second", "no difference found"]
+
+
+class Hallucination(_Strict):
+    """What stands beside the methods' own figures on questions of yes and no."""
+
+    skills: list[str]  # that the questions belong to
+    n: int  # questions
+    positives: int  # of these, questions whose answer is yes
+    references: dict[str, YesNo]  # always yes, majority answer
+    differences: list[Difference]  # in accuracy on these questions
+    verdict: str  # what they come to, in words
 
 
 class Recommendation(_Strict):
@@ -186,6 +209,7 @@ class Comparison(_Strict):
     recommendation: Recommendation | None
     references: list[ReferenceRow]
     differences: list[Difference]
+    hallucination: Hallucination | None = None
     contradictions: list[Contradiction]
     examples: list[Example]
     setting: Setting

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from modalign.comparison import format as fmt
 from modalign.comparison.report.plots import ranked
-from modalign.comparison.results import Comparison, MethodResult
+from modalign.comparison.results import Comparison, MethodResult, YesNo
 
 _COLOURS = {"converter": "blue", "perceiver": "red", "tool": "green", "data": "magenta"}
 
@@ -27,6 +27,34 @@ def comparison_table(comparison: Comparison) -> Table:
         accuracy = _accuracy(row.accuracy.value, row.accuracy.low, row.accuracy.high)
         table.add_row("", Text(row.name), accuracy, "", "", "", "", "", style="dim")
     return table
+
+
+def hallucination_table(comparison: Comparison) -> Table | None:
+    """POPE's measures on questions of yes and no; None where the data have none."""
+    found = comparison.hallucination
+    if found is None:
+        return None
+    skills = escape(", ".join(found.skills))
+    title = f"Hallucination: {found.n} questions of yes and no ({skills}), {found.positives} yes"
+    table = Table(box=None, padding=(0, 1), header_style="bold", title=title)
+    table.add_column("Method", overflow="ellipsis", no_wrap=True, max_width=25)
+    for heading in ("Accuracy (95 %)", "Precision", "Recall", "F1 (95 %)", "Says yes (95 %)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [(m.name, m.hallucination, "") for m in ranked(comparison.methods)]
+    rows += [(name, measures, "dim") for name, measures in found.references.items()]
+    for name, measures, style in rows:
+        if measures is not None:
+            table.add_row(Text(name), *_yes_no_cells(measures), style=style)
+    return table
+
+
+def _yes_no_cells(measures: YesNo) -> list[str]:
+    found = (measures.accuracy, measures.precision, measures.recall, measures.f1, measures.yes_rate)
+    accuracy, precision, recall, f1, yes = (
+        None if each is None else _accuracy(each.value, each.low, each.high) for each in found
+    )
+    short = [each and each.partition(" ")[0] for each in (precision, recall)]
+    return [each or fmt.MISSING for each in (accuracy, *short, f1, yes)]
 
 
 def _title(comparison: Comparison) -> str | None:

@@ -7,7 +7,7 @@ An answer that is wrong, unfinished or not an answer at all counts as wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ class Scores:
     correct: np.ndarray  # (n,) bool
     loss: np.ndarray  # (n,)
     tokens: np.ndarray  # (n,)
-    said_yes: np.ndarray  # (n,) bool, the first answer token is that of "yes"
+    said_yes: np.ndarray  # (n,) bool, the first answer token is one that "yes" begins with
 
     @property
     def mean_loss(self) -> float:
@@ -49,7 +49,7 @@ def score(
     collator: Collator,
     device: torch.device,
     batch_size: int = 64,
-    yes_token: int | None = None,
+    yes_tokens: Collection[int] = (),
 ) -> Scores:
     """Score samples (their last answers) with a model in evaluation mode."""
     n = len(samples)
@@ -68,8 +68,8 @@ def score(
             own = owner == place
             correct[index] = bool(right[own].all()) and bool(own.any())
             loss[index], tokens[index] = losses[own].sum(), own.sum()
-            if yes_token is not None and own.any():
-                yes[index] = int(guessed[own][0]) == yes_token
+            if own.any():
+                yes[index] = int(guessed[own][0]) in yes_tokens
     return Scores(correct, loss, tokens, yes)
 
 

@@ -18,6 +18,7 @@ def render(comparison: Comparison) -> str:
         _ranking(comparison),
         _fronts(comparison),
         _skills(comparison),
+        _hallucination(comparison),
         _diagnostics(comparison),
         _curves(comparison),
         _differences(comparison),
@@ -97,6 +98,19 @@ def _skills(comparison: Comparison) -> list[str]:
         if r.skills
     ]
     return ["## Skills", table(["Method", *map(esc, names)], rows)]
+
+
+def _hallucination(comparison: Comparison) -> list[str]:
+    found = comparison.hallucination
+    if found is None:
+        return []
+    rows = [
+        [f"*{esc(row.name)}*" if row.reference else esc(row.name), *row.cells]
+        for row in view.hallucination_rows(comparison)
+    ]
+    words = esc(view.hallucination_words(comparison))
+    body = table(["Method", *view.YES_NO_COLUMNS], rows)
+    return ["## Hallucination", words, body, esc(found.verdict)]
 
 
 def _diagnostics(comparison: Comparison) -> list[str]:

@@ -71,10 +71,16 @@ COLUMNS: tuple[Column, ...] = (
         lambda m: _value(m.image_gain_shuffled),
     ),
     Column(
+        "Hallucination F1",
+        "F1 on questions of yes and no, as POPE counts; all measures stand under Hallucination",
+        lambda m: fmt.percent(_value(m.hallucination.f1)) if m.hallucination else fmt.MISSING,
+        lambda m: _value(m.hallucination.f1) if m.hallucination else None,
+    ),
+    Column(
         "Says yes",
-        "share of yes on presence questions",
-        lambda m: fmt.percent(m.yes_rate),
-        lambda m: m.yes_rate,
+        "share of yes on questions of yes and no",
+        lambda m: fmt.percent(m.hallucination.yes_rate.value) if m.hallucination else fmt.MISSING,
+        lambda m: m.hallucination.yes_rate.value if m.hallucination else None,
     ),
     Column(
         "Trainable",
@@ -305,6 +311,53 @@ def diagnostics(comparison: Comparison) -> list[tuple[str, str]]:
         for m in ranked(comparison.methods)
         if m.diagnostics
     ]
+
+
+@dataclass(frozen=True)
+class YesNoRow:
+    """One row of the table of hallucination: who, the cells, and whether nobody was trained for it."""
+
+    name: str
+    cells: list[str]
+    reference: bool
+
+
+YES_NO_COLUMNS = ("Accuracy", "Precision", "Recall", "F1", "Says yes")
+
+
+def hallucination_rows(comparison: Comparison) -> list[YesNoRow]:
+    """Every method's measures on questions of yes and no, then the reference rows."""
+    if comparison.hallucination is None:
+        return []
+    methods = [(m.name, m.hallucination, False) for m in ranked(comparison.methods)]
+    others = [(name, found, True) for name, found in comparison.hallucination.references.items()]
+    return [
+        YesNoRow(
+            name,
+            [
+                fmt.interval(found.accuracy),
+                fmt.interval(found.precision),
+                fmt.interval(found.recall),
+                fmt.interval(found.f1),
+                fmt.interval(found.yes_rate),
+            ],
+            reference,
+        )
+        for name, found, reference in [*methods, *others]
+        if found is not None
+    ]
+
+
+def hallucination_words(comparison: Comparison) -> str:
+    """What was asked, and how the figures are read."""
+    found = comparison.hallucination
+    if found is None:
+        return ""
+    return (
+        f"{found.n} questions of yes and no (skills: {', '.join(found.skills)}), {found.positives} of them with "
+        "the answer yes; counted as POPE counts (arXiv 2305.10355), yes the positive class. A yes to what is "
+        "not there lowers precision and raises the share of yes; an answer that is neither is wrong."
+    )
 
 
 def failures(comparison: Comparison) -> list[MethodResult]:
