@@ -152,6 +152,8 @@ class Answer(Response):
             answer = self._stream(send) if self.work.stream else self._whole(scope, receive, send)
             if await unless_gone(receive, answer) is None:
                 scope["modalign.status"] = GONE
+        except TimeoutError:  # the response stays open-ended: the connection is closed
+            scope["modalign.status"] = GONE
         finally:
             self.run.cancel()
             self.left()
@@ -192,13 +194,13 @@ class Answer(Response):
             if self.work.stream_usage:
                 usage = self.work.shape.usage_chunk(self.work.usage(self.run))
                 await self._send(send, usage.encode())
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        await self._send(send, DONE, more=False)
         return True
 
-    async def _send(self, send: Send, body: bytes) -> None:
+    async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
         if body:
             async with asyncio.timeout(self.stalled):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def _collect(answer: Collected, event: Event) -> ApiError | None:

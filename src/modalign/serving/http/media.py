@@ -6,8 +6,10 @@ import binascii
 import json
 from typing import Any
 
+from PIL import UnidentifiedImageError
+
 from modalign.data.audio import duration
-from modalign.data.images import stored_size
+from modalign.data.images import ImageError, stored_size
 from modalign.data.records import Media, Source
 from modalign.data.signals import SignalError
 from modalign.errors import DataError
@@ -88,7 +90,7 @@ class MediaReader:
     def _limit(self, medium: Media) -> None:
         """Raise DataError for a medium that is too large, by its header."""
         if medium.modality == "image":
-            width, height = stored_size(medium)
+            width, height = _size(medium)
             if width * height > self.limits.image_pixels:
                 raise SignalError(
                     "image-too-large",
@@ -109,6 +111,17 @@ def _source(param: str) -> Source:
     number = index.partition("]")[0]
     start = param.partition("]")[0] + "]" + place
     return Source(start, int(number) if number.isdigit() else 0)
+
+
+def _size(medium: Media) -> tuple[int, int]:
+    try:
+        return stored_size(medium)
+    except ImageError as error:
+        if isinstance(error.__context__, UnidentifiedImageError):  # whose words name an object
+            raise SignalError(
+                "not-an-image", medium, "no image of a known format: send PNG, JPEG or WebP"
+            ) from None
+        raise
 
 
 def _refuse_longer(medium: Media, seconds: float, limit: float) -> None:

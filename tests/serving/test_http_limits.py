@@ -1,0 +1,422 @@
+"""What the server refuses: bodies, hosts, keys and media that are not as they must be; clients that leave."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import socket
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+import tiny
+from modalign.data.video import grey_video
+from modalign.serving.http.app import Service
+from modalign.serving.http.server import accepted_hosts
+from modalign.serving.http.settings import MediaLimits, Settings
+from serving.fake_engine import FakeEngine, Served, served
+from serving.signals import wav_bytes
+
+HELLO: list[Any] = [{"role": "user", "content": "hi"}]
+LIMITS = MediaLimits(
+    count=3, image_pixels=32 * 32, audio_seconds=1.0, video_seconds=1.0, video_pixels=64 * 64
+)
+SETTINGS = Settings(
+    "tiny",
+    hosts=accepted_hosts("127.0.0.1"),
+    body_bytes=100_000,
+    body_seconds=0.3,
+    media=LIMITS,
+)
+JSON = {"Content-Type": "application/json"}
+KEY = "key-that-must-not-be-told"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served(FakeEngine(), SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Served]:
+    with served(FakeEngine(), replace(SETTINGS, api_key=KEY)) as running:
+        yield running
+
+
+def post(server: Served, body: Any, path: str = "chat/completions", **options: Any) -> Any:
+    return httpx2.post(f"{server.url}/v1/{path}", json=body, **options)
+
+
+def problem(response: Any, status: int) -> dict[str, Any]:
+    """The error of a response, which must have OpenAI's shape."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def raw(server: Served, *pieces: bytes) -> bytes:
+    """The answer to bytes that are sent as they are."""
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        answer = b""
+        while chunk := connection.recv(65_536):
+            answer += chunk
+            if b"\r\n\r\n" in answer and b'"code":' in answer:
+                break
+    return answer
+
+
+# --- errors that the framework makes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/chat/completions/", 404),
+        ("GET", "/docs", 404),  # FastAPI's own pages load scripts from elsewhere
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/health", 405),
+        ("OPTIONS", "/v1/chat/completions", 405),
+    ],
+)
+def test_every_error_has_the_same_shape(
+    server: Served, method: str, path: str, status: int
+) -> None:
+    assert path in problem(httpx2.request(method, server.url + path), status)["message"]
+
+
+# --- bodies -------------------------------------------------------------------------------------
+
+
+def test_a_body_too_large_by_its_header(server: Served) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    answer = raw(server, head + b"Content-Length: 100001\r\n\r\n{")  # the rest is never sent
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"larger than the 0.0953674 MB" in answer
+
+
+def test_a_body_too_large_in_chunks(server: Served) -> None:
+    """No Content-Length: noticed while reading."""
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(1000):
+            yield b" " * 1000
+
+    url = f"{server.url}/v1/chat/completions"
+    problem(httpx2.post(url, content=endless(), headers=JSON), 413)
+
+
+def test_a_body_that_does_not_come(server: Served) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    answer = raw(server, head + b"Content-Length: 100\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_only_json_is_read(server: Served, kind: str) -> None:
+    """A page elsewhere can send these without asking first; it cannot send JSON."""
+    url = f"{server.url}/v1/chat/completions"
+    content = json.dumps({"messages": HELLO}).encode()
+    problem(httpx2.post(url, content=content, headers={"Content-Type": kind}), 415)
+
+
+def test_other_origins_get_no_permission(server: Served) -> None:
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    for method in ("OPTIONS", "GET"):
+        response = httpx2.request(method, f"{server.url}/v1/models", headers=headers)
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"messages": NaN}',
+        b"[" * 50_000,
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',  # half a character
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+    ],
+)
+def test_bodies_that_are_no_request(server: Served, content: bytes) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    problem(httpx2.post(url, content=content, headers=JSON), 400)
+
+
+# --- hosts and keys -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1:99", "[::1]:8000", "LOCALHOST:1", "localhost."]
+)
+def test_names_of_this_machine_are_answered(server: Served, host: str) -> None:
+    assert httpx2.get(f"{server.url}/health", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", ""]
+)
+def test_other_names_are_not(server: Served, host: str) -> None:
+    """DNS rebinding: a page's name that leads here is still the page's name."""
+    response = httpx2.get(f"{server.url}/v1/models", headers={"Host": host})
+    assert problem(response, 421)["code"] == "host_refused"
+
+
+def test_two_names_are_not_one(server: Served) -> None:
+    answer = raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", b"")[:15]
+    assert answer.split()[1] in (b"400", b"421")
+
+
+def test_which_names_are_accepted() -> None:
+    assert accepted_hosts("::1") == {"localhost", "127.0.0.1", "[::1]"}
+    assert accepted_hosts("127.0.0.2") == {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}
+    assert accepted_hosts("0.0.0.0") == frozenset()  # its names are not known; a key is asked for
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        KEY,
+        f"Basic {KEY}",
+        "Bearer",
+        "Bearer wrong",
+        f"Bearer {KEY}x",
+        f"Bearer {KEY[:-1]}",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/nowhere"])
+def test_without_the_key_nothing_is_told(locked: Served, header: str | None, path: str) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    response = httpx2.get(locked.url + path, headers=headers)
+    assert problem(response, 401)["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert KEY not in response.text
+
+
+def test_with_the_key_all_is(locked: Served) -> None:
+    for scheme in ("Bearer", "bearer"):
+        response = httpx2.get(
+            f"{locked.url}/v1/models", headers={"Authorization": f"{scheme} {KEY}"}
+        )
+        assert response.status_code == 200
+    assert httpx2.get(f"{locked.url}/health").status_code == 200  # for load balancers, without one
+
+
+def test_neither_keys_nor_bodies_are_logged(
+    locked: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        secret = [{"role": "user", "content": "a private question"}]
+        response = post(
+            locked,
+            {"messages": secret},
+            "chat/completions?api_key=" + KEY,
+            headers={"Authorization": f"Bearer {KEY}"},
+        )
+        assert response.status_code == 200
+        httpx2.get(f"{locked.url}/v1/models", headers={"Authorization": f"Bearer {KEY}x"})
+    ours = [each.getMessage() for each in caplog.records if "modalign" in each.name]
+    assert len(ours) == 2
+    assert "POST /v1/chat/completions 200" in ours[0]
+    told = " ".join(ours)
+    assert KEY not in told
+    assert "private" not in told
+    assert KEY not in repr(locked.service.settings)
+
+
+# --- media --------------------------------------------------------------------------------------
+
+
+def url_of(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def refused(server: Served, *parts: dict[str, Any]) -> dict[str, Any]:
+    content = [{"type": "text", "text": "?"}, *parts]
+    return problem(post(server, {"messages": [{"role": "user", "content": content}]}), 400)
+
+
+PNG = tiny.png_bytes(0)  # 32 x 32
+BASE64 = base64.b64encode(PNG).decode()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (f"data:image/png;base64,{BASE64[:-1]}", "base64"),
+        (f"data:image/png;base64,{BASE64[:40]}\n{BASE64[40:]}", "base64"),
+        (f"data:image/png;base64, {BASE64}", "base64"),
+        (f"data:image/png;base64,{BASE64}====", "base64"),
+        (f"data:image/png;base64,{BASE64[:-4]}é===", "base64"),
+        ("data:image/png;base64,", "empty"),
+        (f"data:image/png,{BASE64}", "of the form"),
+        ("data:image/png;base64", "of the form"),
+        (f"data:text/html;base64,{BASE64}", "text/html is no image"),
+        (f"data:audio/wav;base64,{BASE64}", "no image"),
+        ("data:image/png;base64,SGVsbG8=", "no image of a known format"),
+        (BASE64, "only data URLs"),
+        ("file:///etc/passwd", "only data URLs"),
+        ("/etc/passwd", "only data URLs"),
+        ("ftp://example.org/a.png", "only data URLs"),
+        ("https://example.org/a.png", "not among the hosts"),
+        ("HTTP://127.0.0.1/a.png", "not among the hosts"),
+        ("", "only data URLs"),
+    ],
+)
+def test_urls_that_are_not_read(server: Served, url: str, said: str) -> None:
+    error = refused(server, image(url))
+    assert error["param"] == "messages[0].content[1].image_url.url"
+    assert said in error["message"]
+
+
+def test_media_types_that_are_read(server: Served) -> None:
+    for head in (
+        "data:image/png",
+        "DATA:image/PNG;charset=x",
+        "data:",
+        "data:application/octet-stream",
+    ):
+        content = [image(f"{head};base64,{BASE64}")]
+        response = post(server, {"messages": [{"role": "user", "content": content}]})
+        assert response.status_code == 200, response.text
+
+
+def test_an_image_over_the_limit_is_refused_by_its_header(server: Served) -> None:
+    assert (
+        "33 x 33 pixels"
+        in refused(server, image(url_of("image/png", tiny.png_bytes(0, 33))))["message"]
+    )
+    # A header alone, of 50,000 x 50,000 pixels: nothing is decoded.
+    header = b"IHDR" + (50_000).to_bytes(4, "big") * 2 + PNG[24:29]
+    bomb = PNG[:12] + header + zlib.crc32(header).to_bytes(4, "big") + PNG[33:]
+    assert "pixels" in refused(server, image(url_of("image/png", bomb)))["message"]
+
+
+def test_a_recording_over_the_limit(server: Served) -> None:
+    sound = base64.b64encode(wav_bytes(1.5, 8000)).decode()
+    part = {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}}
+    error = refused(server, part)
+    assert error["param"] == "messages[0].content[1].input_audio.data"
+    assert "1.5 s, more than this server's 1 s" in error["message"]
+    broken = {"type": "input_audio", "input_audio": {"data": "SGVsbG8=", "format": "wav"}}
+    assert refused(server, broken)["code"] == "invalid_media"
+
+
+@pytest.mark.parametrize(
+    ("side", "times", "said"),
+    [(16, [0.0, 1.5], "more than this server's 1 s"), (80, [0.0], "80 x 80")],
+)
+def test_a_video_over_the_limit(server: Served, side: int, times: list[float], said: str) -> None:
+    content = grey_video(side, side, np.array(times)).read()
+    part = {"type": "video_url", "video_url": {"url": url_of("video/mp4", content)}}
+    assert said in refused(server, part)["message"]
+
+
+def test_too_many_media(server: Served) -> None:
+    part = image(f"data:image/png;base64,{BASE64}")
+    assert "4 media" in refused(server, *[part] * 4)["message"]
+
+
+# --- too much at once, and clients that leave ---------------------------------------------------
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    engine = FakeEngine(max_batch=1, max_waiting=0, steps=1)
+    with served(engine, SETTINGS) as server:
+        with httpx2.stream("POST", f"{server.url}/v1/completions", json=streamed()) as first:
+            chunks = first.iter_bytes()
+            next(chunks)
+            response = post(server, {"prompt": "b"}, "completions")
+            assert problem(response, 429)["code"] == "queue_full"
+            assert response.headers["retry-after"] == "3"  # 2.5, rounded up
+            # A request whose second prompt finds no place has its first one taken back.
+            assert post(server, {"prompt": ["a", "b"]}, "completions").status_code == 429
+            engine.allow(None)
+            assert b"[DONE]" in b"".join(chunks)
+        assert post(server, {"prompt": "b"}, "completions").status_code == 200
+
+
+def streamed() -> dict[str, Any]:
+    return {"prompt": "a", "stream": True}
+
+
+def test_too_many_requests_at_a_time() -> None:
+    engine = FakeEngine(steps=1)
+    with served(engine, replace(SETTINGS, requests=1)) as server:
+        with httpx2.stream("POST", f"{server.url}/v1/completions", json=streamed()) as first:
+            chunks = first.iter_bytes()
+            next(chunks)
+            response = post(server, {"prompt": "b"}, "completions")
+            assert problem(response, 429)["code"] == "too_many_requests"
+            assert response.headers["retry-after"] == "1"
+            engine.allow(None)
+            list(chunks)
+        assert post(server, {"prompt": "b"}, "completions").status_code == 200
+        assert post(server, {"prompt": 5}, "completions").status_code == 400
+        assert server.service.serving == 0  # refused ones leave no trace
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_places(stream: bool) -> None:
+    engine = FakeEngine(max_batch=2, steps=1)
+    body = json.dumps({"prompt": ["a", "b", "c"], "stream": stream}).encode()
+    with served(engine, SETTINGS) as server:
+        host, _, port = server.url.removeprefix("http://").rpartition(":")
+        connection = socket.create_connection((host, int(port)))
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        )
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        engine.wait_for(lambda: len(engine.submitted) == 3 and len(engine.running) == 2)
+        assert not any(row.cancelled for row in engine.submitted)
+        connection.close()
+        engine.wait_for(lambda: all(row.cancelled for row in engine.submitted))
+        engine.wait_for(lambda: not engine.running and not engine.waiting)
+    text = server.service.metrics.text().decode()
+    assert 'modalign_requests_total{route="/v1/completions",status="499"} 1.0' in text
+    assert server.service.serving == 0
+
+
+def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buffers fill, and it does not hold a place for ever."""
+    given_up, left = threading.Event(), Service._left
+    monkeypatch.setattr(Service, "_left", lambda service: (left(service), given_up.set()))
+    piece = 100_000 * "x"
+    engine = FakeEngine(lambda *_: [piece] * 400)
+    with served(engine, replace(SETTINGS, stalled_seconds=0.2)) as server:
+        host, _, port = server.url.removeprefix("http://").rpartition(":")
+        body = json.dumps({"prompt": "a", "stream": True, "max_tokens": 400}).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        )
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            engine.wait_for(lambda: len(engine.submitted) == 1)
+            assert given_up.wait(10)
+            assert server.service.serving == 0
