@@ -33,6 +33,10 @@ def serve(
             "--max-length", min=2, help="Positions of prompt and answer; else the model's."
         ),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Of a model on the CPU; else measured at the start."),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option("--api-key-file", help="File with the key that clients must send."),
@@ -122,6 +126,7 @@ def serve(
         max_batch=max_batch,
         max_waiting=max_waiting,
         max_length=max_length,
+        threads=threads,
     )
 
     def ready() -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -38,6 +38,7 @@ from modalign.serving.runners import runner_of
 from modalign.serving.sampling import Settled
 from modalign.serving.selftest import why_not_batched
 from modalign.serving.slots import Slots
+from modalign.serving.threads import worthwhile
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +54,28 @@ def open_engine(
     max_batch: int = 16,
     max_waiting: int = 64,
     max_length: int | None = None,
+    threads: int | None = None,
 ) -> LocalEngine:
     """Load a model folder, put patches on top of it, and start an engine.
+
+    On a CPU the number of threads is measured where ``threads`` does not say it.
 
     Raises:
         UsageError: no model is there, or it cannot be loaded; the message says why.
     """
     loaded, reader = open_model(model, device=device)
     patched = with_patches(loaded, tokenizer_of(reader), patches)
-    return LocalEngine(
-        patched, reader, max_batch=max_batch, max_waiting=max_waiting, max_length=max_length
+    on_cpu = torch.device(str(patched.device)).type == "cpu"
+    engine = LocalEngine(
+        patched,
+        reader,
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_length=max_length,
+        threads=threads or ("measured" if on_cpu else None),
     )
+    engine.begun.wait()
+    return engine
 
 
 class LocalEngine:
@@ -75,6 +87,8 @@ class LocalEngine:
         max_batch: rows that decode together.
         max_waiting: requests that may wait for a row.
         max_length: positions of prompt and answer; None: what the model's configuration says.
+        threads: of the model's thread; "measured": as many as a step of the batch is worth; None: as they
+            are.
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class LocalEngine:
         max_batch: int = 16,
         max_waiting: int = 64,
         max_length: int | None = None,
+        threads: int | Literal["measured"] | None = None,
     ) -> None:
         self.model = model
         self.prompts = Prompts(reader)
@@ -97,11 +112,13 @@ class LocalEngine:
         self.note = why_not_batched(self.runner, self.prompts)
         if self.note:
             log.warning("requests are answered one by one: %s", self.note)
+        self.threads = threads
         self.prefixes = Prefixes()
         self._slots, self._rows = Slots(), list[Row]()
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
         self._draining = self._closed = False
+        self.begun = threading.Event()
         self._steps = self._read = self._made = self._cached = 0
         self._thread = threading.Thread(target=self._run, name="modalign-engine", daemon=True)
         self._thread.start()
@@ -191,6 +208,10 @@ class LocalEngine:
     def _run(self) -> None:
         turn = self._alone if self.note else self._turn
         with torch.inference_mode():
+            try:
+                self._set_threads()
+            finally:
+                self.begun.set()
             while self._wait_for_work():
                 turn()
                 self._drop_finished()
@@ -200,6 +221,14 @@ class LocalEngine:
             self._rows.clear()
             self._waiting.clear()
             self._changed.notify_all()
+
+    def _set_threads(self) -> None:
+        """Threads are counted per calling thread, so the engine's own must set them."""
+        if self.threads == "measured":
+            tried = self.prompts.text("one two three")
+            self.threads = None if self.note else worthwhile(self.runner, tried, self.max_batch)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
 
     def _wait_for_work(self) -> bool:
         with self._changed:
