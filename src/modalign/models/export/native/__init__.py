@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modalign.models.export.native import blip2, idefics2, idefics3, llava
+from modalign.models.export.native import blip2, idefics2, idefics3, llava, qwen2_audio
 from modalign.models.export.native.base import Native, NotNativeError, save_native
+from modalign.models.export.rungs import AUDIO
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 
 Build = Callable[[ModalignForConditionalGeneration, ModalignProcessor], Native]
 
-# What a connector's `export_target` can name, and how it is made.
+# What a connector's `export_target` or `rungs.AUDIO` can name, and how it is made.
 TARGETS: dict[str, Build] = {
     "Llava": llava.build,
     "Blip2": blip2.build,  # only where it is asked for: it cannot answer without an image
     "Idefics2": idefics2.build,
     "Idefics3": idefics3.build,
+    "Qwen2Audio": qwen2_audio.build,
 }
 
 # What a user can do about connectors that name no class, and what stands against it.
@@ -26,6 +28,8 @@ _INSTEAD = {
     "gated_cross_attention": "the blocks of Idefics have RMSNorm, SwiGLU and attention as wide as "
     "the model, stand before the first layer of a group, and think where no image is seen",
     "mlp": "Llava's has two affine maps: depth 2",
+    "pool_linear": "Qwen2Audio averages before its encoder's last norm: linear, behind a Whisper "
+    "encoder with the option form=qwen2_audio",
     "pixel_shuffle_mlp": "InternVL joins it to a tower of its own",
     "qformer": "Blip2 takes no prompt without an image; ask for it by name where that will do",
     "resampler": "Idefics2's is in another form: swiglu_resampler",
@@ -64,11 +68,12 @@ def _named(model: ModalignForConditionalGeneration) -> str:
         found = " and ".join(model.connectors) or "no modality besides text"
         raise NotNativeError(f"no class of transformers is made for {found}")
     ((modality, connector),) = model.connectors.items()
-    target = str(connector.export_target)
-    if target == "remote-code":
-        instead = f": {_INSTEAD[connector.name]}" if connector.name in _INSTEAD else ""
+    name = str(connector.name)
+    target = AUDIO.get(name) if modality == "audio" else str(connector.export_target)
+    if target is None or target == "remote-code":
+        instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
         raise NotNativeError(
-            f"no class of transformers computes the same as {connector.name!r} for every prompt with "
+            f"no class of transformers computes the same as {name!r} for every prompt with "
             f"{modality}{instead}"
         )
     return target
