@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +36,21 @@ def serve(
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Of a model on the CPU; else measured at the start."),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            "--backend",
+            help="Address of the language model's server (vLLM with --enable-prompt-embeds); MODEL is then "
+            "a gateway's folder.",
+        ),
+    ] = None,
+    backend_model: Annotated[
+        str | None,
+        typer.Option("--backend-model", help="The model's name there, if it has several."),
+    ] = None,
+    backend_key_file: Annotated[
+        Path | None, typer.Option("--backend-key-file", help="File with the key it wants.")
     ] = None,
     api_key_file: Annotated[
         Path | None,
@@ -79,16 +94,25 @@ def serve(
     - `modalign serve my-model --host 0.0.0.0 --api-key-file key.txt --served-name scenes`
 
     - `modalign serve my-model --allow-url images.example.org`
+
+    - `modalign serve my-gateway --backend http://127.0.0.1:8001`
     """
     from modalign.cli.console import quiet_libraries, stderr, stdout
     from modalign.errors import UsageError
     from modalign.serving.engine import open_engine
+    from modalign.serving.gateway import open_gateway
     from modalign.serving.http.fetch import Fetcher
-    from modalign.serving.http.log import log_to_stderr
+    from modalign.serving.http.log import logging_to_stderr
     from modalign.serving.http.server import accepted_hosts, address_of, is_loopback, listening
     from modalign.serving.http.server import serve as run
     from modalign.serving.http.settings import MEGABYTE, MediaLimits, Settings, read_key
+    from modalign.serving.requests import Engine
 
+    if backend is not None and patch:
+        raise UsageError(
+            "--patch changes a language model, and with --backend that runs elsewhere: put the patch on it "
+            "there ('modalign patch apply' writes the changed model)"
+        )
     if api_key_file is not None and no_api_key:
         raise UsageError("--api-key-file and --no-api-key contradict each other: give one")
     if not is_loopback(host) and api_key_file is None and not no_api_key:
@@ -116,18 +140,7 @@ def serve(
         settings.url_hosts, body, limits.url_seconds
     )  # a wrong host is found before the model loads
     listener = listening(host, port)
-    log_to_stderr()
     quiet_libraries()
-    stderr.print(f"loading {model}", markup=False, highlight=False, soft_wrap=True)
-    engine = open_engine(
-        model,
-        device=device or "auto",
-        patches=patch or [],
-        max_batch=max_batch,
-        max_waiting=max_waiting,
-        max_length=max_length,
-        threads=threads,
-    )
 
     def ready() -> None:
         url = f"{address_of(listener, host)}/v1"
@@ -137,7 +150,17 @@ def serve(
     def stopping() -> None:
         stderr.print("finishing what runs; once more to end at once", highlight=False)
 
-    code = run(
-        engine, settings, listener, ready=ready, stopping=stopping, drain_seconds=drain_seconds
-    )
+    with listener, logging_to_stderr():
+        stderr.print(f"loading {model}", markup=False, highlight=False, soft_wrap=True)
+        engine = open_engine(
+            model,
+            device=device or "auto",
+            patches=patch or [],
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            max_length=max_length,
+        )
+        code = run(
+            engine, settings, listener, ready=ready, stopping=stopping, drain_seconds=drain_seconds
+        )
     raise typer.Exit(code)

@@ -51,7 +51,8 @@ class ModalignMedia(Bridges, PreTrainedModel):
 
         Args:
             input_ids: (B, T) with placeholders, as the processor gives them.
-            **inputs: the media's tensors by the composed model's names; others do not matter.
+            **inputs: the media's tensors by the composed model's names, or ``features`` (modality ->
+                :class:`Features`) of media that are encoded already; others do not matter.
 
         Returns:
             (B, T, D).
@@ -63,7 +64,7 @@ class ModalignMedia(Bridges, PreTrainedModel):
         if self.embedding is None:
             raise ConnectorError("this folder holds no input embedding: it gives code ids only")
         embeds = self.embedding(input_ids)
-        features = self.encoded(None, **_tensors(inputs))
+        features = self.encoded(inputs.get("features"), **_tensors(inputs))
         for modality in self.connectors:
             places = self._places(modality, input_ids)
             if modality not in features:

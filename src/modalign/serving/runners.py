@@ -186,32 +186,8 @@ class ComposedRunner(Runner):
 
     def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
         """Encoder features of the media, known or new."""
-        found: dict[str, list[Features]] = {}
-        for prompt in prompts:
-            wanted = set(media_behind(prompt, start))
-            numbers: dict[str, int] = {}
-            for n, (modality, content) in enumerate(prompt.media):
-                number = numbers[modality] = numbers.get(modality, -1) + 1
-                if n in wanted:
-                    made = self._features(prompt, modality, content, number)
-                    found.setdefault(modality, []).append(made)
-        return {"features": {m: _together(each) for m, each in found.items()}} if found else {}
-
-    def _features(self, prompt: Prompt, modality: str, content: str, number: int) -> Features:
-        known = self.media.get((modality, content))
-        if known is not None:
-            return known
-        names = SIGNALS[modality]
-        values, mask = (prompt.inputs.get(name) if name else None for name in names)
-        assert values is not None
-        one = slice(number, number + 1)
-        made = self.model.encode(
-            modality,
-            values[one].to(self.device, self.model.dtype),
-            None if mask is None else mask[one].to(self.device),
-        )
-        self.media.put((modality, content), made)
-        return made
+        found = encoded(self.model, prompts, start, self.media)
+        return {"features": found} if found else {}
 
     def memories(self, output: Any, rows: int) -> list[Memory]:
         """The media memory of each row, as in-layer connectors left it."""
@@ -236,6 +212,46 @@ class ComposedRunner(Runner):
                     mask[row, : pair[1].shape[1]] = pair[1][0]
             together[modality] = (memory, mask)
         return {"media_memory": together} if together else {}
+
+
+def encoded(
+    model: Any, prompts: Sequence[Prompt], start: int, cache: MediaCache
+) -> dict[str, Features]:
+    """Features of the media that stand at ``start`` or behind, known or new, by modality.
+
+    Args:
+        model: with the encoders, as :class:`~modalign.models.bridges.Bridges` has them.
+        prompts: whose media are wanted, in reading order.
+        start: first position that counts.
+        cache: of single media.
+    """
+    found: dict[str, list[Features]] = {}
+    for prompt in prompts:
+        wanted = set(media_behind(prompt, start))
+        numbers: dict[str, int] = {}
+        for n, (modality, content) in enumerate(prompt.media):
+            number = numbers[modality] = numbers.get(modality, -1) + 1
+            if n not in wanted:
+                continue
+            made = cache.get((modality, content))
+            if made is None:
+                made = _encoded_one(model, prompt, modality, number)
+                cache.put((modality, content), made)
+            found.setdefault(modality, []).append(made)
+    return {modality: _together(each) for modality, each in found.items()}
+
+
+def _encoded_one(model: Any, prompt: Prompt, modality: str, number: int) -> Features:
+    names = SIGNALS[modality]
+    values, mask = (prompt.inputs.get(name) if name else None for name in names)
+    assert values is not None
+    one = slice(number, number + 1)
+    made: Features = model.encode(
+        modality,
+        values[one].to(model.device, model.dtype),
+        None if mask is None else mask[one].to(model.device),
+    )
+    return made
 
 
 def _together(features: Sequence[Features]) -> Features:

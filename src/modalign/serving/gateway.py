@@ -1,0 +1,416 @@
+"""A gateway: encoders and connectors run here, the language model on a server of its own.
+
+The backend is an unmodified server of the plain language model that takes prompt embeddings by its
+completions route, as vLLM does (``--enable-prompt-embeds``; the format is the one its documentation
+describes up to version 0.17: ``prompt_embeds``, a base64 ``torch.save`` of the ``(T, D)`` tensor). That
+route applies no chat template, so the embeddings are those of the whole templated prompt. A pickle is
+written here and never read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+
+from modalign.devices import device_named
+from modalign.errors import ModalignError, UsageError
+from modalign.models.export.gateway import Gateway, load_gateway
+from modalign.serving.prompts import Prompts, Turn
+from modalign.serving.requests import (
+    Delta,
+    DrainingError,
+    EngineState,
+    Finished,
+    FinishReason,
+    Listener,
+    Prompt,
+    PromptError,
+    QueueFullError,
+    Sampling,
+    Scored,
+    Started,
+)
+from modalign.serving.runners import MediaCache, encoded
+
+log = logging.getLogger(__name__)
+ENDED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class BackendError(ModalignError):
+    """The language model's server did not answer as it should; the message holds its words."""
+
+
+def open_gateway(
+    folder: Path | str,
+    backend: str,
+    *,
+    model: str | None = None,
+    api_key: str | None = None,
+    device: str = "auto",
+    max_batch: int = 16,
+    max_waiting: int = 64,
+    max_length: int | None = None,
+    timeout: float = 300.0,
+) -> GatewayEngine:
+    """Load a gateway's folder and see that its backend is there.
+
+    Args:
+        folder: as ``modalign export --to gateway`` writes it.
+        backend: the server's address, with or without ``/v1``.
+        model: the language model's name there; None: the only one it serves.
+        api_key: sent as a bearer token.
+        device: of encoders and connectors.
+        max_batch: requests at the backend at a time; it batches them.
+        max_waiting: requests that may wait.
+        max_length: positions of prompt and answer; None: what the backend says, or the language model.
+        timeout: seconds without a byte from the backend.
+
+    Raises:
+        UsageError: no gateway is there, or the backend does not answer or serves another model.
+    """
+    gateway = load_gateway(folder, device_named(device))
+    address = _address(backend)
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    served = _served(address, headers, model)
+    declared = served.get("max_model_len") or gateway.language_model["max_position_embeddings"]
+    return GatewayEngine(
+        gateway,
+        Backend(address, served["id"], headers, timeout),
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_length=max_length or declared or 2**20,
+    )
+
+
+def _address(backend: str) -> str:
+    try:
+        url = httpx2.URL(backend)
+    except (httpx2.InvalidURL, TypeError) as error:
+        raise UsageError(f"--backend {backend!r} is no address: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError(f"--backend {backend!r} is no address: write http://HOST:PORT")
+    plain = str(url).rstrip("/")
+    return plain if plain.endswith("/v1") else f"{plain}/v1"
+
+
+def _served(address: str, headers: Mapping[str, str], wanted: str | None) -> dict[str, Any]:
+    """The backend's entry of its model."""
+    try:
+        response = httpx2.get(f"{address}/models", headers=dict(headers), timeout=30)
+        response.raise_for_status()
+        models = {each["id"]: each for each in response.json()["data"]}
+    except httpx2.HTTPStatusError as error:
+        raise UsageError(f"the backend {address} refuses: {error}") from error
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"no OpenAI-compatible server answers at {address} ({error}): start it first, for instance "
+            "'vllm serve LANGUAGE_MODEL --enable-prompt-embeds'"
+        ) from error
+    if wanted is None and len(models) == 1:
+        return next(iter(models.values()))
+    if wanted not in models:
+        raise UsageError(
+            f"the backend {address} serves {', '.join(sorted(models)) or 'nothing'}: name one of them with "
+            "--backend-model"
+        )
+    return models[wanted]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the language model is.
+
+    Attributes:
+        address: up to and with ``/v1``.
+        model: its name there.
+        headers: of every request.
+        timeout: seconds without a byte.
+    """
+
+    address: str
+    model: str
+    headers: Mapping[str, str]
+    timeout: float
+
+
+@dataclass(eq=False)
+class _Asked:
+    """One request on its way."""
+
+    prompt: Prompt
+    sampling: Sampling
+    listener: Listener
+    most: int
+    loop: asyncio.AbstractEventLoop
+    task: asyncio.Task[None] | None = None
+    cancelled: bool = False
+    running: bool = False
+    counted: int = field(default=0)
+
+    def cancel(self) -> None:
+        """Leave the backend: closing the connection frees its place there."""
+        self.cancelled = True
+        self.loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+class GatewayEngine:
+    """The engine before a backend; see :class:`modalign.serving.requests.Engine`.
+
+    Args:
+        gateway: encoders, connectors and the input embedding.
+        backend: where the language model is.
+        max_batch, max_waiting, max_length: as :func:`open_gateway` takes them.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        backend: Backend,
+        *,
+        max_batch: int,
+        max_waiting: int,
+        max_length: int,
+    ) -> None:
+        self.gateway, self.backend = gateway, backend
+        self.prompts = Prompts(gateway.processor)
+        self.modalities = self.prompts.modalities
+        self.takes_tools = self.prompts.takes_tools
+        self.max_batch, self.max_waiting, self.max_length = max_batch, max_waiting, max_length
+        self.media = MediaCache()
+        self._asked: set[_Asked] = set()
+        self._changed = threading.Condition()
+        self._draining = False
+        self._read = self._made = 0
+        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="modalign-encoder")
+        self._loop = asyncio.new_event_loop()
+        self._places = asyncio.Semaphore(max_batch)
+        self._client = httpx2.AsyncClient(
+            headers=dict(backend.headers),
+            timeout=httpx2.Timeout(backend.timeout, connect=10),
+            limits=httpx2.Limits(max_connections=max_batch),
+        )
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="modalign-gateway", daemon=True
+        )
+        self._thread.start()
+
+    def chat_prompt(self, messages: Sequence[Turn], tools: Sequence[Any] | None = None) -> Prompt:
+        """Render messages by the chat template, up to where the answer begins; see ``Engine``."""
+        return self.prompts.chat(messages, tools)
+
+    def text_prompt(self, text: str | Sequence[int]) -> Prompt:
+        """A plain text, or token ids, to go on from; see ``Engine``."""
+        return self.prompts.text(text)
+
+    def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> _Asked:
+        """Take a request.
+
+        Raises:
+            PromptError: it leaves no room for an answer, or asks for the prompt's log-probabilities.
+            QueueFullError: too many wait.
+            DrainingError: no more are taken.
+        """
+        if sampling.prompt_logprobs or sampling.max_tokens < 1:
+            raise PromptError(
+                "a prompt of embeddings has no tokens to score: echo and max_tokens 0 need a model that runs "
+                "here"
+            )
+        left = self.max_length - len(prompt.ids)
+        if left < 1:
+            raise PromptError(
+                f"the prompt has {len(prompt.ids)} tokens; this model reads {self.max_length}, the answer "
+                "included"
+            )
+        asked = _Asked(prompt, sampling, listener, min(sampling.max_tokens, left), self._loop)
+        with self._changed:
+            if self._draining:
+                raise DrainingError("the server is shutting down")
+            if len(self._asked) >= self.max_batch + self.max_waiting:
+                raise QueueFullError(f"{self.max_waiting} requests wait already; try again soon")
+            self._asked.add(asked)
+        asyncio.run_coroutine_threadsafe(self._serve(asked), self._loop)
+        return asked
+
+    def state(self) -> EngineState:
+        """Figures of now; steps are the backend's own affair."""
+        with self._changed:
+            running = sum(asked.running for asked in self._asked)
+            waiting = len(self._asked) - running
+        return EngineState(
+            running=running,
+            waiting=waiting,
+            draining=self._draining,
+            prompt_tokens=self._read,
+            new_tokens=self._made,
+            media_hits=self.media.hits,
+            media_misses=self.media.misses,
+            max_batch=self.max_batch,
+            batching="the backend's",
+            note=f"the language model runs at {self.backend.address}",
+        )
+
+    def drain(self, timeout: float) -> bool:
+        """Take no more, finish what runs; True when all is done within ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            self._draining = True
+            while self._asked:
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def close(self) -> None:
+        """End at once; what runs is cancelled."""
+        with self._changed:
+            self._draining = True
+            for asked in self._asked:
+                asked.cancel()
+        self.drain(30)
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=30)
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, asked: _Asked) -> None:
+        """One request from here to the backend and back; its last event comes whatever happens."""
+        asked.task = asyncio.current_task()
+        last = Finished("cancelled")
+        try:
+            if not asked.cancelled:
+                async with self._places:
+                    asked.running = True
+                    last = await self._answer(asked)
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            log.exception("a request failed")
+            last = Finished("error", f"{type(error).__name__}: {error}")
+        finally:
+            asked.listener(last)
+            with self._changed:
+                self._asked.discard(asked)
+                self._changed.notify_all()
+
+    async def _answer(self, asked: _Asked) -> Finished:
+        embeddings = await self._loop.run_in_executor(self._encoder, self._embed, asked.prompt)
+        self._read += len(asked.prompt.ids)
+        body = self._body(asked, embeddings)
+        reason: FinishReason | None = None
+        begun = False
+        async with aclosing(self._chunks(body)) as chunks:  # a cancelled one closes its connection
+            async for chunk in chunks:
+                if not begun:
+                    asked.listener(Started())
+                    begun = True
+                reason = self._take(asked, chunk) or reason
+        if reason is None:
+            raise BackendError("the backend's answer ended without a reason")
+        return Finished(reason)
+
+    def _take(self, asked: _Asked, chunk: Mapping[str, Any]) -> FinishReason | None:
+        """Tell what a chunk of the backend's stream holds; why the answer ended, where it says so."""
+        if not chunk.get("choices"):
+            made = (chunk.get("usage") or {}).get("completion_tokens", 0)
+            self._tell(asked, "", (), max(made - asked.counted, 0))
+            return None
+        choice = chunk["choices"][0]
+        text, tokens = choice.get("text") or "", _scored(choice.get("logprobs"))
+        if text or tokens:
+            self._tell(asked, text, tokens, len(tokens) or 1)
+        return ENDED.get(choice.get("finish_reason") or "")
+
+    def _tell(self, asked: _Asked, text: str, tokens: tuple[Scored, ...], count: int) -> None:
+        asked.counted += count
+        self._made += count
+        if text or tokens or count:
+            asked.listener(Delta(text, tokens, count))
+
+    @torch.inference_mode()
+    def _embed(self, prompt: Prompt) -> torch.Tensor:
+        """Embeddings of the whole prompt, (T, D), on the CPU."""
+        model = self.gateway.model
+        ids = torch.tensor([prompt.ids], device=model.device)
+        features = encoded(model, [prompt], 0, self.media)
+        return model(ids, features=features)[0].cpu()
+
+    def _body(self, asked: _Asked, embeddings: torch.Tensor) -> dict[str, Any]:
+        sampling, generation = asked.sampling, self.gateway.generation
+        ends = generation.eos_token_id
+        rows = self.gateway.language_model["rows"]
+        # Placeholders beyond the language model's vocabulary cannot be said there anyhow.
+        never = [token for token in generation.suppress_tokens or [] if token < rows]
+        body: dict[str, Any] = {
+            "model": self.backend.model,
+            "prompt": "",  # beside embeddings an empty text is none
+            "prompt_embeds": wire_format(embeddings),
+            "max_tokens": asked.most,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "stop_token_ids": [ends] if isinstance(ends, int) else list(ends or []),
+        }
+        optional = {
+            "seed": sampling.seed,
+            "stop": list(sampling.stop) or None,
+            "logprobs": sampling.logprobs,
+            "logit_bias": {str(token): -100 for token in never} or None,
+            "ignore_eos": True if sampling.ignore_end else None,
+        }
+        return body | {name: value for name, value in optional.items() if value is not None}
+
+    async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        url = f"{self.backend.address}/completions"
+        async with self._client.stream("POST", url, json=body) as response:
+            if response.status_code != 200:
+                said = (await response.aread())[:500].decode(errors="replace")
+                raise BackendError(f"the backend answers {response.status_code}: {said}")
+            async for line in response.aiter_lines():
+                data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                if data == "[DONE]":
+                    return
+                if data:
+                    chunk = json.loads(data)
+                    if "error" in chunk:
+                        raise BackendError(f"the backend failed: {chunk['error']}")
+                    yield chunk
+
+
+def wire_format(embeddings: torch.Tensor) -> str:
+    """A (T, D) tensor as the backend reads it: ``torch.save`` of a plain CPU tensor, in base64."""
+    buffer = io.BytesIO()
+    torch.save(embeddings.detach().cpu().contiguous().clone(), buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _scored(logprobs: Mapping[str, Any] | None) -> tuple[Scored, ...]:
+    """The completions route's log-probabilities, token by token; it names tokens by their text."""
+    if not logprobs:
+        return ()
+    tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
+    return tuple(
+        Scored(-1, text, text.encode(), value, tuple((top or {}).items()))
+        for text, value, top in zip(
+            logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True
+        )
+    )

@@ -1,0 +1,184 @@
+"""A gateway before a stand-in for the language model's server: what goes over the wire, and what comes back."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from modalign.data.records import Media, Message
+from modalign.errors import UsageError
+from modalign.evaluation.generation import answer_records
+from modalign.models.export.gateway import save_gateway
+from modalign.serving.gateway import GatewayEngine, open_gateway
+from modalign.serving.requests import Engine, PromptError, QueueFullError, Sampling
+from serving import backend
+from serving.collected import Heard, ask_all
+
+NEW = 6
+
+
+@pytest.fixture
+def parts(compose_tiny: Any, tmp_path: Path) -> tuple[Any, Any, Path]:
+    model, processor = compose_tiny("mlp")
+    folder = tmp_path / "gateway"
+    folder.mkdir()
+    save_gateway(model, processor, folder)
+    return model, processor, folder
+
+
+@contextmanager
+def opened(folder: Path, url: str, **options: Any) -> Iterator[GatewayEngine]:
+    engine = open_gateway(folder, url, **options)
+    typed: Engine = engine
+    try:
+        yield engine
+    finally:
+        typed.close()
+
+
+def chats() -> list[list[Message]]:
+    picture = tiny.image(3)
+    return [
+        [Message("user", (picture, "is the ball red ?"))],
+        [Message("system", ("be brief",)), Message("user", ("how many",))],
+        [
+            Message("user", (picture, tiny.image(4), "which ?")),
+            Message("assistant", ("yes",)),
+            Message("user", (Media("image", data=tiny.png_bytes(9, 20)), "and now ?")),
+        ],
+    ]
+
+
+def test_answers_are_those_of_the_whole_model(parts: Any) -> None:
+    model, processor, folder = parts
+    plain = model.language_model
+    with (
+        backend.running(plain, processor.tokenizer) as server,
+        opened(folder, server.url, api_key="secret") as engine,
+    ):
+        prompts = [engine.chat_prompt(messages) for messages in chats()]
+        heard = ask_all(engine, prompts, max_tokens=NEW)
+        expected = [
+            answer_records(model, processor, [tiny_record(messages)], NEW)[0]
+            for messages in chats()
+        ]
+        assert [each.text.strip() for each in heard] == expected
+        assert all(each.finished.reason in ("stop", "length") for each in heard)
+        assert [each.count for each in heard] == [NEW] * 3 or all(
+            each.count <= NEW for each in heard
+        )
+        assert set(server.keys) == {"Bearer secret"}
+        assert engine.state().media_misses == 3  # one picture is in two of the chats
+        assert engine.state().media_hits == 1
+
+
+def tiny_record(messages: list[Message]) -> Any:
+    from modalign.data.records import Record, Source
+
+    return Record("r", tuple(messages), Source("f", 1))
+
+
+def test_the_wire_carries_the_whole_templated_prompt(parts: Any) -> None:
+    model, processor, folder = parts
+    with (
+        backend.running(model.language_model, processor.tokenizer) as server,
+        opened(folder, server.url) as engine,
+    ):
+        prompt = engine.chat_prompt(chats()[0])
+        how = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ("x",)}
+        ask_all(engine, [prompt], logprobs=2, ignore_end=True, **how)
+        (sent,), (body,) = server.prompts, server.bodies
+    ids = torch.tensor(prompt.ids)
+    text = ids != processor.image_token_id
+    assert sent.shape == (len(ids), model.config.text_config.hidden_size)
+    known = model.get_input_embeddings()(ids)
+    assert torch.equal(sent[text], known[text])  # template, question, where the answer begins
+    rendered = processor.tokenizer.decode(ids[text])
+    assert rendered == processor.tokenizer.decode(
+        processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "is the ball red ?"}],
+            add_generation_prompt=True,
+            return_dict=True,
+        )["input_ids"]
+    )
+    features = model.encode("image", prompt.inputs["pixel_values"])
+    tokens, mask = model.connect("image", features)
+    assert torch.allclose(sent[~text], tokens[mask], atol=1e-6)
+    assert body["model"] == "llm"
+    assert {name: body[name] for name in how if name != "stop"} == {
+        name: value for name, value in how.items() if name != "stop"
+    }
+    assert body["stop"] == ["x"]
+    assert body["logprobs"] == 2
+    assert body["ignore_eos"] is True
+    assert body["stream"] is True
+    assert body["stop_token_ids"]
+    assert "messages" not in body
+
+
+def test_a_client_that_leaves_frees_its_place_at_the_backend(parts: Any) -> None:
+    model, processor, folder = parts
+    with (
+        backend.running(model.language_model, processor.tokenizer) as server,
+        opened(folder, server.url, max_batch=1, max_waiting=1) as engine,
+    ):
+        server.hold = threading.Event()
+        prompt = engine.text_prompt("how many")
+        first, second = Heard(), Heard()
+        handle = engine.submit(prompt, Sampling(max_tokens=3), first)
+        assert first.begun.wait(60)
+        engine.submit(prompt, Sampling(max_tokens=3, ignore_end=True), second)
+        with pytest.raises(QueueFullError):
+            engine.submit(prompt, Sampling(max_tokens=3), Heard())
+        handle.cancel()
+        assert first.wait().finished.reason == "cancelled"
+        assert server.left.wait(60)
+        server.hold.set()
+        assert second.wait().count == 3
+        assert engine.drain(30)
+
+
+def test_what_the_backend_says_when_it_refuses(parts: Any) -> None:
+    model, processor, folder = parts
+    with (
+        backend.running(model.language_model, processor.tokenizer) as server,
+        opened(folder, server.url) as engine,
+    ):
+        server.fail = "prompt embeddings are off"
+        (said,) = ask_all(engine, [engine.text_prompt("x")], max_tokens=2)
+        assert said.finished.reason == "error"
+        assert "answers 400" in str(said.finished.error)
+        assert "prompt embeddings are off" in str(said.finished.error)
+        server.fail = None
+        (after,) = ask_all(engine, [engine.text_prompt("x")], max_tokens=2, ignore_end=True)
+        assert after.count == 2
+        with pytest.raises(PromptError, match="echo"):
+            engine.submit(engine.text_prompt("x"), Sampling(prompt_logprobs=True), Heard())
+        with pytest.raises(PromptError, match="reads 200"):  # the backend's own limit
+            engine.submit(engine.text_prompt([5] * 200), Sampling(), Heard())
+
+
+def test_backends_that_cannot_be(parts: Any, tmp_path: Path) -> None:
+    model, processor, folder = parts
+    with pytest.raises(UsageError, match="no address"):
+        open_gateway(folder, "localhost:8000")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        with pytest.raises(UsageError, match="enable-prompt-embeds"):
+            open_gateway(folder, f"http://127.0.0.1:{port}")
+    with backend.running(model.language_model, processor.tokenizer, ("one", "two")) as server:
+        with pytest.raises(UsageError, match="serves one, two: name one"):
+            open_gateway(folder, server.url)
+        with opened(folder, f"{server.url}/v1", model="two") as engine:
+            assert engine.backend.model == "two"
+        with pytest.raises(UsageError, match="holds no gateway"):
+            open_gateway(tmp_path, server.url)
