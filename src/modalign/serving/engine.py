@@ -23,7 +23,7 @@ from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import with_patches
 from modalign.serving.one_by_one import answer_alone
 from modalign.serving.prefixes import Prefixes, content_key
-from modalign.serving.prompts import Prompts, Turn
+from modalign.serving.prompts import Prompts
 from modalign.serving.requests import (
     DrainingError,
     EngineState,
@@ -32,6 +32,7 @@ from modalign.serving.requests import (
     PromptError,
     QueueFullError,
     Sampling,
+    Turn,
 )
 from modalign.serving.rows import Row
 from modalign.serving.runners import runner_of

@@ -29,7 +29,7 @@ import torch
 from modalign.devices import device_named
 from modalign.errors import ModalignError, UsageError
 from modalign.models.export.gateway import Gateway, load_gateway
-from modalign.serving.prompts import Prompts, Turn
+from modalign.serving.prompts import Prompts
 from modalign.serving.requests import (
     Delta,
     DrainingError,
@@ -43,6 +43,7 @@ from modalign.serving.requests import (
     Sampling,
     Scored,
     Started,
+    Turn,
 )
 from modalign.serving.runners import MediaCache, encoded
 

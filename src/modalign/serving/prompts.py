@@ -16,9 +16,8 @@ from modalign.errors import ModalignError
 from modalign.evaluation.generation import modalities_of, prompt_of
 from modalign.models.encoders.loading import decode_medium
 from modalign.models.tool_text import ToolReader
-from modalign.serving.requests import Prompt, PromptError
+from modalign.serving.requests import Prompt, PromptError, Turn
 
-Turn = Message | Mapping[str, Any]  # a mapping: role, content (text, or parts), tool calls
 _BAD = (ModalignError, TemplateError, ValueError, TypeError, KeyError, OSError)
 
 
