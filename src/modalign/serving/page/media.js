@@ -98,6 +98,8 @@ export function preview(medium) {
 
 export const canRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && window.MediaRecorder);
 
+let recordings = 0;
+
 /** Start the microphone; returns a function that stops it and gives a WAV file. */
 export async function startRecording() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
@@ -105,7 +107,9 @@ export async function startRecording() {
   const pieces = [];
   recorder.ondataavailable = (event) => pieces.push(event.data);
   const ended = new Promise((resolve) => { recorder.onstop = resolve; });
+  const begun = new Promise((resolve) => { recorder.onstart = resolve; });
   recorder.start();
+  await begun;
   return async () => {
     recorder.stop();
     await ended;
@@ -113,7 +117,7 @@ export async function startRecording() {
     const context = new AudioContext();
     try {
       const sound = await context.decodeAudioData(await new Blob(pieces).arrayBuffer());
-      return new File([wav(sound)], "recording.wav", { type: "audio/wav" });
+      return new File([wav(sound)], `recording-${++recordings}.wav`, { type: "audio/wav" });
     } finally {
       await context.close();
     }

@@ -120,7 +120,10 @@ at("files").addEventListener("change", async (event) => {
   await attach([...event.target.files]);
   event.target.value = ""; // the same file can be chosen again
 });
-at("record").addEventListener("click", async () => {
+at("record").addEventListener("click", record);
+
+/** Begin to record, or end it and attach what was recorded. */
+async function record() {
   try {
     if (recording) {
       const stop = recording;
@@ -133,7 +136,7 @@ at("record").addEventListener("click", async () => {
     tell(`The microphone gave nothing: ${error.message}`);
   }
   draw();
-});
+}
 
 document.addEventListener("paste", (event) => {
   if (model && event.clipboardData.files.length) {
@@ -184,6 +187,7 @@ function optionsAreRight() {
 }
 
 async function ask() {
+  if (recording) await record();
   const text = question.value.trim();
   if (running || !model || !optionsAreRight()) return;
   if (!text && !attached.length) {
