@@ -135,9 +135,7 @@ class FakeEngine:
                     media[part.modality] = media.get(part.modality, 0) + MEDIUM_TOKENS
                 else:
                     ids += map(ord, part)
-        if not ids:
-            raise PromptError("the prompt has no tokens")
-        return Prompt(tuple(ids), media_tokens=media)
+        return Prompt(tuple(ids) or (ord("\n"),), media_tokens=media)
 
     def text_prompt(self, text: str | Sequence[int]) -> Prompt:
         self.threads.add(threading.current_thread().name)

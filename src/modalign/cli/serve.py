@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -136,9 +136,8 @@ def serve(
         requests=max_batch + max_waiting + 16,
         media=limits,
     )
-    Fetcher(
-        settings.url_hosts, body, limits.url_seconds
-    )  # a wrong host is found before the model loads
+    # A wrong host is found before the model loads.
+    Fetcher(settings.url_hosts, body, limits.url_seconds)
     listener = listening(host, port)
     quiet_libraries()
 
@@ -152,14 +151,28 @@ def serve(
 
     with listener, logging_to_stderr():
         stderr.print(f"loading {model}", markup=False, highlight=False, soft_wrap=True)
-        engine = open_engine(
-            model,
-            device=device or "auto",
-            patches=patch or [],
-            max_batch=max_batch,
-            max_waiting=max_waiting,
-            max_length=max_length,
-        )
+        engine: Engine
+        if backend is None:
+            engine = open_engine(
+                model,
+                device=device or "auto",
+                patches=patch or [],
+                max_batch=max_batch,
+                max_waiting=max_waiting,
+                max_length=max_length,
+                threads=threads,
+            )
+        else:
+            engine = open_gateway(
+                model,
+                backend,
+                model=backend_model,
+                api_key=read_key(backend_key_file) if backend_key_file else None,
+                device=device or "auto",
+                max_batch=max_batch,
+                max_waiting=max_waiting,
+                max_length=max_length,
+            )
         code = run(
             engine, settings, listener, ready=ready, stopping=stopping, drain_seconds=drain_seconds
         )

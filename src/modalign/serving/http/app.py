@@ -20,6 +20,7 @@ from modalign.serving.http.answering import Answer, Work
 from modalign.serving.http.body import Schema, parsed, read_body
 from modalign.serving.http.errors import GONE, ApiError, add_handlers, draining
 from modalign.serving.http.fetch import Fetcher
+from modalign.serving.http.fields import further_fields
 from modalign.serving.http.gate import Gate
 from modalign.serving.http.media import MediaReader
 from modalign.serving.http.metrics import Metrics
@@ -242,6 +243,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
             [(ChatRequest, "validation"), (CompletionRequest, "validation")],
             ref_template="#/components/schemas/{model}",
         )
+        for schema in (ChatRequest, CompletionRequest):
+            defined["$defs"][schema.__name__] |= further_fields(
+                defined["$defs"][schema.__name__]["properties"], app.state.service.settings.name
+            )
         document["components"]["schemas"] |= defined["$defs"]
         app.openapi_schema = document
     return app.openapi_schema

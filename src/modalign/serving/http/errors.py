@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,13 +90,18 @@ def api_error(error: Exception) -> ApiError:
 def wrong_fields(error: ValidationError, given: Any) -> ApiError:
     """A request that is not of the schema: of all that was found the deepest, which is nearest to the cause."""
     found = [
-        (_path(problem["loc"], given, problem["type"] == "missing"), problem["msg"])
+        (_path(problem["loc"], given, problem["type"] == "missing"), _words(problem["msg"]))
         for problem in error.errors(include_url=False, include_context=False, include_input=False)
     ]
     deepest = max(found, key=lambda one: len(one[0]))[0]
     said = dict.fromkeys(message for path, message in found if path == deepest)
     param = dotted(deepest) or "body"
     return refused(param, ", or ".join(said)[:500])
+
+
+def _words(message: str) -> str:
+    """pydantic's message in the words of JSON."""
+    return re.sub(r"dictionary( or instance of \w+)?", "object", message)
 
 
 def _path(location: tuple[int | str, ...], given: Any, missing: bool) -> tuple[int | str, ...]:

@@ -86,6 +86,20 @@ def refuse_unsupported(request: Sampled) -> None:
             raise _unsupported(name, value, NEUTRAL[name])
 
 
+def further_fields(properties: dict[str, Any], model: str) -> dict[str, Any]:
+    """The JSON schema's part for these fields, and for the only name of a model."""
+    harmless: dict[str, Any] = {name: {"description": "Changes nothing."} for name in HARMLESS}
+    neutral = {
+        name: {"enum": [*values, None], "description": "Other values are not supported."}
+        for name, values in NEUTRAL.items()
+        if name not in properties
+    }
+    named = {"model": properties["model"] | {"enum": [model, None]}}
+    best_of = {"best_of": {"type": ["integer", "null"], "description": "As many as n."}}
+    given = properties | named | best_of | dict(sorted((harmless | neutral).items()))
+    return {"properties": given, "additionalProperties": False}
+
+
 def _unsupported(name: str, value: Any, neutral: tuple[Any, ...]) -> ApiError:
     others = f", or give {neutral[0]!r}" if neutral else ""
     return refused(

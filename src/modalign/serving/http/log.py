@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def log_to_stderr() -> None:
-    """Write the log of the room, and uvicorn's errors, as lines with a time."""
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Write the log of the room, and uvicorn's errors, as lines with a time, for as long as this lasts."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("modalign.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
+    loggers = {
+        logging.getLogger("modalign.serving"): logging.INFO,
+        logging.getLogger("uvicorn.error"): logging.WARNING,
+    }
+    before = {logger: (logger.level, logger.propagate) for logger in loggers}
+    for logger, level in loggers.items():
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in before.items():
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
