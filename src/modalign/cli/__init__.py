@@ -22,6 +22,7 @@ from modalign.cli import (
     methods,
     options,
     patch,
+    serve,
     starter,
     tools,
     train,
@@ -62,6 +63,7 @@ app.command(epilog=options.EXIT_CODES)(compare.compare)
 app.command(epilog=options.EXIT_CODES)(train.train)
 app.command(name="eval", epilog=options.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=options.EXIT_CODES)(ask.ask)
+app.command(epilog=options.EXIT_CODES)(serve.serve)
 app.command(epilog=options.EXIT_CODES)(methods.methods)
 app.command(epilog=options.EXIT_CODES)(doctor.doctor)
 app.command(epilog=options.EXIT_CODES)(diagnose.diagnose)
