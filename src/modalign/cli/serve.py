@@ -167,7 +167,9 @@ def serve(
                 model,
                 backend,
                 model=backend_model,
-                api_key=read_key(backend_key_file) if backend_key_file else None,
+                api_key=read_key(backend_key_file, "--backend-key-file")
+                if backend_key_file
+                else None,
                 device=device or "auto",
                 max_batch=max_batch,
                 max_waiting=max_waiting,

@@ -64,8 +64,8 @@ class Settings:
     media: MediaLimits = field(default_factory=MediaLimits)
 
 
-def read_key(file: Path) -> str:
-    """The API key in a file: its only line.
+def read_key(file: Path, option: str = "--api-key-file") -> str:
+    """The API key in a file: its only line; ``option`` names where the file was given.
 
     Raises:
         UsageError: no readable file, or not one line of visible ASCII characters.
@@ -73,14 +73,12 @@ def read_key(file: Path) -> str:
     try:
         key = file.read_text(encoding="ascii").strip()
     except OSError as error:
-        raise UsageError(
-            f"--api-key-file {file}: cannot be read ({error.strerror or error})"
-        ) from None
+        raise UsageError(f"{option} {file}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         key = ""
     if not key or not all("!" <= character <= "~" for character in key):
         raise UsageError(
-            f"--api-key-file {file}: holds no key; write one line of letters, digits and signs into it, e.g. "
+            f"{option} {file}: holds no key; write one line of letters, digits and signs into it, e.g. "
             "by: openssl rand -hex 32"
         )
     return key
