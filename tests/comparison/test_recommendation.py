@@ -14,7 +14,7 @@ def answers(accuracies, items=600, seeds=3, seed=0):
     return {m: (rng.random((seeds, items)) < p).astype(float) for m, p in accuracies.items()}
 
 
-def cost(flops=1e9, tokens=64, parameters=1000, serving="Llava", inference=1e9):
+def cost(flops=1e9, tokens=64, parameters=1000, serving="native:Llava", inference=1e9):
     return rec.Cost(parameters, tokens, flops, inference, 10.0, serving)
 
 
@@ -43,8 +43,8 @@ def test_cheaper_of_equals_wins():
     [
         (cost(inference=1e9, tokens=256), cost(inference=2e9, tokens=16)),
         (cost(tokens=16, parameters=10**9), cost(tokens=64, parameters=10)),
-        (cost(parameters=10, serving="server"), cost(parameters=20, serving="Llava")),
-        (cost(serving="Llava"), cost(serving="remote-code")),
+        (cost(parameters=10, serving="tools"), cost(parameters=20, serving="native:Llava")),
+        (cost(serving="native:Llava"), cost(serving="remote-code")),
         (cost(inference=1.001e9, tokens=16), cost(inference=1.0e9, tokens=64)),  # equal FLOPs
     ],
 )

@@ -19,6 +19,7 @@ from modalign.cli import (
     doctor,
     edit,
     evaluate,
+    export,
     methods,
     options,
     patch,
@@ -63,6 +64,7 @@ app.command(epilog=options.EXIT_CODES)(compare.compare)
 app.command(epilog=options.EXIT_CODES)(train.train)
 app.command(name="eval", epilog=options.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=options.EXIT_CODES)(ask.ask)
+app.command(epilog=options.EXIT_CODES)(export.export)
 app.command(epilog=options.EXIT_CODES)(serve.serve)
 app.command(epilog=options.EXIT_CODES)(methods.methods)
 app.command(epilog=options.EXIT_CODES)(doctor.doctor)

@@ -9,6 +9,8 @@ import typer
 
 from modalign.cli import options
 
+WIDTH = 100  # columns of the table
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method; without it, all.")] = None,
@@ -40,21 +42,29 @@ def methods(
         _print_one(rows[0])
         return
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    for header in ("method", "family", "enters", "tokens"):
+    for header in ("method", "family", "enters", "tokens", "rung"):
         table.add_column(header, no_wrap=True)
     table.add_column("source", overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["family"], row["enters"], row["tokens"], row["papers"][0])
-    stdout.print(table)
+        shown = (row[key] for key in ("name", "family", "enters", "tokens", "rung"))
+        table.add_row(*shown, row["papers"][0])
+    stdout.print(table, width=min(WIDTH, stdout.width))
     stdout.print(
         "\nN features of an image, M tokens, P prefix tokens, s shuffle factor.\n"
+        "rung: how 'modalign export' can write it, for images.\n"
         "'modalign methods NAME' tells more; NAME:published trains the published size.",
         highlight=False,
     )
 
 
 def _row(method: Any) -> dict[str, Any]:
+    from modalign.models.export.rungs import standing_of
+
     facts = method.facts
+    sees, hears = (
+        standing_of([] if method.tools else [(modality, facts, None)])
+        for modality in ("image", "audio")
+    )
     return {
         "name": method.name,
         "family": method.family,
@@ -63,7 +73,10 @@ def _row(method: Any) -> dict[str, Any]:
         "tokens": facts.token_formula,
         "parameters": facts.parameter_text,
         "stages": [stage.name for stage in method.stages],
-        "export": facts.export_target,
+        "rung": sees.rung,
+        "rung_for_audio": hears.rung,
+        "gateway": sees.gateway,
+        "served_by": list(sees.served_by),
         "papers": list(facts.papers),
         "about": (sys.modules[facts.__module__].__doc__ or "").strip(),
     }

@@ -281,7 +281,8 @@ def _add_costs(base: MethodResult, runs: Sequence[JobResult]) -> None:
     }
     base.learning_rate = first.learning_rate
     base.trials = first.trials
-    base.serving = first.export_target
+    base.serving, base.gateway = first.export_target, first.gateway
+    base.served_by = first.served_by
 
 
 def _seed_run(

@@ -29,6 +29,7 @@ from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
 from modalign.files import replacing, write_atomically
 from modalign.models.collation import Collator, RawSignals
+from modalign.models.export.rungs import Standing, standing_of
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
 from modalign.training.memory import peak_resident, return_freed_memory
@@ -123,7 +124,9 @@ class JobResult(BaseModel):
     mir: float | None = None
     diagnostics: dict[str, float] = {}
     val_loss: float | None = None
-    export_target: str = "remote-code"
+    export_target: str = "remote-code"  # the rung of the export ladder
+    gateway: bool = False
+    served_by: list[str] = []
 
 
 def run_job(job: Job, channel: Connection | None = None) -> JobResult:
@@ -180,6 +183,7 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
     session.merge_lora()
     session.model.eval()
     val = _score(session, job.val)
+    standing = _standing(session)
     scores = {
         "val": val.correct,
         "untrained": untrained.correct,
@@ -209,7 +213,9 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         mir=_integration_rate(session, job.val),
         diagnostics=connector_diagnostics(session.model, job.val, session.collator, session.device),
         val_loss=val.mean_loss,
-        export_target=_export_target(session),
+        export_target=standing.rung,
+        gateway=standing.gateway,
+        served_by=list(standing.served_by),
     )
 
 
@@ -319,12 +325,10 @@ def _learning_rate(session: Session, found: SessionResult) -> float | None:
     return (rates.llm if session.method.tools else rates.connector) * found.factor
 
 
-def _export_target(session: Session) -> str:
-    """The native class that the model can be written as, if it takes one modality and there is one."""
-    if session.method.tools:
-        return session.method.facts.export_target
-    targets = [connector.export_target for connector in session.model.connectors.values()]
-    return str(targets[0]) if len(targets) == 1 else "remote-code"
+def _standing(session: Session) -> Standing:
+    """The rung of the export ladder that the model stands on, and what can serve it."""
+    model = session.model
+    return standing_of([(m, model.connector(m), model.encoders[m]) for m in model.connectors])
 
 
 def load_scores(folder: Path) -> dict[str, np.ndarray]:

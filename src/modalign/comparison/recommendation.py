@@ -29,6 +29,7 @@ from modalign.comparison.statistics import (
     interval,
 )
 from modalign.errors import UsageError
+from modalign.models.export.rungs import height
 
 MARGIN = 0.01
 RULES = {
@@ -51,11 +52,6 @@ class Cost:
 
 
 CostKey = tuple[float, float, float, float]
-
-
-def serving_rung(serving: str) -> int:
-    """How hard a method is to serve: 0 native class, 1 remote code, 2 gateway, 3 own server."""
-    return {"remote-code": 1, "gateway": 2, "server": 3, "own-server": 3}.get(serving, 0)
 
 
 def rank_by_validation(val_accuracy: Mapping[str, float]) -> list[str]:
@@ -116,7 +112,7 @@ def cost_keys(costs: Mapping[str, Cost]) -> dict[str, CostKey]:
             _two_digits((cost.inference_flops or 0.0) if per_answer else cost.flops),
             float(cost.tokens),
             float(cost.trainable_parameters),
-            float(serving_rung(cost.serving)),
+            float(height(cost.serving)),
         )
         for name, cost in costs.items()
     }

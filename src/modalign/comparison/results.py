@@ -105,7 +105,9 @@ class MethodResult(_Strict):
     learning_rate: float | None = None
     trials: list[Trial] = Field(default_factory=list)
     seeds: list[SeedRun] = Field(default_factory=list)
-    serving: str = "remote-code"
+    serving: str = "remote-code"  # rung of the export ladder: native:CLASS, remote-code, tools
+    gateway: bool = False  # encoder and connector can run before a language model elsewhere
+    served_by: list[str] = Field(default_factory=list)  # what can serve it
 
 
 class ReferenceRow(_Strict):

@@ -5,6 +5,9 @@ Two kinds are told apart by what the model's own feature extractor does:
 * it fills every clip to one fixed window (Whisper: 30 s, AST: 10.24 s). The model is run on the whole window,
   as it was trained; features of padding are masked. A feature counts as the clip's when its step begins
   within the clip.
+  Two other forms of Whisper's encoder are those of models that are built on it: ``qwen2_audio``
+  (arXiv 2407.10759) hides padding from attention as well and averages neighbouring features before
+  the last norm; ``voxtral`` (arXiv 2507.13264) keeps the features of the silence behind a clip.
 * it leaves clips as long as they are (wav2vec 2.0, HuBERT, WavLM, ...). Clips of equal length run together
   and no clip is ever padded: group norms over time and convolutional positions would see the padding.
 """
@@ -20,6 +23,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
 
 from modalign.encoders.base import (
     EncoderError,
@@ -28,6 +32,8 @@ from modalign.encoders.base import (
     all_features,
     prefix_mask,
 )
+
+POOL = 2  # neighbours that Qwen2-Audio's encoder averages
 
 
 def speech_part(config: PreTrainedConfig) -> type[nn.Module] | None:
@@ -98,7 +104,8 @@ class SpeechTower(SignalEncoder):
     Args:
         spec: ``config`` of the model; ``layer``, index into hidden_states (-1: its output);
             ``input``, the name of what it reads; ``window`` (fixed) or ``steps`` (varying);
-            ``feature_size`` and ``num_features``, measured when it was loaded.
+            ``form``, where it is another than the model's own; ``feature_size`` and
+            ``num_features``, measured when it was loaded.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -106,22 +113,36 @@ class SpeechTower(SignalEncoder):
         self.tower = build_part(AutoConfig.for_model(**spec["config"])).eval()
         self.layer, self.input = spec["layer"], spec["input"]
         self.fixed = spec.get("window") is not None
+        self.form = spec.get("form", "own")
         self.patches = patch_rows(self.tower.config)
         self.feature_size, self.num_features = spec["feature_size"], spec["num_features"]
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inputs (n, ...), mask -> features (n, N, d) and their mask.
 
-        The mask is over features where the window is fixed, else over samples or spectrogram frames.
+        The mask is over features where the window is fixed (in the form ``qwen2_audio`` over the
+        positions before neighbours are averaged), else over samples or spectrogram frames.
         """
+        if self.form == "qwen2_audio" and mask is not None:
+            counts = mask.sum(dim=1) // POOL
+            features = self.hidden(values, attention_mask=self._visible(values, mask))
+            return features, prefix_mask(counts, features.shape[1])
         if self.fixed:
             features = self.hidden(values)
             return all_features(features) if mask is None else (features, mask)
         return by_length(self.hidden, values, mask)
 
-    def hidden(self, values: Tensor) -> Tensor:
+    def _visible(self, values: Tensor, mask: Tensor) -> Tensor | None:
+        """What positions may attend to, by a mask (n, T) over them, as the tower takes it."""
+        empty = values.new_zeros(*mask.shape, 1)
+        config: Any = self.tower.config
+        return create_bidirectional_mask(
+            config=config, inputs_embeds=empty, attention_mask=mask.long()
+        )
+
+    def hidden(self, values: Tensor, **options: Any) -> Tensor:
         """Features (n, N, d) of inputs of one length, in order of time."""
-        output = self.tower(**{self.input: values}, output_hidden_states=True)
+        output = self.tower(**{self.input: values}, output_hidden_states=True, **options)
         states = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
         if self.patches is None:
             return states
@@ -145,12 +166,8 @@ def prepare_speech(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
         inputs.append(given[spec["input"]][0].float())
     window = spec.get("window")
     if window is not None:
-        counts = [_steps(len(signal), window) * window["rows"] for signal in signals]
-        return Prepared(
-            torch.stack(inputs),
-            prefix_mask(torch.tensor(counts), spec["window"]["features"]),
-            counts,
-        )
+        mask, counts = _in_window(spec, signals)
+        return Prepared(torch.stack(inputs), mask, counts)
     lengths = [len(values) for values in inputs]
     values = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
     counts = [num_features(length, spec["steps"]) for length in lengths]
@@ -161,6 +178,21 @@ def filled(signal: Any, length: int) -> Tensor:
     """A waveform (S,) as a tensor, with silence behind it up to a length."""
     samples = torch.as_tensor(signal, dtype=torch.float32)
     return nn.functional.pad(samples, (0, max(0, length - len(samples))))
+
+
+def _in_window(spec: dict[str, Any], signals: Sequence[Any]) -> tuple[Tensor | None, list[int]]:
+    """What of a fixed window is a clip's: a mask as :class:`SpeechTower` reads it, and counts."""
+    window, form = spec["window"], spec.get("form", "own")
+    if form == "voxtral":
+        return None, [window["features"]] * len(signals)
+    if form == "qwen2_audio":
+        samples = window["samples"] // (POOL * window["features"])  # of a position
+        lengths = [max(len(signal), spec["min_samples"]) for signal in signals]
+        places = [min(-(-length // samples), POOL * window["features"]) for length in lengths]
+        mask = prefix_mask(torch.tensor(places), POOL * window["features"])
+        return mask, [count // POOL for count in places]
+    counts = [_steps(len(signal), window) * window["rows"] for signal in signals]
+    return prefix_mask(torch.tensor(counts), window["features"]), counts
 
 
 def _steps(samples: int, window: dict[str, int]) -> int:

@@ -57,11 +57,12 @@ def _ranking(comparison: Comparison) -> list[str]:
         )
         cells = [c.cell(m) for c in columns]
         rank = fmt.MISSING if m.rank is None else str(m.rank)
-        rows.append([rank, esc(m.name), m.family, accuracy, *cells, esc(m.serving)])
+        rows.append([rank, esc(m.name), m.family, accuracy, *cells, esc(view.serving(m))])
     for r in comparison.references:
         blank = [""] * (len(columns) + 1)
         rows.append(["", esc(r.name), "reference", fmt.interval(r.accuracy), *blank])
     meaning = "\n".join(f"* **{c.heading}**: {c.meaning}." for c in columns)
+    meaning += f"\n* **Serving**: {view.SERVING}."
     return ["## Ranking", "By validation accuracy.", table([*headings, "Serving"], rows), meaning]
 
 

@@ -163,6 +163,17 @@ def alternatives(recommendation: Recommendation) -> list[tuple[str, float]]:
     return sorted(picks.items(), key=lambda pick: (-pick[1], pick[0]))
 
 
+SERVING = (
+    "the rung of the export ladder (native: a class of transformers; remote-code: with its own few "
+    "files; tools: beside a language model), and what can serve it"
+)
+
+
+def serving(method: MethodResult) -> str:
+    """The rung, and what can serve it, in words."""
+    return ": ".join(filter(None, (method.serving, ", ".join(method.served_by))))
+
+
 def recommended(comparison: Comparison) -> MethodResult | None:
     """The recommended method's own results."""
     name = comparison.recommendation.method if comparison.recommendation else None

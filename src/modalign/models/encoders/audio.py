@@ -90,9 +90,16 @@ class ConvOptions(MelOptions):
 
 
 class SpeechOptions(AudioOptions):
-    """Of a speech model: ``layer``, the hidden layer read; -1 is the encoder's output."""
+    """Of a speech model.
+
+    Attributes:
+        layer: hidden layer read; -1 is the encoder's output.
+        form: of Whisper: its ``own``, ``qwen2_audio`` (padding is hidden, neighbours averaged: half the
+            features) or ``voxtral`` (every clip is the whole window); see ``encoders.speech``.
+    """
 
     layer: int = -1
+    form: Literal["own", "qwen2_audio", "voxtral"] = "own"
 
 
 class ModuleOptions(AudioOptions):
@@ -159,7 +166,7 @@ def _conv(chosen: ConvOptions, media: Sequence[Media]) -> Loaded:
 
 
 def _speech(name: str, chosen: SpeechOptions, media: Sequence[Media], pickle: bool) -> Loaded:
-    spec = describe_speech(name, chosen.layer)
+    spec = describe_speech(name, chosen.layer, chosen.form)
     window = spec["window"]
     limit = _limit(chosen, media, window["samples"] / spec["rate"] if window else None)
     spec |= {"max_seconds": limit, "longer": chosen.longer}

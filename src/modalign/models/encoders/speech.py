@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    PreTrainedConfig,
+    Qwen2AudioEncoderConfig,
+)
 
 from modalign.encoders.base import EncoderError, SignalEncoder
 from modalign.encoders.speech import (
@@ -27,8 +33,13 @@ PLAIN = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0
 UNUSED = ("masked_spec_embed",)  # only read where spans are masked
 
 
-def describe_speech(name: str, layer: int) -> dict[str, Any]:
+def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
     """Everything an encoder is rebuilt from; lengths and widths are measured on a model without weights.
+
+    Args:
+        name: hub name or folder.
+        layer: hidden layer that is read.
+        form: of Whisper: ``own``, or that of a model built on it (``encoders.speech``).
 
     Raises:
         UsageError: no such model, or none that reads speech.
@@ -42,6 +53,9 @@ def describe_speech(name: str, layer: int) -> dict[str, Any]:
             f"the audio encoder {name!r} cannot be loaded: {first_line(error)}"
         ) from error
     config.update({key: value for key, value in PLAIN.items() if hasattr(config, key)})
+    if form != "own":
+        _check_form(name, config, layer, form)
+        config = _qwen2_audio(config) if form == "qwen2_audio" else config
     with torch.device("meta"):
         part = build_part(config).eval()
     inputs = str(part.main_input_name)
@@ -57,6 +71,7 @@ def describe_speech(name: str, layer: int) -> dict[str, Any]:
         "input": inputs,
         "layer": layer,
         "rate": rate,
+        **({} if form == "own" else {"form": form}),
     }
     half, whole = (_extracted(extractor, rate // 2, inputs), _extracted(extractor, rate, inputs))
     states = _states(part, inputs, whole, layer)
@@ -76,6 +91,31 @@ def describe_speech(name: str, layer: int) -> dict[str, Any]:
         "steps": steps,
         "min_samples": shortest,
     }
+
+
+def _check_form(name: str, config: PreTrainedConfig, layer: int, form: str) -> None:
+    if config.model_type != "whisper":
+        raise EncoderError(f"form={form} is one of Whisper, and {name!r} is {config.model_type}")
+    if layer != -1:
+        raise EncoderError(f"form={form} reads the encoder's output: leave layer at -1")
+
+
+def _qwen2_audio(config: PreTrainedConfig) -> Qwen2AudioEncoderConfig:
+    """Qwen2-Audio's encoder of the same sizes; it has Whisper's tensors under Whisper's names."""
+    names = (
+        "num_mel_bins",
+        "encoder_layers",
+        "encoder_attention_heads",
+        "encoder_ffn_dim",
+        "d_model",
+        "dropout",
+        "attention_dropout",
+        "activation_function",
+        "activation_dropout",
+        "scale_embedding",
+        "max_source_positions",
+    )
+    return Qwen2AudioEncoderConfig(**{name: getattr(config, name) for name in names})
 
 
 def most_features(spec: dict[str, Any], samples: int) -> int:

@@ -1,0 +1,99 @@
+"""On which rung of the export ladder a method stands, and what can serve it: the one table of it.
+
+Rungs, from the highest: ``native:CLASS`` (a class of transformers), ``remote-code`` (its own few
+Python files), ``tools`` (a language model that reads tools' text: modalign's server only). A gateway
+stands beside them: with it any prefix connector is served by a server of plain text models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modalign.connectors.codes import DiscreteConnector
+
+REMOTE_CODE, TOOLS, NATIVE = "remote-code", "tools", "native:"
+CAUSAL_LM = "CausalLM"  # discrete codes: any causal language model, with token ids for them
+
+# Classes for sound; those for images are the connectors' own ``export_target``.
+AUDIO = {"linear": "Qwen2Audio"}
+ENCODER_FORMS = {"Qwen2Audio": "qwen2_audio"}  # that their encoder must have been loaded in
+
+TRANSFORMERS = "transformers serve"
+VLLM = "vLLM"
+GATEWAY = "vLLM through the gateway"
+OWN = "modalign serve"
+LLAMA_CPP = "llama.cpp"
+
+# Native classes that vLLM serves by its documentation (its own Llava takes CLIP, SigLIP and Pixtral
+# towers only), and whose folders have the processor that it asks for: those of Idefics3 have another.
+IN_VLLM = {"Llava", "Qwen2Audio", CAUSAL_LM}
+# Connectors whose kind is in llama.cpp's table of projectors; modalign writes no GGUF file.
+IN_LLAMA_CPP = {"ldp", "ldpv2"}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a method stands.
+
+    Attributes:
+        rung: ``native:CLASS``, ``remote-code`` or ``tools``.
+        gateway: whether encoder and connector can run before a language model that runs elsewhere.
+        served_by: what can serve it, the most usual first.
+    """
+
+    rung: str
+    gateway: bool
+    served_by: tuple[str, ...]
+
+
+def native_class(modality: str, connector: Any, encoder: Any = None) -> str | None:
+    """The class of transformers that can hold a connector for a modality, by what it is.
+
+    Whether it computes the same is measured when the model is written.
+
+    Args:
+        modality: what it connects.
+        connector: the class of a connector, or one of it: its options may matter.
+        encoder: the one that stands before it, if that is known.
+    """
+    kind = connector if isinstance(connector, type) else type(connector)
+    if issubclass(kind, DiscreteConnector):
+        return CAUSAL_LM
+    if modality == "audio":
+        target = AUDIO.get(connector.name)
+        form = getattr(encoder, "form", None)
+        return target if encoder is None or form == ENCODER_FORMS.get(str(target)) else None
+    target = str(connector.export_target)
+    return target if modality == "image" and target != REMOTE_CODE else None
+
+
+def standing_of(parts: Sequence[tuple[str, Any, Any]]) -> Standing:
+    """Where a model stands.
+
+    Args:
+        parts: (modality, connector or its class, encoder or None) of everything that it takes;
+            none: its media enter as the text of tools, or not at all.
+    """
+    if not parts:
+        return Standing(TOOLS, False, (OWN,))
+    classes = {native_class(*part) for part in parts}
+    found = classes.pop() if len(classes) == 1 else None
+    if len(parts) > 1 and found != CAUSAL_LM:
+        found = None  # classes of transformers hold one modality
+    connectors = [connector for _, connector, _ in parts]
+    prefix = all(connector.enters == "prefix" for connector in connectors)
+    served = [TRANSFORMERS] if found is not None else []
+    served += [VLLM] if found in IN_VLLM else []
+    served += [GATEWAY] if prefix else []
+    served.append(OWN)
+    if all(connector.name in IN_LLAMA_CPP for connector in connectors):
+        served.append(LLAMA_CPP)
+    rung = REMOTE_CODE if found is None else NATIVE + found
+    return Standing(rung, prefix, tuple(served))
+
+
+def height(rung: str) -> int:
+    """How hard a rung is to serve: 0 native, 1 remote code, 2 tools."""
+    return 0 if rung.startswith(NATIVE) else {REMOTE_CODE: 1}.get(rung, 2)
