@@ -14,7 +14,7 @@ from modalign.data.records import Media, Message, Record, Source
 from modalign.data.supervision import Sample, tokenise
 from modalign.errors import UsageError
 from modalign.models.collation import Collator
-from modalign.models.export import conversation_of
+from modalign.models.export import conversation_of, verify
 from modalign.models.export.probe import prepare
 from modalign.models.tool_text import ToolReader
 
@@ -98,10 +98,7 @@ def modalities_of(processor: Any) -> list[str]:
     """What a model takes besides text."""
     if isinstance(processor, ToolReader):
         return processor.modalities
-    signals = getattr(processor, "signals", None)
-    if signals is None:
-        return ["image"]
-    return [*(["image"] if processor.num_image_tokens else []), *signals]
+    return verify.modalities_of(processor)
 
 
 def answer_records(

@@ -31,6 +31,7 @@ from modalign.models.export.verify import (
     Expected,
     check_trained_ids,
     conversation_of,
+    modalities_of,
     tolerance_of,
     verify_in_clean_process,
 )
@@ -218,14 +219,6 @@ def _records(
     if not chosen:
         raise DataError(f"{origin} holds no record to compare on")
     return chosen[:count], origin
-
-
-def modalities_of(processor: Any) -> list[str]:
-    """What a saved model takes besides text."""
-    signals = getattr(processor, "signals", None)
-    if signals is not None:
-        return [*(["image"] if processor.num_image_tokens else []), *signals]
-    return ["image"] if getattr(processor, "image_processor", None) is not None else ["audio"]
 
 
 def _run_data(folder: Path) -> str | None:

@@ -58,12 +58,32 @@ class Expected:
     language_model: Path | None = None
 
 
+def signals_of(processor: Any) -> dict[str, dict[str, Any]]:
+    """Modality -> ``{"spec": ...}``, how its signals are decoded for a processor, ours or native."""
+    own: dict[str, dict[str, Any]] | None = getattr(processor, "signals", None)
+    if own is not None:
+        return own
+    extractor = getattr(processor, "feature_extractor", None)
+    if extractor is None:
+        return {}
+    seconds = float(extractor.chunk_length)
+    spec = {"rate": extractor.sampling_rate, "max_seconds": seconds, "longer": "refuse"}
+    return {"audio": {"spec": spec}}
+
+
+def modalities_of(processor: Any) -> list[str]:
+    """What a saved model takes besides text, by its processor."""
+    signals = signals_of(processor)
+    images = getattr(processor, "num_image_tokens", 0 if signals else 1)
+    return [*(["image"] if images else []), *signals]
+
+
 def conversation_of(record: Record, processor: Any = None) -> Conversation:
     """A record's conversation up to its last answer, with decoded media.
 
     Signals other than images are decoded as the processor's encoders need them.
     """
-    specs = getattr(processor, "signals", {})
+    specs = signals_of(processor)
     messages = record.messages
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
