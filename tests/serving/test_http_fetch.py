@@ -276,7 +276,7 @@ def test_an_image_in_a_chat_by_its_address() -> None:
         refusal = httpx2.post(url, json=body)
         assert refusal.json()["error"]["code"] == "url_refused"
         assert f"--allow-url {NAME}:{port}" in refusal.json()["error"]["message"]
-        server.service.media.fetcher = fetcher(port)
+        server.service.fetcher = fetcher(port)
         assert httpx2.post(url, json=body).status_code == 200
     assert engine.turns[0][0].parts[0].data == PNG  # type: ignore[union-attr]
 

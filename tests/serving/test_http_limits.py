@@ -323,14 +323,14 @@ def test_a_recording_over_the_limit(server: Served) -> None:
     part = {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}}
     error = refused(server, part)
     assert error["param"] == "messages[0].content[1].input_audio.data"
-    assert "1.5 s, more than this server's 1 s" in error["message"]
+    assert "its 1.5 s the request has more audio than this server's 1 s" in error["message"]
     broken = {"type": "input_audio", "input_audio": {"data": "SGVsbG8=", "format": "wav"}}
     assert refused(server, broken)["code"] == "invalid_media"
 
 
 @pytest.mark.parametrize(
     ("side", "times", "said"),
-    [(16, [0.0, 1.5], "more than this server's 1 s"), (80, [0.0], "80 x 80")],
+    [(16, [0.0, 1.5], "more video than this server's 1 s"), (80, [0.0], "80 x 80")],
 )
 def test_a_video_over_the_limit(server: Served, side: int, times: list[float], said: str) -> None:
     content = grey_video(side, side, np.array(times)).read()
@@ -338,9 +338,24 @@ def test_a_video_over_the_limit(server: Served, side: int, times: list[float], s
     assert said in refused(server, part)["message"]
 
 
+def test_limits_hold_for_all_media_of_a_request_together(server: Served) -> None:
+    half = image(url_of("image/png", tiny.png_bytes(0, 23)))  # 529 of 1024 pixels
+    assert refused(server, half, half)["param"] == "messages[0].content[2].image_url.url"
+    sound = base64.b64encode(wav_bytes(0.6, 8000)).decode()
+    part = {"type": "input_audio", "input_audio": {"data": sound}}
+    assert refused(server, part, part)["param"] == "messages[0].content[2].input_audio.data"
+    for _ in range(2):  # a request at a time
+        content = [half, part]
+        response = post(server, {"messages": [{"role": "user", "content": content}]})
+        assert response.status_code == 200
+
+
 def test_too_many_media(server: Served) -> None:
     part = image(f"data:image/png;base64,{BASE64}")
-    assert "4 media" in refused(server, *[part] * 4)["message"]
+    series = {"type": "series", "series": [1.0]}
+    error = refused(server, part, *[series] * 3)
+    assert error["param"] == "messages[0].content[4].series"
+    assert "3 media" in error["message"]
 
 
 # --- too much at once, and clients that leave ---------------------------------------------------

@@ -70,10 +70,11 @@ def serve(
         float, typer.Option("--max-body-mb", min=0.001, help="Largest body of a request.")
     ] = 32.0,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Most pixels of an image.")
-    ] = 32_000_000,
+        int, typer.Option("--max-pixels", min=1, help="Most pixels of a request's images.")
+    ] = 64_000_000,
     max_seconds: Annotated[
-        float, typer.Option("--max-seconds", min=0.001, help="Longest recording or video.")
+        float,
+        typer.Option("--max-seconds", min=0.001, help="Most sound, and most video, of a request."),
     ] = 600.0,
     drain_seconds: Annotated[
         float,

@@ -49,9 +49,8 @@ class Service:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine.state)
-        limits = settings.media
-        fetcher = Fetcher(settings.url_hosts, limits.url_bytes, limits.url_seconds)
-        self.media = MediaReader(engine.modalities, limits, fetcher)
+        media = settings.media
+        self.fetcher = Fetcher(settings.url_hosts, media.url_bytes, media.url_seconds)
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="modalign-request")
         self.created = int(time.time())
         self.draining = False
@@ -110,6 +109,10 @@ class Service:
                 code="model_not_found",
             )
 
+    def media(self) -> MediaReader:
+        """What reads the media of one request."""
+        return MediaReader(self.engine.modalities, self.settings.media, self.fetcher)
+
     def model(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
         return {
@@ -160,7 +163,7 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         return await ask(
             request,
             ChatRequest,
-            lambda given: chat.prepare(given, engine, service.media, settings.name),
+            lambda given: chat.prepare(given, engine, service.media(), settings.name),
         )
 
     @app.post("/v1/completions", **_described(CompletionRequest, answers.Completion))

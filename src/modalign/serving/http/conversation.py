@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modalign.data.records import Media, Message
+from modalign.data.records import Message
 from modalign.data.records import Part as EnginePart
 from modalign.endpoints.tool_calls import with_mappings
 from modalign.serving.http import schemas
 from modalign.serving.http.errors import refused
-from modalign.serving.http.media import MediaReader, too_many
+from modalign.serving.http.media import MediaReader
 from modalign.serving.requests import Turn
 
 ROLES: dict[str, Any] = {"developer": "system"}  # the newer name of the same thing
@@ -29,12 +29,8 @@ def turns_of(messages: Sequence[schemas.Turn], reader: MediaReader, tools: bool)
         ApiError: a medium that cannot be taken, or turns of tools where the template has none.
     """
     turns: list[Turn] = []
-    count = 0
     for number, message in enumerate(messages):
         parts = _parts(message, f"messages[{number}].content", reader)
-        count += sum(isinstance(part, Media) for part in parts)
-        if error := too_many(count, reader.limits):
-            raise error
         if message.role == "tool" or message.tool_calls:
             if not tools:
                 raise refused(

@@ -13,17 +13,17 @@ from modalign.data.images import ImageError, stored_size
 from modalign.data.records import Media, Source
 from modalign.data.signals import SignalError
 from modalign.errors import DataError
-from modalign.serving.http.errors import ApiError, refused
+from modalign.serving.http.errors import refused
 from modalign.serving.http.fetch import Fetcher
 from modalign.serving.http.settings import MediaLimits
 
 
 class MediaReader:
-    """Reads the media of one server's requests.
+    """Reads the media of one request.
 
     Args:
         modalities: that the model takes.
-        limits: of each medium.
+        limits: of all media together.
         fetcher: for http(s) URLs.
     """
 
@@ -31,6 +31,8 @@ class MediaReader:
         self.modalities = modalities
         self.limits = limits
         self.fetcher = fetcher
+        self._count = self._pixels = 0
+        self._seconds = {"audio": 0.0, "video": 0.0}
 
     def from_url(self, modality: str, url: str, param: str) -> Media:
         """A medium behind a data URL or an allowed address.
@@ -78,30 +80,46 @@ class MediaReader:
         if modality not in self.modalities:
             takes = ", ".join(("text", *self.modalities))
             raise refused(param, f"this model takes no {modality}, only {takes}", "modality")
+        self._count += 1
+        if self._count > self.limits.count:
+            raise refused(
+                param, f"more than this server's {self.limits.count} media in one request"
+            )
 
     def _checked(self, modality: str, content: bytes, param: str) -> Media:
         medium = Media(modality, data=content, source=_source(param))
         try:
-            self._limit(medium)
+            if modality == "image":
+                self._add_pixels(medium)
+            else:
+                self._add_seconds(medium)
         except DataError as error:
             raise refused(param, getattr(error, "reason", str(error)), "invalid_media") from None
         return medium
 
-    def _limit(self, medium: Media) -> None:
-        """Raise DataError for a medium that is too large, by its header."""
-        if medium.modality == "image":
-            width, height = _size(medium)
-            if width * height > self.limits.image_pixels:
-                raise SignalError(
-                    "image-too-large",
-                    medium,
-                    f"{width} x {height} pixels, more than this server's {self.limits.image_pixels:,}",
-                )
-        elif medium.modality == "audio":
-            _refuse_longer(medium, duration(medium), self.limits.audio_seconds)
-        elif medium.modality == "video":
-            _refuse_longer(
-                medium, _shown_for(medium, self.limits.video_pixels), self.limits.video_seconds
+    def _add_pixels(self, medium: Media) -> None:
+        width, height = _size(medium)
+        self._pixels += width * height
+        if self._pixels > self.limits.image_pixels:
+            raise SignalError(
+                "image-too-large",
+                medium,
+                f"with its {width} x {height} pixels the request has more than this server's "
+                f"{self.limits.image_pixels:,}: shrink it",
+            )
+
+    def _add_seconds(self, medium: Media) -> None:
+        if medium.modality == "audio":
+            found, limit = duration(medium), self.limits.audio_seconds
+        else:
+            found, limit = _shown_for(medium, self.limits.video_pixels), self.limits.video_seconds
+        self._seconds[medium.modality] += found
+        if self._seconds[medium.modality] > limit:
+            raise SignalError(
+                "broken-media",
+                medium,
+                f"with its {found:.1f} s the request has more {medium.modality} than this server's "
+                f"{limit:g} s: cut it",
             )
 
 
@@ -122,13 +140,6 @@ def _size(medium: Media) -> tuple[int, int]:
                 "not-an-image", medium, "no image of a known format: send PNG, JPEG or WebP"
             ) from None
         raise
-
-
-def _refuse_longer(medium: Media, seconds: float, limit: float) -> None:
-    if seconds > limit:
-        raise SignalError(
-            "broken-media", medium, f"{seconds:.1f} s, more than this server's {limit:g} s: cut it"
-        )
 
 
 def _shown_for(medium: Media, max_pixels: int) -> float:
@@ -169,12 +180,3 @@ def _base64(text: str, param: str) -> bytes:
     if not content:
         raise refused(param, "is empty", "invalid_media")
     return content
-
-
-def too_many(count: int, limits: MediaLimits) -> ApiError | None:
-    """An error where a request has more media than allowed."""
-    if count <= limits.count:
-        return None
-    return refused(
-        "messages", f"{count} media in one request, more than this server's {limits.count}"
-    )

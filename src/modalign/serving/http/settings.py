@@ -12,23 +12,25 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """The largest media of a request; checked before anything is decoded.
+    """The most that the media of one request may be; checked before anything is decoded.
+
+    Small files can decode to large pictures and long silence, and all media of a request are in memory together.
 
     Attributes:
-        count: media in one request.
-        image_pixels: width x height of an image.
-        audio_seconds: of a recording.
-        video_seconds: of a video.
+        count: media.
+        image_pixels: of all images together.
+        audio_seconds: of all recordings together.
+        video_seconds: of all videos together.
         video_pixels: width x height of a video's frames.
         url_bytes: of a medium that is fetched.
         url_seconds: for fetching it, redirects included.
     """
 
     count: int = 64
-    image_pixels: int = 32_000_000
+    image_pixels: int = 64_000_000
     audio_seconds: float = 600.0
     video_seconds: float = 600.0
-    video_pixels: int = 33_177_600
+    video_pixels: int = 4096 * 2304
     url_bytes: int = 32 * MEGABYTE
     url_seconds: float = 20.0
 
