@@ -225,12 +225,9 @@ def _described(schema: type[Schema], model: type[answers.Shown]) -> dict[str, An
     reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": reference}}}
     responses = _answers(model, *WORK)
-    responses[200]["content"] = {
-        "text/event-stream": {
-            "schema": {"type": "string"},
-            "example": "data: {...}\n\ndata: [DONE]",
-        }
-    }
+    # Of each event; the last one's data is [DONE].
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    responses[200]["content"] = {"text/event-stream": {"schema": event}}
     return {
         "response_model": None,
         "responses": responses,
