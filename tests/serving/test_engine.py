@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
+import every_modality
 import tiny
-from modalign.data.records import Media, Message, Record, Source
+from modalign.data.records import MODALITIES, Media, Message, Record, Source
 from modalign.evaluation.generation import answer_records
 from modalign.models.open import open_model
 from modalign.serving.engine import LocalEngine, open_engine
@@ -86,6 +87,35 @@ def test_batched_answers_equal_those_alone(compose_tiny: Any, connector: str, ll
         assert state.media_misses == len(shown) + 1  # and the one of the self-test
         assert state.media_hits > 0
         assert state.steps < state.new_tokens / 2  # rows did share steps
+
+
+@pytest.mark.parametrize("connectors", [every_modality.CONNECTORS, "linear"])
+def test_all_six_modalities_in_one_batch(llm_folder: Callable[..., Any], connectors: Any) -> None:
+    """Media of any modality and length beside each other, by connectors in the prefix and in layers."""
+    model, processor, _ = every_modality.composed(str(llm_folder()), connectors=connectors)
+    kinds = [
+        ("image", "audio"),
+        ("video",),
+        ("series", "table", "vectors"),
+        MODALITIES,
+        (),
+        ("audio",),
+    ]
+    asked = [
+        list(every_modality.record(*kind, row=row).messages[:-1])
+        for row, kind in enumerate(kinds, start=1)
+    ]
+    expected = [alone(model, processor, messages) for messages in asked]
+    with running(model, processor, max_batch=4) as engine:
+        assert engine.state().batching == "continuous", engine.note
+        for _ in range(2):
+            prompts = [engine.chat_prompt(each) for each in asked]
+            heard = ask_all(engine, prompts, max_tokens=NEW)
+            assert [each.text.strip() for each in heard] == expected
+        assert engine.state().media_hits > 0
+    whole = prompts[3].media_tokens
+    assert set(whole) == set(MODALITIES)
+    assert all(0 < count < len(prompts[3].ids) for count in whole.values())
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
