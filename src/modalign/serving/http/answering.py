@@ -5,43 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from modalign.serving.http.errors import GONE, ApiError, draining
 from modalign.serving.http.runs import Ask, Run
-from modalign.serving.requests import (
-    Delta,
-    Event,
-    Finished,
-    FinishReason,
-    Prompt,
-    Scored,
-    Started,
-)
+from modalign.serving.http.shapes import Collected, Shape
+from modalign.serving.requests import Delta, Event, Finished, Prompt, Started
 
 log = logging.getLogger("modalign.serving")
 Result = TypeVar("Result")
 
-LEAST = -9999.0  # what OpenAI gives for a probability of 0: JSON has no infinity
 DONE = b"data: [DONE]\n\n"
-
-
-class Shape(Protocol):
-    """How the answers of one kind of request are written."""
-
-    def chunk(self, choice: int, event: Event) -> str:
-        """Server-sent events for one event of the engine; empty where there is nothing to show."""
-
-    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
-        """The last server-sent event, where usage was asked for."""
-
-    def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer that is not streamed."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +58,6 @@ class Work:
             "total_tokens": read + run.new_tokens,
             "prompt_tokens_details": details,
         }
-
-
-@dataclass
-class Collected:
-    """One answer, put together."""
-
-    texts: list[str] = field(default_factory=list)
-    prompt: tuple[Scored, ...] = ()
-    tokens: list[Scored] = field(default_factory=list)
-    reason: FinishReason = "stop"
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return "".join(self.texts)
-
-
-def finite(logprob: float) -> float:
-    """A log-probability that JSON can hold."""
-    return max(logprob, LEAST)
 
 
 def failure(event: Finished) -> ApiError | None:

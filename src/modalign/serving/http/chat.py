@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from modalign.serving.http.answering import Collected, Work, finite
+from modalign.serving.http.answering import Work
 from modalign.serving.http.calls import CallReader
 from modalign.serving.http.conversation import turns_of
 from modalign.serving.http.errors import refused
@@ -17,6 +15,7 @@ from modalign.serving.http.media import MediaReader
 from modalign.serving.http.runs import Ask
 from modalign.serving.http.sampled import asks_for, room, sampling_of
 from modalign.serving.http.schemas import ChatRequest
+from modalign.serving.http.shapes import Collected, Shape, finite
 from modalign.serving.requests import Delta, Engine, Event, Scored, Started
 
 
@@ -64,7 +63,7 @@ def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
     return [tool.model_dump(exclude_unset=True) for tool in request.tools]
 
 
-class ChatShape:
+class ChatShape(Shape):
     """Answers of a chat.
 
     Args:
@@ -78,68 +77,41 @@ class ChatShape:
     def __init__(
         self, name: str, choices: int, tools: set[str] | None, logprobs: bool, usage: bool
     ) -> None:
-        self._id = f"chatcmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._name = name
+        super().__init__(("chat.completion", "chat.completion.chunk"), "chatcmpl", name, usage)
         self._readers = None if tools is None else [CallReader(tools) for _ in range(choices)]
-        self._tools = tools
         self._logprobs = logprobs
-        # What all chunks share is written once: a chunk is made for every token of every client.
-        self._head = (
-            f'data: {{"id":"{self._id}","object":"chat.completion.chunk","created":{self._created},'
-            f'"model":{json.dumps(name)},"choices":['
-        )
-        self._tail = ',"usage":null}\n\n' if usage else "}\n\n"
 
     def chunk(self, choice: int, event: Event) -> str:
-        """See :class:`~modalign.serving.http.answering.Shape`."""
+        """See :class:`Shape`."""
         if isinstance(event, Delta):
             text = self._readers[choice].feed(event.text) if self._readers else event.text
             if not text and not event.tokens:
                 return ""
             logprobs = json.dumps(_logprobs(event.tokens)) if self._logprobs else "null"
-            return self._one(choice, f'{{"content":{json.dumps(text)}}}', logprobs)
+            return self._delta(choice, f'{{"content":{json.dumps(text)}}}', logprobs)
         if isinstance(event, Started):
-            return self._one(choice, '{"role":"assistant","content":"","refusal":null}')
+            return self._delta(choice, '{"role":"assistant","content":"","refusal":null}')
         text, calls = self._readers[choice].end() if self._readers else ("", [])
-        chunks = []
+        chunks = ""
         if text:
-            chunks.append(self._one(choice, f'{{"content":{json.dumps(text)}}}'))
+            chunks += self._delta(choice, f'{{"content":{json.dumps(text)}}}')
         if calls:
             numbered = [{"index": place, **call} for place, call in enumerate(calls)]
-            chunks.append(self._one(choice, json.dumps({"tool_calls": numbered})))
-        reason = "tool_calls" if calls else event.reason
-        chunks.append(self._one(choice, "{}", finish=f'"{reason}"'))
-        return "".join(chunks)
+            chunks += self._delta(choice, json.dumps({"tool_calls": numbered}))
+        return chunks + self._delta(choice, "{}", finish="tool_calls" if calls else event.reason)
 
-    def _one(self, choice: int, delta: str, logprobs: str = "null", finish: str = "null") -> str:
-        return (
-            f'{self._head}{{"index":{choice},"delta":{delta},"logprobs":{logprobs},'
-            f'"finish_reason":{finish}}}]{self._tail}'
-        )
+    def _delta(
+        self, choice: int, delta: str, logprobs: str = "null", finish: str | None = None
+    ) -> str:
+        return self.written(choice, f'"delta":{delta}', logprobs, finish)
 
-    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
-        """See :class:`~modalign.serving.http.answering.Shape`."""
-        return f'{self._head}],"usage":{json.dumps(usage)}}}\n\n'
-
-    def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`~modalign.serving.http.answering.Shape`."""
-        return {
-            "id": self._id,
-            "object": "chat.completion",
-            "created": self._created,
-            "model": self._name,
-            "choices": [self._choice(place, answer) for place, answer in enumerate(answers)],
-            "usage": usage,
-        }
-
-    def _choice(self, place: int, answer: Collected) -> dict[str, Any]:
+    def choice(self, place: int, answer: Collected) -> dict[str, Any]:
+        """See :class:`Shape`."""
         text: str | None = answer.text
         calls: list[dict[str, Any]] = []
-        if self._tools is not None:
-            reader = CallReader(self._tools)
-            shown = reader.feed(answer.text)
-            rest, calls = reader.end()
+        if self._readers is not None:
+            shown = self._readers[place].feed(answer.text)
+            rest, calls = self._readers[place].end()
             text = shown + rest
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import secrets
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from modalign.serving.http.answering import Collected, Work, finite
+from modalign.serving.http.answering import Work
 from modalign.serving.http.errors import refused
 from modalign.serving.http.sampled import asks_for, room, sampling_of
 from modalign.serving.http.schemas import CompletionRequest
+from modalign.serving.http.shapes import Collected, Shape, finite
 from modalign.serving.requests import Delta, Engine, Event, Scored, Started
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -51,21 +50,18 @@ def prepare(request: CompletionRequest, engine: Engine, name: str, most_choices:
     echoed: list[str | None] | None = None
     if request.echo:
         echoed = [text if isinstance(text, str) else None for text in given for _ in range(n)]
-    shape = CompletionShape(
-        name, len(asks), echoed, request.logprobs is not None, bool(request.logprobs), stream_usage
-    )
+    shape = CompletionShape(name, len(asks), echoed, request.logprobs, stream_usage)
     return Work(prompts, asks, shape, bool(request.stream), stream_usage)
 
 
-class CompletionShape:
+class CompletionShape(Shape):
     """Answers that go on from prompts.
 
     Args:
         name: of the model.
         choices: how many answers.
         echoed: the prompts' texts in the order of choices, None for one of ids; None without ``echo``.
-        logprobs: whether tokens carry their log-probabilities.
-        alternatives: whether they carry those of other tokens too.
+        logprobs: how many alternatives tokens carry; None for no log-probabilities.
         usage: whether chunks have the field ``usage``.
     """
 
@@ -74,58 +70,35 @@ class CompletionShape:
         name: str,
         choices: int,
         echoed: list[str | None] | None,
-        logprobs: bool,
-        alternatives: bool,
+        logprobs: int | None,
         usage: bool,
     ) -> None:
-        self._id = f"cmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._name = name
+        super().__init__(("text_completion", "text_completion"), "cmpl", name, usage)
         self._echoed = echoed
-        self._logprobs, self._alternatives = logprobs, alternatives
+        self._logprobs = logprobs
         self._offsets = [0] * choices
-        self._head = (
-            f'data: {{"id":"{self._id}","object":"text_completion","created":{self._created},'
-            f'"model":{json.dumps(name)},"choices":['
-        )
-        self._tail = ',"usage":null}\n\n' if usage else "}\n\n"
 
     def chunk(self, choice: int, event: Event) -> str:
-        """See :class:`~modalign.serving.http.answering.Shape`."""
+        """See :class:`Shape`."""
         if isinstance(event, Delta):
-            return self._one(choice, event.text, event.tokens)
-        if isinstance(event, Started):
-            if self._echoed is None:
-                return ""
-            return self._one(choice, self._echo(choice, event.prompt), event.prompt)
-        return self._one(choice, "", (), f'"{event.reason}"')
-
-    def _one(self, choice: int, text: str, tokens: Sequence[Scored], finish: str = "null") -> str:
-        if not text and not tokens and finish == "null":
+            return self._text(choice, event.text, event.tokens)
+        if not isinstance(event, Started):
+            return self._text(choice, "", (), event.reason)
+        if self._echoed is None:
             return ""
-        shown = self._logprobs and tokens
+        return self._text(choice, self._echo(choice, event.prompt), event.prompt)
+
+    def _text(
+        self, choice: int, text: str, tokens: Sequence[Scored], finish: str | None = None
+    ) -> str:
+        if not text and not tokens and finish is None:
+            return ""
+        shown = self._logprobs is not None and tokens
         logprobs = json.dumps(self._scores(choice, tokens)) if shown else "null"
-        return (
-            f'{self._head}{{"index":{choice},"text":{json.dumps(text)},"logprobs":{logprobs},'
-            f'"finish_reason":{finish}}}]{self._tail}'
-        )
+        return self.written(choice, f'"text":{json.dumps(text)}', logprobs, finish)
 
-    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
-        """See :class:`~modalign.serving.http.answering.Shape`."""
-        return f'{self._head}],"usage":{json.dumps(usage)}}}\n\n'
-
-    def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`~modalign.serving.http.answering.Shape`."""
-        return {
-            "id": self._id,
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._name,
-            "choices": [self._choice(place, answer) for place, answer in enumerate(answers)],
-            "usage": usage,
-        }
-
-    def _choice(self, place: int, answer: Collected) -> dict[str, Any]:
+    def choice(self, place: int, answer: Collected) -> dict[str, Any]:
+        """See :class:`Shape`."""
         text, tokens = answer.text, answer.tokens
         if self._echoed is not None:
             text = self._echo(place, answer.prompt) + text
@@ -133,7 +106,7 @@ class CompletionShape:
         return {
             "index": place,
             "text": text,
-            "logprobs": self._scores(place, tokens) if self._logprobs else None,
+            "logprobs": None if self._logprobs is None else self._scores(place, tokens),
             "finish_reason": answer.reason,
         }
 
@@ -155,7 +128,7 @@ class CompletionShape:
             "token_logprobs": [
                 None if token.logprob is None else finite(token.logprob) for token in tokens
             ],
-            "top_logprobs": [_top(token) for token in tokens] if self._alternatives else None,
+            "top_logprobs": [_top(token) for token in tokens] if self._logprobs else None,
             "text_offset": offsets,
         }
 

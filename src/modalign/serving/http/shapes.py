@@ -1,0 +1,83 @@
+"""How answers are written: what both kinds of completions share, whole and in chunks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from modalign.serving.requests import Event, FinishReason, Scored
+
+LEAST = -9999.0  # what OpenAI gives for a probability of 0: JSON has no infinity
+
+
+@dataclass
+class Collected:
+    """One answer, put together."""
+
+    texts: list[str] = field(default_factory=list)
+    prompt: tuple[Scored, ...] = ()
+    tokens: list[Scored] = field(default_factory=list)
+    reason: FinishReason = "stop"
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
+
+
+class Shape(ABC):
+    """How the answers of one request are written.
+
+    Args:
+        kind: what they are called, as a whole and in chunks.
+        prefix: of their id.
+        name: of the model.
+        usage: whether chunks have the field ``usage``.
+    """
+
+    def __init__(self, kind: tuple[str, str], prefix: str, name: str, usage: bool) -> None:
+        self._head = {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "object": kind[0],
+            "created": int(time.time()),
+            "model": name,
+        }
+        # What all chunks share is written once: a chunk is made for every token of every client.
+        chunk = json.dumps(self._head | {"object": kind[1]}, separators=(",", ":"))
+        self._chunk_head = f'data: {chunk[:-1]},"choices":['
+        self._chunk_tail = ',"usage":null}\n\n' if usage else "}\n\n"
+
+    @abstractmethod
+    def chunk(self, choice: int, event: Event) -> str:
+        """Server-sent events for one event of the engine; empty where there is nothing to show."""
+
+    @abstractmethod
+    def choice(self, place: int, answer: Collected) -> dict[str, Any]:
+        """One answer that is not streamed."""
+
+    def written(self, choice: int, content: str, logprobs: str, finish: str | None) -> str:
+        """A chunk of one choice; ``content`` and ``logprobs`` are JSON."""
+        reason = "null" if finish is None else f'"{finish}"'
+        return (
+            f'{self._chunk_head}{{"index":{choice},{content},"logprobs":{logprobs},'
+            f'"finish_reason":{reason}}}]{self._chunk_tail}'
+        )
+
+    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
+        """The last chunk, where usage was asked for."""
+        return f'{self._chunk_head}],"usage":{json.dumps(usage)}}}\n\n'
+
+    def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer that is not streamed."""
+        choices = [self.choice(place, answer) for place, answer in enumerate(answers)]
+        return {**self._head, "choices": choices, "usage": usage}
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can hold."""
+    return max(logprob, LEAST)
