@@ -2,13 +2,15 @@
 # make test    install, lint, type-check and test (10 minutes on 2 cores)
 # make report  the full comparison: every method, three seeds, a larger budget (35 minutes on 2 cores)
 # make bench   measured comparisons: speed (minutes), and the published ordering (minutes)
+# make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
+HARNESS := build/harness
 
-.PHONY: demo test lint report bench starter clean
+.PHONY: demo test lint report bench harness starter clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +44,20 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.editing
 	$(BIN)/python -m bench.ordering --out $(OUT)/ordering
 	$(BIN)/python -m bench.editing_facts --out $(OUT)/editing_facts
+
+# Each harness in an environment of its own, torch in the CPU build that constraints.txt names.
+$(HARNESS)/%/.requirements: bench/harness/%.txt constraints.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+$(HARNESS)/lmms-eval/.installed: $(HARNESS)/lmms-eval/.requirements
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	touch $@
+
+harness: $(VENV)/.installed $(HARNESS)/lm-eval/.requirements $(HARNESS)/lmms-eval/.installed
+	$(BIN)/python -m bench.harness $(if $(MODEL),--model $(MODEL))
 
 starter: $(VENV)/.installed
 	$(BIN)/modalign starter build

@@ -1,0 +1,17 @@
+"""What lmms-eval asks of a row; runs in its own environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+
+def pictures(row: dict[str, Any]) -> list[Image.Image]:
+    """The row's picture."""
+    return [Image.open(row["image"]).convert("RGB")]
+
+
+def question(row: dict[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
+    """What is asked about it."""
+    return str(row["question"])
