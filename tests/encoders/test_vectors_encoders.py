@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -32,12 +32,13 @@ SIGNALS = st.lists(
 )
 
 
+@example([np.array([[1e-45, 0, 0], [0, 0, 0]], dtype=np.float32)], True)
 @given(SIGNALS, st.booleans())
 def test_features_are_the_vectors(signals: list[np.ndarray], standardise: bool) -> None:
     spec, encoder = load(None, [inline(s.tolist()) for s in signals], {"standardise": standardise})
     assert spec == json.loads(json.dumps(spec))
     together = np.concatenate(signals).astype(np.float64)
-    scale = np.where(together.std(0) > 0, together.std(0), 1)
+    scale = np.where(together.std(0) > np.finfo(np.float32).smallest_normal, together.std(0), 1)
     ready = prepare(spec, signals)
     features, mask = encoder(ready.values, ready.mask)
     assert ready.counts == mask.sum(1).tolist() == [len(s) for s in signals]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features, prefix_mask
 
+LEAST = torch.finfo(torch.float32).smallest_normal
+
 
 class Identity(SignalEncoder):
     """Vectors as they are, or standardised.
@@ -36,10 +38,13 @@ class Identity(SignalEncoder):
             self.register_buffer("scale", torch.ones(width))
 
     def fit(self, vectors: Tensor) -> None:
-        """Mean and standard deviation of (n, d) vectors; a dimension that never varies keeps scale 1."""
+        """Mean and standard deviation of (n, d) vectors; a dimension that never varies keeps scale 1.
+
+        So does one that varies by less than float32 can divide by.
+        """
         scale = vectors.double().std(dim=0, correction=0)
         self.mean.copy_(vectors.double().mean(dim=0))
-        self.scale.copy_(scale.where(scale > 0, torch.ones_like(scale)))
+        self.scale.copy_(scale.where(scale > LEAST, torch.ones_like(scale)))
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n, N, d) -> the same, with the mask of the vectors that are there."""
