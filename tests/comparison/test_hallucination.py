@@ -129,7 +129,7 @@ def test_what_differs_is_named() -> None:
     }
     found = hallucination(asked, correct, (np.arange(200) % 2).astype(float))
     assert found.verdict.startswith(
-        "Of 1 pair 1 differ significantly in accuracy: good over bad by "
+        "1 of 1 pair differs significantly in accuracy: good over bad by "
     )
     assert found.verdict.endswith("Not significantly better than the majority answer: bad.")
 

@@ -138,52 +138,42 @@ def _evaluate_data(
     if json_output:
         print_json(result.model_dump_json(indent=2))
         return
-    stdout.print(_headline(result))
-    if len(result.overall.measures) > 1:
-        stdout.print(_all_measures(result))
+    stdout.print(_table(result))
     if result.available:
         stdout.print(_available(result))
     for note in result.notes:
         stdout.print(f"note: {note}", markup=False, highlight=False)
 
 
-def _headline(result: Evaluation) -> Table:
-    """The task's first measure per skill, the reference rows beside it."""
+def _table(result: Evaluation) -> Table:
+    """Every measure of every skill, the reference rows of the same measure beside it."""
     from rich.table import Table
 
-    name = result.headline
-    lower = ", lower is better" if result.lower_is_better else ""
-    what = "exact match of greedy answers" if result.task == "exact" else f"{result.task}, {name}"
-    table = Table(title=f"{result.data}: {what}{lower}, 95 % intervals")
+    several = len(result.overall.measures) > 1
     shown = [row for row in SHOWN_REFERENCES if row in result.overall.references]
-    for header in ("skill", "n", name, "interval", *shown):
-        table.add_column(header, justify="left" if header == "skill" else "right")
-    for row in [*result.skills, result.overall]:
-        found = row.measures.get(name)
-        beside = [_value(row.references.get(other, {}).get(name)) for other in shown]
-        count = "" if found is None else str(found.n)
-        table.add_row(row.skill, count, _value(found), _interval(found), *beside)
-    return table
-
-
-def _all_measures(result: Evaluation) -> Table:
-    """Every measure of every skill; overall also in the reference rows."""
-    from rich.table import Table
-
-    table = Table(title=f"{result.task}, version {result.task_version}: all measures")
-    table.add_column("skill")
-    for name in result.overall.measures:
-        table.add_column(name, justify="right")
-    for row in [*result.skills, result.overall]:
-        cells = []
-        for name in result.overall.measures:
+    table = Table(title=_title(result))
+    left = ("skill", "measure") if several else ("skill",)
+    for header in left:
+        table.add_column(header)
+    for header in ("n", "value" if several else result.headline, "interval", *shown):
+        table.add_column(header, justify="right")
+    for row in [*(result.skills if len(result.skills) > 1 else ()), result.overall]:
+        for place, name in enumerate(result.overall.measures):
             found = row.measures.get(name)
-            cells.append("-" if found is None else f"{_value(found)} ({_interval(found)})")
-        table.add_row(row.skill, *cells)
-    for name, measures in result.overall.references.items():
-        cells = [_value(measures.get(measure)) for measure in result.overall.measures]
-        table.add_row(f"overall, {name}", *cells, style="dim")
+            cells = [row.skill if place == 0 else "", *([name] if several else [])]
+            cells += [_count(found), _value(found), _interval(found)]
+            cells += [_value(row.references.get(other, {}).get(name)) for other in shown]
+            table.add_row(*cells, style="bold" if several and name == result.headline else None)
+        if several:
+            table.add_section()
     return table
+
+
+def _title(result: Evaluation) -> str:
+    if result.task == "exact":
+        return f"{result.data}: exact match of greedy answers, 95 % intervals"
+    lower = f", lower {result.headline} is better" if result.lower_is_better else ""
+    return f"{result.data}: {result.task} (version {result.task_version}){lower}, 95 % intervals"
 
 
 def _available(result: Evaluation) -> Table:
@@ -200,6 +190,10 @@ def _available(result: Evaluation) -> Table:
 
 def _number(value: float, unit: str) -> str:
     return {"share": f"{value:.1%}", "points": f"{value:.1f}", "score": f"{value:.3f}"}[unit]
+
+
+def _count(found: Measure | None) -> str:
+    return "-" if found is None else str(found.n)
 
 
 def _value(found: Measure | None) -> str:

@@ -151,7 +151,8 @@ def _between(pairs: Sequence[Difference]) -> list[str]:
             better, worse = worse, better
         words.append(f"{better} over {worse} by {abs(pair.difference.value) * 100:.1f} points")
     most = "" if len(told) <= len(words) else ", the largest"
-    return [f"Of {count} {len(told)} differ significantly in accuracy{most}: {', '.join(words)}."]
+    differ = "differs" if len(told) == 1 else "differ"
+    return [f"{len(told)} of {count} {differ} significantly in accuracy{most}: {', '.join(words)}."]
 
 
 def _against_majority(behind: Sequence[str], all_methods: Mapping[str, np.ndarray]) -> list[str]:

@@ -37,7 +37,7 @@ class SkillRow(BaseModel):
         skill: the records' skill.
         measures: name -> measure with the right media.
         references: row (``blank media``, ``shuffled media``, ``chance``, ``majority answer``, ...) ->
-            the same measures; of chance, the headline only.
+            the same measures; of chance, those that it is known for.
     """
 
     skill: str
@@ -195,7 +195,7 @@ def _tabulate(task: Task, records: list[Record], judged: dict[str, _Judged]) -> 
         }
         if chance is not None:
             guessed = exactly(float(np.mean([chance[place] for place in places])), len(places))
-            references[CHANCE] = {task.headline: guessed}
+            references[CHANCE] = dict.fromkeys(task.guessed, guessed)
         measures = task.measures([right[place] for place in places], own)
         return SkillRow(skill=skill, measures=measures, references=references)
 

@@ -8,8 +8,8 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 import sacrebleu
+from told import judged, record
 
-from evaluation.tasks.told import judged, record
 from modalign.errors import DataError
 from modalign.evaluation.tasks.base import Output
 from modalign.evaluation.tasks.caption import Caption, words

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from told import record
 
-from evaluation.tasks.told import record
 from modalign.errors import DataError, UsageError
 from modalign.evaluation.tasks import TASKS, make_task
 from modalign.evaluation.tasks.base import MAJORITY, OptionScore, Output
@@ -72,6 +72,7 @@ def test_the_majority_takes_the_most_frequent_right_option(letters: bool) -> Non
     records.append(record("tan", options=("tan", "pink"), row=9))
     scores = task.score(records, task.constants(records)[MAJORITY])
     assert [score.value for score in scores] == [1, 1, 0, 0]  # where it is not offered: wrong
+    assert [score.counts["per_byte"] for score in scores] == [1, 1, 0, 0]
     assert task.chance(records) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1 / 2])
 
 

@@ -6,8 +6,8 @@ from itertools import product
 
 import jiwer
 import pytest
+from told import judged, record
 
-from evaluation.tasks.told import judged, record
 from modalign.errors import DataError
 from modalign.evaluation.tasks.anls import Anls, similarity
 from modalign.evaluation.tasks.base import CHANCE, MAJORITY, Output

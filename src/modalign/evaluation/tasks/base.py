@@ -64,6 +64,7 @@ class Task(ABC):
         name: exact name on the command line.
         version: raised whenever a score of the same output would change.
         headline: the measure that stands beside the reference rows.
+        guessed: the measures that chance stands beside.
         lower_is_better: whether less is better.
         by_likelihood: options are scored by likelihood and nothing is generated.
         needs: libraries of the extra ``metrics`` by the module that is imported.
@@ -73,6 +74,7 @@ class Task(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     headline: ClassVar[str] = "accuracy"
+    guessed: ClassVar[tuple[str, ...]] = ("accuracy",)
     lower_is_better: ClassVar[bool] = False
     by_likelihood: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()

@@ -9,6 +9,7 @@ likeliest: a tie is wrong.
 from __future__ import annotations
 
 import hashlib
+import math
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ class Choice(Task):
     name = "choice"
     by_likelihood = True
     headline = "accuracy (summed)"
+    guessed = ("accuracy (summed)", "accuracy (per byte)")
     advice = 'write the options as a list in the field "options", the right one also as the answer'
 
     def __init__(self, *, letters: bool = False, seed: int = 0) -> None:
@@ -121,7 +123,8 @@ class Choice(Task):
         """The skill's most frequent right option, taken wherever it is offered."""
         rows = []
         for record, said in zip(records, majority_outputs(records), strict=True):
-            values = [0.0 if plain(o) == plain(said.text) else -1.0 for o in self.shown(record)]
+            taken = plain(said.text)
+            values = [0.0 if plain(o) == taken else -math.inf for o in self.shown(record)]
             rows.append(
                 Output(
                     options=tuple(

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from told import judged, record
 
-from evaluation.tasks.told import judged, record
 from modalign.errors import DataError
 from modalign.evaluation.intervals import share
 from modalign.evaluation.tasks.base import MAJORITY
