@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from serving.fake_engine import FakeEngine, served
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[tuple[FakeEngine, openai.OpenAI]]:
-    engine = FakeEngine()
-    with (
-        served(engine) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield engine, client
-
-
-@pytest.fixture
-def engine(one_server: tuple[FakeEngine, openai.OpenAI]) -> FakeEngine:
-    one_server[0].submitted.clear()
-    one_server[0].script = FakeEngine.script
-    return one_server[0]
-
-
-@pytest.fixture
-def client(one_server: tuple[FakeEngine, openai.OpenAI], engine: FakeEngine) -> openai.OpenAI:
-    return one_server[1]
+from serving.by_openai import connected
+from serving.fake_engine import FakeEngine
 
 
 def asked(client: openai.OpenAI, prompt: Any, **fields: Any) -> Any:
@@ -106,10 +84,7 @@ def test_log_probabilities_without_alternatives(client: openai.OpenAI) -> None:
 
 def test_more_prompts_than_the_engine_has_places_for() -> None:
     engine = FakeEngine(max_batch=2, max_waiting=1)
-    with (
-        served(engine) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as small,
-    ):
+    with connected(engine) as (_, small):
         answer = asked(small, [f"{n}" for n in range(40)])
     assert [choice.text for choice in answer.choices] == ["Hello there!"] * 40
     assert len(engine.submitted) == 40
