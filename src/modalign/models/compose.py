@@ -30,6 +30,7 @@ from modalign.errors import UsageError
 from modalign.models.configuration import ModalignConfig
 from modalign.models.encoders.image import plain_processor
 from modalign.models.encoders.loading import Encoder
+from modalign.models.licences import origin
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import decoder_layers, hidden_size
 from modalign.models.processing import ModalignProcessor
@@ -171,7 +172,11 @@ def compose(
             "token_id": tokenizer.convert_tokens_to_ids(mark(encoder.modality)),
         }
     model = ModalignForConditionalGeneration(
-        ModalignConfig(text_config=copy.deepcopy(llm.model.config), bridges=bridges),
+        ModalignConfig(
+            text_config=copy.deepcopy(llm.model.config),
+            bridges=bridges,
+            origins=_origins(llm, given),
+        ),
         language_model=llm.model,
         encoders={encoder.modality: encoder.module for encoder in given},
     )
@@ -179,6 +184,12 @@ def compose(
         part.attach_tokenizer(tokenizer)  # type: ignore[operator]
     _set_generation(model, llm, [bridge["token_id"] for bridge in bridges.values()])
     return model, _processor(model, tokenizer, given)
+
+
+def _origins(llm: LanguageModel, encoders: Sequence[Encoder]) -> dict[str, dict[str, str]]:
+    found = {"language model": origin(llm.name)}
+    found |= {f"{encoder.modality} encoder": origin(encoder.name) for encoder in encoders}
+    return {part: known for part, known in found.items() if known}
 
 
 def _set_generation(

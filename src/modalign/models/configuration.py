@@ -18,6 +18,8 @@ class ModalignConfig(PreTrainedConfig):
         text_config: the language model's own configuration.
         bridges: modality -> {"encoder": {...}, "connector": {"name", "options"},
             "token": placeholder text, "token_id": its id}.
+        origins: part ("language model", "image encoder", ...) -> {"name", "licence"}, as far as its own
+            model card says it.
     """
 
     model_type = "modalign"
@@ -27,6 +29,7 @@ class ModalignConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     bridges: dict[str, Any] | None = None
+    origins: dict[str, dict[str, str]] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -31,6 +31,7 @@ _PARTS = {
     "vectors": '{"type": "vectors", "vectors": array}  # (N, d)',
     "": '{"type": "text", "text": "Hello."}',
 }
+LICENCES = "The licences of the language model and of the encoder go on to apply."
 _TITLES = {"image": "A language model that sees", "audio": "A language model that hears"}
 
 
@@ -40,6 +41,7 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
     modalities = list(config.bridges or {}) or [""]
     lines = [
         "---",
+        *_licence(config),
         "library_name: transformers",
         f"pipeline_tag: {'image-text-to-text' if 'image' in modalities else 'any-to-any'}",
         "tags:",
@@ -49,14 +51,14 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
         "",
         f"# {_TITLES.get(modalities[0], 'A language model and its senses')}",
         "",
-        "| part | what |",
-        "|---|---|",
-        f"| language model | {getattr(config.text_config, 'model_type', 'unknown')} |",
+        "| part | what | from | its licence |",
+        "|---|---|---|---|",
+        _row(config, "language model", getattr(config.text_config, "model_type", "unknown")),
     ]
     for modality, bridge in (config.bridges or {}).items():
         lines += [
-            f"| {modality} encoder | {_encoder(bridge['encoder'])} |",
-            f"| {modality} connector | {bridge['connector']['name']} |",
+            _row(config, f"{modality} encoder", _encoder(bridge["encoder"])),
+            f"| {modality} connector | {bridge['connector']['name']} | trained here | |",
         ]
     trust = ", trust_remote_code=True" if remote else ""
     lines += [
@@ -72,7 +74,7 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
         if remote
         else f"It is transformers' own {kind.partition(':')[2]} class: no further code is needed.",
         "",
-        "The licences of the language model and of the encoder go on to apply.",
+        LICENCES,
         "",
     ]
     if notes:
@@ -80,6 +82,21 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
     if text:
         lines += ["## Measured", "", text.strip(), ""]
     return "\n".join(lines)
+
+
+def _row(config: ModalignConfig, part: str, what: str) -> str:
+    known = (config.origins or {}).get(part, {})
+    licence = known.get("licence", "not stated where it came from" if known else "")
+    return f"| {part} | {what} | {known.get('name', '')} | {licence} |"
+
+
+def _licence(config: ModalignConfig) -> list[str]:
+    """The card's field: the licence that all parts share, if they do; a hub's word for several is "other"."""
+    origins = (config.origins or {}).values()
+    stated = {known.get("licence") for known in origins}
+    if not stated or None in stated:
+        return []
+    return [f"license: {stated.pop() if len(stated) == 1 else 'other'}"]
 
 
 def _encoder(spec: dict) -> str:
