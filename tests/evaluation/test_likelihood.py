@@ -19,6 +19,8 @@ from modalign.errors import DataError
 from modalign.evaluation.likelihood import score_options
 from modalign.evaluation.scoring import score
 from modalign.models.open import open_model
+from modalign.models.tool_text import ToolReader
+from modalign.tools.registry import parse_chain
 
 CPU = torch.device("cpu")
 OPTIONS = ("seven", "the digit is on the top left", "no")
@@ -78,6 +80,26 @@ def test_of_a_language_model_they_are_sums_over_its_own_tokens(
             ids = prompt + tokenizer(f" {option.text}", add_special_tokens=False)["input_ids"]
         logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         steps = [logits[place - 1, ids[place]].item() for place in range(len(prompt), len(ids))]
+        assert option.loglikelihood == pytest.approx(sum(steps), abs=1e-4)
+        assert option.tokens == len(steps)
+
+
+def test_with_tools_the_model_reads_their_words(
+    llm_folder: Callable[..., Path], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
+    tool = {"kind": "callable", "target": "seen_by_tools:parity", "trusted": True}
+    spec = parse_chain({"tools": [tool], "budget": 8}, "parity")
+    model, _ = open_model(llm_folder("llama"))
+    reader = ToolReader(tokenizer, spec, ["image"])
+    asked = tiny.record([tiny.image(1), "is it odd?"], "?")
+    (found,) = score_options(model, reader, [asked], [("yes", "no")])
+    for option in found:
+        told = [reader.chain.text(next(asked.media())), "is it odd?"]
+        sample = tokenise(tiny.record(told, option.text), tokenizer)
+        labels, ids = sample.supervised, sample.ids
+        logits = model(torch.tensor([ids.tolist()])).logits[0].log_softmax(-1)
+        steps = [logits[place - 1, ids[place]].item() for place in labels.nonzero()[0].tolist()]
         assert option.loglikelihood == pytest.approx(sum(steps), abs=1e-4)
         assert option.tokens == len(steps)
 
