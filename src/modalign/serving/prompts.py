@@ -37,7 +37,9 @@ class Prompts:
         )
         self.placeholders = self._placeholders() if self.has_media else {}
         template = getattr(reader, "chat_template", None) or self.tokenizer.chat_template
-        self.takes_tools = isinstance(template, str) and "tools" in template
+        # Behind tools whose text is read, a prompt is rendered as training rendered it: without others.
+        renders = isinstance(template, str) and "tools" in template
+        self.takes_tools = renders and not isinstance(reader, ToolReader)
         # Tokenizers and processors hold state while they work (padding, truncation).
         self._lock = threading.Lock()
 
