@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tiny
 from modalign.data.records import Message
 from modalign.data.supervision import tokenise
 from modalign.errors import DataError
-from modalign.evaluation.likelihood import score_options
+from modalign.evaluation.likelihood import _ids_behind, score_options
 from modalign.evaluation.scoring import score
 from modalign.models.open import open_model
 from modalign.models.tool_text import ToolReader
@@ -77,11 +78,36 @@ def test_of_a_language_model_they_are_sums_over_its_own_tokens(
             ids = ids[: ids.index(tokenizer.eos_token_id, len(prompt)) + 1]
         else:
             prompt = tokenizer("is seven odd?", add_special_tokens=False)["input_ids"]
-            ids = prompt + tokenizer(f" {option.text}", add_special_tokens=False)["input_ids"]
+            ids = tokenizer(f"is seven odd? {option.text}", add_special_tokens=False)["input_ids"]
+            assert ids[: len(prompt)] == prompt
         logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         steps = [logits[place - 1, ids[place]].item() for place in range(len(prompt), len(ids))]
         assert option.loglikelihood == pytest.approx(sum(steps), abs=1e-4)
         assert option.tokens == len(steps)
+
+
+def test_no_space_is_put_before_an_answer() -> None:
+    """A sentencepiece tokenizer writes a word's space into its token, and one before every text."""
+    vocabulary = {
+        "\u2581": 0,
+        "\u2581is": 1,
+        "\u2581it": 2,
+        "\u2581yes": 3,
+        "yes": 4,
+        "\n": 5,
+        "<unk>": 6,
+        ":": 7,
+    }
+    pieces = [(token, -float(place)) for token, place in vocabulary.items()]
+    raw = Tokenizer(models.Unigram(pieces, unk_id=6))
+    raw.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert made(" yes")["input_ids"] == [0, 3]  # alone: two spaces
+    assert _ids_behind(made, "is it", " yes") == [3]
+    assert _ids_behind(made, "is it:", "yes") == [4]
+    assert _ids_behind(made, "is it ", "yes") == [4]  # the space is the prompt's
 
 
 def test_with_tools_the_model_reads_their_words(

@@ -95,7 +95,8 @@ def _text_answer_ids(
     tokenizer: Any, conversation: Conversation, option: str, record: Record
 ) -> list[int]:
     if tokenizer.chat_template is None:
-        return list(tokenizer(f" {option}", add_special_tokens=False)["input_ids"])
+        before = "\n".join(part["text"] for turn in conversation for part in turn["content"])
+        return _ids_behind(tokenizer, before, f" {option}")
     texts = [
         {**turn, "content": "".join(part["text"] for part in turn["content"])}
         for turn in conversation
@@ -116,18 +117,27 @@ def _answer_ids(reader: Any, conversation: Conversation, option: str, record: Re
             f"{record.source}: the chat template writes the prompt differently once it is answered, so "
             "the answer's tokens cannot be told; use a task that generates (--task exact)"
         )
-    # From the whole text, as in training: a tokenizer may treat a text's first word differently.
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    pairs = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
-    if any(start < len(before) < stop for _, (start, stop) in pairs):
-        # One token reaches over the border, but the prompt's tokens are given.
-        ids = list(tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"])
-    else:
-        ids = [token for token, (start, stop) in pairs if start >= len(before) and stop > start]
+    ids = _ids_behind(tokenizer, before, whole[len(before) :])
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
     if not ids:
         raise DataError(f"{record.source}: the option {option!r} has no tokens")
+    return ids
+
+
+def _ids_behind(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Tokens of a text that stands behind another, whose tokens are given.
+
+    Both are tokenised together, as in training: alone, many tokenizers would put a space in front. Where a
+    token reaches over the border, a line break takes the first text's place.
+    """
+    ids: list[int] = []
+    for front in (before, "\n"):
+        encoded = tokenizer(front + text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        ids = [token for token, (start, stop) in pairs if start >= len(front) and stop > start]
+        if not any(start < len(front) < stop for _, (start, stop) in pairs):
+            break
     return ids
 
 
