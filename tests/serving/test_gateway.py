@@ -17,6 +17,7 @@ from modalign.data.records import Media, Message
 from modalign.errors import UsageError
 from modalign.evaluation.generation import answer_records
 from modalign.models.export.gateway import save_gateway
+from modalign.serving.engine import open_engine
 from modalign.serving.gateway import GatewayEngine, open_gateway
 from modalign.serving.requests import Engine, PromptError, QueueFullError, Sampling
 from serving import backend
@@ -182,3 +183,5 @@ def test_backends_that_cannot_be(parts: Any, tmp_path: Path) -> None:
             assert engine.backend.model == "two"
         with pytest.raises(UsageError, match="holds no gateway"):
             open_gateway(tmp_path, server.url)
+    with pytest.raises(UsageError, match="is a gateway.*--backend"):
+        open_engine(folder)

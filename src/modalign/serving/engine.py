@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import torch
 
+from modalign.errors import UsageError
+from modalign.models.export.gateway import REFERENCE
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import with_patches
 from modalign.serving.one_by_one import answer_alone
@@ -64,6 +66,11 @@ def open_engine(
     Raises:
         UsageError: no model is there, or it cannot be loaded; the message says why.
     """
+    if (Path(model) / REFERENCE).is_file():
+        raise UsageError(
+            f"{model} is a gateway: its language model runs elsewhere; give that server's address with "
+            "--backend"
+        )
     loaded, reader = open_model(model, device=device)
     patched = with_patches(loaded, tokenizer_of(reader), patches)
     on_cpu = torch.device(str(patched.device)).type == "cpu"
