@@ -183,5 +183,5 @@ def test_backends_that_cannot_be(parts: Any, tmp_path: Path) -> None:
             assert engine.backend.model == "two"
         with pytest.raises(UsageError, match="holds no gateway"):
             open_gateway(tmp_path, server.url)
-    with pytest.raises(UsageError, match="is a gateway.*--backend"):
+    with pytest.raises(UsageError, match=r"is a gateway.*--backend"):
         open_engine(folder)
