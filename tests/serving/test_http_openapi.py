@@ -21,7 +21,7 @@ CHECKS = [
     openapi_checks.response_schema_conformance,
 ]
 
-EXAMPLES = 40
+EXAMPLES = 25
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 CASES = (
     ("POST /v1/chat/completions", RIGHT),
