@@ -24,7 +24,7 @@ from modalign.data.signals import SignalError
 from modalign.encoders.audio import ConvEncoder, build, prepare
 from modalign.encoders.base import EncoderError, SignalEncoder
 from modalign.encoders.log_mel import MelSpec, log_mel, num_frames, standardised
-from modalign.encoders.speech import num_features
+from modalign.encoders.speech import SpeechTower, num_features
 from modalign.errors import UsageError
 from modalign.models.encoders.audio import decode, load
 from modalign.models.encoders.measure import steps_of
@@ -558,3 +558,48 @@ def test_no_clip_within_the_limit_gives_more_features_than_announced(
     spec, encoder = load(None, [media], options)
     _, _, (count,) = encoded(spec, encoder, [decode(media, spec)])
     assert count <= encoder.num_features
+
+
+# --- Whisper in Qwen2-Audio's form --------------------------------------------------------------
+
+
+QWEN2 = {"form": "qwen2_audio"}
+
+
+def test_qwen2_form_counts_as_its_processor(saved: Any) -> None:
+    """Qwen2AudioProcessor's formula over the frames that its feature extractor calls present."""
+    name, _, extractor = saved(whisper)
+    spec, encoder = load(name, [], QWEN2)
+    lengths = [400, 641, 1280, 1281, 9_600, 9_601, 15_999, 32_000]
+    signals = [noise(length) for length in lengths]
+    features, mask, counts = encoded(spec, encoder, signals)
+    found = extractor(signals, sampling_rate=RATE, return_attention_mask=True, padding="max_length")
+    frames = np.asarray(found["attention_mask"]).sum(-1)
+    assert counts == [(((f - 1) // 2 + 1) - 2) // 2 + 1 for f in frames.tolist()]
+    assert features.shape == (len(lengths), 50, 16)  # half of Whisper's own
+    assert mask.sum(dim=1).tolist() == counts
+
+
+def test_qwen2_form_hides_what_stands_in_padding(saved: Any) -> None:
+    """Silence behind a clip or noise: it is not heard, where Whisper's own encoder hears it."""
+    name, _, _ = saved(whisper)
+    spec, encoder = load(name, [], QWEN2)
+    clip = prepare(spec, [noise(9_600)])
+    other = clip.values.clone()
+    other[..., 70:] = torch.randn(1, other.shape[1], other.shape[2] - 70)
+    assert isinstance(encoder, SpeechTower)
+    with torch.no_grad():
+        first, mask = encoder(clip.values, clip.mask)
+        second, _ = encoder(other, clip.mask)
+        changed = encoder.hidden(other) - encoder.hidden(clip.values)
+    torch.testing.assert_close(first[mask][:-1], second[mask][:-1], atol=1e-6, rtol=1e-6)
+    assert float(changed[mask][:-1].abs().max()) > 1e-4
+
+
+def test_qwen2_form_is_of_whisper_at_its_output(saved: Any) -> None:
+    name, _, _ = saved(wav2vec2)
+    with pytest.raises(UsageError, match=r"is one of Whisper.*wav2vec2"):
+        load(name, [], QWEN2)
+    name, _, _ = saved(whisper)
+    with pytest.raises(UsageError, match="leave layer at -1"):
+        load(name, [], {**QWEN2, "layer": 1})

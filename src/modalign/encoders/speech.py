@@ -5,9 +5,8 @@ Two kinds are told apart by what the model's own feature extractor does:
 * it fills every clip to one fixed window (Whisper: 30 s, AST: 10.24 s). The model is run on the whole window,
   as it was trained; features of padding are masked. A feature counts as the clip's when its step begins
   within the clip.
-  Two other forms of Whisper's encoder are those of models that are built on it: ``qwen2_audio``
-  (arXiv 2407.10759) hides padding from attention as well and averages neighbouring features before
-  the last norm; ``voxtral`` (arXiv 2507.13264) keeps the features of the silence behind a clip.
+  Whisper's encoder has another form, ``qwen2_audio`` (arXiv 2407.10759): padding is hidden from
+  attention as well, and neighbouring features are averaged before the last norm.
 * it leaves clips as long as they are (wav2vec 2.0, HuBERT, WavLM, ...). Clips of equal length run together
   and no clip is ever padded: group norms over time and convolutional positions would see the padding.
 """
@@ -180,12 +179,10 @@ def filled(signal: Any, length: int) -> Tensor:
     return nn.functional.pad(samples, (0, max(0, length - len(samples))))
 
 
-def _in_window(spec: dict[str, Any], signals: Sequence[Any]) -> tuple[Tensor | None, list[int]]:
+def _in_window(spec: dict[str, Any], signals: Sequence[Any]) -> tuple[Tensor, list[int]]:
     """What of a fixed window is a clip's: a mask as :class:`SpeechTower` reads it, and counts."""
-    window, form = spec["window"], spec.get("form", "own")
-    if form == "voxtral":
-        return None, [window["features"]] * len(signals)
-    if form == "qwen2_audio":
+    window = spec["window"]
+    if spec.get("form") == "qwen2_audio":
         samples = window["samples"] // (POOL * window["features"])  # of a position
         lengths = [max(len(signal), spec["min_samples"]) for signal in signals]
         places = [min(-(-length // samples), POOL * window["features"]) for length in lengths]

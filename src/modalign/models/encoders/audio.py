@@ -94,12 +94,12 @@ class SpeechOptions(AudioOptions):
 
     Attributes:
         layer: hidden layer read; -1 is the encoder's output.
-        form: of Whisper: its ``own``, ``qwen2_audio`` (padding is hidden, neighbours averaged: half the
-            features) or ``voxtral`` (every clip is the whole window); see ``encoders.speech``.
+        form: of Whisper: its ``own``, or ``qwen2_audio`` (padding is hidden, neighbours averaged: half
+            the features); see ``encoders.speech``.
     """
 
     layer: int = -1
-    form: Literal["own", "qwen2_audio", "voxtral"] = "own"
+    form: Literal["own", "qwen2_audio"] = "own"
 
 
 class ModuleOptions(AudioOptions):

@@ -55,7 +55,7 @@ def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
     config.update({key: value for key, value in PLAIN.items() if hasattr(config, key)})
     if form != "own":
         _check_form(name, config, layer, form)
-        config = _qwen2_audio(config) if form == "qwen2_audio" else config
+        config = _qwen2_audio(config)
     with torch.device("meta"):
         part = build_part(config).eval()
     inputs = str(part.main_input_name)

@@ -8,6 +8,7 @@ copy imports must be the standard library, torch or transformers.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import re
 import sys
@@ -95,6 +96,10 @@ def write_code(
             raise NotCopyableError(f"two modules would both be copied as {flat_name(module)}.py")
         files[flat_name(module)] = text
         waiting += needed
+    # transformers takes two folders of one name for the same model while their configuration's file
+    # is the same, and would run the first one's code for the second: so that file tells all apart.
+    together = hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()
+    files[flat_name(CONFIGURATION)] += f"\n# SHA-256 of this model's files together: {together}\n"
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return sorted(f"{name}.py" for name in files)

@@ -105,7 +105,8 @@ def _decoded(medium: Media, record: Record, specs: dict[str, Any]) -> Any:
     if medium.modality not in specs:
         takes = ", ".join(["text", *specs]) if specs else "text and images"
         raise DataError(f"{record.source}: holds {medium.modality}, but the model takes {takes}")
-    return decode_medium(medium, specs[medium.modality]["spec"])
+    decoded = decode_medium(medium, specs[medium.modality]["spec"])
+    return getattr(decoded, "frames", decoded)  # of a clip all that a processor reads
 
 
 def tolerance_of(model: nn.Module) -> float:

@@ -32,6 +32,8 @@ _INSTEAD = {
     "encoder with the option form=qwen2_audio",
     "pixel_shuffle_mlp": "InternVL joins it to a tower of its own",
     "qformer": "Blip2 takes no prompt without an image; ask for it by name where that will do",
+    "stack_mlp": "Voxtral has it, but its processor takes Mistral's own tokenizer only: with another "
+    "it gives token ids without the sound",
     "resampler": "Idefics2's is in another form: swiglu_resampler",
 }
 

@@ -4,6 +4,9 @@ Source: Qwen2-Audio (arXiv 2407.10759). Neighbours are averaged inside its encod
 norm, and padding is hidden from attention; so the encoder must have been loaded in that form
 (``form: qwen2_audio``), and the connector is the affine map alone: ``linear``, or ``pool_linear`` of
 pool 1. The average of what Whisper's own norm gives is something else.
+
+A prompt all of whose clips are of one position (under 80 ms) takes an older path through the class,
+which does not survive generation.
 """
 
 from __future__ import annotations

@@ -1,0 +1,155 @@
+"""Models that hear, as transformers' own class: the same ids, logits and answers, or a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from modalign.models.compose import compose, load_language_model
+from modalign.models.encoders.loading import load_encoder
+from modalign.models.export import (
+    Expected,
+    load_model,
+    observe,
+    save_model,
+    verify_in_clean_process,
+    verify_saved,
+)
+from modalign.models.export.native import NotNativeError, build_native
+from modalign.models.export.verify import modalities_of, signals_of
+
+transformers.utils.logging.disable_progress_bar()
+
+RATE, SECONDS = 16_000, 2
+NEW = 4  # greedy tokens
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny Whisper of windows of two seconds."""
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=50,
+        max_source_positions=100,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(chunk_length=SECONDS).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def heard(whisper: str, llm_folder: Callable[..., Path]) -> Callable[..., Any]:
+    def make(connector: str, family: str = "llama", tied: bool = False, **given: Any) -> Any:
+        form = given.pop("form", "qwen2_audio")
+        torch.manual_seed(1)
+        encoder = load_encoder("audio", whisper, [], {"form": form})
+        llm = load_language_model(str(llm_folder(family, tied)), modalities=("audio",))
+        model, processor = compose(llm, encoder, connector, options=given)
+        return model.eval(), processor
+
+    return make
+
+
+def asked(*parts: Any) -> list[dict[str, Any]]:
+    noise = np.random.default_rng(0).normal(size=RATE * SECONDS).astype(np.float32) / 10
+    content = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "audio", "audio": noise[: round(part * RATE)]}
+        for part in parts
+    ]
+    return [{"role": "user", "content": content}]
+
+
+# Lengths on both sides of a step of 40 ms, one whole window, one of two steps.
+TALKS = [asked(0.81, "what is it?"), asked("a ", 0.83, " b ", 2.0), asked("hi"), asked(0.09, "?")]
+
+
+CASES: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
+    "linear": ("linear", "llama", False, {}),
+    "pool-tied": ("pool_linear", "qwen2", True, {"pool": 1}),  # the class ties no head
+}
+
+
+@pytest.fixture(scope="module")
+def saved(
+    heard: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, float, float]]:
+    """Folder, difference to the model loaded here, and to the one in a clean process."""
+    root = tmp_path_factory.mktemp("native")
+    here, expected = {}, []
+    for name, (connector, family, tied, options) in CASES.items():
+        model, processor = heard(connector, family, tied, **options)
+        folder = save_model(model, processor, root / name, target="Qwen2Audio").folder
+        seen = observe(model, processor, TALKS, NEW)
+        here[name] = verify_saved(folder, model, processor, TALKS, max_new_tokens=NEW, seen=seen)
+        expected.append(Expected(folder, TALKS, seen, max_new_tokens=NEW))
+    clean = verify_in_clean_process(expected)
+    return {
+        name: (root / name, here[name], found) for name, found in zip(CASES, clean, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_qwen2_audio_answers_the_same(
+    name: str, saved: dict[str, tuple[Path, float, float]]
+) -> None:
+    folder, here, clean = saved[name]
+    assert here <= 1e-5
+    assert clean <= 1e-5
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        keys = set(tensors.keys())
+    assert "audio_tower.conv1.weight" in keys
+    assert "multi_modal_projector.linear.weight" in keys
+    assert {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"} <= keys
+
+
+def test_linear_behind_that_form_is_native_without_being_asked(
+    heard: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, processor = heard("linear")
+    assert save_model(model, processor, tmp_path / "model").kind == "native:Qwen2Audio"
+    loaded, own = load_model(tmp_path / "model")
+    assert type(loaded) is transformers.Qwen2AudioForConditionalGeneration
+    assert modalities_of(own) == ["audio"]
+    spec = signals_of(own)["audio"]["spec"]
+    assert spec == {"rate": RATE, "max_seconds": float(SECONDS), "longer": "refuse"}
+
+
+@pytest.mark.parametrize(
+    ("connector", "options", "reason"),
+    [
+        ("linear", {"form": "own"}, r"option form=qwen2_audio"),
+        ("mlp", {}, "one affine map, which 'mlp' is not"),
+        ("pool_linear", {"pool": 2}, "averages 2 of its features"),
+    ],
+)
+def test_what_it_cannot_hold_is_said(
+    heard: Callable[..., Any], connector: str, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(NotNativeError, match=reason):
+        build_native(*heard(connector, **options), target="Qwen2Audio")
+
+
+def test_pool_linear_says_what_to_do(heard: Callable[..., Any]) -> None:
+    with pytest.raises(NotNativeError, match="averages before its encoder's last norm: linear"):
+        build_native(*heard("pool_linear", form="own"))
