@@ -102,7 +102,7 @@ def test_bleu_is_sacrebleus_own_example() -> None:
 
 
 def test_rouge_l_is_f1_of_the_longest_common_subsequence() -> None:
-    # rouge-score's page: "jumped" and "the brown fox" of two sentences give 4 common words.
+    # The two sentences of rouge-score's page.
     asked = record("The quick brown fox jumps over the lazy dog")
     scores, _ = judged(Caption(), [(asked, "The quick brown dog jumps on the log."), (asked, "")])
     # common: the quick brown jumps the; 5 of 9 and 5 of 8
