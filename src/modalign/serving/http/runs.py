@@ -17,9 +17,11 @@ from modalign.errors import ModalignError
 from modalign.serving.http.metrics import Metrics
 from modalign.serving.requests import (
     Delta,
+    DrainingError,
     Engine,
     Event,
     Finished,
+    FinishReason,
     Handle,
     Prompt,
     QueueFullError,
@@ -107,10 +109,12 @@ class Run:
             raise
 
     async def events(self) -> list[tuple[int, Event]]:
-        """Wait for events, (choice, event) in their order; the request is done when ``open`` is 0."""
+        """Wait for events, (choice, event) in their order; all have been given when ``open`` is 0."""
         await self._came.wait()
         self._came.clear()
         events, self._events = self._events, []
+        # Counted here and not where they come: what has come may not have been given yet.
+        self.open -= sum(isinstance(event, Finished) for _, event in events)
         return events
 
     def cancel(self) -> None:
@@ -133,6 +137,8 @@ class Run:
     def take(self, number: int, event: Event) -> None:
         """Take an event, on the event loop."""
         choice = self._choices[number]
+        self._events.append((number, event))
+        self._came.set()
         if isinstance(event, Delta):
             if event.count:
                 choice.last = time.monotonic()
@@ -144,12 +150,9 @@ class Run:
             choice.cached = event.cached
         else:
             self._finish(choice)
-        self._events.append((number, event))
-        self._came.set()
 
     def _finish(self, choice: _Choice) -> None:
         choice.done = True
-        self.open -= 1
         if choice.first is not None and choice.tokens > 1:
             self._metrics.token.observe((choice.last - choice.first) / (choice.tokens - 1))
         self._submit_more()
@@ -161,10 +164,11 @@ class Run:
         except QueueFullError as error:
             asyncio.get_running_loop().call_later(error.retry_after, self._submit_more)
         except ModalignError as error:  # the engine stopped taking requests half-way
-            refused, said = list(self._pending), str(error)
+            reason: FinishReason = "cancelled" if isinstance(error, DrainingError) else "error"
+            refused = list(self._pending)
             self._pending.clear()
             for number in refused:
-                self.take(number, Finished("error", said))
+                self.take(number, Finished(reason, str(error)))
 
     def _submit(self) -> None:
         while self._pending and not self._cancelled:
