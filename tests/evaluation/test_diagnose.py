@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import tiny
+from every_modality import composed, record
 from modalign.data.readers import read_records
 from modalign.data.supervision import tokenise
 from modalign.errors import DataError, UsageError
@@ -27,7 +28,6 @@ from modalign.evaluation.scoring import score
 from modalign.models.export import save_model
 from modalign.models.open import open_model
 from modalign.patches import save_patch
-from models.every_modality import composed, record
 from patches.made_patches import FFN, patch_for
 
 CPU = torch.device("cpu")
