@@ -15,23 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
-from modalign.data.readers import read_records
-from modalign.data.records import Record
-from modalign.errors import DataError, ModalignError, UsageError
+from modalign.errors import ModalignError, UsageError
 from modalign.files import new_folder
 from modalign.models.export.codes import SIGNAL, TARGET, check_codes, save_codes
 from modalign.models.export.folder import check_folder, load_model, save_model
 from modalign.models.export.gateway import REFERENCE, save_gateway, save_language_model
 from modalign.models.export.native import TARGETS, NotNativeError
 from modalign.models.export.probe import Conversation, observe
+from modalign.models.export.records import records_for
 from modalign.models.export.verify import (
     NEW_TOKENS,
     Expected,
     check_trained_ids,
     conversation_of,
-    modalities_of,
     tolerance_of,
     verify_in_clean_process,
 )
@@ -39,11 +35,9 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import takes_media
 from modalign.models.tool_text import TOOLS
 from modalign.progress import Progress
-from modalign.starter.build import starter
 
 Rung = Literal["native", "remote-code", "gateway"]
 RECORDS = 4  # compared by default
-RUN_RECORDS = ("run.json", "config.yaml")  # of the runs that write model folders
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def export_model(
     tell = progress or (lambda *_: None)
     tell("exporting (loading)", 0, 3)
     model, processor = load_model(folder)
-    chosen, origin = _records(folder, processor, data, records)
+    chosen, origin = records_for(folder, processor, data, records)
     conversations = [conversation_of(record, processor) for record in chosen]
     if isinstance(model, ModalignForConditionalGeneration):
         for conversation in conversations:
@@ -195,48 +189,6 @@ def _check_request(
     check_folder(out)
     if language is not None:
         check_folder(Path(language))
-
-
-# --- records ------------------------------------------------------------------------------------
-
-
-def _records(
-    folder: Path, processor: Any, data: str | None, count: int
-) -> tuple[list[Record], str]:
-    """Records to compare on, those with media first, and where they are from."""
-    taken = modalities_of(processor)
-    origin = data or _run_data(folder)
-    if origin is None and taken == ["image"]:
-        origin = str(starter().val)
-    if origin is None:
-        raise DataError(
-            f"there is nothing to compare the export of {folder} on: give records of "
-            f"{' and '.join(taken) or 'text'} by --data"
-        )
-    found = read_records(origin, modalities=taken or ["image"]).records
-    found = [record for record in found if record.messages[0].role != "assistant"]
-    chosen = [record for record in found if any(True for _ in record.media())] or found
-    if not chosen:
-        raise DataError(f"{origin} holds no record to compare on")
-    return chosen[:count], origin
-
-
-def _run_data(folder: Path) -> str | None:
-    """Validation or training data of the run that this model folder lies in, where it is there."""
-    for name in RUN_RECORDS:
-        file = folder.resolve().parent / name
-        if not file.is_file():
-            continue
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        named = values.get("data") if isinstance(values, dict) else None
-        for key in ("val", "train"):
-            path = named.get(key) if isinstance(named, dict) else None
-            if isinstance(path, str) and Path(path).exists():
-                return path
-    return None
 
 
 # --- rungs --------------------------------------------------------------------------------------

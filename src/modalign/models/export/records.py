@@ -1,0 +1,59 @@
+"""Real records to compare an exported model on: given, of the run that made it, or the starter's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modalign.data.readers import read_records
+from modalign.data.records import Record
+from modalign.errors import DataError
+from modalign.models.export.verify import modalities_of
+from modalign.starter.build import starter
+
+RUN_RECORDS = ("run.json", "config.yaml")  # of the runs that write model folders
+
+
+def records_for(
+    folder: Path, processor: Any, data: str | None, count: int
+) -> tuple[list[Record], str]:
+    """Records to compare on, those with media where there are any, and where they are from.
+
+    Raises:
+        DataError: there are none; the message says what to give.
+    """
+    taken = modalities_of(processor)
+    origin = data or run_data(folder)
+    if origin is None and taken == ["image"]:
+        origin = str(starter().val)
+    if origin is None:
+        raise DataError(
+            f"there is nothing to compare the export of {folder} on: give records of "
+            f"{' and '.join(taken) or 'text'} by --data"
+        )
+    found = read_records(origin, modalities=taken or ["image"]).records
+    found = [record for record in found if record.messages[0].role != "assistant"]
+    chosen = [record for record in found if any(True for _ in record.media())] or found
+    if not chosen:
+        raise DataError(f"{origin} holds no record to compare on")
+    return chosen[:count], origin
+
+
+def run_data(folder: Path) -> str | None:
+    """Validation or training data of the run that this model folder lies in; None: there is none."""
+    for name in RUN_RECORDS:
+        file = folder.resolve().parent / name
+        if not file.is_file():
+            continue
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        named = values.get("data") if isinstance(values, dict) else None
+        for key in ("val", "train"):
+            path = named.get(key) if isinstance(named, dict) else None
+            if isinstance(path, str) and Path(path).exists():
+                return path
+    return None
