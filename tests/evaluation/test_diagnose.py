@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tiny
-from every_modality import composed, record
+from every_modality import composed, record, sound
 from modalign.data.readers import read_records
+from modalign.data.records import Media, Record
 from modalign.data.supervision import tokenise
 from modalign.errors import DataError, UsageError
 from modalign.evaluation.diagnosis import diagnose as module
@@ -25,6 +27,9 @@ from modalign.evaluation.diagnosis.page import diagnosis_page, sentences
 from modalign.evaluation.diagnosis.reading import Subject
 from modalign.evaluation.diagnosis.results import Diagnosis, ModalityDiagnosis
 from modalign.evaluation.scoring import score
+from modalign.models.compose import compose, load_language_model
+from modalign.models.encoders.image import load_image_encoder
+from modalign.models.encoders.loading import load_encoder
 from modalign.models.export import save_model
 from modalign.models.open import open_model
 from modalign.patches import save_patch
@@ -258,3 +263,57 @@ def test_the_command_line(
     code, out, _ = cli("diagnose", tmp_path / "gone", small_data / "data.jsonl", "--json")
     assert code == 2
     assert "no such folder" in json.loads(out)["error"]
+
+
+def saved_natively(kind: str, folder: Path, tower: Path, whisper: Path, llm: Path) -> list[Record]:
+    """A tiny model as another class of transformers, and records about its media."""
+    if kind == "Qwen2Audio":
+        config = transformers.WhisperConfig(
+            d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=50,
+            max_source_positions=100, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            decoder_start_token_id=1,
+        )  # fmt: skip
+        transformers.WhisperForConditionalGeneration(config).save_pretrained(whisper)
+        transformers.WhisperFeatureExtractor(chunk_length=2).save_pretrained(whisper)
+        encoder = load_encoder("audio", str(whisper), [], {"form": "qwen2_audio"})
+        parts = load_language_model(str(llm), modalities=("audio",))
+        media: list[Media] = [sound(0.4 + 0.1 * (n % 5), n) for n in range(14)]
+    else:
+        encoder = load_image_encoder(str(tower), layer="output")
+        parts = load_language_model(str(llm))
+        media = [tiny.image(n) for n in range(14)]
+    connector = {"Idefics3": "pixel_shuffle_linear", "Idefics2": "swiglu_resampler"}.get(
+        kind, "linear"
+    )
+    torch.manual_seed(0)
+    model, processor = compose(parts, encoder, connector)
+    assert save_model(model.eval(), processor, folder, target=kind).kind == f"native:{kind}"
+    answers = ("yes", "no", "seven")
+    return [
+        tiny.record([medium, "what is it?"], answers[row % 3], row=row)
+        for row, medium in enumerate(media)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["Idefics3", "Idefics2", "Qwen2Audio"])
+def test_other_classes_of_transformers(
+    kind: str, tower_folder: Callable[..., Path], llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    records = saved_natively(
+        kind, tmp_path / "model", tower_folder(), tmp_path / "whisper", llm_folder()
+    )
+    subject = Subject(*open_model(tmp_path / "model"))
+    (modality,) = subject.modalities
+    seen = subject.look(subject.given(records[0]))
+    assert len(seen.outputs[modality]) == len(seen.places[modality])
+    if kind == "Qwen2Audio":  # 0.4 of the window's 2 seconds: the rest is padding
+        assert len(seen.features["audio"]) == 10
+        assert len(seen.outputs["audio"]) == 10
+    else:
+        assert len(seen.features["image"]) == tiny.PATCHES
+    found = module._modality(subject, modality, records, 0, None)
+    assert [each.name for each in found.diagnostics if each.undefined] == []
+    noise = "accuracy, noise" in found.diagnostic("image_gain").figures
+    assert noise == (kind != "Qwen2Audio")
+    assert noise != any("Noise" in note for note in found.diagnostic("image_gain").notes)

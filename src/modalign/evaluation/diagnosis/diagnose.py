@@ -221,6 +221,6 @@ def _names(subject: Subject, modality: str) -> tuple[str, str]:
         spec = bridge["encoder"]
         inner = spec.get("config") or {}
         return str(inner.get("model_type") or spec["kind"]), str(bridge["connector"]["name"])
-    vision = getattr(model.config, "vision_config", None)
-    name = getattr(vision, "model_type", None) or "of the model"
+    part = "audio_config" if modality == "audio" else "vision_config"
+    name = getattr(getattr(model.config, part, None), "model_type", None) or "its own encoder"
     return str(name), f"{type(model).__name__}'s connector"

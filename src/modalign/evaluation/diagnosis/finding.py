@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modalign.errors import UsageError
 from modalign.models.modeling import ModalignForConditionalGeneration
@@ -55,8 +55,8 @@ def encoder_of(model: Any, modality: str) -> nn.Module | None:
     return None if found is model or found is model.base_model else found
 
 
-def kept_features(model: Any, modality: str) -> Callable[..., Any]:
-    """What is kept of an encoder's output: values (n, N, d), mask (n, N), grid."""
+def kept_features(model: Any, modality: str, inputs: dict[str, Tensor]) -> Callable[..., Any]:
+    """What is kept of an encoder's output for these inputs: values (n, N, d), mask (n, N), grid."""
     if isinstance(model, ModalignForConditionalGeneration):
         grid = model.encoders[modality].grid
         return lambda args, kwargs, output: (output[0], output[1], grid)
@@ -69,9 +69,18 @@ def kept_features(model: Any, modality: str) -> Callable[..., Any]:
         values = states[layer] if read else output[0]
         values = values if whole or values.dim() < 3 else values[:, 1:]  # the class token
         values = values[None] if values.dim() == 2 else values
-        return values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device), None
+        return values, _present(values, inputs.get("feature_attention_mask")), None
 
     return keep
+
+
+def _present(values: Tensor, signal: Tensor | None) -> Tensor:
+    """(n, N) bool: which features (n, N, d) are of the signal, whose own mask is (n, T), and not of padding."""
+    n, N = values.shape[:2]
+    if signal is None or len(signal) != n:
+        return torch.ones(n, N, dtype=torch.bool, device=values.device)
+    counts = (N * signal.float().mean(dim=1)).ceil().clamp(min=1)
+    return torch.arange(N, device=values.device)[None] < counts[:, None]
 
 
 def ask_for_attention(model: Any) -> str | None:

@@ -119,9 +119,12 @@ class Looking:
             found.figures[f"KL from {name}"] = self.sampling.mean(
                 np.array(self.divergences[name]), "nats"
             )
-        if self.modality == "table":
+        if "noise" not in known:
+            table = self.modality == "table"
             found.notes.append(
-                "Noise is not defined: a table's cells are names as well as numbers."
+                "Noise is not defined: a table's cells are names as well as numbers"
+                if table
+                else "Noise is not defined: this model takes its signals in a form of its own"
             )
         if "shuffled" not in known:
             found.notes.append("Shuffling is not defined: all records hold the same media.")

@@ -261,7 +261,7 @@ class Subject:
         for modality in self.modalities:
             encoder = encoder_of(self.model, modality)
             if encoder is not None:
-                keep = kept_features(self.model, modality)
+                keep = kept_features(self.model, modality, given.inputs)
                 watching[f"features of {modality}"] = (encoder, False, keep)
         return watching
 
