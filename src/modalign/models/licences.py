@@ -21,6 +21,7 @@ def origin(name: str | None) -> dict[str, str]:
     if name is None or name == "none":
         return {}
     folder = Path(name)
+    card: Path | None
     if folder.is_dir():
         card, shown = folder / CARD, folder.resolve().name
     else:
