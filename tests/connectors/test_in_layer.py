@@ -40,9 +40,14 @@ from transformers import (
 
 from modalign.connectors.base import ConnectorError, InLayerConnector, Widths
 from modalign.connectors.perceivers.gated_cross_attention import GatedCrossAttention
+from modalign.connectors.perceivers.idefics_cross_attention import IdeficsCrossAttention
 from modalign.connectors.perceivers.llama_adapter import LlamaAdapter
 
-IN_LAYER: tuple[type[InLayerConnector], ...] = (GatedCrossAttention, LlamaAdapter)
+IN_LAYER: tuple[type[InLayerConnector], ...] = (
+    GatedCrossAttention,
+    IdeficsCrossAttention,
+    LlamaAdapter,
+)
 VOCAB, T = 50, 9
 SIZES = {
     "vocab_size": VOCAB,
@@ -88,7 +93,7 @@ def build(cls: type[InLayerConnector], widths: Widths = TINY) -> InLayerConnecto
 
 def open_gates(connector: InLayerConnector) -> None:
     for name, parameter in connector.named_parameters():
-        if "gate" in name:
+        if name.endswith(("gate", "gates")):
             nn.init.constant_(parameter, 0.7)
 
 
@@ -177,11 +182,11 @@ def test_open_gates_read_the_last_item_before(
     connector = build(cls)
     open_gates(connector)
     ids, memory, mask, visible = read_two(connector)
-    without = model(ids).logits
     connector.attach(layers_of(model))
+    without = model(ids).logits
     with connector.reading(memory, mask, visible):
         read = model(ids).logits
-    # Before the first item: exactly the language model's.
+    # Before the first item: exactly what a text alone gives.
     assert torch.equal(read[0, :2], without[0, :2])
     assert torch.equal(read[1, :4], without[1, :4])
     assert not torch.allclose(read[0, 2:], without[0, 2:], atol=1e-4)
@@ -205,17 +210,20 @@ def test_open_gates_read_the_last_item_before(
 
 @both
 @torch.no_grad()
-def test_rows_without_media_are_the_language_models(
+def test_rows_without_media_are_texts_alone(
     cls: type[InLayerConnector], model: PreTrainedModel
 ) -> None:
     connector = build(cls)
     open_gates(connector)
     ids, memory, mask, visible = read_two(connector)
     visible[1] = False
-    without = model(ids).logits
+    bare = model(ids).logits
     connector.attach(layers_of(model))
+    alone = model(ids).logits
     with connector.reading(memory, mask, visible):
-        assert torch.equal(model(ids).logits[1], without[1])
+        assert torch.equal(model(ids).logits[1], alone[1])
+    # A text alone is the language model's, but for Idefics, whose SwiGLU runs on every text.
+    assert torch.equal(alone, bare) == (cls is not IdeficsCrossAttention)
 
 
 @both
@@ -453,3 +461,31 @@ def test_flops_per_position(cls: type[InLayerConnector]) -> None:
     if cls is LlamaAdapter:  # the prompts' keys and values: 10 rows, two maps of 96 -> 48
         added -= 2 * (2 * 2 * 10 * 96 * 48)
     assert added == pytest.approx(T * connector.flops_per_position(), rel=0.01)
+
+
+def test_idefics_blocks_stand_before_whole_groups() -> None:
+    options = IdeficsCrossAttention.options_for("matched", TINY)
+    places = {every: [*range(0, 4, every)] for every in (1, 2, 4)}
+    for every, expected in places.items():
+        assert [*IdeficsCrossAttention(TINY, **options | {"every": every}).places] == expected
+    for every in (0, 3, 5):
+        with pytest.raises(ConnectorError, match=r"has 4; `every` can be 1, 2, 4"):
+            IdeficsCrossAttention(TINY, **options | {"every": every})
+    # 30 and 22 layers: the divisor next to four, and to a quarter of them.
+    for layers, published, matched in ((30, 3, 6), (22, 2, 2), (32, 4, 8), (24, 4, 6)):
+        widths = Widths(64, 96, 36, (6, 6), num_layers=layers, num_heads=4)
+        assert IdeficsCrossAttention.options_for("published", widths)["every"] == published
+        assert IdeficsCrossAttention.options_for("matched", widths)["every"] == matched
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+def test_idefics_without_a_resampler_has_the_property(check: Check) -> None:
+    options = IdeficsCrossAttention.options_for("matched", TINY)
+    with sdpa_kernel(SDPBackend.MATH):
+        check(IdeficsCrossAttention, TINY, options | {"resampler": None, "gate": "vector"})
+
+
+def test_idefics_has_two_kinds_of_gates() -> None:
+    options = IdeficsCrossAttention.options_for("matched", TINY)
+    with pytest.raises(ConnectorError, match="'scalar' or 'vector' gate, not 'float'"):
+        IdeficsCrossAttention(TINY, **options | {"gate": "float"})

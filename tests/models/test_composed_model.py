@@ -269,7 +269,10 @@ def test_gradient_checkpointing_gives_equal_gradients(name: str, compose_tiny: C
 
 @pytest.mark.parametrize("name", ALL)
 def test_text_only_batches_touch_the_whole_connector(name: str, compose_tiny: Compose) -> None:
-    """All gradients exist and are zero, so that processes that train together agree."""
+    """All gradients exist, so that processes that train together agree.
+
+    They are zero, but for the half of an Idefics block that runs on every text.
+    """
     model, processor = compose_tiny(name)
     model.language_model.requires_grad_(False)
     batch = rows(model, processor, [0, 0])
@@ -279,7 +282,8 @@ def test_text_only_batches_touch_the_whole_connector(name: str, compose_tiny: Co
     touched = set(_gradients(model, rows(model, processor, [1, 0])))
     gradients = _gradients(model, batch)
     assert gradients.keys() == touched
-    assert all(not gradient.any() for gradient in gradients.values())
+    moved = {key.split(".")[4] for key, gradient in gradients.items() if gradient.any()}
+    assert moved == ({"ffn", "ffn_norm", "ffn_gate"} if name.startswith("idefics") else set())
     assert torch.equal(model(**batch).logits, expected)
 
 

@@ -69,14 +69,18 @@ class Attention(nn.Module):
         head_size: int | None = None,
         memory_width: int | None = None,
         bias: bool = True,
+        norms: bool = False,
     ) -> None:
         super().__init__()
-        inner = heads * (head_size or width // heads)
+        size = head_size or width // heads
+        inner = heads * size
         self.heads = heads
         self.q = nn.Linear(width, inner, bias)
         self.k = nn.Linear(memory_width or width, inner, bias)
         self.v = nn.Linear(memory_width or width, inner, bias)
         self.out = nn.Linear(inner, width, bias)
+        self.q_norm = nn.LayerNorm(size) if norms else nn.Identity()  # of each head by itself
+        self.k_norm = nn.LayerNorm(size) if norms else nn.Identity()
 
     def forward(
         self,
@@ -86,8 +90,8 @@ class Attention(nn.Module):
         values: Tensor | None = None,
     ) -> Tensor:
         """Read ``memory`` where ``allowed``; ``values`` replaces the memory behind the values."""
-        q = split_heads(self.q(queries), self.heads)
-        k = split_heads(self.k(memory), self.heads)
+        q = self.q_norm(split_heads(self.q(queries), self.heads))
+        k = self.k_norm(split_heads(self.k(memory), self.heads))
         v = split_heads(self.v(memory if values is None else values), self.heads)
         return self.out(merge_heads(attend(q, k, v, allowed)))
 
@@ -138,6 +142,32 @@ class FeedForward(nn.Module):
     def flops_for(positions: float, width: int, hidden: int) -> float:
         """FLOPs at so many positions."""
         return 2 * linear_flops(positions, width, hidden)
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate x) * up x)``, without biases (arXiv 2002.05202)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(inputs, hidden, bias=False)
+        self.up = nn.Linear(inputs, hidden, bias=False)
+        self.down = nn.Linear(hidden, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+    @staticmethod
+    def parameters_for(inputs: int, hidden: int, outputs: int) -> int:
+        """Number of parameters."""
+        return 2 * inputs * hidden + hidden * outputs
+
+    @staticmethod
+    def flops_for(positions: float, inputs: int, hidden: int, outputs: int) -> float:
+        """FLOPs at so many positions."""
+        return 2 * linear_flops(positions, inputs, hidden) + linear_flops(
+            positions, hidden, outputs
+        )
 
 
 def windows(features: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:

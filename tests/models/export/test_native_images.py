@@ -269,6 +269,7 @@ def test_our_tokenizer_is_left_as_it_was(
 
 # --- what stands against it ---
 
+IDEFICS = {"connector": "idefics_cross_attention", "layer": "all"}
 SHUFFLE, LATENTS = {"connector": "pixel_shuffle_linear"}, {"connector": "swiglu_resampler"}
 REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("siglip", SHUFFLE | {"layer": -1}, None, "Idefics3 reads the tower's output.*layer -1"),
@@ -284,7 +285,9 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("siglip", LATENTS | {"hidden": 49}, None, "hidden 48, and the connector 49"),
     ("siglip", LATENTS | {"ffn": 129}, None, "ffn 128, and the connector 129"),
     ("siglip", {"connector": "resampler"}, None, "another form: swiglu_resampler"),
-    ("siglip", {"connector": "gated_cross_attention"}, None, "RMSNorm, SwiGLU"),
+    ("siglip", {"connector": "gated_cross_attention"}, None, "RMSNorm and SwiGLU"),
+    ("clip", IDEFICS, None, "'idefics_cross_attention' for every.*keeps no chat template"),
+    ("clip", IDEFICS, "Idefics", "no export to 'Idefics': .*only IdeficsProcessor makes it"),
     ("vit", {"connector": "qformer", "layer": "all"}, None, "no prompt without an image"),
     ("vit", {"connector": "qformer"}, "Blip2", "with its class token, and this model 'output'"),
     ("siglip", {"connector": "qformer", "layer": "all"}, "Blip2", "and this one is siglip"),

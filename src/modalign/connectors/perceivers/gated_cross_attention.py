@@ -23,7 +23,6 @@ block leaves positions without an item alone (Flamingo's runs on them too).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -40,12 +39,7 @@ from modalign.connectors.base import (
     quarter_tokens,
     zero_masked,
 )
-from modalign.connectors.hooks import (
-    HookedConnector,
-    first_tensor,
-    readable,
-    with_first_tensor,
-)
+from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
 from modalign.connectors.layers import FeedForward, attend, heads_of, merge_heads, split_heads
 from modalign.connectors.perceivers.resampler import ResamplerCore
 
@@ -87,7 +81,7 @@ class GatedBlock(nn.Module):
         )
 
 
-class GatedCrossAttention(HookedConnector):
+class GatedCrossAttention(InsertedBlocks):
     """Resampled features, read by gated blocks before every n-th decoder layer."""
 
     name = "gated_cross_attention"
@@ -110,7 +104,7 @@ class GatedCrossAttention(HookedConnector):
     ) -> None:
         super().__init__(widths)
         resampler = resampler or _flamingo_resampler(widths)
-        self.every, self.heads, self.inner = every, heads, heads * head_size
+        self.heads, self.inner = heads, heads * head_size
         self.ffn = ffn_factor * widths.hidden_size
         self.resampler_options = resampler
         self.resampler = ResamplerCore(widths.feature_size, **resampler)
@@ -118,6 +112,7 @@ class GatedCrossAttention(HookedConnector):
             GatedBlock(widths.hidden_size, resampler["width"], heads, self.inner, self.ffn)
             for _ in range(_count_blocks(widths, every))
         )
+        self.places = range(every - 1, len(self.blocks) * every, every)
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
@@ -204,27 +199,12 @@ class GatedCrossAttention(HookedConnector):
         memory_mask = mask.any(1, keepdim=True).expand(memory.shape[:2])
         return zero_masked(memory, memory_mask), memory_mask
 
-    def attach(self, layers: nn.ModuleList) -> None:
-        """Put a block before every n-th layer."""
-        self.detach()
-        self.check_layers(layers)
-        self.first_layer = self.every - 1
-        for index, _ in enumerate(self.blocks):
-            place = (index + 1) * self.every - 1
-            hook = partial(self._before_layer, index, place)
-            handle = layers[place].register_forward_pre_hook(hook, with_kwargs=True)
-            self._handles.append(handle)
-
-    def _before_layer(
-        self, index: int, place: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        hidden = first_tensor(args, kwargs)
-        memory = self.memory_of(place, hidden)
+    def added(self, index: int, hidden: Tensor, memory: _Memory | None) -> Tensor | None:
+        """What a block adds where an item is seen; nothing to a text alone."""
         if memory is None:
             return None
-        own = memory.memory.chunk(len(self.blocks), -1)[index]
-        added = self._typed_blocks()[index](hidden, own, readable(memory, hidden))
-        return with_first_tensor(args, kwargs, hidden + added.to(hidden.dtype))
+        block = self._typed_blocks()[index]
+        return block(hidden, self.own_part(index, memory), readable(memory, hidden))
 
     def _typed_blocks(self) -> list[GatedBlock]:
         return cast("list[GatedBlock]", list(self.blocks))

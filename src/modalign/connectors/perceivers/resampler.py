@@ -3,17 +3,19 @@
     features (B, N, d) -> M latents (B, M, width) -> affine -> tokens (B, M, D)
 
 Sources: Flamingo (arXiv 2204.14198), Honeybee's resampler baseline (arXiv 2312.06742),
-Idefics2 (arXiv 2405.02246).
+Idefics2 (arXiv 2405.02246), IDEFICS (arXiv 2306.16527).
 
-Two styles of one layer, ``x = x + attention(LN x, memory); x = x + FFN(LN x)``:
+Three styles of one layer, ``x = x + attention(LN x, memory); x = x + FFN(LN x)``:
 
 * ``flamingo``: the memory is [LN media; LN latents], all maps without bias, heads of fixed size
   (8 x 64); at a width other than d an affine map enters first.
+* ``idefics``: as ``flamingo``, with ReLU for GELU, and a layer norm of each head's queries and keys.
 * ``cross``: the memory is LN media alone, maps with bias, inner width = width. The latents never
   read each other.
 
 Parameters, with w = width, i = heads * head size, f = FFN width, [.] only where it applies:
 flamingo  M w + [d w + w] + layers * (4 w i + 2 w f + 6 w) + 2 w + (w D + D)
+idefics   layers * 4 head size more
 cross     M w + layers * (2 (w i + d i) + 3 i + w + 2 w f + f + w + 4 w + 2 d) + 2 w + (w D + D)
 
 Published size: the prefix form, 6 cross layers of 1024 with an FFN of 4096, M = 64. Recipe of
@@ -44,11 +46,11 @@ from modalign.connectors.base import (
 )
 from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt
 
-Style = Literal["flamingo", "cross"]
+Style = Literal["flamingo", "idefics", "cross"]
 
 
 class ResamplerLayer(nn.Module):
-    """Latents read the media (and, in Flamingo's style, each other), then think."""
+    """Latents read the media (and, but for the cross style, each other), then think."""
 
     def __init__(
         self,
@@ -62,12 +64,13 @@ class ResamplerLayer(nn.Module):
     ) -> None:
         super().__init__()
         bias = style == "cross"
-        self.mixes = style == "flamingo"
+        self.mixes = not bias
         self.media_norm = nn.LayerNorm(media_width)
         self.latent_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, head_size, media_width, bias)
+        idefics = style == "idefics"
+        self.attention = Attention(width, heads, head_size, media_width, bias, norms=idefics)
         self.ffn_norm = nn.LayerNorm(width)
-        self.ffn = FeedForward(width, ffn, bias)
+        self.ffn = FeedForward(width, ffn, bias, nn.ReLU if idefics else nn.GELU)
 
     def forward(self, latents: Tensor, media: Tensor, mask: Tensor) -> Tensor:
         """Latents (B, M, width), media (B, N, media_width), mask (B, N) -> latents."""
@@ -95,9 +98,10 @@ class ResamplerCore(nn.Module):
         style: Style,
     ) -> None:
         super().__init__()
-        enters = style == "flamingo" and feature_size != width
+        mixes = style != "cross"
+        enters = mixes and feature_size != width
         self.enter = nn.Linear(feature_size, width) if enters else nn.Identity()
-        media_width = width if style == "flamingo" else feature_size
+        media_width = width if mixes else feature_size
         self.latents = learnt(num_tokens, width)
         self.layers = nn.ModuleList(
             ResamplerLayer(
@@ -128,13 +132,14 @@ class ResamplerCore(nn.Module):
         style: Style,
     ) -> int:
         """Number of parameters; the module docstring writes the sum out."""
-        flamingo = style == "flamingo"
-        media_width = width if flamingo else feature_size
-        enter = affine_parameters(feature_size, width) if flamingo and feature_size != width else 0
+        mixes = style != "cross"
+        media_width = width if mixes else feature_size
+        enter = affine_parameters(feature_size, width) if mixes and feature_size != width else 0
         layer = (
-            Attention.parameters_for(width, heads * head_size, media_width, bias=not flamingo)
-            + FeedForward.parameters_for(width, ffn, bias=not flamingo)
+            Attention.parameters_for(width, heads * head_size, media_width, bias=not mixes)
+            + FeedForward.parameters_for(width, ffn, bias=not mixes)
             + 2 * (media_width + 2 * width)
+            + (4 * head_size if style == "idefics" else 0)
         )
         return num_tokens * width + enter + layers * layer + 2 * width
 
@@ -152,12 +157,12 @@ class ResamplerCore(nn.Module):
         style: Style,
     ) -> float:
         """FLOPs of one item with N features."""
-        flamingo = style == "flamingo"
-        media_width = width if flamingo else feature_size
-        keys = num_features + (num_tokens if flamingo else 0)
+        mixes = style != "cross"
+        media_width = width if mixes else feature_size
+        keys = num_features + (num_tokens if mixes else 0)
         enter = (
             linear_flops(num_features, feature_size, width)
-            if flamingo and feature_size != width
+            if mixes and feature_size != width
             else 0.0
         )
         layer = Attention.flops_for(

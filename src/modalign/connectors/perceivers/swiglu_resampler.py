@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from modalign.connectors.base import (
     ConnectorError,
@@ -39,35 +38,16 @@ from modalign.connectors.base import (
     quarter_tokens,
     zero_masked,
 )
-from modalign.connectors.layers import attend, heads_of, learnt, merge_heads, split_heads
+from modalign.connectors.layers import (
+    SwiGLU,
+    attend,
+    heads_of,
+    learnt,
+    merge_heads,
+    split_heads,
+)
 
 NORM_EPS = 1e-6
-
-
-class SwiGLU(nn.Module):
-    """``down(silu(gate x) * up x)``, without biases (arXiv 2002.05202)."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(inputs, hidden, bias=False)
-        self.up = nn.Linear(inputs, hidden, bias=False)
-        self.down = nn.Linear(hidden, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
-        return self.down(functional.silu(self.gate(x)) * self.up(x))
-
-    @staticmethod
-    def parameters_for(inputs: int, hidden: int, outputs: int) -> int:
-        """Number of parameters."""
-        return 2 * inputs * hidden + hidden * outputs
-
-    @staticmethod
-    def flops_for(positions: float, inputs: int, hidden: int, outputs: int) -> float:
-        """FLOPs at so many positions."""
-        return 2 * linear_flops(positions, inputs, hidden) + linear_flops(
-            positions, hidden, outputs
-        )
 
 
 class GroupedLayer(nn.Module):

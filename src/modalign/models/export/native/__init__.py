@@ -21,12 +21,20 @@ TARGETS: dict[str, Build] = {
     "Qwen2Audio": qwen2_audio.build,
 }
 
+_IDEFICS = (
+    "transformers' Idefics needs a mask of which position reads which image; only IdeficsProcessor "
+    "makes it, and that keeps no chat template and puts a begin token and marks of its own into every "
+    "prompt"
+)
+# Classes that users ask for and that are never written.
+_REFUSED = {"Idefics": _IDEFICS}
 # What a user can do about connectors that name no class, and what stands against it.
 _INSTEAD = {
     "avgpool_mlp": "Idefics3 holds it with the options depth 1 and bias false, where the blocks "
     "that are pooled tile the grid",
-    "gated_cross_attention": "the blocks of Idefics have RMSNorm, SwiGLU and attention as wide as "
-    "the model, stand before the first layer of a group, and think where no image is seen",
+    "gated_cross_attention": "the blocks of Idefics have RMSNorm and SwiGLU, as in "
+    f"idefics_cross_attention, which has no class either: {_IDEFICS}",
+    "idefics_cross_attention": _IDEFICS,
     "mlp": "Llava's has two affine maps: depth 2",
     "pool_linear": "Qwen2Audio averages before its encoder's last norm: linear, behind a Whisper "
     "encoder with the option form=qwen2_audio",
@@ -56,6 +64,8 @@ def build_native(
     """
     if target is None:
         target = _named(model)
+    if target in _REFUSED:
+        raise NotNativeError(f"there is no export to {target!r}: {_REFUSED[target]}")
     if target not in TARGETS:
         raise NotNativeError(f"there is no export to {target!r}, only to {', '.join(TARGETS)}")
     try:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Idefics2Config, Idefics2ForConditionalGeneration, PreTrainedConfig
 
+from modalign.connectors.layers import SwiGLU
 from modalign.connectors.perceivers.swiglu_resampler import (
     NORM_EPS,
     GroupedLayer,
-    SwiGLU,
     SwigluResampler,
 )
 from modalign.models.export.native.base import (

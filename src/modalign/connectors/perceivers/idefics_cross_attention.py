@@ -1,0 +1,273 @@
+"""Idefics cross-attention: gated blocks in the form of a LLaMA layer, as transformers' Idefics has them.
+
+    features (B, N, d) [-> resampler -> M latents (B, M, d)] -> keys and values of every block
+    hidden (B, T, D) -> x + tanh(a) attention(norm x, media) -> x + tanh(b) SwiGLU(norm x) -> layer
+
+Sources: IDEFICS in OBELICS (arXiv 2306.16527), after Flamingo (arXiv 2204.14198). What differs from
+``gated_cross_attention``: RMSNorm and SwiGLU, an RMSNorm of each head's queries and keys, a block
+before the first layer of each group of ``every``, and a resampler that can be left out (then M = N).
+A position reads the last item before it. One that sees no item gets nothing from the attention, but
+its SwiGLU runs, also in a text alone: what was trained changes every text, not only those with media.
+
+Parameters, with c = head size, i = heads * c, f = ffn, G = D gates, or 1 with ``gate`` "scalar":
+[resampler] + (L / every) * (2 D i + 2 d i + 3 D f + 2 D + 2 c + 2 G)
+
+Published size: a block before every 4th layer, scalar gates, attention as wide as the language
+model, f as in LLaMA, 64 latents from a resampler of 6 layers with 16 heads of 96. Recipe: resampler
+and blocks train on web documents, image-text pairs and Wikipedia; both neighbours stay frozen, and
+are tuned with them on instructions later.
+
+Deliberate changes: the keys and values of all blocks are computed once per item, in ``encode``, and
+are the memory that is passed on; ``every`` must divide L (theirs fails in the last group otherwise),
+so that for other L the nearest divisor is taken.
+
+It has the blocks of transformers' IdeficsForVisionText2Text, but is saved with its own code: the
+processor of that class keeps no chat template and adds marks to every prompt (docs/export.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from modalign.connectors.base import (
+    ConnectorError,
+    Grid,
+    Variant,
+    Widths,
+    affine_parameters,
+    attention_flops,
+    linear_flops,
+    quarter_tokens,
+    zero_masked,
+)
+from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
+from modalign.connectors.layers import SwiGLU, attend, heads_of, merge_heads, split_heads
+from modalign.connectors.perceivers.resampler import ResamplerCore
+
+NORM_EPS = 1e-6
+Gate = Literal["scalar", "vector"]
+
+
+class IdeficsBlock(nn.Module):
+    """What one decoder layer gets to read before it runs."""
+
+    def __init__(
+        self, hidden_size: int, memory_width: int, heads: int, head_size: int, ffn: int, gates: int
+    ) -> None:
+        super().__init__()
+        inner = heads * head_size
+        self.heads = heads
+        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.q = nn.Linear(hidden_size, inner, bias=False)
+        self.kv = nn.Linear(memory_width, 2 * inner, bias=False)
+        self.q_norm = nn.RMSNorm(head_size, eps=NORM_EPS)
+        self.k_norm = nn.RMSNorm(head_size, eps=NORM_EPS)
+        self.out = nn.Linear(inner, hidden_size, bias=False)
+        self.attention_gate = nn.Parameter(torch.zeros(gates))
+        self.ffn_norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.ffn = SwiGLU(hidden_size, ffn, hidden_size)
+        self.ffn_gate = nn.Parameter(torch.zeros(gates))
+
+    def keys_values(self, media: Tensor) -> Tensor:
+        """(B, M, d) -> (B, M, 2 i)."""
+        keys, values = self.kv(media).chunk(2, -1)
+        keys = merge_heads(self.k_norm(split_heads(keys, self.heads)))
+        return torch.cat([keys, values], -1)
+
+    def read(self, hidden: Tensor, keys_values: Tensor, allowed: Tensor) -> Tensor:
+        """What the attention adds to hidden (B, T, D): zero where nothing is allowed (B, T, K)."""
+        q = self.q_norm(split_heads(self.q(self.norm(hidden)), self.heads))
+        k, v = (split_heads(half, self.heads) for half in keys_values.to(q.dtype).chunk(2, -1))
+        found = self.out(merge_heads(attend(q, k, v, allowed)))
+        return found * self.attention_gate.tanh()
+
+    def think(self, hidden: Tensor) -> Tensor:
+        """What the SwiGLU adds to hidden (B, T, D)."""
+        return self.ffn(self.ffn_norm(hidden)) * self.ffn_gate.tanh()
+
+    @staticmethod
+    def parameters_for(
+        hidden_size: int, memory_width: int, heads: int, head_size: int, ffn: int, gates: int
+    ) -> int:
+        """Number of parameters."""
+        inner = heads * head_size
+        return (
+            2 * affine_parameters(hidden_size, inner, bias=False)
+            + affine_parameters(memory_width, 2 * inner, bias=False)
+            + SwiGLU.parameters_for(hidden_size, ffn, hidden_size)
+            + 2 * (hidden_size + head_size + gates)
+        )
+
+
+class IdeficsCrossAttention(InsertedBlocks):
+    """Media read by gated LLaMA-like blocks before the first layer of every group."""
+
+    name = "idefics_cross_attention"
+    family = "perceiver"
+    group = "gated cross-attention"
+    token_formula = "0"
+    parameter_text = "[resampler] + (L/n) * (2Di + 2di + 3Df)"
+    rate_scale = 0.3
+    papers = ("IDEFICS (arXiv 2306.16527)", "Flamingo (arXiv 2204.14198)")
+
+    def __init__(
+        self,
+        widths: Widths,
+        *,
+        every: int = 4,
+        heads: int = 32,
+        head_size: int = 128,
+        ffn: int = 11008,
+        gate: Gate = "scalar",
+        resampler: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(widths)
+        if gate not in ("scalar", "vector"):
+            raise ConnectorError(
+                f"connector {self.name!r} has a 'scalar' or 'vector' gate, not {gate!r}"
+            )
+        _check_every(widths, every)
+        d = widths.feature_size
+        self.block_sizes = (widths.hidden_size, d, heads, head_size, ffn, _gates(widths, gate))
+        self.core_options = None if resampler is None else _core_options(d, resampler)
+        self.resampler = None if resampler is None else ResamplerCore(d, **self.core_options)  # type: ignore[arg-type]
+        self.places = range(0, widths.num_layers, every)
+        self.blocks = nn.ModuleList(IdeficsBlock(*self.block_sizes) for _ in self.places)
+
+    @classmethod
+    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
+        """Published: that of 9 B. Matched: about four blocks, one resampler layer, a narrow SwiGLU."""
+        D, d = widths.hidden_size, widths.feature_size
+        if variant == "published":
+            heads = widths.num_heads if D % widths.num_heads == 0 else heads_of(D)
+            return {
+                "every": _divisor(widths, 4),
+                "heads": heads,
+                "head_size": D // heads,
+                "ffn": -(-8 * D // 768) * 256,  # LLaMA's: 8 D / 3, up to a multiple of 256
+                "gate": "scalar",
+                "resampler": {"num_tokens": 64, "layers": 6, "heads": 16, "head_size": 96},
+            }
+        return {
+            "every": _divisor(widths, max(1, widths.num_layers // 4)),
+            "heads": 4,
+            "head_size": min(64, max(8, D // 8)),
+            "ffn": -(-4 * D // 3),
+            "gate": "scalar",
+            "resampler": {
+                "num_tokens": quarter_tokens(widths),
+                "layers": 1,
+                "heads": heads_of(d),
+                "head_size": d // heads_of(d),
+            },
+        }
+
+    @classmethod
+    def parameter_count(cls, widths: Widths, **options: Any) -> int:
+        """Resampler, if there is one, and blocks."""
+        return _parameters(widths, **options)
+
+    def num_tokens(self, num_features: int) -> int:
+        """None: the item's place in the text is one mark, which the caller counts."""
+        return 0
+
+    def _read_tokens(self, num_features: int) -> int:
+        """M, what a block reads of an item with N features."""
+        return num_features if self.core_options is None else int(self.core_options["num_tokens"])
+
+    def flops(self, num_features: int) -> float:
+        """Resampler, if there is one, and the keys and values of all blocks."""
+        _, d, heads, head_size, *_ = self.block_sizes
+        core = 0.0
+        if self.core_options is not None:
+            core = ResamplerCore.flops_for(d, num_features=num_features, **self.core_options)
+        keys_values = linear_flops(self._read_tokens(num_features), d, 2 * heads * head_size)
+        return core + len(self.blocks) * keys_values
+
+    def flops_per_position(self) -> float:
+        """Each block: query, scores against one item, way out, SwiGLU."""
+        D, _, heads, head_size, ffn, _ = self.block_sizes
+        inner = heads * head_size
+        block = (
+            2 * linear_flops(1, D, inner)
+            + attention_flops(1, self._read_tokens(self.widths.num_features), inner)
+            + SwiGLU.flops_for(1, D, ffn, D)
+        )
+        return len(self.blocks) * block
+
+    def encode(
+        self, features: Tensor, mask: Tensor, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N, d) -> keys and values of all blocks (B, M, blocks * 2 i), mask (B, M).
+
+        An item without any feature gives a memory that nothing may read.
+        """
+        media, readable_mask = zero_masked(features, mask), mask
+        if self.resampler is not None:
+            media = self.resampler(features, mask)
+            readable_mask = mask.any(1, keepdim=True).expand(media.shape[:2])
+        memory = torch.cat([block.keys_values(media) for block in self._typed_blocks()], -1)
+        return zero_masked(memory, readable_mask), readable_mask
+
+    def added(self, index: int, hidden: Tensor, memory: _Memory | None) -> Tensor:
+        """What a block adds: from the item that is seen, and from the SwiGLU everywhere."""
+        block = self._typed_blocks()[index]
+        x = hidden.to(block.norm.weight.dtype)
+        if memory is None:
+            return block.think(x)
+        found = block.read(x, self.own_part(index, memory), readable(memory, hidden))
+        return found + block.think(x + found)
+
+    def _typed_blocks(self) -> list[IdeficsBlock]:
+        return cast("list[IdeficsBlock]", list(self.blocks))
+
+
+def _parameters(
+    widths: Widths,
+    *,
+    every: int = 4,
+    heads: int = 32,
+    head_size: int = 128,
+    ffn: int = 11008,
+    gate: Gate = "scalar",
+    resampler: dict[str, Any] | None = None,
+) -> int:
+    _check_every(widths, every)
+    D, d = widths.hidden_size, widths.feature_size
+    block = IdeficsBlock.parameters_for(D, d, heads, head_size, ffn, _gates(widths, gate))
+    core = 0
+    if resampler is not None:
+        core = ResamplerCore.parameters_for(d, **_core_options(d, resampler))
+    return core + widths.num_layers // every * block
+
+
+def _core_options(width: int, chosen: dict[str, Any]) -> dict[str, Any]:
+    """All options of the resampler: its width is that of the features, its FFN four times that."""
+    return {"width": width, "ffn": 4 * width, "style": "idefics", **chosen}
+
+
+def _gates(widths: Widths, gate: Gate) -> int:
+    return widths.hidden_size if gate == "vector" else 1
+
+
+def _divisors(widths: Widths) -> list[int]:
+    layers = widths.num_layers
+    return [number for number in range(1, layers + 1) if layers % number == 0]
+
+
+def _divisor(widths: Widths, wanted: int) -> int:
+    """The divisor of L next to ``wanted``, the smaller of two; ``wanted`` without a language model."""
+    return min(_divisors(widths), key=lambda each: abs(each - wanted), default=wanted)
+
+
+def _check_every(widths: Widths, every: int) -> None:
+    if every in _divisors(widths):
+        return
+    possible = ", ".join(map(str, _divisors(widths))) or "nothing"
+    raise ConnectorError(
+        f"connector 'idefics_cross_attention' puts a block before the first of every {every} decoder "
+        f"layers, but the language model has {widths.num_layers}; `every` can be {possible}"
+    )
