@@ -22,6 +22,7 @@ from modalign.comparison.report import schema as schema_module
 from modalign.comparison.results import Comparison
 from modalign.comparison.table import comparison_table, hallucination_table
 from modalign.pages import svg
+from modalign.pages.markdown import escape
 
 CHROMIUM = next(
     (
@@ -204,6 +205,17 @@ def test_everything_is_in_both(page, comparison):
         assert value in md
     assert "suspect learning rate" in text
     assert "no difference found" in text
+
+
+def test_what_serves_a_method_is_in_every_form(page, comparison):
+    """Rung and servers of each method: beside its row, and explained."""
+    text = markdown.render(comparison)
+    for method in comparison.methods:
+        row = next(line for line in text.splitlines() if f"| {escape(method.name)} |" in line)
+        assert row.rstrip(" |").endswith(f"{method.serving}: {', '.join(method.served_by)}")
+        assert f"{method.serving} <small>{', '.join(method.served_by)}</small>" in page
+    assert f"* **Serving**: {view.SERVING}." in text
+    assert view.SERVING in page
 
 
 def test_hallucination_is_in_every_form(page, comparison):

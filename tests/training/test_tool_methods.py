@@ -109,7 +109,7 @@ def test_a_comparison_with_tools_saves_a_model_that_asks_them(
     assert (frozen.trainable_parameters, frozen.family) == (0, "tool")
     assert tuned.trainable_parameters == tuned.parameters["llm"] > 0
     assert frozen.tokens == tuned.tokens > 0
-    assert frozen.serving == "causal LM with tools"
+    assert frozen.serving == "tools"
     assert frozen.mir is None
     # Untrained and untouched: the frozen one answers as before; the connector beside it does not.
     assert frozen.accuracy == frozen.untrained_accuracy.value  # type: ignore[union-attr]
