@@ -1,7 +1,7 @@
 # make demo    install, compare twelve methods on the built-in starter (8 minutes on 2 cores)
 # make test    install, lint, type-check and test (10 minutes on 2 cores)
 # make report  the full comparison: every method, three seeds, a larger budget (35 minutes on 2 cores)
-# make bench   measured comparisons: speed (minutes), and the published ordering (minutes)
+# make bench   measured comparisons: training, editing and serving speed (minutes), the published ordering (minutes)
 # make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
 
 PYTHON ?= python3.11
@@ -42,6 +42,7 @@ test: lint
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.editing
+	$(BIN)/python -m bench.serving
 	$(BIN)/python -m bench.ordering --out $(OUT)/ordering
 	$(BIN)/python -m bench.editing_facts --out $(OUT)/editing_facts
 
