@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from every_modality import OPTIONS, composed, encoders, medium, record
 from torch.nn import functional
 
 import tiny
+from every_modality import OPTIONS, composed, encoders, medium, record
 from modalign.connectors.frames import PerFrame
 from modalign.connectors.registry import connector_class, connectors
 from modalign.data.media import blank_like, check_medium
