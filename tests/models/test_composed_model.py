@@ -330,3 +330,8 @@ def test_weights_that_are_a_pickle_are_read_only_where_allowed(
         load_language_model(str(folder))
     read = load_language_model(str(folder), allow_pickle=True).model.state_dict()
     assert all(torch.equal(read[name], value) for name, value in state.items())
+
+
+def test_a_connector_that_cannot_be_built_is_a_wrong_option(compose_tiny: Compose) -> None:
+    with pytest.raises(UsageError, match="lower `every`"):
+        compose_tiny("gated_cross_attention", every=9)

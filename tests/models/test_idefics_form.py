@@ -241,3 +241,10 @@ def test_what_stands_against_the_class() -> None:
     prompt = tokenizer.decode(made["input_ids"][0])
     mark = "<fake_token_around_image>"
     assert prompt == f"Nonea<image>b{mark}<image>{mark}"
+    texts = processor(text=["a", "b"])
+    assert tokenizer.decode(texts["input_ids"][0]) == "Noneab"
+    turns = processor(text=["a<image>b<|end|>c"], images=[[tiny.picture(0)]])
+    c = tokenizer.convert_tokens_to_ids("c")
+    place = turns["input_ids"][0].tolist().index(c)
+    assert turns["image_attention_mask"][0, place - 1].any()  # the end token sees the image
+    assert not turns["image_attention_mask"][0, place].any()

@@ -148,6 +148,9 @@ def compose(
 
     Returns:
         The model and its processor.
+
+    Raises:
+        UsageError: a connector cannot be built between these parts, or with these options.
     """
     given = [encoders] if isinstance(encoders, Encoder) else list(encoders)
     tokenizer = llm.tokenizer
@@ -171,15 +174,16 @@ def compose(
             "token": mark(encoder.modality),
             "token_id": tokenizer.convert_tokens_to_ids(mark(encoder.modality)),
         }
-    model = ModalignForConditionalGeneration(
-        ModalignConfig(
-            text_config=copy.deepcopy(llm.model.config),
-            bridges=bridges,
-            origins=_origins(llm, given),
-        ),
-        language_model=llm.model,
-        encoders={encoder.modality: encoder.module for encoder in given},
+    config = ModalignConfig(
+        text_config=copy.deepcopy(llm.model.config),
+        bridges=bridges,
+        origins=_origins(llm, given),
     )
+    modules = {encoder.modality: encoder.module for encoder in given}
+    try:
+        model = ModalignForConditionalGeneration(config, llm.model, modules)
+    except ConnectorError as error:  # connectors travel without modalign, and so does their error
+        raise UsageError(str(error)) from error
     for part in model.connectors.values():
         part.attach_tokenizer(tokenizer)  # type: ignore[operator]
     _set_generation(model, llm, [bridge["token_id"] for bridge in bridges.values()])

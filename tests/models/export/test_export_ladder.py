@@ -106,8 +106,6 @@ def test_without_a_rung_the_highest_is_taken(
     [
         ("resampler", "native", r"cannot be a native model: .*'resampler'.*can be remote-code"),
         ("llama_adapter", "gateway", r"'llama_adapter' acts inside"),
-        ("mlp", "gateway", r"is a LlavaForConditionalGeneration already"),
-        ("mlp", "remote-code", r"is a LlavaForConditionalGeneration already"),
         ("mlp", "heaven", r"no rung 'heaven'; choose from native, remote-code, gateway"),
     ],
 )
@@ -130,6 +128,7 @@ def test_a_rung_that_is_not_reached_is_refused(
     ("options", "reason"),
     [
         ({"target": "Lava"}, r"no export to 'Lava'; choose from Llava, .*CausalLM"),
+        ({"target": "Idefics"}, r"no export to 'Idefics': .*keeps no chat template"),
         ({"target": "Llava", "to": "gateway"}, "does not go with --to gateway"),
         ({"target": "Idefics3"}, "cannot become Idefics3"),
         ({"language_model": "plain"}, "goes with --to gateway only"),

@@ -292,7 +292,7 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("vit", {"connector": "qformer"}, "Blip2", "with its class token, and this model 'output'"),
     ("siglip", {"connector": "qformer", "layer": "all"}, "Blip2", "and this one is siglip"),
     ("vit", {"connector": "mlp", "layer": "all"}, "Blip2", "only like 'qformer'"),
-    ("vit", {"connector": "mlp", "layer": "all"}, "Mllama", "only to Llava, Blip2"),
+    ("vit", {"connector": "mlp", "layer": "all"}, "Mllama", "choose from Llava, Blip2"),
 ]
 
 

@@ -15,12 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from transformers import LlavaForConditionalGeneration
+
 from modalign.errors import ModalignError, UsageError
 from modalign.files import new_folder
 from modalign.models.export.codes import SIGNAL, TARGET, check_codes, save_codes
 from modalign.models.export.folder import check_folder, load_model, save_model
+from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.export.gateway import REFERENCE, save_gateway, save_language_model
-from modalign.models.export.native import TARGETS, NotNativeError
+from modalign.models.export.native import TARGETS, NotNativeError, no_such_target
 from modalign.models.export.probe import Conversation, observe
 from modalign.models.export.records import records_for
 from modalign.models.export.verify import (
@@ -131,6 +134,8 @@ def export_model(
         for conversation in conversations:
             check_trained_ids(processor, conversation)
     seen = observe(model, processor, conversations, NEW_TOKENS)
+    if to in ("gateway", "remote-code") and isinstance(model, LlavaForConditionalGeneration):
+        model, processor = composed_from_llava(model, processor)
     given = _Source(folder, model, processor, conversations, seen)
     limit = tolerance_of(model) if tolerance is None else tolerance
     tell("exporting (writing)", 1, 3)
@@ -165,9 +170,8 @@ def _check_request(
     """What can be refused before anything is loaded."""
     if to is not None and to not in get_args(Rung):
         raise UsageError(f"there is no rung {to!r}; choose from {', '.join(get_args(Rung))}")
-    known = [*TARGETS, TARGET]
-    if target is not None and target not in known:
-        raise UsageError(f"there is no export to {target!r}; choose from {', '.join(known)}")
+    if target is not None and target not in (*TARGETS, TARGET):
+        raise UsageError(no_such_target(target, TARGET))
     if target is not None and to not in (None, "native"):
         raise UsageError(f"--target names a native class; it does not go with --to {to}")
     if language is not None and to != "gateway":
@@ -249,8 +253,8 @@ def _copied(
     name = type(source.model).__name__
     if to not in (None, "native"):
         raise UsageError(
-            f"{source.folder} is a {name} already, the highest rung: servers of transformers' "
-            f"models take it as it is, and it holds no part of modalign for {to}"
+            f"{source.folder} is a {name} already: servers of transformers' models take it as it is, "
+            f"and of transformers' own classes only Llava can be taken apart for {to}"
         )
     if target is not None and not name.startswith(f"{target}For"):
         raise UsageError(f"{source.folder} is a {name}; it cannot become {target}")

@@ -64,14 +64,19 @@ def build_native(
     """
     if target is None:
         target = _named(model)
-    if target in _REFUSED:
-        raise NotNativeError(f"there is no export to {target!r}: {_REFUSED[target]}")
     if target not in TARGETS:
-        raise NotNativeError(f"there is no export to {target!r}, only to {', '.join(TARGETS)}")
+        raise NotNativeError(no_such_target(target))
     try:
         return TARGETS[target](model, processor)
     except NotNativeError as error:
         raise NotNativeError(f"not as {target}: {error}") from error
+
+
+def no_such_target(target: str, *others: str) -> str:
+    """What stands against a class, or what to choose instead: ``TARGETS`` and ``others``."""
+    if target in _REFUSED:
+        return f"there is no export to {target!r}: {_REFUSED[target]}"
+    return f"there is no export to {target!r}; choose from {', '.join([*TARGETS, *others])}"
 
 
 def _named(model: ModalignForConditionalGeneration) -> str:
@@ -91,4 +96,11 @@ def _named(model: ModalignForConditionalGeneration) -> str:
     return target
 
 
-__all__ = ["TARGETS", "Native", "NotNativeError", "build_native", "save_native"]
+__all__ = [
+    "TARGETS",
+    "Native",
+    "NotNativeError",
+    "build_native",
+    "no_such_target",
+    "save_native",
+]
