@@ -17,6 +17,7 @@ from modalign.encoders.base import EncoderError
 from modalign.encoders.image import build
 from modalign.errors import UsageError
 from modalign.models.encoders.loading import Encoder
+from modalign.models.encoders.plain import plain_config
 from modalign.models.weights import first_line, pickle_hint, safetensors_only
 
 
@@ -84,7 +85,7 @@ def _load_tower(name: str, layer: int | str, allow_pickle: bool) -> Encoder:
     pixels = processor(images=[Image.new("RGB", (512, 512))], return_tensors="pt")["pixel_values"]
     spec = {
         "kind": "tower",
-        "config": _plain(vision),
+        "config": plain_config(vision),
         "layer": layer,
         "image_size": list(pixels.shape[-2:]),  # a tower may be made for larger ones
     }
@@ -101,12 +102,3 @@ def _load_tower(name: str, layer: int | str, allow_pickle: bool) -> Encoder:
         raise EncoderError(f"its weights lack {sorted(info['missing_keys'])[0]}")
     empty.load_state_dict(tower.state_dict())
     return Encoder(name, spec, module.eval(), processor)
-
-
-def _plain(config: PreTrainedConfig) -> dict[str, Any]:
-    """A configuration as a dictionary that JSON can hold and AutoConfig can read."""
-    values = config.to_diff_dict()
-    values["model_type"] = config.model_type
-    for key in ("architectures", "transformers_version", "_name_or_path", "dtype"):
-        values.pop(key, None)
-    return values

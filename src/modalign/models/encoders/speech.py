@@ -26,6 +26,7 @@ from modalign.encoders.speech import (
 )
 from modalign.errors import UsageError
 from modalign.models.encoders.measure import steps_of
+from modalign.models.encoders.plain import plain_config
 from modalign.models.weights import first_line, pickle_hint, safetensors_only
 
 # Regularisation of pre-training, which would mask or skip parts of an encoder that trains here.
@@ -66,7 +67,7 @@ def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
     rate = extractor.sampling_rate
     spec = {
         "kind": "speech",
-        "config": _plain(config),
+        "config": plain_config(config),
         "extractor": json.loads(json.dumps(extractor.to_dict())),
         "input": inputs,
         "layer": layer,
@@ -188,12 +189,3 @@ def load_weights(encoder: SignalEncoder, name: str, allow_pickle: bool) -> None:
         )
     part = model.get_encoder() if inside else model
     tower.load_state_dict(part.state_dict())
-
-
-def _plain(config: PreTrainedConfig) -> dict[str, Any]:
-    """A configuration as a dictionary that JSON can hold and AutoConfig can read."""
-    values = config.to_diff_dict()
-    values["model_type"] = config.model_type
-    for key in ("architectures", "transformers_version", "_name_or_path", "dtype"):
-        values.pop(key, None)
-    return values

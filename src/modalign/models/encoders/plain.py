@@ -1,0 +1,16 @@
+"""An encoder's configuration, as a description can hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+def plain_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """A configuration as a dictionary that JSON can hold and AutoConfig can read."""
+    values = config.to_diff_dict()
+    values["model_type"] = config.model_type
+    for key in ("architectures", "transformers_version", "_name_or_path", "dtype"):
+        values.pop(key, None)
+    return values
