@@ -305,7 +305,7 @@ def test_eval_of_a_plain_language_model(cli, plain, files, tmp_path):
     code, out, _ = cli("eval", plain, data, "--json", "--out", out_file, "--patch", files[0],
                        "--max-new-tokens", 4, "--batch-size", 2)  # fmt: skip
     assert code == 0
-    assert json.loads(out)["overall"]["accuracy"]["n"] == 3
+    assert json.loads(out)["overall"]["measures"]["accuracy"]["n"] == 3
     for row, line in zip(rows, out_file.read_text().splitlines(), strict=True):
         text = row["messages"][0]["content"]
         code, out, _ = cli("ask", plain, text, "--patch", files[0], "--max-new-tokens", 4)
