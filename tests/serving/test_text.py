@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from modalign.serving.text import Detokenizer, token_bytes
+from modalign.serving.text import Detokenizer, decoder, token_bytes
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -31,7 +31,7 @@ texts = st.text(alphabet="abc the\n\u00e9\u4e2d\U0001f600", max_size=40)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(texts, st.lists(st.text(alphabet="ab\u00e9 ", min_size=1, max_size=4), max_size=2))
 def test_pieces_make_the_text_up_to_its_first_stop(text: str, stop: list[str]) -> None:
-    made = Detokenizer(BYTES, stop)
+    made = Detokenizer(decoder(BYTES), stop)
     shown = ""
     for token in BYTES(text)["input_ids"]:
         piece = made.push(token)
@@ -49,14 +49,14 @@ def test_pieces_make_the_text_up_to_its_first_stop(text: str, stop: list[str]) -
 def test_pieces_of_a_sentence_piece_tokenizer(tokenizer: Any) -> None:
     for text in ("the red ball is left of 7", "a b"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        made = Detokenizer(tokenizer)
+        made = Detokenizer(decoder(tokenizer))
         shown = "".join([made.push(token) for token in ids]) + made.finish()
         assert shown == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_a_character_that_is_never_completed_shows_in_the_end() -> None:
     first = BYTES("\U0001f600")["input_ids"][0]
-    made = Detokenizer(BYTES)
+    made = Detokenizer(decoder(BYTES))
     assert made.push(first) == ""
     assert made.finish() == BYTES.decode([first])
 

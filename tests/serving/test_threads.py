@@ -16,7 +16,7 @@ from modalign.serving.runners import runner_of
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [
-        ({1: 1.0, 2: 0.9, 4: 0.85}, 1),  # not worth it
+        ({1: 1.0, 2: 0.95, 4: 0.92}, 1),  # not worth it
         ({1: 2.0, 2: 1.0, 4: 0.9}, 2),
         ({1: 4.0, 2: 2.0, 4: 1.0}, 4),
         ({1: 1.0, 2: 1.5, 4: 3.0}, 1),
@@ -30,12 +30,17 @@ def test_more_threads_must_be_worth_it(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: now.update(count=count))
     monkeypatch.setattr(threads.time, "perf_counter", lambda: now["time"])
-    step = runner.step
+    step, prefill = runner.step, runner.prefill
 
     def slow(*arguments: Any) -> Any:
-        now["time"] += seconds[int(now["count"])]
+        now["time"] += seconds[int(now["count"])] / 2
         return step(*arguments)
 
+    def slow_reading(*arguments: Any) -> Any:
+        now["time"] += seconds[int(now["count"])] / 2 * threads.ANSWER / 3
+        return prefill(*arguments)
+
     monkeypatch.setattr(runner, "step", slow)
+    monkeypatch.setattr(runner, "prefill", slow_reading)
     with torch.inference_mode():
         assert threads.worthwhile(runner, Prompt((5, 6, 7)), 3) == chosen

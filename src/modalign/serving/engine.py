@@ -41,6 +41,7 @@ from modalign.serving.runners import runner_of
 from modalign.serving.sampling import Settled
 from modalign.serving.selftest import why_not_batched
 from modalign.serving.slots import Slots
+from modalign.serving.text import decoder
 from modalign.serving.threads import worthwhile
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class LocalEngine:
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.runner = runner_of(model, self.modalities if self.prompts.has_media else ())
         self.settled = Settled.of(model)
+        self.decode = decoder(self.prompts.tokenizer)
         self.note = why_not_batched(self.runner, self.prompts)
         if self.note:
             log.warning("requests are answered one by one: %s", self.note)
@@ -159,6 +161,7 @@ class LocalEngine:
             sampling,
             listener,
             self.prompts.tokenizer,
+            self.decode,
             self.settled,
             self.runner.device,
             most,

@@ -21,7 +21,7 @@ from modalign.serving.requests import (
 )
 from modalign.serving.runners import Memory
 from modalign.serving.sampling import Settled, draw, generator_of, scored
-from modalign.serving.text import Detokenizer
+from modalign.serving.text import Decode, Detokenizer
 
 _numbers = itertools.count()
 
@@ -41,6 +41,7 @@ class Row:
     sampling: Sampling
     listener: Listener
     tokenizer: Any
+    decode: Decode
     settled: Settled
     device: torch.device
     most: int  # tokens this request may make: its own limit, or what the model's length leaves
@@ -52,7 +53,7 @@ class Row:
     finished: bool = False
 
     def __post_init__(self) -> None:
-        self._text = Detokenizer(self.tokenizer, self.sampling.stop)
+        self._text = Detokenizer(self.decode, self.sampling.stop)
         self._generator = generator_of(self.sampling, self.device)
         length = -1 if self.alone else len(self.prompt.ids)
         self._processors = self.settled.processors(length, self.device)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 OPEN = "\ufffd"  # what a decoder writes for the beginning of a character
+
+
+Decode = Callable[[tuple[int, ...]], str]
+REMEMBERED = 2**16  # short runs of tokens
+
+
+def decoder(tokenizer: Any) -> Decode:
+    """A tokenizer's decoding of short runs of ids, without special tokens; it remembers what comes again."""
+
+    @lru_cache(REMEMBERED)
+    def decode(ids: tuple[int, ...]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    return decode
 
 
 class Detokenizer:
@@ -15,22 +30,22 @@ class Detokenizer:
     the tokens since the last whole character are decoded anew, after the piece before them.
 
     Args:
-        tokenizer: to decode with; special tokens give no text.
+        decode: as :func:`decoder` makes it.
         stop: texts that end the answer.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
+        self._decode = decode
         self.stop = [text for text in stop if text]
         self.stopped = False
-        self._ids: list[int] = []
+        self._ids: tuple[int, ...] = ()
         self._before = ""  # text of the ids already shown, as far as they are kept
         self._shown = 0  # ids whose text has been given out
         self._held = ""  # may yet turn out to begin a stop text
 
     def push(self, token: int) -> str:
         """Text that can be shown after this token; ``stopped`` when a stop text is complete."""
-        self._ids.append(token)
+        self._ids += (token,)
         text = self._decode(self._ids)
         if text.endswith(OPEN):
             return ""
@@ -46,9 +61,6 @@ class Detokenizer:
         last = self._checked(text) + ("" if self.stopped else self._held)
         self._held = ""
         return last
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _checked(self, new: str) -> str:
         """New text up to a stop text, less what may yet become one."""

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -19,6 +20,9 @@ from modalign.serving.http.settings import Settings
 from modalign.serving.requests import Engine
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+# Seconds after which a thread gives way. The model's thread lets go of the interpreter at every operation and
+# would wait Python's 5 ms to have it back from the event loop: a third of the throughput of a small model.
+SWITCH = 5e-5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -97,6 +101,7 @@ def serve(
     """
     service = Service(engine, settings)
     server = StoppableServer(service, ready, stopping, drain_seconds)
+    sys.setswitchinterval(SWITCH)
     try:
         server.run(sockets=[listener])
     finally:
