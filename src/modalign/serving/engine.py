@@ -40,7 +40,7 @@ from modalign.serving.rows import Row
 from modalign.serving.runners import runner_of
 from modalign.serving.sampling import Settled
 from modalign.serving.selftest import why_not_batched
-from modalign.serving.slots import Slots
+from modalign.serving.slots import KeysValues, Slots
 from modalign.serving.text import decoder
 from modalign.serving.threads import worthwhile
 
@@ -287,31 +287,31 @@ class LocalEngine:
 
     def _prefill(self, group: Sequence[Row]) -> None:
         """Read prompts, make each one's first token, and let them join the batch."""
-        fresh: dict[bool, list[Row]] = {True: [], False: []}
+        alike: dict[tuple[int, bool], list[tuple[Row, list[KeysValues]]]] = {}
         for row in group:
             known = self._known(row)
-            if known:
-                self._read_prompts([row], known)
-            else:
-                fresh[row.sampling.prompt_logprobs].append(row)
-        for rows in fresh.values():
-            if rows:
-                self._read_prompts(rows, [])
+            kind = (known[0][0].shape[2] if known else 0, row.sampling.prompt_logprobs)
+            alike.setdefault(kind, []).append((row, known))
+        for members in alike.values():
+            self._read_prompts(members)
 
-    def _known(self, row: Row) -> list[Any]:
+    def _known(self, row: Row) -> list[KeysValues]:
         if not self.runner.shares or row.sampling.prompt_logprobs:
             return []
         return self.prefixes.longest(row.prompt)
 
-    def _read_prompts(self, rows: Sequence[Row], known: list[Any]) -> None:
+    def _read_prompts(self, members: Sequence[tuple[Row, list[KeysValues]]]) -> None:
+        """Read prompts of one length of which equally much is known."""
+        rows = [row for row, _ in members]
+        known = _side_by_side([each for _, each in members])
         scoring = rows[0].sampling.prompt_logprobs
         try:
             found = self.runner.prefill([row.prompt for row in rows], known, all_logits=scoring)
         except Exception:
             if len(rows) == 1:
                 raise
-            for row in rows:  # one of them, or all at once, is too much: each by itself
-                self._guarded([row], partial(self._read_prompts, [row], []))
+            for member in members:  # one of them, or all at once, is too much: each by itself
+                self._guarded([member[0]], partial(self._read_prompts, [member]))
             return
         cached = known[0][0].shape[2] if known else 0
         for number, row in enumerate(rows):
@@ -383,6 +383,17 @@ class LocalEngine:
             self._guarded([row], lambda: answer_alone(self.runner, row))
             self._made += len(row.made)
         row.finish("cancelled" if row.cancelled else "length")
+
+
+def _side_by_side(known: Sequence[list[KeysValues]]) -> list[KeysValues]:
+    """Keys and values of single rows, (1, H, P, Dh) of each layer, as one batch."""
+    if len(known) == 1:
+        return known[0]
+    layers = zip(*known, strict=True)
+    return [
+        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
+        for layer in layers
+    ]
 
 
 def _declared_length(model: Any) -> int:

@@ -101,7 +101,7 @@ class Runner:
 
         Args:
             prompts: of equal length.
-            known: keys and values of their first positions, (1, H, P, Dh) of each layer.
+            known: keys and values of their first positions, (n, H, P, Dh) of each layer.
             all_logits: of every position, not the last alone.
         """
         start = known[0][0].shape[2] if known else 0
