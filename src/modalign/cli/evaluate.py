@@ -151,10 +151,11 @@ def _table(result: Evaluation) -> Table:
 
     several = len(result.overall.measures) > 1
     shown = [row for row in SHOWN_REFERENCES if row in result.overall.references]
-    table = Table(title=_title(result))
+    # Narrow, and names whole: ten columns must be read on a terminal of 80.
+    table = Table(title=_title(result), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     left = ("skill", "measure") if several else ("skill",)
     for header in left:
-        table.add_column(header)
+        table.add_column(header, no_wrap=True)
     for header in ("n", "value" if several else result.headline, "interval", *shown):
         table.add_column(header, justify="right")
     for row in [*(result.skills if len(result.skills) > 1 else ()), result.overall]:
