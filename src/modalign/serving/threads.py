@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from modalign.serving.runners import Runner
 
 WORTH = 1.1  # more threads must make it at least so many times faster
-LARGE = 20_000_000  # parameters: beyond, all threads are worth it; a busy moment could say otherwise
+LARGE = (
+    20_000_000  # parameters: beyond, all threads are worth it; a busy moment could say otherwise
+)
 PROMPT, ANSWER = 48, 64  # tokens of the request that is measured
 TRIES = 6
 
