@@ -2,6 +2,7 @@
 # make test    install, lint, type-check and test (10 minutes on 2 cores)
 # make report  the full comparison: every method, three seeds, a larger budget (35 minutes on 2 cores)
 # make bench   measured comparisons: training, editing and serving speed (minutes), the published ordering (minutes)
+# make lock    write constraints.txt anew: the newest versions that pyproject.toml allows
 # make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
 
 PYTHON ?= python3.11
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 HARNESS := build/harness
 
-.PHONY: demo test lint report bench harness starter clean
+.PHONY: demo test lint report bench harness starter lock clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,11 +47,11 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.ordering --out $(OUT)/ordering
 	$(BIN)/python -m bench.editing_facts --out $(OUT)/editing_facts
 
-# Each harness in an environment of its own, torch in the CPU build that constraints.txt names.
-$(HARNESS)/%/.requirements: bench/harness/%.txt constraints.txt
+# Each harness in an environment of its own, torch in the CPU build that their constraints.txt names.
+$(HARNESS)/%/.requirements: bench/harness/%.txt bench/harness/constraints.txt
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c bench/harness/constraints.txt -r $<
 	touch $@
 
 $(HARNESS)/lmms-eval/.installed: $(HARNESS)/lmms-eval/.requirements
@@ -62,6 +63,15 @@ harness: $(VENV)/.installed $(HARNESS)/lm-eval/.requirements $(HARNESS)/lmms-eva
 
 starter: $(VENV)/.installed
 	$(BIN)/modalign starter build
+
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	sed -n '/^#/p' constraints.txt > build/constraints.txt
+	build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

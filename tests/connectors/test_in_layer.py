@@ -42,6 +42,7 @@ from modalign.connectors.base import ConnectorError, InLayerConnector, Widths
 from modalign.connectors.perceivers.gated_cross_attention import GatedCrossAttention
 from modalign.connectors.perceivers.idefics_cross_attention import IdeficsCrossAttention
 from modalign.connectors.perceivers.llama_adapter import LlamaAdapter
+from modalign.models.caches import CACHE
 
 IN_LAYER: tuple[type[InLayerConnector], ...] = (
     GatedCrossAttention,
@@ -340,8 +341,8 @@ def test_cached_decoding_equals_recomputing(
     for step in range(6):
         now = visible if step == 0 else last
         with connector.reading(memory, mask, now):
-            out = model(ids, past_key_values=past, use_cache=True)
-        past, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            out = model(ids, use_cache=True, **{CACHE: past})
+        past, ids = out[CACHE], out.logits[:, -1:].argmax(-1)
         seen = torch.cat([visible, last.expand(-1, step, -1)], 1)
         with connector.reading(memory, mask, seen):
             again = model(full, use_cache=False).logits

@@ -199,7 +199,7 @@ def test_commands_and_options_exist(page: Path) -> None:
         "--extra",
         "--lambda",
     }
-    foreign |= {"--no-deps", "--no-build-isolation", "--quick"}
+    foreign |= {"--no-deps", "--no-build-isolation", "--quick", "--continuous-batching"}
     for option in re.findall(r"`(--[a-z][\w-]*)", text):
         assert option in everything | foreign, f"{page.name}: {option}"
 

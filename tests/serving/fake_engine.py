@@ -189,7 +189,7 @@ class FakeEngine:
             self.steps = None if steps is None else (self.steps or 0) + steps
             self.changed.notify_all()
 
-    def wait_for(self, met: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait_for(self, met: Callable[[], bool], seconds: float = 60.0) -> None:
         """Wait until the engine's state is as expected."""
         with self.changed:
             assert self.changed.wait_for(met, seconds)

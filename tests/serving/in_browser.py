@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 import tiny
 from modalign.data.records import Message
@@ -21,7 +21,8 @@ from serving.fake_engine import FakeEngine, served
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-WAIT = 10_000  # milliseconds
+WAIT = 60_000  # milliseconds; a browser on a busy machine is slow
+expect.set_options(timeout=WAIT)
 
 
 @contextmanager

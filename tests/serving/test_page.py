@@ -52,6 +52,44 @@ def test_a_dropped_image_is_asked_about_and_the_answer_comes_in_pieces(browser: 
         assert (medium.modality, medium.read(), text) == ("image", picture(), "what is this?")
 
 
+SLOW_FILES = """
+const read = FileReader.prototype.readAsDataURL;
+FileReader.prototype.readAsDataURL = function (blob) {
+    window.readOn = () => read.call(this, blob);
+};
+"""
+
+
+@in_browser
+def test_a_question_waits_for_files_that_are_still_being_read(browser: Browser) -> None:
+    engine = FakeEngine()
+    with opened(browser, engine) as page:
+        page.evaluate(SLOW_FILES)
+        bring(page, "drop", "scene.png", "image/png", picture())
+        ask(page, "what is this?")
+        expect(page.locator("article")).to_have_count(0)
+        assert not engine.submitted
+        page.evaluate("readOn()")
+        figures(page)
+        medium, text = content(engine)
+        assert (medium.read(), text) == (picture(), "what is this?")
+
+
+@in_browser
+def test_a_question_stays_where_its_file_cannot_be_read(browser: Browser) -> None:
+    engine = FakeEngine()
+    with opened(browser, engine) as page:
+        page.evaluate(
+            SLOW_FILES.replace("read.call(this, blob)", 'this.onerror(new Event("error"))')
+        )
+        bring(page, "drop", "scene.png", "image/png", picture())
+        ask(page, "what is this?")
+        page.evaluate("readOn()")
+        expect(page.get_by_role("alert")).to_contain_text("scene.png cannot be read")
+        expect(page.locator("#question")).to_have_value("what is this?")
+        assert not engine.submitted
+
+
 @in_browser
 def test_a_conversation_goes_on_and_can_be_begun_anew(browser: Browser) -> None:
     engine = FakeEngine(lambda prompt, _: ("yes",))

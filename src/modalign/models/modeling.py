@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from modalign.connectors.base import InLayerConnector
@@ -29,19 +30,15 @@ from modalign.models.bridges import (
     check_given,
     placed,
 )
+from modalign.models.caches import CACHE
 from modalign.models.configuration import ModalignConfig
 from modalign.models.parts import decoder_layers, embedding, hidden_size
 
 
 @dataclass
-class ModalignOutput(ModelOutput):
+class ModalignOutput(CausalLMOutputWithPast):
     """Output of the language model, with what in-layer connectors keep for the next step."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Any | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     media_memory: dict[str, tuple[Tensor, Tensor]] | None = None
 
 
@@ -57,7 +54,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = [CACHE]
 
     def __init__(
         self,
@@ -119,7 +116,6 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -144,7 +140,6 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
             input_ids: (B, T) with placeholders where media stand.
             attention_mask: (B, T), or (B, 1, T, T) for packed rows.
             position_ids: (B, T); restarting at 0 where a packed row's next sample begins.
-            past_key_values: cache of earlier positions.
             inputs_embeds: (B, T, D) in place of input_ids (text only).
             labels: (B, T), -100 where nothing is supervised; gives ``loss``.
             pixel_values: (n, 3, H, W) images of the whole batch in reading order.
@@ -155,7 +150,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
             features: precomputed encoder features per modality, in place of raw signals.
             media_memory: what in-layer connectors read at earlier steps of a generation.
             logits_to_keep: as in transformers.
-            **kwargs: passed to the language model.
+            **kwargs: passed to the language model, its cache of earlier positions among them.
 
         Raises:
             PlaceholderError: the placeholders and the media do not match in number.
@@ -188,7 +183,6 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 logits_to_keep=logits_to_keep,
                 **kwargs,
             )
@@ -199,10 +193,10 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         return ModalignOutput(
             loss=loss,
             logits=output.logits,
-            past_key_values=output.get("past_key_values"),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
             media_memory=memory or None,
+            **{CACHE: output.get(CACHE)},
         )
 
     def _enter(

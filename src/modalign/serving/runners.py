@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modalign.connectors.base import InLayerConnector
 from modalign.models.bridges import SIGNALS, Features
+from modalign.models.caches import CACHE
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.serving.requests import Prompt
 from modalign.serving.slots import KeysValues, Slots
@@ -114,12 +115,12 @@ class Runner:
             input_ids=ids,
             attention_mask=torch.ones(len(prompts), length, dtype=torch.long, device=self.device),
             position_ids=torch.arange(start, length, device=self.device).expand(len(prompts), -1),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
             logits_to_keep=0 if all_logits else 1,
             **self.inputs(prompts, start),
         )
-        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        layers = [(layer.keys, layer.values) for layer in output[CACHE].layers]
         return Prefilled(output.logits, layers, self.memories(output, len(prompts)))
 
     def step(self, ids: Tensor, slots: Slots, memories: Sequence[Memory]) -> Tensor:
@@ -129,8 +130,8 @@ class Runner:
             input_ids=ids[:, None],
             attention_mask=self._mask(slots),
             position_ids=torch.tensor(slots.lengths(), device=self.device)[:, None],
-            past_key_values=slots,
             use_cache=True,
+            **{CACHE: slots},
             **self.remembered(memories),
         )
         slots.advance()

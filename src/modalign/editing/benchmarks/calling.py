@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from modalign.editing.engine.tokens import Rows
+from modalign.models.caches import CACHE
 
 
 @contextmanager
@@ -111,12 +112,15 @@ def _head(model: Any) -> Any:
 
 
 def _taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs without those that ``forward`` does not name (alibi models name no positions).
+    """The inputs without those that ``forward`` does not name (alibi models name no positions), except for
+    a cache that a ``forward`` with further keywords hands on.
 
     A ``forward`` that names not even ``input_ids`` hands everything on, and gets everything.
     """
     parameters = inspect.signature(getattr(model, "forward", model)).parameters
     if "input_ids" not in parameters:
         return inputs
-    optional = {"position_ids", "use_cache", "past_key_values"} - set(parameters)
+    optional = {"position_ids", "use_cache", CACHE} - set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        optional -= {"use_cache", CACHE}
     return {name: value for name, value in inputs.items() if name not in optional}

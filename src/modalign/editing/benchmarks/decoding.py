@@ -14,6 +14,7 @@ from torch import Tensor
 
 from modalign.editing.benchmarks.calling import device_of, judging, logits_at
 from modalign.editing.engine.tokens import Rows
+from modalign.models.caches import CACHE
 from modalign.progress import Progress
 
 BATCH = 64
@@ -120,7 +121,7 @@ def _continue(
             torch.arange(B, device=fed.device),
             torch.full((B,), fed.shape[1] - 1, device=fed.device),
         )
-        given = {"position_ids": positions, "past_key_values": cache}
+        given = {"position_ids": positions, CACHE: cache}
         logits, output = logits_at(model, Rows(fed, mask), last, given, use_cache=True)
         new = pick(logits)
         for row, token in enumerate(new.tolist()):
@@ -132,7 +133,7 @@ def _continue(
         ):
             break
         mask = torch.cat([mask, mask.new_ones(B, 1)], 1)
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, CACHE, None)
         if cache is None:  # a model without a cache reads everything again
             fed = torch.cat([fed, new[:, None]], 1)
             positions = Rows(fed, mask).positions

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
 from modalign.errors import ModalignError
+from modalign.models.caches import CACHE
 
 STARTS = ("The", "Therefore", "Because", "I", "You")  # of MEMIT's released code
 TOP_K = 5
@@ -55,11 +56,11 @@ def sample(spec: ModelSpec, ids: Tensor, count: int, generator: torch.Generator)
             inputs = {"attention_mask": mask, "position_ids": positions.expand_as(current)}
             output = spec.language(
                 input_ids=current,
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE: cache},
                 **accepted(spec.language, inputs),
             )
-            cache = output.past_key_values
+            cache = output[CACHE]
             best = output.logits[:, -1].float().topk(TOP_K)
             if not best.values.isfinite().all():
                 raise ModalignError(

@@ -24,6 +24,7 @@ from transformers import DynamicCache
 from modalign.connectors.hooks import with_first_tensor
 from modalign.editing.engine.spec import ModelSpec, Site, SpecError, accepted, evaluating, hidden_of
 from modalign.editing.engine.tokens import pad
+from modalign.models.caches import CACHE
 
 KeyValues = tuple[Tensor, Tensor]  # keys and values of one layer, (B, heads, P, D/heads)
 
@@ -328,7 +329,7 @@ class PartialForward:
     def _call(self, inputs: dict[str, Any], cache: DynamicCache) -> Any:
         language = self.spec.language
         with suppress(StopForwardError):
-            return language(past_key_values=cache, use_cache=True, **accepted(language, inputs))
+            return language(**{CACHE: cache}, use_cache=True, **accepted(language, inputs))
         return None
 
 

@@ -16,6 +16,7 @@ let turns = []; // the conversation so far, as messages for the server
 let shown = []; // media of questions asked, for their previews' addresses
 let running = null; // AbortController of the answer that is coming
 let recording = null; // stops the microphone
+let reading = null; // files that are being attached: a promise of whether all could be
 
 // --- which model ------------------------------------------------------------------------------
 
@@ -100,12 +101,23 @@ function release(media) {
 
 // --- media ------------------------------------------------------------------------------------
 
-async function attach(files) {
+/** Attach files, behind those that are still being read; true where all could be. */
+function attach(files) {
+  const mine = (reading ?? Promise.resolve(true)).then((well) => attachAll(files).then((all) => well && all));
+  reading = mine;
+  mine.finally(() => {
+    if (reading === mine) reading = null;
+  });
+  return mine;
+}
+
+async function attachAll(files) {
   tell("");
   const problems = [];
   for (const file of files) {
     try {
-      attached.push(await readFile(file, model?.modalities ?? []));
+      const medium = await readFile(file, model?.modalities ?? []);
+      attached.push(medium);
     } catch (error) {
       problems.push(error.message);
     }
@@ -113,6 +125,7 @@ async function attach(files) {
   draw();
   tell(problems.join(" "));
   question.focus();
+  return !problems.length;
 }
 
 at("attach").addEventListener("click", () => at("files").click());
@@ -188,6 +201,7 @@ function optionsAreRight() {
 
 async function ask() {
   if (recording) await record();
+  if (reading && !(await reading)) return; // the problem is shown, the question stays
   const text = question.value.trim();
   if (running || !model || !optionsAreRight()) return;
   if (!text && !attached.length) {
