@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,15 @@ def test_modalities() -> None:
     assert validate([record]).records == [record]
     with pytest.raises(BrokenData, match="made:4: holds vectors, but the model takes image"):
         validate([record], modalities=("image",))
+    with pytest.raises(BrokenData, match="the model takes text only"):
+        validate([record], modalities=())
+    beside = Record(
+        "x", (Message("user", ("q",)), turns[1]), Source("made", 6), extra={"audio": "a.wav"}
+    )
+    empty = replace(beside, extra={"audio": None, "note": "kept"})
+    assert validate([empty], modalities=("image",)).records == [empty]
+    with pytest.raises(BrokenData, match=r"made:6: holds audio, .*--encoder audio=none"):
+        validate([beside], modalities=("image",))
     for media, text in (
         (Media("vectors", data=b""), "no JSON"),
         (Media("vectors", path="/no.npy"), "does not exist"),

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, cast
 from modalign.data.images import MAX_PIXELS, ImageError
 from modalign.data.media import check_medium
 from modalign.data.readers.result import Kind, Problem, ReadResult
-from modalign.data.records import Media, Record, Source, mark
+from modalign.data.readers.rows import media_columns
+from modalign.data.records import MODALITIES, Media, Record, Source, mark
 from modalign.data.signals import SignalError
 from modalign.errors import DataError, UsageError
 
@@ -177,10 +178,23 @@ def _record_problems(record: Record, modalities: Sequence[str] | None) -> Iterat
             "an <image> placeholder without an image: name the image or remove the placeholder",
         )
     if modalities is not None:
-        foreign = sorted({m.modality for m in record.media()} - set(modalities))
-        if foreign:
-            message = f"holds {', '.join(foreign)}, but the model takes {', '.join(modalities)}"
-            yield Problem(record.source, "modality", message)
+        yield from _foreign_media(record, modalities)
+
+
+def _foreign_media(record: Record, modalities: Sequence[str]) -> Iterator[Problem]:
+    """Media that the model would never see, in the conversation or in a column of their own."""
+    held = {medium.modality for medium in record.media()}
+    columns = {name for name, value in record.extra.items() if value not in (None, "", [], {})}
+    held |= {modality for modality in MODALITIES if columns & set(media_columns(modality))}
+    foreign = [modality for modality in MODALITIES if modality in held - set(modalities)]
+    if foreign:
+        takes = ", ".join(modalities) or "text only"
+        yield Problem(
+            record.source,
+            "modality",
+            f"holds {', '.join(foreign)}, but the model takes {takes}: leave it out, or train with an "
+            f"encoder for it (--encoder {foreign[0]}=none)",
+        )
 
 
 def _answer_problems(record: Record) -> Iterator[Problem]:

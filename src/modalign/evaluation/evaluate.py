@@ -114,7 +114,10 @@ def evaluate_model(
     taken = modalities_of(processor)
     specs = {modality: own["spec"] for modality, own in getattr(processor, "signals", {}).items()}
     records, _ = validate(
-        read_records(data, modalities=taken), skip_broken=skip_broken, check=acceptance(specs)
+        read_records(data, modalities=taken),
+        modalities=taken,
+        skip_broken=skip_broken,
+        check=acceptance(specs),
     )
     records = records[:limit]
     if not records:

@@ -60,7 +60,7 @@ def checked_records(
     """
     found = read_records(path, media_root=files.media_root, modalities=modalities)
     tell = within(f"checking {name}", progress)
-    return validate(found, skip_broken=skip_broken, progress=tell)
+    return validate(found, modalities=modalities, skip_broken=skip_broken, progress=tell)
 
 
 def load_splits(

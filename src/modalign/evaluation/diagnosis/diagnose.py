@@ -82,7 +82,9 @@ def diagnose(
     model: Any = with_patches(loaded, tokenizer_of(processor), patches)
     subject = Subject(model, processor)
     records, _ = validate(
-        read_records(data, modalities=subject.modalities), skip_broken=skip_broken
+        read_records(data, modalities=subject.modalities),
+        modalities=subject.modalities,
+        skip_broken=skip_broken,
     )
     held = {m: [r for r in records if media_of(r, m)] for m in subject.modalities}
     chosen = {m: _drawn(own, limit, seed) for m, own in held.items() if len(own) >= FEWEST}
