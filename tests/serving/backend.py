@@ -71,7 +71,7 @@ def running(
             embeds = torch.load(io.BytesIO(raw), weights_only=True)
             found.prompts.append(embeds)
             assert embeds.dim() == 2
-            assert body["prompt"] == ""
+            assert "prompt" not in body
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Connection", "close")

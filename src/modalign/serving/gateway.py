@@ -362,7 +362,7 @@ class GatewayEngine:
         never = [token for token in generation.suppress_tokens or [] if token < rows]
         body: dict[str, Any] = {
             "model": self.backend.model,
-            "prompt": "",  # beside embeddings an empty text is none
+            # No "prompt": vLLM 0.32 takes an empty one beside the embeddings for a second prompt, and refuses it.
             "prompt_embeds": wire_format(embeddings),
             "max_tokens": asked.most,
             "temperature": sampling.temperature,
