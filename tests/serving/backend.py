@@ -83,7 +83,7 @@ def running(
                 found.left.set()
 
         def _stream(self, embeds: Tensor, body: dict[str, Any]) -> None:
-            ends = set() if body.get("ignore_eos") else set(body["stop_token_ids"])
+            ends = set(body["stop_token_ids"])  # also with ignore_eos, as in vLLM
             made, shown, reason = list[int](), "", "length"
             embed = language_model.get_input_embeddings()
             for _ in range(body["max_tokens"]):

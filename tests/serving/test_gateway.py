@@ -95,8 +95,9 @@ def test_the_wire_carries_the_whole_templated_prompt(parts: Any) -> None:
     ):
         prompt = engine.chat_prompt(chats()[0])
         how = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ("x",)}
-        ask_all(engine, [prompt], logprobs=2, ignore_end=True, **how)
-        (sent,), (body,) = server.prompts, server.bodies
+        ask_all(engine, [prompt], logprobs=2, **how)
+        ask_all(engine, [prompt], max_tokens=NEW, ignore_end=True)
+        (sent, _), (body, endless) = server.prompts, server.bodies
     ids = torch.tensor(prompt.ids)
     text = ids != processor.image_token_id
     assert sent.shape == (len(ids), model.config.text_config.hidden_size)
@@ -119,7 +120,8 @@ def test_the_wire_carries_the_whole_templated_prompt(parts: Any) -> None:
     }
     assert body["stop"] == ["x"]
     assert body["logprobs"] == 2
-    assert body["ignore_eos"] is True
+    assert "ignore_eos" not in body
+    assert (endless["ignore_eos"], endless["stop_token_ids"]) == (True, [])
     assert body["stream"] is True
     assert body["stop_token_ids"]
     assert "messages" not in body

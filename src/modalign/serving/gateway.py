@@ -357,6 +357,7 @@ class GatewayEngine:
     def _body(self, asked: _Asked, embeddings: torch.Tensor) -> dict[str, Any]:
         sampling, generation = asked.sampling, self.gateway.generation
         ends = generation.eos_token_id
+        stops = [ends] if isinstance(ends, int) else list(ends or [])
         rows = self.gateway.language_model["rows"]
         # Placeholders beyond the language model's vocabulary cannot be said there anyhow.
         never = [token for token in generation.suppress_tokens or [] if token < rows]
@@ -369,7 +370,7 @@ class GatewayEngine:
             "top_p": sampling.top_p,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "stop_token_ids": [ends] if isinstance(ends, int) else list(ends or []),
+            "stop_token_ids": [] if sampling.ignore_end else stops,  # ignore_eos is of others only
         }
         optional = {
             "seed": sampling.seed,
