@@ -42,7 +42,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
         decoder_layers=1,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
-        encoder_ffn_dim=32,
+        encoder_ffn_dim=64,  # four times the width, as in every Whisper
         decoder_ffn_dim=32,
         vocab_size=50,
         max_source_positions=100,
@@ -84,9 +84,12 @@ def asked(*parts: Any) -> list[dict[str, Any]]:
 TALKS = [asked(0.81, "what is it?"), asked("a ", 0.83, " b ", 2.0), asked("hi"), asked(0.09, "?")]
 
 
-CASES: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
-    "linear": ("linear", "llama", False, {}),
-    "pool-tied": ("pool_linear", "qwen2", True, {"pool": 1}),  # the class ties no head
+VOXTRAL: dict[str, Any] = {"form": "voxtral"}
+CASES: dict[str, tuple[str, str, str, bool, dict[str, Any]]] = {
+    "linear": ("Qwen2Audio", "linear", "llama", False, {}),
+    "pool-tied": ("Qwen2Audio", "pool_linear", "qwen2", True, {"pool": 1}),  # it ties no head
+    "stack": ("Voxtral", "stack_mlp", "llama", False, VOXTRAL),
+    "stack-tied": ("Voxtral", "stack_mlp", "qwen2", True, VOXTRAL),  # no head size of its own
 }
 
 
@@ -97,9 +100,9 @@ def saved(
     """Folder, difference to the model loaded here, and to the one in a clean process."""
     root = tmp_path_factory.mktemp("native")
     here, expected = {}, []
-    for name, (connector, family, tied, options) in CASES.items():
+    for name, (target, connector, family, tied, options) in CASES.items():
         model, processor = heard(connector, family, tied, **options)
-        folder = save_model(model, processor, root / name, target="Qwen2Audio").folder
+        folder = save_model(model, processor, root / name, target=target).folder
         seen = observe(model, processor, TALKS, NEW)
         here[name] = verify_saved(folder, model, processor, TALKS, max_new_tokens=NEW, seen=seen)
         expected.append(Expected(folder, TALKS, seen, max_new_tokens=NEW))
@@ -110,7 +113,7 @@ def saved(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_qwen2_audio_answers_the_same(
+def test_native_models_answer_the_same(
     name: str, saved: dict[str, tuple[Path, float, float]]
 ) -> None:
     folder, here, clean = saved[name]
@@ -119,7 +122,8 @@ def test_qwen2_audio_answers_the_same(
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         keys = set(tensors.keys())
     assert "audio_tower.conv1.weight" in keys
-    assert "multi_modal_projector.linear.weight" in keys
+    layer = "linear" if CASES[name][0] == "Qwen2Audio" else "linear_1"
+    assert f"multi_modal_projector.{layer}.weight" in keys
     assert {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"} <= keys
 
 

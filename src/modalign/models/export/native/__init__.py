@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modalign.models.export.native import blip2, idefics2, idefics3, llava, qwen2_audio
+from modalign.models.export.native import blip2, idefics2, idefics3, llava, qwen2_audio, voxtral
 from modalign.models.export.native.base import Native, NotNativeError, save_native
 from modalign.models.export.rungs import AUDIO
 from modalign.models.modeling import ModalignForConditionalGeneration
@@ -19,6 +19,7 @@ TARGETS: dict[str, Build] = {
     "Idefics2": idefics2.build,
     "Idefics3": idefics3.build,
     "Qwen2Audio": qwen2_audio.build,
+    "Voxtral": voxtral.build,
 }
 
 _IDEFICS = (
@@ -40,8 +41,6 @@ _INSTEAD = {
     "encoder with the option form=qwen2_audio",
     "pixel_shuffle_mlp": "InternVL joins it to a tower of its own",
     "qformer": "Blip2 takes no prompt without an image; ask for it by name where that will do",
-    "stack_mlp": "Voxtral has it, but its processor takes Mistral's own tokenizer only: with another "
-    "it gives token ids without the sound",
     "resampler": "Idefics2's is in another form: swiglu_resampler",
 }
 
