@@ -37,9 +37,10 @@ from modalign.models.export.remote_code import (
 )
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
+from modalign.models.processing_idefics import ModalignIdeficsProcessor
 from modalign.models.processing_voxtral import ModalignVoxtralProcessor
 
-PROCESSORS = (ModalignProcessor, ModalignVoxtralProcessor)
+PROCESSORS = (ModalignProcessor, ModalignIdeficsProcessor, ModalignVoxtralProcessor)
 
 PROCESSOR_CODE = (
     "The class's own processor would give prompts that training never saw, so the folder has "
