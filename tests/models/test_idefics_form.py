@@ -16,8 +16,6 @@ from transformers import (
     IdeficsForVisionText2Text,
     IdeficsImageProcessorPil,
     IdeficsProcessor,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 import tiny
@@ -26,7 +24,6 @@ from modalign.models.encoders.image import load_image_encoder
 from modalign.models.export.native import build_native
 from modalign.starter import language
 
-END = 1  # id that ends an answer; 0 is padding
 RESAMPLER = {"num_tokens": 5, "layers": 2, "heads": 2, "head_size": 10}
 FORMS: dict[str, dict[str, Any]] = {
     "resampler": {"gate": "scalar", "every": 2, "resampler": RESAMPLER},
@@ -42,32 +39,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def llama(vocabulary: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=tiny.LAYERS,
-        num_attention_heads=4,  # and as many of keys: Idefics has no groups
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=END,
-    )
-    made = LlamaForCausalLM(config).eval()
-    with torch.no_grad():  # else every token has the same logits
-        for parameter in made.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
-    return made
-
-
 def ours(clip: str, form: str) -> Any:
     """A composed model and its processor."""
     tokenizer = language.build_tokenizer()
     prepare_tokenizer(tokenizer)
     options = {"heads": 4, "head_size": 8, "ffn": 48, **FORMS[form]}
-    parts = LanguageModel("tiny", llama(len(tokenizer)), tokenizer)
+    parts = LanguageModel("tiny", tiny.language_model("ungrouped", len(tokenizer)), tokenizer)
     encoder = load_image_encoder(clip, layer="all")
     model, processor = compose(parts, encoder, "idefics_cross_attention", options=options)
     generator = torch.Generator().manual_seed(7)

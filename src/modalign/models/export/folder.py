@@ -106,7 +106,15 @@ def save_model(
         for file in temporary.glob("*config.json"):
             forget_places(file)
         (temporary / "README.md").write_text(
-            model_card(model.config, kind, notes, card), encoding="utf-8"
+            model_card(
+                model.config,
+                kind,
+                notes,
+                card,
+                processor_code=native is not None
+                and isinstance(native.processor, ModalignProcessor),
+            ),
+            encoding="utf-8",
         )
     return SavedModel(kind, folder, tuple(notes))
 

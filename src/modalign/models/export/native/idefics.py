@@ -83,8 +83,9 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     Raises:
         NotNativeError: Idefics cannot hold this model, or it would not compute the same.
     """
+    connector = _connector(only_modality(model, "image", "Idefics"))
     language = _decoder(model.language_model)
-    connector = _connector(only_modality(model, "image", "Idefics"), language.config)
+    _check_sizes(connector, language.config)
     tower = _tower(image_tower(model))
     config = _config(language.config, tower.config, connector)
     set_dtype(model.dtype, config, config.vision_config, config.perceiver_config)
@@ -159,12 +160,16 @@ def _tower(encoder: HuggingFaceTower) -> CLIPVisionModel:
     return tower
 
 
-def _connector(connector: Connector, text: PreTrainedConfig) -> IdeficsCrossAttention:
-    """The connector, where Idefics around this decoder has one like it."""
+def _connector(connector: Connector) -> IdeficsCrossAttention:
     if type(connector) is not IdeficsCrossAttention:
         raise NotNativeError(
             f"Idefics has no connector like {connector.name!r}, only like 'idefics_cross_attention'"
         )
+    return connector
+
+
+def _check_sizes(connector: IdeficsCrossAttention, text: PreTrainedConfig) -> None:
+    """Refuse blocks that are larger than the decoder's layers, or of another form."""
     _, width, heads, head_size, ffn, _ = connector.block_sizes
     size = text.hidden_size // text.num_attention_heads
     if head_size != size:
@@ -194,7 +199,6 @@ def _connector(connector: Connector, text: PreTrainedConfig) -> IdeficsCrossAtte
         raise NotNativeError(
             f"Idefics's resampler has {other[0]} {wanted[other[0]]}, and this one {core[other[0]]}"
         )
-    return connector
 
 
 # --- configuration and tensors ------------------------------------------------------------------
