@@ -142,12 +142,13 @@ class IdeficsCrossAttention(InsertedBlocks):
             )
         _check_every(widths, every)
         d = widths.feature_size
-        self.gates, self.norm_eps = _gates(widths, gate), norm_eps
+        self.gates = _gates(widths, gate)
+        self.norm_eps = float(norm_eps)  # YAML reads 1e-5 as a text
         self.block_sizes = (widths.hidden_size, d, heads, head_size, ffn, self.gates)
         self.core_options = None if resampler is None else _core_options(d, resampler)
         self.resampler = None if resampler is None else ResamplerCore(d, **self.core_options)  # type: ignore[arg-type]
         self.places = range(0, widths.num_layers, every)
-        self.blocks = nn.ModuleList(IdeficsBlock(*self.block_sizes, norm_eps) for _ in self.places)
+        self.blocks = nn.ModuleList(IdeficsBlock(*self.block_sizes, self.norm_eps) for _ in self.places)
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
