@@ -148,7 +148,9 @@ class IdeficsCrossAttention(InsertedBlocks):
         self.core_options = None if resampler is None else _core_options(d, resampler)
         self.resampler = None if resampler is None else ResamplerCore(d, **self.core_options)  # type: ignore[arg-type]
         self.places = range(0, widths.num_layers, every)
-        self.blocks = nn.ModuleList(IdeficsBlock(*self.block_sizes, self.norm_eps) for _ in self.places)
+        self.blocks = nn.ModuleList(
+            IdeficsBlock(*self.block_sizes, self.norm_eps) for _ in self.places
+        )
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:

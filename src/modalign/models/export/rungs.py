@@ -29,7 +29,8 @@ OWN = "modalign serve"
 LLAMA_CPP = "llama.cpp"
 
 # Native classes that vLLM serves by its documentation (its own Llava takes CLIP, SigLIP and Pixtral
-# towers only), and whose folders have the processor that it asks for: those of Idefics3 have another.
+# towers only), and whose folders have the processor that it asks for: those of Idefics, Idefics3 and
+# Voxtral have another.
 IN_VLLM = {"Llava", "Qwen2Audio", CAUSAL_LM}
 # Connectors whose kind is in llama.cpp's table of projectors; modalign writes no GGUF file.
 IN_LLAMA_CPP = {"ldp", "ldpv2"}
