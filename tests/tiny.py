@@ -44,12 +44,16 @@ _GPT = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 256, "n_inn
 
 
 def language_model(family: str, vocabulary: int, tied: bool = False) -> PreTrainedModel:
-    """A causal language model of one architecture with random weights (seed 0), in eval mode."""
+    """A causal language model of one architecture with random weights (seed 0), in eval mode.
+
+    ``ungrouped`` is a LLaMA with keys for each head.
+    """
     ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     common = {"vocab_size": vocabulary, "tie_word_embeddings": tied, **ids}
     grouped = {**_COMMON, "num_key_value_heads": 2}
     config: Any = {
         "llama": lambda: transformers.LlamaConfig(**grouped, **common),
+        "ungrouped": lambda: transformers.LlamaConfig(**_COMMON, **common),
         "qwen2": lambda: transformers.Qwen2Config(**grouped, **common),
         "mistral": lambda: transformers.MistralConfig(**grouped, **common, sliding_window=None),
         "gemma": lambda: transformers.GemmaConfig(**grouped, head_dim=8, **common),

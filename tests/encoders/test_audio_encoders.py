@@ -603,3 +603,33 @@ def test_qwen2_form_is_of_whisper_at_its_output(saved: Any) -> None:
     name, _, _ = saved(whisper)
     with pytest.raises(UsageError, match="leave layer at -1"):
         load(name, [], {**QWEN2, "layer": 1})
+
+
+# --- Whisper in Voxtral's form ------------------------------------------------------------------
+
+
+def wide_whisper() -> tuple[Any, Any]:
+    model, extractor = whisper()
+    model.config.encoder_ffn_dim = 4 * model.config.d_model
+    return transformers.WhisperForConditionalGeneration(model.config), extractor
+
+
+def test_voxtral_form_is_whispers_encoder_on_its_whole_window(saved: Any) -> None:
+    name, model, extractor = saved(wide_whisper)
+    spec, encoder = load(name, [], {"form": "voxtral"})
+    signals = [noise(length) for length in (100, 9_600, 32_000)]
+    features, mask, counts = encoded(spec, encoder, signals)
+    assert counts == [100] * 3  # however short the clip
+    assert bool(mask.all())
+    inputs = extractor(signals, sampling_rate=RATE, return_tensors="pt")["input_features"]
+    with torch.no_grad():
+        expected = model.get_encoder()(inputs).last_hidden_state
+    torch.testing.assert_close(features, expected, atol=1e-6, rtol=1e-6)
+    again = rebuilt(spec, encoder)
+    assert torch.equal(encoded(spec, again, signals)[0], features)
+
+
+def test_voxtral_form_has_a_feed_forward_of_four_widths(saved: Any) -> None:
+    name, _, _ = saved(whisper)
+    with pytest.raises(UsageError, match=r"four times its width, .* is 32 at a width of 16"):
+        load(name, [], {"form": "voxtral"})

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
+import natively
 import tiny
 from every_modality import composed, record, sound
 from modalign.data.readers import read_records
@@ -265,27 +265,26 @@ def test_the_command_line(
     assert "no such folder" in json.loads(out)["error"]
 
 
+SOUND = {"Qwen2Audio": "qwen2_audio", "Voxtral": "voxtral"}
+
+
 def saved_natively(kind: str, folder: Path, tower: Path, whisper: Path, llm: Path) -> list[Record]:
     """A tiny model as another class of transformers, and records about its media."""
-    if kind == "Qwen2Audio":
-        config = transformers.WhisperConfig(
-            d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=50,
-            max_source_positions=100, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-            decoder_start_token_id=1,
-        )  # fmt: skip
-        transformers.WhisperForConditionalGeneration(config).save_pretrained(whisper)
-        transformers.WhisperFeatureExtractor(chunk_length=2).save_pretrained(whisper)
-        encoder = load_encoder("audio", str(whisper), [], {"form": "qwen2_audio"})
+    if kind in SOUND:
+        whisper.mkdir()
+        natively.whisper(whisper)
+        encoder = load_encoder("audio", str(whisper), [], {"form": SOUND[kind]})
         parts = load_language_model(str(llm), modalities=("audio",))
         media: list[Media] = [sound(0.4 + 0.1 * (n % 5), n) for n in range(14)]
     else:
         encoder = load_image_encoder(str(tower), layer="output")
         parts = load_language_model(str(llm))
         media = [tiny.image(n) for n in range(14)]
-    connector = {"Idefics3": "pixel_shuffle_linear", "Idefics2": "swiglu_resampler"}.get(
-        kind, "linear"
-    )
+    connector = {
+        "Idefics3": "pixel_shuffle_linear",
+        "Idefics2": "swiglu_resampler",
+        "Voxtral": "stack_mlp",
+    }.get(kind, "linear")
     torch.manual_seed(0)
     model, processor = compose(parts, encoder, connector)
     assert save_model(model.eval(), processor, folder, target=kind).kind == f"native:{kind}"
@@ -296,7 +295,7 @@ def saved_natively(kind: str, folder: Path, tower: Path, whisper: Path, llm: Pat
     ]
 
 
-@pytest.mark.parametrize("kind", ["Idefics3", "Idefics2", "Qwen2Audio"])
+@pytest.mark.parametrize("kind", ["Idefics3", "Idefics2", *SOUND])
 def test_other_classes_of_transformers(
     kind: str, tower_folder: Callable[..., Path], llm_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -310,10 +309,13 @@ def test_other_classes_of_transformers(
     if kind == "Qwen2Audio":  # 0.4 of the window's 2 seconds: the rest is padding
         assert len(seen.features["audio"]) == 10
         assert len(seen.outputs["audio"]) == 10
+    elif kind == "Voxtral":  # the whole window
+        assert len(seen.features["audio"]) == 100
+        assert len(seen.outputs["audio"]) == 25
     else:
         assert len(seen.features["image"]) == tiny.PATCHES
     found = module._modality(subject, modality, records, 0, None)
     assert [each.name for each in found.diagnostics if each.undefined] == []
     noise = "accuracy, noise" in found.diagnostic("image_gain").figures
-    assert noise == (kind != "Qwen2Audio")
+    assert noise == (kind not in SOUND)
     assert noise != any("Noise" in note for note in found.diagnostic("image_gain").notes)

@@ -1,8 +1,7 @@
-"""``idefics_cross_attention`` against transformers' Idefics, and why it is saved with its own code.
+"""``idefics_cross_attention`` against transformers' Idefics, and why its processor is ours.
 
-The oracle is IdeficsForVisionText2Text around the same weights, given the mask of images that its
-processor would have to give: the class computes what we compute; its processor is what stands
-against the class.
+The oracle is IdeficsForVisionText2Text around the same weights, given a mask of images that is written
+here by hand: the class computes what we compute. The class's own processor gives other prompts.
 """
 
 from __future__ import annotations
@@ -14,20 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    IdeficsConfig,
     IdeficsForVisionText2Text,
     IdeficsImageProcessorPil,
     IdeficsProcessor,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 import tiny
 from modalign.models.compose import LanguageModel, compose, prepare_tokenizer
 from modalign.models.encoders.image import load_image_encoder
+from modalign.models.export.native import build_native
 from modalign.starter import language
 
-END = 1  # id that ends an answer; 0 is padding
 RESAMPLER = {"num_tokens": 5, "layers": 2, "heads": 2, "head_size": 10}
 FORMS: dict[str, dict[str, Any]] = {
     "resampler": {"gate": "scalar", "every": 2, "resampler": RESAMPLER},
@@ -43,128 +39,19 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def llama(vocabulary: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=tiny.LAYERS,
-        num_attention_heads=4,  # and as many of keys: Idefics has no groups
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=END,
-    )
-    made = LlamaForCausalLM(config).eval()
-    with torch.no_grad():  # else every token has the same logits
-        for parameter in made.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
-    return made
-
-
 def ours(clip: str, form: str) -> Any:
+    """A composed model and its processor."""
     tokenizer = language.build_tokenizer()
     prepare_tokenizer(tokenizer)
     options = {"heads": 4, "head_size": 8, "ffn": 48, **FORMS[form]}
-    parts = LanguageModel("tiny", llama(len(tokenizer)), tokenizer)
+    parts = LanguageModel("tiny", tiny.language_model("ungrouped", len(tokenizer)), tokenizer)
     encoder = load_image_encoder(clip, layer="all")
-    model, _ = compose(parts, encoder, "idefics_cross_attention", options=options)
+    model, processor = compose(parts, encoder, "idefics_cross_attention", options=options)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.connectors.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model.eval()
-
-
-def theirs(model: Any, form: str) -> IdeficsForVisionText2Text:
-    """Idefics with the same weights: every tensor of it is one of ours."""
-    text, tower = model.language_model.config, model.encoders["image"].tower
-    sizes = ("image_size", "patch_size", "intermediate_size", "num_hidden_layers")
-    kept = (*sizes, "num_attention_heads", "hidden_act", "layer_norm_eps")
-    options = FORMS[form]
-    config = IdeficsConfig(
-        **{
-            name: getattr(text, name)
-            for name in (
-                *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-                *("num_attention_heads", "rms_norm_eps", "max_position_embeddings"),
-                *("pad_token_id", "bos_token_id", "eos_token_id", "rope_parameters"),
-            )
-        },
-        vision_config={"embed_dim": tower.config.hidden_size}
-        | {name: getattr(tower.config, name) for name in kept},
-        perceiver_config={
-            "resampler_n_latents": RESAMPLER["num_tokens"],
-            "resampler_depth": RESAMPLER["layers"],
-            "resampler_n_heads": RESAMPLER["heads"],
-            "resampler_head_dim": RESAMPLER["head_size"],
-            "qk_layer_norms_perceiver": True,
-        },
-        use_resampler=options["resampler"] is not None,
-        cross_layer_interval=options["every"],
-        alpha_type={"scalar": "float", "vector": "vector"}[options["gate"]],
-        qk_layer_norms=True,
-    )
-    made = IdeficsForVisionText2Text(config).eval()
-    state = dict(model.language_model.state_dict())
-    state |= {f"model.vision_model.{key}": value for key, value in tower.state_dict().items()}
-    state |= _blocks(model.connector("image"))
-    shapes = {key: value.shape for key, value in made.state_dict().items()}
-    made.load_state_dict({key: value.reshape(shapes[key]) for key, value in state.items()})
-    return made
-
-
-def _blocks(connector: Any) -> dict[str, Tensor]:
-    """Idefics' names for the connector's tensors."""
-    state: dict[str, Tensor] = {}
-    for number, block in enumerate(connector.blocks):
-        prefix = f"model.gated_cross_attn_layers.{number}."
-        keys, values = block.kv.weight.chunk(2)
-        state |= {
-            prefix + "cross_attn.k_proj.weight": keys,
-            prefix + "cross_attn.v_proj.weight": values,
-            prefix + "alpha_cross_attn": block.attention_gate,
-            prefix + "alpha_dense": block.ffn_gate,
-        }
-        modules = {
-            "input_layernorm": block.norm,
-            "post_attention_layernorm": block.ffn_norm,
-            "cross_attn.q_proj": block.q,
-            "cross_attn.o_proj": block.out,
-            "cross_attn.q_layer_norm": block.q_norm,
-            "cross_attn.k_layer_norm": block.k_norm,
-            "mlp.gate_proj": block.ffn.gate,
-            "mlp.up_proj": block.ffn.up,
-            "mlp.down_proj": block.ffn.down,
-        }
-        state |= {f"{prefix}{name}.weight": module.weight for name, module in modules.items()}
-    if connector.resampler is None:
-        return state
-    names = {
-        "q.": "0.q_proj.",
-        "k.": "0.k_proj.",
-        "v.": "0.v_proj.",
-        "out.": "0.output_proj.",
-        "q_norm.": "0.q_layer_norm.",
-        "k_norm.": "0.k_layer_norm.",
-    }
-    renamed = {f"attention.{old}": new for old, new in names.items()} | {
-        "media_norm.": "0.context_layer_norm.",
-        "latent_norm.": "0.latents_layer_norm.",
-        "ffn_norm.": "1.ln.",
-        "ffn.up.": "1.fc.",
-        "ffn.down.": "1.c_proj.",
-    }
-    prefix = "model.perceiver_resampler."
-    state[prefix + "latents"] = connector.resampler.latents
-    for key, value in connector.resampler.norm.state_dict().items():
-        state[f"{prefix}layer_norm.{key}"] = value
-    for number, layer in enumerate(connector.resampler.layers):
-        for key, value in layer.state_dict().items():
-            old = next(each for each in renamed if key.startswith(each))
-            state[f"{prefix}blocks.{number}.{renamed[old]}{key.removeprefix(old)}"] = value
-    return state
+    return model.eval(), processor
 
 
 def batch(model: Any, rows: list[list[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -203,8 +90,9 @@ ROWS = {
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_transformers_idefics_computes_the_same(clip: str, form: str, rows: str) -> None:
-    model = ours(clip, form)
-    native = theirs(model, form)
+    model, processor = ours(clip, form)
+    native = build_native(model, processor).model.eval()
+    assert type(native) is IdeficsForVisionText2Text
     mine, given = batch(model, ROWS[rows])
     real = mine["attention_mask"].bool()
     expected = native(**given).logits[real]
@@ -218,7 +106,7 @@ def test_transformers_idefics_computes_the_same(clip: str, form: str, rows: str)
 
 @torch.no_grad()
 def test_a_text_is_read_alike_alone_and_beside_images(clip: str) -> None:
-    model = ours(clip, "resampler")
+    model, _ = ours(clip, "resampler")
     text = ROWS["images and texts"][2]
     alone, _ = batch(model, [text])
     mixed, _ = batch(model, ROWS["images and texts"])
@@ -228,8 +116,8 @@ def test_a_text_is_read_alike_alone_and_beside_images(clip: str) -> None:
     torch.testing.assert_close(bare, model(**alone).logits)
 
 
-def test_what_stands_against_the_class() -> None:
-    """If one of these fails, transformers has changed, and Idefics may have become possible."""
+def test_what_stands_against_its_own_processor() -> None:
+    """If one of these fails, transformers has changed, and IdeficsProcessor may do instead of ours."""
     tokenizer = language.build_tokenizer()
     prepare_tokenizer(tokenizer)
     tokenizer._set_model_specific_special_tokens({"image_token": "<image>"})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 import transformers
 
 import every_modality
+import natively
 import tiny
 from modalign.data.records import MODALITIES, Media, Message, Record, Source
 from modalign.evaluation.generation import answer_records
@@ -310,6 +313,35 @@ def test_a_native_llava(compose_tiny: Any, tmp_path: Any) -> None:
             heard = ask_all(engine, [engine.chat_prompt(each) for each in asked], max_tokens=NEW)
             assert [each.text.strip() for each in heard] == expected
         assert engine.state().media_hits > 0
+
+
+@pytest.mark.parametrize("kind", ["idefics", "voxtral"])
+def test_native_classes_with_our_processor(kind: str, tmp_path: Path) -> None:
+    """Both answer as generate does; Idefics one by one, for it takes no text without an image."""
+    from modalign.models.export import save_model
+
+    (tmp_path / "parts").mkdir()
+    composed, its_processor = getattr(natively, kind)(tmp_path / "parts")
+    save_model(composed, its_processor, tmp_path / "model")
+    model, processor = open_model(tmp_path / "model")
+    assert type(model).__module__.startswith("transformers.")
+    medium = tiny.image if kind == "idefics" else partial(every_modality.sound, 0.7)
+    asked = [
+        [Message("user", (medium(0), "what?"))],
+        [Message("user", ("hi",))],
+        [Message("user", (medium(1), " and ", medium(2), "?"))],
+    ]
+    expected = [alone(composed, its_processor, messages) for messages in asked]
+    text = its_processor.tokenizer("red ball", return_tensors="pt")
+    goes_on = composed.generate(**text, max_new_tokens=NEW, do_sample=False)
+    goes_on = goes_on[0, text["input_ids"].shape[1] :]
+    with running(model, processor, max_batch=4) as engine:
+        assert engine.state().batching == ("one by one" if kind == "idefics" else "continuous")
+        prompts = [engine.chat_prompt(each) for each in asked]
+        heard = ask_all(engine, prompts, max_tokens=NEW)
+        assert [each.text.strip() for each in heard] == expected
+        (said,) = ask_all(engine, [engine.text_prompt("red ball")], max_tokens=NEW)
+        assert said.text == its_processor.tokenizer.decode(goes_on, skip_special_tokens=True)
 
 
 class _Held(Heard):

@@ -5,8 +5,9 @@ Two kinds are told apart by what the model's own feature extractor does:
 * it fills every clip to one fixed window (Whisper: 30 s, AST: 10.24 s). The model is run on the whole window,
   as it was trained; features of padding are masked. A feature counts as the clip's when its step begins
   within the clip.
-  Whisper's encoder has another form, ``qwen2_audio`` (arXiv 2407.10759): padding is hidden from
-  attention as well, and neighbouring features are averaged before the last norm.
+  Whisper's encoder has two further forms. ``qwen2_audio`` (arXiv 2407.10759): padding is hidden from
+  attention as well, and neighbouring features are averaged before the last norm. ``voxtral`` (arXiv
+  2507.13264): every feature of the window counts, those of the silence behind a clip too.
 * it leaves clips as long as they are (wav2vec 2.0, HuBERT, WavLM, ...). Clips of equal length run together
   and no clip is ever padded: group norms over time and convolutional positions would see the padding.
 """
@@ -179,9 +180,11 @@ def filled(signal: Any, length: int) -> Tensor:
     return nn.functional.pad(samples, (0, max(0, length - len(samples))))
 
 
-def _in_window(spec: dict[str, Any], signals: Sequence[Any]) -> tuple[Tensor, list[int]]:
+def _in_window(spec: dict[str, Any], signals: Sequence[Any]) -> tuple[Tensor | None, list[int]]:
     """What of a fixed window is a clip's: a mask as :class:`SpeechTower` reads it, and counts."""
     window = spec["window"]
+    if spec.get("form") == "voxtral":
+        return None, [window["features"]] * len(signals)
     if spec.get("form") == "qwen2_audio":
         samples = window["samples"] // (POOL * window["features"])  # of a position
         lengths = [max(len(signal), spec["min_samples"]) for signal in signals]

@@ -160,6 +160,10 @@ def _log_likelihoods(
         for name, value in inputs.items()
         if name.endswith("token_type_ids")  # grows with the text
     }
+    if "image_attention_mask" in inputs:  # of Idefics: an answer reads what the prompt's end reads
+        read = inputs["image_attention_mask"]
+        behind = read[:, -1:].expand(-1, added.shape[1], -1)
+        longer["image_attention_mask"] = torch.cat([read, behind], dim=1)
     longer["input_ids"] = torch.cat([prompt, added], dim=1)
     mask = inputs["attention_mask"]
     longer["attention_mask"] = torch.cat([mask, present.to(mask.dtype)], dim=1)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
@@ -95,7 +96,8 @@ class Prompts:
         if not ids:
             raise PromptError("the prompt has no tokens")
         self._spans(ids, [])
-        return Prompt(tuple(ids))
+        beside = getattr(self.reader, "beside", None)  # what a class wants of every text (Idefics)
+        return Prompt(tuple(ids), beside(torch.tensor([ids])) if beside else {})
 
     def _check_modalities(self, media: Sequence[Media]) -> None:
         for medium in media:

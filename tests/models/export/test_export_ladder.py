@@ -128,7 +128,6 @@ def test_a_rung_that_is_not_reached_is_refused(
     ("options", "reason"),
     [
         ({"target": "Lava"}, r"no export to 'Lava'; choose from Llava, .*CausalLM"),
-        ({"target": "Idefics"}, r"no export to 'Idefics': .*keeps no chat template"),
         ({"target": "Llava", "to": "gateway"}, "does not go with --to gateway"),
         ({"target": "Idefics3"}, "cannot become Idefics3"),
         ({"language_model": "plain"}, "goes with --to gateway only"),

@@ -12,47 +12,32 @@ import torch
 import transformers
 from safetensors import safe_open
 
+import natively
 from modalign.models.compose import compose, load_language_model
 from modalign.models.encoders.loading import load_encoder
 from modalign.models.export import (
     Expected,
     load_model,
     observe,
+    probe,
     save_model,
     verify_in_clean_process,
     verify_saved,
 )
 from modalign.models.export.native import NotNativeError, build_native
 from modalign.models.export.verify import modalities_of, signals_of
+from modalign.models.processing_voxtral import ModalignVoxtralProcessor
+from natively import RATE, SECONDS
 
 transformers.utils.logging.disable_progress_bar()
 
-RATE, SECONDS = 16_000, 2
 NEW = 4  # greedy tokens
 
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny Whisper of windows of two seconds."""
     folder = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(0)
-    config = transformers.WhisperConfig(
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        vocab_size=50,
-        max_source_positions=100,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(chunk_length=SECONDS).save_pretrained(folder)
+    natively.whisper(folder)
     return str(folder)
 
 
@@ -84,9 +69,12 @@ def asked(*parts: Any) -> list[dict[str, Any]]:
 TALKS = [asked(0.81, "what is it?"), asked("a ", 0.83, " b ", 2.0), asked("hi"), asked(0.09, "?")]
 
 
-CASES: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
-    "linear": ("linear", "llama", False, {}),
-    "pool-tied": ("pool_linear", "qwen2", True, {"pool": 1}),  # the class ties no head
+VOXTRAL: dict[str, Any] = {"form": "voxtral"}
+CASES: dict[str, tuple[str, str, str, bool, dict[str, Any]]] = {
+    "linear": ("Qwen2Audio", "linear", "llama", False, {}),
+    "pool-tied": ("Qwen2Audio", "pool_linear", "qwen2", True, {"pool": 1}),  # it ties no head
+    "stack": ("Voxtral", "stack_mlp", "llama", False, VOXTRAL),
+    "stack-tied": ("Voxtral", "stack_mlp", "qwen2", True, VOXTRAL),  # no head size of its own
 }
 
 
@@ -97,9 +85,9 @@ def saved(
     """Folder, difference to the model loaded here, and to the one in a clean process."""
     root = tmp_path_factory.mktemp("native")
     here, expected = {}, []
-    for name, (connector, family, tied, options) in CASES.items():
+    for name, (target, connector, family, tied, options) in CASES.items():
         model, processor = heard(connector, family, tied, **options)
-        folder = save_model(model, processor, root / name, target="Qwen2Audio").folder
+        folder = save_model(model, processor, root / name, target=target).folder
         seen = observe(model, processor, TALKS, NEW)
         here[name] = verify_saved(folder, model, processor, TALKS, max_new_tokens=NEW, seen=seen)
         expected.append(Expected(folder, TALKS, seen, max_new_tokens=NEW))
@@ -110,7 +98,7 @@ def saved(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_qwen2_audio_answers_the_same(
+def test_native_models_answer_the_same(
     name: str, saved: dict[str, tuple[Path, float, float]]
 ) -> None:
     folder, here, clean = saved[name]
@@ -119,7 +107,8 @@ def test_qwen2_audio_answers_the_same(
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         keys = set(tensors.keys())
     assert "audio_tower.conv1.weight" in keys
-    assert "multi_modal_projector.linear.weight" in keys
+    layer = "linear" if CASES[name][0] == "Qwen2Audio" else "linear_1"
+    assert f"multi_modal_projector.{layer}.weight" in keys
     assert {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"} <= keys
 
 
@@ -135,19 +124,56 @@ def test_linear_behind_that_form_is_native_without_being_asked(
     assert spec == {"rate": RATE, "max_seconds": float(SECONDS), "longer": "refuse"}
 
 
-@pytest.mark.parametrize(
-    ("connector", "options", "reason"),
-    [
-        ("linear", {"form": "own"}, r"option form=qwen2_audio"),
-        ("mlp", {}, "one affine map, which 'mlp' is not"),
-        ("pool_linear", {"pool": 2}, "averages 2 of its features"),
-    ],
-)
+def test_stacked_features_of_that_form_are_native_and_their_processor_ours(
+    heard: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, processor = heard("stack_mlp", form="voxtral")
+    saved = save_model(model, processor, tmp_path / "model")
+    assert saved.kind == "native:Voxtral"
+    assert "trust_remote_code=True" in saved.notes[0]
+    loaded, own = load_model(tmp_path / "model")
+    assert type(loaded) is transformers.VoxtralForConditionalGeneration
+    assert type(own) is ModalignVoxtralProcessor
+    assert modalities_of(own) == ["audio"]
+    for name in ("config.json", "processor_config.json"):
+        text = (tmp_path / "model" / name).read_text()
+        assert ("auto_map" in text) == (name == "processor_config.json")
+
+
+def test_a_head_size_that_the_decoder_does_not_state_is_written(
+    saved: dict[str, tuple[Path, float, float]],
+) -> None:
+    """Voxtral fills up what is missing with 128."""
+    config = transformers.AutoConfig.from_pretrained(saved["stack-tied"][0])
+    assert config.text_config.head_dim == 8
+
+
+def test_every_clip_gives_a_windows_tokens(heard: Callable[..., Any]) -> None:
+    _, processor = heard("stack_mlp", form="voxtral")
+    token = processor.tokenizer.convert_tokens_to_ids(processor.signals["audio"]["token"])
+    for seconds in (0.05, 1.0, 2.0):
+        found = probe.prepare(processor, [asked(seconds, "?")])
+        assert int((found["input_ids"] == token).sum()) == 100 // 4
+
+
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("Qwen2Audio", "linear", {"form": "own"}, r"option form=qwen2_audio"),
+    ("Qwen2Audio", "linear", {"form": "voxtral"}, r"option form=qwen2_audio"),
+    ("Qwen2Audio", "mlp", {}, "one affine map, which 'mlp' is not"),
+    ("Qwen2Audio", "pool_linear", {"pool": 2}, "averages 2 of its features"),
+    ("Voxtral", "mlp", VOXTRAL, "no connector like 'mlp', only like 'stack_mlp'"),
+    ("Voxtral", "stack_mlp", VOXTRAL | {"stack": 5}, "joins 4 features, and this connector 5"),
+    ("Voxtral", "stack_mlp", {"form": "own"}, "option form=voxtral"),
+    ("Voxtral", "stack_mlp", VOXTRAL | {"family": "gpt2"}, "GPT2Model has no embed_tokens"),
+]
+
+
+@pytest.mark.parametrize(("target", "connector", "options", "reason"), REFUSED)
 def test_what_it_cannot_hold_is_said(
-    heard: Callable[..., Any], connector: str, options: dict[str, Any], reason: str
+    heard: Callable[..., Any], target: str, connector: str, options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(NotNativeError, match=reason):
-        build_native(*heard(connector, **options), target="Qwen2Audio")
+        build_native(*heard(connector, **options), target=target)
 
 
 def test_pool_linear_says_what_to_do(heard: Callable[..., Any]) -> None:

@@ -115,6 +115,14 @@ class Case:
 
 
 MATRIX = {"depth": 1, "bias": False, "num_tokens": 4}
+IDEFICS: dict[str, Any] = {
+    "connector": "idefics_cross_attention",
+    "layer": "all",
+    "family": "ungrouped",
+    "head_size": 8,
+    "ffn": 48,
+}
+OWN_PROCESSOR = ("Idefics",)  # classes whose own would change prompts
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # name: class, tower, arguments of `joined`
     "shuffle": ("Idefics3", "siglip", {"connector": "pixel_shuffle_linear"}),
@@ -130,6 +138,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "siglip",
         {"connector": "swiglu_resampler", "hidden": 20, "ffn": 50, "family": "qwen2", "tied": True},
     ),
+    "idefics": ("Idefics", "clip", IDEFICS | {"resampler": None, "gate": "vector", "every": 2}),
+    "narrow-idefics": ("Idefics", "clip", IDEFICS | {"heads": 2, "ffn": 20, "tied": True}),
     "qformer": ("Blip2", "vit", {"connector": "qformer", "layer": "all", "tied": True}),
     "qformer-gpt2": (
         "Blip2",
@@ -191,13 +201,18 @@ def test_native_models_answer_the_same(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_folders_hold_no_code_and_the_keys_of_the_class(name: str, cases: dict[str, Case]) -> None:
+def test_folders_hold_the_keys_of_the_class_and_no_code_of_a_model(
+    name: str, cases: dict[str, Case]
+) -> None:
     case = cases[name]
-    assert not list(case.folder.glob("*.py"))
+    own = CASES[name][0] in OWN_PROCESSOR
+    assert bool(list(case.folder.glob("*.py"))) == own
+    assert ("auto_map" in (case.folder / "processor_config.json").read_text()) == own
     assert "auto_map" not in (case.folder / "config.json").read_text()
-    of: Any = getattr(transformers, f"{CASES[name][0]}ForConditionalGeneration")
     config = json.loads((case.folder / "config.json").read_text())
-    assert config["architectures"] == [of.__name__]
+    (architecture,) = config["architectures"]
+    assert architecture.startswith(f"{CASES[name][0]}For")
+    of: Any = getattr(transformers, architecture)
     loaded, report = of.from_pretrained(case.folder, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -269,7 +284,6 @@ def test_our_tokenizer_is_left_as_it_was(
 
 # --- what stands against it ---
 
-IDEFICS = {"connector": "idefics_cross_attention", "layer": "all"}
 SHUFFLE, LATENTS = {"connector": "pixel_shuffle_linear"}, {"connector": "swiglu_resampler"}
 REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("siglip", SHUFFLE | {"layer": -1}, None, "Idefics3 reads the tower's output.*layer -1"),
@@ -285,9 +299,21 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("siglip", LATENTS | {"hidden": 49}, None, "hidden 48, and the connector 49"),
     ("siglip", LATENTS | {"ffn": 129}, None, "ffn 128, and the connector 129"),
     ("siglip", {"connector": "resampler"}, None, "another form: swiglu_resampler"),
-    ("siglip", {"connector": "gated_cross_attention"}, None, "RMSNorm and SwiGLU"),
-    ("clip", IDEFICS, None, "'idefics_cross_attention' for every.*keeps no chat template"),
-    ("clip", IDEFICS, "Idefics", "no export to 'Idefics': .*only IdeficsProcessor makes it"),
+    (
+        "siglip",
+        {"connector": "gated_cross_attention"},
+        None,
+        "SwiGLU: idefics_cross_attention",
+    ),
+    ("clip", {"connector": "mlp"}, "Idefics", "like 'mlp', only like 'idefics_cross_attention'"),
+    ("clip", IDEFICS | {"layer": "output"}, None, "class token, and this model 'output'"),
+    ("siglip", IDEFICS, None, "tower is CLIP's, and this one is siglip"),
+    ("clip", IDEFICS | {"family": "llama"}, None, "keys for each head, and this one 2 for 4"),
+    ("clip", IDEFICS | {"family": "qwen2"}, None, "LLaMA's, and this one is Qwen2ForCausalLM"),
+    ("clip", IDEFICS | {"head_size": 4}, None, "option head_size 8"),
+    ("clip", IDEFICS | {"heads": 5}, None, "option heads at most 4"),
+    ("clip", IDEFICS | {"ffn": 49}, None, "option ffn at most 48"),
+    ("clip", IDEFICS | {"norm_eps": 1e-5}, None, "option norm_eps 1e-06"),
     ("vit", {"connector": "qformer", "layer": "all"}, None, "no prompt without an image"),
     ("vit", {"connector": "qformer"}, "Blip2", "with its class token, and this model 'output'"),
     ("siglip", {"connector": "qformer", "layer": "all"}, "Blip2", "and this one is siglip"),

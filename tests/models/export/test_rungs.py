@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from modalign.connectors.base import Widths
 from modalign.connectors.registry import connectors
 from modalign.models.export import rungs
 from modalign.models.export.native import TARGETS
@@ -25,6 +26,8 @@ def test_where_methods_stand() -> None:
     assert standing("mlp").rung == "native:Llava"
     assert standing("mlp", "audio").rung == "remote-code"
     assert standing("linear", "audio").rung == "native:Qwen2Audio"
+    assert standing("stack_mlp", "audio").rung == "native:Voxtral"
+    assert standing("idefics_cross_attention").rung == "native:Idefics"
     assert standing("vq_codes", "series").rung == "native:CausalLM"
     assert standing("resampler").rung == "remote-code"
 
@@ -40,6 +43,13 @@ def test_what_serves_them() -> None:
     assert standing("ldpv2").served_by[-1] == "llama.cpp"
     inside = standing("gated_cross_attention")
     assert (inside.gateway, inside.served_by) == (False, ("modalign serve",))
+    own = standing("idefics_cross_attention")  # vLLM wants the class's own processor
+    assert (own.gateway, own.served_by) == (False, ("transformers serve", "modalign serve"))
+    assert standing("stack_mlp", "audio").served_by == (
+        "transformers serve",
+        "vLLM through the gateway",
+        "modalign serve",
+    )
     tools = standing_of([])
     assert (tools.rung, tools.gateway, tools.served_by) == ("tools", False, ("modalign serve",))
 
@@ -62,6 +72,11 @@ def test_sound_needs_an_encoder_of_the_form() -> None:
     assert native_class("audio", linear, Encoder()) is None
     Encoder.form = "qwen2_audio"
     assert native_class("audio", linear, Encoder()) == "Qwen2Audio"
+    stack = connectors()["stack_mlp"]
+    assert native_class("audio", stack, Encoder()) is None
+    Encoder.form = "voxtral"
+    assert native_class("audio", stack, Encoder()) == "Voxtral"
+    assert native_class("audio", stack(Widths(8, 8, 4, None), stack=8), Encoder()) is None
 
 
 def test_rungs_have_an_order() -> None:

@@ -9,6 +9,7 @@ frozen; then instruction tuning.
 Deliberately changed: a last window that is not full is filled with zeros and gives a token (Voxtral
 pads every clip to 30 s, so that none is partial). On a grid neighbours are those in reading order.
 Initialisation: torch default.
+With k = 4 behind a Whisper encoder in the form ``voxtral`` it exports to transformers' Voxtral.
 """
 
 from __future__ import annotations

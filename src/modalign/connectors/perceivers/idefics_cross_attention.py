@@ -21,8 +21,10 @@ Deliberate changes: the keys and values of all blocks are computed once per item
 are the memory that is passed on; ``every`` must divide L (theirs fails in the last group otherwise),
 so that for other L the nearest divisor is taken.
 
-It has the blocks of transformers' IdeficsForVisionText2Text, but is saved with its own code: the
-processor of that class keeps no chat template and adds marks to every prompt (docs/export.md).
+It exports to transformers' IdeficsForVisionText2Text, which has blocks with the decoder's own head
+size and ``norm_eps`` (that of many LLaMA models is 1e-5): fewer heads and a narrower SwiGLU are filled up
+with zeros. That wants a LLaMA decoder without grouped keys and a CLIP tower read at ``all``. The class's
+own processor adds marks to every prompt, so the folder has another (docs/export.md).
 """
 
 from __future__ import annotations
@@ -55,19 +57,26 @@ class IdeficsBlock(nn.Module):
     """What one decoder layer gets to read before it runs."""
 
     def __init__(
-        self, hidden_size: int, memory_width: int, heads: int, head_size: int, ffn: int, gates: int
+        self,
+        hidden_size: int,
+        memory_width: int,
+        heads: int,
+        head_size: int,
+        ffn: int,
+        gates: int,
+        eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         inner = heads * head_size
         self.heads = heads
-        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.norm = nn.RMSNorm(hidden_size, eps=eps)
         self.q = nn.Linear(hidden_size, inner, bias=False)
         self.kv = nn.Linear(memory_width, 2 * inner, bias=False)
-        self.q_norm = nn.RMSNorm(head_size, eps=NORM_EPS)
-        self.k_norm = nn.RMSNorm(head_size, eps=NORM_EPS)
+        self.q_norm = nn.RMSNorm(head_size, eps=eps)
+        self.k_norm = nn.RMSNorm(head_size, eps=eps)
         self.out = nn.Linear(inner, hidden_size, bias=False)
         self.attention_gate = nn.Parameter(torch.zeros(gates))
-        self.ffn_norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.ffn_norm = nn.RMSNorm(hidden_size, eps=eps)
         self.ffn = SwiGLU(hidden_size, ffn, hidden_size)
         self.ffn_gate = nn.Parameter(torch.zeros(gates))
 
@@ -112,6 +121,7 @@ class IdeficsCrossAttention(InsertedBlocks):
     parameter_text = "[resampler] + (L/n) * (2Di + 2di + 3Df)"
     rate_scale = 0.3
     papers = ("IDEFICS (arXiv 2306.16527)", "Flamingo (arXiv 2204.14198)")
+    export_target = "Idefics"
 
     def __init__(
         self,
@@ -123,6 +133,7 @@ class IdeficsCrossAttention(InsertedBlocks):
         ffn: int = 11008,
         gate: Gate = "scalar",
         resampler: dict[str, Any] | None = None,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__(widths)
         if gate not in ("scalar", "vector"):
@@ -131,11 +142,15 @@ class IdeficsCrossAttention(InsertedBlocks):
             )
         _check_every(widths, every)
         d = widths.feature_size
-        self.block_sizes = (widths.hidden_size, d, heads, head_size, ffn, _gates(widths, gate))
+        self.gates = _gates(widths, gate)
+        self.norm_eps = float(norm_eps)  # YAML reads 1e-5 as a text
+        self.block_sizes = (widths.hidden_size, d, heads, head_size, ffn, self.gates)
         self.core_options = None if resampler is None else _core_options(d, resampler)
         self.resampler = None if resampler is None else ResamplerCore(d, **self.core_options)  # type: ignore[arg-type]
         self.places = range(0, widths.num_layers, every)
-        self.blocks = nn.ModuleList(IdeficsBlock(*self.block_sizes) for _ in self.places)
+        self.blocks = nn.ModuleList(
+            IdeficsBlock(*self.block_sizes, self.norm_eps) for _ in self.places
+        )
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
@@ -234,6 +249,7 @@ def _parameters(
     ffn: int = 11008,
     gate: Gate = "scalar",
     resampler: dict[str, Any] | None = None,
+    norm_eps: float = NORM_EPS,
 ) -> int:
     _check_every(widths, every)
     D, d = widths.hidden_size, widths.feature_size

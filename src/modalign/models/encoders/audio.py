@@ -94,12 +94,13 @@ class SpeechOptions(AudioOptions):
 
     Attributes:
         layer: hidden layer read; -1 is the encoder's output.
-        form: of Whisper: its ``own``, or ``qwen2_audio`` (padding is hidden, neighbours averaged: half
-            the features); see ``encoders.speech``.
+        form: of Whisper: its ``own``, ``qwen2_audio`` (padding is hidden, neighbours averaged: half
+            the features), or ``voxtral`` (the whole window, however short the clip); see
+            ``encoders.speech``.
     """
 
     layer: int = -1
-    form: Literal["own", "qwen2_audio"] = "own"
+    form: Literal["own", "qwen2_audio", "voxtral"] = "own"
 
 
 class ModuleOptions(AudioOptions):

@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     PreTrainedConfig,
     Qwen2AudioEncoderConfig,
+    VoxtralEncoderConfig,
 )
 
 from modalign.encoders.base import EncoderError, SignalEncoder
@@ -56,7 +57,7 @@ def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
     config.update({key: value for key, value in PLAIN.items() if hasattr(config, key)})
     if form != "own":
         _check_form(name, config, layer, form)
-        config = _qwen2_audio(config)
+        config = {"qwen2_audio": _qwen2_audio, "voxtral": _voxtral}[form](config)
     with torch.device("meta"):
         part = build_part(config).eval()
     inputs = str(part.main_input_name)
@@ -99,6 +100,12 @@ def _check_form(name: str, config: PreTrainedConfig, layer: int, form: str) -> N
         raise EncoderError(f"form={form} is one of Whisper, and {name!r} is {config.model_type}")
     if layer != -1:
         raise EncoderError(f"form={form} reads the encoder's output: leave layer at -1")
+    width, ffn = config.d_model, config.encoder_ffn_dim
+    if form == "voxtral" and ffn != 4 * width:  # Voxtral takes it for the width of four features
+        raise EncoderError(
+            f"form=voxtral has a feed-forward of four times its width, and that of {name!r} is {ffn} "
+            f"at a width of {width}"
+        )
 
 
 def _qwen2_audio(config: PreTrainedConfig) -> Qwen2AudioEncoderConfig:
@@ -117,6 +124,26 @@ def _qwen2_audio(config: PreTrainedConfig) -> Qwen2AudioEncoderConfig:
         "max_source_positions",
     )
     return Qwen2AudioEncoderConfig(**{name: getattr(config, name) for name in names})
+
+
+def _voxtral(config: PreTrainedConfig) -> VoxtralEncoderConfig:
+    """Voxtral's encoder of the same sizes; it has Whisper's tensors under Whisper's names."""
+    names = (
+        "num_mel_bins",
+        "dropout",
+        "attention_dropout",
+        "activation_function",
+        "activation_dropout",
+        "scale_embedding",
+        "max_source_positions",
+    )
+    return VoxtralEncoderConfig(
+        hidden_size=config.d_model,
+        intermediate_size=config.encoder_ffn_dim,
+        num_hidden_layers=config.encoder_layers,
+        num_attention_heads=config.encoder_attention_heads,
+        **{name: getattr(config, name) for name in names},
+    )
 
 
 def most_features(spec: dict[str, Any], samples: int) -> int:

@@ -6,10 +6,10 @@ from modalign.models.configuration import ModalignConfig
 
 _LOADING = """\
 ```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import {auto}, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("{folder}"{trust})
-processor = AutoProcessor.from_pretrained("{folder}"{trust})
+model = {auto}.from_pretrained("{folder}"{trust})
+processor = AutoProcessor.from_pretrained("{folder}"{processor_trust})
 messages = [{{"role": "user", "content": [
     {part},
     {{"type": "text", "text": "What is this?"}},
@@ -31,12 +31,28 @@ _PARTS = {
     "vectors": '{"type": "vectors", "vectors": array}  # (N, d)',
     "": '{"type": "text", "text": "Hello."}',
 }
+_TRUST = ", trust_remote_code=True"
 LICENCES = "The licences of the language model and of the encoder go on to apply."
 _TITLES = {"image": "A language model that sees", "audio": "A language model that hears"}
 
 
-def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | None) -> str:
-    """The README.md of a saved model."""
+def model_card(
+    config: ModalignConfig,
+    kind: str,
+    notes: list[str],
+    text: str | None,
+    *,
+    processor_code: bool = False,
+) -> str:
+    """The README.md of a saved model.
+
+    Args:
+        config: the composed model's.
+        kind: ``remote-code``, or ``native:`` and the class.
+        notes: what its user must know.
+        text: what was measured.
+        processor_code: whether a native model's processor is Python files in the folder.
+    """
     remote = kind == "remote-code"
     modalities = list(config.bridges or {}) or [""]
     lines = [
@@ -46,7 +62,7 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
         f"pipeline_tag: {'image-text-to-text' if 'image' in modalities else 'any-to-any'}",
         "tags:",
         "- modalign",
-        *(["- custom_code"] if remote else []),
+        *(["- custom_code"] if remote or processor_code else []),
         "---",
         "",
         f"# {_TITLES.get(modalities[0], 'A language model and its senses')}",
@@ -60,19 +76,21 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
             _row(config, f"{modality} encoder", _encoder(bridge["encoder"])),
             f"| {modality} connector | {bridge['connector']['name']} | trained here | |",
         ]
-    trust = ", trust_remote_code=True" if remote else ""
     lines += [
         "",
         "## Load it",
         "",
-        _LOADING.format(folder="this folder", trust=trust, part=_PARTS[modalities[0]]),
+        _LOADING.format(
+            folder="this folder",
+            auto="AutoModelForImageTextToText"
+            if "image" in modalities
+            else "AutoModelForMultimodalLM",
+            trust=_TRUST if remote else "",
+            processor_trust=_TRUST if remote or processor_code else "",
+            part=_PARTS[modalities[0]],
+        ),
         "",
-    ]
-    lines += [
-        "The folder holds the few Python files of this model; read them before trusting them. "
-        "They need torch and transformers only."
-        if remote
-        else f"It is transformers' own {kind.partition(':')[2]} class: no further code is needed.",
+        _code(kind, processor_code),
         "",
         LICENCES,
         "",
@@ -82,6 +100,22 @@ def model_card(config: ModalignConfig, kind: str, notes: list[str], text: str | 
     if text:
         lines += ["## Measured", "", text.strip(), ""]
     return "\n".join(lines)
+
+
+def _code(kind: str, processor_code: bool) -> str:
+    """What of the folder is code, and what it needs."""
+    if kind == "remote-code":
+        return (
+            "The folder holds the few Python files of this model; read them before trusting them. "
+            "They need torch and transformers only."
+        )
+    what = f"It is transformers' own {kind.partition(':')[2]} class"
+    if not processor_code:
+        return f"{what}: no further code is needed."
+    return (
+        f"{what}; its processor is the few Python files of the folder. Read them before trusting them. "
+        "They need torch and transformers only."
+    )
 
 
 def _row(config: ModalignConfig, part: str, what: str) -> str:

@@ -29,9 +29,23 @@ from modalign.models.bridges import Bridges
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.card import model_card
 from modalign.models.export.native import Native, NotNativeError, build_native, save_native
-from modalign.models.export.remote_code import AUTO_MAP, PROCESSOR_AUTO_MAP, write_code
+from modalign.models.export.remote_code import (
+    AUTO_MAP,
+    PROCESSOR_AUTO_MAP,
+    write_code,
+    write_processor,
+)
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
+from modalign.models.processing_idefics import ModalignIdeficsProcessor
+from modalign.models.processing_voxtral import ModalignVoxtralProcessor
+
+PROCESSORS = (ModalignProcessor, ModalignIdeficsProcessor, ModalignVoxtralProcessor)
+
+PROCESSOR_CODE = (
+    "The class's own processor would give prompts that training never saw, so the folder has "
+    "another, as Python files: the model loads as it is, the processor with trust_remote_code=True."
+)
 
 Kind = str  # "remote-code", or "native:" and the class: "native:Llava"
 
@@ -88,10 +102,19 @@ def save_model(
             kind = f"native:{native.target}"
             native.model.generation_config = savable(native.model.generation_config)
             save_native(native, temporary)
+            notes += _save_processor_code(native.processor, temporary)
         for file in temporary.glob("*config.json"):
             forget_places(file)
         (temporary / "README.md").write_text(
-            model_card(model.config, kind, notes, card), encoding="utf-8"
+            model_card(
+                model.config,
+                kind,
+                notes,
+                card,
+                processor_code=native is not None
+                and isinstance(native.processor, ModalignProcessor),
+            ),
+            encoding="utf-8",
         )
     return SavedModel(kind, folder, tuple(notes))
 
@@ -140,6 +163,16 @@ def _save_remote(
     with edited_json(folder / "processor_config.json") as config:
         config["auto_map"] = PROCESSOR_AUTO_MAP
     return own_code(model)
+
+
+def _save_processor_code(processor: ProcessorMixin, folder: Path) -> list[str]:
+    """A native model's processor that is none of transformers' own takes its code along."""
+    if not isinstance(processor, ModalignProcessor):
+        return []
+    name = write_processor(folder, type(processor), list(processor.signals))
+    with edited_json(folder / "processor_config.json") as config:
+        config["auto_map"] = {"AutoProcessor": name}
+    return [PROCESSOR_CODE]
 
 
 def connector_classes(model: Bridges) -> list[type[Connector]]:
@@ -206,7 +239,7 @@ def widest_dtype(model: nn.Module) -> torch.dtype:
 def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a saved model with its processor, in evaluation mode.
 
-    Models of modalign's own class run modalign's own code, never the copy in the folder.
+    What is of modalign's own class runs modalign's own code, never the copy in the folder.
 
     Raises:
         UsageError: no model is there, or it needs code that modalign does not have.
@@ -218,12 +251,22 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     try:
         if values.get("model_type") == ModalignConfig.model_type:
             own = ModalignForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
-            return own.eval(), ModalignProcessor.from_pretrained(folder)
+            return own.eval(), load_processor(folder)
         config = AutoConfig.from_pretrained(folder)
         model = AutoModelForMultimodalLM.from_pretrained(
             folder, config=config, use_safetensors=True
         )
-        return model.eval(), AutoProcessor.from_pretrained(folder)
+        return model.eval(), load_processor(folder)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the model in {folder} cannot be loaded: {first}") from error
+
+
+def load_processor(folder: Path) -> ProcessorMixin:
+    """A saved model's processor: one of modalign's, or one of transformers'."""
+    file = folder / "processor_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    own = next(
+        (each for each in PROCESSORS if each.__name__ == values.get("processor_class")), None
+    )
+    return (own or AutoProcessor).from_pretrained(folder)

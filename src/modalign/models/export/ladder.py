@@ -235,7 +235,8 @@ def _native(source: _Source, folder: Path, target: str | None) -> tuple[Rung, st
         raise
     if saved.kind == "remote-code":
         raise NotNativeError(saved.notes[0].removeprefix("Saved with its own code: ").rstrip("."))
-    return "native", f"{saved.kind.partition(':')[2]}ForConditionalGeneration", list(saved.notes)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "native", config["architectures"][0], list(saved.notes)
 
 
 def _codes_or_none(model: ModalignForConditionalGeneration) -> str | None:

@@ -140,10 +140,11 @@ def load(item: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
     from transformers import AutoModelForMultimodalLM as AutoWhole
 
-    folder, trust = item["folder"], item["trust_remote_code"]
+    folder = item["folder"]
     if item["form"] == "whole":
-        model = AutoWhole.from_pretrained(folder, trust_remote_code=trust)
-        return model.eval(), AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
+        model = AutoWhole.from_pretrained(folder, trust_remote_code=item["trust_model"])
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=item["trust_processor"])
+        return model.eval(), processor
     side = item["media"]
     media = AutoModel.from_pretrained(side, trust_remote_code=True)
     language = AutoModelForCausalLM.from_pretrained(item["language_model"])

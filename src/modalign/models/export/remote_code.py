@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import modalign
@@ -78,28 +78,59 @@ def write_code(
             transformers.
     """
     own = {"modalign"} | {cls.__module__.partition(".")[0] for cls in connectors}
-    files = {
+    made = {
         flat_name(REGISTRY): _registry_shim(connectors),
         flat_name(ENCODERS): _encoders_shim(modalities),
     }
     encoders = [ENCODER_BASE, *(f"modalign.encoders.{modality}" for modality in modalities)]
-    waiting = [CONFIGURATION, model, PROCESSING, *encoders]
-    waiting += [cls.__module__ for cls in connectors]
+    needed = [CONFIGURATION, model, PROCESSING, *encoders]
+    needed += [cls.__module__ for cls in connectors]
+    return _write(folder, _with_copies(made, needed, own), flat_name(CONFIGURATION))
+
+
+def write_processor(folder: Path, processor: type, modalities: Sequence[str]) -> str:
+    """Copy a processor of modalign and all it needs, without any model.
+
+    Args:
+        folder: to write into.
+        processor: its class.
+        modalities: whose signals it prepares; images have a processor of their own.
+
+    Returns:
+        What ``auto_map`` calls the class.
+    """
+    made = {flat_name(ENCODERS): _encoders_shim(modalities, builders=False)}
+    needed = [processor.__module__, *(f"modalign.encoders.{each}" for each in modalities)]
+    entry = flat_name(processor.__module__)
+    _write(folder, _with_copies(made, needed, {"modalign"}), entry)
+    return f"{entry}.{processor.__name__}"
+
+
+def _with_copies(made: dict[str, str], needed: Iterable[str], own: set[str]) -> dict[str, str]:
+    """Files by their flat name: those that were made, and copies of modules and all they import."""
+    files, waiting = dict(made), list(needed)
     done = {REGISTRY, ENCODERS}
     while waiting:
         module = waiting.pop()
         if module in done:
             continue
         done.add(module)
-        text, needed = _flattened(module, own)
+        text, further = _flattened(module, own)
         if flat_name(module) in files:
             raise NotCopyableError(f"two modules would both be copied as {flat_name(module)}.py")
         files[flat_name(module)] = text
-        waiting += needed
-    # transformers takes two folders of one name for the same model while their configuration's file
-    # is the same, and would run the first one's code for the second: so that file tells all apart.
+        waiting += further
+    return files
+
+
+def _write(folder: Path, files: dict[str, str], entry: str) -> list[str]:
+    """Write files by their flat name; return the file names.
+
+    transformers takes two folders of one name for the same model while the file that it loads is the
+    same, and would run the first one's code for the second: so that file tells all apart.
+    """
     together = hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()
-    files[flat_name(CONFIGURATION)] += f"\n# SHA-256 of this model's files together: {together}\n"
+    files[entry] += f"\n# SHA-256 of this model's files together: {together}\n"
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return sorted(f"{name}.py" for name in files)
@@ -193,29 +224,34 @@ def _registry_shim(connectors: list[type[Connector]]) -> str:
     return "\n".join(lines)
 
 
-def _encoders_shim(modalities: Sequence[str]) -> str:
+def _encoders_shim(modalities: Sequence[str], *, builders: bool = True) -> str:
     """transformers copies only the files that ``from .file import name`` names."""
-    flat = {modality: flat_name(f"modalign.encoders.{modality}") for modality in modalities}
     readers = [modality for modality in modalities if modality != "image"]  # has its own processor
     lines = ['"""The encoders of this model."""', ""]
-    lines += [f"from .{flat[m]} import build as build_{m}" for m in modalities]
-    lines += [f"from .{flat[m]} import prepare as prepare_{m}" for m in readers]
-    builders = ", ".join(f'"{m}": build_{m}' for m in modalities)
-    preparers = ", ".join(f'"{m}": prepare_{m}' for m in readers)
+    if builders:
+        lines += _table("build", modalities)
+        lines += [
+            "def build_encoder(modality, spec):",
+            '    """Build an encoder from its description."""',
+            "    return _BUILD[modality](spec)",
+            "",
+            "",
+        ]
+    lines += _table("prepare", readers)
     lines += [
-        "",
-        f"_BUILD = {{{builders}}}",
-        f"_PREPARE = {{{preparers}}}",
-        "",
-        "",
-        "def build_encoder(modality, spec):",
-        '    """Build an encoder from its description."""',
-        "    return _BUILD[modality](spec)",
-        "",
-        "",
         "def prepare_signals(modality, spec, signals):",
         '    """Decoded signals as tensors."""',
         "    return _PREPARE[modality](spec, signals)",
         "",
     ]
     return "\n".join(lines)
+
+
+def _table(function: str, modalities: Sequence[str]) -> list[str]:
+    """Lines that import a function of every modality's file, and name all of them by modality."""
+    lines = [
+        f"from .{flat_name(f'modalign.encoders.{m}')} import {function} as {function}_{m}"
+        for m in modalities
+    ]
+    entries = ", ".join(f'"{m}": {function}_{m}' for m in modalities)
+    return [*lines, "", f"_{function.upper()} = {{{entries}}}", "", ""]

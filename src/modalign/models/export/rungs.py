@@ -17,8 +17,10 @@ REMOTE_CODE, TOOLS, NATIVE = "remote-code", "tools", "native:"
 CAUSAL_LM = "CausalLM"  # discrete codes: any causal language model, with token ids for them
 
 # Classes for sound; those for images are the connectors' own ``export_target``.
-AUDIO = {"linear": "Qwen2Audio"}
-ENCODER_FORMS = {"Qwen2Audio": "qwen2_audio"}  # that their encoder must have been loaded in
+AUDIO = {"linear": "Qwen2Audio", "stack_mlp": "Voxtral"}
+# The forms that their encoder must have been loaded in.
+ENCODER_FORMS = {"Qwen2Audio": "qwen2_audio", "Voxtral": "voxtral"}
+AUDIO_OPTIONS = {"Voxtral": {"stack": 4}}  # that their connector must have been made with
 
 TRANSFORMERS = "transformers serve"
 VLLM = "vLLM"
@@ -27,7 +29,8 @@ OWN = "modalign serve"
 LLAMA_CPP = "llama.cpp"
 
 # Native classes that vLLM serves by its documentation (its own Llava takes CLIP, SigLIP and Pixtral
-# towers only), and whose folders have the processor that it asks for: those of Idefics3 have another.
+# towers only), and whose folders have the processor that it asks for: those of Idefics, Idefics3 and
+# Voxtral have another.
 IN_VLLM = {"Llava", "Qwen2Audio", CAUSAL_LM}
 # Connectors whose kind is in llama.cpp's table of projectors; modalign writes no GGUF file.
 IN_LLAMA_CPP = {"ldp", "ldpv2"}
@@ -62,11 +65,20 @@ def native_class(modality: str, connector: Any, encoder: Any = None) -> str | No
     if issubclass(kind, DiscreteConnector):
         return CAUSAL_LM
     if modality == "audio":
-        target = AUDIO.get(connector.name)
-        form = getattr(encoder, "form", None)
-        return target if encoder is None or form == ENCODER_FORMS.get(str(target)) else None
+        return _sound_class(connector, encoder)
     target = str(connector.export_target)
     return target if modality == "image" and target != REMOTE_CODE else None
+
+
+def _sound_class(connector: Any, encoder: Any) -> str | None:
+    target = AUDIO.get(connector.name)
+    if target is None:
+        return None
+    if encoder is not None and getattr(encoder, "form", None) != ENCODER_FORMS[target]:
+        return None
+    wanted = AUDIO_OPTIONS.get(target, {})
+    fits = all(getattr(connector, name, value) == value for name, value in wanted.items())
+    return target if fits else None
 
 
 def standing_of(parts: Sequence[tuple[str, Any, Any]]) -> Standing:

@@ -253,11 +253,11 @@ def verify_in_clean_process(
         work = Path(name)
         items = []
         for number, item in enumerate(expected):
-            config = json.loads((item.folder / "config.json").read_text(encoding="utf-8"))
             items.append(
                 {
                     "folder": str(item.folder.resolve()),
-                    "trust_remote_code": "auto_map" in config,
+                    "trust_model": _has_code(item.folder / "config.json"),
+                    "trust_processor": _has_code(item.folder / "processor_config.json"),
                     "conversations": _with_files(item.conversations, work / str(number)),
                     "max_new_tokens": item.max_new_tokens,
                     "out": str(work / f"{number}.safetensors"),
@@ -294,6 +294,11 @@ def verify_in_clean_process(
             )
             for number, item in enumerate(expected)
         ]
+
+
+def _has_code(file: Path) -> bool:
+    """Whether a configuration names code in its folder; what has none is loaded without trust."""
+    return file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
 
 
 def _with_files(conversations: Sequence[Conversation], folder: Path) -> list[Conversation]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modalign.models.export.native import blip2, idefics2, idefics3, llava, qwen2_audio
+from modalign.models.export.native import (
+    blip2,
+    idefics,
+    idefics2,
+    idefics3,
+    llava,
+    qwen2_audio,
+    voxtral,
+)
 from modalign.models.export.native.base import Native, NotNativeError, save_native
 from modalign.models.export.rungs import AUDIO
 from modalign.models.modeling import ModalignForConditionalGeneration
@@ -16,32 +24,23 @@ Build = Callable[[ModalignForConditionalGeneration, ModalignProcessor], Native]
 TARGETS: dict[str, Build] = {
     "Llava": llava.build,
     "Blip2": blip2.build,  # only where it is asked for: it cannot answer without an image
+    "Idefics": idefics.build,
     "Idefics2": idefics2.build,
     "Idefics3": idefics3.build,
     "Qwen2Audio": qwen2_audio.build,
+    "Voxtral": voxtral.build,
 }
 
-_IDEFICS = (
-    "transformers' Idefics needs a mask of which position reads which image; only IdeficsProcessor "
-    "makes it, and that keeps no chat template and puts a begin token and marks of its own into every "
-    "prompt"
-)
-# Classes that users ask for and that are never written.
-_REFUSED = {"Idefics": _IDEFICS}
 # What a user can do about connectors that name no class, and what stands against it.
 _INSTEAD = {
     "avgpool_mlp": "Idefics3 holds it with the options depth 1 and bias false, where the blocks "
     "that are pooled tile the grid",
-    "gated_cross_attention": "the blocks of Idefics have RMSNorm and SwiGLU, as in "
-    f"idefics_cross_attention, which has no class either: {_IDEFICS}",
-    "idefics_cross_attention": _IDEFICS,
+    "gated_cross_attention": "the blocks of Idefics have RMSNorm and SwiGLU: idefics_cross_attention",
     "mlp": "Llava's has two affine maps: depth 2",
     "pool_linear": "Qwen2Audio averages before its encoder's last norm: linear, behind a Whisper "
     "encoder with the option form=qwen2_audio",
     "pixel_shuffle_mlp": "InternVL joins it to a tower of its own",
     "qformer": "Blip2 takes no prompt without an image; ask for it by name where that will do",
-    "stack_mlp": "Voxtral has it, but its processor takes Mistral's own tokenizer only: with another "
-    "it gives token ids without the sound",
     "resampler": "Idefics2's is in another form: swiglu_resampler",
 }
 
@@ -74,8 +73,6 @@ def build_native(
 
 def no_such_target(target: str, *others: str) -> str:
     """What stands against a class, or what to choose instead: ``TARGETS`` and ``others``."""
-    if target in _REFUSED:
-        return f"there is no export to {target!r}: {_REFUSED[target]}"
     return f"there is no export to {target!r}; choose from {', '.join([*TARGETS, *others])}"
 
 

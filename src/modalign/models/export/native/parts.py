@@ -1,9 +1,9 @@
-"""Parts that several native classes are put together from: SigLIP towers, square images, prompts."""
+"""Parts that several native classes are put together from: SigLIP towers, square images, prompts, sound."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from transformers import (
 
 from modalign.encoders.image import OUTPUT, HuggingFaceTower
 from modalign.models.export.native.base import NotNativeError, two_images
+from modalign.models.export.probe import Conversation
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
+
+Processor = TypeVar("Processor", bound=ModalignProcessor)
 
 
 def siglip_tower(encoder: HuggingFaceTower, target: str) -> SiglipVisionModel:
@@ -132,9 +135,37 @@ def plain_prompts(processor: ModalignProcessor, image_processor: Any) -> Process
     )
 
 
+def own_processor(cls: type[Processor], processor: ModalignProcessor) -> Processor:
+    """The composed model's processor as one of its subclasses, for a class that reads other inputs."""
+    return cls(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        num_image_tokens=processor.num_image_tokens,
+        image_token=processor.image_token,
+        chat_template=processor.chat_template,
+        signals=processor.signals,
+    )
+
+
 def share_language_model(native: Any, model: ModalignForConditionalGeneration, name: str) -> None:
     """Put decoder and head into a class whose inner model calls its decoder ``name``."""
     language = model.language_model
     setattr(native.model, name, language.base_model)
     native.lm_head = language.get_output_embeddings()
     native.generation_config = copy.deepcopy(model.generation_config)
+
+
+def two_clips(samples: int) -> Conversation:
+    """What a model that hears is asked by ``compare``: two clips of different lengths, and words.
+
+    Args:
+        samples: of the longest clip that it takes.
+    """
+    noise = torch.randn(samples, generator=torch.Generator().manual_seed(0)).numpy() / 10
+    parts = [
+        {"type": "audio", "audio": noise[: samples // 3]},
+        {"type": "text", "text": "a b"},
+        {"type": "audio", "audio": noise[samples // 4 :]},
+        {"type": "text", "text": "c?"},
+    ]
+    return [{"role": "user", "content": parts}]

@@ -37,7 +37,7 @@ from modalign.models.export.native.base import (
     renamed,
     set_dtype,
 )
-from modalign.models.export.probe import Conversation
+from modalign.models.export.native.parts import two_clips
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 
@@ -117,19 +117,3 @@ def _projection(connector: Connector) -> nn.Linear:
             f"averages {connector.pool} of its features; take linear, or pool 1"
         )
     raise NotNativeError(f"Qwen2Audio has one affine map, which {connector.name!r} is not")
-
-
-def two_clips(samples: int) -> Conversation:
-    """What a model that hears is asked by ``compare``: two clips of different lengths, and words.
-
-    Args:
-        samples: of the longest clip that it takes.
-    """
-    noise = torch.randn(samples, generator=torch.Generator().manual_seed(0)).numpy() / 10
-    parts = [
-        {"type": "audio", "audio": noise[: samples // 3]},
-        {"type": "text", "text": "a b"},
-        {"type": "audio", "audio": noise[samples // 4 :]},
-        {"type": "text", "text": "c?"},
-    ]
-    return [{"role": "user", "content": parts}]

@@ -1,0 +1,293 @@
+"""Idefics: a CLIP tower read whole, gated blocks in a LLaMA decoder, with or without a resampler.
+
+Source: IDEFICS (OBELICS, arXiv 2306.16527). Its blocks have the heads and the feed-forward of the
+decoder's own layers: ``idefics_cross_attention`` may have fewer heads and a narrower feed-forward,
+which are filled up with zeros (exact).
+
+Prompts are those of training, by a processor of modalign's own (``processing_idefics``).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    CLIPVisionModel,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from modalign.connectors.base import Connector
+from modalign.connectors.perceivers.idefics_cross_attention import (
+    IdeficsBlock,
+    IdeficsCrossAttention,
+)
+from modalign.connectors.perceivers.resampler import ResamplerCore
+from modalign.encoders.image import ALL, HuggingFaceTower
+from modalign.models.export.native.base import (
+    Native,
+    NotNativeError,
+    compare,
+    image_tower,
+    only_modality,
+    renamed,
+    set_dtype,
+    two_images,
+)
+from modalign.models.export.native.parts import own_processor
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.processing import ModalignProcessor
+from modalign.models.processing_idefics import ModalignIdeficsProcessor
+
+_TEXT = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+_VISION = (
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+)
+
+
+def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
+    """Put an Idefics together from the composed model's tensors.
+
+    All are shared but keys and values of the blocks, which are one map there and two here, and what is
+    filled up with zeros.
+
+    Raises:
+        NotNativeError: Idefics cannot hold this model, or it would not compute the same.
+    """
+    connector = _connector(only_modality(model, "image", "Idefics"))
+    language = _decoder(model.language_model)
+    _check_sizes(connector, language.config)
+    tower = _tower(image_tower(model))
+    config = _config(language.config, tower.config, connector)
+    set_dtype(model.dtype, config, config.vision_config, config.perceiver_config)
+    with torch.device("meta"):
+        made = IdeficsForVisionText2Text(config)
+    state = {key: value.detach() for key, value in language.state_dict().items()}
+    for key, value in tower.state_dict().items():
+        state[f"model.vision_model.{key.removeprefix('vision_model.')}"] = value.detach()
+    for number, block in enumerate(connector.blocks):
+        prefix = f"model.gated_cross_attn_layers.{number}."
+        state |= {prefix + key: value for key, value in _block(block, config).items()}  # type: ignore[arg-type]
+    if connector.resampler is not None:
+        state |= _resampler(connector.resampler, "model.perceiver_resampler.")
+    made.load_state_dict(state, assign=True)
+    _count_positions(made, tower.device)
+    made.generation_config = copy.deepcopy(model.generation_config)
+    own = own_processor(ModalignIdeficsProcessor, processor)
+    native = Native("Idefics", made, own, renamed({}))
+    text = [{"role": "user", "content": [{"type": "text", "text": "a b"}]}]
+    for conversation in (two_images(), text):  # a text alone takes another way through the class
+        compare(model, processor, native, conversation)
+    return native
+
+
+# --- what the class can hold --------------------------------------------------------------------
+
+
+def _decoder(language: PreTrainedModel) -> LlamaForCausalLM:
+    if type(language) is not LlamaForCausalLM:
+        raise NotNativeError(
+            f"Idefics's language model is LLaMA's, and this one is {type(language).__name__}"
+        )
+    config = language.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    if config.num_key_value_heads != heads:
+        raise NotNativeError(
+            f"Idefics's decoder has keys for each head, and this one {config.num_key_value_heads} for "
+            f"{heads} heads"
+        )
+    if config.head_dim * heads != width:
+        raise NotNativeError(
+            f"Idefics's decoder has heads as wide as the model together, and this one {heads} of "
+            f"{config.head_dim} at a width of {width}"
+        )
+    if config.attention_bias or config.mlp_bias:
+        raise NotNativeError("Idefics's decoder has no biases, and this one has")
+    if config.hidden_act not in ("silu", "swish"):
+        raise NotNativeError(
+            f"Idefics's blocks have the decoder's activation, {config.hidden_act!r}, and the "
+            "connector's have 'silu'"
+        )
+    return language
+
+
+def _tower(encoder: HuggingFaceTower) -> CLIPVisionModel:
+    tower = encoder.tower
+    if not isinstance(tower, CLIPVisionModel):
+        raise NotNativeError(
+            f"Idefics's vision tower is CLIP's, and this one is {tower.config.model_type}"
+        )
+    if encoder.layer != ALL:
+        raise NotNativeError(
+            f"Idefics reads the tower's output with its class token, and this model {encoder.layer!r}; "
+            f"train with feature_layer {ALL!r} for this class"
+        )
+    side = tower.config.image_size
+    if encoder.image_size != (side, side):
+        raise NotNativeError(
+            f"Idefics's tower has positions for images of {side} x {side} pixels, and this model reads "
+            f"{encoder.image_size[0]} x {encoder.image_size[1]}"
+        )
+    return tower
+
+
+def _connector(connector: Connector) -> IdeficsCrossAttention:
+    if type(connector) is not IdeficsCrossAttention:
+        raise NotNativeError(
+            f"Idefics has no connector like {connector.name!r}, only like 'idefics_cross_attention'"
+        )
+    return connector
+
+
+def _check_sizes(connector: IdeficsCrossAttention, text: PreTrainedConfig) -> None:
+    """Refuse blocks that are larger than the decoder's layers, or of another form."""
+    _, width, heads, head_size, ffn, _ = connector.block_sizes
+    size = text.hidden_size // text.num_attention_heads
+    if head_size != size:
+        raise NotNativeError(
+            f"Idefics around this decoder has heads of {size}, and the connector of {head_size}; train "
+            f"it with the option head_size {size} for this class"
+        )
+    for name, ours, theirs in (
+        ("heads", heads, text.num_attention_heads),
+        ("ffn", ffn, text.intermediate_size),
+    ):
+        if ours > theirs:
+            raise NotNativeError(
+                f"Idefics around this decoder has {name} {theirs}, and the connector {ours}; train it "
+                f"with the option {name} at most {theirs} for this class"
+            )
+    if connector.norm_eps != text.rms_norm_eps:
+        raise NotNativeError(
+            f"Idefics around this decoder has norms of epsilon {text.rms_norm_eps:g}, and the connector "
+            f"of {connector.norm_eps:g}; train it with the option norm_eps {text.rms_norm_eps:g} for "
+            "this class"
+        )
+    core = connector.core_options or {}
+    wanted = {"width": width, "ffn": 4 * width, "style": "idefics"}
+    other = [name for name in wanted if core and core[name] != wanted[name]]
+    if other:
+        raise NotNativeError(
+            f"Idefics's resampler has {other[0]} {wanted[other[0]]}, and this one {core[other[0]]}"
+        )
+
+
+# --- configuration and tensors ------------------------------------------------------------------
+
+
+def _config(
+    text: PreTrainedConfig, vision: PreTrainedConfig, connector: IdeficsCrossAttention
+) -> IdeficsConfig:
+    core = connector.core_options
+    resampler: dict[str, Any] = {}
+    if core is not None:
+        resampler = {
+            "use_resampler": True,
+            "resampler_n_latents": core["num_tokens"],
+            "resampler_depth": core["layers"],
+            "resampler_n_heads": core["heads"],
+            "resampler_head_dim": core["head_size"],
+            "qk_layer_norms_perceiver": True,
+        }
+    return IdeficsConfig(
+        **{name: copy.deepcopy(getattr(text, name)) for name in _TEXT},
+        vision_config={"embed_dim": vision.hidden_size}
+        | {name: getattr(vision, name) for name in _VISION},
+        perceiver_config=resampler,
+        use_resampler=core is not None,
+        cross_layer_interval=connector.places.step,
+        alpha_type="float" if connector.gates == 1 else "vector",
+        qk_layer_norms=True,
+    )
+
+
+def _block(block: IdeficsBlock, config: IdeficsConfig) -> dict[str, Tensor]:
+    """Idefics's names for a block's tensors, which are filled up to the decoder's sizes."""
+    keys, values = block.kv.weight.chunk(2)
+    inner = config.hidden_size - block.q.out_features
+    hidden = config.intermediate_size - block.ffn.gate.out_features
+    gates = (1,) if config.alpha_type == "float" else (1, 1, -1)
+    below, behind = (0, 0, 0, inner), (0, inner)
+    state = {
+        "alpha_cross_attn": block.attention_gate.reshape(gates),
+        "alpha_dense": block.ffn_gate.reshape(gates),
+        "input_layernorm.weight": block.norm.weight,
+        "post_attention_layernorm.weight": block.ffn_norm.weight,
+        "cross_attn.q_layer_norm.weight": block.q_norm.weight,
+        "cross_attn.k_layer_norm.weight": block.k_norm.weight,
+        "cross_attn.q_proj.weight": functional.pad(block.q.weight, below),
+        "cross_attn.k_proj.weight": functional.pad(keys, below).clone(),  # else one tensor's halves
+        "cross_attn.v_proj.weight": functional.pad(values, below).clone(),
+        "cross_attn.o_proj.weight": functional.pad(block.out.weight, behind),
+        "mlp.gate_proj.weight": functional.pad(block.ffn.gate.weight, (0, 0, 0, hidden)),
+        "mlp.up_proj.weight": functional.pad(block.ffn.up.weight, (0, 0, 0, hidden)),
+        "mlp.down_proj.weight": functional.pad(block.ffn.down.weight, (0, hidden)),
+    }
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+_RESAMPLER_NAMES = {
+    "attention.q.": "0.q_proj.",
+    "attention.k.": "0.k_proj.",
+    "attention.v.": "0.v_proj.",
+    "attention.out.": "0.output_proj.",
+    "attention.q_norm.": "0.q_layer_norm.",
+    "attention.k_norm.": "0.k_layer_norm.",
+    "media_norm.": "0.context_layer_norm.",
+    "latent_norm.": "0.latents_layer_norm.",
+    "ffn_norm.": "1.ln.",
+    "ffn.up.": "1.fc.",
+    "ffn.down.": "1.c_proj.",
+}
+
+
+def _resampler(core: ResamplerCore, prefix: str) -> dict[str, Tensor]:
+    """Idefics's names for the resampler's tensors."""
+    state = {f"{prefix}latents": core.latents.detach()}
+    for key, value in core.norm.state_dict().items():
+        state[f"{prefix}layer_norm.{key}"] = value
+    name = renamed(_RESAMPLER_NAMES)
+    for number, layer in enumerate(core.layers):
+        for key, value in layer.state_dict().items():
+            state[f"{prefix}blocks.{number}.{name(key)}"] = value
+    return state
+
+
+def _count_positions(made: IdeficsForVisionText2Text, device: torch.device) -> None:
+    """Buffers that no file holds: a model that was made without memory has none in them."""
+    embeddings: Any = made.model.vision_model.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device).expand(1, -1)
+    for module in made.modules():
+        if "inv_freq" in dict(module.named_buffers(recurse=False)):
+            fresh: nn.Module = type(module)(made.config).to(device)
+            for name, buffer in fresh.named_buffers():
+                setattr(module, name, buffer)
