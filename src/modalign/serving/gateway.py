@@ -2,9 +2,9 @@
 
 The backend is an unmodified server of the plain language model that takes prompt embeddings by its
 completions route, as vLLM does (``--enable-prompt-embeds``; the format is the one its documentation
-describes up to version 0.17: ``prompt_embeds``, a base64 ``torch.save`` of the ``(T, D)`` tensor). That
-route applies no chat template, so the embeddings are those of the whole templated prompt. A pickle is
-written here and never read.
+describes from 0.9.2 on: ``prompt_embeds``, a base64 ``torch.save`` of the ``(T, D)`` tensor; run with 0.32).
+That route applies no chat template, so the embeddings are those of the whole templated prompt. A pickle
+is written here and never read.
 """
 
 from __future__ import annotations
