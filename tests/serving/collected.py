@@ -17,7 +17,7 @@ class Heard:
         self.done = threading.Event()
         self.begun = threading.Event()
 
-    def __call__(self, event: Event, /) -> None:
+    def __call__(self, event: Event, /, more: bool = False) -> None:
         self.events.append(event)
         if isinstance(event, Delta):
             self.begun.set()

@@ -353,9 +353,32 @@ class _Held(Heard):
 
         self.go = threading.Event()
 
-    def __call__(self, event: Any, /) -> None:
+    def __call__(self, event: Any, /, more: bool = False) -> None:
         super().__call__(event)
         assert self.go.wait(60)
+
+
+def test_a_step_is_told_at_once(llm_folder: Callable[..., Any]) -> None:
+    class Told(Heard):
+        """Keeps whether more was to come."""
+
+        def __call__(self, event: Any, /, more: bool = False) -> None:
+            told.append(more)
+            super().__call__(event)
+
+    told: list[bool] = []
+    model, tokenizer = open_model(llm_folder("llama"))
+    with running(model, tokenizer) as engine:
+        prompt, held = engine.text_prompt("x"), _Held()
+        engine.submit(prompt, Sampling(max_tokens=1), held)  # so that the others begin together
+        rows = [Told() for _ in range(3)]
+        for row in rows:
+            engine.submit(prompt, Sampling(max_tokens=2, logprobs=0, ignore_end=True), row)
+        held.go.set()
+        for row in rows:
+            row.wait()
+    reading, step = [True] * 5 + [False], [True] * 5 + [False]
+    assert told == reading + step
 
 
 def test_a_full_queue_a_cancelled_request_and_the_drain(llm_folder: Callable[..., Any]) -> None:

@@ -112,6 +112,23 @@ def test_an_answer_that_ends_while_its_beginning_is_sent() -> None:
     assert texts(asyncio.run(act()), True) == "ab"
 
 
+def test_the_loop_is_woken_by_the_last_of_what_is_told_together() -> None:
+    async def act() -> tuple[int, int]:
+        engine = Held()
+        run = run_of(engine)
+        run.start()
+        (listener,) = engine.listeners
+        listener(Started(), more=True)
+        listener(Delta("a", (), 1), more=True)
+        await settle()
+        before = run.new_tokens
+        listener(Delta("b", (), 1))
+        await settle()
+        return before, run.new_tokens
+
+    assert asyncio.run(act()) == (0, 2)
+
+
 async def sent(run: Run, stream: bool, meanwhile: Any = settle) -> bytes:
     """The body of an answer."""
     shape = CompletionShape("m", 1, None, None, False)

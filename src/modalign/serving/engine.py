@@ -29,6 +29,7 @@ from modalign.serving.prompts import Prompts
 from modalign.serving.requests import (
     DrainingError,
     EngineState,
+    Event,
     Listener,
     Prompt,
     PromptError,
@@ -125,6 +126,7 @@ class LocalEngine:
         self.threads = threads
         self.prefixes = Prefixes()
         self._slots, self._rows = Slots(), list[Row]()
+        self._untold: list[tuple[Listener, Event]] = []
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
         self._draining = self._closed = False
@@ -159,7 +161,7 @@ class LocalEngine:
         row = Row(
             prompt,
             sampling,
-            listener,
+            listener if self.note else partial(self._later, listener),
             self.prompts.tokenizer,
             self.decode,
             self.settled,
@@ -228,6 +230,7 @@ class LocalEngine:
                 self._drop_finished()
         for row in [*self._rows, *self._waiting]:
             row.finish("cancelled")
+        self._tell()
         with self._changed:
             self._rows.clear()
             self._waiting.clear()
@@ -349,12 +352,23 @@ class LocalEngine:
             row.take(token)
             self._made += 1
 
+    def _later(self, listener: Listener, event: Event) -> None:
+        self._untold.append((listener, event))
+
+    def _tell(self) -> None:
+        """Tell what happened in a step, all rows at once: every wake-up of another thread costs this one time."""
+        untold, self._untold = self._untold, []
+        for left, (listener, event) in zip(reversed(range(len(untold))), untold, strict=True):
+            listener(event, more=left > 0)
+
     def _drop_finished(self) -> None:
         """Rows that are done leave; their keys and values stay for those that begin alike."""
-        for place in reversed(range(len(self._rows))):
-            row = self._rows[place]
+        for row in self._rows:
             if row.cancelled:
                 row.finish("cancelled")
+        self._tell()
+        for place in reversed(range(len(self._rows))):
+            row = self._rows[place]
             if not row.finished:
                 continue
             if place < self._slots.rows:

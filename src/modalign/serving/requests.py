@@ -143,8 +143,14 @@ Event = Started | Delta | Finished
 class Listener(Protocol):
     """Told of a request's events, from the engine's thread: it must return at once."""
 
-    def __call__(self, event: Event, /) -> None:
-        """Take one event."""
+    def __call__(self, event: Event, /, more: bool = False) -> None:
+        """Take one event.
+
+        Args:
+            event: what happened.
+            more: further events, of this request or of others, are told at once after this one: whoever is
+                woken for them can be woken by the last.
+        """
 
 
 class Handle(Protocol):

@@ -74,6 +74,7 @@ class Runner:
     """A decoder that reads text.
 
     Attributes:
+        device, dtype: of the model, which stays where it is.
         shares: whether a prompt may go on from keys and values of an earlier one's beginning.
         groups: whether prompts of one length may be read together.
     """
@@ -83,14 +84,11 @@ class Runner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model
+        # The model's own properties look through its parameters every time, and a step asks for both.
+        self.device, self.dtype = torch.device(self.model.device), model.dtype
         self.config = model.config.get_text_config()
         self.media = MediaCache()
         self._named = tuple(inspect.signature(model.forward).parameters)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return torch.device(self.model.device)
 
     def prefill(
         self,
@@ -153,9 +151,8 @@ class Runner:
 
     def _additive(self, slots: Slots, reach: int | None) -> Tensor:
         seen = slots.mask(self.device, reach)
-        dtype = self.model.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
-        return mask.masked_fill_(~seen, torch.finfo(dtype).min)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
 
     def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
         """What the model takes besides ids, of the media that stand at ``start`` or behind."""
@@ -301,7 +298,7 @@ class NativeRunner(Runner):
     def _moved(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.to(self.device, self.model.dtype if value.is_floating_point() else None)
+        return value.to(self.device, self.dtype if value.is_floating_point() else None)
 
 
 def runner_of(model: PreTrainedModel, modalities: Sequence[str]) -> Runner:

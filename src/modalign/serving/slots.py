@@ -33,14 +33,13 @@ class SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> KeysValues:
         """Write the present column of all rows; return what the rows may read, (n, H, W, Dh)."""
-        n, now = key_states.shape[0], self.slots.now
-        window = slice(self.slots.first, now + 1)
-        for store, states in ((self.keys, key_states), (self.values, value_states)):
-            assert store is not None
-            store[:n, :, now] = states[:, :, 0]
         assert self.keys is not None
         assert self.values is not None
-        return self.keys[:n, :, window], self.values[:n, :, window]
+        place = slice(key_states.shape[0]), slice(None), self.slots.window
+        keys, values = self.keys[place], self.values[place]
+        keys[:, :, -1:] = key_states
+        values[:, :, -1:] = value_states
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Columns before the one that is written next."""
@@ -61,6 +60,7 @@ class Slots(Cache):
     Attributes:
         starts: per row, the column of its first position.
         now: the column that the next step writes.
+        window: columns that the step which was made ready reads, the present one last.
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,7 @@ class Slots(Cache):
         self.layers: list[Any]
         self.starts: list[int] = []
         self.now = 0
+        self.window = slice(0, 1)
 
     @property
     def rows(self) -> int:
@@ -112,6 +113,7 @@ class Slots(Cache):
     def ready(self) -> None:
         """Have a free column for the next step."""
         self._reserve(len(self.starts), 0, ())
+        self.window = slice(self.first, self.now + 1)
 
     def advance(self) -> None:
         """The present column is written: go on to the next."""

@@ -6,6 +6,7 @@ and from whatever else runs here.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -23,7 +24,10 @@ LARGE = (
     20_000_000  # parameters: beyond, all threads are worth it; a busy moment could say otherwise
 )
 PROMPT, ANSWER = 48, 64  # tokens of the request that is measured
-TRIES = 6
+TURNS, TRIES = (
+    4,
+    3,
+)  # every number of threads has several turns: a busy moment must not hit only one
 
 
 def worthwhile(runner: Runner, prompt: Prompt, rows: int) -> int:
@@ -37,25 +41,33 @@ def worthwhile(runner: Runner, prompt: Prompt, rows: int) -> int:
         prompt: any text.
         rows: of the batch.
     """
-    most = torch.get_num_threads()
-    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < most] + [most]
-    size = sum(parameter.numel() for parameter in runner.model.parameters())
-    if len(counts) == 1 or size > LARGE:
-        return most
+    counts = candidates(runner.model)
+    if len(counts) == 1:
+        return counts[0]
     repeated = Prompt((prompt.ids * PROMPT)[:PROMPT])
     slots = Slots()
     read = runner.prefill([repeated])
     for _ in range(rows):
         slots.join(read.layers)
     ids = torch.full((rows,), repeated.ids[0], device=runner.device)
-    seconds = {}
-    for count in counts:
+    reading, step = dict.fromkeys(counts, math.inf), dict.fromkeys(counts, math.inf)
+    for count in counts * TURNS:
         torch.set_num_threads(count)
-        reading = _shortest(lambda: runner.prefill([repeated]))
-        step = _shortest(lambda: runner.step(ids, slots, read.memories * rows))
-        seconds[count] = step + reading * rows / ANSWER
+        took = _shortest(lambda: runner.prefill([repeated]))
+        reading[count] = min(reading[count], took)
+        took = _shortest(lambda: runner.step(ids, slots, read.memories * rows))
+        step[count] = min(step[count], took)
+    seconds = {count: step[count] + reading[count] * rows / ANSWER for count in counts}
     best = min(seconds.values())
     return next(count for count in counts if seconds[count] <= WORTH * best)
+
+
+def candidates(model: torch.nn.Module) -> list[int]:
+    """Numbers of threads to choose from, rising; only the present one for a large model."""
+    most = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
+        return [most]
+    return [n for n in (1, 2, 4, 8, 16, 32, 64) if n < most] + [most]
 
 
 def _shortest(act: Callable[[], object]) -> float:

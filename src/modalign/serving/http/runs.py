@@ -1,7 +1,7 @@
 """The answers of one HTTP request in the engine: submitted, awaited, cancelled together.
 
 Events come on the engine's thread. They are handed to the event loop in bundles: one wake-up for all that
-came since the last, and not one for every token of every client.
+a step of the engine brought, and not one for every token of every client.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from modalign.errors import ModalignError
 from modalign.serving.http.metrics import Metrics
@@ -23,6 +24,7 @@ from modalign.serving.requests import (
     Finished,
     FinishReason,
     Handle,
+    Listener,
     Prompt,
     QueueFullError,
     Sampling,
@@ -38,10 +40,11 @@ class Relay:
         self._events: deque[tuple[Run, int, Event]] = deque()
         self._called = False
 
-    def put(self, run: Run, choice: int, event: Event) -> None:
-        """Take an event, from any thread."""
+    def put(self, run: Run, choice: int, event: Event, more: bool = False) -> None:
+        """Take an event, from any thread; with ``more`` another follows, which wakes the loop."""
         self._events.append((run, choice, event))
-        if not self._called:  # appended before it is looked at: a drain that is due will see it
+        # Appended before it is looked at: a drain that is due will see it.
+        if not more and not self._called:
             self._called = True
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._drain)
@@ -185,6 +188,5 @@ class Run:
                 return
             self._pending.popleft()
 
-    def _listener(self, number: int) -> Callable[[Event], None]:
-        relay = self._relay
-        return lambda event: relay.put(self, number, event)
+    def _listener(self, number: int) -> Listener:
+        return partial(self._relay.put, self, number)
