@@ -192,8 +192,8 @@ def _show_answer(answer: Answer) -> None:
         stderr.print("no answer", style="yellow")
     cost = answer.cost
     said = (
-        f"{cost.replies} replies, {cost.prompt_tokens:,} + {cost.completion_tokens:,} tokens, "
-        f"{cost.calls} tool calls in {cost.tool_seconds:.1f} s, {cost.seconds:.1f} s in all"
+        f"replies: {cost.replies}, tokens: {cost.prompt_tokens:,} + {cost.completion_tokens:,}, "
+        f"tool calls: {cost.calls} in {cost.tool_seconds:.1f} s, {cost.seconds:.1f} s in all"
     )
     if answer.failures:
         counted = ", ".join(f"{kind} {count}" for kind, count in answer.failures.items())
