@@ -13,12 +13,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from modalign.devices import device_named
 from modalign.errors import UsageError
 from modalign.models.export.gateway import REFERENCE
 from modalign.models.open import open_model, tokenizer_of
@@ -43,7 +45,7 @@ from modalign.serving.sampling import Settled
 from modalign.serving.selftest import why_not_batched
 from modalign.serving.slots import KeysValues, Slots
 from modalign.serving.text import decoder
-from modalign.serving.threads import worthwhile
+from modalign.serving.threads import alone, candidates, worthwhile
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,8 @@ def open_engine(
 ) -> LocalEngine:
     """Load a model folder, put patches on top of it, and start an engine.
 
-    On a CPU the number of threads is measured where ``threads`` does not say it.
+    On a CPU the number of threads is measured where ``threads`` does not say it, and the calling thread
+    and those that begin later keep one: see :func:`modalign.serving.threads.alone`.
 
     Raises:
         UsageError: no model is there, or it cannot be loaded; the message says why.
@@ -73,18 +76,19 @@ def open_engine(
             f"{model} is a gateway: its language model runs elsewhere; give that server's address with "
             "--backend"
         )
-    loaded, reader = open_model(model, device=device)
-    patched = with_patches(loaded, tokenizer_of(reader), patches)
-    on_cpu = torch.device(str(patched.device)).type == "cpu"
-    engine = LocalEngine(
-        patched,
-        reader,
-        max_batch=max_batch,
-        max_waiting=max_waiting,
-        max_length=max_length,
-        threads=threads or ("measured" if on_cpu else None),
-    )
-    engine.begun.wait()
+    on_cpu = device_named(device).type == "cpu"
+    with alone() if on_cpu else nullcontext() as most:
+        loaded, reader = open_model(model, device=device)
+        patched = with_patches(loaded, tokenizer_of(reader), patches)
+        engine = LocalEngine(
+            patched,
+            reader,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            max_length=max_length,
+            threads=threads or (candidates(patched, most) if most else None),
+        )
+        engine.begun.wait()
     return engine
 
 
@@ -97,8 +101,8 @@ class LocalEngine:
         max_batch: rows that decode together.
         max_waiting: requests that may wait for a row.
         max_length: positions of prompt and answer; None: what the model's configuration says.
-        threads: of the model's thread; "measured": as many as a step of the batch is worth; None: as they
-            are.
+        threads: of the model's thread; of several numbers, rising, the one that a step of the batch is worth
+            (the last where it cannot be batched); None: as they are.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class LocalEngine:
         max_batch: int = 16,
         max_waiting: int = 64,
         max_length: int | None = None,
-        threads: int | Literal["measured"] | None = None,
+        threads: int | Sequence[int] | None = None,
     ) -> None:
         self.model = model
         self.prompts = Prompts(reader)
@@ -238,11 +242,17 @@ class LocalEngine:
 
     def _set_threads(self) -> None:
         """Threads are counted per calling thread, so the engine's own must set them."""
-        if self.threads == "measured":
+        chosen = self.threads
+        if chosen is None:
+            return
+        if not isinstance(chosen, int):
             tried = self.prompts.text("one two three")
-            self.threads = None if self.note else worthwhile(self.runner, tried, self.max_batch)
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+            chosen = (
+                chosen[-1] if self.note else worthwhile(self.runner, tried, self.max_batch, chosen)
+            )
+        self.threads = chosen
+        torch.get_num_threads()  # a thread that never asked takes what another sets, at its first work
+        torch.set_num_threads(chosen)
 
     def _wait_for_work(self) -> bool:
         with self._changed:
