@@ -34,6 +34,17 @@ from modalign.models.weights import first_line, pickle_hint, safetensors_only
 PLAIN = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
 UNUSED = ("masked_spec_embed",)  # only read where spans are masked
 
+# Fields of Whisper's configuration that those of its other forms have under the same names.
+SHARED = (
+    "num_mel_bins",
+    "dropout",
+    "attention_dropout",
+    "activation_function",
+    "activation_dropout",
+    "scale_embedding",
+    "max_source_positions",
+)
+
 
 def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
     """Everything an encoder is rebuilt from; lengths and widths are measured on a model without weights.
@@ -110,39 +121,18 @@ def _check_form(name: str, config: PreTrainedConfig, layer: int, form: str) -> N
 
 def _qwen2_audio(config: PreTrainedConfig) -> Qwen2AudioEncoderConfig:
     """Qwen2-Audio's encoder of the same sizes; it has Whisper's tensors under Whisper's names."""
-    names = (
-        "num_mel_bins",
-        "encoder_layers",
-        "encoder_attention_heads",
-        "encoder_ffn_dim",
-        "d_model",
-        "dropout",
-        "attention_dropout",
-        "activation_function",
-        "activation_dropout",
-        "scale_embedding",
-        "max_source_positions",
-    )
+    names = ("encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "d_model", *SHARED)
     return Qwen2AudioEncoderConfig(**{name: getattr(config, name) for name in names})
 
 
 def _voxtral(config: PreTrainedConfig) -> VoxtralEncoderConfig:
     """Voxtral's encoder of the same sizes; it has Whisper's tensors under Whisper's names."""
-    names = (
-        "num_mel_bins",
-        "dropout",
-        "attention_dropout",
-        "activation_function",
-        "activation_dropout",
-        "scale_embedding",
-        "max_source_positions",
-    )
     return VoxtralEncoderConfig(
         hidden_size=config.d_model,
         intermediate_size=config.encoder_ffn_dim,
         num_hidden_layers=config.encoder_layers,
         num_attention_heads=config.encoder_attention_heads,
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config, name) for name in SHARED},
     )
 
 
