@@ -2,6 +2,7 @@
 # make test    install, lint, type-check and test (10 minutes on 2 cores)
 # make report  the full comparison: every method, three seeds, a larger budget (35 minutes on 2 cores)
 # make bench   measured comparisons: training, editing and serving speed (minutes), the published ordering (minutes)
+# make docs    the documentation as a site in build/site
 # make lock    write constraints.txt anew: the newest versions that pyproject.toml allows
 # make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 HARNESS := build/harness
 
-.PHONY: demo test lint report bench harness starter lock clean
+.PHONY: demo test lint docs report bench harness starter lock clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +61,10 @@ $(HARNESS)/lmms-eval/.installed: $(HARNESS)/lmms-eval/.requirements
 
 harness: $(VENV)/.installed $(HARNESS)/lm-eval/.requirements $(HARNESS)/lmms-eval/.installed
 	$(BIN)/python -m bench.harness $(if $(MODEL),--model $(MODEL))
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site
+	@echo "build/site/index.html"
 
 starter: $(VENV)/.installed
 	$(BIN)/modalign starter build
