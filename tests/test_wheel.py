@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ def installed_wheel(folder: Path) -> Path:
     run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # A plain path: the editable install's own .pth file in there is not read.
-    (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (own / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     return python
 
 
