@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -27,6 +28,17 @@ def test_help_shows_examples_and_exit_codes(cli, verb):
     assert "Example" in out
     assert "Exit codes" in out
     assert f"modalign {' '.join(verb)}" in out
+
+
+def test_help_groups_every_verb_by_what_it_is_for(cli):
+    _, out, _ = cli("--help")
+    panels = re.split(r"╭─ (\w+) ─+╮", out)
+    shown = dict(zip(panels[1::2], panels[2::2], strict=True))
+    assert set(shown) == {"Options", "Build", "Judge", "Use", "Correct", "Data"}
+    verbs = {word for text in shown.values() for word in re.findall(r"│ (\w+) ", text)}
+    assert {"compare", "train", "eval", "ask", "serve", "edit", "patch", "data"} <= verbs
+    assert re.search(r"│ edit ", shown["Correct"])
+    assert re.search(r"│ eval ", shown["Judge"])
 
 
 def test_as_a_module_and_piped():

@@ -60,20 +60,25 @@ def _root(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-app.command(epilog=options.EXIT_CODES)(compare.compare)
-app.command(epilog=options.EXIT_CODES)(train.train)
-app.command(name="eval", epilog=options.EXIT_CODES)(evaluate.evaluate)
-app.command(epilog=options.EXIT_CODES)(ask.ask)
-app.command(epilog=options.EXIT_CODES)(export.export)
-app.command(epilog=options.EXIT_CODES)(serve.serve)
-app.command(epilog=options.EXIT_CODES)(methods.methods)
-app.command(epilog=options.EXIT_CODES)(doctor.doctor)
-app.command(epilog=options.EXIT_CODES)(diagnose.diagnose)
-app.add_typer(data.app, name="data")
-app.add_typer(edit.app, name="edit")
-app.add_typer(patch.app, name="patch")
-app.add_typer(starter.app, name="starter")
-app.add_typer(tools.app, name="tools")
+GROUPS: dict[str, dict[str, Any]] = {  # as `modalign --help` shows the verbs
+    "Build": {
+        "compare": compare.compare,
+        "train": train.train,
+        "doctor": doctor.doctor,
+        "methods": methods.methods,
+        "starter": starter.app,
+    },
+    "Correct": {"edit": edit.app, "patch": patch.app},
+    "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose},
+    "Use": {"ask": ask.ask, "serve": serve.serve, "export": export.export, "tools": tools.app},
+    "Data": {"data": data.app},
+}
+for group, verbs in GROUPS.items():
+    for name, verb in verbs.items():
+        if isinstance(verb, typer.Typer):
+            app.add_typer(verb, name=name, rich_help_panel=group)
+        else:
+            app.command(name, epilog=options.EXIT_CODES, rich_help_panel=group)(verb)
 
 
 def main() -> None:
