@@ -25,6 +25,7 @@ ROOMS = (
     "pages",
     "data",
     "endpoints",
+    "numbers",
 )
 GROUND = {"errors", "files", "differences", "devices", "progress"}
 HOUSE = Path(modalign.__file__).parent

@@ -14,7 +14,6 @@ from modalign.comparison.results import (
     Comparison,
     CurvePoint,
     Example,
-    Interval,
     MethodResult,
     ReferenceRow,
     SeedRun,
@@ -28,6 +27,7 @@ from modalign.comparison.statistics import (
     mean_interval,
     skill_intervals,
 )
+from modalign.numbers.estimate import Estimate
 
 SKILLS = ("colour", "shape", "count", "position", "relation", "presence", "size", "text")
 CHANCE = (0.17, 0.25, 0.2, 0.25, 0.25, 0.5, 0.33, 0.1)
@@ -150,7 +150,7 @@ def _yes_no(correct, groups):
 
 
 def _untrained(n):
-    return Interval(value=0.26, low=0.23, high=0.29, n=n)
+    return Estimate(value=0.26, low=0.23, high=0.29, n=n)
 
 
 def _method(row, rng, drawn, correct, blank, groups):
@@ -293,9 +293,9 @@ def _references(items):
     return [
         ReferenceRow(
             name=name,
-            accuracy=Interval(value=0.26 + add, low=0.24 + add, high=0.28 + add, n=items),
+            accuracy=Estimate(value=0.26 + add, low=0.24 + add, high=0.28 + add, n=items),
             skills={
-                skill: Interval(value=c + add, low=c + add - 0.02, high=c + add + 0.02, n=part)
+                skill: Estimate(value=c + add, low=c + add - 0.02, high=c + add + 0.02, n=part)
                 for skill, c in zip(SKILLS, CHANCE, strict=True)
             },
         )

@@ -3,7 +3,8 @@
 import pytest
 
 from modalign.comparison.published import ADVICE, CLAIMS, check, training_mode
-from modalign.comparison.results import Difference, Interval, MethodResult
+from modalign.comparison.results import Difference, MethodResult
+from modalign.numbers.estimate import Estimate
 
 KNOWN = {
     *("linear", "mlp", "fused_mlp", "avgpool_mlp", "pixel_shuffle_linear", "pixel_shuffle_mlp"),
@@ -28,7 +29,7 @@ def method(name, tokens=64, **more):
 
 
 def difference(first, second, value, verdict):
-    interval = Interval(value=value, low=value - 0.02, high=value + 0.02, n=100)
+    interval = Estimate(value=value, low=value - 0.02, high=value + 0.02, n=100)
     return Difference(
         first=first, second=second, difference=interval, p_value=0.001, p_holm=0.01, verdict=verdict
     )
@@ -88,7 +89,7 @@ def test_a_small_published_gap_is_met_by_a_tie():
 
 def test_skills_need_intervals_that_do_not_touch():
     def skilled(name, value):
-        interval = Interval(value=value, low=value - 0.05, high=value + 0.05, n=50)
+        interval = Estimate(value=value, low=value - 0.05, high=value + 0.05, n=50)
         return method(name, skills={"spatial relation": interval})
 
     def spatial(first, second):

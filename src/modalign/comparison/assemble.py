@@ -22,7 +22,6 @@ from modalign.comparison.recommendation import Cost, rank_by_validation, recomme
 from modalign.comparison.results import (
     Comparison,
     Hallucination,
-    Interval,
     MethodResult,
     ReferenceRow,
     SeedRun,
@@ -36,6 +35,7 @@ from modalign.comparison.statistics import (
     skill_intervals,
 )
 from modalign.data.supervision import Sample
+from modalign.numbers.estimate import Estimate
 from modalign.starter.build import WEIGHTS
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method
 from modalign.training.splits import Splits
@@ -337,10 +337,10 @@ def _reference(name: str, values: Sequence[float], skills: Sequence[str]) -> Ref
     )
 
 
-def _reference_interval(values: Sequence[float], name: str) -> Interval:
+def _reference_interval(values: Sequence[float], name: str) -> Estimate:
     if name == "chance":  # known exactly, not estimated
         mean = float(np.mean(values))
-        return Interval(value=mean, low=mean, high=mean, n=len(values))
+        return Estimate(value=mean, low=mean, high=mean, n=len(values))
     return mean_interval(np.asarray(values))
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modalign.comparison.results import Difference, Hallucination, Interval, YesNo
+from modalign.comparison.results import Difference, Hallucination, YesNo
 from modalign.comparison.statistics import compare_all, mean_interval
 from modalign.data.supervision import Sample
+from modalign.numbers.estimate import Estimate
 
 ALWAYS_YES, MAJORITY = "always yes", "majority answer"
 
@@ -84,14 +85,14 @@ def measure(questions: YesNoQuestions, correct: np.ndarray, said_yes: np.ndarray
     )
 
 
-def _ratio(above: np.ndarray, below: np.ndarray, groups: Sequence[str | None]) -> Interval | None:
+def _ratio(above: np.ndarray, below: np.ndarray, groups: Sequence[str | None]) -> Estimate | None:
     """Sum over sum with its interval; ``n`` counts the questions below, the mean over seeds."""
     mean = float(below.mean())
     if not mean:
         return None
     value = float(above.mean()) / mean
     found = mean_interval(value + (above - value * below) / mean, groups=groups)
-    return Interval(
+    return Estimate(
         value=value,
         low=max(0.0, found.low),
         high=min(1.0, found.high),

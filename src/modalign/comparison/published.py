@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from modalign.comparison import format as fmt
 from modalign.comparison.results import Contradiction, Difference, MethodResult
+from modalign.numbers import words as fmt
 
 Mode = Literal["frozen", "lora", "full"]
 Outcome = Literal["agrees", "contradicts", "no difference found", "not comparable"]

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from modalign.comparison import format as fmt
 from modalign.comparison.results import Recommendation
 from modalign.comparison.statistics import (
     RESAMPLES,
@@ -30,6 +29,7 @@ from modalign.comparison.statistics import (
 )
 from modalign.errors import UsageError
 from modalign.models.export.rungs import height
+from modalign.numbers import words as fmt
 
 MARGIN = 0.01
 RULES = {

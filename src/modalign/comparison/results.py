@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modalign.numbers.estimate import Estimate
+
 SCHEMA_VERSION = 1
 
 
@@ -16,25 +18,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Interval(_Strict):
-    """A mean with its 95 % interval and the number of items behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
 class YesNo(_Strict):
     """POPE's measures on questions of yes and no; yes is the positive class (arXiv 2305.10355)."""
 
-    accuracy: Interval
-    precision: Interval | None = (
+    accuracy: Estimate
+    precision: Estimate | None = (
         None  # of the answers yes, the share that is right; none: never said
     )
-    recall: Interval | None = None  # of the questions whose answer is yes, the share answered so
-    f1: Interval | None = None
-    yes_rate: Interval  # share of questions answered yes
+    recall: Estimate | None = None  # of the questions whose answer is yes, the share answered so
+    f1: Estimate | None = None
+    yes_rate: Estimate  # share of questions answered yes
 
 
 class CurvePoint(_Strict):
@@ -83,14 +76,14 @@ class MethodResult(_Strict):
     finalist: bool = False
     rank: int | None = None  # 1 is best; by validation, never by evaluation data
     accuracy: float | None = None
-    accuracy_interval: Interval | None = None
-    skills: dict[str, Interval] = Field(default_factory=dict)
-    transfer: Interval | None = None  # the skill nobody trained on
-    image_gain_blank: Interval | None = None
-    image_gain_shuffled: Interval | None = None
+    accuracy_interval: Estimate | None = None
+    skills: dict[str, Estimate] = Field(default_factory=dict)
+    transfer: Estimate | None = None  # the skill nobody trained on
+    image_gain_blank: Estimate | None = None
+    image_gain_shuffled: Estimate | None = None
     hallucination: YesNo | None = None  # where the data have questions of yes and no
     val_accuracy: float | None = None
-    untrained_accuracy: Interval | None = None  # the same model before its first step
+    untrained_accuracy: Estimate | None = None  # the same model before its first step
     parameters: dict[str, int] = Field(default_factory=dict)  # per part: encoder, connector, llm
     trainable: dict[str, int] = Field(default_factory=dict)  # per part
     trainable_parameters: int | None = None
@@ -114,8 +107,8 @@ class ReferenceRow(_Strict):
     """A row no method was trained for: chance, majority answer, text only."""
 
     name: str
-    accuracy: Interval
-    skills: dict[str, Interval] = Field(default_factory=dict)
+    accuracy: Estimate
+    skills: dict[str, Estimate] = Field(default_factory=dict)
 
 
 class Difference(_Strict):
@@ -123,7 +116,7 @@ class Difference(_Strict):
 
     first: str
     second: str
-    difference: Interval  # accuracy of first minus accuracy of second
+    difference: Estimate  # accuracy of first minus accuracy of second
     p_value: float
     p_holm: float
     verdict: Literal["first", "second", "no difference found"]
@@ -150,7 +143,7 @@ class Recommendation(_Strict):
     alternatives: dict[str, float] = Field(default_factory=dict)  # method -> share of replicates
     best: str | None = None  # the finalist with the highest validation accuracy
     indistinguishable: list[str] = Field(default_factory=list)  # as good as the best, best included
-    validation: dict[str, Interval] = Field(default_factory=dict)  # finalist -> its accuracy there
+    validation: dict[str, Estimate] = Field(default_factory=dict)  # finalist -> its accuracy there
 
 
 class Contradiction(_Strict):

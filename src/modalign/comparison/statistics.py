@@ -32,8 +32,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from modalign.comparison.results import Difference, Interval
+from modalign.comparison.results import Difference
 from modalign.evaluation.multiplicity import holm
+from modalign.numbers.estimate import Estimate
 
 RESAMPLES = 2000
 ALPHA = 0.05
@@ -117,12 +118,12 @@ def hierarchical_bootstrap(
     return result
 
 
-def interval(replicates: Replicates, method: str) -> Interval:
+def interval(replicates: Replicates, method: str) -> Estimate:
     """95 % percentile interval of one method's accuracy."""
     return _interval(replicates.observed[method], replicates.values[method], replicates.n)
 
 
-def skill_intervals(replicates: Replicates, method: str) -> dict[str, Interval]:
+def skill_intervals(replicates: Replicates, method: str) -> dict[str, Estimate]:
     """95 % percentile interval of one method's accuracy per skill."""
     return {skill: interval(part, method) for skill, part in sorted(replicates.skills.items())}
 
@@ -133,7 +134,7 @@ def mean_interval(
     groups: Sequence[str | None] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Interval:
+) -> Estimate:
     """Mean of (S, n) or (n,) values with its interval.
 
     For a gain (the same trained model with and without its image) pass the difference of the two
@@ -144,7 +145,7 @@ def mean_interval(
     return interval(drawn, "")
 
 
-def difference_interval(replicates: Replicates, first: str, second: str) -> Interval:
+def difference_interval(replicates: Replicates, first: str, second: str) -> Estimate:
     """95 % percentile interval of accuracy of ``first`` minus accuracy of ``second``."""
     return _interval(
         replicates.observed[first] - replicates.observed[second],
@@ -325,7 +326,7 @@ def _replicates(
     )
 
 
-def _interval(value: float, replicates: Floats, n: int) -> Interval:
+def _interval(value: float, replicates: Floats, n: int) -> Estimate:
     known = replicates[np.isfinite(replicates)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (value, value)
-    return Interval(value=value, low=float(low), high=float(high), n=n)
+    return Estimate(value=value, low=float(low), high=float(high), n=n)

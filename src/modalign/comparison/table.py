@@ -6,9 +6,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from modalign.comparison import format as fmt
 from modalign.comparison.report.plots import ranked
 from modalign.comparison.results import Comparison, MethodResult, YesNo
+from modalign.numbers import words as fmt
 
 _COLOURS = {"converter": "blue", "perceiver": "red", "tool": "green", "data": "magenta"}
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 
-from modalign.comparison import format as fmt
 from modalign.comparison.job import Job, JobResult
 from modalign.comparison.results import Comparison, Example
 from modalign.data.supervision import Sample
@@ -23,6 +22,7 @@ from modalign.models.export import (
     verify_saved,
 )
 from modalign.models.export.verify import NEW_TOKENS, tolerance_of
+from modalign.numbers import words as fmt
 from modalign.progress import Progress
 from modalign.training.session import Session
 from modalign.training.tool_models import save_with_tools

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from modalign.comparison import format as fmt
 from modalign.comparison.report import markdown, plots, view
 from modalign.comparison.report.schema import schema_text
 from modalign.comparison.results import Comparison
 from modalign.files import write_atomically
+from modalign.numbers import words as fmt
 from modalign.pages.page import resource, template
 
 __all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]

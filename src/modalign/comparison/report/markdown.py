@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from modalign.comparison import format as fmt
 from modalign.comparison.report import view
 from modalign.comparison.report.plots import COSTS, pareto_front, ranked
 from modalign.comparison.results import Comparison
+from modalign.numbers import words as fmt
 from modalign.pages.markdown import escape as esc
 from modalign.pages.markdown import table
 

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from modalign.comparison import format as fmt
-from modalign.comparison.results import Comparison, Interval, MethodResult, SeedRun
+from modalign.comparison.results import Comparison, MethodResult, SeedRun
+from modalign.numbers import words as fmt
+from modalign.numbers.estimate import Estimate
 from modalign.pages import svg
 
 WIDTH = 1080.0
@@ -203,7 +204,7 @@ def skills(comparison: Comparison) -> str | None:
     return svg.document(WIDTH, height, alt, *parts)
 
 
-def _reference(comparison: Comparison, name: str) -> dict[str, Interval]:
+def _reference(comparison: Comparison, name: str) -> dict[str, Estimate]:
     return next((r.skills for r in comparison.references if r.name == name), {})
 
 
@@ -223,7 +224,7 @@ def _row_names(shown: Sequence[MethodResult], top: float, row: float, width: flo
 def _skill_panel(
     skill: str,
     shown: Sequence[MethodResult],
-    chance: Interval | None,
+    chance: Estimate | None,
     place: tuple[float, float, float, float],
 ) -> str:
     left, top, width, row = place
@@ -348,7 +349,7 @@ def _curve_axes(x: svg.Scale, y: svg.Scale, wide: float, tall: float, first: boo
     return "".join(parts)
 
 
-def small_interval(value: Interval, family: str | None, scale: tuple[float, float]) -> str:
+def small_interval(value: Estimate, family: str | None, scale: tuple[float, float]) -> str:
     """An interval as a table cell shows it; the cell's text holds the numbers."""
     x = svg.Scale(*scale, 3.0, 117.0)
     kind = family or "reference"

@@ -7,10 +7,11 @@ import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from modalign.comparison import format as fmt
 from modalign.comparison.recommendation import RULES
 from modalign.comparison.report.plots import ranked
-from modalign.comparison.results import Comparison, Example, Interval, MethodResult, Recommendation
+from modalign.comparison.results import Comparison, Example, MethodResult, Recommendation
+from modalign.numbers import words as fmt
+from modalign.numbers.estimate import Estimate
 
 FAMILIES = ("converter", "perceiver", "tool", "data")
 NOT_FOUND = "no difference found"
@@ -29,7 +30,7 @@ class Column:
     key: Callable[[MethodResult], float | None]
 
 
-def _value(interval: Interval | None) -> float | None:
+def _value(interval: Estimate | None) -> float | None:
     return None if interval is None else interval.value
 
 

@@ -8,8 +8,8 @@ from modalign import __version__
 from modalign.editing.benchmarks.results import Metric
 from modalign.editing.layers.analysis import Analysis
 from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
+from modalign.numbers.words import number
 from modalign.pages import charts, page
-from modalign.pages.numbers import number
 
 PLACE_NAMES = {
     "first": "subject's first token",

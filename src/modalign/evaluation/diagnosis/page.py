@@ -13,8 +13,8 @@ from modalign.evaluation.diagnosis.results import (
     ModalityDiagnosis,
     Unit,
 )
+from modalign.numbers.words import MISSING, number, p_value, percent, points, seconds
 from modalign.pages import charts, dots, page
-from modalign.pages.numbers import MISSING, number, p_value, percent, points, seconds
 
 LEADS = {
     "image_gain": "The same questions with the right medium, a blank one, somebody else's, and noise. What "

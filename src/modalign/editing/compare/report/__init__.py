@@ -17,7 +17,7 @@ from modalign.editing.compare.report import markdown, plots, view
 from modalign.editing.compare.report.schema import schema_text
 from modalign.editing.compare.results import EditComparison
 from modalign.files import write_atomically
-from modalign.pages import numbers
+from modalign.numbers import words
 from modalign.pages.page import resource, template
 
 __all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]
@@ -60,7 +60,7 @@ def render_html(comparison: EditComparison) -> str:
         panels=panels,
         glyph=lambda method: Markup(plots.glyph(comparison, method)),
         view=view,
-        fmt=numbers,
+        fmt=words,
         script=Markup(script),
         script_hash=digest,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modalign.editing.compare.report import view
 from modalign.editing.compare.results import EditComparison, Mode
-from modalign.pages import numbers as fmt
+from modalign.numbers import words as fmt
 from modalign.pages.markdown import escape, table
 
 LISTED = 50  # failed edits and neighbours

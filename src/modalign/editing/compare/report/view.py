@@ -19,7 +19,7 @@ from modalign.editing.compare.results import (
     TableRow,
 )
 from modalign.editing.compare.scores import succeeded
-from modalign.pages import numbers as fmt
+from modalign.numbers import words as fmt
 
 MODE_WORDS: dict[Mode, str] = {
     "batch": "Batch: one patch for all edits",

@@ -6,6 +6,9 @@ Units are decimal (1 MB is 1,000,000 bytes); unknown values are an en dash, the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+from modalign.numbers.estimate import Estimate
 
 MISSING = "–"
 MINUS = "−"
@@ -117,3 +120,57 @@ def names(values: list[str]) -> str:
     if len(values) < 2:
         return "".join(values)
     return f"{', '.join(values[:-1])} and {values[-1]}"
+
+
+def _signed_number(value: float | None) -> str:
+    return points(None if value is None else value / 100)
+
+
+def _one_decimal(value: float | None) -> str:
+    return number(value, 1)
+
+
+# Unit -> how one of its values is written. Units that are not here are plain numbers.
+UNITS: dict[str, Callable[[float | None], str]] = {
+    "share": percent,
+    "difference of shares": points,
+    "percent": lambda value: percent(None if value is None else value / 100),
+    "percentage points": _signed_number,
+    "points": _one_decimal,
+    "bits x 100": _one_decimal,
+    "perplexity": _one_decimal,
+    "layer": _one_decimal,
+    "layers": _one_decimal,
+    "score": lambda value: number(value, 3),
+    "cosine": lambda value: number(value, 3),
+    "Jaccard": lambda value: number(value, 3),
+    "nats per token": lambda value: number(value, 4),
+}
+
+
+def in_unit(value: float | None, unit: str) -> str:
+    """A number as its unit is written: a share ``71.3 %``, a difference of shares ``+4.1``."""
+    return UNITS.get(unit, number)(value)
+
+
+def ends(estimate: Estimate | None) -> str:
+    """The 95 % interval alone: ``68.0 to 74.4``; a dash where there is none."""
+    if estimate is None or not estimate.bounded:
+        return MISSING
+    low, high = (in_unit(end, estimate.unit) for end in (estimate.low, estimate.high))
+    return f"{low.removesuffix(' %')} to {high.removesuffix(' %')}"
+
+
+def interval(estimate: Estimate | None) -> str:
+    """An estimate with its 95 % interval, as its unit is written: ``71.3 % (68.0 to 74.4)``."""
+    if estimate is None:
+        return MISSING
+    value = in_unit(estimate.value, estimate.unit)
+    return f"{value} ({ends(estimate)})" if estimate.bounded else value
+
+
+def point_interval(estimate: Estimate | None) -> str:
+    """A difference of shares with its 95 % interval: ``+4.1 (+1.0 to +7.2)``."""
+    if estimate is None:
+        return MISSING
+    return interval(estimate.model_copy(update={"unit": "difference of shares"}))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from modalign.comparison import format as fmt
-from modalign.comparison.results import Interval
+from modalign.numbers import words as fmt
+from modalign.numbers.estimate import Estimate
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ from modalign.comparison.results import Interval
         (fmt.names, ["a"], "a"),
         (fmt.names, ["a", "b", "c"], "a, b and c"),
         (fmt.names, [], ""),
-        (fmt.interval, Interval(value=0.713, low=0.68, high=0.744, n=9), "71.3 % (68.0 to 74.4)"),
+        (fmt.interval, Estimate(value=0.713, low=0.68, high=0.744, n=9), "71.3 % (68.0 to 74.4)"),
         (fmt.interval, None, "–"),
         (
             fmt.point_interval,
-            Interval(value=0.041, low=-0.01, high=0.072, n=9),
+            Estimate(value=0.041, low=-0.01, high=0.072, n=9),
             "+4.1 (−1.0 to +7.2)",
         ),
     ],
