@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from modalign.evaluation.generation import answer_records
 from modalign.models.open import open_model
 from modalign.serving.engine import LocalEngine, open_engine
 from modalign.serving.requests import (
+    Delta,
     DrainingError,
     Engine,
     EngineState,
@@ -27,6 +29,7 @@ from modalign.serving.requests import (
     PromptError,
     QueueFullError,
     Sampling,
+    Started,
 )
 from serving.collected import Heard, ask, ask_all
 
@@ -345,17 +348,16 @@ def test_native_classes_with_our_processor(kind: str, tmp_path: Path) -> None:
 
 
 class _Held(Heard):
-    """A listener that keeps the engine's thread until it is let go."""
+    """A listener that keeps the engine's thread, from an event of one kind on, until it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type = Started) -> None:
         super().__init__()
-        import threading
-
-        self.go = threading.Event()
+        self.kind, self.go = kind, threading.Event()
 
     def __call__(self, event: Any, /, more: bool = False) -> None:
         super().__call__(event)
-        assert self.go.wait(60)
+        if isinstance(event, self.kind):
+            assert self.go.wait(60)
 
 
 def test_a_step_is_told_at_once(llm_folder: Callable[..., Any]) -> None:
@@ -415,10 +417,10 @@ def test_a_running_request_is_cancelled(llm_folder: Callable[..., Any]) -> None:
     model, tokenizer = open_model(llm_folder("llama"))
     with running(model, tokenizer) as engine:
         prompt = engine.text_prompt("x")
-        first, other = _Held(), Heard()
+        first, other = _Held(Delta), Heard()
         handle = engine.submit(prompt, Sampling(max_tokens=200, ignore_end=True), first)
         engine.submit(prompt, Sampling(max_tokens=6, ignore_end=True), other)
-        first.begun.wait(60)
+        assert first.begun.wait(60)
         handle.cancel()
         first.go.set()
         assert first.wait().finished.reason == "cancelled"
