@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +48,8 @@ from modalign.connectors.codes import (
 from modalign.connectors.perceivers.variational import Variational
 from modalign.connectors.perceivers.vocabulary_codes import VocabularyCodes, allowed_ids, words_of
 from modalign.connectors.perceivers.vq_codes import VqCodes
-from modalign.training import stage_one_losses as losses
+from modalign.training.objectives import term
+from modalign.training.terms.codes import code_distance, latent_nats, rebuilding_error
 
 ALL: tuple[type[CodeConnector], ...] = (VqCodes, VocabularyCodes, Variational)
 DISCRETE = (VqCodes, VocabularyCodes)
@@ -326,7 +328,7 @@ def test_codebook_term_moves_codes_to_inputs() -> None:
     connector = matched(VqCodes).train()
     code = connector.encoder(*features(4))
     before, codebook = distance(code), connector.encoder.codebook
-    loss = losses.codebook(code.inputs, code.vectors, code.mask)
+    loss = code_distance(code.inputs.detach(), code.vectors, code.mask)
     assert float(loss.detach().mean()) == pytest.approx(before, rel=1e-5)
     loss.sum().backward()
     assert [n for n, p in connector.named_parameters() if p.grad is not None] == [
@@ -345,7 +347,7 @@ def test_commitment_term_moves_inputs_to_codes() -> None:
     connector = matched(VqCodes).train()
     code = connector.encoder(*features(4))
     before = distance(code)
-    loss = losses.commitment(code.inputs, code.vectors, code.mask)
+    loss = code_distance(code.inputs, code.vectors.detach(), code.mask)
     assert float(loss.detach().mean()) == pytest.approx(before, rel=1e-5)
     loss.sum().backward()
     assert connector.encoder.codebook.grad is None
@@ -470,7 +472,7 @@ def test_divergence_is_torchs(free: float) -> None:
     normal = Normal(mean, (log_variance / 2).exp())
     nats = kl_divergence(normal, Normal(0.0, 1.0)).clamp(min=free)
     expected = nats.sum(-1).mean(-1)
-    torch.testing.assert_close(losses.kl_latent(mean, log_variance, everywhere, free), expected)
+    torch.testing.assert_close(latent_nats(mean, log_variance, everywhere, free), expected)
 
 
 def test_draws_have_the_mean_and_variance_and_evaluation_draws_nothing() -> None:
@@ -494,9 +496,7 @@ def test_diagnosis_of_distributions() -> None:
     batches = [features(3, seed=1), features(4, seed=2)]
     with torch.no_grad():
         found = [connector.encoder(*batch) for batch in batches]
-        nats = torch.cat(
-            [losses.kl_latent(code.mean, code.log_variance, code.mask) for code in found]
-        )
+        nats = torch.cat([latent_nats(code.mean, code.log_variance, code.mask) for code in found])
         means = torch.cat([code.mean for code in found])
     active = [bool(unit.var(correction=0) > 0.01) for unit in means.flatten(1).T]
     assert connector.diagnose(batches) == {
@@ -515,15 +515,9 @@ def test_stage_one_trains_the_encoder_alone(cls: type[CodeConnector]) -> None:
     stage = connector.build_stage_one(*features(4)).train()
     assert isinstance(stage, Autoencoder)
     out = stage(*features(4))
-    terms = {"codebook": losses.codebook, "commitment": losses.commitment}
-    total = losses.reconstruction(out.rebuilt, out.target, out.mask).sum()
-    (code,) = out.codes
-    for name in cls.stage_one_terms():
-        if name in terms:
-            total = total + terms[name](code.inputs, code.vectors, code.mask).sum()
-        elif name == "kl_latent":
-            total = total + losses.kl_latent(code.mean, code.log_variance, code.mask).sum()
-    total.backward()
+    batch = SimpleNamespace(num_media=4.0)
+    values = [term(name)(out, batch, {}) for name in cls.stage_one_terms()]
+    torch.stack(values).sum().backward()
     missing = [n for n, p in stage.named_parameters() if p.grad is None or not p.grad.any()]
     assert not missing
     own = {id(p) for p in stage.parameters()}
@@ -541,11 +535,11 @@ def test_stage_one_does_not_see_padding(cls: type[CodeConnector]) -> None:
     error = []
     for filler in (float("nan"), 7.0):
         out: Reconstruction = stage(values.masked_fill(~mask.unsqueeze(-1), filler), mask)
-        error.append(losses.reconstruction(out.rebuilt, out.target, out.mask))
+        error.append(rebuilding_error(out.rebuilt, out.target, out.mask))
     assert torch.equal(*error)
     assert error[0][2] == 0
     cut = stage(values[1:2, :20], mask[1:2, :20])
-    alone = losses.reconstruction(cut.rebuilt, cut.target, cut.mask)
+    alone = rebuilding_error(cut.rebuilt, cut.target, cut.mask)
     torch.testing.assert_close(alone[0], error[0][1])
 
 
@@ -566,7 +560,7 @@ def test_reconstruction_error_equals_a_loop() -> None:
             float((rebuilt[item, n, k] - target[item, n, k]) ** 2) for n in there for k in range(3)
         ]
         expected.append(sum(squares) / len(squares))
-    assert losses.reconstruction(rebuilt, target, mask).tolist() == pytest.approx(expected)
+    assert rebuilding_error(rebuilt, target, mask).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda c: c.name)
@@ -583,12 +577,14 @@ def test_stage_one_learns_to_rebuild(cls: type[CodeConnector]) -> None:
     errors = []
     for _ in range(80):
         out = stage(values, everything)
-        error = losses.reconstruction(out.rebuilt, out.target, out.mask).mean()
+        error = rebuilding_error(out.rebuilt, out.target, out.mask).mean()
         errors.append(float(error.detach()))
         (code,) = out.codes
         if isinstance(code, DiscreteCode):
-            error = error + losses.codebook(code.inputs, code.vectors, code.mask).mean()
-            error = error + 0.25 * losses.commitment(code.inputs, code.vectors, code.mask).mean()
+            error = error + code_distance(code.inputs.detach(), code.vectors, code.mask).mean()
+            error = (
+                error + 0.25 * code_distance(code.inputs, code.vectors.detach(), code.mask).mean()
+            )
         optimizer.zero_grad()
         error.backward()
         optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,13 +20,8 @@ from modalign.connectors.perceivers.qformer_stage_one import (
     draw_hard_negatives,
     who_sees_whom,
 )
-from modalign.training.stage_one_losses import (
-    image_grounded_captioning,
-    image_text_contrastive,
-    image_text_matching,
-    soft_targets,
-    stage_one_losses,
-)
+from modalign.training.objectives import term
+from modalign.training.terms.qformer import soft_targets
 
 VOCAB, T = 40, 7
 LENGTHS = torch.tensor([7, 4, 5, 3])
@@ -53,6 +49,18 @@ def run(stage: QFormerStageOne, items: list[int], seed: int = 0) -> StageOneOutp
     return stage(features, mask, (6, 6), ids, text_mask, torch.tensor(items), generator=generator)
 
 
+def losses(out: StageOneOutputs) -> list[Tensor]:
+    """All three terms, on their own."""
+    return [term(name)(out, None, {}) for name in QFormer.stage_one_terms()]
+
+
+def contrastive(similarities: Tensor, items: Tensor, **options: float) -> Tensor:
+    outputs = SimpleNamespace(
+        image_to_text=similarities, text_to_image=similarities.T, item_ids=items
+    )
+    return term("image_text_contrastive")(outputs, None, {}, **options)
+
+
 def test_outputs_have_their_shapes_and_a_batch_of_two_is_enough() -> None:
     _, stage = build()
     for items in ([0, 1], [0, 1, 2], [3, 3, 1, 2]):
@@ -63,7 +71,7 @@ def test_outputs_have_their_shapes_and_a_batch_of_two_is_enough() -> None:
         assert out.match_targets.tolist() == [1] * B + [0] * 2 * B
         assert out.caption_logits.shape == (B, T, VOCAB)
         assert ((out.caption_targets != -100).sum(1) == LENGTHS[:B]).all()
-        assert all(loss.ndim == 0 and loss.isfinite() for loss in stage_one_losses(out).values())
+        assert all(loss.ndim == 0 and loss.isfinite() for loss in losses(out))
 
 
 @pytest.mark.parametrize("items", [[0], [5, 5]])
@@ -82,7 +90,7 @@ def test_long_texts_are_refused() -> None:
 
 def test_every_tensor_trains_but_the_map_to_the_language_model() -> None:
     connector, stage = build()
-    sum(stage_one_losses(run(stage, [0, 1, 2, 3])).values()).backward()  # type: ignore[union-attr]
+    torch.stack(losses(run(stage, [0, 1, 2, 3]))).sum().backward()
     missing = [n for n, p in stage.named_parameters() if p.grad is None or not p.grad.any()]
     assert not missing
     assert all(p.grad is None for p in connector.project.parameters())
@@ -268,7 +276,7 @@ def slow_contrastive(similarities: Tensor, items: list[int], smoothing: float) -
 def test_contrastive_equals_a_slow_loop(items: list[int], smoothing: float) -> None:
     torch.manual_seed(1)
     similarities = torch.randn(4, 4) * 3
-    loss = image_text_contrastive(similarities, similarities.T, torch.tensor(items), smoothing)
+    loss = contrastive(similarities, torch.tensor(items), label_smoothing=smoothing)
     assert loss.item() == pytest.approx(slow_contrastive(similarities, items, smoothing), rel=1e-5)
 
 
@@ -279,7 +287,7 @@ def test_contrastive_of_distinct_items_is_torchs_label_smoothing() -> None:
         nn.functional.cross_entropy(s, torch.arange(5), label_smoothing=0.1)
         for s in (similarities, similarities.T)
     )
-    loss = image_text_contrastive(similarities, similarities.T, torch.arange(5))
+    loss = contrastive(similarities, torch.arange(5))
     torch.testing.assert_close(loss * 2, expected)
 
 
@@ -287,13 +295,17 @@ def test_matching_and_captioning_equal_slow_loops() -> None:
     torch.manual_seed(3)
     logits, targets = torch.randn(6, 2), torch.tensor([1, 1, 0, 0, 0, 0])
     expected = -sum(float(r.log_softmax(0)[t]) for r, t in zip(logits, targets, strict=True)) / 6
-    assert image_text_matching(logits, targets).item() == pytest.approx(expected, rel=1e-5)
+    outputs = SimpleNamespace(match_logits=logits, match_targets=targets)
+    loss = term("image_text_matching")(outputs, None, {})
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     words = torch.tensor([[3, 1, -100], [2, -100, -100]])
     logits = torch.randn(2, 3, 5)
     real = [(0, 0), (0, 1), (1, 0)]
     expected = -sum(float(logits[i, t].log_softmax(0)[words[i, t]]) for i, t in real) / 3
-    assert image_grounded_captioning(logits, words).item() == pytest.approx(expected, rel=1e-5)
-    assert image_grounded_captioning(logits, torch.full((2, 3), -100)).item() == 0.0
+    for targets, value in ((words, expected), (torch.full((2, 3), -100), 0.0)):
+        outputs = SimpleNamespace(caption_logits=logits, caption_targets=targets)
+        loss = term("image_grounded_captioning")(outputs, None, {})
+        assert loss.item() == pytest.approx(value, rel=1e-5)
 
 
 def stage_parameters(stage: QFormerStageOne) -> int:

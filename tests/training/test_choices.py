@@ -109,7 +109,9 @@ def test_objective_terms_have_one_name_each() -> None:
     assert term("cross_entropy") is term("cross_entropy")
     with pytest.raises(UsageError, match="registered twice"):
         objective_term("cross_entropy")(lambda *_: torch.zeros(()))
-    with pytest.raises(UsageError, match=r"'entropy'; there are codebook, "):
+    with pytest.raises(
+        UsageError, match=r"'entropy'; did you mean cross_entropy\? There are codebook, "
+    ):
         term("entropy")
 
 

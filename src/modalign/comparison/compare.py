@@ -31,8 +31,9 @@ from modalign.files import write_atomically
 from modalign.progress import Progress
 from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
-from modalign.training.doctor import preflight
+from modalign.training.doctor.preflight import preflight
 from modalign.training.methods import Method, resolve_methods
+from modalign.training.objectives import check_stages
 from modalign.training.recipes import check_data
 from modalign.training.sources import feature_store, fill_store, runs_with_model
 from modalign.training.splits import Splits, load_splits, that_fit
@@ -184,6 +185,8 @@ def prepare(
     methods = resolve_methods(
         config.methods, config.stages, config.recipes, list(config.parts.tools)
     )
+    for method in methods:
+        check_stages(method.stages, everywhere=True)
     Budget.parse(config.budget)
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Batch:
         keep: (B, T) bool, positions whose next token is supervised.
         targets: (K,) those next tokens, row by row.
         owner: (K,) which of the batch's samples each target belongs to.
+        segments: (B, T) which of them each position belongs to; -1 for padding.
         features: encoder features of all media, in reading order.
         signals: raw ones instead, where an encoder trains, by the name of the model's argument.
         num_supervised: supervised tokens of the whole batch over micro-batches and devices.
@@ -46,6 +47,7 @@ class Batch:
     keep: Tensor
     targets: Tensor
     owner: Tensor
+    segments: Tensor
     samples: list[Sample]
     features: dict[str, Features] = field(default_factory=dict)
     signals: dict[str, Tensor] = field(default_factory=dict)
@@ -53,9 +55,9 @@ class Batch:
     num_media: float = 0.0
     num_tokens: int = 0
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """Move every tensor."""
-        moved = {
+        moved: dict[str, Any] = {
             key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
         }
         features = {
@@ -63,7 +65,7 @@ class Batch:
             for key, value in self.features.items()
         }
         signals = {key: value.to(device) for key, value in self.signals.items()}
-        return Batch(**{**vars(self), **moved, "features": features, "signals": signals})
+        return replace(self, **moved, features=features, signals=signals)
 
     @property
     def padding(self) -> float:
@@ -285,6 +287,7 @@ class Collator:
             keep=torch.from_numpy(keep),
             targets=torch.from_numpy(following[keep]),
             owner=torch.from_numpy(segments[keep]),
+            segments=torch.from_numpy(segments),
             samples=list(samples),
             num_supervised=float(keep.sum()),
             num_media=float(len(media)),

@@ -12,13 +12,19 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from modalign.connectors.base import PrefixConnector
+from modalign.data.batching import BatchOrder
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
-from modalign.models.collation import Batch, CachedFeatures, Collator
+from modalign.models.collation import CachedFeatures, Collator
 from modalign.models.modeling import Features, ModalignForConditionalGeneration
 from modalign.models.parts import embedding
 from modalign.training.costs import CostModel
 from modalign.training.modality_dropout import dropped
+from modalign.training.objectives import Objective
+from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read
+from modalign.training.recipes import select
+from modalign.training.roles import RoleOrder, Roles
 from modalign.training.settings import Stage, TrainSettings
 
 STARTING_MEDIA = 256  # whose features choose the first values of stage one
@@ -36,6 +42,9 @@ class Learner(Protocol):
     @property
     def samples(self) -> Sequence[Sample]:
         """What it trains on, by number."""
+
+    def order(self, batch_size: int, seed: int) -> BatchOrder | RoleOrder:
+        """The endless, seeded sequence of batches."""
 
     def collate(self, indices: Sequence[int]) -> Any:
         """Build a batch."""
@@ -62,51 +71,114 @@ class ModelLearner:
         collator: Collator,
         settings: TrainSettings,
         stage: Stage,
+        roles: Roles | None = None,
     ) -> None:
         self.module, self.samples, self.collator = model, samples, collator
+        self.roles, self.needs = roles, Objective.of(stage).needs
+        self.media_rows = any("media" in need.split(":") for need in self.needs) or (
+            "media_logits" in self.needs
+        )
+        if self.media_rows:
+            self._refuse_without_places(stage)
         self.costs = CostModel.of(model)
         self.llm = stage.llm or settings.llm
         self.encoder = stage.encoder or settings.encoder
         self.modality_dropout = settings.modality_dropout
 
-    def collate(self, indices: Sequence[int]) -> Batch:
+    @classmethod
+    def of(
+        cls,
+        model: ModalignForConditionalGeneration,
+        samples: Sequence[Sample],
+        collator: Collator,
+        settings: TrainSettings,
+        stage: Stage,
+        seed: int = 0,
+        text: Sequence[Sample] = (),
+    ) -> ModelLearner:
+        """The learner of a stage: it sees the records that the stage asks for.
+
+        Raises:
+            UsageError: the data has none of them, or the stage's terms cannot be fed.
+        """
+        if not stage.roles:
+            chosen = select(samples, stage, seed, text)
+            return cls(model, chosen, collator, settings, stage)
+        roles = Roles.choose(stage, samples, text)
+        return cls(model, roles.samples, collator, settings, stage, roles)
+
+    def _refuse_without_places(self, stage: Stage) -> None:
+        connectors = self.module.connectors.values()
+        if not any(isinstance(connector, PrefixConnector) for connector in connectors):
+            raise UsageError(
+                f"stage {stage.name!r}: a term reads the positions of media, but this method puts none "
+                "into the sequence (its media are read in the layers, or as words); use a prefix "
+                "connector, or a term about answers"
+            )
+
+    def order(self, batch_size: int, seed: int) -> BatchOrder | RoleOrder:
+        """Samples of like length together; with roles, each in every batch."""
+        if self.roles is not None:
+            return self.roles.order(batch_size, seed)
+        return BatchOrder.of(self.samples, batch_size, seed)
+
+    def collate(self, indices: Sequence[int]) -> TrainBatch:
         """Build a batch of token ids and features; in training some modalities may be left out."""
         chosen = [self.samples[index] for index in indices]
         if self.modality_dropout:
             tokens = {name: entry.token_id for name, entry in self.collator.entries.items()}
             chosen = [dropped(sample, self.modality_dropout, tokens) for sample in chosen]
-        return self.collator(chosen)
+        plain = self.collator(chosen)
+        nothing = torch.zeros(len(chosen), dtype=torch.long)
+        batch = TrainBatch(
+            **vars(plain),
+            places=prefix_places(self.module, self.collator, plain.input_ids)
+            if self.media_rows
+            else torch.zeros_like(plain.keep),
+            numbers=torch.arange(len(chosen)),
+            roles=torch.from_numpy(self.roles.of[list(indices)]) if self.roles else nothing - 1,
+            keys=torch.from_numpy(self.roles.keys[list(indices)]) if self.roles else nothing,
+            role_names=self.roles.names if self.roles else (),
+        )
+        return batch.whole(batch.count(), 1.0)
 
-    def idle(self) -> Batch:
-        """The first sample with nothing supervised."""
+    def idle(self) -> TrainBatch:
+        """The first sample with nothing that counts."""
         batch = self.collate([0])
-        return replace(
+        nowhere = torch.zeros_like(batch.keep)
+        batch = replace(
             batch,
-            keep=torch.zeros_like(batch.keep),
+            keep=nowhere,
+            places=nowhere,
             targets=batch.targets[:0],
             owner=batch.owner[:0],
-            num_supervised=0.0,
-            num_media=0.0,
+            segments=torch.full_like(batch.segments, -1),
+            numbers=torch.tensor([-1]),
         )
+        return batch.whole(batch.count(), 1.0)
 
-    def outputs(self, call: Callable[..., Any], batch: Batch) -> Any:
-        """Logits at the supervised positions, and the codes of the batch's media."""
-        outputs = call(**batch.model_inputs(), use_cache=False)
-        outputs.codes = self._codes(batch)
-        return outputs
+    def outputs(self, call: Callable[..., Any], batch: TrainBatch) -> Outputs:
+        """What the stage's terms need of the model."""
+        found = read(self.module, call, batch, self.needs)
+        found.codes = self._codes(batch)
+        if "weights" in self.needs:
+            own = self.module.named_parameters()
+            found.weights = {name: weight for name, weight in own if weight.requires_grad}
+        return found
 
-    def _codes(self, batch: Batch) -> list[Any]:
+    def _codes(self, batch: TrainBatch) -> list[Any]:
         """What connectors left for objective terms; none of an idle batch or a medium made up."""
         own = {medium.modality for sample in batch.samples for medium in sample.media}
         left = {name: part.take_code() for name, part in self.module.connectors.items()}  # type: ignore[operator]
-        counted = own if len(batch.targets) else set()
+        counted = own if bool((batch.numbers >= 0).any()) else set()
         return [code for name, code in left.items() if name in counted and code is not None]
 
-    def flops(self, batch: Batch) -> float:
+    def flops(self, batch: TrainBatch) -> float:
         """By the cost model, padding included."""
         rows, length = batch.input_ids.shape
         media = sum(len(sample.media) for sample in batch.samples)
-        return self.costs.training(rows, length, len(batch.targets), media, self.llm, self.encoder)
+        shown = int(batch.shown(self.needs).sum())
+        return self.costs.training(rows, length, shown, media, self.llm, self.encoder)
 
 
 def captions(samples: Sequence[Sample]) -> list[Sample]:
@@ -128,6 +200,14 @@ class MediaBatch:
     samples: list[Sample]
     num_supervised: float = 1.0
     num_media: float = 1.0
+
+    def count(self) -> dict[str, float]:
+        """What the batch counts."""
+        return {"num_supervised": self.num_supervised, "num_media": self.num_media}
+
+    def whole(self, counts: dict[str, float], share: float) -> Self:
+        """The batch itself: stage one is never cut."""
+        return self
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""
@@ -179,6 +259,10 @@ class StageOneLearner:
     def _features(self, samples: Sequence[Sample]) -> Features:
         fetched = self.source.fetch([sample.media[0] for sample in samples])
         return fetched["features"][self.source.modality]
+
+    def order(self, batch_size: int, seed: int) -> BatchOrder:
+        """Samples of like length together."""
+        return BatchOrder.of(self.samples, batch_size, seed)
 
     def collate(self, indices: Sequence[int]) -> MediaBatch:
         """Features of the samples' media."""

@@ -14,6 +14,7 @@ import yaml
 from modalign.connectors.base import Connector, Variant
 from modalign.connectors.registry import connector_class, connectors
 from modalign.errors import UsageError
+from modalign.training.objectives import check_stages
 from modalign.training.recipes import SEPARATOR, Recipe, recipe_names, resolve_recipe
 from modalign.training.settings import LLMMode, Stage
 from modalign.training.tool_methods import ToolMethod, parse_tool_method, tool_names
@@ -135,6 +136,7 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
     Raises:
         UsageError: there is none, and the message names the nearest; or an option is unknown.
     """
+    check_stages(recipe)
     whole, (name, named) = name, _split_recipe(name)
     tools = parse_tool_method(name)
     if tools is not None:

@@ -1,126 +1,366 @@
-"""Objective terms: pure functions ``term(outputs, batch, references) -> scalar``, by name.
+"""Objective terms: pure functions ``term(outputs, batch, references, **options) -> scalar``, by name.
 
-A stage's objective is ``{term: weight}``. Each term is normalised by counts over the *whole* batch,
-all micro-batches and devices together, so that summing over them gives the batch's value: the mean
-over supervised tokens is never a mean of unequal means. Terms about media are means over media
-(``batch.num_media``).
+A stage's objective is ``{term: weight}`` or ``{term: {"weight": 1.0, option: value, ...}}``. Each term is
+normalised by counts over the *whole* batch, all micro-batches and devices together, so that summing over
+them gives the batch's value: the mean over supervised tokens is never a mean of unequal means.
 
-Terms of connectors with a code read ``outputs.codes``: of stage one's auto-encoder, or of every
-connector of the whole model that has one, for the media of this batch.
+A term declares what it reads of the model that trains (``needs``) and of a reference (``reads``); only
+what some term of the stage declares is computed:
+
+===================  ==================================================================================
+``logits``           at the K supervised positions
+``media_logits``     at the I positions that media take in the sequence
+``hidden:LAYER``     hidden states after a layer (0: the embeddings; negative: from the end) at the
+                     supervised positions; ``hidden:LAYER:media`` and ``:tokens`` at others
+``pooled``           one vector per record: its last token's, or ``pooled:mean``
+``codes``            of connectors with a code
+``weights``          the parameters that train
+``stage_one``        outputs of a connector's own pre-training
+===================  ==================================================================================
+
+In both, ``{option}`` stands for an option's value: ``hidden:{layer}``. The terms that come with modalign
+are in :mod:`modalign.training.terms`; a third party's come by entry points of the group
+``modalign.objective_terms``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, get_type_hints
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import Tensor
-from torch.nn import functional
 
-from modalign.connectors.codes import DiscreteCode, GaussianCode
 from modalign.errors import UsageError
-from modalign.training import stage_one_losses
+from modalign.training.outputs import Outputs
+from modalign.training.settings import START, Stage
 
-Term = Callable[[Any, Any, Mapping[str, Any]], Tensor]
-_TERMS: dict[str, Term] = {}
-F = TypeVar("F", bound=Term)
+ENTRY_POINT_GROUP = "modalign.objective_terms"
+OWN_TERMS = "modalign.training.terms"
+NEEDS = ("logits", "media_logits", "hidden", "pooled", "codes", "weights", "stage_one")
+DEFAULT_NEEDS = ("logits",)
+
+_TERMS: dict[str, ObjectiveTerm] = {}
+F = TypeVar("F", bound=Callable[..., Tensor])
 
 
-def objective_term(name: str) -> Callable[[F], F]:
-    """Decorator: register a term under an exact name; a duplicate is an error."""
+@dataclass(frozen=True)
+class ObjectiveTerm:
+    """A registered term.
+
+    Attributes:
+        name: exact.
+        function: ``(outputs, batch, references, **options) -> scalar``.
+        needs: what it reads of the model that trains.
+        reads: what it reads of the reference that its option ``reference`` names.
+        whole: it cannot be summed over parts of a batch (contrasts): it gets the pooled vectors of
+            the whole batch, of which those of its own part carry gradients.
+        options: the model of its keyword-only parameters.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    needs: frozenset[str]
+    reads: frozenset[str]
+    whole: bool
+    options: type[BaseModel]
+
+    def __call__(
+        self, outputs: Any, batch: Any, references: Mapping[str, Any], **options: Any
+    ) -> Tensor:
+        """Compute the term."""
+        return self.function(outputs, batch, references, **options)
+
+
+def objective_term(
+    name: str,
+    *,
+    needs: Collection[str] = DEFAULT_NEEDS,
+    reads: Collection[str] = (),
+    whole: bool = False,
+) -> Callable[[F], F]:
+    """Decorator: register a term under an exact name; its keyword-only parameters are its options.
+
+    Args:
+        name: what objectives call it.
+        needs: what it reads of the model that trains; see this module.
+        reads: what it reads of the reference named by its option ``reference``.
+        whole: it needs the pooled vectors of the whole batch at once.
+
+    Raises:
+        UsageError: the name is taken, or a need is unknown.
+    """
 
     def register(function: F) -> F:
         if name in _TERMS:
             raise UsageError(f"objective term {name!r} is registered twice")
-        _TERMS[name] = function
+        unknown = [need for need in (*needs, *reads) if need.partition(":")[0] not in NEEDS]
+        if unknown:
+            raise UsageError(
+                f"objective term {name!r} needs {unknown[0]!r}; there are {', '.join(NEEDS)}"
+            )
+        _TERMS[name] = ObjectiveTerm(
+            name,
+            function,
+            frozenset(needs),
+            frozenset(reads),
+            whole,
+            _options_of(name, function),
+        )
         return function
 
     return register
 
 
-def term(name: str) -> Term:
+def _options_of(name: str, function: Callable[..., Tensor]) -> type[BaseModel]:
+    """The model of a function's keyword-only parameters: their types, limits and defaults."""
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        parameter.name: (
+            hints.get(parameter.name, Any),
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+@cache
+def _load_all() -> frozenset[str]:
+    """Load modalign's own terms and third parties'; returns the names that every process has."""
+    terms = importlib.import_module(OWN_TERMS)
+    for module in pkgutil.iter_modules(terms.__path__):
+        importlib.import_module(f"{OWN_TERMS}.{module.name}")
+    own = {
+        name
+        for name, each in _TERMS.items()
+        if each.function.__module__.startswith(f"{OWN_TERMS}.")
+    }
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    for entry in found:
+        entry.load()
+        if entry.name not in _TERMS:
+            raise UsageError(
+                f"entry point {entry.name!r} ({entry.value}) registers no objective term of that "
+                "name; decorate the function with @objective_term"
+            )
+    return frozenset(own | {entry.name for entry in found})
+
+
+def term(name: str) -> ObjectiveTerm:
     """Return the term of exactly this name.
 
     Raises:
-        UsageError: there is none; the message lists those there are.
+        UsageError: there is none; the message names the nearest and lists all.
     """
+    _load_all()
     if name not in _TERMS:
+        near = difflib.get_close_matches(name, _TERMS, n=1)
+        hint = f"did you mean {near[0]}? There are" if near else "there are"
         raise UsageError(
-            f"no objective term is called {name!r}; there are {', '.join(sorted(_TERMS))}"
+            f"no objective term is called {name!r}; {hint} {', '.join(sorted(_TERMS))}"
         )
     return _TERMS[name]
 
 
-@objective_term("cross_entropy")
-def cross_entropy(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """Next-token loss over supervised tokens.
+# ---------------------------------------------------------------------- a stage's objective
 
-    ``outputs.logits`` (K, V) stand at the K supervised positions, ``batch.targets`` (K,) are their
-    ids, ``batch.num_supervised`` counts them over the whole batch.
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term of a stage with its weight and options.
+
+    Attributes:
+        term: what is computed.
+        weight: its factor in the sum.
+        role: it reads records of this role alone; None: all.
+        options: its own, checked, defaults filled in.
     """
-    loss = functional.cross_entropy(outputs.logits.float(), batch.targets, reduction="sum")
-    return loss / batch.num_supervised
+
+    term: ObjectiveTerm
+    weight: float
+    role: str | None
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, setting: float | Mapping[str, Any]) -> WeightedTerm:
+        """Read ``weight`` or ``{"weight": ..., "role": ..., option: ...}``.
+
+        Raises:
+            UsageError: an unknown term or option, or a value of the wrong kind.
+        """
+        known = term(name)
+        given = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
+        weight: Any = given.pop("weight", 1.0)
+        role: Any = given.pop("role", None)
+        if not isinstance(weight, int | float) or isinstance(weight, bool):
+            raise UsageError(f"objective term {name!r}: weight {weight!r} is not a number")
+        try:
+            options = known.options(**given)
+        except (ValidationError, TypeError) as error:
+            there = ", ".join(["weight", "role", *known.options.model_fields])
+            why = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise UsageError(f"objective term {name!r}: {why}; its options are {there}") from error
+        return cls(known, float(weight), role, options.model_dump())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads of the model that trains."""
+        return frozenset(need.format(**self.options) for need in self.term.needs)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What it reads of its reference."""
+        return frozenset(need.format(**self.options) for need in self.term.reads)
+
+    @property
+    def reference(self) -> str | None:
+        """Name of the reference it reads."""
+        return self.options.get("reference") if self.term.reads else None
+
+    def value(self, outputs: Outputs, batch: Any, references: Mapping[str, Outputs]) -> Tensor:
+        """The weighted term on a micro-batch: its share of the whole batch's value."""
+        if self.role is not None:
+            references = {
+                name: found.of_role(batch, self.role) for name, found in references.items()
+            }
+            outputs, batch = outputs.of_role(batch, self.role), batch.of_role(self.role)
+        found = self.term(outputs, batch, references, **self.options)
+        if (
+            self.term.whole
+        ):  # every part computes it; only the gradients of a part's own rows are new
+            found = found - (1 - batch.share) * found.detach()
+        return self.weight * found
 
 
-@objective_term("image_text_contrastive")
-def image_text_contrastive(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """Stage 1 of the Q-Former, first loss (BLIP-2, arXiv 2301.12597)."""
-    return stage_one_losses.image_text_contrastive(
-        outputs.image_to_text, outputs.text_to_image, outputs.item_ids
-    )
+@dataclass(frozen=True)
+class Objective:
+    """All terms of a stage.
+
+    Attributes:
+        terms: in the stage's order.
+    """
+
+    terms: tuple[WeightedTerm, ...]
+
+    @classmethod
+    def of(cls, stage: Stage) -> Objective:
+        """The objective of a stage.
+
+        Raises:
+            UsageError: an unknown term or option, a term that the stage cannot feed, a reference or
+                role that is not declared or that nothing reads.
+        """
+        objective = cls(
+            tuple(WeightedTerm.of(name, setting) for name, setting in stage.objective.items())
+        )
+        objective._check(stage)
+        return objective
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What some term reads of the model that trains."""
+        return frozenset().union(*(each.needs for each in self.terms))
+
+    @property
+    def whole(self) -> bool:
+        """Whether some term needs the pooled vectors of the whole batch."""
+        return any(each.term.whole for each in self.terms)
+
+    def reads(self, reference: str) -> frozenset[str]:
+        """What some term reads of a reference."""
+        return frozenset().union(
+            *(each.reads for each in self.terms if each.reference == reference)
+        )
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the references that terms read."""
+        return sorted({each.reference for each in self.terms if each.reference is not None})
+
+    def value(self, outputs: Outputs, batch: Any, references: Mapping[str, Outputs]) -> Tensor:
+        """Weighted sum of the terms on a micro-batch: its share of the whole batch's value."""
+        return torch.stack([each.value(outputs, batch, references) for each in self.terms]).sum()
+
+    def _check(self, stage: Stage) -> None:
+        where = f"stage {stage.name!r}"
+        if not self.terms:
+            raise UsageError(f"{where}: its objective has no term")
+        for each in self.terms:
+            own = each.needs - {"codes"}
+            if stage.runs == "stage_one" and own - {"stage_one"}:
+                raise UsageError(
+                    f"{where}: {each.term.name} needs the language model, which a connector's own "
+                    "stage one runs without"
+                )
+            if stage.runs == "model" and "stage_one" in own:
+                raise UsageError(
+                    f"{where}: {each.term.name} belongs to a connector's own stage one"
+                )
+            if each.role is not None and each.role not in stage.roles:
+                raise UsageError(
+                    f"{where}: {each.term.name} reads the role {each.role!r}, which is not in roles "
+                    f"({', '.join(stage.roles) or 'there are none'})"
+                )
+            if each.role is not None and each.needs & {"codes", "weights"}:
+                raise UsageError(
+                    f"{where}: {each.term.name} is not about records; it takes no role"
+                )
+            if each.term.whole and not stage.matched:
+                raise UsageError(
+                    f"{where}: {each.term.name} contrasts records of two roles; set roles and "
+                    "matched: true"
+                )
+        self._check_references(stage, where)
+        if stage.roles and all(each.role or each.term.whole for each in self.terms):
+            read = {each.role for each in self.terms}
+            read |= {
+                name for each in self.terms for name in each.options.values() if each.term.whole
+            }
+            unread = [role for role in stage.roles if role not in read]
+            if unread:
+                raise UsageError(f"{where}: no term reads the role {unread[0]!r}")
+
+    def _check_references(self, stage: Stage, where: str) -> None:
+        known = [*stage.references, START]
+        for each in self.terms:
+            if each.reference is not None and each.reference not in known:
+                raise UsageError(
+                    f"{where}: {each.term.name} reads the reference {each.reference!r}; name its "
+                    f"folder under references, or read {START!r}, the model as the stage finds it"
+                )
+        unread = [name for name in stage.references if name not in self.references]
+        if unread:
+            raise UsageError(f"{where}: no term reads the reference {unread[0]!r}")
 
 
-@objective_term("image_text_matching")
-def image_text_matching(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """Stage 1 of the Q-Former, second loss."""
-    return stage_one_losses.image_text_matching(outputs.match_logits, outputs.match_targets)
+def check_stages(stages: Collection[Stage], *, everywhere: bool = False) -> None:
+    """Refuse what would end a training in its first step.
 
+    Args:
+        stages: a recipe.
+        everywhere: the terms must exist in other processes, too.
 
-@objective_term("image_grounded_captioning")
-def image_grounded_captioning(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """Stage 1 of the Q-Former, third loss."""
-    return stage_one_losses.image_grounded_captioning(
-        outputs.caption_logits, outputs.caption_targets
-    )
-
-
-def _over_media(values: list[Tensor], outputs: Any, batch: Any) -> Tensor:
-    """Mean over the media of the whole batch of (B,) values; zero where no medium has any."""
-    if not values:
-        return outputs.logits.new_zeros((), dtype=torch.float32)
-    return torch.cat(values).sum() / batch.num_media
-
-
-@objective_term("reconstruction")
-def reconstruction(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """Error of the features rebuilt from the code, in stage one of connectors with a code."""
-    values = stage_one_losses.reconstruction(outputs.rebuilt, outputs.target, outputs.mask)
-    return _over_media([values], outputs, batch)
-
-
-@objective_term("codebook")
-def codebook(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """Chosen codebook vectors move to what chose them (VQ-VAE, arXiv 1711.00937)."""
-    codes = [code for code in outputs.codes if isinstance(code, DiscreteCode)]
-    values = [stage_one_losses.codebook(code.inputs, code.vectors, code.mask) for code in codes]
-    return _over_media(values, outputs, batch)
-
-
-@objective_term("commitment")
-def commitment(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """The encoder moves to the vectors it chose; the paper's weight is 0.25."""
-    codes = [code for code in outputs.codes if isinstance(code, DiscreteCode)]
-    values = [stage_one_losses.commitment(code.inputs, code.vectors, code.mask) for code in codes]
-    return _over_media(values, outputs, batch)
-
-
-@objective_term("kl_latent")
-def kl_latent(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
-    """Divergence of variational codes from the standard normal (VAE, arXiv 1312.6114)."""
-    codes = [code for code in outputs.codes if isinstance(code, GaussianCode)]
-    values = [
-        stage_one_losses.kl_latent(code.mean, code.log_variance, code.mask, code.free_bits)
-        for code in codes
-    ]
-    return _over_media(values, outputs, batch)
+    Raises:
+        UsageError: see :meth:`Objective.of`; a term that only this process has.
+    """
+    for stage in stages:
+        objective = Objective.of(stage)
+        local = [each.term.name for each in objective.terms if each.term.name not in _load_all()]
+        if everywhere and local:
+            raise UsageError(
+                f"objective term {local[0]!r} was registered in this process only; the processes "
+                f"that train find terms by the entry point group {ENTRY_POINT_GROUP!r}"
+            )

@@ -107,6 +107,12 @@ class Parallel:
         dist.all_reduce(total)
         return float(total)
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over all processes, element by element."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
     def barrier(self) -> None:
         """Wait for all."""
         if self.world > 1:

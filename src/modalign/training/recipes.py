@@ -146,12 +146,12 @@ def select(
     Raises:
         UsageError: the data has no record that the stage asks for, and what to do.
     """
-    chosen = _of_kind(samples, stage.data, stage, text)
+    chosen = of_selector(samples, stage.data, stage, text)
     room = 1 - sum(stage.mix.values())
     rng = np.random.default_rng([seed, 2311])
     mixed: list[Sample] = []
     for kind, share in sorted(stage.mix.items()):
-        pool = _of_kind(samples, kind, stage, text)
+        pool = of_selector(samples, kind, stage, text)
         mixed += _drawn(pool, round(len(chosen) * share / room), rng)
     together = [*chosen, *mixed]
     return shuffled_pairs(together, rng) if stage.pairs == "shuffled" else together
@@ -172,19 +172,33 @@ def check_data(
     for stage in stages:
         if stage.runs == "stage_one":  # has checks of its own
             continue
+        if stage.roles:
+            counts = {
+                role: len(of_selector(samples, data, stage, text))
+                for role, data in stage.roles.items()
+            }
+            shown = ", ".join(f"{count:,} {role}" for role, count in counts.items())
+            seen.append(f"{stage.name} on roles ({shown} records)")
+            continue
         found = select(samples, stage, 0, text)
         data = DOMAIN + largest_domain(samples) if stage.data == DOMAIN + LARGEST else stage.data
         added = "".join(f" with {share:.0%} {kind}" for kind, share in stage.mix.items())
         whose = ", everyone's media somebody else's" if stage.pairs == "shuffled" else ""
         seen.append(f"{stage.name} {data}{added} ({len(found):,} records{whose})")
-    if all(stage.data == "all" and stage.pairs == "true" and not stage.mix for stage in stages):
+    plain = (stage.data == "all" and stage.pairs == "true" for stage in stages)
+    if all(plain) and not any(stage.mix or stage.roles for stage in stages):
         return []
     return [f"{name} trains on: {'; '.join(seen)}."]
 
 
-def _of_kind(
+def of_selector(
     samples: Sequence[Sample], data: str, stage: Stage, text: Sequence[Sample]
 ) -> list[Sample]:
+    """The samples that ``data`` of a stage, or one of its roles, asks for.
+
+    Raises:
+        UsageError: there is none.
+    """
     if data == "all":
         return list(samples)
     if data.startswith(DOMAIN):

@@ -32,6 +32,7 @@ from modalign.training.learners import Learner, ModelLearner, stage_one_learner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
 from modalign.training.recipes import select
+from modalign.training.references import References
 from modalign.training.settings import EncoderMode, LearningRates, Stage, TrainSettings
 from modalign.training.sources import Parts, sources_of
 from modalign.training.tool_methods import entries_of
@@ -171,6 +172,7 @@ class Session:
         self.collator = Collator.of(
             self.model, self.processor.tokenizer, self._sources(settings.encoder), settings.packed
         )
+        self.references = References(self.processor.tokenizer, self.device)
         self.chain: ToolChain | None = None
         if method.tools:
             self.chain, self.collator.entries = entries_of(
@@ -255,6 +257,7 @@ class Session:
             report=(lambda step: self.report(folder.name, step)) if self.report else None,  # type: ignore[misc]
             track=None if trial or track is None else _under(stage.name, track),
             val_points=0 if trial else None,
+            references=self.references.of(stage, self.model),
         )
 
     def rates_of(self, stage: Stage) -> LearningRates:
@@ -265,11 +268,19 @@ class Session:
         )
 
     def _learner(self, stage: Stage) -> Learner:
-        samples = select(self.train_samples, stage, self.seed, self.text_samples)
         if stage.runs == "stage_one":
+            samples = select(self.train_samples, stage, self.seed, self.text_samples)
             source = self._stage_one_source()
             return stage_one_learner(self.model, samples, source, self.collator.pad_id)
-        return ModelLearner(self.model, samples, self.collator, self.settings, stage)
+        return ModelLearner.of(
+            self.model,
+            self.train_samples,
+            self.collator,
+            self.settings,
+            stage,
+            self.seed,
+            self.text_samples,
+        )
 
     def _stage_one_source(self) -> CachedFeatures:
         """Features of the one modality that stage one aligns; its encoder is frozen there."""

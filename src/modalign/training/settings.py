@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 LLMMode = Literal["frozen", "lora", "full"]
 EncoderMode = Literal["frozen", "full"]
 Kind = Literal["captions", "instructions", "text"]  # of a record; each has exactly one
+Selector = Annotated[str, Field(pattern=r"^(all|media|captions|instructions|text|domain:.+)$")]
 
 
 class _Strict(BaseModel):
@@ -32,6 +33,9 @@ class LearningRates(_Strict):
 LORA_RATE = 2e-4  # published recipes tune adapters about ten times faster than whole weights
 
 
+START = "start"  # the reference that every stage has: the model as the stage finds it
+
+
 class Stage(_Strict):
     """One stage of a recipe.
 
@@ -40,7 +44,13 @@ class Stage(_Strict):
         share: of the method's training budget.
         runs: ``model`` (the whole model, through the language model) or ``stage_one`` (the
             connector's own pre-training, without the language model).
-        objective: term -> weight.
+        objective: term -> weight, or ``{"weight": ..., "role": ..., option: ...}``
+            (:mod:`modalign.training.objectives`).
+        references: name -> folder of a frozen model that terms read. ``start``, the model as the
+            stage finds it, needs no folder.
+        roles: role -> which records have it, as in ``data``: every batch holds records of all roles
+            in equal numbers, and a term reads those of its ``role``.
+        matched: the records of a batch go together by their group: one of each role.
         data: which records (:func:`modalign.training.recipes.select`): ``all``, those with media
             (``media``), ``captions``, ``instructions``, those without media (``text``), or those of
             a skill, domain or source: ``domain:counting``; ``domain:*`` is the largest skill.
@@ -53,10 +63,11 @@ class Stage(_Strict):
     name: str = "train"
     share: PositiveFloat = 1.0
     runs: Literal["model", "stage_one"] = "model"
-    objective: dict[str, float] = Field(default_factory=lambda: {"cross_entropy": 1.0})
-    data: Annotated[str, Field(pattern=r"^(all|media|captions|instructions|text|domain:.+)$")] = (
-        "all"
-    )
+    objective: dict[str, float | dict[str, Any]] = {"cross_entropy": 1.0}
+    references: dict[str, str] = Field(default_factory=dict)
+    roles: dict[str, Selector] = Field(default_factory=dict)
+    matched: bool = False
+    data: Selector = "all"
     pairs: Literal["true", "shuffled"] = "true"
     mix: dict[Kind, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     llm: LLMMode | None = None
@@ -69,6 +80,20 @@ class Stage(_Strict):
             raise ValueError("the shares of mix add up to 1 or more, so nothing is left for data")
         if self.data in self.mix:
             raise ValueError(f"mix adds {self.data}, which is the stage's data already")
+        return self
+
+    @model_validator(mode="after")
+    def _roles_choose_the_records(self) -> Stage:
+        if self.roles and (self.data != "all" or self.mix or self.pairs != "true"):
+            raise ValueError("roles choose the records: leave out data, mix and pairs")
+        if self.runs == "stage_one" and (self.roles or self.references):
+            raise ValueError("a connector's own stage one takes neither roles nor references")
+        if self.matched and len(self.roles) < 2:
+            raise ValueError("matched records need two roles or more")
+        if START in self.references:
+            raise ValueError(
+                f"the reference {START!r} is the stage's own model; choose another name"
+            )
         return self
 
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modalign.data.batching import BatchOrder
 from modalign.errors import ModalignError, UsageError
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner
-from modalign.training.objectives import term
+from modalign.training.objectives import Objective
+from modalign.training.outputs import Everyone, Outputs
 from modalign.training.parallel import Parallel, device_of
-from modalign.training.settings import LearningRates, Stage, TrainSettings
+from modalign.training.references import Reference
+from modalign.training.settings import START, LearningRates, Stage, TrainSettings
 from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
 
@@ -134,7 +135,7 @@ class Trainer:
         schedule: Callable[[float, float], float] = cosine,
         validate: Validate | None = None,
         report: Report | None = None,
-        references: Mapping[str, nn.Module] | None = None,
+        references: Mapping[str, Reference] | None = None,
         track: Track | None = None,
         val_points: int | None = None,
     ) -> None:
@@ -151,8 +152,11 @@ class Trainer:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         groups = parameter_groups(module, rates, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
-        self.terms = [(term(name), weight) for name, weight in stage.objective.items()]
-        self.order = BatchOrder.of(learner.samples, settings.batch_size, seed)
+        self.objective = Objective.of(stage)
+        self.reads = {name: self.objective.reads(name) for name in self.references}
+        if settings.parallel == "fsdp" and parallel.world > 1:
+            self._refuse_sharded()
+        self.order = learner.order(settings.batch_size, seed)
         self.seed, self.step, self.ledger = seed, 0, Ledger()
         self.curve: list[dict[str, float | None]] = []
         self.recent: list[float] = []  # losses since the last point of the curve
@@ -165,7 +169,17 @@ class Trainer:
             "batch_size": settings.batch_size,
             "objective": stage.objective,
             "learning_rates": rates.model_dump(),
+            "records": stage.model_dump(
+                include={"references", "roles", "matched"}, exclude_defaults=True
+            ),
         }
+
+    def _refuse_sharded(self) -> None:
+        if START in self.references or "weights" in self.objective.needs:
+            raise UsageError(
+                "a sharded model has no whole weights to compare: terms that read the reference "
+                f"{START!r} or weights need training.parallel=ddp"
+            )
 
     # ------------------------------------------------------------------ the loop
 
@@ -207,16 +221,16 @@ class Trainer:
             group["lr"] = group["base_lr"] * factor
         self._seed()
         indices = self.order.batch(self.step)
-        batches = self._micro_batches(indices)
-        for count in ("num_supervised", "num_media"):  # terms divide by those of the whole batch
-            total = self._sum(sum(getattr(batch, count) for batch in batches))
-            for batch in batches:
-                setattr(batch, count, total)
+        batches = self._counted(self._micro_batches(indices))
+        spent = 0.0
+        if self.objective.whole and len(batches) * self.shares > 1:
+            batches, spent = self._with_everyone(batches, indices)
         losses = []
-        for number, batch in enumerate(batches):
-            losses.append(self._backward(batch.to(self.device), number == len(batches) - 1))
-        loss = self._sum(float(torch.stack(losses).sum()))
-        flops = self._sum(sum(self.learner.flops(batch) for batch in batches))
+        for number, part in enumerate(batches):
+            batch = part.to(self.device)
+            losses.append(self._backward(batch, number == len(batches) - 1))
+            spent += self._flops(batch)
+        loss, flops = self._sum(float(torch.stack(losses).sum())), self._sum(spent)
         if not math.isfinite(loss):
             self._stop("loss", loss, indices)
         for parameter in self.parameters:  # what this batch did not use goes on with its momentum
@@ -246,25 +260,79 @@ class Trainer:
                 stack.enter_context(self.parallel.accumulating(self.call))
             with autocast(self.device, self.settings):
                 outputs = self.learner.outputs(self.call, batch)
-                values = [
-                    weight * function(outputs, batch, self.references)
-                    for function, weight in self.terms
-                ]
-            value = torch.stack(values).sum()
+                value = self.objective.value(outputs, batch, self._read(batch))
+            if self.parallel.world > 1 and "logits" not in self.objective.needs:
+                value = value + 0 * outputs.logits.sum()  # through which all parameters are reached
             if value.requires_grad:  # text alone trains nothing where the language model is frozen
                 (value * self.shares).backward()  # processes average their gradients
         return value.detach()
+
+    def _read(self, batch: Any) -> dict[str, Outputs]:
+        """What the references make of this micro-batch."""
+        found = {}
+        for name, reference in self.references.items():
+            found[name] = reference.outputs(batch, self.reads[name])
+        return found
+
+    def _flops(self, batch: Any) -> float:
+        """FLOPs of a micro-batch, those of the references included."""
+        own = self.learner.flops(batch)
+        reads = self.reads.items()
+        return own + sum(self.references[name].flops(batch, needs) for name, needs in reads)
 
     def _micro_batches(self, indices: list[int]) -> list[Any]:
         """This process's part of a batch, in as many pieces as every other process makes."""
         if not self.learner.splits:
             return [self.learner.collate(indices)]
-        own = indices[self.rank :: self.shares]
+        own = list(enumerate(indices))[self.rank :: self.shares]
         pieces = min(self.settings.accumulate, -(-len(indices) // self.shares))
-        return [
-            self.learner.collate(part) if (part := own[piece::pieces]) else self.learner.idle()
-            for piece in range(pieces)
-        ]
+        batches = []
+        for piece in range(pieces):
+            part = own[piece::pieces]
+            if part:
+                batch = self.learner.collate([index for _, index in part])
+                batch.numbers = torch.tensor([number for number, _ in part])
+            else:
+                batch = self.learner.idle()
+            batches.append(batch)
+        return batches
+
+    def _counted(self, batches: list[Any]) -> list[Any]:
+        """Micro-batches with the counts of the whole batch: terms divide by those."""
+        totals: dict[str, float] = {}
+        for batch in batches:
+            for name, count in batch.count().items():
+                totals[name] = totals.get(name, 0.0) + count
+        totals = {name: self._sum(count) for name, count in totals.items()}
+        share = 1 / (len(batches) * self.shares)
+        return [batch.whole(totals, share) for batch in batches]
+
+    def _with_everyone(self, batches: list[Any], indices: list[int]) -> tuple[list[Any], float]:
+        """Micro-batches that know the vectors of all records, and the FLOPs of finding them.
+
+        One pass without gradients gives all vectors, a second one, draw by draw the same, those of each
+        micro-batch with its gradients: together the gradient of the undivided batch (gradient
+        caching: Gao et al., arXiv 2101.06983).
+        """
+        whole = self.learner.collate(indices)
+        everyone = Everyone({}, whole.roles.to(self.device), whole.keys.to(self.device))
+        spent = 0.0
+        self._seed()
+        for part in batches:
+            batch = part.to(self.device)
+            with torch.no_grad(), autocast(self.device, self.settings):
+                rows = self.learner.outputs(self.call, batch).rows
+            spent += self.learner.flops(batch) / 3
+            there = batch.numbers >= 0
+            for need, vectors in rows.items():
+                if need.startswith("pooled:"):
+                    empty = vectors.new_zeros(len(indices), vectors.shape[1])
+                    known = everyone.pooled.setdefault(need.removeprefix("pooled:"), empty)
+                    known[batch.numbers[there]] = vectors[there]
+        if self.shares > 1:
+            everyone.pooled = {k: self.parallel.total(v) for k, v in everyone.pooled.items()}
+        self._seed()
+        return [replace(batch, everyone=everyone) for batch in batches], spent
 
     # ------------------------------------------------------------------ what is kept
 
@@ -342,7 +410,7 @@ class Trainer:
         if not found:
             return
         tensors, moments, state = checkpoint.load_checkpoint(found[-1])
-        changed = [key for key, value in self.plan.items() if state["plan"].get(key) != value]
+        changed = [key for key, value in self.plan.items() if state["plan"].get(key, {}) != value]
         if changed:
             key = changed[0]
             raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from modalign.models.collation import Collator, MediaSource
 from modalign.models.compose import LanguageModel
 from modalign.models.encoders.loading import Encoder
 from modalign.training.methods import Method
+from modalign.training.references import References
 from modalign.training.session import composed
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts, sources_of
@@ -33,6 +35,7 @@ class Subject:
     train_samples: Sequence[Sample]
     val_samples: Sequence[Sample]
     method: Method
+    references: References
     seed: int = 0
 
 
@@ -67,6 +70,11 @@ class Workshop:
             )
         return self.known_sources[raw]
 
+    @cached_property
+    def references(self) -> References:
+        """The references of all methods."""
+        return References(self.llm.tokenizer, device_of(self.settings))
+
     @contextmanager
     def subject(self, method: Method, lora: bool = True) -> Iterator[Subject]:
         """A method's model; hooks and LoRA are taken out afterwards. No random number is drawn.
@@ -95,7 +103,7 @@ class Workshop:
                 _, collator.entries = entries_of(
                     method.tools, self.parts, processor.tokenizer, self.cache
                 )
-            yield Subject(model, collator, settings, self.train, self.val, method)
+            yield Subject(model, collator, settings, self.train, self.val, method, self.references)
         finally:
             if adapters is not None:
                 adapters.unload()

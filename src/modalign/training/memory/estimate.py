@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from modalign.data.batching import BatchOrder
-from modalign.models.collation import Batch, Collator
+from modalign.models.collation import Collator
 from modalign.training.learners import ModelLearner
 from modalign.training.memory.process import (
     available,
@@ -25,6 +24,8 @@ from modalign.training.memory.process import (
     touch,
 )
 from modalign.training.memory.trace import Trace, bytes_of, module_bytes, trace_forward
+from modalign.training.outputs import TrainBatch
+from modalign.training.references import Reference, References
 from modalign.training.settings import TrainSettings
 from modalign.training.trainer import device_of
 
@@ -46,6 +47,7 @@ class Composed(Protocol):
     val_samples: Any
     method: Any
     seed: int
+    references: References
 
 
 class MemoryEstimate(BaseModel):
@@ -105,13 +107,16 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
             now, less the model's own. 0 on CUDA.
     """
     settings, stage = target.settings, target.method.stages[-1]
-    learner = ModelLearner(target.model, target.train_samples, target.collator, settings, stage)
+    learner = ModelLearner.of(
+        target.model, target.train_samples, target.collator, settings, stage, target.seed
+    )
+    references = target.references.of(stage, target.model)
     device = device_of(settings)
-    chosen = longest_batch(target)
-    batch, scale = _affordable(target, chosen)
-    trace = trace_forward(learner, batch.to(device), stage, settings)
+    chosen = longest_batch(target, learner)
+    batch, scale = _affordable(target, learner, chosen)
+    trace = trace_forward(learner, batch.to(device), stage, settings, references)
     trace.scale(scale)
-    own = module_bytes(target.model)
+    own = module_bytes(target.model) + sum(map(_resident_bytes, references.values()))
     touch(target.model)
     gc.collect()  # models that were let go hang in reference cycles
     if device.type != "cpu":
@@ -158,20 +163,27 @@ def _sum_up(
     )
 
 
-def longest_batch(target: Composed) -> list[Any]:
-    """Samples of the (micro-)batch of the first epoch that holds the most positions."""
-    samples, collator, settings = target.train_samples, target.collator, target.settings
-    order = BatchOrder.of(samples, settings.batch_size, target.seed)
-    lengths = [collator.length(sample) for sample in samples]
+def longest_batch(target: Composed, learner: ModelLearner) -> list[int]:
+    """Numbers of the samples of the (micro-)batch of the first epoch that holds the most positions."""
+    collator, settings = target.collator, target.settings
+    lengths = [collator.length(sample) for sample in learner.samples]
     pieces = settings.accumulate * settings.processes
-    batches = [indices[::pieces] for indices in order.epoch(0)]
+    order = learner.order(settings.batch_size, target.seed)
+    steps = -(-len(lengths) // settings.batch_size)
+    batches = [order.batch(step)[::pieces] for step in range(steps)]
     worst = max(batches, key=lambda indices: len(indices) * max(lengths[i] for i in indices))
-    return [samples[i] for i in sorted(worst, key=lambda i: -lengths[i])]
+    return sorted(worst, key=lambda i: -lengths[i])
 
 
-def _affordable(target: Composed, chosen: list[Any]) -> tuple[Batch, float]:
+def _affordable(
+    target: Composed, learner: ModelLearner, chosen: list[int]
+) -> tuple[TrainBatch, float]:
     """The batch, or its longest rows where it is large, and how much larger the whole is."""
-    collator = target.collator
-    width = collator.length(chosen[0])
+    width = target.collator.length(learner.samples[chosen[0]])
     count = max(1, min(len(chosen), MEASURED_POSITIONS // max(width, 1)))
-    return collator(chosen[:count]), len(chosen) / count
+    return learner.collate(chosen[:count]), len(chosen) / count
+
+
+def _resident_bytes(reference: Reference) -> int:
+    """Bytes that a reference adds: a folder's model, or the tensors kept from a stage's start."""
+    return sum(bytes_of(tensor) for tensor in reference.weights.values())

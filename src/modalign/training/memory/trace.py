@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from modalign.models.parts import decoder_layers
 from modalign.training.learners import Learner
-from modalign.training.objectives import term
+from modalign.training.objectives import Objective
+from modalign.training.references import Reference
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.trainer import autocast
 
@@ -70,18 +72,24 @@ class Trace:
         return int(max(highest, live + (0 if gradients_exist else self.unseen)))
 
 
-def trace_forward(learner: Learner, batch: Any, stage: Stage, settings: TrainSettings) -> Trace:
+def trace_forward(
+    learner: Learner,
+    batch: Any,
+    stage: Stage,
+    settings: TrainSettings,
+    references: Mapping[str, Reference] = MappingProxyType({}),
+) -> Trace:
     """Run one forward pass and its objective; note every tensor that autograd keeps.
 
     The random state and the model are left as they were; nothing is computed backwards.
     """
     module = learner.module
-    trace = _record(learner, batch, stage, settings)
+    trace = _record(learner, batch, stage, settings, references)
     if settings.gradient_checkpointing and hasattr(module, "language_model"):
         llm: Any = module.language_model
         llm.gradient_checkpointing_disable()
         try:
-            whole = _record(learner, batch, stage, settings)
+            whole = _record(learner, batch, stage, settings, references)
         finally:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
         trace.layer = max(whole.kept - trace.kept, 0) / len(decoder_layers(llm))
@@ -92,7 +100,13 @@ def trace_forward(learner: Learner, batch: Any, stage: Stage, settings: TrainSet
     return trace
 
 
-def _record(learner: Learner, batch: Any, stage: Stage, settings: TrainSettings) -> Trace:
+def _record(
+    learner: Learner,
+    batch: Any,
+    stage: Stage,
+    settings: TrainSettings,
+    references: Mapping[str, Reference],
+) -> Trace:
     trace = Trace()
     storages = {_key(p): p for p in learner.module.parameters()}
     fixed = {_key(b) for b in learner.module.buffers()}
@@ -116,7 +130,12 @@ def _record(learner: Learner, batch: Any, stage: Stage, settings: TrainSettings)
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         outputs = learner.outputs(learner.module, batch)
-        loss = sum(w * term(name)(outputs, batch, {}) for name, w in stage.objective.items())
+        objective = Objective.of(stage)
+        readings = {
+            name: reference.outputs(batch, objective.reads(name))
+            for name, reference in references.items()
+        }
+        loss = objective.value(outputs, batch, readings)
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor) and _key(logits) not in {key for key, _ in trace.events}:
         trace.logits = logits.untyped_storage().nbytes()

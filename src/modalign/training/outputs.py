@@ -1,0 +1,292 @@
+"""What objective terms read: a micro-batch with its counts, and what a model made of it.
+
+Values stand in rows: K supervised positions (``answers``), I positions that media take (``media``), all T
+positions with a token (``tokens``), n records. Only what a stage's terms need is computed: without hidden
+states no hook is set, and only the positions whose logits are read are projected to the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modalign.connectors.base import PrefixConnector
+from modalign.errors import UsageError
+from modalign.models.collation import Batch, Collator, Placeholders
+from modalign.models.parts import decoder_layers
+
+At = Literal["answers", "media", "tokens"]
+
+
+@dataclass(kw_only=True)
+class TrainBatch(Batch):
+    """A batch of the model, with what terms divide by and choose by.
+
+    Attributes:
+        places: (B, T) bool, positions that media take by a connector.
+        numbers: (n,) each record's place in the whole batch; -1 for one that counts nowhere.
+        roles: (n,) number of its role, -1 for none.
+        keys: (n,) number of its group: records of one group hold the same thing.
+        role_names: names of the roles.
+        counts: of this part, then of the whole batch: ``num_...``, and ``num_.../role``.
+        share: this part's share of the whole batch: all parts' add up to 1.
+        everyone: records of the whole batch, where a term contrasts them.
+        num_samples: records of the whole batch.
+        num_media_positions: positions of media, likewise.
+        num_media_samples: records with media, likewise.
+        num_positions: positions with a token, likewise.
+    """
+
+    places: Tensor
+    numbers: Tensor
+    roles: Tensor
+    keys: Tensor
+    role_names: tuple[str, ...] = ()
+    counts: dict[str, float] = field(default_factory=dict)
+    share: float = 1.0
+    everyone: Everyone | None = None
+    num_samples: float = 0.0
+    num_media_positions: float = 0.0
+    num_media_samples: float = 0.0
+    num_positions: float = 0.0
+
+    def owners(self, at: At) -> Tensor:
+        """The record (its number in ``samples``) that each row belongs to."""
+        return self.owner if at == "answers" else self.segments[self.at(at)]
+
+    def at(self, at: At) -> Tensor:
+        """(B, T) bool, the positions of the rows."""
+        return {"answers": self.keep, "media": self.places, "tokens": self.segments >= 0}[at]
+
+    def count(self) -> dict[str, float]:
+        """What this part counts, for all records and for those of each role."""
+        counted = self.numbers >= 0
+        found = self._count(counted, "")
+        for number, role in enumerate(self.role_names):
+            found |= self._count(counted & (self.roles == number), f"/{role}")
+        return found
+
+    def _count(self, chosen: Tensor, suffix: str) -> dict[str, float]:
+        media = torch.tensor([len(sample.media) for sample in self.samples])
+        found = {
+            "num_supervised": float(chosen[self.owner].sum()),
+            "num_media": float(media[chosen].sum()),
+            "num_samples": float(chosen.sum()),
+            "num_media_positions": float(chosen[self.owners("media")].sum()),
+            "num_media_samples": float((media[chosen] > 0).sum()),
+            "num_positions": float(chosen[self.owners("tokens")].sum()),
+        }
+        return {name + suffix: value for name, value in found.items()}
+
+    def whole(self, counts: dict[str, float], share: float) -> TrainBatch:
+        """The same part with the counts of the whole batch."""
+        own: dict[str, Any] = {name: value for name, value in counts.items() if "/" not in name}
+        return replace(self, counts=counts, share=share, **own)
+
+    def shown(self, needs: Collection[str]) -> Tensor:
+        """(B, T) bool, the positions whose logits are needed."""
+        found = torch.zeros_like(self.keep)
+        for need, where in (("logits", self.keep), ("media_logits", self.places)):
+            found = found | where if need in needs else found
+        return found
+
+    def members(self, role: str) -> Tensor:
+        """(n,) bool: the records of a role."""
+        return (self.roles == self.role_names.index(role)) & (self.numbers >= 0)
+
+    def of_role(self, role: str) -> TrainBatch:
+        """The part as if it held the records of one role alone, with that role's counts."""
+        chosen = self.members(role)
+        new = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # their numbers among the chosen
+        segments = torch.where(self.segments >= 0, new[self.segments], -1)
+        own: dict[str, Any] = {name.removesuffix(f"/{role}"): n for name, n in self.counts.items()
+               if name.endswith(f"/{role}")}  # fmt: skip
+        rows = chosen[self.owner]
+        return replace(
+            self,
+            segments=segments,
+            keep=self.keep & (segments >= 0),
+            places=self.places & (segments >= 0),
+            targets=self.targets[rows],
+            owner=new[self.owner][rows],
+            samples=[s for s, own in zip(self.samples, chosen.tolist(), strict=True) if own],
+            numbers=self.numbers[chosen],
+            roles=self.roles[chosen],
+            keys=self.keys[chosen],
+            **own,
+        )
+
+
+@dataclass
+class Everyone:
+    """Records of the whole batch, in its order, for terms that contrast them.
+
+    Attributes:
+        pooled: way of pooling -> (N, D); without gradients.
+        roles: (N,).
+        keys: (N,).
+    """
+
+    pooled: dict[str, Tensor]
+    roles: Tensor
+    keys: Tensor
+
+
+@dataclass
+class Outputs:
+    """What a model made of a micro-batch; what no term needs is left empty.
+
+    Attributes:
+        logits: (K, V) at the supervised positions.
+        media_logits: (I, V) at the positions of media.
+        rows: need -> hidden states (K | I | T, D), or pooled vectors (n, D).
+        codes: what connectors with a code left.
+        weights: name -> parameter.
+    """
+
+    logits: Tensor
+    media_logits: Tensor
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    codes: list[Any] = field(default_factory=list)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def hidden(self, layer: int, at: At = "answers") -> Tensor:
+        """Hidden states after a layer, in the rows of these positions."""
+        return self.rows[f"hidden:{layer}:{at}"]
+
+    def pooled(self, pooling: str = "last") -> Tensor:
+        """(n, D), one vector per record."""
+        return self.rows[f"pooled:{pooling}"]
+
+    def chosen(self, rows: Mapping[str, Tensor]) -> Outputs:
+        """Some of the rows: ``answers``, ``media``, ``tokens``, ``records`` -> index."""
+        return replace(
+            self,
+            logits=self.logits[rows["answers"]] if len(self.logits) else self.logits,
+            media_logits=self.media_logits[rows["media"]]
+            if len(self.media_logits)
+            else self.media_logits,
+            rows={need: value[rows[kind_of(need)]] for need, value in self.rows.items()},
+        )
+
+    def of_role(self, batch: TrainBatch, role: str) -> Outputs:
+        """The rows of records of a role."""
+        members = batch.members(role)
+        rows = {at: members[batch.owners(at)] for at in ("answers", "media", "tokens")}
+        return self.chosen({**rows, "records": members})
+
+
+def prefix_places(model: Any, collator: Collator, input_ids: Tensor) -> Tensor:
+    """(B, T) bool: the positions that prefix connectors fill."""
+    ids = [
+        entry.token_id
+        for modality, entry in collator.entries.items()
+        if isinstance(entry, Placeholders)
+        and isinstance(model.connector(modality), PrefixConnector)
+    ]
+    return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype))
+
+
+def completed(need: str) -> str:
+    """A need with its default spelt out: ``hidden:2`` is ``hidden:2:answers``."""
+    kind, *rest = need.split(":")
+    if kind == "hidden" and len(rest) == 1:
+        return f"{need}:answers"
+    return "pooled:last" if need == "pooled" else need
+
+
+def kind_of(need: str) -> str:
+    """Which rows a need's values stand in."""
+    return need.rpartition(":")[2] if need.startswith("hidden") else "records"
+
+
+def read(
+    model: Any, call: Callable[..., Any], batch: TrainBatch, needs: Collection[str]
+) -> Outputs:
+    """Run a model on a batch and keep what is needed.
+
+    Args:
+        model: a composed model.
+        call: what to call in its place (wrapped for several processes).
+        batch: on the model's device.
+        needs: of all terms together.
+
+    Raises:
+        UsageError: a layer that the model does not have.
+    """
+    wanted = {completed(need) for need in needs}
+    shown = batch.shown(wanted)
+    rows: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        hidden = {
+            need: stack.enter_context(_hidden(model, int(need.split(":")[1])))
+            for need in wanted
+            if need.startswith("hidden:")
+        }
+        pooled = [need for need in wanted if need.startswith("pooled:")]
+        last = stack.enter_context(_kept(model.language_model.base_model)) if pooled else []
+        inputs = batch.model_inputs() | {"logits_to_keep": shown}
+        found = call(**inputs, use_cache=False).logits
+    for need, kept in hidden.items():
+        rows[need] = kept[0][batch.at(kind_of(need))]  # type: ignore[arg-type]
+    for need in pooled:
+        rows[need] = _pooled(last[0], batch, need.partition(":")[2])
+    if "media_logits" not in wanted:
+        return Outputs(found, found[:0], rows)
+    projected = shown.flatten().nonzero().squeeze(1)
+    places = {at: batch.at(at).flatten()[projected] for at in ("answers", "media")}
+    logits = found[places["answers"]] if "logits" in wanted else found[:0]
+    return Outputs(logits, found[places["media"]], rows)
+
+
+@contextmanager
+def _hidden(model: Any, layer: int) -> Iterator[list[Tensor]]:
+    """What comes out of a decoder layer during the call, (B, T, D); 0: what enters the first."""
+    layers = decoder_layers(model.language_model)
+    number = layer if layer >= 0 else len(layers) + 1 + layer
+    if not 0 <= number <= len(layers):
+        raise UsageError(
+            f"an objective term reads layer {layer}, but the language model has {len(layers)}"
+        )
+    if number:
+        with _kept(layers[number - 1]) as kept:
+            yield kept
+        return
+    entering: list[Tensor] = []
+    handle = layers[0].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    try:
+        yield entering
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _kept(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a module gives during the call: its first output."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        kept.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def _pooled(states: Tensor, batch: TrainBatch, pooling: str) -> Tensor:
+    """(B, T, D) -> (n, D): each record's last token, or the mean of its tokens."""
+    flat, segments = states.flatten(0, 1), batch.segments.flatten()
+    tokens = (segments >= 0).nonzero().squeeze(1)
+    owner, n = segments[tokens], len(batch.samples)
+    if pooling == "mean":
+        total = flat.new_zeros(n, flat.shape[1]).index_add(0, owner, flat[tokens])
+        return total / torch.bincount(owner, minlength=n).clamp(min=1).unsqueeze(1)
+    last = tokens.new_zeros(n).scatter_reduce(0, owner, tokens, "amax")
+    return flat[last]

@@ -1,0 +1,335 @@
+"""Reference models: frozen, read by objective terms, charged to the budget.
+
+A reference reads the same records as the model that trains, through its own encoders and connectors, in the
+dtype it was saved in. Its rows come in the order of the trained model's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from modalign.data.records import MODALITIES, mark
+from modalign.data.supervision import Sample
+from modalign.errors import UsageError
+from modalign.models.collation import Collator, RawSignals
+from modalign.models.compose import LanguageModel, compose
+from modalign.models.encoders.loading import Encoder
+from modalign.models.export.from_llava import composed_from_llava
+from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.open import open_model
+from modalign.models.parts import embedding, hidden_size
+from modalign.models.tool_text import ToolReader
+from modalign.training.costs import CostModel
+from modalign.training.objectives import Objective
+from modalign.training.outputs import (
+    Outputs,
+    TrainBatch,
+    completed,
+    kind_of,
+    prefix_places,
+    read,
+)
+from modalign.training.settings import START, Stage
+
+MARKS = {mark(modality) for modality in MODALITIES}
+
+
+class Reference(Protocol):
+    """A frozen model that terms read."""
+
+    parameters: int
+    weights: Mapping[str, Tensor]
+
+    def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+        """What it makes of a batch, in the rows of the model that trains."""
+
+    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
+        """FLOPs of that."""
+
+
+class StartReference:
+    """The model as the stage found it: its own modules, with the trained tensors of that time.
+
+    Args:
+        model: the model that trains, before the first step of the stage.
+        costs: of the model.
+    """
+
+    def __init__(self, model: ModalignForConditionalGeneration, costs: CostModel) -> None:
+        self.model, self.costs = model, costs
+        self.weights: Mapping[str, Tensor] = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.parameters = sum(tensor.numel() for tensor in self.weights.values())
+
+    def _call(self, **inputs: Any) -> Any:
+        return functional_call(self.model, dict(self.weights), (), inputs)
+
+    @torch.no_grad()
+    def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+        """What the model made of a batch at that time, in evaluation mode."""
+        if not computed(batch, needs):
+            return replace(_nothing(self.model, batch, needs), weights=self.weights)
+        with _evaluating(self.model):
+            found = read(self.model, self._call, batch, needs)
+        return replace(found, weights=self.weights)
+
+    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
+        """One forward pass, where there is one."""
+        if not computed(batch, needs):
+            return 0.0
+        return _forward(self.costs, batch, needs, encode=bool(batch.signals))
+
+
+class FolderReference:
+    """A saved model.
+
+    Args:
+        name: as the stage calls it.
+        folder: of a model that modalign saved, a Llava, or a causal language model.
+        student: the model that trains.
+        tokenizer: of the model that trains.
+        device: where it runs.
+
+    Raises:
+        UsageError: it cannot be loaded, or has another vocabulary.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int,
+        device: torch.device,
+    ) -> None:
+        self.name = name
+        shared = _check_vocabulary(name, folder, tokenizer)
+        self.model, self.collator, own = _load(name, folder, device)
+        self.weights: Mapping[str, Tensor] = dict(self.model.named_parameters())
+        self.parameters = sum(p.numel() for p in self.weights.values())
+        self.dtype = self.model.dtype
+        rows = embedding(self.model).num_embeddings
+        self.common = rows if rows == vocabulary else min(rows, vocabulary, shared)
+        self.costs = CostModel.of(self.model)
+        self.ids = {
+            int(tokenizer.convert_tokens_to_ids(text)): int(own.convert_tokens_to_ids(text))
+            for text in MARKS & set(tokenizer.get_vocab()) & set(own.get_vocab())
+        }
+
+    @torch.no_grad()
+    def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+        """What it makes of the batch's records.
+
+        Raises:
+            UsageError: it does not take their media, or its rows differ in number from the model's.
+        """
+        if not computed(batch, needs):
+            return replace(_nothing(self.model, batch, needs), weights=self.weights)
+        own = self._own(batch)
+        with torch.autocast(own.input_ids.device.type, enabled=False):
+            found = read(self.model, self.model, own, needs)
+        found = replace(
+            found,
+            logits=found.logits[:, : self.common],
+            media_logits=found.media_logits[:, : self.common],
+            weights=self.weights,
+        )
+        return self._aligned(found, own, batch, needs)
+
+    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
+        """One forward pass over the records as it reads them, where there is one."""
+        if not computed(batch, needs):
+            return 0.0
+        return _forward(self.costs, self._own(batch), needs, encode=True)
+
+    def _own(self, batch: TrainBatch) -> TrainBatch:
+        """The records as this model reads them; the same for all that is asked of a batch."""
+        if getattr(self, "_last", (None, None))[0] is not batch:
+            plain = self.collator([self._translated(sample) for sample in batch.samples])
+            signals = {
+                key: value.to(self.dtype) if value.is_floating_point() else value
+                for key, value in plain.signals.items()
+            }
+            own = TrainBatch(
+                **vars(replace(plain, signals=signals)),
+                places=prefix_places(self.model, self.collator, plain.input_ids),
+                numbers=torch.arange(len(plain.samples)),
+                roles=batch.roles.cpu(),
+                keys=batch.keys.cpu(),
+            )
+            self._last = (batch, own.to(batch.input_ids.device))
+        return self._last[1]
+
+    def _translated(self, sample: Sample) -> Sample:
+        """The sample with this model's own ids of the marks that stand for media."""
+        foreign = {medium.modality for medium in sample.media} - set(self.collator.entries)
+        if foreign:
+            raise UsageError(
+                f"the reference {self.name!r} takes {', '.join(self.collator.entries) or 'text only'}, "
+                f"but {sample.record.source} holds {sorted(foreign)[0]}"
+            )
+        ids = sample.ids.copy()
+        for theirs, own in self.ids.items():
+            if theirs != own:
+                ids[sample.ids == theirs] = own
+        return replace(sample, ids=ids)
+
+    def _aligned(
+        self, found: Outputs, own: TrainBatch, batch: TrainBatch, needs: Collection[str]
+    ) -> Outputs:
+        """Rows in the trained model's order; within a record both have the same."""
+        kinds = {"answers"} if "logits" in needs else set()
+        kinds |= {"media"} if "media_logits" in needs else set()
+        kinds |= {kind_of(need) for need in found.rows} - {"records"}
+        rows: dict[str, Tensor] = {"records": torch.arange(len(batch.samples))}
+        for at in ("answers", "media", "tokens"):
+            mine, wanted = own.owners(at), batch.owners(at)
+            if at in kinds and not torch.equal(mine.sort().values, wanted.sort().values):
+                where = {"answers": "supervised", "media": "media"}.get(at, "filled")
+                raise UsageError(
+                    f"the reference {self.name!r} has {len(mine)} {where} positions where the model "
+                    f"has {len(wanted)}, so their values cannot be compared one by one; give both "
+                    "connectors with the same number of tokens, or use a term about answers"
+                )
+            if at in kinds:
+                order = torch.empty_like(wanted)
+                order[wanted.argsort(stable=True)] = mine.argsort(stable=True)
+                rows[at] = order
+            else:
+                rows[at] = torch.zeros(0, dtype=torch.long, device=mine.device)
+        return found.chosen(rows)
+
+
+def computed(batch: TrainBatch, needs: Collection[str]) -> bool:
+    """Whether a forward pass is needed; weights alone need none, nor does a batch that counts nowhere."""
+    return bool(set(needs) - {"weights"}) and bool((batch.numbers >= 0).any())
+
+
+def _nothing(model: Any, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+    """What a batch gives that counts nowhere, or of which nothing but weights is read: no rows."""
+    D, V = hidden_size(model), embedding(model).num_embeddings
+    none = torch.zeros(0, V, device=batch.input_ids.device)
+    rows = {
+        need: none.new_zeros(len(batch.samples) if kind_of(need) == "records" else 0, D)
+        for need in map(completed, needs)
+        if need.startswith(("hidden", "pooled"))
+    }
+    return Outputs(none, none, rows)
+
+
+def _forward(costs: CostModel, batch: TrainBatch, needs: Collection[str], encode: bool) -> float:
+    media = sum(len(sample.media) for sample in batch.samples)
+    rows, length = batch.input_ids.shape
+    return costs.forward(rows, length, int(batch.shown(needs).sum()), media, encode)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every submodule is in the mode it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Refuse another vocabulary; returns how many ids, from 0 on, mean the same in both."""
+    try:
+        other = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the reference {name!r} cannot be loaded: {first}") from error
+    own, theirs = (
+        {text: number for text, number in each.get_vocab().items() if text not in MARKS}
+        for each in (tokenizer, other)
+    )
+    if own != theirs:
+        odd = min(own.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
+        raise UsageError(
+            f"the reference {name!r} ({folder}) has another vocabulary: {len(theirs):,} tokens, the "
+            f"model {len(own):,}; they differ at {odd[0]!r} (id {odd[1]}). Choose a reference with the "
+            "model's tokenizer"
+        )
+    return max(own.values()) + 1
+
+
+def _load(
+    name: str, folder: str, device: torch.device
+) -> tuple[ModalignForConditionalGeneration, Collator, PreTrainedTokenizerBase]:
+    """A saved model in the composed form, frozen, with its collator and tokenizer."""
+    if not Path(folder).is_dir():
+        raise UsageError(f"the reference {name!r}: {folder} is not a folder")
+    model, reader = open_model(folder)
+    if isinstance(model, LlavaForConditionalGeneration):
+        model, reader = composed_from_llava(model, reader)
+    tokenizer: Any = getattr(reader, "tokenizer", reader)
+    collator = reader.collator if isinstance(reader, ToolReader) else None
+    if not isinstance(model, ModalignForConditionalGeneration):
+        if not isinstance(reader, PreTrainedTokenizerBase | ToolReader):
+            raise UsageError(
+                f"the reference {name!r} is a {type(model).__name__}; a reference is a model that "
+                "modalign saved, a Llava, or a causal language model"
+            )
+        rows = embedding(model).num_embeddings
+        missing = max(len(tokenizer) - rows, 0)
+        if missing:
+            raise UsageError(f"the reference {name!r}: its tokenizer has {missing} ids too many")
+        model, _ = compose(LanguageModel(folder, model, tokenizer), [], {})
+    model = model.to(device).eval().requires_grad_(False)
+    sources = {
+        modality: RawSignals(
+            Encoder(
+                folder,
+                bridge["encoder"],
+                model.encoders[modality],
+                getattr(reader, "image_processor", None),
+                modality,
+            )
+        )
+        for modality, bridge in (model.config.bridges or {}).items()
+    }
+    return model, collator or Collator.of(model, tokenizer, sources, None), tokenizer
+
+
+class References:
+    """The references of a recipe, each loaded once.
+
+    Args:
+        tokenizer: of the model that trains.
+        device: where references run.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+        self.tokenizer, self.device = tokenizer, device
+        self._loaded: dict[str, FolderReference] = {}
+
+    def of(self, stage: Stage, model: ModalignForConditionalGeneration) -> dict[str, Reference]:
+        """The references that a stage's terms read; ``start`` is the model as it is now."""
+        found: dict[str, Reference] = {}
+        for name in Objective.of(stage).references:
+            if name == START:
+                found[name] = StartReference(model, CostModel.of(model))
+                continue
+            folder = stage.references[name]
+            if folder not in self._loaded:
+                vocabulary = embedding(model).num_embeddings
+                self._loaded[folder] = FolderReference(
+                    name, folder, self.tokenizer, vocabulary, self.device
+                )
+            found[name] = self._loaded[folder]
+        return found

@@ -1,0 +1,1 @@
+"""The objective terms that come with modalign, a file per subject."""
