@@ -174,7 +174,7 @@ class Bench:
             for rows, lookup in PLACES:
                 chosen = {**RIDGE, "layers": [layer], "rewrite": rows, "lookup": lookup}
                 [patch] = self.patches("memit", chosen, [self.edits])
-                found = [edit.probability for edit in patch.header.edits]
+                found = [edit.probability for edit in patch.header.editing.edits]
                 cells.append(f"{np.mean(found):.2f}")
             print(f"| {layer} | " + " | ".join(cells) + " |", flush=True)
 

@@ -14,18 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from modalign.models.export import save_model
+from modalign.models.hashing import tensor_hash, tokenizer_hash
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import load_patch, save_patch
-from modalign.patches.arithmetic import distance
-from modalign.patches.hashing import patch_hash, tensor_hash, tokenizer_hash
-from modalign.patches.patch import (
-    BaseTensor,
-    DenseChange,
-    EditRecord,
-    Patch,
-    PatchHeader,
-    SolvedChange,
-)
+from modalign.patches.changes import DenseChange, SolvedChange
+from modalign.patches.header import BaseTensor, EditRecord, PatchHeader, patch_hash
+from modalign.patches.inspection import distance
+from modalign.patches.patch import Patch
 
 VERBS = ("list", "inspect", "verify", "apply", "remove", "drop", "merge", "export")
 
@@ -194,7 +189,7 @@ def test_drop_and_merge(cli, files, tmp_path):
     assert code == 0
     assert "1 edits" in out
     smaller = load_patch(tmp_path / "one-without-17.safetensors")
-    assert [edit.id for edit in smaller.header.edits] == ["1"]
+    assert [edit.id for edit in smaller.header.editing.edits] == ["1"]
     code, _, err = cli("patch", "drop", one, "--id", "17")
     assert code == 2
     assert "exists already" in err

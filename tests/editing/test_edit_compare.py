@@ -31,7 +31,7 @@ from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.solve import SolveError
 from modalign.editing.methods import MEMIT
 from modalign.errors import ModalignError, UsageError
-from modalign.patches.patch import EditRecord
+from modalign.patches.header import EditRecord
 
 SETTINGS = {
     "": {"tokens": 3000, "contexts": [], "layers": [0, 1], "covariance_weight": 5},

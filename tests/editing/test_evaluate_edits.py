@@ -17,10 +17,11 @@ from modalign.editing.benchmarks.evaluate import evaluate_edits
 from modalign.editing.benchmarks.scoring import Question, score
 from modalign.editing.edits import Edit, Neighbour
 from modalign.errors import DataError, UsageError
+from modalign.models.hashing import tensor_hash
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import Patch, PatchHeader, save_patch
-from modalign.patches.hashing import tensor_hash
-from modalign.patches.patch import BaseTensor, DenseChange
+from modalign.patches.changes import DenseChange
+from modalign.patches.header import BaseTensor
 
 EDITS = [
     Edit(

@@ -42,7 +42,7 @@ from modalign.editing.methods import (
 )
 from modalign.errors import ModalignError, UsageError
 from modalign.patches import applied, drop, load_patch, save_patch
-from modalign.patches.patch import LowRankChange, SolvedChange
+from modalign.patches.changes import LowRankChange, SolvedChange
 from tiny_editable import CONTEXTS, LAYERS, editable
 
 FAMILIES = ("gptj", "llama")
@@ -295,7 +295,7 @@ def test_edits_hold_and_the_model_stays_as_it_was(
     assert plain.plain_scores(made.model, made.tokenizer, edits).s == 0
     with applied(made.model, patch):
         assert plain.plain_scores(made.model, made.tokenizer, edits).s >= least
-    assert [record.id for record in patch.header.edits] == [edit.id for edit in edits]
+    assert [record.id for record in patch.header.editing.edits] == [edit.id for edit in edits]
 
 
 def test_the_two_vectors_are_one_on_parallel_blocks_only(made: Editable) -> None:
@@ -421,7 +421,7 @@ def test_what_went_wrong_is_told_per_edit(made: Editable, options: Options) -> N
     patch = MEMIT(MEMITConfig(layers=LAYERS, covariance_weight=5, steps=1)).compute(
         made.model, made.tokenizer, [first, second], options=options
     )
-    warnings = [" ".join(record.warnings) for record in patch.header.edits]
+    warnings = [" ".join(record.warnings) for record in patch.header.editing.edits]
     assert "near-duplicate key: almost that of edit twin" in warnings[0]
     assert "near-duplicate key" in warnings[1]
     assert any("not reached" in text for text in warnings)

@@ -283,7 +283,7 @@ def test_an_edit_holds_in_text_and_picture(pair: Any, edit: Edit, tmp_path: Path
     patch = MEMIT(config).compute(model, processor, [edit], options=options)
     assert weights(model) == before  # the vision tower's among them
     assert all("layers" in name and "down_proj" in name for name in patch.changes)
-    [record] = patch.header.edits
+    [record] = patch.header.editing.edits
     assert record.lookup == "last; image: last"
     assert not any("not written" in warning for warning in record.warnings)
     assert any("C_text + 1 C_image" in note for note in patch.header.history)
@@ -312,7 +312,7 @@ def test_one_of_two_edits_is_taken_out_with_both_its_columns(pair: Any, edit: Ed
     left = drop(both, ["1"])
     [kept], [wanted] = left.changes.values(), alone.changes.values()
     torch.testing.assert_close(kept.delta(), wanted.delta(), atol=1e-4, rtol=1e-3)
-    assert [record.id for record in left.header.edits] == ["2"]
+    assert [record.id for record in left.header.editing.edits] == ["2"]
 
 
 def test_fine_tuning_takes_pictures_too(pair: Any, edit: Edit, tmp_path: Path):
@@ -321,7 +321,7 @@ def test_fine_tuning_takes_pictures_too(pair: Any, edit: Edit, tmp_path: Path):
     config = FTConfig(layers=(2,), lookup="last", lr=1e-2, epochs=40, variants=0)
     patch = FT(config).compute(model, processor, [edit])
     assert weights(model) == before
-    [record] = patch.header.edits
+    [record] = patch.header.editing.edits
     assert not record.warnings  # the target is the first choice in text and picture
 
 

@@ -8,17 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from modalign.patches.hashing import tensor_hash
-from modalign.patches.patch import (
-    BaseTensor,
-    Change,
-    DenseChange,
-    EditRecord,
-    LowRankChange,
-    Patch,
-    PatchHeader,
-    SolvedChange,
-)
+from modalign.models.hashing import tensor_hash
+from modalign.patches.changes import Change, DenseChange, LowRankChange, SolvedChange
+from modalign.patches.header import BaseTensor, EditRecord, PatchHeader
+from modalign.patches.patch import Patch
 
 FFN = {
     "llama": "model.layers.{}.mlp.down_proj.weight",

@@ -12,15 +12,16 @@ from made_patches import FFN, IDS, logits, patch_for, randn, same, snapshot, wri
 
 import tiny
 from modalign.errors import DataError, ModalignError, UsageError
+from modalign.models.hashing import tokenizer_hash
 from modalign.patches import (
     apply_patch,
     check_tokenizer,
     patches_of,
     remove_patch,
 )
-from modalign.patches.arithmetic import balanced
-from modalign.patches.hashing import patch_hash, tokenizer_hash
-from modalign.patches.patch import DenseChange, LowRankChange, Patch
+from modalign.patches.changes import DenseChange, LowRankChange
+from modalign.patches.header import patch_hash
+from modalign.patches.patch import Patch
 
 FAMILIES = ["gpt2", "gptj", "llama", "gpt_neox"]
 KINDS = ["solved", "low_rank", "dense"]
@@ -292,7 +293,7 @@ def test_removed_in_any_order_they_leave_nothing_behind(kinds, order, dtype):
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 8), st.integers(0, 50))
 def test_balanced_factors_are_the_change(d_out, d_in, n, seed):
     change = LowRankChange(randn(seed, d_out, n) * 1e4, randn(seed + 1, d_in, n) * 1e-4, (0,) * n)
-    left, right, values = balanced(change)
+    left, right, values = change.balanced()
     torch.testing.assert_close(left @ right.T, change.delta(), atol=1e-12, rtol=1e-9)
     torch.testing.assert_close((left**2).sum(0), (right**2).sum(0))  # of equal size
     expected = torch.linalg.svdvals(change.delta())

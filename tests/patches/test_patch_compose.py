@@ -11,9 +11,10 @@ from made_patches import FFN, by_formula, covariance, patch_for, randn, record, 
 import tiny
 from modalign.errors import DataError, UsageError
 from modalign.patches import drop, keep, load_patch, merge, save_patch
-from modalign.patches.arithmetic import distance
-from modalign.patches.hashing import patch_hash
-from modalign.patches.patch import BaseTensor, LowRankChange, Patch, PatchHeader, SolvedChange
+from modalign.patches.changes import LowRankChange, SolvedChange
+from modalign.patches.header import BaseTensor, PatchHeader, patch_hash
+from modalign.patches.inspection import distance
+from modalign.patches.patch import Patch
 
 D_OUT, D_IN = 5, 7
 C = covariance(D_IN)
@@ -56,10 +57,10 @@ def test_a_dropped_edit_leaves_the_solve_over_the_others(n, data):
         expected = by_formula(without(change, gone), C)
         error = (found.changes[name].delta() - expected).norm() / expected.norm()
         assert error < 1e-9
-    assert [e.id for e in found.header.edits] == [str(i) for i in range(n) if i not in gone]
+    assert [e.id for e in found.header.editing.edits] == [str(i) for i in range(n) if i not in gone]
     assert found.changes["w0"].edits == tuple(range(n - len(gone)))
     assert "dropped" in found.header.history[-1]
-    assert len(whole.header.edits) == n
+    assert len(whole.header.editing.edits) == n
 
 
 @settings(max_examples=25, deadline=None)
@@ -70,7 +71,7 @@ def test_what_is_dropped_can_be_merged_back(n, data, kind):
     ids = [str(each) for each in gone]
     again = merge([drop(whole, ids), keep(whole, ids)])
     assert close(again, whole)
-    assert {e.id for e in again.header.edits} == {e.id for e in whole.header.edits}
+    assert {e.id for e in again.header.editing.edits} == {e.id for e in whole.header.editing.edits}
 
 
 @settings(max_examples=20, deadline=None)
@@ -92,7 +93,7 @@ def test_a_joint_solve_is_the_solve_of_all_keys_together():
         assert (change.delta() - expected).norm() < 1e-9 * expected.norm()
         summed = one.changes[name].delta() + two.changes[name].delta()
         assert (change.delta() - summed).norm() > 1e-3 * expected.norm()
-    assert [e.id for e in both.header.edits] == ["a0", "a1", "a2", "b0", "b1"]
+    assert [e.id for e in both.header.editing.edits] == ["a0", "a1", "a2", "b0", "b1"]
     assert close(drop(both, ["b0", "b1"]), one)
 
 
@@ -164,9 +165,9 @@ def test_conflicts():
     with pytest.raises(DataError, match="conflicting edits") as caught:
         merge([one, two])
     assert all(word in str(caught.value) for word in ("p1", "p2", "'t0'", "'red'", "drop one"))
-    assert len(merge([one, two], allow_conflicts=True).header.edits) == 3
+    assert len(merge([one, two], allow_conflicts=True).header.editing.edits) == 3
     same = patch(1, 3, edits=(record(0, target="T0"),))
-    assert [e.id for e in merge([one, same]).header.edits] == ["p1/0", "1", "p3/0"]
+    assert [e.id for e in merge([one, same]).header.editing.edits] == ["p1/0", "1", "p3/0"]
 
 
 def test_what_cannot_be_merged():

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from modalign.errors import DataError, ModalignError, UsageError
+from modalign.models.hashing import tensor_hash
 from modalign.patches import Patch, save_patch
 from modalign.patches.folder import (
     PatchedFolder,
@@ -24,7 +25,7 @@ from modalign.patches.folder import (
     remove_from_folder,
     repair_folder,
 )
-from modalign.patches.hashing import patch_hash, tensor_hash
+from modalign.patches.header import patch_hash
 from modalign.patches.log import Log
 
 FAMILIES = ["gpt2", "gptj", "llama"]

@@ -13,7 +13,8 @@ from peft import PeftModel
 import tiny
 from modalign.errors import DataError, UsageError
 from modalign.patches import merge
-from modalign.patches.patch import DenseChange, Patch
+from modalign.patches.changes import DenseChange
+from modalign.patches.patch import Patch
 from modalign.patches.peft_export import export_lora
 
 

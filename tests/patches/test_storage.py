@@ -15,8 +15,9 @@ from safetensors.torch import load_file, safe_open, save_file
 import tiny
 from modalign.errors import DataError, ModalignError
 from modalign.patches import load_patch, save_patch
-from modalign.patches.hashing import patch_hash, tensors_of
-from modalign.patches.patch import DenseChange, LowRankChange, Patch, SolvedChange
+from modalign.patches.changes import DenseChange, LowRankChange, SolvedChange
+from modalign.patches.header import EditingOrigin, patch_hash, tensors_of
+from modalign.patches.patch import Patch
 
 NAMES = [FFN["gptj"].format(i) for i in (0, 2)]
 
@@ -102,7 +103,7 @@ def test_other_files_and_versions(saved: Path, tmp_path):
     with pytest.raises(DataError, match="not a modalign patch"):
         load_patch(tmp_path / "other")
     rewritten(saved, format_version="9")
-    with pytest.raises(DataError, match="format version 9, this modalign reads 1"):
+    with pytest.raises(DataError, match="format version 9, this modalign reads 1 to 2"):
         load_patch(saved)
     rewritten(saved, format_version="1", header="{")
     with pytest.raises(DataError, match=r"fix\.safetensors is not a usable patch"):
@@ -130,7 +131,8 @@ def test_a_patch_that_contradicts_itself_is_not_written(model, tmp_path):
             patch, name, LowRankChange(change.residuals, change.keys[:, :1], (0, 1, 2))
         ),
         "used twice": Patch(
-            patch.header.model_copy(update={"edits": (patch.header.edits[0],) * 3}), patch.changes
+            patch.header.model_copy(update={"editing": EditingOrigin(edits=patch.edits[:1] * 3)}),
+            patch.changes,
         ),
     }
     for said, broken in wrong.items():
@@ -141,3 +143,32 @@ def test_a_patch_that_contradicts_itself_is_not_written(model, tmp_path):
 
 def with_change(patch: Patch, name: str, change) -> Patch:
     return Patch(patch.header, {**patch.changes, name: change})
+
+
+def test_a_file_of_format_1_is_read_and_written_as_it_was(tmp_path):
+    """It was written before there was a format 2."""
+    old = Path(__file__).parent / "data" / "format_1.safetensors"
+    patch = load_patch(old)
+    assert patch.header.format_version == 1
+    assert patch.header.editing.covariance == "k"
+    assert patch.header.editing.contexts == ("{}", "Ça. {}")
+    assert [edit.truth for edit in patch.edits] == ["x", None]
+    assert [patch.changes[name].form for name in "abcd"] == [
+        "solved",
+        "low-rank",
+        "dense",
+        "solved",
+    ]
+    assert patch.changes["a"].layout == [0, -1, 1]
+    assert patch_hash(patch) == "73d38e0d831d21a8716e21f2755734393a05da849337ed06f9b7652c0ebd0f34"
+    save_patch(patch, tmp_path / "again.safetensors")
+    (ours, data), (theirs, expected) = map(halves, (tmp_path / "again.safetensors", old))
+    assert ours == theirs  # the library shuffles the metadata's keys, their values are texts
+    assert data == expected
+
+
+def halves(path: Path) -> tuple[dict, bytes]:
+    """A safetensors file's header and what follows it."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]

@@ -157,11 +157,13 @@ def _show(result: Any, stdout: Any) -> None:
     from rich.table import Table
 
     header = result.patch.header
-    warned = [edit for edit in header.edits if edit.warnings]
-    table = Table(title=f"{header.method}: {len(header.edits)} edits, {result.seconds:.1f} s")
+    warned = [edit for edit in header.editing.edits if edit.warnings]
+    table = Table(
+        title=f"{header.method}: {len(header.editing.edits)} edits, {result.seconds:.1f} s"
+    )
     for name in ("id", "subject", "target", "p(value)", "p(patched)", "steps"):
         table.add_column(name, justify="right" if name.startswith(("p(", "steps")) else "left")
-    shown = header.edits[:20]
+    shown = header.editing.edits[:20]
     for edit in shown:
         table.add_row(
             escape(edit.id),
@@ -172,8 +174,8 @@ def _show(result: Any, stdout: Any) -> None:
             "-" if edit.steps is None else str(edit.steps),
         )
     stdout.print(table)
-    if len(header.edits) > len(shown):
-        stdout.print(f"... and {len(header.edits) - len(shown)} more")
+    if len(header.editing.edits) > len(shown):
+        stdout.print(f"... and {len(header.editing.edits) - len(shown)} more")
     for edit in warned[:20]:
         for warning in edit.warnings:
             stdout.print(f"edit {edit.id}: {warning}", markup=False, highlight=False)

@@ -85,7 +85,7 @@ def inspect(
     if json_output:
         print_json(found.model_dump_json(indent=2))
         return
-    _show_inspection(found, edits or len(found.header.edits))
+    _show_inspection(found, edits or len(found.header.editing.edits))
 
 
 @app.command(epilog=options.EXIT_CODES)
@@ -100,7 +100,7 @@ def verify(patch: PatchFile, model: Model = None, json_output: options.Json = Fa
     """
     from modalign.cli.console import print_json, quiet_libraries
     from modalign.patches import load_patch
-    from modalign.patches.hashing import patch_hash
+    from modalign.patches.header import patch_hash
     from modalign.patches.inspection import fits_folder
 
     quiet_libraries()
@@ -373,7 +373,7 @@ def _show_inspection(found: Inspection, shown: int) -> None:
         "method": f"{header.method}, {header.created}".rstrip(", "),
         "model": header.model,
         "on top of": ", ".join(each[:SHOWN] for each in header.after),
-        "statistics": (header.covariance or "")[:SHOWN],
+        "statistics": (header.editing.covariance or "")[:SHOWN],
         "tokenizer": (header.tokenizer or "")[:SHOWN],
         "settings": ", ".join(f"{key} {value}" for key, value in header.settings.items()),
         "versions": ", ".join(f"{key} {value}" for key, value in header.versions.items()),
@@ -393,28 +393,28 @@ def _show_inspection(found: Inspection, shown: int) -> None:
                       f"{tensor.norm:.4g}", relative)  # fmt: skip
     _say(table)
     edits = _table("id", "subject", "prompt", "target", "probability", "value", "warnings")
-    for edit in header.edits[:shown]:
+    for edit in header.editing.edits[:shown]:
         probability = "-" if edit.probability is None else f"{edit.probability:.3f}"
         value = "-" if edit.value_norm is None else f"{edit.value_norm:.3g}"
         words = (edit.id, edit.subject, edit.prompt, edit.target)
         edits.add_row(*map(escape, words), probability, value, escape("; ".join(edit.warnings)))
     _say(edits)
-    if len(header.edits) > shown:
-        _say(f"and {len(header.edits) - shown} more edits (--edits 0 shows all)")
+    if len(header.editing.edits) > shown:
+        _say(f"and {len(header.editing.edits) - shown} more edits (--edits 0 shows all)")
 
 
 def _write(patch: Patch, out: Path, json_output: bool, more: dict[str, Any] | None = None) -> None:
     """Save a patch made from others, read it back, and say what it is."""
     from modalign.cli.console import print_json
     from modalign.patches import load_patch, save_patch
-    from modalign.patches.hashing import patch_hash
+    from modalign.patches.header import patch_hash
 
     if out.exists():
         raise UsageError(f"{out} exists already; name a new file with -o")
     sha256 = save_patch(patch, out)
     if patch_hash(load_patch(out)) != sha256:
         raise DataError(f"{out} reads back differently; the disk may be failing")
-    ids = [edit.id for edit in patch.header.edits]
+    ids = [edit.id for edit in patch.header.editing.edits]
     history = patch.header.history[-1]
     if json_output:
         row = {"patch": str(out), "sha256": sha256, "edits": ids, "history": history}

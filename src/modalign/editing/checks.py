@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import evaluating
 from modalign.editing.job import Job, Solved
 from modalign.errors import ModalignError
-from modalign.patches.patch import Change, DenseChange, EditRecord, Patch
+from modalign.patches.changes import Change
+from modalign.patches.header import EditRecord
+from modalign.patches.patch import Patch
 
 NEAR = 0.95  # cosine of two keys from which one weight cannot well give two answers
 ABSURD = 10.0  # |Delta of one edit| / |W|; on tiny models one to three is ordinary
@@ -31,7 +33,7 @@ def refuse_warnings(patch: Patch) -> None:
     """
     lines = [
         f"edit {edit.id} ({edit.subject or edit.prompt}): {warning}"
-        for edit in patch.header.edits
+        for edit in patch.header.editing.edits
         for warning in edit.warnings
     ]
     lines += [note for note in patch.header.history if "ill-conditioned" in note]
@@ -158,38 +160,20 @@ def _near_keys(job: Job, solved: Solved) -> dict[int, list[str]]:
     return found
 
 
-def _keys(changes: object, count: int) -> Tensor | None:
+def _keys(changes: Mapping[str, Change], count: int) -> Tensor | None:
     """Keys of the last layer written, one column per edit."""
-    values = list(getattr(changes, "values", lambda: [])())
-    if not values or not hasattr(values[-1], "keys"):
-        return None
-    keys: Tensor = values[-1].keys
-    return keys[:, :count]
+    keys = list(changes.values())[-1].own_keys() if changes else None
+    return None if keys is None else keys[:, :count]
 
 
 def _absurd_norms(job: Job, solved: Solved) -> dict[int, list[str]]:
     """Edits whose own part of a change is many times as large as the weight itself."""
     found: dict[int, list[str]] = {}
     for name, change in solved.changes.items():
-        if isinstance(change, DenseChange):
-            continue
         scale = float(job.weights.original(name).double().norm())
-        for number, norm in _column_norms(change).items():
+        for number, norm in change.edit_norms().items():
             if norm > ABSURD * scale:
                 found.setdefault(number, []).append(
                     f"absurd update: |Delta| is {norm / scale:.1f} times |W| of {name}"
                 )
     return found
-
-
-def _column_norms(change: Change) -> dict[int, float]:
-    """|Delta| of each edit's columns."""
-    if isinstance(change, DenseChange):
-        return {}
-    left, right = change.factors()
-    norms = (left.norm(dim=0) * right.norm(dim=0)).tolist()
-    total: dict[int, float] = {}
-    for edit, norm in zip(change.edits, norms, strict=True):
-        if edit >= 0:
-            total[edit] = total.get(edit, 0.0) + norm
-    return total

@@ -15,8 +15,9 @@ from modalign.errors import DataError
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import check_tokenizer
 from modalign.patches.apply import fit
-from modalign.patches.arithmetic import distance
-from modalign.patches.patch import EditRecord, Patch
+from modalign.patches.header import EditRecord
+from modalign.patches.inspection import distance
+from modalign.patches.patch import Patch
 from modalign.progress import Progress
 
 
@@ -65,7 +66,7 @@ def distance_from_fresh(
     fit(loaded, dropped)  # refuses another base by its tensors' hashes
     fields = method_named(header.method).config_class.model_fields
     settings = {name: value for name, value in header.settings.items() if name in fields}
-    settings |= {"contexts": list(header.contexts)} if "contexts" in fields else {}
+    settings |= {"contexts": list(header.editing.contexts)} if "contexts" in fields else {}
     options = Options(
         corpus=read_corpus(text) if text else None,
         cache=cache,
@@ -73,11 +74,11 @@ def distance_from_fresh(
         progress=progress,
         said=said,
     )
-    edits = [_edit(record) for record in header.edits]
+    edits = [_edit(record) for record in header.editing.edits]
     fresh = configured(header.method, settings).compute(loaded, reader, edits, options=options)
     return Distance(
         tensors=distance(dropped, fresh),
-        same_statistics=fresh.header.covariance == header.covariance,
+        same_statistics=fresh.header.editing.covariance == header.editing.covariance,
     )
 
 

@@ -33,7 +33,8 @@ from modalign.editing.engine.weights import Weights
 from modalign.editing.multimodal.pictures import PictureRows, Pictures
 from modalign.errors import ModalignError
 from modalign.patches.apply import applied, patches_of
-from modalign.patches.patch import Change, Patch, SolvedChange
+from modalign.patches.changes import Change
+from modalign.patches.patch import Patch
 from modalign.progress import Progress
 
 
@@ -275,12 +276,11 @@ class Job:
                 change = carried.patch.changes[own_name]
                 if found != name:
                     continue
-                if isinstance(change, SolvedChange):
-                    own = torch.tensor([edit >= 0 for edit in change.edits])
-                    kept.append(change.keys[:, own].double())
+                if (keys := change.own_keys()) is not None:
+                    kept.append(keys)
                 else:
                     self.note(
-                        f"{carried.patch.header.name} keeps no keys ({type(change).__name__}): its "
+                        f"{carried.patch.header.name} keeps no keys ({change.form}): its "
                         f"edits are not protected at layer {layer}"
                     )
         return torch.cat(kept, dim=1)

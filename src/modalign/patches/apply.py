@@ -16,13 +16,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from modalign.errors import DataError, ModalignError, UsageError
-from modalign.patches.arithmetic import changed, orthonormal
+from modalign.patches.changes import Change, changed
 from modalign.patches.fit import check_order, check_removable, locate
-from modalign.patches.hashing import SHOWN, patch_hash
-from modalign.patches.patch import Change, DenseChange, Patch
+from modalign.patches.header import SHOWN, PatchContent, patch_hash
 
 _STATE = "_modalign_patches"
 
@@ -38,7 +36,7 @@ class Carried:
         names: tensor of the patch -> parameter of the model.
     """
 
-    patch: Patch
+    patch: PatchContent
     sha256: str
     by: Literal["weights", "view"]
     names: Mapping[str, str]
@@ -66,7 +64,7 @@ def patches_of(model: nn.Module) -> tuple[Carried, ...]:
     return _state(model).carried
 
 
-def fit(model: nn.Module, patch: Patch, *, verify: bool = True) -> Carried:
+def fit(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> Carried:
     """Check that a patch fits on top of what a model carries, and find its parameters.
 
     Args:
@@ -103,14 +101,14 @@ def _check_parameter(
             "the other; untie them first, or edit another layer"
         )
     owner = model.get_submodule(name.rpartition(".")[0])
-    if transposed != isinstance(owner, Conv1D) and value.dim() == 2:
+    if transposed != stores_transposed(owner) and value.dim() == 2:
         stored = "transposed" if transposed else "not transposed"
         raise DataError(
             f"the patch takes {name} for {stored}, but its module is a {type(owner).__name__}"
         )
 
 
-def apply_patch(model: nn.Module, patch: Patch, *, verify: bool = True) -> None:
+def apply_patch(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> None:
     """Change a model's own weights by a patch, on top of what is applied; originals are kept.
 
     Raises:
@@ -127,7 +125,7 @@ def apply_patch(model: nn.Module, patch: Patch, *, verify: bool = True) -> None:
     _write(model, _State((*state.carried, new), originals), set(new.names.values()))
 
 
-def remove_patch(model: nn.Module, patch: Patch | str) -> None:
+def remove_patch(model: nn.Module, patch: PatchContent | str) -> None:
     """Take a patch out of a model's weights; they are then exactly as if it had never been applied.
 
     Args:
@@ -156,8 +154,8 @@ def _writable(model: nn.Module) -> _State:
     return state
 
 
-def _chosen(carried: tuple[Carried, ...], patch: Patch | str) -> Carried:
-    if isinstance(patch, Patch):
+def _chosen(carried: tuple[Carried, ...], patch: PatchContent | str) -> Carried:
+    if isinstance(patch, PatchContent):
         wanted = patch_hash(patch)
         fitting = [each for each in carried if each.sha256 == wanted]
         shown = f"{patch.header.name!r} ({wanted[:SHOWN]})"
@@ -195,7 +193,7 @@ def _write(model: nn.Module, state: _State, touched: set[str]) -> None:
 
 
 @contextmanager
-def applied(model: nn.Module, patch: Patch, *, verify: bool = True) -> Iterator[None]:
+def applied(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> Iterator[None]:
     """A model with a patch in its weights for as long as the block lasts; then exactly as before."""
     apply_patch(model, patch, verify=verify)
     try:
@@ -204,7 +202,7 @@ def applied(model: nn.Module, patch: Patch, *, verify: bool = True) -> Iterator[
         remove_patch(model, patch)
 
 
-def view(model: nn.Module, patch: Patch, *, verify: bool = True) -> nn.Module:
+def view(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> nn.Module:
     """The model with a patch on top, as a second model around the same parameters.
 
     The view generates, takes further patches and trains like the model itself; ``patches_of(view)``
@@ -248,7 +246,7 @@ def _attach(tree: nn.Module, name: str, change: Change, transposed: bool) -> Ten
     owner = tree.get_submodule(path)
     weight = owner._parameters[attribute]
     assert weight is not None
-    if attribute == "weight" and isinstance(owner, nn.Linear | Conv1D):
+    if attribute == "weight" and (isinstance(owner, nn.Linear) or stores_transposed(owner)):
         branch = Branch.of(change, torch.promote_types(weight.dtype, torch.float32))
         if branch is not None:
             owner.register_forward_hook(branch, with_kwargs=True)
@@ -271,11 +269,11 @@ class Branch:
     @classmethod
     def of(cls, change: Change, dtype: torch.dtype) -> Branch | None:
         """The branch of a change, computed in ``dtype``; None for a change of nothing."""
-        d_out, d_in = change.shape
-        if isinstance(change, DenseChange) or len(change.edits) * (d_out + d_in) >= d_out * d_in:
+        factors = change.small_factors()
+        if factors is None:
             delta = change.delta()
             return cls(_contiguous(delta.T, dtype)) if bool(delta.any()) else None
-        left, right = orthonormal(change)
+        left, right = factors
         return cls(_contiguous(right, dtype), _contiguous(left.T, dtype)) if left.any() else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Branch:
@@ -293,6 +291,13 @@ class Branch:
             for matrix in self.matrices:
                 part = part @ matrix
             return (output.to(part.dtype) + part).to(output.dtype)
+
+
+def stores_transposed(module: nn.Module) -> bool:
+    """Whether a module keeps its weight as (d_in, d_out), as GPT-2's layers do."""
+    from transformers.pytorch_utils import Conv1D  # here: reading a patch needs no transformers
+
+    return isinstance(module, Conv1D)
 
 
 def _contiguous(matrix: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from modalign.errors import DataError
-from modalign.patches.hashing import SHOWN, tensor_hash, tokenizer_hash
-from modalign.patches.patch import BaseTensor, Patch, PatchHeader
+from modalign.models.hashing import tensor_hash, tokenizer_hash
+from modalign.patches.header import SHOWN, BaseTensor, PatchContent, PatchHeader
 
 
 def locate(
@@ -110,7 +110,9 @@ def _misfit(
     )
 
 
-def check_order(patch: Patch, sha256: str, below: Sequence[tuple[str, str]], where: str) -> None:
+def check_order(
+    patch: PatchContent, sha256: str, below: Sequence[tuple[str, str]], where: str
+) -> None:
     """Refuse a patch that is there already, or without the patches it was computed on top of.
 
     Args:
@@ -136,7 +138,9 @@ def check_order(patch: Patch, sha256: str, below: Sequence[tuple[str, str]], whe
         )
 
 
-def check_removable(gone: Sequence[str], present: Sequence[tuple[Patch, str]], where: str) -> None:
+def check_removable(
+    gone: Sequence[str], present: Sequence[tuple[PatchContent, str]], where: str
+) -> None:
     """Refuse to take patches out from under others that were computed on top of them.
 
     Args:
@@ -154,7 +158,7 @@ def check_removable(gone: Sequence[str], present: Sequence[tuple[Patch, str]], w
             )
 
 
-def check_tokenizer(patch: Patch, tokenizer: Any) -> None:
+def check_tokenizer(patch: PatchContent, tokenizer: Any) -> None:
     """Refuse a tokenizer that a patch was not computed for.
 
     Raises:

@@ -26,11 +26,11 @@ from transformers import AutoTokenizer
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import new_folder, replacing
-from modalign.patches.arithmetic import changed
+from modalign.models.hashing import tensor_hash
+from modalign.patches.changes import changed
 from modalign.patches.fit import check_order, check_removable, check_tokenizer, locate
-from modalign.patches.hashing import SHOWN, patch_hash, tensor_hash
+from modalign.patches.header import SHOWN, PatchContent, patch_hash
 from modalign.patches.log import Applied, Log, TensorChange, now
-from modalign.patches.patch import Patch
 from modalign.patches.storage import load_patch, save_patch
 from modalign.patches.weights import PART, Weights
 
@@ -68,7 +68,11 @@ def folder_status(folder: Path) -> FolderStatus:
 
 
 def apply_to_folder(
-    folder: Path, patches: Sequence[Patch], out: Path | None = None, *, any_tokenizer: bool = False
+    folder: Path,
+    patches: Sequence[PatchContent],
+    out: Path | None = None,
+    *,
+    any_tokenizer: bool = False,
 ) -> FolderStatus:
     """Apply patches to a model folder, on top of those that are in.
 
@@ -226,7 +230,7 @@ class PatchedFolder:
             raise UsageError(f"{reference!r} {problem} in {self.folder}: {names}")
         return fitting[0]
 
-    def check_tokenizer(self, patch: Patch) -> None:
+    def check_tokenizer(self, patch: PatchContent) -> None:
         """Refuse a patch for another tokenizer than the folder's."""
         if patch.header.tokenizer is None:
             return
@@ -239,11 +243,11 @@ class PatchedFolder:
             ) from error
         check_tokenizer(patch, tokenizer)
 
-    def touched_by(self, patches: Sequence[Patch]) -> set[str]:
+    def touched_by(self, patches: Sequence[PatchContent]) -> set[str]:
         """The tensors of the files that patches change, once it is sure that they fit."""
         return {name for entry in self._fitted(patches) for name in entry.tensors.values()}
 
-    def _fitted(self, patches: Sequence[Patch]) -> list[Applied]:
+    def _fitted(self, patches: Sequence[PatchContent]) -> list[Applied]:
         """Entries for new patches; every hash compared."""
         self._check_state()
         below = [(each.name, each.sha256) for each in self.log.stack]
@@ -285,7 +289,7 @@ class PatchedFolder:
 
     # ---- changing ------------------------------------------------------------------------------
 
-    def apply(self, patches: Sequence[Patch]) -> None:
+    def apply(self, patches: Sequence[PatchContent]) -> None:
         """Put patches on top."""
         if not patches:
             raise UsageError("name at least one patch")
@@ -351,7 +355,7 @@ class PatchedFolder:
 
         return self.weights.prepare(names, value, self.folder)
 
-    def _patch(self, entry: Applied) -> Patch:
+    def _patch(self, entry: Applied) -> PatchContent:
         patch = load_patch(self.folder / PATCHES / entry.file)
         if patch_hash(patch) != entry.sha256:
             raise DataError(

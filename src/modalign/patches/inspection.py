@@ -12,11 +12,10 @@ from torch import nn
 
 from modalign.errors import DataError
 from modalign.patches.apply import view
-from modalign.patches.arithmetic import balanced
+from modalign.patches.changes import Change
 from modalign.patches.fit import check_order, check_tokenizer, locate
 from modalign.patches.folder import PatchedFolder
-from modalign.patches.hashing import patch_hash
-from modalign.patches.patch import Change, LowRankChange, Patch, PatchHeader, SolvedChange
+from modalign.patches.header import PatchContent, PatchHeader, patch_hash
 from modalign.patches.storage import load_patch
 
 
@@ -35,7 +34,7 @@ class TensorReport(BaseModel):
     """
 
     name: str
-    form: Literal["solved", "low-rank", "dense"]
+    form: Literal["solved", "low-rank", "dense", "sliced", "weighted"]
     shape: tuple[int, ...]
     columns: int | None
     rank: int
@@ -52,7 +51,7 @@ class Inspection(BaseModel):
     tensors: list[TensorReport]
 
 
-def inspect_patch(patch: Patch, model: Path | None = None) -> Inspection:
+def inspect_patch(patch: PatchContent, model: Path | None = None) -> Inspection:
     """Measure a patch.
 
     Args:
@@ -77,23 +76,38 @@ def inspect_patch(patch: Patch, model: Path | None = None) -> Inspection:
 
 def _measure(name: str, change: Change) -> TensorReport:
     if len(change.shape) == 2:
-        left, _, values = balanced(change)
+        left, _, values = change.balanced()
         rank, norm = left.shape[1], float(values.norm())
     else:
         norm = float(torch.linalg.vector_norm(change.delta()))
         rank = int(norm > 0)
-    factored = isinstance(change, SolvedChange | LowRankChange)
     return TensorReport(
         name=name,
-        form="solved" if isinstance(change, SolvedChange) else "low-rank" if factored else "dense",
-        shape=tuple(change.shape),
-        columns=len(change.edits) if isinstance(change, SolvedChange | LowRankChange) else None,
+        form=change.form,
+        shape=change.shape,
+        columns=change.columns,
         rank=rank,
         norm=norm,
     )
 
 
-def fits_folder(patch: Patch, folder: Path) -> dict[str, str]:
+def distance(first: PatchContent, second: PatchContent) -> dict[str, float]:
+    """How far two patches of one base are apart: |Delta_1 - Delta_2| / |Delta_2| per tensor.
+
+    A tensor that only one of them changes counts with zero for the other; both zero is distance 0.
+    """
+    found = {}
+    for name in dict.fromkeys([*second.changes, *first.changes]):
+        one, two = (
+            each.changes[name].delta().double() if name in each.changes else torch.zeros(())
+            for each in (first, second)
+        )
+        difference, size = float((one - two).norm()), float(two.norm())
+        found[name] = difference / size if size else (0.0 if difference == 0 else float("inf"))
+    return found
+
+
+def fits_folder(patch: PatchContent, folder: Path) -> dict[str, str]:
     """Check that a patch can be applied to a model folder; a folder that carries it fits, too.
 
     Returns:

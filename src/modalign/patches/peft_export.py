@@ -17,13 +17,12 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import new_folder
-from modalign.patches.apply import fit, view
-from modalign.patches.arithmetic import balanced
-from modalign.patches.patch import Change, DenseChange, Patch
+from modalign.patches.apply import fit, stores_transposed, view
+from modalign.patches.changes import Change
+from modalign.patches.header import PatchContent
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -50,7 +49,7 @@ class LoraExport:
 
 
 def export_lora(
-    patch: Patch,
+    patch: PatchContent,
     folder: Path,
     *,
     base: str | None = None,
@@ -97,7 +96,7 @@ def export_lora(
     return LoraExport(folder, ranks, errors, difference)
 
 
-def _check_linear(patch: Patch, model: nn.Module | None) -> None:
+def _check_linear(patch: PatchContent, model: nn.Module | None) -> None:
     for name, change in patch.changes.items():
         if not name.endswith(".weight") or len(change.shape) != 2:
             raise DataError(
@@ -108,7 +107,7 @@ def _check_linear(patch: Patch, model: nn.Module | None) -> None:
         return
     for name, found in fit(model, patch).names.items():
         layer = model.get_submodule(found.removesuffix(".weight"))
-        if not isinstance(layer, nn.Linear | Conv1D):
+        if not isinstance(layer, nn.Linear) and not stores_transposed(layer):
             raise DataError(
                 f"LoRA changes linear layers only, and {name} belongs to a module of type {type(layer).__name__}"
             )
@@ -123,11 +122,11 @@ def _factors(
     name: str, change: Change, rank: int | None, max_error: float | None
 ) -> tuple[Tensor, Tensor]:
     """Balanced factors of a change, truncated as asked."""
-    left, right, values = balanced(change, _RESOLUTION)
+    left, right, values = change.balanced(_RESOLUTION)
     tail = values.flip(0).square().cumsum(0).flip(0).sqrt()  # what is lost by keeping i directions
     total = float(tail[0]) if len(tail) else 0.0
     kept = left.shape[1]
-    if isinstance(change, DenseChange) and rank is None and max_error is None and total:
+    if change.columns is None and rank is None and max_error is None and total:
         needed = int((tail > 0.01 * total).sum())
         raise UsageError(
             f"the change of {name} is dense (rank {kept}): as LoRA only with an error, so name one: "
@@ -173,7 +172,7 @@ def _pattern(path: str) -> str:
 
 
 def _read_back(
-    folder: Path, patch: Patch, factors: dict[str, tuple[Tensor, Tensor]]
+    folder: Path, patch: PatchContent, factors: dict[str, tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
     """Relative error of every layer, from the files."""
     config: Any = LoraConfig.from_pretrained(str(folder))
@@ -193,7 +192,7 @@ def _read_back(
 
 
 @torch.no_grad()
-def _compare(folder: Path, patch: Patch, model: Any, error: float) -> float:
+def _compare(folder: Path, patch: PatchContent, model: Any, error: float) -> float:
     """Largest difference of logits between peft's model and ``model + patch``."""
     size = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(2 * 8, device=model.device).reshape(2, 8) * 7919 % size  # spread words

@@ -1,16 +1,17 @@
 """A patch as one safetensors file: read back whole and as it was written, or refused.
 
-The metadata holds the header and the edit of each column as JSON, and a hash over these and every
-tensor. Tensors are named ``{parameter}::keys``, ``dual``, ``residuals``, ``left``, ``right`` or ``delta``.
+The metadata holds the header and each change's layout (the edit of each column) as JSON, and a hash
+over these and every tensor. Tensors are named ``{parameter}::keys``, ``dual``, ``residuals``, ``left``,
+``right`` or ``delta``; in format 2 also ``rows`` and ``columns``, and a soup's terms as ``0/left``, ....
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,25 +19,32 @@ from torch import Tensor
 
 from modalign.errors import DataError, ModalignError
 from modalign.files import replacing
-from modalign.patches.hashing import SHOWN, columns_of, content_hash, tensors_of
-from modalign.patches.patch import (
-    FORMAT_VERSION,
+from modalign.patches.changes import (
     Change,
     DenseChange,
     LowRankChange,
-    Patch,
-    PatchHeader,
+    SlicedChange,
     SolvedChange,
 )
+from modalign.patches.header import (
+    FORMAT_VERSION,
+    SHOWN,
+    PatchContent,
+    PatchHeader,
+    content_hash,
+    tensors_of,
+)
+from modalign.patches.patch import Patch
+from modalign.patches.weighted import WeightedChange
 
 FORMAT = "modalign-patch"
 
 
-def save_patch(patch: Patch, path: Path | str) -> str:
+def save_patch(patch: PatchContent, path: Path | str) -> str:
     """Write a patch; a file of this name is replaced at the end.
 
     Returns:
-        Its content hash, as :func:`modalign.patches.hashing.patch_hash` gives it.
+        Its content hash, as :func:`modalign.patches.header.patch_hash` gives it.
 
     Raises:
         ModalignError: the patch contradicts itself or holds numbers that are not finite.
@@ -44,13 +52,13 @@ def save_patch(patch: Patch, path: Path | str) -> str:
     check_patch(patch, ModalignError, f"the patch {patch.header.name!r} cannot be saved")
     tensors = {name: value.contiguous() for name, value in tensors_of(patch.changes).items()}
     header = patch.header.model_dump(mode="json")
-    columns = {name: columns_of(change) for name, change in patch.changes.items()}
-    digest = content_hash(header, columns, tensors)
+    layouts = {name: change.layout for name, change in patch.changes.items()}
+    digest = content_hash(header, layouts, tensors)
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(patch.header.format_version),
         "header": json.dumps(header, ensure_ascii=False),
-        "columns": json.dumps(columns),
+        "columns": json.dumps(layouts),
         "sha256": digest,
     }
     path = Path(path)
@@ -90,13 +98,13 @@ def load_patch(path: Path | str) -> Patch:
             f"{path} is no safetensors file, or a truncated one ({error}); get the file again"
         ) from error
     try:
-        header, columns = json.loads(metadata["header"]), json.loads(metadata["columns"])
-        if content_hash(header, columns, tensors) != metadata["sha256"]:
+        header, layouts = json.loads(metadata["header"]), json.loads(metadata["columns"])
+        if content_hash(header, layouts, tensors) != metadata["sha256"]:
             raise DataError(
                 f"{path} was changed after it was written: its content does not have the hash "
                 f"{metadata['sha256'][:SHOWN]} that it states; get the file again"
             )
-        patch = Patch(PatchHeader.model_validate(header), _changes(columns, tensors))
+        patch = Patch(PatchHeader.model_validate(header), _changes(layouts, tensors))
     except (KeyError, ValueError, ValidationError, TypeError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a usable patch: {first}; compute it again") from error
@@ -108,37 +116,53 @@ def _check_format(metadata: dict[str, str], path: Path) -> None:
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path} is a safetensors file, but not a modalign patch")
     version = metadata.get("format_version", "")
-    if version != str(FORMAT_VERSION):
+    if version not in map(str, range(1, FORMAT_VERSION + 1)):
         raise DataError(
-            f"{path} has format version {version or 'unknown'}, this modalign reads "
+            f"{path} has format version {version or 'unknown'}, this modalign reads 1 to "
             f"{FORMAT_VERSION}; use the version of modalign that wrote it, or a newer one"
         )
 
 
-def _changes(columns: dict[str, list[int] | None], tensors: dict[str, Tensor]) -> dict[str, Change]:
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in columns}
+def _changes(layouts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Change]:
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in layouts}
     for key, value in tensors.items():
         name, _, part = key.rpartition("::")
         parts[name][part] = value
-    found: dict[str, Change] = {}
-    for name, held in parts.items():
-        edits = tuple(columns[name] or ())
-        kinds: dict[frozenset[str], Any] = {
-            frozenset({"keys", "dual", "residuals"}): lambda held=held, edits=edits: SolvedChange(
-                held["keys"], held["dual"], held["residuals"], edits
-            ),
-            frozenset({"left", "right"}): lambda held=held, edits=edits: LowRankChange(
-                held["left"], held["right"], edits
-            ),
-            frozenset({"delta"}): lambda held=held: DenseChange(held["delta"]),
-        }
-        if frozenset(held) not in kinds:
-            raise ValueError(f"the change of {name} has the parts {sorted(held)}")
-        found[name] = kinds[frozenset(held)]()
-    return found
+    return {name: read_change(layouts[name], held) for name, held in parts.items()}
 
 
-def check_patch(patch: Patch, error: type[ModalignError], what: str) -> None:
+def read_change(layout: Any, tensors: Mapping[str, Tensor]) -> Change:
+    """The change that was stored as these tensors.
+
+    Args:
+        layout: as :attr:`Change.layout` gave it.
+        tensors: as :meth:`Change.tensors` gave them.
+
+    Raises:
+        ValueError: they are of no known form.
+    """
+    if isinstance(layout, dict):
+        held: list[dict[str, Tensor]] = [{} for _ in layout["terms"]]
+        for name, value in tensors.items():
+            number, _, part = name.partition("/")
+            held[int(number)][part] = value
+        changes = [read_change(each, own) for each, own in zip(layout["terms"], held, strict=True)]
+        return WeightedChange(tuple(zip(map(float, layout["weights"]), changes, strict=True)))
+    rows, columns = tensors.get("rows"), tensors.get("columns")
+    if rows is not None or columns is not None:
+        own = {name: value for name, value in tensors.items() if name not in ("rows", "columns")}
+        return SlicedChange(read_change(layout, own), rows, columns)
+    edits = tuple(layout or ())
+    if tensors.keys() == {"keys", "dual", "residuals"}:
+        return SolvedChange(tensors["keys"], tensors["dual"], tensors["residuals"], edits)
+    if tensors.keys() == {"left", "right"}:
+        return LowRankChange(tensors["left"], tensors["right"], edits)
+    if tensors.keys() == {"delta"}:
+        return DenseChange(tensors["delta"])
+    raise ValueError(f"a change has the parts {sorted(tensors)}")
+
+
+def check_patch(patch: PatchContent, error: type[ModalignError], what: str) -> None:
     """Refuse a patch whose header, changes and shapes do not fit each other.
 
     Args:
@@ -152,7 +176,7 @@ def check_patch(patch: Patch, error: type[ModalignError], what: str) -> None:
     if set(header.base) != set(patch.changes):
         odd = sorted(set(header.base) ^ set(patch.changes))[0]
         raise error(f"{what}: {odd} is only in its header or only among its changes")
-    ids = [edit.id for edit in header.edits]
+    ids = [edit.id for edit in patch.edits]
     twice = {each for each in ids if ids.count(each) > 1} if len(set(ids)) != len(ids) else set()
     if twice:
         raise error(f"{what}: the edit id {sorted(twice)[0]!r} is used twice")
@@ -164,21 +188,9 @@ def check_patch(patch: Patch, error: type[ModalignError], what: str) -> None:
 
 def _wrong(change: Change, shape: tuple[int, ...], transposed: bool, edits: int) -> str:
     """What is wrong with one change; empty where nothing is."""
-    if isinstance(change, SolvedChange) and change.dual.shape != change.keys.shape:
-        return "has keys and dual of different shapes"
+    if wrong := change.problem(edits):
+        return wrong
     expected = shape[::-1] if transposed else shape
-    if tuple(change.shape) != tuple(expected):
-        return f"has the shape {tuple(change.shape)}, its tensor {tuple(expected)}"
-    tensors = [value for value in vars(change).values() if isinstance(value, Tensor)]
-    if not all(bool(torch.isfinite(value).all()) for value in tensors):
-        return "has values that are not finite"
-    return "" if isinstance(change, DenseChange) else _wrong_columns(change, tensors, edits)
-
-
-def _wrong_columns(change: SolvedChange | LowRankChange, tensors: list[Tensor], edits: int) -> str:
-    widths = {value.shape[1] for value in tensors}
-    if widths != {len(change.edits)}:
-        return f"has {sorted(widths)} columns, and names the edits of {len(change.edits)}"
-    if any(not -1 <= edit < edits for edit in change.edits):
-        return f"has columns of edits that are not among its {edits}"
+    if change.shape != tuple(expected):
+        return f"has the shape {change.shape}, its tensor {tuple(expected)}"
     return ""

@@ -29,8 +29,7 @@ from modalign.editing.job import Options
 from modalign.editing.methods import Method
 from modalign.errors import ModalignError
 from modalign.patches import Patch, applied, view
-from modalign.patches.hashing import patch_hash
-from modalign.patches.patch import EditRecord
+from modalign.patches.header import EditRecord, patch_hash
 from modalign.progress import Progress
 
 MEASURED = ("GE", "RS")  # of evaluate_edits: what is no mean over edits
@@ -158,7 +157,7 @@ def _compute(
             name = f"{planned.method}-{number + 1}"
             patch = method.compute(bench.model, bench.tokenizer, edits, options=options, name=name)
         made.patches.append(patch)
-        made.records += patch.header.edits
+        made.records += patch.header.editing.edits
         began = time.perf_counter()
         several = len(planned.steps) > 1
         made.at_step += _hold(bench, edits, made.patches) if several else [None] * len(edits)

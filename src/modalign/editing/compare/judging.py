@@ -7,7 +7,7 @@ from modalign.editing.benchmarks.rows import EditRow, Kind
 from modalign.editing.compare.results import Status
 from modalign.editing.compare.scores import succeeded
 from modalign.editing.engine.values import REACHED
-from modalign.patches.patch import EditRecord
+from modalign.patches.header import EditRecord
 
 
 def judge_edit(

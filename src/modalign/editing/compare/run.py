@@ -38,8 +38,8 @@ from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.editing.run import configured, dtype_named
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
+from modalign.models.hashing import tokenizer_hash
 from modalign.models.open import open_model, tokenizer_of
-from modalign.patches.hashing import tokenizer_hash
 from modalign.progress import Progress
 
 Say = Callable[[str], None]

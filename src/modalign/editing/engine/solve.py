@@ -4,7 +4,7 @@
     null space: Delta = R K^T P (P (K K^T + Kp Kp^T) P + L2 I)^-1   (AlphaEdit, arXiv 2410.02355)
 
 Both need C0 only through S = (lambda C0)^-1 K, resp. S = P K / L2, which is kept in the patch (see
-``modalign.patches.patch``). C0 is factored once; the rest is n x n.
+``modalign.patches.changes``). C0 is factored once; the rest is n x n.
 """
 
 from __future__ import annotations

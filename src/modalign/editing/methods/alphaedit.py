@@ -23,7 +23,7 @@ from modalign.editing.engine.solve import null_space, project
 from modalign.editing.engine.spec import Site
 from modalign.editing.job import Job
 from modalign.editing.methods.closed_form import ClosedForm
-from modalign.patches.patch import SolvedChange
+from modalign.patches.changes import SolvedChange
 
 
 class AlphaEditConfig(ValueConfig):

@@ -22,10 +22,11 @@ from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.weights import changing
 from modalign.editing.job import Job, Options, Solved
 from modalign.errors import UsageError
+from modalign.models.hashing import tensor_hash, tokenizer_hash
 from modalign.models.open import tokenizer_of
 from modalign.patches.apply import patches_of
-from modalign.patches.hashing import patch_hash, tensor_hash, tokenizer_hash
-from modalign.patches.patch import BaseTensor, Patch, PatchHeader
+from modalign.patches.header import BaseTensor, EditingOrigin, PatchHeader, patch_hash
+from modalign.patches.patch import Patch
 
 
 class Method(ABC):
@@ -108,12 +109,12 @@ class Method(ABC):
             base=base,
             after=tuple(patch_hash(patch) for patch in options.below),
             tokenizer=tokenizer_hash(tokenizer),
-            covariance=job.fingerprint,
             settings=self.config.model_dump(mode="json")
             | {"layers": list(job.layers), "template": job.rewriter.asking.template},
             seed=self.config.seed,
-            contexts=job.contexts_used,
-            edits=records,
+            editing=EditingOrigin(
+                covariance=job.fingerprint, contexts=job.contexts_used, edits=records
+            ),
             history=tuple(job.notes),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={

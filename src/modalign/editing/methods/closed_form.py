@@ -14,7 +14,7 @@ from modalign.editing.engine.keys import read_keys, read_outputs
 from modalign.editing.engine.spec import Site
 from modalign.editing.job import Job, Solved
 from modalign.editing.methods.base import Method
-from modalign.patches.patch import SolvedChange
+from modalign.patches.changes import SolvedChange
 
 
 class ClosedForm(Method):

@@ -21,7 +21,7 @@ from modalign.editing.engine.spec import evaluating
 from modalign.editing.engine.values import ValueNotFiniteError, frozen
 from modalign.editing.job import Job, Solved
 from modalign.editing.methods.base import Method
-from modalign.patches.patch import DenseChange
+from modalign.patches.changes import DenseChange
 
 
 class FTConfig(EditConfig):

@@ -10,7 +10,7 @@ from torch import Tensor
 from modalign.editing.config import RidgeConfig
 from modalign.editing.job import Job
 from modalign.editing.methods.closed_form import ClosedForm
-from modalign.patches.patch import SolvedChange
+from modalign.patches.changes import SolvedChange
 
 
 class Ridge(ClosedForm):

@@ -24,7 +24,7 @@ from modalign.editing.engine.spec import Site
 from modalign.editing.engine.values import Value
 from modalign.editing.job import Job, Solved
 from modalign.editing.methods.base import Method
-from modalign.patches.patch import LowRankChange
+from modalign.patches.changes import LowRankChange
 
 SITE: Site = "ffn"
 

@@ -1,0 +1,496 @@
+"""What a patch does to one tensor, in the forms it is kept in, each with its own arithmetic.
+
+A closed-form editor solves, per weight ``W`` (d_out, d_in) and ``n`` edits with keys ``K`` (d_in, n)
+and residuals ``R`` (d_out, n),
+
+    Delta = R K^T (lambda C0 + K K^T)^-1 = R (I + K^T S)^-1 S^T,   S = (lambda C0)^-1 K
+
+(the second form is Woodbury's identity). Storing ``K``, ``S`` and ``R`` instead of ``Delta`` keeps the
+patch small and makes a single edit removable exactly: leave out its columns and solve again, without
+the model and without C0. The null-space form of AlphaEdit is the same with ``S = P K / L2``, where
+keys that only have to stay as they are have zero residuals.
+
+All changes are (d_out, d_in), or (d,) for a vector, and never changed in place.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from modalign.errors import DataError
+
+# A singular value below this share of the largest is rounding of the float64 solve, no change.
+NEGLIGIBLE = 1e-12
+Factors = tuple[Tensor, Tensor]
+
+
+class Change(ABC):
+    """The change of one tensor.
+
+    Class attributes:
+        form: its name for people.
+    """
+
+    form: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(d_out, d_in), or (d,)."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Any:
+        """What its file says beside the tensors, as JSON: the edit of each column, for a start."""
+
+    @property
+    def columns(self) -> int | None:
+        """Columns of its factors; None for a change without factors."""
+        return None
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored, by part."""
+
+    @abstractmethod
+    def delta(self) -> Tensor:
+        """Delta itself."""
+
+    def factors(self) -> Factors | None:
+        """(left (d_out, n), right (d_in, n)) with Delta = left right^T; None where there are none."""
+        return None
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Change:
+        """``factor * Delta``, in the same form."""
+
+    def sliced(self, rows: Tensor | None, columns: Tensor | None) -> Change:
+        """Delta's kept rows and columns, bit for bit: ``Delta[rows][:, columns]``; None keeps all."""
+        return self if rows is None and columns is None else SlicedChange(self, rows, columns)
+
+    @abstractmethod
+    def inseparable(self, gone: set[int]) -> str:
+        """Why edits cannot be taken out of it, as the end of a sentence; empty where they can."""
+
+    @abstractmethod
+    def keeping(self, places: Mapping[int, int]) -> Change | None:
+        """The change of some of its edits.
+
+        Args:
+            places: position of each edit that stays -> its new position; others are left out.
+
+        Returns:
+            None where nothing of it is left.
+        """
+
+    def low_rank(self) -> LowRankChange | None:
+        """Its factors alone, None where it has none; columns that a solve coupled belong to no edit."""
+        factors = self.factors()
+        return None if factors is None else LowRankChange(*factors, (-1,) * factors[0].shape[1])
+
+    def own_keys(self) -> Tensor | None:
+        """The keys its edits were written at, (d_in, m); None for a change that keeps none."""
+        return None
+
+    def edit_norms(self) -> dict[int, float]:
+        """|Delta| of each edit's own columns, by the edit's position; empty without columns."""
+        return {}
+
+    def problem(self, edits: int) -> str:
+        """What is wrong with it in a patch of so many edits; empty where nothing is."""
+        finite = all(bool(torch.isfinite(value).all()) for value in self.tensors().values())
+        return "" if finite else "has values that are not finite"
+
+    def balanced(self, tolerance: float = NEGLIGIBLE) -> tuple[Tensor, Tensor, Tensor]:
+        """Its singular value decomposition, through its factors where it has them.
+
+        Stored factors may cancel between columns and be of very different sizes; these may not.
+
+        Returns:
+            left (d_out, r), right (d_in, r) with Delta = left right^T, each with the square root of
+            the singular values in its columns; and all singular values, descending. r counts those
+            above ``tolerance`` times the largest.
+        """
+        factors = self.factors()
+        if factors is None:
+            U, values, Vh = torch.linalg.svd(self.delta().double(), full_matrices=False)
+            V = Vh.T
+        else:
+            (left_q, left_r), (right_q, right_r) = (torch.linalg.qr(f.double()) for f in factors)
+            U, values, Vh = torch.linalg.svd(left_r @ right_r.T, full_matrices=False)
+            U, V = left_q @ U, right_q @ Vh.T
+        largest = float(values[0]) if len(values) else 0.0
+        rank = int((values > tolerance * largest).sum())
+        root = values[:rank].sqrt()
+        return U[:, :rank] * root, V[:, :rank] * root, values
+
+    def small_factors(self) -> Factors | None:
+        """Factors whose right columns are orthonormal; None unless they are fewer numbers than Delta.
+
+        Stored factors may cancel between columns, which costs digits in float32; these cannot.
+        """
+        if self.columns is None or self.columns * sum(self.shape) >= self.shape[0] * self.shape[1]:
+            return None
+        factors = self.factors()
+        assert factors is not None
+        left, right = (factor.double() for factor in factors)
+        Q, upper = torch.linalg.qr(right)
+        return left @ upper.T, Q
+
+
+class _Columns(Change):
+    """A change whose factors' columns belong to edits."""
+
+    edits: tuple[int, ...]
+
+    @property
+    def layout(self) -> list[int]:
+        """See :class:`Change`."""
+        return list(self.edits)
+
+    @property
+    def columns(self) -> int:
+        """See :class:`Change`."""
+        return len(self.edits)
+
+    def problem(self, edits: int) -> str:
+        """See :class:`Change`."""
+        if wrong := super().problem(edits):
+            return wrong
+        widths = {value.shape[1] for value in self.tensors().values()}
+        if widths != {len(self.edits)}:
+            return f"has {sorted(widths)} columns, and names the edits of {len(self.edits)}"
+        if any(not -1 <= edit < edits for edit in self.edits):
+            return f"has columns of edits that are not among its {edits}"
+        return ""
+
+    def edit_norms(self) -> dict[int, float]:
+        """See :class:`Change`."""
+        factors = self.factors()
+        assert factors is not None
+        norms = (factors[0].norm(dim=0) * factors[1].norm(dim=0)).tolist()
+        total: dict[int, float] = {}
+        for edit, norm in zip(self.edits, norms, strict=True):
+            if edit >= 0:
+                total[edit] = total.get(edit, 0.0) + norm
+        return total
+
+    def _kept(self, places: Mapping[int, int]) -> tuple[list[int], tuple[int, ...]]:
+        """Columns that stay (of edits in ``places``, and of no edit), and their edits anew."""
+        new = {**places, -1: -1}
+        kept = [column for column, edit in enumerate(self.edits) if edit in new]
+        return kept, tuple(new[self.edits[column]] for column in kept)
+
+
+@dataclass(frozen=True)
+class SolvedChange(_Columns):
+    """A closed-form change kept as what it was solved from. All tensors float64, on the CPU.
+
+    Attributes:
+        keys: K, (d_in, n).
+        dual: S = (lambda C0)^-1 K, (d_in, n).
+        residuals: R, (d_out, n); zero columns for keys that only have to stay as they are.
+        edits: for each column the position of its edit in the header's list; -1 for a column of no
+            edit of this patch (a key protected for an earlier one).
+    """
+
+    keys: Tensor
+    dual: Tensor
+    residuals: Tensor
+    edits: tuple[int, ...]
+    form: ClassVar[str] = "solved"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.residuals.shape[0], self.keys.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See :class:`Change`."""
+        return {"keys": self.keys, "dual": self.dual, "residuals": self.residuals}
+
+    def factors(self) -> Factors:
+        """See :class:`Change`."""
+        gram = self.keys.T @ self.dual
+        system = torch.eye(gram.shape[0], dtype=gram.dtype) + gram
+        # Delta = R system^-1 S^T; the system is symmetric up to rounding, not exactly.
+        left = torch.linalg.solve(system.T, self.residuals.T).T
+        return left, self.dual
+
+    def delta(self) -> Tensor:
+        """See :class:`Change`."""
+        left, right = self.factors()
+        return left @ right.T
+
+    def scaled(self, factor: float) -> SolvedChange:
+        """See :class:`Change`. Keys stay, so that edits can still be taken out."""
+        return replace(self, residuals=self.residuals * factor)
+
+    def inseparable(self, gone: set[int]) -> str:
+        """See :class:`Change`."""
+        return ""
+
+    def keeping(self, places: Mapping[int, int]) -> SolvedChange | None:
+        """See :class:`Change`. Solved again over the columns that stay."""
+        kept, edits = self._kept(places)
+        if all(edit == -1 for edit in edits) and not bool(self.residuals[:, kept].any()):
+            return None  # protected keys change nothing by themselves
+        return SolvedChange(self.keys[:, kept], self.dual[:, kept], self.residuals[:, kept], edits)
+
+    def own_keys(self) -> Tensor:
+        """See :class:`Change`."""
+        own = torch.tensor([edit >= 0 for edit in self.edits], dtype=torch.bool)
+        return self.keys[:, own].double()
+
+    def problem(self, edits: int) -> str:
+        """See :class:`Change`."""
+        if self.dual.shape != self.keys.shape:
+            return "has keys and dual of different shapes"
+        return super().problem(edits)
+
+
+@dataclass(frozen=True)
+class LowRankChange(_Columns):
+    """Delta = left right^T, each column an edit's own (ROME), or of no edit in particular (-1)."""
+
+    left: Tensor  # (d_out, r)
+    right: Tensor  # (d_in, r)
+    edits: tuple[int, ...]
+    form: ClassVar[str] = "low-rank"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.left.shape[0], self.right.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See :class:`Change`."""
+        return {"left": self.left, "right": self.right}
+
+    def factors(self) -> Factors:
+        """See :class:`Change`."""
+        return self.left, self.right
+
+    def delta(self) -> Tensor:
+        """See :class:`Change`."""
+        return self.left @ self.right.T
+
+    def scaled(self, factor: float) -> LowRankChange:
+        """See :class:`Change`."""
+        return replace(self, left=self.left * factor)
+
+    def low_rank(self) -> LowRankChange:
+        """See :class:`Change`."""
+        return self
+
+    @classmethod
+    def beside(cls, changes: Sequence[LowRankChange]) -> LowRankChange:
+        """The sum of changes: their columns side by side."""
+        return cls(
+            torch.cat([each.left for each in changes], dim=1),
+            torch.cat([each.right for each in changes], dim=1),
+            tuple(edit for each in changes for edit in each.edits),
+        )
+
+    def inseparable(self, gone: set[int]) -> str:
+        """See :class:`Change`."""
+        if -1 not in self.edits or gone <= set(self.edits):
+            return ""
+        return (
+            "is a sum that does not keep its edits apart; drop the edit from the patch it came from "
+            "and merge again"
+        )
+
+    def keeping(self, places: Mapping[int, int]) -> LowRankChange | None:
+        """See :class:`Change`."""
+        kept, edits = self._kept(places)
+        if all(edit == -1 for edit in edits) and not bool(self.left[:, kept].any()):
+            return None
+        return LowRankChange(self.left[:, kept], self.right[:, kept], edits)
+
+
+@dataclass(frozen=True)
+class DenseChange(Change):
+    """A change without structure (fine-tuning): Delta itself, (d_out, d_in), or (d,) for a vector."""
+
+    change: Tensor
+    form: ClassVar[str] = "dense"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Change`."""
+        return tuple(self.change.shape)
+
+    @property
+    def layout(self) -> None:
+        """See :class:`Change`."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See :class:`Change`."""
+        return {"delta": self.change}
+
+    def delta(self) -> Tensor:
+        """See :class:`Change`."""
+        return self.change
+
+    def scaled(self, factor: float) -> DenseChange:
+        """See :class:`Change`. In float64."""
+        return DenseChange(self.change.double() * factor)
+
+    def sliced(self, rows: Tensor | None, columns: Tensor | None) -> DenseChange:
+        """See :class:`Change`."""
+        return DenseChange(_taken(self.change, rows, columns).contiguous())
+
+    def inseparable(self, gone: set[int]) -> str:
+        """See :class:`Change`."""
+        return (
+            "is dense, nothing in it belongs to one edit; compute the patch again without that edit"
+        )
+
+    def keeping(self, places: Mapping[int, int]) -> DenseChange:
+        """See :class:`Change`. It has no edits to leave out."""
+        return self
+
+
+@dataclass(frozen=True)
+class SlicedChange(Change):
+    """Rows and columns of a change with factors: its edits stay separable, its Delta exact.
+
+    Slicing the factors would give the same numbers but for the last bit of a product, and solving
+    again over fewer inputs would give others.
+
+    Attributes:
+        whole: the change that was sliced.
+        rows, kept_columns: indices that are kept, ascending; None for all.
+    """
+
+    whole: Change
+    rows: Tensor | None
+    kept_columns: Tensor | None
+    form: ClassVar[str] = "sliced"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Change`."""
+        kept = (self.rows, self.kept_columns)
+        return tuple(
+            size if index is None else len(index)
+            for size, index in zip(self.whole.shape, kept, strict=False)
+        )
+
+    @property
+    def layout(self) -> Any:
+        """See :class:`Change`."""
+        return self.whole.layout
+
+    @property
+    def columns(self) -> int | None:
+        """See :class:`Change`."""
+        return self.whole.columns
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See :class:`Change`."""
+        kept = {"rows": self.rows, "columns": self.kept_columns}
+        return self.whole.tensors() | {n: index for n, index in kept.items() if index is not None}
+
+    def factors(self) -> Factors | None:
+        """See :class:`Change`."""
+        found = self.low_rank()
+        return None if found is None else found.factors()
+
+    def low_rank(self) -> LowRankChange | None:
+        """See :class:`Change`."""
+        whole = self.whole.low_rank()
+        if whole is None:
+            return None
+        left, right = (
+            _taken(factor, index, None)
+            for factor, index in zip(whole.factors(), (self.rows, self.kept_columns), strict=True)
+        )
+        return LowRankChange(left, right, whole.edits)
+
+    def delta(self) -> Tensor:
+        """See :class:`Change`."""
+        return _taken(self.whole.delta(), self.rows, self.kept_columns)
+
+    def scaled(self, factor: float) -> SlicedChange:
+        """See :class:`Change`."""
+        return replace(self, whole=self.whole.scaled(factor))
+
+    def sliced(self, rows: Tensor | None, columns: Tensor | None) -> SlicedChange:
+        """See :class:`Change`."""
+        return SlicedChange(
+            self.whole, _composed(self.rows, rows), _composed(self.kept_columns, columns)
+        )
+
+    def inseparable(self, gone: set[int]) -> str:
+        """See :class:`Change`."""
+        return self.whole.inseparable(gone)
+
+    def keeping(self, places: Mapping[int, int]) -> Change | None:
+        """See :class:`Change`."""
+        whole = self.whole.keeping(places)
+        return None if whole is None else replace(self, whole=whole)
+
+    def own_keys(self) -> Tensor | None:
+        """See :class:`Change`."""
+        keys = self.whole.own_keys()
+        return None if keys is None else _taken(keys, self.kept_columns, None)
+
+    def problem(self, edits: int) -> str:
+        """See :class:`Change`."""
+        for size, index in zip(self.whole.shape, (self.rows, self.kept_columns), strict=False):
+            if index is not None and (wrong := wrong_indices(index, size)):
+                return wrong
+        return self.whole.problem(edits)
+
+
+def changed(base: Tensor, changes: Iterable[Change], transposed: bool = False) -> Tensor:
+    """A tensor with changes added: the sum in float64, rounded once to the tensor's own type.
+
+    Args:
+        base: as the model stores it.
+        changes: in (d_out, d_in).
+        transposed: the model stores (d_in, d_out).
+
+    Raises:
+        DataError: the result overflows the tensor's type.
+    """
+    total = base.detach().to(torch.float64, copy=True)
+    for change in changes:
+        delta = change.delta().to(total.device, torch.float64)
+        total += delta.T if transposed else delta
+    result = total.to(base.dtype)
+    if not bool(torch.isfinite(result).all()):
+        raise DataError(
+            f"the patch's change does not fit the weights' type {str(base.dtype)[6:]}: the largest "
+            f"value would be {float(total.abs().max()):.3g}"
+        )
+    return result
+
+
+def wrong_indices(index: Tensor, size: int) -> str:
+    """What is wrong with kept indices of an axis of so many; empty where nothing is."""
+    if index.dtype != torch.int64 or index.dim() != 1 or not len(index):
+        return "has kept indices that are not a list of whole numbers"
+    if int(index[0]) < 0 or int(index[-1]) >= size or bool((index.diff() <= 0).any()):
+        return f"has kept indices that do not ascend within 0 to {size - 1}"
+    return ""
+
+
+def _taken(values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    values = values if rows is None else values[rows]
+    return values if columns is None else values[:, columns]
+
+
+def _composed(first: Tensor | None, then: Tensor | None) -> Tensor | None:
+    if first is None or then is None:
+        return then if first is None else first
+    return first[then]

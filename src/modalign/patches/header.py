@@ -1,0 +1,207 @@
+"""What a patch says of itself: where it comes from, the tensors it fits, and its content's hash."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from torch import Tensor
+
+from modalign.models.hashing import CHUNK, canonical, little_endian
+from modalign.patches.changes import Change
+
+FORMAT_VERSION = 2  # the newest; patches that need nothing of it are written as 1
+SHOWN = 12  # digits of a hash in messages
+
+
+class BaseTensor(BaseModel):
+    """A tensor that a patch expects in its base model.
+
+    Attributes:
+        sha256: of its shape and its values in float32 (float64 if stored so), see ``tensor_hash``:
+            the same for a bfloat16 file and for what it becomes when loaded in float32.
+        shape: as the model stores it.
+        transposed: stored as (d_in, d_out), as GPT-2's Conv1D does; changes are always (d_out, d_in).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+class EditRecord(BaseModel):
+    """One edit of a patch, and how its computation went."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    subject: str
+    prompt: str
+    target: str
+    truth: str | None = None
+    image: str | None = None
+    lookup: str | None = None  # how the lookup tokens were found: subject, last, visual
+    steps: int | None = None  # evaluations of the value's optimisation
+    probability: float | None = None  # of the target with the optimised value put in
+    written: float | None = None  # the target's probability with the patch; least of its prompts
+    value_norm: float | None = None  # |delta| / |initial value|
+    warnings: tuple[str, ...] = ()
+
+
+class EditingOrigin(BaseModel):
+    """What only a patch made of edits says of itself.
+
+    Attributes:
+        covariance: fingerprint of the key statistics (the same one makes patches jointly solvable).
+        contexts: the sentences put before the prompts.
+        edits: one record each, in column order.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    covariance: str | None = None
+    contexts: tuple[str, ...] = ()
+    edits: tuple[EditRecord, ...] = ()
+
+
+class Parent(BaseModel):
+    """A patch that another was made of, and its weight there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    sha256: str
+    weight: float = 1.0
+
+
+# In a file the origin's fields stand among the header's own, in this order, since format 1.
+_FILE_ORDER = (
+    "format_version", "name", "kind", "method", "model", "base", "after", "tokenizer", "covariance",
+    "settings", "seed", "contexts", "edits", "history", "created", "versions",
+)  # fmt: skip
+
+
+class PatchHeader(BaseModel):
+    """Where a patch comes from and what it fits.
+
+    Attributes:
+        name: of the patch, a file's stem by default.
+        kind: adapter, delta, structure or soup; editors make deltas.
+        method: pmet, memit, ...; what is made of others keeps it and says so in ``history``.
+        base: the tensors it changes, as they must be before any patch.
+        after: content hashes of the patches that must be applied below this one, lowest first.
+        tokenizer: hash of the tokenizer whose tokens it was computed for.
+        settings: the whole configuration of the method.
+        history: what was done since (merged from, dropped), one line each.
+        editing: of a patch made of edits.
+        parents: what a soup is made of, or the one patch that this was sliced from.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    name: str
+    kind: Literal["adapter", "delta", "structure", "soup"] = "delta"
+    method: str
+    model: str
+    base: dict[str, BaseTensor]
+    after: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    history: tuple[str, ...] = ()
+    created: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    editing: EditingOrigin = EditingOrigin()
+    parents: tuple[Parent, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        """Take the origin's fields from among the others."""
+        own = EditingOrigin.model_fields.keys()
+        if not isinstance(values, dict) or not own & values.keys():
+            return values
+        rest = {name: value for name, value in values.items() if name not in own}
+        rest["editing"] = {name: values[name] for name in own if name in values}
+        return rest
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As files hold it; what format 1 does not know is left out where it is not used."""
+        values = handler(self)
+        values |= values.pop("editing")
+        newer = {"parents": self.parents}
+        more = {name: values[name] for name, used in newer.items() if used}
+        return {name: values[name] for name in _FILE_ORDER} | more
+
+
+@dataclass(frozen=True)
+class PatchContent:
+    """A patch as data: a header, and a change for every tensor it touches.
+
+    Attributes:
+        header: provenance and what it fits.
+        changes: by the parameter's name in ``model.named_parameters()``.
+    """
+
+    header: PatchHeader
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+    @property
+    def edits(self) -> tuple[EditRecord, ...]:
+        """Its edits, in column order."""
+        return self.header.editing.edits
+
+
+def patch_hash(patch: PatchContent) -> str:
+    """SHA-256 of a patch's content: header, which column belongs to which edit, every number."""
+    layouts = {name: change.layout for name, change in patch.changes.items()}
+    return content_hash(patch.header.model_dump(mode="json"), layouts, tensors_of(patch.changes))
+
+
+def tensors_of(changes: Mapping[str, Change]) -> dict[str, Tensor]:
+    """Every stored tensor of a patch by its name in the file: ``{parameter}::{part}``."""
+    return {
+        f"{name}::{part}": value
+        for name, change in changes.items()
+        for part, value in change.tensors().items()
+    }
+
+
+def content_hash(
+    header: dict[str, Any], layouts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> str:
+    """SHA-256 over a patch's parts as they stand in its file."""
+    digest = hashlib.sha256(canonical([header, layouts]))
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(canonical([name, list(value.shape), str(value.dtype)]))
+        for part in value.reshape(-1).split(CHUNK):
+            digest.update(little_endian(part))
+    return digest.hexdigest()
+
+
+def label(patch: PatchContent) -> str:
+    """A patch's name and the beginning of its hash."""
+    return f"{patch.header.name} ({patch_hash(patch)[:SHOWN]})"
+
+
+def with_history(header: PatchHeader, done: str, **update: Any) -> PatchHeader:
+    """A header with fields replaced and a line of history more, made now."""
+    history = (*update.pop("history", header.history), done)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return header.model_copy(update={**update, "history": history, "created": created})

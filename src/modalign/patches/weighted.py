@@ -1,0 +1,96 @@
+"""A weighted sum of changes that stays a sum until it is applied: what a soup does to one tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from modalign.patches.changes import Change, Factors, LowRankChange
+
+
+@dataclass(frozen=True)
+class WeightedChange(Change):
+    """A weighted sum of changes that is not computed before it is applied.
+
+    Attributes:
+        terms: (weight, change), of one shape.
+    """
+
+    terms: tuple[tuple[float, Change], ...]
+    form: ClassVar[str] = "weighted"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Change`."""
+        return self.terms[0][1].shape
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """See :class:`Change`."""
+        return {
+            "weights": [weight for weight, _ in self.terms],
+            "terms": [change.layout for _, change in self.terms],
+        }
+
+    @property
+    def columns(self) -> int | None:
+        """See :class:`Change`."""
+        found = [change.columns for _, change in self.terms]
+        return None if None in found else sum(each for each in found if each is not None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See :class:`Change`."""
+        return {
+            f"{number}/{part}": value
+            for number, (_, change) in enumerate(self.terms)
+            for part, value in change.tensors().items()
+        }
+
+    def factors(self) -> Factors | None:
+        """See :class:`Change`."""
+        found = self.low_rank()
+        return None if found is None else found.factors()
+
+    def low_rank(self) -> LowRankChange | None:
+        """See :class:`Change`."""
+        found = [each.scaled(weight).low_rank() for weight, each in self.terms]
+        pairs = [each for each in found if each is not None]
+        return LowRankChange.beside(pairs) if len(pairs) == len(found) else None
+
+    def delta(self) -> Tensor:
+        """See :class:`Change`. Summed in float64, first term first."""
+        total = torch.zeros(self.shape, dtype=torch.float64)
+        for weight, change in self.terms:
+            total += weight * change.delta().double()
+        return total
+
+    def scaled(self, factor: float) -> WeightedChange:
+        """See :class:`Change`."""
+        return WeightedChange(tuple((factor * weight, change) for weight, change in self.terms))
+
+    def sliced(self, rows: Tensor | None, columns: Tensor | None) -> WeightedChange:
+        """See :class:`Change`."""
+        return WeightedChange(tuple((w, each.sliced(rows, columns)) for w, each in self.terms))
+
+    def inseparable(self, gone: set[int]) -> str:
+        """See :class:`Change`."""
+        return next((why for _, each in self.terms if (why := each.inseparable(gone))), "")
+
+    def keeping(self, places: Mapping[int, int]) -> Change | None:
+        """See :class:`Change`."""
+        left = [(weight, each.keeping(places)) for weight, each in self.terms]
+        terms = tuple((weight, each) for weight, each in left if each is not None)
+        return WeightedChange(terms) if terms else None
+
+    def problem(self, edits: int) -> str:
+        """See :class:`Change`."""
+        if not all(math.isfinite(weight) for weight, _ in self.terms):
+            return "has weights that are not finite"
+        if len({change.shape for _, change in self.terms}) != 1:
+            return "has terms of different shapes"
+        return next((why for _, each in self.terms if (why := each.problem(edits))), "")
