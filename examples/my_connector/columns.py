@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     Grid,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
     grid_of,
-    linear_flops,
+    map_flops,
     to_grid,
     zero_masked,
 )
@@ -37,19 +35,9 @@ class ColumnsConnector(PrefixConnector):
     papers = ("an example; no paper",)
     needs_grid = True
 
-    def __init__(self, widths: Widths) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
         self.projection = nn.Linear(widths.feature_size, widths.hidden_size)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """No options: both sizes are the same."""
-        return {}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dD + D``."""
-        return affine_parameters(widths.feature_size, widths.hidden_size)
 
     def num_tokens(self, num_features: int) -> int:
         """w, the columns of the grid."""
@@ -57,8 +45,7 @@ class ColumnsConnector(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """``2wdD``; the means' additions are not counted."""
-        columns = self.num_tokens(num_features)
-        return linear_flops(columns, self.widths.feature_size, self.widths.hidden_size)
+        return map_flops(self.num_tokens(num_features), self.projection)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
+from formulas import FORMULAS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -122,10 +124,11 @@ def check_gradients(cls: type[Connector], widths: Widths, options: Options) -> N
 
 
 def check_parameter_count(cls: type[Connector], widths: Widths, options: Options) -> None:
-    with torch.device("meta"):
-        connector = cls(widths, **options)
-    actual = sum(parameter.numel() for parameter in connector.parameters())
-    assert cls.parameter_count(widths, **options) == actual
+    """What is counted is what the description's formula says; counting draws no random number."""
+    state = torch.get_rng_state()
+    counted = cls.parameter_count(widths, **options)
+    assert counted == FORMULAS[cls.name](widths, asdict(cls.options_type(**options)))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def check_flops(cls: type[Connector], widths: Widths, options: Options) -> None:

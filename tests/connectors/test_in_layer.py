@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from formulas import adapter_prompts, gated_blocks
 from properties import (
     CHECKS,
     CLIP_L_TO_7B,
@@ -150,7 +151,7 @@ def test_gated_table(widths: Widths, every_fourth: float, every_layer: float) ->
     # The rows count the blocks without their resampler, to three digits.
     for every, figure in ((4, every_fourth), (1, every_layer)):
         options = GatedCrossAttention.options_for("published", widths) | {"every": every}
-        count = GatedCrossAttention.block_parameters(widths, **options) / 1e6
+        count = gated_blocks(widths, options) / 1e6
         assert float(f"{count:.3g}") == figure
 
 
@@ -160,7 +161,7 @@ def test_gated_table(widths: Widths, every_fourth: float, every_layer: float) ->
 )
 def test_llama_adapter_table(widths: Widths, figure: float) -> None:
     options = LlamaAdapter.options_for("published", widths)
-    assert round(LlamaAdapter.prompt_parameters(widths, **options) / 1e6, 2) == figure
+    assert round(adapter_prompts(widths, options) / 1e6, 2) == figure
 
 
 @both

@@ -11,12 +11,12 @@ resampler core with one query per place of the signal. A model that is saved doe
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import ConnectorError, Grid, linear_flops, zero_masked
+from modalign.connectors.base import ConnectorError, Grid, map_flops, zero_masked
 from modalign.connectors.codes import Code, CodeEncoder, WindowEncoder
 from modalign.connectors.perceivers.resampler import ResamplerCore
 from modalign.connectors.perceivers.variational import GaussianEncoder
@@ -88,11 +88,8 @@ class WindowAutoencoder(Autoencoder):
 
     def flops(self, num_features: int) -> float:
         """Encoder and the two maps back."""
-        M, width = self.encoder.places(num_features), self.encoder.hidden
-        back = linear_flops(M, self.enter.in_features, width)
-        return (
-            self.encoder.flops(num_features) + back + linear_flops(M, width, self.out.out_features)
-        )
+        back = map_flops(self.encoder.places(num_features), self.enter, self.out)
+        return self.encoder.flops(num_features) + back
 
 
 class QueryAutoencoder(Autoencoder):
@@ -102,16 +99,15 @@ class QueryAutoencoder(Autoencoder):
 
     def __init__(self, encoder: GaussianEncoder, code_width: int, num_features: int) -> None:
         super().__init__(encoder)
-        options = encoder.core_options | {"num_tokens": num_features, "layers": DECODER_LAYERS}
-        self.code_width, self.options = code_width, options
-        self.decoder = ResamplerCore(code_width, **options)
-        self.out = nn.Linear(options["width"], encoder.feature_size)
+        core = replace(encoder.core.options, num_tokens=num_features, layers=DECODER_LAYERS)
+        self.decoder = ResamplerCore(code_width, core)
+        self.out = nn.Linear(core.width, encoder.feature_size)
 
     def decode(
         self, code: Code, target: Tensor, mask: Tensor, grid: Grid | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """In the features' own order: R = N."""
-        N, most = mask.shape[1], self.options["num_tokens"]
+        N, most = mask.shape[1], self.decoder.options.num_tokens
         if most < N:
             raise ConnectorError(f"stage one was built for {most} features per item, not {N}")
         values = code.values.to(self.out.weight.dtype)
@@ -119,15 +115,9 @@ class QueryAutoencoder(Autoencoder):
 
     def flops(self, num_features: int) -> float:
         """Encoder, the reading of the code, the map back."""
-        read = ResamplerCore.flops_for(
-            self.code_width, num_features=self.encoder.num_tokens, **self.options
-        )
-        places, width = self.options["num_tokens"], self.options["width"]
-        return (
-            self.encoder.flops(num_features)
-            + read
-            + linear_flops(places, width, self.encoder.feature_size)
-        )
+        read = self.decoder.flops(self.encoder.options.num_tokens)
+        back = map_flops(self.decoder.options.num_tokens, self.out)
+        return self.encoder.flops(num_features) + read + back
 
 
 def autoencoder_of(encoder: CodeEncoder, code_width: int, num_features: int) -> Autoencoder:

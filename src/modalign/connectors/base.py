@@ -10,11 +10,13 @@ M tokens of the language model's width D, T text positions.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +50,54 @@ class ConnectorError(ValueError):
     """A connector was asked for something it cannot do; the message says what it needs."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen about a connector. A subclass adds JSON-able fields, each with a default.
+
+    A connector names its own as ``options_type``. Its constructor, the configuration of a saved model
+    and the method names of ``compare`` all read these fields.
+    """
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """Return the options of the published size: the defaults, unless they depend on the widths."""
+        return cls()
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """Return the options of the size matched to the language model's width."""
+        return cls.published(widths)
+
+    @classmethod
+    def of(cls, connector: str, given: Mapping[str, Any]) -> Self:
+        """Return these options.
+
+        Args:
+            connector: its name, for the error.
+            given: by name; the others keep their defaults.
+
+        Raises:
+            ConnectorError: one is unknown.
+        """
+        known = [field.name for field in fields(cls)]
+        for unknown in given.keys() - known:
+            raise ConnectorError(
+                f"connector {connector!r} has no option {unknown!r}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+        return cls(**given)
+
+
 class Connector(nn.Module, ABC):
     """What prefix and in-layer connectors share.
 
-    A subclass sets the class attributes, takes ``(widths: Widths, **options)`` in ``__init__`` with
-    JSON-able options only, and is registered by ``modalign.connectors.registry.register``.
+    A subclass sets the class attributes, takes ``(widths: Widths, **options)`` in ``__init__``, passes
+    both on to this class, which keeps them, and is registered by
+    ``modalign.connectors.registry.register``.
+
+    Attributes:
+        widths: of the two neighbours.
+        options: what this connector was built with, an ``options_type``.
     """
 
     name: ClassVar[str]
@@ -64,6 +109,7 @@ class Connector(nn.Module, ABC):
     papers: ClassVar[tuple[str, ...]]  # "LLaVA (arXiv 2304.08485)"
     export_target: str = "remote-code"  # or the native class, e.g. "Llava"
     needs_grid: ClassVar[bool] = False
+    options_type: ClassVar[type[Options]] = Options
     stage_one_needs_text: ClassVar[bool] = False  # each medium with a text, not the medium alone
     keeps_llm_frozen: ClassVar[bool] = False  # in every stage, whatever trains otherwise
     # On the connector's learning rate: published rates of attention-based connectors (1e-4 to 3e-4 in
@@ -71,9 +117,12 @@ class Connector(nn.Module, ABC):
     rate_scale: ClassVar[float] = 1.0
     raw_input: ClassVar[bool] = False  # reads the raw signal (flattened patches), not an encoder
 
-    def __init__(self, widths: Widths) -> None:
+    options: Options
+
+    def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__()
         self.widths = widths
+        self.options = self.options_type.of(self.name, options)
         if self.needs_grid and widths.grid is None:
             raise ConnectorError(
                 f"connector {self.name!r} works on a grid of features, but the encoder gives "
@@ -81,14 +130,15 @@ class Connector(nn.Module, ABC):
             )
 
     @classmethod
-    @abstractmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
         """Return the options of the published size, or of the one matched to the LLM's width."""
+        kind = cls.options_type
+        return asdict(kind.published(widths) if variant == "published" else kind.matched(widths))
 
     @classmethod
-    @abstractmethod
     def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """Return the number of parameters from the formula, without building the module."""
+        """Return the number of parameters: of the module built without memory for its weights."""
+        return _count_parameters(cls, widths, json.dumps(options, sort_keys=True))
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
@@ -128,6 +178,13 @@ class Connector(nn.Module, ABC):
     def diagnose(self, media: Iterable[tuple[Tensor, Tensor, Grid | None]]) -> dict[str, float]:
         """Figures beside accuracy for reports, over (features, mask, grid) batches; {}: none."""
         return {}
+
+
+@lru_cache(maxsize=256)
+def _count_parameters(cls: type[Connector], widths: Widths, options: str) -> int:
+    with torch.device("meta"):
+        module = cls(widths, **json.loads(options))
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class PrefixConnector(Connector):
@@ -215,7 +272,7 @@ class _Reading:
 
 
 def linear_flops(positions: float, inputs: int, outputs: int) -> float:
-    """FLOPs of an affine map applied at ``positions`` places."""
+    """FLOPs of products with a matrix at ``positions`` places; see :func:`map_flops` for modules."""
     return 2.0 * positions * inputs * outputs
 
 
@@ -224,9 +281,20 @@ def attention_flops(queries: float, keys: float, width: int) -> float:
     return 4.0 * queries * keys * width
 
 
-def affine_parameters(inputs: int, outputs: int, bias: bool = True) -> int:
-    """Parameters of an affine map."""
-    return inputs * outputs + (outputs if bias else 0)
+def map_flops(positions: float, *modules: nn.Module) -> float:
+    """FLOPs of every affine map and convolution in ``modules``, each applied at ``positions`` places."""
+    found = (part for module in modules for part in module.modules())
+    return 2.0 * positions * sum(map(_products, found))
+
+
+def _products(module: nn.Module) -> int:
+    """Multiplications of a map at one place of its output."""
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    if isinstance(module, nn.Conv2d):
+        per_output = module.in_channels // module.groups * math.prod(module.kernel_size)
+        return per_output * module.out_channels
+    return 0
 
 
 def to_grid(features: Tensor, grid: Grid | None, name: str) -> Tensor:

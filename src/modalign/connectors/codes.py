@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import Grid, PrefixConnector, affine_parameters, linear_flops
+from modalign.connectors.base import Grid, PrefixConnector, map_flops
 from modalign.connectors.converters.layers import (
     check_factor,
     require_positive,
@@ -221,15 +221,7 @@ class WindowEncoder(CodeEncoder):
 
     def flops(self, num_features: int) -> float:
         """The two maps."""
-        M, d = self.places(num_features), self.feature_size
-        return linear_flops(M, self.window * d, self.hidden) + linear_flops(
-            M, self.hidden, self.out.out_features
-        )
-
-    @staticmethod
-    def parameters_for(feature_size: int, window: int, hidden: int, outputs: int) -> int:
-        """Number of parameters of the two maps."""
-        return affine_parameters(window * feature_size, hidden) + affine_parameters(hidden, outputs)
+        return map_flops(self.places(num_features), self.enter, self.out)
 
 
 # ---------------------------------------------------------------------- the contract

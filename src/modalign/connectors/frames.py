@@ -53,11 +53,6 @@ class PerFrame(PrefixConnector):
         """Those for one frame."""
         return super().options_for(variant, cls._of_one(widths))
 
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """One frame's: all frames share them."""
-        return super().parameter_count(cls._of_one(widths), **options)
-
     def num_tokens(self, num_features: int) -> int:
         """T times the tokens of a frame, where the features are those of T frames."""
         N = self.widths.num_features

@@ -57,8 +57,8 @@ def readable(memory: _Memory, hidden: Tensor) -> Tensor:
 class HookedConnector(InLayerConnector):
     """In-layer connector with the life cycle of its hooks written once."""
 
-    def __init__(self, widths: Widths) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
         self._handles: list[RemovableHandle] = []
         self._noted: OrderedDict[tuple[int, int], _Memory] = OrderedDict()
 

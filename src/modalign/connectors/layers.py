@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import affine_parameters, attention_flops, linear_flops, zero_masked
+from modalign.connectors.base import attention_flops, map_flops, zero_masked
 
 INIT_STD = 0.02  # of learnt queries, positions and prompts
 
@@ -95,27 +95,10 @@ class Attention(nn.Module):
         v = split_heads(self.v(memory if values is None else values), self.heads)
         return self.out(merge_heads(attend(q, k, v, allowed)))
 
-    @staticmethod
-    def parameters_for(
-        width: int, inner: int, memory_width: int | None = None, bias: bool = True
-    ) -> int:
-        """Number of parameters; ``inner`` is heads times head size."""
-        return (
-            affine_parameters(width, inner, bias)
-            + 2 * affine_parameters(memory_width or width, inner, bias)
-            + affine_parameters(inner, width, bias)
-        )
-
-    @staticmethod
-    def flops_for(
-        queries: int, keys: int, width: int, inner: int, memory_width: int | None = None
-    ) -> float:
-        """FLOPs of one item with so many queries and keys."""
-        return (
-            2 * linear_flops(queries, width, inner)
-            + 2 * linear_flops(keys, memory_width or width, inner)
-            + attention_flops(queries, keys, inner)
-        )
+    def flops(self, queries: int, keys: int) -> float:
+        """Return the FLOPs of one item with so many queries and keys."""
+        maps = map_flops(queries, self.q, self.out) + map_flops(keys, self.k, self.v)
+        return maps + attention_flops(queries, keys, self.q.out_features)
 
 
 class FeedForward(nn.Module):
@@ -133,16 +116,6 @@ class FeedForward(nn.Module):
         """(..., width) -> (..., width)."""
         return self.down(self.activation(self.up(x)))
 
-    @staticmethod
-    def parameters_for(width: int, hidden: int, bias: bool = True) -> int:
-        """Number of parameters."""
-        return affine_parameters(width, hidden, bias) + affine_parameters(hidden, width, bias)
-
-    @staticmethod
-    def flops_for(positions: float, width: int, hidden: int) -> float:
-        """FLOPs at so many positions."""
-        return 2 * linear_flops(positions, width, hidden)
-
 
 class SwiGLU(nn.Module):
     """``down(silu(gate x) * up x)``, without biases (arXiv 2002.05202)."""
@@ -156,18 +129,6 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
         return self.down(functional.silu(self.gate(x)) * self.up(x))
-
-    @staticmethod
-    def parameters_for(inputs: int, hidden: int, outputs: int) -> int:
-        """Number of parameters."""
-        return 2 * inputs * hidden + hidden * outputs
-
-    @staticmethod
-    def flops_for(positions: float, inputs: int, hidden: int, outputs: int) -> float:
-        """FLOPs at so many positions."""
-        return 2 * linear_flops(positions, inputs, hidden) + linear_flops(
-            positions, hidden, outputs
-        )
 
 
 def windows(features: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:

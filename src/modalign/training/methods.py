@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import yaml
@@ -165,7 +164,7 @@ def _split_recipe(name: str) -> tuple[str, Recipe | None]:
 
 
 def _options(name: str, cls: type[Connector], text: str) -> dict[str, Any]:
-    known = [p for p in inspect.signature(cls).parameters if p != "widths"]
+    known = [field.name for field in fields(cls.options_type)]
     options: dict[str, Any] = {}
     for item in filter(None, text.split(";")):
         key, equals, value = item.partition("=")

@@ -15,15 +15,21 @@ over k x k folded features can be that: this form exports.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor
 
-from modalign.connectors.base import Grid, PrefixConnector, Variant, Widths, quarter_tokens
+from modalign.connectors.base import (
+    Grid,
+    Options,
+    PrefixConnector,
+    Widths,
+    map_flops,
+    quarter_tokens,
+)
 from modalign.connectors.converters.layers import (
     affine_stack,
-    affine_stack_flops,
-    affine_stack_parameters,
     grid_tokens,
     masked_grid,
     pool_grid,
@@ -33,14 +39,33 @@ from modalign.connectors.converters.layers import (
 )
 
 
-class AvgpoolMlpConnector(PrefixConnector):
-    """Adaptive average pool to ``num_tokens``, then affine, GELU, affine (DeCo, arXiv 2405.20985).
+@dataclass(frozen=True)
+class AvgpoolMlpOptions(Options):
+    """Options of ``avgpool_mlp``.
 
-    Args:
-        widths: the neighbours; a grid is needed.
+    Attributes:
         num_tokens: M, a square number no larger than the grid allows.
         depth: number of affine maps, at least 1.
         bias: of the affine maps.
+    """
+
+    num_tokens: int = 144
+    depth: int = 2
+    bias: bool = True
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """144 tokens, fewer on a grid below 12 x 12."""
+        return cls(published_tokens(widths, 144))
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """About N/4 tokens."""
+        return cls(quarter_tokens(widths))
+
+
+class AvgpoolMlpConnector(PrefixConnector):
+    """Adaptive average pool to ``num_tokens``, then affine, GELU, affine (DeCo, arXiv 2405.20985).
 
     Raises:
         ConnectorError: no grid, M not square, or its side larger than the grid's.
@@ -53,30 +78,18 @@ class AvgpoolMlpConnector(PrefixConnector):
     parameter_text = "dD + D + (depth - 1)(D^2 + D)"
     papers = ("DeCo (arXiv 2405.20985)",)
     needs_grid = True
+    options_type = AvgpoolMlpOptions
+    options: AvgpoolMlpOptions
 
-    def __init__(
-        self, widths: Widths, num_tokens: int = 144, depth: int = 2, bias: bool = True
-    ) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        depth, bias = self.options.depth, self.options.bias
         require_positive(self.name, depth=depth)
-        self.side = pool_side(num_tokens, widths, self.name)
-        self.depth = depth
+        self.side = pool_side(self.options.num_tokens, widths, self.name)
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, depth, bias=bias)
         even = widths.grid is not None and not any(side % self.side for side in widths.grid)
         if depth == 1 and not bias and even:
             self.export_target = "Idefics3"
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """144 tokens as published (fewer on a grid below 12 x 12), about N/4 when matched."""
-        if variant == "published":
-            return {"num_tokens": published_tokens(widths, 144)}
-        return {"num_tokens": quarter_tokens(widths)}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dD + D + (depth - 1)(D^2 + D)``, without bias ``dD + (depth - 1) D^2``."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N."""
@@ -84,8 +97,7 @@ class AvgpoolMlpConnector(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """``2M(dD + (depth - 1)D^2)``; the pool's additions are not counted."""
-        d, D = self.widths.feature_size, self.widths.hidden_size
-        return affine_stack_flops(self.side**2, d, D, self.depth)
+        return map_flops(self.side**2, self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -94,7 +106,3 @@ class AvgpoolMlpConnector(PrefixConnector):
         x, present = masked_grid(features, mask, grid, self.name)
         pooled, pooled_mask = grid_tokens(*pool_grid(x, present, self.side))
         return self.layers(pooled), pooled_mask
-
-
-def _parameters(widths: Widths, num_tokens: int = 144, depth: int = 2, bias: bool = True) -> int:
-    return affine_stack_parameters(widths.feature_size, widths.hidden_size, depth, bias)

@@ -16,7 +16,8 @@ Initialisation: as published, N(0, 0.02) for maps and positions, zero biases.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,16 @@ from torch.nn import functional
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    linear_flops,
+    map_flops,
     quarter_tokens,
 )
 from modalign.connectors.converters.layers import (
     ChannelNorm,
     SqueezeExcite,
     affine_stack,
-    affine_stack_flops,
-    affine_stack_parameters,
     depthwise_conv,
     grid_tokens,
     masked_grid,
@@ -43,21 +42,36 @@ from modalign.connectors.converters.layers import (
     pool_side,
     published_tokens,
     require_positive,
-    squeeze_excite_flops,
-    squeeze_excite_parameters,
 )
 
-PUBLISHED_WIDTH, PUBLISHED_DEPTH, PUBLISHED_TOKENS = 1024, 3, 144
+
+@dataclass(frozen=True)
+class CAbstractorOptions(Options):
+    """Options of ``c_abstractor``.
+
+    Attributes:
+        num_tokens: M, a square number no larger than the grid allows.
+        inner_size: W, width of the blocks.
+        depth: blocks before the pool, and again after it.
+    """
+
+    num_tokens: int = 144
+    inner_size: int = 1024
+    depth: int = 3
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """3 + 3 blocks of 1024 and 144 tokens, fewer on a grid below 12 x 12."""
+        return cls(published_tokens(widths, 144))
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """1 + 1 blocks of min(D, 1024), about N/4 tokens."""
+        return cls(quarter_tokens(widths), min(widths.hidden_size, 1024), 1)
 
 
 class CAbstractorConnector(PrefixConnector):
     """Convolutional abstractor (Honeybee, arXiv 2312.06742).
-
-    Args:
-        widths: the neighbours; a grid is needed.
-        num_tokens: M, a square number no larger than the grid allows.
-        inner_size: W, width of the blocks.
-        depth: blocks before the pool, and again after it.
 
     Raises:
         ConnectorError: no grid, M not square, its side larger than the grid's, or a size below 1.
@@ -71,18 +85,14 @@ class CAbstractorConnector(PrefixConnector):
     rate_scale = 0.3
     papers = ("Honeybee (arXiv 2312.06742)",)
     needs_grid = True
+    options_type = CAbstractorOptions
+    options: CAbstractorOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        num_tokens: int = PUBLISHED_TOKENS,
-        inner_size: int = PUBLISHED_WIDTH,
-        depth: int = PUBLISHED_DEPTH,
-    ) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        inner_size, depth = self.options.inner_size, self.options.depth
         require_positive(self.name, inner_size=inner_size, depth=depth)
-        self.side = pool_side(num_tokens, widths, self.name)
-        self.inner_size, self.depth = inner_size, depth
+        self.side = pool_side(self.options.num_tokens, widths, self.name)
         h, w = widths.grid or (0, 0)  # the base class has refused a missing grid
         self.positions = nn.Parameter(torch.empty(1, widths.feature_size, h, w))
         inputs = [widths.feature_size] + [inner_size] * (depth - 1)
@@ -99,37 +109,16 @@ class CAbstractorConnector(PrefixConnector):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """3 + 3 blocks of 1024 and 144 tokens as published; 1 + 1 of min(D, 1024), N/4 matched."""
-        if variant == "published":
-            return {
-                "num_tokens": published_tokens(widths, PUBLISHED_TOKENS),
-                "inner_size": PUBLISHED_WIDTH,
-                "depth": PUBLISHED_DEPTH,
-            }
-        return {
-            "num_tokens": quarter_tokens(widths),
-            "inner_size": min(widths.hidden_size, PUBLISHED_WIDTH),
-            "depth": 1,
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """Positions, blocks and MLP; see the module's formula."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N."""
         return self.side**2
 
     def flops(self, num_features: int) -> float:
         """Blocks at N places, blocks and MLP at M places."""
-        d, W, M = self.widths.feature_size, self.inner_size, self.side**2
-        before = _block_flops(num_features, d, W)
-        before += (self.depth - 1) * _block_flops(num_features, W, W)
-        after = self.depth * _block_flops(M, W, W)
-        return before + after + affine_stack_flops(M, W, self.widths.hidden_size, 2)
+        M = self.side**2
+        before = sum(block.flops(num_features) for block in _typed(self.before))
+        after = sum(block.flops(M) for block in _typed(self.after))
+        return before + after + map_flops(M, self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -164,7 +153,8 @@ class RegNetBlock(nn.Module):
         self.enter_norm = ChannelNorm(width)
         self.depthwise = depthwise_conv(width)
         self.depthwise_norm = ChannelNorm(width)
-        self.squeeze_excite = SqueezeExcite(width, _squeezed(inputs), nn.SiLU(), nn.Sigmoid())
+        squeezed = max(1, round(inputs / 4))  # RegNet's: of the block's inputs, not of its width
+        self.squeeze_excite = SqueezeExcite(width, squeezed, nn.SiLU(), nn.Sigmoid())
         self.leave = nn.Conv2d(width, width, 1, bias=False)
         self.leave_norm = ChannelNorm(width)
         self.shortcut: nn.Module = nn.Identity()
@@ -180,30 +170,11 @@ class RegNetBlock(nn.Module):
         y = self.leave_norm(self.leave(self.squeeze_excite(y, present)))
         return functional.silu(self.shortcut(x) + y) * present
 
-
-def _squeezed(inputs: int) -> int:
-    """RegNet squeezes to a quarter of the block's inputs, not of its width."""
-    return max(1, round(inputs / 4))
-
-
-def _block_parameters(I: int, W: int) -> int:  # noqa: E741
-    norms = 3 * 2 * W
-    shortcut = 0 if I == W else I * W + 2 * W
-    excite = squeeze_excite_parameters(W, _squeezed(I))
-    return I * W + 9 * W + W * W + norms + excite + shortcut
+    def flops(self, places: int) -> float:
+        """Return the FLOPs of one item at so many places; its gate is computed once."""
+        maps = (self.enter, self.depthwise, self.leave, self.shortcut)
+        return map_flops(places, *maps) + map_flops(1, self.squeeze_excite)
 
 
-def _block_flops(places: int, I: int, W: int) -> float:  # noqa: E741
-    pointwise = linear_flops(places, I, W) * (1 if I == W else 2) + linear_flops(places, W, W)
-    return pointwise + linear_flops(places, 9, W) + squeeze_excite_flops(W, _squeezed(I))
-
-
-def _parameters(
-    widths: Widths,
-    num_tokens: int = PUBLISHED_TOKENS,
-    inner_size: int = PUBLISHED_WIDTH,
-    depth: int = PUBLISHED_DEPTH,
-) -> int:
-    d, W = widths.feature_size, inner_size
-    blocks = _block_parameters(d, W) + (2 * depth - 1) * _block_parameters(W, W)
-    return widths.num_features * d + blocks + affine_stack_parameters(W, widths.hidden_size, 2)
+def _typed(blocks: nn.ModuleList) -> list[RegNetBlock]:
+    return cast("list[RegNetBlock]", list(blocks))

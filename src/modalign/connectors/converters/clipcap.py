@@ -12,31 +12,35 @@ Initialisation: torch default, as published.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
-    linear_flops,
+    map_flops,
     zero_masked,
 )
 from modalign.connectors.converters.layers import require_positive
 
-PUBLISHED_TOKENS = 10
+
+@dataclass(frozen=True)
+class ClipCapOptions(Options):
+    """Options of ``clipcap``; both sizes have ten embeddings, since the published one follows D.
+
+    Attributes:
+        num_tokens: P, prefix embeddings per item.
+    """
+
+    num_tokens: int = 10
 
 
 class ClipCapConnector(PrefixConnector):
-    """Mean of the features, affine, tanh, affine to ``num_tokens`` embeddings (arXiv 2111.09734).
-
-    Args:
-        widths: the neighbours.
-        num_tokens: P, prefix embeddings per item.
-    """
+    """Mean of the features, affine, tanh, affine to ``num_tokens`` embeddings (arXiv 2111.09734)."""
 
     name = "clipcap"
     family = "converter"
@@ -44,54 +48,37 @@ class ClipCapConnector(PrefixConnector):
     token_formula = "P"
     parameter_text = "dH + H + H PD + PD, H = PD/2"
     papers = ("ClipCap (arXiv 2111.09734)",)
+    options_type = ClipCapOptions
+    options: ClipCapOptions
 
-    def __init__(self, widths: Widths, num_tokens: int = PUBLISHED_TOKENS) -> None:
-        super().__init__(widths)
-        require_positive(self.name, num_tokens=num_tokens)
-        self.prefix_length = num_tokens
-        outputs = num_tokens * widths.hidden_size
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        require_positive(self.name, num_tokens=self.options.num_tokens)
+        outputs = self.options.num_tokens * widths.hidden_size
         self.layers = nn.Sequential(
             nn.Linear(widths.feature_size, outputs // 2),
             nn.Tanh(),
             nn.Linear(outputs // 2, outputs),
         )
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Ten prefix embeddings in both variants: the published size already follows D."""
-        return {"num_tokens": PUBLISHED_TOKENS}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dH + H + H PD + PD`` with ``H = PD/2``."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """P, whatever N."""
-        return self.prefix_length
+        return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """``2(dH + H PD)``, whatever N; the mean's additions are not counted."""
-        outputs = self.prefix_length * self.widths.hidden_size
-        hidden = outputs // 2
-        return linear_flops(1, self.widths.feature_size, hidden) + linear_flops(1, hidden, outputs)
+        return map_flops(1, self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d) -> tokens (B, P, D); an item without features is masked out."""
-        prefix = self.layers(masked_mean(features, mask))
-        tokens = prefix.reshape(-1, self.prefix_length, self.widths.hidden_size)
-        return tokens, mask.any(dim=1, keepdim=True).expand(-1, self.prefix_length)
+        P = self.options.num_tokens
+        tokens = self.layers(masked_mean(features, mask)).unflatten(-1, (P, -1))
+        return tokens, mask.any(dim=1, keepdim=True).expand(-1, P)
 
 
 def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
     """Mean (B, d) of the features present; zeros for an item without any."""
     count = mask.sum(dim=1, keepdim=True).clamp_min(1)
     return zero_masked(features, mask).sum(dim=1) / count
-
-
-def _parameters(widths: Widths, num_tokens: int = PUBLISHED_TOKENS) -> int:
-    outputs = num_tokens * widths.hidden_size
-    hidden = outputs // 2
-    return affine_parameters(widths.feature_size, hidden) + affine_parameters(hidden, outputs)

@@ -12,25 +12,45 @@ Initialisation: the product of the factors has the variance of torch's default f
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, PrefixConnector, Variant, Widths, linear_flops
-from modalign.connectors.converters.clipcap import PUBLISHED_TOKENS, masked_mean
-from modalign.connectors.converters.layers import affine_stack_parameters, require_positive
-
-DEFAULT_RANK = 64
+from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops
+from modalign.connectors.converters.clipcap import masked_mean
+from modalign.connectors.converters.layers import require_positive
 
 
-class ClipCapLowRankConnector(PrefixConnector):
-    """Mean of the features, rank-r affine, tanh, rank-r affine to ``num_tokens`` embeddings.
+@dataclass(frozen=True)
+class ClipCapLowRankOptions(Options):
+    """Options of ``clipcap_lowrank``.
 
-    Args:
-        widths: the neighbours.
+    Attributes:
         num_tokens: P, prefix embeddings per item.
         rank: r, of both matrices.
     """
+
+    num_tokens: int = 10
+    rank: int = 64
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """Rank 64, or d where that is smaller."""
+        return cls(rank=min(64, widths.feature_size))
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """The rank that costs what ``mlp`` costs, d at most."""
+        d, D = widths.feature_size, widths.hidden_size
+        hidden, outputs = cls().num_tokens * D // 2, cls().num_tokens * D
+        mlp = d * D + D + D * D + D
+        rank = round((mlp - hidden - outputs) / (d + 2 * hidden + outputs))
+        return cls(rank=min(max(1, rank), d))
+
+
+class ClipCapLowRankConnector(PrefixConnector):
+    """Mean of the features, rank-r affine, tanh, rank-r affine to ``num_tokens`` embeddings."""
 
     name = "clipcap_lowrank"
     family = "converter"
@@ -38,47 +58,36 @@ class ClipCapLowRankConnector(PrefixConnector):
     token_formula = "P"
     parameter_text = "r(d + 2H + PD) + H + PD, H = PD/2"
     papers = ("after ClipCap (arXiv 2111.09734)",)
+    options_type = ClipCapLowRankOptions
+    options: ClipCapLowRankOptions
 
-    def __init__(
-        self, widths: Widths, num_tokens: int = PUBLISHED_TOKENS, rank: int = DEFAULT_RANK
-    ) -> None:
-        super().__init__(widths)
-        require_positive(self.name, num_tokens=num_tokens, rank=rank)
-        self.prefix_length, self.rank = num_tokens, rank
-        hidden, outputs = _sizes(widths, num_tokens)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        P, rank = self.options.num_tokens, self.options.rank
+        require_positive(self.name, num_tokens=P, rank=rank)
+        outputs = P * widths.hidden_size
+        hidden = outputs // 2
         self.layers = nn.Sequential(
             LowRankAffine(widths.feature_size, hidden, rank),
             nn.Tanh(),
             LowRankAffine(hidden, outputs, rank),
         )
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """P = 10 in both; rank 64, or when matched the rank that costs what ``mlp`` costs."""
-        rank = DEFAULT_RANK if variant == "published" else _matched_rank(widths)
-        return {"num_tokens": PUBLISHED_TOKENS, "rank": min(rank, widths.feature_size)}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``r(d + 2H + PD) + H + PD`` with ``H = PD/2``."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """P, whatever N."""
-        return self.prefix_length
+        return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """``2r(d + 2H + PD)``, whatever N; the mean's additions are not counted."""
-        hidden, outputs = _sizes(self.widths, self.prefix_length)
-        return linear_flops(1, self.rank, self.widths.feature_size + 2 * hidden + outputs)
+        return map_flops(1, self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d) -> tokens (B, P, D); an item without features is masked out."""
-        prefix = self.layers(masked_mean(features, mask))
-        tokens = prefix.reshape(-1, self.prefix_length, self.widths.hidden_size)
-        return tokens, mask.any(dim=1, keepdim=True).expand(-1, self.prefix_length)
+        P = self.options.num_tokens
+        tokens = self.layers(masked_mean(features, mask)).unflatten(-1, (P, -1))
+        return tokens, mask.any(dim=1, keepdim=True).expand(-1, P)
 
 
 class LowRankAffine(nn.Module):
@@ -95,22 +104,3 @@ class LowRankAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
         return self.up(self.down(x))
-
-
-def _sizes(widths: Widths, num_tokens: int) -> tuple[int, int]:
-    """H and PD."""
-    outputs = num_tokens * widths.hidden_size
-    return outputs // 2, outputs
-
-
-def _parameters(
-    widths: Widths, num_tokens: int = PUBLISHED_TOKENS, rank: int = DEFAULT_RANK
-) -> int:
-    hidden, outputs = _sizes(widths, num_tokens)
-    return rank * (widths.feature_size + 2 * hidden + outputs) + hidden + outputs
-
-
-def _matched_rank(widths: Widths) -> int:
-    mlp = affine_stack_parameters(widths.feature_size, widths.hidden_size, 2)
-    biases = _parameters(widths, rank=0)
-    return max(1, round((mlp - biases) / (_parameters(widths, rank=1) - biases)))

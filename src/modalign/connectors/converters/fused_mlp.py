@@ -12,29 +12,45 @@ Initialisation: torch default, as published (seed it before building for equal s
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
-    linear_flops,
+    map_flops,
     zero_masked,
 )
 from modalign.connectors.converters.layers import require_positive
 
 
-class FusedMlpConnector(PrefixConnector):
-    """``d -> I``, GELU, ``I -> D``, GELU, ``D -> D`` (Prismatic, arXiv 2402.07865).
+@dataclass(frozen=True)
+class FusedMlpOptions(Options):
+    """Options of ``fused_mlp``.
 
-    Args:
-        widths: the neighbours.
+    Attributes:
         inner_size: I; None means 4d, as published.
     """
+
+    inner_size: int | None = None
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """4d."""
+        return cls(4 * widths.feature_size)
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """D."""
+        return cls(widths.hidden_size)
+
+
+class FusedMlpConnector(PrefixConnector):
+    """``d -> I``, GELU, ``I -> D``, GELU, ``D -> D`` (Prismatic, arXiv 2402.07865)."""
 
     name = "fused_mlp"
     family = "converter"
@@ -42,30 +58,21 @@ class FusedMlpConnector(PrefixConnector):
     token_formula = "N"
     parameter_text = "dI + I + ID + D + D^2 + D, I = 4d"
     papers = ("Prismatic VLMs (arXiv 2402.07865)",)
+    options_type = FusedMlpOptions
+    options: FusedMlpOptions
 
-    def __init__(self, widths: Widths, inner_size: int | None = None) -> None:
-        super().__init__(widths)
-        d, D = widths.feature_size, widths.hidden_size
-        self.inner_size = 4 * d if inner_size is None else inner_size
-        require_positive(self.name, inner_size=self.inner_size)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        d, D, inner = widths.feature_size, widths.hidden_size, self.options.inner_size
+        inner = 4 * d if inner is None else inner
+        require_positive(self.name, inner_size=inner)
         self.layers = nn.Sequential(
-            nn.Linear(d, self.inner_size),
+            nn.Linear(d, inner),
             nn.GELU(),
-            nn.Linear(self.inner_size, D),
+            nn.Linear(inner, D),
             nn.GELU(),
             nn.Linear(D, D),
         )
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Inner width 4d as published, D when matched."""
-        published = variant == "published"
-        return {"inner_size": 4 * widths.feature_size if published else widths.hidden_size}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dI + I + ID + D + D^2 + D``."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """N: one token per feature."""
@@ -73,17 +80,10 @@ class FusedMlpConnector(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """``2N(dI + ID + D^2)``."""
-        d, D, inner = self.widths.feature_size, self.widths.hidden_size, self.inner_size
-        return sum(linear_flops(num_features, *io) for io in ((d, inner), (inner, D), (D, D)))
+        return map_flops(num_features, self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d) and mask (B, N) -> tokens (B, N, D) and the same mask."""
         return self.layers(zero_masked(features, mask)), mask
-
-
-def _parameters(widths: Widths, inner_size: int | None = None) -> int:
-    d, D = widths.feature_size, widths.hidden_size
-    inner = 4 * d if inner_size is None else inner_size
-    return affine_parameters(d, inner) + affine_parameters(inner, D) + affine_parameters(D, D)

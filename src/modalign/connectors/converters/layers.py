@@ -9,6 +9,8 @@ its textbook form.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,8 @@ from torch.nn import functional
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
+    Options,
     Widths,
-    affine_parameters,
-    linear_flops,
     square_side,
     to_grid,
     zero_masked,
@@ -48,18 +49,6 @@ def affine_stack(
     for _ in range(depth - 1):
         layers += [activation(), nn.Linear(outputs, outputs, bias)]
     return nn.Sequential(*layers)
-
-
-def affine_stack_parameters(inputs: int, outputs: int, depth: int, bias: bool = True) -> int:
-    """Parameters of :func:`affine_stack`."""
-    further = (depth - 1) * affine_parameters(outputs, outputs, bias)
-    return affine_parameters(inputs, outputs, bias) + further
-
-
-def affine_stack_flops(positions: float, inputs: int, outputs: int, depth: int) -> float:
-    """FLOPs of :func:`affine_stack` applied at ``positions`` places."""
-    first = linear_flops(positions, inputs, outputs)
-    return first + (depth - 1) * linear_flops(positions, outputs, outputs)
 
 
 # --- masked grids ---
@@ -128,6 +117,22 @@ def matched_factor(widths: Widths) -> int:
     return next((factor for factor in (2, 3) if h % factor == 0 and w % factor == 0), 1)
 
 
+@dataclass(frozen=True)
+class FactorOptions(Options):
+    """Options of connectors that fold squares of neighbours.
+
+    Attributes:
+        factor: s, must divide both sides of the grid.
+    """
+
+    factor: int = 2
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """The factor nearest 2 that divides the grid."""
+        return cls(matched_factor(widths))
+
+
 def space_to_depth(
     features: Tensor, mask: Tensor, grid: Grid | None, factor: int, name: str
 ) -> tuple[Tensor, Tensor]:
@@ -191,13 +196,3 @@ class SqueezeExcite(nn.Module):
         count = present.sum(dim=(2, 3), keepdim=True).clamp_min(1.0)
         mean = (x * present).sum(dim=(2, 3), keepdim=True) / count
         return x * self.gate(self.excite(self.activation(self.squeeze(mean))))
-
-
-def squeeze_excite_parameters(channels: int, squeezed: int) -> int:
-    """Parameters of :class:`SqueezeExcite`."""
-    return affine_parameters(channels, squeezed) + affine_parameters(squeezed, channels)
-
-
-def squeeze_excite_flops(channels: int, squeezed: int) -> float:
-    """FLOPs of the gate of :class:`SqueezeExcite` for one item."""
-    return 2 * linear_flops(1, channels, squeezed)

@@ -21,31 +21,23 @@ from torch.nn import functional
 from modalign.connectors.base import (
     Grid,
     PrefixConnector,
-    Variant,
     Widths,
     grid_of,
-    linear_flops,
+    map_flops,
     zero_masked,
 )
 from modalign.connectors.converters.layers import (
     ChannelNorm,
     SqueezeExcite,
     affine_stack,
-    affine_stack_flops,
-    affine_stack_parameters,
     depthwise_conv,
     grid_tokens,
     masked_grid,
-    squeeze_excite_flops,
-    squeeze_excite_parameters,
 )
 
 
 class LdpConnector(PrefixConnector):
     """Lightweight downsample projector (MobileVLM, arXiv 2312.16886).
-
-    Args:
-        widths: the neighbours; a grid is needed.
 
     Raises:
         ConnectorError: the encoder gives no grid.
@@ -59,22 +51,12 @@ class LdpConnector(PrefixConnector):
     papers = ("MobileVLM (arXiv 2312.16886)",)
     needs_grid = True
 
-    def __init__(self, widths: Widths) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
         D = widths.hidden_size
         self.layers = affine_stack(widths.feature_size, D, 2)
         self.mix = InvertedResidual(D, stride=1)
         self.downsample = InvertedResidual(D, stride=2)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """No options: the published size already follows d and D, the tokens are N/4."""
-        return {}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """MLP plus two blocks; see the module's formula."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """``ceil(h/2) ceil(w/2)``."""
@@ -83,9 +65,8 @@ class LdpConnector(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """MLP and first block at N places, second block at M."""
-        d, D = self.widths.feature_size, self.widths.hidden_size
-        mlp = affine_stack_flops(num_features, d, D, 2)
-        return mlp + _block_flops(num_features, D) + _block_flops(self.num_tokens(num_features), D)
+        blocks = self.mix.flops(num_features) + self.downsample.flops(self.num_tokens(num_features))
+        return map_flops(num_features, self.layers) + blocks
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -123,24 +104,13 @@ class InvertedResidual(nn.Module):
             y = x + y
         return y * present, present
 
+    def flops(self, places: int) -> float:
+        """Return the FLOPs of one item at so many output places; its gate is computed once."""
+        return map_flops(places, self.depthwise, self.pointwise) + map_flops(1, self.squeeze_excite)
+
 
 def _squeezed(width: int) -> int:
     """A quarter of the width as a multiple of 8, at most 10 % below (MobileNet's rule)."""
     quarter = width // 4
     rounded = max(8, (quarter + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * quarter else rounded + 8
-
-
-def _block_parameters(D: int) -> int:
-    norms = 2 * 2 * D
-    return 9 * D + norms + D * D + squeeze_excite_parameters(D, _squeezed(D))
-
-
-def _block_flops(places: int, D: int) -> float:
-    depthwise = linear_flops(places, 9, D)
-    return depthwise + linear_flops(places, D, D) + squeeze_excite_flops(D, _squeezed(D))
-
-
-def _parameters(widths: Widths) -> int:
-    D = widths.hidden_size
-    return affine_stack_parameters(widths.feature_size, D, 2) + 2 * _block_parameters(D)

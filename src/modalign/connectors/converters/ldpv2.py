@@ -12,23 +12,22 @@ Initialisation: torch default, as published.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    linear_flops,
+    map_flops,
     quarter_tokens,
     zero_masked,
 )
 from modalign.connectors.converters.layers import (
     affine_stack,
-    affine_stack_flops,
-    affine_stack_parameters,
     depthwise_conv,
     grid_tokens,
     masked_grid,
@@ -38,12 +37,29 @@ from modalign.connectors.converters.layers import (
 )
 
 
+@dataclass(frozen=True)
+class Ldpv2Options(Options):
+    """Options of ``ldpv2``.
+
+    Attributes:
+        num_tokens: M, a square number no larger than the grid allows.
+    """
+
+    num_tokens: int = 144
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """144 tokens (12 x 12), fewer on a smaller grid."""
+        return cls(published_tokens(widths, 144))
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """About N/4 tokens."""
+        return cls(quarter_tokens(widths))
+
+
 class Ldpv2Connector(PrefixConnector):
     """MLP, adaptive pool, residual depthwise 3 x 3 convolution (MobileVLM V2, arXiv 2402.03766).
-
-    Args:
-        widths: the neighbours; a grid is needed.
-        num_tokens: M, a square number no larger than the grid allows; 144 (12 x 12) as published.
 
     Raises:
         ConnectorError: no grid, M not square, or its side larger than the grid's.
@@ -56,24 +72,14 @@ class Ldpv2Connector(PrefixConnector):
     parameter_text = "dD + D + D^2 + D + 10D"
     papers = ("MobileVLM V2 (arXiv 2402.03766)",)
     needs_grid = True
+    options_type = Ldpv2Options
+    options: Ldpv2Options
 
-    def __init__(self, widths: Widths, num_tokens: int = 144) -> None:
-        super().__init__(widths)
-        self.side = pool_side(num_tokens, widths, self.name)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        self.side = pool_side(self.options.num_tokens, widths, self.name)
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, 2)
         self.position = depthwise_conv(widths.hidden_size, bias=True)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """144 tokens as published (fewer on a grid below 12 x 12), about N/4 when matched."""
-        if variant == "published":
-            return {"num_tokens": published_tokens(widths, 144)}
-        return {"num_tokens": quarter_tokens(widths)}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dD + D + D^2 + D + 10D``."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N."""
@@ -81,8 +87,7 @@ class Ldpv2Connector(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """``2N(dD + D^2) + 18MD``; the pool's additions are not counted."""
-        d, D = self.widths.feature_size, self.widths.hidden_size
-        return affine_stack_flops(num_features, d, D, 2) + linear_flops(self.side**2, 9, D)
+        return map_flops(num_features, self.layers) + map_flops(self.side**2, self.position)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -91,8 +96,3 @@ class Ldpv2Connector(PrefixConnector):
         embedded = self.layers(zero_masked(features, mask))
         x, present = pool_grid(*masked_grid(embedded, mask, grid, self.name), self.side)
         return grid_tokens(x + self.position(x), present)
-
-
-def _parameters(widths: Widths, num_tokens: int = 144) -> int:
-    D = widths.hidden_size
-    return affine_stack_parameters(widths.feature_size, D, 2) + 10 * D

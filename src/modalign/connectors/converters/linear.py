@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     Grid,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
-    linear_flops,
+    map_flops,
     zero_masked,
 )
 
@@ -37,19 +35,9 @@ class LinearConnector(PrefixConnector):
     papers = ("LLaVA (arXiv 2304.08485)",)
     export_target = "Llava"
 
-    def __init__(self, widths: Widths) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
         self.projection = nn.Linear(widths.feature_size, widths.hidden_size)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """No options: the published size already follows d and D."""
-        return {}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dD + D``."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """N: one token per feature."""
@@ -57,14 +45,10 @@ class LinearConnector(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """``2NdD``."""
-        return linear_flops(num_features, self.widths.feature_size, self.widths.hidden_size)
+        return map_flops(num_features, self.projection)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d) and mask (B, N) -> tokens (B, N, D) and the same mask."""
         return self.projection(zero_masked(features, mask)), mask
-
-
-def _parameters(widths: Widths) -> int:
-    return affine_parameters(widths.feature_size, widths.hidden_size)

@@ -11,26 +11,35 @@ Initialisation: torch default, as published.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from modalign.connectors.base import Grid, PrefixConnector, Variant, Widths, zero_masked
-from modalign.connectors.converters.layers import (
-    affine_stack,
-    affine_stack_flops,
-    affine_stack_parameters,
-    require_positive,
+from modalign.connectors.base import (
+    Grid,
+    Options,
+    PrefixConnector,
+    Widths,
+    map_flops,
+    zero_masked,
 )
+from modalign.connectors.converters.layers import affine_stack, require_positive
+
+
+@dataclass(frozen=True)
+class MlpOptions(Options):
+    """Options of ``mlp``; both sizes have depth 2, since the published one follows d and D.
+
+    Attributes:
+        depth: number of affine maps, at least 1; only depth 2 exports to the native Llava class.
+    """
+
+    depth: int = 2
 
 
 class MlpConnector(PrefixConnector):
-    """Affine ``d -> D`` then ``depth - 1`` times GELU and affine ``D -> D`` (arXiv 2310.03744).
-
-    Args:
-        widths: the neighbours.
-        depth: number of affine maps, at least 1; only depth 2 exports to the native Llava class.
-    """
+    """Affine ``d -> D`` then ``depth - 1`` times GELU and affine ``D -> D`` (arXiv 2310.03744)."""
 
     name = "mlp"
     family = "converter"
@@ -39,24 +48,16 @@ class MlpConnector(PrefixConnector):
     parameter_text = "dD + D + (depth - 1)(D^2 + D)"
     papers = ("LLaVA-1.5 (arXiv 2310.03744)",)
     export_target = "Llava"
+    options_type = MlpOptions
+    options: MlpOptions
 
-    def __init__(self, widths: Widths, depth: int = 2) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        depth = self.options.depth
         require_positive(self.name, depth=depth)
-        self.depth = depth
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, depth)
         if depth != 2:  # Llava's projector has exactly two maps, so this instance cannot go there
             self.export_target = "remote-code"
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Depth 2 in both variants: the published size already follows d and D."""
-        return {"depth": 2}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dD + D + (depth - 1)(D^2 + D)``."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """N: one token per feature."""
@@ -64,15 +65,10 @@ class MlpConnector(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """``2N(dD + (depth - 1)D^2)``."""
-        d, D = self.widths.feature_size, self.widths.hidden_size
-        return affine_stack_flops(num_features, d, D, self.depth)
+        return map_flops(num_features, self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d) and mask (B, N) -> tokens (B, N, D) and the same mask."""
         return self.layers(zero_masked(features, mask)), mask
-
-
-def _parameters(widths: Widths, depth: int = 2) -> int:
-    return affine_stack_parameters(widths.feature_size, widths.hidden_size, depth)

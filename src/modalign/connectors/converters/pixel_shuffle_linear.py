@@ -21,20 +21,14 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     Grid,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
-    linear_flops,
+    map_flops,
 )
-from modalign.connectors.converters.layers import check_factor, matched_factor, space_to_depth
+from modalign.connectors.converters.layers import FactorOptions, check_factor, space_to_depth
 
 
 class PixelShuffleLinearConnector(PrefixConnector):
     """Space-to-depth by ``factor``, then a matrix ``factor^2 d -> D`` (Idefics3, arXiv 2408.12637).
-
-    Args:
-        widths: the neighbours; a grid is needed.
-        factor: s, must divide both sides of the grid.
 
     Raises:
         ConnectorError: no grid, or the factor does not divide it.
@@ -52,40 +46,28 @@ class PixelShuffleLinearConnector(PrefixConnector):
     )
     export_target = "Idefics3"
     needs_grid = True
+    options_type = FactorOptions
+    options: FactorOptions
 
-    def __init__(self, widths: Widths, factor: int = 2) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        factor = self.options.factor
         check_factor(factor, widths.grid, self.name)
-        self.factor = factor
         folded = factor**2 * widths.feature_size
         self.projection = nn.Linear(folded, widths.hidden_size, bias=False)
         nn.init.normal_(self.projection.weight, std=0.02)
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Factor 2 as published; when matched, the factor nearest 2 that divides the grid."""
-        return {"factor": 2 if variant == "published" else matched_factor(widths)}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``s^2 dD``."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """``N / s^2``."""
-        return num_features // self.factor**2
+        return num_features // self.options.factor**2
 
     def flops(self, num_features: int) -> float:
         """``2NdD``: s^2 fewer places, each s^2 wider."""
-        return linear_flops(num_features, self.widths.feature_size, self.widths.hidden_size)
+        return map_flops(self.num_tokens(num_features), self.projection)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d) on ``grid`` -> tokens (B, N / s^2, D) and mask (B, N / s^2)."""
-        folded, folded_mask = space_to_depth(features, mask, grid, self.factor, self.name)
+        folded, folded_mask = space_to_depth(features, mask, grid, self.options.factor, self.name)
         return self.projection(folded), folded_mask
-
-
-def _parameters(widths: Widths, factor: int = 2) -> int:
-    return affine_parameters(factor**2 * widths.feature_size, widths.hidden_size, bias=False)

@@ -18,23 +18,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, PrefixConnector, Variant, Widths
+from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops
 from modalign.connectors.converters.layers import (
+    FactorOptions,
     affine_stack,
-    affine_stack_flops,
-    affine_stack_parameters,
     check_factor,
-    matched_factor,
     space_to_depth,
 )
 
 
 class PixelShuffleMlpConnector(PrefixConnector):
     """Space-to-depth, layer norm, affine, GELU, affine (InternVL 1.5, arXiv 2404.16821).
-
-    Args:
-        widths: the neighbours; a grid is needed.
-        factor: s, must divide both sides of the grid.
 
     Raises:
         ConnectorError: no grid, or the factor does not divide it.
@@ -47,43 +41,28 @@ class PixelShuffleMlpConnector(PrefixConnector):
     parameter_text = "2 s^2 d + s^2 dD + D + D^2 + D"
     papers = ("InternVL 1.5 (arXiv 2404.16821)",)
     needs_grid = True
+    options_type = FactorOptions
+    options: FactorOptions
 
-    def __init__(self, widths: Widths, factor: int = 2) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        factor = self.options.factor
         check_factor(factor, widths.grid, self.name)
-        self.factor = factor
         folded = factor**2 * widths.feature_size
         self.norm = nn.LayerNorm(folded)
         self.layers = affine_stack(folded, widths.hidden_size, 2)
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Factor 2 as published; when matched, the factor nearest 2 that divides the grid."""
-        return {"factor": 2 if variant == "published" else matched_factor(widths)}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``2 s^2 d + s^2 dD + D + D^2 + D``."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """``N / s^2``."""
-        return num_features // self.factor**2
+        return num_features // self.options.factor**2
 
     def flops(self, num_features: int) -> float:
         """``2(N / s^2)(s^2 dD + D^2)``."""
-        folded = self.factor**2 * self.widths.feature_size
-        M = self.num_tokens(num_features)
-        return affine_stack_flops(M, folded, self.widths.hidden_size, 2)
+        return map_flops(self.num_tokens(num_features), self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d) on ``grid`` -> tokens (B, N / s^2, D) and mask (B, N / s^2)."""
-        folded, folded_mask = space_to_depth(features, mask, grid, self.factor, self.name)
+        folded, folded_mask = space_to_depth(features, mask, grid, self.options.factor, self.name)
         return self.layers(self.norm(folded)), folded_mask
-
-
-def _parameters(widths: Widths, factor: int = 2) -> int:
-    folded = factor**2 * widths.feature_size
-    return 2 * folded + affine_stack_parameters(folded, widths.hidden_size, 2)

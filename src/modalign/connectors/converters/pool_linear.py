@@ -12,29 +12,40 @@ Initialisation: torch default.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
-    linear_flops,
+    map_flops,
 )
 from modalign.connectors.converters.layers import require_positive
 from modalign.connectors.layers import windows
 
 
-class PoolLinearConnector(PrefixConnector):
-    """Mean over ``pool`` neighbours, affine ``d -> D`` (Qwen2-Audio, arXiv 2407.10759).
+@dataclass(frozen=True)
+class PoolLinearOptions(Options):
+    """Options of ``pool_linear``.
 
-    Args:
-        widths: the neighbours; no grid is needed.
+    Attributes:
         pool: k, frames averaged into one token.
     """
+
+    pool: int = 2
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """Four frames per token: the N/4 of its fellows."""
+        return cls(4)
+
+
+class PoolLinearConnector(PrefixConnector):
+    """Mean over ``pool`` neighbours, affine ``d -> D`` (Qwen2-Audio, arXiv 2407.10759)."""
 
     name = "pool_linear"
     family = "converter"
@@ -42,40 +53,26 @@ class PoolLinearConnector(PrefixConnector):
     token_formula = "N/k"
     parameter_text = "dD + D"
     papers = ("Qwen2-Audio (arXiv 2407.10759)",)
+    options_type = PoolLinearOptions
+    options: PoolLinearOptions
 
-    def __init__(self, widths: Widths, pool: int = 2) -> None:
-        super().__init__(widths)
-        require_positive(self.name, pool=pool)
-        self.pool = pool
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        require_positive(self.name, pool=self.options.pool)
         self.projection = nn.Linear(widths.feature_size, widths.hidden_size)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Two frames per token as published; four when matched, the N/4 of its fellows."""
-        return {"pool": 2 if variant == "published" else 4}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``dD + D``."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """``ceil(N/k)``: a last window that is not full gives a token too."""
-        return -(-num_features // self.pool)
+        return -(-num_features // self.options.pool)
 
     def flops(self, num_features: int) -> float:
         """``2M dD``; the means' additions are not counted."""
-        d, D = self.widths.feature_size, self.widths.hidden_size
-        return linear_flops(self.num_tokens(num_features), d, D)
+        return map_flops(self.num_tokens(num_features), self.projection)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M); the grid does not matter."""
-        frames, present = windows(features, mask, self.pool)
+        frames, present = windows(features, mask, self.options.pool)
         count = present.sum(dim=-1, keepdim=True)
         return self.projection(frames.sum(dim=2) / count.clamp_min(1)), count.squeeze(-1) > 0
-
-
-def _parameters(widths: Widths, pool: int = 2) -> int:
-    return affine_parameters(widths.feature_size, widths.hidden_size)

@@ -14,29 +14,29 @@ With k = 4 behind a Whisper encoder in the form ``voxtral`` it exports to transf
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Variant,
-    Widths,
-    affine_parameters,
-    linear_flops,
-)
+from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops
 from modalign.connectors.converters.layers import require_positive
 from modalign.connectors.layers import windows
 
 
-class StackMlpConnector(PrefixConnector):
-    """``k d -> D``, GELU, ``D -> D`` without biases on stacked frames (Voxtral, arXiv 2507.13264).
+@dataclass(frozen=True)
+class StackMlpOptions(Options):
+    """Options of ``stack_mlp``; Voxtral's four frames per token are also the N/4 of its fellows.
 
-    Args:
-        widths: the neighbours; no grid is needed.
+    Attributes:
         stack: k, frames joined into one token.
     """
+
+    stack: int = 4
+
+
+class StackMlpConnector(PrefixConnector):
+    """``k d -> D``, GELU, ``D -> D`` without biases on stacked frames (Voxtral, arXiv 2507.13264)."""
 
     name = "stack_mlp"
     family = "converter"
@@ -44,11 +44,13 @@ class StackMlpConnector(PrefixConnector):
     token_formula = "N/k"
     parameter_text = "k dD + D^2"
     papers = ("Voxtral (arXiv 2507.13264)", "SLAM-ASR (arXiv 2402.08846)")
+    options_type = StackMlpOptions
+    options: StackMlpOptions
 
-    def __init__(self, widths: Widths, stack: int = 4) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        stack = self.options.stack
         require_positive(self.name, stack=stack)
-        self.stack = stack
         D = widths.hidden_size
         self.layers = nn.Sequential(
             nn.Linear(stack * widths.feature_size, D, bias=False),
@@ -56,33 +58,17 @@ class StackMlpConnector(PrefixConnector):
             nn.Linear(D, D, bias=False),
         )
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Four frames per token in both variants: Voxtral's number is also the N/4 of its fellows."""
-        return {"stack": 4}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """``k dD + D^2``."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """``ceil(N/k)``: a last window that is not full gives a token too."""
-        return -(-num_features // self.stack)
+        return -(-num_features // self.options.stack)
 
     def flops(self, num_features: int) -> float:
         """``2M(k dD + D^2)``."""
-        d, D, M = self.widths.feature_size, self.widths.hidden_size, self.num_tokens(num_features)
-        return linear_flops(M, self.stack * d, D) + linear_flops(M, D, D)
+        return map_flops(self.num_tokens(num_features), self.layers)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M); the grid does not matter."""
-        frames, present = windows(features, mask, self.stack)
+        frames, present = windows(features, mask, self.options.stack)
         return self.layers(frames.flatten(2)), present.any(dim=-1)
-
-
-def _parameters(widths: Widths, stack: int = 4) -> int:
-    d, D = widths.feature_size, widths.hidden_size
-    return affine_parameters(stack * d, D, bias=False) + affine_parameters(D, D, bias=False)

@@ -22,7 +22,8 @@ encoder's own; pooling averages over real features only; no dropout; no extra le
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,11 @@ from torch.nn import functional
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
     full_mask,
-    linear_flops,
+    map_flops,
     quarter_tokens,
     square_side,
     to_grid,
@@ -120,29 +120,40 @@ class DAbstractorLayer(nn.Module):
         x = self.deformable_norm(x + self.deformable(x + positions, references, media, mask))
         return self.ffn_norm(x + self.ffn(x))
 
+    def flops(self, tokens: int, num_features: int) -> float:
+        """Return the FLOPs of M queries and N features; the bilinear reading is not counted."""
+        reading = self.deformable
+        looking = map_flops(tokens, reading.offsets, reading.weights, reading.out, self.ffn)
+        return (
+            self.attention.flops(tokens, tokens) + map_flops(num_features, reading.value) + looking
+        )
 
-def _parameters(
-    widths: Widths,
-    *,
-    num_tokens: int = 144,
-    width: int = 1024,
-    layers: int = 6,
-    heads: int = 8,
-    points: int = 4,
-    ffn: int = 1024,
-) -> int:
-    same = widths.feature_size == width
-    enter = 0 if same else affine_parameters(widths.feature_size, width)
-    layer = (
-        Attention.parameters_for(width, width)
-        + 2 * affine_parameters(width, width)
-        + affine_parameters(width, 3 * heads * points)
-        + FeedForward.parameters_for(width, ffn)
-        + 6 * width
-    )
-    learnt_places = (widths.num_features + num_tokens) * width + 2 * num_tokens
-    out = affine_parameters(width, widths.hidden_size)
-    return enter + learnt_places + layers * layer + out
+
+@dataclass(frozen=True)
+class DAbstractorOptions(Options):
+    """Options of ``d_abstractor``.
+
+    Attributes:
+        num_tokens: M, a square number.
+        width: of the queries.
+        layers: each looks around on the feature map.
+        heads: of every attention.
+        points: that each head of a query reads.
+        ffn: hidden width of the feed-forward.
+    """
+
+    num_tokens: int = 144
+    width: int = 1024
+    layers: int = 6
+    heads: int = 8
+    points: int = 4
+    ffn: int = 1024
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """2 layers as wide as the LLM."""
+        width = min(widths.hidden_size, 1024)
+        return cls(quarter_tokens(widths), width, 2, heads_of(width), ffn=width)
 
 
 class DAbstractor(PrefixConnector):
@@ -156,21 +167,14 @@ class DAbstractor(PrefixConnector):
     rate_scale = 0.3
     papers = ("Honeybee (arXiv 2312.06742)",)
     needs_grid = True
+    options_type = DAbstractorOptions
+    options: DAbstractorOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        num_tokens: int = 144,
-        width: int = 1024,
-        layers: int = 6,
-        heads: int = 8,
-        points: int = 4,
-        ffn: int = 1024,
-    ) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        chosen = self.options
+        num_tokens, width = chosen.num_tokens, chosen.width
         self.side = square_side(num_tokens, self.name)
-        self.shape = (num_tokens, width, layers, heads, points, ffn)
         same = widths.feature_size == width
         self.enter = nn.Identity() if same else nn.Linear(widths.feature_size, width)
         self.media_positions = learnt(widths.num_features, width)
@@ -179,53 +183,21 @@ class DAbstractor(PrefixConnector):
         places = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)
         self.references = nn.Parameter(places.reshape(num_tokens, 2))
         self.layers = nn.ModuleList(
-            DAbstractorLayer(width, heads, points, ffn) for _ in range(layers)
+            DAbstractorLayer(width, chosen.heads, chosen.points, chosen.ffn)
+            for _ in range(chosen.layers)
         )
         self.project = nn.Linear(width, widths.hidden_size)
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: 6 layers of 1024, 144 tokens. Matched: 2 layers as wide as the LLM."""
-        if variant == "published":
-            return {
-                "num_tokens": 144,
-                "width": 1024,
-                "layers": 6,
-                "heads": 8,
-                "points": 4,
-                "ffn": 1024,
-            }
-        width = min(widths.hidden_size, 1024)
-        return {
-            "num_tokens": quarter_tokens(widths),
-            "width": width,
-            "layers": 2,
-            "heads": heads_of(width),
-            "points": 4,
-            "ffn": width,
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """The sum of the module docstring."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N is."""
-        return self.shape[0]
+        return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """Matrix products and attention; the bilinear reading is elementwise and not counted."""
-        num_tokens, width, layers, heads, points, ffn = self.shape
-        d = self.widths.feature_size
-        enter = 0.0 if d == width else linear_flops(num_features, d, width)
-        layer = (
-            Attention.flops_for(num_tokens, num_tokens, width, width)
-            + linear_flops(num_features + num_tokens, width, width)
-            + linear_flops(num_tokens, width, 3 * heads * points)
-            + FeedForward.flops_for(num_tokens, width, ffn)
-        )
-        return enter + layers * layer + linear_flops(num_tokens, width, self.widths.hidden_size)
+        tokens = self.options.num_tokens
+        layers = cast("list[DAbstractorLayer]", list(self.layers))
+        ends = map_flops(num_features, self.enter) + map_flops(tokens, self.project)
+        return ends + sum(layer.flops(tokens, num_features) for layer in layers)
 
     def _positions(self, grid: Grid) -> Tensor:
         """Learnt positions as a map (1, width, h, w), resized where the grid is another."""

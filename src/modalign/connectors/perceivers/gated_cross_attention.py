@@ -10,7 +10,6 @@ neither half of the block.
 
 Parameters, with w = width of the resampler, i = heads * head size, F = ffn_factor:
 resampler (see resampler.py) + floor(L / every) * (2 D i + 2 w i + 2 F D^2 + 4 D + 2)
-``block_parameters`` counts the blocks only, without the resampler.
 
 Published size: resampler of 6 layers at width d with 64 latents, blocks of 8 heads x 64 with an FFN
 of 4 D before every 4th layer. Recipe: resampler, blocks and the marks' embeddings train, language
@@ -23,7 +22,8 @@ block leaves positions without an item alone (Flamingo's runs on them too).
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,16 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
-    Variant,
+    Options,
     Widths,
-    affine_parameters,
     attention_flops,
-    linear_flops,
+    map_flops,
     quarter_tokens,
     zero_masked,
 )
 from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
 from modalign.connectors.layers import FeedForward, attend, heads_of, merge_heads, split_heads
-from modalign.connectors.perceivers.resampler import ResamplerCore
+from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
 
 class GatedBlock(nn.Module):
@@ -69,16 +68,46 @@ class GatedBlock(nn.Module):
         thought = self.ffn(self.ffn_norm(x + read)) * self.ffn_gate.tanh()
         return (read + thought).masked_fill(~seen, 0.0)
 
-    @staticmethod
-    def parameters_for(hidden_size: int, memory_width: int, inner: int, ffn: int) -> int:
-        """Number of parameters."""
-        return (
-            2 * affine_parameters(hidden_size, inner, bias=False)
-            + affine_parameters(memory_width, 2 * inner, bias=False)
-            + FeedForward.parameters_for(hidden_size, ffn, bias=False)
-            + 4 * hidden_size
-            + 2
+    def flops(self, tokens: int) -> float:
+        """Return the FLOPs per text position that reads an item of so many tokens."""
+        maps = map_flops(1, self.q, self.out, self.ffn)
+        return maps + attention_flops(1, tokens, self.q.out_features)
+
+
+@dataclass(frozen=True)
+class GatedCrossAttentionOptions(Options):
+    """Options of ``gated_cross_attention``.
+
+    Attributes:
+        every: n, decoder layers per block.
+        heads: of a block's attention.
+        head_size: of every head.
+        ffn_factor: F, hidden width of a block's feed-forward over D.
+        resampler: what differs from Flamingo's, by the names of ``ResamplerOptions``.
+    """
+
+    every: int = 4
+    heads: int = 8
+    head_size: int = 64
+    ffn_factor: int = 4
+    resampler: dict[str, Any] | None = None
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """Flamingo's."""
+        return cls(resampler=_flamingo_resampler(widths))
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """Four blocks, one resampler layer, half the FFN."""
+        width = min(widths.hidden_size, widths.feature_size)
+        heads = heads_of(width)
+        resampler = ResamplerOptions(
+            quarter_tokens(widths), width, 1, heads, width // heads, 4 * width, "flamingo"
         )
+        every = max(1, widths.num_layers // 4)
+        head_size = min(64, max(8, widths.hidden_size // 8))
+        return cls(every, 4, head_size, 2, asdict(resampler))
 
 
 class GatedCrossAttention(InsertedBlocks):
@@ -91,80 +120,22 @@ class GatedCrossAttention(InsertedBlocks):
     parameter_text = "resampler + (L/n) * (2Di + 2wi + 2FD^2)"
     rate_scale = 0.3
     papers = ("Flamingo (arXiv 2204.14198)", "OpenFlamingo (arXiv 2308.01390)")
+    options_type = GatedCrossAttentionOptions
+    options: GatedCrossAttentionOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        every: int = 4,
-        heads: int = 8,
-        head_size: int = 64,
-        ffn_factor: int = 4,
-        resampler: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(widths)
-        resampler = resampler or _flamingo_resampler(widths)
-        self.heads, self.inner = heads, heads * head_size
-        self.ffn = ffn_factor * widths.hidden_size
-        self.resampler_options = resampler
-        self.resampler = ResamplerCore(widths.feature_size, **resampler)
-        self.blocks = nn.ModuleList(
-            GatedBlock(widths.hidden_size, resampler["width"], heads, self.inner, self.ffn)
-            for _ in range(_count_blocks(widths, every))
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        chosen, D = self.options, widths.hidden_size
+        resampler = ResamplerOptions.of(
+            self.name, _flamingo_resampler(widths) | (chosen.resampler or {})
         )
-        self.places = range(every - 1, len(self.blocks) * every, every)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: Flamingo's. Matched: four blocks, one resampler layer, half the FFN."""
-        if variant == "published":
-            return {
-                "every": 4,
-                "heads": 8,
-                "head_size": 64,
-                "ffn_factor": 4,
-                "resampler": _flamingo_resampler(widths),
-            }
-        width = min(widths.hidden_size, widths.feature_size)
-        return {
-            "every": max(1, widths.num_layers // 4),
-            "heads": 4,
-            "head_size": min(64, max(8, widths.hidden_size // 8)),
-            "ffn_factor": 2,
-            "resampler": {
-                "num_tokens": quarter_tokens(widths),
-                "width": width,
-                "layers": 1,
-                "heads": heads_of(width),
-                "head_size": width // heads_of(width),
-                "ffn": 4 * width,
-                "style": "flamingo",
-            },
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """Resampler and blocks."""
-        resampler = options.get("resampler") or _flamingo_resampler(widths)
-        core = ResamplerCore.parameters_for(widths.feature_size, **resampler)
-        return core + cls.block_parameters(widths, **options)
-
-    @classmethod
-    def block_parameters(
-        cls,
-        widths: Widths,
-        *,
-        every: int = 4,
-        heads: int = 8,
-        head_size: int = 64,
-        ffn_factor: int = 4,
-        resampler: dict[str, Any] | None = None,
-    ) -> int:
-        """Parameters of the blocks alone: what the literature counts inside the language model."""
-        D = widths.hidden_size
-        width = (resampler or _flamingo_resampler(widths))["width"]
-        block = GatedBlock.parameters_for(D, width, heads * head_size, ffn_factor * D)
-        return _count_blocks(widths, every) * block
+        inner, ffn = chosen.heads * chosen.head_size, chosen.ffn_factor * D
+        self.resampler = ResamplerCore(widths.feature_size, resampler)
+        self.blocks = nn.ModuleList(
+            GatedBlock(D, resampler.width, chosen.heads, inner, ffn)
+            for _ in range(_count_blocks(widths, chosen.every))
+        )
+        self.places = range(chosen.every - 1, len(self.blocks) * chosen.every, chosen.every)
 
     def num_tokens(self, num_features: int) -> int:
         """None: the item's place in the text is one mark, which the caller counts."""
@@ -172,20 +143,17 @@ class GatedCrossAttention(InsertedBlocks):
 
     def flops(self, num_features: int) -> float:
         """Resampler, and the keys and values of all blocks."""
-        d, options = self.widths.feature_size, self.resampler_options
-        core = ResamplerCore.flops_for(d, num_features=num_features, **options)
-        keys_values = linear_flops(options["num_tokens"], options["width"], 2 * self.inner)
-        return core + len(self.blocks) * keys_values
+        maps = [block.kv for block in self._typed_blocks()]
+        return self.resampler.flops(num_features) + map_flops(self._read_tokens, *maps)
+
+    @property
+    def _read_tokens(self) -> int:
+        """M, what a block reads of an item."""
+        return self.resampler.options.num_tokens
 
     def flops_per_position(self) -> float:
         """Each block: query, scores against one item's latents, way out, FFN."""
-        D = self.widths.hidden_size
-        block = (
-            2 * linear_flops(1, D, self.inner)
-            + attention_flops(1, self.resampler_options["num_tokens"], self.inner)
-            + FeedForward.flops_for(1, D, self.ffn)
-        )
-        return len(self.blocks) * block
+        return sum(block.flops(self._read_tokens) for block in self._typed_blocks())
 
     def encode(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -212,15 +180,7 @@ class GatedCrossAttention(InsertedBlocks):
 
 def _flamingo_resampler(widths: Widths) -> dict[str, Any]:
     d = widths.feature_size
-    return {
-        "num_tokens": 64,
-        "width": d,
-        "layers": 6,
-        "heads": 8,
-        "head_size": 64,
-        "ffn": 4 * d,
-        "style": "flamingo",
-    }
+    return asdict(ResamplerOptions(64, d, 6, 8, 64, 4 * d, "flamingo"))
 
 
 def _count_blocks(widths: Widths, every: int) -> int:

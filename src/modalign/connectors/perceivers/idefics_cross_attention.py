@@ -29,7 +29,8 @@ own processor adds marks to every prompt, so the folder has another (docs/export
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,17 +38,16 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
-    Variant,
+    Options,
     Widths,
-    affine_parameters,
     attention_flops,
-    linear_flops,
+    map_flops,
     quarter_tokens,
     zero_masked,
 )
 from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
 from modalign.connectors.layers import SwiGLU, attend, heads_of, merge_heads, split_heads
-from modalign.connectors.perceivers.resampler import ResamplerCore
+from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
 NORM_EPS = 1e-6
 Gate = Literal["scalar", "vector"]
@@ -97,17 +97,62 @@ class IdeficsBlock(nn.Module):
         """What the SwiGLU adds to hidden (B, T, D)."""
         return self.ffn(self.ffn_norm(hidden)) * self.ffn_gate.tanh()
 
-    @staticmethod
-    def parameters_for(
-        hidden_size: int, memory_width: int, heads: int, head_size: int, ffn: int, gates: int
-    ) -> int:
-        """Number of parameters."""
-        inner = heads * head_size
-        return (
-            2 * affine_parameters(hidden_size, inner, bias=False)
-            + affine_parameters(memory_width, 2 * inner, bias=False)
-            + SwiGLU.parameters_for(hidden_size, ffn, hidden_size)
-            + 2 * (hidden_size + head_size + gates)
+    def flops(self, tokens: int) -> float:
+        """Return the FLOPs per text position that reads an item of so many tokens."""
+        maps = map_flops(1, self.q, self.out, self.ffn)
+        return maps + attention_flops(1, tokens, self.q.out_features)
+
+
+@dataclass(frozen=True)
+class IdeficsCrossAttentionOptions(Options):
+    """Options of ``idefics_cross_attention``.
+
+    Attributes:
+        every: n, decoder layers per block; must divide L.
+        heads: of a block's attention.
+        head_size: c.
+        ffn: f.
+        gate: one number for all of D, or one for each.
+        resampler: by the names of ``ResamplerOptions``; None leaves it out.
+        norm_eps: of the blocks' norms.
+    """
+
+    every: int = 4
+    heads: int = 32
+    head_size: int = 128
+    ffn: int = 11008
+    gate: Gate = "scalar"
+    resampler: dict[str, Any] | None = None
+    norm_eps: float = NORM_EPS
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """Those of 9 B, with attention and SwiGLU as wide as this language model's."""
+        D = widths.hidden_size
+        heads = widths.num_heads if D % widths.num_heads == 0 else heads_of(D)
+        return cls(
+            every=_divisor(widths, 4),
+            heads=heads,
+            head_size=D // heads,
+            ffn=-(-8 * D // 768) * 256,  # LLaMA's: 8 D / 3, up to a multiple of 256
+            resampler={"num_tokens": 64, "layers": 6, "heads": 16, "head_size": 96},
+        )
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """About four blocks, one resampler layer, a narrow SwiGLU."""
+        D, heads = widths.hidden_size, heads_of(widths.feature_size)
+        return cls(
+            every=_divisor(widths, max(1, widths.num_layers // 4)),
+            heads=4,
+            head_size=min(64, max(8, D // 8)),
+            ffn=-(-4 * D // 3),
+            resampler={
+                "num_tokens": quarter_tokens(widths),
+                "layers": 1,
+                "heads": heads,
+                "head_size": widths.feature_size // heads,
+            },
         )
 
 
@@ -122,68 +167,28 @@ class IdeficsCrossAttention(InsertedBlocks):
     rate_scale = 0.3
     papers = ("IDEFICS (arXiv 2306.16527)", "Flamingo (arXiv 2204.14198)")
     export_target = "Idefics"
+    options_type = IdeficsCrossAttentionOptions
+    options: IdeficsCrossAttentionOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        every: int = 4,
-        heads: int = 32,
-        head_size: int = 128,
-        ffn: int = 11008,
-        gate: Gate = "scalar",
-        resampler: dict[str, Any] | None = None,
-        norm_eps: float = NORM_EPS,
-    ) -> None:
-        super().__init__(widths)
-        if gate not in ("scalar", "vector"):
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        chosen, d, D = self.options, widths.feature_size, widths.hidden_size
+        if chosen.gate not in ("scalar", "vector"):
             raise ConnectorError(
-                f"connector {self.name!r} has a 'scalar' or 'vector' gate, not {gate!r}"
+                f"connector {self.name!r} has a 'scalar' or 'vector' gate, not {chosen.gate!r}"
             )
-        _check_every(widths, every)
-        d = widths.feature_size
-        self.gates = _gates(widths, gate)
-        self.norm_eps = float(norm_eps)  # YAML reads 1e-5 as a text
-        self.block_sizes = (widths.hidden_size, d, heads, head_size, ffn, self.gates)
-        self.core_options = None if resampler is None else _core_options(d, resampler)
-        self.resampler = None if resampler is None else ResamplerCore(d, **self.core_options)  # type: ignore[arg-type]
-        self.places = range(0, widths.num_layers, every)
+        _check_every(widths, chosen.every)
+        gates = D if chosen.gate == "vector" else 1
+        self.norm_eps = float(chosen.norm_eps)  # YAML reads 1e-5 as a text
+        self.resampler: ResamplerCore | None = None
+        if chosen.resampler is not None:
+            own = {"width": d, "ffn": 4 * d, "style": "idefics", **chosen.resampler}
+            self.resampler = ResamplerCore(d, ResamplerOptions.of(self.name, own))
+        self.places = range(0, widths.num_layers, chosen.every)
         self.blocks = nn.ModuleList(
-            IdeficsBlock(*self.block_sizes, self.norm_eps) for _ in self.places
+            IdeficsBlock(D, d, chosen.heads, chosen.head_size, chosen.ffn, gates, self.norm_eps)
+            for _ in self.places
         )
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: that of 9 B. Matched: about four blocks, one resampler layer, a narrow SwiGLU."""
-        D, d = widths.hidden_size, widths.feature_size
-        if variant == "published":
-            heads = widths.num_heads if D % widths.num_heads == 0 else heads_of(D)
-            return {
-                "every": _divisor(widths, 4),
-                "heads": heads,
-                "head_size": D // heads,
-                "ffn": -(-8 * D // 768) * 256,  # LLaMA's: 8 D / 3, up to a multiple of 256
-                "gate": "scalar",
-                "resampler": {"num_tokens": 64, "layers": 6, "heads": 16, "head_size": 96},
-            }
-        return {
-            "every": _divisor(widths, max(1, widths.num_layers // 4)),
-            "heads": 4,
-            "head_size": min(64, max(8, D // 8)),
-            "ffn": -(-4 * D // 3),
-            "gate": "scalar",
-            "resampler": {
-                "num_tokens": quarter_tokens(widths),
-                "layers": 1,
-                "heads": heads_of(d),
-                "head_size": d // heads_of(d),
-            },
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """Resampler, if there is one, and blocks."""
-        return _parameters(widths, **options)
 
     def num_tokens(self, num_features: int) -> int:
         """None: the item's place in the text is one mark, which the caller counts."""
@@ -191,27 +196,18 @@ class IdeficsCrossAttention(InsertedBlocks):
 
     def _read_tokens(self, num_features: int) -> int:
         """M, what a block reads of an item with N features."""
-        return num_features if self.core_options is None else int(self.core_options["num_tokens"])
+        return num_features if self.resampler is None else self.resampler.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """Resampler, if there is one, and the keys and values of all blocks."""
-        _, d, heads, head_size, *_ = self.block_sizes
-        core = 0.0
-        if self.core_options is not None:
-            core = ResamplerCore.flops_for(d, num_features=num_features, **self.core_options)
-        keys_values = linear_flops(self._read_tokens(num_features), d, 2 * heads * head_size)
-        return core + len(self.blocks) * keys_values
+        core = 0.0 if self.resampler is None else self.resampler.flops(num_features)
+        maps = [block.kv for block in self._typed_blocks()]
+        return core + map_flops(self._read_tokens(num_features), *maps)
 
     def flops_per_position(self) -> float:
         """Each block: query, scores against one item, way out, SwiGLU."""
-        D, _, heads, head_size, ffn, _ = self.block_sizes
-        inner = heads * head_size
-        block = (
-            2 * linear_flops(1, D, inner)
-            + attention_flops(1, self._read_tokens(self.widths.num_features), inner)
-            + SwiGLU.flops_for(1, D, ffn, D)
-        )
-        return len(self.blocks) * block
+        tokens = self._read_tokens(self.widths.num_features)
+        return sum(block.flops(tokens) for block in self._typed_blocks())
 
     def encode(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -238,35 +234,6 @@ class IdeficsCrossAttention(InsertedBlocks):
 
     def _typed_blocks(self) -> list[IdeficsBlock]:
         return cast("list[IdeficsBlock]", list(self.blocks))
-
-
-def _parameters(
-    widths: Widths,
-    *,
-    every: int = 4,
-    heads: int = 32,
-    head_size: int = 128,
-    ffn: int = 11008,
-    gate: Gate = "scalar",
-    resampler: dict[str, Any] | None = None,
-    norm_eps: float = NORM_EPS,
-) -> int:
-    _check_every(widths, every)
-    D, d = widths.hidden_size, widths.feature_size
-    block = IdeficsBlock.parameters_for(D, d, heads, head_size, ffn, _gates(widths, gate))
-    core = 0
-    if resampler is not None:
-        core = ResamplerCore.parameters_for(d, **_core_options(d, resampler))
-    return core + widths.num_layers // every * block
-
-
-def _core_options(width: int, chosen: dict[str, Any]) -> dict[str, Any]:
-    """All options of the resampler: its width is that of the features, its FFN four times that."""
-    return {"width": width, "ffn": 4 * width, "style": "idefics", **chosen}
-
-
-def _gates(widths: Widths, gate: Gate) -> int:
-    return widths.hidden_size if gate == "vector" else 1
 
 
 def _divisors(widths: Widths) -> list[int]:

@@ -9,8 +9,8 @@ is separate from the one over the text; g is one gate per head, zero at the star
 
 Parameters, with P = prompts, A = L - skip adapted layers, H = heads:
 A (P D + H) + d D + D
-``prompt_parameters`` counts prompts and gates alone, A (P D + H): the affine map from the image is
-the price of the second modality.
+Of these A (P D + H) are prompts and gates, the figure that the literature quotes: the affine map from
+the image is the price of the second modality.
 
 Published size: P = 10, all layers but the lowest 2. Recipe: prompts, gates and the map train, the
 language model is frozen; 5 epochs, batch 64, lr 9e-3, 2 epochs of warm-up, weight decay 0.02.
@@ -37,12 +37,11 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
-    Variant,
+    Options,
     Widths,
     _Memory,
-    affine_parameters,
     attention_flops,
-    linear_flops,
+    map_flops,
     zero_masked,
 )
 from modalign.connectors.hooks import HookedConnector, first_tensor, in_backward, readable
@@ -119,6 +118,19 @@ class _Pending:
     first: nn.Module | None = None  # the part of the layer that is given the layer's own input
 
 
+@dataclass(frozen=True)
+class LlamaAdapterOptions(Options):
+    """Options of ``llama_adapter``; the published size grows with the LLM, so it is the matched one too.
+
+    Attributes:
+        prompts: P, per adapted layer.
+        skip: the lowest layers, left alone.
+    """
+
+    prompts: int = 10
+    skip: int = 2
+
+
 class LlamaAdapter(HookedConnector):
     """Image-conditioned prompts with zero-initialised gates in the upper layers."""
 
@@ -128,31 +140,15 @@ class LlamaAdapter(HookedConnector):
     token_formula = "0"
     parameter_text = "(L - 2)(10D + H) + dD + D"
     papers = ("LLaMA-Adapter (arXiv 2303.16199)",)
+    options_type = LlamaAdapterOptions
+    options: LlamaAdapterOptions
 
-    def __init__(self, widths: Widths, *, prompts: int = 10, skip: int = 2) -> None:
-        super().__init__(widths)
-        adapted = _count_adapted(widths, skip)
-        self.skip = skip
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        adapted = _count_adapted(widths, self.options.skip)
         self.project = nn.Linear(widths.feature_size, widths.hidden_size)
-        self.prompts = learnt(adapted, prompts, widths.hidden_size)
+        self.prompts = learnt(adapted, self.options.prompts, widths.hidden_size)
         self.gates = nn.Parameter(torch.zeros(adapted, widths.num_heads))
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """The published size grows with the language model, so it is the matched one too."""
-        return {"prompts": 10, "skip": 2}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """Prompts, gates and the affine map from the image."""
-        projection = affine_parameters(widths.feature_size, widths.hidden_size)
-        return cls.prompt_parameters(widths, **options) + projection
-
-    @classmethod
-    def prompt_parameters(cls, widths: Widths, *, prompts: int = 10, skip: int = 2) -> int:
-        """Prompts and gates alone: the figure that the literature quotes."""
-        per_layer = prompts * widths.hidden_size + widths.num_heads
-        return _count_adapted(widths, skip) * per_layer
 
     def num_tokens(self, num_features: int) -> int:
         """None: the item's place in the text is one mark, which the caller counts."""
@@ -164,7 +160,7 @@ class LlamaAdapter(HookedConnector):
         Not counted: keys and values of the prompts, which the language model's own projections
         make, at the price of P more positions in those two maps.
         """
-        return linear_flops(1, self.widths.feature_size, self.widths.hidden_size)
+        return map_flops(1, self.project)
 
     def flops_per_position(self) -> float:
         """Attention to the prompts of one item in every adapted layer."""
@@ -184,8 +180,8 @@ class LlamaAdapter(HookedConnector):
         """Hook the query and output projections of the upper layers' self-attention."""
         self.detach()
         self.check_layers(layers)
-        self.first_layer = self.skip
-        found = [(i, _Attention.of(layers[i], i)) for i in range(self.skip, len(layers))]
+        skip = self.first_layer = self.options.skip
+        found = [(i, _Attention.of(layers[i], i)) for i in range(skip, len(layers))]
         for i, attention in found:
             layer, pending = layers[i], _Pending()
             self._handles += [
@@ -194,7 +190,7 @@ class LlamaAdapter(HookedConnector):
                 ),
                 attention.query.register_forward_hook(partial(self._keep, pending)),
                 attention.output.register_forward_pre_hook(
-                    partial(self._add, i - self.skip, attention, pending)
+                    partial(self._add, i - skip, attention, pending)
                 ),
                 layer.register_forward_hook(partial(self._after, pending)),
             ]

@@ -30,19 +30,19 @@ label smoothing unless asked for. Hard negatives are never of the same item.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
     full_mask,
-    linear_flops,
+    map_flops,
     quarter_tokens,
     zero_masked,
 )
@@ -75,29 +75,42 @@ class QFormerLayer(nn.Module):
             queries = self.cross_norm(queries + read)
         return self.ffn_norm(queries + self.ffn(queries))
 
+    def flops(self, queries: int, num_features: int) -> float:
+        """Return the FLOPs of one item with so many queries and N features."""
+        cross = 0.0 if self.cross is None else self.cross.flops(queries, num_features)
+        return self.attention.flops(queries, queries) + cross + map_flops(queries, self.ffn)
+
 
 def typed_layers(layers: nn.ModuleList) -> list[QFormerLayer]:
     """The same layers, known for what they are."""
     return cast("list[QFormerLayer]", list(layers))
 
 
-def _parameters(
-    widths: Widths,
-    *,
-    num_tokens: int = 32,
-    width: int = 768,
-    layers: int = 12,
-    heads: int = 12,
-    ffn: int = 3072,
-    cross_every: int = 2,
-) -> int:
-    layer = (
-        Attention.parameters_for(width, width) + FeedForward.parameters_for(width, ffn) + 4 * width
-    )
-    cross = Attention.parameters_for(width, width, widths.feature_size) + 2 * width
-    readers = -(-layers // cross_every)
-    out = affine_parameters(width, widths.hidden_size)
-    return (num_tokens + 2) * width + layers * layer + readers * cross + out
+@dataclass(frozen=True)
+class QFormerOptions(Options):
+    """Options of ``qformer``.
+
+    Attributes:
+        num_tokens: M, the queries.
+        width: of the queries.
+        layers: of the transformer.
+        heads: of every attention.
+        ffn: hidden width of the feed-forward.
+        cross_every: layers from one cross-attention to the next.
+    """
+
+    num_tokens: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 3072
+    cross_every: int = 2
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """2 layers as wide as the LLM, both reading the features."""
+        width = min(widths.hidden_size, 768)
+        return cls(quarter_tokens(widths), width, 2, heads_of(width), 4 * width, 1)
 
 
 class QFormer(PrefixConnector):
@@ -115,49 +128,21 @@ class QFormer(PrefixConnector):
         "SALMONN (arXiv 2310.13289)",
     )
     stage_one_needs_text = True
+    options_type = QFormerOptions
+    options: QFormerOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        num_tokens: int = 32,
-        width: int = 768,
-        layers: int = 12,
-        heads: int = 12,
-        ffn: int = 3072,
-        cross_every: int = 2,
-    ) -> None:
-        super().__init__(widths)
-        self.shape = (num_tokens, width, layers, heads, ffn, cross_every)
-        self.queries = learnt(num_tokens, width)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        chosen, width = self.options, self.options.width
+        self.queries = learnt(chosen.num_tokens, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.layers = nn.ModuleList(
-            QFormerLayer(widths.feature_size, width, heads, ffn, reads=i % cross_every == 0)
-            for i in range(layers)
+            QFormerLayer(
+                widths.feature_size, width, chosen.heads, chosen.ffn, i % chosen.cross_every == 0
+            )
+            for i in range(chosen.layers)
         )
         self.project = nn.Linear(width, widths.hidden_size)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: BLIP-2's. Matched: 2 layers as wide as the LLM, both reading the features."""
-        if variant == "published":
-            return {
-                "num_tokens": 32,
-                "width": 768,
-                "layers": 12,
-                "heads": 12,
-                "ffn": 3072,
-                "cross_every": 2,
-            }
-        width = min(widths.hidden_size, 768)
-        return {
-            "num_tokens": quarter_tokens(widths),
-            "width": width,
-            "layers": 2,
-            "heads": heads_of(width),
-            "ffn": 4 * width,
-            "cross_every": 1,
-        }
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
@@ -165,23 +150,15 @@ class QFormer(PrefixConnector):
         terms = ("image_text_contrastive", "image_text_matching", "image_grounded_captioning")
         return dict.fromkeys(terms, 1.0)
 
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """The first sum of the module docstring."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N is."""
-        return self.shape[0]
+        return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """The network in use: queries only."""
-        M, width, layers, _, ffn, cross_every = self.shape
-        layer = Attention.flops_for(M, M, width, width) + FeedForward.flops_for(M, width, ffn)
-        cross = Attention.flops_for(M, num_features, width, width, self.widths.feature_size)
-        readers = -(-layers // cross_every)
-        out = linear_flops(M, width, self.widths.hidden_size)
-        return layers * layer + readers * cross + out
+        M = self.options.num_tokens
+        layers = sum(layer.flops(M, num_features) for layer in typed_layers(self.layers))
+        return layers + map_flops(M, self.project)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None

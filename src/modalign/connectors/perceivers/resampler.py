@@ -28,19 +28,19 @@ affine map to D, which Flamingo does not need because its layers read the latent
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
     full_mask,
-    linear_flops,
+    map_flops,
     quarter_tokens,
     zero_masked,
 )
@@ -49,28 +49,50 @@ from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt
 Style = Literal["flamingo", "idefics", "cross"]
 
 
+@dataclass(frozen=True)
+class ResamplerOptions(Options):
+    """Options of ``resampler``, and of the resamplers inside other connectors.
+
+    Attributes:
+        num_tokens: M.
+        width: of the latents.
+        layers: each reads the features.
+        heads: of every attention.
+        head_size: of every head.
+        ffn: hidden width of the feed-forward.
+        style: of the layers, see the module's description.
+    """
+
+    num_tokens: int = 64
+    width: int = 1024
+    layers: int = 6
+    heads: int = 16
+    head_size: int = 64
+    ffn: int = 4096
+    style: Style = "cross"
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """2 layers as wide as the LLM."""
+        width = min(widths.hidden_size, 1024)
+        heads = heads_of(width)
+        return cls(quarter_tokens(widths), width, 2, heads, width // heads, 4 * width)
+
+
 class ResamplerLayer(nn.Module):
     """Latents read the media (and, but for the cross style, each other), then think."""
 
-    def __init__(
-        self,
-        media_width: int,
-        *,
-        width: int,
-        heads: int,
-        head_size: int,
-        ffn: int,
-        style: Style,
-    ) -> None:
+    def __init__(self, media_width: int, options: ResamplerOptions) -> None:
         super().__init__()
-        bias = style == "cross"
+        width, bias, idefics = options.width, options.style == "cross", options.style == "idefics"
         self.mixes = not bias
         self.media_norm = nn.LayerNorm(media_width)
         self.latent_norm = nn.LayerNorm(width)
-        idefics = style == "idefics"
-        self.attention = Attention(width, heads, head_size, media_width, bias, norms=idefics)
+        self.attention = Attention(
+            width, options.heads, options.head_size, media_width, bias, norms=idefics
+        )
         self.ffn_norm = nn.LayerNorm(width)
-        self.ffn = FeedForward(width, ffn, bias, nn.ReLU if idefics else nn.GELU)
+        self.ffn = FeedForward(width, options.ffn, bias, nn.ReLU if idefics else nn.GELU)
 
     def forward(self, latents: Tensor, media: Tensor, mask: Tensor) -> Tensor:
         """Latents (B, M, width), media (B, N, media_width), mask (B, N) -> latents."""
@@ -81,33 +103,25 @@ class ResamplerLayer(nn.Module):
         latents = latents + self.attention(queries, memory, mask.unsqueeze(1))
         return latents + self.ffn(self.ffn_norm(latents))
 
+    def flops(self, tokens: int, num_features: int) -> float:
+        """Return the FLOPs of M tokens that read one item with N features."""
+        keys = num_features + (tokens if self.mixes else 0)
+        return self.attention.flops(tokens, keys) + map_flops(tokens, self.ffn)
+
 
 class ResamplerCore(nn.Module):
     """The resampler without its way out: (B, N, d) -> (B, M, width), layer-normed."""
 
-    def __init__(
-        self,
-        feature_size: int,
-        *,
-        num_tokens: int,
-        width: int,
-        layers: int,
-        heads: int,
-        head_size: int,
-        ffn: int,
-        style: Style,
-    ) -> None:
+    def __init__(self, feature_size: int, options: ResamplerOptions) -> None:
         super().__init__()
-        mixes = style != "cross"
+        self.options, width = options, options.width
+        mixes = options.style != "cross"
         enters = mixes and feature_size != width
         self.enter = nn.Linear(feature_size, width) if enters else nn.Identity()
         media_width = width if mixes else feature_size
-        self.latents = learnt(num_tokens, width)
+        self.latents = learnt(options.num_tokens, width)
         self.layers = nn.ModuleList(
-            ResamplerLayer(
-                media_width, width=width, heads=heads, head_size=head_size, ffn=ffn, style=style
-            )
-            for _ in range(layers)
+            ResamplerLayer(media_width, options) for _ in range(options.layers)
         )
         self.norm = nn.LayerNorm(width)
 
@@ -119,80 +133,11 @@ class ResamplerCore(nn.Module):
             latents = layer(latents, media, mask)
         return self.norm(latents)
 
-    @staticmethod
-    def parameters_for(
-        feature_size: int,
-        *,
-        num_tokens: int,
-        width: int,
-        layers: int,
-        heads: int,
-        head_size: int,
-        ffn: int,
-        style: Style,
-    ) -> int:
-        """Number of parameters; the module docstring writes the sum out."""
-        mixes = style != "cross"
-        media_width = width if mixes else feature_size
-        enter = affine_parameters(feature_size, width) if mixes and feature_size != width else 0
-        layer = (
-            Attention.parameters_for(width, heads * head_size, media_width, bias=not mixes)
-            + FeedForward.parameters_for(width, ffn, bias=not mixes)
-            + 2 * (media_width + 2 * width)
-            + (4 * head_size if style == "idefics" else 0)
-        )
-        return num_tokens * width + enter + layers * layer + 2 * width
-
-    @staticmethod
-    def flops_for(
-        feature_size: int,
-        *,
-        num_features: int,
-        num_tokens: int,
-        width: int,
-        layers: int,
-        heads: int,
-        head_size: int,
-        ffn: int,
-        style: Style,
-    ) -> float:
-        """FLOPs of one item with N features."""
-        mixes = style != "cross"
-        media_width = width if mixes else feature_size
-        keys = num_features + (num_tokens if mixes else 0)
-        enter = (
-            linear_flops(num_features, feature_size, width)
-            if mixes and feature_size != width
-            else 0.0
-        )
-        layer = Attention.flops_for(
-            num_tokens, keys, width, heads * head_size, media_width
-        ) + FeedForward.flops_for(num_tokens, width, ffn)
-        return enter + layers * layer
-
-
-def _parameters(
-    widths: Widths,
-    *,
-    num_tokens: int = 64,
-    width: int = 1024,
-    layers: int = 6,
-    heads: int = 16,
-    head_size: int = 64,
-    ffn: int = 4096,
-    style: Style = "cross",
-) -> int:
-    core = ResamplerCore.parameters_for(
-        widths.feature_size,
-        num_tokens=num_tokens,
-        width=width,
-        layers=layers,
-        heads=heads,
-        head_size=head_size,
-        ffn=ffn,
-        style=style,
-    )
-    return core + affine_parameters(width, widths.hidden_size)
+    def flops(self, num_features: int) -> float:
+        """Return the FLOPs of one item with N features."""
+        layers = cast("list[ResamplerLayer]", list(self.layers))
+        read = sum(layer.flops(self.options.num_tokens, num_features) for layer in layers)
+        return map_flops(num_features, self.enter) + read
 
 
 class Resampler(PrefixConnector):
@@ -209,71 +154,22 @@ class Resampler(PrefixConnector):
         "Honeybee (arXiv 2312.06742)",
         "Idefics2 (arXiv 2405.02246)",
     )
+    options_type = ResamplerOptions
+    options: ResamplerOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        num_tokens: int = 64,
-        width: int = 1024,
-        layers: int = 6,
-        heads: int = 16,
-        head_size: int = 64,
-        ffn: int = 4096,
-        style: Style = "cross",
-    ) -> None:
-        super().__init__(widths)
-        self.tokens = num_tokens
-        self.core_options: dict[str, Any] = {
-            "num_tokens": num_tokens,
-            "width": width,
-            "layers": layers,
-            "heads": heads,
-            "head_size": head_size,
-            "ffn": ffn,
-            "style": style,
-        }
-        self.core = ResamplerCore(widths.feature_size, **self.core_options)
-        self.project = nn.Linear(width, widths.hidden_size)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: Honeybee's 6 layers of 1024. Matched: 2 layers as wide as the LLM."""
-        if variant == "published":
-            return {
-                "num_tokens": 64,
-                "width": 1024,
-                "layers": 6,
-                "heads": 16,
-                "head_size": 64,
-                "ffn": 4096,
-                "style": "cross",
-            }
-        width = min(widths.hidden_size, 1024)
-        return {
-            "num_tokens": quarter_tokens(widths),
-            "width": width,
-            "layers": 2,
-            "heads": heads_of(width),
-            "head_size": width // heads_of(width),
-            "ffn": 4 * width,
-            "style": "cross",
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """Core plus the affine map to D."""
-        return _parameters(widths, **options)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        self.core = ResamplerCore(widths.feature_size, self.options)
+        self.project = nn.Linear(self.options.width, widths.hidden_size)
 
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N is."""
-        return self.tokens
+        return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """Core plus the affine map to D."""
-        d, D = self.widths.feature_size, self.widths.hidden_size
-        core = ResamplerCore.flops_for(d, num_features=num_features, **self.core_options)
-        return core + linear_flops(self.tokens, self.project.in_features, D)
+        out = map_flops(self.options.num_tokens, self.project)
+        return self.core.flops(num_features) + out
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None

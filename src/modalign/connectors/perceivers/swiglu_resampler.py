@@ -21,7 +21,8 @@ Deliberate changes: latents start from N(0, 0.02) (theirs from ones).
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +30,12 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
     attention_flops,
     full_mask,
-    linear_flops,
+    map_flops,
     quarter_tokens,
     zero_masked,
 )
@@ -79,29 +80,18 @@ class GroupedLayer(nn.Module):
         latents = latents + self.out(merge_heads(read))
         return latents + self.ffn(self.ffn_norm(latents))
 
-
-def _parameters(
-    widths: Widths,
-    *,
-    num_tokens: int = 64,
-    hidden: int = 14336,
-    layers: int = 3,
-    heads: int = 16,
-    head_size: int = 96,
-    kv_heads: int = 4,
-    ffn: int = 16384,
-) -> int:
-    d, D = widths.feature_size, widths.hidden_size
-    attention = 2 * D * heads * head_size + 2 * D * kv_heads * head_size
-    layer = attention + SwiGLU.parameters_for(D, ffn, D) + 3 * D
-    return SwiGLU.parameters_for(d, hidden, D) + num_tokens * D + layers * layer + D
+    def flops(self, tokens: int, num_features: int) -> float:
+        """Return the FLOPs of M latents that read one item with N features, and each other."""
+        keys = num_features + tokens
+        maps = map_flops(tokens, self.q, self.out, self.ffn) + map_flops(keys, self.k, self.v)
+        return maps + attention_flops(tokens, keys, self.q.out_features)
 
 
-class SwigluResampler(PrefixConnector):
-    """Learnt latents of the language model's width read the features; they are the tokens.
+@dataclass(frozen=True)
+class SwigluResamplerOptions(Options):
+    """Options of ``swiglu_resampler``; the defaults are Idefics2's before Mistral 7B.
 
-    Args:
-        widths: the neighbours; no grid is needed.
+    Attributes:
         num_tokens: M.
         hidden: h, of the SwiGLU that brings features to the language model's width.
         layers: each reads the features.
@@ -109,6 +99,31 @@ class SwigluResampler(PrefixConnector):
         head_size: c.
         kv_heads: G, must divide H.
         ffn: f, of the SwiGLU of every layer.
+    """
+
+    num_tokens: int = 64
+    hidden: int = 14336
+    layers: int = 3
+    heads: int = 16
+    head_size: int = 96
+    kv_heads: int = 4
+    ffn: int = 16384
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """Idefics2's, with SwiGLUs that follow the LLM's width."""
+        return cls(hidden=7 * widths.hidden_size // 2, ffn=4 * widths.hidden_size)
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """2 layers, heads of the LLM's size, an FFN of 8 D / 3."""
+        D, heads = widths.hidden_size, heads_of(widths.hidden_size)
+        kv_heads = next(n for n in range(max(1, heads // 4), 0, -1) if heads % n == 0)
+        return cls(quarter_tokens(widths), D, 2, heads, D // heads, kv_heads, 8 * D // 3)
+
+
+class SwigluResampler(PrefixConnector):
+    """Learnt latents of the language model's width read the features; they are the tokens.
 
     Raises:
         ConnectorError: G does not divide H.
@@ -122,80 +137,36 @@ class SwigluResampler(PrefixConnector):
     rate_scale = 0.3
     papers = ("Idefics2 (arXiv 2405.02246)",)
     export_target = "Idefics2"
+    options_type = SwigluResamplerOptions
+    options: SwigluResamplerOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        num_tokens: int = 64,
-        hidden: int = 14336,
-        layers: int = 3,
-        heads: int = 16,
-        head_size: int = 96,
-        kv_heads: int = 4,
-        ffn: int = 16384,
-    ) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        chosen = self.options
+        heads, kv_heads = chosen.heads, chosen.kv_heads
         if kv_heads < 1 or heads % kv_heads:
             raise ConnectorError(
                 f"connector {self.name!r} shares {kv_heads} key and value heads among {heads} "
                 "query heads; kv_heads must divide heads"
             )
-        self.shape = (num_tokens, hidden, layers, heads, head_size, kv_heads, ffn)
         D = widths.hidden_size
-        self.enter = SwiGLU(widths.feature_size, hidden, D)
-        self.latents = learnt(num_tokens, D)
+        self.enter = SwiGLU(widths.feature_size, chosen.hidden, D)
+        self.latents = learnt(chosen.num_tokens, D)
         self.layers = nn.ModuleList(
-            GroupedLayer(D, heads, head_size, kv_heads, ffn) for _ in range(layers)
+            GroupedLayer(D, heads, chosen.head_size, kv_heads, chosen.ffn)
+            for _ in range(chosen.layers)
         )
         self.norm = nn.RMSNorm(D, eps=NORM_EPS)
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: Idefics2's. Matched: 2 layers, heads of the LLM's size, an FFN of 8 D / 3."""
-        D = widths.hidden_size
-        if variant == "published":
-            return {
-                "num_tokens": 64,
-                "hidden": 7 * D // 2,
-                "layers": 3,
-                "heads": 16,
-                "head_size": 96,
-                "kv_heads": 4,
-                "ffn": 4 * D,
-            }
-        heads = heads_of(D)
-        return {
-            "num_tokens": quarter_tokens(widths),
-            "hidden": D,
-            "layers": 2,
-            "heads": heads,
-            "head_size": D // heads,
-            "kv_heads": next(n for n in range(max(1, heads // 4), 0, -1) if heads % n == 0),
-            "ffn": 8 * D // 3,
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """The sum of the module docstring."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N is."""
-        return self.shape[0]
+        return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """Features to D, then per layer projections, attention over [media; latents] and FFN."""
-        M, hidden, layers, heads, head_size, kv_heads, ffn = self.shape
-        d, D = self.widths.feature_size, self.widths.hidden_size
-        keys, inner = num_features + M, heads * head_size
-        layer = (
-            2 * linear_flops(M, D, inner)
-            + 2 * linear_flops(keys, D, kv_heads * head_size)
-            + attention_flops(M, keys, inner)
-            + SwiGLU.flops_for(M, D, ffn, D)
-        )
-        return SwiGLU.flops_for(num_features, d, hidden, D) + layers * layer
+        layers = cast("list[GroupedLayer]", list(self.layers))
+        read = sum(layer.flops(self.options.num_tokens, num_features) for layer in layers)
+        return map_flops(num_features, self.enter) + read
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None

@@ -27,93 +27,34 @@ Deliberate changes: log-variances start near -4, so that first draws are close t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
     Grid,
-    Variant,
+    Options,
     Widths,
-    affine_parameters,
     full_mask,
-    linear_flops,
+    map_flops,
     quarter_tokens,
 )
 from modalign.connectors.codes import Code, CodeConnector, CodeEncoder, GaussianCode
 from modalign.connectors.layers import heads_of
-from modalign.connectors.perceivers.resampler import ResamplerCore
+from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
-BETA = 1e-3
 FIRST_LOG_VARIANCE = -4.0
 LOG_VARIANCES = (-10.0, 10.0)  # beyond them exp() is of no use
 ACTIVE = 0.01  # variance of a unit's mean over media (Burda et al., arXiv 1509.00519)
-PUBLISHED = {"num_tokens": 64, "width": 1024, "layers": 6, "heads": 16, "ffn": 4096}
 
 
-class GaussianEncoder(CodeEncoder):
-    """Features -> a normal distribution over c values for each of M latent queries.
+@dataclass(frozen=True)
+class VariationalOptions(Options):
+    """Options of ``variational``.
 
-    Args:
-        feature_size: d.
-        code_width: c.
-        free_bits: nats per value that the divergence does not charge.
-        core: M, width, layers, heads and FFN width of the resampler core.
-    """
-
-    def __init__(
-        self, feature_size: int, code_width: int, free_bits: float, core: dict[str, int]
-    ) -> None:
-        super().__init__()
-        self.feature_size, self.free_bits = feature_size, free_bits
-        self.num_tokens, self.core_options = core["num_tokens"], _core_options(core)
-        self.core = ResamplerCore(feature_size, **self.core_options)
-        self.out = nn.Linear(core["width"], 2 * code_width)
-        with torch.no_grad():
-            self.out.bias[code_width:] = FIRST_LOG_VARIANCE
-
-    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> GaussianCode:
-        """Features (B, N, d), mask (B, N) -> code; values are drawn in training, else the means."""
-        found = self.out(self.core(features, mask))
-        mean, log_variance = found.float().chunk(2, dim=-1)
-        log_variance = log_variance.clamp(*LOG_VARIANCES)
-        values = mean
-        if self.training:
-            values = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        return GaussianCode(values, full_mask(mean), mean, log_variance, self.free_bits)
-
-    def flops(self, num_features: int) -> float:
-        """The core and the map to means and variances."""
-        d, width = self.feature_size, self.out.in_features
-        core = ResamplerCore.flops_for(d, num_features=num_features, **self.core_options)
-        return core + linear_flops(self.num_tokens, width, self.out.out_features)
-
-
-def _core_options(core: dict[str, int]) -> dict[str, Any]:
-    """Of a resampler core whose latents read the features alone."""
-    return {**core, "head_size": core["width"] // core["heads"], "style": "cross"}
-
-
-def _parameters(
-    widths: Widths,
-    *,
-    code_width: int = 32,
-    beta: float = BETA,
-    free_bits: float = 0.0,
-    **core: int,
-) -> int:
-    core = {**PUBLISHED, **core}
-    read = ResamplerCore.parameters_for(widths.feature_size, **_core_options(core))
-    means = affine_parameters(core["width"], 2 * code_width)
-    return read + means + affine_parameters(code_width, widths.hidden_size)
-
-
-class Variational(CodeConnector):
-    """Tokens are draws from what the latent queries say of the signal.
-
-    Args:
-        widths: the neighbours.
+    Attributes:
         num_tokens: M.
         width: of the resampler core; likewise layers, heads and ffn.
         layers: of the core.
@@ -123,6 +64,66 @@ class Variational(CodeConnector):
         beta: weight of ``kl_latent`` in both stages.
         free_bits: nats per value that the divergence does not charge.
     """
+
+    num_tokens: int = 64
+    width: int = 1024
+    layers: int = 6
+    heads: int = 16
+    ffn: int = 4096
+    code_width: int = 32
+    beta: float = 1e-3
+    free_bits: float = 0.0
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """2 layers of the LLM's width."""
+        width = min(widths.hidden_size, 1024)
+        heads = heads_of(width)
+        return cls(quarter_tokens(widths), width, 2, heads, 4 * width, min(32, width))
+
+
+class GaussianEncoder(CodeEncoder):
+    """Features -> a normal distribution over c values for each of M latent queries.
+
+    Args:
+        feature_size: d.
+        options: of the connector.
+    """
+
+    def __init__(self, feature_size: int, options: VariationalOptions) -> None:
+        super().__init__()
+        self.feature_size, self.options = feature_size, options
+        core = ResamplerOptions(
+            options.num_tokens,
+            options.width,
+            options.layers,
+            options.heads,
+            options.width // options.heads,
+            options.ffn,
+        )
+        self.core = ResamplerCore(feature_size, core)
+        self.out = nn.Linear(options.width, 2 * options.code_width)
+        with torch.no_grad():
+            self.out.bias[options.code_width :] = FIRST_LOG_VARIANCE
+
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> GaussianCode:
+        """Features (B, N, d), mask (B, N) -> code; values are drawn in training, else the means."""
+        found = self.out(self.core(features, mask))
+        mean, log_variance = found.float().chunk(2, dim=-1)
+        log_variance = log_variance.clamp(*LOG_VARIANCES)
+        values = mean
+        if self.training:
+            values = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        return GaussianCode(values, full_mask(mean), mean, log_variance, self.options.free_bits)
+
+    def flops(self, num_features: int) -> float:
+        """The core and the map to means and variances."""
+        out = map_flops(self.options.num_tokens, self.out)
+        return self.core.flops(num_features) + out
+
+
+class Variational(CodeConnector):
+    """Tokens are draws from what the latent queries say of the signal."""
 
     name = "variational"
     family = "perceiver"
@@ -135,48 +136,14 @@ class Variational(CodeConnector):
         "VIB (arXiv 1612.00410)",
     )
     rate_scale = 0.3
+    options_type = VariationalOptions
+    options: VariationalOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        num_tokens: int = 64,
-        width: int = 1024,
-        layers: int = 6,
-        heads: int = 16,
-        ffn: int = 4096,
-        code_width: int = 32,
-        beta: float = BETA,
-        free_bits: float = 0.0,
-    ) -> None:
-        super().__init__(widths)
-        self.code_width, self.beta = code_width, beta
-        sizes = (num_tokens, width, layers, heads, ffn)
-        core = dict(zip(PUBLISHED, sizes, strict=True))
-        self.encoder: GaussianEncoder = GaussianEncoder(
-            widths.feature_size, code_width, free_bits, core
-        )
-        self.project = nn.Linear(code_width, widths.hidden_size)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: 6 layers of 1024. Matched: 2 layers of the LLM's width."""
-        if variant == "published":
-            return {**PUBLISHED, "code_width": 32}
-        width = min(widths.hidden_size, 1024)
-        return {
-            "num_tokens": quarter_tokens(widths),
-            "width": width,
-            "layers": 2,
-            "heads": heads_of(width),
-            "ffn": 4 * width,
-            "code_width": min(32, width),
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """The sum of the module docstring."""
-        return _parameters(widths, **options)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        self.code_width = self.options.code_width
+        self.encoder: GaussianEncoder = GaussianEncoder(widths.feature_size, self.options)
+        self.project = nn.Linear(self.code_width, widths.hidden_size)
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
@@ -186,16 +153,15 @@ class Variational(CodeConnector):
     @classmethod
     def model_terms(cls, **options: Any) -> dict[str, float]:
         """The divergence goes on while the language model reads the draws."""
-        return {"kl_latent": float(options.get("beta", BETA))}
+        return {"kl_latent": float(cls.options_type.of(cls.name, options).beta)}
 
     def num_tokens(self, num_features: int) -> int:
         """M, whatever N is."""
-        return self.encoder.num_tokens
+        return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
         """Encoder and map to D."""
-        out = linear_flops(self.encoder.num_tokens, self.code_width, self.widths.hidden_size)
-        return self.encoder.flops(num_features) + out
+        return self.encoder.flops(num_features) + map_flops(self.options.num_tokens, self.project)
 
     def embed(self, code: Code) -> Tensor:
         """Values (B, M, c) -> embeddings (B, M, D)."""

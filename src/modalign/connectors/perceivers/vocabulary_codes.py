@@ -27,13 +27,20 @@ answer trains the code as well, where the sources stop after stage one and show 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import ConnectorError, Grid, Variant, Widths, linear_flops
+from modalign.connectors.base import (
+    ConnectorError,
+    Grid,
+    Options,
+    Widths,
+    linear_flops,
+)
 from modalign.connectors.codes import (
     Code,
     DiscreteCode,
@@ -47,6 +54,31 @@ from modalign.connectors.converters.layers import matched_factor
 SPACES = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write a space before a word
 
 Words = Literal["all", "printable", "whole"]
+
+
+@dataclass(frozen=True)
+class VocabularyCodesOptions(Options):
+    """Options of ``vocabulary_codes``.
+
+    Attributes:
+        window: W, features per word; on a grid a square number.
+        hidden: h.
+        words: what may be chosen, see :func:`allowed_ids`.
+    """
+
+    window: int = 1
+    hidden: int = 768
+    words: Words = "printable"
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """One word for each feature."""
+        return cls(hidden=widths.feature_size)
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """About N/4 words, hidden as wide as the LLM."""
+        return cls(matched_factor(widths) ** 2, widths.hidden_size)
 
 
 class WordQuantiser(WindowEncoder):
@@ -98,20 +130,8 @@ class WordQuantiser(WindowEncoder):
         self.spread(self.read(features, mask, grid), words.mean(0), words.std(0))
 
 
-def _parameters(
-    widths: Widths, *, window: int = 1, hidden: int = 768, words: Words = "printable"
-) -> int:
-    return WindowEncoder.parameters_for(widths.feature_size, window, hidden, widths.hidden_size)
-
-
 class VocabularyCodes(DiscreteConnector):
     """Words of the frozen language model stand for the signal.
-
-    Args:
-        widths: the neighbours.
-        window: W, features per word; on a grid a square number.
-        hidden: h.
-        words: what may be chosen, see :func:`allowed_ids`.
 
     Raises:
         ConnectorError: ``words`` is none of the three.
@@ -128,33 +148,16 @@ class VocabularyCodes(DiscreteConnector):
         "LQAE (arXiv 2302.00902)",
     )
     keeps_llm_frozen = True
+    options_type = VocabularyCodesOptions
+    options: VocabularyCodesOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        window: int = 1,
-        hidden: int = 768,
-        words: Words = "printable",
-    ) -> None:
-        super().__init__(widths)
-        if words not in ("all", "printable", "whole"):
-            raise ConnectorError(f"words is all, printable or whole, not {words!r}")
-        self.words, self.code_width = words, widths.hidden_size
-        self.encoder: WordQuantiser = WordQuantiser(widths, window, hidden)
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: one word for each feature. Matched: hidden as wide as the LLM, about N/4."""
-        if variant == "published":
-            return {"window": 1, "hidden": widths.feature_size, "words": "printable"}
-        window = matched_factor(widths) ** 2
-        return {"window": window, "hidden": widths.hidden_size, "words": "printable"}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """The sum of the module docstring."""
-        return _parameters(widths, **options)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        chosen = self.options
+        if chosen.words not in ("all", "printable", "whole"):
+            raise ConnectorError(f"words is all, printable or whole, not {chosen.words!r}")
+        self.code_width = widths.hidden_size
+        self.encoder: WordQuantiser = WordQuantiser(widths, chosen.window, chosen.hidden)
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
@@ -172,10 +175,10 @@ class VocabularyCodes(DiscreteConnector):
             ConnectorError: fewer than two pieces are left.
         """
         size = self.encoder.embedding.num_embeddings
-        ids = allowed_ids(tokenizer, self.words, size)
+        ids = allowed_ids(tokenizer, self.options.words, size)
         if len(ids) < 2:
             raise ConnectorError(
-                f"words={self.words!r} leaves {len(ids)} of the tokenizer's {len(tokenizer)} "
+                f"words={self.options.words!r} leaves {len(ids)} of the tokenizer's {len(tokenizer)} "
                 "pieces to choose from; use words=printable or words=all"
             )
         self.encoder.allowed.zero_()

@@ -29,13 +29,20 @@ while the language model reads its codes.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import Grid, Variant, Widths, affine_parameters, linear_flops
+from modalign.connectors.base import (
+    Grid,
+    Options,
+    Widths,
+    linear_flops,
+    map_flops,
+)
 from modalign.connectors.codes import (
     Code,
     DiscreteCode,
@@ -48,16 +55,44 @@ from modalign.connectors.converters.layers import matched_factor
 from modalign.connectors.layers import learnt
 
 COMMITMENT = 0.25  # van den Oord et al.'s and SEED's
-MOST_CODES, CODE_WIDTH = 8192, 32
+
+
+@dataclass(frozen=True)
+class VqCodesOptions(Options):
+    """Options of ``vq_codes``.
+
+    Attributes:
+        window: W, features per code; on a grid a square number.
+        hidden: h.
+        num_codes: K.
+        code_width: c.
+    """
+
+    window: int = 1
+    hidden: int = 768
+    num_codes: int = 8192
+    code_width: int = 32
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """8192 codes, one per feature."""
+        return cls(hidden=widths.feature_size)
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """About 4 D codes, about N/4 of them for an item."""
+        D = widths.hidden_size
+        codes = min(cls().num_codes, 2 ** (4 * D - 1).bit_length())
+        return cls(matched_factor(widths) ** 2, D, codes, min(cls().code_width, D))
 
 
 class VectorQuantiser(WindowEncoder):
     """Windows -> the nearest of K codebook vectors."""
 
-    def __init__(self, widths: Widths, window: int, hidden: int, codes: tuple[int, int]) -> None:
-        K, c = codes
-        super().__init__(widths.feature_size, window, hidden, c, widths.grid, VqCodes.name)
-        self.codebook = learnt(K, c)
+    def __init__(self, widths: Widths, options: VqCodesOptions) -> None:
+        sizes = (options.window, options.hidden, options.code_width)
+        super().__init__(widths.feature_size, *sizes, widths.grid, VqCodes.name)
+        self.codebook = learnt(options.num_codes, options.code_width)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> DiscreteCode:
         """Features (B, N, d), mask (B, N) -> code; values are unit vectors (B, M, c)."""
@@ -80,29 +115,8 @@ class VectorQuantiser(WindowEncoder):
         self.codebook.copy_(inputs[drawn] + apart)
 
 
-def _parameters(
-    widths: Widths,
-    *,
-    window: int = 1,
-    hidden: int = 768,
-    num_codes: int = MOST_CODES,
-    code_width: int = CODE_WIDTH,
-) -> int:
-    encoder = WindowEncoder.parameters_for(widths.feature_size, window, hidden, code_width)
-    rows = affine_parameters(code_width, widths.hidden_size) + num_codes * widths.hidden_size
-    return encoder + num_codes * code_width + rows
-
-
 class VqCodes(DiscreteConnector):
-    """A learnt codebook; its codes are new ids of the language model.
-
-    Args:
-        widths: the neighbours.
-        window: W, features per code; on a grid a square number.
-        hidden: h.
-        num_codes: K.
-        code_width: c.
-    """
+    """A learnt codebook; its codes are new ids of the language model."""
 
     name = "vq_codes"
     family = "perceiver"
@@ -114,39 +128,15 @@ class VqCodes(DiscreteConnector):
         "BEiT v2 (arXiv 2208.06366)",
         "SEED (arXiv 2307.08041)",
     )
+    options_type = VqCodesOptions
+    options: VqCodesOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        window: int = 1,
-        hidden: int = 768,
-        num_codes: int = MOST_CODES,
-        code_width: int = CODE_WIDTH,
-    ) -> None:
-        super().__init__(widths)
-        self.code_width = code_width
-        self.encoder: VectorQuantiser = VectorQuantiser(
-            widths, window, hidden, (num_codes, code_width)
-        )
-        self.project = nn.Linear(code_width, widths.hidden_size)
-        self.corrections = nn.Parameter(torch.zeros(num_codes, widths.hidden_size))
-
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: 8192 codes, one per feature. Matched: about 4 D codes, about N/4 of them."""
-        if variant == "published":
-            codes, hidden, window, width = MOST_CODES, widths.feature_size, 1, CODE_WIDTH
-        else:
-            codes = min(MOST_CODES, 2 ** (4 * widths.hidden_size - 1).bit_length())
-            hidden, window = widths.hidden_size, matched_factor(widths) ** 2
-            width = min(CODE_WIDTH, hidden)
-        return {"window": window, "hidden": hidden, "num_codes": codes, "code_width": width}
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """The sum of the module docstring."""
-        return _parameters(widths, **options)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        self.code_width = self.options.code_width
+        self.encoder: VectorQuantiser = VectorQuantiser(widths, self.options)
+        self.project = nn.Linear(self.code_width, widths.hidden_size)
+        self.corrections = nn.Parameter(torch.zeros(self.options.num_codes, widths.hidden_size))
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
@@ -167,8 +157,7 @@ class VqCodes(DiscreteConnector):
         """Encoder, likenesses to all codes, map to D."""
         M, c = self.num_tokens(num_features), self.code_width
         likenesses = linear_flops(M, c, len(self.encoder.codebook))
-        mapped = linear_flops(M, c, self.widths.hidden_size)
-        return self.encoder.flops(num_features) + likenesses + mapped
+        return self.encoder.flops(num_features) + likenesses + map_flops(M, self.project)
 
     def embed(self, code: Code) -> Tensor:
         """The codes' rows (B, M, D)."""

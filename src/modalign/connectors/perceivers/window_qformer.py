@@ -21,18 +21,18 @@ those in reading order.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
+    Options,
     PrefixConnector,
-    Variant,
     Widths,
-    affine_parameters,
-    linear_flops,
+    map_flops,
 )
 from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt, windows
 
@@ -58,40 +58,41 @@ class WindowLayer(nn.Module):
         x = self.cross_norm(x + self.cross(x, frames, present.unsqueeze(1)))
         return self.ffn_norm(x + self.ffn(x))
 
-
-def _parameters(
-    widths: Widths,
-    *,
-    window: int = 17,
-    queries: int = 1,
-    width: int = 768,
-    layers: int = 2,
-    heads: int = 12,
-    ffn: int = 3072,
-) -> int:
-    d = widths.feature_size
-    layer = (
-        Attention.parameters_for(width, width, d)
-        + FeedForward.parameters_for(width, ffn)
-        + 4 * width
-    )
-    if queries > 1:
-        layer += Attention.parameters_for(width, width) + 2 * width
-    out = affine_parameters(width, widths.hidden_size)
-    return queries * width + 2 * width + 2 * d + layers * layer + out
+    def flops(self, queries: int, window: int) -> float:
+        """Return the FLOPs of one window."""
+        mixing = 0.0 if self.attention is None else self.attention.flops(queries, queries)
+        return mixing + self.cross.flops(queries, window) + map_flops(queries, self.ffn)
 
 
-class WindowQFormer(PrefixConnector):
-    """Learnt queries read window by window; shared by all windows.
+@dataclass(frozen=True)
+class WindowQFormerOptions(Options):
+    """Options of ``window_qformer``.
 
-    Args:
-        widths: the neighbours; no grid is needed.
+    Attributes:
         window: k, frames per window.
         queries: q, tokens per window.
         width: of the queries.
         layers: each with cross-attention.
         heads: of every attention.
         ffn: hidden width of the feed-forward.
+    """
+
+    window: int = 17
+    queries: int = 1
+    width: int = 768
+    layers: int = 2
+    heads: int = 12
+    ffn: int = 3072
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """As wide as the LLM, one query per 4 frames (M = N/4)."""
+        width = min(widths.hidden_size, 768)
+        return cls(4, 1, width, 2, heads_of(width), 4 * width)
+
+
+class WindowQFormer(PrefixConnector):
+    """Learnt queries read window by window; shared by all windows.
 
     Raises:
         ConnectorError: a window or a number of queries below 1.
@@ -104,74 +105,44 @@ class WindowQFormer(PrefixConnector):
     parameter_text = "layers * (2w^2 + 2dw + 2wf [+ 4w^2]) + qw + wD"
     rate_scale = 0.3
     papers = ("SALMONN (arXiv 2310.13289)", "GraniteSpeech (arXiv 2505.08699)")
+    options_type = WindowQFormerOptions
+    options: WindowQFormerOptions
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        window: int = 17,
-        queries: int = 1,
-        width: int = 768,
-        layers: int = 2,
-        heads: int = 12,
-        ffn: int = 3072,
-    ) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        chosen = self.options
+        window, queries, width = chosen.window, chosen.queries, chosen.width
         if min(window, queries) < 1:
             raise ConnectorError(
                 f"connector {self.name!r} needs window >= 1 and queries >= 1, "
                 f"not {window} and {queries}"
             )
-        self.shape = (window, queries, width, layers, ffn)
         self.enter = nn.LayerNorm(widths.feature_size)
         self.queries = learnt(queries, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.layers = nn.ModuleList(
-            WindowLayer(widths.feature_size, width, heads, ffn, mixes=queries > 1)
-            for _ in range(layers)
+            WindowLayer(widths.feature_size, width, chosen.heads, chosen.ffn, mixes=queries > 1)
+            for _ in range(chosen.layers)
         )
         self.project = nn.Linear(width, widths.hidden_size)
 
-    @classmethod
-    def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Published: SALMONN's. Matched: as wide as the LLM, one query per 4 frames (M = N/4)."""
-        published = variant == "published"
-        width = 768 if published else min(widths.hidden_size, 768)
-        return {
-            "window": 17 if published else 4,
-            "queries": 1,
-            "width": width,
-            "layers": 2,
-            "heads": heads_of(width),
-            "ffn": 4 * width,
-        }
-
-    @classmethod
-    def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """The sum of the module docstring."""
-        return _parameters(widths, **options)
-
     def num_tokens(self, num_features: int) -> int:
         """``q ceil(N/k)``: a last window that is not full gives its tokens too."""
-        window, queries, *_ = self.shape
-        return queries * -(-num_features // window)
+        return self.options.queries * -(-num_features // self.options.window)
 
     def flops(self, num_features: int) -> float:
         """Every window is computed whole, the last one with its padding."""
-        window, queries, width, layers, ffn = self.shape
-        d, tokens = self.widths.feature_size, self.num_tokens(num_features)
-        layer = Attention.flops_for(queries, window, width, width, d)
-        layer += FeedForward.flops_for(queries, width, ffn)
-        if queries > 1:
-            layer += Attention.flops_for(queries, queries, width, width)
-        out = linear_flops(tokens, width, self.widths.hidden_size)
-        return tokens // queries * layers * layer + out
+        window, queries = self.options.window, self.options.queries
+        layers = cast("list[WindowLayer]", list(self.layers))
+        tokens = self.num_tokens(num_features)
+        read = tokens // queries * sum(layer.flops(queries, window) for layer in layers)
+        return read + map_flops(tokens, self.project)
 
     def forward(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, N, d), (B, N) -> (B, W q, D), (B, W q); the grid does not matter."""
-        window, queries, *_ = self.shape
+        window, queries = self.options.window, self.options.queries
         frames, present = windows(features, mask, window)
         B, W = present.shape[:2]
         frames, inside = self.enter(frames.flatten(0, 1)), present.flatten(0, 1)

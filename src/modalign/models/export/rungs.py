@@ -76,8 +76,10 @@ def _sound_class(connector: Any, encoder: Any) -> str | None:
         return None
     if encoder is not None and getattr(encoder, "form", None) != ENCODER_FORMS[target]:
         return None
+    if isinstance(connector, type):
+        return target
     wanted = AUDIO_OPTIONS.get(target, {})
-    fits = all(getattr(connector, name, value) == value for name, value in wanted.items())
+    fits = all(getattr(connector.options, name) == value for name, value in wanted.items())
     return target if fits else None
 
 

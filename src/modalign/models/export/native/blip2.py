@@ -50,20 +50,20 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     if type(qformer) is not QFormer:
         raise NotNativeError(f"Blip2 has no connector like {qformer.name!r}, only like 'qformer'")
     vision, tensors = _tower(image_tower(model))
-    tokens, width, layers, heads, ffn, cross_every = qformer.shape
+    options = qformer.options
     language = model.language_model
     config = Blip2Config(
         vision_config=vision.to_dict(),
         qformer_config={
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "intermediate_size": ffn,
-            "cross_attention_frequency": cross_every,
+            "hidden_size": options.width,
+            "num_hidden_layers": options.layers,
+            "num_attention_heads": options.heads,
+            "intermediate_size": options.ffn,
+            "cross_attention_frequency": options.cross_every,
             "layer_norm_eps": NORM_EPS,
         },
         text_config=copy.deepcopy(language.config),
-        num_query_tokens=tokens,
+        num_query_tokens=options.num_tokens,
         image_token_index=processor.image_token_id,
     )
     settings = model.generation_config

@@ -170,16 +170,16 @@ def _connector(connector: Connector) -> IdeficsCrossAttention:
 
 def _check_sizes(connector: IdeficsCrossAttention, text: PreTrainedConfig) -> None:
     """Refuse blocks that are larger than the decoder's layers, or of another form."""
-    _, width, heads, head_size, ffn, _ = connector.block_sizes
+    options, width = connector.options, connector.widths.feature_size
     size = text.hidden_size // text.num_attention_heads
-    if head_size != size:
+    if options.head_size != size:
         raise NotNativeError(
-            f"Idefics around this decoder has heads of {size}, and the connector of {head_size}; train "
+            f"Idefics around this decoder has heads of {size}, and the connector of {options.head_size}; train "
             f"it with the option head_size {size} for this class"
         )
     for name, ours, theirs in (
-        ("heads", heads, text.num_attention_heads),
-        ("ffn", ffn, text.intermediate_size),
+        ("heads", options.heads, text.num_attention_heads),
+        ("ffn", options.ffn, text.intermediate_size),
     ):
         if ours > theirs:
             raise NotNativeError(
@@ -192,13 +192,12 @@ def _check_sizes(connector: IdeficsCrossAttention, text: PreTrainedConfig) -> No
             f"of {connector.norm_eps:g}; train it with the option norm_eps {text.rms_norm_eps:g} for "
             "this class"
         )
-    core = connector.core_options or {}
-    wanted = {"width": width, "ffn": 4 * width, "style": "idefics"}
-    other = [name for name in wanted if core and core[name] != wanted[name]]
-    if other:
-        raise NotNativeError(
-            f"Idefics's resampler has {other[0]} {wanted[other[0]]}, and this one {core[other[0]]}"
-        )
+    if connector.resampler is None:
+        return
+    for name, value in {"width": width, "ffn": 4 * width, "style": "idefics"}.items():
+        own = getattr(connector.resampler.options, name)
+        if own != value:
+            raise NotNativeError(f"Idefics's resampler has {name} {value}, and this one {own}")
 
 
 # --- configuration and tensors ------------------------------------------------------------------
@@ -207,15 +206,15 @@ def _check_sizes(connector: IdeficsCrossAttention, text: PreTrainedConfig) -> No
 def _config(
     text: PreTrainedConfig, vision: PreTrainedConfig, connector: IdeficsCrossAttention
 ) -> IdeficsConfig:
-    core = connector.core_options
     resampler: dict[str, Any] = {}
-    if core is not None:
+    if connector.resampler is not None:
+        core = connector.resampler.options
         resampler = {
             "use_resampler": True,
-            "resampler_n_latents": core["num_tokens"],
-            "resampler_depth": core["layers"],
-            "resampler_n_heads": core["heads"],
-            "resampler_head_dim": core["head_size"],
+            "resampler_n_latents": core.num_tokens,
+            "resampler_depth": core.layers,
+            "resampler_n_heads": core.heads,
+            "resampler_head_dim": core.head_size,
             "qk_layer_norms_perceiver": True,
         }
     return IdeficsConfig(
@@ -223,9 +222,9 @@ def _config(
         vision_config={"embed_dim": vision.hidden_size}
         | {name: getattr(vision, name) for name in _VISION},
         perceiver_config=resampler,
-        use_resampler=core is not None,
+        use_resampler=connector.resampler is not None,
         cross_layer_interval=connector.places.step,
-        alpha_type="float" if connector.gates == 1 else "vector",
+        alpha_type="float" if connector.options.gate == "scalar" else "vector",
         qk_layer_norms=True,
     )
 

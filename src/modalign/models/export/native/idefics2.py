@@ -56,17 +56,17 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     resampler = _resampler(connector, text)
     tower = siglip_tower(image_tower(model), "Idefics2")
     check_language_model(model.language_model)
-    tokens, _, layers, heads, head_size, kv_heads, _ = resampler.shape
+    options = resampler.options
     config = Idefics2Config(
         vision_config=siglip_sizes(tower),
         perceiver_config={
             "hidden_size": text.hidden_size,
             "rms_norm_eps": NORM_EPS,
-            "resampler_n_latents": tokens,
-            "resampler_depth": layers,
-            "resampler_n_heads": heads,
-            "resampler_head_dim": head_size,
-            "num_key_value_heads": kv_heads,
+            "resampler_n_latents": options.num_tokens,
+            "resampler_depth": options.layers,
+            "resampler_n_heads": options.heads,
+            "resampler_head_dim": options.head_size,
+            "num_key_value_heads": options.kv_heads,
         },
         text_config=copy.deepcopy(text),
         image_token_id=processor.image_token_id,
@@ -100,10 +100,10 @@ def _resampler(connector: nn.Module, text: PreTrainedConfig) -> SwigluResampler:
             "Idefics2's first SwiGLU has activation and hidden width of the language model's "
             f"feed-forward, which are {act!r} and {width!r} and not silu and a number"
         )
-    _, hidden, *_, ffn = connector.shape
+    options = connector.options
     for name, ours, theirs in (
-        ("hidden", hidden, width),
-        ("ffn", ffn, 4 * connector.widths.hidden_size),
+        ("hidden", options.hidden, width),
+        ("ffn", options.ffn, 4 * connector.widths.hidden_size),
     ):
         if ours > theirs:
             raise NotNativeError(

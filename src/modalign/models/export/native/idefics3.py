@@ -75,11 +75,11 @@ def _matrix(connector: nn.Module) -> tuple[Tensor, int]:
     """The matrix (D, k^2 d) over folded features, and k."""
     if type(connector) is PixelShuffleLinearConnector:
         _check_square(connector.widths.grid)
-        return connector.projection.weight, connector.factor
+        return connector.projection.weight, connector.options.factor
     if type(connector) is AvgpoolMlpConnector:
         first = connector.layers[0]
         assert isinstance(first, nn.Linear)
-        if connector.depth != 1 or first.bias is not None:
+        if connector.options.depth != 1 or first.bias is not None:
             raise NotNativeError(
                 "Idefics3 has one matrix without a bias; avgpool_mlp has that form with the "
                 "options depth 1 and bias false"

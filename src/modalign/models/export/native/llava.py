@@ -94,7 +94,7 @@ def _projector(connector: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear], str]:
             second.weight.copy_(torch.eye(width))
             second.bias.zero_()
         return (first, second), "linear"
-    if type(connector) is MlpConnector and connector.depth == 2:
+    if type(connector) is MlpConnector and connector.options.depth == 2:
         first, _, last = connector.layers
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)

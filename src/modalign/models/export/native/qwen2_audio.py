@@ -110,10 +110,10 @@ def _projection(connector: Connector) -> nn.Linear:
     if type(connector) is LinearConnector:
         return connector.projection
     if type(connector) is PoolLinearConnector:
-        if connector.pool == 1:
+        if connector.options.pool == 1:
             return connector.projection
         raise NotNativeError(
             f"Qwen2Audio averages inside its encoder and nowhere else, and {connector.name!r} "
-            f"averages {connector.pool} of its features; take linear, or pool 1"
+            f"averages {connector.options.pool} of its features; take linear, or pool 1"
         )
     raise NotNativeError(f"Qwen2Audio has one affine map, which {connector.name!r} is not")

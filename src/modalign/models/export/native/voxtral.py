@@ -87,9 +87,9 @@ def _stacked(connector: Connector) -> StackMlpConnector:
         raise NotNativeError(
             f"Voxtral has no connector like {connector.name!r}, only like 'stack_mlp'"
         )
-    if connector.stack != STACK:
+    if connector.options.stack != STACK:
         raise NotNativeError(
-            f"Voxtral joins {STACK} features, and this connector {connector.stack}; train it with the "
+            f"Voxtral joins {STACK} features, and this connector {connector.options.stack}; train it with the "
             f"option stack {STACK} for this class"
         )
     return connector
