@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from modalign.editing.benchmarks.multimodal import evaluate_multimodal
-from modalign.editing.benchmarks.results import record_means
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.job import Options
@@ -28,6 +27,7 @@ from modalign.editing.methods import method_named
 from modalign.editing.multimodal.pictures import Pictures, read_pictures
 from modalign.editing.readers import read_edits
 from modalign.models.open import open_model
+from modalign.numbers.bootstrap import redrawn_means
 from modalign.patches import view
 from modalign.starter import language
 from modalign.starter.build import starter
@@ -211,7 +211,7 @@ def _number(value: float, name: str) -> str:
 
 
 def _cell(values: list[float], name: str) -> str:
-    drawn = record_means({"v": np.array(values)}, 2000, 0)["v"]
+    drawn = redrawn_means({"v": np.array(values)}, 2000, 0)["v"]
     low, high = np.percentile(drawn[1:], [2.5, 97.5])
     return f"{_number(drawn[0], name)} ({_number(low, name)} to {_number(high, name)})"
 

@@ -20,14 +20,9 @@ from modalign.comparison.results import (
     Setting,
     Trial,
 )
-from modalign.comparison.statistics import (
-    compare_all,
-    hierarchical_bootstrap,
-    interval,
-    mean_interval,
-    skill_intervals,
-)
 from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import compare_all
+from modalign.numbers.trainings import estimate_mean, hierarchical_bootstrap
 
 SKILLS = ("colour", "shape", "count", "position", "relation", "presence", "size", "text")
 CHANCE = (0.17, 0.25, 0.2, 0.25, 0.25, 0.5, 0.33, 0.1)
@@ -188,16 +183,16 @@ def _method(row, rng, drawn, correct, blank, groups):
                 curve=_curve(rng, ability + rng.normal(0, 0.06), 3.4),
             )
         )
-    skills = skill_intervals(drawn, name)
+    skills = {skill: part.estimate(name) for skill, part in drawn.skills.items()}
     return MethodResult(
         **common,
         finalist=name in FINALISTS,
         accuracy=drawn.observed[name],
-        accuracy_interval=interval(drawn, name),
+        accuracy_interval=drawn.estimate(name),
         skills=skills,
         transfer=skills["size"],
-        image_gain_blank=mean_interval(correct - blank, groups=groups, resamples=300),
-        image_gain_shuffled=mean_interval(correct - blank * 0.95, groups=groups, resamples=300),
+        image_gain_blank=estimate_mean(correct - blank, groups=groups, resamples=300),
+        image_gain_shuffled=estimate_mean(correct - blank * 0.95, groups=groups, resamples=300),
         hallucination=_yes_no(correct, groups),
         untrained_accuracy=_untrained(correct.shape[1]),
         flops=per_item * 12_000,

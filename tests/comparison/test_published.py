@@ -3,8 +3,9 @@
 import pytest
 
 from modalign.comparison.published import ADVICE, CLAIMS, check, training_mode
-from modalign.comparison.results import Difference, MethodResult
+from modalign.comparison.results import MethodResult
 from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import Difference
 
 KNOWN = {
     *("linear", "mlp", "fused_mlp", "avgpool_mlp", "pixel_shuffle_linear", "pixel_shuffle_mlp"),

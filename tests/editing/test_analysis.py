@@ -29,13 +29,13 @@ from transformers import (
 from typer.testing import CliRunner
 
 from modalign.cli import app
-from modalign.editing.benchmarks.results import Metric
 from modalign.editing.engine.forward import Row
 from modalign.editing.engine.spec import ModelSpec, SpecError
 from modalign.editing.layers.analysis import TOP, Analysis, analyse, measure
 from modalign.editing.layers.components import Lens, find_ends, read_states
 from modalign.editing.layers.facts import known_facts
 from modalign.editing.layers.pages import analysis_page
+from modalign.numbers.estimate import Estimate
 
 
 def plain_layer(model: Any, ids: tuple[int, ...], layer: int) -> dict[str, torch.Tensor]:
@@ -175,8 +175,8 @@ def test_says_what_the_numbers_say(editable: Callable[[Family], Editable]) -> No
 def test_overlapping_intervals_are_no_difference() -> None:
     from modalign.editing.layers.analysis import _change
 
-    def gap(low: float, high: float) -> Metric:
-        return Metric(value=(low + high) / 2, low=low, high=high, n=5, protocol="", unit="cosine")
+    def gap(low: float, high: float) -> Estimate:
+        return Estimate(value=(low + high) / 2, low=low, high=high, n=5, protocol="", unit="cosine")
 
     assert "no difference found" in _change("x", gap(-0.1, 0.2), [gap(-0.1, 0.1), gap(0.1, 0.2)])
     assert "in 1 of 2 layers" in _change("x", gap(-0.1, 0.2), [gap(-0.1, 0.1), gap(0.1, 0.2)])

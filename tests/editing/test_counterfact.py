@@ -17,10 +17,11 @@ from modalign.editing.benchmarks.counterfact import (
     counterfact_rows,
     score_counterfact,
 )
-from modalign.editing.benchmarks.results import harmonic_mean, record_means
+from modalign.editing.benchmarks.results import harmonic_mean
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.readers import read_edits
 from modalign.errors import DataError
+from modalign.numbers.bootstrap import redrawn_means
 
 EDITABLE = tiny.SHARED / "models" / "editable_gptj"
 COUNTERFACT = tiny.SHARED / "data" / "editing" / "counterfact.json"
@@ -148,14 +149,14 @@ def test_harmonic_mean_and_intervals() -> None:
     assert harmonic_mean(np.array([0.5, 0.0]), np.array([1.0, 1.0])) == pytest.approx([2 / 3, 0])
     nan = float("nan")
     values = {"a": np.array([1.0, 0.0, nan, 1.0]), "b": np.array([nan, nan, 0.5, nan])}
-    drawn = record_means(values, 500, seed=3)
+    drawn = redrawn_means(values, 500, seed=3)
     assert drawn["a"][0] == pytest.approx(2 / 3)
     assert drawn["b"][0] == 0.5
     assert np.isnan(drawn["b"]).any()  # the one record with a value is not always drawn
-    again = record_means(values, 500, seed=3)
+    again = redrawn_means(values, 500, seed=3)
     assert np.array_equal(drawn["a"], again["a"], equal_nan=True)
     known = np.random.default_rng(0).random(400) < 0.7
-    wide = record_means({"a": known.astype(float)}, 2000, seed=0)["a"][1:]
+    wide = redrawn_means({"a": known.astype(float)}, 2000, seed=0)["a"][1:]
     assert wide.std() == pytest.approx(math.sqrt(0.7 * 0.3 / 400), rel=0.1)
 
 

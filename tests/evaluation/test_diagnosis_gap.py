@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modalign.evaluation.diagnosis.gap import Gap, mean_cosine, modality_gap
-from modalign.evaluation.diagnosis.intervals import Sampling
 from modalign.evaluation.diagnosis.norms import Norms, norm_ratio
+from modalign.numbers.sampling import Sampling
 
 seeds = st.integers(0, 10_000)
 

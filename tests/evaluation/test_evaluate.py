@@ -12,7 +12,7 @@ from modalign.data.readers import read_records
 from modalign.errors import DataError
 from modalign.evaluation.evaluate import Evaluation, evaluate_model
 from modalign.evaluation.passes import BLANK, SHUFFLED, shuffled
-from modalign.evaluation.tasks.base import CHANCE, MAJORITY
+from modalign.evaluation.tasks.base import CHANCE, MOST_FREQUENT
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def test_every_record_is_written_down(compared: Compared, evaluated):
     for row in [*found.skills, found.overall]:
         accuracy = row.measures["accuracy"]
         assert accuracy.low <= accuracy.value <= accuracy.high
-        chance, majority = (row.references[name]["accuracy"].value for name in (CHANCE, MAJORITY))
+        chance, majority = (
+            row.references[name]["accuracy"].value for name in (CHANCE, MOST_FREQUENT)
+        )
         assert 0 < chance <= majority <= 1
     json.loads(found.model_dump_json())
 

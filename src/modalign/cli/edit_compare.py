@@ -13,7 +13,7 @@ from modalign.cli import options
 
 if TYPE_CHECKING:
     from modalign.editing.benchmarks.evaluate import Task
-    from modalign.editing.compare.results import EditComparison, Metric, Mode
+    from modalign.editing.compare.results import EditComparison, Estimate, Mode
 
 
 def compare(
@@ -179,7 +179,7 @@ def _table(result: EditComparison, mode: Mode) -> Any:
     return table
 
 
-def _cell(metric: Metric | None) -> str:
+def _cell(metric: Estimate | None) -> str:
     if metric is None:
         return "-"
     return f"{metric.value:.1f} ({metric.low:.0f} to {metric.high:.0f})"

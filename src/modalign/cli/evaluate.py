@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modalign.cli import options
+from modalign.numbers import words
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from modalign.evaluation.evaluate import Evaluation
-    from modalign.evaluation.intervals import Measure
 
-SHOWN_REFERENCES = ("blank media", "shuffled media", "chance", "majority answer", "always yes")
+SHOWN_REFERENCES = (
+    "blank media",
+    "shuffled media",
+    "chance",
+    "most frequent answer here",
+    "always yes",
+)
 
 
 def evaluate(
@@ -68,7 +74,8 @@ def evaluate(
 
     Without --task an answer is right when it equals an expected one. The same questions are asked with
     blank and with shuffled media: what is left of the score then does not come from them. Questions
-    about several modalities are also asked with each alone. Chance and majority rows stand beside it.
+    about several modalities are also asked with each alone. Chance and the data's most frequent answer
+    stand beside it.
 
     The tasks counterfact, zsre and mmedit score a model on edits of its facts, as in the papers; with
     --patch the model without it stands beside it.
@@ -162,8 +169,12 @@ def _table(result: Evaluation) -> Table:
         for place, name in enumerate(result.overall.measures):
             found = row.measures.get(name)
             cells = [row.skill if place == 0 else "", *([name] if several else [])]
-            cells += [_count(found), _value(found), _interval(found)]
-            cells += [_value(row.references.get(other, {}).get(name)) for other in shown]
+            cells += [
+                str(found.n) if found else words.MISSING,
+                words.value(found),
+                words.ends(found),
+            ]
+            cells += [words.value(row.references.get(other, {}).get(name)) for other in shown]
             table.add_row(*cells, style="bold" if several and name == result.headline else None)
         if several:
             table.add_section()
@@ -185,23 +196,5 @@ def _available(result: Evaluation) -> Table:
     for header in ("modalities", "n", result.headline, "interval"):
         table.add_column(header, justify="left" if header == "modalities" else "right")
     for name, found in result.available.items():
-        table.add_row(name, str(found.n), _value(found), _interval(found))
+        table.add_row(name, str(found.n), words.value(found), words.ends(found))
     return table
-
-
-def _number(value: float, unit: str) -> str:
-    return {"share": f"{value:.1%}", "points": f"{value:.1f}", "score": f"{value:.3f}"}[unit]
-
-
-def _count(found: Measure | None) -> str:
-    return "-" if found is None else str(found.n)
-
-
-def _value(found: Measure | None) -> str:
-    return "-" if found is None else _number(found.value, found.unit)
-
-
-def _interval(found: Measure | None) -> str:
-    if found is None:
-        return "-"
-    return f"{_number(found.low, found.unit)} to {_number(found.high, found.unit)}"

@@ -9,7 +9,7 @@ from modalign.errors import UsageError
 
 if TYPE_CHECKING:
     from modalign.editing.benchmarks.evaluate import EditEvaluation, Task
-    from modalign.editing.benchmarks.results import Metric
+    from modalign.numbers.estimate import Estimate
 
 TASKS = ("counterfact", "zsre", "mmedit")
 HEADLINES = {"S", "score", "reliability", "text_locality", "image_locality"}
@@ -170,6 +170,6 @@ def _table(result: EditEvaluation) -> object:
     return table
 
 
-def _number(metric: Metric, value: float) -> str:
+def _number(metric: Estimate, value: float) -> str:
     digits = 4 if metric.unit.startswith("nats") else 1
     return f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.0

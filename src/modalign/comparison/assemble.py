@@ -15,7 +15,7 @@ import numpy as np
 
 import modalign
 from modalign.comparison.config import CompareConfig
-from modalign.comparison.hallucination import hallucination, measure, yes_no_questions
+from modalign.comparison.hallucination import MAJORITY, hallucination, measure, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
 from modalign.comparison.published import check
 from modalign.comparison.recommendation import Cost, rank_by_validation, recommend
@@ -27,15 +27,10 @@ from modalign.comparison.results import (
     SeedRun,
     Setting,
 )
-from modalign.comparison.statistics import (
-    compare_all,
-    hierarchical_bootstrap,
-    interval,
-    mean_interval,
-    skill_intervals,
-)
 from modalign.data.supervision import Sample
-from modalign.numbers.estimate import Estimate
+from modalign.numbers.estimate import Estimate, exactly
+from modalign.numbers.pairs import compare_all, compare_with
+from modalign.numbers.trainings import estimate_mean, hierarchical_bootstrap
 from modalign.starter.build import WEIGHTS
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method
 from modalign.training.splits import Splits
@@ -137,9 +132,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         )
     trained = seen_in_training(judged, splits.train)
     correct = {name: gathered.scores(name, kind)[:, trained] for name in working}
-    pairs = (
-        compare_all(correct, groups=_take(groups_of(judged), trained)) if len(working) > 1 else []
-    )
+    pairs = compare_all(correct, groups=_take(groups_of(judged), trained))
     ordered = sorted(results.values(), key=lambda method: method.rank or len(results) + 1)
     return Comparison(
         methods=ordered,
@@ -240,18 +233,19 @@ def _add_accuracy(
     own = _take(groups, trained)
     labels = [str(skill) or None for skill in skills[trained]]
     drawn = hierarchical_bootstrap({base.name: correct[:, trained]}, groups=own, skills=labels)
-    base.accuracy_interval = interval(drawn, base.name)
+    base.accuracy_interval = drawn.estimate(base.name)
     base.accuracy = base.accuracy_interval.value
-    base.skills = skill_intervals(drawn, base.name)
+    base.skills = {name: part.estimate(base.name) for name, part in drawn.skills.items()}
     base.val_accuracy = float(gathered.scores(base.name, "val").mean())
     if kind != "eval":
         return
     if (~trained).any():
-        base.transfer = mean_interval(correct[:, ~trained], groups=_take(groups, ~trained))
+        base.transfer = estimate_mean(correct[:, ~trained], groups=_take(groups, ~trained))
     for name in ("blank", "shuffled"):
         other = gathered.scores(base.name, name)[:, trained]
-        setattr(base, f"image_gain_{name}", mean_interval(correct[:, trained] - other, groups=own))
-    base.untrained_accuracy = mean_interval(
+        gain = estimate_mean(correct[:, trained] - other, groups=own, unit="difference of shares")
+        setattr(base, f"image_gain_{name}", gain)
+    base.untrained_accuracy = estimate_mean(
         gathered.scores(base.name, "untrained")[:1, trained], groups=own
     )
     questions = yes_no_questions(judged, groups, trained)
@@ -314,7 +308,7 @@ def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[Refere
         for sample, skill in zip(kept, skills, strict=True)
     ]
     majority = _majority(train, kept)
-    return [_reference("chance", chance, skills), _reference("majority answer", majority, skills)]
+    return [_reference("chance", chance, skills), _reference(MAJORITY, majority, skills)]
 
 
 def _majority(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
@@ -339,9 +333,8 @@ def _reference(name: str, values: Sequence[float], skills: Sequence[str]) -> Ref
 
 def _reference_interval(values: Sequence[float], name: str) -> Estimate:
     if name == "chance":  # known exactly, not estimated
-        mean = float(np.mean(values))
-        return Estimate(value=mean, low=mean, high=mean, n=len(values))
-    return mean_interval(np.asarray(values))
+        return exactly(float(np.mean(values)), len(values), over="questions")
+    return estimate_mean(np.asarray(values)).model_copy(update={"trainings": None})
 
 
 def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
@@ -403,18 +396,15 @@ def _against_majority(
     seen = seen_in_training(judged, gathered.splits.train)
     kept = [sample for sample, known in zip(judged, seen, strict=True) if known]
     majority, groups = np.array(_majority(gathered.splits.train, kept)), groups_of(kept)
-    gains = {
-        name: mean_interval(gathered.scores(name, kind)[:, seen] - majority, groups=groups)
-        for name in working
-    }
-    behind = [name for name, gain in gains.items() if gain.low <= 0]
+    correct = {name: gathered.scores(name, kind)[:, seen] for name in working}
+    pairs = compare_with(MAJORITY, majority, correct, groups=groups) if correct else []
+    behind = [pair.first for pair in pairs if pair.verdict != "first"]
     if not behind:
         return []
     who = "No method" if len(behind) == len(working) else "Not every method"
     return [
         f"{who} is better than always giving the training data's most frequent answer, which is right in "
-        f"{majority.mean():.1%}: the 95 % interval of the difference reaches 0 or below for "
-        f"{', '.join(behind)}."
+        f"{majority.mean():.1%}: no difference was found, or a worse figure, for {', '.join(behind)}."
     ]
 
 

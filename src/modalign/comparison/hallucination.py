@@ -4,10 +4,7 @@
 expected one; "yes" is said when the answer begins with it. An answer that is neither yes nor no is
 wrong and stays in every denominator.
 
-Precision, recall and F1 are ratios of sums over questions. Their intervals come from the ratio's
-linearisation (Woodruff 1971, J. Am. Stat. Assoc. 66): a question's share in ``r = sum(a) / sum(b)`` is
-``r + (a - r b) / mean(b)``, whose mean is r, and which the hierarchical bootstrap redraws by seed and
-image as it does accuracies.
+Precision, recall and F1 are ratios of sums over questions, whose intervals come from the ratio's linearisation.
 """
 
 from __future__ import annotations
@@ -17,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modalign.comparison.results import Difference, Hallucination, YesNo
-from modalign.comparison.statistics import compare_all, mean_interval
+from modalign.comparison.results import Hallucination, YesNo
 from modalign.data.supervision import Sample
-from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import NO_DIFFERENCE, Difference, compare_all, compare_with
+from modalign.numbers.trainings import estimate_mean, estimate_ratio
 
 ALWAYS_YES, MAJORITY = "always yes", "majority answer"
 
@@ -77,26 +74,11 @@ def measure(questions: YesNoQuestions, correct: np.ndarray, said_yes: np.ndarray
     hit, claimed = correct * expected, np.maximum(said_yes, correct * expected)
     groups = questions.groups
     return YesNo(
-        accuracy=mean_interval(correct, groups=groups),
-        precision=_ratio(hit, claimed, groups),
-        recall=_ratio(hit, expected, groups),
-        f1=_ratio(2 * hit, claimed + expected, groups),
-        yes_rate=mean_interval(claimed, groups=groups),
-    )
-
-
-def _ratio(above: np.ndarray, below: np.ndarray, groups: Sequence[str | None]) -> Estimate | None:
-    """Sum over sum with its interval; ``n`` counts the questions below, the mean over seeds."""
-    mean = float(below.mean())
-    if not mean:
-        return None
-    value = float(above.mean()) / mean
-    found = mean_interval(value + (above - value * below) / mean, groups=groups)
-    return Estimate(
-        value=value,
-        low=max(0.0, found.low),
-        high=min(1.0, found.high),
-        n=round(float((below > 0).sum(axis=1).mean())),
+        accuracy=estimate_mean(correct, groups=groups),
+        precision=estimate_ratio(hit, claimed, groups=groups),
+        recall=estimate_ratio(hit, expected, groups=groups),
+        f1=estimate_ratio(2 * hit, claimed + expected, groups=groups),
+        yes_rate=estimate_mean(claimed, groups=groups),
     )
 
 
@@ -113,21 +95,19 @@ def hallucination(
         majority: (n,) 1 where the training data's most frequent answer to the skill is right.
     """
     yes = questions.expected[None].astype(float)
-    majority = majority[None]
-    says_yes = np.where(majority > 0, yes, 1 - yes)  # of an answer that is yes or no in any case
-    pairs = compare_all(correct, groups=questions.groups) if len(correct) > 1 else []
-    behind = [
-        name
-        for name, answers in correct.items()
-        if mean_interval(answers - majority, groups=questions.groups).low <= 0
-    ]
+    says_yes = np.where(
+        majority[None] > 0, yes, 1 - yes
+    )  # of an answer that is yes or no in any case
+    pairs = compare_all(correct, groups=questions.groups)
+    against = compare_with(MAJORITY, majority, correct, groups=questions.groups)
+    behind = [pair.first for pair in against if pair.verdict != "first"]
     return Hallucination(
         skills=questions.skills,
         n=len(questions.places),
         positives=int(questions.expected.sum()),
         references={
             ALWAYS_YES: measure(questions, yes, np.ones_like(yes)),
-            MAJORITY: measure(questions, majority, says_yes),
+            MAJORITY: measure(questions, majority[None], says_yes),
         },
         differences=pairs,
         verdict=" ".join([*_between(pairs), *_against_majority(behind, correct)]),
@@ -137,7 +117,7 @@ def hallucination(
 def _between(pairs: Sequence[Difference]) -> list[str]:
     if not pairs:
         return []
-    told = [pair for pair in pairs if pair.verdict != "no difference found"]
+    told = [pair for pair in pairs if pair.verdict != NO_DIFFERENCE]
     count = f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair"
     if not told:
         least = min(pair.p_holm for pair in pairs)

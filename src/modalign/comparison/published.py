@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from modalign.comparison.results import Contradiction, Difference, MethodResult
+from modalign.comparison.results import Contradiction, MethodResult
 from modalign.numbers import words as fmt
+from modalign.numbers.pairs import Difference
 
 Mode = Literal["frozen", "lora", "full"]
 Outcome = Literal["agrees", "contradicts", "no difference found", "not comparable"]

@@ -21,15 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from modalign.comparison.results import Recommendation
-from modalign.comparison.statistics import (
-    RESAMPLES,
-    Replicates,
-    hierarchical_bootstrap,
-    interval,
-)
 from modalign.errors import UsageError
 from modalign.models.export.rungs import height
 from modalign.numbers import words as fmt
+from modalign.numbers.bootstrap import RESAMPLES
+from modalign.numbers.trainings import Replicates, hierarchical_bootstrap
 
 MARGIN = 0.01
 RULES = {
@@ -100,7 +96,7 @@ def recommend(
         alternatives={name: share for name, share in shares.items() if name != chosen},
         best=names[best],
         indistinguishable=group,
-        validation={name: interval(drawn, name) for name in names},
+        validation={name: drawn.estimate(name) for name in names},
     )
 
 

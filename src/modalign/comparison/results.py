@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import Difference
 
 SCHEMA_VERSION = 1
 
@@ -109,17 +110,6 @@ class ReferenceRow(_Strict):
     name: str
     accuracy: Estimate
     skills: dict[str, Estimate] = Field(default_factory=dict)
-
-
-class Difference(_Strict):
-    """A pair of methods compared on the same items (hierarchical bootstrap, Holm-corrected)."""
-
-    first: str
-    second: str
-    difference: Estimate  # accuracy of first minus accuracy of second
-    p_value: float
-    p_holm: float
-    verdict: Literal["first", "second", "no difference found"]
 
 
 class Hallucination(_Strict):

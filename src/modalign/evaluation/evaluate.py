@@ -18,7 +18,6 @@ from modalign.data.records import Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_records, modalities_of
-from modalign.evaluation.intervals import Measure, exactly
 from modalign.evaluation.likelihood import score_options
 from modalign.evaluation.passes import BLANK, RIGHT, SHUFFLED, is_mixed, passes_over
 from modalign.evaluation.tasks.base import CHANCE, Output, Score, Task, groups_of
@@ -26,6 +25,7 @@ from modalign.evaluation.tasks.exact import Exact
 from modalign.files import write_atomically
 from modalign.models.encoders.loading import acceptance
 from modalign.models.open import open_model, tokenizer_of
+from modalign.numbers.estimate import Estimate, exactly
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
 
@@ -36,13 +36,13 @@ class SkillRow(BaseModel):
     Attributes:
         skill: the records' skill.
         measures: name -> measure with the right media.
-        references: row (``blank media``, ``shuffled media``, ``chance``, ``majority answer``, ...) ->
+        references: row (``blank media``, ``shuffled media``, ``chance``, ``most frequent answer here``, ...) ->
             the same measures; of chance, those that it is known for.
     """
 
     skill: str
-    measures: dict[str, Measure]
-    references: dict[str, dict[str, Measure]]
+    measures: dict[str, Estimate]
+    references: dict[str, dict[str, Estimate]]
 
 
 class Evaluation(BaseModel):
@@ -60,7 +60,9 @@ class Evaluation(BaseModel):
     patches: list[str] = []  # on top of the model, by name and hash
     skills: list[SkillRow]
     overall: SkillRow
-    available: dict[str, Measure] = {}  # modalities left in -> headline, where records hold several
+    available: dict[
+        str, Estimate
+    ] = {}  # modalities left in -> headline, where records hold several
     notes: list[str] = []
 
 
@@ -211,7 +213,7 @@ def _tabulate(task: Task, records: list[Record], judged: dict[str, _Judged]) -> 
     }
 
 
-def _available(task: Task, judged: dict[str, _Judged]) -> dict[str, Measure]:
+def _available(task: Task, judged: dict[str, _Judged]) -> dict[str, Estimate]:
     """The headline on mixed records by what was left in them."""
     alone = {name: found for name, found in judged.items() if name.endswith(" only")}
     if not alone:

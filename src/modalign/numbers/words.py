@@ -122,6 +122,11 @@ def names(values: list[str]) -> str:
     return f"{', '.join(values[:-1])} and {values[-1]}"
 
 
+def _plain(value: float | None) -> str:
+    """Two decimals, three for small numbers."""
+    return number(value, 3 if value is not None and 0 < abs(value) < 0.1 else 2)
+
+
 def _signed_number(value: float | None) -> str:
     return points(None if value is None else value / 100)
 
@@ -150,7 +155,12 @@ UNITS: dict[str, Callable[[float | None], str]] = {
 
 def in_unit(value: float | None, unit: str) -> str:
     """A number as its unit is written: a share ``71.3 %``, a difference of shares ``+4.1``."""
-    return UNITS.get(unit, number)(value)
+    return UNITS.get(unit, _plain)(value)
+
+
+def value(estimate: Estimate | None) -> str:
+    """The value alone, as its unit is written."""
+    return MISSING if estimate is None else in_unit(estimate.value, estimate.unit)
 
 
 def ends(estimate: Estimate | None) -> str:
@@ -163,10 +173,9 @@ def ends(estimate: Estimate | None) -> str:
 
 def interval(estimate: Estimate | None) -> str:
     """An estimate with its 95 % interval, as its unit is written: ``71.3 % (68.0 to 74.4)``."""
-    if estimate is None:
-        return MISSING
-    value = in_unit(estimate.value, estimate.unit)
-    return f"{value} ({ends(estimate)})" if estimate.bounded else value
+    if estimate is None or not estimate.bounded:
+        return value(estimate)
+    return f"{value(estimate)} ({ends(estimate)})"
 
 
 def point_interval(estimate: Estimate | None) -> str:

@@ -12,7 +12,7 @@ from told import record
 
 from modalign.errors import DataError, UsageError
 from modalign.evaluation.tasks import TASKS, make_task
-from modalign.evaluation.tasks.base import MAJORITY, OptionScore, Output
+from modalign.evaluation.tasks.base import MOST_FREQUENT, OptionScore, Output
 from modalign.evaluation.tasks.choice import Choice
 
 COLOURS = ("red", "dark blue", "green")
@@ -70,7 +70,7 @@ def test_the_majority_takes_the_most_frequent_right_option(letters: bool) -> Non
     task = Choice(letters=letters)
     records = [record(a, options=COLOURS, row=n) for n, a in enumerate(("red", "red", "green"))]
     records.append(record("tan", options=("tan", "pink"), row=9))
-    scores = task.score(records, task.constants(records)[MAJORITY])
+    scores = task.score(records, task.constants(records)[MOST_FREQUENT])
     assert [score.value for score in scores] == [1, 1, 0, 0]  # where it is not offered: wrong
     assert [score.counts["per_byte"] for score in scores] == [1, 1, 0, 0]
     assert task.chance(records) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1 / 2])

@@ -10,7 +10,7 @@ from told import judged, record
 
 from modalign.errors import DataError
 from modalign.evaluation.tasks.anls import Anls, similarity
-from modalign.evaluation.tasks.base import CHANCE, MAJORITY, Output
+from modalign.evaluation.tasks.base import CHANCE, MOST_FREQUENT, Output
 from modalign.evaluation.tasks.exact import Exact
 from modalign.evaluation.tasks.vqa import CONTRACTIONS, Vqa, normalise, vqa_accuracy
 from modalign.evaluation.tasks.wer import Wer
@@ -39,7 +39,7 @@ def test_chance_and_majority_are_per_skill() -> None:
         record("red", skill="b", options=("red", "blue", "green")),
     ]  # fmt: skip
     assert task.chance(records) == pytest.approx([1 / 2, 1 / 2, 1 / 2, 1 / 3])
-    said = [output.text for output in task.constants(records)[MAJORITY]]
+    said = [output.text for output in task.constants(records)[MOST_FREQUENT]]
     assert said == ["no", "no", "no", "red"]
     assert CHANCE not in task.constants(records)
 

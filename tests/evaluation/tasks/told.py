@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from modalign.data.records import Message, Record, Source
-from modalign.evaluation.intervals import Measure
 from modalign.evaluation.tasks.base import Output, Score, Task
+from modalign.numbers.estimate import Estimate
 
 
 def record(
@@ -20,7 +20,7 @@ def record(
     )
 
 
-def judged(task: Task, pairs: list[tuple[Record, str]]) -> tuple[list[Score], dict[str, Measure]]:
+def judged(task: Task, pairs: list[tuple[Record, str]]) -> tuple[list[Score], dict[str, Estimate]]:
     """Scores and measures of what was said about records."""
     records = [record for record, _ in pairs]
     task.check(records)

@@ -12,9 +12,9 @@ from modalign.comparison.report.plots import ranked
 from modalign.comparison.results import Comparison, Example, MethodResult, Recommendation
 from modalign.numbers import words as fmt
 from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import NO_DIFFERENCE
 
 FAMILIES = ("converter", "perceiver", "tool", "data")
-NOT_FOUND = "no difference found"
 LONGEST_ANSWER = 240
 LARGEST_IMAGE = 700_000  # base64 characters; larger pictures are left out of the page
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -214,8 +214,8 @@ def difference_matrix(comparison: Comparison) -> list[tuple[MethodResult, list[C
         sign = 1 if found.first == row else -1
         gap = fmt.points(sign * found.difference.value)
         title = f"{row} minus {column}: {gap} points, p {fmt.p_value(found.p_holm)}"
-        if found.verdict == NOT_FOUND:
-            return Cell("·", "none", f"{title}, {NOT_FOUND}")
+        if found.verdict == NO_DIFFERENCE:
+            return Cell("·", "none", f"{title}, {NO_DIFFERENCE}")
         winner = found.first if found.verdict == "first" else found.second
         return Cell(gap, "better" if winner == row else "worse", title)
 

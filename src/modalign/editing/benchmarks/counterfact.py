@@ -23,20 +23,18 @@ from typing import Any
 import numpy as np
 
 from modalign.editing.benchmarks.results import (
-    RESAMPLES,
     TEACHER_FORCED,
-    Floats,
-    Metric,
     count_known,
     harmonic_mean,
     mean_or_nan,
     metric,
-    record_means,
 )
 from modalign.editing.benchmarks.rows import Answer, Asked, EditRow, Kind, fill_rows
 from modalign.editing.benchmarks.scoring import ImagePrompts, Question, Score, score
 from modalign.editing.edits import Edit
 from modalign.errors import DataError
+from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 LETTER: dict[Kind, str] = {"rewrite": "E", "paraphrase": "P", "neighbour": "N"}
@@ -117,10 +115,10 @@ def score_counterfact(
 
 def counterfact_metrics(
     scored: CounterfactScores, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Metric]:
+) -> dict[str, Estimate]:
     """ES, PS, NS, S and their companions with intervals over records."""
     columns = _columns(scored)
-    drawn = record_means(columns, resamples, seed)
+    drawn = redrawn_means(columns, resamples, seed)
     result = {}
     for ending in ("", "_sum"):
         three = [f"{letter}S{ending}" for letter in "EPN"]

@@ -19,17 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from modalign.editing.benchmarks.calling import call, device_of, judging, vocabulary_of
-from modalign.editing.benchmarks.results import (
-    RESAMPLES,
-    TEACHER_FORCED,
-    Floats,
-    Metric,
-    metric,
-    record_means,
-)
+from modalign.editing.benchmarks.results import TEACHER_FORCED, metric
 from modalign.editing.benchmarks.scoring import LOGITS
 from modalign.editing.engine.tokens import pad
 from modalign.errors import DataError
+from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 WINDOW = 256
@@ -47,7 +42,7 @@ def drift(
     resamples: int = RESAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Metric]:
+) -> dict[str, Estimate]:
     """Compare two models on text, or measure one's perplexity.
 
     Args:
@@ -74,11 +69,11 @@ def drift(
         if progress:
             progress("reading held-out text", len(rows), len(windows))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    drawn = record_means(columns, resamples, seed)
+    drawn = redrawn_means(columns, resamples, seed)
     return _metrics(drawn, len(rows), base is not None)
 
 
-def _metrics(drawn: dict[str, Floats], n: int, compared: bool) -> dict[str, Metric]:
+def _metrics(drawn: dict[str, Floats], n: int, compared: bool) -> dict[str, Estimate]:
     """Ratios of sums: every token counts alike, in long windows and short ones."""
     protocol = f"{TEACHER_FORCED}, held-out text"
     per_token = {name: values / drawn["tokens"] for name, values in drawn.items()}

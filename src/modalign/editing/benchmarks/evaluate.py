@@ -16,13 +16,14 @@ from modalign.editing.benchmarks.counterfact import (
 )
 from modalign.editing.benchmarks.drift import drift
 from modalign.editing.benchmarks.free_generation import generate_answers, generation_metrics
-from modalign.editing.benchmarks.results import RESAMPLES, Metric
 from modalign.editing.benchmarks.rows import Asked, EditRow
 from modalign.editing.benchmarks.scoring import ImagePrompts
 from modalign.editing.benchmarks.texts import text_metrics, write_texts
 from modalign.editing.benchmarks.zsre import score_zsre, zsre_metrics, zsre_rows
 from modalign.editing.edits import Edit
 from modalign.errors import UsageError
+from modalign.numbers.bootstrap import RESAMPLES
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 Task = Literal["counterfact", "zsre"]
@@ -50,8 +51,8 @@ class EditEvaluation(BaseModel):
 
     task: Task | Literal["mmedit"]
     n: int
-    metrics: dict[str, Metric]
-    before: dict[str, Metric] | None = None
+    metrics: dict[str, Estimate]
+    before: dict[str, Estimate] | None = None
     chance: dict[str, float] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     seed: int = 0
@@ -68,7 +69,7 @@ class _Judged:
     """One model's numbers."""
 
     scored: Any  # CounterfactScores or ZsreScores
-    metrics: dict[str, Metric]
+    metrics: dict[str, Estimate]
     said: list[str | None]
 
     @property

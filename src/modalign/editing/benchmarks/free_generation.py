@@ -17,17 +17,11 @@ from typing import Any
 import numpy as np
 
 from modalign.editing.benchmarks.decoding import decode, end_ids
-from modalign.editing.benchmarks.results import (
-    FREE,
-    RESAMPLES,
-    Metric,
-    count_known,
-    mean_or_nan,
-    metric,
-    record_means,
-)
+from modalign.editing.benchmarks.results import FREE, count_known, mean_or_nan, metric
 from modalign.editing.benchmarks.rows import KINDS, Asked
 from modalign.editing.benchmarks.scoring import Coder
+from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 SPARE = 4  # tokens beyond the answer's own, to see where it ends
@@ -101,7 +95,7 @@ def generation_metrics(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Metric]:
+) -> dict[str, Estimate]:
     """``free_rewrite``, ``free_paraphrase``, ``free_neighbour`` and the same with ``_exact``."""
     cells: dict[str, list[list[float]]] = {}
     for kind in KINDS:
@@ -115,7 +109,7 @@ def generation_metrics(
     columns = {
         name: np.array([mean_or_nan(values) for values in rows]) for name, rows in cells.items()
     }
-    drawn = record_means(columns, resamples, seed)
+    drawn = redrawn_means(columns, resamples, seed)
     result = {}
     for name, values in columns.items():
         if not math.isnan(drawn[name][0]):

@@ -20,20 +20,13 @@ from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.editing.benchmarks.calling import device_of, judging
 from modalign.editing.benchmarks.evaluate import EditEvaluation
-from modalign.editing.benchmarks.results import (
-    FREE,
-    RESAMPLES,
-    TEACHER_FORCED,
-    Floats,
-    Metric,
-    count_known,
-    metric,
-    record_means,
-)
+from modalign.editing.benchmarks.results import FREE, TEACHER_FORCED, count_known, metric
 from modalign.editing.benchmarks.rows import Answer, EditRow, Kind, PromptRow
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asked, Asking, Template
 from modalign.errors import UsageError
+from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 TOP = 10
@@ -289,7 +282,7 @@ def _metrics(
     before: Sequence[Outcome],
     edits: int,
     drawing: dict[str, Any],
-) -> dict[str, Metric]:
+) -> dict[str, Estimate]:
     """Every measure: questions of an edit are averaged first, then edits."""
     kinds: dict[str, tuple[str, str, float]] = {}  # protocol, unit, scale
     values: dict[str, list[list[float]]] = {}
@@ -319,7 +312,7 @@ def _metrics(
         name: np.array([np.mean(row) if row else np.nan for row in rows])
         for name, rows in values.items()
     }
-    drawn = record_means(columns, **drawing)
+    drawn = redrawn_means(columns, **drawing)
     return {
         name: metric(drawn[name], count_known(columns[name]), *kinds[name])
         for name in sorted(columns, key=_order)

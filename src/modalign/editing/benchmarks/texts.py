@@ -22,17 +22,11 @@ from typing import Any
 import numpy as np
 
 from modalign.editing.benchmarks.decoding import decode
-from modalign.editing.benchmarks.results import (
-    FREE,
-    RESAMPLES,
-    Metric,
-    count_known,
-    mean_or_nan,
-    metric,
-    record_means,
-)
+from modalign.editing.benchmarks.results import FREE, count_known, mean_or_nan, metric
 from modalign.editing.benchmarks.scoring import Coder
 from modalign.editing.edits import Edit
+from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 TOKENS = 100  # of a text, its prompt included
@@ -108,13 +102,13 @@ def text_metrics(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Metric]:
+) -> dict[str, Estimate]:
     """GE, and RS where reference texts are given; times 100 as in the papers."""
     columns = {
         "GE": np.array([fluency(own) for own in texts]),
         "RS": np.array(consistency(texts, [edit.reference_texts for edit in edits])),
     }
-    drawn = record_means(columns, resamples, seed)
+    drawn = redrawn_means(columns, resamples, seed)
     units = {"GE": "bits x 100", "RS": "cosine x 100"}
     return {
         name: metric(drawn[name], count_known(values), f"{FREE}, top-{TOP_K} sample", units[name])

@@ -23,19 +23,17 @@ from typing import Any
 import numpy as np
 
 from modalign.editing.benchmarks.results import (
-    RESAMPLES,
     TEACHER_FORCED,
-    Floats,
-    Metric,
     count_known,
     harmonic_mean,
     mean_or_nan,
     metric,
-    record_means,
 )
 from modalign.editing.benchmarks.rows import KINDS, Answer, Asked, EditRow, Kind, fill_rows
 from modalign.editing.benchmarks.scoring import ImagePrompts, Question, Score, score
 from modalign.editing.edits import Edit
+from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 NAMES: dict[Kind, str] = {
@@ -92,10 +90,10 @@ def score_zsre(
 
 def zsre_metrics(
     scored: ZsreScores, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Metric]:
+) -> dict[str, Estimate]:
     """Efficacy, paraphrase, specificity and their harmonic mean, with intervals over records."""
     columns = {NAMES[kind]: _column(scored, kind) for kind in KINDS}
-    drawn = record_means(columns, resamples, seed)
+    drawn = redrawn_means(columns, resamples, seed)
     result = {}
     if all(count_known(values) for values in columns.values()):
         drawn["score"] = harmonic_mean(*(drawn[name] for name in columns))

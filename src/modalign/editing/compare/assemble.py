@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import modalign
-from modalign.editing.benchmarks.results import TEACHER_FORCED, Floats, Metric
+from modalign.editing.benchmarks.results import TEACHER_FORCED
 from modalign.editing.benchmarks.rows import EditRow
 from modalign.editing.compare.cell import Workbench
 from modalign.editing.compare.measuring import REST
@@ -20,13 +20,13 @@ from modalign.editing.compare.plan import Plan
 from modalign.editing.compare.results import (
     Cell,
     Cost,
-    Difference,
     EditComparison,
     FailedCell,
     MethodInfo,
     Mode,
     Point,
     Reference,
+    ScoreDifference,
     Setting,
     TableAnswer,
     TablePrompt,
@@ -40,12 +40,14 @@ from modalign.editing.compare.scores import (
     differences,
     metrics_of,
     over_draws,
-    resamples_for,
     succeeded,
 )
 from modalign.editing.config import ValueConfig
 from modalign.editing.methods import Method
 from modalign.editing.methods.closed_form import ClosedForm
+from modalign.numbers.bootstrap import Floats
+from modalign.numbers.estimate import exactly
+from modalign.numbers.pairs import resamples_for
 
 STATISTICS = "key statistics"
 VALUES = "values"
@@ -162,7 +164,7 @@ def _point(group: _Group, bench: Workbench) -> Point:
     metrics = metrics_of(columns_of(group.rows, bench.task), bench.task, seed=bench.seed)
     for name in dict.fromkeys(name for cell in finished for name in cell.measured):
         found = [cell.measured[name] for cell in finished if name in cell.measured]
-        metrics[name] = over_draws(found, bench.seed)
+        metrics[name] = over_draws(found)
     names = dict.fromkeys(name for cell in finished for name in cell.layers)
     layers = {
         name: float(np.mean([cell.layers[name] for cell in finished if name in cell.layers]))
@@ -191,13 +193,13 @@ def _references(plan: Plan, before: Mapping[int, EditRow], bench: Workbench) -> 
         metrics = metrics_of(columns_of(rows, bench.task), bench.task, seed=bench.seed)
         found.append(Reference(name="unedited", size=size, metrics=metrics))
     if bench.task == "counterfact":
-        coin = Metric(value=50.0, low=50.0, high=50.0, n=0, protocol=TEACHER_FORCED)
+        coin = exactly(50.0, 0, "percent").model_copy(update={"protocol": TEACHER_FORCED})
         names = (HEADLINE["counterfact"], *PARTS["counterfact"])
         found.append(Reference(name="coin", size=None, metrics=dict.fromkeys(names, coin)))
     return found
 
 
-def _differences(plan: Plan, groups: Sequence[_Group], bench: Workbench) -> list[Difference]:
+def _differences(plan: Plan, groups: Sequence[_Group], bench: Workbench) -> list[ScoreDifference]:
     """Pairs of methods on the draws that both of them, and all others compared, finished."""
     found = []
     for mode in plan.modes:

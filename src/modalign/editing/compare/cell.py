@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from modalign.editing.benchmarks.drift import TOKENS, drift
 from modalign.editing.benchmarks.evaluate import EditEvaluation, Task, evaluate_edits
-from modalign.editing.benchmarks.results import Metric
 from modalign.editing.benchmarks.rows import EditRow
 from modalign.editing.compare.judging import judge_edit
 from modalign.editing.compare.measuring import StageClock, peak_memory
@@ -28,6 +27,7 @@ from modalign.editing.engine.corpus import Corpus
 from modalign.editing.job import Options
 from modalign.editing.methods import Method
 from modalign.errors import ModalignError
+from modalign.numbers.estimate import Estimate
 from modalign.patches import Patch, applied, view
 from modalign.patches.header import EditRecord, patch_hash
 from modalign.progress import Progress
@@ -217,7 +217,7 @@ def relative_change(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[st
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def _drift(bench: Workbench, edited: Any, share: int) -> dict[str, Metric]:
+def _drift(bench: Workbench, edited: Any, share: int) -> dict[str, Estimate]:
     """KL and perplexity on held-out text; cells that share it read less of it each."""
     if bench.held_out is None:
         return {}
@@ -247,7 +247,7 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _finite(measured: dict[str, Metric], notes: list[str]) -> dict[str, Metric]:
+def _finite(measured: dict[str, Estimate], notes: list[str]) -> dict[str, Estimate]:
     kept = {}
     for name, found in measured.items():
         if all(map(math.isfinite, (found.value, found.low, found.high))):

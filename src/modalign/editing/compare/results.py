@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from modalign.editing.benchmarks.evaluate import Task
-from modalign.editing.benchmarks.results import Metric
 from modalign.editing.benchmarks.rows import Answer, EditRow, Kind
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import Verdict
 
 SCHEMA_VERSION = 1
 
@@ -16,7 +17,6 @@ Mode = Literal["batch", "sequential"]
 MODES: tuple[Mode, ...] = ("batch", "sequential")
 Status = Literal["done", "not reached", "not written", "overwritten", "not generalised"]
 FAILED: tuple[Status, ...] = ("not reached", "not written", "overwritten", "not generalised")
-NO_DIFFERENCE = "no difference found"
 
 
 class Outcome(BaseModel):
@@ -73,7 +73,7 @@ class Cell(BaseModel):
     failure: str | None = None
     traceback: str | None = None
     outcomes: list[Outcome] = Field(default_factory=list)
-    measured: dict[str, Metric] = Field(default_factory=dict)
+    measured: dict[str, Estimate] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     evaluation_seconds: float = 0.0
     values_new: int = 0
@@ -104,7 +104,7 @@ class Point(BaseModel):
     draws: int
     failed_draws: int
     n: int
-    metrics: dict[str, Metric]
+    metrics: dict[str, Estimate]
     statuses: dict[str, int]
     layers: dict[str, float]
 
@@ -142,10 +142,10 @@ class Reference(BaseModel):
 
     name: str
     size: int | None
-    metrics: dict[str, Metric]
+    metrics: dict[str, Estimate]
 
 
-class Difference(BaseModel):
+class ScoreDifference(BaseModel):
     """Two methods on the same edits; the first minus the second, in percentage points.
 
     Attributes:
@@ -166,7 +166,7 @@ class Difference(BaseModel):
     n: int
     p_value: float
     p_holm: float
-    verdict: str
+    verdict: Verdict
 
 
 class TableAnswer(BaseModel):
@@ -267,7 +267,7 @@ class EditComparison(BaseModel):
     methods: list[MethodInfo]
     points: list[Point]
     references: list[Reference]
-    differences: list[Difference]
+    differences: list[ScoreDifference]
     costs: list[Cost]
     table_size: int | None
     table: list[TableRow]

@@ -7,7 +7,6 @@ kept answers, so that draws can be joined, methods paired, and a comparison resu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 
@@ -15,19 +14,18 @@ from modalign.editing.benchmarks.evaluate import Task
 from modalign.editing.benchmarks.free_generation import judge
 from modalign.editing.benchmarks.results import (
     FREE,
-    RESAMPLES,
     TEACHER_FORCED,
-    Floats,
-    Metric,
     count_known,
     harmonic_mean,
     mean_or_nan,
     metric,
-    record_means,
 )
 from modalign.editing.benchmarks.rows import Answer, EditRow, Kind, PromptRow
-from modalign.editing.compare.results import NO_DIFFERENCE, Difference, Mode
-from modalign.evaluation.multiplicity import holm
+from modalign.editing.compare.results import Mode, ScoreDifference
+from modalign.numbers import pairs
+from modalign.numbers.bootstrap import RESAMPLES, Floats, mean_of_few, redrawn_means
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import resamples_for, sample_replicates
 
 HEADLINE: Mapping[Task, str] = {"counterfact": "S", "zsre": "score"}
 PARTS: Mapping[Task, tuple[str, str, str]] = {
@@ -35,7 +33,6 @@ PARTS: Mapping[Task, tuple[str, str, str]] = {
     "zsre": ("efficacy", "paraphrase", "specificity"),
 }
 KINDS: tuple[Kind, Kind, Kind] = ("rewrite", "paraphrase", "neighbour")
-ALPHA = 0.05
 
 _Measure = Callable[[PromptRow], float | None]
 
@@ -92,11 +89,11 @@ def _free(prompt: PromptRow) -> float | None:
 
 def metrics_of(
     columns: Mapping[str, Floats], task: Task, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Metric]:
+) -> dict[str, Estimate]:
     """Every metric with its interval over records, the headline first."""
-    drawn = record_means(columns, resamples, seed)
+    drawn = redrawn_means(columns, resamples, seed)
     n = len(next(iter(columns.values())))
-    found: dict[str, Metric] = {}
+    found: dict[str, Estimate] = {}
     if all(count_known(columns[part]) for part in PARTS[task]):
         headline = harmonic_mean(*(drawn[part] for part in PARTS[task]))
         found[HEADLINE[task]] = metric(headline, n, TEACHER_FORCED)
@@ -110,28 +107,12 @@ def metrics_of(
     return found
 
 
-def over_draws(found: Sequence[Metric], seed: int = 0) -> Metric:
-    """One metric of several draws: their mean, with draws redrawn where there are several."""
+def over_draws(found: Sequence[Estimate]) -> Estimate:
+    """One metric of several draws: their mean, by Student's t where there are several."""
     if len(found) == 1:
         return found[0]
-    values = np.array([each.value for each in found])
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return found[0].model_copy(
-        update={
-            "value": float(values.mean()),
-            "low": float(low),
-            "high": float(high),
-            "n": len(values),
-            "protocol": f"{found[0].protocol}, mean over draws",
-        }
-    )
-
-
-def resamples_for(methods: int) -> int:
-    """Replicates enough for Holm's smallest step among all pairs: 2 / (R + 1) times their number."""
-    return max(RESAMPLES, 200 * (methods * (methods - 1) // 2))
+    mean = mean_of_few([each.value for each in found], over="draws", unit=found[0].unit)
+    return mean.model_copy(update={"protocol": f"{found[0].protocol}, mean over draws"})
 
 
 def differences(
@@ -141,7 +122,7 @@ def differences(
     size: int,
     *,
     seed: int = 0,
-) -> list[Difference]:
+) -> list[ScoreDifference]:
     """All pairs of methods on the same records, per score, corrected over the pairs.
 
     Args:
@@ -153,31 +134,27 @@ def differences(
     joint = {f"{m}/{part}": columns[m][part] for m in columns for part in PARTS[task]}
     if len(columns) < 2 or not all(count_known(values) for values in joint.values()):
         return []
-    drawn = record_means(joint, resamples_for(len(columns)), seed)
+    drawn = redrawn_means(joint, resamples_for(len(columns)), seed)
     n = len(next(iter(joint.values())))
     found = []
     for name in (HEADLINE[task], *PARTS[task]):
         replicates = {m: _replicates(drawn, m, name, task) * 100 for m in columns}
-        pairs = list(combinations(columns, 2))
-        gaps = [replicates[first] - replicates[second] for first, second in pairs]
-        raw = [_p_value(gap[1:], n) for gap in gaps]
-        for (first, second), gap, p, corrected in zip(pairs, gaps, raw, holm(raw), strict=True):
-            low, high = (float(end) for end in np.nanpercentile(gap[1:], [2.5, 97.5]))
-            value = float(gap[0])
+        for pair in pairs.differences(sample_replicates(replicates, n), over="edits"):
+            gap = pair.difference
             found.append(
-                Difference(
+                ScoreDifference(
                     mode=mode,
                     size=size,
                     metric=name,
-                    first=first,
-                    second=second,
-                    value=value,
-                    low=low,
-                    high=high,
+                    first=pair.first,
+                    second=pair.second,
+                    value=gap.value,
+                    low=gap.low,
+                    high=gap.high,
                     n=n,
-                    p_value=p,
-                    p_holm=corrected,
-                    verdict=_verdict(value, low, high, corrected),
+                    p_value=pair.p_value,
+                    p_holm=pair.p_holm,
+                    verdict=pair.verdict,
                 )
             )
     return found
@@ -187,20 +164,3 @@ def _replicates(drawn: Mapping[str, Floats], method: str, name: str, task: Task)
     if name == HEADLINE[task]:
         return harmonic_mean(*(drawn[f"{method}/{part}"] for part in PARTS[task]))
     return drawn[f"{method}/{name}"]
-
-
-def _p_value(gap: Floats, n: int) -> float:
-    """Twice the smaller tail, (1 + count) / (R + 1) each (Davison and Hinkley 1997, section 4.2).
-
-    At least 2 / 2^n, the smallest that changing signs of n paired records could give: a bootstrap of
-    two records that agree would be sure of anything.
-    """
-    known = gap[~np.isnan(gap)]
-    tail = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return min(1.0, max(2 * (1 + tail) / (len(known) + 1), 2.0 ** (1 - n)))
-
-
-def _verdict(value: float, low: float, high: float, p_holm: float) -> str:
-    if low <= 0 <= high or p_holm >= ALPHA:
-        return NO_DIFFERENCE
-    return "first" if value > 0 else "second"

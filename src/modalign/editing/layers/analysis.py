@@ -27,17 +27,19 @@ from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modalign.editing.benchmarks.results import RESAMPLES, Metric, metric, record_means
+from modalign.editing.benchmarks.results import metric
 from modalign.editing.engine.forward import Row
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.components import COMPONENTS, Component, Lens, find_ends, read_states
 from modalign.editing.layers.facts import Fact, Known, Probe, known_facts
+from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import NO_DIFFERENCE
 from modalign.progress import Progress
 
 TOP = 50
 BATCH = 16
 PROTOCOL = "last token of the prompt"
-NOT_FOUND = "no difference found"
 
 Projection = Literal["lens", "embedding"]
 Floats = NDArray[np.float64]
@@ -55,9 +57,9 @@ class LayerRow(BaseModel):
     """
 
     layer: int
-    cosine: dict[str, Metric]
-    jaccard: dict[str, Metric]
-    probability: dict[str, Metric]
+    cosine: dict[str, Estimate]
+    jaccard: dict[str, Estimate]
+    probability: dict[str, Estimate]
 
 
 class Analysis(BaseModel):
@@ -88,10 +90,10 @@ class Analysis(BaseModel):
     unreadable: int
     total: int
     rows: list[LayerRow]
-    cosine_gap: Metric
-    jaccard_gap: Metric
-    first_choice: dict[str, Metric]
-    first_choice_gap: Metric
+    cosine_gap: Estimate
+    jaccard_gap: Estimate
+    first_choice: dict[str, Estimate]
+    first_choice_gap: Estimate
     sentences: list[str]
 
 
@@ -204,9 +206,9 @@ def _analysis(
         single[f"gap/{kind}"] = gap.mean(1)
         single |= {f"gap/{kind}/{i}": gap[:, i] for i in range(depth)}
     single["gap/first"] = single["first/ffn"] - single["first/attention"]
-    drawn = record_means(single, RESAMPLES, seed)
+    drawn = redrawn_means(single, RESAMPLES, seed)
 
-    def one(name: str, unit: str, scale: float = 1.0) -> Metric:
+    def one(name: str, unit: str, scale: float = 1.0) -> Estimate:
         return metric(drawn[name], n, PROTOCOL, unit, scale)
 
     rows = [
@@ -249,7 +251,7 @@ def _first(leads: Floats) -> Floats:
     return np.where(leads.any(1), leads.argmax(1), depth).astype(np.float64)
 
 
-def _words(found: Analysis, layerwise: Mapping[str, Sequence[Metric]]) -> list[str]:
+def _words(found: Analysis, layerwise: Mapping[str, Sequence[Estimate]]) -> list[str]:
     """What it says for this model.
 
     Rules: a difference between the components is stated where the 95 % interval of the paired
@@ -274,7 +276,7 @@ def _words(found: Analysis, layerwise: Mapping[str, Sequence[Metric]]) -> list[s
     return sentences
 
 
-def _change(name: str, gap: Metric, layers: Sequence[Metric]) -> str:
+def _change(name: str, gap: Estimate, layers: Sequence[Estimate]) -> str:
     attention = [i for i, each in enumerate(layers) if each.low > 0]
     ffn = [i for i, each in enumerate(layers) if each.high < 0]
     counted = f"attention changes it more in {len(attention)} of {len(layers)} layers, the FFN in {len(ffn)}"
@@ -284,7 +286,7 @@ def _change(name: str, gap: Metric, layers: Sequence[Metric]) -> str:
     elif gap.high < 0:
         verdict = f"the FFN changes its input more than attention, by {size}"
     else:
-        verdict = f"{NOT_FOUND} between attention and FFN ({gap.low:.3f} to {gap.high:.3f})"
+        verdict = f"{NO_DIFFERENCE} between attention and FFN ({gap.low:.3f} to {gap.high:.3f})"
     return f"By {name} of input and output, mean over layers: {verdict}; {counted}."
 
 
@@ -304,7 +306,7 @@ def _readable(found: Analysis) -> str:
     elif gap.high < 0:
         verdict = "The attribute becomes the first choice of the FFN before that of attention"
     else:
-        verdict = f"Which component says the attribute first: {NOT_FOUND}"
+        verdict = f"Which component says the attribute first: {NO_DIFFERENCE}"
     return f"{verdict}: {where}."
 
 

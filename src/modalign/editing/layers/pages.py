@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from modalign import __version__
-from modalign.editing.benchmarks.results import Metric
 from modalign.editing.layers.analysis import Analysis
 from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
+from modalign.numbers.estimate import Estimate
 from modalign.numbers.words import number
 from modalign.pages import charts, page
 
@@ -132,7 +132,7 @@ def _analysis_rows(found: Analysis) -> list[list[str]]:
     ]
 
 
-def _cell(value: Metric) -> str:
+def _cell(value: Estimate) -> str:
     return f"{value.value:.1f} % ({value.low:.1f} to {value.high:.1f})"
 
 
@@ -163,7 +163,7 @@ def _traces(found: Suggestion) -> str:
 
 
 def _lines(
-    title: str, axis: str, lines: Mapping[str, Sequence[Metric]], chosen: Sequence[int] = ()
+    title: str, axis: str, lines: Mapping[str, Sequence[Estimate]], chosen: Sequence[int] = ()
 ) -> str:
     series = [
         charts.Series(

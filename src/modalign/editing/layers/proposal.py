@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from transformers import PreTrainedModel
 
-from modalign.editing.benchmarks.results import RESAMPLES, Metric, metric, record_means
+from modalign.editing.benchmarks.results import metric
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.facts import Fact, Known, known_facts
 from modalign.editing.layers.steering import Reach, other_answers, reach
 from modalign.editing.layers.tracing import KINDS, PLACES, Trace, TraceSettings, trace
+from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
+from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 CARRIED = 0.2
@@ -59,10 +61,10 @@ class LayerFinding(BaseModel):
     """
 
     layer: int
-    carried: Metric
-    reached: Metric
-    probability: Metric
-    behind: Metric
+    carried: Estimate
+    reached: Estimate
+    probability: Estimate
+    behind: Estimate
     works: bool
 
 
@@ -92,11 +94,11 @@ class Suggestion(BaseModel):
     unknown: int
     unreadable: int
     total: int
-    clean: Metric
-    corrupted: Metric
-    effect: Metric
+    clean: Estimate
+    corrupted: Estimate
+    effect: Estimate
     findings: list[LayerFinding]
-    effects: dict[str, list[Metric]]
+    effects: dict[str, list[Estimate]]
     window: int
     sentences: list[str]
 
@@ -138,7 +140,7 @@ def propose(model: str, known: Known, traced: Trace, vectors: Reach, seed: int =
     """Apply the rule of this module to what was measured."""
     depth = vectors.probability.shape[1]
     n = len(known.probes)
-    drawn = record_means(_columns(traced, vectors), RESAMPLES, seed)
+    drawn = redrawn_means(_columns(traced, vectors), RESAMPLES, seed)
     findings = _findings(drawn, depth, n)
     effect = metric(drawn["effect"], n, TRACED, "percentage points")
     layers = _layers(findings)
@@ -221,7 +223,7 @@ def _layers(findings: Sequence[LayerFinding]) -> list[int]:
     return list(range(first, last[-1] + 1))
 
 
-def _verdict(findings: Sequence[LayerFinding], effect: Metric, layers: Sequence[int]) -> Verdict:
+def _verdict(findings: Sequence[LayerFinding], effect: Estimate, layers: Sequence[int]) -> Verdict:
     if effect.low <= 0:
         return "subject not used"
     if layers:
@@ -242,7 +244,7 @@ def _carries(findings: Sequence[LayerFinding]) -> bool:
     return any(each.carried.low >= 100 * CARRIED for each in findings)
 
 
-def interval(value: Metric, unit: str = " %") -> str:
+def interval(value: Estimate, unit: str = " %") -> str:
     """A metric in words: ``66.7 % (50.0 to 83.3)``."""
     return f"{value.value:.1f}{unit} ({value.low:.1f} to {value.high:.1f})"
 

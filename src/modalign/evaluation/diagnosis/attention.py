@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modalign.evaluation.diagnosis.intervals import Sampling
-from modalign.evaluation.diagnosis.results import Diagnostic, Figure
+from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.sampling import Sampling
 
 
 def attention_mass(attention: Tensor, rows: Tensor, places: Tensor) -> float:
@@ -68,7 +69,7 @@ class AttentionMass:
         masses = np.array([nothing if each is None else each for each in self.masses])
         chance = float(np.mean(self.uniform))
 
-        def figure(values: np.ndarray) -> Figure:
+        def figure(values: np.ndarray) -> Estimate:
             return self.sampling.mean(values, "share", chance)
 
         found.figures["mean over layers"] = figure(masses.mean(axis=1))

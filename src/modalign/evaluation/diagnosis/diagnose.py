@@ -18,7 +18,6 @@ from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.diagnosis.attention import AttentionMass
 from modalign.evaluation.diagnosis.gap import Gap
-from modalign.evaluation.diagnosis.intervals import Sampling
 from modalign.evaluation.diagnosis.lens import Lens
 from modalign.evaluation.diagnosis.looking import Looking
 from modalign.evaluation.diagnosis.mir import IntegrationRate
@@ -28,6 +27,7 @@ from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, Modalit
 from modalign.evaluation.diagnosis.similarity import similarity
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import open_model, tokenizer_of
+from modalign.numbers.sampling import Sampling
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modalign.evaluation.diagnosis.intervals import Sampling
-from modalign.evaluation.diagnosis.results import Diagnostic, Figure
+from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.sampling import Sampling
 
 KEPT = 400  # points of each cloud that are drawn
 
@@ -105,7 +106,9 @@ class Gap:
         low, high = self.sampling.jackknife(self._statistics)
         names = [name.replace("modality", self.modality) for name in NAMES]
         figures = {
-            name: Figure(value=values[i], low=low[i], high=high[i], n=n)
+            name: Estimate(
+                value=values[i], low=low[i], high=high[i], n=n, interval="jackknife", unit=""
+            )
             for i, name in enumerate(names)
         }
         figures["gap"].chance = self._floor()

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modalign.evaluation.diagnosis.intervals import Sampling
 from modalign.evaluation.diagnosis.reading import Seen, Subject
 from modalign.evaluation.diagnosis.results import Diagnostic, WordShare
 from modalign.models.parts import PartNotFoundError, decoder_layers
+from modalign.numbers.sampling import Sampling
 
 TOP = 5  # tokens of a position among which a word of the answer counts
 SHOWN = 6  # likeliest tokens listed per layer
@@ -158,7 +158,9 @@ class Lens:
         best = int(gains.mean(axis=0).argmax())
         found.figures = {
             f"{SAYS}, layer {best}": found.curves[SAYS][best],
-            f"more than by chance, layer {best}": self.sampling.mean(gains[:, best], "points"),
+            f"more than by chance, layer {best}": self.sampling.mean(
+                gains[:, best], "difference of shares"
+            ),
             "entropy at layer 0": found.curves["entropy"][0],
             f"entropy at layer {shares.shape[1] - 1}": found.curves["entropy"][-1],
         }

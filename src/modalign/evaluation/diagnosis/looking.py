@@ -16,7 +16,6 @@ from torch import Tensor
 
 from modalign.data.media import blank_like
 from modalign.data.records import Record
-from modalign.evaluation.diagnosis.intervals import Sampling
 from modalign.evaluation.diagnosis.reading import (
     Given,
     Subject,
@@ -26,6 +25,7 @@ from modalign.evaluation.diagnosis.reading import (
 from modalign.evaluation.diagnosis.results import Diagnostic
 from modalign.evaluation.scoring import exchanged
 from modalign.models.bridges import SIGNALS
+from modalign.numbers.sampling import Sampling
 
 WITHOUT = ("blank", "shuffled", "noise")
 
@@ -114,7 +114,7 @@ class Looking:
             found.figures[f"accuracy, {name}"] = self.sampling.mean(right[name], "share")
         for name in known:
             gain = right["right"] - right[name]
-            found.figures[f"gain over {name}"] = self.sampling.mean(gain, "points")
+            found.figures[f"gain over {name}"] = self.sampling.mean(gain, "difference of shares")
         for name in known:
             found.figures[f"KL from {name}"] = self.sampling.mean(
                 np.array(self.divergences[name]), "nats"

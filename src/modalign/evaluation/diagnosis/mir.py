@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modalign.data.supervision import Sample
-from modalign.evaluation.diagnosis.intervals import Sampling
-from modalign.evaluation.diagnosis.results import Diagnostic, Figure
+from modalign.evaluation.diagnosis.results import Diagnostic
 from modalign.models.collation import Collator
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.sampling import Sampling
 
 OUTLIER_SIGMAS = 3.0
 GROUPS = 10  # of the jackknife: every one costs a whole MIR
@@ -141,7 +142,7 @@ class IntegrationRate:
         values = self._statistics(np.arange(n))
         low, high = self.sampling.jackknife(self._statistics, GROUPS)
         figures = [
-            Figure(value=value, low=a, high=b, n=n)
+            Estimate(value=value, low=a, high=b, n=n, interval="jackknife", unit="")
             for value, a, b in zip(values, low, high, strict=True)
         ]
         notes = ["Compare it only between models that were shown equally many positions."]

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modalign.evaluation.diagnosis.intervals import Sampling
-from modalign.evaluation.diagnosis.results import Diagnostic, Figure
+from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.sampling import Sampling
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +51,9 @@ class Norms:
             name="norm_ratio",
             title="Lengths at layer 0",
             figures={
-                name: Figure(value=values[i], low=low[i], high=high[i], n=n)
+                name: Estimate(
+                    value=values[i], low=low[i], high=high[i], n=n, interval="jackknife", unit=""
+                )
                 for i, name in enumerate(names)
             },
         )

@@ -6,14 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from modalign.evaluation.diagnosis.results import (
-    Diagnosis,
-    Diagnostic,
-    Figure,
-    ModalityDiagnosis,
-    Unit,
-)
-from modalign.numbers.words import MISSING, number, p_value, percent, points, seconds
+from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, ModalityDiagnosis
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.words import MISSING, ends, in_unit, p_value, percent, points, seconds
 from modalign.pages import charts, dots, page
 
 LEADS = {
@@ -41,7 +36,12 @@ LEADS = {
     "modality's positions; layers are the decoder's, counted from 0. Chance is equal attention to every position. "
     "Attention shows what is read, not what it does to the answer.",
 }
-_AXES: dict[Unit, str] = {"share": "percent", "points": "percentage points", "nats": "nats", "": ""}
+_AXES = {
+    "share": "percent",
+    "difference of shares": "percentage points",
+    "nats": "nats",
+    "": "",
+}
 
 
 def diagnosis_page(found: Diagnosis) -> str:
@@ -75,9 +75,9 @@ def sentences(found: ModalityDiagnosis) -> list[str]:
     ]
     for name in ("blank", "shuffled"):
         gain = looking.figures.get(f"gain over {name}")
-        if gain is None or gain.low is None or gain.high is None:
+        if gain is None or not gain.bounded:
             continue
-        verdict = "it uses the medium" if gain.low > 0 else "no use of the medium is shown"
+        verdict = "it uses the medium" if gain.sign > 0 else "no use of the medium is shown"
         said.append(
             f"With {name} media accuracy changes by {points(-gain.value)} points "
             f"(95 % {points(-gain.high)} to {points(-gain.low)}): {verdict}."
@@ -99,31 +99,13 @@ def sentences(found: ModalityDiagnosis) -> list[str]:
     return [sentence.replace(" %", "\u00a0%") for sentence in said]
 
 
-def shown(value: float | None, unit: Unit) -> str:
-    """A figure in words."""
-    if unit == "share":
-        return percent(value)
-    if unit == "points":
-        return points(value)
-    if value is not None and math.isfinite(value) and 0 < abs(value) < 0.1:
-        return number(value, 3)
-    return number(value, 2)
-
-
-def interval(figure: Figure) -> str:
-    """``0.41 to 0.49``."""
-    if figure.low is None or figure.high is None or not math.isfinite(figure.low):
-        return MISSING
-    return f"{shown(figure.low, figure.unit)} to {shown(figure.high, figure.unit)}"
-
-
-def chance(figure: Figure) -> str:
+def chance(figure: Estimate) -> str:
     """Chance, and what it reaches in 97.5 % of cases where that is known."""
     if figure.chance is None:
         return MISSING
-    words = shown(figure.chance, figure.unit)
+    words = in_unit(figure.chance, figure.unit)
     high = figure.chance_high
-    return words if high is None else f"{words} (up to {shown(high, figure.unit)})"
+    return words if high is None else f"{words} (up to {in_unit(high, figure.unit)})"
 
 
 def table_rows(found: Diagnostic) -> list[list[str]]:
@@ -131,8 +113,8 @@ def table_rows(found: Diagnostic) -> list[list[str]]:
     return [
         [
             name,
-            shown(f.value, f.unit) + (" nats" if f.unit == "nats" else ""),
-            interval(f),
+            in_unit(f.value, f.unit) + (" nats" if f.unit == "nats" else ""),
+            ends(f),
             chance(f),
             p_value(f.p),
             str(f.n),
@@ -206,11 +188,11 @@ def _rows(
     return caption, drawing
 
 
-def _tick(unit: Unit) -> Callable[[float], str]:
+def _tick(unit: str) -> Callable[[float], str]:
     return lambda value: f"{100 * value:.0f} %" if unit == "share" else f"{value:.4g}"
 
 
-def _curve(name: str, curve: Sequence[Figure], logarithmic: bool) -> tuple[str, str]:
+def _curve(name: str, curve: Sequence[Estimate], logarithmic: bool) -> tuple[str, str]:
     """A curve over layers with its chance beside it."""
     unit = curve[0].unit
     points = [_point(figure) for figure in curve]
@@ -234,12 +216,10 @@ def _curve(name: str, curve: Sequence[Figure], logarithmic: bool) -> tuple[str, 
     return caption, drawing
 
 
-def _point(figure: Figure) -> charts.Point:
-    ends = [
-        end if end is not None and math.isfinite(end) else figure.value
-        for end in (figure.low, figure.high)
-    ]
-    return charts.Point(figure.value, *ends)
+def _point(figure: Estimate) -> charts.Point:
+    if not figure.bounded:
+        return charts.Point(figure.value, figure.value, figure.value)
+    return charts.Point(figure.value, figure.low, figure.high)
 
 
 def _logarithm(point: charts.Point) -> charts.Point:
@@ -260,7 +240,7 @@ def _layers(found: Diagnostic) -> tuple[list[str], list[list[str]]]:
         row = [str(layer)]
         for curve in found.curves.values():
             figure = curve[layer]
-            row += [shown(figure.value, figure.unit), interval(figure), chance(figure)]
+            row += [in_unit(figure.value, figure.unit), ends(figure), chance(figure)]
         rows.append(row)
     return headers, rows
 

@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel
 
-Unit = Literal["", "share", "points", "nats"]
-
-
-class Figure(BaseModel):
-    """A number.
-
-    Attributes:
-        value: itself.
-        low, high: 95 % interval over records; None where there is none.
-        n: records (or items, see the diagnostic) it comes from.
-        chance: what it would be without any relation, where that is known.
-        chance_high: 97.5 % of what chance gives.
-        p: share of random pairings that give as much.
-        unit: ``share`` of one, ``points`` (a difference of shares), ``nats``, or a plain number.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int
-    chance: float | None = None
-    chance_high: float | None = None
-    p: float | None = None
-    unit: Unit = ""
+from modalign.numbers.estimate import Estimate
 
 
 class WordShare(BaseModel):
@@ -57,8 +32,8 @@ class Diagnostic(BaseModel):
     title: str
     undefined: str | None = None
     notes: list[str] = []
-    figures: dict[str, Figure] = {}
-    curves: dict[str, list[Figure]] = {}
+    figures: dict[str, Estimate] = {}
+    curves: dict[str, list[Estimate]] = {}
     words: list[list[WordShare]] = []
     points: dict[str, list[tuple[float, float]]] = {}
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modalign.evaluation.diagnosis.intervals import Sampling
-from modalign.evaluation.diagnosis.results import Diagnostic, Figure, Unit
+from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.sampling import Sampling
 
 NEIGHBOURS = 10
 PAIRINGS = 200
@@ -89,7 +90,7 @@ class Measure:
     name: str
     relation: Callable[[Floats, int], Floats]  # features, k -> (n, n)
     scale: Callable[[int, int], float]  # n, k -> what the sum is divided by
-    unit: Unit
+    unit: str
 
 
 MEASURES = (
@@ -100,7 +101,7 @@ MEASURES = (
 
 def compare(
     first: Floats, layers: Sequence[Floats], measure: Measure, seed: int
-) -> tuple[Figure, list[Figure]]:
+) -> tuple[Estimate, list[Estimate]]:
     """One space against several of the same items.
 
     Args:
@@ -139,13 +140,15 @@ def compare(
 
 
 def _figure(
-    value: float, ends: tuple[float, float], n: int, pairings: Floats, unit: Unit
-) -> Figure:
-    return Figure(
+    value: float, ends: tuple[float, float], n: int, pairings: Floats, unit: str
+) -> Estimate:
+    return Estimate(
         value=value,
         low=ends[0],
         high=ends[1],
         n=n,
+        over="items",
+        interval="jackknife",
         chance=float(pairings.mean()),
         chance_high=float(np.percentile(pairings, 97.5)),
         p=float((1 + (pairings >= value).sum()) / (1 + len(pairings))),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modalign.data.records import Record
-from modalign.evaluation.intervals import Measure
 from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+from modalign.numbers.estimate import Estimate
 
 THRESHOLD = 0.5
 
@@ -43,7 +43,7 @@ class Anls(Task):
             scores.append(Score(found, said))
         return scores
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Mean similarity."""
         return {"ANLS": self.mean(scores, groups)}
 

@@ -1,7 +1,7 @@
 """What an evaluation task is: which records it takes, what it asks, how it scores the answers.
 
 A task never sees a model. It is given records and what was answered, so the same scorer judges the
-right media, blank ones, somebody else's, and rows that no model made (the majority answer, say).
+right media, blank ones, somebody else's, and rows that no model made (the most frequent answer, say).
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import numpy as np
 
 from modalign.data.records import Record
 from modalign.errors import DataError, UsageError
-from modalign.evaluation.intervals import Measure, Unit, bootstrap, ratio, share
+from modalign.numbers.bootstrap import Groups, estimate_of_sums, ratio
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.shares import share
 
-MAJORITY = "majority answer"
+MOST_FREQUENT = (
+    "most frequent answer here"  # in these data; compare's majority answer is the training data's
+)
 CHANCE = "chance"
 SHOWN = 10  # records named in one error
-Groups = Sequence[str | None]
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,12 @@ class Task(ABC):
         """Score every record's output."""
 
     @abstractmethod
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """All measures over some records' scores; one that is not defined there is left out."""
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """Reference rows that no model made: name -> outputs. Here the majority answer per skill."""
-        return {MAJORITY: majority_outputs(records)}
+        """Reference rows that no model made: name -> outputs. Here the most frequent answer per skill."""
+        return {MOST_FREQUENT: most_frequent_outputs(records)}
 
     def chance(self, records: Sequence[Record]) -> list[float] | None:
         """(n,) expected score of guessing; None where it is not defined."""
@@ -140,20 +143,20 @@ class Task(ABC):
         """What must be said beside the scores."""
         return []
 
-    def share(self, scores: Sequence[Score]) -> Measure:
+    def share(self, scores: Sequence[Score], groups: Groups) -> Estimate:
         """The share of scores that are 1, with a Wilson interval."""
-        return share(sum(score.value == 1 for score in scores), len(scores))
+        return share([score.value == 1 for score in scores], groups)
 
-    def mean(self, scores: Sequence[Score], groups: Groups, unit: Unit = "share") -> Measure:
+    def mean(self, scores: Sequence[Score], groups: Groups, unit: str = "share") -> Estimate:
         """The mean score with a bootstrap interval."""
         columns = np.array([[score.value, 1.0] for score in scores])
-        found = bootstrap(columns, ratio, n=len(scores), groups=groups, unit=unit, seed=self.seed)
+        found = estimate_of_sums(columns, ratio, groups=groups, unit=unit, seed=self.seed)
         assert found is not None
         return found
 
     def of_counts(
         self, scores: Sequence[Score], above: Sequence[str], below: Sequence[str], groups: Groups
-    ) -> Measure | None:
+    ) -> Estimate | None:
         """Sums of some counts over sums of others, with a bootstrap interval.
 
         ``n`` is the sum below. None where that is zero.
@@ -166,10 +169,10 @@ class Task(ABC):
             dtype=float,
         )
         n = int(columns[:, 1].sum())
-        return bootstrap(columns, ratio, n=n, groups=groups, seed=self.seed)
+        return estimate_of_sums(columns, ratio, n=n, groups=groups, seed=self.seed)
 
 
-def majority_outputs(records: Sequence[Record]) -> list[Output]:
+def most_frequent_outputs(records: Sequence[Record]) -> list[Output]:
     """Every record answered by its skill's most frequent answer in these data."""
     counts: dict[str | None, Counter[str]] = {}
     for record in records:

@@ -17,8 +17,9 @@ import numpy as np
 
 from modalign.data.records import Record
 from modalign.errors import DataError
-from modalign.evaluation.intervals import Measure, bootstrap
-from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+from modalign.evaluation.tasks.base import Output, Score, Task
+from modalign.numbers.bootstrap import Groups, estimate_of_sums
+from modalign.numbers.estimate import Estimate
 
 NOT_PTB = (
     "BLEU, ROUGE-L and CIDEr are not comparable to published COCO scores: those are taken after the PTB "
@@ -73,13 +74,12 @@ class Caption(Task):
             for value, text, references in zip(cider, said, given, strict=True)
         ]
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """BLEU of the whole (0 to 100), mean ROUGE-L F1, mean CIDEr (0 to 10)."""
         rouge = [Score(score.counts["rouge_l"], "") for score in scores]
-        bleu = bootstrap(
+        bleu = estimate_of_sums(
             np.array([score.counts["bleu"] for score in scores], dtype=float),
             _bleu,
-            n=len(scores),
             groups=groups,
             unit="points",
             seed=self.seed,
@@ -92,7 +92,7 @@ class Caption(Task):
         }
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """None: captions have no majority."""
+        """None: captions have no most frequent one."""
         return {}
 
     def settings(self) -> dict[str, Any]:

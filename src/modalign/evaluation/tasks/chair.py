@@ -17,8 +17,8 @@ from typing import Any
 
 from modalign.data.records import Record
 from modalign.errors import DataError
-from modalign.evaluation.intervals import Measure, share
 from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+from modalign.numbers.estimate import Estimate
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -131,17 +131,17 @@ class Chair(Task):
             for record, output in zip(records, outputs, strict=True)
         ]
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """CHAIR-s with a Wilson interval, CHAIR-i and recall with a bootstrap's."""
         found = {
-            "CHAIR-s": share(sum(score.value == 1 for score in scores), len(scores)),
+            "CHAIR-s": self.share(scores, groups),
             "CHAIR-i": self.of_counts(scores, ("hallucinated",), ("mentions",), groups),
             "recall": self.of_counts(scores, ("found",), ("present",), groups),
         }
         return {name: measure for name, measure in found.items() if measure is not None}
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """None: captions have no majority."""
+        """None: captions have no most frequent one."""
         return {}
 
     def settings(self) -> dict[str, Any]:

@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 
 from modalign.data.records import Message, Record
-from modalign.evaluation.intervals import Measure, share
 from modalign.evaluation.tasks.base import (
-    MAJORITY,
+    MOST_FREQUENT,
     Groups,
     OptionScore,
     Output,
     Score,
     Task,
-    majority_outputs,
+    most_frequent_outputs,
 )
 from modalign.evaluation.tasks.exact import plain
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.shares import share
 
 LETTERS = string.ascii_uppercase
 
@@ -110,19 +111,19 @@ class Choice(Task):
             },
         )
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Accuracy by the sum and by the sum per byte."""
         return {
-            "accuracy (summed)": self.share(scores),
+            "accuracy (summed)": self.share(scores, groups),
             "accuracy (per byte)": share(
-                sum(score.counts["per_byte"] == 1 for score in scores), len(scores)
+                [score.counts["per_byte"] == 1 for score in scores], groups
             ),
         }
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
         """The skill's most frequent right option, taken wherever it is offered."""
         rows = []
-        for record, said in zip(records, majority_outputs(records), strict=True):
+        for record, said in zip(records, most_frequent_outputs(records), strict=True):
             taken = plain(said.text)
             values = [0.0 if plain(o) == taken else -math.inf for o in self.shown(record)]
             rows.append(
@@ -133,7 +134,7 @@ class Choice(Task):
                     )
                 )
             )
-        return {MAJORITY: rows}
+        return {MOST_FREQUENT: rows}
 
     def chance(self, records: Sequence[Record]) -> list[float]:
         """One over the options."""

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from modalign.data.records import Record
-from modalign.evaluation.intervals import Measure
 from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+from modalign.numbers.estimate import Estimate
 
 
 def plain(text: str) -> str:
@@ -27,9 +27,9 @@ class Exact(Task):
             for r, o in zip(records, outputs, strict=True)
         ]
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Accuracy."""
-        return {"accuracy": self.share(scores)}
+        return {"accuracy": self.share(scores, groups)}
 
     def chance(self, records: Sequence[Record]) -> list[float]:
         """One over the options offered, or over the answers that the skill has in these data."""

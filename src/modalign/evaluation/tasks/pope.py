@@ -11,15 +11,16 @@ import re
 from collections.abc import Sequence
 
 from modalign.data.records import Record
-from modalign.evaluation.intervals import Measure, share
 from modalign.evaluation.tasks.base import (
-    MAJORITY,
+    MOST_FREQUENT,
     Groups,
     Output,
     Score,
     Task,
-    majority_outputs,
+    most_frequent_outputs,
 )
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.shares import share
 
 YES, NO = "yes", "no"
 ALWAYS_YES = "always yes"
@@ -60,25 +61,26 @@ class Pope(Task):
             scores.append(Score(float(said == expected), said, counts))
         return scores
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Shares with Wilson intervals, F1 with a bootstrap's; precision is left out without a yes."""
-        total = {name: sum(s.counts[name] for s in scores) for name in scores[0].counts}
-        n, right = len(scores), total["true_positive"]
-        found = {"accuracy": self.share(scores)}
-        if total["yes"]:
-            found["precision"] = share(right, total["yes"])
-        if total["positive"]:
-            found["recall"] = share(right, total["positive"])
+        found = {"accuracy": self.share(scores, groups)}
+        for name, among in (("precision", "yes"), ("recall", "positive")):
+            places = [place for place, score in enumerate(scores) if score.counts[among]]
+            if places:
+                hits = [scores[place].counts["true_positive"] for place in places]
+                found[name] = share(hits, [groups[place] for place in places])
         twice = ("true_positive", "true_positive")
         f1 = self.of_counts(scores, twice, ("yes", "positive"), groups)
         if f1 is not None:
-            found["F1"] = f1.model_copy(update={"n": n})
-        return found | {"says yes": share(total["yes"], n), "invalid": share(total["invalid"], n)}
+            found["F1"] = f1.model_copy(update={"n": len(scores)})
+        for name, count in (("says yes", "yes"), ("invalid", "invalid")):
+            found[name] = share([score.counts[count] for score in scores], groups)
+        return found
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """The majority answer of each split, and yes to everything."""
+        """The most frequent answer of each split, and yes to everything."""
         always = [Output(YES)] * len(records)
-        return {MAJORITY: majority_outputs(records), ALWAYS_YES: always}
+        return {MOST_FREQUENT: most_frequent_outputs(records), ALWAYS_YES: always}
 
     def chance(self, records: Sequence[Record]) -> list[float]:
         """A coin."""

@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 
 from modalign.data.records import Record
-from modalign.evaluation.intervals import Measure
 from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+from modalign.numbers.estimate import Estimate
 
 PEOPLE = 10
 ENOUGH = 3  # matches that make an answer fully right
@@ -92,6 +92,6 @@ class Vqa(Task):
             scores.append(Score(found, said, {"matches": answers.count(said)}))
         return scores
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Mean agreement; the interval is a bootstrap's, since scores lie between 0 and 1."""
         return {"accuracy": self.mean(scores, groups)}

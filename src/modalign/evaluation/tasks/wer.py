@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from modalign.data.records import Record
-from modalign.evaluation.intervals import Measure
 from modalign.evaluation.tasks.base import Groups, Output, Score, Task
+from modalign.numbers.estimate import Estimate
 
 NORMALISER = (
     "NFKC, lower case, apostrophes inside words kept, other punctuation to spaces, single spaces"
@@ -57,7 +57,7 @@ class Wer(Task):
             scores.append(Score(float(found.wer), said, counts))
         return scores
 
-    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Measure]:
+    def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """The rate over all words, and its three parts."""
         parts = ("substitutions", "deletions", "insertions")
         found = {"WER": self.of_counts(scores, parts, ("words",), groups)}
@@ -65,7 +65,7 @@ class Wer(Task):
         return {name: measure for name, measure in found.items() if measure is not None}
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """None: transcripts have no majority. Saying nothing at all has a rate of 1."""
+        """None: transcripts have no most frequent one. Saying nothing at all has a rate of 1."""
         return {}
 
     def settings(self) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from modalign.editing.benchmarks.results import Metric
 from modalign.editing.compare.results import EditComparison, Mode
+from modalign.numbers.estimate import Estimate
 from modalign.pages import svg
 
 WIDTH, HEIGHT = 480.0, 292.0
@@ -100,7 +100,7 @@ def _reference_lines(comparison: EditComparison, name: str) -> list[str]:
 
 
 def _line(
-    comparison: EditComparison, method: str, line: Sequence[tuple[int, Metric]], shift: float
+    comparison: EditComparison, method: str, line: Sequence[tuple[int, Estimate]], shift: float
 ) -> str:
     kind, shape = kind_of(comparison, method), shape_of(comparison, method)
     points = [(_x(comparison, size) + shift, metric) for size, metric in line]

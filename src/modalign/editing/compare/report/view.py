@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from modalign.editing.benchmarks.results import Metric
 from modalign.editing.benchmarks.rows import Answer
 from modalign.editing.compare.results import (
     FAILED,
-    NO_DIFFERENCE,
     Cost,
-    Difference,
     EditComparison,
     Mode,
     Point,
+    ScoreDifference,
     Status,
     TableRow,
 )
 from modalign.editing.compare.scores import succeeded
 from modalign.numbers import words as fmt
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import NO_DIFFERENCE
 
 MODE_WORDS: dict[Mode, str] = {
     "batch": "Batch: one patch for all edits",
@@ -47,7 +47,7 @@ SHOWN_EDITS = 200  # listed one by one in the page; report.json holds all
 LONGEST = 60
 
 
-def scored(metric: Metric | None) -> str:
+def scored(metric: Estimate | None) -> str:
     """``93.4 (86.1 to 98.0)``."""
     if metric is None:
         return fmt.MISSING
@@ -56,17 +56,17 @@ def scored(metric: Metric | None) -> str:
     return f"{metric.value:.1f} ({metric.low:.1f} to {metric.high:.1f})"
 
 
-def plain(metric: Metric | None, decimals: int = 1) -> str:
+def plain(metric: Estimate | None, decimals: int = 1) -> str:
     """A metric without its interval."""
     return fmt.MISSING if metric is None else fmt.number(metric.value, decimals)
 
 
-def plain_range(metric: Metric, decimals: int = 1) -> str:
+def plain_range(metric: Estimate, decimals: int = 1) -> str:
     """Its interval alone."""
     return f"{fmt.number(metric.low, decimals)} to {fmt.number(metric.high, decimals)}"
 
 
-def gap(found: Difference) -> str:
+def gap(found: ScoreDifference) -> str:
     """``+4.1 (+1.0 to +7.2)``."""
     return f"{signed(found.value)} ({signed(found.low)} to {signed(found.high)})"
 
@@ -79,7 +79,7 @@ def signed(value: float) -> str:
     return f"{'+' if rounded > 0 else fmt.MINUS}{abs(rounded):.1f}"
 
 
-def verdict(comparison: EditComparison, found: Difference) -> str:
+def verdict(comparison: EditComparison, found: ScoreDifference) -> str:
     """Who is better, or that none was found to be."""
     if found.verdict == NO_DIFFERENCE:
         return NO_DIFFERENCE
@@ -89,7 +89,7 @@ def verdict(comparison: EditComparison, found: Difference) -> str:
 
 def differences_at(
     comparison: EditComparison, mode: Mode, size: int, metric: str | None = None
-) -> list[Difference]:
+) -> list[ScoreDifference]:
     """Pairs of one size and mode; of the headline unless a part is named."""
     wanted = (mode, size, metric or comparison.headline)
     return [d for d in comparison.differences if (d.mode, d.size, d.metric) == wanted]

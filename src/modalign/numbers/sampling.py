@@ -1,10 +1,10 @@
-"""95 % intervals over records: bootstrap for means, delete-a-group jackknife for everything else.
+"""95 % intervals over labelled records: bootstrap for means, delete-a-group jackknife for everything else.
 
 A bootstrap sample holds records twice. That does not matter to a mean; but doubled records are each
-other's nearest neighbours, add to an off-diagonal kernel, and shrink a covariance. So statistics
-that are no means are computed anew without each of G groups of records instead (Quenouille 1956,
-Tukey 1958; with groups Kott 2001): s^2 = (G - 1) / G sum_g (theta_g - mean)^2, and the interval is
-theta +- t s with G - 1 degrees of freedom.
+other's nearest neighbours, add to an off-diagonal kernel, and shrink a covariance. So statistics that are
+not means are computed anew without each of G groups of records instead (Quenouille 1956, Tukey 1958; with
+groups Kott 2001): s^2 = (G - 1) / G sum_g (theta_g - mean)^2, and the interval is theta +- t s with G - 1
+degrees of freedom.
 
 Records about the same media stand or fall together in both.
 """
@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from modalign.evaluation.diagnosis.results import Figure, Unit
-from modalign.evaluation.intervals import bootstrap, ratio
+from modalign.numbers.bootstrap import TAIL, Floats, estimate_of_sums, ratio
+from modalign.numbers.estimate import Estimate
 
 GROUPS = 20
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
@@ -37,21 +36,22 @@ class Sampling:
     def __init__(self, labels: Sequence[str], seed: int) -> None:
         self.labels, self.seed, self.n = list(labels), seed, len(labels)
 
-    def mean(self, values: Floats, unit: Unit = "", chance: float | None = None) -> Figure:
-        """The mean of (n,) values, NaN left out, with its bootstrap interval."""
-        known = ~np.isnan(values)
-        columns = np.stack([np.where(known, values, 0.0), known], axis=1)
-        found = bootstrap(columns, ratio, n=int(known.sum()), groups=self.labels, seed=self.seed)
+    def mean(self, values: Floats, unit: str = "", chance: float | None = None) -> Estimate:
+        """Estimate the mean of (n,) values, NaN left out, by bootstrap."""
+        places = np.flatnonzero(~np.isnan(values))
+        columns = np.stack([values[places], np.ones(len(places))], axis=1)
+        groups = [self.labels[place] for place in places]
+        found = estimate_of_sums(
+            columns, ratio, groups=groups, seed=self.seed, unit=unit, chance=chance
+        )
         if found is None:
             raise ValueError("the mean of no values")
-        return Figure(
-            value=found.value, low=found.low, high=found.high, n=found.n, chance=chance, unit=unit
-        )
+        return found
 
     def jackknife(
         self, statistic: Callable[[Integers], Floats], groups: int = GROUPS
     ) -> tuple[Floats, Floats]:
-        """Lower and upper ends of a statistic of the records.
+        """Find the lower and upper ends of a statistic of the records.
 
         Args:
             statistic: numbers of the records that are kept -> (k,) values.
@@ -71,5 +71,5 @@ class Sampling:
             [np.asarray(statistic(np.flatnonzero(group != g)), dtype=float) for g in range(count)]
         )
         variance = (count - 1) / count * ((without - without.mean(axis=0)) ** 2).sum(axis=0)
-        reach = student.ppf(0.975, count - 1) * np.sqrt(variance)
+        reach = student.ppf(1 - TAIL, count - 1) * np.sqrt(variance)
         return whole - reach, whole + reach

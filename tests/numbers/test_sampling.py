@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from modalign.evaluation.diagnosis.intervals import Sampling
+from modalign.numbers.sampling import Sampling
 
 
 def alone(n: int) -> list[str]:

@@ -1,11 +1,13 @@
-"""Intervals cover the truth, differences are paired, Holm is Holm's."""
+"""Questions and trainings: intervals cover the truth, spreads come from where they should."""
 
 import time
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
-from modalign.comparison import statistics as st
+from modalign.numbers.pairs import difference_estimate, differences
+from modalign.numbers.trainings import estimate_mean, estimate_ratio, hierarchical_bootstrap
 
 
 def simulate(rng, methods, seeds, items, seed_sd, difficulty_sd=0.8, clusters=None):
@@ -33,7 +35,7 @@ def test_intervals_cover_the_truth(seeds, seed_sd):
     hits = 0
     for trial in range(200):
         answers = simulate(rng, {"a": 0.7}, seeds, 200, seed_sd)
-        found = st.mean_interval(answers["a"], resamples=400, seed=trial)
+        found = estimate_mean(answers["a"], resamples=400, seed=trial)
         hits += found.low <= truth <= found.high
     assert 0.90 <= hits / 200 <= 1.0
 
@@ -44,8 +46,8 @@ def test_paired_differences_cover_the_truth():
     hits = 0
     for trial in range(150):
         answers = simulate(rng, {"a": 1.0, "b": 0.5}, 3, 200, 0.1)
-        drawn = st.hierarchical_bootstrap(answers, resamples=400, seed=trial)
-        found = st.difference_interval(drawn, "a", "b")
+        drawn = hierarchical_bootstrap(answers, resamples=400, seed=trial)
+        found = difference_estimate(drawn, "a", "b")
         hits += found.low <= truth <= found.high
     assert hits / 150 >= 0.9
 
@@ -58,8 +60,8 @@ def test_clusters_widen_the_interval_and_keep_coverage():
     clustered = naive = 0
     for trial in range(150):
         answers = simulate(rng, {"a": 0.5}, 1, 300, 0.0, 0.3, clusters)["a"]
-        right = st.mean_interval(answers, groups=groups, resamples=400, seed=trial)
-        wrong = st.mean_interval(answers, resamples=400, seed=trial)
+        right = estimate_mean(answers, groups=groups, resamples=400, seed=trial)
+        wrong = estimate_mean(answers, resamples=400, seed=trial)
         clustered += right.low <= truth <= right.high
         naive += wrong.low <= truth <= wrong.high
     assert clustered / 150 >= 0.89
@@ -71,8 +73,8 @@ def test_no_difference_is_rarely_called_one():
     false = 0
     for trial in range(100):
         answers = simulate(rng, {"a": 0.5, "b": 0.5, "c": 0.5}, 1, 150, 0.0)
-        drawn = st.hierarchical_bootstrap(answers, resamples=1000, seed=trial)
-        false += any(d.verdict != "no difference found" for d in st.differences(drawn))
+        drawn = hierarchical_bootstrap(answers, resamples=1000, seed=trial)
+        false += any(d.verdict != "no difference found" for d in differences(drawn))
     assert false <= 10  # family-wise 5 %
 
 
@@ -81,12 +83,12 @@ def test_pairing_makes_differences_narrower_than_the_parts():
     base = (rng.random((1, 400)) < 0.6).astype(float)
     better = base.copy()
     better[0, np.flatnonzero(base[0] == 0)[:20]] = 1
-    drawn = st.hierarchical_bootstrap({"base": base, "better": better})
-    difference = st.difference_interval(drawn, "better", "base")
-    single = st.interval(drawn, "base")
+    drawn = hierarchical_bootstrap({"base": base, "better": better})
+    difference = difference_estimate(drawn, "better", "base")
+    single = drawn.estimate("base")
     assert difference.value == pytest.approx(0.05)
     assert difference.high - difference.low < 0.6 * (single.high - single.low)
-    assert st.differences(drawn)[0].verdict == "second"
+    assert differences(drawn)[0].verdict == "second"
 
 
 def test_more_seeds_that_disagree_widen_the_interval():
@@ -94,17 +96,9 @@ def test_more_seeds_that_disagree_widen_the_interval():
     question = rng.random(500)
     same = np.stack([(question < 0.6)] * 3).astype(float)
     apart = np.stack([(question < p) for p in (0.5, 0.6, 0.7)]).astype(float)
-    drawn = st.hierarchical_bootstrap({"same": same, "apart": apart})
-    widths = {m: st.interval(drawn, m).high - st.interval(drawn, m).low for m in ("same", "apart")}
+    drawn = hierarchical_bootstrap({"same": same, "apart": apart})
+    widths = {m: drawn.estimate(m).high - drawn.estimate(m).low for m in ("same", "apart")}
     assert widths["apart"] > 1.5 * widths["same"]
-
-
-def test_seed_shifts_have_the_variance_of_a_mean():
-    shifts = st._seed_shifts(3, 200_000, np.random.default_rng(0))
-    values = np.array([-1.0, 0.0, 1.0])  # sample variance 1
-    assert shifts.sum(axis=1) == pytest.approx(np.zeros(len(shifts)))
-    assert (shifts @ values).var() == pytest.approx(1 / 3, rel=0.02)
-    assert (st._seed_shifts(1, 5, np.random.default_rng(0)) == 0).all()
 
 
 def test_three_equal_seeds_are_surer_than_one():
@@ -112,7 +106,7 @@ def test_three_equal_seeds_are_surer_than_one():
     p = rng.random(400)
     three = (rng.random((3, 400)) < p).astype(float)
     widths = [
-        np.mean([f.high - f.low for f in (st.mean_interval(rows, seed=s) for s in range(3))])
+        np.mean([f.high - f.low for f in (estimate_mean(rows, seed=s) for s in range(3))])
         for rows in (three, three[:1])
     ]
     assert widths[0] < 0.95 * widths[1]
@@ -126,10 +120,10 @@ def test_one_seed_can_borrow_the_spread_of_the_others():
         answers = simulate(rng, methods, 1, 600, 0.12)
         answers |= simulate(rng, {"a": 0.7, "b": 0.7}, 3, 600, 0.12)
         for borrow, false in ((False, alone), (True, paired)):
-            drawn = st.hierarchical_bootstrap(
-                answers, resamples=2000, seed=trial, borrow_seeds=borrow
+            drawn = hierarchical_bootstrap(
+                answers, resamples=2000, seed=trial, spread="lent" if borrow else "own"
             )
-            found = st.differences(drawn)
+            found = differences(drawn)
             false.append(any(d.verdict != "no difference found" for d in found))
     assert np.mean(paired) <= 0.12
     assert np.mean(paired) < np.mean(alone)
@@ -138,77 +132,43 @@ def test_one_seed_can_borrow_the_spread_of_the_others():
 def test_nothing_to_borrow_changes_nothing():
     answers = {"a": np.random.default_rng(0).random((1, 30))}
     one, two = (
-        st.hierarchical_bootstrap(answers, borrow_seeds=borrow).values["a"]
+        hierarchical_bootstrap(answers, spread="lent" if borrow else "own").values["a"]
         for borrow in (False, True)
     )
     assert (one == two).all()
 
 
-def test_compare_all_is_every_pair():
-    rng = np.random.default_rng(0)
-    answers = {name: rng.random((2, 50)) < p for name, p in (("a", 0.9), ("b", 0.2), ("c", 0.9))}
-    found = {(d.first, d.second): d.verdict for d in st.compare_all(answers)}
-    assert found[("a", "b")] == "first"
-    assert found[("b", "c")] == "second"
-    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
-
-
 def test_accuracies_stay_shares():
     nearly = np.ones((3, 50))
     nearly[0, :8] = 0
-    found = st.mean_interval(nearly)
+    found = estimate_mean(nearly)
     assert 0 <= found.low < found.value < found.high <= 1
 
 
 def test_all_equal_is_no_difference():
     ones = np.ones((3, 40))
-    drawn = st.hierarchical_bootstrap({"a": ones, "b": ones})
-    (difference,) = st.differences(drawn)
+    drawn = hierarchical_bootstrap({"a": ones, "b": ones})
+    (difference,) = differences(drawn)
     assert difference.verdict == "no difference found"
     assert difference.p_value == difference.p_holm == 1.0
-    found = st.interval(drawn, "a")
+    found = drawn.estimate("a")
     assert (found.value, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 40)
-
-
-def test_holm_by_hand():
-    # sorted .005 .01 .03 .04 -> x4 .02, x3 .03, x2 .06, x1 .04 raised to .06
-    assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert st.holm([0.6, 0.9]) == [1.0, 1.0]
-    assert st.holm([0.02]) == [0.02]
-    assert st.holm([]) == []
-
-
-def test_p_value_by_hand():
-    values = {"a": np.array([0.1, 0.2, 0.3, -0.1]), "b": np.zeros(4)}
-    drawn = st.Replicates({"a": 0.1, "b": 0.0}, values, 10)
-    assert st.p_value(drawn, "a", "b") == pytest.approx(2 * (1 + 1) / 5)
-    assert st.p_value(drawn, "a", "b") == st.p_value(drawn, "b", "a")
-
-
-def test_resamples_are_enough_for_holm_among_all_pairs():
-    assert st.resamples_for(2) == 2000
-    pairs = 18 * 17 // 2
-    assert 2 / (st.resamples_for(18) + 1) * pairs < 0.05 / 1.5
 
 
 def test_skills_are_the_items_of_the_skill():
     answers = {"a": np.array([[1, 1, 0, 0, 1, 0]]), "b": np.array([[0, 0, 0, 1, 1, 1]])}
     skills = ["count", "count", "text", "text", None, None]
-    drawn = st.hierarchical_bootstrap(answers, skills=skills)
-    found = st.skill_intervals(drawn, "a")
+    drawn = hierarchical_bootstrap(answers, skills=skills)
+    found = {skill: part.estimate("a") for skill, part in drawn.skills.items()}
     assert list(found) == ["count", "text"]
     assert (found["count"].value, found["text"].value, found["count"].n) == (1.0, 0.0, 2)
 
 
 def test_equal_seeds_give_equal_replicates():
     answers = {"a": np.random.default_rng(0).random((2, 30))}
-    one, two, other = (st.hierarchical_bootstrap(answers, seed=s).values["a"] for s in (1, 1, 2))
+    one, two, other = (hierarchical_bootstrap(answers, seed=s).values["a"] for s in (1, 1, 2))
     assert (one == two).all()
     assert (one != other).any()
-
-
-def test_none_is_a_group_of_its_own():
-    assert st._cluster_ids(["x", None, "x", None], 4).tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -217,14 +177,14 @@ def test_none_is_a_group_of_its_own():
 )
 def test_unusable_arrays_are_refused(answers):
     with pytest.raises(ValueError, match=r"no method|expected|not numbers|different numbers"):
-        st.hierarchical_bootstrap(answers)
+        hierarchical_bootstrap(answers)
 
 
 def test_labels_must_fit():
     with pytest.raises(ValueError, match="2 groups for 3 items"):
-        st.hierarchical_bootstrap({"a": np.ones((1, 3))}, groups=["x", "y"])
+        hierarchical_bootstrap({"a": np.ones((1, 3))}, groups=["x", "y"])
     with pytest.raises(ValueError, match="1 skills for 3 items"):
-        st.hierarchical_bootstrap({"a": np.ones((1, 3))}, skills=["x"])
+        hierarchical_bootstrap({"a": np.ones((1, 3))}, skills=["x"])
 
 
 def test_eighteen_methods_are_fast():
@@ -232,6 +192,57 @@ def test_eighteen_methods_are_fast():
     answers = {f"m{i}": rng.random((3, 2000)) < 0.5 + i / 100 for i in range(18)}
     skills = [f"s{i % 8}" for i in range(2000)]
     start = time.process_time()
-    drawn = st.hierarchical_bootstrap(answers, skills=skills)
-    st.differences(drawn)
+    drawn = hierarchical_bootstrap(answers, skills=skills)
+    differences(drawn)
     assert time.process_time() - start < 6  # about 1.5 s; a loaded machine gets room
+
+
+@pytest.mark.parametrize("accuracies", [[0.6, 0.66, 0.75], [0.5, 0.5, 0.6, 0.61, 0.4]])
+def test_where_questions_tell_nothing_apart_trainings_have_students_interval(accuracies):
+    answers = np.repeat(np.array(accuracies)[:, None], 2000, axis=1)
+    answers[:, :2] = [0, 1]  # what an answer is worth at least and at most
+    theirs = ttest_1samp(accuracies, 0).confidence_interval()
+    found = estimate_mean(answers, resamples=10_000)
+    assert found.trainings == len(accuracies)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=6e-3)
+
+
+def test_one_training_has_the_interval_of_its_questions():
+    values = np.random.default_rng(1).random((1, 400))
+    theirs = ttest_1samp(values[0], 0).confidence_interval()
+    found = estimate_mean(values, resamples=20_000)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=2e-3)
+
+
+def test_luck_on_single_questions_is_counted_once():
+    """Trainings of equal skill that err independently: the variance of all their answers together."""
+    rng = np.random.default_rng(2)
+    spreads = []
+    for seed in range(40):
+        answers = (rng.random((5, 400)) < 0.5).astype(float)
+        drawn = hierarchical_bootstrap({"a": answers}, seed=seed, resamples=400)
+        spreads.append(drawn.values["a"].var())
+    assert np.mean(spreads) == pytest.approx(0.25 / 2000, rel=0.2)
+
+
+def test_lent_spread_is_the_pooled_one():
+    rng = np.random.default_rng(3)
+    answers = {
+        "one": (rng.random((1, 50_000)) < 0.6).astype(float),
+        "two": (rng.random((2, 50_000)) < np.array([[0.6], [0.7]])).astype(float),
+        "three": (rng.random((3, 50_000)) < np.array([[0.5], [0.6], [0.7]])).astype(float),
+    }
+    drawn = hierarchical_bootstrap(answers, resamples=300, spread="lent")
+    # sample variances .005 (1 degree of freedom) and .01 (2): pooled .025 / 3
+    assert drawn.spreads["one"].variance == pytest.approx(0.025 / 3, rel=0.1)
+    assert drawn.spreads["one"].freedom == 3
+    assert drawn.spreads["three"].freedom == 2
+
+
+def test_a_ratio_is_that_of_the_sums():
+    above, below = np.array([[1.0, 0, 2, 1]]), np.array([[2.0, 1, 2, 3]])
+    found = estimate_ratio(above, below)
+    assert found is not None
+    assert found.value == pytest.approx(4 / 8)
+    assert found.n == 4
+    assert estimate_ratio(above, np.zeros((1, 4))) is None
