@@ -30,10 +30,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from modalign.cache import cache_directory
 from modalign.cli.console import quiet_libraries
 from modalign.data.supervision import Sample
 from modalign.models.collation import Batch, Collator, Placeholders, RawSignals
-from modalign.starter.build import cache_directory, starter
+from modalign.starter.build import starter
 from modalign.training.budget import Budget
 from modalign.training.learners import ModelLearner
 from modalign.training.methods import resolve_method

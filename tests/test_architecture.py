@@ -27,7 +27,17 @@ ROOMS = (
     "endpoints",
     "numbers",
 )
-GROUND = {"errors", "files", "differences", "devices", "progress"}
+GROUND = {
+    "cache",
+    "configuration",
+    "devices",
+    "differences",
+    "errors",
+    "files",
+    "memory",
+    "progress",
+    "runs",
+}
 HOUSE = Path(modalign.__file__).parent
 
 

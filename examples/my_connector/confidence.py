@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from modalign.cache import cache_directory
 from modalign.comparison.config import load_config
-from modalign.starter.build import cache_directory
 from modalign.training.budget import Budget
 from modalign.training.methods import Method
 from modalign.training.objectives import objective_term

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from modalign.errors import UsageError
+
+PROBE = 4096  # bytes that must fit on the disk before anything is computed
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -31,6 +35,40 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file; text as UTF-8."""
     with replacing(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def check_free(*paths: Path, overwrite: bool = False) -> None:
+    """Refuse files and folders that exist or cannot be written: before the work, not after it.
+
+    Args:
+        paths: what is to be written; folders above may be missing.
+        overwrite: what exists may be replaced.
+
+    Raises:
+        UsageError: in one line, with what to do.
+    """
+    for path in paths:
+        _check_one(path, overwrite)
+
+
+def _check_one(path: Path, overwrite: bool) -> None:
+    try:
+        if path.exists() and not overwrite:
+            raise UsageError(
+                f"{path} exists already: --overwrite replaces it, or choose another name"
+            )
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=above) as probe:
+            probe.write(bytes(PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise unusable(path, error) from None
+
+
+def unusable(path: Path, error: OSError) -> UsageError:
+    """A place to which nothing can be written."""
+    return UsageError(f"{path} cannot be written ({error.strerror}): choose another place")
 
 
 @contextmanager

@@ -155,8 +155,8 @@ def test_train_writes_a_model(cli, small_config, tmp_path):
     code, _, err = cli(*base, "--seed", "1", "--set", "training.batch_size=8", "--resume")
     assert code == 2
     said = " ".join(err.split())
-    assert "settings.batch_size was 16, now 8; seed was 0, now 1" in said
-    (tmp_path / "run" / "run.json").write_text("{")
+    assert "training.batch_size was 16, now 8; seed was 0, now 1" in said
+    (tmp_path / "run" / "config.yaml").write_text("{")
     code, _, err = cli(*base, "--resume")
     assert code == 2
     assert "cannot be read" in err
@@ -167,9 +167,9 @@ def test_a_corrected_run_takes_the_folder_of_one_that_never_began(cli, small_con
     options = ["--method", "linear", "--budget", "32samples", "--factor", "1"]
     options += ["--out", tmp_path / "run"]
     assert cli("train", wrong, *options)[0] == 3
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run").exists()
     assert cli("train", small_config(), *options)[0] == 0
-    assert (tmp_path / "run" / "run.json").exists()
+    assert (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_help_says_what_a_given_factor_leaves_unspent(cli):

@@ -26,7 +26,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Result]:
     """Run the verb on a configuration whose training file is given."""
-    monkeypatch.setattr("modalign.starter.build.cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setenv("MODALIGN_CACHE", str(tmp_path / "cache"))
 
     def call(train: Path, *arguments: str) -> Result:
         config = {

@@ -8,6 +8,7 @@ import yaml
 from modalign.comparison import config as module
 from modalign.comparison.config import CompareConfig, load_config
 from modalign.errors import UsageError
+from modalign.training import experiment
 from modalign.training.sources import Parts
 
 STARTER = {
@@ -19,13 +20,13 @@ STARTER = {
         "patch_size": 8,
     },
     "data": {"train": "t.jsonl", "val": "v.jsonl", "eval": "e.jsonl"},
-    "methods": ["linear"],
 }
 
 
 @pytest.fixture(autouse=True)
 def _no_starter_data(monkeypatch):
-    monkeypatch.setattr(module, "starter_config", lambda progress=None: STARTER)
+    monkeypatch.setattr(experiment, "starter_experiment", lambda progress=None: STARTER)
+    monkeypatch.setattr(module, "DEMO", {"methods": ["linear"]})
 
 
 def written(folder, name="c.yaml", **values):

@@ -46,6 +46,7 @@ def compare(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in --out; finished methods are kept.")
     ] = False,
+    overwrite: options.Overwrite = False,
     json_output: options.Json = False,
 ) -> None:
     """Compare ways of joining a modality to a language model, under one budget.
@@ -103,6 +104,7 @@ def compare(
             resolved,
             out=out,
             resume=resume,
+            overwrite=overwrite,
             progress=table.prepare,
             watcher=table,
             changed=changed,

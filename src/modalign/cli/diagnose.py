@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +19,7 @@ def diagnose(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write report.html and diagnosis.json here.")
     ] = None,
+    overwrite: options.Replace = False,
     limit: Annotated[
         int, typer.Option(min=4, help="Records to look at per modality, drawn at random.")
     ] = 200,
@@ -47,8 +46,11 @@ def diagnose(
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.evaluation.diagnosis.diagnose import diagnose as look
     from modalign.evaluation.diagnosis.page import diagnosis_page, sentences
-    from modalign.files import write_atomically
+    from modalign.files import check_free, write_atomically
+    from modalign.runs import command_line
 
+    if out is not None:
+        check_free(out / "diagnosis.json", out / "report.html", overwrite=overwrite)
     quiet_libraries()
     with bars(not json_output) as progress:
         found = look(
@@ -59,7 +61,7 @@ def diagnose(
             skip_broken=skip_broken or "0%",
             device=device or "auto",
             patches=patch or [],
-            command=shlex.join(["modalign", *sys.argv[1:]]),
+            command=command_line(),
             progress=progress,
         )
     values = found.model_dump_json(indent=2)

@@ -64,9 +64,9 @@ def doctor(
 
     - `modalign doctor --llm Qwen/Qwen2.5-0.5B --train train.jsonl --train-llm lora --json`
     """
+    from modalign.cache import cache_directory
     from modalign.cli.console import bars, quiet_libraries, stderr
     from modalign.comparison.config import load_config
-    from modalign.starter.build import cache_directory
     from modalign.training.budget import Budget
     from modalign.training.doctor import examine
     from modalign.training.methods import resolve_methods
@@ -169,7 +169,7 @@ def _show_sample(found: Diagnosis) -> None:
 def _table(methods: list[MethodFacts]) -> Table:
     from rich.table import Table
 
-    from modalign.training.memory import readable
+    from modalign.memory import readable
 
     table = Table(caption="trains: connector + language model + encoder parameters")
     headers = ("method", "tokens", "longest", "trains", "padding", "steps", "memory")

@@ -65,6 +65,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up the values of an interrupted run.")
     ] = False,
+    overwrite: options.Replace = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Write nothing if any edit carries a warning.")
     ] = False,
@@ -97,6 +98,7 @@ def run(
     - `modalign edit run MODEL edits.json -o fix.safetensors --set layers=[0,1,2] --set clamp=4`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
+    from modalign.configuration import assigned
     from modalign.editing.run import RunRequest, run_edit
 
     quiet_libraries()
@@ -105,11 +107,12 @@ def run(
         edits=edits,
         out=out,
         method=method,
-        settings=parsed(settings) | given(lookup=lookup, template=template),
+        settings=assigned(settings) | given(lookup=lookup, template=template),
         text=text,
         pictures=pictures,
         on=tuple(on or ()),
         resume=resume,
+        overwrite=overwrite,
         strict=strict,
         skip_known=skip_known,
         limit=limit,
@@ -135,21 +138,6 @@ def run(
 def given(**options: str | None) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def parsed(settings: list[str] | None) -> dict[str, Any]:
-    """Fields and values of ``--set``, the values read as YAML."""
-    import yaml
-
-    from modalign.errors import UsageError
-
-    found: dict[str, Any] = {}
-    for item in settings or []:
-        name, sign, value = item.partition("=")
-        if not sign:
-            raise UsageError(f"--set {item}: expected FIELD=VALUE")
-        found[name.strip()] = yaml.safe_load(value)
-    return found
 
 
 def _show(result: Any, stdout: Any) -> None:

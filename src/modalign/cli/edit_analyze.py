@@ -31,6 +31,7 @@ def analyze(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write a page with drawings (.html) or .json here.")
     ] = None,
+    overwrite: options.Replace = False,
     device: options.Device = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
@@ -55,6 +56,7 @@ def analyze(
     from modalign.editing.layers.pages import analysis_page
     from modalign.errors import UsageError
 
+    check_page(out, overwrite)
     quiet_libraries()
     if projection not in ("lens", "embedding"):
         raise UsageError(f"--projection {projection}: lens or embedding")
@@ -93,6 +95,14 @@ def opened(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]
 
     loaded, reader = open_model(model, dtype_named(dtype), device)
     return loaded, tokenizer_of(reader)
+
+
+def check_page(out: Path | None, overwrite: bool) -> None:
+    """Refuse a page or its JSON that exists or cannot be written."""
+    from modalign.files import check_free
+
+    if out is not None:
+        check_free(*{out, out.with_suffix(".json")}, overwrite=overwrite)
 
 
 def write_page(out: Path, values: str, draw: Callable[[], str]) -> None:

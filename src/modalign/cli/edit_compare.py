@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -66,6 +64,7 @@ def compare(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in --out; finished cells are kept.")
     ] = False,
+    overwrite: options.Overwrite = False,
     device: options.Device = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
@@ -111,9 +110,9 @@ def compare(
         limit=limit,
         seed=seed,
         resume=resume,
+        overwrite=overwrite,
         device=device,
         dtype=dtype,
-        command=shlex.join(["modalign", *sys.argv[1:]]),
     )
 
     def said(message: str) -> None:
@@ -146,13 +145,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _by_method(settings: list[str] | None) -> dict[str, dict[str, Any]]:
     """``method.field=value``; under ``""`` what names no method."""
-    from modalign.cli.edit import parsed
+    from modalign.configuration import assigned
 
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in parsed(settings).items():
-        method, dot, field = name.rpartition(".")
-        found.setdefault(method if dot else "", {})[field] = value
-    return found
+    given = assigned(settings)
+    of_methods = {name: fields for name, fields in given.items() if isinstance(fields, dict)}
+    for_all = {name: value for name, value in given.items() if name not in of_methods}
+    return of_methods | ({"": for_all} if for_all else {})
 
 
 def _table(result: EditComparison, mode: Mode) -> Any:

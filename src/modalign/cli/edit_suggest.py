@@ -28,6 +28,7 @@ def suggest(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write a page with drawings (.html) or .json here.")
     ] = None,
+    overwrite: options.Replace = False,
     device: options.Device = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
@@ -53,12 +54,13 @@ def suggest(
     - `modalign edit suggest MODEL facts.jsonl --device auto --dtype bfloat16 --json`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
-    from modalign.cli.edit_analyze import opened, write_page
+    from modalign.cli.edit_analyze import check_page, opened, write_page
     from modalign.editing.layers.facts import read_facts
     from modalign.editing.layers.pages import suggestion_page
     from modalign.editing.layers.proposal import suggest as run
     from modalign.editing.layers.tracing import TraceSettings
 
+    check_page(out, overwrite)
     quiet_libraries()
     read = read_facts(probes)
     loaded, tokenizer = opened(model, device, dtype)

@@ -63,6 +63,7 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="Write every record's prompts, outputs and scores here."),
     ] = None,
+    overwrite: options.Replace = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
@@ -93,10 +94,13 @@ def evaluate(
     - `modalign eval my-model --task counterfact --edits edits.json --patch fix.safetensors --text held-out.txt`
     """
     from modalign.cli.evaluate_edits import TASKS, check_options, evaluate_edits
+    from modalign.files import check_free
 
     of_data = {"--letters": letters, "--objects": objects, "--skip-broken": skip_broken}
     of_edits = {"--edits": edits, "--text": text, "--no-generate": no_generate}
     check_options(task, data, of_data, of_edits)
+    if out is not None:
+        check_free(out, overwrite=overwrite)
     if task in TASKS:
         assert edits is not None
         evaluate_edits(

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from modalign.errors import UsageError
-
 EXIT_CODES = (
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, 3 unusable data."
 )
@@ -57,6 +55,10 @@ Patches = Annotated[
 SkipBroken = Annotated[
     str | None, typer.Option("--skip-broken", help="Share of broken records to drop, e.g. 1%.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete what is there from an earlier run, begin anew.")
+]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any field of the configuration: training.batch_size=64."),
@@ -80,6 +82,8 @@ def changes_from(
     assignments: list[str] | None = None,
 ) -> dict[str, Any]:
     """Options given on the command line as nested changes of a configuration."""
+    from modalign.configuration import assign, assigned
+
     changes: dict[str, Any] = {}
     for path, value in (
         ("parts.llm", llm),
@@ -97,28 +101,7 @@ def changes_from(
     ):
         if value is not None:
             assign(changes, path, value)
-    for item in assignments or []:
-        import yaml
-
-        path, found, text = item.partition("=")
-        if not found:
-            raise UsageError(f"--set {item!r} is not of the form field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {item!r}: the value is not YAML") from error
-        assign(changes, path, value)
-    return changes
-
-
-def assign(target: dict[str, Any], path: str, value: Any) -> None:
-    """Set a nested field by its dotted path."""
-    *parents, last = path.split(".")
-    for key in parents:
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            raise UsageError(f"{path}: {key} is a value here, it has no fields")
-    target[last] = value
+    return assigned(assignments, changes)
 
 
 def _pairs(items: list[str] | None) -> dict[str, str] | None:

@@ -45,6 +45,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
+    overwrite: options.Overwrite = False,
     json_output: options.Json = False,
 ) -> None:
     """Train one method and save the model as a Hugging Face folder in `OUT/model`.
@@ -101,6 +102,7 @@ def train(
             seed=seed,
             factor=factor,
             resume=resume,
+            overwrite=overwrite,
             progress=progress,
             described=describe,
         )

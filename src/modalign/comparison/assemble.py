@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import compare_all, compare_with
 from modalign.numbers.trainings import estimate_mean, hierarchical_bootstrap
 from modalign.starter.build import WEIGHTS
-from modalign.training.methods import WITHOUT_STAGE_ONE, Method
+from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
 from modalign.training.splits import Splits
 from modalign.training.trainer import device_of
 
@@ -64,7 +63,7 @@ class Gathered:
 
     def scores(self, method: str, name: str) -> np.ndarray:
         """(S, n) of one kind of answers; empty where there are none."""
-        folders = [self.runs / run_folder(method) / f"seed-{r.seed}" for r in self.of(method)]
+        folders = [self.runs / method_key(method) / f"seed-{r.seed}" for r in self.of(method)]
         rows = [load_scores(folder).get(name) for folder in folders]
         return np.array([row for row in rows if row is not None], dtype=float)
 
@@ -77,11 +76,6 @@ def _charged(result: JobResult, search: Spent) -> JobResult:
             "flops": result.flops + search.flops,
         }
     )
-
-
-def run_folder(method: str) -> str:
-    """Name of a method's folder: its own, without what file systems dislike."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", method).strip("-")
 
 
 def skills_of(samples: Sequence[Sample]) -> np.ndarray:

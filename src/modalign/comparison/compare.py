@@ -5,18 +5,15 @@ Selection (learning rates, finalists, ranking, recommendation) reads validation 
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from modalign.comparison.assemble import Gathered, assemble, run_folder
+from modalign.cache import cache_directory
+from modalign.comparison.assemble import Gathered, assemble
 from modalign.comparison.config import CompareConfig, load_config
 from modalign.comparison.job import Job, JobResult, load_scores
 from modalign.comparison.report import write_report
@@ -25,11 +22,9 @@ from modalign.comparison.runner import Silent, Watcher, refuse_unguarded, run_jo
 from modalign.comparison.winner import answer_examples, save_winner
 from modalign.data.media import blank_like
 from modalign.data.records import Media
-from modalign.differences import differences
 from modalign.errors import ModalignError, UsageError
-from modalign.files import write_atomically
 from modalign.progress import Progress
-from modalign.starter.build import cache_directory
+from modalign.runs import command_line, run_folder
 from modalign.training.budget import Budget
 from modalign.training.doctor.preflight import preflight
 from modalign.training.methods import Method, resolve_methods
@@ -39,8 +34,6 @@ from modalign.training.sources import feature_store, fill_store, runs_with_model
 from modalign.training.splits import Splits, load_splits, that_fit
 from modalign.training.tool_methods import entries_of
 from modalign.training.trainer import device_of
-
-RECORD = "config.yaml"  # of a comparison's folder: what it was started with
 
 
 @dataclass
@@ -53,7 +46,6 @@ class Prepared:
     blanks: dict[str, Media]
     cache: Path
     out: Path
-    changed: dict[str, str] = field(default_factory=dict)
 
     def method(self, name: str) -> Method:
         """The method of this name."""
@@ -61,7 +53,6 @@ class Prepared:
 
     def job(self, method: Method, seed: int, factor: float | None) -> Job:
         """The job of one method under one seed."""
-        name = run_folder(method.name)
         return Job(
             what=method,
             seed=seed,
@@ -74,7 +65,7 @@ class Prepared:
             evaluation=self.splits.evaluation,
             blanks=self.blanks,
             cache=self.cache,
-            folder=self.out / "runs" / name / f"seed-{seed}",
+            folder=self.out / "runs" / method.key / f"seed-{seed}",
             threads=self.config.threads,
             text=self.splits.text,
         )
@@ -85,6 +76,7 @@ def compare(
     *,
     out: str | Path = "runs/compare",
     resume: bool = False,
+    overwrite: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
     watcher: Watcher | None = None,
@@ -96,7 +88,8 @@ def compare(
     Args:
         config: a YAML file, a resolved configuration, or None for the built-in starter.
         out: folder of the runs, ``report.html``, ``report.json``, ``report.md`` and ``best/``.
-        resume: go on in a folder that holds runs; finished methods are kept.
+        resume: go on in a folder that holds a comparison; finished methods are kept.
+        overwrite: delete the comparison that the folder holds, and begin anew.
         cache: of encoder features; the user's cache directory by default.
         progress: told of preparation (name, done, total).
         watcher: told of the jobs.
@@ -107,7 +100,7 @@ def compare(
         everything found: the contents of ``report.json``.
 
     Raises:
-        UsageError: a wrong configuration, or a folder with runs without ``resume``.
+        UsageError: a wrong configuration, or a folder that holds a comparison already, or cannot be written.
         DataError: broken data.
         ModalignError: no method could be trained, or the calling script has no main guard.
     """
@@ -116,16 +109,27 @@ def compare(
     if not isinstance(config, CompareConfig):
         config, found = load_config(config, changes, progress)
         changed = {**found, **(changed or {})}
-    folder = Path(out)
-    _check_free(folder, config, resume)
-    prepared = prepare(config, folder, cache or cache_directory(), progress)
-    prepared.changed = changed or {}
-    _claim(folder, config)
-    first, others = run_all(prepared, watcher or Silent())
-    gathered = Gathered(prepared.splits, first, others, folder / "runs")
-    comparison = assemble(gathered, config, prepared.methods)
-    comparison.setting.changed = prepared.changed
-    comparison.setting.command = _command()
+    with run_folder(
+        Path(out), config.model_dump(mode="json"), resume=resume, overwrite=overwrite
+    ) as folder:
+        prepared = prepare(config, folder.path, cache or cache_directory(), progress)
+        folder.begin()
+        return _compare(prepared, started, changed or {}, progress, watcher or Silent())
+
+
+def _compare(
+    prepared: Prepared,
+    started: float,
+    changed: dict[str, str],
+    progress: Progress | None,
+    watcher: Watcher,
+) -> Comparison:
+    """Run what is missing, assemble the report, save the winner."""
+    first, others = run_all(prepared, watcher)
+    gathered = Gathered(prepared.splits, first, others, prepared.out / "runs")
+    comparison = assemble(gathered, prepared.config, prepared.methods)
+    comparison.setting.changed = changed
+    comparison.setting.command = command_line()
     comparison.setting.started = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
     try:
         if comparison.recommendation is not None:
@@ -137,45 +141,11 @@ def compare(
     finally:  # what was measured is kept whatever becomes of the winner
         comparison.setting.finished = datetime.now(UTC).isoformat(timespec="seconds")
         comparison.setting.seconds = time.time() - started
-        write_report(comparison, folder)
+        write_report(comparison, prepared.out)
     if comparison.recommendation is None:
         reasons = "; ".join(f"{m.name}: {m.failure}" for m in comparison.methods)
         raise ModalignError(f"no method could be trained: {reasons}")
     return comparison
-
-
-def _command() -> str:
-    """What was typed, as far as it can be known."""
-    program = Path(sys.argv[0])
-    name = "python -m modalign" if program.name == "__main__.py" else program.name
-    return " ".join([name, *map(shlex.quote, sys.argv[1:])])
-
-
-def _check_free(folder: Path, config: CompareConfig, resume: bool) -> None:
-    """Refuse to mix two comparisons in one folder."""
-    record = folder / RECORD
-    if not record.exists():
-        return
-    if not resume:
-        raise UsageError(
-            f"{folder} holds a comparison already; give --resume to go on, or another --out"
-        )
-    try:
-        before = yaml.safe_load(record.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
-    changed = differences(before, config.model_dump())
-    if changed:
-        raise UsageError(
-            f"{folder} was started with another configuration: {'; '.join(changed)}. Resume it with the "
-            "same options, or choose another --out"
-        )
-
-
-def _claim(folder: Path, config: CompareConfig) -> None:
-    """Make the folder this comparison's own, once everything given has proved usable."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECORD, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
 
 def prepare(

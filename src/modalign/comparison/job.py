@@ -28,11 +28,11 @@ from modalign.evaluation.diagnosis.connectors import connector_diagnostics
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
 from modalign.files import replacing, write_atomically
+from modalign.memory import peak_resident, return_freed_memory
 from modalign.models.collation import Collator, RawSignals
 from modalign.models.export.rungs import Standing, standing_of
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
-from modalign.training.memory import peak_resident, return_freed_memory
 from modalign.training.methods import Method
 from modalign.training.session import Session, SessionResult
 from modalign.training.settings import TrainSettings

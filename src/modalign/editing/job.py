@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from modalign.cache import cache_directory
 from modalign.editing.edits import Edit
 from modalign.editing.engine.contexts import sample_contexts
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.covariance import (
     Covariance,
-    cache_folder,
     collect,
     collect_rows,
     combined,
@@ -119,7 +119,7 @@ class Job:
     @property
     def cache(self) -> Path:
         """Folder of statistics and values."""
-        return self.options.cache or cache_folder()
+        return self.options.cache or cache_directory()
 
     def tell(self, name: str, done: int, total: int) -> None:
         """Report progress."""

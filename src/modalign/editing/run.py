@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
+from modalign.configuration import validated
 from modalign.editing.benchmarks.scoring import already_known
 from modalign.editing.checks import refuse_warnings
-from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.job import Options
@@ -22,6 +21,7 @@ from modalign.editing.methods import Method, method_named
 from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.errors import DataError, UsageError
+from modalign.files import check_free
 from modalign.models.open import open_model, tokenizer_of
 from modalign.patches import applied, check_tokenizer, load_patch, save_patch
 from modalign.patches.patch import Patch
@@ -44,6 +44,7 @@ class RunRequest:
         pictures: data file of prompts about pictures for the key statistics.
         on: patches below the new one, lowest first.
         resume: take up an interrupted run.
+        overwrite: replace the patch file if it is there.
         strict: refuse a patch with warnings.
         skip_known: leave out edits whose target the model says already, instead of refusing.
         limit: only the first edits.
@@ -60,6 +61,7 @@ class RunRequest:
     pictures: Path | None = None
     on: tuple[Path, ...] = ()
     resume: bool = False
+    overwrite: bool = False
     strict: bool = False
     skip_known: bool = False
     limit: int | None = None
@@ -87,9 +89,13 @@ def run_edit(
 
     Raises:
         DataError: the edits cannot be used; every problem with its line.
-        UsageError: an unknown method or setting, a model that cannot be edited.
+        UsageError: an unknown method or setting, a model that cannot be edited, a patch file that is there
+            already or cannot be written.
         ModalignError: the computation failed, or ``--strict`` refused its result.
     """
+    if request.out.suffix != ".safetensors":
+        raise UsageError(f"{request.out}: a patch file ends in .safetensors")
+    check_free(request.out, overwrite=request.overwrite)
     method = configured(request.method, request.settings)
     edits = read_edits(request.edits, limit=request.limit, warn=said)
     corpus = read_corpus(request.text) if request.text else None
@@ -98,7 +104,6 @@ def run_edit(
         if request.pictures
         else None
     )
-    _check_out(request.out)
     below = tuple(load_patch(path) for path in request.on)
     model, reader = open_model(request.model, dtype_named(request.dtype), request.device)
     tokenizer = tokenizer_of(reader)
@@ -130,14 +135,7 @@ def configured(name: str, settings: dict[str, Any]) -> Method:
         UsageError: no such method or setting, or a value out of range.
     """
     kind = method_named(name)
-    try:
-        config: EditConfig = kind.config_class.model_validate(settings)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        known = ", ".join(kind.config_class.model_fields)
-        raise UsageError(f"{name}: {where}: {problem['msg']} (settings: {known})") from error
-    return kind(config)
+    return kind(validated(kind.config_class, settings, name))
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:
@@ -152,13 +150,6 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UsageError(f"there is no dtype {name!r}: float32, bfloat16, float16 or float64")
     return found
-
-
-def _check_out(out: Path) -> None:
-    if out.suffix != ".safetensors":
-        raise UsageError(f"{out}: a patch file ends in .safetensors")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: there is no such folder")
 
 
 def _unknown(

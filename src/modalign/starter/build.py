@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from modalign.cache import cache_directory
 from modalign.progress import Progress
 from modalign.starter import language, vision
 from modalign.starter.scenes import (
@@ -49,13 +50,6 @@ class Starter:
     train: Path
     val: Path
     eval: Path
-
-
-def cache_directory() -> Path:
-    """``$MODALIGN_CACHE``, else ``$XDG_CACHE_HOME/modalign``, else ``~/.cache/modalign``."""
-    if "MODALIGN_CACHE" in os.environ:
-        return Path(os.environ["MODALIGN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modalign"
 
 
 def build_models(out: Path = WEIGHTS, progress: Progress | None = None) -> None:

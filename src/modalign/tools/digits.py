@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from modalign.cache import cache_directory
 from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.files import write_atomically
@@ -137,10 +138,7 @@ def crop(grey: Array, box: Box) -> Array:
 
 def fitted(folder: Path | None = None) -> Weights:
     """The classifier from its file, or fitted now and written there."""
-    if folder is None:
-        from modalign.starter.build import cache_directory
-
-        folder = cache_directory()
+    folder = folder or cache_directory()
     path = folder / f"digit-reader-{VERSION}.safetensors"
     try:
         return Weights(**load_file(path))

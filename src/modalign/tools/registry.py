@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
+from modalign.configuration import validated
 from modalign.errors import UsageError
 from modalign.tools.spec import ChainSpec
 
@@ -75,11 +75,7 @@ def parse_chain(value: Any, name: str) -> ChainSpec:
     Raises:
         UsageError: which field is wrong, and why.
     """
-    try:
-        return ChainSpec.model_validate(value)
-    except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise UsageError(f"tool chain {name}: {'; '.join(found)}") from None
+    return validated(ChainSpec, value, f"tool chain {name}")
 
 
 def _read(path: Path) -> Any:

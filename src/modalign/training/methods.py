@@ -48,6 +48,11 @@ class Method:
     tools: ToolMethod | None = None
 
     @property
+    def key(self) -> str:
+        """Its name where file systems must like it: of folders."""
+        return method_key(self.name)
+
+    @property
     def control(self) -> bool:
         """Whether it only shows what is reached without the media: it is never recommended."""
         blind = self.tools is not None and not self.tools.chain
@@ -72,6 +77,11 @@ class Method:
     def trains(self, llm: LLMMode) -> bool:
         """Whether anything is trained; ``llm`` says what of the language model is, by the settings."""
         return self.tools is None or any((s.llm or llm) != "frozen" for s in self.stages)
+
+
+def method_key(name: str) -> str:
+    """The key of a method's name."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", name).strip("-")
 
 
 def _stages(

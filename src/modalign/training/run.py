@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modalign.differences import differences
-from modalign.errors import UsageError
+from modalign.cache import cache_directory
+from modalign.memory import return_freed_memory
 from modalign.models.export import conversation_of, save_model, verify_saved
 from modalign.progress import Progress
-from modalign.starter.build import cache_directory
+from modalign.runs import run_folder
 from modalign.training import checkpoint
 from modalign.training.budget import Budget
 from modalign.training.doctor import preflight_session
-from modalign.training.memory import return_freed_memory
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
 from modalign.training.recipes import check_data
-from modalign.training.session import Session
+from modalign.training.session import Session, SessionResult
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.sources import DataFiles, Parts
 from modalign.training.splits import Splits, load_splits, that_fit
@@ -28,8 +27,6 @@ from modalign.training.tool_models import save_with_tools
 from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
 from modalign.training.trainer import Progress as StepProgress
-
-RECORD = "run.json"  # of a run's folder: what it was started with
 
 
 @dataclass
@@ -67,62 +64,83 @@ def train_method(
     seed: int = 0,
     factor: float | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     described: Callable[[list[PartCount], list[str]], None] | None = None,
 ) -> TrainResult:
     """Train one method, save it to ``out/model``, load it again and compare.
 
     Raises:
-        UsageError: a wrong name or budget, or a folder of another run.
+        UsageError: a wrong name or budget, a folder that holds a run already, or cannot be written.
         DataError: broken data.
     """
     return_freed_memory()
     method, allowance = resolve_method(name, recipe), Budget.parse(budget)
     parallel = Parallel(settings)
-    record = {
+    configuration = {
         "method": name,
-        "stages": [stage.model_dump() for stage in recipe],
-        "parts": parts.model_dump(),
-        "data": files.model_dump(),
-        "settings": settings.model_dump(exclude={"processes"}),
+        "parts": parts.model_dump(mode="json"),
+        "data": files.model_dump(mode="json"),
         "budget": budget,
+        "training": settings.model_dump(mode="json", exclude={"processes"}),
+        "stages": [stage.model_dump(mode="json") for stage in recipe],
         "seed": seed,
         "factor": factor,
     }
-    if parallel.main:  # it decides for all
-        _check_free(out, record, resume)
-    tell = progress if parallel.main else None
-    splits = load_splits(files, parts.load_llm().tokenizer, tell, parts.modalities)
-    splits = that_fit(splits, parts, files, tell)
+    claim = run_folder(out, configuration, resume=resume, overwrite=overwrite)
+    with claim if parallel.main else nullcontext() as folder:  # the main process decides for all
+        tell = progress if parallel.main else None
+        splits = load_splits(files, parts.load_llm().tokenizer, tell, parts.modalities)
+        splits = that_fit(splits, parts, files, tell)
+        seen = check_data(method.name, method.stages, splits.train, splits.text)
+        session = Session(
+            method,
+            parts,
+            settings,
+            splits.train,
+            splits.val,
+            cache_directory(),
+            seed,
+            text=splits.text,
+            parallel=parallel,
+            report=_reporting(progress) if parallel.main else None,
+            track=open_tracker(settings, out) if parallel.main else None,
+        )
+        table = session.parts_table()
+        notes = [*splits.notes, *seen, *preflight_session(session, processes=parallel.world)]
+        if described and parallel.main:
+            described(table, notes)
+        if folder is not None:
+            folder.begin()
+        parallel.barrier()
+        found = session.run(allowance, out / "run", factor)
+        result = _result(name, out, session, found, table, notes)
+        if parallel.main:
+            session.merge_lora()
+            _save(session, splits, result)
+            checkpoint.write_json(out / "result.json", result.summary())
+        parallel.barrier()
+        return result
 
+
+def _reporting(progress: Progress | None) -> Callable[[str, StepProgress], None]:
     def report(stage: str, step: StepProgress) -> None:
         if progress:
             progress(f"{stage} (loss {step.loss:.3f})"[:40], int(step.fraction * 1000), 1000)
 
-    seen = check_data(method.name, method.stages, splits.train, splits.text)
-    session = Session(
-        method,
-        parts,
-        settings,
-        splits.train,
-        splits.val,
-        cache_directory(),
-        seed,
-        text=splits.text,
-        parallel=parallel,
-        report=report if parallel.main else None,
-        track=open_tracker(settings, out) if parallel.main else None,
-    )
-    table = session.parts_table()
-    notes = [*splits.notes, *seen, *preflight_session(session, processes=parallel.world)]
-    if described and parallel.main:
-        described(table, notes)
-    if parallel.main:
-        _claim(out, record)
-    parallel.barrier()
-    found = session.run(allowance, out / "run", factor)
+    return report
+
+
+def _result(
+    name: str,
+    out: Path,
+    session: Session,
+    found: SessionResult,
+    table: list[PartCount],
+    notes: list[str],
+) -> TrainResult:
     losses = [p["val_loss"] for p in found.curve if p.get("val_loss") is not None]
-    result = TrainResult(
+    return TrainResult(
         method=name,
         folder=out,
         parts=table,
@@ -133,14 +151,8 @@ def train_method(
         flops=found.ledger.flops,
         val_loss=losses[-1] if losses else None,
         notes=notes,
-        main=parallel.main,
+        main=session.parallel.main,
     )
-    if parallel.main:
-        session.merge_lora()
-        _save(session, splits, result)
-        checkpoint.write_json(out / "result.json", result.summary())
-    parallel.barrier()
-    return result
 
 
 def _save(session: Session, splits: Splits, result: TrainResult) -> None:
@@ -154,28 +166,3 @@ def _save(session: Session, splits: Splits, result: TrainResult) -> None:
     samples = [sample for sample in (*splits.val, *splits.train) if sample.media][:4]
     probes = [conversation_of(sample.record, session.processor) for sample in samples]
     result.difference = verify_saved(folder, session.model, session.processor, probes)
-
-
-def _check_free(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Refuse to mix two runs in one folder."""
-    record = out / RECORD
-    if not record.exists():
-        return
-    if not resume:
-        raise UsageError(f"{out} holds a run already; give --resume to go on, or another --out")
-    try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
-    changed = differences(before, json.loads(json.dumps(settings)))
-    if changed:
-        raise UsageError(
-            f"{out} was started with other settings: {'; '.join(changed)}. Resume it with the same "
-            "options, or choose another --out"
-        )
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder this run's own, once everything given has proved usable."""
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out / RECORD, settings)

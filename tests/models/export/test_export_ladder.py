@@ -179,7 +179,7 @@ def test_records_are_those_of_the_run_else_asked_for(
     rows = [{"series": [[float(i), 1.0]] * 16, "question": "up?", "answer": "no"} for i in range(6)]
     train = tiny.write_jsonl(tmp_path / "train.jsonl", rows)
     record = {"data": {"train": str(train), "val": None}}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(record))
     found = export_model(tmp_path / "run" / "model", tmp_path / "out", records=2)
     assert found.compared_on == str(train)
     assert found.records == len(checked[0].conversations) == 2

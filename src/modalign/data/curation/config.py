@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
+from modalign.configuration import validated
 from modalign.data.curation.operators import OPERATORS, Operator
 from modalign.errors import UsageError
 
@@ -73,10 +73,7 @@ def operator_of(name: str, settings: dict[str, Any], where: str) -> Operator:
     """
     if name not in OPERATORS:
         raise UsageError(f"{where}: no operator {name!r}: choose from {', '.join(OPERATORS)}")
-    try:
-        return OPERATORS[name].model_validate(settings)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {name}: {_first(error)}") from None
+    return validated(OPERATORS[name], settings, f"{where}: {name}")
 
 
 def located(operator: Operator, change: Any) -> Operator:
@@ -96,12 +93,6 @@ def _from_item(item: Any, path: Path) -> Operator:
         if settings is None or isinstance(settings, dict):
             return operator_of(str(name), settings or {}, str(path))
     raise UsageError(f"{path}: {item!r} is neither a name nor one name with its settings")
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    field = ".".join(map(str, problem["loc"]))
-    return f"{field}: {problem['msg']}" if field else str(problem["msg"])
 
 
 def described(operators: Sequence[Operator]) -> list[dict[str, Any]]:

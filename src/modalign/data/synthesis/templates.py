@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import yaml
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from modalign.configuration import validated
 from modalign.data.synthesis.annotations import From
 from modalign.data.synthesis.views import VARIABLES, Words
 from modalign.errors import UsageError
@@ -138,12 +139,10 @@ def _text_of(name: str) -> str:
 
 def _parsed(name: str, text: str) -> TemplateFile:
     try:
-        return TemplateFile.model_validate(yaml.safe_load(text) or {})
+        values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise UsageError(f"the templates {name} are not YAML: {error}") from None
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"the templates {name}: {wrong}") from None
+    return validated(TemplateFile, values, f"the templates {name}")
 
 
 def _check(template: Template, kind: From, file: str) -> None:

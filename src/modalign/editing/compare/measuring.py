@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from modalign.memory import peak_resident
 from modalign.progress import Progress
-from modalign.training.memory import peak_resident
 
 REST = "rest"  # detecting the model's parts, hashing weights, checks of the finished patch
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -41,6 +40,7 @@ from modalign.files import write_atomically
 from modalign.models.hashing import tokenizer_hash
 from modalign.models.open import open_model, tokenizer_of
 from modalign.progress import Progress
+from modalign.runs import RunFolder, command_line, run_folder
 
 Say = Callable[[str], None]
 
@@ -65,8 +65,8 @@ class CompareRequest:
         limit: only the first edits of the file.
         seed: of draws, samples and bootstrap.
         resume: take up what the folder holds.
+        overwrite: delete the comparison that the folder holds, and begin anew.
         device, dtype: of the model.
-        command: as typed, for the report.
     """
 
     model: str
@@ -86,9 +86,14 @@ class CompareRequest:
     limit: int | None = None
     seed: int = 0
     resume: bool = False
+    overwrite: bool = False
     device: str | None = None
     dtype: str | None = None
-    command: str = ""
+
+    def configuration(self) -> dict[str, Any]:
+        """As plain values, without where it is written and how it is begun."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("out", "resume", "overwrite")}
+        return json.loads(json.dumps(values, default=str))
 
 
 def compare_edits(
@@ -97,13 +102,30 @@ def compare_edits(
     """Run a comparison, or what is missing of it, and write its report.
 
     Raises:
-        UsageError: unknown names or settings; a folder in use without ``resume``.
+        UsageError: unknown names or settings; a folder that holds a run already, or cannot be written.
         DataError: edits or texts that cannot be used.
         ModalignError: not one cell has a result; the report is written all the same.
     """
-    began, started = time.monotonic(), _now()
     methods = {name: configured(name, found) for name, found in _settings(request).items()}
     _check(request)
+    with run_folder(
+        request.out,
+        request.configuration(),
+        resume=request.resume,
+        overwrite=request.overwrite,
+        fixed=False,  # cells of other settings are told by their fingerprints
+    ) as folder:
+        return _compare(request, methods, folder, progress, said)
+
+
+def _compare(
+    request: CompareRequest,
+    methods: Mapping[str, Method],
+    folder: RunFolder,
+    progress: Progress | None,
+    said: Say,
+) -> EditComparison:
+    began, started = time.monotonic(), _now()
     for name in request.settings:
         if name and name not in methods:
             said(f"settings of {name} are of no use here: it is not compared")
@@ -121,7 +143,8 @@ def compare_edits(
         said(note)
     layers = _layers(bench, methods)
     basis = _basis(request, bench)
-    bench.cache.mkdir(parents=True, exist_ok=True)
+    folder.begin()
+    bench.cache.mkdir(exist_ok=True)
     before = _before(request.out, bench, plan, basis)
     cells = _run(request, bench, plan, methods, basis, progress, said)
     comparison = assemble(
@@ -169,12 +192,6 @@ def _check(request: CompareRequest) -> None:
     wrong = [mode for mode in request.modes if mode not in MODES]
     if wrong:
         raise UsageError(f"--modes {wrong[0]}: choose from {', '.join(MODES)}")
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError(f"{request.out} is a file: --out names a folder")
-    if (request.out / "cells").is_dir() and not request.resume:
-        raise UsageError(
-            f"{request.out} holds a comparison already: go on with --resume, or choose another --out"
-        )
 
 
 def _open(
@@ -203,7 +220,6 @@ def _open(
     tokenizer = tokenizer_of(reader)
     validate_against_tokenizer(edits, tokenizer)
     task: Task = request.task or ("zsre" if edits[0].protocol == "zsre" else "counterfact")
-    request.out.mkdir(parents=True, exist_ok=True)
     bench = Workbench(
         model=model,
         tokenizer=tokenizer,
@@ -349,7 +365,7 @@ def _describe_setting(
     seconds: float,
 ) -> None:
     setting = comparison.setting
-    setting.command = request.command or " ".join(sys.argv)
+    setting.command = command_line()
     setting.started, setting.finished, setting.seconds = started, _now(), seconds
     setting.block = request.block
     setting.text = str(request.text) if request.text else None

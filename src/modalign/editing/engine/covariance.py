@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from modalign.cache import cache_directory
 from modalign.editing.engine.contexts import own_samples
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.forward import Inputs, Row, StopForwardError
@@ -57,12 +57,6 @@ class Covariance:
     corpus: str
 
 
-def cache_folder() -> Path:
-    """Where statistics and values are kept: ``MODALIGN_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get("MODALIGN_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "modalign"
-
-
 def collect(
     spec: ModelSpec,
     tokenizer: Any,
@@ -83,14 +77,14 @@ def collect(
         corpus: documents; None for what the model itself writes.
         tokens: how many to use at most.
         seed: of the order of the documents, and of the model's own samples.
-        cache: folder; None for :func:`cache_folder`.
+        cache: folder; None for the user's own (``modalign.cache``).
         progress: told the tokens done.
 
     Raises:
         DataError: the corpus is too short to say anything (fewer tokens than 16).
     """
     fingerprint = _fingerprint(spec, tokenizer, layers, corpus, tokens, seed)
-    file = (cache or cache_folder()) / "covariance" / f"{fingerprint}.safetensors"
+    file = (cache or cache_directory()) / "covariance" / f"{fingerprint}.safetensors"
     sums = _Sums.read(file, spec, layers)
     if not sums.complete:
         documents = _documents(spec, tokenizer, corpus, tokens, seed)
@@ -136,7 +130,7 @@ def collect_rows(
         layers: whose FFN projections are to be written.
         source: of the rows.
         tokens: how many to use at most.
-        cache: folder; None for :func:`cache_folder`.
+        cache: folder; None for the user's own (``modalign.cache``).
         progress: told the tokens done.
 
     Raises:
@@ -149,7 +143,7 @@ def collect_rows(
             below.update(f"{name} {tensor_hash(parameter)}\n".encode())
     below.update(json.dumps([sorted(layers), source.sha256, tokens]).encode())
     fingerprint = below.hexdigest()
-    file = (cache or cache_folder()) / "covariance" / f"{fingerprint}.safetensors"
+    file = (cache or cache_directory()) / "covariance" / f"{fingerprint}.safetensors"
     sums = _Sums.read(file, spec, layers)
     if not sums.complete:
         _accumulate_rows(spec, source.rows(sums.documents), sums, file, tokens, progress)

@@ -9,7 +9,7 @@ import torch
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec
 from modalign.errors import ModalignError
-from modalign.training.memory import available, readable, resident
+from modalign.memory import available, readable, resident
 
 # Bytes that a layer keeps per token for the backward pass, in widths and two-byte numbers (Korthikanti
 # et al., arXiv 2205.05198, eq. 2, without the attention's part), doubled for a cautious bound.

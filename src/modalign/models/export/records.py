@@ -11,10 +11,8 @@ from modalign.data.readers import read_records
 from modalign.data.records import Record
 from modalign.errors import DataError
 from modalign.models.export.verify import modalities_of
+from modalign.runs import RECORD
 from modalign.starter.build import starter
-
-RUN_RECORDS = ("run.json", "config.yaml")  # of the runs that write model folders
-
 
 def records_for(
     folder: Path, processor: Any, data: str | None, count: int
@@ -43,17 +41,13 @@ def records_for(
 
 def run_data(folder: Path) -> str | None:
     """Validation or training data of the run that this model folder lies in; None: there is none."""
-    for name in RUN_RECORDS:
-        file = folder.resolve().parent / name
-        if not file.is_file():
-            continue
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        named = values.get("data") if isinstance(values, dict) else None
-        for key in ("val", "train"):
-            path = named.get(key) if isinstance(named, dict) else None
-            if isinstance(path, str) and Path(path).exists():
-                return path
+    try:
+        values = yaml.safe_load((folder.resolve().parent / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    named = values.get("data") if isinstance(values, dict) else None
+    for key in ("val", "train"):
+        path = named.get(key) if isinstance(named, dict) else None
+        if isinstance(path, str) and Path(path).exists():
+            return path
     return None

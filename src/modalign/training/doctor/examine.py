@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
+from modalign.memory import readable, resident, return_freed_memory
 from modalign.progress import Progress
 from modalign.training.budget import Budget
 from modalign.training.doctor.checks_data import attempt, examine_data, examine_text
@@ -14,7 +15,7 @@ from modalign.training.doctor.checks_model import REFUSALS, lengths, refusal, tr
 from modalign.training.doctor.diagnosis import Diagnosis, MethodFacts
 from modalign.training.doctor.facts import padding_of, steps_of
 from modalign.training.doctor.workshop import Subject, Workshop
-from modalign.training.memory import estimate_memory, readable, resident, return_freed_memory
+from modalign.training.memory import estimate_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import DataFiles, Parts

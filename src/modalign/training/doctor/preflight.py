@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from modalign.errors import DataError, ModalignError, UsageError
+from modalign.memory import return_freed_memory
 from modalign.models.compose import LanguageModel
 from modalign.training.doctor.checks_model import REFUSALS, no_media, refusal, try_out
 from modalign.training.doctor.workshop import Workshop
-from modalign.training.memory import Composed, estimate_memory, return_freed_memory
+from modalign.training.memory import Composed, estimate_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts

@@ -12,17 +12,13 @@ from __future__ import annotations
 import gc
 from typing import Any, Protocol
 
+import torch
 from pydantic import BaseModel
+from torch import nn
 
+from modalign.memory import available, readable, resident, returns_freed_memory
 from modalign.models.collation import Collator
 from modalign.training.learners import ModelLearner
-from modalign.training.memory.process import (
-    available,
-    readable,
-    resident,
-    returns_freed_memory,
-    touch,
-)
 from modalign.training.memory.trace import Trace, bytes_of, module_bytes, trace_forward
 from modalign.training.outputs import TrainBatch
 from modalign.training.references import Reference, References
@@ -117,7 +113,7 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
     trace = trace_forward(learner, batch.to(device), stage, settings, references)
     trace.scale(scale)
     own = module_bytes(target.model) + sum(map(_resident_bytes, references.values()))
-    touch(target.model)
+    _touch(target.model)
     gc.collect()  # models that were let go hang in reference cycles
     if device.type != "cpu":
         baseline = 0
@@ -187,3 +183,11 @@ def _affordable(
 def _resident_bytes(reference: Reference) -> int:
     """Bytes that a reference adds: a folder's model, or the tensors kept from a stage's start."""
     return sum(bytes_of(tensor) for tensor in reference.weights.values())
+
+
+def _touch(module: nn.Module) -> None:
+    """Read every weight once: files mapped into memory become resident, as they will in training."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.device.type == "cpu" and parameter.numel():
+                parameter.detach().flatten()[:: 1024 // parameter.element_size()].max()

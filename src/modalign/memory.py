@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
 
 MAPPED_FROM = 2**20  # bytes
 M_MMAP_THRESHOLD = -3  # its number in malloc.h
@@ -49,14 +50,6 @@ def returns_freed_memory() -> bool:
     return _returning
 
 
-def touch(module: nn.Module) -> None:
-    """Read every weight once: files mapped into memory become resident, as they will in training."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.device.type == "cpu" and parameter.numel():
-                parameter.detach().flatten()[:: 1024 // parameter.element_size()].max()
-
-
 def resident() -> int:
     """Bytes of this process in main memory."""
     return _status("VmRSS")
@@ -87,6 +80,8 @@ def _status(name: str) -> int:
 def available(device: torch.device) -> int | None:
     """Bytes that this process can have on a device, what it has already included."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type != "cpu":
         return None

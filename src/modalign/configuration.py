@@ -1,0 +1,95 @@
+"""Configurations: fields from YAML files and options, one over the other, and errors that name the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from modalign.errors import UsageError
+
+Fields = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_fields(path: Path) -> Fields:
+    """The fields of a YAML (or JSON) file.
+
+    Raises:
+        UsageError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"the configuration {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"the configuration {path} is not a mapping of fields to values")
+    return values
+
+
+def merged(base: Fields, changes: Fields) -> Fields:
+    """``base`` with some fields changed; mappings are merged field by field."""
+    whole = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+        whole[key] = merged(whole[key], value) if both else value
+    return whole
+
+
+def assign(target: Fields, path: str, value: Any) -> None:
+    """Set a nested field by its dotted path.
+
+    Raises:
+        UsageError: the path leads through a value that has no fields.
+    """
+    *parents, last = path.split(".")
+    for key in parents:
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"{path}: {key} is a value here, it has no fields")
+    target[last] = value
+
+
+def assigned(items: Iterable[str] | None, changes: Fields | None = None) -> Fields:
+    """``field=value`` options over ``changes``: dotted paths make nested fields, values are YAML.
+
+    Raises:
+        UsageError: an item of another form.
+    """
+    found = {} if changes is None else changes
+    for item in items or ():
+        path, sign, text = item.partition("=")
+        if not sign:
+            raise UsageError(f"--set {item!r} is not of the form field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {item!r}: the value is not YAML") from error
+        assign(found, path.strip(), value)
+    return found
+
+
+def validated(schema: type[M], values: Any, where: str) -> M:
+    """The values as a model of ``schema``.
+
+    Raises:
+        UsageError: an unknown field or a wrong value, and ``where`` it stands.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        unknown = any(e["type"] == "extra_forbidden" and len(e["loc"]) == 1 for e in error.errors())
+        known = f" (known: {', '.join(schema.model_fields)})" if unknown else ""
+        raise UsageError(f"{where}: {explained(error)}{known}") from None
+
+
+def explained(error: ValidationError) -> str:
+    """A validation error in one line: which fields, and what was wrong with each."""
+    found = []
+    for problem in error.errors():
+        field = ".".join(map(str, problem["loc"]))
+        found.append(f"{field}: {problem['msg']}" if field else problem["msg"])
+    return "; ".join(found)

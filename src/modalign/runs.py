@@ -1,0 +1,186 @@
+"""The folder of a run: free or refused before the work, written by one process, recorded, taken up again.
+
+One rule for every verb that writes a folder: what exists is refused, ``--resume`` goes on in it,
+``--overwrite`` begins anew. A verb that writes a file asks :func:`modalign.files.check_free`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from modalign.differences import differences
+from modalign.errors import UsageError
+from modalign.files import unusable, write_atomically
+
+RECORD = "config.yaml"  # what the run was started with
+WRITER = ".run.json"  # who writes here, and what was here before
+LOCK = ".run.lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to this process as long as :func:`run_folder` holds it.
+
+    Attributes:
+        path: of the folder.
+        configuration: what the run depends on, as plain values.
+    """
+
+    path: Path
+    configuration: dict[str, Any]
+
+    def begin(self) -> None:
+        """Record the configuration: from now on the folder holds a run.
+
+        Call it when everything given has proved usable, so that a corrected command finds the folder
+        free.
+        """
+        write_atomically(self.path / RECORD, yaml.safe_dump(self.configuration, sort_keys=False))
+
+
+@contextmanager
+def run_folder(
+    path: Path,
+    configuration: dict[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    fixed: bool = True,
+) -> Iterator[RunFolder]:
+    """Hold a folder for one run; a folder in which no run began is left as it was found.
+
+    Args:
+        path: of the folder; made if it is not there.
+        configuration: recorded by :meth:`RunFolder.begin`, compared when the run is taken up.
+        resume: go on with the run that the folder holds, if any.
+        overwrite: delete the run that the folder holds, if any. Files that were there before it stay.
+        fixed: a run is resumed with the same configuration only; else another one is recorded.
+
+    Raises:
+        UsageError: the folder holds a run, or one of another configuration; another process writes
+            there; or nothing can be written.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume goes on, --overwrite begins anew: give one of them")
+    try:
+        made = not path.exists()
+        if not made and not path.is_dir():
+            raise UsageError(f"{path} is a file: --out names a folder")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{path} is being written by {_writer(path)}: choose another --out"
+        ) from None
+    except OSError as error:
+        raise unusable(path, error) from None
+    folder = RunFolder(path, configuration)
+    try:
+        _admit(folder, resume, overwrite, fixed)
+        yield folder
+    finally:
+        if not (path / RECORD).exists():
+            for name in (WRITER, LOCK):
+                (path / name).unlink(missing_ok=True)
+            if made and not any(path.iterdir()):
+                path.rmdir()
+        lock.release()
+
+
+def _admit(folder: RunFolder, resume: bool, overwrite: bool, fixed: bool) -> None:
+    """Refuse, continue or clear what the folder holds, and say who writes there from now on."""
+    path, record = folder.path, folder.path / RECORD
+    found = _found(path)
+    if record.exists():
+        if overwrite:
+            if found is None:
+                raise UsageError(
+                    f"{record} may be of something else than a run: choose another --out"
+                )
+            _clear(path, found)
+        elif not resume:
+            raise UsageError(
+                f"{path} holds a run already: --resume goes on with it, --overwrite begins anew; or "
+                "choose another --out"
+            )
+        elif fixed:
+            _refuse_changes(folder)
+    held = [entry.name for entry in path.iterdir()] if found is None else found
+    writer = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "found": sorted({*held} - {LOCK, WRITER}),
+    }
+    try:
+        write_atomically(path / WRITER, json.dumps(writer, indent=1) + "\n")
+    except OSError as error:
+        raise unusable(path, error) from None
+
+
+def _refuse_changes(folder: RunFolder) -> None:
+    record = folder.path / RECORD
+    try:
+        before = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
+    if changed := differences(before, _plain(folder.configuration)):
+        raise UsageError(
+            f"{folder.path} was started with another configuration: {'; '.join(changed)}. Resume it "
+            "with the same options, or choose another --out"
+        )
+
+
+def _plain(values: Any) -> Any:
+    """The values as they are read back."""
+    return yaml.safe_load(yaml.safe_dump(values))
+
+
+def _clear(path: Path, found: list[str]) -> None:
+    """Delete what the run has written."""
+    for entry in path.iterdir():
+        if entry.name in (*found, LOCK):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _found(path: Path) -> list[str] | None:
+    """What the folder held before a run wrote to it; None: no run has."""
+    try:
+        return [str(name) for name in json.loads((path / WRITER).read_text("utf-8"))["found"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _writer(path: Path) -> str:
+    try:
+        told = json.loads((path / WRITER).read_text(encoding="utf-8"))
+        return "process {process} on {host} since {since} ({command})".format(**told)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def command_line() -> str:
+    """What was typed, as far as it can be known."""
+    program = Path(sys.argv[0])
+    name = "python -m modalign" if program.name == "__main__.py" else program.name
+    return " ".join([name, *map(shlex.quote, sys.argv[1:])])

@@ -1,0 +1,165 @@
+"""The configuration of an experiment: parts, data, budget and training, as a parent plus the changed fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modalign.configuration import Fields, merged, read_fields, validated
+from modalign.differences import flat
+from modalign.errors import UsageError
+from modalign.progress import Progress
+from modalign.starter.build import starter
+from modalign.training.settings import LearningRates, Stage, TrainSettings
+from modalign.training.sources import DataFiles, Parts
+
+# Rates for a language model of 0.4 M parameters: far too high for a large one.
+STARTER_TRAINING: Fields = {
+    "llm": "frozen",
+    "learning_rates": LearningRates(connector=3e-3, llm=2e-3, encoder=1e-4).model_dump(),
+    "batch_size": 16,
+}
+
+
+class Experiment(BaseModel):
+    """What every verb that trains is told.
+
+    Attributes:
+        parts: language model and encoder.
+        data: data files; without ``val`` a fixed tenth of the training data is set aside.
+        budget: of one method under one seed, e.g. ``20000samples``, ``10m``, ``3e14flops``.
+        training: how to train.
+        stages: the recipe of every method, in place of a single stage; a connector's own stage one
+            stays before it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    parts: Parts
+    data: DataFiles
+    budget: str = "20000samples"
+    training: TrainSettings = Field(default_factory=TrainSettings)
+    stages: list[Stage] = Field(default_factory=lambda: [Stage()], min_length=1)
+
+
+E = TypeVar("E", bound=Experiment)
+
+
+def starter_experiment(progress: Progress | None = None) -> Fields:
+    """The embedded default: handwriting scenes with the starter's two small models."""
+    files = starter(progress)
+    return {
+        "parts": {
+            "llm": str(files.llm),
+            "encoder": {"image": str(files.encoder)},
+            "feature_layer": -1,
+            "image_size": 48,
+            "patch_size": 8,
+            "tools": {"starter_tools": None},
+        },
+        "data": {"train": str(files.train), "val": str(files.val), "eval": str(files.eval)},
+        "budget": "20000samples",
+        "training": STARTER_TRAINING,
+    }
+
+
+def load_experiment(
+    schema: type[E],
+    path: str | Path | None,
+    changes: Fields | None = None,
+    progress: Progress | None = None,
+    also: Fields | None = None,
+) -> tuple[E, dict[str, str]]:
+    """Resolve a configuration file and options against their parent.
+
+    A file names its parent by ``extends: starter`` or ``extends: other.yaml``; one that names none
+    says everything itself. Without a file the parent is the starter. Relative paths in a file count
+    from its folder.
+
+    Args:
+        schema: what is configured.
+        path: of the file.
+        changes: fields that replace the file's.
+        progress: told how far the starter's data are written, at their first use.
+        also: fields of the schema's own that the starter has, too.
+
+    Returns:
+        the configuration, and what differs from the parent as ``field -> value``.
+
+    Raises:
+        UsageError: an unreadable file, an unknown field, a value of the wrong kind.
+    """
+
+    def built_in() -> Fields:
+        return {**starter_experiment(progress), **(also or {})}
+
+    base, own = _resolved(path if path is None else Path(path), built_in)
+    whole = _extended(_extended(base, own), changes or {})
+    config = validated(schema, whole, str(path or "the options"))
+    return config, {key: str(value) for key, value in flat(merged(own, changes or {})).items()}
+
+
+def _resolved(
+    path: Path | None, built_in: Callable[[], Fields], above: tuple[Path, ...] = ()
+) -> tuple[Fields, Fields]:
+    """The parent of a file, resolved, and the file's own fields."""
+    if path is None:
+        return built_in(), {}
+    own = _read(path)
+    if path.resolve() in above:
+        raise UsageError(f"the configuration {path} extends itself")
+    parent = own.pop("extends", None)
+    if parent is None:
+        return {}, own
+    if parent == "starter":
+        return built_in(), own
+    base, fields = _resolved(path.parent / str(parent), built_in, (*above, path.resolve()))
+    return _extended(base, fields), own
+
+
+def _extended(base: Fields, changes: Fields) -> Fields:
+    """A configuration with some fields changed.
+
+    With other training data go the parent's validation and evaluation data, with another encoder
+    the description of the parent's, with another language model the starter's learning rates.
+    """
+    base = dict(base)
+    if _differs(base, changes, "parts", "llm") and base.get("training") == STARTER_TRAINING:
+        base["training"] = {}
+    if _differs(base, changes, "data", "train"):
+        base["data"] = {}
+    if _differs(base, changes, "parts", "encoder"):
+        base["parts"] = {"llm": base["parts"].get("llm")} if "llm" in base["parts"] else {}
+    return merged(base, changes)
+
+
+def _differs(base: Fields, changes: Fields, section: str, field: str) -> bool:
+    old, new = base.get(section), changes.get(section)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return False
+    return field in new and new[field] != old.get(field)
+
+
+def _read(path: Path) -> Fields:
+    """A file's fields, relative paths as from its folder."""
+    values = read_fields(path)
+    data, parts = values.get("data"), values.get("parts")
+    if isinstance(data, dict):
+        for key in ("train", "val", "eval", "text", "media_root"):
+            if isinstance(data.get(key), str):
+                data[key] = str(path.parent / data[key])
+    if isinstance(parts, dict):
+        for holder in (parts, parts.get("encoder")):
+            if isinstance(holder, dict):
+                _name_folders(holder, path.parent)
+    return values
+
+
+def _name_folders(names: Fields, root: Path) -> None:
+    """Of names that may be the hub's, those of folders beside the file become paths."""
+    for key, value in names.items():
+        if isinstance(value, str) and (root / value).is_dir():
+            names[key] = str(root / value)
