@@ -14,6 +14,7 @@ from modalign.models.export.verify import modalities_of
 from modalign.runs import RECORD
 from modalign.starter.build import starter
 
+
 def records_for(
     folder: Path, processor: Any, data: str | None, count: int
 ) -> tuple[list[Record], str]:
