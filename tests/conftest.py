@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,23 @@ from modalign.models.compose import prepare_tokenizer
 from modalign.starter.language import build_tokenizer
 
 torch.set_num_threads(1)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests in one process, and all files that use the shared comparison in one: it is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    uses = re.compile(r"^def \w+\([^)]*\bcompared\b", re.MULTILINE)
+    files = (config.rootpath / "tests").rglob("test_*.py")
+    shared = {file.relative_to(config.rootpath).as_posix() for file in files
+              if uses.search(file.read_text(encoding="utf-8"))}  # fmt: skip
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "compared" if file in shared else file
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
