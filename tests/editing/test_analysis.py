@@ -34,7 +34,7 @@ from modalign.editing.engine.spec import ModelSpec, SpecError
 from modalign.editing.layers.analysis import TOP, Analysis, analyse, measure
 from modalign.editing.layers.components import Lens, find_ends, read_states
 from modalign.editing.layers.facts import known_facts
-from modalign.editing.layers.pages import analysis_page
+from modalign.editing.layers.pages import analysis_report
 from modalign.numbers.estimate import Estimate
 
 
@@ -198,8 +198,8 @@ def test_the_verb(editable: Callable[[Family], Editable], tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     found = Analysis.model_validate_json(result.stdout)
     assert found.parallel
-    assert page.read_text() == analysis_page(found)
-    assert len(re.findall("<svg", page.read_text())) == 3
+    assert page.read_text() == analysis_report(found).html()
+    assert len(re.findall('class="chart"', page.read_text())) == 3
     shown = CliRunner().invoke(app, verb)
     assert "9 of the 9 facts asked for are known" in shown.stdout
     assert CliRunner().invoke(app, [*verb, "--projection", "x"]).exit_code != 0

@@ -32,7 +32,7 @@ from modalign.editing.layers.facts import (
     locate,
     read_facts,
 )
-from modalign.editing.layers.pages import suggestion_page
+from modalign.editing.layers.pages import suggestion_report
 from modalign.editing.layers.proposal import Suggestion, propose, suggest
 from modalign.editing.layers.steering import Reach, other_answers
 from modalign.editing.layers.tracing import (
@@ -207,7 +207,7 @@ def test_says_no_to_a_model_that_recalls_at_its_last_token(recalling_late: Edita
     assert found.layers == []
     assert found.z_layer is None
     assert "recalls at its last token" in found.sentences[0]
-    assert "No layer" in suggestion_page(found)
+    assert "No layer" in suggestion_report(found).html()
 
 
 def test_a_model_that_knows_nothing_is_told_so(editable: Callable[[Family], Editable]) -> None:
@@ -275,7 +275,7 @@ def test_wide_intervals_leave_it_undecided() -> None:
     assert found.verdict == "undecided"
     assert found.layers == []
     assert "give more facts" in found.sentences[0]
-    assert "Undecided" in suggestion_page(found)
+    assert "Undecided" in suggestion_report(found).html()
 
 
 def test_noise_that_changes_nothing_is_told() -> None:
@@ -375,9 +375,8 @@ def test_the_verb(editable: Callable[[Family], Editable], tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     found = Suggestion.model_validate_json(result.stdout)
     assert set(found.layers) & set(LAYERS)
-    html = page.read_text()
-    assert html == suggestion_page(found)
-    assert "http" not in html.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+    assert page.read_text() == suggestion_report(found).html()
+    assert page.with_suffix(".md").read_text() == suggestion_report(found).markdown()
     assert json.loads(page.with_suffix(".json").read_text()) == json.loads(result.stdout)
 
 

@@ -23,7 +23,7 @@ from modalign.errors import DataError, UsageError
 from modalign.evaluation.diagnosis import diagnose as module
 from modalign.evaluation.diagnosis.diagnose import diagnose
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
-from modalign.evaluation.diagnosis.page import diagnosis_page, sentences
+from modalign.evaluation.diagnosis.page import diagnosis_report, sentences
 from modalign.evaluation.diagnosis.reading import Subject
 from modalign.evaluation.diagnosis.results import Diagnosis, ModalityDiagnosis
 from modalign.evaluation.scoring import score
@@ -32,6 +32,7 @@ from modalign.models.encoders.image import load_image_encoder
 from modalign.models.encoders.loading import load_encoder
 from modalign.models.export import save_model
 from modalign.models.open import open_model
+from modalign.pages.markdown import escape
 from modalign.patches import save_patch
 from patches.made_patches import FFN, patch_for
 
@@ -214,18 +215,19 @@ def test_with_a_patch(looked: Callable[[str], Looked], small_data: Path, tmp_pat
     assert image.diagnostic("mir") != own("mir")
 
 
-def test_the_page_is_whole_and_asks_nothing_of_the_network(looked: Callable[[str], Looked]) -> None:
+def test_the_report_is_whole(looked: Callable[[str], Looked]) -> None:
     for name in ("mlp", "gated_cross_attention"):
         seen = looked(name)
-        text = diagnosis_page(seen.found)
-        assert not re.search(r"(src|href)=|https?://(?!www\.w3\.org)", text)
+        report = diagnosis_report(seen.found)
+        whole, text = report.html(), report.markdown()
         for each in seen.image.diagnostics:
-            assert f"<h2>{each.title}</h2>" in text
+            assert f">{each.title}</h2>" in whole
             assert each.undefined is None or "Not defined" in text
-        labels = re.findall(r'role="region" aria-label="([^"]*)"', text)
+            for figure in each.figures:
+                assert f"| {escape(figure)} |" in text
+        labels = re.findall(r'role="region" aria-label="([^"]*)"', whole)
         assert len(labels) == len(set(labels))
-        drawings = text.count("<svg")
-        assert drawings == (12 if name == "mlp" else 6)
+        assert whole.count('class="chart"') == (12 if name == "mlp" else 6)
 
 
 def test_errors_say_what_is_missing(
@@ -253,10 +255,10 @@ def test_the_command_line(
     code, out, _ = cli(*arguments, "--out", tmp_path / "deep" / "out")
     assert code == 0
     assert "Does it look?" in out
-    values = json.loads((tmp_path / "deep" / "out" / "diagnosis.json").read_text())
+    values = json.loads((tmp_path / "deep" / "out" / "report.json").read_text())
     assert values["modalities"][0]["records"] == 6
     assert values["command"].startswith("modalign diagnose ")
-    assert "<svg" in (tmp_path / "deep" / "out" / "report.html").read_text()
+    assert 'class="chart"' in (tmp_path / "deep" / "out" / "report.html").read_text()
     code, out, _ = cli(*arguments, "--json")
     assert code == 0
     assert json.loads(out)["available"] == 18

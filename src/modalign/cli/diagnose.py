@@ -17,7 +17,7 @@ def diagnose(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     data: Annotated[str, typer.Argument(help="Data file with expected answers.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write report.html and diagnosis.json here.")
+        Path | None, typer.Option("--out", help="Write report.html, .md and .json here.")
     ] = None,
     overwrite: options.Replace = False,
     limit: Annotated[
@@ -45,12 +45,13 @@ def diagnose(
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.evaluation.diagnosis.diagnose import diagnose as look
-    from modalign.evaluation.diagnosis.page import diagnosis_page, sentences
-    from modalign.files import check_free, write_atomically
+    from modalign.evaluation.diagnosis.page import diagnosis_report, sentences
+    from modalign.files import check_free
+    from modalign.pages.report import files_of
     from modalign.runs import command_line
 
     if out is not None:
-        check_free(out / "diagnosis.json", out / "report.html", overwrite=overwrite)
+        check_free(*files_of(out), overwrite=overwrite)
     quiet_libraries()
     with bars(not json_output) as progress:
         found = look(
@@ -66,9 +67,7 @@ def diagnose(
         )
     values = found.model_dump_json(indent=2)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "diagnosis.json", values + "\n")
-        write_atomically(out / "report.html", diagnosis_page(found))
+        diagnosis_report(found).write(out)
     if json_output:
         print_json(values)
         return

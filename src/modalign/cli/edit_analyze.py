@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +52,7 @@ def analyze(
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.editing.layers.analysis import analyse
     from modalign.editing.layers.facts import read_facts
-    from modalign.editing.layers.pages import analysis_page
+    from modalign.editing.layers.pages import analysis_report
     from modalign.errors import UsageError
 
     check_page(out, overwrite)
@@ -73,7 +72,7 @@ def analyze(
             progress=progress,
         )
     if out is not None:
-        write_page(out, found.model_dump_json(indent=2), lambda: analysis_page(found))
+        analysis_report(found).write_as(out)
     if json_output:
         print_json(found.model_dump_json(indent=2))
         return
@@ -98,21 +97,12 @@ def opened(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]
 
 
 def check_page(out: Path | None, overwrite: bool) -> None:
-    """Refuse a page or its JSON that exists or cannot be written."""
+    """Refuse a report that exists or cannot be written."""
     from modalign.files import check_free
+    from modalign.pages.report import files_as
 
     if out is not None:
-        check_free(*{out, out.with_suffix(".json")}, overwrite=overwrite)
-
-
-def write_page(out: Path, values: str, draw: Callable[[], str]) -> None:
-    """Write the JSON for a name that ends in ``.json``, else the page with the JSON beside it."""
-    from modalign.files import write_atomically
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix != ".json":
-        write_atomically(out, draw())
-    write_atomically(out.with_suffix(".json"), values + "\n")
+        check_free(*files_as(out), overwrite=overwrite)
 
 
 def _table(found: Any) -> Any:

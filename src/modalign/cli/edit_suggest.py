@@ -54,9 +54,9 @@ def suggest(
     - `modalign edit suggest MODEL facts.jsonl --device auto --dtype bfloat16 --json`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
-    from modalign.cli.edit_analyze import check_page, opened, write_page
+    from modalign.cli.edit_analyze import check_page, opened
     from modalign.editing.layers.facts import read_facts
-    from modalign.editing.layers.pages import suggestion_page
+    from modalign.editing.layers.pages import suggestion_report
     from modalign.editing.layers.proposal import suggest as run
     from modalign.editing.layers.tracing import TraceSettings
 
@@ -70,7 +70,7 @@ def suggest(
             loaded, tokenizer, read, probes=facts, seed=seed, tracing=settings, progress=progress
         )
     if out is not None:
-        write_page(out, found.model_dump_json(indent=2), lambda: suggestion_page(found))
+        suggestion_report(found).write_as(out)
     if json_output:
         print_json(found.model_dump_json(indent=2))
         return

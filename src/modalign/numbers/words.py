@@ -150,6 +150,11 @@ UNITS: dict[str, Callable[[float | None], str]] = {
     "cosine": lambda value: number(value, 3),
     "Jaccard": lambda value: number(value, 3),
     "nats per token": lambda value: number(value, 4),
+    "count": count,
+    "flops": flops,
+    "bytes": size,
+    "seconds": seconds,
+    "learning rate": scientific,
 }
 
 

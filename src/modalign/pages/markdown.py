@@ -1,9 +1,101 @@
-"""Markdown tables, and text that stays text in them."""
+"""A report as Markdown: words and tables; and text that stays text in them."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+
+from modalign.pages.report import (
+    Advice,
+    Cell,
+    Entries,
+    Figure,
+    Gallery,
+    Part,
+    Report,
+    Section,
+    Table,
+    Words,
+)
+
+
+def render(report: Report) -> str:
+    """The whole report; of figures the table that holds every value, of entries nothing."""
+    parts = [f"# {escape(report.title)}", escape(report.lead)]
+    for section in report.sections:
+        parts += _section(section)
+    return "\n\n".join(filter(None, [*parts, escape(report.foot)])) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    found = [text for part in section.parts for text in _part(part)]
+    return [f"## {escape(section.title)}", escape(section.lead), *found] if found else []
+
+
+def _part(part: Part) -> list[str]:  # noqa: PLR0911
+    match part:
+        case Words(form="command"):
+            return ["\n".join("    " + line for s in part.sentences for line in s.splitlines())]
+        case Words(form="list"):
+            heading = [f"### {escape(part.caption)}"] if part.caption else []
+            return [*heading, "\n".join(f"* {escape(s)}" for s in part.sentences)]
+        case Words():
+            return [escape(sentence) for sentence in part.sentences]
+        case Advice():
+            return _advice(part)
+        case Table():
+            return _captioned(part)
+        case Figure(table=Table() as numbers):
+            return _captioned(numbers, part.caption)
+        case Gallery():
+            return _gallery(part)
+        case Figure() | Entries():
+            return []
+    raise TypeError(f"{type(part).__name__} has no form in Markdown")
+
+
+def _advice(part: Advice) -> list[str]:
+    shares = ", ".join(f"{escape(name)} {share * 100:.0f} %" for name, share in part.shares)
+    tiles = [f"* {escape(name)}: {escape(f'{value} {note}')}" for name, value, note in part.tiles]
+    return [
+        f"**{escape(part.caption)}: {escape(part.name)}**",
+        escape(part.rule),
+        *map(escape, part.sentences),
+        escape(part.sure),
+        f"Picks when repeated: {shares}." if shares else "",
+        "\n".join(tiles),
+    ]
+
+
+def _captioned(part: Table, caption: str = "") -> list[str]:
+    words = caption or part.caption
+    meanings = [f"* **{escape(name)}**: {escape(text)}." for name, text in part.meanings.items()]
+    rows = [_cells(row.cells, italic=row.tone == "reference") for row in part.rows]
+    heading = [f"### {escape(words)}"] if words else []
+    return [*heading, table([escape(h) for h in part.headings], rows), "\n".join(meanings)]
+
+
+def _cells(cells: Sequence[Cell], italic: bool) -> list[str]:
+    found: list[str] = []
+    for cell in cells:
+        words = escape(
+            f"{cell.text}: {cell.note}" if cell.note and cell.text else cell.text or cell.note
+        )
+        if cell.tone in ("right", "wrong"):
+            words = f"{cell.tone}: {words}"
+        found += [f"*{words}*" if italic and not found else words, *[""] * (cell.columns - 1)]
+    return found
+
+
+def _gallery(part: Gallery) -> list[str]:
+    found = []
+    for item in part.items:
+        rows = [
+            ["right" if a.right else "wrong", escape(a.text), escape(a.who)] for a in item.answers
+        ]
+        found += [f"### {escape(item.title)}", escape(item.lead)]
+        found.append(table(["", "Answer", "Who"], rows))
+    return found
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

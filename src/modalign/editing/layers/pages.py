@@ -1,15 +1,17 @@
-"""The pages of ``edit suggest`` and ``edit analyze``: words, drawings, and every number in a table."""
+"""The reports of ``edit suggest`` and ``edit analyze``: words, figures, and every number in a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from modalign import __version__
 from modalign.editing.layers.analysis import Analysis
 from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
 from modalign.numbers.estimate import Estimate
-from modalign.numbers.words import number
-from modalign.pages import charts, page
+from modalign.pages.drawing import line_chart
+from modalign.pages.figures import Axis
+from modalign.pages.report import Advice, Figure, Quantity, Report, Section, Words, tabulate
 
 PLACE_NAMES = {
     "first": "subject's first token",
@@ -21,127 +23,124 @@ KIND_NAMES = {
     "attention": "attention's outputs",
     "ffn": "the FFN's outputs",
 }
+PERCENT = Axis("", "percent", bounds=(0.0, 100.0))
+LAYER = Quantity("layer", "layer", "count")
+FINDINGS = (
+    Quantity("carried", "carried", "share of the noise's effect that the state returns"),
+    Quantity("reached", "reached", "facts to which a vector gave another answer"),
+)
+WORKS = (
+    Quantity("probability", "probability", "of the other answer, with the vector"),
+    Quantity("works", lambda finding: "yes" if finding.works else "no"),
+)
 
 
-_NOTHING = {"undecided": "Undecided"}
+def _component(name: str) -> str:
+    return "FFN" if name == "ffn" else name
 
 
-def suggestion_page(found: Suggestion) -> str:
-    """The proposal as one self-contained HTML page."""
+SIMILARITY = {
+    kind: [
+        Quantity(f"{_component(part)}, {kind}", f"{field}.{part}") for part in ("attention", "ffn")
+    ]
+    for kind, field in (("cosine", "cosine"), ("Jaccard", "jaccard"))
+}
+PROBABILITY = [
+    Quantity(f"{_component(part)}, attribute", f"probability.{part}")
+    for part in ("attention", "ffn", "residual")
+]
+
+
+def suggestion_report(found: Suggestion) -> Report:
+    """The proposal."""
     name = (f"Layers {found.layers[0]} to {found.layers[-1]}" if len(found.layers) > 1 else "") or (
         f"Layer {found.layers[0]}" if found.layers else "No layer"
     )
-    sections = [
-        page.Section("Proposal", "", page.advice(name, found.sentences)),
-        page.Section(
-            "Both signals at the subject's last token",
-            f"A layer works where the lower end of its interval is at least {100 * CARRIED:.0f} % for "
-            f"the state carried and {100 * REACHED_SHARE:.0f} % of facts for the vectors. The band "
-            "marks the layers proposed.",
-            page.figure("Carried by the state, and reached by a vector put there", _both(found))
-            + page.table(_HEADERS, _rows(found), found.layers),
-        ),
-        page.Section("Causal trace", _trace_lead(found), _traces(found)),
-    ]
-    return page.page("Where this model can be edited", found.model, sections, _foot(found.known))
-
-
-def analysis_page(found: Analysis) -> str:
-    """The analysis as one self-contained HTML page."""
-    drawings = [
-        (
-            "Cosine similarity of input and output",
-            "cosine",
-            {c: [row.cosine[c] for row in found.rows] for c in ("attention", "ffn")},
-        ),
-        (
-            f"Jaccard similarity of the {found.top} tokens that input and output say most",
-            "Jaccard",
-            {c: [row.jaccard[c] for row in found.rows] for c in ("attention", "ffn")},
-        ),
-        (
-            "Probability of the attribute's first token",
-            "percent",
-            {
-                r: [row.probability[r] for row in found.rows]
-                for r in ("attention", "ffn", "residual")
-            },
-        ),
-    ]
-    body = "".join(
-        page.figure(title, _lines(title, axis, lines)) for title, axis, lines in drawings
+    band = (min(found.layers), max(found.layers)) if found.layers else None
+    chosen = set(found.layers)
+    both = line_chart(
+        "Carried by the state, and reached by a vector put there",
+        FINDINGS,
+        found.findings,
+        LAYER,
+        PERCENT,
+        band,
     )
+    numbers = tabulate(
+        ("findings-table", "Carried and reached by layer", "/findings"),
+        (LAYER, *FINDINGS, *WORKS),
+        found.findings,
+        tone=lambda finding: "chosen" if finding.layer in chosen else "",
+    )
+    lead = (
+        f"A layer works where the lower end of its interval is at least {100 * CARRIED:.0f} % for the "
+        f"state carried and {100 * REACHED_SHARE:.0f} % of facts for the vectors. The band marks the "
+        "layers proposed."
+    )
+    sections = [
+        Section("proposal", "Proposal", "", [_advice(name, found)]),
+        Section(
+            "signals",
+            "Both signals at the subject's last token",
+            lead,
+            [Figure("findings", both.title, "/findings", [both]), numbers],
+        ),
+        Section("trace", "Causal trace", _trace_lead(found), _traces(found, band)),
+    ]
+    return Report(
+        "Where this model can be edited", found.model, sections, _foot(found.known), found
+    )
+
+
+def _advice(name: str, found: Suggestion) -> Advice:
+    return Advice("advice", "Proposed", "/layers", name=name, sentences=found.sentences)
+
+
+def analysis_report(found: Analysis) -> Report:
+    """The analysis."""
+    charts = [
+        line_chart(title, quantities, found.rows, LAYER, axis)
+        for title, quantities, axis in (
+            (
+                "Cosine similarity of input and output",
+                SIMILARITY["cosine"],
+                Axis("cosine", bounds=(0.0, 0.0)),
+            ),
+            (
+                f"Jaccard similarity of the {found.top} tokens that input and output say most",
+                SIMILARITY["Jaccard"],
+                Axis("Jaccard", bounds=(0.0, 1.0)),
+            ),
+            ("Probability of the attribute's first token", PROBABILITY, PERCENT),
+        )
+    ]
+    figures = [
+        Figure(f"analysis-{number}", chart.title, "/rows", [chart])
+        for number, chart in enumerate(charts)
+    ]
+    columns = (LAYER, *SIMILARITY["cosine"], *SIMILARITY["Jaccard"], *PROBABILITY)
+    numbers = tabulate(("rows", "Attention and FFN by layer", "/rows"), columns, found.rows)
     lens = (
         "through the model's own final norm and head"
         if found.projection == "lens"
         else "by the input embeddings, without the final norm"
     )
+    lead = (
+        f"At the last token of the prompt, means over {found.known} facts the model knows, with 95 % "
+        "intervals. Input: what a component receives, after its norm. Output: what it adds to the "
+        f"residual stream. Vectors became tokens for the Jaccard similarity {lens}; probabilities are "
+        "always read through final norm and head."
+    )
+    said = Words("sentences", "", "/sentences", found.sentences, "list")
     sections = [
-        page.Section("What it says for this model", "", page.bullets(found.sentences)),
-        page.Section(
-            "Attention and FFN, layer by layer",
-            f"At the last token of the prompt, means over {found.known} facts the model knows, with "
-            "95 % intervals. Input: what a component receives, behind its norm. Output: what it adds "
-            f"to the residual stream. Vectors became tokens for the Jaccard similarity {lens}; "
-            "probabilities are always read through final norm and head.",
-            body + page.table(_ANALYSIS_HEADERS, _analysis_rows(found)),
-        ),
+        Section("says", "What it says for this model", "", [said]),
+        Section("layers", "Attention and FFN, layer by layer", lead, [*figures, numbers]),
     ]
-    return page.page("Attention and FFN of a fact", found.model, sections, _foot(found.known))
+    return Report("Attention and FFN of a fact", found.model, sections, _foot(found.known), found)
 
 
 def _foot(known: int) -> str:
     return f"modalign {__version__}; {known} facts; intervals are 95 %, bootstrap over facts."
-
-
-_HEADERS = ("layer", "carried by its output", "reached by a vector", "probability", "works")
-_ANALYSIS_HEADERS = (
-    "layer",
-    "cosine, attention",
-    "cosine, FFN",
-    "Jaccard, attention",
-    "Jaccard, FFN",
-    "attribute, attention",
-    "attribute, FFN",
-    "attribute, residual",
-)
-
-
-def _rows(found: Suggestion) -> list[list[str]]:
-    return [
-        [
-            str(each.layer),
-            _cell(each.carried),
-            _cell(each.reached),
-            _cell(each.probability),
-            "yes" if each.works else "no",
-        ]
-        for each in found.findings
-    ]
-
-
-def _analysis_rows(found: Analysis) -> list[list[str]]:
-    return [
-        [
-            str(row.layer),
-            *(number(row.cosine[c].value) for c in ("attention", "ffn")),
-            *(number(row.jaccard[c].value) for c in ("attention", "ffn")),
-            *(f"{row.probability[r].value:.1f} %" for r in ("attention", "ffn", "residual")),
-        ]
-        for row in found.rows
-    ]
-
-
-def _cell(value: Estimate) -> str:
-    return f"{value.value:.1f} % ({value.low:.1f} to {value.high:.1f})"
-
-
-def _both(found: Suggestion) -> str:
-    lines = {
-        "carried": [each.carried for each in found.findings],
-        "reached": [each.reached for each in found.findings],
-    }
-    return _lines("Carried and reached", "percent", lines, found.layers)
 
 
 def _trace_lead(found: Suggestion) -> str:
@@ -153,31 +152,24 @@ def _trace_lead(found: Suggestion) -> str:
     )
 
 
-def _traces(found: Suggestion) -> str:
-    parts = []
+def _traces(found: Suggestion, band: tuple[float, float] | None) -> list[Figure]:
+    figures = []
     for kind, words in KIND_NAMES.items():
-        lines = {place: found.effects[f"{kind}/{key}"] for key, place in PLACE_NAMES.items()}
+        rows = _by_layer({key: found.effects[f"{kind}/{key}"] for key in PLACE_NAMES})
+        places = [Quantity(name, key) for key, name in PLACE_NAMES.items()]
         title = f"Returned by {words}, in percentage points"
-        parts.append(page.figure(title, _lines(title, "points", lines, found.layers)))
-    return "".join(parts)
-
-
-def _lines(
-    title: str, axis: str, lines: Mapping[str, Sequence[Estimate]], chosen: Sequence[int] = ()
-) -> str:
-    series = [
-        charts.Series(
-            "FFN" if name == "ffn" else name,
-            [charts.Point(each.value, each.low, each.high) for each in values],
+        axis = Axis("percentage points", "percentage points", bounds=(0.0, None))
+        chart = line_chart(title, places, rows, LAYER, axis, band)
+        numbers = tabulate(
+            (f"trace-{kind}-table", title, "/effects"), (LAYER, *places), rows, folded=True
         )
-        for name, values in lines.items()
+        figures.append(Figure(f"trace-{kind}", title, "/effects", [chart], numbers))
+    return figures
+
+
+def _by_layer(lines: dict[str, list[Estimate]]) -> Sequence[dict[str, Any]]:
+    """Lists over layers as one row per layer."""
+    values = zip(*lines.values(), strict=True)
+    return [
+        {"layer": layer, **dict(zip(lines, row, strict=True))} for layer, row in enumerate(values)
     ]
-    fine = axis in ("cosine", "Jaccard")
-    return charts.layer_lines(
-        series,
-        title=title,
-        axis=axis,
-        show=lambda value: number(value, 2 if fine else 0),
-        chosen=chosen,
-        bounds=(0.0, 1.0) if axis == "Jaccard" else (0.0, 0.0) if fine else (0.0, 100.0),
-    )

@@ -1,15 +1,26 @@
-"""The page of ``diagnose``: what each figure says, its drawing, and every number in a table."""
+"""The report of ``diagnose``: what each figure says, its drawing, and every number in a table."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, ModalityDiagnosis
 from modalign.numbers.estimate import Estimate
-from modalign.numbers.words import MISSING, ends, in_unit, p_value, percent, points, seconds
-from modalign.pages import charts, dots, page
+from modalign.numbers.words import ends, in_unit, interval, p_value, percent, points, seconds
+from modalign.pages.drawing import row_chart
+from modalign.pages.figures import Axis, Chart, Point, Series
+from modalign.pages.report import (
+    Figure,
+    Part,
+    Quantity,
+    Report,
+    Section,
+    Table,
+    Words,
+    tabulate,
+    text_rows,
+)
 
 LEADS = {
     "image_gain": "The same questions with the right medium, a blank one, somebody else's, and noise. What "
@@ -36,30 +47,195 @@ LEADS = {
     "modality's positions; layers are the decoder's, counted from 0. Chance is equal attention to every position. "
     "Attention shows what is read, not what it does to the answer.",
 }
-_AXES = {
-    "share": "percent",
-    "difference of shares": "percentage points",
-    "nats": "nats",
-    "": "",
-}
+
+_AXES = {"share": "", "difference of shares": "percentage points", "nats": "nats"}
 
 
-def diagnosis_page(found: Diagnosis) -> str:
-    """The whole diagnosis as one self-contained HTML page."""
+class Named(NamedTuple):
+    """A figure with its name."""
+
+    name: str
+    figure: Estimate
+
+
+def _chance(named: Named) -> str | None:
+    """Chance, and what it reaches in 97.5 % of cases where that is known."""
+    figure = named.figure
+    if figure.chance is None:
+        return None
+    words, high = in_unit(figure.chance, figure.unit), figure.chance_high
+    return words if high is None else f"{words} (up to {in_unit(high, figure.unit)})"
+
+
+COLUMNS = (
+    Quantity("figure", "name"),
+    Quantity("value", lambda named: in_unit(named.figure.value, named.figure.unit)),
+    Quantity("95 % interval", lambda named: ends(named.figure) if named.figure.bounded else None),
+    Quantity("chance", _chance),
+    Quantity("p", lambda named: None if named.figure.p is None else p_value(named.figure.p)),
+    Quantity("n", lambda named: str(named.figure.n)),
+)
+HEADINGS = tuple(column.name for column in COLUMNS)
+
+
+def table_rows(found: Diagnostic) -> list[list[str]]:
+    """Every figure: name, value, interval, chance, p, n."""
+    return [
+        [column.text(Named(name, figure)) for column in COLUMNS]
+        for name, figure in found.figures.items()
+    ]
+
+
+def diagnosis_report(found: Diagnosis) -> Report:
+    """The whole diagnosis."""
     sections = []
-    for each in found.modalities:
+    for place, each in enumerate(found.modalities):
+        source = f"/modalities/{place}"
         several = len(found.modalities) > 1
-        sections.append(page.Section(_about(each), "", page.bullets(sentences(each))))
-        for diagnostic in each.diagnostics:
+        said = Words(f"says-{place}", "", f"{source}/diagnostics", sentences(each), "list")
+        sections.append(Section(f"about-{place}", _about(each), "", [said]))
+        for number, diagnostic in enumerate(each.diagnostics):
             title = f"{diagnostic.title}: {each.modality}" if several else diagnostic.title
-            sections.append(page.Section(title, LEADS[diagnostic.name], _body(title, diagnostic)))
+            name = f"{diagnostic.name}-{place}"
+            parts = _parts(name, title, f"{source}/diagnostics/{number}", diagnostic)
+            sections.append(Section(name, title, LEADS[diagnostic.name], parts))
     foot = (
         f"modalign {found.version}; {found.command}; seed {found.seed}; {found.device}, {found.dtype}; "
         f"{seconds(found.seconds)}. Intervals are 95 %, over records."
     )
     patched = f", patched by {', '.join(found.patches)}" if found.patches else ""
     lead = f"{found.model}{patched} on {found.records} of {found.available} records of {found.data}"
-    return page.page("The modality gap of a model", lead, sections, foot)
+    return Report("The modality gap of a model", lead, sections, foot, found)
+
+
+def _parts(name: str, title: str, source: str, found: Diagnostic) -> list[Part]:
+    """Figures of a diagnostic, its tables and its notes."""
+    if found.undefined:
+        return [
+            Words(
+                name + "-none",
+                "",
+                f"{source}/undefined",
+                [f"Not defined: {found.undefined}."],
+                "list",
+            )
+        ]
+    charts = _charts(found)
+    parts: list[Part] = [
+        Figure(f"{name}-figure", f"{title}, drawn", source, charts, least=420) for _ in charts[:1]
+    ]
+    figures = [Named(*item) for item in found.figures.items()]
+    own = (f"{name}-table", f"{title}, figures", f"{source}/figures")
+    parts.append(tabulate(own, COLUMNS, figures))
+    if found.curves:
+        parts.append(_layers(name, f"{title}, layer by layer", f"{source}/curves", found))
+    if found.words:
+        parts.append(_words(f"{name}-words", f"{title}, words", f"{source}/words", found))
+    notes = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in found.notes]
+    if notes:
+        parts.append(Words(f"{name}-notes", "", f"{source}/notes", notes, "note"))
+    return parts
+
+
+def _charts(found: Diagnostic) -> list[Chart]:
+    """What is drawn of a diagnostic."""
+    if found.name == "image_gain":
+        return [
+            _rows(found, "accuracy", "Accuracy by medium", (0.0, 1.0)),
+            _rows(found, "KL", "Divergence of the answer's distribution", (0.0, None)),
+        ]
+    if found.name == "modality_gap":
+        return [_cloud(found)]
+    if found.name == "norm_ratio":
+        return [_rows(found, "length", "Mean length at layer 0", (0.0, None))]
+    return [_curve(name, curve, found.name == "mir") for name, curve in found.curves.items()]
+
+
+def _rows(
+    found: Diagnostic, prefix: str, caption: str, bounds: tuple[float | None, float | None]
+) -> Chart:
+    chosen = [Named(*item) for item in found.figures.items() if item[0].startswith(prefix)]
+    unit = chosen[0].figure.unit
+    name = Quantity("name", lambda n: n.name.removeprefix(f"{prefix}, ").removeprefix(f"{prefix} "))
+    quantity = Quantity(caption, "figure", unit)
+    return row_chart(
+        caption, quantity, chosen, name, Axis(_AXES.get(unit, ""), unit, bounds=bounds)
+    )
+
+
+def _cloud(found: Diagnostic) -> Chart:
+    """Both clouds of tokens in the plane of their largest spread."""
+    series = [Series(name, number) for number, name in enumerate(found.points)]
+    spots = [
+        Point(x, y, series=name, words=name)
+        for name, cloud in found.points.items()
+        for x, y in cloud
+    ]
+    counted = " and ".join(f"{len(cloud)} points of {name}" for name, cloud in found.points.items())
+    title = "Normalised tokens on their two directions of largest spread"
+    first, second = (Axis(f"{which} principal component") for which in ("first", "second"))
+    return Chart("cloud", title, f"{title}: {counted}.", spots, series, first, second, height=420)
+
+
+def _curve(name: str, curve: Sequence[Estimate], logarithmic: bool) -> Chart:
+    """A figure over layers with its chance beside it."""
+    unit = curve[0].unit
+    caption = f"{name[0].upper()}{name[1:]} by layer" + (", logarithmic" if logarithmic else "")
+    spots = [_spot(layer, name, figure, logarithmic) for layer, figure in enumerate(curve)]
+    series = [Series(name, 0)]
+    if all(figure.chance is not None for figure in curve):
+        series.append(Series("chance", -1))
+        spots += [
+            Point(layer, f.chance or 0.0, f.chance, f.chance_high, "chance", f"chance, layer {layer}: "
+                  f"{_chance(Named(name, f))}")
+            for layer, f in enumerate(curve)
+        ]  # fmt: skip
+    best = max(range(len(curve)), key=lambda layer: curve[layer].value)
+    said = f"{caption}: highest at layer {best} with {in_unit(curve[best].value, unit)}."
+    values = Axis(_AXES.get(unit, name), unit, logarithmic, (None if logarithmic else 0.0, None))
+    return Chart("lines", caption, said, spots, series, Axis("layer", whole=True), values)
+
+
+def _spot(layer: int, name: str, figure: Estimate, logarithmic: bool) -> Point:
+    """A figure of a layer; on a logarithmic axis its interval reaches down a decade at most."""
+    words = f"{name}, layer {layer}: {interval(figure)}"
+    low, high = figure.low, figure.high
+    if not figure.bounded:
+        return Point(layer, figure.value, series=name, words=words)
+    return Point(
+        layer, figure.value, max(low, figure.value / 10) if logarithmic else low, high, name, words
+    )
+
+
+def _layers(name: str, caption: str, source: str, found: Diagnostic) -> Table:
+    """Every curve as numbers."""
+    columns = [Quantity("layer", lambda row: str(row[0]))]
+    for curve in found.curves:
+        columns += [_of_curve(curve, drawn=True), _of_curve(curve, drawn=False)]
+    layers = zip(*found.curves.values(), strict=True)
+    rows = [(layer, dict(zip(found.curves, row, strict=True))) for layer, row in enumerate(layers)]
+    return tabulate((f"{name}-layers", caption, source), columns, rows, folded=True)
+
+
+def _of_curve(curve: str, drawn: bool) -> Quantity:
+    """A curve's own figure in a row of layers, or its chance."""
+
+    def value(row: tuple[int, dict[str, Estimate]]) -> str | None:
+        figure = row[1][curve]
+        return interval(figure) if drawn else _chance(Named(curve, figure))
+
+    return Quantity(curve if drawn else f"{curve}, chance", value)
+
+
+def _words(name: str, caption: str, source: str, found: Diagnostic) -> Table:
+    """The likeliest tokens of each layer with their share of positions."""
+    most = max(map(len, found.words))
+    rows = []
+    for layer, words in enumerate(found.words):
+        cells = [f"{word.token!r} {word.share:.0%}" for word in words]
+        rows.append([str(layer), *cells, *[""] * (most - len(cells))])
+    ranks = ["likeliest token", *[f"{place}." for place in range(2, most + 1)]]
+    return Table(name, caption, source, ["layer", *ranks], text_rows(rows), folded=True)
 
 
 def _about(found: ModalityDiagnosis) -> str:
@@ -97,160 +273,3 @@ def sentences(found: ModalityDiagnosis) -> list[str]:
     if missing:
         said.append(f"Not defined here: {', '.join(missing)}.")
     return [sentence.replace(" %", "\u00a0%") for sentence in said]
-
-
-def chance(figure: Estimate) -> str:
-    """Chance, and what it reaches in 97.5 % of cases where that is known."""
-    if figure.chance is None:
-        return MISSING
-    words = in_unit(figure.chance, figure.unit)
-    high = figure.chance_high
-    return words if high is None else f"{words} (up to {in_unit(high, figure.unit)})"
-
-
-def table_rows(found: Diagnostic) -> list[list[str]]:
-    """Every figure: name, value, interval, chance, p, n."""
-    return [
-        [
-            name,
-            in_unit(f.value, f.unit) + (" nats" if f.unit == "nats" else ""),
-            ends(f),
-            chance(f),
-            p_value(f.p),
-            str(f.n),
-        ]
-        for name, f in found.figures.items()
-    ]
-
-
-HEADINGS = ("figure", "value", "95 % interval", "chance", "p", "n")
-
-
-def _body(title: str, found: Diagnostic) -> str:
-    if found.undefined:
-        return page.bullets([f"Not defined: {found.undefined}."])
-    drawings = "".join(
-        page.figure(f"{caption}{_of(title, found)}", drawing) for caption, drawing in drawn(found)
-    )
-    tables = _known_columns(HEADINGS, table_rows(found), f"{title}, figures")
-    if found.curves:
-        tables += _known_columns(*_layers(found), f"{title}, layer by layer")
-    if found.words:
-        tables += page.table(*_words(found), label=f"{title}, words")
-    notes = "".join(f'<p class="note">{escape(_sentence(note))}</p>' for note in found.notes)
-    return drawings + tables + notes
-
-
-def _of(title: str, found: Diagnostic) -> str:
-    """What tells captions of two diagnostics apart that draw the same."""
-    return (
-        f" ({title.lower()})" if found.name.endswith("_similarity") or title != found.title else ""
-    )
-
-
-def _known_columns(headings: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
-    """A table without the columns that hold nothing."""
-    known = [n for n in range(len(headings)) if any(row[n] != MISSING for row in rows)]
-    kept = [[row[n] for n in known] for row in rows]
-    return page.table([headings[n] for n in known], kept, label=label)
-
-
-def _sentence(note: str) -> str:
-    return note[0].upper() + note[1:].rstrip(".") + "."
-
-
-def drawn(found: Diagnostic) -> list[tuple[str, str]]:
-    """Caption and drawing of each part of a diagnostic."""
-    if found.name == "image_gain":
-        return [
-            _rows(found, "accuracy", "Accuracy by medium", (0.0, 1.0)),
-            _rows(found, "KL", "Divergence of the answer's distribution", (0.0, 0.0)),
-        ]
-    if found.name == "modality_gap":
-        caption = "Normalised tokens on their two directions of largest spread"
-        axes = "first and second principal component, equal scales"
-        return [(caption, dots.plane(found.points, title=caption, axes=axes))]
-    if found.name == "norm_ratio":
-        return [_rows(found, "length", "Mean length at layer 0", (0.0, 0.0))]
-    return [_curve(name, curve, found.name == "mir") for name, curve in found.curves.items()]
-
-
-def _rows(
-    found: Diagnostic, prefix: str, caption: str, bounds: tuple[float, float]
-) -> tuple[str, str]:
-    chosen = {name: f for name, f in found.figures.items() if name.startswith(prefix)}
-    unit = next(iter(chosen.values())).unit
-    given = [
-        dots.Row(name.removeprefix(f"{prefix}, ").removeprefix(f"{prefix} "), _point(figure))
-        for name, figure in chosen.items()
-    ]
-    drawing = dots.rows(given, title=caption, axis=_AXES[unit], show=_tick(unit), bounds=bounds)
-    return caption, drawing
-
-
-def _tick(unit: str) -> Callable[[float], str]:
-    return lambda value: f"{100 * value:.0f} %" if unit == "share" else f"{value:.4g}"
-
-
-def _curve(name: str, curve: Sequence[Estimate], logarithmic: bool) -> tuple[str, str]:
-    """A curve over layers with its chance beside it."""
-    unit = curve[0].unit
-    points = [_point(figure) for figure in curve]
-    lines = [charts.Series(name, [_logarithm(p) for p in points] if logarithmic else points)]
-    if all(figure.chance is not None for figure in curve):
-        top = [figure.chance_high for figure in curve]
-        reference = [
-            charts.Point(f.chance, f.chance, f.chance if high is None else high)  # type: ignore[arg-type]
-            for f, high in zip(curve, top, strict=True)
-        ]
-        lines.append(charts.Series("chance", reference))
-    caption = f"{name[0].upper()}{name[1:]} by layer" + (", logarithmic" if logarithmic else "")
-    show = (lambda v: f"{10**v:.3g}") if logarithmic else _tick(unit)
-    drawing = charts.layer_lines(
-        lines,
-        title=caption,
-        axis=_AXES[unit] or name,
-        show=show,
-        bounds=None if logarithmic else (0.0, 0.0),
-    )
-    return caption, drawing
-
-
-def _point(figure: Estimate) -> charts.Point:
-    if not figure.bounded:
-        return charts.Point(figure.value, figure.value, figure.value)
-    return charts.Point(figure.value, figure.low, figure.high)
-
-
-def _logarithm(point: charts.Point) -> charts.Point:
-    """Its log10; an interval that reaches below zero is cut off a decade below the value."""
-    value, high = (math.log10(max(v, 1e-6)) for v in (point.value, point.high))
-    low = math.log10(point.low) if point.low > 0 else value - 1
-    return charts.Point(value, max(low, value - 1), high)
-
-
-def _layers(found: Diagnostic) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the curves."""
-    headers = ["layer"]
-    for name in found.curves:
-        headers += [name, "95 % interval", "chance"]
-    count = max(map(len, found.curves.values()))
-    rows = []
-    for layer in range(count):
-        row = [str(layer)]
-        for curve in found.curves.values():
-            figure = curve[layer]
-            row += [in_unit(figure.value, figure.unit), ends(figure), chance(figure)]
-        rows.append(row)
-    return headers, rows
-
-
-def _words(found: Diagnostic) -> tuple[list[str], list[list[str]]]:
-    """The likeliest tokens of each layer with their share of positions."""
-    most = max(map(len, found.words))
-    rows = []
-    for layer, words in enumerate(found.words):
-        cells = [f"{word.token!r} {word.share:.0%}" for word in words]
-        rows.append([str(layer), *cells, *[""] * (most - len(cells))])
-    ranks = ["likeliest token", *[f"{place}." for place in range(2, most + 1)]]
-    return ["layer", *ranks], rows

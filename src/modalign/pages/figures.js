@@ -1,0 +1,78 @@
+"use strict";
+const text = { labelColor: "var(--muted)", titleColor: "var(--muted)", titleFontWeight: "normal" };
+const font = getComputedStyle(document.body).fontFamily;
+const config = {
+  background: "transparent", font, view: { stroke: null },
+  axis: { ...text, gridColor: "var(--grid)", domainColor: "var(--front)", tickColor: "var(--front)",
+    labelFontSize: 12, titleFontSize: 12, labelOverlap: true, tickCount: 6 },
+  axisY: { domain: false, ticks: false }, axisX: { grid: false },
+  text: { fill: "var(--ink)", fontSize: 12 },
+};
+// Names beside points are placed by Vega's label transform, which Vega-Lite has no words for.
+const patch = (spec) => {
+  const labels = spec.marks.find((mark) => mark.name === "labels_marks");
+  if (labels) {
+    const { text: { signal } } = labels.encode.update;
+    labels.from = { data: "points_marks" };
+    labels.encode.update = { text: { signal: signal.replaceAll("datum[", "datum.datum[") },
+      fill: { value: "var(--ink)" }, fontSize: { value: 12 } };
+    labels.transform = [{ type: "label", size: { signal: "[width + 60, height]" }, padding: null,
+      avoidMarks: ["points_marks", "bars_marks"], anchor: ["right", "top", "bottom", "left", "top-right",
+        "bottom-right", "top-left", "bottom-left"], offset: [4, 4, 4, 4, 2, 2, 2, 2] }];
+  }
+  return spec;
+};
+// Arrow keys walk from point to point, + and - zoom, 0 shows everything again.
+const walk = (host, view) => {
+  const said = host.parentElement.appendChild(document.createElement("p"));
+  said.className = "said";
+  said.setAttribute("role", "status");
+  let place = -1;
+  const zoom = (factor) => {
+    for (const axis of ["x", "y"]) {
+      const scale = view.scale(axis);
+      const name = { x: "at", y: "value" }[axis];
+      if (!scale?.invert) continue; // named rows
+      const log = scale.type === "log";
+      const [a, b] = scale.domain().map((end) => (log ? Math.log(end) : end));
+      const [middle, half] = [(a + b) / 2, ((b - a) / 2) * factor];
+      const ends = [middle - half, middle + half].map((end) => (log ? Math.exp(end) : end));
+      view.signal(`zoom_${name}`, factor ? ends : null);
+    }
+    view.runAsync();
+  };
+  host.addEventListener("keydown", (event) => {
+    const points = [...host.querySelectorAll(".points_marks [aria-label], .points_marks[aria-label]")];
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const factor = { "+": 0.5, "-": 2, 0: 0 }[event.key];
+    if (factor !== undefined) zoom(factor);
+    if (step && points.length) {
+      for (const point of points) point.classList.remove("at");
+      place = (place + step + points.length) % points.length;
+      points[place].classList.add("at");
+      said.textContent = points[place].getAttribute("aria-label");
+    }
+    if (step || factor !== undefined) event.preventDefault();
+  });
+};
+for (const figure of document.querySelectorAll("figure")) {
+  const views = [];
+  for (const host of figure.querySelectorAll(".chart")) {
+    const spec = JSON.parse(document.getElementById(host.dataset.spec).textContent);
+    const options = { actions: false, ast: true, renderer: "svg", config, patch, mode: "vega-lite" };
+    vegaEmbed(host, spec, options).then(({ view }) => {
+      host.tabIndex = 0;
+      host.setAttribute("role", "application");
+      host.setAttribute("aria-label", `${spec.description} Arrow keys read the points.`);
+      views.push(view);
+      walk(host, view);
+      document.documentElement.dataset.drawn = Number(document.documentElement.dataset.drawn ?? 0) + 1;
+    });
+  }
+  const boxes = [...figure.querySelectorAll(".legend input")];
+  const toggle = () => {
+    const hidden = boxes.filter((box) => !box.checked).map((box) => box.value);
+    for (const view of views) view.signal("hidden", hidden).runAsync();
+  };
+  for (const box of boxes) box.addEventListener("change", toggle);
+}
