@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modalign.version import __version__
+
 if TYPE_CHECKING:
     from modalign.comparison.compare import compare
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "compare"]
 
 

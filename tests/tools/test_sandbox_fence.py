@@ -17,7 +17,8 @@ import pytest
 from modalign.errors import UsageError
 from modalign.tools.sandbox import Fence, Function, Limits, Ran, run_program
 from modalign.tools.sandbox import fence as fences
-from modalign.tools.sandbox.fence import SandboxError, bubblewrap, fence_for, namespaces
+from modalign.tools.sandbox.fence import SandboxError, bubblewrap, namespaces
+from modalign.tools.sandbox.run import _find, fence_for
 
 SECRET = "swordfish-4711"
 LIMITS = Limits(seconds=20, cpu=1, memory=160)
@@ -256,7 +257,7 @@ def test_a_fence_that_is_none_is_refused() -> None:
 
 def test_without_a_fence_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    fences._find.cache_clear()
+    _find.cache_clear()
     try:
         with pytest.raises(UsageError, match=r"bubblewrap is not installed.*--unsafe-code"):
             run_program("answer = 1", {})
@@ -266,7 +267,7 @@ def test_without_a_fence_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             run_program("answer = 1", {}, unsafe=True, restricted=False)
     finally:
         monkeypatch.undo()
-        fences._find.cache_clear()
+        _find.cache_clear()
 
 
 def test_a_fence_the_kernel_forbids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -274,10 +275,10 @@ def test_a_fence_the_kernel_forbids(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     forbidden.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
     forbidden.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(forbidden) if name == "unshare" else None)
-    fences._find.cache_clear()
+    _find.cache_clear()
     try:
         with pytest.raises(UsageError, match="unshare failed: Operation not permitted"):
             fence_for()
     finally:
         monkeypatch.undo()
-        fences._find.cache_clear()
+        _find.cache_clear()

@@ -10,7 +10,6 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from modalign import __version__
 from modalign.cli import (
     ask,
     compare,
@@ -29,6 +28,7 @@ from modalign.cli import (
     train,
 )
 from modalign.errors import ModalignError
+from modalign.version import __version__
 
 INTERRUPTED = 130  # 128 and the number of SIGINT
 

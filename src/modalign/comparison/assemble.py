@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-import modalign
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.hallucination import MAJORITY, hallucination, measure, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
@@ -34,6 +33,7 @@ from modalign.starter.build import WEIGHTS
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
 from modalign.training.splits import Splits
 from modalign.training.trainer import device_of
+from modalign.version import __version__
 
 
 @dataclass
@@ -335,7 +335,7 @@ def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
     libraries = ("torch", "transformers", "peft", "accelerate", "numpy")
     return Setting(
         command="",
-        version=modalign.__version__,
+        version=__version__,
         started="",
         finished="",
         seconds=0.0,

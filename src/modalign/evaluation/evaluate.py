@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-import modalign
 from modalign.data.readers import read_records
 from modalign.data.records import Record
 from modalign.data.validation import validate
@@ -28,6 +27,7 @@ from modalign.models.open import open_model, tokenizer_of
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
+from modalign.version import __version__
 
 
 class SkillRow(BaseModel):
@@ -134,7 +134,7 @@ def evaluate_model(
     found = Evaluation(
         model=str(folder),
         data=data,
-        harness=f"modalign {modalign.__version__}",
+        harness=f"modalign {__version__}",
         task=task.name,
         task_version=task.version,
         task_settings=task.settings(),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from modalign import __version__
 from modalign.data.curation.card import (
     Card,
     CardBroken,
@@ -33,6 +32,7 @@ from modalign.data.curation.writing import Written, write_kept
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import write_atomically
 from modalign.progress import Progress
+from modalign.version import __version__
 
 
 @dataclass(frozen=True)

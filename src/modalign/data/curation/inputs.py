@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from modalign.data.curation.media import MediumFacts
 from modalign.data.curation.store import place_of, position_of
 from modalign.data.readers import locate, open_rows
-from modalign.data.readers.result import Problem, RowError
+from modalign.data.readers.result import Kind, Problem, RowError
 from modalign.data.readers.rows import Context, build_record
 from modalign.data.records import Record, Source
 
@@ -22,6 +21,32 @@ CHUNK = 2**20
 
 Dropped = Callable[[int, int], Container[int]]
 """The positions within a range, both ends included, that are to be left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediumFacts:
+    """What is known of one medium.
+
+    Attributes:
+        content: sha256 of its bytes.
+        width, height: of an image that was opened, upright.
+        phash: 64-bit perceptual hash, None for other media and for images of one colour, of which it
+            says nothing.
+        miniature: the image's mean colours in 8 x 8 cells, RGB, where it has a hash.
+        fault: kind and message, where it cannot be read.
+    """
+
+    content: bytes
+    width: int | None = None
+    height: int | None = None
+    phash: int | None = None
+    miniature: bytes | None = None
+    fault: tuple[Kind, str] | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether it was decoded."""
+        return self.width is not None or self.fault is not None
 
 
 @dataclass(slots=True)

@@ -10,49 +10,20 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image
 
+from modalign.data.curation.inputs import MediumFacts, Row
 from modalign.data.curation.libraries import required
 from modalign.data.curation.store import Store
 from modalign.data.images import ImageError, open_image, stored_size
 from modalign.data.readers.result import Kind, Problem
 from modalign.data.records import Media
 
-if TYPE_CHECKING:
-    from modalign.data.curation.inputs import Row
-
 Need = Literal["content", "picture"]
 WORKERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class MediumFacts:
-    """What is known of one medium.
-
-    Attributes:
-        content: sha256 of its bytes.
-        width, height: of an image that was opened, upright.
-        phash: 64-bit perceptual hash, None for other media and for images of one colour, of which it
-            says nothing.
-        miniature: the image's mean colours in 8 x 8 cells, RGB, where it has a hash.
-        fault: kind and message, where it cannot be read.
-    """
-
-    content: bytes
-    width: int | None = None
-    height: int | None = None
-    phash: int | None = None
-    miniature: bytes | None = None
-    fault: tuple[Kind, str] | None = None
-
-    @property
-    def opened(self) -> bool:
-        """Whether it was decoded."""
-        return self.width is not None or self.fault is not None
 
 
 class MediaLibrary:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-import modalign
 from modalign.data.records import Record
+from modalign.version import __version__
 
 SHOWN_ANSWERS = 12
 
@@ -48,7 +48,7 @@ class Card(_Model):
     """
 
     format: Literal[1] = 1
-    modalign: str = modalign.__version__
+    modalign: str = __version__
     input: str
     annotations: str
     maker: Literal["templates", "model"]

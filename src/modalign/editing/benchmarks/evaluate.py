@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-import modalign
 from modalign.editing.benchmarks.counterfact import (
     counterfact_metrics,
     counterfact_rows,
@@ -25,6 +24,7 @@ from modalign.errors import UsageError
 from modalign.numbers.bootstrap import RESAMPLES
 from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
+from modalign.version import __version__
 
 Task = Literal["counterfact", "zsre"]
 TASKS: tuple[Task, ...] = ("counterfact", "zsre")
@@ -60,7 +60,7 @@ class EditEvaluation(BaseModel):
     model: str = ""
     edits: str = ""
     patches: list[str] = Field(default_factory=list)
-    harness: str = f"modalign {modalign.__version__}"
+    harness: str = f"modalign {__version__}"
     rows: list[EditRow] = Field(default_factory=list, exclude=True)
 
 

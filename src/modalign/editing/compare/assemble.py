@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import transformers
 
-import modalign
 from modalign.editing.benchmarks.results import TEACHER_FORCED
 from modalign.editing.benchmarks.rows import EditRow
 from modalign.editing.compare.cell import Workbench
@@ -48,6 +47,7 @@ from modalign.editing.methods.closed_form import ClosedForm
 from modalign.numbers.bootstrap import Floats
 from modalign.numbers.estimate import exactly
 from modalign.numbers.pairs import resamples_for
+from modalign.version import __version__
 
 STATISTICS = "key statistics"
 VALUES = "values"
@@ -434,7 +434,7 @@ def _setting(plan: Plan, bench: Workbench) -> Setting:
         generate=bench.generate,
         hashes={},
         versions={
-            "modalign": modalign.__version__,
+            "modalign": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-import modalign
 from modalign.editing.benchmarks.evaluate import TASKS, Task, evaluate_edits
 from modalign.editing.benchmarks.rows import EditRow
 from modalign.editing.compare.assemble import assemble
@@ -41,6 +40,7 @@ from modalign.models.hashing import tokenizer_hash
 from modalign.models.open import open_model, tokenizer_of
 from modalign.progress import Progress
 from modalign.runs import RunFolder, command_line, run_folder
+from modalign.version import __version__
 
 Say = Callable[[str], None]
 
@@ -253,7 +253,7 @@ def _basis(request: CompareRequest, bench: Workbench) -> dict[str, str]:
         "edits": _digest([asdict(replaced) for replaced in bench.edits]),
         "text": text(bench.corpus),
         "held-out text": text(bench.held_out),
-        "code": modalign.__version__,
+        "code": __version__,
     }
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modalign import __version__
 from modalign.editing.layers.analysis import Analysis
 from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
 from modalign.numbers.estimate import Estimate
 from modalign.pages.drawing import line_chart
 from modalign.pages.figures import Axis
 from modalign.pages.report import Advice, Figure, Quantity, Report, Section, Words, tabulate
+from modalign.version import __version__
 
 PLACE_NAMES = {
     "first": "subject's first token",

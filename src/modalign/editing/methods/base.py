@@ -13,7 +13,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-import modalign
 from modalign.editing.checks import edit_records
 from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
@@ -27,6 +26,7 @@ from modalign.models.open import tokenizer_of
 from modalign.patches.apply import patches_of
 from modalign.patches.header import BaseTensor, EditingOrigin, PatchHeader, patch_hash
 from modalign.patches.patch import Patch
+from modalign.version import __version__
 
 
 class Method(ABC):
@@ -118,7 +118,7 @@ class Method(ABC):
             history=tuple(job.notes),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={
-                "modalign": modalign.__version__,
+                "modalign": __version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-import modalign
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Record
 from modalign.data.validation import validate
@@ -30,6 +29,7 @@ from modalign.models.open import open_model, tokenizer_of
 from modalign.numbers.sampling import Sampling
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
+from modalign.version import __version__
 
 RECORDS = 200  # MIR's authors find 100 enough
 FEWEST = 4  # records of a modality below which nothing is said about it
@@ -97,7 +97,7 @@ def diagnose(
         model=str(folder),
         data=data,
         command=command,
-        version=modalign.__version__,
+        version=__version__,
         seed=seed,
         available=sum(any(True for _ in record.media()) for record in records),
         records=len({id(record) for own in chosen.values() for record in own}),

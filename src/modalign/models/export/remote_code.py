@@ -15,9 +15,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import modalign
 from modalign.connectors.base import Connector
 from modalign.errors import ModalignError
+from modalign.version import __version__
 
 ALLOWED = {"torch", "transformers"}
 CONFIGURATION = "modalign.models.configuration"
@@ -178,7 +178,7 @@ def _flattened(module: str, own: set[str]) -> tuple[str, list[str]]:
                     f"{origin}:{node.lineno}: write 'from {target} import ...' on one line"
                 )
             lines[at] = line
-    header = f"# A copy of {module} (modalign {modalign.__version__}); only its imports differ.\n"
+    header = f"# A copy of {module} (modalign {__version__}); only its imports differ.\n"
     return header + "".join(lines), needed
 
 

@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 
-from modalign import __version__
 from modalign.serving.http import answers, chat, completions
 from modalign.serving.http.answering import Answer, Work
 from modalign.serving.http.body import Schema, parsed, read_body
@@ -29,6 +28,7 @@ from modalign.serving.http.runs import Relay, Run
 from modalign.serving.http.schemas import ChatRequest, CompletionRequest
 from modalign.serving.http.settings import Settings
 from modalign.serving.requests import Engine
+from modalign.version import __version__
 
 GATE = (401, 421, 500)  # what every route may answer
 WORK = (400, 404, 408, 413, 415, 429, 503)

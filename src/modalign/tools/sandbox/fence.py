@@ -56,51 +56,12 @@ class Fence:
 
     def arguments(self, settings: str) -> list[str]:
         """The whole command line of a sandboxed process with its settings (JSON)."""
-        packages = str(_restricted_python().parent)
+        packages = str(restricted_python().parent)
         interpreter = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START]
         return [*self.command, *interpreter, str(_FOLDER), packages, settings]
 
 
 NO_FENCE = Fence("none", (), {})
-
-
-def fence_for(unsafe: bool = False) -> Fence:
-    """The fence of this machine, tried once per process.
-
-    Args:
-        unsafe: run without a fence where the machine offers none.
-
-    Raises:
-        UsageError: there is none, and that was not allowed; or RestrictedPython is missing.
-    """
-    _restricted_python()
-    found, reasons = _find()
-    if found is not None:
-        return found
-    if unsafe:
-        return NO_FENCE
-    raise UsageError(
-        "programs are not run here, since the kernel cannot hold them: "
-        + "; ".join(reasons)
-        + ". Install bubblewrap, allow user namespaces, or give --unsafe-code (unsafe=True) if whoever"
-        " writes to the model may run programs as you"
-    )
-
-
-@cache
-def _find() -> tuple[Fence | None, tuple[str, ...]]:
-    from modalign.tools.sandbox.run import run_program
-
-    reasons = []
-    for make in (bubblewrap, namespaces):
-        try:
-            fence = make()
-            if run_program("answer = 6 * 7", {}, fence=fence).answer == "42":
-                return fence, ()
-            reasons.append(f"{fence.name}: a program that multiplies did not end")
-        except SandboxError as error:
-            reasons.append(str(error))
-    return None, tuple(reasons)
 
 
 def bubblewrap() -> Fence:
@@ -119,7 +80,7 @@ def bubblewrap() -> Fence:
             command += ["--symlink", os.readlink(path), folder]
         elif path.is_dir():
             command += ["--ro-bind", folder, folder]
-    seen = [_FOLDER, _restricted_python(), *_interpreter()]
+    seen = [_FOLDER, restricted_python(), *_interpreter()]
     for place in dict.fromkeys(map(str, seen)):
         command += ["--ro-bind", place, place]
     return Fence("bubblewrap", tuple(command), {})
@@ -151,7 +112,7 @@ def _interpreter() -> Sequence[Path]:
 
 
 @cache
-def _restricted_python() -> Path:
+def restricted_python() -> Path:
     """The folder of RestrictedPython.
 
     Raises:

@@ -11,11 +11,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from modalign.errors import UsageError
 from modalign.tools.sandbox.channel import Channel, ChannelError, DeadlineError, EndedError
-from modalign.tools.sandbox.fence import Fence, SandboxError, fence_for
+from modalign.tools.sandbox.fence import (
+    NO_FENCE,
+    Fence,
+    SandboxError,
+    bubblewrap,
+    namespaces,
+    restricted_python,
+)
 from modalign.tools.sandbox.limits import Limits
 
 START_SECONDS = 30.0  # for the process to be ready, on a busy machine
@@ -135,6 +143,43 @@ def run_program(
         seconds=time.monotonic() - began,
         fence=fence.name,
     )
+
+
+def fence_for(unsafe: bool = False) -> Fence:
+    """The fence of this machine, tried once per process.
+
+    Args:
+        unsafe: run without a fence where the machine offers none.
+
+    Raises:
+        UsageError: there is none, and that was not allowed; or RestrictedPython is missing.
+    """
+    restricted_python()
+    found, reasons = _find()
+    if found is not None:
+        return found
+    if unsafe:
+        return NO_FENCE
+    raise UsageError(
+        "programs are not run here, since the kernel cannot hold them: "
+        + "; ".join(reasons)
+        + ". Install bubblewrap, allow user namespaces, or give --unsafe-code (unsafe=True) if whoever"
+        " writes to the model may run programs as you"
+    )
+
+
+@cache
+def _find() -> tuple[Fence | None, tuple[str, ...]]:
+    reasons = []
+    for make in (bubblewrap, namespaces):
+        try:
+            fence = make()
+            if run_program("answer = 6 * 7", {}, fence=fence).answer == "42":
+                return fence, ()
+            reasons.append(f"{fence.name}: a program that multiplies did not end")
+        except SandboxError as error:
+            reasons.append(str(error))
+    return None, tuple(reasons)
 
 
 def _callable_name(name: str) -> bool:

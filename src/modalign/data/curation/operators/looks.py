@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from modalign.data.curation.media import MediumFacts
+from modalign.data.curation.inputs import MediumFacts
 
 LOOK = np.dtype([("phash", np.uint64), ("cells", np.uint8, (192,))])
 """Of one image: its hash, and 8 x 8 mean colours."""
