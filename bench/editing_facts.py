@@ -58,11 +58,11 @@ from modalign.editing.benchmarks.scoring import Question, score
 from modalign.editing.compare.report import view
 from modalign.editing.compare.results import EditComparison, Mode
 from modalign.editing.compare.run import CompareRequest, compare_edits
+from modalign.editing.covariance_report import take_statistics
 from modalign.editing.edits import Edit
 from modalign.editing.engine.covariance import TOKENS
 from modalign.editing.methods import METHODS
 from modalign.editing.readers import read_edits
-from modalign.editing.statistics import take_statistics
 from modalign.files import new_folder, write_atomically
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -13,6 +13,7 @@ from bench.editable import Editable
 from bench.invented import counterfactuals
 
 from modalign.editing.checks import StrictError, refuse_warnings
+from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine import covariance
 from modalign.editing.engine.corpus import Corpus
@@ -24,7 +25,6 @@ from modalign.editing.engine.solve import factorise
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import ValueStore
 from modalign.editing.engine.values import Value, ValueSettings, optimise
-from modalign.editing.job import Options
 from modalign.editing.methods import (
     FT,
     FTL,

@@ -13,6 +13,7 @@ import torch
 
 import tiny
 from modalign.editing.benchmarks.multimodal import evaluate_multimodal, probes_of
+from modalign.editing.computation import Options
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.corpus import Corpus
@@ -23,7 +24,6 @@ from modalign.editing.engine.lookups import look_up
 from modalign.editing.engine.requests import owners, tokenise
 from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec, SpecError
-from modalign.editing.job import Options
 from modalign.editing.methods import FT, MEMIT, FTConfig, MEMITConfig
 from modalign.editing.multimodal.eyes import Eyes
 from modalign.editing.multimodal.pictures import PictureRows, Pictures, read_pictures

@@ -13,13 +13,13 @@ import torch
 from bench.editable import Editable
 from bench.invented import counterfactuals
 
+from modalign.editing.computation import Options
 from modalign.editing.engine import covariance, memory
 from modalign.editing.engine.corpus import Corpus, read_corpus
 from modalign.editing.engine.covariance import OWN, collect
 from modalign.editing.engine.requests import tokenise
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.values import optimise
-from modalign.editing.job import Options
 from modalign.editing.methods import MEMIT, PMET, MEMITConfig, PMETConfig
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.patches import applied, apply_patch, remove_patch

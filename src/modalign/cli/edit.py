@@ -203,7 +203,7 @@ def stats(
     - `modalign edit stats MODEL --text corpus.jsonl --layers 3,4,5,6,7,8 --tokens 500000`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
-    from modalign.editing.statistics import take_statistics
+    from modalign.editing.covariance_report import take_statistics
 
     quiet_libraries()
     with bars(not json_output) as progress:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modalign.editing.computation import Computation, Solution
 from modalign.editing.engine.forward import logits_at
 from modalign.editing.engine.requests import Request
-from modalign.editing.engine.spec import evaluating
-from modalign.editing.job import Job, Solved
+from modalign.editing.engine.spec import ModelSpec, evaluating
 from modalign.errors import ModalignError
 from modalign.patches.changes import Change
 from modalign.patches.header import EditRecord
@@ -41,14 +41,15 @@ def refuse_warnings(patch: Patch) -> None:
         raise StrictError("refused by --strict:\n  " + "\n  ".join(lines))
 
 
-def edit_records(job: Job, solved: Solved) -> tuple[EditRecord, ...]:
+def edit_records(computation: Computation, solution: Solution) -> tuple[EditRecord, ...]:
     """How each edit went, with its warnings; the changed weights must still be in the model."""
-    written = _probabilities(job, solved.requests)
-    near = _near_keys(job, solved)
-    large = _absurd_norms(job, solved)
+    requests = computation.plan.requests
+    written = _probabilities(computation.spec, requests)
+    near = _near_keys(requests, solution)
+    large = _absurd_norms(computation, solution)
     parts = []
-    for number, request in enumerate(solved.requests):
-        value = solved.values[number] if solved.values is not None else None
+    for number, request in enumerate(requests):
+        value = solution.values[number] if solution.values is not None else None
         warnings = []
         if value is not None and not value.reached:
             warnings.append(
@@ -80,7 +81,7 @@ def edit_records(job: Job, solved: Solved) -> tuple[EditRecord, ...]:
         )
     return tuple(
         _one_record([parts[number] for number in numbers], large.get(edit, []))
-        for edit, numbers in _by_edit(job.owners).items()
+        for edit, numbers in _by_edit(computation.plan.owners).items()
     )
 
 
@@ -123,14 +124,14 @@ class _Written:
     first: bool  # the target is the first choice at every position
 
 
-def _probabilities(job: Job, requests: Sequence[Request]) -> list[_Written]:
+def _probabilities(spec: ModelSpec, requests: Sequence[Request]) -> list[_Written]:
     """Of the targets after the bare prompts, with the weights as they are now."""
     found = []
     for start in range(0, len(requests), 64):
         part = requests[start : start + 64]
-        with torch.no_grad(), evaluating(job.spec.language):
+        with torch.no_grad(), evaluating(spec.language):
             rows = [request.continued for request in part]
-            logits = logits_at(job.spec, rows, [request.predicting for request in part])
+            logits = logits_at(spec, rows, [request.predicting for request in part])
         for request, mine in zip(part, logits, strict=True):
             mine = mine.log_softmax(-1)
             target = torch.tensor(request.target, device=mine.device)
@@ -140,16 +141,16 @@ def _probabilities(job: Job, requests: Sequence[Request]) -> list[_Written]:
     return found
 
 
-def _near_keys(job: Job, solved: Solved) -> dict[int, list[str]]:
+def _near_keys(requests: Sequence[Request], solution: Solution) -> dict[int, list[str]]:
     """Edits whose keys are nearly the same but whose targets differ."""
-    keys = _keys(solved.changes, len(solved.requests))
+    keys = _keys(solution.changes, len(requests))
     if keys is None:
         return {}
     unit = keys / keys.norm(dim=0).clamp(min=1e-300)
     close = ((unit.T @ unit).triu(1) > NEAR).nonzero().tolist()
     found: dict[int, list[str]] = {}
     for first, second in close:
-        a, b = solved.requests[first].edit, solved.requests[second].edit
+        a, b = requests[first].edit, requests[second].edit
         if a is b or a.target == b.target:
             continue
         for mine, other in ((first, b), (second, a)):
@@ -166,11 +167,11 @@ def _keys(changes: Mapping[str, Change], count: int) -> Tensor | None:
     return None if keys is None else keys[:, :count]
 
 
-def _absurd_norms(job: Job, solved: Solved) -> dict[int, list[str]]:
+def _absurd_norms(computation: Computation, solution: Solution) -> dict[int, list[str]]:
     """Edits whose own part of a change is many times as large as the weight itself."""
     found: dict[int, list[str]] = {}
-    for name, change in solved.changes.items():
-        scale = float(job.weights.original(name).double().norm())
+    for name, change in solution.changes.items():
+        scale = float(computation.weights.original(name).double().norm())
         for number, norm in change.edit_norms().items():
             if norm > ABSURD * scale:
                 found.setdefault(number, []).append(

@@ -14,9 +14,9 @@ import torch
 from modalign.configuration import validated
 from modalign.editing.benchmarks.scoring import already_known
 from modalign.editing.checks import refuse_warnings
+from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import read_corpus
-from modalign.editing.job import Options
 from modalign.editing.methods import Method, method_named
 from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer

@@ -22,9 +22,9 @@ from modalign.editing.compare.measuring import StageClock, peak_memory
 from modalign.editing.compare.plan import ONE_AFTER_ANOTHER, Planned
 from modalign.editing.compare.results import Cell, Outcome
 from modalign.editing.compare.scores import succeeded
+from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import Corpus
-from modalign.editing.job import Options
 from modalign.editing.methods import Method
 from modalign.errors import ModalignError
 from modalign.numbers.estimate import Estimate

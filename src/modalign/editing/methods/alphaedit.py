@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from modalign.editing.computation import Computation
 from modalign.editing.config import ValueConfig, linear_spread
 from modalign.editing.engine.solve import null_space, project
 from modalign.editing.engine.spec import Site
-from modalign.editing.job import Job
 from modalign.editing.methods.closed_form import ClosedForm
 from modalign.patches.changes import SolvedChange
 
@@ -55,13 +55,17 @@ class AlphaEdit(ClosedForm):
         """Equal shares, as MEMIT."""
         return linear_spread(left)
 
-    def solve(self, job: Job, layer: int, keys: Tensor, residuals: Tensor) -> SolvedChange:
+    def change(
+        self, computation: Computation, layer: int, keys: Tensor, residuals: Tensor
+    ) -> SolvedChange:
         """See :class:`ClosedForm`."""
-        earlier = job.earlier_keys(layer)
-        edits = job.owners + (-1,) * earlier.shape[1]
+        earlier = computation.earlier_keys(layer)
+        edits = computation.plan.owners + (-1,) * earlier.shape[1]
         both = torch.cat([keys, earlier], dim=1)
-        basis = null_space(job.covariance.matrices[layer], self.config.null_threshold)
-        job.note(f"layer {layer}: null space of {basis.shape[1]} of {len(keys)} directions")
+        basis = null_space(computation.key_statistics.matrix(layer), self.config.null_threshold)
+        computation.plan.notes.add(
+            f"layer {layer}: null space of {basis.shape[1]} of {len(keys)} directions"
+        )
         still = residuals.new_zeros(len(residuals), earlier.shape[1])
         dual = project(basis, both, self.config.l2)
         return SolvedChange(both, dual, torch.cat([residuals, still], dim=1), edits)

@@ -14,16 +14,14 @@ import transformers
 from transformers import PreTrainedModel
 
 from modalign.editing.checks import edit_records
+from modalign.editing.computation import Computation, KeyStatistics, Options, Plan, Solution
 from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
-from modalign.editing.engine.rewriting import Rewriter
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.weights import changing
-from modalign.editing.job import Job, Options, Solved
 from modalign.errors import UsageError
 from modalign.models.hashing import tensor_hash, tokenizer_hash
-from modalign.models.open import tokenizer_of
-from modalign.patches.apply import patches_of
+from modalign.patches.apply import applied, patches_of
 from modalign.patches.header import BaseTensor, EditingOrigin, PatchHeader, patch_hash
 from modalign.patches.patch import Patch
 from modalign.version import __version__
@@ -47,9 +45,22 @@ class Method(ABC):
         if not isinstance(self.config, self.config_class):
             raise UsageError(f"{self.name} takes a {self.config_class.__name__}")
 
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The layers to be written in a model of so many, ascending."""
+        layers: tuple[int, ...] = self.config.layers_of(depth)
+        return layers
+
+    def contexts(self) -> Sequence[str] | None:
+        """The sentences before the prompts; None for what the model writes itself."""
+        return ()
+
+    def statistics(self, plan: Plan) -> KeyStatistics | None:
+        """The key statistics, taken on the pristine model; None for a method without."""
+        return None
+
     @abstractmethod
-    def edit(self, job: Job) -> Solved:
-        """Compute the changes. The job's weights may be changed; they are put back afterwards."""
+    def solve(self, computation: Computation) -> Solution:
+        """Compute the changes. The model's weights may be changed; they are put back afterwards."""
 
     def compute(
         self,
@@ -84,38 +95,40 @@ class Method(ABC):
             )
         options = options or Options()
         spec = ModelSpec.detect(model)
-        tokenizer = tokenizer_of(reader)
+        plan = Plan.make(
+            spec,
+            reader,
+            edits,
+            self.config,
+            options,
+            layers=self.layers(spec.depth),
+            contexts=self.contexts(),
+        )
         with ExitStack() as below, changing(model) as weights:
-            job = Job(
-                spec=spec,
-                tokenizer=tokenizer,
-                rewriter=Rewriter(spec, reader, self.config.rewriting),
-                edits=edits,
-                layers=self.config.layers_of(spec.depth),
-                seed=self.config.seed,
-                batch_size=self.config.batch_size,
-                options=options,
-                weights=weights,
-                below=below,
-            )
-            solved = self.edit(job)
-            records = edit_records(job, solved)
+            statistics = self.statistics(plan)
+            for patch in options.below:
+                below.enter_context(applied(model, patch))
+            computation = Computation(plan, statistics, weights)
+            solution = self.solve(computation)
+            records = edit_records(computation, solution)
         # From here on the weights are the pristine ones, which the patch is bound to.
-        base = {name: _bound_to(spec, name) for name in solved.changes}
+        base = {name: _bound_to(spec, name) for name in solution.changes}
         header = PatchHeader(
             name=name or self.name,
             method=self.name,
             model=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
             base=base,
             after=tuple(patch_hash(patch) for patch in options.below),
-            tokenizer=tokenizer_hash(tokenizer),
+            tokenizer=tokenizer_hash(plan.tokenizer),
             settings=self.config.model_dump(mode="json")
-            | {"layers": list(job.layers), "template": job.rewriter.asking.template},
+            | {"layers": list(plan.layers), "template": plan.rewriter.asking.template},
             seed=self.config.seed,
             editing=EditingOrigin(
-                covariance=job.fingerprint, contexts=job.contexts_used, edits=records
+                covariance=statistics.covariance.fingerprint if statistics else None,
+                contexts=plan.contexts,
+                edits=records,
             ),
-            history=tuple(job.notes),
+            history=tuple(plan.notes.lines),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={
                 "modalign": __version__,
@@ -124,7 +137,7 @@ class Method(ABC):
                 "python": platform.python_version(),
             },
         )
-        return Patch(header, solved.changes)
+        return Patch(header, solution.changes)
 
 
 def _bound_to(spec: ModelSpec, name: str) -> BaseTensor:

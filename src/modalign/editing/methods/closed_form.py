@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from modalign.editing.computation import Computation, KeyStatistics, Plan, Solution
 from modalign.editing.config import ValueConfig
 from modalign.editing.engine.keys import read_keys, read_outputs
 from modalign.editing.engine.spec import Site
-from modalign.editing.job import Job, Solved
 from modalign.editing.methods.base import Method
 from modalign.patches.changes import SolvedChange
 
@@ -38,37 +38,43 @@ class ClosedForm(Method):
         """What the residual is divided by when ``left`` layers are still to be written."""
 
     @abstractmethod
-    def solve(self, job: Job, layer: int, keys: Tensor, residuals: Tensor) -> SolvedChange:
+    def change(
+        self, computation: Computation, layer: int, keys: Tensor, residuals: Tensor
+    ) -> SolvedChange:
         """The change of one layer's weight.
 
         Args:
-            job: for C0.
+            computation: for C0.
             layer: which.
             keys: K, (d_in, n).
             residuals: R, (D, n), already spread.
         """
 
-    def edit(self, job: Job) -> Solved:
+    def contexts(self) -> Sequence[str] | None:
         """See :class:`Method`."""
-        layers = job.layers
-        requests = job.requests(self._contexts(job))
-        job.require_covariance(self.config.tokens, self.config.image_weight)
-        job.start()
-        values = job.values(
+        return self.config.contexts
+
+    def statistics(self, plan: Plan) -> KeyStatistics:
+        """See :class:`Method`."""
+        return KeyStatistics.collect(plan, self.config.tokens, self.config.image_weight)
+
+    def solve(self, computation: Computation) -> Solution:
+        """See :class:`Method`."""
+        spec, plan = computation.spec, computation.plan
+        layers, requests = plan.layers, plan.requests
+        values = computation.values(
             layers[-1], self.sites(), self.config.value_settings(self.relax), requests
         )
         wanted = torch.stack([value.wanted(self.reads) for value in values], dim=1).double()
         changes: dict[str, SolvedChange] = {}
         for number, layer in enumerate(layers):
-            job.tell("writing", number, len(layers))
-            keys = read_keys(job.spec, layer, requests)
-            missing = wanted - read_outputs(job.spec, layers[-1], self.reads, requests)
-            change = self.solve(job, layer, keys, missing / self.spread(len(layers) - number))
-            name = job.spec.weight_name(layer)
-            job.weights.add(name, change.delta(), job.spec.transposed(layer))
+            plan.tell("writing", number, len(layers))
+            keys = read_keys(spec, layer, requests)
+            missing = wanted - read_outputs(spec, layers[-1], self.reads, requests)
+            residuals = missing / self.spread(len(layers) - number)
+            change = self.change(computation, layer, keys, residuals)
+            name = spec.weight_name(layer)
+            computation.weights.add(name, change.delta(), spec.transposed(layer))
             changes[name] = change
-        job.tell("writing", len(layers), len(layers))
-        return Solved(changes, requests, values)
-
-    def _contexts(self, job: Job) -> Sequence[str]:
-        return job.contexts(self.config.contexts)
+        plan.tell("writing", len(layers), len(layers))
+        return Solution(changes, values)

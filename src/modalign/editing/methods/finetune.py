@@ -8,18 +8,19 @@ target token as the first next one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from modalign.editing.computation import Computation, Solution
 from modalign.editing.config import EditConfig
 from modalign.editing.engine.forward import logits_at
 from modalign.editing.engine.requests import Request
-from modalign.editing.engine.spec import evaluating
+from modalign.editing.engine.spec import ModelSpec, evaluating
 from modalign.editing.engine.values import ValueNotFiniteError, frozen
-from modalign.editing.job import Job, Solved
 from modalign.editing.methods.base import Method
 from modalign.patches.changes import DenseChange
 
@@ -60,44 +61,42 @@ class FT(Method):
     config_class: ClassVar[type[EditConfig]] = FTConfig
     config: FTConfig
 
-    def edit(self, job: Job) -> Solved:
+    def solve(self, computation: Computation) -> Solution:
         """Train in place; the change is read off the weights."""
-        requests = job.requests(())
-        job.start()
-        names = [job.spec.weight_name(layer) for layer in job.layers]
-        start = {name: job.weights.track(name).detach().clone() for name in names}
-        with frozen(job.model), evaluating(job.model):
-            self._train(job, requests, {name: job.weights.track(name) for name in names})
+        spec, weights, layers = computation.spec, computation.weights, computation.plan.layers
+        names = [spec.weight_name(layer) for layer in layers]
+        start = {name: weights.track(name).detach().clone() for name in names}
+        with frozen(spec.model), evaluating(spec.model):
+            self._train(computation, {name: weights.track(name) for name in names})
         changes = {}
-        for layer, name in zip(job.layers, names, strict=True):
-            now = job.weights.track(name).detach()
+        for layer, name in zip(layers, names, strict=True):
+            now = weights.track(name).detach()
             change = (now.double() - start[name].double()).cpu()
-            changes[name] = DenseChange(
-                change.T.contiguous() if job.spec.transposed(layer) else change
-            )
-        return Solved(changes, requests, None)
+            changes[name] = DenseChange(change.T.contiguous() if spec.transposed(layer) else change)
+        return Solution(changes, None)
 
-    def _train(self, job: Job, requests: list[Request], weights: dict[str, nn.Parameter]) -> None:
+    def _train(self, computation: Computation, weights: dict[str, nn.Parameter]) -> None:
         """Trains float32 copies where the weights are in half precision: its steps are small."""
-        originals = {name: p.detach().to(job.spec.exact, copy=True) for name, p in weights.items()}
+        originals = {
+            name: p.detach().to(computation.spec.exact, copy=True) for name, p in weights.items()
+        }
         masters = {name: value.clone() for name, value in originals.items()}
         for parameter in weights.values():
             parameter.requires_grad_(True)
         optimiser = torch.optim.Adam(list(masters.values()), lr=self.config.lr)
         try:
             for epoch in range(self.config.epochs):
-                job.tell("epochs", epoch, self.config.epochs)
-                if self._epoch(job, requests, weights, masters, originals, optimiser, epoch):
+                computation.plan.tell("epochs", epoch, self.config.epochs)
+                if self._epoch(computation, weights, masters, originals, optimiser, epoch):
                     break
-            job.tell("epochs", self.config.epochs, self.config.epochs)
+            computation.plan.tell("epochs", self.config.epochs, self.config.epochs)
         finally:
             for parameter in weights.values():
                 parameter.requires_grad_(False)
 
     def _epoch(
         self,
-        job: Job,
-        requests: list[Request],
+        computation: Computation,
         weights: dict[str, nn.Parameter],
         masters: dict[str, Tensor],
         originals: dict[str, Tensor],
@@ -106,10 +105,11 @@ class FT(Method):
     ) -> bool:
         """One pass over the edits; whether the training is done."""
         size = self.config.minibatch
+        requests = computation.plan.requests
         losses: list[float] = []
         for start in range(0, len(requests), size):
             part = requests[start : start + size]
-            loss = self._loss(job, part)
+            loss = self._loss(computation.spec, part)
             if not loss.isfinite():
                 raise ValueNotFiniteError(
                     f"the fine-tuning loss became {float(loss)} in epoch {epoch + 1}; lower lr"
@@ -137,10 +137,10 @@ class FT(Method):
                     master.copy_(master.clamp(originals[name] - epsilon, originals[name] + epsilon))
                 weights[name].copy_(master.to(weights[name].dtype))
 
-    def _loss(self, job: Job, requests: list[Request]) -> Tensor:
+    def _loss(self, spec: ModelSpec, requests: Sequence[Request]) -> Tensor:
         """Mean over edits of the mean over target tokens of -log p."""
         rows = [request.continued for request in requests]
-        logits = logits_at(job.spec, rows, [request.predicting for request in requests])
+        logits = logits_at(spec, rows, [request.predicting for request in requests])
         losses = []
         for request, row in zip(requests, logits, strict=True):
             log_probs = row.log_softmax(-1)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from modalign.editing.computation import Computation
 from modalign.editing.config import RidgeConfig
-from modalign.editing.job import Job
 from modalign.editing.methods.closed_form import ClosedForm
 from modalign.patches.changes import SolvedChange
 
@@ -18,8 +18,10 @@ class Ridge(ClosedForm):
 
     config: RidgeConfig
 
-    def solve(self, job: Job, layer: int, keys: Tensor, residuals: Tensor) -> SolvedChange:
+    def change(
+        self, computation: Computation, layer: int, keys: Tensor, residuals: Tensor
+    ) -> SolvedChange:
         """See :class:`ClosedForm`."""
         weight = self.config.weight(len(keys))
-        dual = job.factor(layer).solve(keys) / weight
-        return SolvedChange(keys, dual, residuals, job.owners)
+        dual = computation.key_statistics.factor(layer).solve(keys) / weight
+        return SolvedChange(keys, dual, residuals, computation.plan.owners)

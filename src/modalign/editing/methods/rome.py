@@ -11,18 +11,19 @@ come close to zero, and the update then disables the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from modalign.editing.computation import Computation, KeyStatistics, Plan, Solution
 from modalign.editing.config import ValueConfig
 from modalign.editing.engine.keys import read_bare_keys, read_keys, read_outputs
 from modalign.editing.engine.requests import Request
-from modalign.editing.engine.spec import Site
+from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.engine.values import Value
-from modalign.editing.job import Job, Solved
 from modalign.editing.methods.base import Method
 from modalign.patches.changes import LowRankChange
 
@@ -50,43 +51,56 @@ class ROME(Method):
     config_class: ClassVar[type[ValueConfig]] = ROMEConfig
     config: ROMEConfig
 
-    def edit(self, job: Job) -> Solved:
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The last of those chosen: it writes one."""
+        return super().layers(depth)[-1:]
+
+    def contexts(self) -> Sequence[str] | None:
+        """See :class:`Method`."""
+        return self.config.contexts
+
+    def statistics(self, plan: Plan) -> KeyStatistics:
+        """See :class:`Method`."""
+        return KeyStatistics.collect(plan, self.config.tokens, self.config.image_weight)
+
+    def solve(self, computation: Computation) -> Solution:
         """Edit after edit, each on the weights that the ones before left."""
-        layer = job.layers[-1]
-        job.layers = (layer,)
-        requests = job.requests(job.contexts(self.config.contexts))
-        job.require_covariance(self.config.tokens, self.config.image_weight)
-        job.start()
-        name = job.spec.weight_name(layer)
+        spec, plan = computation.spec, computation.plan
+        (layer,) = plan.layers
+        name = spec.weight_name(layer)
         lefts, rights, values = [], [], []
-        for number, request in enumerate(requests):
-            job.tell("edits", number, len(requests))
-            value, left, right = self._one(job, layer, request)
-            job.weights.add(name, torch.outer(left, right), job.spec.transposed(layer))
+        for number, request in enumerate(plan.requests):
+            plan.tell("edits", number, len(plan.requests))
+            value, left, right = self._one(computation, layer, request)
+            computation.weights.add(name, torch.outer(left, right), spec.transposed(layer))
             lefts.append(left)
             rights.append(right)
             values.append(value)
-        job.tell("edits", len(requests), len(requests))
-        change = LowRankChange(torch.stack(lefts, dim=1), torch.stack(rights, dim=1), job.owners)
-        return Solved({name: change}, requests, values)
+        plan.tell("edits", len(plan.requests), len(plan.requests))
+        change = LowRankChange(torch.stack(lefts, dim=1), torch.stack(rights, dim=1), plan.owners)
+        return Solution({name: change}, values)
 
-    def _one(self, job: Job, layer: int, request: Request) -> tuple[Value, Tensor, Tensor]:
-        [value] = job.values(layer, (SITE,), self.config.value_settings(), [request])
-        key = read_keys(job.spec, layer, [request], grouped=False)[:, 0]
-        direction = job.factor(layer).solve(key[:, None])[:, 0]
+    def _one(
+        self, computation: Computation, layer: int, request: Request
+    ) -> tuple[Value, Tensor, Tensor]:
+        spec = computation.spec
+        [value] = computation.values(layer, (SITE,), self.config.value_settings(), [request])
+        key = read_keys(spec, layer, [request], grouped=False)[:, 0]
+        direction = computation.key_statistics.factor(layer).solve(key[:, None])[:, 0]
         direction = direction / direction.norm()
         if self.config.key == "mixed":
-            key = read_bare_keys(job.spec, layer, [request])[:, 0]
-            current = read_outputs(job.spec, layer, SITE, [request])[:, 0]
+            key = read_bare_keys(spec, layer, [request])[:, 0]
+            current = read_outputs(spec, layer, SITE, [request])[:, 0]
         else:
-            current = self._output_of(job, layer, key)
+            current = _output_of(spec, layer, key)
         left = (value.wanted(SITE).double() - current) / (key @ direction)
         return value, left, direction
 
-    def _output_of(self, job: Job, layer: int, key: Tensor) -> Tensor:
-        """What the projection gives for a key: W k + b, (D,)."""
-        module = job.spec.projection(layer, SITE)
-        weight = module.weight.detach().double().cpu()
-        weight = weight.T if job.spec.transposed(layer) else weight
-        bias = module.bias.detach().double().cpu() if module.bias is not None else 0.0
-        return weight @ key + bias
+
+def _output_of(spec: ModelSpec, layer: int, key: Tensor) -> Tensor:
+    """What the projection gives for a key: W k + b, (D,)."""
+    module = spec.projection(layer, SITE)
+    weight = module.weight.detach().double().cpu()
+    weight = weight.T if spec.transposed(layer) else weight
+    bias = module.bias.detach().double().cpu() if module.bias is not None else 0.0
+    return weight @ key + bias

@@ -21,7 +21,7 @@ DEAD = 1e-10  # of the largest eigenvalue: directions that no key used
 
 
 @dataclass(frozen=True)
-class LayerStatistics:
+class LayerCovariance:
     """C0 of one layer: its size, how many directions the keys use, how far apart they are."""
 
     layer: int
@@ -33,14 +33,14 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class CovarianceReport:
     """Of all layers."""
 
     model: str
     corpus: str
     tokens: int
     fingerprint: str
-    layers: tuple[LayerStatistics, ...]
+    layers: tuple[LayerCovariance, ...]
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -77,7 +77,7 @@ def take_statistics(
     dtype: str | None,
     cache: Path | None,
     progress: Progress | None,
-) -> Statistics:
+) -> CovarianceReport:
     """Compute C0, or find it in the cache.
 
     Raises:
@@ -99,7 +99,7 @@ def take_statistics(
         progress=progress,
     )
     rows = tuple(_describe(layer, found.matrices[layer]) for layer in chosen)
-    return Statistics(model, found.corpus, found.tokens, found.fingerprint, rows)
+    return CovarianceReport(model, found.corpus, found.tokens, found.fingerprint, rows)
 
 
 def _numbers(layers: str | None) -> tuple[int, ...] | None:
@@ -111,12 +111,12 @@ def _numbers(layers: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"--layers {layers}: expected numbers, as in 3,4,5") from error
 
 
-def _describe(layer: int, matrix: torch.Tensor) -> LayerStatistics:
+def _describe(layer: int, matrix: torch.Tensor) -> LayerCovariance:
     values = torch.linalg.eigvalsh(matrix)
     largest = float(values[-1])
     used = values > DEAD * largest
     smallest = float(values[used][0]) if used.any() else float("nan")
-    return LayerStatistics(
+    return LayerCovariance(
         layer=layer,
         width=len(matrix),
         rank=int(used.sum()),
