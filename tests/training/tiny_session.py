@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,15 @@ def samples(tokenizer: Any, count: int, first: int = 0) -> list[Sample]:
     return made
 
 
+def paired(made: Sequence[Sample]) -> list[Sample]:
+    """The same in groups of two neighbours, of which one has the skill ``a`` and the other ``b``."""
+    records = [
+        replace(sample.record, group=f"g{number // 2}", skill="ab"[number % 2])
+        for number, sample in enumerate(made)
+    ]
+    return [replace(sample, record=r) for sample, r in zip(made, records, strict=True)]
+
+
 @dataclass
 class Plan:
     """A training that any process can start: all of it can be written as JSON."""
@@ -63,6 +72,7 @@ class Plan:
     val: int = 8
     settings: dict[str, Any] = field(default_factory=dict)
     recipe: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    paired: bool = False
 
     def session(self, report: Callable[..., None] | None = None, **changes: Any) -> Session:
         """A fresh session."""
@@ -75,7 +85,9 @@ class Plan:
             resolve_method(self.method, [Stage(**stage) for stage in self.recipe]),
             parts,
             TrainSettings(**settings),
-            samples(tokenizer, self.count),
+            paired(samples(tokenizer, self.count))
+            if self.paired
+            else samples(tokenizer, self.count),
             samples(tokenizer, self.val, 1000),
             Path(self.cache),
             self.seed,

@@ -89,6 +89,8 @@ def objective_term(
 ) -> Callable[[F], F]:
     """Decorator: register a term under an exact name; its keyword-only parameters are its options.
 
+    An option ``reference_X`` that is None takes the value of the option ``X``.
+
     Args:
         name: what objectives call it.
         needs: what it reads of the model that trains; see this module.
@@ -205,7 +207,7 @@ class WeightedTerm:
         if not isinstance(weight, int | float) or isinstance(weight, bool):
             raise UsageError(f"objective term {name!r}: weight {weight!r} is not a number")
         try:
-            options = known.options(**given)
+            options = known.options(**given).model_dump()
         except (ValidationError, TypeError) as error:
             there = ", ".join(["weight", "role", *known.options.model_fields])
             why = str(error)
@@ -213,7 +215,10 @@ class WeightedTerm:
                 first = error.errors()[0]
                 why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UsageError(f"objective term {name!r}: {why}; its options are {there}") from error
-        return cls(known, float(weight), role, options.model_dump())
+        for option, value in options.items():
+            if value is None and option.startswith("reference_"):
+                options[option] = options[option.removeprefix("reference_")]
+        return cls(known, float(weight), role, options)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -314,10 +319,8 @@ class Objective:
                     f"{where}: {each.term.name} reads the role {each.role!r}, which is not in roles "
                     f"({', '.join(stage.roles) or 'there are none'})"
                 )
-            if each.role is not None and each.needs & {"codes", "weights"}:
-                raise UsageError(
-                    f"{where}: {each.term.name} is not about records; it takes no role"
-                )
+            if each.role is not None and (each.term.whole or each.needs & {"codes", "weights"}):
+                raise UsageError(f"{where}: {each.term.name} takes no role")
             if each.term.whole and not stage.matched:
                 raise UsageError(
                     f"{where}: {each.term.name} contrasts records of two roles; set roles and "

@@ -244,6 +244,16 @@ def read(
     return Outputs(logits, found[places["media"]], rows)
 
 
+def everyone(outputs: Outputs, batch: TrainBatch, pooling: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors (N, D), roles (N,) and groups (N,) of the whole batch; gradients reach this part's own."""
+    own = outputs.pooled(pooling)
+    if batch.everyone is None:
+        return own, batch.roles, batch.keys
+    there = batch.numbers >= 0
+    vectors = batch.everyone.pooled[pooling].index_put((batch.numbers[there],), own[there])
+    return vectors, batch.everyone.roles, batch.everyone.keys
+
+
 @contextmanager
 def _hidden(model: Any, layer: int) -> Iterator[list[Tensor]]:
     """What comes out of a decoder layer during the call, (B, T, D); 0: what enters the first."""

@@ -306,6 +306,16 @@ def _load(
     return model, collator or Collator.of(model, tokenizer, sources, None), tokenizer
 
 
+def readings(
+    references: Mapping[str, Reference], objective: Objective, batch: TrainBatch
+) -> dict[str, Outputs]:
+    """What each reference makes of a batch, as far as the objective's terms read it."""
+    return {
+        name: reference.outputs(batch, objective.reads(name))
+        for name, reference in references.items()
+    }
+
+
 class References:
     """The references of a recipe, each loaded once.
 

@@ -25,9 +25,9 @@ from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner
 from modalign.training.objectives import Objective
-from modalign.training.outputs import Everyone, Outputs
+from modalign.training.outputs import Everyone
 from modalign.training.parallel import Parallel, device_of
-from modalign.training.references import Reference
+from modalign.training.references import Reference, readings
 from modalign.training.settings import START, LearningRates, Stage, TrainSettings
 from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
@@ -153,7 +153,6 @@ class Trainer:
         groups = parameter_groups(module, rates, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
         self.objective = Objective.of(stage)
-        self.reads = {name: self.objective.reads(name) for name in self.references}
         if settings.parallel == "fsdp" and parallel.world > 1:
             self._refuse_sharded()
         self.order = learner.order(settings.batch_size, seed)
@@ -260,25 +259,18 @@ class Trainer:
                 stack.enter_context(self.parallel.accumulating(self.call))
             with autocast(self.device, self.settings):
                 outputs = self.learner.outputs(self.call, batch)
-                value = self.objective.value(outputs, batch, self._read(batch))
+                found = readings(self.references, self.objective, batch)
+                value = self.objective.value(outputs, batch, found)
             if self.parallel.world > 1 and "logits" not in self.objective.needs:
                 value = value + 0 * outputs.logits.sum()  # through which all parameters are reached
             if value.requires_grad:  # text alone trains nothing where the language model is frozen
                 (value * self.shares).backward()  # processes average their gradients
         return value.detach()
 
-    def _read(self, batch: Any) -> dict[str, Outputs]:
-        """What the references make of this micro-batch."""
-        found = {}
-        for name, reference in self.references.items():
-            found[name] = reference.outputs(batch, self.reads[name])
-        return found
-
     def _flops(self, batch: Any) -> float:
         """FLOPs of a micro-batch, those of the references included."""
-        own = self.learner.flops(batch)
-        reads = self.reads.items()
-        return own + sum(self.references[name].flops(batch, needs) for name, needs in reads)
+        theirs = (r.flops(batch, self.objective.reads(name)) for name, r in self.references.items())
+        return self.learner.flops(batch) + sum(theirs)
 
     def _micro_batches(self, indices: list[int]) -> list[Any]:
         """This process's part of a batch, in as many pieces as every other process makes."""

@@ -13,10 +13,14 @@ from modalign.errors import DataError, ModalignError
 from modalign.models.bridges import PlaceholderError
 from modalign.models.collation import Batch
 from modalign.models.parts import PartNotFoundError
-from modalign.training.learners import captions
+from modalign.training.learners import ModelLearner, captions
 from modalign.training.memory import Composed
 from modalign.training.methods import Method
+from modalign.training.objectives import Objective
+from modalign.training.references import readings
+from modalign.training.settings import Stage
 
+TRIED = 4  # records that a stage's terms are tried on
 REFUSALS = (ModalignError, ConnectorError, PartNotFoundError, PlaceholderError)
 
 
@@ -55,7 +59,11 @@ def try_out(subject: Composed, samples: Sequence[Sample], whole: bool = True) ->
     """
     _refuse_too_long(subject, samples)
     _refuse_without_pairs(subject)
-    return _features_given(subject, whole)
+    given = _features_given(subject, whole)
+    for stage in subject.method.stages:
+        if stage.runs == "model":
+            _compute_objective(subject, stage)
+    return given
 
 
 def _refuse_too_long(subject: Composed, samples: Sequence[Sample]) -> None:
@@ -116,6 +124,24 @@ def _features_given(subject: Composed, whole: bool) -> int | None:
                 "grid is not what it says"
             )
     return max(max(tokens) for tokens in given.values()) if given else None
+
+
+@torch.no_grad()
+def _compute_objective(subject: Composed, stage: Stage) -> None:
+    """Compute a stage's terms on a few of its records: what they cannot compare shows before step 0."""
+    objective = Objective.of(stage)
+    if not (stage.roles or objective.references or objective.needs - {"logits", "codes"}):
+        return
+    references = subject.references.of(stage, subject.model)
+    learner = ModelLearner.of(
+        subject.model, subject.train_samples, subject.collator, subject.settings, stage
+    )
+    size = min(subject.settings.batch_size, max(TRIED, len(stage.roles)))
+    device = next(subject.model.parameters()).device
+    with torch.random.fork_rng():
+        batch = learner.collate(learner.order(size, subject.seed).batch(0)).to(device)
+        outputs = learner.outputs(subject.model, batch)
+        objective.value(outputs, batch, readings(references, objective, batch))
 
 
 def _others(subject: Composed, chosen: Sequence[Sample]) -> list[Sample]:

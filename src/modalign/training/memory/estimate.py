@@ -163,18 +163,22 @@ def longest_batch(target: Composed, learner: ModelLearner) -> list[int]:
     """Numbers of the samples of the (micro-)batch of the first epoch that holds the most positions."""
     collator, settings = target.collator, target.settings
     lengths = [collator.length(sample) for sample in learner.samples]
-    pieces = settings.accumulate * settings.processes
+    matched = learner.roles is not None and learner.roles.matched  # pairs stay together
+    pieces = 1 if matched else settings.accumulate * settings.processes
     order = learner.order(settings.batch_size, target.seed)
     steps = -(-len(lengths) // settings.batch_size)
     batches = [order.batch(step)[::pieces] for step in range(steps)]
     worst = max(batches, key=lambda indices: len(indices) * max(lengths[i] for i in indices))
-    return sorted(worst, key=lambda i: -lengths[i])
+    return worst if matched else sorted(worst, key=lambda i: -lengths[i])
 
 
 def _affordable(
     target: Composed, learner: ModelLearner, chosen: list[int]
 ) -> tuple[TrainBatch, float]:
     """The batch, or its longest rows where it is large, and how much larger the whole is."""
+    if learner.roles is not None and learner.roles.matched:
+        pieces = target.settings.accumulate * target.settings.processes
+        return learner.collate(chosen), 1 / pieces
     width = target.collator.length(learner.samples[chosen[0]])
     count = max(1, min(len(chosen), MEASURED_POSITIONS // max(width, 1)))
     return learner.collate(chosen[:count]), len(chosen) / count

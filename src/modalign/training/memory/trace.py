@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modalign.models.parts import decoder_layers
 from modalign.training.learners import Learner
 from modalign.training.objectives import Objective
-from modalign.training.references import Reference
+from modalign.training.references import Reference, readings
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.trainer import autocast
 
@@ -131,11 +131,7 @@ def _record(
     ):
         outputs = learner.outputs(learner.module, batch)
         objective = Objective.of(stage)
-        readings = {
-            name: reference.outputs(batch, objective.reads(name))
-            for name, reference in references.items()
-        }
-        loss = objective.value(outputs, batch, readings)
+        loss = objective.value(outputs, batch, readings(references, objective, batch))
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor) and _key(logits) not in {key for key, _ in trace.events}:
         trace.logits = logits.untyped_storage().nbytes()
