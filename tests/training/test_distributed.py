@@ -27,6 +27,23 @@ TOLERANCE = 1e-5
 # Batches are sorted by number of images: some have an image in one process only.
 SHARED: dict[str, Any] = {"batch_size": 3}
 DATA: dict[str, Any] = {"budget": "32samples", "count": 22, "val": 4}
+START = {"reference": "start"}
+APART: dict[str, Any] = {
+    "objective": {
+        "npo": {"role": "a"},
+        "cross_entropy": {"role": "b"},
+        "relation": START | {"role": "b"},
+        "proximal": 0.5,
+    },
+    "roles": {"a": "domain:a", "b": "domain:b"},
+}
+TOGETHER: dict[str, Any] = {
+    "objective": {"info_nce": {"anchor": "a", "positive": "b", "temperature": 0.5}},
+    "roles": {"a": "domain:a", "b": "domain:b"},
+    "matched": True,
+}
+ROLES: dict[str, Any] = {"paired": True, "recipe": [APART]}
+PAIRS: dict[str, Any] = {"paired": True, "recipe": [TOGETHER]}
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {"settings": {"accumulate": 2}},
     "ddp, lora": {"settings": {"llm": "lora", "packing": True, "pack_length": 96}},
@@ -42,6 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ddp, codes": {"settings": {"accumulate": 2}, "plan": {"method": "vq_codes"}},
     "fsdp, words": {"settings": {"parallel": "fsdp"}, "plan": {"method": "vocabulary_codes"}},
     "fsdp, encoder": {"settings": {"parallel": "fsdp", "encoder": "full"}},
+    "ddp, roles": {"settings": {"accumulate": 2, "llm": "lora"}, "plan": ROLES},
+    "ddp, pairs": {"settings": {"accumulate": 2, "batch_size": 6}, "plan": PAIRS},
 }
 CUT = 3  # steps before a run is cut off, to be resumed in another world
 
