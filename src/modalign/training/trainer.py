@@ -261,7 +261,7 @@ class Trainer:
                 outputs = self.learner.outputs(self.call, batch)
                 found = readings(self.references, self.objective, batch)
                 value = self.objective.value(outputs, batch, found)
-            if self.parallel.world > 1 and "logits" not in self.objective.needs:
+            if self.shares > 1 and "logits" not in self.objective.needs:
                 value = value + 0 * outputs.logits.sum()  # through which all parameters are reached
             if value.requires_grad:  # text alone trains nothing where the language model is frozen
                 (value * self.shares).backward()  # processes average their gradients
