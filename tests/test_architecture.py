@@ -18,6 +18,7 @@ import modalign
 # Files below all rooms. They import one another only.
 GROUND = {
     "cache",
+    "chat_templates",
     "configuration",
     "devices",
     "differences",

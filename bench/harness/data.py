@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from modalign.files import write_atomically
-from modalign.models.open import open_model, tokenizer_of
+from modalign.models.asking import tokenizer_of
+from modalign.models.open import open_model
 from modalign.starter.build import starter
 
 PAIRS = (("yes", "no"), ("even", "odd"))

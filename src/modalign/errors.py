@@ -19,3 +19,8 @@ class DataError(ModalignError):
     """Input data that cannot be used (exit code 3)."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,7 +22,8 @@ from modalign.comparison.results import Comparison
 from modalign.comparison.winner import trained_session
 from modalign.errors import UsageError
 from modalign.evaluation.generation import generate_answers
-from modalign.models.export import Expected, conversation_of, load_model, observe
+from modalign.models.asking import conversation_of
+from modalign.models.export import Expected, load_model, observe
 from modalign.models.export.verify import NEW_TOKENS, verify_in_clean_process
 
 

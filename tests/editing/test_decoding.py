@@ -9,7 +9,8 @@ import torch
 from tiny_tokenizers import tokenizer
 
 import tiny
-from modalign.editing.benchmarks.decoding import decode, end_ids
+from modalign.chat_templates import end_ids
+from modalign.editing.benchmarks.decoding import decode
 from modalign.editing.benchmarks.free_generation import generate_answers, generation_metrics, judge
 from modalign.editing.benchmarks.rows import Asked
 from modalign.editing.benchmarks.scoring import Question
@@ -107,7 +108,7 @@ def test_generated_answers_are_read_per_kind() -> None:
     said = []
     for prompt in prompts:
         ids = tok(prompt)["input_ids"]
-        made = greedily(model, ids, 6, end_ids(model, tok))
+        made = greedily(model, ids, 6, frozenset(end_ids(tok, model.generation_config)))
         said.append(tok.decode(made).strip(" "))
     one = said[0].split(" ")[0] or said[0]
     asked = [

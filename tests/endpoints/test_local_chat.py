@@ -88,7 +88,8 @@ def test_an_end_is_an_end(chat: Callable[..., LocalChat]) -> None:
     local = chat(max_tokens=20)
     ids = local._prompt(ASKED, None)
     first = int(local.language_model(ids).logits[0, -1].argmax())
-    reply = chat(max_tokens=20, end_ids=[first]).complete(ASKED)
+    local.language_model.generation_config.eos_token_id = [first]
+    reply = LocalChat(local.language_model, local.tokenizer, max_tokens=20).complete(ASKED)
     assert (reply.completion_tokens, reply.finish) == (1, "stop")
 
 

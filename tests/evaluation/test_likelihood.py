@@ -14,10 +14,11 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tiny
+from modalign.chat_templates import ids_after
 from modalign.data.records import Message
 from modalign.data.supervision import tokenise
 from modalign.errors import DataError
-from modalign.evaluation.likelihood import _ids_behind, score_options
+from modalign.evaluation.likelihood import score_options
 from modalign.evaluation.scoring import score
 from modalign.models.open import open_model
 from modalign.models.tool_text import ToolReader
@@ -105,9 +106,9 @@ def test_no_space_is_put_before_an_answer() -> None:
     )
     made = PreTrainedTokenizerFast(tokenizer_object=raw)
     assert made(" yes")["input_ids"] == [0, 3]  # alone: two spaces
-    assert _ids_behind(made, "is it", " yes") == [3]
-    assert _ids_behind(made, "is it:", "yes") == [4]
-    assert _ids_behind(made, "is it ", "yes") == [4]  # the space is the prompt's
+    assert ids_after(made, "is it", " yes") == [3]
+    assert ids_after(made, "is it:", "yes") == [4]
+    assert ids_after(made, "is it ", "yes") == [4]  # the space is the prompt's
 
 
 def test_with_tools_the_model_reads_their_words(

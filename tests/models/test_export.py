@@ -36,6 +36,7 @@ from transformers import (
     ViTModel,
 )
 
+from modalign.chat_templates import turn_end_ids
 from modalign.connectors.base import Widths
 from modalign.connectors.converters.linear import LinearConnector
 from modalign.connectors.registry import connectors
@@ -65,7 +66,6 @@ from modalign.models.export import (
     verify_saved,
 )
 from modalign.models.export.remote_code import NotCopyableError, write_code
-from modalign.models.templates import turn_end_ids
 from modalign.starter import language, vision
 
 transformers.logging.set_verbosity_error()

@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from modalign.errors import UsageError
+from modalign.models.asking import tokenizer_of
 from modalign.models.export import save_model
 from modalign.models.modeling import ModalignForConditionalGeneration
-from modalign.models.open import open_model, takes_media, tokenizer_of
+from modalign.models.open import open_model, takes_media
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

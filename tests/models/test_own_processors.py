@@ -15,7 +15,8 @@ import tiny
 from every_modality import sound
 from modalign.evaluation.generation import answer_records
 from modalign.evaluation.likelihood import score_options
-from modalign.models.export import probe, save_model
+from modalign.models import probe
+from modalign.models.export import save_model
 from modalign.models.export.native import build_native
 from modalign.models.open import open_model
 

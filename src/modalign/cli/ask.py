@@ -49,7 +49,8 @@ def ask(
     from modalign.cli.console import print_json, quiet_libraries, stdout
     from modalign.data.records import Media
     from modalign.evaluation.generation import answer
-    from modalign.models.open import open_model, tokenizer_of
+    from modalign.models.asking import tokenizer_of
+    from modalign.models.open import open_model
     from modalign.patches import with_patches
 
     quiet_libraries()

@@ -90,7 +90,8 @@ def opened(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]
         UsageError: no model, or an unknown type of numbers.
     """
     from modalign.editing.run import dtype_named
-    from modalign.models.open import open_model, tokenizer_of
+    from modalign.models.asking import tokenizer_of
+    from modalign.models.open import open_model
 
     loaded, reader = open_model(model, dtype_named(dtype), device)
     return loaded, tokenizer_of(reader)

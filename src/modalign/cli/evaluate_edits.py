@@ -116,7 +116,8 @@ def _measure(
     from modalign.editing.benchmarks.multimodal import evaluate_multimodal
     from modalign.editing.engine.corpus import read_corpus
     from modalign.editing.readers import read_edits, validate_against_tokenizer
-    from modalign.models.open import open_model, tokenizer_of
+    from modalign.models.asking import tokenizer_of
+    from modalign.models.open import open_model
     from modalign.patches import check_tokenizer, load_patch, view
 
     said: list[str] = []

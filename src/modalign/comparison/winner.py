@@ -13,9 +13,9 @@ from modalign.comparison.job import Job, JobResult
 from modalign.comparison.results import Comparison, Example
 from modalign.data.supervision import Sample
 from modalign.evaluation.generation import generate_answers
+from modalign.models.asking import conversation_of
 from modalign.models.export import (
     Expected,
-    conversation_of,
     observe,
     save_model,
     verify_in_clean_process,

@@ -20,7 +20,7 @@ import numpy as np
 
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
-from modalign.errors import UsageError
+from modalign.errors import UsageError, first_line
 
 MAX_SECONDS = 600.0
 RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong
@@ -156,11 +156,7 @@ def _decoded(recording: _Recording, media: Media) -> Iterator[np.ndarray]:
     try:
         yield from recording.blocks
     except Exception as error:  # decoders raise whatever the damage happens to cause
-        _refuse(media, f"damaged audio ({_first_line(error)}): copy it anew")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _refuse(media, f"damaged audio ({first_line(error)}): copy it anew")
 
 
 def _refuse(media: Media, message: str) -> NoReturn:
@@ -271,7 +267,7 @@ def _by_pyav(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording:
     except (av.FFmpegError, ValueError) as error:
         _refuse(
             media,
-            f"no audio of a known format ({_first_line(error)}): save it as WAV, FLAC, MP3 or OGG",
+            f"no audio of a known format ({first_line(error)}): save it as WAV, FLAC, MP3 or OGG",
         )
     if not container.streams.audio:
         _refuse(media, "the file holds no sound: remove the row")

@@ -1,26 +1,22 @@
 """From a record to token ids and labels, by the tokenizer's own chat template.
 
-Labels come from the template's generation marks; templates without marks by prefix difference: what
-an assistant turn adds to the conversation before it. Ids are never re-tokenised; a placeholder is
-expanded by repeating its id.
+Ids are never re-tokenised; a placeholder is expanded by repeating its id.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
+from modalign.chat_templates import end_ids, ids_and_offsets, supervised
 from modalign.data.records import MODALITIES, Media, Message, Record, mark
 from modalign.errors import DataError
 
 IGNORE = -100
-_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass
@@ -95,43 +91,20 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     ]
 
 
-def has_marks(tokenizer: Any) -> bool:
-    """Whether the chat template says itself what the assistant generates."""
-    return _MARK.search(tokenizer.get_chat_template()) is not None
+def _labelled(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    """Token ids, and whether the model must produce each: what the assistant says, to its end mark.
 
-
-def _by_marks(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    rendered = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    return list(rendered["input_ids"]), [bool(flag) for flag in rendered["assistant_masks"]]
-
-
-def _by_prefix(
-    tokenizer: Any, messages: list[dict[str, str]], record: Record
-) -> tuple[list[int], list[bool]]:
-    """Compare texts, not ids: a token may reach over the border between prompt and answer."""
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    Texts are compared, not ids: a token may reach over the border between prompt and answer.
+    """
+    text, spans = supervised(tokenizer, messages)
+    ids, offsets = ids_and_offsets(tokenizer, text)
+    ends = end_ids(tokenizer)
     flags = [False] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(
-            messages[:turn], tokenize=False, add_generation_prompt=True
-        )
-        after = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
-        if not (after.startswith(before) and whole.startswith(after)):
-            raise DataError(
-                f"{record.source}: the chat template renders turn {turn + 1} differently once "
-                "more turns follow, so its supervised tokens cannot be told; add {% generation %} "
-                "marks to the template"
-            )
+    for first, last in spans:
         for place, (start, stop) in enumerate(offsets):
-            if stop > len(before) and start < len(after):
+            if stop > first and start < last:
                 flags[place] = True
-                if ids[place] == tokenizer.eos_token_id:  # generation ends here
+                if ids[place] in ends:  # generation ends here
                     break
     return ids, flags
 
@@ -145,13 +118,9 @@ def tokenise(record: Record, tokenizer: Any) -> Sample:
     """
     messages = template_messages(record.messages)
     try:
-        ids, flags = (
-            _by_marks(tokenizer, messages)
-            if has_marks(tokenizer)
-            else _by_prefix(tokenizer, messages, record)
-        )
-    except TemplateError as error:
-        raise DataError(f"{record.source}: the chat template refuses it: {error}") from error
+        ids, flags = _labelled(tokenizer, messages)
+    except DataError as error:
+        raise DataError(f"{record.source}: {error}") from error
     media = tuple(record.media())
     array = np.asarray(ids, dtype=np.int64)
     given = Counter(medium.modality for medium in media)

@@ -14,7 +14,8 @@ from modalign.editing.engine.covariance import collect
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.run import dtype_named
 from modalign.errors import UsageError
-from modalign.models.open import open_model, tokenizer_of
+from modalign.models.asking import tokenizer_of
+from modalign.models.open import open_model
 from modalign.progress import Progress
 
 DEAD = 1e-10  # of the largest eigenvalue: directions that no key used

@@ -12,7 +12,8 @@ from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.methods import method_named
 from modalign.editing.run import configured
 from modalign.errors import DataError
-from modalign.models.open import open_model, tokenizer_of
+from modalign.models.asking import tokenizer_of
+from modalign.models.open import open_model
 from modalign.patches import check_tokenizer
 from modalign.patches.apply import fit
 from modalign.patches.header import EditRecord

@@ -22,7 +22,8 @@ from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.errors import DataError, UsageError
 from modalign.files import check_free
-from modalign.models.open import open_model, tokenizer_of
+from modalign.models.asking import tokenizer_of
+from modalign.models.open import open_model
 from modalign.patches import applied, check_tokenizer, load_patch, save_patch
 from modalign.patches.patch import Patch
 from modalign.progress import Progress

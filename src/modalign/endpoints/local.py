@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from modalign.chat_templates import end_ids, pad_id, prompt_ids, takes_tools
 from modalign.endpoints.chat import ChatMessage, Reply, ToolCall, ToolSchema, Usage
 from modalign.endpoints.errors import EndpointError
 from modalign.endpoints.tool_calls import (
@@ -14,7 +15,7 @@ from modalign.endpoints.tool_calls import (
     with_mappings,
     without_thoughts,
 )
-from modalign.errors import UsageError
+from modalign.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,6 @@ class LocalChat:
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
         max_tokens: longest reply in tokens, unless a request says otherwise or the context ends before.
-        end_ids: tokens that end a reply, beside those of the model's generation configuration.
 
     Raises:
         UsageError: the tokenizer has no chat template.
@@ -44,7 +44,6 @@ class LocalChat:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int = 512,
-        end_ids: Sequence[int] = (),
     ) -> None:
         if tokenizer.chat_template is None:
             raise UsageError(
@@ -55,9 +54,9 @@ class LocalChat:
         self.tokenizer: Any = tokenizer
         self.model = str(model.config.name_or_path or type(model).__name__)
         self.max_tokens = max_tokens
-        self.end_ids = _declared_ends(model) | set(end_ids)
+        self.end_ids = end_ids(tokenizer, model.generation_config)
         self.usage = Usage()
-        self.knows_tools = _knows_tools(tokenizer)
+        self.knows_tools = takes_tools(tokenizer)
 
     def complete(
         self,
@@ -98,24 +97,17 @@ class LocalChat:
         self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] | None
     ) -> Tensor:
         """(1, T) int64 token ids of the conversation."""
-        from jinja2 import TemplateError
+        import torch
 
         if self.knows_tools:
             turns, offered = with_mappings(messages), list(tools) if tools else None
         else:
             turns, offered = as_plain_text(messages, tools), None
         try:
-            inputs = self.tokenizer.apply_chat_template(
-                turns,
-                tools=offered,
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        except TemplateError as error:
-            raise EndpointError(f"{self.model}: its chat template refuses: {error}") from None
-        ids: Tensor = inputs["input_ids"].to(self.language_model.device)
-        return ids
+            ids = prompt_ids(self.tokenizer, turns, offered)
+        except DataError as error:
+            raise EndpointError(f"{self.model}: {error}") from None
+        return torch.tensor([ids], device=self.language_model.device)
 
     def _limit(self, length: int, asked: int | None) -> int:
         """Longest reply after a prompt of so many tokens; the default is cut to the room there is."""
@@ -138,7 +130,6 @@ class LocalChat:
         if temperature > 0:
             top_p = float(settings.get("top_p", 1.0))
             drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        pad = self.tokenizer.pad_token_id
         devices = [ids.device] if ids.device.type == "cuda" else []
         with torch.inference_mode(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(settings.get("seed", 0)) + sample)
@@ -146,8 +137,8 @@ class LocalChat:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=limit,
-                eos_token_id=sorted(self.end_ids) or None,
-                pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
+                eos_token_id=self.end_ids or None,
+                pad_token_id=pad_id(self.tokenizer),
                 **drawing,
             )
         new: Tensor = made[0, ids.shape[1] :]
@@ -174,26 +165,8 @@ class LocalChat:
         return split_calls(text) if tools else (text, ())
 
 
-def _declared_ends(model: Any) -> set[int]:
-    declared = model.generation_config.eos_token_id
-    return set(declared) if isinstance(declared, list) else {declared} - {None}
-
-
 def _typed_call(place: int, item: dict[str, Any]) -> ToolCall:
     function = item["function"]
     return ToolCall(
         str(function["name"]), json.dumps(function.get("arguments", {})), f"call_{place}"
     )
-
-
-def _knows_tools(tokenizer: Any) -> bool:
-    """Whether the chat template shows the model the tools it is given."""
-    turn = [{"role": "user", "content": "?"}]
-    function = {
-        "name": "look",
-        "description": "",
-        "parameters": {"type": "object", "properties": {}},
-    }
-    tools = [{"type": "function", "function": function}]
-    without = tokenizer.apply_chat_template(turn, tokenize=False)
-    return bool(tokenizer.apply_chat_template(turn, tools=tools, tokenize=False) != without)

@@ -16,14 +16,15 @@ from modalign.data.readers import read_records
 from modalign.data.records import Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
-from modalign.evaluation.generation import answer_records, modalities_of
+from modalign.evaluation.generation import answer_records
 from modalign.evaluation.likelihood import score_options
 from modalign.evaluation.passes import BLANK, RIGHT, SHUFFLED, is_mixed, passes_over
 from modalign.evaluation.tasks.base import CHANCE, Output, Score, Task, groups_of
 from modalign.evaluation.tasks.exact import Exact
 from modalign.files import write_atomically
+from modalign.models.asking import modalities_of, tokenizer_of
 from modalign.models.encoders.loading import acceptance
-from modalign.models.open import open_model, tokenizer_of
+from modalign.models.open import open_model
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
@@ -113,7 +114,7 @@ def evaluate_model(
     _check_early(task, data, limit)
     loaded, processor = open_model(folder, device=device)
     model = with_patches(loaded, tokenizer_of(processor), patches)
-    taken = modalities_of(processor)
+    taken = modalities_of(processor) or ["image"]  # which a language model then refuses
     specs = {modality: own["spec"] for modality, own in getattr(processor, "signals", {}).items()}
     records, _ = validate(
         read_records(data, modalities=taken),

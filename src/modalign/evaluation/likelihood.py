@@ -15,12 +15,10 @@ from transformers import ProcessorMixin
 from modalign.data.records import Message, Record
 from modalign.data.supervision import tokenise
 from modalign.errors import DataError
-from modalign.evaluation.generation import text_ids
 from modalign.evaluation.scoring import score
 from modalign.evaluation.tasks.base import OptionScore
-from modalign.models.export import conversation_of
-from modalign.models.export.probe import Conversation, prepare
-from modalign.models.open import tokenizer_of
+from modalign.models.asking import answer_ids, conversation_of, text_ids
+from modalign.models.probe import Conversation, placed, prepare
 from modalign.models.tool_text import ToolReader
 
 
@@ -78,12 +76,11 @@ def _of_record(
     conversation = conversation_of(record, processor)
     if isinstance(processor, ProcessorMixin):
         inputs = prepare(processor, [conversation] * len(options))
-        answers = [_answer_ids(processor, conversation, option, record) for option in options]
     else:
         ids = text_ids(processor, conversation)
         prompt = torch.tensor([ids] * len(options))
         inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-        answers = [_text_answer_ids(processor, conversation, o, record) for o in options]
+    answers = [_answer_ids(processor, conversation, option, record) for option in options]
     sums = _log_likelihoods(model, inputs, answers)
     return tuple(
         OptionScore(option, value, len(ids))
@@ -91,54 +88,13 @@ def _of_record(
     )
 
 
-def _text_answer_ids(
-    tokenizer: Any, conversation: Conversation, option: str, record: Record
-) -> list[int]:
-    if tokenizer.chat_template is None:
-        before = "\n".join(part["text"] for turn in conversation for part in turn["content"])
-        return _ids_behind(tokenizer, before, f" {option}")
-    texts = [
-        {**turn, "content": "".join(part["text"] for part in turn["content"])}
-        for turn in conversation
-    ]
-    return _answer_ids(tokenizer, texts, option, record)
-
-
 def _answer_ids(reader: Any, conversation: Conversation, option: str, record: Record) -> list[int]:
-    """Tokens that the chat template adds to a prompt for an answer, up to its end mark."""
-    tokenizer = tokenizer_of(reader)
-    plain = reader is tokenizer
-    content: Any = option if plain else [{"type": "text", "text": option}]
-    answered = [*conversation, {"role": "assistant", "content": content}]
-    before = reader.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    whole = reader.apply_chat_template(answered, tokenize=False)
-    if not whole.startswith(before):
+    try:
+        return answer_ids(reader, conversation, option)[0]
+    except DataError as error:
         raise DataError(
-            f"{record.source}: the chat template writes the prompt differently once it is answered, so "
-            "the answer's tokens cannot be told; use a task that generates (--task exact)"
-        )
-    ids = _ids_behind(tokenizer, before, whole[len(before) :])
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    if not ids:
-        raise DataError(f"{record.source}: the option {option!r} has no tokens")
-    return ids
-
-
-def _ids_behind(tokenizer: Any, before: str, text: str) -> list[int]:
-    """Tokens of a text that stands behind another, whose tokens are given.
-
-    Both are tokenised together, as in training: alone, many tokenizers would put a space in front. Where a
-    token reaches over the border, a line break takes the first text's place.
-    """
-    ids: list[int] = []
-    for front in (before, "\n"):
-        encoded = tokenizer(front + text, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
-        ids = [token for token, (start, stop) in pairs if start >= len(front) and stop > start]
-        if not any(start < len(front) < stop for _, (start, stop) in pairs):
-            break
-    return ids
+            f"{record.source}: {error}; use a task that generates (--task exact)"
+        ) from error
 
 
 def _log_likelihoods(
@@ -167,10 +123,7 @@ def _log_likelihoods(
     longer["input_ids"] = torch.cat([prompt, added], dim=1)
     mask = inputs["attention_mask"]
     longer["attention_mask"] = torch.cat([mask, present.to(mask.dtype)], dim=1)
-    moved: dict[str, Any] = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in {**inputs, **longer}.items()
-    }
+    moved: dict[str, Any] = {**placed({**inputs, **longer}, model)}
     width = added.shape[1] + 1  # the last prompt position tells the first answer token
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         moved["logits_to_keep"] = width

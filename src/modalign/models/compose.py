@@ -21,12 +21,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from modalign.chat_templates import end_ids
 from modalign.connectors.base import Connector, ConnectorError, Variant, Widths
 from modalign.connectors.frames import fitted
 from modalign.connectors.registry import connector_class
 from modalign.data.records import mark
 from modalign.encoders.base import SignalEncoder
-from modalign.errors import UsageError
+from modalign.errors import UsageError, first_line
 from modalign.models.configuration import ModalignConfig
 from modalign.models.encoders.image import plain_processor
 from modalign.models.encoders.loading import Encoder
@@ -36,11 +37,10 @@ from modalign.models.parts import decoder_layers, hidden_size
 from modalign.models.processing import ModalignProcessor
 from modalign.models.templates import (
     adds_tokens,
-    end_ids,
     let_template_add_tokens,
     multimodal_template,
 )
-from modalign.models.weights import first_line, pickle_hint, safetensors_only
+from modalign.models.weights import pickle_hint, safetensors_only
 
 IMAGE_TOKEN = mark("image")
 
@@ -204,7 +204,7 @@ def _set_generation(
     settings.pad_token_id = llm.tokenizer.pad_token_id
     if placeholders:
         settings.suppress_tokens = placeholders  # they stand for media, never for words
-    ends = end_ids(llm.tokenizer, settings.eos_token_id)
+    ends = end_ids(llm.tokenizer, settings)
     if ends:
         settings.eos_token_id = ends if len(ends) > 1 else ends[0]
 

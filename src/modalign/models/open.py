@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from transformers import (
@@ -18,16 +18,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProcessorMixin,
 )
 
 from modalign.devices import device_named
-from modalign.errors import UsageError
+from modalign.errors import UsageError, first_line
+from modalign.models.asking import Reader, tokenizer_of
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.folder import load_model
 from modalign.models.tool_text import ToolReader, saved_tools
-
-Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase | ToolReader"
 
 
 def open_model(
@@ -57,12 +55,6 @@ def open_model(
     if tools is not None:
         reader = ToolReader(tokenizer_of(reader), *tools)
     return model.to(target).eval(), reader
-
-
-def tokenizer_of(reader: Reader) -> PreTrainedTokenizerBase:
-    """The tokenizer: itself, or the processor's."""
-    inner: PreTrainedTokenizerBase = getattr(reader, "tokenizer", reader)
-    return inner
 
 
 def takes_media(name: Path | str) -> bool:
@@ -115,7 +107,9 @@ def _configuration(name: Path | str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"the model {str(name)!r} cannot be loaded: {_first(error)}") from error
+        raise UsageError(
+            f"the model {str(name)!r} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def _open_causal(
@@ -128,10 +122,6 @@ def _open_causal(
     except (OSError, ValueError, KeyError) as error:
         hint = "; weights are read from safetensors only" if "safetensors" in str(error) else ""
         raise UsageError(
-            f"the language model {name!r} cannot be loaded: {_first(error)}{hint}"
+            f"the language model {name!r} cannot be loaded: {first_line(error)}{hint}"
         ) from error
     return model, tokenizer
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Chat templates and end marks: what training renders and what inference renders are the same ids.
+"""Chat templates made fit for media: what training renders and what inference renders are the same ids.
 
 Training renders conversations whose media are already placeholder text. A processor is given parts
 such as ``{"type": "image"}``, which most language models' templates cannot render; so a template is
@@ -12,6 +12,8 @@ from typing import Any
 
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
+
+from modalign.chat_templates import rendered
 
 # Rebuilds `messages` with string contents, then the original template runs on them. The last block
 # ends without a dash and before a newline that the renderer drops (trim_blocks), so that white
@@ -70,29 +72,6 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special token that the chat template puts after an assistant's turn, if it puts one."""
-    rendered = []
-    for answer in ("a", "b"):
-        talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
-        ids = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
-        rendered.append(list(ids))
-    shared = 0
-    while shared < min(map(len, rendered)) and rendered[0][-1 - shared] == rendered[1][-1 - shared]:
-        shared += 1
-    special = {int(key) for key, value in tokenizer.added_tokens_decoder.items() if value.special}
-    after = [token for token in rendered[0][len(rendered[0]) - shared :] if token in special]
-    return after[:1]
-
-
-def end_ids(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:
-    """Every id that ends an answer: those declared, the tokenizer's own, the template's."""
-    found = [declared] if isinstance(declared, int) else list(declared or [])
-    if tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    return list(dict.fromkeys(found + turn_end_ids(tokenizer)))
-
-
 def adds_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts special tokens around a text by itself."""
     return bool(
@@ -106,9 +85,8 @@ def let_template_add_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     Training tokenises the rendered template as it is; a processor lets the tokenizer add its own
     tokens, unless the text begins with one. Without this the two could differ in the first id.
     """
-    talk = [{"role": "user", "content": "q"}]
-    rendered = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-    begins = tokenizer.bos_token is not None and rendered.startswith(tokenizer.bos_token)
+    text = rendered(tokenizer, [{"role": "user", "content": "q"}])
+    begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     if begins or not adds_tokens(tokenizer):
         return
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)

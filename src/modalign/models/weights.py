@@ -16,8 +16,3 @@ def pickle_hint(error: BaseException) -> str:
         ". Weights that are a pickle are not read: save them as safetensors, or give --allow-pickle "
         "(they are then read with weights_only=True)"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,8 +22,9 @@ import torch
 
 from modalign.devices import device_named
 from modalign.errors import UsageError
+from modalign.models.asking import tokenizer_of
 from modalign.models.export.gateway import REFERENCE
-from modalign.models.open import open_model, tokenizer_of
+from modalign.models.open import open_model
 from modalign.patches import with_patches
 from modalign.serving.one_by_one import answer_alone
 from modalign.serving.prefixes import Prefixes, content_key
@@ -122,7 +123,7 @@ class LocalEngine:
         self.max_length = max_length or _declared_length(model)
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.runner = runner_of(model, self.modalities if self.prompts.has_media else ())
-        self.settled = Settled.of(model)
+        self.settled = Settled.of(model, self.prompts.tokenizer)
         self.decode = decoder(self.prompts.tokenizer)
         self.note = why_not_batched(self.runner, self.prompts)
         if self.note:

@@ -26,6 +26,7 @@ from typing import Any
 import httpx2
 import torch
 
+from modalign.chat_templates import end_ids
 from modalign.devices import device_named
 from modalign.errors import ModalignError, UsageError
 from modalign.models.export.gateway import Gateway, load_gateway
@@ -356,8 +357,7 @@ class GatewayEngine:
 
     def _body(self, asked: _Asked, embeddings: torch.Tensor) -> dict[str, Any]:
         sampling, generation = asked.sampling, self.gateway.generation
-        ends = generation.eos_token_id
-        stops = [ends] if isinstance(ends, int) else list(ends or [])
+        stops = end_ids(self.prompts.tokenizer, generation)
         rows = self.gateway.language_model["rows"]
         # Placeholders beyond the language model's vocabulary cannot be said there anyhow.
         never = [token for token in generation.suppress_tokens or [] if token < rows]

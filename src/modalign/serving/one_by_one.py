@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
+from modalign.models.probe import placed
+
 if TYPE_CHECKING:
     from modalign.serving.rows import Row
     from modalign.serving.runners import Runner
@@ -48,10 +50,7 @@ def answer_alone(runner: Runner, row: Row) -> None:
     """Answer one request; its events are told as in a batch."""
     model, device = runner.model, runner.device
     ids = torch.tensor([row.prompt.ids], device=device)
-    inputs = {
-        name: value.to(device, model.dtype if value.is_floating_point() else None)
-        for name, value in row.prompt.inputs.items()
-    }
+    inputs = placed(dict(row.prompt.inputs), model)
     if row.sampling.prompt_logprobs:
         row.start(model(input_ids=ids, **inputs).logits[0], 0)
     else:

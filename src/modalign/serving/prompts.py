@@ -7,19 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
-from modalign.data.images import open_image
+from modalign.chat_templates import plain_ids, takes_tools
 from modalign.data.records import Media, Message, Record, Source, mark
-from modalign.data.supervision import tokenise
-from modalign.errors import ModalignError
-from modalign.evaluation.generation import modalities_of, prompt_of
-from modalign.models.encoders.loading import decode_medium
+from modalign.errors import DataError, ModalignError, first_line
+from modalign.models.asking import (
+    content_of,
+    modalities_of,
+    prompt_sample,
+    signals_of,
+    text_ids,
+    tokenizer_of,
+)
+from modalign.models.probe import prepare
 from modalign.models.tool_text import ToolReader
 from modalign.serving.requests import Prompt, PromptError, Turn
 
-_BAD = (ModalignError, TemplateError, ValueError, TypeError, KeyError, OSError)
+_BAD = (ModalignError, ValueError, TypeError, KeyError, OSError)
 
 
 class Prompts:
@@ -31,16 +36,13 @@ class Prompts:
 
     def __init__(self, reader: Any) -> None:
         self.reader = reader
-        self.tokenizer = getattr(reader, "tokenizer", reader)
+        self.tokenizer: Any = tokenizer_of(reader)
         self.has_media = isinstance(reader, ProcessorMixin)
-        self.modalities: tuple[str, ...] = (
-            tuple(modalities_of(reader)) if self.has_media or isinstance(reader, ToolReader) else ()
-        )
+        self.modalities = tuple(modalities_of(reader))
         self.placeholders = self._placeholders() if self.has_media else {}
-        template = getattr(reader, "chat_template", None) or self.tokenizer.chat_template
-        # Behind tools whose text is read, a prompt is rendered as training rendered it: without others.
-        renders = isinstance(template, str) and "tools" in template
-        self.takes_tools = renders and not isinstance(reader, ToolReader)
+        # With tools whose text is read, a prompt is rendered as training rendered it: without others.
+        question: Any = [{"type": "text", "text": "?"}] if self.has_media else "?"
+        self.takes_tools = not isinstance(reader, ToolReader) and takes_tools(reader, question)
         # Tokenizers and processors hold state while they work (padding, truncation).
         self._lock = threading.Lock()
 
@@ -67,13 +69,18 @@ class Prompts:
         try:
             if isinstance(self.reader, ToolReader):
                 return self._by_tools(asked)
+            signals = signals_of(self.reader)
+            conversation = [
+                {**turn, "content": content_of(_parts(turn), signals, "the chat")} for turn in asked
+            ]
             if self.has_media:
-                return self._with_media(asked, media, tools)
-            return self._by_tokenizer(asked, tools)
+                return self._with_media(conversation, media, tools)
+            with self._lock:
+                return Prompt(tuple(text_ids(self.tokenizer, conversation, tools)))
         except PromptError:
             raise
         except _BAD as error:
-            raise PromptError(_first(error)) from error
+            raise PromptError(first_line(error)) from error
 
     def text(self, text: str | Sequence[int]) -> Prompt:
         """A plain text, or ids, to go on from.
@@ -82,11 +89,11 @@ class Prompts:
             PromptError: it is empty, or holds placeholders or ids that do not exist.
         """
         if isinstance(text, str):
-            with self._lock:
-                ids = list(self.tokenizer(text)["input_ids"])
-            special = set(self.tokenizer.all_special_ids)
-            while len(ids) > 1 and ids[-1] in special:  # some tokenizers end every text
-                ids.pop()
+            try:
+                with self._lock:
+                    ids = plain_ids(self.tokenizer, text)
+            except DataError as error:
+                raise PromptError(str(error)) from error
         else:
             ids = [int(token) for token in text]
             size = len(self.tokenizer)
@@ -106,28 +113,10 @@ class Prompts:
                 raise PromptError(f"this model takes {takes}, not {medium.modality}")
 
     def _with_media(
-        self, turns: Sequence[dict[str, Any]], media: Sequence[Media], tools: Any
+        self, conversation: list[dict[str, Any]], media: Sequence[Media], tools: Any
     ) -> Prompt:
-        decoded = iter([self._decoded(medium) for medium in media])
-        conversation = []
-        for turn in turns:
-            parts = [
-                {"type": part.modality, part.modality: next(decoded)}
-                if isinstance(part, Media)
-                else {"type": "text", "text": part}
-                for part in _parts(turn)
-            ]
-            conversation.append({**turn, "content": parts})
         with self._lock:
-            found = self.reader.apply_chat_template(
-                [conversation],
-                tokenize=True,
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-                **({"tools": list(tools)} if tools else {}),
-            )
-        inputs = dict(found)
+            inputs: dict[str, Any] = prepare(self.reader, [conversation], tools=tools)
         ids = inputs.pop("input_ids")[0].tolist()
         for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
             inputs.pop(name, None)
@@ -135,10 +124,6 @@ class Prompts:
         spans = self._spans(ids, contents)
         counts = {m: sum(self.placeholders.get(token) == m for token in ids) for m, _ in contents}
         return Prompt(tuple(ids), inputs, tuple(contents), tuple(spans), counts)
-
-    def _decoded(self, medium: Media) -> Any:
-        own = getattr(self.reader, "signals", {}).get(medium.modality)
-        return open_image(medium) if own is None else decode_medium(medium, own["spec"])
 
     def _spans(
         self, ids: Sequence[int], contents: Sequence[tuple[str, str]]
@@ -162,25 +147,11 @@ class Prompts:
         begin, (_, last, length) = runs[0][1], runs[-1]
         return [(begin, last + length - begin)] * len(contents)
 
-    def _by_tokenizer(self, turns: Sequence[dict[str, Any]], tools: Any) -> Prompt:
-        flat = [{**turn, "content": "".join(map(str, _parts(turn)))} for turn in turns]
-        if self.tokenizer.chat_template is None:
-            return self.text("\n".join(turn["content"] for turn in flat))
-        with self._lock:
-            found = self.tokenizer.apply_chat_template(
-                flat,
-                tokenize=True,
-                add_generation_prompt=True,
-                return_dict=True,
-                **({"tools": list(tools)} if tools else {}),
-            )
-        return Prompt(tuple(found["input_ids"]))
-
     def _by_tools(self, turns: Sequence[dict[str, Any]]) -> Prompt:
         messages = [Message(turn["role"], tuple(_parts(turn))) for turn in turns]
         record = Record("chat", (*messages, Message("assistant", ("?",))), Source("the chat", 1))
         with self._lock:
-            sample = prompt_of(tokenise(record, self.tokenizer))
+            sample = prompt_sample(record, self.tokenizer)
             ids = self.reader.collator([sample]).input_ids[0].tolist()
         return Prompt(tuple(ids))
 
@@ -204,7 +175,3 @@ def _runs(ids: Sequence[int], kinds: Mapping[int, str]) -> Iterator[tuple[str, i
             if ids[begin] in kinds:
                 yield kinds[ids[begin]], begin, place - begin
             begin = place
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

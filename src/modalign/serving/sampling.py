@@ -19,6 +19,7 @@ from transformers import (
     SuppressTokensAtBeginLogitsProcessor,
 )
 
+from modalign.chat_templates import end_ids
 from modalign.serving.requests import Sampling, Scored
 from modalign.serving.text import token_bytes
 
@@ -38,14 +39,13 @@ class Settled:
     generation: GenerationConfig
 
     @classmethod
-    def of(cls, model: Any) -> Settled:
-        """Read a model's configuration."""
+    def of(cls, model: Any, tokenizer: Any) -> Settled:
+        """Read a model's configuration, and where its tokenizer ends an answer."""
         generation = model.generation_config
         never = generation.suppress_tokens
-        ends = generation.eos_token_id
         return cls(
             torch.tensor(never, device=model.device) if never else None,
-            frozenset([ends] if isinstance(ends, int) else ends or []),
+            frozenset(end_ids(tokenizer, generation)),
             generation,
         )
 

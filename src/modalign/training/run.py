@@ -10,7 +10,8 @@ from typing import Any
 
 from modalign.cache import cache_directory
 from modalign.memory import return_freed_memory
-from modalign.models.export import conversation_of, save_model, verify_saved
+from modalign.models.asking import conversation_of
+from modalign.models.export import save_model, verify_saved
 from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training import checkpoint

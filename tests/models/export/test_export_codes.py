@@ -13,7 +13,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import every_modality
-from modalign.models.export import Expected, conversation_of, observe, verify_in_clean_process
+from modalign.models.asking import conversation_of
+from modalign.models.export import Expected, observe, verify_in_clean_process
 from modalign.models.export.codes import SIGNAL, code_token, save_codes
 from modalign.models.export.native import NotNativeError
 

@@ -28,7 +28,7 @@ from modalign.models.export import (
     verify_in_clean_process,
 )
 from modalign.models.export.gateway import load_gateway, save_gateway, save_language_model
-from modalign.models.export.probe import prepare
+from modalign.models.probe import prepare
 
 transformers.utils.logging.disable_progress_bar()
 

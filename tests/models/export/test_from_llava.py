@@ -10,10 +10,10 @@ import torch
 
 import tiny
 from modalign.errors import UsageError
+from modalign.models.asking import conversation_of
 from modalign.models.export import load_model, observe, save_model
 from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.export.ladder import export_model
-from modalign.models.export.verify import conversation_of
 
 
 def asked(processor: Any) -> list[Any]:

@@ -13,6 +13,7 @@ import transformers
 from safetensors import safe_open
 
 import natively
+from modalign.models.asking import modalities_of, signals_of
 from modalign.models.compose import compose, load_language_model
 from modalign.models.encoders.loading import load_encoder
 from modalign.models.export import (
@@ -25,7 +26,6 @@ from modalign.models.export import (
     verify_saved,
 )
 from modalign.models.export.native import NotNativeError, build_native
-from modalign.models.export.verify import modalities_of, signals_of
 from modalign.models.processing_voxtral import ModalignVoxtralProcessor
 from natively import RATE, SECONDS
 

@@ -71,15 +71,6 @@ def decode(
     return made
 
 
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a text, by the model's generation settings and by the tokenizer."""
-    found: set[int] = set()
-    for holder in (getattr(model, "generation_config", None), tokenizer):
-        ids = getattr(holder, "eos_token_id", None)
-        found |= set(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
-    return frozenset(found)
-
-
 class _Picker:
     """The next token of every row: the likeliest, or a sample among the likeliest."""
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from modalign.editing.benchmarks.decoding import decode, end_ids
+from modalign.chat_templates import end_ids
+from modalign.editing.benchmarks.decoding import decode
 from modalign.editing.benchmarks.results import FREE, count_known, mean_or_nan, metric
 from modalign.editing.benchmarks.rows import KINDS, Asked
 from modalign.editing.benchmarks.scoring import Coder
@@ -53,7 +54,7 @@ def generate_answers(
         prompt = one.question.prompt
         wanted = len(coder.target(one.wanted, prompt)) + SPARE
         limits[prompt] = max(wanted, limits.get(prompt, 0))
-    ends = end_ids(model, tokenizer)
+    ends = frozenset(end_ids(tokenizer, getattr(model, "generation_config", None)))
     prompts = list(limits)
     made = decode(
         model,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalign.chat_templates import end_ids, pad_id
 from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.editing.benchmarks.calling import device_of, judging
@@ -240,11 +241,15 @@ class _Judge:
     def _greedy(self, model: Any, asked: Asked) -> list[int]:
         """The model's own answer, without what ends it."""
         inputs = self._inputs(asked)
-        pad = getattr(self.asking.tokenizer, "pad_token_id", None)
+        tokenizer = self.asking.tokenizer
         made = model.generate(
-            **inputs, max_new_tokens=LONGEST, do_sample=False, pad_token_id=pad or 0
+            **inputs,
+            max_new_tokens=LONGEST,
+            do_sample=False,
+            eos_token_id=end_ids(tokenizer, model.generation_config) or None,
+            pad_token_id=pad_id(tokenizer),
         )
-        special = set(self.asking.tokenizer.all_special_ids)
+        special = set(tokenizer.all_special_ids)
         return [token for token in made[0, len(asked.ids) :].tolist() if token not in special]
 
     def _outcome(

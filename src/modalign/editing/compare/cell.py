@@ -26,7 +26,7 @@ from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.methods import Method
-from modalign.errors import ModalignError
+from modalign.errors import ModalignError, first_line
 from modalign.numbers.estimate import Estimate
 from modalign.patches import Patch, applied, view
 from modalign.patches.header import EditRecord, patch_hash
@@ -86,16 +86,12 @@ def run_cell(
     try:
         _fill(cell, bench, planned, method, share)
     except (ModalignError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
-        cell.failure = _first_line(error)
+        cell.failure = first_line(error)
     except Exception as error:
         # A defect in one method must not cost the others' hours; it is reported, not hidden.
-        cell.failure = f"unexpected {type(error).__name__}: {_first_line(error)}"
+        cell.failure = f"unexpected {type(error).__name__}: {first_line(error)}"
         cell.traceback = traceback.format_exc()
     return cell
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _fill(cell: Cell, bench: Workbench, planned: Planned, method: Method, share: int) -> None:

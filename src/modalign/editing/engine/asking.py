@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
+from modalign.chat_templates import ids_and_offsets, rendered
 from modalign.editing.engine.tokens import encode_prompt, encode_target, end_of
 from modalign.errors import DataError, UsageError
-from modalign.models.open import tokenizer_of
+from modalign.models.asking import tokenizer_of
+from modalign.models.probe import prepare
 
 Template = Literal["auto", "chat", "plain"]
 
@@ -78,9 +80,9 @@ class Asking:
         if not self.chat:
             plain = encode_prompt(self.tokenizer, prompt, subject, subject_at)
             return Asked(plain.ids, plain.lookup if subject else None)
-        rendered = self._rendered(prompt, pictures=0)
-        at = self._place(rendered, prompt, subject, subject_at)
-        ids, found = self._encoded(rendered, subject, at)
+        text = self._rendered(prompt, pictures=0)
+        at = self._place(text, prompt, subject, subject_at)
+        ids, found = self._encoded(text, subject, at)
         return Asked(ids, found)
 
     def picture(
@@ -97,20 +99,20 @@ class Asking:
                 f"{type(self.reader).__name__} reads no pictures; give the processor of a model that "
                 "does, or leave the edits' images out"
             )
-        rendered = self._rendered(prompt, pictures=1)
-        inputs = self._with_picture(prompt, rendered, image)
+        text = self._rendered(prompt, pictures=1)
+        inputs = self._with_picture(prompt, text, image)
         ids = tuple(inputs["input_ids"][0].tolist())
         place = self._placeholder()
         places = [position for position, token in enumerate(ids) if token == place]
         if not places:
             raise DataError(
-                f"{type(self.reader).__name__} put no placeholder into {rendered!r}; the template "
+                f"{type(self.reader).__name__} put no placeholder into {text!r}; the template "
                 "does not say where the picture stands"
             )
         found = None
         if subject:
-            at = self._place(rendered, prompt, subject, subject_at)
-            short, position = self._encoded(rendered, subject, at)
+            at = self._place(text, prompt, subject, subject_at)
+            short, position = self._encoded(text, subject, at)
             assert position is not None
             found = _expanded(short, ids, position, prompt)
         return Asked(ids, found, places[-1], inputs)
@@ -134,21 +136,16 @@ class Asking:
         if answer is not None:
             messages.append(self._message("assistant", answer, []))
         whose = self.reader if getattr(self.reader, "chat_template", None) else self.tokenizer
-        text: str = whose.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=answer is None
-        )
-        return text
+        return rendered(whose, messages, answered=answer is not None)
 
     def _message(self, role: str, text: str, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not self.takes_pictures:
             return {"role": role, "content": text}
         return {"role": role, "content": [*before, {"type": "text", "text": text}]}
 
-    def _place(
-        self, rendered: str, prompt: str, subject: str, subject_at: int | None
-    ) -> int | None:
+    def _place(self, text: str, prompt: str, subject: str, subject_at: int | None) -> int | None:
         """Offset of the subject in the rendered text."""
-        start = rendered.rfind(prompt)
+        start = text.rfind(prompt)
         if start < 0:
             raise DataError(f"the chat template does not keep the prompt {prompt!r} as it is")
         if not subject:
@@ -158,40 +155,27 @@ class Asking:
         return start + subject_at
 
     def _encoded(
-        self, rendered: str, subject: str, at: int | None
+        self, text: str, subject: str, at: int | None
     ) -> tuple[tuple[int, ...], int | None]:
         """Ids of a rendered text, and the position of the subject's last token."""
-        wanted = {"add_special_tokens": self._adds_specials(rendered)}
+        wanted = self._adds_specials(text)
         if at is None:
-            return tuple(self.tokenizer(rendered, **wanted)["input_ids"]), None
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise DataError(
-                f"{type(self.tokenizer).__name__} gives no character offsets; a fast tokenizer is "
-                "needed to find the subject's last token"
-            )
-        encoded = self.tokenizer(rendered, return_offsets_mapping=True, **wanted)
-        return tuple(encoded["input_ids"]), end_of(subject, at, encoded["offset_mapping"], rendered)
+            return tuple(self.tokenizer(text, add_special_tokens=wanted)["input_ids"]), None
+        ids, offsets = ids_and_offsets(self.tokenizer, text, add_special_tokens=wanted)
+        return tuple(ids), end_of(subject, at, offsets, text)
 
-    def _adds_specials(self, rendered: str) -> bool:
+    def _adds_specials(self, text: str) -> bool:
         """As transformers does: a processor's tokenizer adds its own unless the text begins with one."""
         if self.chat and not self.takes_pictures:
             return False
         bos = getattr(self.tokenizer, "bos_token", None)
-        return not (bos and rendered.startswith(bos))
+        return not (bos and text.startswith(bos))
 
-    def _with_picture(self, prompt: str, rendered: str, image: Image) -> dict[str, Any]:
+    def _with_picture(self, prompt: str, text: str, image: Image) -> dict[str, Any]:
         if not self.chat:
-            return dict(self.reader(text=[rendered], images=[image], return_tensors="pt"))
+            return dict(self.reader(text=[text], images=[image], return_tensors="pt"))
         message = self._message("user", prompt, [{"type": "image", "image": image}])
-        return dict(
-            self.reader.apply_chat_template(
-                [message],
-                tokenize=True,
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        )
+        return prepare(self.reader, [[message]])
 
     def _placeholder(self) -> int:
         found = getattr(self.reader, "image_token_id", None)

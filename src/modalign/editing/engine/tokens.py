@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modalign.chat_templates import ids_and_offsets, ids_of, plain_ids
 from modalign.errors import DataError
 
 
@@ -61,20 +62,13 @@ def encode_prompt(
     Raises:
         DataError: the tokenizer cannot say where the subject is.
     """
-    ids = _without_end(tokenizer, tokenizer(text)["input_ids"])
-    if not ids:
-        raise DataError(f"the prompt {text!r} has no tokens")
+    ids = tuple(plain_ids(tokenizer, text))
     if not subject:
         return Prompt(ids, len(ids) - 1, text)
     if subject_at is None or text[subject_at : subject_at + len(subject)] != subject:
         raise DataError(f"the subject {subject!r} is not at offset {subject_at} of {text!r}")
-    if not getattr(tokenizer, "is_fast", False):
-        raise DataError(
-            f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed "
-            "to find the subject's last token"
-        )
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: len(ids)]
-    return Prompt(ids, end_of(subject, subject_at, offsets, text), text)
+    _, offsets = ids_and_offsets(tokenizer, text, add_special_tokens=True)
+    return Prompt(ids, end_of(subject, subject_at, offsets[: len(ids)], text), text)
 
 
 def end_of(subject: str, at: int, offsets: Sequence[tuple[int, int]], text: str) -> int:
@@ -94,15 +88,6 @@ def end_of(subject: str, at: int, offsets: Sequence[tuple[int, int]], text: str)
     if not covering:
         raise DataError(f"no token covers the end of {subject!r} in {text!r}")
     return covering[-1]
-
-
-def _without_end(tokenizer: Any, ids: Sequence[int]) -> tuple[int, ...]:
-    """The ids without special tokens that the tokenizer puts after a text (T5's </s>, BERT's [SEP])."""
-    special = set(getattr(tokenizer, "all_special_ids", []) or [])
-    end = len(ids)
-    while end > 1 and ids[end - 1] in special:
-        end -= 1
-    return tuple(ids[:end])
 
 
 def encode_target(
@@ -126,9 +111,9 @@ def encode_target(
         joint = "" if _unspaced(prompt) else " "
     wanted = joint + target
     anchor = "a" if joint else "\n"
-    anchored = _plain(tokenizer, anchor + wanted)
-    start = _plain(tokenizer, anchor)
-    candidates = [_plain(tokenizer, wanted), _plain(tokenizer, target)]
+    anchored = ids_of(tokenizer, anchor + wanted)
+    start = ids_of(tokenizer, anchor)
+    candidates = [ids_of(tokenizer, wanted), ids_of(tokenizer, target)]
     if anchored[: len(start)] == start:
         candidates.append(anchored[len(start) :])
     before = _decode(tokenizer, start)
@@ -139,10 +124,6 @@ def encode_target(
     if candidates[0]:
         return tuple(candidates[0])
     raise DataError(f"the tokenizer has no tokens for the target {target!r}")
-
-
-def _plain(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -24,8 +24,9 @@ from modalign.evaluation.diagnosis.norms import Norms
 from modalign.evaluation.diagnosis.reading import Seen, Subject, media_of, text_of
 from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, ModalityDiagnosis
 from modalign.evaluation.diagnosis.similarity import similarity
+from modalign.models.asking import tokenizer_of
 from modalign.models.modeling import ModalignForConditionalGeneration
-from modalign.models.open import open_model, tokenizer_of
+from modalign.models.open import open_model
 from modalign.numbers.sampling import Sampling
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress

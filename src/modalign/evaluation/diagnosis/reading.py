@@ -26,10 +26,9 @@ from modalign.evaluation.diagnosis.finding import (
     kept_features,
     placeholder,
 )
-from modalign.evaluation.generation import modalities_of
 from modalign.evaluation.passes import with_other_media
-from modalign.models.export import conversation_of
-from modalign.models.export.probe import Conversation
+from modalign.models.asking import answer_ids, conversation_of, modalities_of, said
+from modalign.models.probe import placed, prepare
 from modalign.models.tool_text import ToolReader
 
 MOST_ATTENTION = 2_000_000_000  # layers x heads x T x T beyond which attention weights are not kept
@@ -126,52 +125,17 @@ class Subject:
         if record.messages[-1].role != "assistant":
             raise DataError(f"{record.source}: has no answer; the last message must be one")
         asked = conversation_of(record, self.processor)
-        said = {"role": "assistant", "content": [{"type": "text", "text": record.answer}]}
-        prompt, whole = self._text(asked, True), self._text([*asked, said], False)
-        answer, after = self._answer(prompt, whole, record)
-        found: dict[str, Tensor] = dict(
-            self.processor.apply_chat_template(
-                [[*asked, said]],
-                tokenize=True,
-                add_generation_prompt=False,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        )
+        try:
+            answer, after = answer_ids(self.processor, asked, record.answer, fixed=False)
+        except DataError as error:
+            raise DataError(f"{record.source}: {error}") from error
+        found = prepare(self.processor, [[*asked, said(record.answer)]], answered=True)
         length = found["input_ids"].shape[1]
         start = length - after - len(answer)
         if found["input_ids"][0, start : start + len(answer)].tolist() != answer:
             raise DataError(f"{record.source}: the processor gives other tokens than its tokenizer")
-        model = self.model
-        inputs = {
-            key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for key, value in found.items()
-            if isinstance(value, Tensor)
-        }
-        return Given(inputs, torch.tensor(answer, device=model.device), start)
-
-    def _text(self, conversation: Conversation, prompt: bool) -> str:
-        text: str = self.processor.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=prompt
-        )
-        return text
-
-    def _answer(self, prompt: str, whole: str, record: Record) -> tuple[list[int], int]:
-        """The answer's tokens up to its end mark, and how many follow it."""
-        before, ids = (
-            list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in (prompt, whole)
-        )
-        shared = 0
-        while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
-            shared += 1
-        tail = ids[shared:]
-        ends = self.model.generation_config.eos_token_id
-        wanted = {ends} if isinstance(ends, int) else set(ends or [self.tokenizer.eos_token_id])
-        length = next((n + 1 for n, token in enumerate(tail) if token in wanted), len(tail))
-        if not length:
-            raise DataError(f"{record.source}: the chat template renders no token for its answer")
-        return tail[:length], len(tail) - length
+        inputs = placed(found, self.model)
+        return Given(inputs, torch.tensor(answer, device=self.device), start)
 
     def text_ids(self, text: str) -> Tensor:
         """(t,) tokens of a plain text, without the tokenizer's special tokens."""

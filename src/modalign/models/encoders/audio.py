@@ -18,11 +18,10 @@ from modalign.encoders.audio import build, imported
 from modalign.encoders.base import EncoderError, SignalEncoder
 from modalign.encoders.log_mel import MelSpec, frame_sizes, log_mel, num_frames
 from modalign.encoders.speech import num_features
-from modalign.errors import UsageError
+from modalign.errors import UsageError, first_line
 from modalign.models.encoders.measure import steps_of
 from modalign.models.encoders.options import Options
 from modalign.models.encoders.speech import describe_speech, load_weights, most_features
-from modalign.models.weights import first_line
 
 HEADROOM = 1.5  # clips of the evaluation may be longer than all that were trained on
 DEFAULT_SECONDS = 20.0  # of the longest clip, where there are none

@@ -15,10 +15,10 @@ from transformers import (
 
 from modalign.encoders.base import EncoderError
 from modalign.encoders.image import build
-from modalign.errors import UsageError
+from modalign.errors import UsageError, first_line
 from modalign.models.encoders.loading import Encoder
 from modalign.models.encoders.plain import plain_config
-from modalign.models.weights import first_line, pickle_hint, safetensors_only
+from modalign.models.weights import pickle_hint, safetensors_only
 
 
 def load_image_encoder(

@@ -25,10 +25,10 @@ from modalign.encoders.speech import (
     patch_rows,
     speech_part,
 )
-from modalign.errors import UsageError
+from modalign.errors import UsageError, first_line
 from modalign.models.encoders.measure import steps_of
 from modalign.models.encoders.plain import plain_config
-from modalign.models.weights import first_line, pickle_hint, safetensors_only
+from modalign.models.weights import pickle_hint, safetensors_only
 
 # Regularisation of pre-training, which would mask or skip parts of an encoder that trains here.
 PLAIN = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}

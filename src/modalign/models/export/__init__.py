@@ -1,13 +1,12 @@
 """A composed model as a Hugging Face folder that loads where modalign is not installed."""
 
 from modalign.models.export.folder import Kind, SavedModel, load_model, save_model
-from modalign.models.export.probe import Conversation, observe
 from modalign.models.export.verify import (
     Expected,
-    conversation_of,
     verify_in_clean_process,
     verify_saved,
 )
+from modalign.models.probe import Conversation, observe
 from modalign.models.templates import multimodal_template
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "Expected",
     "Kind",
     "SavedModel",
-    "conversation_of",
     "load_model",
     "multimodal_template",
     "observe",

@@ -23,7 +23,7 @@ from transformers import (
 
 from modalign.connectors.base import Connector
 from modalign.encoders.image import ImportedEncoder
-from modalign.errors import ModalignError, UsageError
+from modalign.errors import ModalignError, UsageError, first_line
 from modalign.files import new_folder
 from modalign.models.bridges import Bridges
 from modalign.models.configuration import ModalignConfig
@@ -258,8 +258,7 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
         )
         return model.eval(), load_processor(folder)
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the model in {folder} cannot be loaded: {first}") from error
+        raise UsageError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
 
 
 def load_processor(folder: Path) -> ProcessorMixin:

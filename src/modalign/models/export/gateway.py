@@ -23,17 +23,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from modalign.errors import ModalignError, UsageError
+from modalign.errors import ModalignError, UsageError, first_line
 from modalign.files import write_atomically
 from modalign.models.export.folder import savable
 from modalign.models.export.media import embedding_rows, refuse_in_layer, save_media
-from modalign.models.export.probe import Conversation, prepare
 from modalign.models.hashing import canonical, tensor_hash
 from modalign.models.media import ModalignMedia
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import embedding
+from modalign.models.probe import Conversation, placed, prepare
 from modalign.models.processing import ModalignProcessor
-from modalign.models.weights import first_line
 
 REFERENCE = "gateway.json"
 FORMAT = 1
@@ -123,12 +122,7 @@ class Gateway:
         Raises:
             ValueError: the processor refuses a part; the message says why.
         """
-        given = prepare(self.processor, [conversation])
-        dtype, device = self.model.dtype, self.model.device
-        inputs = {
-            name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in given.items()
-        }
+        inputs = placed(prepare(self.processor, [conversation]), self.model)
         ids = inputs["input_ids"][0].tolist()
         media = {
             modality: ids.count(bridge["token_id"])

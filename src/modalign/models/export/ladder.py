@@ -19,23 +19,23 @@ from transformers import LlavaForConditionalGeneration
 
 from modalign.errors import ModalignError, UsageError
 from modalign.files import new_folder
+from modalign.models.asking import conversation_of
 from modalign.models.export.codes import SIGNAL, TARGET, check_codes, save_codes
 from modalign.models.export.folder import check_folder, load_model, save_model
 from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.export.gateway import REFERENCE, save_gateway, save_language_model
 from modalign.models.export.native import TARGETS, NotNativeError, no_such_target
-from modalign.models.export.probe import Conversation, observe
 from modalign.models.export.records import records_for
 from modalign.models.export.verify import (
     NEW_TOKENS,
     Expected,
     check_trained_ids,
-    conversation_of,
     tolerance_of,
     verify_in_clean_process,
 )
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import takes_media
+from modalign.models.probe import Conversation, observe
 from modalign.models.tool_text import TOOLS
 from modalign.progress import Progress
 

@@ -10,7 +10,7 @@ import yaml
 from modalign.data.readers import read_records
 from modalign.data.records import Record
 from modalign.errors import DataError
-from modalign.models.export.verify import modalities_of
+from modalign.models.asking import modalities_of
 from modalign.runs import RECORD
 from modalign.starter.build import starter
 

@@ -18,14 +18,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modalign.data.images import open_image
-from modalign.data.records import Media, Record
+from modalign.chat_templates import prompt_ids
 from modalign.encoders.registry import prepare_signals
-from modalign.errors import DataError, ModalignError
-from modalign.models.encoders.loading import decode_medium
-from modalign.models.export import probe
+from modalign.errors import ModalignError
+from modalign.models import probe
 from modalign.models.export.folder import load_model
-from modalign.models.export.probe import Conversation, observe
+from modalign.models.probe import Conversation, observe
 
 TOLERANCE = 1e-5  # of fp32 logits, times their size where that is above 1
 HALF_TOLERANCE = 2e-2
@@ -58,57 +56,6 @@ class Expected:
     language_model: Path | None = None
 
 
-def signals_of(processor: Any) -> dict[str, dict[str, Any]]:
-    """Modality -> ``{"spec": ...}``, how its signals are decoded for a processor, ours or native."""
-    own: dict[str, dict[str, Any]] | None = getattr(processor, "signals", None)
-    if own is not None:
-        return own
-    extractor = getattr(processor, "feature_extractor", None)
-    if extractor is None:
-        return {}
-    seconds = float(extractor.chunk_length)
-    spec = {"rate": extractor.sampling_rate, "max_seconds": seconds, "longer": "refuse"}
-    return {"audio": {"spec": spec}}
-
-
-def modalities_of(processor: Any) -> list[str]:
-    """What a saved model takes besides text, by its processor."""
-    signals = signals_of(processor)
-    images = getattr(processor, "num_image_tokens", 0 if signals else 1)
-    return [*(["image"] if images else []), *signals]
-
-
-def conversation_of(record: Record, processor: Any = None) -> Conversation:
-    """A record's conversation up to its last answer, with decoded media.
-
-    Signals other than images are decoded as the processor's encoders need them.
-    """
-    specs = signals_of(processor)
-    messages = record.messages
-    if messages and messages[-1].role == "assistant":
-        messages = messages[:-1]
-    conversation: Conversation = []
-    for message in messages:
-        parts: list[dict[str, Any]] = []
-        for part in message.parts:
-            if isinstance(part, Media):
-                parts.append({"type": part.modality, part.modality: _decoded(part, record, specs)})
-            else:
-                parts.append({"type": "text", "text": part})
-        conversation.append({"role": message.role, "content": parts})
-    return conversation
-
-
-def _decoded(medium: Media, record: Record, specs: dict[str, Any]) -> Any:
-    if medium.modality == "image":
-        return open_image(medium)
-    if medium.modality not in specs:
-        takes = ", ".join(["text", *specs]) if specs else "text and images"
-        raise DataError(f"{record.source}: holds {medium.modality}, but the model takes {takes}")
-    decoded = decode_medium(medium, specs[medium.modality]["spec"])
-    return getattr(decoded, "frames", decoded)  # of a clip all that a processor reads
-
-
 def tolerance_of(model: nn.Module) -> float:
     """The tolerance for a model's number format."""
     half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
@@ -131,7 +78,8 @@ def verify_saved(
         folder: as written by ``save_model``.
         model: the model that was saved.
         processor: its processor.
-        conversations: chat messages with image parts; :func:`conversation_of` makes them.
+        conversations: chat messages with image parts; :func:`modalign.models.asking.conversation_of`
+            makes them.
         tolerance: of logits, relative to the largest where that is above 1; None: by number format.
         max_new_tokens: of the greedy answers.
         seen: what :func:`observe` saw of the model with the same arguments, where that is known.
@@ -165,11 +113,8 @@ def check_trained_ids(processor: Any, conversation: Conversation) -> None:
         if not isinstance(content, str):
             content = "".join(_flat_part(processor, part, stand_ins) for part in content)
         flat.append({**message, "content": content})
-    ids = processor.tokenizer.apply_chat_template(
-        flat, tokenize=True, return_dict=True, add_generation_prompt=True
-    )["input_ids"]
     trained: list[int] = []
-    for token in ids:
+    for token in prompt_ids(processor.tokenizer, flat):
         trained += [token] * (stand_ins[token].pop(0) if token in stand_ins else 1)
     given = probe.prepare(processor, [conversation])["input_ids"][0].tolist()
     if given != trained:

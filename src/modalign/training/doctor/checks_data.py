@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from modalign.chat_templates import has_marks
 from modalign.data.records import Record
 from modalign.data.splits import leakage, split_validation
-from modalign.data.supervision import Sample, has_marks, tokenise_all
+from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import BrokenData, parse_share
 from modalign.errors import ModalignError
 from modalign.models.compose import DEFAULT_CHAT_TEMPLATE

@@ -21,8 +21,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Processor
 
 from modalign.connectors.base import Connector
 from modalign.encoders.image import HuggingFaceTower
-from modalign.models.export.probe import Conversation, prepare
 from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.probe import Conversation, placed, prepare
 from modalign.models.processing import ModalignProcessor
 
 # Towers whose keys on the hub have a level that transformers 5 dropped; every version reads it.
@@ -149,7 +149,8 @@ def compare(
     native.model.eval()
     try:
         ours, theirs = (
-            _inputs(each, conversation, model) for each in (processor, native.processor)
+            placed(prepare(each, copy.deepcopy([conversation])), model)
+            for each in (processor, native.processor)
         )
         _check_ids(ours["input_ids"][0].tolist(), theirs["input_ids"][0].tolist(), native)
         expected = model(**ours).logits.float()
@@ -168,16 +169,6 @@ def compare(
             f"{native.target} around these parts gives logits {difference:.1e} apart"
         )
     return difference
-
-
-def _inputs(
-    processor: Any, conversation: Conversation, model: ModalignForConditionalGeneration
-) -> dict[str, Any]:
-    found = prepare(processor, copy.deepcopy([conversation]))
-    return {
-        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for key, value in found.items()
-    }
 
 
 def _check_ids(ours: list[int], theirs: list[int], native: Native) -> None:

@@ -16,8 +16,8 @@ from transformers import (
 
 from modalign.encoders.image import OUTPUT, HuggingFaceTower
 from modalign.models.export.native.base import NotNativeError, two_images
-from modalign.models.export.probe import Conversation
 from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.probe import Conversation
 from modalign.models.processing import ModalignProcessor
 
 Processor = TypeVar("Processor", bound=ModalignProcessor)

@@ -17,18 +17,30 @@ from torch import Tensor
 Conversation = list[dict[str, Any]]
 
 
-def prepare(processor: Any, conversations: list[Conversation]) -> dict[str, Tensor]:
-    """Left-padded inputs of conversations, each ending where the answer would begin."""
+def prepare(
+    processor: Any, conversations: list[Conversation], *, answered: bool = False, tools: Any = None
+) -> dict[str, Tensor]:
+    """Left-padded inputs of conversations, each ending where the answer would begin, or with its answer."""
     return dict(
         processor.apply_chat_template(
             conversations,
             tokenize=True,
-            add_generation_prompt=True,
+            add_generation_prompt=not answered,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
+            **({"tools": list(tools)} if tools else {}),
         )
     )
+
+
+def placed(inputs: dict[str, Any], model: Any) -> dict[str, Tensor]:
+    """A model's inputs on its device, signals in its precision; what is no tensor is left out."""
+    return {
+        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for key, value in inputs.items()
+        if isinstance(value, Tensor)
+    }
 
 
 @torch.no_grad()
@@ -42,11 +54,7 @@ def observe(
     groups = {"batched": conversations} if conversations else {}
     groups |= {f"single.{number}": [item] for number, item in enumerate(conversations)}
     for name, group in groups.items():
-        inputs = prepare(processor, group)
-        inputs = {
-            key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for key, value in inputs.items()
-        }
+        inputs = placed(prepare(processor, group), model)
         present = inputs["attention_mask"].bool()
         logits = model(**inputs).logits
         new = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)

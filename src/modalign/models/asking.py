@@ -1,0 +1,189 @@
+"""How a model is asked: from records and conversations to the inputs of a model, and back to its answer.
+
+A *reader* is what a model folder is read with: a tokenizer, a processor, or the tools' reader. The text is the
+chat template's (:mod:`modalign.chat_templates`); what is added here are media and what the readers differ in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from modalign.chat_templates import (
+    end_ids,
+    ids_after,
+    plain_ids,
+    prompt_ids,
+    rendered,
+    until_end,
+)
+from modalign.data.images import open_image
+from modalign.data.records import Media, Message, Record
+from modalign.data.supervision import Sample, tokenise
+from modalign.errors import DataError, UsageError
+from modalign.models.encoders.loading import decode_medium
+from modalign.models.probe import Conversation
+from modalign.models.tool_text import ToolReader
+
+Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase | ToolReader"
+
+
+def tokenizer_of(reader: Reader) -> PreTrainedTokenizerBase:
+    """The tokenizer: itself, or the processor's."""
+    inner: PreTrainedTokenizerBase = getattr(reader, "tokenizer", reader)
+    return inner
+
+
+def signals_of(processor: Any) -> dict[str, dict[str, Any]]:
+    """Modality -> ``{"spec": ...}``, how its signals are decoded for a processor, ours or native."""
+    own: dict[str, dict[str, Any]] | None = getattr(processor, "signals", None)
+    if own is not None:
+        return own
+    extractor = getattr(processor, "feature_extractor", None)
+    if extractor is None:
+        return {}
+    seconds = float(extractor.chunk_length)
+    spec = {"rate": extractor.sampling_rate, "max_seconds": seconds, "longer": "refuse"}
+    return {"audio": {"spec": spec}}
+
+
+def modalities_of(reader: Any) -> list[str]:
+    """What a model takes besides text."""
+    if isinstance(reader, ToolReader):
+        return reader.modalities
+    if isinstance(reader, PreTrainedTokenizerBase):
+        return []
+    signals = signals_of(reader)
+    images = getattr(reader, "num_image_tokens", 0 if signals else 1)
+    return [*(["image"] if images else []), *signals]
+
+
+def conversation_of(record: Record, processor: Any = None) -> Conversation:
+    """A record's conversation up to its last answer, with decoded media.
+
+    Signals other than images are decoded as the processor's encoders need them.
+    """
+    specs = signals_of(processor)
+    messages = record.messages
+    if messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    return [
+        {"role": message.role, "content": content_of(message.parts, specs, str(record.source))}
+        for message in messages
+    ]
+
+
+def content_of(
+    parts: Iterable[str | Media], specs: dict[str, Any], where: str
+) -> list[dict[str, Any]]:
+    """A message's content as chat templates take it, media decoded.
+
+    Args:
+        parts: texts and media.
+        specs: as :func:`signals_of` gives them.
+        where: for the message.
+
+    Raises:
+        DataError: it holds a modality that the model does not take, or a medium cannot be decoded.
+    """
+    return [
+        {"type": part.modality, part.modality: _decoded(part, specs, where)}
+        if isinstance(part, Media)
+        else {"type": "text", "text": part}
+        for part in parts
+    ]
+
+
+def _decoded(medium: Media, specs: dict[str, Any], where: str) -> Any:
+    if medium.modality == "image":
+        return open_image(medium)
+    if medium.modality not in specs:
+        takes = ", ".join(["text", *specs]) if specs else "text and images"
+        raise DataError(f"{where}: holds {medium.modality}, but the model takes {takes}")
+    decoded = decode_medium(medium, specs[medium.modality]["spec"])
+    return getattr(decoded, "frames", decoded)  # of a clip all that a processor reads
+
+
+def prompt_sample(record: Record, tokenizer: Any) -> Sample:
+    """A record as training would tokenise it, up to its last answer; one without an answer is asked for it."""
+    if record.messages[-1].role != "assistant":
+        record = replace(record, messages=(*record.messages, Message("assistant", ("?",))))
+    return prompt_of(tokenise(record, tokenizer))
+
+
+def prompt_of(sample: Sample) -> Sample:
+    """The sample up to its last answer: what is given when the answer is generated."""
+    length = sample.prompt_length
+    flags = np.zeros(length, dtype=bool)
+    return replace(sample, ids=sample.ids[:length], supervised=flags)
+
+
+def text_ids(
+    tokenizer: Any, conversation: Conversation, tools: Sequence[Any] | None = None
+) -> list[int]:
+    """Token ids of a conversation without media, up to where the answer begins.
+
+    Without a chat template they are those of the messages, one a line.
+
+    Raises:
+        UsageError: it holds a medium.
+        DataError: it has no tokens, or the template refuses it.
+    """
+    flat = [{**message, "content": _text(message)} for message in conversation]
+    if tokenizer.chat_template is None:
+        return plain_ids(tokenizer, "\n".join(message["content"] for message in flat))
+    return prompt_ids(tokenizer, flat, tools)
+
+
+def _text(message: dict[str, Any]) -> str:
+    if any(part["type"] != "text" for part in message["content"]):
+        raise UsageError("this model is a language model: it takes text only")
+    return "".join(part["text"] for part in message["content"])
+
+
+def said(answer: str) -> dict[str, Any]:
+    """An answer as a message with parts."""
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+
+
+def answer_ids(
+    reader: Any, conversation: Conversation, answer: str, *, fixed: bool = True
+) -> tuple[list[int], int]:
+    """Token ids of an answer, to its end mark, and how many ids the chat template puts after them.
+
+    Without a chat template an answer follows its question and a space.
+
+    Args:
+        reader: a tokenizer or a processor.
+        conversation: what was asked.
+        answer: the text.
+        fixed: whether the prompt's ids are given; see :func:`modalign.chat_templates.ids_after`.
+
+    Raises:
+        DataError: the answer has no tokens, or they cannot be told from the prompt's.
+    """
+    tokenizer: Any = tokenizer_of(reader)
+    if tokenizer is not reader:
+        asked, answered = conversation, said(answer)
+    else:
+        asked = [{**message, "content": _text(message)} for message in conversation]
+        answered = {"role": "assistant", "content": answer}
+    if tokenizer is reader and tokenizer.chat_template is None:
+        ids = ids_after(tokenizer, "\n".join(m["content"] for m in asked), f" {answer}")
+    else:
+        before = rendered(reader, asked)
+        whole = rendered(reader, [*asked, answered], answered=True)
+        if not whole.startswith(before):
+            raise DataError(
+                "the chat template writes the prompt differently once it is answered, so the answer's tokens "
+                "cannot be told"
+            )
+        ids = ids_after(tokenizer, before, whole[len(before) :], fixed=fixed)
+    upto = until_end(ids, end_ids(tokenizer))
+    if not upto:
+        raise DataError(f"the chat template renders no token for the answer {answer!r}")
+    return upto, len(ids) - len(upto)
