@@ -44,6 +44,7 @@ from modalign.data.records import Media, Message, Record, Source
 from modalign.data.supervision import template_messages, tokenise
 from modalign.errors import ModalignError, UsageError
 from modalign.models import ModalignForConditionalGeneration, ModalignProcessor
+from modalign.models.asking import conversation_of
 from modalign.models.compose import (
     DEFAULT_CHAT_TEMPLATE,
     IMAGE_TOKEN,
@@ -56,7 +57,6 @@ from modalign.models.encoders.image import load_image_encoder
 from modalign.models.export import (
     Expected,
     SavedModel,
-    conversation_of,
     folder,
     load_model,
     multimodal_template,

@@ -20,9 +20,9 @@ import tiny
 from modalign.connectors.base import InLayerConnector
 from modalign.connectors.registry import connectors
 from modalign.errors import ModalignError, UsageError
+from modalign.models.asking import conversation_of
 from modalign.models.export import (
     Expected,
-    conversation_of,
     observe,
     save_model,
     verify_in_clean_process,

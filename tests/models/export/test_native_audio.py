@@ -13,6 +13,7 @@ import transformers
 from safetensors import safe_open
 
 import natively
+from modalign.models import probe
 from modalign.models.asking import modalities_of, signals_of
 from modalign.models.compose import compose, load_language_model
 from modalign.models.encoders.loading import load_encoder
@@ -20,7 +21,6 @@ from modalign.models.export import (
     Expected,
     load_model,
     observe,
-    probe,
     save_model,
     verify_in_clean_process,
     verify_saved,
