@@ -36,7 +36,7 @@ from modalign.editing.engine.values import Value, ValueSettings, optimise
 from modalign.editing.engine.weights import Weights
 from modalign.editing.multimodal.pictures import PictureRows, Pictures
 from modalign.errors import ModalignError
-from modalign.models.open import tokenizer_of
+from modalign.models.asking import tokenizer_of
 from modalign.patches.apply import patches_of
 from modalign.patches.changes import Change
 from modalign.patches.patch import Patch
