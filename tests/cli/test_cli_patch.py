@@ -23,7 +23,20 @@ from modalign.patches.header import BaseTensor, EditRecord, PatchHeader, patch_h
 from modalign.patches.inspection import distance
 from modalign.patches.patch import Patch
 
-VERBS = ("list", "inspect", "verify", "apply", "remove", "drop", "merge", "export")
+VERBS = (
+    "list",
+    "inspect",
+    "verify",
+    "apply",
+    "remove",
+    "drop",
+    "merge",
+    "scale",
+    "sum",
+    "soup",
+    "diff",
+    "export",
+)
 
 
 def random_patch(folder: Path, name: str, *, ids: tuple[str, ...], dense: bool = False) -> Patch:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modalign.models.hashing import tensor_hash
 from modalign.patches.changes import Change, DenseChange, LowRankChange, SolvedChange
+from modalign.patches.cuts import Cut
 from modalign.patches.header import BaseTensor, EditRecord, PatchHeader
 from modalign.patches.patch import Patch
+from modalign.patches.structure import structure_patch
 
 FFN = {
     "llama": "model.layers.{}.mlp.down_proj.weight",
@@ -120,3 +126,36 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def logits(model: Any, ids: Tensor = IDS) -> Tensor:
     with torch.no_grad():
         return model(input_ids=ids).logits
+
+
+def mlp_structure(folder: Path, kept: list[int], name: str = "narrow") -> Patch:
+    """A structure that keeps some MLP units of a LLaMA or GPT-2 folder in every layer."""
+    config = json.loads((folder / "config.json").read_text())
+    index = torch.tensor(kept)
+    cuts = {}
+    for file in folder.glob("*.safetensors"):
+        for tensor in load_file(file):
+            if tensor.endswith(("gate_proj.weight", "up_proj.weight")):
+                cuts[tensor] = Cut((index, None), tensor)
+            elif tensor.endswith("down_proj.weight") or tensor.endswith("mlp.c_fc.weight"):
+                cuts[tensor] = Cut((None, index), tensor)
+            elif tensor.endswith("mlp.c_fc.bias"):
+                cuts[tensor] = Cut((index,), tensor)
+            elif tensor.endswith("mlp.c_proj.weight"):
+                cuts[tensor] = Cut((index, None), tensor)
+    width = "n_inner" if config["model_type"] == "gpt2" else "intermediate_size"
+    return structure_patch(folder, cuts, {**config, width: len(kept)}, name=name, method="chosen")
+
+
+def depth_structure(folder: Path, gone: int, name: str = "shallow") -> Patch:
+    """A structure that takes one of a LLaMA folder's four layers away; those above move down."""
+    config = json.loads((folder / "config.json").read_text())
+    cuts = {}
+    for file in folder.glob("*.safetensors"):
+        for tensor, value in load_file(file).items():
+            found = re.match(r"(model\.layers\.)(\d+)(\..*)", tensor)
+            if found and int(found[2]) >= gone:
+                new = f"{found[1]}{int(found[2]) - 1}{found[3]}" if int(found[2]) > gone else None
+                cuts[tensor] = Cut((None,) * value.dim(), new)
+    configuration = {**config, "num_hidden_layers": 3}
+    return structure_patch(folder, cuts, configuration, name=name, method="chosen")

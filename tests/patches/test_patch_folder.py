@@ -19,7 +19,6 @@ from modalign.errors import DataError, ModalignError, UsageError
 from modalign.models.hashing import tensor_hash
 from modalign.patches import Patch, save_patch
 from modalign.patches.folder import (
-    PatchedFolder,
     apply_to_folder,
     folder_status,
     remove_from_folder,
@@ -27,6 +26,7 @@ from modalign.patches.folder import (
 )
 from modalign.patches.header import patch_hash
 from modalign.patches.log import Log
+from modalign.patches.patched_folder import PatchedFolder
 
 FAMILIES = ["gpt2", "gptj", "llama"]
 

@@ -42,8 +42,8 @@ def test_it_comes_back_as_it_was(model, tmp_path, kind):
     assert again.header == patch.header
     assert digest == patch_hash(again) == patch_hash(patch)
     assert {type(c) for c in again.changes.values()} == {type(c) for c in patch.changes.values()}
-    expected = tensors_of(patch.changes)
-    found = tensors_of(again.changes)
+    expected = tensors_of(patch)
+    found = tensors_of(again)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.patches.changes import Change, changed
 from modalign.patches.fit import check_order, check_removable, locate
-from modalign.patches.header import SHOWN, PatchContent, patch_hash
+from modalign.patches.header import SHOWN, BaseTensor, PatchContent, patch_hash
 
 _STATE = "_modalign_patches"
 
@@ -76,6 +76,11 @@ def fit(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> Carrie
         DataError: it was made for other weights, or other patches must be applied first.
     """
     state, where = _state(model), f"this {type(model).__name__}"
+    if patch.cuts:
+        raise UsageError(
+            f"the structure {patch.header.name!r} changes shapes; apply it to a model folder "
+            "(modalign patch apply) and load that"
+        )
     sha256 = patch_hash(patch)
     check_order(patch, sha256, [(c.patch.header.name, c.sha256) for c in state.carried], where)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -86,23 +91,28 @@ def fit(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> Carrie
     else:
         names = {name: name for name in patch.changes}
     for name, found in names.items():
-        _check_parameter(model, parameters, found, patch.header.base[name].transposed)
+        _check_parameter(model, parameters, found, patch.header.base[name])
     return Carried(patch, sha256, "weights", names)
 
 
 def _check_parameter(
-    model: nn.Module, parameters: dict[str, nn.Parameter], name: str, transposed: bool
+    model: nn.Module, parameters: dict[str, nn.Parameter], name: str, base: BaseTensor
 ) -> None:
     value = parameters[name]
     others = [key for key, other in parameters.items() if other is value and key != name]
-    if others:
+    if base.tied and not others:
+        raise UsageError(
+            f"the patch takes {name} for input embedding and output projection at once; in this "
+            "model they are two tensors"
+        )
+    if others and not base.tied:
         raise UsageError(
             f"{name} is the same tensor as {others[0]} (tied weights): a patch of one would change "
             "the other; untie them first, or edit another layer"
         )
     owner = model.get_submodule(name.rpartition(".")[0])
-    if transposed != stores_transposed(owner) and value.dim() == 2:
-        stored = "transposed" if transposed else "not transposed"
+    if base.transposed != stores_transposed(owner) and value.dim() == 2:
+        stored = "transposed" if base.transposed else "not transposed"
         raise DataError(
             f"the patch takes {name} for {stored}, but its module is a {type(owner).__name__}"
         )
@@ -117,7 +127,7 @@ def apply_patch(model: nn.Module, patch: PatchContent, *, verify: bool = True) -
     """
     state = _writable(model)
     new = fit(model, patch, verify=verify)
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     originals = dict(state.originals)
     for name in new.names.values():
         if name not in originals:
@@ -173,7 +183,7 @@ def _chosen(carried: tuple[Carried, ...], patch: PatchContent | str) -> Carried:
 @torch.no_grad()
 def _write(model: nn.Module, state: _State, touched: set[str]) -> None:
     """Give the touched parameters the values that a state says; all computed before any is written."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     values = {}
     for name in touched:
         changes: list[Change] = []
@@ -217,7 +227,7 @@ def view(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> nn.Mo
     tree = _second_tree(model)
     originals = dict(state.originals)
     for name, change in patch.changes.items():
-        replaced = _attach(tree, new.names[name], change, patch.header.base[name].transposed)
+        replaced = _attach(tree, new.names[name], change, patch.header.base[name])
         if replaced is not None:
             originals.setdefault(new.names[name], replaced)
     carried = Carried(patch, new.sha256, "view", new.names)
@@ -240,20 +250,24 @@ def _second_tree(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _attach(tree: nn.Module, name: str, change: Change, transposed: bool) -> Tensor | None:
+def _attach(tree: nn.Module, name: str, change: Change, base: BaseTensor) -> Tensor | None:
     """Put one change into a view; the parameter, where the view got one of its own instead."""
     path, _, attribute = name.rpartition(".")
     owner = tree.get_submodule(path)
     weight = owner._parameters[attribute]
     assert weight is not None
-    if attribute == "weight" and (isinstance(owner, nn.Linear) or stores_transposed(owner)):
+    linear = isinstance(owner, nn.Linear) or stores_transposed(owner)
+    if attribute == "weight" and linear and not base.tied:
         branch = Branch.of(change, torch.promote_types(weight.dtype, torch.float32))
         if branch is not None:
             owner.register_forward_hook(branch, with_kwargs=True)
         return None
     # Norms, biases, embeddings: no product to add a branch to, so the view gets a tensor of its own.
-    value = changed(weight, [change], transposed)
-    owner._parameters[attribute] = nn.Parameter(value, weight.requires_grad)
+    own = nn.Parameter(changed(weight, [change], base.transposed), weight.requires_grad)
+    for module in tree.modules():  # a tied weight has several owners
+        for key, parameter in module._parameters.items():
+            if parameter is weight:
+                module._parameters[key] = own
     return weight.detach()
 
 

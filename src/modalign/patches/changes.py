@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from modalign.errors import DataError
+from modalign.patches.cuts import wrong_indices
 
 # A singular value below this share of the largest is rounding of the float64 solve, no change.
 NEGLIGIBLE = 1e-12
@@ -217,11 +218,13 @@ class SolvedChange(_Columns):
 
     def factors(self) -> Factors:
         """See :class:`Change`."""
-        gram = self.keys.T @ self.dual
+        # Contiguous, as files are: the last bit of a product depends on how its factors lie in memory.
+        keys, dual = self.keys.contiguous(), self.dual.contiguous()
+        gram = keys.T @ dual
         system = torch.eye(gram.shape[0], dtype=gram.dtype) + gram
         # Delta = R system^-1 S^T; the system is symmetric up to rounding, not exactly.
-        left = torch.linalg.solve(system.T, self.residuals.T).T
-        return left, self.dual
+        left = torch.linalg.solve(system.T, self.residuals.contiguous().T).T
+        return left, dual
 
     def delta(self) -> Tensor:
         """See :class:`Change`."""
@@ -279,7 +282,7 @@ class LowRankChange(_Columns):
 
     def delta(self) -> Tensor:
         """See :class:`Change`."""
-        return self.left @ self.right.T
+        return self.left.contiguous() @ self.right.contiguous().T
 
     def scaled(self, factor: float) -> LowRankChange:
         """See :class:`Change`."""
@@ -474,15 +477,6 @@ def changed(base: Tensor, changes: Iterable[Change], transposed: bool = False) -
             f"value would be {float(total.abs().max()):.3g}"
         )
     return result
-
-
-def wrong_indices(index: Tensor, size: int) -> str:
-    """What is wrong with kept indices of an axis of so many; empty where nothing is."""
-    if index.dtype != torch.int64 or index.dim() != 1 or not len(index):
-        return "has kept indices that are not a list of whole numbers"
-    if int(index[0]) < 0 or int(index[-1]) >= size or bool((index.diff() <= 0).any()):
-        return f"has kept indices that do not ascend within 0 to {size - 1}"
-    return ""
 
 
 def _taken(values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

@@ -74,6 +74,7 @@ def scale(patch: Patch, factor: float, *, name: str | None = None) -> Patch:
         UsageError: the factor is not a finite number.
     """
     _check_weights([factor], 1)
+    _check_mergeable([patch])
     header = with_history(
         patch.header,
         f"scaled {label(patch)} by {factor:g}",
@@ -205,6 +206,8 @@ def _joined_header(
 def _check_mergeable(patches: Sequence[Patch]) -> tuple[str, ...]:
     """Refuse patches of different bases; the patches that must be below the result."""
     first, *others = patches
+    if cut := [each for each in patches if each.cuts]:
+        raise DataError(f"{label(cut[0])} is a structure: it has no changes to add up")
     bases = dict(first.header.base)
     for other in others:
         for name, base in other.header.base.items():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from modalign.models.hashing import CHUNK, canonical, little_endian
 from modalign.patches.changes import Change
+from modalign.patches.cuts import Cut
 
 FORMAT_VERSION = 2  # the newest; patches that need nothing of it are written as 1
 SHOWN = 12  # digits of a hash in messages
@@ -33,6 +34,7 @@ class BaseTensor(BaseModel):
             the same for a bfloat16 file and for what it becomes when loaded in float32.
         shape: as the model stores it.
         transposed: stored as (d_in, d_out), as GPT-2's Conv1D does; changes are always (d_out, d_in).
+        tied: input embedding and output projection at once; the change is meant for both.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,6 +42,13 @@ class BaseTensor(BaseModel):
     sha256: str
     shape: tuple[int, ...]
     transposed: bool = False
+    tied: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Format 1 does not know ``tied``."""
+        values: dict[str, Any] = handler(self)
+        return values if self.tied else {n: v for n, v in values.items() if n != "tied"}
 
 
 class EditRecord(BaseModel):
@@ -87,6 +96,20 @@ class Parent(BaseModel):
     weight: float = 1.0
 
 
+class Structure(BaseModel):
+    """What a patch of kind ``structure`` says beside the indices that are kept.
+
+    Attributes:
+        configuration: the resulting ``config.json``, complete.
+        names: tensor -> its name in the result where it is another; None where the tensor is removed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    configuration: dict[str, Any]
+    names: dict[str, str | None] = Field(default_factory=dict)
+
+
 # In a file the origin's fields stand among the header's own, in this order, since format 1.
 _FILE_ORDER = (
     "format_version", "name", "kind", "method", "model", "base", "after", "tokenizer", "covariance",
@@ -107,7 +130,9 @@ class PatchHeader(BaseModel):
         settings: the whole configuration of the method.
         history: what was done since (merged from, dropped), one line each.
         editing: of a patch made of edits.
-        parents: what a soup is made of, or the one patch that this was sliced from.
+        parents: what a soup is made of.
+        sliced_from: hash of the patch for the unpruned model that this is a part of.
+        structure: of a patch of that kind.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -127,6 +152,8 @@ class PatchHeader(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     editing: EditingOrigin = EditingOrigin()
     parents: tuple[Parent, ...] = ()
+    sliced_from: str | None = None
+    structure: Structure | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -144,8 +171,8 @@ class PatchHeader(BaseModel):
         """As files hold it; what format 1 does not know is left out where it is not used."""
         values = handler(self)
         values |= values.pop("editing")
-        newer = {"parents": self.parents}
-        more = {name: values[name] for name, used in newer.items() if used}
+        newer = ("parents", "sliced_from", "structure")
+        more = {name: values[name] for name in newer if values[name]}
         return {name: values[name] for name in _FILE_ORDER} | more
 
 
@@ -156,10 +183,12 @@ class PatchContent:
     Attributes:
         header: provenance and what it fits.
         changes: by the parameter's name in ``model.named_parameters()``.
+        cuts: of a structure, which has no changes.
     """
 
     header: PatchHeader
     changes: Mapping[str, Change] = field(default_factory=dict)
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
 
     @property
     def edits(self) -> tuple[EditRecord, ...]:
@@ -170,15 +199,16 @@ class PatchContent:
 def patch_hash(patch: PatchContent) -> str:
     """SHA-256 of a patch's content: header, which column belongs to which edit, every number."""
     layouts = {name: change.layout for name, change in patch.changes.items()}
-    return content_hash(patch.header.model_dump(mode="json"), layouts, tensors_of(patch.changes))
+    return content_hash(patch.header.model_dump(mode="json"), layouts, tensors_of(patch))
 
 
-def tensors_of(changes: Mapping[str, Change]) -> dict[str, Tensor]:
+def tensors_of(patch: PatchContent) -> dict[str, Tensor]:
     """Every stored tensor of a patch by its name in the file: ``{parameter}::{part}``."""
+    touched: dict[str, Change | Cut] = {**patch.changes, **patch.cuts}
     return {
         f"{name}::{part}": value
-        for name, change in changes.items()
-        for part, value in change.tensors().items()
+        for name, each in touched.items()
+        for part, value in each.tensors().items()
     }
 
 

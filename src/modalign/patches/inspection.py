@@ -13,9 +13,10 @@ from torch import nn
 from modalign.errors import DataError
 from modalign.patches.apply import view
 from modalign.patches.changes import Change
-from modalign.patches.fit import check_order, check_tokenizer, locate
-from modalign.patches.folder import PatchedFolder
+from modalign.patches.cuts import Cut
+from modalign.patches.fit import check_order, check_tokenizer
 from modalign.patches.header import PatchContent, PatchHeader, patch_hash
+from modalign.patches.patched_folder import PatchedFolder
 from modalign.patches.storage import load_patch
 
 
@@ -24,21 +25,23 @@ class TensorReport(BaseModel):
 
     Attributes:
         name: the parameter.
-        form: how the change is stored.
-        shape: (d_out, d_in), or (d,).
+        form: how the change is stored; ``cut`` of a structure's tensors.
+        shape: (d_out, d_in), or (d,); of a cut tensor as the model stores it.
         columns: of the stored factors; None for a dense change.
-        rank: of Delta.
-        norm: Frobenius norm of Delta.
+        rank: of Delta; None for a cut.
+        norm: Frobenius norm of Delta; None for a cut.
+        kept: the shape that a cut leaves; empty where the tensor is removed, None for a change.
         relative: norm over that of W; None without the model.
         stored_as: the tensor's name in the model's files; None without the model.
     """
 
     name: str
-    form: Literal["solved", "low-rank", "dense", "sliced", "weighted"]
+    form: Literal["solved", "low-rank", "dense", "sliced", "weighted", "cut"]
     shape: tuple[int, ...]
     columns: int | None
-    rank: int
-    norm: float
+    rank: int | None
+    norm: float | None
+    kept: tuple[int, ...] | None = None
     relative: float | None = None
     stored_as: str | None = None
 
@@ -61,17 +64,28 @@ def inspect_patch(patch: PatchContent, model: Path | None = None) -> Inspection:
     Raises:
         DataError: the patch does not fit the model.
     """
-    names = fits_folder(patch, model) if model is not None else {}
+    sha256 = patch_hash(patch)
+    names: dict[str, str] = {}
     folder = PatchedFolder(model) if model is not None else None
-    tensors = []
+    if folder is not None:
+        patch, names = _fitted(patch, folder)
+    tensors = [_cut(patch.header, name, cut) for name, cut in patch.cuts.items()]
     for name, change in patch.changes.items():
         report = _measure(name, change)
-        if folder is not None:
+        if folder is not None and report.norm is not None:
             weight = float(folder.original(names[name]).double().norm())
             report.relative = report.norm / weight if weight else None
             report.stored_as = names[name]
         tensors.append(report)
-    return Inspection(sha256=patch_hash(patch), header=patch.header, tensors=tensors)
+    return Inspection(sha256=sha256, header=patch.header, tensors=tensors)
+
+
+def _cut(header: PatchHeader, name: str, cut: Cut) -> TensorReport:
+    shape = header.base[name].shape
+    kept = cut.shape(shape) if cut.name is not None else ()
+    return TensorReport(
+        name=name, form="cut", shape=shape, columns=None, rank=None, norm=None, kept=kept
+    )
 
 
 def _measure(name: str, change: Change) -> TensorReport:
@@ -116,17 +130,20 @@ def fits_folder(patch: PatchContent, folder: Path) -> dict[str, str]:
     Raises:
         DataError: other tensors, other tokenizer, or patches that must be below are missing.
     """
-    model = PatchedFolder(folder)
+    return _fitted(patch, PatchedFolder(folder))[1]
+
+
+def _fitted(patch: PatchContent, model: PatchedFolder) -> tuple[PatchContent, dict[str, str]]:
     problems = model.status().problems
     if problems:
-        raise DataError(f"{folder} is not what its log says: {problems[0]}")
+        raise DataError(f"{model.folder} is not what its log says: {problems[0]}")
     below = [(each.name, each.sha256) for each in model.log.stack]
-    sha256 = patch_hash(patch)
+    fitted, names = model.fitted(patch)
+    sha256 = patch_hash(fitted)
     if sha256 not in {each for _, each in below}:
-        check_order(patch, sha256, below, str(folder))
-    names = locate(patch.header, model.weights.shapes, model.original, str(folder))
+        check_order(fitted, sha256, below, str(model.folder))
     model.check_tokenizer(patch)
-    return names
+    return fitted, names
 
 
 def with_patches(model: nn.Module, tokenizer: Any, files: Sequence[Path]) -> nn.Module:

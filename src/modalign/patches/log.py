@@ -19,7 +19,10 @@ from modalign.errors import DataError
 
 
 class Applied(BaseModel):
-    """A patch in a folder: its name and hash, its copy's file name, its tensors' names in the files."""
+    """A patch in a folder: its name and hash, its copy's file name, its tensors' names in the files.
+
+    A structure's tensors are those of the unpruned model.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,11 +30,12 @@ class Applied(BaseModel):
     sha256: str
     file: str
     tensors: dict[str, str]
+    kind: Literal["change", "structure"] = "change"
     time: str = ""
 
 
 class TensorChange(BaseModel):
-    """Hashes of one tensor of the files before and after a change."""
+    """Hashes of one tensor of the files before and after a change; empty where there is none."""
 
     before: str
     after: str

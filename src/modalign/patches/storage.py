@@ -2,7 +2,8 @@
 
 The metadata holds the header and each change's layout (the edit of each column) as JSON, and a hash
 over these and every tensor. Tensors are named ``{parameter}::keys``, ``dual``, ``residuals``, ``left``,
-``right`` or ``delta``; in format 2 also ``rows`` and ``columns``, and a soup's terms as ``0/left``, ....
+``right`` or ``delta``; in format 2 also ``rows`` and ``columns``, ``0/left`` of a soup's first term, and
+``axis0`` of a cut.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from modalign.patches.changes import (
     SlicedChange,
     SolvedChange,
 )
+from modalign.patches.cuts import Cut
 from modalign.patches.header import (
     FORMAT_VERSION,
     SHOWN,
@@ -50,7 +52,7 @@ def save_patch(patch: PatchContent, path: Path | str) -> str:
         ModalignError: the patch contradicts itself or holds numbers that are not finite.
     """
     check_patch(patch, ModalignError, f"the patch {patch.header.name!r} cannot be saved")
-    tensors = {name: value.contiguous() for name, value in tensors_of(patch.changes).items()}
+    tensors = {name: value.contiguous() for name, value in tensors_of(patch).items()}
     header = patch.header.model_dump(mode="json")
     layouts = {name: change.layout for name, change in patch.changes.items()}
     digest = content_hash(header, layouts, tensors)
@@ -104,7 +106,7 @@ def load_patch(path: Path | str) -> Patch:
                 f"{path} was changed after it was written: its content does not have the hash "
                 f"{metadata['sha256'][:SHOWN]} that it states; get the file again"
             )
-        patch = Patch(PatchHeader.model_validate(header), _changes(layouts, tensors))
+        patch = _assembled(PatchHeader.model_validate(header), layouts, tensors)
     except (KeyError, ValueError, ValidationError, TypeError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a usable patch: {first}; compute it again") from error
@@ -123,12 +125,25 @@ def _check_format(metadata: dict[str, str], path: Path) -> None:
         )
 
 
-def _changes(layouts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Change]:
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in layouts}
+def _assembled(header: PatchHeader, layouts: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
+    structure = header.structure
+    touched = layouts if structure is None else header.base
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in touched}
     for key, value in tensors.items():
         name, _, part = key.rpartition("::")
         parts[name][part] = value
-    return {name: read_change(layouts[name], held) for name, held in parts.items()}
+    if structure is None:
+        return Patch(
+            header, {name: read_change(layouts[name], held) for name, held in parts.items()}
+        )
+    cuts = {}
+    for name, held in parts.items():
+        axes = range(len(header.base[name].shape))
+        if odd := held.keys() - {f"axis{axis}" for axis in axes}:
+            raise ValueError(f"the cut of {name} has the part {sorted(odd)[0]}")
+        kept = tuple(held.get(f"axis{axis}") for axis in axes)
+        cuts[name] = Cut(kept, structure.names.get(name, name))
+    return Patch(header, cuts=cuts)
 
 
 def read_change(layout: Any, tensors: Mapping[str, Tensor]) -> Change:
@@ -171,15 +186,23 @@ def check_patch(patch: PatchContent, error: type[ModalignError], what: str) -> N
         what: how its message begins.
     """
     header = patch.header
-    if not patch.changes:
+    touched = patch.changes if header.kind != "structure" else patch.cuts
+    if not touched:
         raise error(f"{what}: it changes nothing")
-    if set(header.base) != set(patch.changes):
-        odd = sorted(set(header.base) ^ set(patch.changes))[0]
+    if (header.structure is None) != (header.kind != "structure") or bool(patch.cuts) == bool(
+        patch.changes
+    ):
+        raise error(f"{what}: its content is not that of a patch of kind {header.kind}")
+    if set(header.base) != set(touched):
+        odd = sorted(set(header.base) ^ set(touched))[0]
         raise error(f"{what}: {odd} is only in its header or only among its changes")
     ids = [edit.id for edit in patch.edits]
     twice = {each for each in ids if ids.count(each) > 1} if len(set(ids)) != len(ids) else set()
     if twice:
         raise error(f"{what}: the edit id {sorted(twice)[0]!r} is used twice")
+    for name, cut in patch.cuts.items():
+        if wrong := cut.problem(header.base[name].shape):
+            raise error(f"{what}: the cut of {name} {wrong}")
     for name, change in patch.changes.items():
         wrong = _wrong(change, header.base[name].shape, header.base[name].transposed, len(ids))
         if wrong:

@@ -45,18 +45,27 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.files = _files(folder)
         self.places: dict[str, Place] = {}
-        for file in _files(folder):
-            self.places |= _places(folder, file)
+        self._all: dict[str, Place] = {}
+        for file in self.files:
+            changeable, others = _places(folder, file)
+            self.places |= changeable
+            self._all |= changeable | others
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor that a patch can change."""
         return {name: place.shape for name, place in self.places.items()}
 
+    @property
+    def fixed(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor that no patch can change: whole numbers, for example."""
+        return {n: place.shape for n, place in self._all.items() if n not in self.places}
+
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored."""
-        path = self.folder / self.places[name].file
+        path = self.folder / self._all[name].file
         try:
             with safe_open(path, framework="pt") as file:
                 found: Tensor = file.get_tensor(name)
@@ -131,8 +140,8 @@ def _files(folder: Path) -> list[str]:
     return sorted(files)
 
 
-def _places(folder: Path, file: str) -> dict[str, Place]:
-    """The tensors of one file, from its header."""
+def _places(folder: Path, file: str) -> tuple[dict[str, Place], dict[str, Place]]:
+    """The tensors of one file that a patch can change, and all others, from its header."""
     path = folder / file
     try:
         with path.open("rb") as content:
@@ -141,14 +150,15 @@ def _places(folder: Path, file: str) -> dict[str, Place]:
             if length > size:
                 raise ValueError("it is truncated")
             header = json.loads(content.read(length))
-            found = {}
+            found: tuple[dict[str, Place], dict[str, Place]] = ({}, {})
             for name, entry in header.items():
-                if name == "__metadata__" or entry["dtype"] not in _PATCHABLE:
+                if name == "__metadata__":
                     continue
                 begin, end = (8 + length + each for each in entry["data_offsets"])
                 if end > size:
                     raise ValueError("it is truncated")
-                found[name] = Place(file, begin, end, tuple(entry["shape"]))
+                kind = found[0] if entry["dtype"] in _PATCHABLE else found[1]
+                kind[name] = Place(file, begin, end, tuple(entry["shape"]))
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise DataError(f"the weights {path} cannot be read: {error}") from error
     return found

@@ -1,0 +1,52 @@
+"""The class of a model folder: whether the folder loads as it, and which weights it stores transposed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.pytorch_utils import Conv1D
+
+from modalign.errors import DataError
+from modalign.models.configuration import ModalignConfig
+
+
+def loading_problem(folder: Path) -> str:
+    """Load a folder's model: why its tensors are not those its configuration asks for; or nothing."""
+    try:
+        _, info = _class_of(folder).from_pretrained(
+            folder, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    for what in ("missing", "unexpected", "mismatched"):
+        if found := sorted(map(str, info[f"{what}_keys"])):
+            return f"{found[0]} is {what}"
+    return ""
+
+
+def transposed_weights(folder: Path) -> set[str]:
+    """Parameters that a folder's model stores as (d_in, d_out), by their names in the model."""
+    kind = _class_of(folder)
+    config = kind.config_class.from_pretrained(folder)
+    with torch.device("meta"):
+        model = kind(config)
+    return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Conv1D)}
+
+
+def _class_of(folder: Path) -> Any:
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if values.get("model_type") == ModalignConfig.model_type:
+        from modalign.models.modeling import ModalignForConditionalGeneration
+
+        return ModalignForConditionalGeneration
+    names = values.get("architectures") or [""]
+    found = getattr(transformers, names[0], None)
+    if found is None:
+        raise DataError(
+            f"{folder}/config.json names the class {names[0]!r}, unknown to transformers"
+        )
+    return found

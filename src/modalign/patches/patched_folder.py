@@ -1,0 +1,439 @@
+"""One patched model folder: its weights, the patches that are in, and the log of what happened.
+
+A patched folder is a model folder like any other, with a folder ``patches`` in it: a copy of every
+patch that is in, the touched tensors as they were (``originals.safetensors``), and ``log.jsonl``. The
+weights are always original + sum of the changes, rounded once, so whatever is removed, and in
+whatever order, the rest is exactly what it would have been without. Below a structure the originals are
+the pruned tensors; the unpruned files are kept beside them, see ``pruned_folder``.
+
+A change in place writes new files beside the old ones, then the log's ``begun``, then renames, then
+the log's ``done``. Interrupted at any point, either nothing has changed or ``recover`` puts it right.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modalign.errors import DataError, ModalignError, UsageError
+from modalign.files import replacing
+from modalign.models.hashing import tensor_hash
+from modalign.patches.changes import changed
+from modalign.patches.fit import check_order, check_removable, check_tokenizer, locate
+from modalign.patches.header import SHOWN, BaseTensor, PatchContent, patch_hash
+from modalign.patches.log import Applied, Event, Log, TensorChange, now
+from modalign.patches.pruned_folder import UNPRUNED, restore_unpruned, unpruned_weights
+from modalign.patches.storage import load_patch, save_patch
+from modalign.patches.structure import slice_along
+from modalign.patches.weights import PART, Weights
+
+PATCHES = "patches"
+ORIGINALS = "originals.safetensors"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class FolderStatus:
+    """What a folder carries.
+
+    Attributes:
+        folder: the model folder.
+        stack: the patches that are in, lowest first.
+        problems: what is not as the log says; empty if all is well.
+        interrupted: a change was begun and not ended.
+    """
+
+    folder: Path
+    stack: tuple[Applied, ...]
+    problems: tuple[str, ...] = ()
+    interrupted: bool = False
+
+
+class PatchedFolder:
+    """One model folder with its weights, its originals and its log.
+
+    Args:
+        folder: where patches, originals and log are.
+        weights: where tensors are read; those of another folder while a copy is being made.
+    """
+
+    def __init__(self, folder: Path, weights: Weights | None = None) -> None:
+        if weights is None and not (folder / "config.json").is_file():
+            raise UsageError(f"{folder} holds no model: it has no config.json")
+        self.folder = folder
+        self.weights = weights or Weights(folder)
+        self.log = Log(folder / PATCHES / LOG)
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def status(self) -> FolderStatus:
+        """What is in, and whether the touched tensors are what the log says."""
+        problems = [] if self.log.pending is None else ["a change was interrupted"]
+        expected = {} if self.log.pending is not None else self.log.hashes()
+        for name, sha256 in expected.items():
+            if not sha256:
+                continue  # a structure took it away
+            if name not in self.weights.places:
+                problems.append(f"{name} is gone from the weights")
+            elif (found := tensor_hash(self.weights.read(name))) != sha256:
+                problems.append(
+                    f"{name} has the hash {found[:SHOWN]}, the log says {sha256[:SHOWN]}"
+                )
+        for entry in self.log.stack:
+            if not (self.folder / PATCHES / entry.file).is_file():
+                problems.append(f"the copy of the patch {entry.name!r} ({entry.file}) is gone")
+        return FolderStatus(
+            self.folder, tuple(self.log.stack), tuple(problems), self.log.pending is not None
+        )
+
+    @property
+    def structure(self) -> Applied | None:
+        """The structure below all other patches, if there is one."""
+        stack = self.log.stack
+        return stack[0] if stack and stack[0].kind == "structure" else None
+
+    def original(self, name: str) -> Tensor:
+        """A tensor without any change; with a structure, as that left it."""
+        path = self.folder / PATCHES / ORIGINALS
+        if path.is_file():
+            with _opened(path) as file:
+                if name in file.keys():  # noqa: SIM118
+                    found: Tensor = file.get_tensor(name)
+                    return found
+        return self.weights.read(name)
+
+    def find(self, reference: str) -> Applied:
+        """The patch that a name, the beginning of a hash, or a file means."""
+        stack = self.log.stack
+        fitting = [each for each in stack if each.name == reference]
+        if not fitting and Path(reference).is_file():
+            wanted = patch_hash(load_patch(reference))
+            fitting = [each for each in stack if each.sha256 == wanted]
+        if not fitting and len(reference) >= 4:
+            fitting = [each for each in stack if each.sha256.startswith(reference)]
+        if len(fitting) != 1:
+            names = ", ".join(f"{each.name} ({each.sha256[:SHOWN]})" for each in stack) or "none"
+            problem = "means several of the patches" if fitting else "is none of the patches"
+            raise UsageError(f"{reference!r} {problem} in {self.folder}: {names}")
+        return fitting[0]
+
+    def check_tokenizer(self, patch: PatchContent) -> None:
+        """Refuse a patch for another tokenizer than the folder's."""
+        if patch.header.tokenizer is None:
+            return
+        from transformers import AutoTokenizer  # here: what only reads weights needs none
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"the patch {patch.header.name!r} names the tokenizer it was computed for, and the one "
+                f"in {self.folder} cannot be loaded to compare: {str(error).splitlines()[0]}"
+            ) from error
+        check_tokenizer(patch, tokenizer)
+
+    def touched_by(self, patches: Sequence[PatchContent]) -> set[str]:
+        """The tensors of the files that patches change, once it is sure that they fit."""
+        return {name for _, entry in self._fitted(patches) for name in entry.tensors.values()}
+
+    def fitted(
+        self, patch: PatchContent, new: Sequence[PatchContent] = ()
+    ) -> tuple[PatchContent, dict[str, str]]:
+        """A patch that fits this model, with its tensors' names in the files.
+
+        Args:
+            patch: to be put on top.
+            new: patches that will be in before it.
+
+        Returns:
+            The patch itself; below a structure, a patch for the unpruned model sliced along.
+
+        Raises:
+            DataError: it was made for another model, or changes what the structure removed.
+        """
+        where = str(self.folder)
+        if self.structure is None or patch.cuts:
+            shapes, read = self.weights.shapes, self.original
+            if self.structure is not None:
+                unpruned = unpruned_weights(self.folder)
+                shapes, read = unpruned.shapes, unpruned.read
+            return patch, locate(patch.header, shapes, read, where)
+        try:
+            return patch, locate(patch.header, self.weights.shapes, self.original, where)
+        except DataError as error:
+            unpruned = unpruned_weights(self.folder)
+            try:
+                names = locate(patch.header, unpruned.shapes, unpruned.read, where)
+            except DataError:
+                raise error from None
+        sliced = slice_along(
+            patch, self._patch(self.structure), names, unpruned.read, self._below(patch, new)
+        )
+        return sliced, {name: name for name in sliced.changes}
+
+    def _below(self, patch: PatchContent, new: Sequence[PatchContent]) -> list[str]:
+        """The hashes that the patches below one have here, where they were sliced along."""
+        present = [*(self._patch(each) for each in self.log.stack), *new]
+        sliced = {each.header.sliced_from: patch_hash(each) for each in present}
+        return [sliced.get(sha256, sha256) for sha256 in patch.header.after]
+
+    def _fitted(self, patches: Sequence[PatchContent]) -> list[tuple[PatchContent, Applied]]:
+        """New patches as they fit here, with their entries; every hash compared."""
+        self._check_state()
+        below = [(each.name, each.sha256) for each in self.log.stack]
+        found: list[tuple[PatchContent, Applied]] = []
+        for given in patches:
+            patch, names = self.fitted(given, [each for each, _ in found])
+            sha256 = patch_hash(patch)
+            check_order(patch, sha256, below, str(self.folder))
+            for own, name in names.items():
+                self._check_tied(name, patch.header.base[own])
+            file = f"{sha256[:16]}.safetensors"
+            entry = Applied(
+                name=patch.header.name, sha256=sha256, file=file, tensors=names, time=now()
+            )
+            found.append((patch, entry))
+            below.append((patch.header.name, sha256))
+        return found
+
+    def _check_state(self) -> None:
+        problems = self.status().problems
+        if problems:
+            raise DataError(
+                f"{self.folder} is not what its log says: {'; '.join(problems[:3])}. Something else "
+                "wrote to it; make it anew from the unpatched model"
+            )
+
+    def _check_tied(self, name: str, base: BaseTensor) -> None:
+        """Refuse a change of an embedding that is the output projection too, unless it is for both."""
+        tied = is_tied(self.folder, self.weights, name, self.original)
+        if tied and not base.tied:
+            raise UsageError(
+                f"{name} is the input embedding and the output projection at once (tied weights): a "
+                "patch of one would change the other; untie them first"
+            )
+        if base.tied and not tied:
+            raise DataError(
+                f"the patch takes {name} for input embedding and output projection at once; in "
+                f"{self.folder} they are two tensors"
+            )
+
+    # ---- changing ------------------------------------------------------------------------------
+
+    def apply(self, patches: Sequence[PatchContent]) -> None:
+        """Put patches on top."""
+        if not patches:
+            raise UsageError("name at least one patch")
+        fitted = self._fitted(patches)
+        (self.folder / PATCHES).mkdir(exist_ok=True)
+        for patch, entry in fitted:
+            save_patch(patch, self.folder / PATCHES / entry.file)
+        entries = [entry for _, entry in fitted]
+        self._change("apply", entries, [*self.log.stack, *entries])
+
+    def remove(self, gone: Sequence[Applied]) -> None:
+        """Take patches out."""
+        if not gone:
+            raise UsageError(f"{self.folder} carries no patch to remove")
+        self._check_state()
+        hashes = [each.sha256 for each in gone]
+        present = [(self._patch(each), each.sha256) for each in self.log.stack]
+        check_removable(hashes, present, str(self.folder))
+        kept = [each for each in self.log.stack if each.sha256 not in hashes]
+        structure = self.structure
+        if structure is None or structure.sha256 not in hashes:
+            self._change("remove", gone, kept)
+            return
+        if kept:
+            raise DataError(
+                f"the structure {structure.name!r} cannot be removed from {self.folder} alone: "
+                f"{kept[0].name!r} was applied to the pruned model; remove both"
+            )
+        if len(gone) > 1:
+            self._change("remove", [each for each in gone if each is not structure], [structure])
+        self._restore(structure)
+
+    def _restore(self, structure: Applied) -> None:
+        """Put the unpruned files back; from the log's ``begun`` on, an interruption is finished."""
+        patch = self._patch(structure)
+        after = dict.fromkeys(filter(None, (cut.name for cut in patch.cuts.values())), "")
+        after |= {name: base.sha256 for name, base in patch.header.base.items()}
+        tensors = {}
+        for name, sha256 in after.items():
+            held = name in self.weights.places
+            before = tensor_hash(self.weights.read(name)) if held else ""
+            tensors[name] = TensorChange(before=before, after=sha256)
+        self.log.begin("remove", {structure.name: structure.sha256}, [], tensors)
+        self.recover()
+
+    def _finish_restoring(self, pending: Event) -> None:
+        restore_unpruned(self.folder)
+        self.weights = Weights(self.folder)
+        for name, change in pending.tensors.items():
+            if change.after and tensor_hash(self.weights.read(name)) != change.after:
+                raise ModalignError(f"{self.folder}: the unpruned {name} is not what was pruned")
+        self.log.end(pending.number, "done")
+        self._tidy()
+
+    def _change(
+        self, action: Literal["apply", "remove"], subject: Sequence[Applied], stack: list[Applied]
+    ) -> None:
+        """Write the tensors that a set of patches touches as another stack says."""
+        touched = sorted(_touched(subject))
+        before = {name: tensor_hash(self.weights.read(name)) for name in touched}
+        self._keep_originals(_touched(stack))
+        ready, after = self._prepare(touched, stack)
+        try:
+            tensors = {n: TensorChange(before=before[n], after=after[n]) for n in touched}
+            self.log.begin(action, {e.name: e.sha256 for e in subject}, stack, tensors)
+        except BaseException:
+            for part, _ in ready:
+                part.unlink(missing_ok=True)
+            raise
+        try:
+            for part, place in ready:
+                part.replace(place)
+        finally:  # compared with the log whether or not all were replaced: done, or undone
+            self.weights = Weights(self.folder)
+            self.recover()
+        if self.log.stack != stack:
+            raise ModalignError(f"{self.folder}: what was written reads back differently; undone")
+        self._tidy()
+
+    def _prepare(
+        self, names: Sequence[str], stack: Sequence[Applied]
+    ) -> tuple[list[tuple[Path, Path]], dict[str, str]]:
+        """New files with these tensors as a stack says, not in place yet."""
+        patches = {each.sha256: self._patch(each) for each in stack}
+
+        def value(name: str) -> Tensor:
+            found = [
+                (patches[entry.sha256], own)
+                for entry in stack
+                for own, key in entry.tensors.items()
+                if key == name and entry.kind == "change"
+            ]
+            if not found:
+                return self.original(name)
+            transposed = found[0][0].header.base[found[0][1]].transposed
+            return changed(self.original(name), [p.changes[own] for p, own in found], transposed)
+
+        return self.weights.prepare(names, value, self.folder)
+
+    def _patch(self, entry: Applied) -> PatchContent:
+        patch = load_patch(self.folder / PATCHES / entry.file)
+        if patch_hash(patch) != entry.sha256:
+            raise DataError(
+                f"{self.folder / PATCHES / entry.file} is not the patch that was applied "
+                f"({entry.sha256[:SHOWN]}); restore the file"
+            )
+        return patch
+
+    def _keep_originals(self, names: set[str]) -> None:
+        """Have exactly these in the originals beside those that are there: written before any change."""
+        path = self.folder / PATCHES / ORIGINALS
+        held: set[str] = set()
+        if path.is_file():
+            with _opened(path) as file:
+                held = set(file.keys())
+        if not names <= held:
+            self._write_originals(names | held)
+
+    def _write_originals(self, names: set[str]) -> None:
+        tensors = {name: self.original(name).clone() for name in sorted(names)}
+        with replacing(self.folder / PATCHES / ORIGINALS) as file:
+            save_file(tensors, file.name, {"format": "pt"})
+
+    def recover(self) -> bool:
+        """End a change that was begun: done if all its tensors are there, else undone."""
+        pending = self.log.pending
+        if pending is None:
+            return False
+        if self.structure is not None and self.structure.sha256 in pending.patches.values():
+            self._finish_restoring(pending)
+            return True
+        now_held = {name: tensor_hash(self.weights.read(name)) for name in pending.tensors}
+        if all(now_held[name] == change.after for name, change in pending.tensors.items()):
+            self.log.end(pending.number, "done")
+            return True
+        wrong = [n for n, change in pending.tensors.items() if now_held[n] != change.before]
+        if wrong:
+            ready, after = self._prepare(wrong, self.log.stack)
+            odd = [name for name in wrong if after[name] != pending.tensors[name].before]
+            if odd:
+                for part, _ in ready:
+                    part.unlink(missing_ok=True)
+                raise DataError(f"{self.folder}: {odd[0]} cannot be restored to what it was")
+            for part, place in ready:
+                part.replace(place)
+            self.weights = Weights(self.folder)
+        self.log.end(pending.number, "undone")
+        self._tidy()
+        return True
+
+    def _tidy(self) -> None:
+        """Take away what no applied patch needs: copies, originals, halves of files."""
+        place = self.folder / PATCHES
+        wanted = {entry.file for entry in self.log.stack}
+        halves = [f for file in self.weights.files_of(self.weights.places)
+                  for f in self.folder.glob(f".{file}.*{PART}")]  # fmt: skip
+        for path in [*place.glob("*.safetensors"), *place.glob(f".*{PART}"), *halves]:
+            if path.name != ORIGINALS and path.name not in wanted:
+                path.unlink(missing_ok=True)
+        if self.structure is None:
+            shutil.rmtree(place / UNPRUNED, ignore_errors=True)
+        names = _touched(self.log.stack)
+        if not names:
+            (place / ORIGINALS).unlink(missing_ok=True)
+            return
+        with _opened(place / ORIGINALS) as file:
+            held = set(file.keys())
+        if held != names:
+            self._write_originals(names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}; restore the file") from error
+
+
+def _touched(entries: Sequence[Applied]) -> set[str]:
+    """The tensors of the files that patches change in value."""
+    return {name for each in entries if each.kind == "change" for name in each.tensors.values()}
+
+
+def is_tied(folder: Path, weights: Weights, name: str, read: Callable[[str], Tensor]) -> bool:
+    """Whether a tensor is the input embedding and the output projection of a model at once.
+
+    Args:
+        folder: for the vocabulary's size.
+        weights: of the model.
+        name: of the tensor.
+        read: gives a tensor without patches.
+    """
+    shape = weights.places[name].shape
+    if len(shape) != 2 or shape[0] not in _vocabulary_sizes(folder):
+        return False
+    others = [n for n, place in weights.places.items() if place.shape == shape and n != name]
+    own = tensor_hash(read(name))
+    return not others or any(tensor_hash(read(each)) == own for each in others)
+
+
+def _vocabulary_sizes(folder: Path) -> set[int]:
+    """The vocabulary sizes that a configuration states, its parts' included."""
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    parts = [values, *(part for part in values.values() if isinstance(part, dict))]
+    return {part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)}
