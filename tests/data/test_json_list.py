@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modalign.data.readers import json_list
-from modalign.data.readers.json_list import JsonListError, iter_json_list
+from modalign.data.readers.json_list import JsonListError, JsonText, iter_json_list
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 values = st.recursive(scalars, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=8)
@@ -23,6 +24,27 @@ def test_equals_loads(tmp_path: Path, monkeypatch, items, chunk: int, indent: in
     path = tmp_path / "list.json"
     path.write_text(json.dumps(items, indent=indent), encoding="utf-8")
     assert list(iter_json_list(path)) == items
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    lists=st.dictionaries(st.text(), st.lists(values, max_size=4), max_size=4),
+    chunk=st.integers(1, 9),
+)
+def test_elements_of_an_objects_lists_have_their_line(monkeypatch, lists, chunk: int) -> None:
+    """The oracle is the line that was counted when each element was written on its own."""
+    monkeypatch.setattr(json_list, "CHUNK", chunk)
+    lines, expected = ["{"], []
+    for number, (name, items) in enumerate(lists.items()):
+        lines.append("," * (number > 0) + json.dumps(name) + ": [")
+        for position, item in enumerate(items):
+            lines.append(json.dumps(item) + "," * (position < len(items) - 1))
+            expected.append((name, len(lines), item))
+        lines.append("]")
+    text = JsonText(io.StringIO("\n".join([*lines, "}"])))
+    found = [(name, *element) for name in text.members() for element in text.elements()]
+    assert found == expected
+    assert (text.line, text.next()) == (len(lines) + 1, "")
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])

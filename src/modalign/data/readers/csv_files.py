@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from modalign.data.readers.result import RawRows, RowError
+from modalign.data.readers.result import Fields, RawRows, RowError
 from modalign.errors import DataError
 
 
@@ -18,25 +19,44 @@ def read_csv(path: Path) -> RawRows:
     """
     # Bytes that are no UTF-8 become lone surrogates, which `build_record` reports for their row.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        delimiter = max(",;\t", key=file.readline().count)
-        file.seek(0)
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = _header(reader, path)
-        number = 1
-        while True:
-            number += 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, RowError("row", f"not valid CSV ({error}): check the quotation marks")
-                continue
-            if len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True))
-            elif cells:
-                message = f"{len(cells)} cells under {len(header)} columns: quote cells with commas"
-                yield number, RowError("row", message)
+        for number, (_, fields) in enumerate(csv_rows(file, path), start=2):
+            if fields is not None:
+                yield number, fields
+
+
+def csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, Fields | RowError | None]]:
+    """Yield every row behind the header: the line that it starts on, and its cells by column.
+
+    Args:
+        file: at its start.
+        path: for error messages.
+
+    Yields:
+        None in place of an empty row, and what is wrong with one that cannot be read.
+
+    Raises:
+        DataError: as `read_csv`.
+    """
+    delimiter = max(",;\t", key=file.readline().count)
+    file.seek(0)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    header = _header(reader, path)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, RowError("row", f"not valid CSV ({error}): check the quotation marks")
+            continue
+        if cells and len(cells) != len(header):
+            message = (
+                f"{len(cells)} cells under {len(header)} columns: quote cells with {delimiter!r}"
+            )
+            yield line, RowError("row", message)
+        else:
+            yield line, dict(zip(header, cells, strict=True)) if cells else None
 
 
 def _header(reader: Iterator[list[str]], path: Path) -> list[str]:

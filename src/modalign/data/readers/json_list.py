@@ -1,4 +1,4 @@
-"""A JSON list read item by item, so that a file of any size takes the memory of its longest item."""
+"""JSON read value by value: a file of any size takes the memory of its longest item, and each has a line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JsonListError(ValueError):
-    """The text is not a JSON list; `line` and `column` say where it stops being one."""
+    """The text is not the JSON that was expected; `line` and `column` say where it stops being that."""
 
     def __init__(self, line: int, column: int, message: str) -> None:
         super().__init__(message)
@@ -31,28 +31,26 @@ def iter_json_list(path: Path) -> Iterator[Any]:
         ValueError, RecursionError: a value that Python cannot hold.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        text = _Text(file)
-        text.expect("[")
-        if text.next() == "]":
-            text.expect("]")
-        else:
-            yield text.value()
-            while text.expect(",", "]") == ",":
-                yield text.value()
+        text = JsonText(file)
+        for _, value in text.elements():
+            yield value
         if text.next():
             raise text.error("Extra data")
 
 
-class _Text:
-    """A window on a file that moves forward over the tokens taken from it."""
+class JsonText:
+    """A window on a file that moves forward over the tokens taken from it.
+
+    Its methods raise JsonListError where the text is something else.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._decoder = json.JSONDecoder()
         self._buffer = ""
         self._at = 0
-        self._line = 1
-        self._column = 1  # of the buffer's first character
+        self._marked = 0  # a place in the buffer whose line and column are known
+        self._line = self._column = 1
 
     def next(self) -> str:
         """The next character that is no white space, not taken; none at the end."""
@@ -69,6 +67,39 @@ class _Text:
             raise self.error(f"Expecting {' or '.join(map(repr, characters))}")
         self._at += 1
         return found
+
+    @property
+    def line(self) -> int:
+        """The line of the next character that is no white space, from 1."""
+        self.next()
+        self._mark()
+        return self._line
+
+    def elements(self) -> Iterator[tuple[int, Any]]:
+        """Take a list; yield the line and the value of every element."""
+        self.expect("[")
+        if self.next() == "]":
+            self.expect("]")
+            return
+        while True:
+            yield self.line, self.value()
+            if self.expect(",", "]") == "]":
+                return
+
+    def members(self) -> Iterator[str]:
+        """Take an object; yield every name, whose value the caller takes."""
+        self.expect("{")
+        if self.next() == "}":
+            self.expect("}")
+            return
+        while True:
+            if self.next() != '"':
+                raise self.error("Expecting a name in quotation marks")
+            name = self.value()
+            self.expect(":")
+            yield name
+            if self.expect(",", "}") == "}":
+                return
 
     def value(self) -> Any:
         """Take a JSON value."""
@@ -87,8 +118,7 @@ class _Text:
 
     def error(self, message: str, position: int | None = None) -> JsonListError:
         """What is wrong at a position of the buffer (default: the next character)."""
-        read = self._buffer[: self._at if position is None else position]
-        line, column = self._moved(read)
+        line, column = self._place(self._at if position is None else position)
         return JsonListError(line, column, message)
 
     def _more(self) -> bool:
@@ -97,12 +127,17 @@ class _Text:
         chunk = self._file.read(max(CHUNK, len(rest)))
         if not chunk:
             return False
-        self._line, self._column = self._moved(self._buffer[: self._at])
-        self._buffer, self._at = rest + chunk, 0
+        self._mark()
+        self._buffer, self._at, self._marked = rest + chunk, 0, 0
         return True
 
-    def _moved(self, read: str) -> tuple[int, int]:
-        """Line and column after the characters read from the buffer's start on."""
+    def _mark(self) -> None:
+        self._line, self._column = self._place(self._at)
+        self._marked = self._at
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Line and column of a position of the buffer, behind the marked one."""
+        read = self._buffer[self._marked : position]
         lines = read.count("\n")
         if lines:
             return self._line + lines, len(read) - read.rfind("\n")

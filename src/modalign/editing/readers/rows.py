@@ -6,18 +6,18 @@ about the 300th edit can say ``edits.json:2104``.
 
 from __future__ import annotations
 
-import csv
+import io
 import json
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modalign.data.readers.csv_files import csv_rows
+from modalign.data.readers.json_list import JsonListError, JsonText
+from modalign.data.readers.result import RowError
 from modalign.errors import DataError
 
 FORMATS = ".json (a list, or an object that holds one), .jsonl or .csv"
-_SPACE = re.compile(r"[ \t\r\n]*")
 _RECORD_KEYS = {"prompt", "requested_rewrite", "src"}
 
 
@@ -108,101 +108,27 @@ def _row(value: Any, line: int) -> Row:
 # --- JSON -------------------------------------------------------------------------------------
 
 
-class _Scanner:
-    """Walks a JSON text value by value, knowing the line it is on."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self.path, self.text, self.at = path, text, 0
-        self._decoder = json.JSONDecoder()
-        self._counted, self._line = 0, 1
-
-    def skip(self) -> str:
-        """Pass over white space; the character after it, or nothing at the end."""
-        found = _SPACE.match(self.text, self.at)
-        self.at = found.end() if found else self.at
-        return self.text[self.at : self.at + 1]
-
-    @property
-    def line(self) -> int:
-        """The line of the current place."""
-        self._line += self.text.count("\n", self._counted, self.at)
-        self._counted = self.at
-        return self._line
-
-    def value(self) -> Any:
-        """The value that starts here."""
-        try:
-            value, self.at = self._decoder.raw_decode(self.text, self.at)
-        except json.JSONDecodeError as error:
-            self._refuse(error.lineno, error.colno, error.msg)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.path}:{self.line}: not usable JSON ({error})") from None
-        return value
-
-    def elements(self) -> Iterator[tuple[int, Any]]:
-        """(line, value) of every element of the list that starts here."""
-        self.expect("[")
-        if self.skip() == "]":
-            self.at += 1
-            return
-        while True:
-            self.skip()
-            yield self.line, self.value()
-            if self.next_of(",]") == "]":
-                return
-
-    def members(self) -> Iterator[str]:
-        """Every name of the object that starts here; the caller takes its value."""
-        self.expect("{")
-        if self.skip() == "}":
-            self.at += 1
-            return
-        while True:
-            if self.skip() != '"':
-                self._refuse_here("expected a name in quotation marks")
-            name = self.value()
-            self.expect(":")
-            self.skip()
-            yield name
-            if self.next_of(",}") == "}":
-                return
-
-    def next_of(self, choices: str) -> str:
-        """Take one of two marks."""
-        found = self.skip()
-        if not found or found not in choices:
-            self._refuse_here(f"expected {' or '.join(choices)}")
-        self.at += 1
-        return found
-
-    def expect(self, mark: str) -> None:
-        """Take one mark."""
-        self.next_of(mark)
-
-    def _refuse_here(self, message: str) -> None:
-        column = self.at - self.text.rfind("\n", 0, self.at)
-        self._refuse(self.line, column, message)
-
-    def _refuse(self, line: int, column: int, message: str) -> None:
-        raise DataError(
-            f"{self.path}:{line}: not valid JSON at column {column} ({message}). "
-            "Correct the file there."
-        )
-
-
 def _json_rows(path: Path, text: str) -> list[Row]:
-    scanner = _Scanner(path, text)
-    first = scanner.skip()
-    if first == "[":
-        rows = [_row(value, line) for line, value in scanner.elements()]
-    elif first == "{":
-        if _one_object_per_line(text):
-            return _lines(text)
-        rows = _object_rows(path, scanner)
-    else:
-        raise DataError(f"{path}:{scanner.line}: neither a list nor an object. Give {FORMATS}.")
-    if scanner.skip():
-        raise DataError(f"{path}:{scanner.line}: more text after the end of the JSON value")
+    scanner = JsonText(io.StringIO(text))
+    try:
+        first = scanner.next()
+        if first == "[":
+            rows = [_row(value, line) for line, value in scanner.elements()]
+        elif first == "{":
+            if _one_object_per_line(text):
+                return _lines(text)
+            rows = _object_rows(path, scanner)
+        else:
+            raise DataError(f"{path}:{scanner.line}: neither a list nor an object. Give {FORMATS}.")
+        if scanner.next():
+            raise DataError(f"{path}:{scanner.line}: more text after the end of the JSON value")
+    except JsonListError as error:
+        raise DataError(
+            f"{path}:{error.line}: not valid JSON at column {error.column} ({error}). "
+            "Correct the file there."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{scanner.line}: not usable JSON ({error})") from None
     return rows
 
 
@@ -216,12 +142,12 @@ def _one_object_per_line(text: str) -> bool:
         return False
 
 
-def _object_rows(path: Path, scanner: _Scanner) -> list[Row]:
+def _object_rows(path: Path, scanner: JsonText) -> list[Row]:
     """The rows of the one list of objects in an object; an object that is an edit is the one row."""
     start, names, lists, values = scanner.line, [], {}, {}
     for name in scanner.members():
         names.append(name)
-        if scanner.skip() == "[":
+        if scanner.next() == "[":
             found = list(scanner.elements())
             values[name] = [value for _, value in found]
             if any(isinstance(value, dict) for _, value in found):
@@ -243,38 +169,11 @@ def _object_rows(path: Path, scanner: _Scanner) -> list[Row]:
 
 
 def _csv_rows(path: Path, text: str) -> list[Row]:
-    lines = text.splitlines(keepends=True)
-    delimiter = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = _header(path, reader)
-    rows: list[Row] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return rows
-        except csv.Error as error:
-            rows.append(
-                Row(line, None, f"not valid CSV ({error}): check the quotation marks", True)
-            )
-            continue
-        if len(cells) == len(header):
-            fields = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
+    rows = []
+    for line, found in csv_rows(io.StringIO(text, newline=""), path):
+        if isinstance(found, RowError):
+            rows.append(Row(line, None, str(found), True))
+        elif found is not None:
+            fields = {name: cell for name, cell in found.items() if cell.strip()}
             rows.append(Row(line, fields, cells=True))
-        elif cells:
-            message = (
-                f"{len(cells)} cells under {len(header)} columns: quote cells with {delimiter!r}"
-            )
-            rows.append(Row(line, None, message, True))
-
-
-def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
-    try:
-        header = [name.strip() for name in next(reader)]
-    except (StopIteration, csv.Error) as error:
-        raise DataError(f"{path}:1: no readable CSV header ({error})") from None
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}:1: columns named twice: {', '.join(twice)}. Rename one of each.")
-    return header
+    return rows
