@@ -6,14 +6,13 @@ the model, any Hugging Face speech encoder (``speech.py``), and a user's own mod
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, prefix_mask
+from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, imported, prefix_mask
 from modalign.encoders.log_mel import log_mel, num_frames, standardised
 from modalign.encoders.speech import SpeechTower, by_length, filled, num_features, prepare_speech
 
@@ -126,28 +125,6 @@ class ImportedAudio(SignalEncoder):
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Waveforms (n, S) -> (n, N, d)."""
         return by_length(self.module, values, mask)
-
-
-def imported(path: str, arguments: dict[str, Any]) -> nn.Module:
-    """Make a user's module.
-
-    Raises:
-        EncoderError: it cannot be imported or made, or is no torch module.
-    """
-    name, _, attribute = path.partition(":")
-    try:
-        factory = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EncoderError(
-            f"encoder {path!r} cannot be imported ({error}); give package.module:Class"
-        ) from error
-    try:
-        module = factory(**arguments)
-    except TypeError as error:
-        raise EncoderError(f"encoder {path!r} cannot be made: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise EncoderError(f"encoder {path!r} is no torch.nn.Module")
-    return module.eval()
 
 
 def build(spec: dict[str, Any]) -> SignalEncoder:

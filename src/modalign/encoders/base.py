@@ -13,8 +13,10 @@ Every modality's file offers, besides its encoder classes,
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +88,25 @@ def all_features(features: Tensor) -> tuple[Tensor, Tensor]:
 def prefix_mask(counts: Tensor, length: int) -> Tensor:
     """(n, length) bool, True at the first ``counts`` (n,) places of each row."""
     return torch.arange(length, device=counts.device)[None] < counts[:, None]
+
+
+def imported(path: str, arguments: dict[str, Any]) -> nn.Module:
+    """Make a user's module.
+
+    Raises:
+        EncoderError: it cannot be imported or made, or is no torch module.
+    """
+    name, _, attribute = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EncoderError(
+            f"encoder {path!r} cannot be imported ({error}); give package.module:Class"
+        ) from error
+    try:
+        module = factory(**arguments)
+    except TypeError as error:
+        raise EncoderError(f"encoder {path!r} cannot be made: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise EncoderError(f"encoder {path!r} is no torch.nn.Module")
+    return module.eval()

@@ -7,7 +7,6 @@ This file imports only torch and transformers: it is copied into exported models
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import abstractmethod
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from modalign.encoders.base import EncoderError, Grid, SignalEncoder, all_features
+from modalign.encoders.base import EncoderError, Grid, SignalEncoder, all_features, imported
 
 # In place of a layer's number: the tower's own output, its patches or all of its tokens.
 OUTPUT, ALL = "output", "all"
@@ -153,21 +152,7 @@ class ImportedEncoder(ImageEncoder):
 
     def __init__(self, path: str, arguments: dict[str, Any], image_size: Grid) -> None:
         super().__init__()
-        module_name, _, attribute = path.partition(":")
-        try:
-            factory = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise EncoderError(
-                f"encoder {path!r} cannot be imported ({error}); give package.module:Class"
-            ) from error
-        self.path = path
-        try:
-            self.module = factory(**arguments)
-        except TypeError as error:
-            raise EncoderError(f"encoder {path!r} cannot be made: {error}") from error
-        if not isinstance(self.module, nn.Module):
-            raise EncoderError(f"encoder {path!r} is no torch.nn.Module")
-        self.module.eval()
+        self.path, self.module = path, imported(path, arguments)
         with torch.no_grad():
             self._measure(self._maps(_blank(self.module, image_size)))
 

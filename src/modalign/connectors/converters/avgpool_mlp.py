@@ -16,52 +16,38 @@ over k x k folded features can be that: this form exports.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
 from modalign.connectors.base import (
     Grid,
-    Options,
     PrefixConnector,
     Widths,
     map_flops,
-    quarter_tokens,
 )
 from modalign.connectors.converters.layers import (
+    PoolOptions,
     affine_stack,
     grid_tokens,
     masked_grid,
     pool_grid,
     pool_side,
-    published_tokens,
     require_positive,
 )
 
 
 @dataclass(frozen=True)
-class AvgpoolMlpOptions(Options):
+class AvgpoolMlpOptions(PoolOptions):
     """Options of ``avgpool_mlp``.
 
     Attributes:
-        num_tokens: M, a square number no larger than the grid allows.
         depth: number of affine maps, at least 1.
         bias: of the affine maps.
     """
 
-    num_tokens: int = 144
     depth: int = 2
     bias: bool = True
-
-    @classmethod
-    def published(cls, widths: Widths) -> Self:
-        """144 tokens, fewer on a grid below 12 x 12."""
-        return cls(published_tokens(widths, 144))
-
-    @classmethod
-    def matched(cls, widths: Widths) -> Self:
-        """About N/4 tokens."""
-        return cls(quarter_tokens(widths))
 
 
 class AvgpoolMlpConnector(PrefixConnector):

@@ -25,7 +25,6 @@ from torch.nn import functional
 
 from modalign.connectors.base import (
     Grid,
-    Options,
     PrefixConnector,
     Widths,
     map_flops,
@@ -33,6 +32,7 @@ from modalign.connectors.base import (
 )
 from modalign.connectors.converters.layers import (
     ChannelNorm,
+    PoolOptions,
     SqueezeExcite,
     affine_stack,
     depthwise_conv,
@@ -40,29 +40,21 @@ from modalign.connectors.converters.layers import (
     masked_grid,
     pool_grid,
     pool_side,
-    published_tokens,
     require_positive,
 )
 
 
 @dataclass(frozen=True)
-class CAbstractorOptions(Options):
+class CAbstractorOptions(PoolOptions):
     """Options of ``c_abstractor``.
 
     Attributes:
-        num_tokens: M, a square number no larger than the grid allows.
         inner_size: W, width of the blocks.
         depth: blocks before the pool, and again after it.
     """
 
-    num_tokens: int = 144
     inner_size: int = 1024
     depth: int = 3
-
-    @classmethod
-    def published(cls, widths: Widths) -> Self:
-        """3 + 3 blocks of 1024 and 144 tokens, fewer on a grid below 12 x 12."""
-        return cls(published_tokens(widths, 144))
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:

@@ -56,10 +56,13 @@ class ClipCapConnector(PrefixConnector):
         require_positive(self.name, num_tokens=self.options.num_tokens)
         outputs = self.options.num_tokens * widths.hidden_size
         self.layers = nn.Sequential(
-            nn.Linear(widths.feature_size, outputs // 2),
+            self._affine(widths.feature_size, outputs // 2),
             nn.Tanh(),
-            nn.Linear(outputs // 2, outputs),
+            self._affine(outputs // 2, outputs),
         )
+
+    def _affine(self, inputs: int, outputs: int) -> nn.Module:
+        return nn.Linear(inputs, outputs)
 
     def num_tokens(self, num_features: int) -> int:
         """P, whatever N."""

@@ -13,25 +13,23 @@ Initialisation: the product of the factors has the variance of torch's default f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops
-from modalign.connectors.converters.clipcap import masked_mean
+from modalign.connectors.base import Widths
+from modalign.connectors.converters.clipcap import ClipCapConnector, ClipCapOptions
 from modalign.connectors.converters.layers import require_positive
 
 
 @dataclass(frozen=True)
-class ClipCapLowRankOptions(Options):
+class ClipCapLowRankOptions(ClipCapOptions):
     """Options of ``clipcap_lowrank``.
 
     Attributes:
-        num_tokens: P, prefix embeddings per item.
         rank: r, of both matrices.
     """
 
-    num_tokens: int = 10
     rank: int = 64
 
     @classmethod
@@ -49,45 +47,18 @@ class ClipCapLowRankOptions(Options):
         return cls(rank=min(max(1, rank), d))
 
 
-class ClipCapLowRankConnector(PrefixConnector):
+class ClipCapLowRankConnector(ClipCapConnector):
     """Mean of the features, rank-r affine, tanh, rank-r affine to ``num_tokens`` embeddings."""
 
     name = "clipcap_lowrank"
-    family = "converter"
-    group = "prefix from a global vector"
-    token_formula = "P"
     parameter_text = "r(d + 2H + PD) + H + PD, H = PD/2"
     papers = ("after ClipCap (arXiv 2111.09734)",)
     options_type = ClipCapLowRankOptions
     options: ClipCapLowRankOptions
 
-    def __init__(self, widths: Widths, **options: Any) -> None:
-        super().__init__(widths, **options)
-        P, rank = self.options.num_tokens, self.options.rank
-        require_positive(self.name, num_tokens=P, rank=rank)
-        outputs = P * widths.hidden_size
-        hidden = outputs // 2
-        self.layers = nn.Sequential(
-            LowRankAffine(widths.feature_size, hidden, rank),
-            nn.Tanh(),
-            LowRankAffine(hidden, outputs, rank),
-        )
-
-    def num_tokens(self, num_features: int) -> int:
-        """P, whatever N."""
-        return self.options.num_tokens
-
-    def flops(self, num_features: int) -> float:
-        """``2r(d + 2H + PD)``, whatever N; the mean's additions are not counted."""
-        return map_flops(1, self.layers)
-
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Features (B, N, d) -> tokens (B, P, D); an item without features is masked out."""
-        P = self.options.num_tokens
-        tokens = self.layers(masked_mean(features, mask)).unflatten(-1, (P, -1))
-        return tokens, mask.any(dim=1, keepdim=True).expand(-1, P)
+    def _affine(self, inputs: int, outputs: int) -> nn.Module:
+        require_positive(self.name, rank=self.options.rank)
+        return LowRankAffine(inputs, outputs, self.options.rank)
 
 
 class LowRankAffine(nn.Module):

@@ -21,6 +21,7 @@ from modalign.connectors.base import (
     Grid,
     Options,
     Widths,
+    quarter_tokens,
     square_side,
     to_grid,
     zero_masked,
@@ -94,6 +95,27 @@ def published_tokens(widths: Widths, published: int) -> int:
     if widths.grid is None:
         return published
     return min(square_side(published, "pooling"), *widths.grid) ** 2
+
+
+@dataclass(frozen=True)
+class PoolOptions(Options):
+    """Options of connectors that pool a grid to a square of tokens.
+
+    Attributes:
+        num_tokens: M, a square number no larger than the grid allows.
+    """
+
+    num_tokens: int = 144
+
+    @classmethod
+    def published(cls, widths: Widths) -> Self:
+        """144 tokens (12 x 12), fewer on a smaller grid."""
+        return cls(published_tokens(widths, cls().num_tokens))
+
+    @classmethod
+    def matched(cls, widths: Widths) -> Self:
+        """About N/4 tokens."""
+        return cls(quarter_tokens(widths))
 
 
 # --- folding neighbours into channels ---

@@ -12,50 +12,26 @@ Initialisation: torch default, as published.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
 from modalign.connectors.base import (
     Grid,
-    Options,
     PrefixConnector,
     Widths,
     map_flops,
-    quarter_tokens,
     zero_masked,
 )
 from modalign.connectors.converters.layers import (
+    PoolOptions,
     affine_stack,
     depthwise_conv,
     grid_tokens,
     masked_grid,
     pool_grid,
     pool_side,
-    published_tokens,
 )
-
-
-@dataclass(frozen=True)
-class Ldpv2Options(Options):
-    """Options of ``ldpv2``.
-
-    Attributes:
-        num_tokens: M, a square number no larger than the grid allows.
-    """
-
-    num_tokens: int = 144
-
-    @classmethod
-    def published(cls, widths: Widths) -> Self:
-        """144 tokens (12 x 12), fewer on a smaller grid."""
-        return cls(published_tokens(widths, 144))
-
-    @classmethod
-    def matched(cls, widths: Widths) -> Self:
-        """About N/4 tokens."""
-        return cls(quarter_tokens(widths))
 
 
 class Ldpv2Connector(PrefixConnector):
@@ -72,8 +48,8 @@ class Ldpv2Connector(PrefixConnector):
     parameter_text = "dD + D + D^2 + D + 10D"
     papers = ("MobileVLM V2 (arXiv 2402.03766)",)
     needs_grid = True
-    options_type = Ldpv2Options
-    options: Ldpv2Options
+    options_type = PoolOptions
+    options: PoolOptions
 
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(widths, **options)

@@ -14,8 +14,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from modalign.data.audio import MAX_SECONDS, duration, open_audio
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
-from modalign.encoders.audio import build, imported
-from modalign.encoders.base import EncoderError, SignalEncoder
+from modalign.encoders.audio import build
+from modalign.encoders.base import EncoderError, SignalEncoder, imported
 from modalign.encoders.log_mel import MelSpec, frame_sizes, log_mel, num_frames
 from modalign.encoders.speech import num_features
 from modalign.errors import UsageError, first_line

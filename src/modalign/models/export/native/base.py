@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -27,6 +27,9 @@ from modalign.models.processing import ModalignProcessor
 
 # Towers whose keys on the hub have a level that transformers 5 dropped; every version reads it.
 _TOWERS_WITH_INNER_LEVEL = ("clip_vision_model", "siglip_vision_model")
+
+
+C = TypeVar("C", bound=Connector)
 
 
 class NotNativeError(ValueError):
@@ -60,6 +63,22 @@ def only_modality(model: ModalignForConditionalGeneration, modality: str, target
         found = " and ".join(sorted(model.connectors)) or "none"
         raise NotNativeError(f"{target} has one modality, {modality}, and this model has {found}")
     return model.connector(modality)
+
+
+def only_connector(
+    model: ModalignForConditionalGeneration, modality: str, target: str, kind: type[C]
+) -> C:
+    """The connector, if the model has this modality alone and joins it by this one.
+
+    Raises:
+        NotNativeError: it has others.
+    """
+    connector = only_modality(model, modality, target)
+    if type(connector) is not kind:
+        raise NotNativeError(
+            f"{target} has no connector like {connector.name!r}, only like {kind.name!r}"
+        )
+    return connector
 
 
 def image_tower(model: ModalignForConditionalGeneration) -> HuggingFaceTower:

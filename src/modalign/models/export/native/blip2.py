@@ -30,7 +30,7 @@ from modalign.models.export.native.base import (
     NotNativeError,
     compare,
     image_tower,
-    only_modality,
+    only_connector,
     renamed,
     set_dtype,
     two_images,
@@ -46,9 +46,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     Raises:
         NotNativeError: Blip2 cannot hold this model, or it would not compute the same.
     """
-    qformer = only_modality(model, "image", "Blip2")
-    if type(qformer) is not QFormer:
-        raise NotNativeError(f"Blip2 has no connector like {qformer.name!r}, only like 'qformer'")
+    qformer = only_connector(model, "image", "Blip2", QFormer)
     vision, tensors = _tower(image_tower(model))
     options = qformer.options
     language = model.language_model

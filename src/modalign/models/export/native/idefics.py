@@ -24,24 +24,23 @@ from transformers import (
     PreTrainedModel,
 )
 
-from modalign.connectors.base import Connector
 from modalign.connectors.perceivers.idefics_cross_attention import (
     IdeficsBlock,
     IdeficsCrossAttention,
 )
 from modalign.connectors.perceivers.resampler import ResamplerCore
-from modalign.encoders.image import ALL, HuggingFaceTower
+from modalign.encoders.image import ALL
 from modalign.models.export.native.base import (
     Native,
     NotNativeError,
     compare,
     image_tower,
-    only_modality,
+    only_connector,
     renamed,
     set_dtype,
     two_images,
 )
-from modalign.models.export.native.parts import own_processor
+from modalign.models.export.native.parts import own_processor, square_tower
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 from modalign.models.processing_idefics import ModalignIdeficsProcessor
@@ -83,10 +82,10 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     Raises:
         NotNativeError: Idefics cannot hold this model, or it would not compute the same.
     """
-    connector = _connector(only_modality(model, "image", "Idefics"))
+    connector = only_connector(model, "image", "Idefics", IdeficsCrossAttention)
     language = _decoder(model.language_model)
     _check_sizes(connector, language.config)
-    tower = _tower(image_tower(model))
+    tower = square_tower(image_tower(model), CLIPVisionModel, "CLIP", ALL, "Idefics")
     config = _config(language.config, tower.config, connector)
     set_dtype(model.dtype, config, config.vision_config, config.perceiver_config)
     with torch.device("meta"):
@@ -138,34 +137,6 @@ def _decoder(language: PreTrainedModel) -> LlamaForCausalLM:
             "connector's have 'silu'"
         )
     return language
-
-
-def _tower(encoder: HuggingFaceTower) -> CLIPVisionModel:
-    tower = encoder.tower
-    if not isinstance(tower, CLIPVisionModel):
-        raise NotNativeError(
-            f"Idefics's vision tower is CLIP's, and this one is {tower.config.model_type}"
-        )
-    if encoder.layer != ALL:
-        raise NotNativeError(
-            f"Idefics reads the tower's output with its class token, and this model {encoder.layer!r}; "
-            f"train with feature_layer {ALL!r} for this class"
-        )
-    side = tower.config.image_size
-    if encoder.image_size != (side, side):
-        raise NotNativeError(
-            f"Idefics's tower has positions for images of {side} x {side} pixels, and this model reads "
-            f"{encoder.image_size[0]} x {encoder.image_size[1]}"
-        )
-    return tower
-
-
-def _connector(connector: Connector) -> IdeficsCrossAttention:
-    if type(connector) is not IdeficsCrossAttention:
-        raise NotNativeError(
-            f"Idefics has no connector like {connector.name!r}, only like 'idefics_cross_attention'"
-        )
-    return connector
 
 
 def _check_sizes(connector: IdeficsCrossAttention, text: PreTrainedConfig) -> None:

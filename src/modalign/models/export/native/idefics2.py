@@ -28,7 +28,7 @@ from modalign.models.export.native.base import (
     check_language_model,
     compare,
     image_tower,
-    only_modality,
+    only_connector,
     renamed,
     set_dtype,
     two_images,
@@ -51,9 +51,9 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     Raises:
         NotNativeError: Idefics2 cannot hold this model, or it would not compute the same.
     """
-    connector = only_modality(model, "image", "Idefics2")
+    resampler = only_connector(model, "image", "Idefics2", SwigluResampler)
     text = model.language_model.config
-    resampler = _resampler(connector, text)
+    _check_sizes(resampler, text)
     tower = siglip_tower(image_tower(model), "Idefics2")
     check_language_model(model.language_model)
     options = resampler.options
@@ -87,13 +87,8 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     return native
 
 
-def _resampler(connector: nn.Module, text: PreTrainedConfig) -> SwigluResampler:
-    """The connector, where Idefics2 around this language model has one like it."""
-    if type(connector) is not SwigluResampler:
-        raise NotNativeError(
-            f"Idefics2 has no connector like {getattr(connector, 'name', connector)!r}, only like "
-            "'swiglu_resampler'"
-        )
+def _check_sizes(connector: SwigluResampler, text: PreTrainedConfig) -> None:
+    """Refuse a connector that is larger than one around this language model, or of another form."""
     act, width = getattr(text, "hidden_act", None), getattr(text, "intermediate_size", None)
     if act not in ("silu", "swish") or not isinstance(width, int):
         raise NotNativeError(
@@ -110,7 +105,6 @@ def _resampler(connector: nn.Module, text: PreTrainedConfig) -> SwigluResampler:
                 f"Idefics2 around this language model has {name} {theirs}, and the connector "
                 f"{ours}; train it with the option {name} at most {theirs} for this class"
             )
-    return connector
 
 
 def _connector_state(resampler: SwigluResampler, hidden: int) -> dict[str, Tensor]:

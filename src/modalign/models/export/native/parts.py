@@ -10,34 +10,48 @@ import torch
 from transformers import (
     DeepseekVLProcessor,
     Idefics3ImageProcessorPil,
+    PreTrainedModel,
     ProcessorMixin,
     SiglipVisionModel,
 )
 
-from modalign.encoders.image import OUTPUT, HuggingFaceTower
+from modalign.encoders.image import ALL, OUTPUT, HuggingFaceTower
 from modalign.models.export.native.base import NotNativeError, two_images
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.probe import Conversation
 from modalign.models.processing import ModalignProcessor
 
 Processor = TypeVar("Processor", bound=ModalignProcessor)
+Tower = TypeVar("Tower", bound=PreTrainedModel)
 
 
-def siglip_tower(encoder: HuggingFaceTower, target: str) -> SiglipVisionModel:
-    """The tower, where it is what the Idefics classes have: SigLIP, read after its last norm.
+def square_tower(
+    encoder: HuggingFaceTower, kind: type[Tower], name: str, layer: str, target: str
+) -> Tower:
+    """The tower, where it is what a class has.
+
+    Args:
+        encoder: the model's.
+        kind: the class's tower.
+        name: of that kind, for the messages.
+        layer: where the class reads it, ``OUTPUT`` or ``ALL``.
+        target: the class.
 
     Raises:
-        NotNativeError: it is another tower, is read elsewhere, or its grid is no square.
+        NotNativeError: it is another tower, is read elsewhere, or its images are no squares.
     """
     tower = encoder.tower
-    if not isinstance(tower, SiglipVisionModel):
+    if not isinstance(tower, kind):
         raise NotNativeError(
-            f"{target}'s vision tower is SigLIP's, and this one is {tower.config.model_type}"
+            f"{target}'s vision tower is {name}'s, and this one is {tower.config.model_type}"
         )
-    if encoder.layer != OUTPUT:
+    if encoder.layer != layer:
+        where = "with its class token" if layer == ALL else "after its last norm"
+        own = repr(encoder.layer)
+        own = own if isinstance(encoder.layer, str) else f"hidden layer {own}"
         raise NotNativeError(
-            f"{target} reads the tower's output, after its last norm, and this model hidden layer "
-            f"{encoder.layer}; train with feature_layer {OUTPUT!r} for this class"
+            f"{target} reads the tower's output {where}, and this model {own}; train with "
+            f"feature_layer {layer!r} for this class"
         )
     side = tower.config.image_size
     if encoder.image_size != (side, side):
@@ -46,6 +60,11 @@ def siglip_tower(encoder: HuggingFaceTower, target: str) -> SiglipVisionModel:
             f"reads {encoder.image_size[0]} x {encoder.image_size[1]}"
         )
     return tower
+
+
+def siglip_tower(encoder: HuggingFaceTower, target: str) -> SiglipVisionModel:
+    """The tower, where it is what Idefics2 and Idefics3 have; raises as `square_tower`."""
+    return square_tower(encoder, SiglipVisionModel, "SigLIP", OUTPUT, target)
 
 
 def siglip_sizes(tower: SiglipVisionModel) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from transformers import (
     VoxtralForConditionalGeneration,
 )
 
-from modalign.connectors.base import Connector
 from modalign.connectors.converters.stack_mlp import StackMlpConnector
 from modalign.encoders.base import SignalEncoder
 from modalign.encoders.speech import SpeechTower
@@ -27,7 +26,7 @@ from modalign.models.export.native.base import (
     NotNativeError,
     check_language_model,
     compare,
-    only_modality,
+    only_connector,
     renamed,
     set_dtype,
 )
@@ -47,7 +46,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     Raises:
         NotNativeError: Voxtral cannot hold this model, or it would not compute the same.
     """
-    stacked = _stacked(only_modality(model, "audio", "Voxtral"))
+    stacked = _stacked(only_connector(model, "audio", "Voxtral", StackMlpConnector))
     tower = _tower(model.encoders["audio"])  # type: ignore[arg-type]
     language = model.language_model
     check_language_model(language)
@@ -82,11 +81,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     return native
 
 
-def _stacked(connector: Connector) -> StackMlpConnector:
-    if type(connector) is not StackMlpConnector:
-        raise NotNativeError(
-            f"Voxtral has no connector like {connector.name!r}, only like 'stack_mlp'"
-        )
+def _stacked(connector: StackMlpConnector) -> StackMlpConnector:
     if connector.options.stack != STACK:
         raise NotNativeError(
             f"Voxtral joins {STACK} features, and this connector {connector.options.stack}; train it with the "
