@@ -17,7 +17,6 @@ from jsonschema import Draft202012Validator
 from compared import Compared, counted, read_rows, results, write_rows
 from modalign.comparison.compare import compare
 from modalign.comparison.job import load_scores
-from modalign.comparison.report.schema import schema_text
 from modalign.comparison.results import Comparison
 from modalign.comparison.winner import trained_session
 from modalign.errors import UsageError
@@ -48,7 +47,7 @@ def selection(comparison: Comparison) -> dict[str, object]:
 
 def test_report_says_at_the_top_what_counts(compared: Compared):
     report = json.loads((compared.out / "report.json").read_text())
-    Draft202012Validator(json.loads(schema_text())).validate(report)
+    Draft202012Validator(Comparison.model_json_schema()).validate(report)
     for method in report["methods"]:
         for key in (
             "name",

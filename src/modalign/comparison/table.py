@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from modalign.comparison.report.plots import ranked
+from modalign.comparison.report.quantities import ranked
 from modalign.comparison.results import Comparison, MethodResult, YesNo
 from modalign.numbers import words as fmt
 

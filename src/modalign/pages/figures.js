@@ -14,10 +14,11 @@ const patch = (spec) => {
   if (labels) {
     const { text: { signal } } = labels.encode.update;
     labels.from = { data: "points_marks" };
+    labels.clip = true; // a label without a place must not count into the width that fits
     labels.encode.update = { text: { signal: signal.replaceAll("datum[", "datum.datum[") },
       fill: { value: "var(--ink)" }, fontSize: { value: 12 } };
-    labels.transform = [{ type: "label", size: { signal: "[width + 60, height]" }, padding: null,
-      avoidMarks: ["points_marks", "bars_marks"], anchor: ["right", "top", "bottom", "left", "top-right",
+    labels.transform = [{ type: "label", size: { signal: "[max(width, 1), max(height, 1)]" }, padding: 0,
+      avoidMarks: spec.marks.map((mark) => mark.name).filter((name) => /^(points|bars|front)_/.test(name)), anchor: ["right", "top", "bottom", "left", "top-right",
         "bottom-right", "top-left", "bottom-left"], offset: [4, 4, 4, 4, 2, 2, 2, 2] }];
   }
   return spec;
@@ -57,22 +58,23 @@ const walk = (host, view) => {
 };
 for (const figure of document.querySelectorAll("figure")) {
   const views = [];
+  const boxes = [...figure.querySelectorAll(".legend input")];
+  const toggle = (view) => {
+    const hidden = boxes.filter((box) => !box.checked).map((box) => box.value);
+    return view.signal("hidden", hidden).runAsync();
+  };
+  for (const box of boxes) box.addEventListener("change", () => views.forEach(toggle));
   for (const host of figure.querySelectorAll(".chart")) {
     const spec = JSON.parse(document.getElementById(host.dataset.spec).textContent);
     const options = { actions: false, ast: true, renderer: "svg", config, patch, mode: "vega-lite" };
-    vegaEmbed(host, spec, options).then(({ view }) => {
+    vegaEmbed(host, spec, options).then(async ({ view }) => {
       host.tabIndex = 0;
       host.setAttribute("role", "application");
       host.setAttribute("aria-label", `${spec.description} Arrow keys read the points.`);
       views.push(view);
       walk(host, view);
+      await toggle(view);
       document.documentElement.dataset.drawn = Number(document.documentElement.dataset.drawn ?? 0) + 1;
     });
   }
-  const boxes = [...figure.querySelectorAll(".legend input")];
-  const toggle = () => {
-    const hidden = boxes.filter((box) => !box.checked).map((box) => box.value);
-    for (const view of views) view.signal("hidden", hidden).runAsync();
-  };
-  for (const box of boxes) box.addEventListener("change", toggle);
 }

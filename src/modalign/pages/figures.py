@@ -29,10 +29,10 @@ _TICKS = {
     "percent": "format(datum.value, '~r') + ' %'",
     "difference of shares": "format(datum.value * 100, '+~r')",
     "percentage points": "format(datum.value, '+~r')",
-    "count": "replace(format(datum.value, '~s'), 'G', 'B')",
-    "flops": "format(datum.value, '~s') + 'FLOPs'",
-    "bytes": "format(datum.value, '~s') + 'B'",
-    "seconds": "format(datum.value, '~s') + 's'",
+    "count": "replace(replace(format(datum.value, '~s'), 'G', 'B'), regexp('([kMBT])$'), ' $1')",
+    "flops": "replace(format(datum.value, '~s'), regexp('([a-zA-Z]?)$'), ' $1FLOPs')",
+    "bytes": "replace(format(datum.value, '~s'), regexp('([a-zA-Z]?)$'), ' $1B')",
+    "seconds": "replace(format(datum.value, '~s'), regexp('([a-zA-Zµ]?)$'), ' $1s')",
 }
 
 
@@ -46,6 +46,7 @@ class Axis:
         log: logarithmic; a value of 0 gets a place of its own at the lower end.
         bounds: least extent; None leaves an end to the values.
         whole: ticks at whole numbers only.
+        cut: the upper end, where larger values are cut off.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Axis:
     log: bool = False
     bounds: tuple[float | None, float | None] = (None, None)
     whole: bool = False
+    cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,8 @@ def _scale(axis: Axis, values: Sequence[float]) -> tuple[Spec, Spec, dict[float,
     label: Spec = {"title": axis.title or None, "labelExpr": _tick(axis.unit)}
     if axis.whole:
         label |= {"tickMinStep": 1, "format": "d"}
-    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    most = math.inf if axis.cut is None else axis.cut
+    known = [value for value in values if math.isfinite(value) and value <= most] or [0.0, 1.0]
     if axis.log:
         return _logarithmic(label, known)
     low, high = _extent(axis, known)
@@ -218,12 +221,12 @@ def _logarithmic(label: Spec, known: Sequence[float]) -> tuple[Spec, Spec, dict[
     low, high = low / widen, high * widen
     moved: dict[float, float] = {}
     if min(known) <= 0:
-        end = low
-        low = end / (high / end) ** 0.2
-        moved = dict.fromkeys((value for value in known if value <= 0), low)
+        step = (high / low) ** 0.12
+        zero, low = low / step, low / step**1.3
+        moved = dict.fromkeys((value for value in known if value <= 0), zero)
         label = label | {
-            "labelExpr": f"datum.value <= {low * 1.0001} ? '0' : {label['labelExpr']}",
-            "values": [low, *_log_ticks(end, high)],
+            "labelExpr": f"datum.value <= {zero * 1.0001} ? '0' : {label['labelExpr']}",
+            "values": [zero, *_log_ticks(zero * step, high)],
         }
     return {"type": "log", "domain": [low, high], "nice": False}, label, moved
 
@@ -314,7 +317,7 @@ def _plane(chart: Chart) -> list[Spec]:
     across, across_axis, moved = _scale(chart.place, spots)
     up, up_axis, _ = _scale(chart.values, [*ends, *(rule.value for rule in chart.rules)])
     if chart.kind == "scatter" and not chart.place.log:
-        across |= {"padding": 14}
+        across |= {"padding": 14, "nice": False}
     points = _dodged(chart, across) if lines else list(chart.points)
     x: Spec = {"field": "at", "type": "quantitative", "scale": across, "axis": across_axis}
     y: Spec = {"field": "value", "type": "quantitative", "scale": up, "axis": up_axis}
@@ -365,7 +368,7 @@ def _dodged(chart: Chart, scale: Spec) -> list[Point]:
     low, high = scale["domain"]
     found = []
     for point in chart.points:
-        step = (names.index(point.series) - (len(names) - 1) / 2) * DODGE
+        step = (names.index(point.series) - (len(names) - 1) / 2) * min(DODGE, 0.04 / len(names))
         at = float(point.at)
         at = at * (high / low) ** step if chart.place.log else at + (high - low) * step
         found.append(replace(point, at=at))

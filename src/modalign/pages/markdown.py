@@ -78,9 +78,8 @@ def _captioned(part: Table, caption: str = "") -> list[str]:
 def _cells(cells: Sequence[Cell], italic: bool) -> list[str]:
     found: list[str] = []
     for cell in cells:
-        words = escape(
-            f"{cell.text}: {cell.note}" if cell.note and cell.text else cell.text or cell.note
-        )
+        between = "" if not (cell.text and cell.note) else " " if cell.note[0] == "(" else ": "
+        words = escape(f"{cell.text}{between}{cell.note}")
         if cell.tone in ("right", "wrong"):
             words = f"{cell.tone}: {words}"
         found += [f"*{words}*" if italic and not found else words, *[""] * (cell.columns - 1)]

@@ -78,6 +78,7 @@ class Quantity:
         unit: how a bare number is written (``words.UNITS``); an estimate knows its own.
         meaning: a sentence without its full stop.
         drawn: an estimate's interval is drawn beside the number.
+        bare: an estimate is written without its interval, in ``unit``.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Quantity:
     unit: str = ""
     meaning: str = ""
     drawn: bool = False
+    bare: bool = False
 
     def of(self, row: Any) -> Any:
         """The value: a number, a text, an estimate or None."""
@@ -104,7 +106,10 @@ class Quantity:
 
     def text(self, row: Any) -> str:
         """The value in words."""
-        return show(self.of(row), self.unit)
+        found = self.of(row)
+        if isinstance(found, Cell):
+            return found.text
+        return show(self.number(row) if self.bare else found, self.unit)
 
     def cell(self, row: Any, scale: tuple[float, float] | None = None) -> Cell:
         """The value as a cell; ``scale`` is the range of the drawn interval."""
@@ -119,7 +124,8 @@ class Quantity:
             width = (scale[1] - scale[0]) or 1.0
             low, middle, high = ((each - scale[0]) / width for each in (ends[0], value, ends[1]))
             span = (low, middle, high)
-        return Cell(show(found, self.unit), key=value, span=span)
+        note = f"({words.ends(found)})" if ends and not self.bare else ""
+        return Cell(self.text(row).removesuffix(note).rstrip(), note, value, span=span)
 
     def scale(self, rows: Iterable[Any]) -> tuple[float, float] | None:
         """The range of all values and intervals."""
@@ -191,6 +197,7 @@ class Table(Part):
         sortable: whether its headings sort it.
         folded: it is closed until opened.
         compact: a matrix: narrow cells, centred.
+        header: the column that names a row.
     """
 
     headings: Sequence[str] = ()
@@ -199,6 +206,7 @@ class Table(Part):
     sortable: bool = False
     folded: bool = False
     compact: bool = False
+    header: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,11 +217,13 @@ class Figure(Part):
         charts: beside each other where there is room.
         table: the same as numbers.
         least: width below which charts stand under each other, in pixels.
+        hidden: series that are switched off at first.
     """
 
     charts: Sequence[Chart] = ()
     table: Table | None = None
     least: int = 560
+    hidden: Sequence[str] = ()
 
     @property
     def series(self) -> list[Series]:
@@ -396,11 +406,18 @@ def tabulate(
     return Table(
         *part,
         headings=[q.name for q in known],
-        rows=[Row([q.cell(row, scales[q.name]) for q in known], tone(row)) for row in rows],
+        rows=[_row([q.cell(row, scales[q.name]) for q in known], tone(row)) for row in rows],
         meanings={q.name: q.meaning for q in known if q.meaning},
         sortable=sortable,
         folded=folded,
     )
+
+
+def _row(cells: Sequence[Cell], tone: Tone) -> Row:
+    """A row; what a reference cannot have stays empty."""
+    if tone == "reference":
+        cells = [Cell("") if cell.text == words.MISSING else cell for cell in cells]
+    return Row(cells, tone)
 
 
 def text_rows(rows: Iterable[Sequence[str]]) -> list[Row]:
