@@ -17,8 +17,9 @@ from modalign.models.asking import tokenizer_of
 from modalign.models.export import save_model
 from modalign.models.hashing import tensor_hash, tokenizer_hash
 from modalign.models.open import open_model
-from modalign.patches import load_patch, save_patch
+from modalign.patches import load_patch, save_patch, structure_patch
 from modalign.patches.changes import DenseChange, SolvedChange
+from modalign.patches.cuts import Cut
 from modalign.patches.header import BaseTensor, EditRecord, PatchHeader, patch_hash
 from modalign.patches.inspection import distance
 from modalign.patches.patch import Patch
@@ -319,3 +320,106 @@ def test_eval_of_a_plain_language_model(cli, plain, files, tmp_path):
         text = row["messages"][0]["content"]
         code, out, _ = cli("ask", plain, text, "--patch", files[0], "--max-new-tokens", 4)
         assert out.strip() == json.loads(line)["output"]
+
+
+def test_scale_sum_and_soup(cli, plain, files, tmp_path):
+    one, two = (load_patch(path) for path in files)
+    (name,) = one.changes
+    first, second = (patch.changes[name].delta() for patch in (one, two))
+    half, total, mixed = (tmp_path / f"{each}.safetensors" for each in ("half", "sum", "soup"))
+    code, out, _ = cli("patch", "scale", files[0], "0.5", "-o", half)
+    assert code == 0
+    assert "scaled one" in out
+    torch.testing.assert_close(load_patch(half).changes[name].delta(), 0.5 * first)
+    code, *_ = cli("patch", "scale", "-o", tmp_path / "minus.safetensors", "--", files[0], "-1")
+    assert code == 0
+    torch.testing.assert_close(
+        load_patch(tmp_path / "minus.safetensors").changes[name].delta(), -first
+    )
+    weights = ("--weight", "0.7", "--weight", "-0.3")
+    code, out, _ = cli("patch", "sum", *files, *weights, "-o", total, "--json")
+    assert code == 0
+    assert json.loads(out)["sha256"] == patch_hash(load_patch(total))
+    code, out, _ = cli("patch", "soup", *files, *weights, "-o", mixed)
+    assert code == 0
+    for path in (total, mixed):
+        found = load_patch(path).changes[name].delta()
+        torch.testing.assert_close(found, 0.7 * first - 0.3 * second)
+    code, out, _ = cli("patch", "inspect", mixed)
+    assert f"0.7 x one ({patch_hash(one)[:12]})" in out
+    assert "weighted" in out
+    code, out, _ = cli("ask", plain, "S1 is", "--patch", mixed, "--max-new-tokens", "2")
+    assert code == 0
+    code, _, err = cli("patch", "sum", *files, "--weight", "1", "-o", tmp_path / "bad.safetensors")
+    assert code == 2
+    assert "2 patches, 1 weights" in err
+    code, _, err = cli("patch", "soup", mixed, files[1], "-o", tmp_path / "bad.safetensors")
+    assert code == 3
+    assert "is a soup itself" in err
+    code, _, err = cli("patch", "scale", files[0], "nan", "-o", tmp_path / "bad.safetensors")
+    assert code == 2
+    assert not (tmp_path / "bad.safetensors").exists()
+
+
+def test_diff(cli, plain, files, tmp_path):
+    cli("patch", "apply", plain, files[0], "-o", tmp_path / "edited")
+    made = tmp_path / "made.safetensors"
+    code, out, _ = cli("patch", "diff", tmp_path / "edited", plain, "-o", made)
+    assert code == 0
+    assert "difference of edited" in out
+    cli("patch", "apply", plain, made, "-o", tmp_path / "again")
+    again, edited = (
+        load_file(tmp_path / each / "model.safetensors") for each in ("again", "edited")
+    )
+    assert all(torch.equal(again[name], value) for name, value in edited.items())
+    code, out, _ = cli("patch", "inspect", made, plain, "--json")
+    assert [each["form"] for each in json.loads(out)["tensors"]] == ["dense"]
+    code, _, err = cli("patch", "diff", plain, plain, "-o", tmp_path / "none.safetensors")
+    assert code == 3
+    assert "the same values" in err
+    code, _, err = cli(
+        "patch", "diff", plain, tmp_path / "edited", "-o", tmp_path / "none.safetensors"
+    )
+    assert code == 2
+    assert "carries the patch" in err
+    code, *_ = cli(
+        "patch", "diff", tmp_path / "nowhere", plain, "-o", tmp_path / "none.safetensors"
+    )
+    assert code == 2
+
+
+def test_a_structure_is_applied_shown_and_removed(cli, llm_folder, tmp_path):
+    folder = llm_folder("llama")
+    config = json.loads((folder / "config.json").read_text())
+    kept = torch.arange(0, config["intermediate_size"], 2)
+    cuts = {
+        name: Cut((None, kept) if "down_proj" in name else (kept, None), name)
+        for name in load_file(folder / "model.safetensors")
+        if ".mlp." in name
+    }
+    configuration = {**config, "intermediate_size": len(kept)}
+    structure = structure_patch(folder, cuts, configuration, name="narrow", method="chosen")
+    save_patch(structure, tmp_path / "narrow.safetensors")
+    code, out, _ = cli("patch", "inspect", tmp_path / "narrow.safetensors", folder)
+    assert code == 0
+    assert f"{config['hidden_size']} x {len(kept)} kept" in out
+    code, out, _ = cli("patch", "verify", tmp_path / "narrow.safetensors", folder)
+    assert code == 0
+    pruned = tmp_path / "pruned"
+    code, out, _ = cli("patch", "apply", folder, tmp_path / "narrow.safetensors", "-o", pruned)
+    assert code == 0
+    assert AutoModelForCausalLM.from_pretrained(pruned).config.intermediate_size == len(kept)
+    code, out, _ = cli("ask", pruned, "S1 is", "--max-new-tokens", "2")
+    assert code == 0
+    code, out, _ = cli("patch", "verify", tmp_path / "narrow.safetensors", pruned)
+    assert code == 0
+    code, _, err = cli("patch", "apply", folder, tmp_path / "narrow.safetensors")
+    assert code == 2
+    assert "-o FOLDER" in err
+    code, _, err = cli("ask", folder, "S1 is", "--patch", tmp_path / "narrow.safetensors")
+    assert code == 2
+    assert "changes shapes" in err
+    code, out, _ = cli("patch", "remove", pruned, "narrow")
+    assert code == 0
+    for name in ("model.safetensors", "config.json"):
+        assert (pruned / name).read_bytes() == (folder / name).read_bytes()

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.models.hashing import tensor_hash
-from modalign.patches import Patch, save_patch
+from modalign.patches import Patch, save_patch, soup
 from modalign.patches.folder import (
     apply_to_folder,
     folder_status,
@@ -308,10 +308,14 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: int, act) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> tuple[Path, Patch, Patch]:
-    """A folder of several weight files with one patch in it; that patch, and another."""
+    """A folder of several weight files with one patch in it; that patch, and a soup."""
     root = tmp_path_factory.mktemp("sharded")
     model = made(root / "base", dtype=torch.bfloat16, shard="20KB")
-    one, two = (patch_for(model, names_of("llama", 0, 1, 3), seed=seed) for seed in (1, 2))
+    one, *parents = (
+        patch_for(model, names_of("llama", 0, 1, 3), kind, seed=seed, tag=f"{seed}.")
+        for seed, kind in ((1, "solved"), (2, "low_rank"), (3, "dense"))
+    )
+    two = soup(parents, [0.5, -2.0], name="patch2")
     apply_to_folder(root / "base", [one], root / "one")
     apply_to_folder(root / "base", [one, two], root / "both")
     return root, one, two

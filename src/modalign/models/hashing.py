@@ -44,6 +44,8 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
 
 def little_endian(tensor: Tensor) -> bytes:
     """A CPU tensor's values in row-major order."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.int16)  # numpy has no bfloat16; the bytes are the same
     array = tensor.numpy()
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
