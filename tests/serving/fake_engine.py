@@ -13,6 +13,7 @@ from modalign.serving.http.app import Service
 from modalign.serving.http.server import StoppableServer, accepted_hosts, address_of, listening
 from modalign.serving.http.settings import Settings
 from modalign.serving.requests import (
+    Alternative,
     Delta,
     DrainingError,
     EngineState,
@@ -38,8 +39,9 @@ def scored(text: str, sampling: Sampling, logprob: float | None = -0.5) -> Score
         ("other", -2.0),
         ("never", -float("inf")),
     ]
-    shown = tuple(top[: sampling.logprobs or 0]) if logprob is not None else ()
-    return Scored(len(text), text, text.encode(), logprob, shown)
+    count = 0 if logprob is None else sampling.logprobs or 0
+    shown = tuple(Alternative(name, name.encode(), value) for name, value in top[:count])
+    return Scored(len(text), text, text.encode(), logprob, shown, text)
 
 
 @dataclass

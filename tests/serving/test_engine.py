@@ -247,7 +247,7 @@ def test_log_probabilities_of_prompt_and_answer(compose_tiny: Any) -> None:
         answers = torch.log_softmax(logits, -1)
         for place, token in enumerate(said.tokens, start=len(prompt.ids) - 1):
             assert token.logprob == pytest.approx(float(answers[place, token.id]), abs=1e-4)
-            assert [value for _, value in token.top] == pytest.approx(
+            assert [each.logprob for each in token.top] == pytest.approx(
                 answers[place].topk(4).values.tolist(), abs=1e-4
             )
         (only,) = ask_all(engine, [prompt], max_tokens=0, prompt_logprobs=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from modalign.serving.requests import Sampling
-from modalign.serving.sampling import draw, generator_of, scored
+from modalign.serving.sampling import alternatives, draw, generator_of
+from modalign.serving.text import Spelling
 
 
 def test_draws_have_the_probabilities_of_the_nucleus() -> None:
@@ -48,8 +49,7 @@ def test_greedy_needs_no_generator() -> None:
 
 def test_alternatives_are_the_most_likely(tokenizer: Any) -> None:
     known = torch.log_softmax(torch.arange(len(tokenizer)).float() / 7, -1)
-    found = scored(tokenizer, 9, known, 3)
+    found = alternatives(Spelling(tokenizer), known, 3, first=True)
     best = [len(tokenizer) - 1 - n for n in range(3)]
-    assert found.logprob == pytest.approx(float(known[9]))
-    assert [text for text, _ in found.top] == [tokenizer.decode([token]) for token in best]
-    assert [value for _, value in found.top] == pytest.approx([float(known[n]) for n in best])
+    assert [each.name for each in found] == [tokenizer.decode([token]) for token in best]
+    assert [each.logprob for each in found] == pytest.approx([float(known[n]) for n in best])

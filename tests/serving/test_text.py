@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from modalign.serving.text import Detokenizer, decoder, token_bytes
+from modalign.serving.text import Detokenizer, Spelling, token_bytes
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -31,16 +31,21 @@ texts = st.text(alphabet="abc the\n\u00e9\u4e2d\U0001f600", max_size=40)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(texts, st.lists(st.text(alphabet="ab\u00e9 ", min_size=1, max_size=4), max_size=2))
 def test_pieces_make_the_text_up_to_its_first_stop(text: str, stop: list[str]) -> None:
-    made = Detokenizer(decoder(BYTES), stop)
-    shown = ""
+    made = Detokenizer(Spelling(BYTES), stop)
+    shown, pieces = "", []
     for token in BYTES(text)["input_ids"]:
-        piece = made.push(token)
-        assert "\ufffd" not in piece
-        shown += piece
+        new, told = made.push(token)
+        assert "\ufffd" not in new
+        shown += new
+        pieces += told
         if made.stopped:
             break
     else:
-        shown += made.finish()
+        new, told = made.finish()
+        shown += new
+        pieces += told
+    assert "".join(piece.text for piece in pieces) == shown
+    assert b"".join(piece.data for piece in pieces) == shown.encode()
     expected, stopped = plainly(text, stop)
     assert shown == expected
     assert made.stopped == stopped
@@ -60,16 +65,16 @@ def plainly(text: str, stop: list[str]) -> tuple[str, bool]:
 def test_pieces_of_a_sentence_piece_tokenizer(tokenizer: Any) -> None:
     for text in ("the red ball is left of 7", "a b"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        made = Detokenizer(decoder(tokenizer))
-        shown = "".join([made.push(token) for token in ids]) + made.finish()
+        made = Detokenizer(Spelling(tokenizer))
+        shown = "".join([made.push(token)[0] for token in ids]) + made.finish()[0]
         assert shown == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_a_character_that_is_never_completed_shows_in_the_end() -> None:
     first = BYTES("\U0001f600")["input_ids"][0]
-    made = Detokenizer(decoder(BYTES))
-    assert made.push(first) == ""
-    assert made.finish() == BYTES.decode([first])
+    made = Detokenizer(Spelling(BYTES))
+    assert made.push(first) == ("", [])
+    assert made.finish()[0] == BYTES.decode([first])
 
 
 @pytest.mark.parametrize("text", ["the", " a", "\u00e9", "\U0001f600"])

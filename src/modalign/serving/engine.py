@@ -45,7 +45,7 @@ from modalign.serving.runners import runner_of
 from modalign.serving.sampling import Settled
 from modalign.serving.selftest import why_not_batched
 from modalign.serving.slots import KeysValues, Slots
-from modalign.serving.text import decoder
+from modalign.serving.text import Spelling
 from modalign.serving.threads import alone, candidates, worthwhile
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class LocalEngine:
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.runner = runner_of(model, self.modalities if self.prompts.has_media else ())
         self.settled = Settled.of(model, self.prompts.tokenizer)
-        self.decode = decoder(self.prompts.tokenizer)
+        self.spelling = Spelling(self.prompts.tokenizer)
         self.note = why_not_batched(self.runner, self.prompts)
         if self.note:
             log.warning("requests are answered one by one: %s", self.note)
@@ -167,8 +167,7 @@ class LocalEngine:
             prompt,
             sampling,
             listener if self.note else partial(self._later, listener),
-            self.prompts.tokenizer,
-            self.decode,
+            self.spelling,
             self.settled,
             self.runner.device,
             most,

@@ -32,6 +32,7 @@ from modalign.errors import ModalignError, UsageError
 from modalign.models.export.gateway import Gateway, load_gateway
 from modalign.serving.prompts import Prompts
 from modalign.serving.requests import (
+    Alternative,
     Delta,
     DrainingError,
     EngineState,
@@ -411,7 +412,14 @@ def _scored(logprobs: Mapping[str, Any] | None) -> tuple[Scored, ...]:
         return ()
     tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
     return tuple(
-        Scored(-1, text, text.encode(), value, tuple((top or {}).items()))
+        Scored(
+            -1,
+            text,
+            text.encode(),
+            value,
+            tuple(Alternative(name, name.encode(), each) for name, each in (top or {}).items()),
+            text,
+        )
         for text, value, top in zip(
             logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True
         )

@@ -104,7 +104,8 @@ class Prompts:
             raise PromptError("the prompt has no tokens")
         self._spans(ids, [])
         beside = getattr(self.reader, "beside", None)  # what a class wants of every text (Idefics)
-        return Prompt(tuple(ids), beside(torch.tensor([ids])) if beside else {})
+        inputs = beside(torch.tensor([ids])) if beside else {}
+        return Prompt(tuple(ids), inputs, continued=True)
 
     def _check_modalities(self, media: Sequence[Media]) -> None:
         for medium in media:

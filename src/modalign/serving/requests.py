@@ -43,6 +43,7 @@ class Prompt:
         media: content hashes of the media in reading order, each with its modality.
         spans: first position and number of positions of each medium.
         media_tokens: positions per modality that media take, out of ``len(ids)``.
+        continued: whether the answer goes on from its text; the answer of a chat is a text of its own.
     """
 
     ids: tuple[int, ...]
@@ -50,6 +51,7 @@ class Prompt:
     media: tuple[tuple[str, str], ...] = ()  # (modality, hash)
     spans: tuple[tuple[int, int], ...] = ()
     media_tokens: Mapping[str, int] = field(default_factory=dict)
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,42 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A token that could stand at a place.
+
+    Attributes:
+        name: the text that it would add, the name of a special token, or ``bytes:`` and its bytes in
+            hexadecimal where they are no whole characters.
+        data: its bytes.
+        logprob: natural logarithm of its probability.
+    """
+
+    name: str
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
 class Scored:
     """A token with its natural-log probability and the most likely tokens at its place.
 
+    The texts of all tokens put together are the text, and so are their bytes.
+
     Attributes:
         id: of the token.
-        text: of the token alone.
-        data: its bytes, in UTF-8 where they are whole characters.
+        text: what it adds to the text; of a character of several tokens the last has it.
+        data: its bytes.
         logprob: None for a prompt's first token.
-        top: (text, log-probability) of the alternatives asked for, most likely first.
+        top: the alternatives asked for, most likely first.
+        name: how it is called among them.
     """
 
     id: int
     text: str
     data: bytes
     logprob: float | None
-    top: tuple[tuple[str, float], ...] = ()
+    top: tuple[Alternative, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)

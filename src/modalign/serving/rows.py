@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from modalign.serving.requests import (
+    Alternative,
     Delta,
     Finished,
     FinishReason,
@@ -20,10 +22,13 @@ from modalign.serving.requests import (
     Started,
 )
 from modalign.serving.runners import Memory
-from modalign.serving.sampling import Settled, draw, generator_of, scored
-from modalign.serving.text import Decode, Detokenizer
+from modalign.serving.sampling import Settled, alternatives, draw, generator_of
+from modalign.serving.text import Detokenizer, Piece, Spelling
 
 _numbers = itertools.count()
+_Score = tuple[
+    int, float | None, tuple[Alternative, ...], str
+]  # token, log-probability, alternatives, name
 
 
 @dataclass(eq=False)
@@ -40,8 +45,7 @@ class Row:
     prompt: Prompt
     sampling: Sampling
     listener: Listener
-    tokenizer: Any
-    decode: Decode
+    spelling: Spelling
     settled: Settled
     device: torch.device
     most: int  # tokens this request may make: its own limit, or what the model's length leaves
@@ -53,11 +57,16 @@ class Row:
     finished: bool = False
 
     def __post_init__(self) -> None:
-        self._text = Detokenizer(self.decode, self.sampling.stop)
+        # A scored prompt is read token by token before the answer, and needs no other context.
+        alone = self.sampling.prompt_logprobs or not self.prompt.continued
+        before = () if alone else self.prompt.ids
+        self._text = Detokenizer(self.spelling, self.sampling.stop, before)
+        self._stop_ids = self.spelling.stop_ids(self.sampling.stop)
+        self._first = not self.prompt.continued  # no text stands before the next token
         self._generator = generator_of(self.sampling, self.device)
         length = -1 if self.alone else len(self.prompt.ids)
         self._processors = self.settled.processors(length, self.device)
-        self._told: list[Scored] = []
+        self._scores: deque[_Score] = deque()  # of tokens whose text is not told yet
         self._count = 0
 
     @property
@@ -79,53 +88,74 @@ class Row:
         own = self._generator
         token = int(logits.argmax()) if own is None else draw(logits, self.sampling, own)
         if self.sampling.logprobs is not None:
-            known = torch.log_softmax(logits, dim=-1)
-            self._told.append(scored(self.tokenizer, token, known, self.sampling.logprobs))
+            self._score(token, torch.log_softmax(logits, dim=-1))
         return token
+
+    def _score(self, token: int, known: Tensor | None) -> None:
+        """Note a token's log-probability, out of (V,), and its alternatives."""
+        top: tuple[Alternative, ...] = ()
+        if known is not None:
+            top = alternatives(self.spelling, known, self.sampling.logprobs or 0, self._first)
+        name = self.spelling.named(token, self._first).text
+        self._scores.append((token, None if known is None else float(known[token]), top, name))
+        self._first = self._first and token in self.spelling.special
 
     def start(self, logits: Tensor | None, cached: int) -> None:
         """Tell that the prompt was read; with its log-probabilities from logits (T, V) where asked."""
         prompt: tuple[Scored, ...] = ()
         if logits is not None:
             known = torch.log_softmax(logits.float(), dim=-1)
-            ids, most = self.prompt.ids, self.sampling.logprobs or 0
-            prompt = (
-                scored(self.tokenizer, ids[0], None, 0),
-                *(
-                    scored(self.tokenizer, token, known[place], most)
-                    for place, token in enumerate(ids[1:])
-                ),
-            )
+            self._first = True
+            for place, token in enumerate(self.prompt.ids):
+                self._score(token, known[place - 1] if place else None)
+            prompt = self._scored(self._text.read(self.prompt.ids))
+            if self.sampling.logprobs is None:
+                self._scores.clear()
         self.listener(Started(prompt, cached))
+
+    def _scored(self, pieces: Sequence[Piece]) -> tuple[Scored, ...]:
+        """Tokens whose text is told, with their scores, where these were asked for."""
+        if not self._scores:
+            return ()
+        found = []
+        for piece in pieces:
+            token, logprob, top, name = self._scores.popleft()
+            found.append(Scored(token, piece.text, piece.data, logprob, top, name))
+        return tuple(found)
 
     def take(self, token: int) -> None:
         """Add a token, tell what can be shown, and finish where this ends the answer."""
         self.made.append(token)
         self._count += 1
-        if token in self.settled.ends and not self.sampling.ignore_end:
+        if token in self._stop_ids or (token in self.settled.ends and not self.sampling.ignore_end):
             self.finish("stop")
             return
-        text = self._text.push(token)
+        text, pieces = self._text.push(token)
         if self._text.stopped:
-            self._tell(text)
+            self._tell(text, pieces)
+            self._scores.clear()  # of what the stop text cut off
             self.finish("stop", flush=False)
         elif len(self.made) >= self.most:
-            self._tell(text)
+            self._tell(text, pieces)
             self.finish("length")
-        elif text or self._told:
-            self._tell(text)
+        elif text or (pieces and self._scores):
+            self._tell(text, pieces)
 
     def finish(self, reason: FinishReason, error: str | None = None, flush: bool = True) -> None:
         """Send what is left, and the last event; once."""
         if self.finished:
             return
         self.finished = True
-        rest = self._text.finish() if flush and reason in ("stop", "length") else ""
-        if rest or self._told or self._count:
-            self._tell(rest)
+        text = ""
+        pieces: list[Piece] = []
+        if flush and reason in ("stop", "length"):
+            text, pieces = self._text.finish()
+            if not self._text.stopped:  # what ends an answer is a token without text
+                pieces += [Piece("", b"")] * (len(self._scores) - len(pieces))
+        if text or self._scores or self._count:
+            self._tell(text, pieces)
         self.listener(Finished("stop" if self._text.stopped else reason, error))
 
-    def _tell(self, text: str) -> None:
-        told, self._told = tuple(self._told), []
+    def _tell(self, text: str, pieces: Sequence[Piece]) -> None:
         count, self._count = self._count, 0
-        self.listener(Delta(text, told, count))
+        self.listener(Delta(text, self._scored(pieces), count))

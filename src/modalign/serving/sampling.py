@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,8 @@ from transformers import (
 )
 
 from modalign.chat_templates import end_ids
-from modalign.serving.requests import Sampling, Scored
-from modalign.serving.text import token_bytes
+from modalign.serving.requests import Alternative, Sampling
+from modalign.serving.text import Spelling
 
 
 @dataclass
@@ -105,15 +104,21 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def scored(tokenizer: Any, token: int, logprobs: Tensor | None, alternatives: int) -> Scored:
-    """A token with its log-probability, (V,), and the most likely ones at its place."""
-    text = str(tokenizer.decode([token]))
-    data = token_bytes(tokenizer, token)
-    if logprobs is None:
-        return Scored(token, text, data, None)
-    top: Sequence[tuple[str, float]] = ()
-    if alternatives:
-        values, ids = logprobs.topk(min(alternatives, logprobs.shape[-1]))
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        top = [(str(tokenizer.decode([other])), value) for other, value in pairs]
-    return Scored(token, text, data, float(logprobs[token]), tuple(top))
+def alternatives(
+    spelling: Spelling, logprobs: Tensor, count: int, first: bool
+) -> tuple[Alternative, ...]:
+    """The most likely tokens at a place.
+
+    Args:
+        spelling: of the tokenizer.
+        logprobs: (V,) of all tokens.
+        count: how many.
+        first: whether no text stands before the place.
+    """
+    if not count:
+        return ()
+    values, ids = logprobs.topk(min(count, logprobs.shape[-1]))
+    return tuple(
+        Alternative(*spelling.named(token, first), value)
+        for token, value in zip(ids.tolist(), values.tolist(), strict=True)
+    )

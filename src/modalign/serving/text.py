@@ -1,66 +1,188 @@
-"""Tokens become text while they come: whole characters only, and nothing of a stop text."""
+"""Tokens become text while they come: whole characters only, and nothing of a stop text.
+
+What a token adds to a text depends on what stands before it (leading spaces), and a character may take
+several tokens. So a token is never decoded alone: the pieces of all tokens put together are the text, as
+characters and as bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 OPEN = "\ufffd"  # what a decoder writes for the beginning of a character
-
-
-Decode = Callable[[tuple[int, ...]], str]
 REMEMBERED = 2**16  # short runs of tokens
+CONTEXT = 8  # tokens of the prompt that an answer is decoded with
 
 
-def decoder(tokenizer: Any) -> Decode:
-    """A tokenizer's decoding of short runs of ids, without special tokens; it remembers what comes again."""
+class Piece(NamedTuple):
+    """What a token adds to a text: of a character of several tokens the last has the text, each its bytes."""
 
-    @lru_cache(REMEMBERED)
-    def decode(ids: tuple[int, ...]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    text: str
+    data: bytes
 
-    return decode
+
+class Spelling:
+    """A tokenizer's text of short runs of ids, without special tokens; it remembers what comes again."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.items()  # those that decoding leaves out
+        self.special = frozenset(int(token) for token, about in added if about.special)
+        self.decode = lru_cache(REMEMBERED)(self._decode)
+        self.named = lru_cache(REMEMBERED)(self._named)
+        self._anchor = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
+
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _named(self, token: int, first: bool) -> Piece:
+        """How a token is called among alternatives, and its bytes.
+
+        That is the text it would add, the name of a special token, or ``bytes:`` and the bytes in
+        hexadecimal where they are no whole characters (as OpenAI's completions write it).
+
+        Args:
+            token: an id.
+            first: whether nothing would stand before it.
+        """
+        if token in self.special:
+            name = str(self.tokenizer.decode([token], skip_special_tokens=False))
+            return Piece(name, name.encode())
+        before = () if first else self._anchor
+        text = self.decode((*before, token))[len(self.decode(before)) if before else 0 :]
+        if OPEN not in text:
+            return Piece(text, text.encode())
+        data = token_bytes(self.tokenizer, token)
+        try:
+            return Piece(data.decode(), data)
+        except UnicodeDecodeError:
+            return Piece("bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data)
+
+    def stop_ids(self, stop: Sequence[str]) -> frozenset[int]:
+        """Tokens that a stop text names: special ones never show in the text."""
+        added = self.tokenizer.added_tokens_encoder
+        return frozenset(int(added[text]) for text in stop if text in added)
+
+
+class Speller:
+    """What each token adds to a text.
+
+    The tokens since the last whole character are decoded anew, after the piece before them.
+
+    Args:
+        spelling: of the tokenizer.
+        before: ids that the text goes on from.
+    """
+
+    def __init__(self, spelling: Spelling, before: Sequence[int] = ()) -> None:
+        self._spelling = spelling
+        tail = [token for token in before[-CONTEXT:] if token not in spelling.special]
+        self._ids = tuple(tail)
+        # The text of ids already told, as far as they are kept; a half character is told with its end.
+        self._before = spelling.decode(self._ids).rstrip(OPEN) if tail else ""
+        self._told = len(tail)
+        self._waiting: list[int] = []
+
+    def push(self, token: int) -> list[Piece]:
+        """Take a token; the pieces of all tokens that are whole characters now."""
+        if token in self._spelling.special:
+            self._waiting.append(token)
+            return [] if self._open else self._tell("")
+        self._ids += (token,)
+        self._waiting.append(token)
+        text = self._spelling.decode(self._ids)
+        if text.endswith(OPEN):
+            return []
+        new = text[len(self._before) :]
+        if new:  # the piece just told stays as context of the next; what is before it is forgotten
+            self._ids = self._ids[self._told :]
+            self._before = self._spelling.decode(self._ids)
+        self._told = len(self._ids)
+        return self._tell(new)
+
+    def finish(self) -> list[Piece]:
+        """What is left when no further token comes."""
+        if not self._waiting:
+            return []
+        return self._tell(self._spelling.decode(self._ids)[len(self._before) :])
+
+    @property
+    def _open(self) -> bool:
+        return len(self._ids) > self._told
+
+    def _tell(self, new: str) -> list[Piece]:
+        tokens, self._waiting = self._waiting, []
+        if len(tokens) == 1:
+            return [Piece(new, new.encode())]
+        known = [
+            b"" if token in self._spelling.special else token_bytes(self._spelling.tokenizer, token)
+            for token in tokens[:-1]
+        ]
+        begin, whole = b"".join(known), new.encode()
+        if not whole.startswith(begin):  # bytes that never become a character
+            known, begin = [b""] * len(known), b""
+        return [*(Piece("", data) for data in known), Piece(new, whole[len(begin) :])]
 
 
 class Detokenizer:
-    """The text of an answer, a token at a time.
-
-    A token's text depends on the one before it (leading spaces) and characters may take several tokens:
-    the tokens since the last whole character are decoded anew, after the piece before them.
+    """The text of an answer, a token at a time, up to a stop text.
 
     Args:
-        decode: as :func:`decoder` makes it.
+        spelling: of the tokenizer.
         stop: texts that end the answer.
+        before: ids that the answer goes on from.
     """
 
-    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
-        self._decode = decode
+    def __init__(
+        self, spelling: Spelling, stop: Sequence[str] = (), before: Sequence[int] = ()
+    ) -> None:
+        self._speller = Speller(spelling, before)
         self.stop = [text for text in stop if text]
         self.stopped = False
-        self._ids: tuple[int, ...] = ()
-        self._before = ""  # text of the ids already shown, as far as they are kept
-        self._shown = 0  # ids whose text has been given out
         self._held = ""  # may yet turn out to begin a stop text
+        self._unshown: deque[Piece] = deque()
+        self._room = 0  # characters shown whose pieces are not told
 
-    def push(self, token: int) -> str:
-        """Text that can be shown after this token; ``stopped`` when a stop text is complete."""
-        self._ids += (token,)
-        text = self._decode(self._ids)
-        if text.endswith(OPEN):
-            return ""
-        new = text[len(self._before) :]
-        # The piece just shown stays as context of the next; what is before it is forgotten.
-        self._ids = self._ids[self._shown :]
-        self._shown, self._before = len(self._ids), self._decode(self._ids)
-        return self._checked(new)
+    def read(self, ids: Sequence[int]) -> list[Piece]:
+        """Pieces of a prompt that stands before the answer; a half character's come with the answer's."""
+        return [piece for token in ids for piece in self._speller.push(token)]
 
-    def finish(self) -> str:
+    def push(self, token: int) -> tuple[str, list[Piece]]:
+        """What can be shown after this token, and the pieces of tokens that are shown wholly.
+
+        ``stopped`` is set when a stop text is complete.
+        """
+        return self._shown(self._speller.push(token))
+
+    def finish(self) -> tuple[str, list[Piece]]:
         """What was held back, when no further token comes."""
-        text = self._decode(self._ids)[len(self._before) :]
-        last = self._checked(text) + ("" if self.stopped else self._held)
-        self._held = ""
-        return last
+        text, pieces = self._shown(self._speller.finish())
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+            pieces += self._unshown
+        return text, pieces
+
+    def _shown(self, pieces: Sequence[Piece]) -> tuple[str, list[Piece]]:
+        text = self._checked("".join(piece.text for piece in pieces))
+        self._unshown += pieces
+        self._room += len(text)
+        told: list[Piece] = []
+        parts: list[Piece] = []  # of a character, which are told with its end
+        while self._unshown and len(self._unshown[0].text) <= self._room:
+            piece = self._unshown.popleft()
+            self._room -= len(piece.text)
+            parts.append(piece)
+            if piece.text or not piece.data:
+                told += parts
+                parts = []
+        self._unshown.extendleft(reversed(parts))
+        if self.stopped and self._room:  # the stop text begins within a token
+            rest = self._unshown[0].text[: self._room]
+            told.append(Piece(rest, rest.encode()))
+        return text, told
 
     def _checked(self, new: str) -> str:
         """New text up to a stop text, less what may yet become one."""
@@ -96,6 +218,7 @@ def token_bytes(tokenizer: Any, token: int) -> bytes:
     return text.encode()
 
 
+@lru_cache
 def _byte_level() -> dict[str, int]:
     """Byte-level BPE's letters for bytes (GPT-2's table): printable ones are themselves."""
     own = [*range(33, 127), *range(161, 173), *range(174, 256)]

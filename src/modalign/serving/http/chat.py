@@ -132,8 +132,12 @@ def _logprobs(tokens: Sequence[Scored]) -> dict[str, Any]:
                 "logprob": finite(token.logprob or 0.0),
                 "bytes": list(token.data),
                 "top_logprobs": [
-                    {"token": text, "logprob": finite(value), "bytes": list(text.encode())}
-                    for text, value in token.top
+                    {
+                        "token": other.name,
+                        "logprob": finite(other.logprob),
+                        "bytes": list(other.data),
+                    }
+                    for other in token.top
                 ],
             }
             for token in tokens

@@ -113,9 +113,7 @@ class CompletionShape(Shape):
     def _echo(self, choice: int, prompt: Sequence[Scored]) -> str:
         assert self._echoed is not None
         text = self._echoed[choice]
-        if text is None:
-            return b"".join(token.data for token in prompt).decode("utf-8", "replace")
-        return text
+        return "".join(token.text for token in prompt) if prompt or text is None else text
 
     def _scores(self, choice: int, tokens: Sequence[Scored]) -> dict[str, Any]:
         """OpenAI's four lists; the token that was taken is among its alternatives."""
@@ -137,7 +135,7 @@ def _top(token: Scored) -> dict[str, float] | None:
     if token.logprob is None:
         return None
     top: dict[str, float] = {}
-    for text, value in token.top:  # texts may be equal where tokens differ: the likeliest stays
-        top.setdefault(text, finite(value))
-    top.setdefault(token.text, finite(token.logprob))
+    for other in token.top:  # names may be equal where tokens differ: the likeliest stays
+        top.setdefault(other.name, finite(other.logprob))
+    top.setdefault(token.name, finite(token.logprob))
     return top
