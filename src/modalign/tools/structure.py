@@ -15,7 +15,6 @@ from modalign.tools.base import LINES, HashFile, Json, Signature, Tool, ToolErro
 # What NLVR calls its blue; names of all other colours are lowered only.
 COLOURS = {"#0099ff": "blue"}
 SIZES = {10: "small", 20: "medium", 30: "big"}
-WIDTHS = ("size", "width")
 
 
 class StructureTool(Tool):

@@ -26,8 +26,6 @@ from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.readers.fields import Fields
 from modalign.editing.readers.placing import fill, place_subject
 
-QUESTION = "nq question: "  # stands before every unrelated question of zsRE, and is kept
-
 
 @dataclass
 class Draft:

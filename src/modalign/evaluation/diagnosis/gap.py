@@ -30,21 +30,6 @@ def normalised(points: Floats) -> Floats:
     return points / np.where(norms > 0, norms, 1.0)
 
 
-def modality_gap(first: Floats, second: Floats) -> float:
-    """|| mean of normalised (n, D) - mean of normalised (m, D) ||, in [0, 2]."""
-    return float(np.linalg.norm(normalised(first).mean(axis=0) - normalised(second).mean(axis=0)))
-
-
-def mean_cosine(points: Floats) -> float:
-    """Mean cosine over pairs of different rows of (n, D); NaN of one row."""
-    n = len(points)
-    if n < 2:
-        return float("nan")
-    unit = normalised(points)
-    total = unit.sum(axis=0)
-    return float((total @ total - (unit * unit).sum()) / (n * (n - 1)))
-
-
 @dataclass
 class _Sums:
     """Of normalised rows, one entry per record: enough for centroids and mean cosines."""

@@ -18,11 +18,6 @@ from modalign.numbers.sampling import Sampling
 Floats = NDArray[np.float64]
 
 
-def norm_ratio(modality: Floats, text: Floats) -> float:
-    """Mean length of (n, D) over the mean length of (m, D)."""
-    return float(np.linalg.norm(modality, axis=1).mean() / np.linalg.norm(text, axis=1).mean())
-
-
 class Norms:
     """Collects lengths record by record."""
 

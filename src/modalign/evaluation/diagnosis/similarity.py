@@ -25,7 +25,6 @@ FEWEST = 12  # items below which neither figure means anything
 _DECIMALS = 9  # similarities closer than this are ties: equal texts, say
 
 Floats = NDArray[np.float64]
-Relation = Callable[[Floats], Floats]  # features (n, d) -> (n, n)
 
 
 def neighbour_weights(features: Floats, k: int) -> Floats:
@@ -47,12 +46,6 @@ def neighbour_weights(features: Floats, k: int) -> Floats:
     return nearer + tied * (left / tied.sum(axis=1, keepdims=True))
 
 
-def mutual_knn(first: Floats, second: Floats, k: int = NEIGHBOURS) -> float:
-    """Mean share of an item's k nearest neighbours that both spaces agree on, (n, d) and (n, e)."""
-    shared = neighbour_weights(first, k) * neighbour_weights(second, k)
-    return float(shared.sum() / (k * len(first)))
-
-
 def centred_kernel(features: Floats) -> Floats:
     """(n, n) linear kernel, U-centred: its products with another sum to n (n - 3) unbiased HSIC.
 
@@ -65,17 +58,6 @@ def centred_kernel(features: Floats) -> Floats:
     centred = kernel - rows[:, None] - rows[None] + kernel.sum() / ((n - 1) * (n - 2))
     np.fill_diagonal(centred, 0.0)
     return centred
-
-
-def unbiased_hsic(first: Floats, second: Floats) -> float:
-    """Unbiased HSIC of linear kernels of (n, d) and (n, e), n of at least 4."""
-    n = len(first)
-    return float((centred_kernel(first) * centred_kernel(second)).sum() / (n * (n - 3)))
-
-
-def unbiased_cka(first: Floats, second: Floats) -> float:
-    """CKA from unbiased HSIC of (n, d) and (n, e); near 0 for independent features, 1 for equal ones."""
-    return float((_unit(centred_kernel(first)) * _unit(centred_kernel(second))).sum())
 
 
 def _unit(matrix: Floats) -> Floats:
