@@ -53,6 +53,27 @@ def test_as_a_module_and_piped():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["doctor", "train", "compare"])
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("{cros_entropy: 1}", "did you mean cross_entropy?"),
+        (
+            "{kl_answer: {temprature: 2}}",
+            "its options are weight, role, reference, temperature, beta",
+        ),
+        ("{kl_answer: 1}", "name its folder under references"),
+    ],
+)
+def test_a_wrong_objective_is_refused_before_anything_is_read(cli, verb, objective, said, tmp_path):
+    assign = f"stages=[{{objective: {objective}}}]"
+    out = [] if verb == "doctor" else ["--out", str(tmp_path / "run")]
+    code, _, err = cli(verb, "--train", str(tmp_path / "nowhere.jsonl"), "--set", assign, *out)
+    assert code == 2
+    assert said in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 import yaml
+from transformers import AutoTokenizer
 from typer.testing import CliRunner, Result
 
 import tiny
@@ -28,7 +30,7 @@ def run(
     """Run the verb on a configuration whose training file is given."""
     monkeypatch.setenv("MODALIGN_CACHE", str(tmp_path / "cache"))
 
-    def call(train: Path, *arguments: str) -> Result:
+    def call(train: Path, *arguments: str, **fields: Any) -> Result:
         config = {
             "parts": {
                 "llm": str(llm_folder()),
@@ -40,6 +42,7 @@ def run(
             "budget": "4000samples",
             "jobs": 1,
             "training": {"device": "cpu", "batch_size": 4, "llm": "lora"},
+            **fields,
         }
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(config))
@@ -83,3 +86,34 @@ def test_a_language_model_that_is_missing_ends_with_two(
 ) -> None:
     done = run(small_data / "data.jsonl", "--llm", str(tmp_path / "nothing"))
     assert done.exit_code == 2, done.output
+
+
+TAUGHT = {"cross_entropy": 1.0, "kl_answer": {"weight": 0.5, "temperature": 2.0}}
+
+
+def test_references_of_a_configuration_are_tried_and_charged(
+    run: Callable[..., Result], small_data: Path, llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A folder named from the configuration's own folder; a language model sees text alone."""
+    (tmp_path / "before").symlink_to(llm_folder())
+    stages = [{"objective": TAUGHT, "references": {"teacher": "before"}, "data": "text"}]
+    done = run(small_data / "data.jsonl", "--json", "--method", "mlp", stages=stages)
+    assert done.exit_code == 0, done.output
+    (facts,) = json.loads(done.stdout)["methods"]
+    assert facts["references"]["teacher"] > 1e5
+    seeing = [{"objective": TAUGHT, "references": {"teacher": "before"}}]
+    done = run(small_data / "data.jsonl", "--method", "mlp", stages=seeing)
+    assert done.exit_code != 0
+    assert "'teacher' takes text only" in done.output
+
+
+def test_a_reference_with_another_vocabulary_is_an_error(
+    run: Callable[..., Result], small_data: Path, llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = AutoTokenizer.from_pretrained(llm_folder())
+    other.add_tokens(["quokka"])
+    other.save_pretrained(tmp_path / "other")
+    stages = [{"objective": TAUGHT, "references": {"teacher": "other"}}]
+    done = run(small_data / "data.jsonl", "--method", "mlp", stages=stages)
+    assert done.exit_code == 2, done.output
+    assert "another vocabulary" in done.output

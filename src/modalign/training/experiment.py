@@ -155,6 +155,10 @@ def _read(path: Path) -> Fields:
         for holder in (parts, parts.get("encoder")):
             if isinstance(holder, dict):
                 _name_folders(holder, path.parent)
+    stages = values.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
+        if isinstance(stage, dict) and isinstance(stage.get("references"), dict):
+            _name_folders(stage["references"], path.parent)
     return values
 
 

@@ -39,6 +39,7 @@ from modalign.training.outputs import (
     read,
 )
 from modalign.training.settings import START, Stage
+from modalign.training.trainable import PartCount
 
 MARKS = {mark(modality) for modality in MODALITIES}
 
@@ -327,6 +328,11 @@ class References:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self.tokenizer, self.device = tokenizer, device
         self._loaded: dict[str, FolderReference] = {}
+
+    def table(self) -> list[PartCount]:
+        """Those loaded so far, for the table of what trains."""
+        own = self._loaded.values()
+        return [PartCount(f"{each.name} (reference)", each.parameters, 0) for each in own]
 
     def of(self, stage: Stage, model: ModalignForConditionalGeneration) -> dict[str, Reference]:
         """The references that a stage's terms read; ``start`` is the model as it is now."""

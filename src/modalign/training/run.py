@@ -107,8 +107,8 @@ def train_method(
             report=_reporting(progress) if parallel.main else None,
             track=open_tracker(settings, out) if parallel.main else None,
         )
-        table = session.parts_table()
         notes = [*splits.notes, *seen, *preflight_session(session, processes=parallel.world)]
+        table = [*session.parts_table(), *session.references.table()]
         if described and parallel.main:
             described(table, notes)
         if folder is not None:

@@ -52,6 +52,7 @@ class MethodFacts(BaseModel):
             budget is in seconds.
         parts: what trains.
         memory: the estimated peak.
+        references: FLOPs per record of each reference that terms read.
     """
 
     name: str
@@ -65,6 +66,7 @@ class MethodFacts(BaseModel):
     steps: dict[str, int] | None = None
     parts: list[PartCount] = []
     memory: MemoryEstimate | None = None
+    references: dict[str, float] = {}
 
 
 class Diagnosis(BaseModel):

@@ -13,7 +13,7 @@ from modalign.training.budget import Budget
 from modalign.training.doctor.checks_data import attempt, examine_data, examine_text
 from modalign.training.doctor.checks_model import REFUSALS, lengths, refusal, try_out
 from modalign.training.doctor.diagnosis import Diagnosis, MethodFacts
-from modalign.training.doctor.facts import padding_of, steps_of
+from modalign.training.doctor.facts import padding_of, reference_flops, steps_of
 from modalign.training.doctor.workshop import Subject, Workshop
 from modalign.training.memory import estimate_memory
 from modalign.training.methods import Method
@@ -136,6 +136,9 @@ def _measure(
     facts.memory = estimate_memory(subject, baseline=baseline)
     kept = "read in the layers" if facts.enters == "in-layer" else "in the text"
     detail = f"{facts.features} tokens per medium {kept}, placeholders agree"
+    facts.references = reference_flops(subject)
+    for name, flops in facts.references.items():
+        detail += f"; terms read {name}, {flops:.3g} FLOPs a record"
     found.add("methods", method.name, detail, _complaint(facts, subject.settings))
 
 

@@ -7,7 +7,9 @@ from modalign.data.supervision import Sample
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
 from modalign.training.doctor.checks_model import lengths
+from modalign.training.learners import ModelLearner
 from modalign.training.memory import Composed
+from modalign.training.objectives import Objective
 from modalign.training.session import TRIAL_SHARE
 
 FIRST_BATCHES = 8
@@ -43,7 +45,26 @@ def _flops_per_step(subject: Composed) -> float:
         kept = sum(int(sample.supervised.sum()) for sample in batch)
         media = sum(len(sample.media) for sample in batch)
         total += costs.training(len(batch), longest, kept, media, settings.llm, settings.encoder)
+        total += len(batch) * sum(reference_flops(subject).values())
     return total / len(batches)
+
+
+def reference_flops(subject: Composed) -> dict[str, float]:
+    """FLOPs per record of each reference that the last stage's terms read, by a few records."""
+    stage = subject.method.stages[-1]
+    references = subject.references.of(stage, subject.model)
+    if not references:
+        return {}
+    learner = ModelLearner.of(
+        subject.model, subject.train_samples, subject.collator, subject.settings, stage
+    )
+    batch = learner.collate(range(min(len(learner.samples), FIRST_BATCHES)))
+    batch = batch.to(next(subject.model.parameters()).device)
+    objective = Objective.of(stage)
+    return {
+        name: reference.flops(batch, objective.reads(name)) / len(batch.samples)
+        for name, reference in references.items()
+    }
 
 
 def _first_batches(subject: Composed) -> list[list[Sample]]:
