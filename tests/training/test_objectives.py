@@ -127,6 +127,9 @@ check_stages([Stage(objective={"theirs": {"layer": 2}})], everywhere=True)
 """
 
 
+USE_HERE = "; ".join(USE.strip().splitlines())
+
+
 def test_a_third_partys_term_comes_by_entry_point(tmp_path: Path) -> None:
     (tmp_path / "their_terms.py").write_text(THIRD_PARTY)
     info = tmp_path / "their_terms-1.dist-info"
@@ -139,6 +142,13 @@ def test_a_third_partys_term_comes_by_entry_point(tmp_path: Path) -> None:
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
+        if name == "theirs":  # the same file as a script: found once more by its entry point
+            script = tmp_path / "their_terms.py"
+            script.write_text(f"{THIRD_PARTY}\nif __name__ == '__main__':\n    {USE_HERE}")
+            done = subprocess.run(
+                [sys.executable, str(script)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
     assert "'misnamed' (their_terms:theirs) registers no objective term" in done.stderr
 
 

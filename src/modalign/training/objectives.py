@@ -102,7 +102,8 @@ def objective_term(
     """
 
     def register(function: F) -> F:
-        if name in _TERMS:
+        known = _TERMS.get(name)
+        if known is not None and _source(known.function) != _source(function):
             raise UsageError(f"objective term {name!r} is registered twice")
         unknown = [need for need in (*needs, *reads) if need.partition(":")[0] not in NEEDS]
         if unknown:
@@ -120,6 +121,11 @@ def objective_term(
         return function
 
     return register
+
+
+def _source(function: Callable[..., Tensor]) -> tuple[str, str]:
+    """File and name: equal where a script is also found by its entry point."""
+    return inspect.getfile(function), function.__qualname__
 
 
 def _options_of(name: str, function: Callable[..., Tensor]) -> type[BaseModel]:
