@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy.stats import false_discovery_control, permutation_test, ttest_ind, ttest_rel
+from scipy.stats import t as student
 
 from modalign.numbers.bootstrap import redrawn_means
 from modalign.numbers.estimate import Estimate
@@ -22,7 +23,7 @@ from modalign.numbers.pairs import (
     sample_replicates,
     verdict,
 )
-from modalign.numbers.trainings import Replicates, Spread, hierarchical_bootstrap
+from modalign.numbers.trainings import Part, Replicates, Spread, hierarchical_bootstrap
 
 p_values = some.lists(some.floats(0, 1), max_size=12)
 
@@ -59,8 +60,11 @@ def test_holm_is_stricter_than_the_false_discovery_rate(given_p: list[float]) ->
 
 
 def test_p_value_by_hand() -> None:
-    values = {"a": np.array([0.1, 0.2, 0.3, -0.1]), "b": np.zeros(4)}
-    drawn = Replicates({"a": 0.0, "b": 0.0}, values, 10, 10)
+    parts = {
+        "a": Part(0.0, np.array([0.1, 0.2, 0.3, -0.1]), np.zeros(4)),
+        "b": Part(0.0, np.zeros(4), np.zeros(4)),
+    }
+    drawn = Replicates(parts, 10, 10)
     assert p_value(drawn, "a", "b") == pytest.approx(2 * (1 + 1) / 5)
     assert p_value(drawn, "a", "b") == p_value(drawn, "b", "a")
 
@@ -178,8 +182,12 @@ def test_the_first_minus_the_second_is_minus_the_second_minus_the_first(seed: in
 
 
 def test_spreads_of_few_trainings_lower_the_degrees_of_freedom() -> None:
-    values = {"a": np.random.default_rng(0).normal(0, 2, 4000)}
-    plain = Replicates({"a": 0.0}, values, 1000, 1000)
-    shaky = Replicates({"a": 0.0}, values, 1000, 1000, spreads={"a": Spread(4.0, 2)})
-    assert plain.freedom("a") == pytest.approx(999)
-    assert shaky.freedom("a") == pytest.approx(2, abs=0.2)
+    questions, luck = np.random.default_rng(0).normal(0, 2, (2, 4000))
+    plain = Replicates({"a": Part(0.0, questions, 0 * luck)}, 1000, 1000)
+    shaky = Replicates({"a": Part(0.0, 0 * questions, luck, spread=Spread(4.0, 2))}, 1000, 1000)
+    both = Replicates({"a": Part(0.0, questions, luck, spread=Spread(4.0, 2))}, 1000, 1000)
+    assert plain.of("a").freedom == pytest.approx(999, rel=0.01)
+    assert shaky.of("a").freedom == pytest.approx(2)
+    # halfway between the squares of 1.96 and 4.30
+    reach = student.ppf(0.975, both.of("a").freedom)
+    assert reach == pytest.approx(np.sqrt((1.962**2 + 4.303**2) / 2), rel=0.03)

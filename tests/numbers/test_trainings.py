@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import binomtest, ttest_1samp
 
 from modalign.numbers.pairs import difference_estimate, differences
 from modalign.numbers.trainings import estimate_mean, estimate_ratio, hierarchical_bootstrap
@@ -152,7 +152,9 @@ def test_all_equal_is_no_difference():
     assert difference.verdict == "no difference found"
     assert difference.p_value == difference.p_holm == 1.0
     found = drawn.estimate("a")
-    assert (found.value, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 40)
+    # Nothing to redraw, but 40 questions: what all of them being right allows (Wilson).
+    low = binomtest(40, 40).proportion_ci(method="wilson").low
+    assert (found.value, found.low, found.high) == (1.0, pytest.approx(low), 1.0)
 
 
 def test_skills_are_the_items_of_the_skill():
@@ -202,7 +204,7 @@ def test_where_questions_tell_nothing_apart_trainings_have_students_interval(acc
     answers = np.repeat(np.array(accuracies)[:, None], 2000, axis=1)
     answers[:, :2] = [0, 1]  # what an answer is worth at least and at most
     theirs = ttest_1samp(accuracies, 0).confidence_interval()
-    found = estimate_mean(answers, resamples=10_000)
+    found = estimate_mean(answers, resamples=10_000, unit="score")
     assert found.trainings == len(accuracies)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=6e-3)
 
@@ -234,9 +236,9 @@ def test_lent_spread_is_the_pooled_one():
     }
     drawn = hierarchical_bootstrap(answers, resamples=300, spread="lent")
     # sample variances .005 (1 degree of freedom) and .01 (2): pooled .025 / 3
-    assert drawn.spreads["one"].variance == pytest.approx(0.025 / 3, rel=0.1)
-    assert drawn.spreads["one"].freedom == 3
-    assert drawn.spreads["three"].freedom == 2
+    assert drawn.parts["one"].spread.variance == pytest.approx(0.025 / 3, rel=0.1)
+    assert drawn.parts["one"].spread.freedom == 3
+    assert drawn.parts["three"].spread.freedom == 2
 
 
 def test_a_ratio_is_that_of_the_sums():
@@ -246,3 +248,12 @@ def test_a_ratio_is_that_of_the_sums():
     assert found.value == pytest.approx(4 / 8)
     assert found.n == 4
     assert estimate_ratio(above, np.zeros((1, 4))) is None
+
+
+def test_shares_keep_off_their_ends():
+    """A share near 1 whose trainings differ: the interval leans down and stays below 1."""
+    rng = np.random.default_rng(4)
+    answers = (rng.random((3, 500)) < np.array([[0.99], [0.96], [0.91]])).astype(float)
+    found = estimate_mean(answers)
+    assert found.high < 1
+    assert found.value - found.low > 2 * (found.high - found.value)

@@ -120,7 +120,8 @@ def _two_digits(value: float) -> float:
 
 def _tolerance(drawn: Replicates, names: Sequence[str], margin: float) -> np.ndarray:
     """(m, m) gap up to which two methods count as alike: one standard error, or the margin."""
-    values = np.stack([drawn.values[name] for name in names])
+    replicates = drawn.values
+    values = np.stack([replicates[name] for name in names])
     errors = (values[:, None, :] - values[None, :, :]).std(axis=2)
     return np.maximum(errors, margin)
 
@@ -140,7 +141,8 @@ def _replicate_picks(
     drawn: Replicates, tolerance: np.ndarray, names: Sequence[str], keys: Mapping[str, CostKey]
 ) -> Counter[str]:
     """How often the same rule picks each method when seeds and questions are redrawn."""
-    values = np.stack([drawn.values[name] for name in names], axis=1)
+    replicates = drawn.values
+    values = np.stack([replicates[name] for name in names], axis=1)
     return Counter(_choose(row, tolerance, names, keys)[0] for row in values)
 
 

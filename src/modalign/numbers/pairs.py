@@ -24,12 +24,7 @@ from scipy.stats import t as student
 
 from modalign.numbers.bootstrap import RESAMPLES, Floats, Groups
 from modalign.numbers.estimate import Estimate
-from modalign.numbers.trainings import (
-    NO_SPREAD,
-    Replicates,
-    hierarchical_bootstrap,
-    student_ends,
-)
+from modalign.numbers.trainings import Part, Replicates, hierarchical_bootstrap
 
 ALPHA = 0.05
 NO_DIFFERENCE: Literal["no difference found"] = "no difference found"
@@ -98,19 +93,18 @@ def difference_estimate(
     unit: str = "difference of shares",
 ) -> Estimate:
     """Estimate the figure of ``first`` minus that of ``second``."""
-    value = drawn.observed[first] - drawn.observed[second]
-    replicates = drawn.values[first] - drawn.values[second]
-    low, high = student_ends(value, replicates, drawn.freedom(first, second))
-    reach = drawn.bounds[1] - drawn.bounds[0]
-    counts = [drawn.trainings[name] for name in (first, second) if name in drawn.trainings]
+    found = drawn.of(first, second)
+    low, high = found.ends()
+    counts = [drawn.parts[name].trainings for name in (first, second)]
+    known = [count for count in counts if count is not None]
     return Estimate(
-        value=value,
-        low=max(low, -reach),
-        high=min(high, reach),
+        value=found.value,
+        low=low,
+        high=high,
         n=drawn.n,
         over=over,
-        trainings=min(counts, default=None),
-        interval="hierarchical bootstrap" if counts else "bootstrap",
+        trainings=min(known, default=None),
+        interval="hierarchical bootstrap" if known else "bootstrap",
         unit=unit,
     )
 
@@ -121,14 +115,13 @@ def p_value(drawn: Replicates, first: str, second: str) -> float:
     Where the spread is known to few degrees of freedom, zero is looked for where Student's distribution has as
     much beyond it as the replicates, which are normal, would have.
     """
-    value = drawn.observed[first] - drawn.observed[second]
-    replicates = drawn.values[first] - drawn.values[second]
-    known = replicates[np.isfinite(replicates)]
+    found = drawn.of(first, second)
+    known = found.replicates[np.isfinite(found.replicates)]
     error = float(known.std()) if len(known) else 0.0
-    if error > 0 and value:
-        reach = abs(value) / error
-        nearer = float(norm.isf(student.sf(reach, drawn.freedom(first, second))))
-        known = value + (known - value) * reach / max(nearer, 1e-9)
+    if error and found.value:
+        reach = abs(found.value) / error
+        nearer = float(norm.isf(student.sf(reach, found.freedom)))
+        known = found.value + (known - found.value) * reach / max(nearer, 1e-9)
     tail = min(int((known <= 0).sum()), int((known >= 0).sum()))
     return min(1.0, max(2 * (1 + tail) / (len(known) + 1), 2.0 ** (1 - drawn.units)))
 
@@ -141,7 +134,7 @@ def differences(
     unit: str = "difference of shares",
 ) -> list[Difference]:
     """Compare pairs of methods (default: all) with p-values corrected over the pairs given."""
-    chosen = list(combinations(drawn.values, 2) if pairs is None else pairs)
+    chosen = list(combinations(drawn.parts, 2) if pairs is None else pairs)
     raw = [p_value(drawn, first, second) for first, second in chosen]
     found = []
     for (first, second), p, corrected in zip(chosen, raw, holm(raw), strict=True):
@@ -200,19 +193,15 @@ def compare_with(
     gains = {name: np.asarray(values, dtype=float) - answers for name, values in correct.items()}
     enough = resamples_for(len(gains) + 1)
     drawn = hierarchical_bootstrap(gains, groups=groups, resamples=enough, seed=seed, spread="lent")
-    drawn.observed[reference], drawn.spreads[reference] = 0.0, NO_SPREAD
-    drawn.values[reference] = np.zeros(enough)
+    drawn.parts[reference] = Part(0.0, np.zeros(enough), np.zeros(enough))
     return differences(drawn, [(name, reference) for name in gains])
 
 
 def sample_replicates(drawn: Mapping[str, Floats], n: int) -> Replicates:
     """Replicates of figures of one sample of n units, from their values and replicates, (1 + R,) each."""
     widened = np.sqrt(n / (n - 1)) if n > 1 else 1.0
-    return Replicates(
-        observed={name: float(values[0]) for name, values in drawn.items()},
-        values={
-            name: values[0] + widened * (values[1:] - values[0]) for name, values in drawn.items()
-        },
-        n=n,
-        units=n,
-    )
+    parts = {
+        name: Part(float(values[0]), widened * (values[1:] - values[0]), np.zeros(len(values) - 1))
+        for name, values in drawn.items()
+    }
+    return Replicates(parts, n, n)

@@ -15,9 +15,9 @@ variance that redrawn questions give to the mean over trainings, and V_e that of
 V_s + V_q - V_e (Owen 2007, Ann. Appl. Stat. 1, on the pigeonhole bootstrap; Searle, Casella and McCulloch
 1992, ch. 4). So what the questions give is shrunk by sqrt(1 - V_e / V_q).
 
-V_s comes from S - 1 degrees of freedom, the rest from G - 1. :meth:`Spread.stretched` gives intervals and tests
-the tails of Student's distribution with the degrees of freedom of Welch (1947) and Satterthwaite (1946); the
-replicates themselves keep the variance above.
+V_s is known to S - 1 degrees of freedom, the rest to G - 1. The 95 % interval reaches sqrt(t_s^2 V_s + t_q^2 V_q)
+far, each t being Student's quantile for its degrees of freedom (Cochran 1964, Biometrics 20; exact where one part
+is all there is), and intervals of shares are made on the logit scale. The replicates keep the variance above.
 """
 
 from __future__ import annotations
@@ -28,24 +28,46 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 from scipy.stats import norm
 from scipy.stats import t as student
 
 from modalign.numbers.bootstrap import RESAMPLES, TAIL, Floats, Groups, cluster_sums, redraw
 from modalign.numbers.estimate import NOT_KNOWN, Estimate
+from modalign.numbers.shares import share
 
 Lending = Literal["own", "lent"]
+NORMAL = float(norm.ppf(1 - TAIL))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The variance that another training gives to a mean over trainings, and how well it is known."""
+    """A variance and the degrees of freedom to which it is known."""
 
     variance: float = 0.0
     freedom: float = 1.0
 
 
-NO_SPREAD = Spread()
+@dataclass(frozen=True)
+class Part:
+    """What one method adds to the replicates of a figure.
+
+    Attributes:
+        observed: the mean over trainings and questions.
+        questions: (R,) deviations by redrawn questions.
+        luck: (R,) deviations by redrawn trainings.
+        twice: V_e, what of the variance is in both.
+        spread: V_s with its degrees of freedom.
+        trainings: S; None where the figure is not a model's.
+    """
+
+    observed: float
+    questions: Floats
+    luck: Floats
+    twice: float = 0.0
+    spread: Spread = field(default_factory=Spread)
+    trainings: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,71 +75,132 @@ class Replicates:
     """Replicates of every method's figure on one set of questions, paired across methods.
 
     Attributes:
-        observed: method -> figure, the mean over trainings and questions.
-        values: method -> (R,) the figures of the replicates.
+        parts: method -> what its replicates are made of.
         n: questions.
         units: G, groups of questions that were redrawn.
-        trainings: method -> S; without an entry the model is given.
-        spreads: method -> what of the replicates' variance comes from trainings.
-        bounds: the smallest and largest figure there can be.
+        bounds: the smallest and the largest value of an answer.
         skills: skill -> the same for the questions of that skill alone.
     """
 
-    observed: dict[str, float]
-    values: dict[str, Floats]
+    parts: dict[str, Part]
     n: int
     units: int
-    trainings: dict[str, int] = field(default_factory=dict)
-    spreads: dict[str, Spread] = field(default_factory=dict)
     bounds: tuple[float, float] = (-np.inf, np.inf)
     skills: dict[str, Replicates] = field(default_factory=dict)
 
+    @property
+    def observed(self) -> dict[str, float]:
+        """Method -> figure."""
+        return {name: part.observed for name, part in self.parts.items()}
+
+    @property
+    def values(self) -> dict[str, Floats]:
+        """Method -> (R,) replicates of its figure."""
+        return {name: self.of(name).values for name in self.parts}
+
+    def of(self, first: str, second: str | None = None) -> Redrawn:
+        """The replicates of one method's figure, or of the first one's minus the second one's."""
+        one = self.parts[first]
+        other = self.parts[second] if second is not None else _NOTHING
+        questions = one.questions - other.questions
+        variance = float(np.nanvar(questions)) if np.isfinite(questions).any() else 0.0
+        left = max(0.0, 1 - (one.twice + other.twice) / variance) if variance else 0.0
+        spreads = [each.spread for each in (one, other) if each.spread.variance]
+        reach = self.bounds[1] - self.bounds[0]
+        value = one.observed - other.observed
+        return Redrawn(
+            value,
+            value + np.sqrt(left) * questions + one.luck - other.luck,
+            questions=Spread(left * variance, max(self.units - 1, 1)),
+            trainings=Spread(sum(each.variance for each in spreads), satterthwaite(spreads)),
+            bounds=self.bounds if second is None else (-reach, reach),
+        )
+
     def estimate(self, method: str, *, over: str = "questions", unit: str = "share") -> Estimate:
         """Estimate one method's figure."""
-        value = self.observed[method]
-        low, high = student_ends(value, self.values[method], self.freedom(method))
+        found = self.of(method)
+        low, high = found.ends(logistic=unit == "share" and self.bounds == (0.0, 1.0))
+        if unit == "share" and found.value in self.bounds == (0.0, 1.0):
+            all_alike = share(
+                [found.value] * self.units
+            )  # redrawing what is all alike says nothing
+            low, high = all_alike.low, all_alike.high
         return Estimate(
-            value=value,
-            low=float(np.clip(low, *self.bounds)),
-            high=float(np.clip(high, *self.bounds)),
+            value=found.value,
+            low=low,
+            high=high,
             n=self.n,
             over=over,
-            trainings=self.trainings.get(method),
+            trainings=self.parts[method].trainings,
             interval="hierarchical bootstrap",
             unit=unit,
         )
 
-    def freedom(self, *methods: str) -> float:
-        """Degrees of freedom of a method's replicates, or of a difference of two methods'."""
-        values = self.values[methods[0]]
-        if len(methods) > 1:
-            values = values - self.values[methods[1]]
-        whole = float(np.nanvar(values)) if np.isfinite(values).any() else 0.0
-        parts = [spread for name in methods if (spread := self.spreads.get(name)) is not None]
-        questions = Spread(
-            max(whole - sum(part.variance for part in parts), 0.0), max(self.units - 1, 1)
-        )
-        return satterthwaite([*parts, questions])
+
+@dataclass(frozen=True)
+class Redrawn:
+    """A figure with its replicates, (R,), and where their variance comes from."""
+
+    value: float
+    replicates: Floats
+    questions: Spread
+    trainings: Spread
+    bounds: tuple[float, float]
+
+    @property
+    def values(self) -> Floats:
+        """The replicates, within the bounds."""
+        return np.clip(self.replicates, *self.bounds)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the Student's distribution that reaches as far as both parts together."""
+        parts = [part for part in (self.questions, self.trainings) if part.variance]
+        total = sum(part.variance for part in parts)
+        if not total:
+            return 1.0
+        squares = [student.ppf(1 - TAIL, part.freedom) ** 2 * part.variance for part in parts]
+        reach = float(np.sqrt(sum(squares) / total))
+        return freedom_of(reach)
+
+    def ends(self, logistic: bool = False) -> tuple[float, float]:
+        """Ends of the 95 % interval.
+
+        Percentiles, their deviations from the value stretched as Student's distribution is against the normal
+        one; ``logistic`` makes them on the logit scale.
+        """
+        known = self.replicates[np.isfinite(self.replicates)]
+        if not len(known):
+            return NOT_KNOWN, NOT_KNOWN
+        stretch = float(student.ppf(1 - TAIL, self.freedom)) / NORMAL
+        low, high = stretch * (np.quantile(known, [TAIL, 1 - TAIL]) - self.value)
+        if logistic and 0 < self.value < 1:
+            return on_logit_scale(self.value, float(low), float(high))
+        low, high = np.clip([self.value + low, self.value + high], *self.bounds)
+        return float(low), float(high)
+
+
+_NOTHING = Part(0.0, np.zeros(1), np.zeros(1))
+
+
+def freedom_of(reach: float) -> float:
+    """Degrees of freedom whose Student's distribution has this 97.5 % quantile."""
+    most = 1e6
+    if reach <= student.ppf(1 - TAIL, most):
+        return most
+    return float(brentq(lambda freedom: student.ppf(1 - TAIL, freedom) - reach, 0.99, most))
 
 
 def satterthwaite(parts: Sequence[Spread]) -> float:
     """Degrees of freedom of a sum of independent variances (Satterthwaite 1946)."""
-    total = sum(part.variance for part in parts)
     doubt = sum(part.variance**2 / part.freedom for part in parts)
-    return total**2 / doubt if doubt > 0 else 1.0
+    return sum(part.variance for part in parts) ** 2 / doubt if doubt else 1.0
 
 
-def student_ends(value: float, replicates: Floats, freedom: float) -> tuple[float, float]:
-    """Ends of the 95 % interval of replicates whose spread is known to some degrees of freedom only.
-
-    Percentiles, their deviations from the value stretched as Student's distribution is against the normal one.
-    """
-    known = replicates[np.isfinite(replicates)]
-    if not len(known):
-        return NOT_KNOWN, NOT_KNOWN
-    stretch = float(student.ppf(1 - TAIL, freedom) / norm.ppf(1 - TAIL))
-    low, high = (float(end) for end in np.quantile(known, [TAIL, 1 - TAIL]))
-    return value + stretch * (low - value), value + stretch * (high - value)
+def on_logit_scale(value: float, low: float, high: float) -> tuple[float, float]:
+    """Ends of a share's interval from its deviations below and above, by the delta method on logits."""
+    slope = value * (1 - value)
+    return float(expit(logit(value) + low / slope)), float(expit(logit(value) + high / slope))
 
 
 def hierarchical_bootstrap(
@@ -176,7 +259,7 @@ def estimate_mean(
 def estimate_ratio(
     above: ArrayLike, below: ArrayLike, *, groups: Groups | None = None
 ) -> Estimate | None:
-    """Estimate the sum of ``above`` over the sum of ``below``, both (S, n); None where that is zero.
+    """Estimate a share of sums, ``above`` over ``below``, both (S, n); None where the sum below is zero.
 
     By linearisation (Woodruff 1971, J. Am. Stat. Assoc. 66): a question's part in r = sum(a) / sum(b) is
     r + (a - r b) / mean(b), whose mean is r. ``n`` counts the questions below, the mean over trainings.
@@ -186,10 +269,15 @@ def estimate_ratio(
     if not mean:
         return None
     value = float(a.mean()) / mean
-    found = estimate_mean(value + (a - value * b) / mean, groups=groups)
-    ends = {"low": max(0.0, found.low), "high": min(1.0, found.high)}
     n = round(float((b > 0).sum(axis=1).mean()))
-    return found.model_copy(update={"value": value, "n": n, **ends})
+    if value in (0.0, 1.0):
+        found = share([value] * max(n, 1))
+        return found.model_copy(update={"trainings": len(a), "over": "questions"})
+    found = estimate_mean(value + (a - value * b) / mean, groups=groups, unit="ratio")
+    low, high = on_logit_scale(value, found.low - value, found.high - value)
+    return found.model_copy(
+        update={"value": value, "low": low, "high": high, "n": n, "unit": "share"}
+    )
 
 
 def _checked(correct: Mapping[str, ArrayLike]) -> dict[str, Floats]:
@@ -251,31 +339,29 @@ def _replicates(
     drawn = redraw(both, resamples=resamples, seed=seed)[1:]
     with np.errstate(invalid="ignore"):
         redrawn = drawn[:, : K * T].reshape(-1, K, T) / drawn[:, K * T :, None]
-    rng = np.random.default_rng((seed, 1))
-    luck = rng.normal(size=(len(arrays), resamples))  # of the trainings, one draw for all sets
+    luck = np.random.default_rng((seed, 1)).normal(size=(len(arrays), resamples))
+    everything = np.concatenate([array.ravel() for array in arrays.values()])
+    bounds = (float(everything.min()), float(everything.max()))
+    if bounds[0] >= 0 and bounds[1] <= 1:
+        bounds = (0.0, 1.0)
     found = []
     for k in range(K):
-        spreads = _spreads(table, k, spread)
-        inside = members[k] > 0
-        bounds = [(a[:, inside].min(), a[:, inside].max()) for a in arrays.values()]
-        observed, values = {}, {}
+        inside, units = members[k] > 0, int(table.units[k])
+        widened = np.sqrt(units / max(units - 1, 1))
+        twice = {name: _twice(table, k, rows) for name, rows in table.rows.items()}
+        spreads = _spreads(table, k, twice, spread)
+        parts = {}
         for place, (name, rows) in enumerate(table.rows.items()):
             value = float(arrays[name][:, inside].mean())
-            shift = redrawn[:, k, rows].mean(axis=1) - value
-            own = value + _shrunk(table, k, rows) * shift
-            own += luck[place] * np.sqrt(spreads[name].variance)
-            observed[name], values[name] = value, np.clip(own, *bounds[place])
-        found.append(
-            Replicates(
-                observed,
-                values,
-                n=int(inside.sum()),
-                units=int(table.units[k]),
-                trainings={name: len(array) for name, array in arrays.items()},
-                spreads=spreads,
-                bounds=(float(min(b[0] for b in bounds)), float(max(b[1] for b in bounds))),
+            parts[name] = Part(
+                value,
+                questions=widened * (redrawn[:, k, rows].mean(axis=1) - value),
+                luck=luck[place] * np.sqrt(spreads[name].variance),
+                twice=twice[name],
+                spread=spreads[name],
+                trainings=len(arrays[name]),
             )
-        )
+        found.append(Replicates(parts, int(inside.sum()), units, bounds))
     return found
 
 
@@ -291,33 +377,34 @@ def _tabulate(arrays: Mapping[str, Floats], members: Floats, groups: Groups | No
     return _Table(sums[:, : K * first].reshape(-1, K, first), sums[:, K * first :], rows)
 
 
-def _shrunk(table: _Table, k: int, rows: slice) -> float:
-    """What a deviation by redrawn questions is multiplied by: sqrt(G / (G - 1) (1 - V_e / V_q))."""
+def _twice(table: _Table, k: int, rows: slice) -> float:
+    """V_e: variance of the mean over trainings that both trainings and questions bring, by the residuals."""
     units, trainings = int(table.units[k]), rows.stop - rows.start
-    if units < 2:
-        return 1.0
-    widened = units / (units - 1)
-    if trainings == 1:
-        return float(np.sqrt(widened))
+    if units < 2 or trainings == 1:
+        return 0.0
     parts = table.sums[:, k, rows] - table.means[k, rows] * table.sizes[:, k, None]  # (G, S)
-    common = parts.mean(axis=1)
-    alone = parts - common[:, None]
-    questions = float((common**2).sum())
-    together = float((alone**2).sum()) / ((trainings - 1) * trainings)
-    return float(np.sqrt(widened * max(0.0, 1 - together / questions))) if questions else 0.0
+    alone = parts - parts.mean(axis=1, keepdims=True)
+    squares = float((alone**2).sum()) / ((units - 1) * (trainings - 1))
+    return squares * units / trainings / float(table.sizes[:, k].sum()) ** 2
 
 
-def _spreads(table: _Table, k: int, spread: Lending) -> dict[str, Spread]:
-    """Every method's spread between trainings; this is the place for a spread shared between methods."""
-    found = dict.fromkeys(table.rows, NO_SPREAD)
+def _spreads(
+    table: _Table, k: int, twice: Mapping[str, float], spread: Lending
+) -> dict[str, Spread]:
+    """Every method's spread between trainings. A spread shared between methods belongs here.
+
+    A method trained once is lent the variance between trainings without V_e, which its own questions show.
+    """
+    found = {name: Spread() for name in table.rows}
     squares, freedom = 0.0, 0
     for name, rows in table.rows.items():
-        means = table.means[k, rows]
-        if len(means) > 1:
-            found[name] = Spread(float(means.var(ddof=1)) / len(means), len(means) - 1)
-            squares += float(means.var(ddof=1)) * (len(means) - 1)
-            freedom += len(means) - 1
+        count = rows.stop - rows.start
+        if count > 1:
+            variance = float(table.means[k, rows].var(ddof=1))
+            found[name] = Spread(variance / count, count - 1)
+            squares += (variance - count * twice[name]) * (count - 1)
+            freedom += count - 1
     if spread == "lent" and freedom:
-        lent = Spread(squares / freedom, freedom)
+        lent = Spread(max(0.0, squares / freedom), freedom)
         found |= {name: lent for name, rows in table.rows.items() if rows.stop - rows.start == 1}
     return found
