@@ -64,6 +64,7 @@ from modalign.editing.engine.covariance import TOKENS
 from modalign.editing.methods import METHODS
 from modalign.editing.readers import read_edits
 from modalign.files import new_folder, write_atomically
+from modalign.numbers import words as fmt
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 EDITS = 1000
@@ -458,11 +459,11 @@ def show(comparison: EditComparison) -> None:
         print(f"  {'':10}" + "".join(f"{name:>24}" for name in names))
         for reference in comparison.references:
             if reference.size in (size, None):
-                cells = [view.scored(reference.metrics.get(name)) for name in names]
+                cells = [fmt.interval(reference.metrics.get(name)) for name in names]
                 print(f"  {reference.name:10}" + "".join(f"{cell:>24}" for cell in cells))
         for info in comparison.methods:
             point = comparison.point(info.name, mode, size)
-            cells = [view.scored(point.metrics.get(n)) for n in names] if point else ["no result"]
+            cells = [fmt.interval(point.metrics.get(n)) for n in names] if point else ["no result"]
             print(f"  {info.title:10}" + "".join(f"{cell:>24}" for cell in cells))
         print(f"  {view.headline_pair(comparison, mode)}")
 

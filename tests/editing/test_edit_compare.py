@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +19,7 @@ from modalign.editing.benchmarks.rows import Answer, EditRow, PromptRow
 from modalign.editing.compare import run as running
 from modalign.editing.compare.judging import judge_edit
 from modalign.editing.compare.plan import draws_of, make_plan, without_edited_neighbours
-from modalign.editing.compare.report import render_html, render_markdown, schema_text, view
-from modalign.editing.compare.report.schema import PATH
+from modalign.editing.compare.report import report_of
 from modalign.editing.compare.results import Cell, EditComparison
 from modalign.editing.compare.run import CompareRequest, compare_edits
 from modalign.editing.compare.scores import columns_of, differences, metrics_of
@@ -31,7 +27,9 @@ from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.solve import SolveError
 from modalign.editing.methods import MEMIT
 from modalign.errors import ModalignError, UsageError
+from modalign.numbers import words as fmt
 from modalign.patches.header import EditRecord
+from pages.browser import in_browser, opened, overhanging, violations
 
 SETTINGS = {
     "": {"tokens": 3000, "contexts": [], "layers": [0, 1], "covariance_weight": 5},
@@ -244,12 +242,12 @@ def test_the_report_says_what_was_found(place: Path, finished: EditComparison) -
         for mode in ("batch", "sequential")
         for size in (1, 4)
     }
-    page, words = render_html(finished), render_markdown(finished)
+    page, words = report_of(finished).html(), report_of(finished).markdown()
     assert page == (place / "whole" / "report.html").read_text()
     for point in finished.points:
         for name in ("S", "ES", "PS", "NS"):
-            assert view.scored(point.metrics[name]) in page
-            assert view.scored(point.metrics[name]) in words
+            assert f"<span>{fmt.value(point.metrics[name])}</span>" in page
+            assert fmt.interval(point.metrics[name]) in words
         assert point.metrics["drift_kl"].value >= 0
         assert sum(point.statuses.values()) == point.n
     before = next(r for r in finished.references if r.size == 4)
@@ -259,16 +257,35 @@ def test_the_report_says_what_was_found(place: Path, finished: EditComparison) -
     assert {a.method for a in finished.table[0].after} == {"pmet", "memit", "ft"}
     assert any("1000 edits left out" in note for note in finished.notes)
     assert set(finished.setting.hashes) >= {"weights", "edits", "text"}
-    assert PATH.read_text() == schema_text()
+    schema = json.loads((place / "whole" / "report.schema.json").read_text())
+    assert schema == EditComparison.model_json_schema()
 
 
-def test_the_page_stands_alone(finished: EditComparison) -> None:
-    page = render_html(finished)
-    [script] = re.findall(r"<script>(.*?)</script>", page, re.S)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in page
-    assert "default-src 'none'" in page
-    assert not re.findall(r'(?:src|href)="(?!#)', page)
+def test_the_page_shows_every_edit_and_every_score(finished: EditComparison) -> None:
+    """A line per edit, a chart per score and mode, and the outcomes of all edits."""
+    report = report_of(finished)
+    parts = {part.id: part for section in report.sections for part in section.parts}
+    entries = parts["every-edit"]
+    assert [entry.note.split(",")[0] for entry in entries.entries] == [r.id for r in finished.table]
+    for mode in ("batch", "sequential"):
+        charts = parts[f"scores-{mode}"].charts
+        assert [chart.title for chart in charts] == ["S", "ES", "PS", "NS"]
+        for chart in charts:
+            of_methods = [p for p in chart.points if p.series != "unedited"]
+            assert len(of_methods) == 6  # three methods at two sizes
+        outcomes = parts[f"outcomes-{mode}"].charts[0]
+        drawn = sum(point.value for point in outcomes.points)
+        assert drawn == sum(p.n for p in finished.points if p.mode == mode)
+
+
+@in_browser
+@pytest.mark.parametrize("width", [1300, 390])
+def test_the_page_in_a_browser(place: Path, finished: EditComparison, width: int) -> None:
+    with opened(place / "whole" / "report.html", width) as page:
+        assert overhanging(page) == []
+        assert violations(page) == []
+        page.get_by_label("Search").fill("no such edit")
+        assert page.locator("#every-edit > details:visible").count() == 0
 
 
 def test_finished_cells_are_kept(
@@ -310,8 +327,8 @@ def test_a_failing_cell_costs_only_itself(place: Path, monkeypatch: pytest.Monke
     assert found.point("memit", "batch", 4) is None
     assert found.point("ft", "batch", 4) is not None
     assert any("memit-batch-4-0 failed" in line for line in said)
-    assert "cannot be factored" in render_html(found)
-    assert "cannot be factored" in render_markdown(found)
+    assert "cannot be factored" in report_of(found).html()
+    assert "cannot be factored" in report_of(found).markdown()
     monkeypatch.undo()
     found = compare_edits(replace(asked, resume=True))  # a failed cell is tried again
     assert not found.failures

@@ -155,6 +155,8 @@ UNITS: dict[str, Callable[[float | None], str]] = {
     "bytes": size,
     "seconds": seconds,
     "learning rate": scientific,
+    "whole": lambda value: number(value, 0),
+    "probability": number,
 }
 
 

@@ -188,6 +188,8 @@ def _scale(axis: Axis, values: Sequence[float]) -> tuple[Spec, Spec, dict[float,
     most = math.inf if axis.cut is None else axis.cut
     known = [value for value in values if math.isfinite(value) and value <= most] or [0.0, 1.0]
     if axis.log:
+        if axis.whole:
+            label["labelExpr"] = f"datum.value % 1 ? '' : {label['labelExpr']}"
         return _logarithmic(label, known)
     low, high = _extent(axis, known)
     return {"domain": [low, high], "nice": not axis.whole, "zero": False}, label, {}
@@ -316,6 +318,7 @@ def _plane(chart: Chart) -> list[Spec]:
     ends = [v for p in chart.points for v in (p.low, p.value, p.high) if v is not None]
     across, across_axis, moved = _scale(chart.place, spots)
     up, up_axis, _ = _scale(chart.values, [*ends, *(rule.value for rule in chart.rules)])
+    up |= {"padding": 6, "nice": False}  # room for marks at the ends
     if chart.kind == "scatter" and not chart.place.log:
         across |= {"padding": 14, "nice": False}
     points = _dodged(chart, across) if lines else list(chart.points)

@@ -27,14 +27,15 @@ Tone = Literal["", "chosen", "reference", "better", "worse", "same", "failed", "
 def show(value: Any, unit: str = "") -> str:
     """A number, a text or an estimate in words: ``71.3 % (68.0 to 74.4)``."""
     if isinstance(value, Estimate):
-        return words.interval(value)
+        return words.value(value) if ends_of(value)[1] is None else words.interval(value)
     return value if isinstance(value, str) else words.in_unit(value, unit)
 
 
 def ends_of(value: Estimate | float) -> tuple[float, tuple[float, float] | None]:
     """The number itself, and its interval where it has one."""
     if isinstance(value, Estimate):
-        return value.value, (value.low, value.high) if value.bounded else None
+        known = value.bounded and value.interval != "exact"
+        return value.value, (value.low, value.high) if known else None
     return float(value), None
 
 

@@ -1,66 +1,291 @@
-"""The report of an edit comparison: report.json, report.md and report.html.
+"""The report of an edit comparison: report.json, its schema, report.md and report.html.
 
-The JSON file is the report; the other two are renderings of it. The HTML page is one file that asks
-the network for nothing: its drawings are inside, its policy forbids everything else, and the only
-script (the filter of the table of edits) is allowed by its hash.
+The JSON file is the report; the other two are renderings of it.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
-from markupsafe import Markup
+from modalign.editing.compare.report import view
+from modalign.editing.compare.report.entries import entries_of
+from modalign.editing.compare.report.scores import kinds, score_figure
+from modalign.editing.compare.results import EditComparison, Mode, Point, ScoreDifference
+from modalign.numbers import words as fmt
+from modalign.pages.figures import Chart, Series
+from modalign.pages.figures import Point as Mark
+from modalign.pages.report import (
+    Cell,
+    Entries,
+    Figure,
+    Part,
+    Quantity,
+    Report,
+    Row,
+    Section,
+    Table,
+    Words,
+    tabulate,
+    text_rows,
+)
 
-from modalign.editing.compare.report import markdown, plots, view
-from modalign.editing.compare.report.schema import schema_text
-from modalign.editing.compare.results import EditComparison
-from modalign.files import write_atomically
-from modalign.numbers import words
-from modalign.pages.page import resource, template
-
-__all__ = ["render_html", "render_json", "render_markdown", "schema_text", "write_report"]
+LISTED = 50  # failed edits and neighbours; report.json holds all
+STATUSES = {status: Series(status, number) for status, number in view.STATUS_COLOURS.items()}
 
 
 def write_report(comparison: EditComparison, out: Path) -> None:
-    """Write report.json, report.md and report.html into ``out``; each whole or not at all."""
-    write_atomically(out / "report.json", render_json(comparison))
-    write_atomically(out / "report.md", render_markdown(comparison))
-    write_atomically(out / "report.html", render_html(comparison))
+    """Write the report into a folder; each file whole or not at all."""
+    report_of(comparison).write(out)
 
 
-def render_json(comparison: EditComparison) -> str:
-    """The comparison itself."""
-    return comparison.model_dump_json(indent=2) + "\n"
-
-
-def render_markdown(comparison: EditComparison) -> str:
-    """Tables only."""
-    return markdown.render(comparison)
-
-
-def render_html(comparison: EditComparison) -> str:
-    """One self-contained page."""
-    script = resource(__name__, "report.js.jinja").strip()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    names = [comparison.headline, *comparison.parts]
-    panels = {
-        mode: [
-            Markup(drawing)
-            for name in names
-            if (drawing := plots.score_panel(comparison, mode, name))
-        ]
-        for mode in comparison.modes
-    }
-    return template(__name__, "report.html.jinja").render(
-        c=comparison,
-        names=names,
-        largest=comparison.sizes[-1],
-        panels=panels,
-        glyph=lambda method: Markup(plots.glyph(comparison, method)),
-        view=view,
-        fmt=words,
-        script=Markup(script),
-        script_hash=digest,
+def report_of(comparison: EditComparison) -> Report:
+    """The report with all sections that have something to show."""
+    c = comparison
+    largest = view.edits(c.sizes[-1])
+    meanings = "; ".join(f"{name}: {view.MEANINGS[name]}" for name in (c.headline, *c.parts))
+    found = [words for mode in c.modes if (words := view.headline_pair(c, mode))]
+    sections = [
+        Section(
+            "found",
+            "What was found",
+            _PROTOCOL,
+            [Words("pairs", "", "/differences", found, "list")],
+        ),
+        Section(
+            "scores",
+            "Scores against the number of edits",
+            f"{meanings}. Free: edited prompts answered with the target when the model writes freely.",
+            [score_figure(c, mode) for mode in c.modes],
+        ),
+        Section(
+            "differences",
+            "Differences",
+            f"In {c.headline}, on the same edits, records redrawn jointly. P-values are corrected for the "
+            "number of pairs (Holm). “No difference found” is not “equal”: more edits might find one.",
+            _differences(c),
+        ),
+        Section("statuses", "How the edits went", _STATUSES, _statuses(c)),
+        Section(
+            "edits",
+            f"Every edit before and after, at {view.edits(c.table_size or 0)}",
+            "The first draw. Open an edit for its prompts: what each model says"
+            f"{' when it writes freely' if c.setting.generate else ' (likeliest tokens)'}, and the "
+            "probability of the wanted answer. ✓ and ✗ are the score's own judgement. At most "
+            f"{view.SHOWN_EDITS} of {len(c.table)} are listed; report.json holds all.",
+            [Entries("every-edit", "Every edit", "/table", *entries_of(c))] if c.table else [],
+        ),
+        Section(
+            "neighbours",
+            f"Worst neighbours at {largest}",
+            "Questions that no edit was about and whose right answer lost most of its probability; the same "
+            "number for every method.",
+            _worst(c),
+        ),
+        Section(
+            "drift",
+            "Drift on held-out text",
+            "How far the edited model is from the unedited one on other text: KL(edited || unedited) of the "
+            "next token, how often both have the same first choice, and the perplexity.",
+            _drift(c),
+        ),
+        Section("cost", "Time and memory", _COSTS, _costs(c, largest)),
+        Section("again", "To run it again", "", _setting(c)),
+    ]
+    return Report(
+        "Comparison of editing methods",
+        f"{len(c.methods)} methods, {', '.join(map(str, c.sizes))} edits of {c.edits} on {c.model}; {c.task}; "
+        f"{c.setting.finished}",
+        [section for section in sections if section.parts],
+        f"Every figure is in report.json. Made by modalign {c.setting.versions.get('modalign', '')}.",
+        c,
     )
+
+
+_PROTOCOL = (
+    "Teacher-forced, times 100, with 95 % bootstrap intervals over edits; every method got the same edits. No "
+    "interval covers another training of the model or another text for the key statistics."
+)
+_STATUSES = "; ".join(f"{status}: {words}" for status, words in view.STATUS_WORDS.items()) + "."
+_COSTS = (
+    "Values are optimised once per edit and kept; what one method took from another's is charged to both. "
+    "Evaluation is not charged. Memory is the process's whole peak while patches were computed (on a GPU the "
+    "device's), libraries and model included."
+)
+
+
+def _columns(comparison: EditComparison) -> tuple[Quantity, Quantity, Quantity]:
+    """Mode, number of edits and method of a row."""
+    marks = kinds(comparison)
+    return (
+        Quantity("Mode", "mode"),
+        Quantity("Edits", lambda row: Cell(f"{row.size:,}", key=row.size)),
+        Quantity(
+            "Method",
+            lambda row: Cell(
+                marks[row.method].name, key=marks[row.method].name, mark=marks[row.method]
+            ),
+        ),
+    )
+
+
+def _differences(comparison: EditComparison) -> list[Table]:
+    """A table per mode and size; the largest size of the first mode is open."""
+    tables: list[Table] = []
+    for mode in comparison.modes:
+        for size in reversed(comparison.sizes):
+            pairs = view.differences_at(comparison, mode, size)
+            if pairs:
+                parts = [view.differences_at(comparison, mode, size, p) for p in comparison.parts]
+                rows = [
+                    _pair(comparison, found, own)
+                    for found, own in zip(pairs, zip(*parts, strict=True), strict=True)
+                ]
+                columns = [f"in {part}" for part in comparison.parts]
+                headings = [
+                    "First",
+                    "Second",
+                    "First minus second",
+                    *columns,
+                    "n",
+                    "p (Holm)",
+                    "Verdict",
+                ]
+                caption = f"{mode.capitalize()}, {view.edits(size)}"
+                name = f"differences-{mode}-{size}"
+                folded = bool(tables)
+                tables.append(Table(name, caption, "/differences", headings, rows, folded=folded))
+    return tables
+
+
+def _pair(
+    comparison: EditComparison, found: ScoreDifference, parts: Iterable[ScoreDifference]
+) -> Row:
+    return Row(
+        [
+            Cell(comparison.title_of(found.first)),
+            Cell(comparison.title_of(found.second)),
+            Cell(view.gap(found), key=found.value),
+            *(Cell(view.signed(own.value), key=own.value, hint=view.gap(own)) for own in parts),
+            Cell(str(found.n), key=found.n),
+            Cell(fmt.p_value(found.p_holm), key=found.p_holm),
+            Cell(view.verdict(comparison, found)),
+        ]
+    )
+
+
+def _statuses(comparison: EditComparison) -> list[Part]:
+    """Shares of outcomes, the edits that failed, and the cells without a result."""
+    parts: list[Part] = [_outcomes(comparison, mode) for mode in comparison.modes]
+    rows = [
+        Row([*map(Cell, (row.id, row.prompts[0].prompt, row.target, each.mode)),
+             Cell(comparison.title_of(each.method)), Cell(each.status), Cell(each.reason)])
+        for row in comparison.table
+        for each in row.after
+        if each.status != "done"
+    ]  # fmt: skip
+    if rows and comparison.table_size is not None:
+        headings = ["Id", "Prompt", "Target", "Mode", "Method", "Status", "Reason"]
+        caption = f"Failed edits at {view.edits(comparison.table_size)}, first draw"
+        if len(rows) > LISTED:
+            caption += f": {LISTED} of {len(rows)}"
+        parts.append(Table("failed", caption, "/table", headings, rows[:LISTED], folded=True))
+    if comparison.failures:
+        lines = [
+            f"{comparison.title_of(f.method)}, {f.mode}, {view.edits(f.size)}, draw {f.draw + 1}: {f.failure}"
+            for f in comparison.failures
+        ]
+        parts.append(Words("no-result", "Cells without a result", "/failures", lines, "list"))
+    return parts
+
+
+def _outcomes(comparison: EditComparison, mode: Mode) -> Figure:
+    """How the edits of every method and size went, as shares and as counts."""
+    points = [p for p in comparison.points if p.mode == mode]
+    marks = [
+        Mark(
+            _where(comparison, p),
+            p.statuses.get(status, 0),
+            series=status,
+            words=f"{_where(comparison, p)}: {status} {p.statuses.get(status, 0)} of {sum(p.statuses.values())}",
+        )
+        for p in points
+        for status in STATUSES
+        if p.statuses.get(status)
+    ]
+    title = f"Outcomes, {mode}"
+    words = f"{title}: shares of edits by outcome for {len(points)} methods and sizes."
+    chart = Chart("stack", title, words, marks, list(STATUSES.values()))
+    columns = [Quantity(status, f"statuses.{status}", "whole") for status in STATUSES]
+    draws = Quantity("Draws", "draws", "whole")
+    own = (f"outcomes-{mode}-table", title, "/points")
+    table = tabulate(own, [*_columns(comparison)[1:], draws, *columns], points)
+    return Figure(f"outcomes-{mode}", title, "/points", [chart], table)
+
+
+def _where(comparison: EditComparison, point: Point) -> str:
+    return f"{comparison.title_of(point.method)}, {point.size:,}"
+
+
+def _worst(comparison: EditComparison) -> list[Table]:
+    columns = [
+        _columns(comparison)[2],
+        Quantity("Mode", "mode"),
+        Quantity("Neighbour", "prompt"),
+        Quantity("Right answer", "wanted"),
+        Quantity("p before", "before", "probability"),
+        Quantity("p after", "after", "probability"),
+        Quantity("Says", lambda row: row.says or "(nothing)"),
+    ]
+    rows = comparison.worst[:LISTED]
+    return (
+        [tabulate(("worst", "Worst neighbours", "/worst"), columns, rows, sortable=True)]
+        if rows
+        else []
+    )
+
+
+def _drift(comparison: EditComparison) -> list[Part]:
+    points = [p for p in comparison.points if "drift_kl" in p.metrics]
+    if not points:
+        return [Words("no-drift", "", "/setting", ["Not measured: name a text with --held-out."])]
+    columns = [
+        Quantity("KL, nats per token", "metrics.drift_kl"),
+        Quantity("Same first choice", "metrics.drift_agreement", "percent", bare=True),
+        Quantity("Perplexity before", "metrics.perplexity_before", bare=True),
+        Quantity("Perplexity after", "metrics.perplexity", bare=True),
+    ]
+    own = ("drift-table", "Drift", "/points")
+    return [tabulate(own, [*_columns(comparison), *columns], points, sortable=True)]
+
+
+def _costs(comparison: EditComparison, largest: str) -> list[Table]:
+    mode, _, method = _columns(comparison)
+    costs = [
+        Quantity("Key statistics, once", view.statistics_words),
+        Quantity("Value, per edit", view.value_words),
+        Quantity("Writing, per edit", "write_seconds", "seconds"),
+        Quantity("at edits", "write_size", "whole"),
+        Quantity("Peak memory", "peak_memory", "bytes"),
+        Quantity("Evaluation, all cells", "evaluation_seconds", "seconds"),
+        Quantity("Stages, all cells", view.stage_words),
+    ]
+    taken = tabulate(
+        ("costs", "Costs of every method", "/costs"), [mode, method, *costs], comparison.costs
+    )
+    last = [p for p in comparison.points if p.size == comparison.sizes[-1]]
+    change = Quantity("|Delta| / |W| per layer written, first to last", view.layer_words)
+    own = ("change", f"Size of the change at {largest}", "/points")
+    return [taken, tabulate(own, [mode, method, change], last)]
+
+
+def _setting(comparison: EditComparison) -> list[Part]:
+    rows = [*view.setting_rows(comparison)]
+    rows += [(f"Settings of {name}", text) for name, text in view.settings_words(comparison)]
+    parts: list[Part] = [
+        Words("command", "Command", "/setting/command", [comparison.setting.command], "command"),
+        Table("setting", "How it was run", "/setting", ["", ""], text_rows(rows)),
+    ]
+    if comparison.notes:
+        parts.append(Words("notes", "Notes", "/notes", comparison.notes, "list"))
+    return parts

@@ -1,13 +1,11 @@
-"""What the report says, in words and cells; HTML, Markdown and terminal only lay it out."""
+"""What the report says in words."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from modalign.editing.benchmarks.rows import Answer
 from modalign.editing.compare.results import (
-    FAILED,
     Cost,
     EditComparison,
     Mode,
@@ -16,9 +14,7 @@ from modalign.editing.compare.results import (
     Status,
     TableRow,
 )
-from modalign.editing.compare.scores import succeeded
 from modalign.numbers import words as fmt
-from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import NO_DIFFERENCE
 
 MODE_WORDS: dict[Mode, str] = {
@@ -31,6 +27,13 @@ STATUS_WORDS: dict[Status, str] = {
     "not written": "a value was found, but the weights do not give it",
     "overwritten": "held right after its own step, lost to later edits",
     "not generalised": "the prompt itself is answered with the target, not every paraphrase is",
+}
+STATUS_COLOURS: dict[Status, int] = {  # numbers of the style sheet's colours
+    "done": 2,
+    "not generalised": 4,
+    "overwritten": 3,
+    "not written": 1,
+    "not reached": 6,
 }
 MEANINGS = {
     "S": "harmonic mean of ES, PS and NS",
@@ -45,25 +48,6 @@ MEANINGS = {
 }
 SHOWN_EDITS = 200  # listed one by one in the page; report.json holds all
 LONGEST = 60
-
-
-def scored(metric: Estimate | None) -> str:
-    """``93.4 (86.1 to 98.0)``."""
-    if metric is None:
-        return fmt.MISSING
-    if metric.n == 0:
-        return f"{metric.value:.0f}"
-    return f"{metric.value:.1f} ({metric.low:.1f} to {metric.high:.1f})"
-
-
-def plain(metric: Estimate | None, decimals: int = 1) -> str:
-    """A metric without its interval."""
-    return fmt.MISSING if metric is None else fmt.number(metric.value, decimals)
-
-
-def plain_range(metric: Estimate, decimals: int = 1) -> str:
-    """Its interval alone."""
-    return f"{fmt.number(metric.low, decimals)} to {fmt.number(metric.high, decimals)}"
 
 
 def gap(found: ScoreDifference) -> str:
@@ -114,57 +98,28 @@ def edits(count: int) -> str:
     return f"{count:,} edit{'' if count == 1 else 's'}"
 
 
-@dataclass(frozen=True)
-class Share:
-    """A part of a stacked bar."""
-
-    status: Status
-    count: int
-    percent: float
-
-
-def shares(point: Point) -> list[Share]:
-    """How a point's edits went, done first."""
-    order: tuple[Status, ...] = ("done", *FAILED)
-    total = max(1, sum(point.statuses.values()))
-    return [
-        Share(status, point.statuses[status], 100 * point.statuses[status] / total)
-        for status in order
-        if point.statuses.get(status)
-    ]
-
-
 def layer_words(point: Point) -> str:
     """``0.22, 1.08, 2.40``: |Delta| / |W| of each layer written, first to last."""
     return ", ".join(f"{value:.2f}" for value in point.layers.values()) or fmt.MISSING
 
 
-def cost_cells(cost: Cost) -> list[str]:
-    """Statistics, values and writing per edit, memory, evaluation."""
+def statistics_words(cost: Cost) -> str:
+    """What taking C0 took, and whose it was."""
+    taken = fmt.seconds(cost.statistics_seconds) if cost.statistics_seconds else fmt.MISSING
+    return taken if cost.statistics_of is None else f"{taken} (those of {cost.statistics_of})"
+
+
+def value_words(cost: Cost) -> str:
+    """What a value took, over how many, or whose they were."""
     values = fmt.seconds(cost.value_seconds)
     if cost.values_of is not None:
-        values += f" (those of {cost.values_of})"
-    elif cost.value_seconds is not None:
-        values += f" (over {cost.values})"
-    taken = fmt.seconds(cost.statistics_seconds) if cost.statistics_seconds else fmt.MISSING
-    if cost.statistics_of is not None:
-        taken += f" (those of {cost.statistics_of})"
-    return [
-        taken,
-        values,
-        f"{fmt.seconds(cost.write_seconds)} (at {cost.write_size:,})",
-        fmt.size(cost.peak_memory),
-        fmt.seconds(cost.evaluation_seconds),
-    ]
+        return f"{values} (those of {cost.values_of})"
+    return values if cost.value_seconds is None else f"{values} (over {cost.values})"
 
 
-COST_HEADINGS = (
-    "Key statistics, once",
-    "Value, per edit",
-    "Writing, per edit",
-    "Peak memory",
-    "Evaluation, all cells",
-)
+def stage_words(cost: Cost) -> str:
+    """``values 12.3 s, solve 85 ms``."""
+    return ", ".join(f"{name} {fmt.seconds(spent)}" for name, spent in cost.stages.items())
 
 
 def said(answer: Answer) -> str:
@@ -181,18 +136,6 @@ def probability(answer: Answer, kind: str) -> str:
     if value is None:
         return fmt.MISSING
     return "< 0.01" if value < 0.005 else f"{value:.2f}"
-
-
-def is_right(comparison: EditComparison, answer: Answer) -> bool:
-    """Whether the wanted answer won."""
-    return succeeded(comparison.task, answer)
-
-
-def outcomes_of(row: TableRow) -> str:
-    """``method:mode:status`` of an edit, for the page's filter."""
-    return " ".join(
-        f"{each.method}:{each.mode}:{each.status.replace(' ', '-')}" for each in row.after
-    )
 
 
 def search_text(row: TableRow) -> str:

@@ -1,0 +1,97 @@
+"""The figures of an edit comparison: a score against the number of edits, one chart per score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modalign.editing.compare.report import view
+from modalign.editing.compare.results import EditComparison, Mode
+from modalign.pages.drawing import point_of
+from modalign.pages.figures import Axis, Chart, Point, Rule, Series
+from modalign.pages.report import Cell, Figure, Quantity, Table, tabulate
+
+UNEDITED = Series("unedited", -1)
+
+
+def kinds(comparison: EditComparison) -> dict[str, Series]:
+    """Method -> its title with the number of its colour and shape."""
+    return {info.name: Series(info.title, number) for number, info in enumerate(comparison.methods)}
+
+
+def score_figure(comparison: EditComparison, mode: Mode) -> Figure:
+    """All scores of one mode, and the table of them."""
+    names = (comparison.headline, *comparison.parts)
+    charts = [chart for name in names if (chart := _chart(comparison, mode, name))]
+    caption = view.MODE_WORDS[mode]
+    table = _table(comparison, mode, f"{caption}, as numbers")
+    return Figure(f"scores-{mode}", caption, "/points", charts, table, least=420)
+
+
+def _quantity(name: str) -> Quantity:
+    return Quantity(name, f"metrics.{name}", "percent", view.MEANINGS.get(name, ""))
+
+
+def _chart(comparison: EditComparison, mode: Mode, name: str) -> Chart | None:
+    """One score of all methods against the number of edits (logarithmic), with intervals."""
+    score = _quantity(name)
+    points = [
+        point
+        for method, series in kinds(comparison).items()
+        for size in comparison.sizes
+        if (found := comparison.point(method, mode, size))
+        and (
+            point := point_of(score, found, size, series.name, f"{series.name}, {view.edits(size)}")
+        )
+    ]
+    if not points:
+        return None
+    last = [p for p in points if p.at == max(float(q.at) for q in points if q.series == p.series)]
+    words = f"{name} against the number of edits, {mode}: {'; '.join(p.words for p in last)}."
+    rules, before = [], []
+    for reference in comparison.references:
+        value = score.number(reference)
+        if value is None:
+            continue
+        if reference.size is None:
+            rules.append(Rule(value, f"{reference.name}: {score.text(reference)}"))
+        else:
+            said = f"{reference.name}, {view.edits(reference.size)}: {score.text(reference)}"
+            before.append(Point(reference.size, value, series=UNEDITED.name, words=said))
+    series = [*kinds(comparison).values(), *([UNEDITED] if before else [])]
+    place = Axis("edits (logarithmic)", "count", log=True, whole=True)
+    values = Axis("", "percent", bounds=(0.0, 100.0))
+    return Chart("lines", name, words, [*before, *points], series, place, values, rules=rules)
+
+
+def _table(comparison: EditComparison, mode: Mode, caption: str) -> Table:
+    """Every score of a mode: per size the unedited model, the coin, and the methods."""
+    marks = kinds(comparison)
+    rows: list[dict[str, Any]] = []
+    for size in comparison.sizes:
+        references = [r for r in comparison.references if r.size in {size, None}]
+        rows += [
+            {"size": size, "name": Cell(r.name), "metrics": r.metrics, "n": None}
+            for r in references
+        ]
+        for info in comparison.methods:
+            found = comparison.point(info.name, mode, size)
+            name = Cell(info.title, "" if found else "no result", info.title, mark=marks[info.name])
+            metrics = found.metrics if found else {}
+            rows.append(
+                {"size": size, "name": name, "metrics": metrics, "n": found.n if found else None}
+            )
+    columns = [
+        Quantity("Method", "name"),
+        Quantity("Edits", "size", "whole"),
+        *(_quantity(name) for name in (comparison.headline, *comparison.parts)),
+        Quantity("Free", "metrics.free_rewrite", "percent", view.MEANINGS["free"], bare=True),
+        Quantity("n", "n", "whole", "edits that the scores are over"),
+    ]
+    titles = {info.title for info in comparison.methods}
+    return tabulate(
+        (f"scores-{mode}-table", caption, "/points"),
+        columns,
+        rows,
+        tone=lambda row: "" if row["name"].text in titles else "reference",
+        sortable=True,
+    )
