@@ -26,11 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modalign.connectors.base import Connector, ConnectorError, Widths
 from modalign.connectors.perceivers.d_abstractor import DAbstractor, sample_points
 from modalign.connectors.perceivers.qformer import QFormer
-from modalign.connectors.perceivers.resampler import (
-    Resampler,
-    ResamplerCore,
-    ResamplerOptions,
-)
+from modalign.connectors.perceivers.resampler import Resampler, ResamplerCore, ResamplerOptions
 
 PREFIX: tuple[type[Connector], ...] = (Resampler, QFormer, DAbstractor)
 FLAMINGO: Options = {

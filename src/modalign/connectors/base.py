@@ -80,7 +80,7 @@ class Options:
             ConnectorError: one is unknown.
         """
         known = [field.name for field in fields(cls)]
-        for unknown in given.keys() - known:
+        for unknown in sorted(given.keys() - known):
             raise ConnectorError(
                 f"connector {connector!r} has no option {unknown!r}; it has "
                 f"{', '.join(known) or 'none'}"
@@ -220,6 +220,10 @@ class InLayerConnector(Connector):
 
     enters = "in-layer"
     first_layer: int = 0  # the lowest decoder layer that reads, known once attached
+
+    def num_tokens(self, num_features: int) -> int:
+        """Return 0: the item's place in the text is one mark, which the caller counts."""
+        return 0
 
     @abstractmethod
     def encode(

@@ -5,13 +5,22 @@ Like every file a connector imports, this one needs the standard library and tor
 
 from __future__ import annotations
 
+from typing import TypeVar, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from modalign.connectors.base import attention_flops, map_flops, zero_masked
 
+M = TypeVar("M", bound=nn.Module)
+
 INIT_STD = 0.02  # of learnt queries, positions and prompts
+
+
+def typed(modules: nn.ModuleList, kind: type[M]) -> list[M]:
+    """The same modules, known for what they are."""
+    return cast("list[M]", list(modules))
 
 
 def learnt(*shape: int) -> nn.Parameter:

@@ -20,12 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Widths,
-    map_flops,
-)
+from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops
 from modalign.connectors.converters.layers import (
     PoolOptions,
     affine_stack,

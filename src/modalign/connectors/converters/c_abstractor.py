@@ -17,19 +17,13 @@ Initialisation: as published, N(0, 0.02) for maps and positions, zero biases.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Widths,
-    map_flops,
-    quarter_tokens,
-)
+from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops, quarter_tokens
 from modalign.connectors.converters.layers import (
     ChannelNorm,
     PoolOptions,
@@ -42,6 +36,7 @@ from modalign.connectors.converters.layers import (
     pool_side,
     require_positive,
 )
+from modalign.connectors.layers import typed
 
 
 @dataclass(frozen=True)
@@ -108,8 +103,8 @@ class CAbstractorConnector(PrefixConnector):
     def flops(self, num_features: int) -> float:
         """Blocks at N places, blocks and MLP at M places."""
         M = self.side**2
-        before = sum(block.flops(num_features) for block in _typed(self.before))
-        after = sum(block.flops(M) for block in _typed(self.after))
+        before = sum(block.flops(num_features) for block in typed(self.before, RegNetBlock))
+        after = sum(block.flops(M) for block in typed(self.after, RegNetBlock))
         return before + after + map_flops(M, self.layers)
 
     def forward(
@@ -166,7 +161,3 @@ class RegNetBlock(nn.Module):
         """Return the FLOPs of one item at so many places; its gate is computed once."""
         maps = (self.enter, self.depthwise, self.leave, self.shortcut)
         return map_flops(places, *maps) + map_flops(1, self.squeeze_excite)
-
-
-def _typed(blocks: nn.ModuleList) -> list[RegNetBlock]:
-    return cast("list[RegNetBlock]", list(blocks))

@@ -17,14 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    Grid,
-    Options,
-    PrefixConnector,
-    Widths,
-    map_flops,
-    zero_masked,
-)
+from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops, zero_masked
 from modalign.connectors.converters.layers import require_positive
 
 

@@ -18,14 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Widths,
-    grid_of,
-    map_flops,
-    zero_masked,
-)
+from modalign.connectors.base import Grid, PrefixConnector, Widths, grid_of, map_flops, zero_masked
 from modalign.connectors.converters.layers import (
     ChannelNorm,
     SqueezeExcite,

@@ -16,13 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Widths,
-    map_flops,
-    zero_masked,
-)
+from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops, zero_masked
 from modalign.connectors.converters.layers import (
     PoolOptions,
     affine_stack,

@@ -15,13 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Widths,
-    map_flops,
-    zero_masked,
-)
+from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops, zero_masked
 
 
 class LinearConnector(PrefixConnector):

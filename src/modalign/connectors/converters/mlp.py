@@ -16,14 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from modalign.connectors.base import (
-    Grid,
-    Options,
-    PrefixConnector,
-    Widths,
-    map_flops,
-    zero_masked,
-)
+from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops, zero_masked
 from modalign.connectors.converters.layers import affine_stack, require_positive
 
 

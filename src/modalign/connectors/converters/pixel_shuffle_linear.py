@@ -18,12 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    Grid,
-    PrefixConnector,
-    Widths,
-    map_flops,
-)
+from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops
 from modalign.connectors.converters.layers import FactorOptions, check_factor, space_to_depth
 
 

@@ -17,13 +17,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    Grid,
-    Options,
-    PrefixConnector,
-    Widths,
-    map_flops,
-)
+from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops
 from modalign.connectors.converters.layers import require_positive
 from modalign.connectors.layers import windows
 

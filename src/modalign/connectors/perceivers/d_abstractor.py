@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ from modalign.connectors.base import (
     to_grid,
     zero_masked,
 )
-from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt
+from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt, typed
 
 
 def sample_points(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class DAbstractor(PrefixConnector):
     def flops(self, num_features: int) -> float:
         """Matrix products and attention; the bilinear reading is elementwise and not counted."""
         tokens = self.options.num_tokens
-        layers = cast("list[DAbstractorLayer]", list(self.layers))
+        layers = typed(self.layers, DAbstractorLayer)
         ends = map_flops(num_features, self.enter) + map_flops(tokens, self.project)
         return ends + sum(layer.flops(tokens, num_features) for layer in layers)
 

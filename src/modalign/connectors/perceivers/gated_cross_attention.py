@@ -23,7 +23,7 @@ block leaves positions without an item alone (Flamingo's runs on them too).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,14 @@ from modalign.connectors.base import (
     zero_masked,
 )
 from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
-from modalign.connectors.layers import FeedForward, attend, heads_of, merge_heads, split_heads
+from modalign.connectors.layers import (
+    FeedForward,
+    attend,
+    heads_of,
+    merge_heads,
+    split_heads,
+    typed,
+)
 from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
 
@@ -137,13 +144,9 @@ class GatedCrossAttention(InsertedBlocks):
         )
         self.places = range(chosen.every - 1, len(self.blocks) * chosen.every, chosen.every)
 
-    def num_tokens(self, num_features: int) -> int:
-        """None: the item's place in the text is one mark, which the caller counts."""
-        return 0
-
     def flops(self, num_features: int) -> float:
         """Resampler, and the keys and values of all blocks."""
-        maps = [block.kv for block in self._typed_blocks()]
+        maps = [block.kv for block in typed(self.blocks, GatedBlock)]
         return self.resampler.flops(num_features) + map_flops(self._read_tokens, *maps)
 
     @property
@@ -153,7 +156,7 @@ class GatedCrossAttention(InsertedBlocks):
 
     def flops_per_position(self) -> float:
         """Each block: query, scores against one item's latents, way out, FFN."""
-        return sum(block.flops(self._read_tokens) for block in self._typed_blocks())
+        return sum(block.flops(self._read_tokens) for block in typed(self.blocks, GatedBlock))
 
     def encode(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -163,7 +166,7 @@ class GatedCrossAttention(InsertedBlocks):
         An item without any feature gives a memory that nothing may read.
         """
         latents = self.resampler(features, mask)
-        memory = torch.cat([block.kv(latents) for block in self._typed_blocks()], -1)
+        memory = torch.cat([block.kv(latents) for block in typed(self.blocks, GatedBlock)], -1)
         memory_mask = mask.any(1, keepdim=True).expand(memory.shape[:2])
         return zero_masked(memory, memory_mask), memory_mask
 
@@ -171,11 +174,8 @@ class GatedCrossAttention(InsertedBlocks):
         """What a block adds where an item is seen; nothing to a text alone."""
         if memory is None:
             return None
-        block = self._typed_blocks()[index]
+        block = typed(self.blocks, GatedBlock)[index]
         return block(hidden, self.own_part(index, memory), readable(memory, hidden))
-
-    def _typed_blocks(self) -> list[GatedBlock]:
-        return cast("list[GatedBlock]", list(self.blocks))
 
 
 def _flamingo_resampler(widths: Widths) -> dict[str, Any]:

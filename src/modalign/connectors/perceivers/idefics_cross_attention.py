@@ -30,7 +30,7 @@ own processor adds marks to every prompt, so the folder has another (docs/export
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ from modalign.connectors.base import (
     zero_masked,
 )
 from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
-from modalign.connectors.layers import SwiGLU, attend, heads_of, merge_heads, split_heads
+from modalign.connectors.layers import SwiGLU, attend, heads_of, merge_heads, split_heads, typed
 from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
 NORM_EPS = 1e-6
@@ -190,10 +190,6 @@ class IdeficsCrossAttention(InsertedBlocks):
             for _ in self.places
         )
 
-    def num_tokens(self, num_features: int) -> int:
-        """None: the item's place in the text is one mark, which the caller counts."""
-        return 0
-
     def _read_tokens(self, num_features: int) -> int:
         """M, what a block reads of an item with N features."""
         return num_features if self.resampler is None else self.resampler.options.num_tokens
@@ -201,13 +197,13 @@ class IdeficsCrossAttention(InsertedBlocks):
     def flops(self, num_features: int) -> float:
         """Resampler, if there is one, and the keys and values of all blocks."""
         core = 0.0 if self.resampler is None else self.resampler.flops(num_features)
-        maps = [block.kv for block in self._typed_blocks()]
+        maps = [block.kv for block in typed(self.blocks, IdeficsBlock)]
         return core + map_flops(self._read_tokens(num_features), *maps)
 
     def flops_per_position(self) -> float:
         """Each block: query, scores against one item, way out, SwiGLU."""
         tokens = self._read_tokens(self.widths.num_features)
-        return sum(block.flops(tokens) for block in self._typed_blocks())
+        return sum(block.flops(tokens) for block in typed(self.blocks, IdeficsBlock))
 
     def encode(
         self, features: Tensor, mask: Tensor, grid: Grid | None = None
@@ -220,20 +216,19 @@ class IdeficsCrossAttention(InsertedBlocks):
         if self.resampler is not None:
             media = self.resampler(features, mask)
             readable_mask = mask.any(1, keepdim=True).expand(media.shape[:2])
-        memory = torch.cat([block.keys_values(media) for block in self._typed_blocks()], -1)
+        memory = torch.cat(
+            [block.keys_values(media) for block in typed(self.blocks, IdeficsBlock)], -1
+        )
         return zero_masked(memory, readable_mask), readable_mask
 
     def added(self, index: int, hidden: Tensor, memory: _Memory | None) -> Tensor:
         """What a block adds: from the item that is seen, and from the SwiGLU everywhere."""
-        block = self._typed_blocks()[index]
+        block = typed(self.blocks, IdeficsBlock)[index]
         x = hidden.to(block.norm.weight.dtype)
         if memory is None:
             return block.think(x)
         found = block.read(x, self.own_part(index, memory), readable(memory, hidden))
         return found + block.think(x + found)
-
-    def _typed_blocks(self) -> list[IdeficsBlock]:
-        return cast("list[IdeficsBlock]", list(self.blocks))
 
 
 def _divisors(widths: Widths) -> list[int]:

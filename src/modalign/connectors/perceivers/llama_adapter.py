@@ -150,10 +150,6 @@ class LlamaAdapter(HookedConnector):
         self.prompts = learnt(adapted, self.options.prompts, widths.hidden_size)
         self.gates = nn.Parameter(torch.zeros(adapted, widths.num_heads))
 
-    def num_tokens(self, num_features: int) -> int:
-        """None: the item's place in the text is one mark, which the caller counts."""
-        return 0
-
     def flops(self, num_features: int) -> float:
         """The affine map of the mean.
 

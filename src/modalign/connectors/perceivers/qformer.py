@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ from modalign.connectors.base import (
     quarter_tokens,
     zero_masked,
 )
-from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt
+from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt, typed
 
 NORM_EPS = 1e-12  # BERT's
 STAGE_ONE = "modalign.connectors.perceivers.qformer_stage_one"
@@ -79,11 +79,6 @@ class QFormerLayer(nn.Module):
         """Return the FLOPs of one item with so many queries and N features."""
         cross = 0.0 if self.cross is None else self.cross.flops(queries, num_features)
         return self.attention.flops(queries, queries) + cross + map_flops(queries, self.ffn)
-
-
-def typed_layers(layers: nn.ModuleList) -> list[QFormerLayer]:
-    """The same layers, known for what they are."""
-    return cast("list[QFormerLayer]", list(layers))
 
 
 @dataclass(frozen=True)
@@ -157,7 +152,7 @@ class QFormer(PrefixConnector):
     def flops(self, num_features: int) -> float:
         """The network in use: queries only."""
         M = self.options.num_tokens
-        layers = sum(layer.flops(M, num_features) for layer in typed_layers(self.layers))
+        layers = sum(layer.flops(M, num_features) for layer in typed(self.layers, QFormerLayer))
         return layers + map_flops(M, self.project)
 
     def forward(
@@ -171,7 +166,7 @@ class QFormer(PrefixConnector):
         """The queries after the last layer: (B, M, width)."""
         features = zero_masked(features, mask)
         x = self.norm(self.queries).expand(len(features), -1, -1)
-        for layer in typed_layers(self.layers):
+        for layer in typed(self.layers, QFormerLayer):
             x = layer.read(layer.mix(x), features, mask)
         return x
 

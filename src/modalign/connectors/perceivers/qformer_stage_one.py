@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modalign.connectors.base import ConnectorError, Grid, zero_masked
-from modalign.connectors.layers import learnt
-from modalign.connectors.perceivers.qformer import NORM_EPS, QFormer, QFormerLayer, typed_layers
+from modalign.connectors.layers import learnt, typed
+from modalign.connectors.perceivers.qformer import NORM_EPS, QFormer, QFormerLayer
 
 CONTRASTIVE_WIDTH = 256
 TEMPERATURE = 0.07
@@ -102,7 +102,7 @@ class QFormerStageOne(nn.Module):
         self.marks = nn.ParameterDict({"text": learnt(width), "caption": learnt(width)})
         self.text_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.text_branches = nn.ModuleList(
-            TextBranch(layer) for layer in typed_layers(connector.layers)
+            TextBranch(layer) for layer in typed(connector.layers, QFormerLayer)
         )
         self.image_head = nn.Linear(width, contrastive)
         self.text_head = nn.Linear(width, contrastive)
@@ -156,7 +156,7 @@ class QFormerStageOne(nn.Module):
         text, text_mask = self._embed(pairs, seeing)
         allowed = who_sees_whom(M, text_mask, seeing)
         queries = self.query_norm(self.queries).expand(B, -1, -1)
-        for layer, branch in zip(typed_layers(self.layers), self.text_branches, strict=True):
+        for layer, branch in zip(typed(self.layers, QFormerLayer), self.text_branches, strict=True):
             mixed = layer.mix(torch.cat([queries, text], 1), allowed)
             queries = layer.read(mixed[:, :M], pairs.features, pairs.mask)
             text = branch(mixed[:, M:])

@@ -29,7 +29,7 @@ affine map to D, which Flamingo does not need because its layers read the latent
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ from modalign.connectors.base import (
     quarter_tokens,
     zero_masked,
 )
-from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt
+from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt, typed
 
 Style = Literal["flamingo", "idefics", "cross"]
 
@@ -135,7 +135,7 @@ class ResamplerCore(nn.Module):
 
     def flops(self, num_features: int) -> float:
         """Return the FLOPs of one item with N features."""
-        layers = cast("list[ResamplerLayer]", list(self.layers))
+        layers = typed(self.layers, ResamplerLayer)
         read = sum(layer.flops(self.options.num_tokens, num_features) for layer in layers)
         return map_flops(num_features, self.enter) + read
 

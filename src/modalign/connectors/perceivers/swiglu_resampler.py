@@ -22,7 +22,7 @@ Deliberate changes: latents start from N(0, 0.02) (theirs from ones).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ from modalign.connectors.layers import (
     learnt,
     merge_heads,
     split_heads,
+    typed,
 )
 
 NORM_EPS = 1e-6
@@ -164,7 +165,7 @@ class SwigluResampler(PrefixConnector):
 
     def flops(self, num_features: int) -> float:
         """Features to D, then per layer projections, attention over [media; latents] and FFN."""
-        layers = cast("list[GroupedLayer]", list(self.layers))
+        layers = typed(self.layers, GroupedLayer)
         read = sum(layer.flops(self.options.num_tokens, num_features) for layer in layers)
         return map_flops(num_features, self.enter) + read
 

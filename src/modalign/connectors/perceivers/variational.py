@@ -33,14 +33,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    Grid,
-    Options,
-    Widths,
-    full_mask,
-    map_flops,
-    quarter_tokens,
-)
+from modalign.connectors.base import Grid, Options, Widths, full_mask, map_flops, quarter_tokens
 from modalign.connectors.codes import Code, CodeConnector, CodeEncoder, GaussianCode
 from modalign.connectors.layers import heads_of
 from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions

@@ -34,13 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import (
-    ConnectorError,
-    Grid,
-    Options,
-    Widths,
-    linear_flops,
-)
+from modalign.connectors.base import ConnectorError, Grid, Options, Widths, linear_flops
 from modalign.connectors.codes import (
     Code,
     DiscreteCode,

@@ -36,13 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import (
-    Grid,
-    Options,
-    Widths,
-    linear_flops,
-    map_flops,
-)
+from modalign.connectors.base import Grid, Options, Widths, linear_flops, map_flops
 from modalign.connectors.codes import (
     Code,
     DiscreteCode,

@@ -22,7 +22,7 @@ those in reading order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from modalign.connectors.base import (
     Widths,
     map_flops,
 )
-from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt, windows
+from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt, typed, windows
 
 NORM_EPS = 1e-12  # BERT's
 
@@ -133,7 +133,7 @@ class WindowQFormer(PrefixConnector):
     def flops(self, num_features: int) -> float:
         """Every window is computed whole, the last one with its padding."""
         window, queries = self.options.window, self.options.queries
-        layers = cast("list[WindowLayer]", list(self.layers))
+        layers = typed(self.layers, WindowLayer)
         tokens = self.num_tokens(num_features)
         read = tokens // queries * sum(layer.flops(queries, window) for layer in layers)
         return read + map_flops(tokens, self.project)

@@ -23,7 +23,8 @@ from transformers import (
     ViTModel,
 )
 
-from modalign.connectors.perceivers.qformer import NORM_EPS, QFormer, typed_layers
+from modalign.connectors.layers import typed
+from modalign.connectors.perceivers.qformer import NORM_EPS, QFormer, QFormerLayer
 from modalign.encoders.image import ALL, HuggingFaceTower
 from modalign.models.export.native.base import (
     Native,
@@ -146,7 +147,7 @@ def _vit_state(tower: PreTrainedModel) -> dict[str, Tensor]:
 def _qformer_state(qformer: QFormer) -> dict[str, Tensor]:
     """Blip2's names for the Q-Former's tensors."""
     modules: dict[str, nn.Module] = {"layernorm": qformer.norm}
-    for number, layer in enumerate(typed_layers(qformer.layers)):
+    for number, layer in enumerate(typed(qformer.layers, QFormerLayer)):
         prefix = f"encoder.layer.{number}."
         readers = {"attention": (layer.attention, layer.attention_norm)}
         if layer.cross is not None and layer.cross_norm is not None:
