@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from modalign.comparison.compare import Prepared, compare, prepare
+from modalign.comparison.compare import compare
 from modalign.comparison.config import CompareConfig, load_config
-from modalign.comparison.job import JobResult
+from modalign.comparison.job import Job, JobResult
+from modalign.comparison.prepared import Prepared, prepare
 from modalign.comparison.results import Comparison
 from modalign.starter.build import WEIGHTS, write_data
 
@@ -43,7 +44,9 @@ class Compared:
 
 def results(prepared: Prepared) -> tuple[list[JobResult], list[JobResult]]:
     """Finished jobs of the first seed, and of the second."""
-    found = [[prepared.job(m, seed, None).result() for m in prepared.methods] for seed in (0, 1)]
+    found = [
+        [Job(prepared.out, m.name, seed).result() for m in prepared.methods] for seed in (0, 1)
+    ]
     first, second = ([result for result in row if result is not None] for row in found)
     return first, second
 
@@ -58,7 +61,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Have every filling of the feature cache write down how many media it encoded."""
-    import modalign.comparison.compare as module
+    import modalign.comparison.prepared as module
 
     encoded: list[int] = []
     real = module.fill_store

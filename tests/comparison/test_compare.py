@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from compared import Compared, counted, read_rows, results, write_rows
 from modalign.comparison.compare import compare
-from modalign.comparison.job import load_scores
+from modalign.comparison.job import Job, load_scores
 from modalign.comparison.results import Comparison
 from modalign.comparison.winner import trained_session
 from modalign.errors import UsageError
@@ -195,14 +195,14 @@ def test_teacher_forced_scores_are_those_of_generation(compared: Compared):
     first, _ = results(prepared)
     for method, result in zip(prepared.methods, first, strict=True):
         assert result.method == method.name
-        job = prepared.job(method, 0, None)
-        session = trained_session(job)
+        job = Job(compared.out, method.name, 0)
+        session = trained_session(job, compared.cache)
         samples = prepared.splits.evaluation
         said = generate_answers(
             session.model, session.collator, samples, session.processor.tokenizer
         )
         right = [a == s.record.answer.strip() for a, s in zip(said, samples, strict=True)]
-        assert right == load_scores(job.folder)["eval"].tolist(), method.name
+        assert right == load_scores(job.run)["eval"].tolist(), method.name
 
 
 def test_the_winner_loads_in_plain_transformers(compared: Compared):

@@ -200,6 +200,6 @@ def test_the_verb(editable: Callable[[Family], Editable], tmp_path: Path) -> Non
     assert found.parallel
     assert page.read_text() == analysis_report(found).html()
     assert len(re.findall('class="chart"', page.read_text())) == 3
-    shown = CliRunner().invoke(app, verb)
+    shown = CliRunner().invoke(app, [*verb, "--overwrite"])
     assert "9 of the 9 facts asked for are known" in shown.stdout
     assert CliRunner().invoke(app, [*verb, "--projection", "x"]).exit_code != 0

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from compared import Compared, read_rows, results
-from modalign.comparison.job import load_scores
+from modalign.comparison.job import Job, load_scores
 from modalign.data.readers import read_records
 from modalign.errors import DataError
 from modalign.evaluation.evaluate import Evaluation, evaluate_model
@@ -31,7 +31,7 @@ def test_it_equals_the_comparison_record_by_record(compared: Compared, evaluated
     runs = [r for part in results(prepared) for r in part if r.method == chosen.method]
     best = min(runs, key=lambda result: result.val_loss)
     (method,) = [m for m in prepared.methods if m.name == chosen.method]
-    scores = load_scores(prepared.job(method, best.seed, None).folder)
+    scores = load_scores(Job(compared.out, method.name, best.seed).run)
     assert [line["score"] for line in lines] == scores["eval"].tolist()
     assert found.overall.measures["accuracy"].value == pytest.approx(
         scores["eval"].mean(), abs=1e-12

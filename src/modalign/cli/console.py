@@ -87,7 +87,7 @@ class LiveTable:
     """
 
     def __init__(self) -> None:
-        self.rows: dict[str, dict[str, str | float]] = {}
+        self.rows: dict[Job, dict[str, str | float]] = {}
         self.live: Live | None = None
         self.began = time.monotonic()
         self.doing = ""
@@ -111,13 +111,12 @@ class LiveTable:
         )
         for header in ("method", "seed", "trains", "stage", "budget", "", "loss"):
             table.add_column(header)
-        for key, row in self.rows.items():
-            method, _, seed = key.partition(" seed ")
+        for job, row in self.rows.items():
             bar = ProgressBar(total=1.0, completed=float(row["fraction"]), width=20)
             loss = row["loss"]
             table.add_row(
-                method,
-                seed,
+                job.method,
+                str(job.seed),
                 str(row.get("trains", "")),
                 str(row["stage"]),
                 f"{float(row['fraction']):.0%}",
@@ -139,18 +138,18 @@ class LiveTable:
     def started(self, job: Job) -> None:
         """A job's process was started."""
         self.doing = ""  # what came before the jobs is over
-        self.rows[job.key] = {"stage": "loading", "fraction": 0.0, "loss": ""}
-        self._say(f"{job.key}: started")
+        self.rows[job] = {"stage": "loading", "fraction": 0.0, "loss": ""}
+        self._say(f"{job.name}: started")
 
-    def described(self, key: str, parts: list[PartCount]) -> None:
+    def described(self, job: Job, parts: list[PartCount]) -> None:
         """A job says what trains in it."""
         words = [f"{part.part} {part.trainable:,} of {part.parameters:,}" for part in parts]
-        self.rows[key]["trains"] = f"{sum(part.trainable for part in parts):,}"
-        self._say(f"{key}: trains {', '.join(words)}")
+        self.rows[job]["trains"] = f"{sum(part.trainable for part in parts):,}"
+        self._say(f"{job.name}: trains {', '.join(words)}")
 
     def advanced(self, progress: JobProgress) -> None:
         """A running job made progress."""
-        self.rows[progress.key] = self.rows[progress.key] | {
+        self.rows[progress.job] |= {
             "stage": progress.stage,
             "fraction": min(progress.fraction, 1.0),
             "loss": progress.loss,
@@ -160,7 +159,7 @@ class LiveTable:
         """A job ended."""
         done = "failed" if result.failure else "done"
         loss = result.val_loss if result.val_loss is not None else ""
-        self.rows[job.key] = self.rows.get(job.key, {}) | {
+        self.rows[job] = self.rows.get(job, {}) | {
             "stage": done,
             "fraction": 1.0,
             "loss": loss,
@@ -168,4 +167,4 @@ class LiveTable:
         detail = f", validation loss {loss:.3f}" if isinstance(loss, float) else ""
         if result.failure:
             detail = f": {result.failure}"
-        self._say(f"{job.key}: {done}{detail}")
+        self._say(f"{job.name}: {done}{detail}")

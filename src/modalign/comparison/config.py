@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from modalign.configuration import Fields
 from modalign.progress import Progress
 from modalign.training.experiment import Experiment, load_experiment
+from modalign.training.methods import Method, resolve_methods
 from modalign.training.parallel import device_of
 
 # Twelve methods of both families, matched in width, that a first look needs eight minutes for.
@@ -52,6 +53,14 @@ class CompareConfig(Experiment):
     recipes: list[str] = Field(default_factory=list)
     jobs: NonNegativeInt = 0
     examples: NonNegativeInt = 8
+
+    def resolved(self) -> list[Method]:
+        """The methods that are named.
+
+        Raises:
+            UsageError: an unknown name.
+        """
+        return resolve_methods(self.methods, self.stages, self.recipes, list(self.parts.tools))
 
     @property
     def workers(self) -> int:

@@ -20,10 +20,15 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
+from modalign.cache import cache_directory
+from modalign.comparison.config import CompareConfig
+from modalign.comparison.prepared import StoredData, fill_caches
 from modalign.comparison.results import CurvePoint, Trial
+from modalign.configuration import read_fields, validated
 from modalign.data.records import Media
+from modalign.data.stored import MediaOf
 from modalign.data.supervision import Sample
-from modalign.errors import ModalignError
+from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.diagnosis.connectors import connector_diagnostics
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
@@ -31,66 +36,69 @@ from modalign.files import replacing, write_atomically
 from modalign.memory import peak_resident, return_freed_memory
 from modalign.models.collation import Collator, RawSignals
 from modalign.models.export.rungs import Standing, standing_of
+from modalign.runs import RECORD
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
-from modalign.training.methods import Method
-from modalign.training.session import Session, SessionResult
-from modalign.training.settings import TrainSettings
-from modalign.training.sources import Parts
-from modalign.training.tracking import open_tracker
+from modalign.training.methods import Method, method_key
+from modalign.training.session import Report, Session, SessionResult
+from modalign.training.tracking import Track, open_tracker
 from modalign.training.trainer import Progress as StepProgress
 
 LATENCY_REPEATS = 7
 
 
+RUNS = "runs"  # of a comparison's folder: what its jobs write
+
+
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told.
+    """One method under one seed; everything else that a worker needs lies in the comparison's folder.
 
     Attributes:
-        what: the method.
+        folder: of the comparison.
+        method: the method's name.
         seed: of new weights and data order.
-        factor: on all learning rates; None means: find it, by trials.
-        blanks: modality -> the medium that stands for none.
-        text: further records without media, for recipes that mix them in.
     """
 
-    what: Method
-    seed: int
-    factor: float | None
-    budget: str
-    parts: Parts
-    settings: TrainSettings
-    train: Sequence[Sample]
-    val: Sequence[Sample]
-    evaluation: Sequence[Sample]
-    blanks: dict[str, Media]
-    cache: Path
     folder: Path
-    threads: int
-    text: Sequence[Sample] = ()
-
-    @property
-    def method(self) -> str:
-        """The method's name."""
-        return self.what.name
+    method: str
+    seed: int
 
     @property
     def key(self) -> str:
-        """Name of the job."""
+        """Where it lies among the folder's runs."""
+        return f"{method_key(self.method)}/seed-{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
         return f"{self.method} seed {self.seed}"
+
+    @property
+    def run(self) -> Path:
+        """The folder that it writes."""
+        return self.folder / RUNS / self.key
 
     def result(self) -> JobResult | None:
         """The finished result, if there is one."""
-        path = self.folder / "result.json"
-        if not path.exists():
-            return None
-        try:
-            return JobResult.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModalignError(
-                f"{path} cannot be read; delete the folder to run it again ({error})"
-            ) from error
+        return read_result(self.run)
+
+
+def read_result(run: Path) -> JobResult | None:
+    """The result in a job's folder, if it is finished.
+
+    Raises:
+        ModalignError: the file is damaged.
+    """
+    path = run / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return JobResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModalignError(
+            f"{path} cannot be read; delete the folder to run it again ({error})"
+        ) from error
 
 
 class Spent(BaseModel):
@@ -129,17 +137,100 @@ class JobResult(BaseModel):
     served_by: list[str] = []
 
 
-def run_job(job: Job, channel: Connection | None = None) -> JobResult:
+def run_job(
+    folder: Path | str,
+    key: str,
+    *,
+    cache: Path | None = None,
+    filled: bool = False,
+    channel: Connection | None = None,
+) -> JobResult:
     """Train and measure; write ``result.json``, ``scores.npz`` and ``trained.safetensors``.
 
-    A job that fails writes no result: ``--resume`` tries it again.
+    Any machine that sees the folder, its parts and its media can run a job of it; ``modalign compare
+    --resume`` then finds the result. A job that fails writes none: ``--resume`` tries it again.
+
+    Args:
+        folder: of the comparison.
+        key: ``METHOD/seed-N``. Seeds but the first train at the rate that the first one found.
+        cache: of encoder features and tools' results; the user's by default.
+        filled: the cache is known to hold what the job needs.
+        channel: told how far the job is.
+
+    Raises:
+        UsageError: the folder has no such job, or it is not this one's turn.
     """
     return_freed_memory()
-    torch.set_num_threads(job.threads)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    result = _train_and_measure(job, channel)
-    write_atomically(job.folder / "result.json", result.model_dump_json(indent=1))
+    task = load_task(Path(folder), key, cache or cache_directory())
+    if not filled:
+        task.fill()
+    torch.set_num_threads(task.config.threads)
+    task.run.mkdir(parents=True, exist_ok=True)
+    result = _train_and_measure(task, channel)
+    write_atomically(task.run / "result.json", result.model_dump_json(indent=1))
     return result
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with what its comparison's folder says of it.
+
+    Attributes:
+        run: the folder that it writes.
+        factor: on all learning rates; None means: find it, by trials.
+    """
+
+    run: Path
+    config: CompareConfig
+    data: StoredData
+    method: Method
+    seed: int
+    factor: float | None
+    cache: Path
+
+    def fill(self) -> None:
+        """Compute what the cache lacks of features and tools' results."""
+        config, data = self.config, self.data
+        media = [*MediaOf(data.train, data.val, data.evaluation), *data.blanks.values()]
+        tokenizer = config.parts.load_llm().tokenizer
+        fill_caches(config, [self.method], MediaOf(data.train), media, self.cache, tokenizer)
+
+    def session(self, report: Report | None = None, track: Track | None = None) -> Session:
+        """The session that trains it."""
+        return Session(
+            self.method,
+            self.config.parts,
+            self.config.training,
+            self.data.train,
+            self.data.val,
+            self.cache,
+            self.seed,
+            text=self.data.text,
+            filled=True,
+            report=report,
+            track=track,
+        )
+
+
+def load_task(folder: Path, key: str, cache: Path) -> Task:
+    """Read what a job needs from its comparison's folder.
+
+    Raises:
+        UsageError: the folder holds no comparison or no such job, or a seed's turn has not come.
+    """
+    config = validated(CompareConfig, read_fields(folder / RECORD), str(folder / RECORD))
+    name, _, seed = key.partition("/seed-")
+    method = next((each for each in config.resolved() if each.key == name), None)
+    if method is None or not seed.isdecimal():
+        raise UsageError(f"{folder} has no job {key!r}: a job is METHOD/seed-N")
+    factor = None
+    if int(seed):
+        first = read_result(folder / RUNS / name / "seed-0")
+        if first is None:
+            raise UsageError(f"{key} trains at the learning rate of {name}/seed-0: run that first")
+        factor = first.factor
+    data = StoredData.read(folder)
+    return Task(folder / RUNS / key, config, data, method, int(seed), factor, cache)
 
 
 def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
@@ -157,43 +248,33 @@ def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
     return tell
 
 
-def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
-    session = Session(
-        job.what,
-        job.parts,
-        job.settings,
-        job.train,
-        job.val,
-        job.cache,
-        job.seed,
-        text=job.text,
-        report=_teller(channel),
-        track=open_tracker(job.settings, job.folder),
-    )
+def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
+    data, track = task.data, open_tracker(task.config.training, task.run)
+    session = task.session(_teller(channel), track)
     counts = session.parts_table()
     if channel is not None:
         channel.send(("parts", counts))
     session.model.eval()
-    untrained = _score(session, job.evaluation)
-    found = session.run(Budget.parse(job.budget), job.folder, job.factor)
+    untrained = _score(session, data.evaluation)
+    found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
     peak = peak_resident()  # of training, before measuring adds its own
     if session.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
-    save_file(session.trained_state(), job.folder / "trained.safetensors")
+    save_file(session.trained_state(), task.run / "trained.safetensors")
     session.merge_lora()
     session.model.eval()
-    val = _score(session, job.val)
+    val = _score(session, data.val)
     standing = _standing(session)
     scores = {
         "val": val.correct,
         "untrained": untrained.correct,
-        **_evaluate(session, job.evaluation, job.blanks),
+        **_evaluate(session, data.evaluation, data.blanks),
     }
-    with replacing(job.folder / "scores.npz") as file:
+    with replacing(task.run / "scores.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **scores)
     return JobResult(
-        method=job.method,
-        seed=job.seed,
+        method=task.method.name,
+        seed=task.seed,
         factor=found.factor,
         learning_rate=_learning_rate(session, found),
         trials=_trials(
@@ -204,14 +285,16 @@ def _train_and_measure(job: Job, channel: Connection | None) -> JobResult:
         seconds=found.ledger.seconds,
         flops=found.ledger.flops,
         search=Spent.model_validate(found.search.state()),
-        inference_flops=_inference_flops(session, job.evaluation or job.val),
+        inference_flops=_inference_flops(session, data.evaluation or data.val),
         parameters={count.part: count.parameters for count in counts} | _tool_parameters(session),
         trainable={count.part: count.trainable for count in counts},
         tokens=_tokens(session),
         peak_memory=int(peak),
-        time_to_first_answer=_time_to_first_answer(session, job.val),
-        mir=_integration_rate(session, job.val),
-        diagnostics=connector_diagnostics(session.model, job.val, session.collator, session.device),
+        time_to_first_answer=_time_to_first_answer(session, data.val),
+        mir=_integration_rate(session, data.val),
+        diagnostics=connector_diagnostics(
+            session.model, data.val, session.collator, session.device
+        ),
         val_loss=val.mean_loss,
         export_target=standing.rung,
         gateway=standing.gateway,

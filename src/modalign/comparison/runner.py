@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Protocol
 
 from modalign.comparison.job import Job, JobResult, run_job
@@ -25,7 +26,7 @@ from modalign.training.trainable import PartCount
 class JobProgress:
     """How far a running job is."""
 
-    key: str
+    job: Job
     stage: str
     fraction: float
     loss: float
@@ -55,7 +56,7 @@ class Watcher(Protocol):
     def started(self, job: Job) -> None:
         """A job's process was started."""
 
-    def described(self, key: str, parts: list[PartCount]) -> None:
+    def described(self, job: Job, parts: list[PartCount]) -> None:
         """A job says what trains in it."""
 
     def advanced(self, progress: JobProgress) -> None:
@@ -71,7 +72,7 @@ class Silent:
     def started(self, job: Job) -> None:
         """Ignore."""
 
-    def described(self, key: str, parts: list[PartCount]) -> None:
+    def described(self, job: Job, parts: list[PartCount]) -> None:
         """Ignore."""
 
     def advanced(self, progress: JobProgress) -> None:
@@ -94,7 +95,7 @@ def _context(threads: int) -> ForkServerContext:
     return context
 
 
-def _work(job: Job, channel: Connection) -> None:
+def _work(job: Job, cache: Path, filled: bool, channel: Connection) -> None:
     # The terminal's Ctrl-C reaches the whole group; the parent decides what becomes of its jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel.send(("began",))
@@ -104,12 +105,13 @@ def _work(job: Job, channel: Connection) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        run_job(job, channel)
+        run_job(job.folder, job.key, cache=cache, filled=filled, channel=channel)
     except ModalignError as error:
         channel.send(("failure", str(error)))
         sys.exit(error.exit_code)
     except Exception as error:
-        record = job.folder / "error.txt"
+        record = job.run / "error.txt"
+        record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(traceback.format_exc(), encoding="utf-8")
         channel.send(("failure", f"{type(error).__name__}: {error} (in full in {record})"))
         sys.exit(1)
@@ -133,37 +135,52 @@ class _Running:
 
 
 def run_jobs(
-    jobs: Iterable[Job], workers: int, watcher: Watcher | None = None
-) -> dict[str, JobResult]:
-    """Run jobs, at most ``workers`` at a time, in order; finished ones are taken from their folders.
+    jobs: Iterable[Job],
+    workers: int,
+    threads: int,
+    cache: Path,
+    watcher: Watcher | None = None,
+    *,
+    filled: bool = False,
+) -> dict[Job, JobResult]:
+    """Run jobs in order; finished ones are taken from their folders.
+
+    Args:
+        jobs: a worker is told the folder and the key of one, and reads everything else.
+        workers: processes at a time.
+        threads: of one process.
+        cache: of encoder features and tools' results.
+        watcher: told how the jobs go.
+        filled: the cache is known to hold what the jobs need.
 
     Returns:
-        results by job key, failed ones too (their ``failure`` says why).
+        results by job, failed ones too (their ``failure`` says why).
 
     Raises:
         ModalignError: processes cannot be started: the calling script has no main guard.
     """
     refuse_unguarded()
     watcher = watcher or Silent()
-    results: dict[str, JobResult] = {}
+    results: dict[Job, JobResult] = {}
     waiting: list[Job] = []
     for job in jobs:
         known = job.result()
         if known is not None:
-            results[job.key] = known
+            results[job] = known
             watcher.finished(job, known)
         else:
             waiting.append(job)
-    context = _context(waiting[0].threads if waiting else 1)
+    context = _context(threads)
     running: list[_Running] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(context, waiting.pop(0), watcher))
+                job = waiting.pop(0)
+                running.append(_start(context, (job, cache, filled), watcher))
             _listen(running, watcher)
             for entry in [entry for entry in running if not entry.process.is_alive()]:
                 running.remove(entry)
-                results[entry.job.key] = _finish(entry, watcher)
+                results[entry.job] = _finish(entry, watcher)
     finally:
         for entry in running:
             entry.process.kill()
@@ -171,9 +188,10 @@ def run_jobs(
     return results
 
 
-def _start(context: ForkServerContext, job: Job, watcher: Watcher) -> _Running:
+def _start(context: ForkServerContext, told: tuple[Job, Path, bool], watcher: Watcher) -> _Running:
+    job = told[0]
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(job, sender), name=job.key, daemon=True)
+    process = context.Process(target=_work, args=(*told, sender), name=job.name, daemon=True)
     try:
         process.start()
     except (BrokenPipeError, EOFError) as error:  # it has ended before it had read its job
@@ -198,9 +216,9 @@ def _listen(running: list[_Running], watcher: Watcher) -> None:
                 elif message[0] == "failure":
                     entry.failure = message[1]
                 elif message[0] == "parts":
-                    watcher.described(entry.job.key, message[1])
+                    watcher.described(entry.job, message[1])
                 else:
-                    watcher.advanced(JobProgress(entry.job.key, *message))
+                    watcher.advanced(JobProgress(entry.job, *message))
         except (EOFError, OSError):  # it has ended, maybe in the middle of a message
             entry.process.join()
 

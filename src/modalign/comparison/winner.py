@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 
-from modalign.comparison.job import Job, JobResult
+from modalign.comparison.job import Job, JobResult, load_task
+from modalign.comparison.prepared import Prepared
 from modalign.comparison.results import Comparison, Example
 from modalign.data.supervision import Sample
 from modalign.evaluation.generation import generate_answers
@@ -27,22 +27,11 @@ from modalign.progress import Progress
 from modalign.training.session import Session
 from modalign.training.tool_models import save_with_tools
 
-if TYPE_CHECKING:
-    from modalign.comparison.compare import Prepared
 
-
-def trained_session(job: Job) -> Session:
+def trained_session(job: Job, cache: Path) -> Session:
     """Rebuild the session of a finished job, with its trained weights."""
-    session = Session(
-        job.what,
-        job.parts,
-        job.settings,
-        job.train,  # encoders of some modalities are described by it
-        job.val[:1],
-        job.cache,
-        job.seed,
-    )
-    session.load_trained(load_file(job.folder / "trained.safetensors"))
+    session = load_task(job.folder, job.key, cache).session()
+    session.load_trained(load_file(job.run / "trained.safetensors"))
     session.merge_lora()
     session.model.eval()
     return session
@@ -92,8 +81,8 @@ def answer_examples(
     ]
     working = [result for result in first if result.failure is None]
     for number, result in enumerate(working):
-        job = prepared.job(prepared.method(result.method), result.seed, None)
-        session = trained_session(job)
+        job = Job(prepared.out, result.method, result.seed)
+        session = trained_session(job, prepared.cache)
         answers = generate_answers(
             session.model, session.collator, samples, session.processor.tokenizer
         )
@@ -122,7 +111,7 @@ def save_winner(
     best = min(
         trained, key=lambda r: (r.val_loss if r.val_loss is not None else float("inf"), r.seed)
     )
-    session = trained_session(prepared.job(prepared.method(name), best.seed, None))
+    session = trained_session(Job(prepared.out, name, best.seed), prepared.cache)
     folder = prepared.out / "best"
     if progress:
         progress("saving the winner", 0, 1)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modalign.data.stored import StoredSamples
 from modalign.data.supervision import Sample
 
 WINDOW = 64  # batches sorted together by length
@@ -37,6 +38,8 @@ class BatchOrder:
     @classmethod
     def of(cls, samples: Sequence[Sample], batch_size: int, seed: int) -> BatchOrder:
         """The order of tokenised samples."""
+        if isinstance(samples, StoredSamples):  # known without decoding any
+            return cls(samples.lengths.tolist(), batch_size, seed, samples.media.tolist())
         lengths = [len(sample.ids) for sample in samples]
         return cls(lengths, batch_size, seed, [len(sample.media) for sample in samples])
 

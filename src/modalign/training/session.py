@@ -17,6 +17,7 @@ import torch
 from peft import LoraModel
 from torch import Tensor
 
+from modalign.data.stored import MediaOf
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.scoring import score
@@ -132,6 +133,7 @@ class Session:
         cache: directory of the feature cache.
         seed: of new weights and of the data order.
         text: further records without media, for recipes that mix them in.
+        filled: the feature cache is known to hold what frozen encoders give for all media.
         parallel: companions of this process.
         report: called after every step with the stage's name.
         track: logs values of a step, in place of ``settings.tracker``.
@@ -148,11 +150,12 @@ class Session:
         seed: int,
         *,
         text: Sequence[Sample] = (),
+        filled: bool = False,
         parallel: Parallel | None = None,
         report: Report | None = None,
         track: Track | None = None,
     ) -> None:
-        self.text_samples = text
+        self.text_samples, self.filled = text, filled
         self.method, self.parts, self.settings = method, parts, settings
         self.rates = self.rates_of(method.stages[-1])
         self.train_samples, self.val_samples = train, val
@@ -162,8 +165,8 @@ class Session:
         self.device = self.parallel.device
         llm = parts.load_llm()
         torch.manual_seed(seed)  # decides encoders that have no weights yet
-        media = [medium for sample in train for medium in sample.media]
-        self.encoders = [] if method.tools else parts.load_encoders(media, method.facts.raw_input)
+        raw = method.facts.raw_input
+        self.encoders = [] if method.tools else parts.load_encoders(MediaOf(train), raw)
         torch.manual_seed(seed)  # decides connectors and the LoRA matrices
         self.val_losses: list[float] = []  # of the last validation, per sample
         self.model, self.processor, self.lora = composed(
@@ -180,7 +183,8 @@ class Session:
             )
 
     def _sources(self, mode: EncoderMode) -> dict[str, MediaSource]:
-        media = [m for sample in (*self.train_samples, *self.val_samples) for m in sample.media]
+        known = self.filled and mode == self.settings.encoder
+        media = [] if known else list(MediaOf(self.train_samples, self.val_samples))
         return sources_of(
             self.encoders, mode, self.cache, self.device, media, self.method.facts.raw_input
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class Parts(BaseModel):
         return chain_spec(name, {key: value for key, value in self.tools.items() if value})
 
     def load_encoders(
-        self, media: Sequence[Media], raw: bool = False, only: Sequence[str] | None = None
+        self, media: Iterable[Media], raw: bool = False, only: Sequence[str] | None = None
     ) -> list[Encoder]:
         """Load the encoder of every modality.
 
@@ -90,7 +90,7 @@ class Parts(BaseModel):
         wanted = self.modalities if only is None else only
         return [self._load_encoder(modality, media, raw) for modality in wanted]
 
-    def _load_encoder(self, modality: str, media: Sequence[Media], raw: bool) -> Encoder:
+    def _load_encoder(self, modality: str, media: Iterable[Media], raw: bool) -> Encoder:
         name: str | None = self.encoder[modality]
         options = self.options.get(modality, {})
         if modality == "image":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def _loader(modality: str) -> Any:
 def load_encoder(
     modality: str,
     name: str | None,
-    media: Sequence[Media] = (),
+    media: Iterable[Media] = (),
     options: dict[str, Any] | None = None,
     *,
     allow_pickle: bool = False,
