@@ -24,6 +24,7 @@ GROUND = {
     "differences",
     "errors",
     "files",
+    "hashing",
     "memory",
     "progress",
     "runs",

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.models.asking import tokenizer_of
 from modalign.models.export import save_model
-from modalign.models.hashing import tensor_hash, tokenizer_hash
 from modalign.models.open import open_model
 from modalign.patches import load_patch, save_patch, structure_patch
 from modalign.patches.changes import DenseChange, SolvedChange

@@ -17,8 +17,8 @@ from modalign.editing.benchmarks.evaluate import evaluate_edits
 from modalign.editing.benchmarks.scoring import Question, score
 from modalign.editing.edits import Edit, Neighbour
 from modalign.errors import DataError, UsageError
+from modalign.hashing import tensor_hash
 from modalign.models.asking import tokenizer_of
-from modalign.models.hashing import tensor_hash
 from modalign.models.open import open_model
 from modalign.patches import Patch, PatchHeader, save_patch
 from modalign.patches.changes import DenseChange

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from modalign.models.hashing import tensor_hash
+from modalign.hashing import tensor_hash
 from modalign.patches.changes import Change, DenseChange, LowRankChange, SolvedChange
 from modalign.patches.cuts import Cut
 from modalign.patches.header import BaseTensor, EditRecord, PatchHeader

@@ -12,7 +12,7 @@ from made_patches import FFN, IDS, logits, patch_for, randn, same, snapshot, wri
 
 import tiny
 from modalign.errors import DataError, ModalignError, UsageError
-from modalign.models.hashing import tokenizer_hash
+from modalign.hashing import tokenizer_hash
 from modalign.patches import (
     apply_patch,
     check_tokenizer,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from modalign.errors import DataError, ModalignError, UsageError
-from modalign.models.hashing import tensor_hash
+from modalign.hashing import tensor_hash
 from modalign.patches import Patch, save_patch, soup
 from modalign.patches.folder import (
     apply_to_folder,

@@ -75,7 +75,8 @@ def inspect(
     from modalign.patches import load_patch
     from modalign.patches.inspection import inspect_patch
 
-    quiet_libraries()
+    if model is not None:
+        quiet_libraries()
     found = inspect_patch(load_patch(patch), model)
     if json_output:
         print_json(found.model_dump_json(indent=2))
@@ -98,7 +99,8 @@ def verify(patch: PatchFile, model: Model = None, json_output: options.Json = Fa
     from modalign.patches.header import patch_hash
     from modalign.patches.inspection import fits_folder
 
-    quiet_libraries()
+    if model is not None:
+        quiet_libraries()
     loaded = load_patch(patch)
     tensors = fits_folder(loaded, model) if model is not None else None
     sha256 = patch_hash(loaded)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modalign.errors import DataError, UsageError
-from modalign.models.hashing import tensor_hash
+from modalign.hashing import tensor_hash
 from modalign.patches.architecture import transposed_weights
 from modalign.patches.changes import NEGLIGIBLE, Change, DenseChange, LowRankChange, changed
 from modalign.patches.header import BaseTensor, PatchHeader, with_history

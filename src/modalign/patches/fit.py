@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modalign.errors import DataError
-from modalign.models.hashing import tensor_hash, tokenizer_hash
+from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.patches.header import SHOWN, BaseTensor, PatchContent, PatchHeader
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from torch import Tensor
 
-from modalign.models.hashing import CHUNK, canonical, little_endian
+from modalign.hashing import CHUNK, canonical, little_endian
 from modalign.patches.changes import Change
 from modalign.patches.cuts import Cut
 

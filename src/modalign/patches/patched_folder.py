@@ -26,7 +26,7 @@ from torch import Tensor
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import replacing
-from modalign.models.hashing import tensor_hash
+from modalign.hashing import tensor_hash
 from modalign.patches.changes import changed
 from modalign.patches.fit import check_order, check_removable, check_tokenizer, locate
 from modalign.patches.header import SHOWN, BaseTensor, PatchContent, patch_hash

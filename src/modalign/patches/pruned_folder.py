@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 
 from modalign.errors import DataError
 from modalign.files import write_atomically
-from modalign.models.hashing import tensor_hash
-from modalign.patches.architecture import loading_problem
+from modalign.hashing import tensor_hash
 from modalign.patches.header import PatchContent, label
 from modalign.patches.log import TensorChange
 from modalign.patches.structure import result_name
@@ -50,6 +49,8 @@ def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[st
     Raises:
         DataError: two tensors get one name, or the result does not load as its configuration says.
     """
+    from modalign.patches.architecture import loading_problem  # here: it needs transformers
+
     kept = target / "patches" / UNPRUNED
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from modalign.errors import DataError, ModalignError
-from modalign.models.hashing import tensor_hash
+from modalign.hashing import tensor_hash
 from modalign.patches.cuts import Cut
 from modalign.patches.header import (
     BaseTensor,

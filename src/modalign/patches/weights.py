@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modalign.errors import DataError, ModalignError, UsageError
-from modalign.models.hashing import tensor_hash
+from modalign.hashing import tensor_hash
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

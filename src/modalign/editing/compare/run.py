@@ -36,8 +36,8 @@ from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.editing.run import configured, dtype_named
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
+from modalign.hashing import tokenizer_hash
 from modalign.models.asking import tokenizer_of
-from modalign.models.hashing import tokenizer_hash
 from modalign.models.open import open_model
 from modalign.progress import Progress
 from modalign.runs import RunFolder, command_line, run_folder

@@ -30,7 +30,7 @@ from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
 from modalign.editing.engine.store import config_text, weights_hash
 from modalign.errors import DataError
 from modalign.files import write_atomically
-from modalign.models.hashing import tensor_hash, tokenizer_hash
+from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.progress import Progress
 
 TOKENS = 131_072

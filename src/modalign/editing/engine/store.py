@@ -16,7 +16,7 @@ from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.engine.values import Value, ValueSettings
 from modalign.files import write_atomically
-from modalign.models.hashing import tensor_hash
+from modalign.hashing import tensor_hash
 
 Hashes = dict[tuple[int, int], str]
 

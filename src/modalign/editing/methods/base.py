@@ -20,7 +20,7 @@ from modalign.editing.edits import Edit
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.weights import changing
 from modalign.errors import UsageError
-from modalign.models.hashing import tensor_hash, tokenizer_hash
+from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.patches.apply import applied, patches_of
 from modalign.patches.header import BaseTensor, EditingOrigin, PatchHeader, patch_hash
 from modalign.patches.patch import Patch

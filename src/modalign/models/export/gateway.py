@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from modalign.errors import ModalignError, UsageError, first_line
 from modalign.files import write_atomically
+from modalign.hashing import canonical, tensor_hash
 from modalign.models.export.folder import savable
 from modalign.models.export.media import embedding_rows, refuse_in_layer, save_media
-from modalign.models.hashing import canonical, tensor_hash
 from modalign.models.media import ModalignMedia
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import embedding

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transformers import AutoTokenizer
 
-from modalign.models import hashing
-from modalign.models.hashing import tensor_hash, tokenizer_hash
+from modalign import hashing
+from modalign.hashing import tensor_hash, tokenizer_hash
 
 
 def by_hand(array: np.ndarray) -> str:
