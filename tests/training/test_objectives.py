@@ -17,6 +17,7 @@ from torch import Tensor
 from modalign.errors import UsageError
 from modalign.models.parts import decoder_layers
 from modalign.training import objectives
+from modalign.training.doctor import preflight_session
 from modalign.training.learners import ModelLearner
 from modalign.training.objectives import Objective, check_stages, objective_term, term
 from modalign.training.outputs import read
@@ -160,9 +161,7 @@ def learner(plan: Plan, objective: dict[str, Any], **fields: Any) -> tuple[Any, 
     session = plan.session()
     stage = Stage(objective=objective, **fields)
     session.model.eval()
-    return session, ModelLearner.of(
-        session.model, session.train_samples, session.collator, session.settings, stage
-    )
+    return session, ModelLearner.of(session, stage)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -354,3 +353,13 @@ def test_counts_of_roles_add_up(plan: Make) -> None:
 def test_a_stage_without_roles_counts_no_roles(plan: Make) -> None:
     _, own = learner(plan(), {"cross_entropy": 1.0})
     assert not [name for name in own.collate([0, 1]).count() if "/" in name]
+
+
+def test_text_from_a_file_of_its_own_is_known_before_step_0(plan: Make) -> None:
+    session = plan(recipe=[{"data": "media", "mix": {"text": 0.2}}]).session()
+    every = session.train_samples
+    session.train_samples = [sample for sample in every if sample.media]
+    with pytest.raises(UsageError, match="no record without media"):
+        preflight_session(session)
+    session.text_samples = [sample for sample in every if not sample.media]
+    preflight_session(session)

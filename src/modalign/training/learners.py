@@ -24,16 +24,32 @@ from modalign.training.modality_dropout import dropped
 from modalign.training.objectives import Objective
 from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read
 from modalign.training.recipes import select
+from modalign.training.references import References
 from modalign.training.roles import RoleOrder, Roles
 from modalign.training.settings import Stage, TrainSettings
 
 STARTING_MEDIA = 256  # whose features choose the first values of stage one
 
 
+class Composed(Protocol):
+    """What is needed of a session: its model, its data and how it trains."""
+
+    model: Any
+    collator: Collator
+    settings: TrainSettings
+    train_samples: Any
+    val_samples: Any
+    text_samples: Any
+    method: Any
+    seed: int
+    references: References
+
+
 class Learner(Protocol):
     """A module and how to feed it."""
 
     splits: bool  # whether a batch may be cut into parts, over micro-batches and processes
+    roles: Roles | None  # of its samples, where they have any
 
     @property
     def module(self) -> nn.Module:
@@ -86,26 +102,17 @@ class ModelLearner:
         self.modality_dropout = settings.modality_dropout
 
     @classmethod
-    def of(
-        cls,
-        model: ModalignForConditionalGeneration,
-        samples: Sequence[Sample],
-        collator: Collator,
-        settings: TrainSettings,
-        stage: Stage,
-        seed: int = 0,
-        text: Sequence[Sample] = (),
-    ) -> ModelLearner:
-        """The learner of a stage: it sees the records that the stage asks for.
+    def of(cls, subject: Composed, stage: Stage) -> ModelLearner:
+        """The learner of a stage of a session: it sees the records that the stage asks for.
 
         Raises:
             UsageError: the data has none of them, or the stage's terms cannot be fed.
         """
-        if not stage.roles:
-            chosen = select(samples, stage, seed, text)
-            return cls(model, chosen, collator, settings, stage)
-        roles = Roles.choose(stage, samples, text)
-        return cls(model, roles.samples, collator, settings, stage, roles)
+        given, text, roles = subject.train_samples, subject.text_samples, None
+        if stage.roles:
+            roles = Roles.choose(stage, given, text)
+        samples = roles.samples if roles else select(given, stage, subject.seed, text)
+        return cls(subject.model, samples, subject.collator, subject.settings, stage, roles)
 
     def _refuse_without_places(self, stage: Stage) -> None:
         connectors = self.module.connectors.values()
@@ -235,6 +242,7 @@ class StageOneLearner:
     """
 
     splits = False
+    roles: Roles | None = None
 
     def __init__(
         self,

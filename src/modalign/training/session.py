@@ -276,15 +276,7 @@ class Session:
             samples = select(self.train_samples, stage, self.seed, self.text_samples)
             source = self._stage_one_source()
             return stage_one_learner(self.model, samples, source, self.collator.pad_id)
-        return ModelLearner.of(
-            self.model,
-            self.train_samples,
-            self.collator,
-            self.settings,
-            stage,
-            self.seed,
-            self.text_samples,
-        )
+        return ModelLearner.of(self, stage)
 
     def _stage_one_source(self) -> CachedFeatures:
         """Features of the one modality that stage one aligns; its encoder is frozen there."""

@@ -306,8 +306,10 @@ class Trainer:
         micro-batch with its gradients: together the gradient of the undivided batch (gradient
         caching: Gao et al., arXiv 2101.06983).
         """
-        whole = self.learner.collate(indices)
-        everyone = Everyone({}, whole.roles.to(self.device), whole.keys.to(self.device))
+        labels = self.learner.roles
+        assert labels is not None  # terms that contrast records have matched roles
+        roles, keys = (torch.from_numpy(each[indices]) for each in (labels.of, labels.keys))
+        everyone = Everyone({}, roles.to(self.device), keys.to(self.device))
         spent = 0.0
         self._seed()
         for part in batches:

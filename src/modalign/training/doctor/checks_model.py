@@ -13,8 +13,7 @@ from modalign.errors import DataError, ModalignError
 from modalign.models.bridges import PlaceholderError
 from modalign.models.collation import Batch
 from modalign.models.parts import PartNotFoundError
-from modalign.training.learners import ModelLearner, captions
-from modalign.training.memory import Composed
+from modalign.training.learners import Composed, ModelLearner, captions
 from modalign.training.methods import Method
 from modalign.training.objectives import Objective
 from modalign.training.references import readings
@@ -133,9 +132,7 @@ def _compute_objective(subject: Composed, stage: Stage) -> None:
     if not (stage.roles or objective.references or objective.needs - {"logits", "codes"}):
         return
     references = subject.references.of(stage, subject.model)
-    learner = ModelLearner.of(
-        subject.model, subject.train_samples, subject.collator, subject.settings, stage
-    )
+    learner = ModelLearner.of(subject, stage)
     size = min(subject.settings.batch_size, max(TRIED, len(stage.roles)))
     device = next(subject.model.parameters()).device
     with torch.random.fork_rng():

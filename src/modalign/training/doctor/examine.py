@@ -58,7 +58,7 @@ def examine(
     if llm is None or splits is None:
         return found
     examine_text(found, splits, llm.tokenizer)
-    shop = Workshop(parts, llm, settings, splits.train, splits.val, cache)
+    shop = Workshop(parts, llm, settings, splits.train, splits.val, cache, splits.text)
     usable = [
         raw
         for raw in sorted({method.facts.raw_input for method in methods})

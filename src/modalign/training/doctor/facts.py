@@ -7,8 +7,7 @@ from modalign.data.supervision import Sample
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
 from modalign.training.doctor.checks_model import lengths
-from modalign.training.learners import ModelLearner
-from modalign.training.memory import Composed
+from modalign.training.learners import Composed, ModelLearner
 from modalign.training.objectives import Objective
 from modalign.training.session import TRIAL_SHARE
 
@@ -55,9 +54,7 @@ def reference_flops(subject: Composed) -> dict[str, float]:
     references = subject.references.of(stage, subject.model)
     if not references:
         return {}
-    learner = ModelLearner.of(
-        subject.model, subject.train_samples, subject.collator, subject.settings, stage
-    )
+    learner = ModelLearner.of(subject, stage)
     batch = learner.collate(range(min(len(learner.samples), FIRST_BATCHES)))
     batch = batch.to(next(subject.model.parameters()).device)
     objective = Objective.of(stage)

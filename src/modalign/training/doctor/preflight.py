@@ -10,7 +10,8 @@ from modalign.memory import return_freed_memory
 from modalign.models.compose import LanguageModel
 from modalign.training.doctor.checks_model import REFUSALS, no_media, refusal, try_out
 from modalign.training.doctor.workshop import Workshop
-from modalign.training.memory import Composed, estimate_memory
+from modalign.training.learners import Composed
+from modalign.training.memory import estimate_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts
@@ -53,7 +54,7 @@ def preflight(
     """
     return_freed_memory()
     loaded = llm or parts.load_llm()
-    shop = Workshop(parts, loaded, settings, splits.train, splits.val, cache)
+    shop = Workshop(parts, loaded, settings, splits.train, splits.val, cache, splits.text)
     samples = [*splits.train, *splits.val, *splits.evaluation]
     tokens: dict[str, int] = {}
     kinds: set[str] = set()

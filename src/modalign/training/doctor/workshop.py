@@ -36,6 +36,7 @@ class Subject:
     val_samples: Sequence[Sample]
     method: Method
     references: References
+    text_samples: Sequence[Sample] = ()
     seed: int = 0
 
 
@@ -49,6 +50,7 @@ class Workshop:
     train: Sequence[Sample]
     val: Sequence[Sample]
     cache: Path
+    text: Sequence[Sample] = ()
     known: dict[bool, list[Encoder]] = field(default_factory=dict)
     known_sources: dict[bool, dict[str, MediaSource]] = field(default_factory=dict)
 
@@ -103,7 +105,8 @@ class Workshop:
                 _, collator.entries = entries_of(
                     method.tools, self.parts, processor.tokenizer, self.cache
                 )
-            yield Subject(model, collator, settings, self.train, self.val, method, self.references)
+            given = (self.train, self.val, method, self.references, self.text)
+            yield Subject(model, collator, settings, *given)
         finally:
             if adapters is not None:
                 adapters.unload()

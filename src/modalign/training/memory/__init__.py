@@ -1,5 +1,5 @@
 """How much memory a training will take."""
 
-from modalign.training.memory.estimate import Composed, MemoryEstimate, estimate_memory
+from modalign.training.memory.estimate import MemoryEstimate, estimate_memory
 
-__all__ = ["Composed", "MemoryEstimate", "estimate_memory"]
+__all__ = ["MemoryEstimate", "estimate_memory"]

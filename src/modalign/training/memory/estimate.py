@@ -10,19 +10,16 @@ forward and backward, the optimizer's step, writing a checkpoint, the check of f
 from __future__ import annotations
 
 import gc
-from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel
 from torch import nn
 
 from modalign.memory import available, readable, resident, returns_freed_memory
-from modalign.models.collation import Collator
-from modalign.training.learners import ModelLearner
+from modalign.training.learners import Composed, ModelLearner
 from modalign.training.memory.trace import Trace, bytes_of, module_bytes, trace_forward
 from modalign.training.outputs import TrainBatch
-from modalign.training.references import Reference, References
-from modalign.training.settings import TrainSettings
+from modalign.training.references import Reference
 from modalign.training.trainer import device_of
 
 MEASURED_POSITIONS = 2048  # a larger batch is measured on fewer rows and scaled: exact, and cheap
@@ -31,19 +28,6 @@ FRAGMENTS = 1.8  # glibc's heap left as it is: 1.4 to 2.3 times of what lives (r
 LIBRARIES = 48 * 2**20  # loaded once training runs: torch's optimizers, the compiler they import
 MOMENTS = 2  # AdamW keeps two tensors per trainable parameter
 WHOLE_NUMBER_SUM = 2.5  # FrozenCheck, on a CPU: an int32 tensor as int64, and half of it once more
-
-
-class Composed(Protocol):
-    """What is needed of a session: its model, its data and how it trains."""
-
-    model: Any
-    collator: Collator
-    settings: TrainSettings
-    train_samples: Any
-    val_samples: Any
-    method: Any
-    seed: int
-    references: References
 
 
 class MemoryEstimate(BaseModel):
@@ -103,9 +87,7 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
             now, less the model's own. 0 on CUDA.
     """
     settings, stage = target.settings, target.method.stages[-1]
-    learner = ModelLearner.of(
-        target.model, target.train_samples, target.collator, settings, stage, target.seed
-    )
+    learner = ModelLearner.of(target, stage)
     references = target.references.of(stage, target.model)
     device = device_of(settings)
     chosen = longest_batch(target, learner)
