@@ -93,13 +93,15 @@ def running(
                     logits = language_model(inputs_embeds=whole).logits[0, -1]
                 token = int(logits.argmax())
                 made.append(token)
+                told = self._told(token, logits.log_softmax(-1), body)
                 if token in ends:
                     reason = "stop"
+                    self._event({"choices": [{"text": "", "logprobs": told}]})
                     break
                 text = tokenizer.decode(made, skip_special_tokens=True)
-                if not text.endswith("\ufffd"):  # whole characters only
-                    self._event({"choices": [{"text": text[len(shown) :], "finish_reason": None}]})
-                    shown = text
+                new = "" if text.endswith("\ufffd") else text[len(shown) :]  # whole characters only
+                self._event({"choices": [{"text": new, "logprobs": told, "finish_reason": None}]})
+                shown += new
                 if found.hold is not None:
                     while not found.hold.wait(0.01):
                         self._event({"choices": [{"text": "", "finish_reason": None}]})
@@ -108,6 +110,16 @@ def running(
             usage = {"prompt_tokens": len(embeds), "completion_tokens": len(made)}
             self._event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
+
+        def _told(self, token: int, known: Tensor, body: dict[str, Any]) -> dict[str, Any]:
+            assert body["return_tokens_as_token_ids"] is True
+            values, ids = known.topk(body["logprobs"])
+            top = {f"token_id:{i}": v for i, v in zip(ids.tolist(), values.tolist(), strict=True)}
+            return {
+                "tokens": [f"token_id:{token}"],
+                "token_logprobs": [float(known[token])],
+                "top_logprobs": [top],
+            }
 
         def _event(self, body: dict[str, Any]) -> None:
             self.wfile.write(f"data: {json.dumps(body)}\n\n".encode())

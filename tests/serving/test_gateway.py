@@ -95,7 +95,9 @@ def test_the_wire_carries_the_whole_templated_prompt(parts: Any) -> None:
     ):
         prompt = engine.chat_prompt(chats()[0])
         how = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ("x",)}
-        ask_all(engine, [prompt], logprobs=2, **how)
+        (scored,) = ask_all(engine, [prompt], logprobs=2, **how)
+        assert "".join(token.text for token in scored.tokens) == scored.text
+        assert all(len(token.top) == 2 for token in scored.tokens)
         ask_all(engine, [prompt], max_tokens=NEW, ignore_end=True)
         (sent, _), (body, endless) = server.prompts, server.bodies
     ids = torch.tensor(prompt.ids)
@@ -119,12 +121,31 @@ def test_the_wire_carries_the_whole_templated_prompt(parts: Any) -> None:
         name: value for name, value in how.items() if name != "stop"
     }
     assert body["stop"] == ["x"]
-    assert body["logprobs"] == 2
+    assert (body["logprobs"], endless["logprobs"]) == (2, 0)
     assert "ignore_eos" not in body
     assert (endless["ignore_eos"], endless["stop_token_ids"]) == (True, [])
     assert body["stream"] is True
     assert body["stop_token_ids"]
     assert "messages" not in body
+
+
+def test_a_continuation_is_told_as_the_whole_model_tells_it(parts: Any) -> None:
+    """The backend does not know what stands before the answer: its texts would lose a space."""
+    model, processor, folder = parts
+    with (
+        backend.running(model.language_model, processor.tokenizer) as server,
+        opened(folder, server.url) as engine,
+    ):
+        prompt = engine.text_prompt("how many")
+        (said,) = ask_all(engine, [prompt], max_tokens=NEW, ignore_end=True)
+        (scored,) = ask_all(engine, [prompt], max_tokens=NEW, ignore_end=True, logprobs=1)
+    whole = processor.tokenizer.decode(
+        [*prompt.ids, *(token.id for token in scored.tokens)], skip_special_tokens=True
+    )
+    before = processor.tokenizer.decode(list(prompt.ids), skip_special_tokens=True)
+    assert said.text == scored.text == whole[len(before) :]
+    assert "".join(token.text for token in scored.tokens) == scored.text
+    assert said.tokens == []
 
 
 def test_a_client_that_leaves_frees_its_place_at_the_backend(parts: Any) -> None:

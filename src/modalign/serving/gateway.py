@@ -16,6 +16,7 @@ import json
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -48,6 +49,7 @@ from modalign.serving.requests import (
     Turn,
 )
 from modalign.serving.runners import MediaCache, encoded
+from modalign.serving.text import Detokenizer, Piece, Spelling
 
 log = logging.getLogger(__name__)
 ENDED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -157,12 +159,16 @@ class _Asked:
     prompt: Prompt
     sampling: Sampling
     listener: Listener
+    text: Detokenizer
     most: int
     loop: asyncio.AbstractEventLoop
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     running: bool = False
     counted: int = field(default=0)
+    scores: deque[dict[str, Any]] = field(
+        default_factory=deque
+    )  # of tokens whose text is not told yet
 
     def cancel(self) -> None:
         """Leave the backend: closing the connection frees its place there."""
@@ -194,6 +200,8 @@ class GatewayEngine:
     ) -> None:
         self.gateway, self.backend = gateway, backend
         self.prompts = Prompts(gateway.processor)
+        self.spelling = Spelling(self.prompts.tokenizer)
+        self.ends = end_ids(self.prompts.tokenizer, gateway.generation)
         self.modalities = self.prompts.modalities
         self.takes_tools = self.prompts.takes_tools
         self.max_batch, self.max_waiting, self.max_length = max_batch, max_waiting, max_length
@@ -242,7 +250,9 @@ class GatewayEngine:
                 f"the prompt has {len(prompt.ids)} tokens; this model reads {self.max_length}, the answer "
                 "included"
             )
-        asked = _Asked(prompt, sampling, listener, min(sampling.max_tokens, left), self._loop)
+        before = prompt.ids if prompt.continued else ()
+        text = Detokenizer(self.spelling, sampling.stop, before)
+        asked = _Asked(prompt, sampling, listener, text, min(sampling.max_tokens, left), self._loop)
         with self._changed:
             if self._draining:
                 raise DrainingError("the server is shutting down")
@@ -328,7 +338,10 @@ class GatewayEngine:
                 reason = self._take(asked, chunk) or reason
         if reason is None:
             raise BackendError("the backend's answer ended without a reason")
-        return Finished(reason)
+        text, pieces = asked.text.finish()
+        pieces += [Piece("", b"")] * (len(asked.scores) - len(pieces))  # an end mark has no text
+        self._tell(asked, text, () if asked.text.stopped else self._scored(asked, pieces), 0)
+        return Finished("stop" if asked.text.stopped else reason)
 
     def _take(self, asked: _Asked, chunk: Mapping[str, Any]) -> FinishReason | None:
         """Tell what a chunk of the backend's stream holds; why the answer ended, where it says so."""
@@ -337,10 +350,34 @@ class GatewayEngine:
             self._tell(asked, "", (), max(made - asked.counted, 0))
             return None
         choice = chunk["choices"][0]
-        text, tokens = choice.get("text") or "", _scored(choice.get("logprobs"))
-        if text or tokens:
-            self._tell(asked, text, tokens, len(tokens) or 1)
+        scores = _by_id(choice.get("logprobs"))
+        text, told = "", list[Piece]()
+        for score in scores:
+            asked.scores.append(score)
+            if score["token"] in self.ends or asked.text.stopped:
+                continue
+            new, pieces = asked.text.push(score["token"])
+            text, told = text + new, told + pieces
+        if choice.get("text") and not scores and not asked.counted:
+            raise BackendError(
+                "the backend does not tell its tokens: it must know return_tokens_as_token_ids, as vLLM does"
+            )
+        if scores:
+            self._tell(asked, text, self._scored(asked, told), len(scores))
         return ENDED.get(choice.get("finish_reason") or "")
+
+    def _scored(self, asked: _Asked, pieces: Sequence[Piece]) -> tuple[Scored, ...]:
+        """Tokens whose text is told, with their log-probabilities where these were asked for."""
+        found = []
+        for piece in pieces:
+            score = asked.scores.popleft()
+            top = tuple(
+                Alternative(*self.spelling.named(token, False), value)
+                for token, value in score["top"].items()
+            )
+            name = self.spelling.named(score["token"], False).text
+            found.append(Scored(score["token"], *piece, score["logprob"], top, name))
+        return () if asked.sampling.logprobs is None else tuple(found)
 
     def _tell(self, asked: _Asked, text: str, tokens: tuple[Scored, ...], count: int) -> None:
         asked.counted += count
@@ -358,7 +395,10 @@ class GatewayEngine:
 
     def _body(self, asked: _Asked, embeddings: torch.Tensor) -> dict[str, Any]:
         sampling, generation = asked.sampling, self.gateway.generation
-        stops = end_ids(self.prompts.tokenizer, generation)
+        stops = [
+            *([] if sampling.ignore_end else self.ends),
+            *self.spelling.stop_ids(sampling.stop),
+        ]
         rows = self.gateway.language_model["rows"]
         # Placeholders beyond the language model's vocabulary cannot be said there anyhow.
         never = [token for token in generation.suppress_tokens or [] if token < rows]
@@ -371,12 +411,14 @@ class GatewayEngine:
             "top_p": sampling.top_p,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "stop_token_ids": [] if sampling.ignore_end else stops,  # ignore_eos is of others only
+            "stop_token_ids": stops,  # also with ignore_eos, which is about others
+            # Ids, not texts: a token's text depends on the prompt, which the backend does not know.
+            "logprobs": sampling.logprobs or 0,
+            "return_tokens_as_token_ids": True,
         }
         optional = {
             "seed": sampling.seed,
             "stop": list(sampling.stop) or None,
-            "logprobs": sampling.logprobs,
             "logit_bias": {str(token): -100 for token in never} or None,
             "ignore_eos": True if sampling.ignore_end else None,
         }
@@ -406,21 +448,20 @@ def wire_format(embeddings: torch.Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _scored(logprobs: Mapping[str, Any] | None) -> tuple[Scored, ...]:
-    """The completions route's log-probabilities, token by token; it names tokens by their text."""
-    if not logprobs:
-        return ()
-    tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
-    return tuple(
-        Scored(
-            -1,
-            text,
-            text.encode(),
-            value,
-            tuple(Alternative(name, name.encode(), each) for name, each in (top or {}).items()),
-            text,
-        )
-        for text, value, top in zip(
-            logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True
-        )
-    )
+TOKEN = "token_id:"
+
+
+def _by_id(logprobs: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The completions route's log-probabilities, token by token, told by ids (``token_id:5``)."""
+    tokens = (logprobs or {}).get("tokens") or []
+    if not logprobs or not all(str(token).startswith(TOKEN) for token in tokens):
+        return []
+    tops = logprobs.get("top_logprobs") or [None] * len(tokens)
+    return [
+        {
+            "token": int(token.removeprefix(TOKEN)),
+            "logprob": value,
+            "top": {int(other.removeprefix(TOKEN)): each for other, each in (top or {}).items()},
+        }
+        for token, value, top in zip(tokens, logprobs["token_logprobs"], tops, strict=True)
+    ]
