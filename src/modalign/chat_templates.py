@@ -239,6 +239,12 @@ def _turn_end_ids(tokenizer: Any) -> list[int]:
     return [token for token in first[len(first) - shared :] if token in special][:1]
 
 
+def opens_thoughts(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether a prompt ends within thoughts, as some templates begin every answer."""
+    end = str(tokenizer.decode(list(ids[-8:]), skip_special_tokens=False))
+    return end.rstrip().endswith("<think>")
+
+
 def pad_id(tokenizer: Any) -> int:
     """An id to fill rows with, which a mask hides: the padding token, else the end token, else 0."""
     for name in ("pad_token_id", "eos_token_id"):

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from modalign.chat_templates import end_ids, pad_id, prompt_ids, takes_tools
+from modalign.chat_templates import end_ids, opens_thoughts, pad_id, prompt_ids, takes_tools
 from modalign.endpoints.chat import ChatMessage, Reply, ToolCall, ToolSchema, Usage
 from modalign.endpoints.errors import EndpointError
 from modalign.endpoints.tool_calls import (
     as_plain_text,
+    end_of_thoughts,
     split_calls,
     with_mappings,
-    without_thoughts,
 )
 from modalign.errors import DataError, UsageError
 
@@ -161,7 +161,9 @@ class LocalChat:
             except (ValueError, KeyError, TypeError):  # a malformed call, which must be seen as one
                 raw = self.tokenizer.decode(new, skip_special_tokens=True).strip()
                 return "", (ToolCall("", raw, "call_0"),)
-        text = without_thoughts(self.tokenizer.decode(new, skip_special_tokens=True))
+        thinking = opens_thoughts(self.tokenizer, ids[0].tolist())
+        text = str(self.tokenizer.decode(new, skip_special_tokens=True))
+        text = text[end_of_thoughts(text, thinking) :].strip()
         return split_calls(text) if tools else (text, ())
 
 

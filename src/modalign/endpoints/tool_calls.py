@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from modalign.endpoints.chat import ChatMessage, ToolCall, ToolSchema
 
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
-_THOUGHTS = re.compile(r"\A\s*(?:<think>)?.*?</think>", re.DOTALL)
+THINK, THOUGHT = "<think>", "</think>"
 
 INSTRUCTIONS = """You may call these tools, one JSON schema a line:
 {schemas}
@@ -23,22 +24,43 @@ To call one, answer with nothing but
 <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>"""
 
 
-def without_thoughts(text: str) -> str:
-    """A reply without the thoughts before it (``<think> ... </think>``, the first tag often in the prompt)."""
-    return _THOUGHTS.sub("", text).strip()
+def end_of_thoughts(text: str, thinking: bool = False) -> int:
+    """Where a reply's thoughts end (``<think> ... </think>``), of which nothing is said or called.
+
+    Args:
+        text: the reply.
+        thinking: whether the prompt has opened them already. The first tag may be missing all the same.
+    """
+    end = text.rfind(THOUGHT)
+    if end >= 0:
+        return end + len(THOUGHT)
+    return len(text) if thinking or text.lstrip().startswith(THINK) else 0
 
 
 def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
     """A model's text without its calls, and the calls; a malformed one has no name and all its text."""
-    bodies = _TAGGED.findall(text)
-    if bodies:
-        calls = tuple(_call(body, place) for place, body in enumerate(bodies))
-        return _TAGGED.sub("", text).strip(), calls
-    if text.lstrip().startswith("{"):
+    found = find_calls(text)
+    return without(text, [span for span, _ in found]), tuple(call for _, call in found)
+
+
+def find_calls(text: str) -> list[tuple[tuple[int, int], ToolCall]]:
+    """Calls in a text and where they stand; a malformed one has no name and all its text."""
+    found = [
+        (match.span(), _call(match.group(1), place))
+        for place, match in enumerate(_TAGGED.finditer(text))
+    ]
+    if not found and text.lstrip().startswith("{"):
         call = _call(text, 0)
-        if call.name:
-            return "", (call,)
-    return text.strip(), ()
+        return [((0, len(text)), call)] if call.name else []
+    return found
+
+
+def without(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """A text less some stretches of it, in their order."""
+    kept, place = "", 0
+    for begin, end in spans:
+        kept, place = kept + text[place:begin], end
+    return (kept + text[place:]).strip()
 
 
 def _call(body: str, place: int) -> ToolCall:
@@ -47,7 +69,7 @@ def _call(body: str, place: int) -> ToolCall:
         value = json.loads(body)
         name = value["name"]
         arguments = value.get("arguments", value.get("parameters", {}))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ToolCall("", body.strip(), identity)
     if not isinstance(name, str):
         return ToolCall("", body.strip(), identity)
@@ -57,7 +79,10 @@ def _call(body: str, place: int) -> ToolCall:
 
 
 def with_mappings(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Messages whose calls hold their arguments as mappings, as chat templates expect them."""
+    """Messages whose calls hold their arguments as mappings, as chat templates expect them.
+
+    Arguments that are no JSON mapping stay the text that was written.
+    """
     return [
         {**message, "tool_calls": [_with_mapping(call) for call in message["tool_calls"]]}
         if message.get("tool_calls")
@@ -68,11 +93,10 @@ def with_mappings(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
-    try:
+    with suppress(ValueError, RecursionError):
         arguments = json.loads(function["arguments"])
-    except ValueError:
-        arguments = None
-    function["arguments"] = arguments if isinstance(arguments, dict) else {}
+        if isinstance(arguments, dict):
+            function["arguments"] = arguments
     return {**call, "function": function}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
-from modalign.chat_templates import plain_ids, takes_tools
+from modalign.chat_templates import opens_thoughts, plain_ids, takes_tools
 from modalign.data.records import Media, Message, Record, Source, mark
 from modalign.errors import DataError, ModalignError, first_line
 from modalign.models.asking import (
@@ -76,7 +76,8 @@ class Prompts:
             if self.has_media:
                 return self._with_media(conversation, media, tools)
             with self._lock:
-                return Prompt(tuple(text_ids(self.tokenizer, conversation, tools)))
+                ids = tuple(text_ids(self.tokenizer, conversation, tools))
+            return Prompt(ids, thinking=opens_thoughts(self.tokenizer, ids))
         except PromptError:
             raise
         except _BAD as error:
@@ -124,7 +125,8 @@ class Prompts:
         contents = [(medium.modality, medium.content_hash()) for medium in media]
         spans = self._spans(ids, contents)
         counts = {m: sum(self.placeholders.get(token) == m for token in ids) for m, _ in contents}
-        return Prompt(tuple(ids), inputs, tuple(contents), tuple(spans), counts)
+        thinking = opens_thoughts(self.tokenizer, ids)
+        return Prompt(tuple(ids), inputs, tuple(contents), tuple(spans), counts, thinking=thinking)
 
     def _spans(
         self, ids: Sequence[int], contents: Sequence[tuple[str, str]]

@@ -43,6 +43,7 @@ class Prompt:
         media: content hashes of the media in reading order, each with its modality.
         spans: first position and number of positions of each medium.
         media_tokens: positions per modality that media take, out of ``len(ids)``.
+        thinking: whether it ends within thoughts (``<think>``), in which nothing is called.
         continued: whether the answer goes on from its text; the answer of a chat is a text of its own.
     """
 
@@ -52,6 +53,7 @@ class Prompt:
     spans: tuple[tuple[int, int], ...] = ()
     media_tokens: Mapping[str, int] = field(default_factory=dict)
     continued: bool = False
+    thinking: bool = False
 
 
 @dataclass(frozen=True)

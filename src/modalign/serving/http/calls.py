@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Collection
 from typing import Any
 
-from modalign.endpoints.tool_calls import split_calls
+from modalign.endpoints.tool_calls import end_of_thoughts, find_calls, without
 
 TAG = "<tool_call>"
 
@@ -15,50 +15,65 @@ class CallReader:
     """Holds back what may be a tool call; everything else can be shown at once.
 
     A call is a JSON mapping between ``<tool_call>`` tags, or an answer that is nothing but such a mapping
-    with the name of an offered tool. A call that is no valid JSON is text.
+    with the name of an offered tool. A call that is no valid JSON is text, and so is one within thoughts.
 
     Args:
         names: of the tools that were offered.
+        thinking: whether the prompt ends within thoughts.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], thinking: bool = False) -> None:
         self.names = names
-        self._held = ""
+        self._thinking = thinking
+        self._text = ""
+        self._shown = 0
         self._begun = False
 
     def feed(self, text: str) -> str:
         """Take more text; return what can be shown."""
-        self._held += text
+        self._text += text
         if not self._begun:
-            self._held = self._held.lstrip()
-            if not self._held or self._held.startswith(("{", TAG)):
-                return ""
-        place = self._held.find(TAG)
+            self._shown = len(self._text) - len(self._text.lstrip())
+        thoughts, begin = self._places()
+        rest = self._text[begin:]
+        place = rest.find(TAG)
         if place < 0:
-            place = len(self._held) - _open_tag(self._held)
-        shown, self._held = self._held[:place], self._held[place:]
-        self._begun = self._begun or bool(shown)
-        return shown
+            place = len(rest) - _open_end(rest, TAG)
+        if rest.lstrip().startswith("{") and not self._text[thoughts:begin].strip():
+            place = 0  # an answer that may be nothing but a call
+        return self._show(begin + place)
 
     def end(self) -> tuple[str, list[dict[str, Any]]]:
         """What remains: text, and calls in OpenAI's form."""
-        held, self._held = self._held, ""
-        rest, calls = split_calls(held)
-        plain = not held.startswith(TAG)
-        if not calls or not all(call.name for call in calls):
-            return held, []
-        if plain and calls[0].name not in self.names:
-            return held, []
-        return rest, [
+        _, begin = self._places()
+        thoughts, rest = self._show(begin), self._text[begin:]
+        calls = [
+            (span, call)
+            for span, call in find_calls(rest)
+            if call.name and (TAG in rest or call.name in self.names)
+        ]
+        if not calls:
+            return thoughts + rest, []
+        return thoughts + without(rest, [span for span, _ in calls]), [
             {
                 "id": f"call_{secrets.token_hex(12)}",
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments},
             }
-            for call in calls
+            for _, call in calls
         ]
 
+    def _places(self) -> tuple[int, int]:
+        """Where thoughts end, and where that begins which is neither thought nor shown."""
+        thoughts = end_of_thoughts(self._text, self._thinking)
+        return thoughts, max(self._shown, thoughts)
 
-def _open_tag(text: str) -> int:
+    def _show(self, end: int) -> str:
+        shown, self._shown = self._text[self._shown : end], max(end, self._shown)
+        self._begun = self._begun or bool(shown)
+        return shown
+
+
+def _open_end(text: str, tag: str) -> int:
     """Characters at the end of a text that may be the beginning of a tag."""
-    return next((n for n in range(len(TAG) - 1, 0, -1) if text.endswith(TAG[:n])), 0)
+    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)

@@ -36,7 +36,8 @@ def prepare(request: ChatRequest, engine: Engine, reader: MediaReader, name: str
     asks: list[Ask] = asks_for([prompt], sampling, request.n or 1)
     stream_usage = bool(request.stream_options and request.stream_options.include_usage)
     names = {tool["function"]["name"] for tool in tools} if tools else None
-    shape = ChatShape(name, len(asks), names, logprobs is not None, stream_usage)
+    readers = None if names is None else [CallReader(names, prompt.thinking) for _ in asks]
+    shape = ChatShape(name, readers, logprobs is not None, stream_usage)
     return Work([prompt], asks, shape, bool(request.stream), stream_usage)
 
 
@@ -68,17 +69,16 @@ class ChatShape(Shape):
 
     Args:
         name: of the model.
-        choices: how many answers.
-        tools: names of the tools offered; None where none are.
+        readers: of the calls in each answer; None where no tools are offered.
         logprobs: whether tokens carry their log-probabilities.
         usage: whether chunks have the field ``usage``.
     """
 
     def __init__(
-        self, name: str, choices: int, tools: set[str] | None, logprobs: bool, usage: bool
+        self, name: str, readers: Sequence[CallReader] | None, logprobs: bool, usage: bool
     ) -> None:
         super().__init__(("chat.completion", "chat.completion.chunk"), "chatcmpl", name, usage)
-        self._readers = None if tools is None else [CallReader(tools) for _ in range(choices)]
+        self._readers = readers
         self._logprobs = logprobs
 
     def chunk(self, choice: int, event: Event) -> str:
