@@ -323,7 +323,11 @@ def test_a_local_model_that_calls(
     """What it writes is put in its mouth; prompts, reading of calls and turns are the real ones."""
     chat = local(template)
     said = iter(['<tool_call>{"name": "detect", "arguments": {"floor": 0.5}}</tool_call>', "two"])
-    monkeypatch.setattr(chat.tokenizer, "decode", lambda *_, **__: next(said))
+
+    def decode(ids: Any, skip_special_tokens: bool) -> str:
+        return next(said) if skip_special_tokens else "the prompt"
+
+    monkeypatch.setattr(chat.tokenizer, "decode", decode)
     answer = Planned([Boxes()], chat).answer("how many?", [PICTURE])
     assert (answer.text, answer.failures) == ("two", {})
     assert [step.content["arguments"] for step in answer.steps if step.kind == "call"] == [
