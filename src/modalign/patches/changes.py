@@ -16,7 +16,7 @@ All changes are (d_out, d_in), or (d,) for a vector, and never changed in place.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -28,7 +28,6 @@ from modalign.patches.cuts import wrong_indices
 
 # A singular value below this share of the largest is rounding of the float64 solve, no change.
 NEGLIGIBLE = 1e-12
-Factors = tuple[Tensor, Tensor]
 
 
 class Change(ABC):
@@ -50,21 +49,18 @@ class Change(ABC):
     def layout(self) -> Any:
         """What its file says beside the tensors, as JSON: the edit of each column, for a start."""
 
-    @property
-    def columns(self) -> int | None:
-        """Columns of its factors; None for a change without factors."""
-        return None
-
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by part."""
 
-    @abstractmethod
     def delta(self) -> Tensor:
         """Delta itself."""
+        found = self.low_rank()
+        assert found is not None  # else the form has a delta of its own
+        return found.delta()
 
-    def factors(self) -> Factors | None:
-        """(left (d_out, n), right (d_in, n)) with Delta = left right^T; None where there are none."""
+    def low_rank(self) -> LowRankChange | None:
+        """Its factors; None where it has none. Columns that a solve coupled belong to no edit."""
         return None
 
     @abstractmethod
@@ -76,24 +72,19 @@ class Change(ABC):
         return self if rows is None and columns is None else SlicedChange(self, rows, columns)
 
     @abstractmethod
-    def inseparable(self, gone: set[int]) -> str:
-        """Why edits cannot be taken out of it, as the end of a sentence; empty where they can."""
-
-    @abstractmethod
-    def keeping(self, places: Mapping[int, int]) -> Change | None:
+    def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Change | None:
         """The change of some of its edits.
 
         Args:
-            places: position of each edit that stays -> its new position; others are left out.
+            places: position of each edit that stays -> its new position.
+            gone: positions of the others.
 
         Returns:
             None where nothing of it is left.
-        """
 
-    def low_rank(self) -> LowRankChange | None:
-        """Its factors alone, None where it has none; columns that a solve coupled belong to no edit."""
-        factors = self.factors()
-        return None if factors is None else LowRankChange(*factors, (-1,) * factors[0].shape[1])
+        Raises:
+            DataError: its edits cannot be told apart; the message is the end of a sentence.
+        """
 
     def own_keys(self) -> Tensor | None:
         """The keys its edits were written at, (d_in, m); None for a change that keeps none."""
@@ -118,12 +109,14 @@ class Change(ABC):
             the singular values in its columns; and all singular values, descending. r counts those
             above ``tolerance`` times the largest.
         """
-        factors = self.factors()
-        if factors is None:
+        found = self.low_rank()
+        if found is None:
             U, values, Vh = torch.linalg.svd(self.delta().double(), full_matrices=False)
             V = Vh.T
         else:
-            (left_q, left_r), (right_q, right_r) = (torch.linalg.qr(f.double()) for f in factors)
+            (left_q, left_r), (right_q, right_r) = (
+                torch.linalg.qr(factor.double()) for factor in (found.left, found.right)
+            )
             U, values, Vh = torch.linalg.svd(left_r @ right_r.T, full_matrices=False)
             U, V = left_q @ U, right_q @ Vh.T
         largest = float(values[0]) if len(values) else 0.0
@@ -131,18 +124,16 @@ class Change(ABC):
         root = values[:rank].sqrt()
         return U[:, :rank] * root, V[:, :rank] * root, values
 
-    def small_factors(self) -> Factors | None:
+    def small_factors(self) -> tuple[Tensor, Tensor] | None:
         """Factors whose right columns are orthonormal; None unless they are fewer numbers than Delta.
 
         Stored factors may cancel between columns, which costs digits in float32; these cannot.
         """
-        if self.columns is None or self.columns * sum(self.shape) >= self.shape[0] * self.shape[1]:
+        found = self.low_rank()
+        if found is None or found.columns * sum(self.shape) >= self.shape[0] * self.shape[1]:
             return None
-        factors = self.factors()
-        assert factors is not None
-        left, right = (factor.double() for factor in factors)
-        Q, upper = torch.linalg.qr(right)
-        return left @ upper.T, Q
+        Q, upper = torch.linalg.qr(found.right.double())
+        return found.left.double() @ upper.T, Q
 
 
 class _Columns(Change):
@@ -173,9 +164,9 @@ class _Columns(Change):
 
     def edit_norms(self) -> dict[int, float]:
         """See :class:`Change`."""
-        factors = self.factors()
-        assert factors is not None
-        norms = (factors[0].norm(dim=0) * factors[1].norm(dim=0)).tolist()
+        found = self.low_rank()
+        assert found is not None
+        norms = (found.left.norm(dim=0) * found.right.norm(dim=0)).tolist()
         total: dict[int, float] = {}
         for edit, norm in zip(self.edits, norms, strict=True):
             if edit >= 0:
@@ -216,7 +207,7 @@ class SolvedChange(_Columns):
         """See :class:`Change`."""
         return {"keys": self.keys, "dual": self.dual, "residuals": self.residuals}
 
-    def factors(self) -> Factors:
+    def low_rank(self) -> LowRankChange:
         """See :class:`Change`."""
         # Contiguous, as files are: the last bit of a product depends on how its factors lie in memory.
         keys, dual = self.keys.contiguous(), self.dual.contiguous()
@@ -224,22 +215,15 @@ class SolvedChange(_Columns):
         system = torch.eye(gram.shape[0], dtype=gram.dtype) + gram
         # Delta = R system^-1 S^T; the system is symmetric up to rounding, not exactly.
         left = torch.linalg.solve(system.T, self.residuals.contiguous().T).T
-        return left, dual
-
-    def delta(self) -> Tensor:
-        """See :class:`Change`."""
-        left, right = self.factors()
-        return left @ right.T
+        return LowRankChange(left, dual, (-1,) * self.columns)
 
     def scaled(self, factor: float) -> SolvedChange:
         """See :class:`Change`. Keys stay, so that edits can still be taken out."""
         return replace(self, residuals=self.residuals * factor)
 
-    def inseparable(self, gone: set[int]) -> str:
-        """See :class:`Change`."""
-        return ""
-
-    def keeping(self, places: Mapping[int, int]) -> SolvedChange | None:
+    def keeping(
+        self, places: Mapping[int, int], gone: Set[int] = frozenset()
+    ) -> SolvedChange | None:
         """See :class:`Change`. Solved again over the columns that stay."""
         kept, edits = self._kept(places)
         if all(edit == -1 for edit in edits) and not bool(self.residuals[:, kept].any()):
@@ -276,10 +260,6 @@ class LowRankChange(_Columns):
         """See :class:`Change`."""
         return {"left": self.left, "right": self.right}
 
-    def factors(self) -> Factors:
-        """See :class:`Change`."""
-        return self.left, self.right
-
     def delta(self) -> Tensor:
         """See :class:`Change`."""
         return self.left.contiguous() @ self.right.contiguous().T
@@ -301,17 +281,15 @@ class LowRankChange(_Columns):
             tuple(edit for each in changes for edit in each.edits),
         )
 
-    def inseparable(self, gone: set[int]) -> str:
+    def keeping(
+        self, places: Mapping[int, int], gone: Set[int] = frozenset()
+    ) -> LowRankChange | None:
         """See :class:`Change`."""
-        if -1 not in self.edits or gone <= set(self.edits):
-            return ""
-        return (
-            "is a sum that does not keep its edits apart; drop the edit from the patch it came from "
-            "and merge again"
-        )
-
-    def keeping(self, places: Mapping[int, int]) -> LowRankChange | None:
-        """See :class:`Change`."""
+        if -1 in self.edits and not gone <= set(self.edits):
+            raise DataError(
+                "is a sum that does not keep its edits apart; drop the edit from the patch it came "
+                "from and merge again"
+            )
         kept, edits = self._kept(places)
         if all(edit == -1 for edit in edits) and not bool(self.left[:, kept].any()):
             return None
@@ -351,14 +329,12 @@ class DenseChange(Change):
         """See :class:`Change`."""
         return DenseChange(_taken(self.change, rows, columns).contiguous())
 
-    def inseparable(self, gone: set[int]) -> str:
+    def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> DenseChange:
         """See :class:`Change`."""
-        return (
-            "is dense, nothing in it belongs to one edit; compute the patch again without that edit"
-        )
-
-    def keeping(self, places: Mapping[int, int]) -> DenseChange:
-        """See :class:`Change`. It has no edits to leave out."""
+        if gone:
+            raise DataError(
+                "is dense, nothing in it belongs to one edit; compute the patch again without that edit"
+            )
         return self
 
 
@@ -393,20 +369,10 @@ class SlicedChange(Change):
         """See :class:`Change`."""
         return self.whole.layout
 
-    @property
-    def columns(self) -> int | None:
-        """See :class:`Change`."""
-        return self.whole.columns
-
     def tensors(self) -> dict[str, Tensor]:
         """See :class:`Change`."""
         kept = {"rows": self.rows, "columns": self.kept_columns}
         return self.whole.tensors() | {n: index for n, index in kept.items() if index is not None}
-
-    def factors(self) -> Factors | None:
-        """See :class:`Change`."""
-        found = self.low_rank()
-        return None if found is None else found.factors()
 
     def low_rank(self) -> LowRankChange | None:
         """See :class:`Change`."""
@@ -414,8 +380,8 @@ class SlicedChange(Change):
         if whole is None:
             return None
         left, right = (
-            _taken(factor, index, None)
-            for factor, index in zip(whole.factors(), (self.rows, self.kept_columns), strict=True)
+            _taken(whole.left, self.rows, None),
+            _taken(whole.right, self.kept_columns, None),
         )
         return LowRankChange(left, right, whole.edits)
 
@@ -433,13 +399,9 @@ class SlicedChange(Change):
             self.whole, _composed(self.rows, rows), _composed(self.kept_columns, columns)
         )
 
-    def inseparable(self, gone: set[int]) -> str:
+    def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Change | None:
         """See :class:`Change`."""
-        return self.whole.inseparable(gone)
-
-    def keeping(self, places: Mapping[int, int]) -> Change | None:
-        """See :class:`Change`."""
-        whole = self.whole.keeping(places)
+        whole = self.whole.keeping(places, gone)
         return None if whole is None else replace(self, whole=whole)
 
     def own_keys(self) -> Tensor | None:

@@ -95,11 +95,12 @@ def _measure(name: str, change: Change) -> TensorReport:
     else:
         norm = float(torch.linalg.vector_norm(change.delta()))
         rank = int(norm > 0)
+    factors = change.low_rank()
     return TensorReport(
         name=name,
         form=change.form,
         shape=change.shape,
-        columns=change.columns,
+        columns=None if factors is None else factors.columns,
         rank=rank,
         norm=norm,
     )

@@ -126,7 +126,7 @@ def _factors(
     tail = values.flip(0).square().cumsum(0).flip(0).sqrt()  # what is lost by keeping i directions
     total = float(tail[0]) if len(tail) else 0.0
     kept = left.shape[1]
-    if change.columns is None and rank is None and max_error is None and total:
+    if change.low_rank() is None and rank is None and max_error is None and total:
         needed = int((tail > 0.01 * total).sum())
         raise UsageError(
             f"the change of {name} is dense (rank {kept}): as LoRA only with an error, so name one: "

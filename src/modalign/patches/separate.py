@@ -31,11 +31,6 @@ def drop(patch: Patch, edits: str | Iterable[str]) -> Patch:
         raise UsageError(
             f"dropping these would leave no edit in {patch.header.name!r}; remove the patch instead"
         )
-    for name, change in patch.changes.items():
-        if why := change.inseparable(gone):
-            raise DataError(
-                f"an edit cannot be taken out of {patch.header.name!r}: the change of {name} {why}"
-            )
     dropped = [patch.edits[i] for i in sorted(gone)]
     words = ", ".join(f"{edit.id} ({edit.prompt!r} -> {edit.target!r})" for edit in dropped[:5])
     more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
@@ -73,8 +68,16 @@ def _kept(patch: Patch, gone: set[int], done: str) -> Patch:
     """The patch without the edits at these positions."""
     kept = [i for i in range(len(patch.edits)) if i not in gone]
     places = {old: new for new, old in enumerate(kept)}
-    found = {name: change.keeping(places) for name, change in patch.changes.items()}
-    changes = {name: change for name, change in found.items() if change is not None}
+    changes = {}
+    for name, change in patch.changes.items():
+        try:
+            left = change.keeping(places, gone)
+        except DataError as error:
+            raise DataError(
+                f"an edit cannot be taken out of {patch.header.name!r}: the change of {name} {error}"
+            ) from error
+        if left is not None:
+            changes[name] = left
     editing = patch.header.editing.model_copy(
         update={"edits": tuple(patch.edits[i] for i in places)}
     )

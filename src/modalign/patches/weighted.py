@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from modalign.patches.changes import Change, Factors, LowRankChange
+from modalign.patches.changes import Change, LowRankChange
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,6 @@ class WeightedChange(Change):
             "terms": [change.layout for _, change in self.terms],
         }
 
-    @property
-    def columns(self) -> int | None:
-        """See :class:`Change`."""
-        found = [change.columns for _, change in self.terms]
-        return None if None in found else sum(each for each in found if each is not None)
-
     def tensors(self) -> dict[str, Tensor]:
         """See :class:`Change`."""
         return {
@@ -50,11 +44,6 @@ class WeightedChange(Change):
             for number, (_, change) in enumerate(self.terms)
             for part, value in change.tensors().items()
         }
-
-    def factors(self) -> Factors | None:
-        """See :class:`Change`."""
-        found = self.low_rank()
-        return None if found is None else found.factors()
 
     def low_rank(self) -> LowRankChange | None:
         """See :class:`Change`."""
@@ -77,13 +66,9 @@ class WeightedChange(Change):
         """See :class:`Change`."""
         return WeightedChange(tuple((w, each.sliced(rows, columns)) for w, each in self.terms))
 
-    def inseparable(self, gone: set[int]) -> str:
+    def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Change | None:
         """See :class:`Change`."""
-        return next((why for _, each in self.terms if (why := each.inseparable(gone))), "")
-
-    def keeping(self, places: Mapping[int, int]) -> Change | None:
-        """See :class:`Change`."""
-        left = [(weight, each.keeping(places)) for weight, each in self.terms]
+        left = [(weight, each.keeping(places, gone)) for weight, each in self.terms]
         terms = tuple((weight, each) for weight, each in left if each is not None)
         return WeightedChange(terms) if terms else None
 
