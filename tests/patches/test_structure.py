@@ -307,6 +307,28 @@ def test_something_else_wrote_to_a_pruned_folder(tmp_path):
         remove_from_folder(folder, ["narrow"])
 
 
+def test_unpruned_files_that_are_gone_or_changed_are_noticed_before_anything_is_written(tmp_path):
+    made(tmp_path / "base", "llama")
+    folder = tmp_path / "pruned"
+    apply_to_folder(tmp_path / "base", [mlp_structure(tmp_path / "base", KEPT)], folder)
+    before = contents(folder)
+    kept = folder / "patches" / "unpruned" / "model.safetensors"
+    held = load_file(kept)
+    held[FFN["llama"].format(2)][0, 0] += 1
+    save_file(held, kept, {"format": "pt"})
+    with pytest.raises(DataError, match=r"does not hold the .* that was pruned"):
+        remove_from_folder(folder, ["narrow"])
+    kept.write_bytes(kept.read_bytes()[:-5])
+    with pytest.raises(DataError, match="truncated"):
+        remove_from_folder(folder, ["narrow"])
+    shutil.rmtree(kept.parent)
+    assert folder_status(folder).problems == ("the unpruned files (patches/unpruned) are gone",)
+    with pytest.raises(DataError, match="are gone"):
+        remove_from_folder(folder, ["narrow"])
+    assert not folder_status(folder).interrupted
+    assert contents(folder) == before
+
+
 # ---- interruptions -----------------------------------------------------------------------------
 
 

@@ -91,6 +91,8 @@ class PatchedFolder:
         for entry in self.log.stack:
             if not (self.folder / PATCHES / entry.file).is_file():
                 problems.append(f"the copy of the patch {entry.name!r} ({entry.file}) is gone")
+        if self.structure is not None and not (self.folder / PATCHES / UNPRUNED).is_dir():
+            problems.append(f"the unpruned files ({PATCHES}/{UNPRUNED}) are gone")
         return FolderStatus(
             self.folder, tuple(self.log.stack), tuple(problems), self.log.pending is not None
         )
@@ -264,7 +266,12 @@ class PatchedFolder:
 
     def _restore(self, structure: Applied) -> None:
         """Put the unpruned files back; from the log's ``begun`` on, an interruption is finished."""
-        patch = self._patch(structure)
+        patch, unpruned = self._patch(structure), unpruned_weights(self.folder)
+        for name, base in patch.header.base.items():
+            if name not in unpruned.places or tensor_hash(unpruned.read(name)) != base.sha256:
+                raise DataError(
+                    f"{unpruned.folder} does not hold the {name} that was pruned; restore the files"
+                )
         after = dict.fromkeys(filter(None, (cut.name for cut in patch.cuts.values())), "")
         after |= {name: base.sha256 for name, base in patch.header.base.items()}
         tensors = {}
@@ -278,9 +285,6 @@ class PatchedFolder:
     def _finish_restoring(self, pending: Event) -> None:
         restore_unpruned(self.folder)
         self.weights = Weights(self.folder)
-        for name, change in pending.tensors.items():
-            if change.after and tensor_hash(self.weights.read(name)) != change.after:
-                raise ModalignError(f"{self.folder}: the unpruned {name} is not what was pruned")
         self.log.end(pending.number, "done")
         self._tidy()
 

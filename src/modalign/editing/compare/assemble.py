@@ -18,15 +18,15 @@ from modalign.editing.compare.measuring import REST
 from modalign.editing.compare.plan import Plan
 from modalign.editing.compare.results import (
     Cell,
-    Cost,
+    ComparisonSetting,
     EditComparison,
+    EditingCost,
     FailedCell,
     MethodInfo,
     Mode,
     Point,
     Reference,
     ScoreDifference,
-    Setting,
     TableAnswer,
     TablePrompt,
     TableRow,
@@ -222,7 +222,7 @@ def _differences(plan: Plan, groups: Sequence[_Group], bench: Workbench) -> list
     return found
 
 
-def _costs(plan: Plan, groups: Sequence[_Group]) -> list[Cost]:
+def _costs(plan: Plan, groups: Sequence[_Group]) -> list[EditingCost]:
     found = []
     for mode in plan.modes:
         for method in plan.methods:
@@ -232,7 +232,7 @@ def _costs(plan: Plan, groups: Sequence[_Group]) -> list[Cost]:
     return found
 
 
-def _cost(method: str, mode: Mode, groups: Sequence[_Group]) -> Cost:
+def _cost(method: str, mode: Mode, groups: Sequence[_Group]) -> EditingCost:
     cells = [cell for group in groups for cell in group.finished]
     stages: Counter[str] = Counter()
     for cell in cells:
@@ -245,7 +245,7 @@ def _cost(method: str, mode: Mode, groups: Sequence[_Group]) -> Cost:
         for cell in largest.finished
     ]
     peaks = [cell.peak_memory for cell in cells if cell.peak_memory is not None]
-    return Cost(
+    return EditingCost(
         method=method,
         mode=mode,
         statistics_seconds=stages[STATISTICS],
@@ -260,8 +260,8 @@ def _cost(method: str, mode: Mode, groups: Sequence[_Group]) -> Cost:
 
 
 def charge_shared(
-    costs: Sequence[Cost], methods: Mapping[str, Method], layers: Mapping[str, list[int]]
-) -> list[Cost]:
+    costs: Sequence[EditingCost], methods: Mapping[str, Method], layers: Mapping[str, list[int]]
+) -> list[EditingCost]:
     """What one method found in the store because another had computed it is charged to both."""
     charged = []
     for cost in costs:
@@ -416,9 +416,9 @@ def _notes(before: Mapping[int, EditRow], cells: Sequence[Cell], bench: Workbenc
     return notes + [f"{method}: {note}" for method, note in spoken]
 
 
-def _setting(plan: Plan, bench: Workbench) -> Setting:
+def _setting(plan: Plan, bench: Workbench) -> ComparisonSetting:
     """What is known here; the caller fills in the rest."""
-    return Setting(
+    return ComparisonSetting(
         command="",
         started="",
         finished="",

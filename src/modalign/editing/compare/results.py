@@ -109,7 +109,7 @@ class Point(BaseModel):
     layers: dict[str, float]
 
 
-class Cost(BaseModel):
+class EditingCost(BaseModel):
     """What a method took, over all its cells of one mode.
 
     Attributes:
@@ -232,7 +232,7 @@ class MethodInfo(BaseModel):
     settings: dict[str, Any]
 
 
-class Setting(BaseModel):
+class ComparisonSetting(BaseModel):
     """How it was run: all that is needed to run it again."""
 
     command: str
@@ -268,13 +268,13 @@ class EditComparison(BaseModel):
     points: list[Point]
     references: list[Reference]
     differences: list[ScoreDifference]
-    costs: list[Cost]
+    costs: list[EditingCost]
     table_size: int | None
     table: list[TableRow]
     worst: list[WorstNeighbour]
     failures: list[FailedCell]
     notes: list[str]
-    setting: Setting
+    setting: ComparisonSetting
 
     def point(self, method: str, mode: Mode, size: int) -> Point | None:
         """One point, None where it is missing."""

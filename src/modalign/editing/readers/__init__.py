@@ -11,7 +11,7 @@ from modalign.editing.edits import Edit
 from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers.conflicts import conflict_free, conflicts, repetitions
 from modalign.editing.readers.layouts import build
-from modalign.editing.readers.rows import Row, read_rows
+from modalign.editing.readers.rows import FileRow, read_rows
 from modalign.errors import DataError
 
 __all__ = ["conflict_free", "read_edits", "validate_against_tokenizer"]
@@ -58,7 +58,7 @@ def read_edits(
     return edits[:limit]
 
 
-def _build(file: Path, rows: Sequence[Row]) -> tuple[list[Edit], list[Problem]]:
+def _build(file: Path, rows: Sequence[FileRow]) -> tuple[list[Edit], list[Problem]]:
     edits: list[Edit] = []
     problems: list[Problem] = []
     places: list[int] = []

@@ -22,7 +22,7 @@ _RECORD_KEYS = {"prompt", "requested_rewrite", "src"}
 
 
 @dataclass(frozen=True)
-class Row:
+class FileRow:
     """One record of a file.
 
     Attributes:
@@ -38,7 +38,7 @@ class Row:
     cells: bool = False
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[FileRow]:
     """The rows of a file.
 
     Raises:
@@ -80,7 +80,7 @@ def _text(path: Path) -> str:
 # --- JSON Lines -------------------------------------------------------------------------------
 
 
-def _lines(text: str) -> list[Row]:
+def _lines(text: str) -> list[FileRow]:
     # Not splitlines(): it also breaks at characters that may stand inside a JSON string.
     return [
         _parsed(line, number)
@@ -89,26 +89,26 @@ def _lines(text: str) -> list[Row]:
     ]
 
 
-def _parsed(line: str, number: int) -> Row:
+def _parsed(line: str, number: int) -> FileRow:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        return Row(number, None, f"not valid JSON at column {error.colno} ({error.msg})")
+        return FileRow(number, None, f"not valid JSON at column {error.colno} ({error.msg})")
     except (ValueError, RecursionError) as error:
-        return Row(number, None, f"not usable JSON ({error})")
+        return FileRow(number, None, f"not usable JSON ({error})")
     return _row(value, number)
 
 
-def _row(value: Any, line: int) -> Row:
+def _row(value: Any, line: int) -> FileRow:
     if isinstance(value, dict):
-        return Row(line, value)
-    return Row(line, None, f"a {type(value).__name__}, not an object with named fields")
+        return FileRow(line, value)
+    return FileRow(line, None, f"a {type(value).__name__}, not an object with named fields")
 
 
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path, text: str) -> list[Row]:
+def _json_rows(path: Path, text: str) -> list[FileRow]:
     scanner = JsonText(io.StringIO(text))
     try:
         first = scanner.next()
@@ -142,7 +142,7 @@ def _one_object_per_line(text: str) -> bool:
         return False
 
 
-def _object_rows(path: Path, scanner: JsonText) -> list[Row]:
+def _object_rows(path: Path, scanner: JsonText) -> list[FileRow]:
     """The rows of the one list of objects in an object; an object that is an edit is the one row."""
     start, names, lists, values = scanner.line, [], {}, {}
     for name in scanner.members():
@@ -155,7 +155,7 @@ def _object_rows(path: Path, scanner: JsonText) -> list[Row]:
         else:
             values[name] = scanner.value()
     if _RECORD_KEYS & set(names):
-        return [Row(start, values)]
+        return [FileRow(start, values)]
     if len(lists) != 1:
         number = "no list" if not lists else f"{len(lists)} lists ({', '.join(lists)})"
         raise DataError(
@@ -168,12 +168,12 @@ def _object_rows(path: Path, scanner: JsonText) -> list[Row]:
 # --- CSV --------------------------------------------------------------------------------------
 
 
-def _csv_rows(path: Path, text: str) -> list[Row]:
+def _csv_rows(path: Path, text: str) -> list[FileRow]:
     rows = []
     for line, found in csv_rows(io.StringIO(text, newline=""), path):
         if isinstance(found, RowError):
-            rows.append(Row(line, None, str(found), True))
+            rows.append(FileRow(line, None, str(found), True))
         elif found is not None:
             fields = {name: cell for name, cell in found.items() if cell.strip()}
-            rows.append(Row(line, fields, cells=True))
+            rows.append(FileRow(line, fields, cells=True))
     return rows

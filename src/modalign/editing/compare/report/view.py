@@ -6,8 +6,8 @@ import json
 
 from modalign.editing.benchmarks.rows import Answer
 from modalign.editing.compare.results import (
-    Cost,
     EditComparison,
+    EditingCost,
     Mode,
     Point,
     ScoreDifference,
@@ -103,13 +103,13 @@ def layer_words(point: Point) -> str:
     return ", ".join(f"{value:.2f}" for value in point.layers.values()) or fmt.MISSING
 
 
-def statistics_words(cost: Cost) -> str:
+def statistics_words(cost: EditingCost) -> str:
     """What taking C0 took, and whose it was."""
     taken = fmt.seconds(cost.statistics_seconds) if cost.statistics_seconds else fmt.MISSING
     return taken if cost.statistics_of is None else f"{taken} (those of {cost.statistics_of})"
 
 
-def value_words(cost: Cost) -> str:
+def value_words(cost: EditingCost) -> str:
     """What a value took, over how many, or whose they were."""
     values = fmt.seconds(cost.value_seconds)
     if cost.values_of is not None:
@@ -117,7 +117,7 @@ def value_words(cost: Cost) -> str:
     return values if cost.value_seconds is None else f"{values} (over {cost.values})"
 
 
-def stage_words(cost: Cost) -> str:
+def stage_words(cost: EditingCost) -> str:
     """``values 12.3 s, solve 85 ms``."""
     return ", ".join(f"{name} {fmt.seconds(spent)}" for name, spent in cost.stages.items())
 
