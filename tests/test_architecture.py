@@ -7,6 +7,7 @@ another's class, even only for the type checker, cannot be read without it.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -154,3 +155,9 @@ def test_circles_are_found(tmp_path: Path, last: str) -> None:
     found = circle(imports(tmp_path / "house"))
     assert set(found) == {"house.a", "house.room.c"}
     assert found[0] == found[-1]
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Pytest imports them by name alone: a second file of one name ends the whole collection."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, times in names.items() if times > 1] == []
