@@ -20,7 +20,7 @@ from modalign.numbers.estimate import Estimate
 from modalign.pages.drawing import line_chart, row_chart
 from modalign.pages.figures import LEAST_FACTOR, LEAST_SHARE, Axis, Chart, Point, Rule, Series
 from modalign.pages.markdown import escape
-from modalign.pages.report import (
+from modalign.pages.parts import (
     Advice,
     Answer,
     Cell,
@@ -30,7 +30,6 @@ from modalign.pages.report import (
     Gallery,
     Item,
     Quantity,
-    Report,
     Row,
     Section,
     Table,
@@ -38,6 +37,7 @@ from modalign.pages.report import (
     Words,
     tabulate,
 )
+from modalign.pages.report import Report
 from pages.browser import in_browser, opened, overhanging, violations
 
 BAD = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>|`'

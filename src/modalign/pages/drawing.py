@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modalign.pages.figures import Axis, Chart, Point, Rule, Series
-from modalign.pages.report import Quantity, ends_of, show
+from modalign.pages.parts import Quantity, ends_of, show
 
 
 def point_of(

@@ -17,10 +17,10 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from modalign.pages.figures import Chart
-from modalign.pages.report import Figure, Report, Table
+from modalign.pages.parts import Document, Figure, Table
 
 
-def render(report: Report) -> str:
+def render(report: Document) -> str:
     """The page.
 
     Args:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from modalign.pages.report import (
+from modalign.pages.parts import (
     Advice,
     Cell,
+    Document,
     Entries,
     Figure,
     Gallery,
     Part,
-    Report,
     Section,
     Table,
     Words,
 )
 
 
-def render(report: Report) -> str:
+def render(report: Document) -> str:
     """The whole report; of figures the table that holds every value, of entries nothing."""
     parts = [f"# {escape(report.title)}", escape(report.lead)]
     for section in report.sections:

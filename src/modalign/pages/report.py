@@ -1,340 +1,30 @@
-"""A report: sections of words, tables, figures, galleries and entries over one set of results.
+"""A report: one set of results with its JSON, its schema, its page and its Markdown.
 
 The results are a pydantic model. Its JSON is the report for programs, with a schema that is generated from
-its classes; the page and the Markdown are renderings of it, and every part names in ``source`` where in that
-JSON its figures stand (a JSON pointer, RFC 6901). A figure that is reported is declared once, as a
-:class:`Quantity`: its name, its unit, how it is shown, and the field it is read from.
+its classes; the page and the Markdown are renderings of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from modalign.files import write_atomically
-from modalign.numbers import words
-from modalign.numbers.estimate import Estimate
-from modalign.pages.figures import Chart, Series
-
-Tone = Literal["", "chosen", "reference", "better", "worse", "same", "failed", "right", "wrong"]
-
-
-def show(value: Any, unit: str = "") -> str:
-    """A number, a text or an estimate in words: ``71.3 % (68.0 to 74.4)``."""
-    if isinstance(value, Estimate):
-        return words.value(value) if ends_of(value)[1] is None else words.interval(value)
-    return value if isinstance(value, str) else words.in_unit(value, unit)
-
-
-def ends_of(value: Estimate | float) -> tuple[float, tuple[float, float] | None]:
-    """The number itself, and its interval where it has one."""
-    if isinstance(value, Estimate):
-        known = value.bounded and value.interval != "exact"
-        return value.value, (value.low, value.high) if known else None
-    return float(value), None
+from modalign.pages import html, markdown
+from modalign.pages.parts import Document
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What stands in one place of a table.
-
-    Attributes:
-        text: the value in words.
-        note: smaller, after it.
-        key: what its column is sorted by; None goes last.
-        tone: how it is emphasised.
-        mark: the series whose mark stands before the text.
-        span: an interval drawn beside the text, as shares of the column's range: low, value, high.
-        hint: shown under the pointer, and read out.
-        columns: columns that it takes.
-    """
-
-    text: str
-    note: str = ""
-    key: float | str | None = None
-    tone: Tone = ""
-    mark: Series | None = None
-    span: tuple[float, float, float] | None = None
-    hint: str = ""
-    columns: int = 1
-
-    @property
-    def number(self) -> bool:
-        """Whether it is set flush right."""
-        return isinstance(self.key, int | float) or self.text == words.MISSING
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A figure that is reported, declared once.
-
-    Attributes:
-        name: the heading of its column and the title of its axis.
-        field: where it stands in a row of the results: attributes, joined by dots; or a function of the row.
-        unit: how a bare number is written (``words.UNITS``); an estimate knows its own.
-        meaning: a sentence without its full stop.
-        drawn: an estimate's interval is drawn beside the number.
-        bare: an estimate is written without its interval, in ``unit``.
-    """
-
-    name: str
-    field: str | Callable[[Any], Any]
-    unit: str = ""
-    meaning: str = ""
-    drawn: bool = False
-    bare: bool = False
-
-    def of(self, row: Any) -> Any:
-        """The value: a number, a text, an estimate or None."""
-        if callable(self.field):
-            return self.field(row)
-        found = row
-        for name in self.field.split("."):
-            found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
-            if found is None:
-                return None
-        return found
-
-    def number(self, row: Any) -> float | None:
-        """The value as a number: an estimate without its interval."""
-        found = self.of(row)
-        return None if found is None else ends_of(found)[0]
-
-    def text(self, row: Any) -> str:
-        """The value in words."""
-        found = self.of(row)
-        if isinstance(found, Cell):
-            return found.text
-        return show(self.number(row) if self.bare else found, self.unit)
-
-    def cell(self, row: Any, scale: tuple[float, float] | None = None) -> Cell:
-        """The value as a cell; ``scale`` is the range of the drawn interval."""
-        found = self.of(row)
-        if isinstance(found, Cell):
-            return found
-        if found is None or isinstance(found, str):
-            return Cell(show(found), key=found)
-        value, ends = ends_of(found)
-        span = None
-        if self.drawn and ends and scale:
-            width = (scale[1] - scale[0]) or 1.0
-            low, middle, high = ((each - scale[0]) / width for each in (ends[0], value, ends[1]))
-            span = (low, middle, high)
-        note = f"({words.ends(found)})" if ends and not self.bare else ""
-        return Cell(self.text(row).removesuffix(note).rstrip(), note, value, span=span)
-
-    def scale(self, rows: Iterable[Any]) -> tuple[float, float] | None:
-        """The range of all values and intervals."""
-        found = [ends_of(value) for row in rows if (value := self.of(row)) is not None]
-        ends = [end for value, known in found for end in (value, *(known or ()))]
-        return (min(ends), max(ends)) if ends else None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table; ``tone`` says what it is (``chosen``, or a ``reference`` that nobody trained)."""
-
-    cells: Sequence[Cell]
-    tone: Tone = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What every part of a section has.
-
-    Attributes:
-        id: its own in the page.
-        caption: what it shows.
-        source: JSON pointer of its figures in the report.
-    """
-
-    id: str
-    caption: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Words(Part):
-    """Sentences: paragraphs, a list, notes, or a command to copy."""
-
-    sentences: Sequence[str] = ()
-    form: Literal["paragraphs", "list", "note", "command"] = "paragraphs"
-
-
-@dataclass(frozen=True)
-class Advice(Part):
-    """The answer in large words, what speaks for it, and tiles of figures.
-
-    Attributes:
-        name: the answer.
-        rule: how it was found, in a few words.
-        sentences: the reasons.
-        sure: how sure it is.
-        shares: alternatives with their shares of one, most frequent first.
-        tiles: name, value and a word below it.
-    """
-
-    name: str = ""
-    rule: str = ""
-    sentences: Sequence[str] = ()
-    sure: str = ""
-    shares: Sequence[tuple[str, float]] = ()
-    tiles: Sequence[tuple[str, str, str]] = ()
-
-
-@dataclass(frozen=True)
-class Table(Part):
-    """Rows under headings.
-
-    Attributes:
-        headings: of the columns.
-        rows: from top to bottom.
-        meanings: heading -> what it means.
-        sortable: whether its headings sort it.
-        folded: it is closed until opened.
-        compact: a matrix: narrow cells, centred.
-        header: the column that names a row.
-    """
-
-    headings: Sequence[str] = ()
-    rows: Sequence[Row] = ()
-    meanings: Mapping[str, str] = field(default_factory=dict)
-    sortable: bool = False
-    folded: bool = False
-    compact: bool = False
-    header: int = 0
-
-
-@dataclass(frozen=True)
-class Figure(Part):
-    """Charts under one legend, and the table that holds every value of them.
-
-    Attributes:
-        charts: beside each other where there is room.
-        table: the same as numbers.
-        least: width below which charts stand under each other, in pixels.
-        hidden: series that are switched off at first.
-    """
-
-    charts: Sequence[Chart] = ()
-    table: Table | None = None
-    least: int = 560
-    hidden: Sequence[str] = ()
-
-    @property
-    def series(self) -> list[Series]:
-        """Those of all charts, in order."""
-        return list(dict.fromkeys(series for chart in self.charts for series in chart.series))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What somebody answered."""
-
-    text: str
-    right: bool
-    who: str = ""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture (a PNG in base64, or None) with a question and its answers."""
-
-    picture: str | None
-    title: str
-    lead: str
-    answers: Sequence[Answer]
-
-
-@dataclass(frozen=True)
-class Gallery(Part):
-    """Pictures with questions and answers."""
-
-    items: Sequence[Item] = ()
-
-
-@dataclass(frozen=True)
-class Tag:
-    """A word on an entry.
-
-    Attributes:
-        text: the word.
-        series: the number of its colour.
-        facets: facet -> value, what it is found by.
-        hint: shown under the pointer.
-    """
-
-    text: str
-    series: int
-    facets: Mapping[str, str]
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line that opens.
-
-    Attributes:
-        title: the line.
-        note: smaller, after it.
-        search: what a search looks in.
-        tags: group -> words on the entry.
-        sentences: inside, first.
-        tables: inside.
-    """
-
-    title: str
-    note: str
-    search: str
-    tags: Mapping[str, Sequence[Tag]]
-    sentences: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-
-
-@dataclass(frozen=True)
-class Entries(Part):
-    """Lines that open, searched by words and by the facets of their tags; the page only.
-
-    Attributes:
-        entries: in order.
-        facets: facet -> its values.
-    """
-
-    entries: Sequence[Entry] = ()
-    facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a report: its id, its heading, a sentence under it, and what it shows."""
-
-    id: str
-    title: str
-    lead: str
-    parts: Sequence[Part]
-
-
-@dataclass(frozen=True)
-class Report:
+class Report(Document):
     """Results with their page, their Markdown and their schema.
 
     Attributes:
-        title: what it is.
-        lead: of what, when.
-        sections: in order.
-        foot: how it was made.
         results: what all figures are read from.
     """
 
-    title: str
-    lead: str
-    sections: Sequence[Section]
-    foot: str
     results: BaseModel
 
     def json(self) -> str:
@@ -347,15 +37,11 @@ class Report:
 
     def html(self) -> str:
         """One page that asks the network for nothing."""
-        from modalign.pages.html import render
-
-        return render(self)
+        return html.render(self)
 
     def markdown(self) -> str:
         """Words and tables."""
-        from modalign.pages.markdown import render
-
-        return render(self)
+        return markdown.render(self)
 
     def write(self, folder: Path, name: str = "report") -> None:
         """Write :func:`files_of` the folder, each whole or not at all."""
@@ -382,45 +68,3 @@ def files_as(out: Path) -> list[Path]:
 def schema_of(results: type[BaseModel]) -> str:
     """The JSON schema of a class of results."""
     return json.dumps(results.model_json_schema(), indent=2) + "\n"
-
-
-def tabulate(
-    part: tuple[str, str, str],
-    quantities: Sequence[Quantity],
-    rows: Sequence[Any],
-    *,
-    tone: Callable[[Any], Tone] = lambda row: "",
-    sortable: bool = False,
-    folded: bool = False,
-) -> Table:
-    """A table of quantities: a row per result, a column per quantity that any row has.
-
-    Args:
-        part: id, caption and JSON pointer of the table.
-        quantities: the columns, in order.
-        rows: the results.
-        tone: what a row is.
-        sortable, folded: see :class:`Table`.
-    """
-    known = [q for q in quantities if any(q.of(row) is not None for row in rows)]
-    scales = {q.name: q.scale(rows) if q.drawn else None for q in known}
-    return Table(
-        *part,
-        headings=[q.name for q in known],
-        rows=[_row([q.cell(row, scales[q.name]) for q in known], tone(row)) for row in rows],
-        meanings={q.name: q.meaning for q in known if q.meaning},
-        sortable=sortable,
-        folded=folded,
-    )
-
-
-def _row(cells: Sequence[Cell], tone: Tone) -> Row:
-    """A row; what a reference cannot have stays empty."""
-    if tone == "reference":
-        cells = [Cell("") if cell.text == words.MISSING else cell for cell in cells]
-    return Row(cells, tone)
-
-
-def text_rows(rows: Iterable[Sequence[str]]) -> list[Row]:
-    """Rows of plain texts."""
-    return [Row([Cell(text) for text in row]) for row in rows]

@@ -30,7 +30,7 @@ from modalign.comparison.report.quantities import (
 from modalign.comparison.results import Comparison, MethodResult
 from modalign.numbers import words as fmt
 from modalign.numbers.pairs import NO_DIFFERENCE, Difference
-from modalign.pages.report import (
+from modalign.pages.parts import (
     Advice,
     Answer,
     Cell,
@@ -38,7 +38,6 @@ from modalign.pages.report import (
     Item,
     Part,
     Quantity,
-    Report,
     Row,
     Section,
     Table,
@@ -47,6 +46,7 @@ from modalign.pages.report import (
     tabulate,
     text_rows,
 )
+from modalign.pages.report import Report
 
 UNKNOWN = "No method could be recommended: none finished."
 

@@ -22,7 +22,7 @@ from modalign.comparison.results import Comparison, MethodResult, SeedRun
 from modalign.numbers import words as fmt
 from modalign.pages.drawing import row_chart
 from modalign.pages.figures import Axis, Chart, Point, Rule, Series
-from modalign.pages.report import Figure, Quantity, tabulate
+from modalign.pages.parts import Figure, Quantity, tabulate
 
 CURVE_POINTS = 120  # a longer curve is thinned to this
 SHOWN_CURVES = 8  # at first; the others are a click away

@@ -12,7 +12,7 @@ from modalign.comparison.results import Comparison, MethodResult, ReferenceRow
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.words import MISSING
 from modalign.pages.figures import Series
-from modalign.pages.report import Cell, Quantity
+from modalign.pages.parts import Cell, Quantity
 
 FAMILIES = {
     name: Series(name, number)

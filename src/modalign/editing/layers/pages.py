@@ -10,7 +10,8 @@ from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
 from modalign.numbers.estimate import Estimate
 from modalign.pages.drawing import line_chart
 from modalign.pages.figures import Axis
-from modalign.pages.report import Advice, Figure, Quantity, Report, Section, Words, tabulate
+from modalign.pages.parts import Advice, Figure, Quantity, Section, Words, tabulate
+from modalign.pages.report import Report
 from modalign.version import __version__
 
 PLACE_NAMES = {

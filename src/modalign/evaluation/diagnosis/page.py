@@ -10,17 +10,8 @@ from modalign.numbers.estimate import Estimate
 from modalign.numbers.words import ends, in_unit, interval, p_value, percent, points, seconds
 from modalign.pages.drawing import row_chart
 from modalign.pages.figures import Axis, Chart, Point, Series
-from modalign.pages.report import (
-    Figure,
-    Part,
-    Quantity,
-    Report,
-    Section,
-    Table,
-    Words,
-    tabulate,
-    text_rows,
-)
+from modalign.pages.parts import Figure, Part, Quantity, Section, Table, Words, tabulate, text_rows
+from modalign.pages.report import Report
 
 LEADS = {
     "image_gain": "The same questions with the right medium, a blank one, somebody else's, and noise. What "

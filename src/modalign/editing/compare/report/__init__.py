@@ -15,13 +15,12 @@ from modalign.editing.compare.results import EditComparison, Mode, Point, ScoreD
 from modalign.numbers import words as fmt
 from modalign.pages.figures import Chart, Series
 from modalign.pages.figures import Point as Mark
-from modalign.pages.report import (
+from modalign.pages.parts import (
     Cell,
     Entries,
     Figure,
     Part,
     Quantity,
-    Report,
     Row,
     Section,
     Table,
@@ -29,6 +28,7 @@ from modalign.pages.report import (
     tabulate,
     text_rows,
 )
+from modalign.pages.report import Report
 
 LISTED = 50  # failed edits and neighbours; report.json holds all
 STATUSES = {status: Series(status, number) for status, number in view.STATUS_COLOURS.items()}

@@ -6,7 +6,7 @@ from modalign.editing.benchmarks.rows import Answer
 from modalign.editing.compare.report import view
 from modalign.editing.compare.results import EditComparison, Mode, TableRow
 from modalign.editing.compare.scores import succeeded
-from modalign.pages.report import Cell, Entry, Row, Table, Tag
+from modalign.pages.parts import Cell, Entry, Row, Table, Tag
 
 
 def entries_of(comparison: EditComparison) -> tuple[list[Entry], dict[str, list[str]]]:

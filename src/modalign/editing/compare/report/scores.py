@@ -8,7 +8,7 @@ from modalign.editing.compare.report import view
 from modalign.editing.compare.results import EditComparison, Mode
 from modalign.pages.drawing import point_of
 from modalign.pages.figures import Axis, Chart, Point, Rule, Series
-from modalign.pages.report import Cell, Figure, Quantity, Table, tabulate
+from modalign.pages.parts import Cell, Figure, Quantity, Table, tabulate
 
 UNEDITED = Series("unedited", -1)
 
