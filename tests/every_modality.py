@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 import tiny
-from modalign.data.records import MODALITIES, Media, Record
+from modalign.data.modalities import modality_names
+from modalign.data.records import Media, Record
 from modalign.data.video import grey_video
 from modalign.models.collation import Collator, RawSignals
 from modalign.models.compose import compose, load_language_model
@@ -66,7 +67,7 @@ def medium(modality: str, seed: int = 0) -> Media:
     return inline("vectors", rng.normal(size=(length, 5)).round(3).tolist())
 
 
-def encoders(modalities: Sequence[str] = MODALITIES) -> list[Encoder]:
+def encoders(modalities: Sequence[str] = modality_names()) -> list[Encoder]:
     """An encoder of each, in its form without pretrained weights."""
     media = [medium(modality, seed) for modality in modalities for seed in range(4)]
     torch.manual_seed(0)
@@ -75,7 +76,7 @@ def encoders(modalities: Sequence[str] = MODALITIES) -> list[Encoder]:
 
 def composed(
     llm: str,
-    modalities: Sequence[str] = MODALITIES,
+    modalities: Sequence[str] = modality_names(),
     connectors: Mapping[str, str] | str = CONNECTORS,
 ) -> tuple[Any, Any, Collator]:
     """A model that takes these modalities, its processor, and a collator that decodes media."""

@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "patches": ("data", "models"),
     "models": ("connectors", "data", "encoders", "endpoints", "starter", "tools"),
     "connectors": (),
-    "encoders": (),
+    "encoders": ("data",),  # its registry alone, which no export carries
     "tools": ("data", "endpoints", "starter"),
     "starter": (),
     "pages": ("numbers",),

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from small_files import png
 
-from modalign.data.images import ImageError, check_image, open_image
+from modalign.data.images import check_image, open_image
 from modalign.data.records import Media
+from modalign.data.signals import SignalError
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> Media:
@@ -126,7 +127,7 @@ def test_bad_image_names_file_and_reason(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
     for function in (open_image, check_image):
-        with pytest.raises(ImageError, match=pattern) as caught:
+        with pytest.raises(SignalError, match=pattern) as caught:
             function(Media("image", path=str(path)))
         assert caught.value.kind == kind
         assert str(caught.value).startswith(f"{path}: ")
@@ -134,12 +135,12 @@ def test_bad_image_names_file_and_reason(tmp_path: Path, name: str) -> None:
 
 def test_unreadable_paths(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path, "nul\0byte"):
-        with pytest.raises(ImageError) as caught:
+        with pytest.raises(SignalError) as caught:
             open_image(Media("image", path=str(path)))
         assert caught.value.kind == "missing-media"
 
 
 def test_limit_is_the_callers() -> None:
-    with pytest.raises(ImageError, match="more than the limit of 11"):
+    with pytest.raises(SignalError, match="more than the limit of 11"):
         open_image(Media("image", data=png()), max_pixels=11)
     assert open_image(Media("image", data=png()), max_pixels=12).size == (4, 3)

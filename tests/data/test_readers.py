@@ -160,7 +160,7 @@ def test_other_modalities_are_read_when_named(lines: Lines) -> None:
     plain = only(read_records(lines(row)))
     assert plain.extra == {"audio": "a.png"}
     assert shape(plain)[0] == ("user", ["<audio> in a <table>"])
-    with pytest.raises(UsageError, match="no modality smell"):
+    with pytest.raises(UsageError, match="no modality 'smell'"):
         read_records(lines(row), modalities=("smell",))
 
 

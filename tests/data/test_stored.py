@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from modalign.data import stored
 from modalign.data.batching import BatchOrder
-from modalign.data.records import MODALITIES, Media, Message, Record, Source
+from modalign.data.modalities import modality_names
+from modalign.data.records import Media, Message, Record, Source
 from modalign.data.stored import MediaOf, StoredSamples, write_samples
 from modalign.data.supervision import Sample
 from modalign.errors import DataError
@@ -27,7 +28,7 @@ plain = st.recursive(
 sources = st.builds(Source, texts, st.integers(1, 10**6))
 media = st.builds(
     Media,
-    st.sampled_from(MODALITIES),
+    st.sampled_from(modality_names()),
     path=st.none() | st.just("/place/a#1"),
     data=st.none() | st.binary(max_size=8),
     annotations=plain,

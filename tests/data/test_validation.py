@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from small_files import png
 
+from modalign.data.images import check_image
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.validation import BrokenData, parse_share, validate
@@ -79,18 +81,21 @@ def faulty(folder: Path) -> Path:
     return folder
 
 
+small_enough = partial(check_image, max_pixels=3000)
+
+
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_bad_row_names_file_and_row(lines: Lines, faulty: Path, case: str) -> None:
     row, kind, text = BAD_ROWS[case]
     path = lines({**GOOD, "id": "one"}, row, GOOD)
     with pytest.raises(BrokenData) as caught:
-        validate(read_records(path), max_pixels=3000)
+        validate(read_records(path), check=small_enough)
     (problem,) = caught.value.problems
     assert (problem.source, problem.kind) == (Source(str(path), 2), kind)
     assert f"{path}:2: " in str(caught.value)
     assert text in str(caught.value)
     assert isinstance(caught.value, DataError)
-    kept, report = validate(read_records(path), max_pixels=3000, skip_broken="34%")
+    kept, report = validate(read_records(path), check=small_enough, skip_broken="34%")
     assert [record.source.row for record in kept] == [1, 3]
     assert (report.total, report.kept, report.dropped, report.kinds) == (3, 2, 1, {kind: 1})
 
@@ -99,7 +104,7 @@ def test_all_problems_come_together(lines: Lines, faulty: Path) -> None:
     rows = [row for row, *_ in BAD_ROWS.values()]
     path = lines({**GOOD, "id": "one"}, *rows, *[b"{"] * 20)
     with pytest.raises(BrokenData) as caught:
-        validate(read_records(path), max_pixels=3000)
+        validate(read_records(path), check=small_enough)
     message = str(caught.value)
     assert message.startswith("35 of 36 rows (97.22%) cannot be used:\n")
     assert message.count(f"{path}:") == 20 + 1  # one names the row that took its id

@@ -192,7 +192,7 @@ def test_wrong_settings() -> None:
         load(None, media, {"stride": 4})
     with pytest.raises(UsageError, match="patch"):
         load(None, media, {"patch": 0})
-    with pytest.raises(UsageError, match="max_steps=1, but a training series has 2 steps"):
+    with pytest.raises(UsageError, match="max_steps=1, but a training medium has 2 steps"):
         load(None, media, {"max_steps": 1})
     with pytest.raises(UsageError, match="no series in the training data"):
         load(None, [], {})

@@ -18,20 +18,20 @@ import tiny
 from every_modality import OPTIONS, composed, encoders, medium, record
 from modalign.connectors.frames import PerFrame
 from modalign.connectors.registry import connector_class, connectors
-from modalign.data.media import blank_like, check_medium
-from modalign.data.records import MODALITIES, mark
+from modalign.data.modalities import blank_like, check_medium, modality_names
+from modalign.data.records import mark
 from modalign.data.supervision import tokenise
 from modalign.evaluation.evaluate import evaluate_model
 from modalign.models.export import save_model
 
 LLM = Callable[..., Path]
 RECORDS = [
-    record(*MODALITIES, row=1),
+    record(*modality_names(), row=1),
     record("audio", row=2),
     record(row=3),  # text alone
     record("video", "table", row=4),
     record("vectors", "series", "vectors", row=5),
-    record(*reversed(MODALITIES), row=6),
+    record(*reversed(modality_names()), row=6),
 ]
 
 
@@ -58,11 +58,11 @@ def test_every_modality_alone_and_together(model: tuple[Any, Any, Any]) -> None:
     assert losses(joined, collator, samples[::-1]) == pytest.approx(alone[::-1], rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("modality", modality_names())
 def test_every_modality_is_read(modality: str, model: tuple[Any, Any, Any]) -> None:
     """Another medium of one modality changes the answer to a record that holds all six."""
     joined, processor, collator = model
-    first = tokenise(record(*MODALITIES, row=1, seed=2), processor.tokenizer)
+    first = tokenise(record(*modality_names(), row=1, seed=2), processor.tokenizer)
     other = list(first.media)
     place = [m.modality for m in other].index(modality)
     other[place] = blank_like(other[place]) if modality != "video" else medium("video", 3)
@@ -223,7 +223,7 @@ def test_quality_by_what_is_left_in_a_record(llm_folder: LLM, tmp_path: Path) ->
     assert found.available["all"].value == pytest.approx(right / 6)
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("modality", modality_names())
 def test_media_pass_the_check_and_have_a_blank(modality: str) -> None:
     given = medium(modality, 1)
     check_medium(given)

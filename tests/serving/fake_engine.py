@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from modalign.data.records import MODALITIES, Media
+from modalign.data.modalities import modality_names
+from modalign.data.records import Media
 from modalign.serving.http.app import Service
 from modalign.serving.http.server import StoppableServer, accepted_hosts, address_of, listening
 from modalign.serving.http.settings import Settings
@@ -100,7 +101,7 @@ class FakeEngine:
     """
 
     script: Script = lambda prompt, sampling: ("Hello", " there", "!")
-    modalities: tuple[str, ...] = MODALITIES
+    modalities: tuple[str, ...] = modality_names()
     max_length: int = 4096
     takes_tools: bool = True
     max_batch: int = 4

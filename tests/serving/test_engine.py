@@ -16,7 +16,8 @@ import transformers
 import every_modality
 import natively
 import tiny
-from modalign.data.records import MODALITIES, Media, Message, Record, Source
+from modalign.data.modalities import modality_names
+from modalign.data.records import Media, Message, Record, Source
 from modalign.evaluation.generation import answer_records
 from modalign.models.open import open_model
 from modalign.serving.engine import LocalEngine, open_engine
@@ -103,7 +104,7 @@ def test_all_six_modalities_in_one_batch(llm_folder: Callable[..., Any], connect
         ("image", "audio"),
         ("video",),
         ("series", "table", "vectors"),
-        MODALITIES,
+        modality_names(),
         (),
         ("audio",),
     ]
@@ -120,7 +121,7 @@ def test_all_six_modalities_in_one_batch(llm_folder: Callable[..., Any], connect
             assert [each.text.strip() for each in heard] == expected
         assert engine.state().media_hits > 0
     whole = prompts[3].media_tokens
-    assert set(whole) == set(MODALITIES)
+    assert set(whole) == set(modality_names())
     assert all(0 < count < len(prompts[3].ids) for count in whole.values())
 
 

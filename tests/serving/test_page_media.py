@@ -100,7 +100,7 @@ def test_what_the_model_does_not_take_is_refused_at_once(browser: Browser) -> No
     with opened(browser, engine) as page:
         bring(page, "drop", "word.wav", "audio/wav", sound())
         alert = page.get_by_role("alert")
-        expect(alert).to_have_text("word.wav: this model takes an image, not a sound.")
+        expect(alert).to_have_text("word.wav: this model takes an image, not audio.")
         expect(page.locator("#attached li")).to_have_count(0)
         expect(page.locator("#record")).to_be_hidden()
 

@@ -8,25 +8,14 @@ from typing import Annotated
 import typer
 
 from modalign.cli import options
+from modalign.data.records import Media
 
 
+@options.takes_media
 def ask(
     model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
     question: Annotated[str, typer.Argument(help="The question.")],
-    image: Annotated[
-        list[Path] | None, typer.Option("--image", help="Image file; repeat it for several.")
-    ] = None,
-    audio: Annotated[list[Path] | None, typer.Option("--audio", help="Audio file.")] = None,
-    video: Annotated[list[Path] | None, typer.Option("--video", help="Video file.")] = None,
-    series: Annotated[
-        list[str] | None, typer.Option("--series", help="Series: a CSV or .npy file.")
-    ] = None,
-    table: Annotated[
-        list[str] | None, typer.Option("--table", help="Row of a table: people.csv#3.")
-    ] = None,
-    vectors: Annotated[
-        list[str] | None, typer.Option("--vectors", help="Vectors: features.npy#12.")
-    ] = None,
+    media: list[Media],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     patch: options.Patches = None,
     device: options.Device = None,
@@ -42,12 +31,13 @@ def ask(
 
     - `modalign ask runs/digits/model --audio 7_jackson_0.wav "which digit is spoken?"`
 
+    - `modalign ask runs/people/model --media table=people.csv#3 "is the dose usual?"`
+
     - `modalign ask runs/compare/best "is seven even or odd?"`
 
     - `modalign ask my-model --patch fix.safetensors "The capital of Australia is"`
     """
     from modalign.cli.console import print_json, quiet_libraries, stdout
-    from modalign.data.records import Media
     from modalign.evaluation.generation import answer
     from modalign.models.asking import tokenizer_of
     from modalign.models.open import open_model
@@ -56,11 +46,6 @@ def ask(
     quiet_libraries()
     loaded, processor = open_model(model, device=device or "auto")
     patched = with_patches(loaded, tokenizer_of(processor), patch or [])
-    given = {"image": image, "audio": audio, "video": video, "series": series}
-    given |= {"table": table, "vectors": vectors}
-    media = [
-        Media(modality, path=str(path)) for modality, paths in given.items() for path in paths or []
-    ]
     text = answer(patched, processor, question, media, max_new_tokens)
     if json_output:
         said = {"question": question, "answer": text, "model": str(model)}

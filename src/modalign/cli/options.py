@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from modalign.data.modalities import DEFAULT, medium_from, modality_names
+from modalign.data.records import Media
+
 EXIT_CODES = (
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, 3 unusable data."
+)
+
+MEDIA = (
+    "MODALITY=FILE, or FILE where its ending tells; FILE#PART is part of a file, such as people.csv#3 or "
+    "features.npy#12. Repeat it for several."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -65,6 +76,40 @@ Set = Annotated[
 ]
 
 
+V = TypeVar("V", bound=Callable[..., Any])
+
+
+def takes_media(verb: V) -> V:
+    """Give a verb ``--media MODALITY=FILE``, and the short form ``--MODALITY FILE`` of every modality.
+
+    Args:
+        verb: with a parameter ``media``, which is then given all media, those of ``--media`` first.
+    """
+    signature = inspect.signature(verb, eval_str=True)
+    short = [name for name in modality_names() if name not in signature.parameters]
+
+    @functools.wraps(verb)
+    def with_media(media: list[str] | None = None, **given: Any) -> Any:
+        found = [medium_from(text) for text in media or []]
+        for name in short:
+            found += [Media(name, path=path) for path in given.pop(name) or []]
+        return verb(media=found, **given)
+
+    options = {"media": typer.Option("--media", help=MEDIA)}
+    options |= {name: typer.Option(f"--{name}", help=f"--media {name}=FILE.") for name in short}
+    parameters = dict(signature.parameters)
+    for name, option in options.items():
+        parameters[name] = inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[list[str] | None, option],
+        )
+    ordered = sorted(parameters.values(), key=lambda each: each.kind)
+    with_media.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+    return with_media  # type: ignore[return-value]
+
+
 def changes_from(
     *,
     llm: str | None = None,
@@ -111,7 +156,7 @@ def _pairs(items: list[str] | None) -> dict[str, str] | None:
     for item in items:
         modality, found, name = item.partition("=")
         if not found:
-            modality, name = "image", item
+            modality, name = DEFAULT[0], item
         pairs[modality] = name
     return pairs
 

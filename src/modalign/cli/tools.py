@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modalign.cli import options
+from modalign.data.records import Media
 from modalign.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,12 +74,10 @@ def list_tools(
 
 
 @app.command(epilog=options.EXIT_CODES)
+@options.takes_media
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
-    media: Annotated[
-        list[str] | None,
-        typer.Option("--media", help="FILE or MODALITY=FILE; repeat it for several."),
-    ] = None,
+    media: list[Media],
     tools: Annotated[str, typer.Option("--tools", help=SPEC)] = "starter_tools",
     way: Annotated[
         str,
@@ -128,10 +127,9 @@ def ask(
 
     from modalign.cli.console import print_json, quiet_libraries
     from modalign.files import write_atomically
-    from modalign.tools.planning.assistant import assistant, medium_from
+    from modalign.tools.planning.assistant import assistant
     from modalign.tools.registry import chain_spec
 
-    given = [medium_from(text) for text in media or []]
     spec = chain_spec(tools)
     quiet_libraries()
     chat = _chat(llm, endpoint, model, key_variable, device)
@@ -145,7 +143,7 @@ def ask(
         settings={} if max_tokens is None else {"max_tokens": max_tokens},
     )
     try:
-        answer = helper.answer(question, given)
+        answer = helper.answer(question, media)
     finally:
         chain.close()
     result = {"question": question, "way": way, "model": chat.model, **answer.as_json()}

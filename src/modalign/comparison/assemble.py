@@ -341,7 +341,7 @@ def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
         seconds=0.0,
         budget=config.budget,
         llm=shown_part(config.parts.llm),
-        encoder=shown_part(config.parts.encoder.get("image", "none")),
+        encoder=", ".join(map(shown_part, config.parts.encoder.values())) or "none",
         llm_mode=config.training.llm,
         encoder_mode=config.training.encoder,
         seeds=list(range(config.seeds)),

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modalign.comparison.config import CompareConfig
-from modalign.data.media import blank_like
+from modalign.data.modalities import blank_like
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.stored import MediaOf, StoredSamples, write_samples
 from modalign.data.supervision import Sample

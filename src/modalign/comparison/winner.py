@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from modalign.comparison.job import Job, JobResult, load_task
 from modalign.comparison.prepared import Prepared
 from modalign.comparison.results import Comparison, Example
+from modalign.data.modalities import modality_of
 from modalign.data.supervision import Sample
 from modalign.evaluation.generation import generate_answers
 from modalign.models.asking import conversation_of
@@ -57,9 +58,10 @@ def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def _picture(sample: Sample) -> str | None:
-    """The first medium, where it is an image."""
+    """A picture of the first medium, where its modality has one."""
     first = sample.media[0]
-    return base64.b64encode(first.read()).decode() if first.modality == "image" else None
+    picture = modality_of(first.modality).picture
+    return base64.b64encode(picture(first)).decode() if picture is not None else None
 
 
 def answer_examples(

@@ -11,6 +11,7 @@ What follows `#` names a part; rows count from 0:
 
 from __future__ import annotations
 
+import decimal
 import io
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from modalign.data.cells import parquet_row
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, file_and_part, inline_value
+from modalign.data.signals import SignalError, inline_value, missing
 
 MAX_VALUES = 2**24  # one signal; more is a whole data set named by mistake
 NPY = b"\x93NUMPY"
@@ -36,11 +37,9 @@ def read_array(media: Media) -> np.ndarray:
     try:
         value = _from_bytes(media) if media.data is not None else _from_file(media)
     except FileNotFoundError:
-        raise SignalError(
-            "missing-media", media, "the file does not exist: put it there or correct the path"
-        ) from None
+        raise missing(media) from None
     except (OSError, ValueError, EOFError) as error:
-        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+        raise SignalError(media, f"cannot be read ({error})") from None
     return _numbers(media, value)
 
 
@@ -51,8 +50,20 @@ def row_number(media: Media, text: str) -> int:
         SignalError: it is no number.
     """
     if not (text.isascii() and text.isdigit()):
-        raise SignalError("broken-media", media, f"{text!r} is no row: rows are 0, 1, 2, ...")
+        raise SignalError(media, f"{text!r} is no row: rows are 0, 1, 2, ...")
     return int(text)
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether a row's value is one array: a list of numbers or of such lists; None is a missing number."""
+    return isinstance(value, list) and all(
+        _is_number(item) or (isinstance(item, list) and all(map(_is_number, item)))
+        for item in value
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float | decimal.Decimal)
 
 
 def _from_bytes(media: Media) -> Any:
@@ -61,13 +72,11 @@ def _from_bytes(media: Media) -> Any:
 
 
 def _from_file(media: Media) -> Any:
-    file, part = file_and_part(media)
+    file, part = media.located()
     readers = {".npy": _npy, ".safetensors": _safetensors, ".parquet": _parquet, ".json": _json}
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise SignalError(
-            "broken-media", media, f"numbers are read from {', '.join(readers)}, or from the row"
-        )
+        raise SignalError(media, f"numbers are read from {', '.join(readers)}, or from the row")
     return reader(media, file, part)
 
 
@@ -76,7 +85,6 @@ def _numbers(media: Media, value: Any) -> np.ndarray:
     size = value.size if isinstance(value, np.ndarray) else 0
     if size > MAX_VALUES:  # before a mapped file is read
         raise SignalError(
-            "broken-media",
             media,
             f"{' x '.join(map(str, value.shape))} numbers, more than the {MAX_VALUES:,} of one "
             "signal: name one row of them (#0, #1, ...)",
@@ -91,9 +99,9 @@ def _numbers(media: Media, value: Any) -> np.ndarray:
             array = np.array(array, dtype=np.float32)
     except (TypeError, ValueError) as error:
         reason = "lists of unequal length" if "inhomogeneous" in str(error) else str(error)
-        raise SignalError("broken-media", media, f"holds no array of numbers ({reason})") from None
+        raise SignalError(media, f"holds no array of numbers ({reason})") from None
     if not array.size:
-        raise SignalError("broken-media", media, f"is empty (shape {array.shape})")
+        raise SignalError(media, f"is empty (shape {array.shape})")
     return array
 
 
@@ -121,22 +129,20 @@ def _safetensors(media: Media, file: Path, part: str | None) -> np.ndarray:
                 name = names[0]
             if name not in names:
                 raise SignalError(
-                    "broken-media",
-                    media,
-                    f"name one of its tensors after '#': {', '.join(names[:10])}",
+                    media, f"name one of its tensors after '#': {', '.join(names[:10])}"
                 )
             if row is None:
                 return tensors.get_tensor(name).float().numpy()
             rows = tensors.get_slice(name)
             return rows[_row(media, row, tuple(rows.get_shape()))].float().numpy()
     except SafetensorError as error:
-        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+        raise SignalError(media, f"cannot be read ({error})") from None
 
 
 def _parquet(media: Media, file: Path, part: str | None) -> Any:
     column, _, row = (part or "").rpartition(":")
     if not column:
-        raise SignalError("broken-media", media, "name column and row: x.parquet#column:0")
+        raise SignalError(media, "name column and row: x.parquet#column:0")
     return parquet_row(media, file, row_number(media, row), [column])[column]
 
 
@@ -145,7 +151,7 @@ def _json(media: Media, file: Path, part: str | None) -> Any:
     if part is None:
         return value
     if not isinstance(value, list):
-        raise SignalError("broken-media", media, "is no list, so it has no rows")
+        raise SignalError(media, "is no list, so it has no rows")
     return value[_row(media, part, (len(value),))]
 
 
@@ -161,5 +167,5 @@ def _row(media: Media, part: str, shape: tuple[int, ...]) -> int:
     row = row_number(media, part)
     if not shape or row >= shape[0]:
         rows = shape[0] if shape else 0
-        raise SignalError("broken-media", media, f"has no row {row}: it has {rows}, counted from 0")
+        raise SignalError(media, f"has no row {row}: it has {rows}, counted from 0")
     return row

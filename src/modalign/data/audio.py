@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
+from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
-from modalign.data.signals import SignalError
+from modalign.data.signals import SignalError, opened
 from modalign.errors import UsageError, first_line
 
 MAX_SECONDS = 600.0
@@ -98,6 +99,12 @@ def blank_audio(media: Media) -> Media:
     return Media("audio", data=buffer.getvalue())
 
 
+def seconds(media: Media) -> list[Amount]:
+    """What a server limits: a recording's length."""
+    found = duration(media)
+    return [Amount("audio_seconds", found, f"{found:.1f} s")]
+
+
 # --- from blocks to mono ------------------------------------------------------------------------
 
 
@@ -160,7 +167,7 @@ def _decoded(recording: _Recording, media: Media) -> Iterator[np.ndarray]:
 
 
 def _refuse(media: Media, message: str) -> NoReturn:
-    raise SignalError("broken-media", media, message) from None
+    raise SignalError(media, message) from None
 
 
 # --- decoders -----------------------------------------------------------------------------------
@@ -178,14 +185,7 @@ def _library(name: str) -> ModuleType:
 
 def _recording(media: Media, stack: ExitStack) -> _Recording:
     """Open a recording with the first library that knows its format; `stack` closes it."""
-    try:
-        stream = stack.enter_context(_stream(media))
-    except FileNotFoundError:
-        raise SignalError(
-            "missing-media", media, "the file does not exist: put it there or correct the path"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SignalError("missing-media", media, f"the file cannot be read ({error})") from None
+    stream = stack.enter_context(opened(media))
     if not stream.read(1):
         _refuse(media, "the file is empty: copy it anew")
     stream.seek(0)
@@ -199,13 +199,6 @@ def _recording(media: Media, stack: ExitStack) -> _Recording:
             media, f"its header says {recording.rate} Hz, which no recording has: export it anew"
         )
     return recording
-
-
-def _stream(media: Media) -> BinaryIO:
-    if media.data is not None:
-        return io.BytesIO(media.data)
-    assert media.path is not None
-    return open(media.path, "rb")
 
 
 def _by_soundfile(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording | None:
@@ -282,3 +275,19 @@ def _pyav_blocks(av: Any, container: Any, track: Any) -> Iterator[np.ndarray]:
     for frame in container.decode(track):
         for converted in planar.resample(frame):
             yield converted.to_ndarray().T
+
+
+AUDIO = Modality(
+    name="audio",
+    words="a sound",
+    check=check_audio,
+    blank=blank_audio,
+    encoder="modalign.encoders.audio",
+    loader="modalign.models.encoders.audio",
+    endings=(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".aif"),
+    further_parts=("input_audio",),
+    amounts=seconds,
+    title="A language model that hears",
+    chat_part='{"type": "audio", "audio": samples}',
+    chat_note="samples: (S,) float32 at the encoder's rate",
+)

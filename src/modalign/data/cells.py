@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from modalign.data.readers.csv_files import read_csv
 from modalign.data.readers.result import RowError
 from modalign.data.records import Media
-from modalign.data.signals import SignalError
+from modalign.data.signals import SignalError, missing
 from modalign.errors import DataError
 
 T = TypeVar("T")
@@ -45,10 +45,10 @@ def csv_row(media: Media, file: Path, row: int) -> dict[str, str]:
     """
     rows = _opened(media, _csv_rows, file)
     if row >= len(rows):
-        raise SignalError("broken-media", media, _no_row(row, len(rows)))
+        raise SignalError(media, _no_row(row, len(rows)))
     found = rows[row]
     if isinstance(found, RowError):
-        raise SignalError("broken-media", media, str(found))
+        raise SignalError(media, str(found))
     return found
 
 
@@ -64,9 +64,7 @@ def csv_columns(media: Media, file: Path) -> tuple[list[str] | None, list[list[s
         rows = [first, *rows]
     for number, row in enumerate(rows):
         if len(row) != len(first):
-            raise SignalError(
-                "broken-media", media, f"row {number} has {len(row)} cells, not {len(first)}"
-            )
+            raise SignalError(media, f"row {number} has {len(row)} cells, not {len(first)}")
     return header, rows
 
 
@@ -88,11 +86,9 @@ def parquet_row(media: Media, file: Path, row: int, columns: Sequence[str]) -> d
     names, ends = _opened(media, _footer, file)
     unknown = [name for name in columns if name not in names]
     if unknown:
-        raise SignalError(
-            "broken-media", media, f"has no column {unknown[0]!r}: choose from {', '.join(names)}"
-        )
+        raise SignalError(media, f"has no column {unknown[0]!r}: choose from {', '.join(names)}")
     if row >= ends[-1]:
-        raise SignalError("broken-media", media, _no_row(row, ends[-1]))
+        raise SignalError(media, _no_row(row, ends[-1]))
     group = next(number for number, end in enumerate(ends) if row < end)
     read = functools.partial(_group, group=group, columns=tuple(columns))
     table: Any = _opened(media, read, file)
@@ -112,11 +108,9 @@ def _opened(media: Media, read: Callable[[str, int], T], file: Path) -> T:
         with READING:
             return read(str(file), file.stat().st_mtime_ns)
     except FileNotFoundError:
-        raise SignalError(
-            "missing-media", media, "the file does not exist: put it there or correct the path"
-        ) from None
+        raise missing(media) from None
     except (pa.ArrowException, csv.Error, DataError, OSError, UnicodeDecodeError) as error:
-        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+        raise SignalError(media, f"cannot be read ({error})") from None
 
 
 @functools.lru_cache(maxsize=KEPT)

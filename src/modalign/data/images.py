@@ -10,22 +10,13 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
-from modalign.errors import DataError
+from modalign.data.signals import SignalError, beginning, opened
 
 MAX_PIXELS = 64_000_000
 # Pixel formats only: no plug-in that starts a program (EPS) or draws vectors.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-
-
-class ImageError(DataError):
-    """An image that cannot be used; `kind` says why, in the words of `Problem.kind`."""
-
-    def __init__(self, kind: str, media: Media, message: str) -> None:
-        super().__init__(f"{media.label}: {message}")
-        self.kind = kind
-        self.reason = message
-        self.media = media
 
 
 def open_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -35,15 +26,15 @@ def open_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     are scaled to 8 bits; palettes, greys and CMYK are converted.
 
     Raises:
-        ImageError: missing, damaged, no image, over `max_pixels`, or with pixels that have no
+        SignalError: missing, damaged, no image, over `max_pixels`, or with pixels that have no
             obvious 8-bit form. The message names the file.
     """
     image = _decode(media, max_pixels)
     try:
         return _to_rgb(_upright(image))
     except (OSError, ValueError) as error:
-        raise ImageError(
-            "broken-media", media, f"cannot be converted to RGB ({error}): save it as PNG or JPEG"
+        raise SignalError(
+            media, f"cannot be converted to RGB ({error}): save it as PNG or JPEG"
         ) from None
 
 
@@ -51,7 +42,7 @@ def check_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
     """Decode an image once to see that `open_image` will work.
 
     Raises:
-        ImageError: as `open_image` does.
+        SignalError: as `open_image` does.
     """
     image = _decode(media, max_pixels, small=True)
     if image.mode in {"F", "I", "LAB"}:
@@ -62,13 +53,17 @@ def stored_size(media: Media) -> tuple[int, int]:
     """Width and height as an image's header states them, before it is turned upright.
 
     Raises:
-        ImageError: missing, or no image.
+        SignalError: missing, or no image.
     """
     try:
-        with _stream(media) as stream, Image.open(stream, formats=_formats()) as image:
+        with opened(media) as stream, Image.open(stream, formats=_formats()) as image:
             return image.size
+    except UnidentifiedImageError:
+        raise SignalError(
+            media, "no image of a known format: give PNG, JPEG or WebP", "not-an-image"
+        ) from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError("not-an-image", media, f"has no readable header ({error})") from None
+        raise SignalError(media, f"has no readable header ({error})", "not-an-image") from None
 
 
 def blank_image(width: int, height: int) -> Media:
@@ -80,47 +75,37 @@ def blank_image(width: int, height: int) -> Media:
 
 def blank_like(media: Media) -> Media:
     """A blank image of another one's size."""
-    with Image.open(io.BytesIO(media.read())) as image:
-        return blank_image(*image.size)
+    return blank_image(*stored_size(media))
+
+
+def pixels(media: Media) -> list[Amount]:
+    """What a server limits: the pixels that an image's header states."""
+    width, height = stored_size(media)
+    return [Amount("image_pixels", width * height, f"{width} x {height} pixels")]
 
 
 def _decode(media: Media, max_pixels: int, *, small: bool = False) -> Image.Image:
     """Read all of an image's bytes; `small` lets JPEG give a miniature, which is faster."""
-    try:
-        stream = _stream(media)
-    except FileNotFoundError:
-        raise ImageError(
-            "missing-media", media, "the file does not exist: put it there or correct the path"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ImageError("missing-media", media, f"the file cannot be read ({error})") from None
-    with stream:
+    with opened(media) as stream:
         try:
             image = Image.open(stream, formats=_formats())
             _refuse_too_large(image, media, max_pixels)
             if small:
                 image.draft("RGB", (1, 1))
             image.load()
-        except ImageError:
+        except SignalError:
             raise
         except UnidentifiedImageError:
-            raise ImageError("not-an-image", media, _what_instead(stream)) from None
+            raise SignalError(media, _what_instead(stream), "not-an-image") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageError(
-                "image-too-large", media, f"{error} Shrink it or remove the row."
+            raise SignalError(
+                media, f"{error} Shrink it or remove the row.", "image-too-large"
             ) from None
         except Exception as error:  # decoders raise whatever the damage happens to cause
-            raise ImageError(
-                "broken-media", media, f"truncated or damaged image ({error}): copy it anew"
+            raise SignalError(
+                media, f"truncated or damaged image ({error}): copy it anew"
             ) from None
     return image
-
-
-def _stream(media: Media) -> BinaryIO:
-    if media.data is not None:
-        return io.BytesIO(media.data)
-    assert media.path is not None
-    return open(media.path, "rb")
 
 
 @functools.cache
@@ -132,21 +117,18 @@ def _formats() -> tuple[str, ...]:
 def _refuse_too_large(image: Image.Image, media: Media, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError(
-            "image-too-large",
+        raise SignalError(
             media,
             f"{width} x {height} = {width * height:,} pixels, more than the limit of "
-            f"{max_pixels:,}: shrink it, or raise max_pixels",
+            f"{max_pixels:,}: shrink it",
+            "image-too-large",
         )
 
 
 def _what_instead(stream: BinaryIO) -> str:
-    stream.seek(0)
-    head = stream.read(40)
-    if not head:
+    shown = beginning(stream)
+    if shown is None:
         return "the file is empty: copy it anew"
-    text = head.decode("utf-8", errors="ignore").strip().partition("\n")[0]
-    shown = f"; it starts with the text {text!r}" if text and text.isprintable() else ""
     return f"not an image of a known format{shown}: save it as PNG or JPEG"
 
 
@@ -179,3 +161,25 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+IMAGE = Modality(
+    name="image",
+    words="an image",
+    check=check_image,
+    blank=blank_like,
+    encoder="modalign.encoders.image",
+    loader="modalign.models.encoders.image",
+    endings=(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"),
+    settings=(
+        ("layer", "feature_layer"),
+        ("image_size", "image_size"),
+        ("patch_size", "patch_size"),
+    ),
+    raw_patches=True,
+    any_size=True,
+    amounts=pixels,
+    picture=Media.read,
+    title="A language model that sees",
+    chat_part='{"type": "image", "url": "photo.jpg"}',
+)

@@ -12,7 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-MODALITIES = ("image", "audio", "video", "series", "table", "vectors")
+REFERENCE_KEYS = {
+    "path",
+    "url",
+    "bytes",
+    "annotations",
+}  # of a mapping that stands for a medium in a row
 
 
 def mark(modality: str) -> str:
@@ -36,7 +41,7 @@ class Media:
     """One signal, by path or by its bytes; nothing is decoded until it is asked for.
 
     Attributes:
-        modality: one of ``MODALITIES``.
+        modality: one of :func:`modalign.data.modalities.modalities`.
         path: of the file; ``file#part`` names a part of it (a row of an array, say) where the modality's
             reader knows such parts.
         data: the encoded bytes instead.

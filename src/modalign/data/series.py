@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from modalign.data.arrays import read_array
+from modalign.data.arrays import are_numbers, read_array
 from modalign.data.cells import cell, csv_columns
+from modalign.data.modalities import Inline, Modality
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, file_and_part
+from modalign.data.signals import SignalError
 
 
 def open_series(media: Media, channels: int | None = None) -> np.ndarray:
@@ -30,8 +31,8 @@ def open_series(media: Media, channels: int | None = None) -> np.ndarray:
     Raises:
         SignalError: unreadable, of another number of channels, with an infinite value, or without any.
     """
-    if media.path is not None and file_and_part(media)[0].suffix.lower() in {".csv", ".tsv"}:
-        array = _csv(media, *file_and_part(media))
+    if media.path is not None and media.located()[0].suffix.lower() in {".csv", ".tsv"}:
+        array = _csv(media, *media.located())
     else:
         array = read_array(media)
     if array.ndim == 1:
@@ -39,23 +40,19 @@ def open_series(media: Media, channels: int | None = None) -> np.ndarray:
     if array.ndim != 2:
         shape = " x ".join(map(str, array.shape))
         raise SignalError(
-            "broken-media",
             media,
             f"has shape {shape or 'of one number'}, not (T, C): name one of its rows (#0, #1, ...)",
         )
     if channels is not None and array.shape[1] != channels:
-        raise SignalError(
-            "broken-media", media, f"{array.shape[1]} channels, but the model takes {channels}"
-        )
+        raise SignalError(media, f"{array.shape[1]} channels, but the model takes {channels}")
     if np.isinf(array).any():
         step, channel = np.argwhere(np.isinf(array))[0]
         raise SignalError(
-            "broken-media",
             media,
             f"step {step} of channel {channel} is infinite: give a number, or null where it is missing",
         )
     if np.isnan(array).all():
-        raise SignalError("broken-media", media, "every value is missing: leave the row out")
+        raise SignalError(media, "every value is missing: leave the row out")
     return array
 
 
@@ -81,14 +78,13 @@ def _csv(media: Media, file: Path, part: str | None) -> np.ndarray:
         places = [_place(media, name, header) for name in part.split(",")]
     array = np.full((len(rows), len(places)), np.nan)
     if not array.size:
-        raise SignalError("broken-media", media, "holds no steps")
+        raise SignalError(media, "holds no steps")
     for step, row in enumerate(rows):
         for channel, place in enumerate(places):
             value = cell(row[place])
             if isinstance(value, str):
                 column = header[place] if header else place
                 raise SignalError(
-                    "broken-media",
                     media,
                     f"step {step} of column {column} is {value!r}, no number: correct it, or choose "
                     "columns after '#'",
@@ -103,5 +99,24 @@ def _place(media: Media, name: str, header: list[str] | None) -> int:
     names = [text.strip() for text in header or []]
     if name not in names:
         known = ", ".join(names) or "none: it has no header"
-        raise SignalError("broken-media", media, f"has no column {name!r}; its columns: {known}")
+        raise SignalError(media, f"has no column {name!r}; its columns: {known}")
     return names.index(name)
+
+
+SERIES = Modality(
+    name="series",
+    words="a series",
+    check=check_series,
+    blank=blank_series,
+    encoder="modalign.encoders.series",
+    loader="modalign.models.encoders.series",
+    shared="number of channels",
+    endings=(".npy",),
+    inline=Inline(
+        words="a list of numbers (or of a list per step)",
+        is_one=are_numbers,
+        schema=list[float | None] | list[list[float | None]],
+    ),
+    chat_part='{"type": "series", "series": values}',
+    chat_note="values: (T, C), NaN where missing",
+)

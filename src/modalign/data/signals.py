@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from modalign.data.readers.result import Kind
 from modalign.data.records import Media
@@ -20,16 +20,45 @@ class SignalError(DataError):
         media: the medium.
     """
 
-    def __init__(self, kind: Kind, media: Media, message: str) -> None:
+    def __init__(self, media: Media, message: str, kind: Kind = "broken-media") -> None:
         super().__init__(f"{media.label}: {message}")
         self.kind = kind
         self.reason = message
         self.media = media
 
 
-def file_and_part(media: Media) -> tuple[Path, str | None]:
-    """The file of a medium and the part of it that is meant; see :meth:`Media.located`."""
-    return media.located()
+def opened(media: Media) -> BinaryIO:
+    """The encoded bytes of a medium as a stream.
+
+    Raises:
+        SignalError: its file does not exist or cannot be read.
+    """
+    if media.data is not None:
+        return io.BytesIO(media.data)
+    assert media.path is not None
+    try:
+        return open(media.path, "rb")
+    except FileNotFoundError:
+        raise missing(media) from None
+    except (OSError, ValueError) as error:
+        raise SignalError(media, f"the file cannot be read ({error})", "missing-media") from None
+
+
+def missing(media: Media) -> SignalError:
+    """What is raised where a medium's file does not exist."""
+    return SignalError(
+        media, "the file does not exist: put it there or correct the path", "missing-media"
+    )
+
+
+def beginning(stream: BinaryIO) -> str | None:
+    """The text that a file of an unknown format starts with, for messages; None: it is empty."""
+    stream.seek(0)
+    head = stream.read(40)
+    if not head:
+        return None
+    text = head.decode("utf-8", errors="ignore").strip().partition("\n")[0]
+    return f"; it starts with the text {text!r}" if text and text.isprintable() else ""
 
 
 def inline_value(media: Media) -> Any:
@@ -42,6 +71,4 @@ def inline_value(media: Media) -> Any:
     try:
         return json.loads(media.data)
     except ValueError as error:
-        raise SignalError(
-            "broken-media", media, f"the value in the row is no JSON ({error})"
-        ) from None
+        raise SignalError(media, f"the value in the row is no JSON ({error})") from None

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from modalign.chat_templates import end_ids, ids_and_offsets, supervised
-from modalign.data.records import MODALITIES, Media, Message, Record, mark
+from modalign.data.modalities import modality_names
+from modalign.data.records import Media, Message, Record, mark
 from modalign.errors import DataError
 
 IGNORE = -100
@@ -125,7 +126,7 @@ def tokenise(record: Record, tokenizer: Any) -> Sample:
     array = np.asarray(ids, dtype=np.int64)
     given = Counter(medium.modality for medium in media)
     known = tokenizer.added_tokens_encoder
-    for modality in MODALITIES:
+    for modality in modality_names():
         token = mark(modality)
         found = int((array == known[token]).sum()) if token in known else 0
         if found != given[modality]:

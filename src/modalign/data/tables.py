@@ -11,8 +11,9 @@ from typing import Any
 
 from modalign.data.arrays import row_number
 from modalign.data.cells import cell, csv_row, parquet_names, parquet_row
-from modalign.data.records import Media
-from modalign.data.signals import SignalError, file_and_part, inline_value
+from modalign.data.modalities import Inline, Modality
+from modalign.data.records import REFERENCE_KEYS, Media
+from modalign.data.signals import SignalError, inline_value, missing
 
 Value = float | str | None
 Row = dict[str, Value]
@@ -29,17 +30,11 @@ def open_table(media: Media) -> Row:
     Raises:
         SignalError: unreadable, no mapping, no columns, or a value that is none of these, by its column.
     """
-    if media.data is not None:
-        fields = inline_value(media)
-    else:
-        file, part = file_and_part(media)
-        fields = _from_file(media, file, part)
+    fields = _from_file(media, *media.located()) if media.data is None else inline_value(media)
     if not isinstance(fields, dict):
-        raise SignalError(
-            "broken-media", media, f"is {type(fields).__name__}, not a row of columns"
-        )
+        raise SignalError(media, f"is {type(fields).__name__}, not a row of columns")
     if not fields:
-        raise SignalError("broken-media", media, "has no columns")
+        raise SignalError(media, "has no columns")
     return {name: _value(media, name, value) for name, value in fields.items()}
 
 
@@ -63,7 +58,6 @@ def _from_file(media: Media, file: Path, part: str | None) -> Any:
         return _json(media, file)
     if suffix not in {".csv", ".tsv", ".parquet"} or part is None:
         raise SignalError(
-            "broken-media",
             media,
             "name a row of a file: x.csv#0 or x.parquet#0, or write a mapping into the data's row",
         )
@@ -77,11 +71,9 @@ def _json(media: Media, file: Path) -> Any:
     try:
         return inline_value(Media(media.modality, data=file.read_bytes()))
     except FileNotFoundError:
-        raise SignalError(
-            "missing-media", media, "the file does not exist: put it there or correct the path"
-        ) from None
+        raise missing(media) from None
     except (OSError, SignalError) as error:
-        raise SignalError("broken-media", media, f"cannot be read ({error})") from None
+        raise SignalError(media, f"cannot be read ({error})") from None
 
 
 def _value(media: Media, name: str, value: Any) -> Value:
@@ -95,13 +87,35 @@ def _value(media: Media, name: str, value: Any) -> Value:
         return value
     if not isinstance(value, int | float | decimal.Decimal):
         kind = type(value).__name__
-        raise SignalError("broken-media", media, f"column {name!r} holds a {kind}, not one value")
+        raise SignalError(media, f"column {name!r} holds a {kind}, not one value")
     try:
         number = float(value)
     except OverflowError:  # an integer of hundreds of digits
         number = math.inf
     if abs(number) > LARGEST:
-        raise SignalError(
-            "broken-media", media, f"column {name!r} is {number}: not a finite number"
-        )
+        raise SignalError(media, f"column {name!r} is {number}: not a finite number")
     return None if math.isnan(number) else number
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is a row: a mapping is a reference to one if it has no keys but a reference's."""
+    return isinstance(value, dict) and not (value and set(value) <= REFERENCE_KEYS)
+
+
+TABLE = Modality(
+    name="table",
+    words="a table",
+    check=check_table,
+    blank=blank_table,
+    encoder="modalign.encoders.table",
+    loader="modalign.models.encoders.table",
+    inline=Inline(
+        words="a mapping of columns",
+        is_one=_is_row,
+        schema=dict[str, str | float | bool | None],
+        json="object",
+    ),
+    no_noise="a table's cells are names as well as numbers",
+    chat_part='{"type": "table", "table": {"column": 1.5}}',
+    chat_note="one row: a number, a category or None by column",
+)

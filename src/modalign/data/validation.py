@@ -11,27 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from modalign.data.images import MAX_PIXELS, ImageError
-from modalign.data.media import check_medium
+from modalign.data.modalities import DEFAULT, check_medium, modality_names, modality_of
 from modalign.data.readers.result import Kind, Problem, ReadResult
 from modalign.data.readers.rows import media_columns
-from modalign.data.records import MODALITIES, Media, Record, Source, mark
+from modalign.data.records import Media, Record, Source, mark
 from modalign.data.signals import SignalError
 from modalign.errors import DataError, UsageError
 
 SHOWN_PROBLEMS = 20
 CHUNK = 32
-SHARED = {"vectors": "width", "series": "number of channels"}  # what media of a modality agree on
 
 Progress = Callable[[int, int], None]
 """Called with the number of media checked so far and their total."""
 
 Check = Callable[[Media], int | None]
-"""Opens a medium (ImageError, SignalError where it cannot); returns the size it must share with others."""
+"""Opens a medium (SignalError where it cannot); returns the size it must share with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +101,7 @@ def validate(
     *,
     modalities: Sequence[str] | None = None,
     skip_broken: float | str = 0.0,
-    max_pixels: int = MAX_PIXELS,
-    check: Check | None = None,
+    check: Check = check_medium,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Validated:
@@ -115,8 +111,7 @@ def validate(
         records: what a reader returned (its row problems count), or records.
         modalities: the modalities that the model takes (default: any).
         skip_broken: the share of rows that may be dropped: 0.01 or "1%".
-        max_pixels: no image may declare more; checked before it is decoded.
-        check: what to try with every medium in place of opening it: decoding it as an encoder takes it,
+        check: what to try with every medium (default: opening it): decoding it as an encoder takes it,
             say, whose limits are known only once the training data was read.
         workers: threads that open media (default: chosen by the machine).
         progress: called now and then with (checked, total) media.
@@ -130,8 +125,7 @@ def validate(
     """
     allowed = parse_share(skip_broken)
     result = records if isinstance(records, ReadResult) else ReadResult(list(records))
-    look = check or partial(check_medium, max_pixels=max_pixels)
-    broken_media = _check_media(result.records, look, workers, progress)
+    broken_media = _check_media(result.records, check, workers, progress)
     problems = list(result.problems)
     kept: list[Record] = []
     first_use: dict[str, Source] = {}
@@ -171,12 +165,14 @@ def parse_share(value: float | str) -> float:
 
 def _record_problems(record: Record, modalities: Sequence[str] | None) -> Iterator[Problem]:
     yield from _answer_problems(record)
-    if any(mark("image") in message.text for message in record.messages):
-        yield Problem(
-            record.source,
-            "placeholder",
-            "an <image> placeholder without an image: name the image or remove the placeholder",
-        )
+    for modality in DEFAULT:
+        if any(mark(modality) in message.text for message in record.messages):
+            yield Problem(
+                record.source,
+                "placeholder",
+                f"an {mark(modality)} placeholder without an {modality}: name the {modality} or remove the "
+                "placeholder",
+            )
     if modalities is not None:
         yield from _foreign_media(record, modalities)
 
@@ -185,8 +181,8 @@ def _foreign_media(record: Record, modalities: Sequence[str]) -> Iterator[Proble
     """Media that the model would never see, in the conversation or in a column of their own."""
     held = {medium.modality for medium in record.media()}
     columns = {name for name, value in record.extra.items() if value not in (None, "", [], {})}
-    held |= {modality for modality in MODALITIES if columns & set(media_columns(modality))}
-    foreign = [modality for modality in MODALITIES if modality in held - set(modalities)]
+    held |= {modality for modality in modality_names() if columns & set(media_columns(modality))}
+    foreign = [modality for modality in modality_names() if modality in held - set(modalities)]
     if foreign:
         takes = ", ".join(modalities) or "text only"
         yield Problem(
@@ -263,8 +259,8 @@ def _opened(media: Media, look: Check) -> Fault | int | None:
     """What is wrong with a medium, else the size it must share with others, if any."""
     try:
         return look(media)
-    except (ImageError, SignalError) as error:
-        return cast("Kind", error.kind), error.reason
+    except SignalError as error:
+        return error.kind, error.reason
 
 
 def _misfits(sizes: dict[Media, int]) -> Iterator[tuple[Media, Fault]]:
@@ -274,7 +270,7 @@ def _misfits(sizes: dict[Media, int]) -> Iterator[tuple[Media, Fault]]:
         usual, count = Counter(own.values()).most_common(1)[0]
         for medium, size in own.items():
             if size != usual:
-                message = f"{SHARED[modality]} {size}, where {count} of {len(own)} have {usual}"
+                message = f"{modality_of(modality).shared} {size}, where {count} of {len(own)} have {usual}"
                 yield medium, ("broken-media", message)
 
 

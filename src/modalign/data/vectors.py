@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 
-from modalign.data.arrays import read_array
+from modalign.data.arrays import are_numbers, read_array
+from modalign.data.modalities import Inline, Modality
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
 
@@ -30,21 +31,16 @@ def open_vectors(media: Media, width: int | None = None) -> np.ndarray:
     if array.ndim > 2:
         shape = " x ".join(map(str, array.shape))
         raise SignalError(
-            "broken-media",
-            media,
-            f"has shape {shape}, not (N, d): name one of its rows (#0, #1, ...)",
+            media, f"has shape {shape}, not (N, d): name one of its rows (#0, #1, ...)"
         )
     if width is not None and array.shape[1] != width:
         raise SignalError(
-            "broken-media",
-            media,
-            f"vectors of width {array.shape[1]}, but the model's are {width} wide",
+            media, f"vectors of width {array.shape[1]}, but the model's are {width} wide"
         )
     wrong = np.argwhere(~np.isfinite(array))
     if len(wrong):
         row, place = wrong[0]
         raise SignalError(
-            "broken-media",
             media,
             f"value {place} of vector {row} is {array[row, place]}: every value must be a finite "
             "number; leave the row out or fill the value in",
@@ -65,3 +61,22 @@ def blank_vectors(media: Media) -> Media:
     """As many zero vectors of the same width."""
     count, width = open_vectors(media).shape
     return Media("vectors", data=json.dumps([[0] * width] * count).encode())
+
+
+VECTORS = Modality(
+    name="vectors",
+    words="vectors",
+    check=check_vectors,
+    blank=blank_vectors,
+    encoder="modalign.encoders.vectors",
+    loader="modalign.models.encoders.vectors",
+    shared="width",
+    endings=(".npy",),
+    inline=Inline(
+        words="a list of numbers (or of such lists)",
+        is_one=are_numbers,
+        schema=list[float] | list[list[float]],
+    ),
+    chat_part='{"type": "vectors", "vectors": array}',
+    chat_note="array: (N, d)",
+)

@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import Any, get_args
 
 import numpy as np
+from PIL import Image
 
 from modalign.data.frame_sampling import (
     MISSING,
@@ -27,6 +28,7 @@ from modalign.data.frame_sampling import (
     luma_histogram,
     wanted_times,
 )
+from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.data.video_container import decoded_frames, opened_video, pyav
@@ -134,6 +136,30 @@ def grey_video(width: int, height: int, times: np.ndarray) -> Media:
     return Media("video", data=buffer.getvalue())
 
 
+def amounts(media: Media) -> list[Amount]:
+    """What a server limits: the size of frames, and the time from the first packet to the last one's end."""
+    begin, end = float("inf"), 0.0
+    with opened_video(media, MAX_PIXELS) as (container, stream):
+        width, height = stream.codec_context.width, stream.codec_context.height
+        for packet in container.demux(stream):
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None:
+                begin = min(begin, float(stamp * packet.time_base))
+                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+    shown = max(end - begin, 0.0)
+    return [
+        Amount("video_pixels", width * height, f"{width} x {height} pixels", adds_up=False),
+        Amount("video_seconds", shown, f"{shown:.1f} s"),
+    ]
+
+
+def first_picture(media: Media) -> bytes:
+    """The first frame as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(open_video(media, 1).frames[0]).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 # --- when frames are shown ----------------------------------------------------------------------
 
 
@@ -147,7 +173,7 @@ def _timeline(media: Media, sampling: Sampling, max_pixels: int, max_frames: int
     else:
         timeline = Timeline(times, np.zeros(len(times)), seen=False)
     if not len(timeline.times):
-        raise SignalError("broken-media", media, "a video without frames: remove the row")
+        raise SignalError(media, "a video without frames: remove the row")
     return timeline
 
 
@@ -182,7 +208,6 @@ def _packet_times(container: Any, stream: Any, media: Media, max_frames: int) ->
             ticks.append(packet.pts)
         if len(ticks) > max_frames:
             raise SignalError(
-                "broken-media",
                 media,
                 f"more than {max_frames:,} frames: cut it into shorter clips, or raise max_frames",
             )
@@ -199,7 +224,6 @@ def _refuse_cut_off(promised: int | None, found: float, longest: float, media: M
     said = (promised or 0) / 1e6
     if 0 <= found + longest < (1 - MISSING) * said - 0.1:
         raise SignalError(
-            "broken-media",
             media,
             f"ends after {found:.2f} s, but its header says {said:.2f} s: it was cut off (copy it anew) "
             "or its header lies (write a new one: ffmpeg -i FILE -c copy NEW)",
@@ -209,7 +233,6 @@ def _refuse_cut_off(promised: int | None, found: float, longest: float, media: M
 def _refuse_unreached(last: float, media: Media, timeline: Timeline) -> None:
     if last < timeline.reached:
         raise SignalError(
-            "broken-media",
             media,
             f"{max(last - timeline.times[0], 0):.2f} s of {timeline.end - timeline.times[0]:.2f} s "
             "can be decoded: truncated or damaged; copy it anew",
@@ -229,7 +252,7 @@ def _shown_at(
                 return
     _refuse_unreached(time, media, timeline)
     if not place:
-        raise SignalError("broken-media", media, "no frame can be decoded: copy it anew")
+        raise SignalError(media, "no frame can be decoded: copy it anew")
 
 
 # --- pixels -------------------------------------------------------------------------------------
@@ -249,3 +272,18 @@ def _to_rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
         colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
         pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+VIDEO = Modality(
+    name="video",
+    words="a video",
+    check=check_video,
+    blank=blank_video,
+    encoder="modalign.encoders.video",
+    loader="modalign.models.encoders.video",
+    endings=(".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v"),
+    amounts=amounts,
+    picture=first_picture,
+    chat_part='{"type": "video", "video": frames}',
+    chat_note="frames: (F, H, W, 3) uint8",
+)

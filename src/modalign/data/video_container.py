@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 from modalign.data.records import Media
-from modalign.data.signals import SignalError
+from modalign.data.signals import SignalError, beginning, opened
 from modalign.errors import UsageError
 
 # Containers only: no playlist or list of files, which would have FFmpeg open other files or addresses.
@@ -38,45 +37,26 @@ def pyav() -> Any:
 def opened_video(media: Media, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     """Give the container and its video stream; what FFmpeg complains of becomes a SignalError."""
     av = pyav()
-    with _file(media) as file:
+    with opened(media) as file:
         try:
             container = av.open(
                 file, options={"format_whitelist": FORMATS}, metadata_errors="replace"
             )
         except (av.FFmpegError, ValueError) as error:
-            raise SignalError("broken-media", media, _what_instead(file, error)) from None
+            raise SignalError(media, _what_instead(file, error)) from None
         with container:
             stream = _video_stream(container, media)
             _refuse_too_large(stream.codec_context, media, max_pixels)
             try:
                 yield container, stream
             except (av.FFmpegError, ValueError) as error:
-                raise SignalError(
-                    "broken-media", media, f"damaged video ({_brief(error)}): copy it anew"
-                ) from None
-
-
-def _file(media: Media) -> BinaryIO:
-    if media.data is not None:
-        return io.BytesIO(media.data)
-    assert media.path is not None
-    try:
-        return open(media.path, "rb")
-    except FileNotFoundError:
-        raise SignalError(
-            "missing-media", media, "the file does not exist: put it there or correct the path"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SignalError("missing-media", media, f"the file cannot be read ({error})") from None
+                raise SignalError(media, f"damaged video ({_brief(error)}): copy it anew") from None
 
 
 def _what_instead(file: BinaryIO, error: Exception) -> str:
-    file.seek(0)
-    head = file.read(40)
-    if not head:
+    shown = beginning(file)
+    if shown is None:
         return "the file is empty: copy it anew"
-    text = head.decode("utf-8", errors="ignore").strip().partition("\n")[0]
-    shown = f"; it starts with the text {text!r}" if text and text.isprintable() else ""
     return (
         f"cannot be opened as a video ({_brief(error)}){shown}: truncated, damaged, or of another "
         "format; copy it anew or save it as MP4"
@@ -94,7 +74,7 @@ def _video_stream(container: Any, media: Media) -> Any:
     if stream is None or stream.disposition & cover:
         kinds = sorted({other.type for other in container.streams if other is not stream})
         holds = ", ".join(kinds) or "nothing"
-        raise SignalError("broken-media", media, f"has no video stream: holds {holds}")
+        raise SignalError(media, f"has no video stream: holds {holds}")
     return stream
 
 
@@ -102,7 +82,6 @@ def _refuse_too_large(codec: Any, media: Media, max_pixels: int) -> None:
     codec.options = {"max_pixels": str(max_pixels)}  # the decoder's own limit: headers may lie
     if codec.width * codec.height > max_pixels:
         raise SignalError(
-            "broken-media",
             media,
             f"frames of {codec.width} x {codec.height} = {codec.width * codec.height:,} pixels, more "
             f"than the limit of {max_pixels:,}: shrink it, or raise max_pixels",

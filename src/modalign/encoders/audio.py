@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, imported, prefix_mask
+from modalign.encoders.base import (
+    EncoderError,
+    Prepared,
+    SignalEncoder,
+    imported,
+    padded,
+    prefix_mask,
+)
 from modalign.encoders.log_mel import log_mel, num_frames, standardised
 from modalign.encoders.speech import SpeechTower, by_length, filled, num_features, prepare_speech
 
@@ -151,16 +158,9 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
         return prepare_speech(spec, signals)
     if kind == "module":
         waveforms = [filled(signal, spec["min_samples"]) for signal in signals]
-        return _padded(waveforms, [num_features(len(w), spec["steps"]) for w in waveforms])
+        return padded(waveforms, [num_features(len(w), spec["steps"]) for w in waveforms])
     spectrograms = [standardised(log_mel(s, spec["mel"]), spec["mel"]) for s in signals]
     strides = [spec["patch"]] if kind == "patches" else spec["strides"]
-    return _padded(
+    return padded(
         spectrograms, [reduced(num_frames(len(s), spec["mel"]), strides) for s in signals]
     )
-
-
-def _padded(inputs: list[Tensor], counts: list[int]) -> Prepared:
-    """Inputs (T_i, ...) as one batch with zeros behind the shorter ones."""
-    values = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
-    lengths = torch.tensor([len(item) for item in inputs])
-    return Prepared(values, prefix_mask(lengths, values.shape[1]), counts)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,19 @@ class SignalEncoder(nn.Module, ABC):
 def all_features(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features (n, N, d) with a mask that is True everywhere."""
     return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+
+
+def padded(signals: Sequence[Tensor], counts: list[int] | None = None) -> Prepared:
+    """Signals (T_i, ...) as one batch (n, T, ...), zeros after the shorter ones.
+
+    Args:
+        signals: at least one.
+        counts: features that each gives; None: as many as it has steps.
+    """
+    values = nn.utils.rnn.pad_sequence(list(signals), batch_first=True)
+    lengths = [len(signal) for signal in signals]
+    mask = prefix_mask(torch.tensor(lengths), values.shape[1])
+    return Prepared(values, mask, lengths if counts is None else counts)
 
 
 def prefix_mask(counts: Tensor, length: int) -> Tensor:

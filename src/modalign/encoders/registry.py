@@ -6,15 +6,13 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from modalign.encoders.base import EncoderError, Prepared, SignalEncoder
+from modalign.data.modalities import modality_of
+from modalign.encoders.base import Prepared, SignalEncoder
 
 
 def encoder_module(modality: str) -> ModuleType:
     """The module that holds a modality's encoders (see ``encoders.base``)."""
-    try:
-        return importlib.import_module(f"modalign.encoders.{modality}")
-    except ModuleNotFoundError as error:
-        raise EncoderError(f"no encoder reads {modality!r}") from error
+    return importlib.import_module(modality_of(modality).encoder)
 
 
 def build_encoder(modality: str, spec: dict[str, Any]) -> SignalEncoder:

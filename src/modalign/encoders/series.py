@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features, prefix_mask
+from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features, padded
 
 CLIP = 10.0  # of a level or scale, in the training data's standard deviations
 FLAT = 1e-9  # a deviation below this share of a channel's size is rounding: the channel is constant
@@ -108,12 +108,7 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
                 f"a series of shape {tuple(signal.shape)}; the model takes (T, {channels}) with T up "
                 f"to {spec['steps']}"
             )
-    counts = [-(-len(signal) // patch) for signal in signals]
-    width = 2 * patch * channels + 2 * channels
-    values = torch.zeros(len(signals), max(counts, default=0), width)
-    for row, (signal, count) in enumerate(zip(signals, counts, strict=True)):
-        values[row, :count] = _patches(spec, signal, count).float()
-    return Prepared(values, prefix_mask(torch.tensor(counts), values.shape[1]), counts)
+    return padded([_patches(spec, each, -(-len(each) // patch)).float() for each in signals])
 
 
 def _patches(spec: dict[str, Any], signal: Tensor, count: int) -> Tensor:

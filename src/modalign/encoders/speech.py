@@ -30,6 +30,7 @@ from modalign.encoders.base import (
     Prepared,
     SignalEncoder,
     all_features,
+    padded,
     prefix_mask,
 )
 
@@ -168,10 +169,7 @@ def prepare_speech(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
     if window is not None:
         mask, counts = _in_window(spec, signals)
         return Prepared(torch.stack(inputs), mask, counts)
-    lengths = [len(values) for values in inputs]
-    values = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
-    counts = [num_features(length, spec["steps"]) for length in lengths]
-    return Prepared(values, prefix_mask(torch.tensor(lengths), values.shape[1]), counts)
+    return padded(inputs, [num_features(len(values), spec["steps"]) for values in inputs])
 
 
 def filled(signal: Any, length: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features, prefix_mask
+from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features, padded
 
 LEAST = torch.finfo(torch.float32).smallest_normal
 
@@ -73,8 +73,4 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
                 f"vectors of shape {tuple(signal.shape)}; the model takes (N, {width}) with N up to "
                 f"{length}"
             )
-    counts = [len(signal) for signal in signals]
-    values = torch.zeros(len(signals), max(counts, default=0), width)
-    for row, signal in enumerate(signals):
-        values[row, : len(signal)] = signal
-    return Prepared(values, prefix_mask(torch.tensor(counts), values.shape[1]), counts)
+    return padded(signals)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.image_transforms import center_crop, get_resize_output_image_size, resize
 
-from modalign.encoders.base import EncoderError, Grid, Prepared, SignalEncoder, prefix_mask
+from modalign.encoders.base import EncoderError, Grid, Prepared, SignalEncoder, padded, prefix_mask
 from modalign.encoders.image import ImageEncoder
 from modalign.encoders.image import build as build_image_encoder
 
@@ -209,12 +209,10 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
             raise EncoderError(
                 f"{len(frames)} frames; the model takes 1 to {spec['frames']}: choose among them first"
             )
-    lengths = torch.tensor([len(frames) for frames in clips])
     pixels = [torch.stack([frame_pixels(f, spec["pixels"]) for f in frames]) for frames in clips]
-    values = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
     pooling = spec["frames"], spec["temporal_pooling"], spec["frame_features"]
     counts = [count_features(len(frames), *pooling) for frames in clips]
-    return Prepared(values, prefix_mask(lengths, values.shape[1]), counts)
+    return padded(pixels, counts)
 
 
 def frame_pixels(frame: Any, recipe: dict[str, Any]) -> Tensor:

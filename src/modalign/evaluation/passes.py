@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from modalign.data.media import blank_like
+from modalign.data.modalities import blank_like
 from modalign.data.records import Media, Message, Record
 from modalign.evaluation.scoring import exchanged
 

@@ -21,7 +21,6 @@ from modalign.chat_templates import (
     rendered,
     until_end,
 )
-from modalign.data.images import open_image
 from modalign.data.records import Media, Message, Record
 from modalign.data.supervision import Sample, tokenise
 from modalign.errors import DataError, UsageError
@@ -40,15 +39,15 @@ def tokenizer_of(reader: Reader) -> PreTrainedTokenizerBase:
 
 def signals_of(processor: Any) -> dict[str, dict[str, Any]]:
     """Modality -> ``{"spec": ...}``, how its signals are decoded for a processor, ours or native."""
-    own: dict[str, dict[str, Any]] | None = getattr(processor, "signals", None)
-    if own is not None:
-        return own
+    own: dict[str, dict[str, Any]] = getattr(processor, "signals", None) or {}
     extractor = getattr(processor, "feature_extractor", None)
-    if extractor is None:
-        return {}
-    seconds = float(extractor.chunk_length)
-    spec = {"rate": extractor.sampling_rate, "max_seconds": seconds, "longer": "refuse"}
-    return {"audio": {"spec": spec}}
+    if extractor is not None and not hasattr(processor, "signals"):
+        seconds = float(extractor.chunk_length)
+        spec = {"rate": extractor.sampling_rate, "max_seconds": seconds, "longer": "refuse"}
+        own = {"audio": {"spec": spec}}
+    if getattr(processor, "num_image_tokens", 0 if own else 1):
+        return {"image": {"spec": {}}, **own}
+    return own
 
 
 def modalities_of(reader: Any) -> list[str]:
@@ -57,16 +56,11 @@ def modalities_of(reader: Any) -> list[str]:
         return reader.modalities
     if isinstance(reader, PreTrainedTokenizerBase):
         return []
-    signals = signals_of(reader)
-    images = getattr(reader, "num_image_tokens", 0 if signals else 1)
-    return [*(["image"] if images else []), *signals]
+    return list(signals_of(reader))
 
 
 def conversation_of(record: Record, processor: Any = None) -> Conversation:
-    """A record's conversation up to its last answer, with decoded media.
-
-    Signals other than images are decoded as the processor's encoders need them.
-    """
+    """A record's conversation up to its last answer, with media decoded as the processor's encoders need them."""
     specs = signals_of(processor)
     messages = record.messages
     if messages and messages[-1].role == "assistant":
@@ -99,10 +93,8 @@ def content_of(
 
 
 def _decoded(medium: Media, specs: dict[str, Any], where: str) -> Any:
-    if medium.modality == "image":
-        return open_image(medium)
     if medium.modality not in specs:
-        takes = ", ".join(["text", *specs]) if specs else "text and images"
+        takes = ", ".join(["text", *specs])
         raise DataError(f"{where}: holds {medium.modality}, but the model takes {takes}")
     decoded = decode_medium(medium, specs[medium.modality]["spec"])
     return getattr(decoded, "frames", decoded)  # of a clip all that a processor reads

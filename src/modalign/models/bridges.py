@@ -17,12 +17,12 @@ from modalign.connectors.registry import connector_class
 from modalign.encoders.base import SignalEncoder
 from modalign.encoders.registry import build_encoder
 
-# Names under which forward takes the signals of a modality and their mask.
-SIGNALS = {
-    "image": ("pixel_values", ""),
-    **{m: (f"{m}_values", f"{m}_mask") for m in ("audio", "video", "series", "table", "vectors")},
-}
-SIGNAL_NAMES = [name for pair in SIGNALS.values() for name in pair if name]
+
+def signal_names(modality: str) -> tuple[str, str]:
+    """Names under which forward takes a modality's signals and their mask; images have no mask."""
+    if modality == "image":  # transformers' name
+        return "pixel_values", ""
+    return f"{modality}_values", f"{modality}_mask"
 
 
 class PlaceholderError(ValueError):
@@ -99,6 +99,11 @@ class Bridges:
             self.encoders[modality] = encoder
             self.connectors[modality] = cls(widths, **chosen["options"])
 
+    @property
+    def signal_names(self) -> list[str]:
+        """Arguments of forward that hold the media that this model takes."""
+        return [name for modality in self.encoders for name in signal_names(modality) if name]
+
     def connector(self, modality: str) -> Connector:
         """The connector of a modality."""
         return self.connectors[modality]  # type: ignore[return-value]
@@ -115,7 +120,8 @@ class Bridges:
         """Features of everything given, raw signals (by forward's names for them) encoded."""
         encoded = {
             modality: self.encode(modality, signals[values], signals.get(mask))  # type: ignore[arg-type]
-            for modality, (values, mask) in SIGNALS.items()
+            for modality in self.encoders
+            for values, mask in [signal_names(modality)]
             if signals.get(values) is not None
         }
         return {**(features or {}), **encoded}

@@ -15,7 +15,7 @@ from modalign.data.features import FeatureStore
 from modalign.data.records import Media, mark
 from modalign.data.supervision import IGNORE, Sample
 from modalign.errors import DataError
-from modalign.models.bridges import SIGNALS, Features
+from modalign.models.bridges import Features, signal_names
 from modalign.models.compose import token_table
 from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
@@ -121,7 +121,7 @@ class RawSignals:
 
     def counts(self, media: Sequence[Media]) -> list[int]:
         """Features that each medium gives; decodes a medium once to know."""
-        if self.encoder.modality == "image":
+        if self.encoder.module.grid is not None:  # as many for every medium
             return [self.encoder.module.num_features] * len(media)
         unknown = [m for m in dict.fromkeys(media) if m not in self._counts]
         if unknown:
@@ -132,7 +132,7 @@ class RawSignals:
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
         """Signals of the media, in order: (n, 3, H, W) pixels, say."""
         prepared = self.encoder.prepare(media)
-        values, mask = SIGNALS[self.encoder.modality]
+        values, mask = signal_names(self.encoder.modality)
         return {values: prepared.values} | ({} if prepared.mask is None else {mask: prepared.mask})
 
 

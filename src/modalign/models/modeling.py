@@ -22,7 +22,6 @@ from transformers.utils import ModelOutput
 from modalign.connectors.base import InLayerConnector
 from modalign.encoders.base import SignalEncoder
 from modalign.models.bridges import (
-    SIGNAL_NAMES,
     Bridges,
     Features,
     PlaceholderError,
@@ -119,16 +118,6 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        audio_values: Tensor | None = None,
-        audio_mask: Tensor | None = None,
-        video_values: Tensor | None = None,
-        video_mask: Tensor | None = None,
-        series_values: Tensor | None = None,
-        series_mask: Tensor | None = None,
-        table_values: Tensor | None = None,
-        table_mask: Tensor | None = None,
-        vectors_values: Tensor | None = None,
-        vectors_mask: Tensor | None = None,
         features: dict[str, Features] | None = None,
         media_memory: dict[str, tuple[Tensor, Tensor]] | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -143,32 +132,19 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
             inputs_embeds: (B, T, D) in place of input_ids (text only).
             labels: (B, T), -100 where nothing is supervised; gives ``loss``.
             pixel_values: (n, 3, H, W) images of the whole batch in reading order.
-            audio_values, video_values, series_values, table_values, vectors_values: signals of the whole
-                batch in reading order, (n, ...) as the modality's ``prepare`` gives them.
-            audio_mask, video_mask, series_mask, table_mask, vectors_mask: (n, T) bool, where there is
-                signal; None where all of it is.
             features: precomputed encoder features per modality, in place of raw signals.
             media_memory: what in-layer connectors read at earlier steps of a generation.
             logits_to_keep: as in transformers.
-            **kwargs: passed to the language model, its cache of earlier positions among them.
+            **kwargs: of each modality but images ``NAME_values``, the signals of the whole batch in reading
+                order, (n, ...) as the modality's ``prepare`` gives them, and ``NAME_mask``, (n, T) bool, where
+                there is signal (None: everywhere). The rest is passed to the language model, its cache of
+                earlier positions among it.
 
         Raises:
             PlaceholderError: the placeholders and the media do not match in number.
         """
-        features = self.encoded(
-            features,
-            pixel_values=pixel_values,
-            audio_values=audio_values,
-            audio_mask=audio_mask,
-            video_values=video_values,
-            video_mask=video_mask,
-            series_values=series_values,
-            series_mask=series_mask,
-            table_values=table_values,
-            table_mask=table_mask,
-            vectors_values=vectors_values,
-            vectors_mask=vectors_mask,
-        )
+        signals = {name: kwargs.pop(name, None) for name in self.signal_names if name in kwargs}
+        features = self.encoded(features, pixel_values=pixel_values, **signals)
         memory = dict(media_memory or {})
         with ExitStack() as stack:
             if inputs_embeds is None:
@@ -254,7 +230,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat every row with its own media: a row may hold any number of them."""
-        media = {name: model_kwargs.pop(name, None) for name in ("features", *SIGNAL_NAMES)}
+        media = {name: model_kwargs.pop(name, None) for name in ("features", *self.signal_names)}
         if expand_size > 1 and input_ids is not None:
             features = self.encoded(**media)
             media = {"features": {}}
@@ -286,6 +262,11 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
             rows += row * times
         return torch.tensor(rows, dtype=torch.long, device=input_ids.device)
 
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Refuse unknown arguments of ``generate``; the media's, which no signature names, are known."""
+        own = set(self.signal_names)
+        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in own})
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
@@ -293,7 +274,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         first = kwargs.get("is_first_iteration", False)
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if not first and kwargs.get("use_cache", True):
-            inputs |= dict.fromkeys(("features", *SIGNAL_NAMES))
+            inputs |= dict.fromkeys(("features", *self.signal_names))
         else:
             inputs["media_memory"] = None
         return inputs

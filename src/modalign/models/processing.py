@@ -12,14 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from modalign.encoders.registry import prepare_signals
 
-# Names of a processor's arguments, after transformers' where it has one.
-ARGUMENTS = {
-    "audio": "audio",
-    "video": "videos",
-    "series": "series",
-    "table": "table",
-    "vectors": "vectors",
-}
+ARGUMENTS = {"video": "videos"}  # of a processor, where transformers' name is not the modality's
 
 
 class ModalignProcessor(ProcessorMixin):
@@ -66,21 +59,22 @@ class ModalignProcessor(ProcessorMixin):
         Args:
             images: as transformers' processors take them.
             text: one text or several, with placeholders.
-            **kwargs: ``audio``, ``videos``, ``series``, ``table``, ``vectors``: decoded signals (numpy
-                arrays; a table a mapping) of all texts in reading order; the rest as in transformers.
+            **kwargs: ``videos``, and every other modality by its name: decoded signals (numpy arrays; a
+                table a mapping) of all texts in reading order; the rest as in transformers.
 
         Raises:
             ValueError: placeholders and signals differ in number, or the model does not take them.
         """
         texts = [text] if isinstance(text, str) else list(text)
         inputs: dict[str, Any] = {}
-        for modality, argument in ARGUMENTS.items():
-            given = kwargs.pop(argument, None)
-            if modality not in self.signals:
-                if given is not None:
-                    raise ValueError(f"this model takes no {modality}")
-                continue
+        for modality in self.signals:
+            given = kwargs.pop(ARGUMENTS.get(modality, modality), None)
             texts = self._place(modality, given or [], texts, inputs)
+        for name, value in kwargs.items():
+            if isinstance(value, list | tuple) and not name.startswith(
+                "text_"
+            ):  # media of another model
+                raise ValueError(f"this model takes no {name}")
         if images is not None and not self.num_image_tokens:
             raise ValueError("this model takes no images")
         found = super().__call__(images=images, text=texts, **kwargs)
@@ -121,7 +115,7 @@ class ModalignProcessor(ProcessorMixin):
         found = self(
             images=images or None,
             text=rendered,
-            **{ARGUMENTS[m]: signals for m, signals in media.items() if signals},
+            **{ARGUMENTS.get(m, m): signals for m, signals in media.items() if signals},
             return_tensors=kwargs.get("return_tensors"),
             add_special_tokens=False,  # the template has added them
             **(kwargs.get("processor_kwargs") or {}),

@@ -14,6 +14,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from modalign.chat_templates import rendered
+from modalign.data.modalities import modality_of
 
 # Rebuilds `messages` with string contents, then the original template runs on them. The last block
 # ends without a dash and before a newline that the renderer drops (trim_blocks), so that white
@@ -46,8 +47,6 @@ and message['content'] is iterable -%}
 
 
 IMAGES: Mapping[str, str] = {"image": "<image>"}
-# How chat messages in the form of OpenAI's API call a part of a modality, besides its name.
-_ALSO = {"image": ("image_url",), "audio": ("input_audio", "audio_url"), "video": ("video_url",)}
 
 
 def multimodal_template(template: str, marks: Mapping[str, str] = IMAGES) -> str:
@@ -60,7 +59,7 @@ def multimodal_template(template: str, marks: Mapping[str, str] = IMAGES) -> str
         template: of the language model.
         marks: modality -> placeholder text.
     """
-    kinds = {kind: token for m, token in marks.items() for kind in (m, *_ALSO.get(m, ()))}
+    kinds = {kind: token for m, token in marks.items() for kind in modality_of(m).part_types}
     table = ", ".join(f"{_quoted(kind)}: {_quoted(token)}" for kind, token in kinds.items())
     names = " and ".join(f"{m}s" if m in ("image", "video") else m for m in marks) or "nothing else"
     prelude = _PRELUDE.replace("MARKS", f"{{{table}}}").replace("NAMES", names)

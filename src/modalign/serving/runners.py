@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modalign.connectors.base import InLayerConnector
-from modalign.models.bridges import SIGNALS, Features
+from modalign.models.bridges import Features, signal_names
 from modalign.models.caches import CACHE
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.serving.requests import Prompt
@@ -240,7 +240,7 @@ def encoded(
 
 
 def _encoded_one(model: Any, prompt: Prompt, modality: str, number: int) -> Features:
-    names = SIGNALS[modality]
+    names = signal_names(modality)
     values, mask = (prompt.inputs.get(name) if name else None for name in names)
     assert values is not None
     one = slice(number, number + 1)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from modalign.data.records import MODALITIES, Media
+from modalign.data.modalities import modality_names
+from modalign.data.records import Media
 from modalign.errors import ModalignError, UsageError
 
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
@@ -159,7 +160,7 @@ class Tool(ABC):
         description: str,
         *,
         signature: Signature | None = None,
-        modalities: tuple[str, ...] = MODALITIES,
+        modalities: tuple[str, ...] | None = None,
         reads_annotations: bool = False,
         timeout: float = TIMEOUT,
         max_characters: int = MAX_CHARACTERS,
@@ -173,7 +174,7 @@ class Tool(ABC):
             raise UsageError(
                 f"tool {name!r} has an argument {MEDIUM!r}, which stands for the medium itself"
             )
-        self.modalities = modalities
+        self.modalities = modalities or modality_names()
         self.reads_annotations = reads_annotations
         self.timeout = timeout
         self.max_characters = max_characters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modalign.data.records import MODALITIES
+from modalign.data.modalities import modality_names
 from modalign.tools.base import Tool
 from modalign.tools.block import Count
 from modalign.tools.cache import ResultCache
@@ -56,7 +56,7 @@ def build_tool(spec: ToolSpec) -> Tool:  # noqa: PLR0911 - one return per kind
                 spec.trusted,
                 spec.version,
                 reads_annotations=spec.reads_annotations,
-                **_settings(spec, None, None, MODALITIES),
+                **_settings(spec, None, None, modality_names()),
             )
         case PipelineSpec():
             from modalign.tools.pipelines import pipeline_tool
@@ -75,7 +75,7 @@ def build_tool(spec: ToolSpec) -> Tool:  # noqa: PLR0911 - one return per kind
         case McpSpec():
             from modalign.tools.mcp import McpTool
 
-            return McpTool(spec, **_settings(spec, spec.tool, None, MODALITIES))
+            return McpTool(spec, **_settings(spec, spec.tool, None, modality_names()))
         case DigitReaderSpec():
             from modalign.tools.digits import DigitReader
 
@@ -85,7 +85,7 @@ def build_tool(spec: ToolSpec) -> Tool:  # noqa: PLR0911 - one return per kind
             from modalign.tools.structure import StructureTool
 
             says = "The scene's objects as the data itself states them."
-            return StructureTool(**_settings(spec, "structure", says, MODALITIES))
+            return StructureTool(**_settings(spec, "structure", says, modality_names()))
         case LayoutSpec():
             from modalign.tools.layout import LayoutTool
 

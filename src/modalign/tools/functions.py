@@ -20,12 +20,12 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from modalign.data.images import open_image
+from modalign.data.modalities import modality_of
 from modalign.data.records import Media
 from modalign.errors import UsageError
 from modalign.tools.base import Signature
 
 HOW = "give package.module:function or file.py:function"
-SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".mp4"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def as_file(medium: Media) -> Iterator[Path]:
         yield Path(medium.path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"medium{SUFFIXES.get(medium.modality, '')}"
+        known = modality_of(medium.modality)
+        ending = "" if known.inline else "".join(known.endings[:1])
+        path = Path(folder) / f"medium{ending}"
         path.write_bytes(medium.read())
         yield path
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from modalign.data.records import MODALITIES
+from modalign.data.modalities import modality_names
 from modalign.tools.base import MAX_CHARACTERS, TIMEOUT
+
+
+def _known(modality: str) -> str:
+    if modality not in modality_names():
+        raise ValueError(f"no modality {modality!r}: choose from {', '.join(modality_names())}")
+    return modality
 
 
 class _Spec(BaseModel):
@@ -26,7 +32,7 @@ class _Spec(BaseModel):
 
     name: str | None = None
     description: str | None = None
-    modalities: tuple[Literal[MODALITIES], ...] | None = None  # type: ignore[valid-type]
+    modalities: tuple[Annotated[str, AfterValidator(_known)], ...] | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     timeout: PositiveFloat = TIMEOUT
     max_characters: PositiveInt = MAX_CHARACTERS

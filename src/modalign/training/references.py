@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from modalign.data.records import MODALITIES, mark
+from modalign.data.modalities import modality_names
+from modalign.data.records import mark
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
 from modalign.models.collation import Collator, RawSignals
@@ -41,7 +42,10 @@ from modalign.training.outputs import (
 from modalign.training.settings import START, Stage
 from modalign.training.trainable import PartCount
 
-MARKS = {mark(modality) for modality in MODALITIES}
+
+def _marks() -> set[str]:
+    """The placeholders of all modalities."""
+    return {mark(modality) for modality in modality_names()}
 
 
 class Reference(Protocol):
@@ -126,7 +130,7 @@ class FolderReference:
         self.costs = CostModel.of(self.model)
         self.ids = {
             int(tokenizer.convert_tokens_to_ids(text)): int(own.convert_tokens_to_ids(text))
-            for text in MARKS & set(tokenizer.get_vocab()) & set(own.get_vocab())
+            for text in _marks() & set(tokenizer.get_vocab()) & set(own.get_vocab())
         }
 
     @torch.no_grad()
@@ -255,8 +259,9 @@ def _check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the reference {name!r} cannot be loaded: {first}") from error
+    marks = _marks()
     own, theirs = (
-        {text: number for text, number in each.get_vocab().items() if text not in MARKS}
+        {text: number for text, number in each.get_vocab().items() if text not in marks}
         for each in (tokenizer, other)
     )
     if own != theirs:

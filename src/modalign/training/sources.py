@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modalign.data.features import FeatureStore, Grid, encoder_key
-from modalign.data.records import MODALITIES, Media
+from modalign.data.modalities import modality_names, modality_of
+from modalign.data.records import Media
 from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
 from modalign.models.compose import LanguageModel, load_language_model
 from modalign.models.encoders.loading import Encoder, load_encoder
@@ -57,15 +58,17 @@ class Parts(BaseModel):
             foreign = sorted(set(given) - set(self.encoder))
             if foreign:
                 raise ValueError(f"{name} names {foreign[0]!r}, which has no encoder")
-        unknown = sorted(set(self.encoder) - set(MODALITIES))
+        unknown = sorted(set(self.encoder) - set(modality_names()))
         if unknown:
-            raise ValueError(f"no modality {unknown[0]!r}: choose from {', '.join(MODALITIES)}")
+            raise ValueError(
+                f"no modality {unknown[0]!r}: choose from {', '.join(modality_names())}"
+            )
         return self
 
     @property
     def modalities(self) -> list[str]:
         """What the model takes besides text."""
-        return [modality for modality in MODALITIES if modality in self.encoder]
+        return [modality for modality in modality_names() if modality in self.encoder]
 
     def load_llm(self) -> LanguageModel:
         """Load the language model and its tokenizer."""
@@ -91,16 +94,10 @@ class Parts(BaseModel):
         return [self._load_encoder(modality, media, raw) for modality in wanted]
 
     def _load_encoder(self, modality: str, media: Iterable[Media], raw: bool) -> Encoder:
-        name: str | None = self.encoder[modality]
-        options = self.options.get(modality, {})
-        if modality == "image":
-            name = None if raw else name
-            options = {
-                "layer": self.feature_layer,
-                "image_size": self.image_size,
-                "patch_size": self.patch_size,
-                "options": options,
-            }
+        known = modality_of(modality)
+        name = None if raw and known.raw_patches else self.encoder[modality]
+        options = {option: getattr(self, field) for option, field in known.settings}
+        options |= self.options.get(modality, {})
         return load_encoder(modality, name, media, options, allow_pickle=self.allow_pickle)
 
 
@@ -132,7 +129,9 @@ def runs_with_model(encoder: Encoder, mode: EncoderMode, raw: bool = False) -> b
         mode: of pretrained encoders.
         raw: the method reads raw patches of images.
     """
-    trains = encoder.module.fresh or (mode == "full" and not (raw and encoder.modality == "image"))
+    trains = encoder.module.fresh or (
+        mode == "full" and not (raw and modality_of(encoder.modality).raw_patches)
+    )
     return trains and any(True for _ in encoder.module.parameters())
 
 

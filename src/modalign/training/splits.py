@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from modalign.data.modalities import DEFAULT, modality_of
 from modalign.data.readers import read_records
 from modalign.data.records import Media, Record
 from modalign.data.splits import leakage, split_validation
@@ -51,7 +52,7 @@ def checked_records(
     path: str,
     skip_broken: float | str,
     progress: Progress | None = None,
-    modalities: Sequence[str] = ("image",),
+    modalities: Sequence[str] = DEFAULT,
 ) -> Validated:
     """Read one of the files and open everything that it names.
 
@@ -67,7 +68,7 @@ def load_splits(
     files: DataFiles,
     tokenizer: Any,
     progress: Progress | None = None,
-    modalities: Sequence[str] = ("image",),
+    modalities: Sequence[str] = DEFAULT,
 ) -> Splits:
     """Read, validate, split and tokenise.
 
@@ -120,12 +121,12 @@ def that_fit(
     """The splits without media that the encoders cannot take: clips, series, sets of vectors that are too long.
 
     An encoder's limits come from the training data; what exceeds them is found here, not in the midst of a
-    run, and counts as broken. Records of images are not looked at again.
+    run, and counts as broken. Media of modalities without such limits (images) are not looked at again.
 
     Raises:
         DataError: more of them in a split than may be skipped, each with file and row.
     """
-    limited = [modality for modality in parts.modalities if modality != "image"]
+    limited = [name for name in parts.modalities if not modality_of(name).any_size]
     if not limited:
         return splits
     media = [medium for sample in splits.train for medium in sample.media]

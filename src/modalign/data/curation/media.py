@@ -18,9 +18,10 @@ from PIL import Image
 from modalign.data.curation.inputs import MediumFacts, Row
 from modalign.data.curation.libraries import required
 from modalign.data.curation.store import Store
-from modalign.data.images import ImageError, open_image, stored_size
+from modalign.data.images import open_image, stored_size
 from modalign.data.readers.result import Kind, Problem
 from modalign.data.records import Media
+from modalign.data.signals import SignalError
 
 Need = Literal["content", "picture"]
 WORKERS = 4
@@ -73,7 +74,7 @@ class MediaLibrary:
             if facts is not None and facts.width is not None and facts.height is not None:
                 found.append((facts.width, facts.height))
                 continue
-            with suppress(ImageError):  # a row dropped before its image was opened
+            with suppress(SignalError):  # a row dropped before its image was opened
                 found.append(stored_size(medium))
         return found
 
@@ -130,8 +131,8 @@ def _look(medium: Media, need: Need, hashing: bool) -> MediumFacts:
         return MediumFacts(content)
     try:
         image = open_image(medium)
-    except ImageError as error:
-        return MediumFacts(content, fault=(cast("Kind", error.kind), error.reason))
+    except SignalError as error:
+        return MediumFacts(content, fault=(error.kind, error.reason))
     if not hashing or (phash := perceptual_hash(image)) is None:
         return MediumFacts(content, *image.size)
     return MediumFacts(content, *image.size, phash, miniature(image))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from modalign.data.curation.inputs import Row
+from modalign.data.modalities import modality_names
 from modalign.data.readers.inline import is_inline
 from modalign.data.readers.rows import Context, media_columns
 from modalign.data.readers.writer import plain_json, store_media
-from modalign.data.records import MODALITIES, Media
+from modalign.data.records import Media
 from modalign.errors import DataError
 
 REMOTE = ("data:", "file:")
@@ -51,7 +52,7 @@ def _turn(turn: dict[str, Any], context: Context, target: Path) -> dict[str, Any
 
 def _part(part: dict[str, Any], context: Context, target: Path) -> dict[str, Any]:
     modality = str(part.get("type")).removesuffix("_url")
-    if modality not in MODALITIES:
+    if modality not in modality_names():
         return part
     keys = [k for k in (modality, "path", "url", f"{modality}_url") if part.get(k) is not None]
     return part | {key: _relocated(part[key], modality, context, target) for key in keys[:1]}

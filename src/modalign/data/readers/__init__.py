@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from modalign.data.modalities import DEFAULT, modality_of
 from modalign.data.readers.arrow_files import (
     is_saved_dataset,
     read_parquet,
@@ -22,8 +23,8 @@ from modalign.data.readers.result import Kind, Problem, RawRows, ReadResult, Row
 from modalign.data.readers.rows import Context, build_record
 from modalign.data.readers.tar_files import read_tar
 from modalign.data.readers.writer import write_records
-from modalign.data.records import MODALITIES, Source
-from modalign.errors import DataError, UsageError
+from modalign.data.records import Source
+from modalign.errors import DataError
 
 __all__ = ["Kind", "Problem", "ReadResult", "locate", "open_rows", "read_records", "write_records"]
 
@@ -35,7 +36,7 @@ def read_records(
     path: str | Path,
     *,
     media_root: str | Path | None = None,
-    modalities: Sequence[str] = ("image",),
+    modalities: Sequence[str] = DEFAULT,
 ) -> ReadResult:
     """Read a data set of any known form.
 
@@ -63,7 +64,7 @@ def open_rows(
     path: str | Path,
     *,
     media_root: str | Path | None = None,
-    modalities: Sequence[str] = ("image",),
+    modalities: Sequence[str] = DEFAULT,
 ) -> tuple[RawRows, Context]:
     """The rows of a data set one by one, for those who cannot hold them all.
 
@@ -74,9 +75,8 @@ def open_rows(
     Raises:
         DataError, UsageError: as `read_records`, some of it only while the rows are read.
     """
-    unknown = [m for m in modalities if m not in MODALITIES]
-    if unknown:
-        raise UsageError(f"no modality {', '.join(unknown)}: choose from {', '.join(MODALITIES)}")
+    for modality in modalities:
+        modality_of(modality)  # an unknown one is an error
     file, split = locate(path)
     folder = file if file.is_dir() else file.parent
     root = Path(media_root) if media_root is not None else folder

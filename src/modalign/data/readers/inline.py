@@ -1,4 +1,4 @@
-"""Signals that a row holds itself: numbers of a series or of vectors, the columns of a table.
+"""Signals that a row holds itself, as their modality allows: numbers, the columns of a table.
 
 They become JSON bytes, so that what comes behind the readers knows two kinds of media only: files and
 bytes. A list is one signal where it holds numbers, or lists of numbers; of deeper lists, and of lists of
@@ -12,29 +12,14 @@ import decimal
 import json
 from typing import Any
 
+from modalign.data.modalities import modality_of
 from modalign.data.readers.result import RowError
-
-INLINE = {
-    "series": "a list of numbers (or of a list per step)",
-    "vectors": "a list of numbers (or of such lists)",
-    "table": "a mapping of columns",
-}
-REFERENCE_KEYS = {"path", "url", "bytes", "annotations"}
 
 
 def is_inline(value: Any, modality: str) -> bool:
-    """Whether a value is one signal, and no reference to one nor a list of several.
-
-    A table's mapping is a reference only if it has no keys but a reference's.
-    """
-    if modality not in INLINE:
-        return False
-    if modality == "table":
-        return isinstance(value, dict) and not (value and set(value) <= REFERENCE_KEYS)
-    return isinstance(value, list) and all(
-        _is_number(item) or (isinstance(item, list) and all(map(_is_number, item)))
-        for item in value
-    )
+    """Whether a value is one signal, and no reference to one nor a list of several."""
+    inline = modality_of(modality).inline
+    return inline is not None and inline.is_one(value)
 
 
 def to_json(value: Any, modality: str) -> bytes:
@@ -56,11 +41,6 @@ def from_json(data: bytes, modality: str) -> Any:
     except (ValueError, RecursionError):
         return None
     return value if is_inline(value, modality) else None
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value may stand in a list of numbers; None is a missing one."""
-    return value is None or isinstance(value, int | float | decimal.Decimal)
 
 
 def _plain(value: Any) -> Any:

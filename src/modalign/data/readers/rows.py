@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from modalign.data.readers.inline import INLINE, is_inline, to_json
+from modalign.data.modalities import DEFAULT, modality_names, modality_of
+from modalign.data.readers.inline import is_inline, to_json
 from modalign.data.readers.result import Fields, RowError
-from modalign.data.records import MODALITIES, Media, Message, Part, Record, Role, Source, mark
+from modalign.data.records import Media, Message, Part, Record, Role, Source, mark
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -46,7 +47,7 @@ class Context:
 
     file: str
     root: Path
-    modalities: tuple[str, ...] = ("image",)
+    modalities: tuple[str, ...] = DEFAULT
     row: int = 0
 
     @property
@@ -65,8 +66,8 @@ class Supply:
 
     def __init__(self, media: dict[str, list[Media]]) -> None:
         self._media = media
-        self._taken = dict.fromkeys(MODALITIES, 0)
-        marks = [mark(m) for m in MODALITIES if m == "image" or media.get(m)]
+        self._taken = dict.fromkeys(modality_names(), 0)
+        marks = [mark(m) for m in modality_names() if m in DEFAULT or media.get(m)]
         self._pattern = re.compile("(" + "|".join(map(re.escape, marks)) + ")")
 
     def take(self, modality: str) -> Media:
@@ -232,8 +233,8 @@ def _typed_part(part: Any, supply: Supply, context: Context) -> Part:
             raise RowError("row", f"a text part holds {_kind_of(text)}, not text")
         return text
     modality = kind.removesuffix("_url") if isinstance(kind, str) else None
-    if modality not in MODALITIES:
-        known = ", ".join(("text", "image_url", *MODALITIES))
+    if modality not in modality_names():
+        known = ", ".join(("text", "image_url", *modality_names()))
         raise RowError("row", f"a content part has type {kind!r}: use one of {known}")
     for key in (modality, "path", "url", f"{modality}_url"):
         if part.get(key) is not None:
@@ -281,8 +282,8 @@ def to_media(value: Any, modality: str, context: Context) -> Media:
             if isinstance(value.get(key), str):
                 return _annotated(_from_reference(value[key], modality, context), value)
     forms = "a path, bytes or a data URL"
-    if modality in INLINE:
-        forms += f", or {INLINE[modality]} in the row"
+    if (inline := modality_of(modality).inline) is not None:
+        forms += f", or {inline.words} in the row"
     raise RowError("row", f"the {modality} is {_kind_of(value)}: give {forms}")
 
 

@@ -14,18 +14,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from modalign.data.modalities import modality_of
 from modalign.data.readers.result import Fields, RawRows, RowError
 from modalign.data.readers.rows import media_columns
 from modalign.data.records import Media
 from modalign.errors import DataError
 
-SUFFIXES = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"),
-    "audio": (".wav", ".flac", ".mp3", ".ogg", ".m4a"),
-    "video": (".mp4", ".webm", ".mkv", ".avi", ".mov"),
-    "series": (".npy",),
-    "vectors": (".npy",),  # where both are asked for, the first takes them
-}
 TARGETS = ("messages", "conversations", "answer", "caption")
 Member = tuple[str, str, bytes]  # key, suffix, content
 
@@ -79,7 +73,7 @@ def _row(key: str, members: list[Member], modalities: Sequence[str]) -> Fields |
     others: list[str] = []
     for _, suffix, content in members:
         ending = PurePosixPath(f"x{suffix}").suffix.lower()
-        modality = next((m for m in modalities if ending in SUFFIXES.get(m, ())), None)
+        modality = next((m for m in modalities if ending in modality_of(m).endings), None)
         try:
             if modality is not None:
                 media.setdefault(modality, []).append(Media(modality, data=content))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from modalign.data.modalities import DEFAULT
 from modalign.data.readers.inline import from_json
 from modalign.data.readers.rows import COMMON_FIELDS, media_columns
 from modalign.data.records import Media, Part, Record
@@ -46,7 +47,7 @@ def write_records(records: Iterable[Record], path: str | Path) -> None:
 
 
 def _line(record: Record, path: Path) -> bytes:
-    modalities = {"image", *(media.modality for media in record.media())}
+    modalities = {*DEFAULT, *(media.modality for media in record.media())}
     own = {"messages", *COMMON_FIELDS, *(c for m in modalities for c in media_columns(m))}
     clash = sorted(own & set(record.extra))
     if clash:

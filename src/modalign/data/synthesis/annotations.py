@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from modalign.data.images import ImageError, stored_size
+from modalign.data.images import stored_size
 from modalign.data.readers import Problem, open_rows
 from modalign.data.readers.result import Fields, RawRow, RowError
 from modalign.data.readers.rows import Context, build_record, media_columns
 from modalign.data.records import Media, Record, Source
+from modalign.data.signals import SignalError
 from modalign.errors import DataError
 
 From = Literal["captions", "boxes", "structure"]
@@ -93,7 +94,7 @@ def read_items(
             if isinstance(fields, RowError):
                 raise fields
             items.append(_item(fields, kind, context, number))
-        except (RowError, ImageError) as error:
+        except (RowError, SignalError) as error:
             found: Any = error.kind
             problems.append(Problem(Source(context.file, number), found, str(error)))
     return items, problems

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from modalign.data.modalities import modality_names
 from modalign.data.readers.rows import mark
-from modalign.data.records import MODALITIES, Message, Record
+from modalign.data.records import Message, Record
 from modalign.data.synthesis.annotations import From, Item
 from modalign.data.synthesis.balance import Balance
 from modalign.data.synthesis.templates import Renderer, Template, TemplateSet
@@ -116,7 +117,7 @@ def _candidates(
 
 def holds_mark(*texts: str) -> str | None:
     """The mark of a modality that stands in a text: a reader would take it for a medium."""
-    marks = (mark(modality) for modality in MODALITIES)
+    marks = (mark(modality) for modality in modality_names())
     return next((m for m in marks if any(m in text for text in texts)), None)
 
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modalign.data.images import ImageError, check_image
+from modalign.data.images import check_image
 from modalign.data.records import Media
+from modalign.data.signals import SignalError
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.readers.fields import Fields
 from modalign.editing.readers.placing import fill, place_subject
@@ -278,6 +279,6 @@ def _image(image: str | None, folder: Path, problems: list[str]) -> str | None:
     path = str(folder / image)
     try:
         check_image(Media("image", path=path))
-    except ImageError as error:
+    except SignalError as error:
         problems.append(f"the image {image}: {error.reason}")
     return path

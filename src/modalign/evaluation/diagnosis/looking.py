@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modalign.data.media import blank_like
+from modalign.data.modalities import blank_like, modality_of
 from modalign.data.records import Record
 from modalign.evaluation.diagnosis.reading import (
     Given,
@@ -24,7 +24,7 @@ from modalign.evaluation.diagnosis.reading import (
 )
 from modalign.evaluation.diagnosis.results import Diagnostic
 from modalign.evaluation.scoring import exchanged
-from modalign.models.bridges import SIGNALS
+from modalign.models.bridges import signal_names
 from modalign.numbers.sampling import Sampling
 
 WITHOUT = ("blank", "shuffled", "noise")
@@ -90,9 +90,9 @@ class Looking:
         self._note("noise", given, logits, found)
 
     def _noisy(self, given: Given, number: int) -> dict[str, Tensor] | None:
-        name, mask = SIGNALS[self.modality]
+        name, mask = signal_names(self.modality)
         values = given.inputs.get(name)
-        if self.modality == "table" or values is None:
+        if modality_of(self.modality).no_noise or values is None:
             return None
         noise = noise_like(values, given.inputs.get(mask), self.sampling.seed + number)
         return {**given.inputs, name: noise}
@@ -120,12 +120,9 @@ class Looking:
                 np.array(self.divergences[name]), "nats"
             )
         if "noise" not in known:
-            table = self.modality == "table"
-            found.notes.append(
-                "Noise is not defined: a table's cells are names as well as numbers"
-                if table
-                else "Noise is not defined: this model takes its signals in a form of its own"
-            )
+            why = modality_of(self.modality).no_noise
+            why = why or "this model takes its signals in a form of its own"
+            found.notes.append(f"Noise is not defined: {why}")
         if "shuffled" not in known:
             found.notes.append("Shuffling is not defined: all records hold the same media.")
         return found

@@ -263,7 +263,6 @@ def _limit(chosen: AudioOptions, media: Sequence[Media], window: float | None = 
     too_long = [index for index, length in enumerate(lengths) if length > limit]
     if too_long and chosen.longer == "refuse":
         raise SignalError(
-            "broken-media",
             media[too_long[0]],
             f"{lengths[too_long[0]]:.1f} s long ({len(too_long)} of {len(media)} training clips are too "
             f"long), but the encoder takes {limit:g} s: cut it, or set the option longer=crop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from modalign.encoders.base import EncoderError
+from modalign.data.images import open_image
+from modalign.data.records import Media
+from modalign.encoders.base import EncoderError, SignalEncoder
 from modalign.encoders.image import build
 from modalign.errors import UsageError, first_line
 from modalign.models.encoders.loading import Encoder
@@ -66,6 +69,27 @@ def load_image_encoder(
         raise UsageError(
             f"the image encoder {name!r} cannot be loaded: {first_line(error)}{pickle_hint(error)}"
         ) from error
+
+
+def load(
+    name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
+) -> tuple[dict[str, Any], SignalEncoder, Any]:
+    """Load an image encoder as other modalities' are loaded; see :func:`load_image_encoder`.
+
+    Args:
+        name: as there.
+        media: nothing needs to be known of them.
+        options: ``layer``, ``image_size``, ``patch_size``; all others are an imported module's arguments.
+        allow_pickle: as there.
+    """
+    own = {key: options.pop(key) for key in ("layer", "image_size", "patch_size") if key in options}
+    found = load_image_encoder(name, **own, options=options, allow_pickle=allow_pickle)
+    return found.spec, found.module, found.processor
+
+
+def decode(media: Media, spec: dict[str, Any]) -> Image.Image:
+    """Decode an image for the encoder's processor, which resizes it."""
+    return open_image(media)
 
 
 # Where a checkpoint of a whole model holds the tower under a name that transformers does not expect.

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modalign.data.images import open_image
-from modalign.data.media import check_medium
-from modalign.data.records import MODALITIES, Media
+from modalign.data.modalities import check_medium, modality_of
+from modalign.data.records import Media
 from modalign.data.validation import Check
 from modalign.encoders.base import EncoderError, Prepared, SignalEncoder
 from modalign.encoders.registry import prepare_signals
@@ -40,16 +39,15 @@ class Encoder:
         Raises:
             DataError: one of them cannot be used; the message names it.
         """
-        if self.modality == "image":
-            images = [open_image(medium) for medium in media]
-            pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-            return Prepared(pixels, None, [self.module.num_features] * len(media))
         decoded = [decode_medium(medium, self.spec) for medium in media]
-        return prepare_signals(self.modality, self.spec, decoded)
+        if self.processor is None:
+            return prepare_signals(self.modality, self.spec, decoded)
+        pixels = self.processor(images=decoded, return_tensors="pt")["pixel_values"]
+        return Prepared(pixels, None, [self.module.num_features] * len(media))
 
 
 def decode_medium(medium: Media, spec: dict[str, Any]) -> Any:
-    """Decode a medium (of any modality but image) in the form that its encoder's ``prepare`` takes.
+    """Decode a medium in the form that its encoder's ``prepare``, or its image processor, takes.
 
     Raises:
         DataError: it cannot be used.
@@ -66,7 +64,7 @@ def acceptance(specs: Mapping[str, dict[str, Any]]) -> Check:
 
     def look(medium: Media) -> int | None:
         size = check_medium(medium)
-        if medium.modality in specs and medium.modality != "image":
+        if medium.modality in specs:
             decode_medium(medium, specs[medium.modality])
         return size
 
@@ -74,9 +72,7 @@ def acceptance(specs: Mapping[str, dict[str, Any]]) -> Check:
 
 
 def _loader(modality: str) -> Any:
-    if modality not in MODALITIES:
-        raise UsageError(f"no modality {modality!r}: choose from {', '.join(MODALITIES)}")
-    return importlib.import_module(f"modalign.models.encoders.{modality}")
+    return importlib.import_module(modality_of(modality).loader)
 
 
 def load_encoder(
@@ -90,7 +86,7 @@ def load_encoder(
     """Load the encoder of a modality.
 
     Args:
-        modality: one of ``MODALITIES``.
+        modality: a modality's name.
         name: hub name or folder, ``package.module:Class``, or None/"none" for the form without an
             encoder; some modalities have small encoders of their own by name.
         media: of the training data; what must be known of it (columns, widths) is read from these.
@@ -101,15 +97,10 @@ def load_encoder(
         UsageError: it cannot be loaded.
         DataError: the media cannot be described.
     """
-    loader = _loader(modality)
-    if modality == "image":
-        found: Encoder = loader.load_image_encoder(
-            name, **(options or {}), allow_pickle=allow_pickle
-        )
-        return found
     own = [medium for medium in media if medium.modality == modality]
     try:
-        spec, module = loader.load(name, own, dict(options or {}), allow_pickle)
+        found = _loader(modality).load(name, own, dict(options or {}), allow_pickle)
     except EncoderError as error:
         raise UsageError(f"the {modality} encoder {name!r} cannot be loaded: {error}") from error
-    return Encoder(name or "none", spec, module, modality=modality)
+    spec, module, *rest = found
+    return Encoder(name or "none", spec, module, rest[0] if rest else None, modality)

@@ -10,11 +10,10 @@ from pydantic import PositiveInt
 
 from modalign.data.records import Media
 from modalign.data.series import open_series
-from modalign.data.signals import SignalError
 from modalign.encoders.base import SignalEncoder
 from modalign.encoders.series import build
 from modalign.errors import UsageError
-from modalign.models.encoders.agreement import agreed
+from modalign.models.encoders.agreement import agreed, no_longer
 from modalign.models.encoders.options import Options
 
 KINDS = {None: "patches", "none": "patches", "conv": "conv"}
@@ -43,7 +42,7 @@ def load(
         name: None or "none": patches; "conv": a small convolutional encoder, which trains.
         media: training media.
         options: see :class:`SeriesOptions`.
-        allow_pickle: nothing to read here.
+        allow_pickle: there are no weights to read.
 
     Raises:
         UsageError: another name, an unknown option, no media.
@@ -52,14 +51,7 @@ def load(
     if name not in KINDS:
         raise UsageError(f"no series encoder {name!r}: choose none or conv")
     chosen = SeriesOptions.read("series", options)
-    if not media:
-        raise UsageError("no series in the training data: their channels cannot be known")
-    shapes = [open_series(medium).shape for medium in media]
-    channels = agreed(media, [found for _, found in shapes], "number of channels")
-    longest = max(steps for steps, _ in shapes)
-    steps = chosen.max_steps or longest
-    if steps < longest:
-        raise UsageError(f"max_steps={steps}, but a training series has {longest} steps")
+    steps, channels = agreed("series", media, open_series, "max_steps", chosen.max_steps)
     mean, scale = _usual(media, channels)
     spec = {
         "kind": KINDS[name],
@@ -80,15 +72,7 @@ def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
     Raises:
         SignalError: another number of channels, or more steps than the model takes.
     """
-    array = open_series(media, spec["channels"])
-    if len(array) > spec["steps"]:
-        raise SignalError(
-            "broken-media",
-            media,
-            f"{len(array)} steps, but the model takes at most {spec['steps']}: shorten it, or train "
-            f"with max_steps={len(array)}",
-        )
-    return array
+    return no_longer(open_series(media, spec["channels"]), media, spec["steps"], "max_steps")
 
 
 def _usual(media: Sequence[Media], channels: int) -> tuple[np.ndarray, np.ndarray]:

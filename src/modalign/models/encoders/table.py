@@ -102,16 +102,13 @@ def decode(media: Media, spec: dict[str, Any]) -> Row:
     others = [name for name in row if name not in known and name not in spec["dropped"]]
     if others and not spec["ignores_others"]:
         raise SignalError(
-            "broken-media",
             media,
             f"has a column {others[0]!r} that training did not have; its columns: "
             f"{', '.join(known)}. Rename it, or train with columns=[...] to have others ignored",
         )
     for name, value in row.items():
         if isinstance(value, str) and name in known and "categories" not in known[name]:
-            raise SignalError(
-                "broken-media", media, f"column {name!r} is {value!r}; it had numbers in training"
-            )
+            raise SignalError(media, f"column {name!r} is {value!r}; it had numbers in training")
     return row
 
 
@@ -146,9 +143,7 @@ def _describe(
     text = next((i for i, value in enumerate(values) if isinstance(value, str)), None)
     if column in chosen.numeric and text is not None:
         raise SignalError(
-            "broken-media",
-            media[text],
-            f"column {column!r} is {values[text]!r}, asked to be numeric",
+            media[text], f"column {column!r} is {values[text]!r}, asked to be numeric"
         )
     if text is not None or column in chosen.categorical:
         return {"categories": _categories(column, values, chosen.min_count)}

@@ -10,11 +10,10 @@ import torch
 from pydantic import PositiveInt
 
 from modalign.data.records import Media
-from modalign.data.signals import SignalError
 from modalign.data.vectors import open_vectors
 from modalign.encoders.vectors import Identity, build
 from modalign.errors import UsageError
-from modalign.models.encoders.agreement import agreed
+from modalign.models.encoders.agreement import agreed, no_longer
 from modalign.models.encoders.options import Options
 
 FITTED = 20_000  # media, spread evenly, that mean and standard deviation are taken from
@@ -50,14 +49,7 @@ def load(
     if name not in (None, "none"):
         raise UsageError(f"vectors are encoded already: the encoder is none, not {name!r}")
     chosen = VectorOptions.read("vectors", options)
-    if not media:
-        raise UsageError("no vectors in the training data: their width cannot be known")
-    shapes = [open_vectors(medium).shape for medium in media]
-    width = agreed(media, [found for _, found in shapes], "width")
-    longest = max(count for count, _ in shapes)
-    length = chosen.max_vectors or longest
-    if length < longest:
-        raise UsageError(f"max_vectors={length}, but a training medium holds {longest} vectors")
+    length, width = agreed("vectors", media, open_vectors, "max_vectors", chosen.max_vectors)
     spec = {
         "kind": "identity",
         "width": width,
@@ -78,12 +70,4 @@ def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
     Raises:
         SignalError: another width, or more vectors than the model takes.
     """
-    array = open_vectors(media, spec["width"])
-    if len(array) > spec["length"]:
-        raise SignalError(
-            "broken-media",
-            media,
-            f"{len(array)} vectors, but the model takes at most {spec['length']}: shorten it, or "
-            f"train with max_vectors={len(array)}",
-        )
-    return array
+    return no_longer(open_vectors(media, spec["width"]), media, spec["length"], "max_vectors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modalign.data.modalities import modality_of
 from modalign.models.configuration import ModalignConfig
 
 _LOADING = """\
@@ -10,7 +11,7 @@ from transformers import {auto}, AutoProcessor
 
 model = {auto}.from_pretrained("{folder}"{trust})
 processor = AutoProcessor.from_pretrained("{folder}"{processor_trust})
-messages = [{{"role": "user", "content": [
+{note}messages = [{{"role": "user", "content": [
     {part},
     {{"type": "text", "text": "What is this?"}},
 ]}}]
@@ -22,18 +23,8 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 ```"""
 
 
-_PARTS = {
-    "image": '{"type": "image", "url": "photo.jpg"}',
-    "audio": '{"type": "audio", "audio": samples}  # (S,) float32 at the encoder\'s rate',
-    "video": '{"type": "video", "video": frames}  # (F, H, W, 3) uint8',
-    "series": '{"type": "series", "series": values}  # (T, C), NaN where missing',
-    "table": '{"type": "table", "table": {"column": 1.5}}  # one row',
-    "vectors": '{"type": "vectors", "vectors": array}  # (N, d)',
-    "": '{"type": "text", "text": "Hello."}',
-}
 _TRUST = ", trust_remote_code=True"
 LICENCES = "The licences of the language model and of the encoder go on to apply."
-_TITLES = {"image": "A language model that sees", "audio": "A language model that hears"}
 
 
 def model_card(
@@ -54,7 +45,9 @@ def model_card(
         processor_code: whether a native model's processor is Python files in the folder.
     """
     remote = kind == "remote-code"
-    modalities = list(config.bridges or {}) or [""]
+    modalities = list(config.bridges or {})
+    first = modality_of(modalities[0]) if modalities else None
+    note = f"{first.chat_note}\n" if first is not None and first.chat_note else ""
     lines = [
         "---",
         *_licence(config),
@@ -65,7 +58,7 @@ def model_card(
         *(["- custom_code"] if remote or processor_code else []),
         "---",
         "",
-        f"# {_TITLES.get(modalities[0], 'A language model and its senses')}",
+        f"# {first.title if first else 'A language model'}",
         "",
         "| part | what | from | its licence |",
         "|---|---|---|---|",
@@ -87,7 +80,8 @@ def model_card(
             else "AutoModelForMultimodalLM",
             trust=_TRUST if remote else "",
             processor_trust=_TRUST if remote or processor_code else "",
-            part=_PARTS[modalities[0]],
+            part=first.chat_part if first else '{"type": "text", "text": "Hello."}',
+            note=f"# {note}" if note else "",
         ),
         "",
         _code(kind, processor_code),

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from modalign.connectors.base import Connector
+from modalign.data.modalities import modality_of
+from modalign.encoders.registry import encoder_module
 from modalign.errors import ModalignError
 from modalign.version import __version__
 
@@ -77,13 +79,14 @@ def write_code(
         NotCopyableError: something needed imports more than the standard library, torch and
             transformers.
     """
+    encoders = [modality_of(modality).encoder for modality in modalities]
     own = {"modalign"} | {cls.__module__.partition(".")[0] for cls in connectors}
+    own |= {module.partition(".")[0] for module in encoders}
     made = {
         flat_name(REGISTRY): _registry_shim(connectors),
         flat_name(ENCODERS): _encoders_shim(modalities),
     }
-    encoders = [ENCODER_BASE, *(f"modalign.encoders.{modality}" for modality in modalities)]
-    needed = [CONFIGURATION, model, PROCESSING, *encoders]
+    needed = [CONFIGURATION, model, PROCESSING, ENCODER_BASE, *encoders]
     needed += [cls.__module__ for cls in connectors]
     return _write(folder, _with_copies(made, needed, own), flat_name(CONFIGURATION))
 
@@ -100,9 +103,10 @@ def write_processor(folder: Path, processor: type, modalities: Sequence[str]) ->
         What ``auto_map`` calls the class.
     """
     made = {flat_name(ENCODERS): _encoders_shim(modalities, builders=False)}
-    needed = [processor.__module__, *(f"modalign.encoders.{each}" for each in modalities)]
+    encoders = [modality_of(modality).encoder for modality in modalities]
+    own = {"modalign", *(module.partition(".")[0] for module in encoders)}
     entry = flat_name(processor.__module__)
-    _write(folder, _with_copies(made, needed, {"modalign"}), entry)
+    _write(folder, _with_copies(made, [processor.__module__, *encoders], own), entry)
     return f"{entry}.{processor.__name__}"
 
 
@@ -226,7 +230,8 @@ def _registry_shim(connectors: list[type[Connector]]) -> str:
 
 def _encoders_shim(modalities: Sequence[str], *, builders: bool = True) -> str:
     """transformers copies only the files that ``from .file import name`` names."""
-    readers = [modality for modality in modalities if modality != "image"]  # has its own processor
+    # Images have a Hugging Face processor instead.
+    readers = [m for m in modalities if hasattr(encoder_module(m), "prepare")]
     lines = ['"""The encoders of this model."""', ""]
     if builders:
         lines += _table("build", modalities)
@@ -250,7 +255,7 @@ def _encoders_shim(modalities: Sequence[str], *, builders: bool = True) -> str:
 def _table(function: str, modalities: Sequence[str]) -> list[str]:
     """Lines that import a function of every modality's file, and name all of them by modality."""
     lines = [
-        f"from .{flat_name(f'modalign.encoders.{m}')} import {function} as {function}_{m}"
+        f"from .{flat_name(modality_of(m).encoder)} import {function} as {function}_{m}"
         for m in modalities
     ]
     entries = ", ".join(f'"{m}": {function}_{m}' for m in modalities)

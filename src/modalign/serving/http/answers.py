@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -144,6 +144,22 @@ class Completion(Shown):
     usage: Usage
 
 
+class Medium(Shown):
+    """How media of a modality are told apart before they are sent.
+
+    Attributes:
+        name: the modality's.
+        words: what a medium is called.
+        endings: of its files.
+        json_: what a JSON file that holds a medium's value begins with; null: media are files.
+    """
+
+    name: str
+    words: str
+    endings: list[str]
+    json_: Literal["array", "object"] | None = Field(alias="json")
+
+
 class Model(Shown):
     """The model that is served."""
 
@@ -153,6 +169,7 @@ class Model(Shown):
     owned_by: str
     max_model_len: int
     modalities: list[str]
+    media: list[Medium]
 
 
 class Models(Shown):

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 
+from modalign.data.modalities import modality_of
 from modalign.serving.http import answers, chat, completions
 from modalign.serving.http.answering import Answer, Work
 from modalign.serving.http.body import Schema, parsed, read_body
@@ -122,7 +123,15 @@ class Service:
             "owned_by": "modalign",
             "max_model_len": self.engine.max_length,
             "modalities": ["text", *self.engine.modalities],
+            "media": [_medium(name) for name in self.engine.modalities],
         }
+
+
+def _medium(modality: str) -> dict[str, Any]:
+    """How the page tells files of a modality apart."""
+    known = modality_of(modality)
+    json = known.inline.json if known.inline is not None else None
+    return {"name": modality, "words": known.words, "endings": known.endings, "json": json}
 
 
 def build_app(service: Service) -> FastAPI:

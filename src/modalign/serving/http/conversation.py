@@ -14,7 +14,6 @@ from modalign.serving.http.media import MediaReader
 from modalign.serving.requests import Turn
 
 ROLES: dict[str, Any] = {"developer": "system"}  # the newer name of the same thing
-VALUES = ("series", "table", "vectors")
 
 
 def turns_of(messages: Sequence[schemas.Turn], reader: MediaReader, tools: bool) -> list[Turn]:
@@ -70,7 +69,8 @@ def _part(part: Any, param: str, reader: MediaReader) -> EnginePart:
         return str(part.refusal)
     if part.type == "input_audio":
         return reader.from_base64("audio", part.input_audio.data, f"{param}.input_audio.data")
-    if part.type in VALUES:
-        return reader.from_value(part.type, getattr(part, part.type), f"{param}.{part.type}")
-    modality = part.type.removesuffix("_url")
-    return reader.from_url(modality, getattr(part, part.type).url, f"{param}.{part.type}.url")
+    held = getattr(part, part.type)
+    if isinstance(held, schemas.Url):
+        modality = part.type.removesuffix("_url")
+        return reader.from_url(modality, held.url, f"{param}.{part.type}.url")
+    return reader.from_value(part.type, held, f"{param}.{part.type}")

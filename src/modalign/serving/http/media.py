@@ -6,10 +6,7 @@ import binascii
 import json
 from typing import Any
 
-from PIL import UnidentifiedImageError
-
-from modalign.data.audio import duration
-from modalign.data.images import ImageError, stored_size
+from modalign.data.modalities import Amount, modality_of
 from modalign.data.records import Media, Source
 from modalign.data.signals import SignalError
 from modalign.errors import DataError
@@ -31,8 +28,8 @@ class MediaReader:
         self.modalities = modalities
         self.limits = limits
         self.fetcher = fetcher
-        self._count = self._pixels = 0
-        self._seconds = {"audio": 0.0, "video": 0.0}
+        self._count = 0
+        self._sums: dict[str, float] = {}  # by the limit's name
 
     def from_url(self, modality: str, url: str, param: str) -> Media:
         """A medium behind a data URL or an allowed address.
@@ -68,7 +65,7 @@ class MediaReader:
         return self._checked(modality, _base64(text, param), param)
 
     def from_value(self, modality: str, value: Any, param: str) -> Media:
-        """A medium that stands in the request itself: a series, a row of a table, vectors.
+        """A medium that stands in the request itself: a series, say, or a row of a table.
 
         Raises:
             ApiError: of a modality that the model does not take.
@@ -88,38 +85,25 @@ class MediaReader:
 
     def _checked(self, modality: str, content: bytes, param: str) -> Media:
         medium = Media(modality, data=content, source=_source(param))
+        measured = modality_of(modality).amounts
         try:
-            if modality == "image":
-                self._add_pixels(medium)
-            else:
-                self._add_seconds(medium)
+            for amount in measured(medium) if measured is not None else ():
+                self._add(medium, amount)
         except DataError as error:
             raise refused(param, getattr(error, "reason", str(error)), "invalid_media") from None
         return medium
 
-    def _add_pixels(self, medium: Media) -> None:
-        width, height = _size(medium)
-        self._pixels += width * height
-        if self._pixels > self.limits.image_pixels:
+    def _add(self, medium: Media, amount: Amount) -> None:
+        limit = getattr(self.limits, amount.limit)
+        found = amount.value
+        if amount.adds_up:
+            found = self._sums[amount.limit] = self._sums.get(amount.limit, 0) + amount.value
+        if found > limit:
+            unit = amount.words.rpartition(" ")[2]
             raise SignalError(
-                "image-too-large",
                 medium,
-                f"with its {width} x {height} pixels the request has more than this server's "
-                f"{self.limits.image_pixels:,}: shrink it",
-            )
-
-    def _add_seconds(self, medium: Media) -> None:
-        if medium.modality == "audio":
-            found, limit = duration(medium), self.limits.audio_seconds
-        else:
-            found, limit = _shown_for(medium, self.limits.video_pixels), self.limits.video_seconds
-        self._seconds[medium.modality] += found
-        if self._seconds[medium.modality] > limit:
-            raise SignalError(
-                "broken-media",
-                medium,
-                f"with its {found:.1f} s the request has more {medium.modality} than this server's "
-                f"{limit:g} s: cut it",
+                f"with its {amount.words} the request has more {medium.modality} than this server's "
+                f"{limit:,.10g} {unit}: shrink it, or cut it",
             )
 
 
@@ -129,35 +113,6 @@ def _source(param: str) -> Source:
     number = index.partition("]")[0]
     start = param.partition("]")[0] + "]" + place
     return Source(start, int(number) if number.isdigit() else 0)
-
-
-def _size(medium: Media) -> tuple[int, int]:
-    try:
-        return stored_size(medium)
-    except ImageError as error:
-        if isinstance(error.__context__, UnidentifiedImageError):  # whose words name an object
-            raise SignalError(
-                "not-an-image", medium, "no image of a known format: send PNG, JPEG or WebP"
-            ) from None
-        raise
-
-
-def _shown_for(medium: Media, max_pixels: int) -> float:
-    """Seconds from the first packet of a video's pictures to the end of the last; nothing is decoded.
-
-    Raises:
-        SignalError: no video, or frames over ``max_pixels``.
-    """
-    from modalign.data.video_container import opened_video
-
-    begin, end = float("inf"), 0.0
-    with opened_video(medium, max_pixels) as (container, stream):
-        for packet in container.demux(stream):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None:
-                begin = min(begin, float(stamp * packet.time_base))
-                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-    return max(end - begin, 0.0)
 
 
 def _data_url(url: str, modality: str, param: str) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from modalign.data.modalities import modality_names, modality_of
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Number = float | None
 MOST_TOKENS = 2**31 - 1
 
 
@@ -108,67 +109,30 @@ class RefusalPart(Given):
     refusal: str
 
 
-class ImagePart(Given):
-    """An image."""
-
-    type: Literal["image_url"]
-    image_url: Url
-
-
-class AudioPart(Given):
-    """A recording."""
+class InputAudioPart(Given):
+    """A recording, as OpenAI's API has it."""
 
     type: Literal["input_audio"]
     input_audio: AudioData
 
 
-class AudioUrlPart(Given):
-    """A recording by its URL."""
-
-    type: Literal["audio_url"]
-    audio_url: Url
-
-
-class VideoPart(Given):
-    """A video."""
-
-    type: Literal["video_url"]
-    video_url: Url
+def _media_part(modality: str) -> type[Given]:
+    """A medium: its value, where its modality's may stand in a request, else its URL."""
+    known = modality_of(modality)
+    kind, held = f"{modality}_url", Url
+    if known.inline is not None:
+        kind, held = modality, known.inline.schema
+    fields: dict[str, Any] = {"type": (Literal[kind], ...), kind: (held, ...)}
+    return create_model(
+        f"{modality.title()}Part", __base__=Given, __doc__=f"{known.words}.".capitalize(), **fields
+    )
 
 
-class SeriesPart(Given):
-    """A series: T numbers, or T lists of C numbers; null where a value is missing."""
-
-    type: Literal["series"]
-    series: list[Number] | list[list[Number]]
-
-
-class TablePart(Given):
-    """A row of a table: a number, a category or null by column."""
-
-    type: Literal["table"]
-    table: dict[str, str | float | bool | None]
-
-
-class VectorsPart(Given):
-    """Precomputed vectors: one, or a list."""
-
-    type: Literal["vectors"]
-    vectors: list[float] | list[list[float]]
-
-
-Part = Annotated[
-    TextPart
-    | RefusalPart
-    | ImagePart
-    | AudioPart
-    | AudioUrlPart
-    | VideoPart
-    | SeriesPart
-    | TablePart
-    | VectorsPart,
-    Field(discriminator="type"),
-]
+_PARTS = (TextPart, RefusalPart, InputAudioPart, *map(_media_part, modality_names()))
+if TYPE_CHECKING:
+    Part = Any
+else:
+    Part = Annotated[Union[_PARTS], Field(discriminator="type")]  # noqa: UP007 (made from a tuple)
 
 
 class CalledFunction(Given):

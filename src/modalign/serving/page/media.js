@@ -1,72 +1,55 @@
 // Files that are dropped, chosen, pasted or recorded become parts of a message, with a preview.
 
-const ENDINGS = {
-  image: ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"],
-  audio: ["wav", "mp3", "flac", "ogg", "oga", "opus", "m4a", "aac", "aiff", "aif"],
-  video: ["mp4", "mov", "mkv", "webm", "avi", "m4v"],
-};
-const VALUES = ["series", "table", "vectors"]; // stand in the request itself: read from JSON files
-const SHOWN = { image: "an image", audio: "a sound", video: "a video" };
+// What the model takes comes from the server, `media` of /v1/models: {name, words, endings, json} of each modality;
+// json is what a file that holds a value begins with ("array" or "object"), null where media are files.
+
+const inFiles = (media) => media.filter((kind) => !kind.json);
+const inJson = (media) => media.filter((kind) => kind.json);
 
 /** What can be attached, in words: "an image or a sound"; empty where the model takes text alone. */
-export function inWords(modalities) {
-  const words = Object.keys(SHOWN).filter((kind) => modalities.includes(kind)).map((kind) => SHOWN[kind]);
-  const values = VALUES.filter((kind) => modalities.includes(kind));
+export function inWords(media) {
+  const words = inFiles(media).map((kind) => kind.words);
+  const values = inJson(media).map((kind) => kind.name);
   if (values.length) words.push(`a JSON file (${values.join(", ")})`);
   return words.length > 1 ? `${words.slice(0, -1).join(", ")} or ${words.at(-1)}` : words.join("");
 }
 
 /** For the file chooser. */
-export function accepted(modalities) {
-  const kinds = Object.keys(ENDINGS).filter((kind) => modalities.includes(kind));
-  const endings = kinds.flatMap((kind) => [`${kind}/*`, ...ENDINGS[kind].map((ending) => `.${ending}`)]);
-  return [...endings, ...(VALUES.some((kind) => modalities.includes(kind)) ? [".json"] : [])].join(",");
-}
-
-function kindOf(file) {
-  const ending = file.name.split(".").pop().toLowerCase();
-  const told = file.type.split("/")[0];
-  if (told in ENDINGS) return told;
-  if (ending === "json" || file.type === "application/json") return "json";
-  return Object.keys(ENDINGS).find((kind) => ENDINGS[kind].includes(ending));
+export function accepted(media) {
+  const kinds = inFiles(media).flatMap((kind) => [`${kind.name}/*`, ...kind.endings]);
+  return [...kinds, ...(inJson(media).length ? [".json"] : [])].join(",");
 }
 
 /**
  * A file as {name, kind, url, part}: url is of its preview (to be revoked), part is for the request.
  * Throws an Error with words for the user where the model takes no such thing.
  */
-export async function readFile(file, modalities) {
-  const kind = kindOf(file);
-  const takes = inWords(modalities) || "text only";
-  if (kind === "json") return value(file, await file.text(), modalities, takes);
-  if (!kind || !modalities.includes(kind)) {
-    throw new Error(`${file.name}: this model takes ${takes}, not ${kind ? SHOWN[kind] : "this kind of file"}.`);
-  }
+export async function readFile(file, media) {
+  const takes = inWords(media) || "text only";
+  const ending = `.${file.name.split(".").pop().toLowerCase()}`;
+  const told = file.type.split("/")[0];
+  if (ending === ".json" || file.type === "application/json") return value(file, await file.text(), media, takes);
+  const kind = inFiles(media).find((each) => each.name === told || each.endings.includes(ending))?.name;
+  if (!kind) throw new Error(`${file.name}: this model takes ${takes}, not ${told || "this kind of file"}.`);
   if (!file.size) throw new Error(`${file.name} is empty.`);
-  const data = await base64(file);
   // Systems name media types differently (audio/x-m4a, or none): the server reads the bytes.
-  const url = `data:application/octet-stream;base64,${data}`;
-  const part = {
-    image: { type: "image_url", image_url: { url } },
-    audio: { type: "input_audio", input_audio: { data, format: file.name.split(".").pop().toLowerCase() } },
-    video: { type: "video_url", video_url: { url } },
-  }[kind];
+  const data = `data:application/octet-stream;base64,${await base64(file)}`;
+  const part = { type: `${kind}_url`, [`${kind}_url`]: { url: data } };
   return { name: file.name, kind, url: URL.createObjectURL(file), part };
 }
 
-function value(file, text, modalities, takes) {
+function value(file, text, media, takes) {
   let found;
   try {
     found = JSON.parse(text);
   } catch (error) {
     throw new Error(`${file.name}: no valid JSON (${error.message}).`);
   }
-  const fitting = (Array.isArray(found) ? ["series", "vectors"] : ["table"]).filter((kind) => modalities.includes(kind));
-  if (found === null || typeof found !== "object" || !fitting.length) {
-    throw new Error(`${file.name}: this model takes ${takes}, and the file holds none of them.`);
-  }
+  const shape = Array.isArray(found) ? "array" : found === null ? null : typeof found;
+  const fitting = inJson(media).filter((kind) => kind.json === shape).map((kind) => kind.name);
+  if (!fitting.length) throw new Error(`${file.name}: this model takes ${takes}, and the file holds none of them.`);
   if (fitting.length > 1) {
-    throw new Error(`${file.name}: this model takes series and vectors, and a list may be either: send it by the API.`);
+    throw new Error(`${file.name}: this model takes ${fitting.join(" and ")}, and a list may be either: send it by the API.`);
   }
   return { name: file.name, kind: fitting[0], url: null, part: { type: fitting[0], [fitting[0]]: found } };
 }

@@ -35,10 +35,10 @@ async function connect() {
   at("model").replaceChildren(make("strong", { textContent: model.id }), make("ul", { className: "kinds", ariaLabel: "Takes" }, ...kinds),
     make("span", { className: "hint", textContent: `${model.max_model_len.toLocaleString("en")} tokens at most` }));
   document.title = `${model.id} · modalign`;
-  const takes = inWords(model.modalities);
+  const takes = inWords(model.media);
   at("invitation").textContent = takes ? `Drop ${takes} here, paste or attach it, and ask about it.` : "This model takes text. Ask it something.";
   at("drop-words").textContent = `Drop ${takes}`;
-  at("files").accept = accepted(model.modalities);
+  at("files").accept = accepted(model.media);
   if (!at("max-tokens").value) at("max-tokens").value = Math.max(1, Math.min(512, Math.floor(model.max_model_len / 2)));
   draw();
   question.focus();
@@ -55,7 +55,7 @@ at("key-form").addEventListener("submit", (event) => {
 
 /** Show what can be done now. */
 function draw() {
-  const media = model !== null && inWords(model.modalities) !== "";
+  const media = model !== null && inWords(model.media) !== "";
   at("attach").hidden = !media;
   at("record").hidden = !model?.modalities.includes("audio") || !canRecord();
   at("record").textContent = recording ? "Stop recording" : "Record";
@@ -116,7 +116,7 @@ async function attachAll(files) {
   const problems = [];
   for (const file of files) {
     try {
-      const medium = await readFile(file, model?.modalities ?? []);
+      const medium = await readFile(file, model?.media ?? []);
       attached.push(medium);
     } catch (error) {
       problems.push(error.message);
@@ -162,7 +162,7 @@ const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
 document.addEventListener("dragover", (event) => {
   if (!carriesFiles(event)) return;
   event.preventDefault(); // also so that a file dropped beside the place does not replace the page
-  at("drop").hidden = !model || !inWords(model.modalities);
+  at("drop").hidden = !model || !inWords(model.media);
 });
 document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) at("drop").hidden = true;

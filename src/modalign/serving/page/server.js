@@ -43,7 +43,7 @@ async function words(response) {
   }
 }
 
-/** The model: {id, modalities, max_model_len}. */
+/** The model: {id, modalities, media, max_model_len}. */
 export async function servedModel(key) {
   const response = await reached("v1/models", { headers: headers(key) });
   return (await response.json()).data[0];

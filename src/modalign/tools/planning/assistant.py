@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import mimetypes
-from pathlib import Path
 from typing import Any, Literal
 
-from modalign.data.records import MODALITIES, Media
 from modalign.endpoints import Chat
-from modalign.errors import DataError, UsageError
+from modalign.errors import UsageError
 from modalign.tools.build import build_chain
 from modalign.tools.chain import ToolChain
 from modalign.tools.planning.code import CodeAssisted
@@ -70,21 +67,3 @@ def assistant(
     except BaseException:
         chain.close()
         raise
-
-
-def medium_from(text: str) -> Media:
-    """A medium as a command line names it: ``FILE``, or ``MODALITY=FILE`` where the name does not tell.
-
-    Raises:
-        UsageError: the modality is not known.
-        DataError: there is no such file.
-    """
-    modality, sign, path = text.partition("=")
-    if not sign or modality not in MODALITIES:
-        kind = mimetypes.guess_type(text)[0] or ""
-        modality, path = kind.partition("/")[0], text
-    if modality not in MODALITIES:
-        raise UsageError(f"{text}: say what it is, as MODALITY={text} ({', '.join(MODALITIES)})")
-    if not Path(path.partition("#")[0]).is_file() and not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
-    return Media(modality, path=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from modalign.data.modalities import modality_of
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
 from modalign.memory import readable, resident, return_freed_memory
@@ -79,7 +80,7 @@ def _examine_encoders(found: Diagnosis, shop: Workshop, raw: bool) -> bool:
     """Load every modality's encoder; whether all could be."""
     encoders = attempt(found, "encoder", "encoders", lambda: shop.encoders(raw))
     for encoder in encoders or []:
-        key = "patches" if raw and encoder.modality == "image" else encoder.modality
+        key = "patches" if raw and modality_of(encoder.modality).raw_patches else encoder.modality
         module = encoder.module
         found.encoder[key] = {
             "name": encoder.name,
