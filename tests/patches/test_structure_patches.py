@@ -17,6 +17,8 @@ from test_patch_folder import Interrupted, contents, interrupt_at, made, opened,
 
 import tiny
 from modalign.errors import DataError, ModalignError, UsageError
+from modalign.models.export import save_model
+from modalign.models.export.folder import load_model
 from modalign.patches import Patch, load_patch, merge, save_patch, scale, soup, structure_patch
 from modalign.patches.cuts import Cut
 from modalign.patches.folder import (
@@ -405,3 +407,26 @@ def test_the_log_of_pruning_names_every_tensor(pruned):
     assert set(first.tensors) == set(structure.cuts)
     for name, change in first.tensors.items():
         assert change.before == structure.header.base[name].sha256 != change.after
+
+
+def test_the_language_part_of_a_multimodal_model(compose_tiny, tmp_path):
+    model, processor = compose_tiny("mlp")
+    save_model(model, processor, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    kept = torch.arange(0, config["text_config"]["intermediate_size"], 2)
+    cuts = {
+        name: Cut((None, kept) if "down_proj" in name else (kept, None), name)
+        for name in tensors(tmp_path / "m")
+        if name.endswith(("gate_proj.weight", "up_proj.weight", "down_proj.weight"))
+    }
+    assert cuts
+    text = {**config["text_config"], "intermediate_size": len(kept)}
+    structure = structure_patch(
+        tmp_path / "m", cuts, {**config, "text_config": text}, name="narrow", method="chosen"
+    )
+    before = contents(tmp_path / "m")
+    apply_to_folder(tmp_path / "m", [structure], tmp_path / "pruned")
+    found, _ = load_model(tmp_path / "pruned")
+    assert found.num_parameters() < model.num_parameters()
+    remove_from_folder(tmp_path / "pruned", ["narrow"])
+    assert contents(tmp_path / "pruned") == before
