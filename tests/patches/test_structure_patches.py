@@ -159,6 +159,7 @@ def test_slicing_and_applying_is_applying_and_slicing(family, kind, dtype, tmp_p
     assert contents(tmp_path / "pruned") == contents(tmp_path / "sliced")
     held = load_patch(tmp_path / "pruned" / "patches" / status.stack[1].file)
     assert held.header.sliced_from == patch_hash(patch)
+    assert scale(held, 2.0).header.sliced_from is None  # it is no longer that patch's part
     assert held.header.after == (patch_hash(structure),)
     with pytest.raises(DataError, match=r"in .* already"):
         apply_to_folder(tmp_path / "pruned", [patch])

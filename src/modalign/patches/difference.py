@@ -78,7 +78,9 @@ def difference(
         changes[tensor], errors[tensor] = _change(tensor, old, new, flipped, tolerance, max_rank)
     if not changes:
         raise DataError(f"{folder} and {base} hold the same values: there is nothing to patch")
-    newer = any(each.tied for each in tensors.values())
+    newer = any(each.tied for each in tensors.values()) or any(
+        value.dtype == torch.bfloat16 for c in changes.values() for value in c.tensors().values()
+    )
     header = PatchHeader(
         format_version=2 if newer else 1,
         name=name or folder.name,

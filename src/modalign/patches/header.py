@@ -231,7 +231,8 @@ def label(patch: PatchContent) -> str:
 
 
 def with_history(header: PatchHeader, done: str, **update: Any) -> PatchHeader:
-    """A header with fields replaced and a line of history more, made now."""
+    """The header of what was made of a patch now: fields replaced, and a line of history more."""
+    update = {"sliced_from": None, **update}
     history = (*update.pop("history", header.history), done)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return header.model_copy(update={**update, "history": history, "created": created})
