@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -29,12 +30,8 @@ def methods(
     from rich.table import Table
 
     from modalign.cli.console import print_json, stdout
-    from modalign.tools.registry import BUILT_IN
-    from modalign.training.methods import method_names, resolve_method
-    from modalign.training.tool_methods import tool_names
 
-    names = [name] if name is not None else [*method_names(), *tool_names(list(BUILT_IN))]
-    rows = [_row(resolve_method(each)) for each in names]
+    rows = [row for row in listed() if name in (None, row["name"])] or [_resolved(name)]
     if json_output:
         print_json(rows[0] if name is not None else rows)
         return
@@ -57,28 +54,65 @@ def methods(
     )
 
 
-def _row(method: Any) -> dict[str, Any]:
-    from modalign.models.export.rungs import standing_of
+def listed() -> Iterator[dict[str, Any]]:
+    """The methods that have a line of their own; none is loaded, so that this needs no torch."""
+    from modalign.connectors.catalogue import catalogue
+    from modalign.tools.registry import BUILT_IN
+    from modalign.training.settings import STAGE_ONE, WITHOUT_STAGE_ONE, Stage
+    from modalign.training.tool_methods import parse_tool_method, tool_names
 
-    facts = method.facts
+    last = Stage().name
+    for entry in catalogue():
+        kind = (entry.family, entry.group)
+        yield _row(entry.name, *kind, [STAGE_ONE, last] if entry.stage_one else [last], entry)
+        if entry.stage_one:
+            yield _row(entry.name + WITHOUT_STAGE_ONE, *kind, [last], entry)
+    for name in tool_names(list(BUILT_IN)):
+        tools = parse_tool_method(name)
+        assert tools is not None
+        yield _row(name, tools.family, tools.group, [last], tools, tools=True)
+
+
+def _resolved(name: str | None) -> dict[str, Any]:
+    """A method with options, of another size or with a recipe; an unknown one is refused."""
+    from modalign.training.methods import resolve_method
+
+    method = resolve_method(str(name))
+    stages = [stage.name for stage in method.stages]
+    tools = method.tools is not None
+    return _row(method.name, method.family, method.group, stages, method.facts, tools=tools)
+
+
+def _row(
+    name: str, family: str, group: str, stages: Sequence[str], facts: Any, *, tools: bool = False
+) -> dict[str, Any]:
+    """A method's line.
+
+    Args:
+        name, family, group, stages: of the method.
+        facts: its connector's class or entry in the catalogue, or its tools.
+        tools: whether they are tools.
+    """
+    from modalign.connectors.rungs import standing_of
+
     sees, hears = (
-        standing_of([] if method.tools else [(modality, facts, None)])
-        for modality in ("image", "audio")
+        standing_of([] if tools else [(modality, facts, None)]) for modality in ("image", "audio")
     )
+    about = getattr(facts, "about", None) or (sys.modules[facts.__module__].__doc__ or "").strip()
     return {
-        "name": method.name,
-        "family": method.family,
-        "group": method.group,
+        "name": name,
+        "family": family,
+        "group": group,
         "enters": facts.enters,
         "tokens": facts.token_formula,
         "parameters": facts.parameter_text,
-        "stages": [stage.name for stage in method.stages],
+        "stages": list(stages),
         "rung": sees.rung,
         "rung_for_audio": hears.rung,
         "gateway": sees.gateway,
         "served_by": list(sees.served_by),
         "papers": list(facts.papers),
-        "about": (sys.modules[facts.__module__].__doc__ or "").strip(),
+        "about": about,
     }
 
 

@@ -25,6 +25,7 @@ from modalign.comparison.config import CompareConfig
 from modalign.comparison.prepared import StoredData, fill_caches
 from modalign.comparison.results import CurvePoint, Trial
 from modalign.configuration import read_fields, validated
+from modalign.connectors.rungs import Standing, standing_of
 from modalign.data.records import Media
 from modalign.data.stored import MediaOf
 from modalign.data.supervision import Sample
@@ -35,7 +36,6 @@ from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuf
 from modalign.files import replacing, write_atomically
 from modalign.memory import peak_resident, return_freed_memory
 from modalign.models.collation import Collator, RawSignals
-from modalign.models.export.rungs import Standing, standing_of
 from modalign.runs import RECORD
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel

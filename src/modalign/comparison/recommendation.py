@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from modalign.comparison.results import Recommendation
+from modalign.connectors.rungs import height
 from modalign.errors import UsageError
-from modalign.models.export.rungs import height
 from modalign.numbers import words as fmt
 from modalign.numbers.bootstrap import RESAMPLES
 from modalign.numbers.trainings import Replicates, hierarchical_bootstrap

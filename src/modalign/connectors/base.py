@@ -108,6 +108,7 @@ class Connector(nn.Module, ABC):
     parameter_text: ClassVar[str]  # for people, e.g. "dD + D"
     papers: ClassVar[tuple[str, ...]]  # "LLaVA (arXiv 2304.08485)"
     export_target: str = "remote-code"  # or the native class, e.g. "Llava"
+    discrete: ClassVar[bool] = False  # its tokens are a code: numbers that a vocabulary can hold
     needs_grid: ClassVar[bool] = False
     options_type: ClassVar[type[Options]] = Options
     stage_one_needs_text: ClassVar[bool] = False  # each medium with a text, not the medium alone

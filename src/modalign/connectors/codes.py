@@ -275,6 +275,7 @@ class CodeConnector(PrefixConnector):
 class DiscreteConnector(CodeConnector):
     """A code connector that chooses one of K vectors for each window of features."""
 
+    discrete = True
     encoder: WindowEncoder
 
     @property

@@ -9,10 +9,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TypeVar
 
+from modalign.connectors import ENTRY_POINT_GROUP
 from modalign.connectors.base import Connector
 from modalign.errors import UsageError
-
-ENTRY_POINT_GROUP = "modalign.connectors"
 
 _REGISTRY: dict[str, type[Connector]] = {}
 C = TypeVar("C", bound=type[Connector])

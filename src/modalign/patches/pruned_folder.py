@@ -71,6 +71,7 @@ def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[st
     assert structure.header.structure is not None
     configuration = structure.header.structure.configuration
     write_atomically(target / CONFIG, json.dumps(configuration, indent=2, sort_keys=True) + "\n")
+
     if problem := loading_problem(target):
         raise DataError(f"{label(structure)} does not fit its configuration: {problem}")
     return changes

@@ -15,12 +15,11 @@ from modalign.connectors.registry import connector_class, connectors
 from modalign.errors import UsageError
 from modalign.training.objectives import check_stages
 from modalign.training.recipes import SEPARATOR, Recipe, recipe_names, resolve_recipe
-from modalign.training.settings import LLMMode, Stage
+from modalign.training.settings import STAGE_ONE, WITHOUT_STAGE_ONE, LLMMode, Stage
 from modalign.training.tool_methods import ToolMethod, parse_tool_method, tool_names
 
 STAGE_ONE_SHARE = 0.3
 PUBLISHED_SUFFIX = ":published"
-WITHOUT_STAGE_ONE = "_no_stage_one"
 Family = Literal["converter", "perceiver", "tool", "data"]
 
 
@@ -100,7 +99,7 @@ def _stages(
     if not terms:
         return rest
     first = Stage(
-        name="stage_one",
+        name=STAGE_ONE,
         share=STAGE_ONE_SHARE,
         runs="stage_one",
         objective=terms,

@@ -12,6 +12,10 @@ Kind = Literal["captions", "instructions", "text"]  # of a record; each has exac
 Selector = Annotated[str, Field(pattern=r"^(all|media|captions|instructions|text|domain:.+)$")]
 
 
+STAGE_ONE = "stage_one"  # name of the stage that is a connector's own
+WITHOUT_STAGE_ONE = "_no_stage_one"  # ends the name of a method that leaves its own out
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modalign.errors import UsageError
-from modalign.models.collation import Entry
-from modalign.models.tool_text import no_media_entries, tool_entries
-from modalign.tools.chain import ToolChain
 from modalign.training.settings import LLMMode, Stage
-from modalign.training.sources import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from modalign.models.collation import Entry
+    from modalign.tools.chain import ToolChain
+    from modalign.training.sources import Parts
 
 PREFIX = "tool:"
 TEXT_ONLY = "text_only"
@@ -90,6 +91,11 @@ def entries_of(
     tools: ToolMethod, parts: Parts, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> tuple[ToolChain | None, dict[str, Entry]]:
     """How each modality enters through the tools, and the chain; None for the control without one."""
+    from modalign.models.tool_text import (  # methods are listed without
+        no_media_entries,
+        tool_entries,
+    )
+
     if not tools.chain:
         return None, no_media_entries(tokenizer, parts.modalities)
     return tool_entries(parts.chain(tools.chain), tokenizer, parts.modalities, cache / "tools")

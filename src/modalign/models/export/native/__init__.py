@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from modalign.connectors.rungs import AUDIO
 from modalign.models.export.native import (
     blip2,
     idefics,
@@ -14,7 +15,6 @@ from modalign.models.export.native import (
     voxtral,
 )
 from modalign.models.export.native.base import Native, NotNativeError, save_native
-from modalign.models.export.rungs import AUDIO
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 

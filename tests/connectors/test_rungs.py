@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from modalign.connectors import rungs
 from modalign.connectors.base import Widths
 from modalign.connectors.registry import connectors
-from modalign.models.export import rungs
+from modalign.connectors.rungs import height, native_class, standing_of
 from modalign.models.export.native import TARGETS
-from modalign.models.export.rungs import height, native_class, standing_of
 
 
 def standing(name: str, modality: str = "image") -> rungs.Standing:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modalign.connectors.codes import DiscreteConnector
-
 REMOTE_CODE, TOOLS, NATIVE = "remote-code", "tools", "native:"
 CAUSAL_LM = "CausalLM"  # discrete codes: any causal language model, with token ids for them
 
@@ -58,11 +56,10 @@ def native_class(modality: str, connector: Any, encoder: Any = None) -> str | No
 
     Args:
         modality: what it connects.
-        connector: the class of a connector, or one of it: its options may matter.
+        connector: a connector, whose options may matter, its class, or its entry in the catalogue.
         encoder: the one that stands before it, if that is known.
     """
-    kind = connector if isinstance(connector, type) else type(connector)
-    if issubclass(kind, DiscreteConnector):
+    if connector.discrete:
         return CAUSAL_LM
     if modality == "audio":
         return _sound_class(connector, encoder)
@@ -76,10 +73,11 @@ def _sound_class(connector: Any, encoder: Any) -> str | None:
         return None
     if encoder is not None and getattr(encoder, "form", None) != ENCODER_FORMS[target]:
         return None
-    if isinstance(connector, type):
+    options = getattr(connector, "options", None)
+    if options is None:
         return target
     wanted = AUDIO_OPTIONS.get(target, {})
-    fits = all(getattr(connector.options, name) == value for name, value in wanted.items())
+    fits = all(getattr(options, name) == value for name, value in wanted.items())
     return target if fits else None
 
 
