@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from compared import Compared, read_rows, write_rows
+from modalign.cli import resumable
 from modalign.data.records import Media
 from modalign.evaluation.generation import answer
 from modalign.models.export import load_model
@@ -39,6 +40,15 @@ def test_help_groups_every_verb_by_what_it_is_for(cli):
     assert {"compare", "train", "eval", "ask", "serve", "edit", "patch", "data"} <= verbs
     assert re.search(r"│ edit ", shown["Correct"])
     assert re.search(r"│ eval ", shown["Judge"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [("compare --out x", True), ("edit compare m e", True), ("edit run m e", True), ("ask m q", False),
+     ("eval m compare", False), ("patch list f", False)],
+)  # fmt: skip
+def test_only_verbs_that_can_resume_promise_it(arguments, expected):
+    assert resumable(arguments.split()) is expected
 
 
 def test_as_a_module_and_piped():

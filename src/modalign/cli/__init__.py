@@ -94,8 +94,17 @@ def main() -> None:
         _tell_usage(error)
         sys.exit(getattr(error, "exit_code", 2))
     if code == INTERRUPTED:
-        print("interrupted; finished work is kept, --resume goes on", file=sys.stderr)
+        kept = "; finished work is kept, --resume goes on" if resumable(sys.argv[1:]) else ""
+        print(f"interrupted{kept}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def resumable(arguments: list[str]) -> bool:
+    """Whether the verb that was called can go on where it was interrupted."""
+    command: Any = typer.main.get_command(app)
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    return any("--resume" in option.opts for option in command.params)
 
 
 def _tell(message: str, exit_code: int) -> None:
