@@ -31,8 +31,8 @@ from modalign.numbers.pairs import compare_all, compare_with
 from modalign.numbers.trainings import estimate_mean, hierarchical_bootstrap
 from modalign.starter.build import WEIGHTS
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
+from modalign.training.parallel import device_of
 from modalign.training.splits import Splits
-from modalign.training.trainer import device_of
 from modalign.version import __version__
 
 

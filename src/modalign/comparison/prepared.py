@@ -20,11 +20,11 @@ from modalign.training.budget import Budget
 from modalign.training.doctor.preflight import preflight
 from modalign.training.methods import Method
 from modalign.training.objectives import check_stages
+from modalign.training.parallel import device_of
 from modalign.training.recipes import check_data
 from modalign.training.sources import feature_store, fill_store, runs_with_model
 from modalign.training.splits import Splits, load_splits, that_fit
 from modalign.training.tool_methods import entries_of
-from modalign.training.trainer import device_of
 
 DATA = "data"  # of a comparison's folder: what its jobs read
 

@@ -49,7 +49,6 @@ class Learner(Protocol):
     """A module and how to feed it."""
 
     splits: bool  # whether a batch may be cut into parts, over micro-batches and processes
-    roles: Roles | None  # of its samples, where they have any
 
     @property
     def module(self) -> nn.Module:
@@ -242,7 +241,6 @@ class StageOneLearner:
     """
 
     splits = False
-    roles: Roles | None = None
 
     def __init__(
         self,

@@ -94,7 +94,7 @@ class StartReference:
         """One forward pass, where there is one."""
         if not computed(batch, needs):
             return 0.0
-        return _forward(self.costs, batch, needs, encode=bool(batch.signals))
+        return forward_flops(self.costs, batch, needs, encode=bool(batch.signals))
 
 
 class FolderReference:
@@ -157,7 +157,7 @@ class FolderReference:
         """One forward pass over the records as it reads them, where there is one."""
         if not computed(batch, needs):
             return 0.0
-        return _forward(self.costs, self._own(batch), needs, encode=True)
+        return forward_flops(self.costs, self._own(batch), needs, encode=True)
 
     def _own(self, batch: TrainBatch) -> TrainBatch:
         """The records as this model reads them; the same for all that is asked of a batch."""
@@ -234,7 +234,10 @@ def _nothing(model: Any, batch: TrainBatch, needs: Collection[str]) -> Outputs:
     return Outputs(none, none, rows)
 
 
-def _forward(costs: CostModel, batch: TrainBatch, needs: Collection[str], encode: bool) -> float:
+def forward_flops(
+    costs: CostModel, batch: TrainBatch, needs: Collection[str], encode: bool
+) -> float:
+    """FLOPs of a forward pass over a batch; ``encode`` counts the encoders, too."""
     media = sum(len(sample.media) for sample in batch.samples)
     rows, length = batch.input_ids.shape
     return costs.forward(rows, length, int(batch.shown(needs).sum()), media, encode)

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from modalign.errors import ModalignError, UsageError
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
-from modalign.training.learners import Learner
+from modalign.training.learners import Learner, ModelLearner
 from modalign.training.objectives import Objective
 from modalign.training.outputs import Everyone
-from modalign.training.parallel import Parallel, device_of
-from modalign.training.references import Reference, readings
+from modalign.training.parallel import Parallel
+from modalign.training.references import Reference, forward_flops, readings
 from modalign.training.settings import START, LearningRates, Stage, TrainSettings
 from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
@@ -35,16 +35,6 @@ from modalign.training.trainable import FrozenCheck, parameter_groups
 Validate = Callable[[], float]
 Report = Callable[["Progress"], None]
 NONFINITE = "nonfinite.json"
-
-__all__ = [
-    "NonFiniteLossError",
-    "Outcome",
-    "Progress",
-    "Trainer",
-    "autocast",
-    "cosine",
-    "device_of",
-]
 
 
 class NonFiniteLossError(ModalignError):
@@ -306,17 +296,19 @@ class Trainer:
         micro-batch with its gradients: together the gradient of the undivided batch (gradient
         caching: Gao et al., arXiv 2101.06983).
         """
-        labels = self.learner.roles
-        assert labels is not None  # terms that contrast records have matched roles
-        roles, keys = (torch.from_numpy(each[indices]) for each in (labels.of, labels.keys))
+        learner = self.learner
+        assert isinstance(learner, ModelLearner)
+        assert learner.roles is not None  # such terms have matched roles
+        labels = (learner.roles.of, learner.roles.keys)
+        roles, keys = (torch.from_numpy(each[indices]) for each in labels)
         everyone = Everyone({}, roles.to(self.device), keys.to(self.device))
         spent = 0.0
         self._seed()
         for part in batches:
             batch = part.to(self.device)
             with torch.no_grad(), autocast(self.device, self.settings):
-                rows = self.learner.outputs(self.call, batch).rows
-            spent += self.learner.flops(batch) / 3
+                rows = learner.outputs(self.call, batch).rows
+            spent += forward_flops(learner.costs, batch, learner.needs, bool(batch.signals))
             there = batch.numbers >= 0
             for need, vectors in rows.items():
                 if need.startswith("pooled:"):
@@ -325,6 +317,7 @@ class Trainer:
                     known[batch.numbers[there]] = vectors[there]
         if self.shares > 1:
             everyone.pooled = {k: self.parallel.total(v) for k, v in everyone.pooled.items()}
+        self.parallel.settle(learner.module)
         self._seed()
         return [replace(batch, everyone=everyone) for batch in batches], spent
 

@@ -17,12 +17,12 @@ from modalign.models.collation import Collator, MediaSource
 from modalign.models.compose import LanguageModel
 from modalign.models.encoders.loading import Encoder
 from modalign.training.methods import Method
+from modalign.training.parallel import device_of
 from modalign.training.references import References
 from modalign.training.session import composed
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts, sources_of
 from modalign.training.tool_methods import entries_of
-from modalign.training.trainer import device_of
 
 
 @dataclass

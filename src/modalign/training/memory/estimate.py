@@ -19,8 +19,8 @@ from modalign.memory import available, readable, resident, returns_freed_memory
 from modalign.training.learners import Composed, ModelLearner
 from modalign.training.memory.trace import Trace, bytes_of, module_bytes, trace_forward
 from modalign.training.outputs import TrainBatch
+from modalign.training.parallel import device_of
 from modalign.training.references import Reference
-from modalign.training.trainer import device_of
 
 MEASURED_POSITIONS = 2048  # a larger batch is measured on fewer rows and scaled: exact, and cheap
 SLACK = 1.05  # rounding: pages on a CPU, blocks of torch's own pool on CUDA
