@@ -93,8 +93,6 @@ class ModelLearner:
         self.media_rows = any("media" in need.split(":") for need in self.needs) or (
             "media_logits" in self.needs
         )
-        if self.media_rows:
-            self._refuse_without_places(stage)
         self.costs = CostModel.of(model)
         self.llm = stage.llm or settings.llm
         self.encoder = stage.encoder or settings.encoder
@@ -111,16 +109,15 @@ class ModelLearner:
         if stage.roles:
             roles = Roles.choose(stage, given, text)
         samples = roles.samples if roles else select(given, stage, subject.seed, text)
-        return cls(subject.model, samples, subject.collator, subject.settings, stage, roles)
-
-    def _refuse_without_places(self, stage: Stage) -> None:
-        connectors = self.module.connectors.values()
-        if not any(isinstance(connector, PrefixConnector) for connector in connectors):
+        learner = cls(subject.model, samples, subject.collator, subject.settings, stage, roles)
+        connectors = subject.model.connectors.values()
+        if learner.media_rows and not any(isinstance(c, PrefixConnector) for c in connectors):
             raise UsageError(
-                f"stage {stage.name!r}: a term reads the positions of media, but this method puts none "
-                "into the sequence (its media are read in the layers, or as words); use a prefix "
-                "connector, or a term about answers"
+                f"{subject.method.name}: stage {stage.name!r} reads the positions of media, but this "
+                "method puts none into the sequence (its media are read in the layers, or as words); "
+                "use a prefix connector, or a term about answers"
             )
+        return learner
 
     def order(self, batch_size: int, seed: int) -> BatchOrder | RoleOrder:
         """Samples of like length together; with roles, each in every batch."""
