@@ -239,7 +239,7 @@ def test_only_what_a_term_needs_is_computed(
 
 def test_no_position_of_media_is_said_before_step_0(plan: Make) -> None:
     made = plan(method="gated_cross_attention")
-    with pytest.raises(UsageError, match="gated_cross_attention: stage .* puts none into"):
+    with pytest.raises(UsageError, match=r"gated_cross_attention: stage .* puts none into"):
         learner(made, {"kl_visual": {"reference": "start"}})
 
 
