@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modalign.cli import options
 
 if TYPE_CHECKING:
-    from modalign.evaluation.diagnosis.results import ModalityDiagnosis
+    pass
 
 
 def diagnose(
@@ -45,9 +45,10 @@ def diagnose(
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.evaluation.diagnosis.diagnose import diagnose as look
-    from modalign.evaluation.diagnosis.page import diagnosis_report, sentences
+    from modalign.evaluation.diagnosis.page import diagnosis_report, figures_table, sentences
     from modalign.files import check_free
     from modalign.pages.report import files_of
+    from modalign.pages.terminal import terminal
     from modalign.runs import command_line
 
     if out is not None:
@@ -72,28 +73,12 @@ def diagnose(
         print_json(values)
         return
     for each in found.modalities:
-        stdout.print(_table(each))
+        stdout.print(f"{each.modality}: {each.encoder}, {each.connector}", markup=False)
+        for diagnostic in each.diagnostics:
+            stdout.print(terminal(figures_table(diagnostic)))
         for sentence in sentences(each):
             stdout.print(f"- {sentence}", markup=False, highlight=False)
     if out is not None:
         stderr.print(
             f"\nPage: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True
         )
-
-
-def _table(found: ModalityDiagnosis) -> Any:
-    """Every figure of a modality."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from modalign.evaluation.diagnosis.page import HEADINGS, table_rows
-
-    table = Table(title=escape(f"{found.modality}: {found.encoder}, {found.connector}"))
-    for heading in ("", *HEADINGS):
-        table.add_column(heading, justify="left" if heading in ("", HEADINGS[0]) else "right")
-    for diagnostic in found.diagnostics:
-        rows = table_rows(diagnostic) or [["not defined", *[""] * (len(HEADINGS) - 1)]]
-        for number, row in enumerate(rows):
-            title = diagnostic.title if number == 0 else ""
-            table.add_row(title, *map(escape, row), end_section=number == len(rows) - 1)
-    return table

@@ -52,8 +52,9 @@ def analyze(
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.editing.layers.analysis import analyse
     from modalign.editing.layers.facts import read_facts
-    from modalign.editing.layers.pages import analysis_report
+    from modalign.editing.layers.pages import analysis_report, analysis_table
     from modalign.errors import UsageError
+    from modalign.pages.terminal import terminal
 
     check_page(out, overwrite)
     quiet_libraries()
@@ -76,7 +77,7 @@ def analyze(
     if json_output:
         print_json(found.model_dump_json(indent=2))
         return
-    stdout.print(_table(found))
+    stdout.print(terminal(analysis_table(found)))
     for sentence in found.sentences:
         stdout.print(f"- {sentence}", markup=False, highlight=False)
     if out is not None:
@@ -104,21 +105,3 @@ def check_page(out: Path | None, overwrite: bool) -> None:
 
     if out is not None:
         check_free(*files_as(out), overwrite=overwrite)
-
-
-def _table(found: Any) -> Any:
-    from rich.table import Table
-
-    table = Table(title=f"last token of the prompt, means over {found.known} facts")
-    table.add_column("layer", justify="right")
-    for kind in ("cosine", "Jaccard", "attribute"):
-        for name in ("attention", "FFN", *(["residual"] if kind == "attribute" else [])):
-            table.add_column(f"{kind}\n{name}", justify="right")
-    for row in found.rows:
-        table.add_row(
-            str(row.layer),
-            *(f"{row.cosine[c].value:.2f}" for c in ("attention", "ffn")),
-            *(f"{row.jaccard[c].value:.2f}" for c in ("attention", "ffn")),
-            *(f"{row.probability[r].value:.1f} %" for r in ("attention", "ffn", "residual")),
-        )
-    return table

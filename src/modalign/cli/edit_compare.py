@@ -11,7 +11,7 @@ from modalign.cli import options
 
 if TYPE_CHECKING:
     from modalign.editing.benchmarks.evaluate import Task
-    from modalign.editing.compare.results import EditComparison, Estimate, Mode
+    from modalign.editing.compare.results import EditComparison, Mode
 
 
 def compare(
@@ -88,8 +88,10 @@ def compare(
     - `modalign edit compare MODEL edits.json --out runs/mine --resume`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
+    from modalign.editing.compare.report.scores import score_table
     from modalign.editing.compare.run import CompareRequest, compare_edits
     from modalign.editing.methods import METHODS
+    from modalign.pages.terminal import terminal
 
     quiet_libraries()
     request = CompareRequest(
@@ -124,7 +126,7 @@ def compare(
         print_json(result.model_dump_json(indent=2))
         return
     for mode in result.modes:
-        stdout.print(_table(result, mode))
+        stdout.print(terminal(score_table(result, mode)))
     for words in _differences(result):
         stdout.print(words, markup=False, highlight=False)
     stderr.print(f"\nReport: {out / 'report.html'}", highlight=False, soft_wrap=True)
@@ -151,36 +153,6 @@ def _by_method(settings: list[str] | None) -> dict[str, dict[str, Any]]:
     of_methods = {name: fields for name, fields in given.items() if isinstance(fields, dict)}
     for_all = {name: value for name, value in given.items() if name not in of_methods}
     return of_methods | ({"": for_all} if for_all else {})
-
-
-def _table(result: EditComparison, mode: Mode) -> Any:
-    from rich.table import Table
-
-    names = [result.headline, *result.parts]
-    kind = "one patch for all" if mode == "batch" else "in steps"
-    table = Table(title=f"{result.task}, {mode} ({kind}), 95 % intervals")
-    for name in ("edits", "method", *names, "n"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for size in result.sizes:
-        for reference in result.references:
-            if reference.size == size:
-                shown = [_cell(reference.metrics.get(name)) for name in names]
-                table.add_row(str(size), reference.name, *shown, "", style="dim")
-        for info in result.methods:
-            point = result.point(info.name, mode, size)
-            if point is None:
-                table.add_row(str(size), info.title, "failed", *[""] * len(names))
-                continue
-            shown = [_cell(point.metrics.get(name)) for name in names]
-            table.add_row(str(size), info.title, *shown, str(point.n))
-        table.add_section()
-    return table
-
-
-def _cell(metric: Estimate | None) -> str:
-    if metric is None:
-        return "-"
-    return f"{metric.value:.1f} ({metric.low:.0f} to {metric.high:.0f})"
 
 
 def _differences(result: EditComparison) -> list[str]:

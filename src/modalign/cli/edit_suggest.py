@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -56,9 +56,10 @@ def suggest(
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.cli.edit_analyze import check_page, opened
     from modalign.editing.layers.facts import read_facts
-    from modalign.editing.layers.pages import suggestion_report
+    from modalign.editing.layers.pages import findings_table, suggestion_report
     from modalign.editing.layers.proposal import suggest as run
     from modalign.editing.layers.tracing import TraceSettings
+    from modalign.pages.terminal import terminal
 
     check_page(out, overwrite)
     quiet_libraries()
@@ -74,27 +75,8 @@ def suggest(
     if json_output:
         print_json(found.model_dump_json(indent=2))
         return
-    stdout.print(_table(found))
+    stdout.print(terminal(findings_table(found)))
     for sentence in found.sentences:
         stdout.print(sentence, markup=False, highlight=False)
     if out is not None:
         stderr.print(f"\nPage: {out}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _table(found: Any) -> Any:
-    from rich.table import Table
-
-    from modalign.editing.layers.proposal import interval
-
-    table = Table(title="at the subject's last token, 95 % intervals")
-    for header in ("layer", "carried by its output", "reached by a vector", "works"):
-        table.add_column(header, justify="right")
-    for each in found.findings:
-        table.add_row(
-            str(each.layer),
-            interval(each.carried),
-            interval(each.reached),
-            "yes" if each.works else "no",
-            style="bold" if each.layer in found.layers else None,
-        )
-    return table

@@ -4,9 +4,22 @@ const font = getComputedStyle(document.body).fontFamily;
 const config = {
   background: "transparent", font, view: { stroke: null },
   axis: { ...text, gridColor: "var(--grid)", domainColor: "var(--front)", tickColor: "var(--front)",
-    labelFontSize: 12, titleFontSize: 12, labelOverlap: true, tickCount: 6 },
+    labelFontSize: 12, titleFontSize: 12, labelOverlap: true, labelSeparation: 6, tickCount: 6 },
   axisY: { domain: false, ticks: false }, axisX: { grid: false },
   text: { fill: "var(--ink)", fontSize: 12 },
+  style: {
+    points: { filled: true, size: 75, strokeWidth: 1.6, opacity: 1 },
+    small: { filled: true, size: 45, strokeWidth: 1.6, opacity: 1 },
+    dots: { filled: true, size: 24, opacity: 0.45 },
+    parts: { height: 14 },
+    lines: { strokeWidth: 2, opacity: 0.8, aria: false },
+    bars: { strokeWidth: 2.2, opacity: 0.5, aria: false },
+    rules: { color: "var(--muted)", strokeDash: [3, 3], strokeWidth: 1.5 },
+    front: { color: "var(--front)", strokeDash: [6, 4], interpolate: "step-after", aria: false },
+    band: { color: "var(--accent-soft)", opacity: 1, aria: false },
+    ring: { filled: false, color: "var(--accent)", size: 360, strokeWidth: 2.5, opacity: 1, aria: false },
+    labels: { aria: false },
+  },
 };
 // Names beside points are placed by Vega's label transform, which Vega-Lite has no words for.
 const patch = (spec) => {
@@ -43,7 +56,7 @@ const walk = (host, view) => {
     view.runAsync();
   };
   host.addEventListener("keydown", (event) => {
-    const points = [...host.querySelectorAll(".points_marks [aria-label], .points_marks[aria-label]")];
+    const points = [...host.querySelectorAll(":is(.points_marks, .parts_marks) [aria-label]")];
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     const factor = { "+": 0.5, "-": 2, 0: 0 }[event.key];
     if (factor !== undefined) zoom(factor);

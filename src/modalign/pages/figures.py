@@ -9,7 +9,7 @@ dark pages.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ ROW = 24  # pixels
 DODGE = 0.012  # of the axis, between lines whose points stand at one place
 
 Spec = dict[str, Any]
-SHOWN: Spec = {"filter": "indexof(hidden, datum.series) < 0"}
 
 # Unit -> how a tick is written, as an expression of Vega; other units are plain numbers.
 _TICKS = {
@@ -152,92 +151,92 @@ class Chart:
     height: int = 300
 
     def spec(self) -> Spec:
-        """The Vega-Lite specification; the page adds the theme."""
-        layers = {
-            "rows": _rows,
-            "stack": _stack,
-            "cloud": _cloud,
-        }.get(self.kind, _plane)(self)
-        height = self.height
-        if self.kind in ("rows", "stack"):
-            height = ROW * len({point.at for point in self.points})
+        """The Vega-Lite specification; the page adds the theme and the looks of each style."""
+        named = self.kind in ("rows", "stack")
+        layers = {"rows": _rows, "stack": _stack, "cloud": _cloud}.get(self.kind, _plane)(self)
         return {
             "description": self.description,
             "width": "container",
-            "height": height,
+            "height": ROW * len({point.at for point in self.points}) if named else self.height,
             "autosize": {"type": "fit-x", "contains": "padding"},
             "params": [{"name": "hidden", "value": []}],
-            "layer": [
-                layer | {"transform": [SHOWN, *layer.get("transform", [])]} for layer in layers
-            ],
+            "layer": layers,
         }
 
 
 # ---------------------------------------------------------------- axes
 
 
-def _tick(unit: str) -> str:
-    return _TICKS.get(unit, "format(datum.value, '~r')")
+@dataclass(frozen=True)
+class _Scale:
+    """Both ends of an axis, Vega's words for it, and the place of values that are moved."""
+
+    axis: Axis
+    low: float
+    high: float
+    zero: float | None = None  # where 0 stands on a logarithmic axis
+
+    def encoding(self, field: str) -> Spec:
+        """A quantitative channel."""
+        tick = _TICKS.get(self.axis.unit, "format(datum.value, '~r')")
+        label: Spec = {"title": self.axis.title or None, "labelExpr": tick}
+        if self.axis.whole:
+            label |= {"tickMinStep": 1, "labelExpr": f"datum.value % 1 ? '' : {tick}"}
+        if self.zero is not None:
+            label["labelExpr"] = f"datum.value <= {self.zero * 1.0001} ? '0' : {label['labelExpr']}"
+            label["values"] = [self.zero, *_log_ticks(self.zero, self.high)]
+        scale: Spec = {"domain": [self.low, self.high], "nice": False}
+        scale |= {"type": "log"} if self.axis.log else {"zero": False, "padding": 8}
+        return {"field": field, "type": "quantitative", "scale": scale, "axis": label}
+
+    def place(self, value: float | str) -> float | str:
+        """Where a value stands."""
+        moved = self.zero is not None and not isinstance(value, str) and value <= 0
+        return self.zero if moved and self.zero is not None else value
+
+    def beside(self, value: float, step: float) -> float:
+        """A share of the axis further on."""
+        if self.axis.log:
+            return value * (self.high / self.low) ** step
+        return value + (self.high - self.low) * step
 
 
-def _scale(axis: Axis, values: Sequence[float]) -> tuple[Spec, Spec, dict[float, float]]:
-    """Scale, axis and the places of values that are moved (0 on a logarithmic axis)."""
-    label: Spec = {"title": axis.title or None, "labelExpr": _tick(axis.unit)}
-    if axis.whole:
-        label |= {"tickMinStep": 1, "format": "d"}
+def _scale(axis: Axis, values: Iterable[float]) -> _Scale:
     most = math.inf if axis.cut is None else axis.cut
     known = [value for value in values if math.isfinite(value) and value <= most] or [0.0, 1.0]
-    if axis.log:
-        if axis.whole:
-            label["labelExpr"] = f"datum.value % 1 ? '' : {label['labelExpr']}"
-        return _logarithmic(label, known)
-    low, high = _extent(axis, known)
-    return {"domain": [low, high], "nice": not axis.whole, "zero": False}, label, {}
+    return (_logarithmic if axis.log else _linear)(axis, known)
 
 
-def _extent(axis: Axis, known: Sequence[float]) -> tuple[float, float]:
-    """Both ends of a linear axis: all values, the least extent, and never an empty range."""
-    low, high = (
-        pick([*known, *([] if bound is None else [bound])])
-        for pick, bound in zip((min, max), axis.bounds, strict=True)
-    )
-    room = (high - low) * 0.03
-    if axis.unit == "share":
-        low, high = max(0.0, low - room), min(1.0, high + room)
-        if high - low < LEAST_SHARE:
-            middle = min(max((low + high) / 2, LEAST_SHARE / 2), 1 - LEAST_SHARE / 2)
-            low, high = middle - LEAST_SHARE / 2, middle + LEAST_SHARE / 2
-        return low, high
-    if high == low:
+def _linear(axis: Axis, known: Sequence[float]) -> _Scale:
+    """All values, the least extent, and never an empty range."""
+    ends = [bound for bound in axis.bounds if bound is not None]
+    low, high = min([*known, *ends]), max([*known, *ends])
+    if axis.unit == "share" and high - low < LEAST_SHARE:
+        low = min(max(0.0, (low + high - LEAST_SHARE) / 2), 1 - LEAST_SHARE)
+        return _Scale(axis, low, low + LEAST_SHARE)
+    if low == high:
         room = abs(high) * 0.1 or 1.0
-    return low - (room if low != axis.bounds[0] else 0), high + (
-        room if high != axis.bounds[1] else 0
-    )
+        low, high = low - room * (low not in ends), high + room
+    return _Scale(axis, low, high)
 
 
-def _logarithmic(label: Spec, known: Sequence[float]) -> tuple[Spec, Spec, dict[float, float]]:
-    """A logarithmic scale of at least ``LEAST_FACTOR``; Vega's has no place for 0, so one is made."""
+def _logarithmic(axis: Axis, known: Sequence[float]) -> _Scale:
+    """At least ``LEAST_FACTOR`` from end to end; Vega's scale has no place for 0, so one is made."""
     positive = [value for value in known if value > 0] or [1.0]
     low, high = min(positive), max(positive)
     widen = max(1.15, math.sqrt(LEAST_FACTOR / (high / low)))
     low, high = low / widen, high * widen
-    moved: dict[float, float] = {}
-    if min(known) <= 0:
-        step = (high / low) ** 0.12
-        zero, low = low / step, low / step**1.3
-        moved = dict.fromkeys((value for value in known if value <= 0), zero)
-        label = label | {
-            "labelExpr": f"datum.value <= {zero * 1.0001} ? '0' : {label['labelExpr']}",
-            "values": [zero, *_log_ticks(zero * step, high)],
-        }
-    return {"type": "log", "domain": [low, high], "nice": False}, label, moved
+    if min(known) > 0:
+        return _Scale(axis, low, high)
+    step = (high / low) ** 0.12
+    return _Scale(axis, low / step**1.3, high, low / step)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Decades inside a range, finer where they are few; asked for only beside a place for 0."""
+    """Decades inside a range, finer where they are few; needed only beside a place for 0."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
-        ticks = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
+        ticks = [f * 10.0**d for d in decades for f in factors if low * 1.5 < f * 10.0**d <= high]
         if len(ticks) >= 3:
             break
     return ticks
@@ -246,11 +245,24 @@ def _log_ticks(low: float, high: float) -> list[float]:
 # ---------------------------------------------------------------- layers
 
 
-def _records(points: Sequence[Point], places: dict[float, float]) -> list[Spec]:
+def _layer(name: str, mark: str, encoding: Spec, rows: Sequence[Spec], **more: Any) -> Spec:
+    """One layer of marks; the page says what its name looks like."""
+    shown = {"filter": "indexof(hidden, datum.series) < 0"}
+    return {
+        "name": name,
+        "mark": {"type": mark, "style": name, "clip": True},
+        "encoding": encoding,
+        "data": {"values": [{"series": "", **row} for row in rows]},
+        "transform": [shown],
+        **more,
+    }
+
+
+def _records(points: Sequence[Point], across: _Scale | None = None) -> list[Spec]:
     """The points as rows of data; an interval without ends is the value itself."""
     return [
         {
-            "at": places.get(p.at, p.at) if isinstance(p.at, float | int) else p.at,
+            "at": across.place(p.at) if across else p.at,
             "value": p.value,
             "low": p.value if p.low is None else p.low,
             "high": p.value if p.high is None else p.high,
@@ -263,253 +275,127 @@ def _records(points: Sequence[Point], places: dict[float, float]) -> list[Spec]:
     ]
 
 
-def _colour(chart: Chart, channel: str = "color") -> Spec:
-    names, colours = zip(*((s.name, s.colour) for s in chart.series), strict=True)
-    scale = {"domain": list(names), "range": list(colours)}
-    return {channel: {"field": "series", "type": "nominal", "scale": scale, "legend": None}}
-
-
-def _shape(chart: Chart) -> Spec:
-    scale = {"domain": [s.name for s in chart.series], "range": [s.shape for s in chart.series]}
-    return {"shape": {"field": "series", "type": "nominal", "scale": scale, "legend": None}}
-
-
-def _marks(chart: Chart, encoding: Spec, zoomed: Sequence[str]) -> Spec:
-    """The points themselves: named, so that labels keep clear of them and keys can walk along them."""
-    fill = {
-        "condition": {"test": "datum.hollow", "value": "var(--surface)"},
-        **_colour(chart)["color"],
-    }
-    own = {"fill": fill, **_colour(chart, "stroke"), **_shape(chart)}
-    said = {"tooltip": {"field": "words"}, "description": {"field": "words"}}
+def _by_series(chart: Chart, *channels: str) -> Spec:
+    """Colour and shape of each series."""
+    names = [s.name for s in chart.series]
+    ranges = {"shape": [s.shape for s in chart.series]}
+    colours = [s.colour for s in chart.series]
     return {
-        "name": "points",
-        "mark": {"type": "point", "filled": True, "size": 75, "strokeWidth": 1.6, "opacity": 1},
-        "params": [
-            {
-                "name": "zoom",
-                "select": {
-                    "type": "interval",
-                    "encodings": list(zoomed),
-                    "zoom": "wheel![event.shiftKey]",
-                },
-                "bind": "scales",
-            }
-        ],
-        "encoding": encoding | own | said,
+        channel: {
+            "field": "series",
+            "type": "nominal",
+            "legend": None,
+            "scale": {"domain": names, "range": ranges.get(channel, colours)},
+        }
+        for channel in channels
     }
 
 
-def _interval(chart: Chart, along: str, other: Spec, value: Spec) -> Spec:
+def _said() -> Spec:
+    """What is shown under the pointer, and read out."""
+    return {"tooltip": {"field": "words"}, "description": {"field": "words"}}
+
+
+def _marks(chart: Chart, encoding: Spec, rows: Sequence[Spec], zoomed: str, style: str) -> Spec:
+    """The points themselves, which can be moved and zoomed along some axes."""
+    select = {"type": "interval", "encodings": list(zoomed), "zoom": "wheel![event.shiftKey]"}
+    own = _by_series(chart, "fill", "stroke", "shape")
+    own["fill"] |= {"condition": {"test": "datum.hollow", "value": "var(--surface)"}}
+    zoom = [{"name": "zoom", "select": select, "bind": "scales"}]
+    made = _layer("points", "point", encoding | own | _said(), rows, params=zoom)
+    return made | {"mark": made["mark"] | {"style": style}}
+
+
+def _interval(chart: Chart, encoding: Spec, rows: Sequence[Spec], along: str) -> Spec:
     """The interval of each point along an axis (``x`` or ``y``)."""
-    return {
-        "name": "bars",
-        "mark": {"type": "rule", "strokeWidth": 2.2, "opacity": 0.5, "aria": False},
-        "encoding": other
-        | {along: value | {"field": "low"}, f"{along}2": {"field": "high"}}
-        | _colour(chart),
-    }
+    ends = {along: encoding[along] | {"field": "low"}, f"{along}2": {"field": "high"}}
+    return _layer("bars", "rule", encoding | ends | _by_series(chart, "color"), rows)
+
+
+def _rule_layers(chart: Chart, along: str) -> list[Spec]:
+    rows = [{"value": rule.value, "words": rule.name} for rule in chart.rules]
+    value = {along: {"field": "value", "type": "quantitative"}}
+    return [_layer("rules", "rule", value | _said(), rows)] if rows else []
 
 
 def _plane(chart: Chart) -> list[Spec]:
     """Lines and scatter: numbers on both axes."""
     lines = chart.kind == "lines"
-    spots = [p.at for p in chart.points if isinstance(p.at, float | int)]
-    ends = [v for p in chart.points for v in (p.low, p.value, p.high) if v is not None]
-    across, across_axis, moved = _scale(chart.place, spots)
-    up, up_axis, _ = _scale(chart.values, [*ends, *(rule.value for rule in chart.rules)])
-    up |= {"padding": 6, "nice": False}  # room for marks at the ends
-    if chart.kind == "scatter" and not chart.place.log:
-        across |= {"padding": 14, "nice": False}
-    points = _dodged(chart, across) if lines else list(chart.points)
-    x: Spec = {"field": "at", "type": "quantitative", "scale": across, "axis": across_axis}
-    y: Spec = {"field": "value", "type": "quantitative", "scale": up, "axis": up_axis}
-    layers = [*_band(chart), *_rule_layers(chart, "y")]
+    across = _scale(chart.place, [p.at for p in chart.points if not isinstance(p.at, str)])
+    up = _scale(chart.values, _ends(chart))
+    both = {"x": across.encoding("at"), "y": up.encoding("value")}
+    rows = _records(_dodged(chart, across) if lines else chart.points, across)
+    layers = _rule_layers(chart, "y")
+    if chart.band:
+        low, high = chart.band
+        band = {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}
+        layers.insert(0, _layer("band", "rect", band, [{"low": low - 0.5, "high": high + 0.5}]))
     if chart.front:
-        stairs = [
-            {"at": moved.get(at, at), "value": value, "series": ""} for at, value in chart.front
-        ]
-        end = across["domain"][1]
-        stairs.append({"at": end, "value": chart.front[-1][1], "series": ""})
-        layers.append(
-            {
-                "name": "front",
-                "data": {"values": stairs},
-                "mark": {
-                    "type": "line",
-                    "interpolate": "step-after",
-                    "strokeDash": [6, 4],
-                    "color": "var(--front)",
-                    "aria": False,
-                    "clip": True,
-                },
-                "encoding": {"x": x, "y": y},
-            }
-        )
-    data = {"data": {"values": _records(points, moved)}}
+        stairs = [*chart.front, (across.high, chart.front[-1][1])]
+        steps = [{"at": across.place(at), "value": value} for at, value in stairs]
+        layers.append(_layer("front", "line", both, steps))
     if lines:
-        line = {"type": "line", "strokeWidth": 2, "opacity": 0.8, "aria": False, "clip": True}
-        layers.append({"mark": line, "encoding": {"x": x, "y": y} | _colour(chart)} | data)
-    if any(p.low is not None for p in points):
-        layers.append(_interval(chart, "y", {"x": x}, y) | data)
-    marks = _marks(chart, {"x": x, "y": y}, ("x", "y")) | data
-    if lines:
-        marks["mark"] |= {"size": 45, "clip": True}
-    layers.append(marks)
-    if any(p.label for p in points):
-        layers.append(_labels({"x": x, "y": y}) | data)
-    if chart.winner:
-        layers.insert(-2, _ring(chart, {"x": x, "y": y}) | data)
+        layers.append(_layer("lines", "line", both | _by_series(chart, "color"), rows))
+    if any(p.low is not None for p in chart.points):
+        layers.append(_interval(chart, both, rows, "y"))
+    ringed = [row for row in rows if chart.winner and row["label"] == chart.winner]
+    if ringed:
+        layers.append(_layer("ring", "point", both, ringed))
+    layers.append(_marks(chart, both, rows, "xy", "small" if lines else "points"))
+    if any(p.label for p in chart.points):  # the page has Vega's own label transform place them
+        layers.append(_layer("labels", "text", both | {"text": {"field": "label"}}, rows))
     return layers
 
 
-def _dodged(chart: Chart, scale: Spec) -> list[Point]:
+def _ends(chart: Chart) -> list[float]:
+    """All that must be seen on the axis of values."""
+    points = [v for p in chart.points for v in (p.low, p.value, p.high) if v is not None]
+    return [*points, *(rule.value for rule in chart.rules)]
+
+
+def _dodged(chart: Chart, across: _Scale) -> list[Point]:
     """Points with each series moved a little, so that intervals at one place stand side by side."""
     names = [s.name for s in chart.series]
     if len(names) < 2 or not any(p.low is not None for p in chart.points):
         return list(chart.points)
-    low, high = scale["domain"]
-    found = []
-    for point in chart.points:
-        step = (names.index(point.series) - (len(names) - 1) / 2) * min(DODGE, 0.04 / len(names))
-        at = float(point.at)
-        at = at * (high / low) ** step if chart.place.log else at + (high - low) * step
-        found.append(replace(point, at=at))
-    return found
+    step = min(DODGE, 0.04 / len(names))
+    shift = {name: (n - (len(names) - 1) / 2) * step for n, name in enumerate(names)}
+    return [replace(p, at=across.beside(float(p.at), shift[p.series])) for p in chart.points]
 
 
-def _band(chart: Chart) -> list[Spec]:
-    if chart.band is None:
-        return []
-    low, high = chart.band
-    return [
-        {
-            "data": {"values": [{"low": low - 0.5, "high": high + 0.5, "series": ""}]},
-            "mark": {"type": "rect", "color": "var(--accent-soft)", "opacity": 1, "aria": False},
-            "encoding": {
-                "x": {"field": "low", "type": "quantitative"},
-                "x2": {"field": "high"},
-            },
-        }
-    ]
-
-
-def _rule_layers(chart: Chart, along: str) -> list[Spec]:
-    if not chart.rules:
-        return []
-    rows = [{"value": r.value, "words": r.name, "series": ""} for r in chart.rules]
-    return [
-        {
-            "data": {"values": rows},
-            "mark": {
-                "type": "rule",
-                "strokeDash": [3, 3],
-                "strokeWidth": 1.5,
-                "color": "var(--muted)",
-            },
-            "encoding": {
-                along: {"field": "value", "type": "quantitative"},
-                "tooltip": {"field": "words"},
-                "description": {"field": "words"},
-            },
-        }
-    ]
-
-
-def _labels(encoding: Spec) -> Spec:
-    """Names beside the points; the page has Vega's own label transform place them."""
-    return {
-        "name": "labels",
-        "mark": {"type": "text", "align": "left", "dx": 8, "aria": False},
-        "encoding": encoding | {"text": {"field": "label"}},
-    }
-
-
-def _ring(chart: Chart, encoding: Spec) -> Spec:
-    return {
-        "transform": [{"filter": {"field": "label", "equal": chart.winner}}],
-        "mark": {
-            "type": "point",
-            "filled": False,
-            "size": 360,
-            "strokeWidth": 2.5,
-            "color": "var(--accent)",
-            "aria": False,
-        },
-        "encoding": encoding,
-    }
-
-
-def _names(chart: Chart, axis: Spec | None = None) -> Spec:
+def _names(chart: Chart) -> Spec:
     """The axis of named rows, in the order of the points."""
     order = list(dict.fromkeys(str(p.at) for p in chart.points))
-    return {
-        "field": "at",
-        "type": "nominal",
-        "sort": order,
-        "axis": {
-            "title": chart.place.title or None,
-            "grid": False,
-            "labelLimit": 190,
-            "ticks": False,
-        },
-    } | (axis or {})
+    axis = {"title": chart.place.title or None, "grid": False, "labelLimit": 190, "ticks": False}
+    return {"field": "at", "type": "nominal", "sort": order, "axis": axis}
 
 
 def _rows(chart: Chart) -> list[Spec]:
     """One value with its interval per named row."""
-    ends = [v for p in chart.points for v in (p.low, p.value, p.high) if v is not None]
-    scale, axis, moved = _scale(chart.values, [*ends, *(rule.value for rule in chart.rules)])
-    value: Spec = {"field": "value", "type": "quantitative", "scale": scale, "axis": axis}
-    data = {"data": {"values": _records(chart.points, moved)}}
-    y = {"y": _names(chart)}
-    layers = [
-        _interval(chart, "x", y, value) | data,
-        _marks(chart, {"x": value} | y, ("x",)) | data,
-    ]
+    both = {"x": _scale(chart.values, _ends(chart)).encoding("value"), "y": _names(chart)}
+    rows = _records(chart.points)
+    layers = [_interval(chart, both, rows, "x"), _marks(chart, both, rows, "x", "points")]
     return [*_rule_layers(chart, "x"), *layers]
 
 
 def _stack(chart: Chart) -> list[Spec]:
     """Parts of a whole: a bar per named row, in the order of the series."""
     order = {s.name: number for number, s in enumerate(chart.series)}
-    records = [r | {"order": order[r["series"]]} for r in _records(chart.points, {})]
-    x: Spec = {
-        "field": "value",
-        "type": "quantitative",
-        "stack": "normalize",
-        "axis": {"title": chart.values.title or None, "labelExpr": _tick("share")},
-    }
-    encoding = {"x": x, "y": _names(chart), "order": {"field": "order"}} | _colour(chart)
-    said = {"tooltip": {"field": "words"}, "description": {"field": "words"}}
-    mark = {"type": "bar", "height": 14}
-    return [
-        {"name": "points", "data": {"values": records}, "mark": mark, "encoding": encoding | said}
-    ]
+    rows = [row | {"order": order[row["series"]]} for row in _records(chart.points)]
+    axis = {"title": chart.values.title or None, "labelExpr": _TICKS["share"]}
+    x = {"field": "value", "type": "quantitative", "stack": "normalize", "axis": axis}
+    both = {"x": x, "y": _names(chart), "order": {"field": "order"}}
+    return [_layer("parts", "bar", both | _by_series(chart, "color") | _said(), rows)]
 
 
 def _cloud(chart: Chart) -> list[Spec]:
     """Positions in a plane on equal scales."""
-    xs, ys = [float(p.at) for p in chart.points], [p.value for p in chart.points]
-    middles = [(min(axis) + max(axis)) / 2 for axis in (xs, ys)]
-    reach = (
-        max(max(abs(v - m) for v in axis) for axis, m in zip((xs, ys), middles, strict=True)) or 1.0
+    axes = ([float(p.at) for p in chart.points], [p.value for p in chart.points])
+    reach = max(max(values) - min(values) for values in axes) * 0.525 or 1.0
+    middles = [(max(values) + min(values)) / 2 for values in axes]
+    x, y = (
+        _Scale(axis, middle - reach, middle + reach)
+        for axis, middle in zip((chart.place, chart.values), middles, strict=True)
     )
-    encoding: Spec = {}
-    for channel, name, middle, axis in zip(
-        "xy", ("at", "value"), middles, (chart.place, chart.values), strict=True
-    ):
-        scale = {
-            "domain": [middle - reach * 1.05, middle + reach * 1.05],
-            "nice": False,
-            "zero": False,
-        }
-        encoding[channel] = {
-            "field": name,
-            "type": "quantitative",
-            "scale": scale,
-            "axis": {"title": axis.title},
-        }
-    marks = _marks(chart, encoding, ("x", "y")) | {"data": {"values": _records(chart.points, {})}}
-    marks["mark"] |= {"size": 24, "opacity": 0.45, "clip": True}
-    return [marks]
+    both = {"x": x.encoding("at"), "y": y.encoding("value")}
+    return [_marks(chart, both, _records(chart.points), "xy", "dots")]

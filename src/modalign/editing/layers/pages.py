@@ -10,7 +10,7 @@ from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
 from modalign.numbers.estimate import Estimate
 from modalign.pages.drawing import line_chart
 from modalign.pages.figures import Axis
-from modalign.pages.parts import Advice, Figure, Quantity, Section, Words, tabulate
+from modalign.pages.parts import Advice, Figure, Quantity, Section, Table, Words, tabulate
 from modalign.pages.report import Report
 from modalign.version import __version__
 
@@ -58,7 +58,6 @@ def suggestion_report(found: Suggestion) -> Report:
         f"Layer {found.layers[0]}" if found.layers else "No layer"
     )
     band = (min(found.layers), max(found.layers)) if found.layers else None
-    chosen = set(found.layers)
     both = line_chart(
         "Carried by the state, and reached by a vector put there",
         FINDINGS,
@@ -66,12 +65,6 @@ def suggestion_report(found: Suggestion) -> Report:
         LAYER,
         PERCENT,
         band,
-    )
-    numbers = tabulate(
-        ("findings-table", "Carried and reached by layer", "/findings"),
-        (LAYER, *FINDINGS, *WORKS),
-        found.findings,
-        tone=lambda finding: "chosen" if finding.layer in chosen else "",
     )
     lead = (
         f"A layer works where the lower end of its interval is at least {100 * CARRIED:.0f} % for the "
@@ -84,12 +77,22 @@ def suggestion_report(found: Suggestion) -> Report:
             "signals",
             "Both signals at the subject's last token",
             lead,
-            [Figure("findings", both.title, "/findings", [both]), numbers],
+            [Figure("findings", both.title, "/findings", [both]), findings_table(found)],
         ),
         Section("trace", "Causal trace", _trace_lead(found), _traces(found, band)),
     ]
     return Report(
         "Where this model can be edited", found.model, sections, _foot(found.known), found
+    )
+
+
+def findings_table(found: Suggestion) -> Table:
+    """Both signals of every layer."""
+    return tabulate(
+        ("findings-table", "At the subject's last token, 95 % intervals", "/findings"),
+        (LAYER, *FINDINGS, *WORKS),
+        found.findings,
+        tone=lambda finding: "chosen" if finding.layer in found.layers else "",
     )
 
 
@@ -119,8 +122,6 @@ def analysis_report(found: Analysis) -> Report:
         Figure(f"analysis-{number}", chart.title, "/rows", [chart])
         for number, chart in enumerate(charts)
     ]
-    columns = (LAYER, *SIMILARITY["cosine"], *SIMILARITY["Jaccard"], *PROBABILITY)
-    numbers = tabulate(("rows", "Attention and FFN by layer", "/rows"), columns, found.rows)
     lens = (
         "through the model's own final norm and head"
         if found.projection == "lens"
@@ -135,9 +136,18 @@ def analysis_report(found: Analysis) -> Report:
     said = Words("sentences", "", "/sentences", found.sentences, "list")
     sections = [
         Section("says", "What it says for this model", "", [said]),
-        Section("layers", "Attention and FFN, layer by layer", lead, [*figures, numbers]),
+        Section(
+            "layers", "Attention and FFN, layer by layer", lead, [*figures, analysis_table(found)]
+        ),
     ]
     return Report("Attention and FFN of a fact", found.model, sections, _foot(found.known), found)
+
+
+def analysis_table(found: Analysis) -> Table:
+    """What attention and FFN do in every layer."""
+    caption = f"Last token of the prompt, means over {found.known} facts"
+    columns = (LAYER, *SIMILARITY["cosine"], *SIMILARITY["Jaccard"], *PROBABILITY)
+    return tabulate(("rows", caption, "/rows"), columns, found.rows)
 
 
 def _foot(known: int) -> str:

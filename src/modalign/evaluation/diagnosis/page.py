@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, ModalityDiagnosis
@@ -66,15 +67,13 @@ COLUMNS = (
     Quantity("p", lambda named: None if named.figure.p is None else p_value(named.figure.p)),
     Quantity("n", lambda named: str(named.figure.n)),
 )
-HEADINGS = tuple(column.name for column in COLUMNS)
 
 
-def table_rows(found: Diagnostic) -> list[list[str]]:
-    """Every figure: name, value, interval, chance, p, n."""
-    return [
-        [column.text(Named(name, figure)) for column in COLUMNS]
-        for name, figure in found.figures.items()
-    ]
+def figures_table(found: Diagnostic, name: str = "figures", source: str = "/modalities") -> Table:
+    """Every figure of a diagnostic under its title; without rows where it is not defined."""
+    rows = [Named(*item) for item in found.figures.items()]
+    undefined = f": not defined, {found.undefined}" if found.undefined else ""
+    return tabulate((name, f"{found.title}{undefined}", source), COLUMNS, rows)
 
 
 def diagnosis_report(found: Diagnosis) -> Report:
@@ -115,9 +114,8 @@ def _parts(name: str, title: str, source: str, found: Diagnostic) -> list[Part]:
     parts: list[Part] = [
         Figure(f"{name}-figure", f"{title}, drawn", source, charts, least=420) for _ in charts[:1]
     ]
-    figures = [Named(*item) for item in found.figures.items()]
-    own = (f"{name}-table", f"{title}, figures", f"{source}/figures")
-    parts.append(tabulate(own, COLUMNS, figures))
+    figures = figures_table(found, f"{name}-table", f"{source}/figures")
+    parts.append(replace(figures, caption=f"{title}, figures"))
     if found.curves:
         parts.append(_layers(name, f"{title}, layer by layer", f"{source}/curves", found))
     if found.words:

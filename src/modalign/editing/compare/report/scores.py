@@ -22,9 +22,8 @@ def score_figure(comparison: EditComparison, mode: Mode) -> Figure:
     """All scores of one mode, and the table of them."""
     names = (comparison.headline, *comparison.parts)
     charts = [chart for name in names if (chart := _chart(comparison, mode, name))]
-    caption = view.MODE_WORDS[mode]
-    table = _table(comparison, mode, f"{caption}, as numbers")
-    return Figure(f"scores-{mode}", caption, "/points", charts, table, least=420)
+    table = score_table(comparison, mode)
+    return Figure(f"scores-{mode}", view.MODE_WORDS[mode], "/points", charts, table, least=420)
 
 
 def _quantity(name: str) -> Quantity:
@@ -63,7 +62,7 @@ def _chart(comparison: EditComparison, mode: Mode, name: str) -> Chart | None:
     return Chart("lines", name, words, [*before, *points], series, place, values, rules=rules)
 
 
-def _table(comparison: EditComparison, mode: Mode, caption: str) -> Table:
+def score_table(comparison: EditComparison, mode: Mode) -> Table:
     """Every score of a mode: per size the unedited model, the coin, and the methods."""
     marks = kinds(comparison)
     rows: list[dict[str, Any]] = []
@@ -89,7 +88,7 @@ def _table(comparison: EditComparison, mode: Mode, caption: str) -> Table:
     ]
     titles = {info.title for info in comparison.methods}
     return tabulate(
-        (f"scores-{mode}-table", caption, "/points"),
+        (f"scores-{mode}-table", f"{mode.capitalize()}, 95 % intervals", "/points"),
         columns,
         rows,
         tone=lambda row: "" if row["name"].text in titles else "reference",
