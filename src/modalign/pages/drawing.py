@@ -36,8 +36,11 @@ def line_chart(
     rows: Sequence[Any],
     at: Quantity,
     values: Axis,
+    *,
+    place: Axis | None = None,
     band: tuple[float, float] | None = None,
     rules: Sequence[Rule] = (),
+    references: Sequence[Quantity] = (),
 ) -> Chart:
     """A line per quantity over the rows, with intervals.
 
@@ -47,30 +50,32 @@ def line_chart(
         rows: the results, from left to right.
         at: where a row stands on the horizontal axis.
         values: the vertical axis.
+        place: the horizontal axis, where its title and unit alone do not say it.
         band: part of the horizontal axis to be marked.
         rules: reference lines.
+        references: lines in grey, to compare the others with.
     """
-    points = [
-        point
-        for quantity in quantities
-        for row in rows
-        if (place := at.number(row)) is not None
-        and (
-            point := point_of(
-                quantity, row, place, quantity.name, f"{quantity.name}, {at.name} {at.text(row)}"
-            )
-        )
-    ]
     series = [Series(quantity.name, number) for number, quantity in enumerate(quantities)]
-    said = []
-    for each in series:
-        own = [point for point in points if point.series == each.name]
-        if own:
+    series += [Series(quantity.name, -1) for quantity in references]
+    points, said = [], []
+    for quantity in (*quantities, *references):
+        own = [
+            point
+            for row in rows
+            if (spot := at.number(row)) is not None
+            and (point := point_of(quantity, row, spot, quantity.name, _words(quantity, at, row)))
+        ]
+        points += own
+        if own and quantity in quantities:
             said.append(f"highest {max(own, key=lambda p: p.value).words}")
     whole = all(float(point.at).is_integer() for point in points)
-    across = Axis(at.name, at.unit, whole=whole)
+    across = place or Axis(at.name, at.unit, whole=whole)
     words = f"{title}; {'; '.join(said)}."
     return Chart("lines", title, words, points, series, across, values, rules=rules, band=band)
+
+
+def _words(quantity: Quantity, at: Quantity, row: Any) -> str:
+    return f"{quantity.name}, {at.name} {at.text(row)}"
 
 
 def row_chart(

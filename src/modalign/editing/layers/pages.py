@@ -64,7 +64,7 @@ def suggestion_report(found: Suggestion) -> Report:
         found.findings,
         LAYER,
         PERCENT,
-        band,
+        band=band,
     )
     lead = (
         f"A layer works where the lower end of its interval is at least {100 * CARRIED:.0f} % for the "
@@ -170,7 +170,7 @@ def _traces(found: Suggestion, band: tuple[float, float] | None) -> list[Figure]
         places = [Quantity(name, key) for key, name in PLACE_NAMES.items()]
         title = f"Returned by {words}, in percentage points"
         axis = Axis("percentage points", "percentage points", bounds=(0.0, None))
-        chart = line_chart(title, places, rows, LAYER, axis, band)
+        chart = line_chart(title, places, rows, LAYER, axis, band=band)
         numbers = tabulate(
             (f"trace-{kind}-table", title, "/effects"), (LAYER, *places), rows, folded=True
         )

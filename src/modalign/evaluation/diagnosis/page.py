@@ -9,7 +9,7 @@ from typing import NamedTuple
 from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, ModalityDiagnosis
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.words import ends, in_unit, interval, p_value, percent, points, seconds
-from modalign.pages.drawing import row_chart
+from modalign.pages.drawing import line_chart, row_chart
 from modalign.pages.figures import Axis, Chart, Point, Series
 from modalign.pages.parts import Figure, Part, Quantity, Section, Table, Words, tabulate, text_rows
 from modalign.pages.report import Report
@@ -167,33 +167,21 @@ def _cloud(found: Diagnostic) -> Chart:
 
 
 def _curve(name: str, curve: Sequence[Estimate], logarithmic: bool) -> Chart:
-    """A figure over layers with its chance beside it."""
+    """A figure over layers with its chance beside it; on a logarithmic axis intervals reach down a decade."""
     unit = curve[0].unit
     caption = f"{name[0].upper()}{name[1:]} by layer" + (", logarithmic" if logarithmic else "")
-    spots = [_spot(layer, name, figure, logarithmic) for layer, figure in enumerate(curve)]
-    series = [Series(name, 0)]
-    if all(figure.chance is not None for figure in curve):
-        series.append(Series("chance", -1))
-        spots += [
-            Point(layer, f.chance or 0.0, f.chance, f.chance_high, "chance", f"chance, layer {layer}: "
-                  f"{_chance(Named(name, f))}")
-            for layer, f in enumerate(curve)
-        ]  # fmt: skip
-    best = max(range(len(curve)), key=lambda layer: curve[layer].value)
-    said = f"{caption}: highest at layer {best} with {in_unit(curve[best].value, unit)}."
+
+    def own(row: tuple[int, Estimate]) -> Estimate:
+        figure = row[1]
+        least = max(figure.low, figure.value / 10) if logarithmic else figure.low
+        return figure.model_copy(update={"low": least})
+
+    known = all(figure.chance is not None for figure in curve)
+    layer = Quantity("layer", lambda row: row[0], "whole")
     values = Axis(_AXES.get(unit, name), unit, logarithmic, (None if logarithmic else 0.0, None))
-    return Chart("lines", caption, said, spots, series, Axis("layer", whole=True), values)
-
-
-def _spot(layer: int, name: str, figure: Estimate, logarithmic: bool) -> Point:
-    """A figure of a layer; on a logarithmic axis its interval reaches down a decade at most."""
-    words = f"{name}, layer {layer}: {interval(figure)}"
-    low, high = figure.low, figure.high
-    if not figure.bounded:
-        return Point(layer, figure.value, series=name, words=words)
-    return Point(
-        layer, figure.value, max(low, figure.value / 10) if logarithmic else low, high, name, words
-    )
+    rows = list(enumerate(curve))
+    references = [Quantity("chance", lambda row: row[1].chance, unit)] if known else []
+    return line_chart(caption, [Quantity(name, own)], rows, layer, values, references=references)
 
 
 def _layers(name: str, caption: str, source: str, found: Diagnostic) -> Table:

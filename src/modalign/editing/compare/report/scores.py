@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from modalign.editing.compare.report import view
-from modalign.editing.compare.results import EditComparison, Mode
-from modalign.pages.drawing import point_of
-from modalign.pages.figures import Axis, Chart, Point, Rule, Series
+from modalign.editing.compare.results import EditComparison, Mode, Point, Reference
+from modalign.numbers.estimate import Estimate
+from modalign.pages.drawing import line_chart
+from modalign.pages.figures import Axis, Chart, Rule, Series
 from modalign.pages.parts import Cell, Figure, Quantity, Table, tabulate
-
-UNEDITED = Series("unedited", -1)
 
 
 def kinds(comparison: EditComparison) -> dict[str, Series]:
@@ -33,33 +33,39 @@ def _quantity(name: str) -> Quantity:
 def _chart(comparison: EditComparison, mode: Mode, name: str) -> Chart | None:
     """One score of all methods against the number of edits (logarithmic), with intervals."""
     score = _quantity(name)
-    points = [
-        point
-        for method, series in kinds(comparison).items()
-        for size in comparison.sizes
-        if (found := comparison.point(method, mode, size))
-        and (
-            point := point_of(score, found, size, series.name, f"{series.name}, {view.edits(size)}")
+    methods = [
+        Quantity(
+            info.title,
+            _at_size({s: comparison.point(info.name, mode, s) for s in comparison.sizes}, name),
         )
+        for info in comparison.methods
     ]
-    if not points:
-        return None
-    last = [p for p in points if p.at == max(float(q.at) for q in points if q.series == p.series)]
-    words = f"{name} against the number of edits, {mode}: {'; '.join(p.words for p in last)}."
-    rules, before = [], []
-    for reference in comparison.references:
-        value = score.number(reference)
-        if value is None:
-            continue
-        if reference.size is None:
-            rules.append(Rule(value, f"{reference.name}: {score.text(reference)}"))
-        else:
-            said = f"{reference.name}, {view.edits(reference.size)}: {score.text(reference)}"
-            before.append(Point(reference.size, value, series=UNEDITED.name, words=said))
-    series = [*kinds(comparison).values(), *([UNEDITED] if before else [])]
+    before = {r.size: r for r in comparison.references if r.size is not None}
+    unedited = [Quantity("unedited", _at_size(before, name))] if before else []
+    rules = [
+        Rule(value, f"{reference.name}: {score.text(reference)}")
+        for reference in comparison.references
+        if reference.size is None and (value := score.number(reference)) is not None
+    ]
+    size = Quantity("edits", lambda size: size, "whole")
     place = Axis("edits (logarithmic)", "count", log=True, whole=True)
     values = Axis("", "percent", bounds=(0.0, 100.0))
-    return Chart("lines", name, words, [*before, *points], series, place, values, rules=rules)
+    chart = line_chart(
+        name, methods, comparison.sizes, size, values, place=place, rules=rules, references=unedited
+    )
+    return chart if any(p.series != "unedited" for p in chart.points) else None
+
+
+def _at_size(
+    found: Mapping[int, Point | Reference | None], name: str
+) -> Callable[[int], Estimate | None]:
+    """A score as a function of the number of edits."""
+
+    def of(size: int) -> Estimate | None:
+        row = found.get(size)
+        return row.metrics.get(name) if row else None
+
+    return of
 
 
 def score_table(comparison: EditComparison, mode: Mode) -> Table:
