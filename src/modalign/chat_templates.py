@@ -18,6 +18,12 @@ Messages = Sequence[Mapping[str, Any]]
 Spans = list[tuple[int, int]]  # characters, first and one after the last
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_FROM, _TO = (
+    "\U000f0000",
+    "\U000f0001",
+)  # around a control token that is text; transformers' own marks
+_PIECES = re.compile(f"{_FROM}(?P<plain>.*?){_TO}|[^{_FROM}{_TO}]+", re.DOTALL)
+_CONTROLS: WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = WeakKeyDictionary()
 _TURN_ENDS: WeakKeyDictionary[Any, tuple[Any, list[int]]] = WeakKeyDictionary()
 
 
@@ -42,11 +48,41 @@ def rendered(
             add_generation_prompt=not answered,
             **({"tools": list(tools)} if tools else {}),
         )
-    except (
-        Exception
-    ) as error:  # a template is a program of the model's maker: it may raise anything
+    except Exception as error:
+        # a template is a program of the model's maker: it may raise anything
         raise _refusal(error) from error
     return text
+
+
+def as_text(tokenizer: Any, value: Any) -> Any:
+    """A message's content, in which no text is a control token any more.
+
+    A user's ``<|im_start|>`` opens no turn, an answer's ``</s>`` ends none: special tokens that stand in the
+    text are marked, and are tokenised as the characters they are. Placeholders of media are put in afterwards.
+
+    Args:
+        tokenizer: whose special tokens count.
+        value: a text, or lists and mappings that hold some; all else stays as it is.
+    """
+    if isinstance(value, str):
+        bare = value.replace(_FROM, "").replace(_TO, "")
+        return _controls(tokenizer).sub(f"{_FROM}\\g<0>{_TO}", bare)
+    if isinstance(value, Mapping):
+        return {key: as_text(tokenizer, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_text(tokenizer, each) for each in value]
+    return value
+
+
+def _controls(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the special tokens, longest first."""
+    known = _CONTROLS.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        added = tokenizer.added_tokens_decoder.values()
+        texts = sorted({each.content for each in added if each.special}, key=len, reverse=True)
+        pattern = "|".join(re.escape(text) for text in texts if text.strip()) or "(?!)"
+        known = _CONTROLS[tokenizer] = (len(tokenizer), re.compile(pattern))
+    return known[1]
 
 
 def prompt_ids(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
@@ -88,7 +124,7 @@ def _by_prefix(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = rendered(tokenizer, messages[:turn])
+        before = rendered(tokenizer, messages[:turn]) if turn else _opening(tokenizer, message)
         after = rendered(tokenizer, messages[: turn + 1], answered=True)
         if not (after.startswith(before) and whole.startswith(after)):
             raise DataError(
@@ -97,6 +133,15 @@ def _by_prefix(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
             )
         spans.append((len(before), len(after)))
     return whole, spans
+
+
+def _opening(tokenizer: Any, message: Mapping[str, Any]) -> str:
+    """What the template writes before an answer that nothing was asked for: what all such answers share."""
+    first, second = (
+        rendered(tokenizer, [{**message, "content": each}], answered=True) for each in ("a", "b")
+    )
+    pairs = enumerate(zip(first, second, strict=False))
+    return first[: next((place for place, (one, other) in pairs if one != other), len(first))]
 
 
 def has_marks(tokenizer: Any) -> bool:
@@ -125,7 +170,9 @@ def takes_tools(reader: Any, question: Any = "?") -> bool:
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a rendered conversation or a part of it."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if _FROM in text or _TO in text:
+        return _marked(tokenizer, text)[0]
+    return list(_encoded(tokenizer, text, add_special_tokens=False)["input_ids"])
 
 
 def ids_and_offsets(
@@ -141,8 +188,63 @@ def ids_and_offsets(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed to tell "
             "which token stands for what"
         )
-    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    if _FROM in text or _TO in text:
+        return _marked(tokenizer, text)
+    encoded = _encoded(
+        tokenizer, text, add_special_tokens=add_special_tokens, return_offsets_mapping=True
+    )
     return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+
+def _encoded(tokenizer: Any, text: str, **how: bool) -> Any:
+    try:
+        return tokenizer(text, **how)
+    except Exception as error:  # a lone surrogate, or whatever else a tokenizer does not take
+        raise DataError(f"the tokenizer refuses the text: {first_line(error)}") from error
+
+
+def _marked(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
+    """Ids and offsets of a text with marks: piece by piece, as transformers' processors do."""
+    ids: list[int] = []
+    offsets: Spans = []
+    for match in _PIECES.finditer(text):
+        if match["plain"] is None:
+            pieces = [_piece(tokenizer, match[0], match.start(), plain=False)]
+        else:
+            begin, control = match.start("plain"), match["plain"]
+            pieces = [_piece(tokenizer, control, begin, plain=True)]
+            if tokenizer.added_tokens_encoder.get(control) in pieces[0][0]:
+                # A vocabulary of unigrams writes it itself: letter by letter it cannot.
+                pieces = [
+                    _piece(tokenizer, c, begin + i, plain=True) for i, c in enumerate(control)
+                ]
+        for found, places in pieces:
+            ids += found
+            offsets += places
+    return ids, offsets
+
+
+def _piece(tokenizer: Any, piece: str, begin: int, *, plain: bool) -> tuple[list[int], Spans]:
+    """Ids and offsets of what stands at a place of a text.
+
+    It is encoded after a line break, since SentencePiece puts a space before what comes first.
+    """
+    for front in ("\n", "") if begin else ("",):
+        encoded = _encoded(
+            tokenizer,
+            front + piece,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=plain,
+        )
+        pairs = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        if not any(start < len(front) < stop for _, (start, stop) in pairs):
+            break
+    shift = begin - len(front)
+    kept = [(token, start, stop) for token, (start, stop) in pairs if stop > len(front)]
+    return [token for token, _, _ in kept], [
+        (max(start, len(front)) + shift, stop + shift) for _, start, stop in kept
+    ]
 
 
 def ids_after(tokenizer: Any, before: str, text: str, *, fixed: bool = True) -> list[int]:
@@ -193,7 +295,7 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     Raises:
         DataError: it has no tokens.
     """
-    ids = without_end(tokenizer, tokenizer(text)["input_ids"])
+    ids = without_end(tokenizer, _encoded(tokenizer, text)["input_ids"])
     if not ids:
         raise DataError(f"the prompt {text!r} has no tokens")
     return ids

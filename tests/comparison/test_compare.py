@@ -209,7 +209,7 @@ def test_the_winner_loads_in_plain_transformers(compared: Compared):
     best = compared.out / "best"
     model, processor = load_model(best)
     samples = [s for s in compared.prepared().splits.evaluation if s.media][:3]
-    conversations = [conversation_of(sample.record) for sample in samples]
+    conversations = [conversation_of(sample.record, processor) for sample in samples]
     seen = observe(model, processor, conversations, NEW_TOKENS)
     verify_in_clean_process([Expected(best, conversations, seen)])
 

@@ -195,11 +195,15 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_its_row(plain: A
         tokenise(tiny.record("a", "b", "c", "d", row=7), plain)
 
 
-def test_a_literal_placeholder_in_the_text_is_an_error_with_its_row(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"data\.jsonl:3: 1 <image> placeholders .* 0 media"):
-        tokenise(tiny.record("what is an <image>?", "yes", row=3), tokenizer)
-    with pytest.raises(DataError, match=r"data\.jsonl:4: 2 <image> placeholders .* 1 media"):
-        tokenise(tiny.record([tiny.image(0), "?"], "an <image>", row=4), tokenizer)
+def test_a_template_that_drops_or_repeats_a_medium_is_an_error_with_its_row(tokenizer: Any) -> None:
+    asked = tiny.record([tiny.image(0), "what?"], "yes", row=3)
+    for marks, found in (("", 0), ("<image><image>", 2)):
+        content = f"m.content.replace('<image>', '{marks}')"
+        tokenizer.chat_template = f"{{% for m in messages %}}{{{{ {content} }}}}{{% endfor %}}"
+        with pytest.raises(
+            DataError, match=rf"data\.jsonl:3: {found} <image> placeholders .* 1 media"
+        ):
+            tokenise(asked, tokenizer)
 
 
 def test_what_the_template_refuses_is_an_error_with_its_row(plain: Any) -> None:

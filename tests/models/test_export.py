@@ -609,7 +609,7 @@ def test_wrapped_templates_give_the_ids_of_training(
     tokenizer = tokenizer_with(plain_tokenizer, TEMPLATES[name])
     wrapped = multimodal_template(TEMPLATES[name])
     asks = {"add_generation_prompt": upto < 5, "tokenize": True, "return_dict": True}
-    messages = template_messages(TALK[:upto])
+    messages = template_messages(TALK[:upto], tokenizer)
     trained = tokenizer.apply_chat_template(messages, **asks)["input_ids"]
     assert trained.count(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) == 2
     for given in (messages, with_parts(TALK[:upto])):
@@ -669,10 +669,10 @@ def plain_tokenizer_ids(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return list(tokenizer.convert_ids_to_tokens(turn_end_ids(tokenizer)))
 
 
-def test_conversation_of_a_record(tmp_path: Path) -> None:
+def test_conversation_of_a_record(tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast) -> None:
     picture(0).save(tmp_path / "a.png")
     media = Media("image", str(tmp_path / "a.png"))
     turns = (Message("user", (media, "what?")), Message("assistant", ("five",)))
-    (turn,) = conversation_of(Record("r", turns, Source("f", 1)))
+    (turn,) = conversation_of(Record("r", turns, Source("f", 1)), plain_tokenizer)
     assert [part["type"] for part in turn["content"]] == ["image", "text"]
     assert turn["content"][0]["image"].size == (50, 60)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from modalign.chat_templates import end_ids, ids_and_offsets, supervised
+from modalign.chat_templates import as_text, end_ids, ids_and_offsets, supervised
 from modalign.data.modalities import modality_names
 from modalign.data.records import Media, Message, Record, mark
 from modalign.errors import DataError
@@ -79,13 +79,14 @@ class Sample:
         return int(before[-1]) + 1 if len(before) else 0
 
 
-def template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+def template_messages(messages: Sequence[Message], tokenizer: Any) -> list[dict[str, str]]:
     """Chat messages with each medium as its placeholder's text, which every template can render."""
     return [
         {
             "role": message.role,
             "content": "".join(
-                part if isinstance(part, str) else mark(part.modality) for part in message.parts
+                as_text(tokenizer, part) if isinstance(part, str) else mark(part.modality)
+                for part in message.parts
             ),
         }
         for message in messages
@@ -117,7 +118,7 @@ def tokenise(record: Record, tokenizer: Any) -> Sample:
         DataError: no token is supervised, placeholders and media differ in number, or the chat
             template refuses the conversation.
     """
-    messages = template_messages(record.messages)
+    messages = template_messages(record.messages, tokenizer)
     try:
         ids, flags = _labelled(tokenizer, messages)
     except DataError as error:
@@ -131,8 +132,8 @@ def tokenise(record: Record, tokenizer: Any) -> Sample:
         found = int((array == known[token]).sum()) if token in known else 0
         if found != given[modality]:
             raise DataError(
-                f"{record.source}: {found} {token} placeholders in the tokens for {given[modality]} media; "
-                f"does the text hold a literal {token!r}?"
+                f"{record.source}: {found} {token} placeholders in the tokens for {given[modality]} media: "
+                "the chat template drops or repeats one"
             )
     if not any(flags):
         raise DataError(

@@ -6,7 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from modalign.chat_templates import end_ids, opens_thoughts, pad_id, prompt_ids, takes_tools
+from modalign.chat_templates import (
+    as_text,
+    end_ids,
+    opens_thoughts,
+    pad_id,
+    prompt_ids,
+    takes_tools,
+)
 from modalign.endpoints.chat import ChatMessage, Reply, ToolCall, ToolSchema, Usage
 from modalign.endpoints.errors import EndpointError
 from modalign.endpoints.tool_calls import (
@@ -104,7 +111,7 @@ class LocalChat:
         else:
             turns, offered = as_plain_text(messages, tools), None
         try:
-            ids = prompt_ids(self.tokenizer, turns, offered)
+            ids = prompt_ids(self.tokenizer, as_text(self.tokenizer, turns), offered)
         except DataError as error:
             raise EndpointError(f"{self.model}: {error}") from None
         return torch.tensor([ids], device=self.language_model.device)

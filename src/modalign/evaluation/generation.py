@@ -13,9 +13,17 @@ from transformers import ProcessorMixin
 from modalign.chat_templates import end_ids, pad_id
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.supervision import Sample
-from modalign.models.asking import conversation_of, prompt_of, prompt_sample, text_ids, tokenizer_of
+from modalign.errors import DataError
+from modalign.models.asking import (
+    conversation_of,
+    media_inputs,
+    prompt_of,
+    prompt_sample,
+    text_ids,
+    tokenizer_of,
+)
 from modalign.models.collation import Collator
-from modalign.models.probe import placed, prepare
+from modalign.models.probe import placed
 from modalign.models.tool_text import ToolReader
 
 
@@ -70,14 +78,18 @@ def answer_records(
     if isinstance(processor, ProcessorMixin):
         prompts, sizes = [], [0] * len(records)  # the processor pads
     else:  # prompts of equal length together, no padding
-        prompts = [text_ids(tokenizer, conversation_of(record)) for record in records]
+        prompts = [_text_ids(tokenizer, record) for record in records]
         sizes = [len(ids) for ids in prompts]
     for chosen in _batches(sizes, batch_size):
         if prompts:
             ids = torch.tensor([prompts[i] for i in chosen])
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         else:
-            inputs = prepare(processor, [conversation_of(records[i], processor) for i in chosen])
+            inputs = media_inputs(
+                processor,
+                [conversation_of(records[i], processor) for i in chosen],
+                [str(records[i].source) for i in chosen],
+            )
         made = _greedy(model, tokenizer, placed(inputs, model), max_new_tokens)
         for index, text in zip(chosen, made, strict=True):
             answers[index] = text
@@ -85,6 +97,13 @@ def answer_records(
         if progress:
             progress(done, len(records))
     return answers
+
+
+def _text_ids(tokenizer: Any, record: Record) -> list[int]:
+    try:
+        return text_ids(tokenizer, conversation_of(record, tokenizer))
+    except DataError as error:
+        raise DataError(f"{record.source}: {error}") from error
 
 
 def _batches(sizes: Sequence[Hashable], most: int) -> Iterator[list[int]]:

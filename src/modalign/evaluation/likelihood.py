@@ -17,8 +17,8 @@ from modalign.data.supervision import tokenise
 from modalign.errors import DataError
 from modalign.evaluation.scoring import score
 from modalign.evaluation.tasks.base import OptionScore
-from modalign.models.asking import answer_ids, conversation_of, text_ids
-from modalign.models.probe import Conversation, placed, prepare
+from modalign.models.asking import answer_ids, conversation_of, media_inputs, text_ids
+from modalign.models.probe import Conversation, placed
 from modalign.models.tool_text import ToolReader
 
 
@@ -75,9 +75,14 @@ def _of_record(
 ) -> tuple[OptionScore, ...]:
     conversation = conversation_of(record, processor)
     if isinstance(processor, ProcessorMixin):
-        inputs = prepare(processor, [conversation] * len(options))
+        inputs = media_inputs(
+            processor, [conversation] * len(options), [str(record.source)] * len(options)
+        )
     else:
-        ids = text_ids(processor, conversation)
+        try:
+            ids = text_ids(processor, conversation)
+        except DataError as error:
+            raise DataError(f"{record.source}: {error}") from error
         prompt = torch.tensor([ids] * len(options))
         inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
     answers = [_answer_ids(processor, conversation, option, record) for option in options]

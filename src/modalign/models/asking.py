@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modalign.chat_templates import (
+    as_text,
     end_ids,
     ids_after,
     plain_ids,
@@ -23,9 +25,9 @@ from modalign.chat_templates import (
 )
 from modalign.data.records import Media, Message, Record
 from modalign.data.supervision import Sample, tokenise
-from modalign.errors import DataError, UsageError
+from modalign.errors import DataError, UsageError, first_line
 from modalign.models.encoders.loading import decode_medium
-from modalign.models.probe import Conversation
+from modalign.models.probe import Conversation, prepare
 from modalign.models.tool_text import ToolReader
 
 Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase | ToolReader"
@@ -59,37 +61,71 @@ def modalities_of(reader: Any) -> list[str]:
     return list(signals_of(reader))
 
 
-def conversation_of(record: Record, processor: Any = None) -> Conversation:
-    """A record's conversation up to its last answer, with media decoded as the processor's encoders need them."""
-    specs = signals_of(processor)
+def conversation_of(record: Record, reader: Any) -> Conversation:
+    """A record's conversation up to its last answer, with decoded media.
+
+    Signals other than images are decoded as the processor's encoders need them. Texts are
+    :func:`modalign.chat_templates.as_text`.
+    """
     messages = record.messages
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     return [
-        {"role": message.role, "content": content_of(message.parts, specs, str(record.source))}
+        {"role": message.role, "content": content_of(message.parts, reader, str(record.source))}
         for message in messages
     ]
 
 
-def content_of(
-    parts: Iterable[str | Media], specs: dict[str, Any], where: str
-) -> list[dict[str, Any]]:
+def content_of(parts: Iterable[str | Media], reader: Any, where: str) -> list[dict[str, Any]]:
     """A message's content as chat templates take it, media decoded.
 
     Args:
         parts: texts and media.
-        specs: as :func:`signals_of` gives them.
+        reader: a tokenizer or a processor.
         where: for the message.
 
     Raises:
         DataError: it holds a modality that the model does not take, or a medium cannot be decoded.
     """
+    tokenizer, specs = tokenizer_of(reader), signals_of(reader)
     return [
         {"type": part.modality, part.modality: _decoded(part, specs, where)}
         if isinstance(part, Media)
-        else {"type": "text", "text": part}
+        else {"type": "text", "text": as_text(tokenizer, part)}
         for part in parts
     ]
+
+
+def media_inputs(
+    processor: Any,
+    conversations: Sequence[Conversation],
+    where: Sequence[str],
+    *,
+    answered: bool = False,
+    tools: Sequence[Any] | None = None,
+) -> dict[str, Tensor]:
+    """Inputs of conversations with media, padded on the left.
+
+    Args:
+        processor: of the model.
+        conversations: as :func:`conversation_of` makes them.
+        where: each one's file and row, for messages.
+        answered: whether their last messages are answers.
+        tools: schemas of tools that the model may call.
+
+    Raises:
+        DataError: the template or the processor refuses one.
+    """
+    try:
+        return prepare(processor, list(conversations), answered=answered, tools=tools)
+    except Exception as error:
+        # a template is a program, and so is a processor: they may raise anything
+        if len(conversations) > 1:
+            for one, place in zip(conversations, where, strict=True):
+                media_inputs(processor, [one], [place], answered=answered, tools=tools)
+        raise DataError(
+            f"{where[0]}: the chat template or the processor refuses the conversation: {first_line(error)}"
+        ) from error
 
 
 def _decoded(medium: Media, specs: dict[str, Any], where: str) -> Any:
@@ -137,9 +173,9 @@ def _text(message: dict[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"])
 
 
-def said(answer: str) -> dict[str, Any]:
+def said(tokenizer: Any, answer: str) -> dict[str, Any]:
     """An answer as a message with parts."""
-    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return {"role": "assistant", "content": [{"type": "text", "text": as_text(tokenizer, answer)}]}
 
 
 def answer_ids(
@@ -160,10 +196,10 @@ def answer_ids(
     """
     tokenizer: Any = tokenizer_of(reader)
     if tokenizer is not reader:
-        asked, answered = conversation, said(answer)
+        asked, answered = conversation, said(tokenizer, answer)
     else:
         asked = [{**message, "content": _text(message)} for message in conversation]
-        answered = {"role": "assistant", "content": answer}
+        answered = {"role": "assistant", "content": as_text(tokenizer, answer)}
     if tokenizer is reader and tokenizer.chat_template is None:
         ids = ids_after(tokenizer, "\n".join(m["content"] for m in asked), f" {answer}")
     else:

@@ -15,12 +15,26 @@ import torch
 from torch import Tensor
 
 Conversation = list[dict[str, Any]]
+_FROM = "\U000f0000"  # before a control token that is text; transformers' own mark
 
 
 def prepare(
     processor: Any, conversations: list[Conversation], *, answered: bool = False, tools: Any = None
 ) -> dict[str, Tensor]:
-    """Left-padded inputs of conversations, each ending where the answer would begin, or with its answer."""
+    """Left-padded inputs of conversations, each ending where the answer would begin, or with its answer.
+
+    Where texts hold control tokens that are marked as text, the processor is told.
+    """
+    options: dict[str, Any] = {"padding": True, "padding_side": "left"}
+    texts = (
+        part.get("text", "")
+        for conversation in conversations
+        for message in conversation
+        for part in message["content"]
+        if isinstance(part, dict)
+    )
+    if any(_FROM in text for text in texts):
+        options["sanitize_control_tokens"] = True
     return dict(
         processor.apply_chat_template(
             conversations,
@@ -28,7 +42,7 @@ def prepare(
             add_generation_prompt=not answered,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
+            processor_kwargs=options,
             **({"tools": list(tools)} if tools else {}),
         )
     )

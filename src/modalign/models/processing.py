@@ -5,6 +5,7 @@ This file imports only torch, transformers and its siblings: it is copied into e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from modalign.encoders.registry import prepare_signals
 
+_FROM = "\U000f0000"  # before a control token that is text; transformers' own mark
 ARGUMENTS = {"video": "videos"}  # of a processor, where transformers' name is not the modality's
 
 
@@ -86,7 +88,8 @@ class ModalignProcessor(ProcessorMixin):
     ) -> list[str]:
         """Repeat a modality's placeholders in the texts, and add its tensors to the inputs."""
         own = self.signals[modality]
-        pieces = [text.split(own["token"]) for text in texts]
+        place = re.compile(f"(?<!{_FROM}){re.escape(own['token'])}")  # one that no user wrote
+        pieces = [place.split(text) for text in texts]
         wanted = sum(map(len, pieces)) - len(pieces)
         if wanted != len(signals):
             raise ValueError(f"{wanted} {own['token']} placeholders for {len(signals)} {modality}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from modalign.chat_templates import as_text, ids_of
 from modalign.data.records import Media, mark
 from modalign.files import write_atomically
 from modalign.models.collation import Collator, Entry
@@ -57,7 +58,7 @@ class NoMedia:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return ids_of(tokenizer, as_text(tokenizer, text))
 
 
 def token_counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:

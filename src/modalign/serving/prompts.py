@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
-from modalign.chat_templates import opens_thoughts, plain_ids, takes_tools
+from modalign.chat_templates import as_text, opens_thoughts, plain_ids, takes_tools
 from modalign.data.records import Media, Message, Record, Source, mark
 from modalign.errors import DataError, ModalignError, first_line
 from modalign.models.asking import (
     content_of,
+    media_inputs,
     modalities_of,
     prompt_sample,
-    signals_of,
     text_ids,
     tokenizer_of,
 )
-from modalign.models.probe import prepare
 from modalign.models.tool_text import ToolReader
 from modalign.serving.requests import Prompt, PromptError, Turn
 
@@ -63,15 +62,17 @@ class Prompts:
             raise PromptError("a chat needs at least one message")
         if tools and not self.takes_tools:
             raise PromptError("this model's chat template takes no tools")
+        tools = as_text(self.tokenizer, list(tools)) if tools else None
         asked = [_as_mapping(turn) for turn in turns]
         media = [part for turn in asked for part in _parts(turn) if isinstance(part, Media)]
         self._check_modalities(media)
         try:
             if isinstance(self.reader, ToolReader):
                 return self._by_tools(asked)
-            signals = signals_of(self.reader)
             conversation = [
-                {**turn, "content": content_of(_parts(turn), signals, "the chat")} for turn in asked
+                as_text(self.tokenizer, {key: turn[key] for key in turn if key != "content"})
+                | {"content": content_of(_parts(turn), self.reader, "the chat")}
+                for turn in asked
             ]
             if self.has_media:
                 return self._with_media(conversation, media, tools)
@@ -118,7 +119,9 @@ class Prompts:
         self, conversation: list[dict[str, Any]], media: Sequence[Media], tools: Any
     ) -> Prompt:
         with self._lock:
-            inputs: dict[str, Any] = prepare(self.reader, [conversation], tools=tools)
+            inputs: dict[str, Any] = media_inputs(
+                self.reader, [conversation], ["messages"], tools=tools
+            )
         ids = inputs.pop("input_ids")[0].tolist()
         for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
             inputs.pop(name, None)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from modalign.chat_templates import ids_and_offsets, rendered
+from modalign.chat_templates import as_text, ids_and_offsets, rendered
 from modalign.editing.engine.tokens import encode_prompt, encode_target, end_of
 from modalign.errors import DataError, UsageError
 from modalign.models.asking import tokenizer_of
@@ -132,6 +132,10 @@ class Asking:
         if not self.chat:
             mark = getattr(self.reader, "image_token", "<image>")
             return f"{mark}\n" * pictures + prompt
+        if as_text(self.tokenizer, prompt) != prompt:
+            raise DataError(
+                f"the prompt {prompt!r} holds a control token of the model: leave it out"
+            )
         messages = [self._message("user", prompt, [{"type": "image"}] * pictures)]
         if answer is not None:
             messages.append(self._message("assistant", answer, []))

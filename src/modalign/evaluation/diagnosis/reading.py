@@ -27,8 +27,8 @@ from modalign.evaluation.diagnosis.finding import (
     placeholder,
 )
 from modalign.evaluation.passes import with_other_media
-from modalign.models.asking import answer_ids, conversation_of, modalities_of, said
-from modalign.models.probe import placed, prepare
+from modalign.models.asking import answer_ids, conversation_of, media_inputs, modalities_of, said
+from modalign.models.probe import placed
 from modalign.models.tool_text import ToolReader
 
 MOST_ATTENTION = 2_000_000_000  # layers x heads x T x T beyond which attention weights are not kept
@@ -129,7 +129,8 @@ class Subject:
             answer, after = answer_ids(self.processor, asked, record.answer, fixed=False)
         except DataError as error:
             raise DataError(f"{record.source}: {error}") from error
-        found = prepare(self.processor, [[*asked, said(record.answer)]], answered=True)
+        whole = [*asked, said(self.tokenizer, record.answer)]
+        found = media_inputs(self.processor, [whole], [str(record.source)], answered=True)
         length = found["input_ids"].shape[1]
         start = length - after - len(answer)
         if found["input_ids"][0, start : start + len(answer)].tolist() != answer:
