@@ -114,4 +114,4 @@ def test_who_does_not_beat_the_majority_is_said(compared: Compared, prepared, tm
         np.savez_compressed(path, **scores)
     notes = assemble(gathered, compared.config, prepared.methods).notes
     assert notes[0].startswith("Not every method is better")
-    assert notes[0].endswith(f"reaches 0 or below for {one}.")
+    assert notes[0].endswith(f"no difference was found, or a worse figure, for {one}.")
