@@ -215,9 +215,9 @@ def paired(spread: float, other_spread: float, *, alone: bool = False) -> Draw:
     return draw
 
 
-def of_trainings(setting: str, truth: float, draw: Draw) -> World:
+def of_trainings(setting: str, truth: float, draw: Draw, kind: str = "hierarchical") -> World:
     """Records and trainings are both sampled."""
-    return World("hierarchical", setting, truth, draw, trainings=TRAININGS)
+    return World(kind, setting, truth, draw, trainings=TRAININGS)
 
 
 def worlds() -> list[World]:
@@ -272,9 +272,10 @@ def worlds() -> list[World]:
         of_trainings("precision, 10 points apart", right, precision(large)),
         of_trainings("difference, 3 and 10 points apart", gap(small, large), paired(small, large)),
         of_trainings(
-            "difference, the first trained once and lent the others' spread",
+            "difference, the first trained once, 3 points apart",
             gap(small, small),
             paired(small, small, alone=True),
+            "hierarchical, lent",
         ),
     ]
     return found

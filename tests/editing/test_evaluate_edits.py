@@ -156,7 +156,7 @@ def test_the_command_line(cli: Any, llm_folder: Callable[..., Path], tmp_path: P
     code, out, err = cli(*asked, *more, "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert set(found["metrics"]["ES"]) == {"value", "low", "high", "n", "protocol", "unit"}
+    assert set(found["metrics"]["ES"]) >= {"value", "low", "high", "n", "protocol", "unit", "over"}
     assert found["metrics"]["S"]["n"] == 3
     assert found["before"]["ES"]["n"] == 3
     assert found["metrics"]["drift_kl"]["value"] > 0

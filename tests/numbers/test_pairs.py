@@ -23,7 +23,8 @@ from modalign.numbers.pairs import (
     sample_replicates,
     verdict,
 )
-from modalign.numbers.trainings import Part, Replicates, Spread, hierarchical_bootstrap
+from modalign.numbers.replicates import Part, Replicates, Spread
+from modalign.numbers.trainings import hierarchical_bootstrap
 
 p_values = some.lists(some.floats(0, 1), max_size=12)
 

@@ -54,3 +54,26 @@ from modalign.numbers.estimate import Estimate
 )
 def test_format(function, value, text):
     assert function(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.713, "share", "71.3 % (70.3 to 72.3)"),
+        (0.713, "difference of shares", "+71.3 (+70.3 to +72.3)"),
+        (71.3, "percent", "71.3 % (71.3 to 71.3)"),
+        (-4.1, "percentage points", "−4.1 (−4.1 to −4.1)"),
+        (0.713, "score", "0.713 (0.703 to 0.723)"),
+        (0.713, "", "0.71 (0.70 to 0.72)"),
+        (0.0713, "nats", "0.071 (0.061 to 0.081)"),
+    ],
+)
+def test_a_unit_says_how_an_estimate_is_written(value, unit, text):
+    estimate = Estimate(value=value, low=value - 0.01, high=value + 0.01, n=9, unit=unit)
+    assert fmt.interval(estimate) == text
+
+
+def test_without_an_interval_the_value_stands_alone():
+    estimate = Estimate(value=0.5, n=9)
+    assert fmt.interval(estimate) == "50.0 %"
+    assert fmt.ends(estimate) == "–"

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from modalign.errors import UsageError
+from modalign.numbers import words
 
 if TYPE_CHECKING:
     from modalign.editing.benchmarks.evaluate import EditEvaluation, Task
-    from modalign.numbers.estimate import Estimate
 
 TASKS = ("counterfact", "zsre", "mmedit")
 HEADLINES = {"S", "score", "reliability", "text_locality", "image_locality"}
@@ -160,17 +160,10 @@ def _table(result: EditEvaluation) -> object:
     for name, metric in result.metrics.items():
         cells = [name]
         if result.before is not None:
-            former = result.before.get(name)
-            cells.append(_number(former, former.value) if former else "-")
+            cells.append(words.value(result.before.get(name)))
         if result.chance:
             cells.append(f"{result.chance[name]:.1f}" if name in result.chance else "")
-        interval = f"{_number(metric, metric.low)} to {_number(metric, metric.high)}"
-        cells += [_number(metric, metric.value), interval, str(metric.n), metric.unit]
+        cells += [words.value(metric), words.ends(metric), str(metric.n), metric.unit]
         style = "bold" if name in HEADLINES else None
         table.add_row(*cells, metric.protocol, style=style)
     return table
-
-
-def _number(metric: Estimate, value: float) -> str:
-    digits = 4 if metric.unit.startswith("nats") else 1
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.0

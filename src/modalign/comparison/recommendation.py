@@ -25,7 +25,8 @@ from modalign.connectors.rungs import height
 from modalign.errors import UsageError
 from modalign.numbers import words as fmt
 from modalign.numbers.bootstrap import RESAMPLES
-from modalign.numbers.trainings import Replicates, hierarchical_bootstrap
+from modalign.numbers.replicates import Replicates
+from modalign.numbers.trainings import hierarchical_bootstrap
 
 MARGIN = 0.01
 RULES = {

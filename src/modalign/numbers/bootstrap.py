@@ -5,7 +5,7 @@ a sum, a harmonic mean combines three means. So sums are redrawn once, for all s
 whatever is computed from one replicate stays paired. Records with one label (questions about one image) stand
 or fall together and are redrawn together (cluster bootstrap).
 
-Intervals are *expanded percentiles* (Hesterberg 2015, Am. Stat. 69, section 5.3): plain percentiles of G redrawn
+Intervals are *expanded percentiles* (Hesterberg 2015, Am. Stat. 69): plain percentiles of G redrawn
 units are too narrow, by the factor sqrt((G - 1) / G) and by a normal quantile where Student's belongs. So the
 2.5 % are replaced by Phi(-sqrt(G / (G - 1)) t), t the 97.5 % quantile of Student's distribution with G - 1
 degrees of freedom: 1.6 % at G = 20, 2.5 % for large G. The ends stay within the statistic's own range.

@@ -24,7 +24,8 @@ from scipy.stats import t as student
 
 from modalign.numbers.bootstrap import RESAMPLES, Floats, Groups
 from modalign.numbers.estimate import Estimate
-from modalign.numbers.trainings import Part, Replicates, hierarchical_bootstrap
+from modalign.numbers.replicates import Part, Replicates
+from modalign.numbers.trainings import hierarchical_bootstrap
 
 ALPHA = 0.05
 NO_DIFFERENCE: Literal["no difference found"] = "no difference found"

@@ -15,192 +15,24 @@ variance that redrawn questions give to the mean over trainings, and V_e that of
 V_s + V_q - V_e (Owen 2007, Ann. Appl. Stat. 1, on the pigeonhole bootstrap; Searle, Casella and McCulloch
 1992, ch. 4). So what the questions give is shrunk by sqrt(1 - V_e / V_q).
 
-V_s is known to S - 1 degrees of freedom, the rest to G - 1. The 95 % interval reaches sqrt(t_s^2 V_s + t_q^2 V_q)
-far, each t being Student's quantile for its degrees of freedom (Cochran 1964, Biometrics 20; exact where one part
-is all there is), and intervals of shares are made on the logit scale. The replicates keep the variance above.
+V_s is known to S - 1 degrees of freedom, the rest to G - 1: ``replicates`` makes intervals of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import expit, logit
-from scipy.stats import norm
-from scipy.stats import t as student
 
-from modalign.numbers.bootstrap import RESAMPLES, TAIL, Floats, Groups, cluster_sums, redraw
-from modalign.numbers.estimate import NOT_KNOWN, Estimate
+from modalign.numbers.bootstrap import RESAMPLES, Floats, Groups, cluster_sums, redraw
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.replicates import Part, Replicates, Spread, on_logit_scale
 from modalign.numbers.shares import share
 
 Lending = Literal["own", "lent"]
-NORMAL = float(norm.ppf(1 - TAIL))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A variance and the degrees of freedom to which it is known."""
-
-    variance: float = 0.0
-    freedom: float = 1.0
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one method adds to the replicates of a figure.
-
-    Attributes:
-        observed: the mean over trainings and questions.
-        questions: (R,) deviations by redrawn questions.
-        luck: (R,) deviations by redrawn trainings.
-        twice: V_e, what of the variance is in both.
-        spread: V_s with its degrees of freedom.
-        trainings: S; None where the figure is not a model's.
-    """
-
-    observed: float
-    questions: Floats
-    luck: Floats
-    twice: float = 0.0
-    spread: Spread = field(default_factory=Spread)
-    trainings: int | None = None
-
-
-@dataclass(frozen=True)
-class Replicates:
-    """Replicates of every method's figure on one set of questions, paired across methods.
-
-    Attributes:
-        parts: method -> what its replicates are made of.
-        n: questions.
-        units: G, groups of questions that were redrawn.
-        bounds: the smallest and the largest value of an answer.
-        skills: skill -> the same for the questions of that skill alone.
-    """
-
-    parts: dict[str, Part]
-    n: int
-    units: int
-    bounds: tuple[float, float] = (-np.inf, np.inf)
-    skills: dict[str, Replicates] = field(default_factory=dict)
-
-    @property
-    def observed(self) -> dict[str, float]:
-        """Method -> figure."""
-        return {name: part.observed for name, part in self.parts.items()}
-
-    @property
-    def values(self) -> dict[str, Floats]:
-        """Method -> (R,) replicates of its figure."""
-        return {name: self.of(name).values for name in self.parts}
-
-    def of(self, first: str, second: str | None = None) -> Redrawn:
-        """The replicates of one method's figure, or of the first one's minus the second one's."""
-        one = self.parts[first]
-        other = self.parts[second] if second is not None else _NOTHING
-        questions = one.questions - other.questions
-        variance = float(np.nanvar(questions)) if np.isfinite(questions).any() else 0.0
-        left = max(0.0, 1 - (one.twice + other.twice) / variance) if variance else 0.0
-        spreads = [each.spread for each in (one, other) if each.spread.variance]
-        reach = self.bounds[1] - self.bounds[0]
-        value = one.observed - other.observed
-        return Redrawn(
-            value,
-            value + np.sqrt(left) * questions + one.luck - other.luck,
-            questions=Spread(left * variance, max(self.units - 1, 1)),
-            trainings=Spread(sum(each.variance for each in spreads), satterthwaite(spreads)),
-            bounds=self.bounds if second is None else (-reach, reach),
-        )
-
-    def estimate(self, method: str, *, over: str = "questions", unit: str = "share") -> Estimate:
-        """Estimate one method's figure."""
-        found = self.of(method)
-        low, high = found.ends(logistic=unit == "share" and self.bounds == (0.0, 1.0))
-        if unit == "share" and found.value in self.bounds == (0.0, 1.0):
-            all_alike = share(
-                [found.value] * self.units
-            )  # redrawing what is all alike says nothing
-            low, high = all_alike.low, all_alike.high
-        return Estimate(
-            value=found.value,
-            low=low,
-            high=high,
-            n=self.n,
-            over=over,
-            trainings=self.parts[method].trainings,
-            interval="hierarchical bootstrap",
-            unit=unit,
-        )
-
-
-@dataclass(frozen=True)
-class Redrawn:
-    """A figure with its replicates, (R,), and where their variance comes from."""
-
-    value: float
-    replicates: Floats
-    questions: Spread
-    trainings: Spread
-    bounds: tuple[float, float]
-
-    @property
-    def values(self) -> Floats:
-        """The replicates, within the bounds."""
-        return np.clip(self.replicates, *self.bounds)
-
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of the Student's distribution that reaches as far as both parts together."""
-        parts = [part for part in (self.questions, self.trainings) if part.variance]
-        total = sum(part.variance for part in parts)
-        if not total:
-            return 1.0
-        squares = [student.ppf(1 - TAIL, part.freedom) ** 2 * part.variance for part in parts]
-        reach = float(np.sqrt(sum(squares) / total))
-        return freedom_of(reach)
-
-    def ends(self, logistic: bool = False) -> tuple[float, float]:
-        """Ends of the 95 % interval.
-
-        Percentiles, their deviations from the value stretched as Student's distribution is against the normal
-        one; ``logistic`` makes them on the logit scale.
-        """
-        known = self.replicates[np.isfinite(self.replicates)]
-        if not len(known):
-            return NOT_KNOWN, NOT_KNOWN
-        stretch = float(student.ppf(1 - TAIL, self.freedom)) / NORMAL
-        low, high = stretch * (np.quantile(known, [TAIL, 1 - TAIL]) - self.value)
-        if logistic and 0 < self.value < 1:
-            return on_logit_scale(self.value, float(low), float(high))
-        low, high = np.clip([self.value + low, self.value + high], *self.bounds)
-        return float(low), float(high)
-
-
-_NOTHING = Part(0.0, np.zeros(1), np.zeros(1))
-
-
-def freedom_of(reach: float) -> float:
-    """Degrees of freedom whose Student's distribution has this 97.5 % quantile."""
-    most = 1e6
-    if reach <= student.ppf(1 - TAIL, most):
-        return most
-    return float(brentq(lambda freedom: student.ppf(1 - TAIL, freedom) - reach, 0.99, most))
-
-
-def satterthwaite(parts: Sequence[Spread]) -> float:
-    """Degrees of freedom of a sum of independent variances (Satterthwaite 1946)."""
-    doubt = sum(part.variance**2 / part.freedom for part in parts)
-    return sum(part.variance for part in parts) ** 2 / doubt if doubt else 1.0
-
-
-def on_logit_scale(value: float, low: float, high: float) -> tuple[float, float]:
-    """Ends of a share's interval from its deviations below and above, by the delta method on logits."""
-    slope = value * (1 - value)
-    return float(expit(logit(value) + low / slope)), float(expit(logit(value) + high / slope))
 
 
 def hierarchical_bootstrap(

@@ -5,8 +5,10 @@ Units are decimal (1 MB is 1,000,000 bytes); unknown values are an en dash, the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 from modalign.numbers.estimate import Estimate
 
@@ -14,10 +16,21 @@ MISSING = "–"
 MINUS = "−"
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 _COUNT_PREFIXES = ("", "k", "M", "B", "T")
+Options = ParamSpec("Options")
 
 
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _or_missing(
+    write: Callable[Concatenate[float, Options], str],
+) -> Callable[Concatenate[float | None, Options], str]:
+    """Write a dash for a number that is not known."""
+
+    @functools.wraps(write)
+    def written(value: float | None, *options: Options.args, **named: Options.kwargs) -> str:
+        if value is None or not math.isfinite(value):
+            return MISSING
+        return write(value, *options, **named)
+
+    return written
 
 
 def _digits(value: float) -> str:
@@ -37,34 +50,30 @@ def _signed(text: str, value: float) -> str:
     return MINUS + text if value < 0 else text
 
 
-def count(value: float | None) -> str:
+@_or_missing
+def count(value: float) -> str:
     """Parameters, samples, tokens: ``1.2 M``."""
-    if value is None or not _known(value):
-        return MISSING
     digits, prefix = _scaled(abs(value), _COUNT_PREFIXES)
     return _signed(f"{digits} {prefix}".strip(), value)
 
 
-def flops(value: float | None) -> str:
+@_or_missing
+def flops(value: float) -> str:
     """Floating-point operations: ``34 TFLOPs``."""
-    if value is None or not _known(value):
-        return MISSING
     digits, prefix = _scaled(abs(value), _PREFIXES)
     return _signed(f"{digits} {prefix}FLOPs", value)
 
 
-def size(value: float | None) -> str:
+@_or_missing
+def size(value: float) -> str:
     """Bytes: ``512 MB``."""
-    if value is None or not _known(value):
-        return MISSING
     digits, prefix = _scaled(abs(value), _PREFIXES)
     return _signed(f"{digits} {prefix}B", value)
 
 
-def seconds(value: float | None) -> str:
+@_or_missing
+def seconds(value: float) -> str:
     """Durations: ``85 ms``, ``12.3 s``, ``14 min``, ``3.2 h``."""
-    if value is None or not _known(value):
-        return MISSING
     amount = abs(value)
     if amount == 0:
         return "0 s"
@@ -79,39 +88,36 @@ def seconds(value: float | None) -> str:
     return _signed(text, value)
 
 
-def percent(value: float | None) -> str:
+@_or_missing
+def percent(value: float) -> str:
     """A share of one: ``71.3 %``."""
-    if value is None or not _known(value):
-        return MISSING
     return _signed(f"{abs(value) * 100:.1f} %", round(value, 3))
 
 
-def points(value: float | None) -> str:
+@_or_missing
+def points(value: float) -> str:
     """A difference of two shares in percentage points, signed: ``+4.1``."""
-    if value is None or not _known(value):
-        return MISSING
     rounded = round(value * 100, 1)
     if rounded == 0:
         return "0.0"
     return f"{'+' if rounded > 0 else MINUS}{abs(rounded):.1f}"
 
 
-def number(value: float | None, decimals: int = 2) -> str:
+@_or_missing
+def number(value: float, decimals: int = 2) -> str:
     """A plain number: ``3.18``."""
-    if value is None or not _known(value):
-        return MISSING
     return _signed(f"{abs(value):.{decimals}f}", round(value, decimals))
 
 
-def scientific(value: float | None) -> str:
+@_or_missing
+def scientific(value: float) -> str:
     """A learning rate: ``0.001``, ``3e-05``."""
-    return f"{value:g}" if value is not None and _known(value) else MISSING
+    return f"{value:g}"
 
 
-def p_value(value: float | None) -> str:
+@_or_missing
+def p_value(value: float) -> str:
     """A probability: ``0.032``, ``< 0.001``."""
-    if value is None or not _known(value):
-        return MISSING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -122,40 +128,31 @@ def names(values: list[str]) -> str:
     return f"{', '.join(values[:-1])} and {values[-1]}"
 
 
-def _plain(value: float | None) -> str:
+@_or_missing
+def _plain(value: float) -> str:
     """Two decimals, three for small numbers."""
-    return number(value, 3 if value is not None and 0 < abs(value) < 0.1 else 2)
+    return number(value, 3 if 0 < abs(value) < 0.1 else 2)
 
 
-def _signed_number(value: float | None) -> str:
-    return points(None if value is None else value / 100)
-
-
-def _one_decimal(value: float | None) -> str:
-    return number(value, 1)
+def _decimals(digits: int) -> Callable[[float | None], str]:
+    return lambda value: number(value, digits)
 
 
 # Unit -> how one of its values is written. Units that are not here are plain numbers.
 UNITS: dict[str, Callable[[float | None], str]] = {
     "share": percent,
     "difference of shares": points,
-    "percent": lambda value: percent(None if value is None else value / 100),
-    "percentage points": _signed_number,
-    "points": _one_decimal,
-    "bits x 100": _one_decimal,
-    "perplexity": _one_decimal,
-    "layer": _one_decimal,
-    "layers": _one_decimal,
-    "score": lambda value: number(value, 3),
-    "cosine": lambda value: number(value, 3),
-    "Jaccard": lambda value: number(value, 3),
-    "nats per token": lambda value: number(value, 4),
+    "percent": _or_missing(lambda value: percent(value / 100)),
+    "percentage points": _or_missing(lambda value: points(value / 100)),
+    **dict.fromkeys(("points", "bits x 100", "perplexity", "layer", "layers"), _decimals(1)),
+    **dict.fromkeys(("score", "cosine", "Jaccard"), _decimals(3)),
+    "nats per token": _decimals(4),
     "count": count,
     "flops": flops,
     "bytes": size,
     "seconds": seconds,
     "learning rate": scientific,
-    "whole": lambda value: number(value, 0),
+    "whole": _decimals(0),
     "probability": number,
 }
 

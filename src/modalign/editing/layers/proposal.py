@@ -34,6 +34,7 @@ from modalign.editing.layers.steering import Reach, other_answers, reach
 from modalign.editing.layers.tracing import KINDS, PLACES, Trace, TraceSettings, trace
 from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
 from modalign.numbers.estimate import Estimate
+from modalign.numbers.words import interval
 from modalign.progress import Progress
 
 CARRIED = 0.2
@@ -244,11 +245,6 @@ def _carries(findings: Sequence[LayerFinding]) -> bool:
     return any(each.carried.low >= 100 * CARRIED for each in findings)
 
 
-def interval(value: Estimate, unit: str = " %") -> str:
-    """A metric in words: ``66.7 % (50.0 to 83.3)``."""
-    return f"{value.value:.1f}{unit} ({value.low:.1f} to {value.high:.1f})"
-
-
 def _words(found: Suggestion) -> list[str]:
     noise = (
         f"Noise on the subject takes the answer's probability from {found.clean.value:.1f} % to "
@@ -286,7 +282,7 @@ def _words(found: Suggestion) -> list[str]:
     else:
         words = [
             "No layer can be named: noise on the subject does not change this model's answers "
-            f"(by {interval(found.effect, ' points')}), so it does not use the subject.",
+            f"(by {interval(found.effect)} points), so it does not use the subject.",
         ]
     few = (
         f"Only {found.known} facts: the intervals say little; give more."
