@@ -101,7 +101,8 @@ def supervised(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
     conversation before it.
 
     Raises:
-        DataError: the template refuses the conversation, or writes a turn differently once more follow.
+        DataError: the template refuses the conversation, asks otherwise than it writes what was answered, or
+            writes a turn differently once more follow.
     """
     if not has_marks(tokenizer):
         return _by_prefix(tokenizer, messages)
@@ -116,6 +117,8 @@ def supervised(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
         )
     except Exception as error:
         raise _refusal(error) from error
+    if messages[-1]["role"] == "assistant" and len(messages) > 1:
+        check_asked(rendered(tokenizer, messages[:-1]), texts[0])
     return texts[0], [(start, stop) for start, stop in spans[0]]
 
 
@@ -126,13 +129,31 @@ def _by_prefix(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
             continue
         before = rendered(tokenizer, messages[:turn]) if turn else _opening(tokenizer, message)
         after = rendered(tokenizer, messages[: turn + 1], answered=True)
-        if not (after.startswith(before) and whole.startswith(after)):
+        check_asked(before, after)
+        if not whole.startswith(after):
             raise DataError(
                 f"the chat template renders turn {turn + 1} differently once more turns follow, so its "
                 "supervised tokens cannot be told; add {% generation %} marks to the template"
             )
         spans.append((len(before), len(after)))
     return whole, spans
+
+
+def check_asked(asked: str, answered: str) -> None:
+    """See that what is asked is what stands before the answer in training.
+
+    Raises:
+        DataError: it is not; the message shows where the two part.
+    """
+    if answered.startswith(asked):
+        return
+    pairs = enumerate(zip(asked, answered, strict=False))
+    place = next((at for at, (one, other) in pairs if one != other), min(len(asked), len(answered)))
+    raise DataError(
+        f"the chat template asks with {asked[max(place - 20, 0) :]!r} where an answered conversation has "
+        f"{answered[max(place - 20, 0) : place + 20]!r}: the model would be asked otherwise than it was "
+        "trained; give the tokenizer a template whose generation prompt is what stands before answers"
+    )
 
 
 def _opening(tokenizer: Any, message: Mapping[str, Any]) -> str:
@@ -147,6 +168,26 @@ def _opening(tokenizer: Any, message: Mapping[str, Any]) -> str:
 def has_marks(tokenizer: Any) -> bool:
     """Whether the chat template says itself what the assistant generates."""
     return _MARK.search(tokenizer.get_chat_template()) is not None
+
+
+def one_template(template: Any) -> str | None:
+    """A tokenizer's chat template; of several by name (``default``, ``tool_use``) one that chooses as they do.
+
+    Raises:
+        DataError: none of them is called ``default``.
+    """
+    if template is None or isinstance(template, str):
+        return template
+    if "default" not in template:
+        raise DataError(
+            f"the tokenizer has chat templates by name ({', '.join(sorted(template))}) and none called "
+            "default: save it with the one to use as its chat_template"
+        )
+    default = str(template["default"])
+    if "tool_use" not in template:
+        return default
+    # A line break after a tag is dropped (trim_blocks), so that both begin as they did.
+    return f"{{% if tools %}}\n{template['tool_use']}{{% else %}}\n{default}{{% endif %}}"
 
 
 def takes_tools(reader: Any, question: Any = "?") -> bool:

@@ -98,7 +98,7 @@ def _answer_ids(reader: Any, conversation: Conversation, option: str, record: Re
         return answer_ids(reader, conversation, option)[0]
     except DataError as error:
         raise DataError(
-            f"{record.source}: {error}; use a task that generates (--task exact)"
+            f"{record.source}: {error}; or use a task that generates (--task exact)"
         ) from error
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modalign.chat_templates import (
     as_text,
+    check_asked,
     end_ids,
     ids_after,
     plain_ids,
@@ -205,11 +206,7 @@ def answer_ids(
     else:
         before = rendered(reader, asked)
         whole = rendered(reader, [*asked, answered], answered=True)
-        if not whole.startswith(before):
-            raise DataError(
-                "the chat template writes the prompt differently once it is answered, so the answer's tokens "
-                "cannot be told"
-            )
+        check_asked(before, whole)
         ids = ids_after(tokenizer, before, whole[len(before) :], fixed=fixed)
     upto = until_end(ids, end_ids(tokenizer))
     if not upto:

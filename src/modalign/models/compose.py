@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from modalign.chat_templates import end_ids
+from modalign.chat_templates import end_ids, one_template
 from modalign.connectors.base import Connector, ConnectorError, Variant, Widths
 from modalign.connectors.frames import fitted
 from modalign.connectors.registry import connector_class
@@ -110,6 +110,7 @@ def prepare_tokenizer(
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = one_template(tokenizer.chat_template)
     if tokenizer.chat_template is None:
         begins = tokenizer.bos_token is not None and adds_tokens(tokenizer)
         tokenizer.chat_template = "{{ bos_token }}" * begins + DEFAULT_CHAT_TEMPLATE

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from modalign.chat_templates import one_template
 from modalign.devices import device_named
 from modalign.errors import UsageError, first_line
 from modalign.models.asking import Reader, tokenizer_of
@@ -119,6 +120,7 @@ def _open_causal(
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer.chat_template = one_template(tokenizer.chat_template)
     except (OSError, ValueError, KeyError) as error:
         hint = "; weights are read from safetensors only" if "safetensors" in str(error) else ""
         raise UsageError(
