@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
+Masked = tuple[Tensor, Tensor]  # values (B, M, w), and (B, M) bool: True where there is one
 Variant = Literal["matched", "published"]
 
 
@@ -194,9 +195,7 @@ class PrefixConnector(Connector):
     enters = "prefix"
 
     @abstractmethod
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Map features to embeddings.
 
         Args:
@@ -207,6 +206,29 @@ class PrefixConnector(Connector):
         Returns:
             tokens (B, M, D) and their mask (B, M) bool.
         """
+
+
+@dataclass(frozen=True)
+class TokenOptions(Options):
+    """Options of a connector that gives every item the same number of tokens.
+
+    Attributes:
+        num_tokens: M.
+    """
+
+    num_tokens: int = 64
+
+
+class FixedLength(PrefixConnector):
+    """A prefix connector that gives every item M tokens, whatever N is."""
+
+    token_formula = "M"
+    options_type = TokenOptions
+    options: TokenOptions
+
+    def num_tokens(self, num_features: int) -> int:
+        """Return M, whatever N is."""
+        return self.options.num_tokens
 
 
 class InLayerConnector(Connector):
@@ -227,9 +249,7 @@ class InLayerConnector(Connector):
         return 0
 
     @abstractmethod
-    def encode(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Turn features (B, N, d) into the memory the layers read: (B, M, w), mask (B, M)."""
 
     @abstractmethod

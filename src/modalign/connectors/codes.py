@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import Grid, PrefixConnector, map_flops
+from modalign.connectors.base import Grid, Masked, PrefixConnector, map_flops
 from modalign.connectors.converters.layers import (
     check_factor,
     require_positive,
@@ -181,7 +181,7 @@ class WindowEncoder(CodeEncoder):
         self.enter = nn.Linear(window * feature_size, hidden)
         self.out = nn.Linear(hidden, outputs)
 
-    def fold(self, features: Tensor, mask: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
+    def fold(self, features: Tensor, mask: Tensor, grid: Grid | None) -> Masked:
         """Features (B, N, d), mask (B, N) -> windows (B, M, window, d), mask (B, M, window)."""
         if grid is None:
             return windows(features, mask, self.window)
@@ -190,9 +190,7 @@ class WindowEncoder(CodeEncoder):
         present, _ = space_to_depth(mask.unsqueeze(-1).float(), mask, grid, side, self.name)
         return folded.unflatten(-1, (self.window, -1)), present > 0
 
-    def read(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def read(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d), mask (B, N) -> (B, M, outputs), mask (B, M)."""
         folded, present = self.fold(features, mask, grid)
         return self.out(self.enter(folded.flatten(2)).tanh()), present.any(-1)
@@ -238,9 +236,7 @@ class CodeConnector(PrefixConnector):
     def embed(self, code: Code) -> Tensor:
         """Code of M places -> embeddings (B, M, D)."""
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M)."""
         code = self.encoder(features, mask, grid)
         self._code = code if self.training and torch.is_grad_enabled() else None

@@ -20,6 +20,7 @@ from modalign.connectors.base import (
     Connector,
     ConnectorError,
     Grid,
+    Masked,
     PrefixConnector,
     Variant,
     Widths,
@@ -63,9 +64,7 @@ class PerFrame(PrefixConnector):
         N = self.widths.num_features
         return self._frames_in(num_features) * super().flops(N)  # type: ignore[safe-super]
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, T * N, d), mask (B, T * N) -> tokens (B, T * M, D), mask (B, T * M).
 
         Args:

@@ -7,9 +7,7 @@ address of its input (which the checkpoint keeps alive), and a repeated call loo
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import OrderedDict
-from functools import partial
 from typing import Any
 
 import torch
@@ -92,45 +90,3 @@ class HookedConnector(InLayerConnector):
             if len(self._noted) > KEPT_READINGS * self.widths.num_layers:
                 self._noted.popitem(last=False)
         return self._memory
-
-
-class InsertedBlocks(HookedConnector):
-    """In-layer connector whose blocks run before some of the decoder layers.
-
-    Attributes:
-        blocks: in the order of the layers.
-        places: the layer before which each block stands.
-    """
-
-    blocks: nn.ModuleList
-    places: range
-
-    @abstractmethod
-    def added(self, index: int, hidden: Tensor, memory: _Memory | None) -> Tensor | None:
-        """What block ``index`` adds to hidden (B, T, D); None for nothing.
-
-        ``memory`` is None where the model reads a text alone.
-        """
-
-    def attach(self, layers: nn.ModuleList) -> None:
-        """Put the blocks before their layers."""
-        self.detach()
-        self.check_layers(layers)
-        self.first_layer = self.places[0]
-        for index, place in enumerate(self.places):
-            hook = partial(self._before_layer, index)
-            handle = layers[place].register_forward_pre_hook(hook, with_kwargs=True)
-            self._handles.append(handle)
-
-    def own_part(self, index: int, memory: _Memory) -> Tensor:
-        """The part of the memory (B, K, w) that block ``index`` reads, one of equal ones."""
-        return memory.memory.chunk(len(self.blocks), -1)[index]
-
-    def _before_layer(
-        self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        hidden = first_tensor(args, kwargs)
-        added = self.added(index, hidden, self.memory_of(self.places[index], hidden))
-        if added is None:
-            return None
-        return with_first_tensor(args, kwargs, hidden + added.to(hidden.dtype))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import attention_flops, map_flops, zero_masked
+from modalign.connectors.base import Masked, attention_flops, map_flops, zero_masked
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,11 +44,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    allowed: Tensor | None = None,
-    scale: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """Scaled dot-product attention; what a query with nothing to read gets is exactly zero.
 
@@ -140,7 +136,7 @@ class SwiGLU(nn.Module):
         return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
-def windows(features: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def windows(features: Tensor, mask: Tensor, size: int) -> Masked:
     """Cut a sequence into windows of ``size`` neighbours; the last one may be partly padding.
 
     Args:

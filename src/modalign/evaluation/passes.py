@@ -51,8 +51,7 @@ def is_mixed(record: Record) -> bool:
 def _without_others(modality: str, record: Record) -> Record:
     messages = tuple(
         Message(
-            m.role,
-            tuple(p for p in m.parts if not isinstance(p, Media) or p.modality == modality),
+            m.role, tuple(p for p in m.parts if not isinstance(p, Media) or p.modality == modality)
         )
         for m in record.messages
     )

@@ -13,12 +13,7 @@ from typing import Any
 import torch
 
 from modalign.errors import DataError, UsageError
-from modalign.patches.changes import (
-    Change,
-    DenseChange,
-    LowRankChange,
-    SolvedChange,
-)
+from modalign.patches.changes import Change, DenseChange, LowRankChange, SolvedChange
 from modalign.patches.header import (
     SHOWN,
     EditingOrigin,

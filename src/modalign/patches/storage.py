@@ -20,13 +20,7 @@ from torch import Tensor
 
 from modalign.errors import DataError, ModalignError
 from modalign.files import replacing
-from modalign.patches.changes import (
-    Change,
-    DenseChange,
-    LowRankChange,
-    SlicedChange,
-    SolvedChange,
-)
+from modalign.patches.changes import Change, DenseChange, LowRankChange, SlicedChange, SolvedChange
 from modalign.patches.cuts import Cut
 from modalign.patches.header import (
     FORMAT_VERSION,

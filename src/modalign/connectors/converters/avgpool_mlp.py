@@ -20,14 +20,14 @@ from typing import Any
 
 from torch import Tensor
 
-from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops
+from modalign.connectors.base import Grid, Masked, Widths, map_flops
 from modalign.connectors.converters.layers import (
+    PooledConnector,
     PoolOptions,
     affine_stack,
     grid_tokens,
     masked_grid,
     pool_grid,
-    pool_side,
     require_positive,
 )
 
@@ -45,20 +45,13 @@ class AvgpoolMlpOptions(PoolOptions):
     bias: bool = True
 
 
-class AvgpoolMlpConnector(PrefixConnector):
-    """Adaptive average pool to ``num_tokens``, then affine, GELU, affine (DeCo, arXiv 2405.20985).
-
-    Raises:
-        ConnectorError: no grid, M not square, or its side larger than the grid's.
-    """
+class AvgpoolMlpConnector(PooledConnector):
+    """Adaptive average pool to ``num_tokens``, then affine, GELU, affine (DeCo, arXiv 2405.20985)."""
 
     name = "avgpool_mlp"
-    family = "converter"
     group = "direct mapping, compressed"
-    token_formula = "M"
     parameter_text = "dD + D + (depth - 1)(D^2 + D)"
     papers = ("DeCo (arXiv 2405.20985)",)
-    needs_grid = True
     options_type = AvgpoolMlpOptions
     options: AvgpoolMlpOptions
 
@@ -66,23 +59,16 @@ class AvgpoolMlpConnector(PrefixConnector):
         super().__init__(widths, **options)
         depth, bias = self.options.depth, self.options.bias
         require_positive(self.name, depth=depth)
-        self.side = pool_side(self.options.num_tokens, widths, self.name)
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, depth, bias=bias)
         even = widths.grid is not None and not any(side % self.side for side in widths.grid)
         if depth == 1 and not bias and even:
             self.export_target = "Idefics3"
 
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N."""
-        return self.side**2
-
     def flops(self, num_features: int) -> float:
         """``2M(dD + (depth - 1)D^2)``; the pool's additions are not counted."""
         return map_flops(self.side**2, self.layers)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d) on ``grid`` -> tokens (B, M, D) and mask (B, M)."""
         x, present = masked_grid(features, mask, grid, self.name)
         pooled, pooled_mask = grid_tokens(*pool_grid(x, present, self.side))

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops, quarter_tokens
+from modalign.connectors.base import Grid, Masked, Widths, map_flops, quarter_tokens
 from modalign.connectors.converters.layers import (
     ChannelNorm,
+    PooledConnector,
     PoolOptions,
     SqueezeExcite,
     affine_stack,
@@ -33,7 +34,6 @@ from modalign.connectors.converters.layers import (
     grid_tokens,
     masked_grid,
     pool_grid,
-    pool_side,
     require_positive,
 )
 from modalign.connectors.layers import typed
@@ -57,21 +57,14 @@ class CAbstractorOptions(PoolOptions):
         return cls(quarter_tokens(widths), min(widths.hidden_size, 1024), 1)
 
 
-class CAbstractorConnector(PrefixConnector):
-    """Convolutional abstractor (Honeybee, arXiv 2312.06742).
-
-    Raises:
-        ConnectorError: no grid, M not square, its side larger than the grid's, or a size below 1.
-    """
+class CAbstractorConnector(PooledConnector):
+    """Convolutional abstractor (Honeybee, arXiv 2312.06742)."""
 
     name = "c_abstractor"
-    family = "converter"
     group = "locality"
-    token_formula = "M"
     parameter_text = "Nd + blocks of about 2.5 W^2 + WD + D + D^2 + D"
     rate_scale = 0.3
     papers = ("Honeybee (arXiv 2312.06742)",)
-    needs_grid = True
     options_type = CAbstractorOptions
     options: CAbstractorOptions
 
@@ -79,7 +72,6 @@ class CAbstractorConnector(PrefixConnector):
         super().__init__(widths, **options)
         inner_size, depth = self.options.inner_size, self.options.depth
         require_positive(self.name, inner_size=inner_size, depth=depth)
-        self.side = pool_side(self.options.num_tokens, widths, self.name)
         h, w = widths.grid or (0, 0)  # the base class has refused a missing grid
         self.positions = nn.Parameter(torch.empty(1, widths.feature_size, h, w))
         inputs = [widths.feature_size] + [inner_size] * (depth - 1)
@@ -96,10 +88,6 @@ class CAbstractorConnector(PrefixConnector):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N."""
-        return self.side**2
-
     def flops(self, num_features: int) -> float:
         """Blocks at N places, blocks and MLP at M places."""
         M = self.side**2
@@ -107,9 +95,7 @@ class CAbstractorConnector(PrefixConnector):
         after = sum(block.flops(M) for block in typed(self.after, RegNetBlock))
         return before + after + map_flops(M, self.layers)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d) on ``grid`` -> tokens (B, M, D) and mask (B, M)."""
         x, present = masked_grid(features, mask, grid, self.name)
         x = (x + self._positions_on(x.shape[2], x.shape[3])) * present

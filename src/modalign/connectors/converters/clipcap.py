@@ -17,12 +17,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops, zero_masked
+from modalign.connectors.base import (
+    FixedLength,
+    Grid,
+    Masked,
+    TokenOptions,
+    Widths,
+    map_flops,
+    zero_masked,
+)
 from modalign.connectors.converters.layers import require_positive
 
 
 @dataclass(frozen=True)
-class ClipCapOptions(Options):
+class ClipCapOptions(TokenOptions):
     """Options of ``clipcap``; both sizes have ten embeddings, since the published one follows D.
 
     Attributes:
@@ -32,7 +40,7 @@ class ClipCapOptions(Options):
     num_tokens: int = 10
 
 
-class ClipCapConnector(PrefixConnector):
+class ClipCapConnector(FixedLength):
     """Mean of the features, affine, tanh, affine to ``num_tokens`` embeddings (arXiv 2111.09734)."""
 
     name = "clipcap"
@@ -57,17 +65,11 @@ class ClipCapConnector(PrefixConnector):
     def _affine(self, inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs)
 
-    def num_tokens(self, num_features: int) -> int:
-        """P, whatever N."""
-        return self.options.num_tokens
-
     def flops(self, num_features: int) -> float:
         """``2(dH + H PD)``, whatever N; the mean's additions are not counted."""
         return map_flops(1, self.layers)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d) -> tokens (B, P, D); an item without features is masked out."""
         P = self.options.num_tokens
         tokens = self.layers(masked_mean(features, mask)).unflatten(-1, (P, -1))

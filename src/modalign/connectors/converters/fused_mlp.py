@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import nn
 
-from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops, zero_masked
-from modalign.connectors.converters.layers import require_positive
+from modalign.connectors.base import Options, Widths
+from modalign.connectors.converters.layers import FeatureMap, require_positive
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,10 @@ class FusedMlpOptions(Options):
         return cls(widths.hidden_size)
 
 
-class FusedMlpConnector(PrefixConnector):
+class FusedMlpConnector(FeatureMap):
     """``d -> I``, GELU, ``I -> D``, GELU, ``D -> D`` (Prismatic, arXiv 2402.07865)."""
 
     name = "fused_mlp"
-    family = "converter"
-    group = "direct mapping"
-    token_formula = "N"
     parameter_text = "dI + I + ID + D + D^2 + D, I = 4d"
     papers = ("Prismatic VLMs (arXiv 2402.07865)",)
     options_type = FusedMlpOptions
@@ -60,23 +57,5 @@ class FusedMlpConnector(PrefixConnector):
         inner = 4 * d if inner is None else inner
         require_positive(self.name, inner_size=inner)
         self.layers = nn.Sequential(
-            nn.Linear(d, inner),
-            nn.GELU(),
-            nn.Linear(inner, D),
-            nn.GELU(),
-            nn.Linear(D, D),
+            nn.Linear(d, inner), nn.GELU(), nn.Linear(inner, D), nn.GELU(), nn.Linear(D, D)
         )
-
-    def num_tokens(self, num_features: int) -> int:
-        """N: one token per feature."""
-        return num_features
-
-    def flops(self, num_features: int) -> float:
-        """``2N(dI + ID + D^2)``."""
-        return map_flops(num_features, self.layers)
-
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Features (B, N, d) and mask (B, N) -> tokens (B, N, D) and the same mask."""
-        return self.layers(zero_masked(features, mask)), mask

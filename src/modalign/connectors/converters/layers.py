@@ -1,4 +1,4 @@
-"""Parts that several converters share: the affine stack, masked grids, folding, squeeze-excite.
+"""What several converters share: maps of features, masked grids, pooling, folding, squeeze-excite.
 
 A grid travels as ``x`` (B, C, h, w) beside ``present`` (B, 1, h, w), 1.0 where there is a feature
 and 0.0 in padding. Everything here keeps ``x`` at zero where ``present`` is zero or averages by
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,14 @@ from torch.nn import functional
 
 from modalign.connectors.base import (
     ConnectorError,
+    FixedLength,
     Grid,
+    Masked,
     Options,
+    PrefixConnector,
+    TokenOptions,
     Widths,
+    map_flops,
     quarter_tokens,
     square_side,
     to_grid,
@@ -35,7 +40,7 @@ def require_positive(name: str, **options: int) -> None:
             raise ConnectorError(f"connector {name!r} needs {option} >= 1, not {value}")
 
 
-# --- affine stacks ---
+# --- maps of every feature by itself ---
 
 
 def affine_stack(
@@ -52,6 +57,31 @@ def affine_stack(
     return nn.Sequential(*layers)
 
 
+class FeatureMap(PrefixConnector):
+    """A connector that applies one map ``layers`` (d -> D) to every feature by itself."""
+
+    family = "converter"
+    group = "direct mapping"
+    token_formula = "N"
+    layers: nn.Sequential
+
+    @property
+    def _map(self) -> nn.Module:
+        return self.layers
+
+    def num_tokens(self, num_features: int) -> int:
+        """Return N: one token per feature."""
+        return num_features
+
+    def flops(self, num_features: int) -> float:
+        """Return the FLOPs of the map at N places."""
+        return map_flops(num_features, self._map)
+
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
+        """Features (B, N, d) and mask (B, N) -> tokens (B, N, D) and the same mask."""
+        return self._map(zero_masked(features, mask)), mask
+
+
 # --- masked grids ---
 
 
@@ -63,7 +93,7 @@ def masked_grid(
     return x, to_grid(mask.unsqueeze(-1).to(x.dtype), grid, name)
 
 
-def grid_tokens(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+def grid_tokens(x: Tensor, present: Tensor) -> Masked:
     """X (B, C, h, w) and present -> tokens (B, h * w, C) in reading order and their mask."""
     return x.flatten(2).transpose(1, 2), present.flatten(1) > 0
 
@@ -98,7 +128,7 @@ def published_tokens(widths: Widths, published: int) -> int:
 
 
 @dataclass(frozen=True)
-class PoolOptions(Options):
+class PoolOptions(TokenOptions):
     """Options of connectors that pool a grid to a square of tokens.
 
     Attributes:
@@ -116,6 +146,23 @@ class PoolOptions(Options):
     def matched(cls, widths: Widths) -> Self:
         """About N/4 tokens."""
         return cls(quarter_tokens(widths))
+
+
+class PooledConnector(FixedLength):
+    """A connector that pools a grid to ``side * side`` tokens.
+
+    Raises:
+        ConnectorError: no grid, M not square, or its side larger than the grid's.
+    """
+
+    family = "converter"
+    needs_grid = True
+    options_type = PoolOptions
+    options: PoolOptions
+
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        self.side = pool_side(self.options.num_tokens, widths, self.name)
 
 
 # --- folding neighbours into channels ---
@@ -157,7 +204,7 @@ class FactorOptions(Options):
 
 def space_to_depth(
     features: Tensor, mask: Tensor, grid: Grid | None, factor: int, name: str
-) -> tuple[Tensor, Tensor]:
+) -> Masked:
     """Fold ``factor * factor`` neighbours into channels.
 
     The channels of one output are ordered (row in block, column in block, feature), feature
@@ -183,6 +230,34 @@ def _fold(x: Tensor, s: int) -> Tensor:
     B, d, h, w = x.shape
     blocks = x.reshape(B, d, h // s, s, w // s, s)
     return blocks.permute(0, 2, 4, 3, 5, 1).reshape(B, (h // s) * (w // s), s * s * d)
+
+
+class FoldingConnector(PrefixConnector):
+    """A connector that maps squares of ``factor * factor`` neighbours folded into channels.
+
+    Raises:
+        ConnectorError: no grid, or the factor does not divide it.
+    """
+
+    family = "converter"
+    group = "direct mapping, compressed"
+    token_formula = "N/s^2"
+    needs_grid = True
+    options_type = FactorOptions
+    options: FactorOptions
+
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__(widths, **options)
+        check_factor(self.options.factor, widths.grid, self.name)
+        self.folded_size = self.options.factor**2 * widths.feature_size
+
+    def num_tokens(self, num_features: int) -> int:
+        """Return ``N / s^2``."""
+        return num_features // self.options.factor**2
+
+    def fold(self, features: Tensor, mask: Tensor, grid: Grid | None) -> Masked:
+        """Features (B, N, d) on ``grid`` -> (B, N / s^2, s^2 d) and mask (B, N / s^2)."""
+        return space_to_depth(features, mask, grid, self.options.factor, self.name)
 
 
 # --- blocks of convolutional networks ---

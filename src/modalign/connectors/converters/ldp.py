@@ -18,7 +18,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import Grid, PrefixConnector, Widths, grid_of, map_flops, zero_masked
+from modalign.connectors.base import (
+    Grid,
+    Masked,
+    PrefixConnector,
+    Widths,
+    grid_of,
+    map_flops,
+    zero_masked,
+)
 from modalign.connectors.converters.layers import (
     ChannelNorm,
     SqueezeExcite,
@@ -61,9 +69,7 @@ class LdpConnector(PrefixConnector):
         blocks = self.mix.flops(num_features) + self.downsample.flops(self.num_tokens(num_features))
         return map_flops(num_features, self.layers) + blocks
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d) on ``grid`` -> tokens (B, M, D) and mask (B, M)."""
         embedded = self.layers(zero_masked(features, mask))
         x, present = masked_grid(embedded, mask, grid, self.name)

@@ -16,52 +16,35 @@ from typing import Any
 
 from torch import Tensor
 
-from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops, zero_masked
+from modalign.connectors.base import Grid, Masked, Widths, map_flops, zero_masked
 from modalign.connectors.converters.layers import (
-    PoolOptions,
+    PooledConnector,
     affine_stack,
     depthwise_conv,
     grid_tokens,
     masked_grid,
     pool_grid,
-    pool_side,
 )
 
 
-class Ldpv2Connector(PrefixConnector):
-    """MLP, adaptive pool, residual depthwise 3 x 3 convolution (MobileVLM V2, arXiv 2402.03766).
-
-    Raises:
-        ConnectorError: no grid, M not square, or its side larger than the grid's.
-    """
+class Ldpv2Connector(PooledConnector):
+    """MLP, adaptive pool, residual depthwise 3 x 3 convolution (MobileVLM V2, arXiv 2402.03766)."""
 
     name = "ldpv2"
-    family = "converter"
     group = "locality"
-    token_formula = "M"
     parameter_text = "dD + D + D^2 + D + 10D"
     papers = ("MobileVLM V2 (arXiv 2402.03766)",)
-    needs_grid = True
-    options_type = PoolOptions
-    options: PoolOptions
 
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(widths, **options)
-        self.side = pool_side(self.options.num_tokens, widths, self.name)
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, 2)
         self.position = depthwise_conv(widths.hidden_size, bias=True)
-
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N."""
-        return self.side**2
 
     def flops(self, num_features: int) -> float:
         """``2N(dD + D^2) + 18MD``; the pool's additions are not counted."""
         return map_flops(num_features, self.layers) + map_flops(self.side**2, self.position)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d) on ``grid`` -> tokens (B, M, D) and mask (B, M)."""
         embedded = self.layers(zero_masked(features, mask))
         x, present = pool_grid(*masked_grid(embedded, mask, grid, self.name), self.side)

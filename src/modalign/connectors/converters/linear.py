@@ -13,18 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops, zero_masked
+from modalign.connectors.base import Widths
+from modalign.connectors.converters.layers import FeatureMap
 
 
-class LinearConnector(PrefixConnector):
+class LinearConnector(FeatureMap):
     """One affine map ``d -> D`` applied to every feature (LLaVA, arXiv 2304.08485)."""
 
     name = "linear"
-    family = "converter"
-    group = "direct mapping"
-    token_formula = "N"
     parameter_text = "dD + D"
     papers = ("LLaVA (arXiv 2304.08485)",)
     export_target = "Llava"
@@ -33,16 +31,6 @@ class LinearConnector(PrefixConnector):
         super().__init__(widths, **options)
         self.projection = nn.Linear(widths.feature_size, widths.hidden_size)
 
-    def num_tokens(self, num_features: int) -> int:
-        """N: one token per feature."""
-        return num_features
-
-    def flops(self, num_features: int) -> float:
-        """``2NdD``."""
-        return map_flops(num_features, self.projection)
-
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Features (B, N, d) and mask (B, N) -> tokens (B, N, D) and the same mask."""
-        return self.projection(zero_masked(features, mask)), mask
+    @property
+    def _map(self) -> nn.Module:
+        return self.projection

@@ -14,10 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops, zero_masked
-from modalign.connectors.converters.layers import affine_stack, require_positive
+from modalign.connectors.base import Options, Widths
+from modalign.connectors.converters.layers import FeatureMap, affine_stack, require_positive
 
 
 @dataclass(frozen=True)
@@ -31,13 +29,10 @@ class MlpOptions(Options):
     depth: int = 2
 
 
-class MlpConnector(PrefixConnector):
+class MlpConnector(FeatureMap):
     """Affine ``d -> D`` then ``depth - 1`` times GELU and affine ``D -> D`` (arXiv 2310.03744)."""
 
     name = "mlp"
-    family = "converter"
-    group = "direct mapping"
-    token_formula = "N"
     parameter_text = "dD + D + (depth - 1)(D^2 + D)"
     papers = ("LLaVA-1.5 (arXiv 2310.03744)",)
     export_target = "Llava"
@@ -51,17 +46,3 @@ class MlpConnector(PrefixConnector):
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, depth)
         if depth != 2:  # Llava's projector has exactly two maps, so this instance cannot go there
             self.export_target = "remote-code"
-
-    def num_tokens(self, num_features: int) -> int:
-        """N: one token per feature."""
-        return num_features
-
-    def flops(self, num_features: int) -> float:
-        """``2N(dD + (depth - 1)D^2)``."""
-        return map_flops(num_features, self.layers)
-
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Features (B, N, d) and mask (B, N) -> tokens (B, N, D) and the same mask."""
-        return self.layers(zero_masked(features, mask)), mask

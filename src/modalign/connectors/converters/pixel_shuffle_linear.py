@@ -18,21 +18,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops
-from modalign.connectors.converters.layers import FactorOptions, check_factor, space_to_depth
+from modalign.connectors.base import Grid, Masked, Widths, map_flops
+from modalign.connectors.converters.layers import FoldingConnector
 
 
-class PixelShuffleLinearConnector(PrefixConnector):
-    """Space-to-depth by ``factor``, then a matrix ``factor^2 d -> D`` (Idefics3, arXiv 2408.12637).
-
-    Raises:
-        ConnectorError: no grid, or the factor does not divide it.
-    """
+class PixelShuffleLinearConnector(FoldingConnector):
+    """Space-to-depth by ``factor``, then a matrix ``factor^2 d -> D`` (Idefics3, arXiv 2408.12637)."""
 
     name = "pixel_shuffle_linear"
-    family = "converter"
-    group = "direct mapping, compressed"
-    token_formula = "N/s^2"
     parameter_text = "s^2 dD"
     papers = (
         "Idefics3 (arXiv 2408.12637)",
@@ -40,29 +33,17 @@ class PixelShuffleLinearConnector(PrefixConnector):
         "nanoVLM (Hugging Face, 2025)",
     )
     export_target = "Idefics3"
-    needs_grid = True
-    options_type = FactorOptions
-    options: FactorOptions
 
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(widths, **options)
-        factor = self.options.factor
-        check_factor(factor, widths.grid, self.name)
-        folded = factor**2 * widths.feature_size
-        self.projection = nn.Linear(folded, widths.hidden_size, bias=False)
+        self.projection = nn.Linear(self.folded_size, widths.hidden_size, bias=False)
         nn.init.normal_(self.projection.weight, std=0.02)
-
-    def num_tokens(self, num_features: int) -> int:
-        """``N / s^2``."""
-        return num_features // self.options.factor**2
 
     def flops(self, num_features: int) -> float:
         """``2NdD``: s^2 fewer places, each s^2 wider."""
         return map_flops(self.num_tokens(num_features), self.projection)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d) on ``grid`` -> tokens (B, N / s^2, D) and mask (B, N / s^2)."""
-        folded, folded_mask = space_to_depth(features, mask, grid, self.options.factor, self.name)
+        folded, folded_mask = self.fold(features, mask, grid)
         return self.projection(folded), folded_mask

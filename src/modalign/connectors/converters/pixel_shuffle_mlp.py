@@ -18,51 +18,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, PrefixConnector, Widths, map_flops
-from modalign.connectors.converters.layers import (
-    FactorOptions,
-    affine_stack,
-    check_factor,
-    space_to_depth,
-)
+from modalign.connectors.base import Grid, Masked, Widths, map_flops
+from modalign.connectors.converters.layers import FoldingConnector, affine_stack
 
 
-class PixelShuffleMlpConnector(PrefixConnector):
-    """Space-to-depth, layer norm, affine, GELU, affine (InternVL 1.5, arXiv 2404.16821).
-
-    Raises:
-        ConnectorError: no grid, or the factor does not divide it.
-    """
+class PixelShuffleMlpConnector(FoldingConnector):
+    """Space-to-depth, layer norm, affine, GELU, affine (InternVL 1.5, arXiv 2404.16821)."""
 
     name = "pixel_shuffle_mlp"
-    family = "converter"
-    group = "direct mapping, compressed"
-    token_formula = "N/s^2"
     parameter_text = "2 s^2 d + s^2 dD + D + D^2 + D"
     papers = ("InternVL 1.5 (arXiv 2404.16821)",)
-    needs_grid = True
-    options_type = FactorOptions
-    options: FactorOptions
 
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(widths, **options)
-        factor = self.options.factor
-        check_factor(factor, widths.grid, self.name)
-        folded = factor**2 * widths.feature_size
-        self.norm = nn.LayerNorm(folded)
-        self.layers = affine_stack(folded, widths.hidden_size, 2)
-
-    def num_tokens(self, num_features: int) -> int:
-        """``N / s^2``."""
-        return num_features // self.options.factor**2
+        self.norm = nn.LayerNorm(self.folded_size)
+        self.layers = affine_stack(self.folded_size, widths.hidden_size, 2)
 
     def flops(self, num_features: int) -> float:
         """``2(N / s^2)(s^2 dD + D^2)``."""
         return map_flops(self.num_tokens(num_features), self.layers)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d) on ``grid`` -> tokens (B, N / s^2, D) and mask (B, N / s^2)."""
-        folded, folded_mask = space_to_depth(features, mask, grid, self.options.factor, self.name)
+        folded, folded_mask = self.fold(features, mask, grid)
         return self.layers(self.norm(folded)), folded_mask

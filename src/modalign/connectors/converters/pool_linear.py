@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops
+from modalign.connectors.base import Grid, Masked, Options, PrefixConnector, Widths, map_flops
 from modalign.connectors.converters.layers import require_positive
 from modalign.connectors.layers import windows
 
@@ -63,9 +63,7 @@ class PoolLinearConnector(PrefixConnector):
         """``2M dD``; the means' additions are not counted."""
         return map_flops(self.num_tokens(num_features), self.projection)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M); the grid does not matter."""
         frames, present = windows(features, mask, self.options.pool)
         count = present.sum(dim=-1, keepdim=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modalign.connectors.base import Grid, Options, PrefixConnector, Widths, map_flops
+from modalign.connectors.base import Grid, Masked, Options, PrefixConnector, Widths, map_flops
 from modalign.connectors.converters.layers import require_positive
 from modalign.connectors.layers import windows
 
@@ -66,9 +66,7 @@ class StackMlpConnector(PrefixConnector):
         """``2M(k dD + D^2)``."""
         return map_flops(self.num_tokens(num_features), self.layers)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M); the grid does not matter."""
         frames, present = windows(features, mask, self.options.stack)
         return self.layers(frames.flatten(2)), present.any(dim=-1)

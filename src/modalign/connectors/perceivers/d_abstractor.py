@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modalign.connectors.base import (
+    FixedLength,
     Grid,
-    Options,
-    PrefixConnector,
+    Masked,
+    TokenOptions,
     Widths,
     full_mask,
     map_flops,
@@ -130,7 +131,7 @@ class DAbstractorLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class DAbstractorOptions(Options):
+class DAbstractorOptions(TokenOptions):
     """Options of ``d_abstractor``.
 
     Attributes:
@@ -156,7 +157,7 @@ class DAbstractorOptions(Options):
         return cls(quarter_tokens(widths), width, 2, heads_of(width), ffn=width)
 
 
-class DAbstractor(PrefixConnector):
+class DAbstractor(FixedLength):
     """Pooled features as queries, refined by deformable attention to the feature map."""
 
     name = "d_abstractor"
@@ -188,10 +189,6 @@ class DAbstractor(PrefixConnector):
         )
         self.project = nn.Linear(width, widths.hidden_size)
 
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N is."""
-        return self.options.num_tokens
-
     def flops(self, num_features: int) -> float:
         """Matrix products and attention; the bilinear reading is elementwise and not counted."""
         tokens = self.options.num_tokens
@@ -215,9 +212,7 @@ class DAbstractor(PrefixConnector):
         pooled = functional.adaptive_avg_pool2d(media * mask, size)
         return (pooled / share.clamp(min=1e-6)).flatten(2).transpose(1, 2)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """(B, N, d), (B, N), grid -> (B, M, D), (B, M)."""
         media = to_grid(self.enter(zero_masked(features, mask)), grid, self.name)
         size = (media.shape[2], media.shape[3])

@@ -28,30 +28,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    ConnectorError,
-    Grid,
-    Options,
-    Widths,
-    attention_flops,
-    map_flops,
-    quarter_tokens,
-    zero_masked,
-)
-from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
-from modalign.connectors.layers import (
-    FeedForward,
-    attend,
-    heads_of,
-    merge_heads,
-    split_heads,
-    typed,
-)
+from modalign.connectors.base import ConnectorError, Options, Widths, quarter_tokens
+from modalign.connectors.layers import FeedForward, attend, heads_of, merge_heads, split_heads
+from modalign.connectors.perceivers.inserted_blocks import InsertedBlock, InsertedBlocks
 from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
 
-class GatedBlock(nn.Module):
-    """What one decoder layer gets to read before it runs."""
+class GatedBlock(InsertedBlock):
+    """Gated attention to an item, then a gated feed-forward; positions without an item get nothing."""
 
     def __init__(self, hidden_size: int, memory_width: int, heads: int, inner: int, ffn: int):
         super().__init__()
@@ -74,11 +58,6 @@ class GatedBlock(nn.Module):
         read = self.out(merge_heads(attend(q, k, v, allowed))) * self.attention_gate.tanh()
         thought = self.ffn(self.ffn_norm(x + read)) * self.ffn_gate.tanh()
         return (read + thought).masked_fill(~seen, 0.0)
-
-    def flops(self, tokens: int) -> float:
-        """Return the FLOPs per text position that reads an item of so many tokens."""
-        maps = map_flops(1, self.q, self.out, self.ffn)
-        return maps + attention_flops(1, tokens, self.q.out_features)
 
 
 @dataclass(frozen=True)
@@ -143,39 +122,6 @@ class GatedCrossAttention(InsertedBlocks):
             for _ in range(_count_blocks(widths, chosen.every))
         )
         self.places = range(chosen.every - 1, len(self.blocks) * chosen.every, chosen.every)
-
-    def flops(self, num_features: int) -> float:
-        """Resampler, and the keys and values of all blocks."""
-        maps = [block.kv for block in typed(self.blocks, GatedBlock)]
-        return self.resampler.flops(num_features) + map_flops(self._read_tokens, *maps)
-
-    @property
-    def _read_tokens(self) -> int:
-        """M, what a block reads of an item."""
-        return self.resampler.options.num_tokens
-
-    def flops_per_position(self) -> float:
-        """Each block: query, scores against one item's latents, way out, FFN."""
-        return sum(block.flops(self._read_tokens) for block in typed(self.blocks, GatedBlock))
-
-    def encode(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, N, d) -> keys and values of all blocks (B, M, blocks * 2 i), mask (B, M).
-
-        An item without any feature gives a memory that nothing may read.
-        """
-        latents = self.resampler(features, mask)
-        memory = torch.cat([block.kv(latents) for block in typed(self.blocks, GatedBlock)], -1)
-        memory_mask = mask.any(1, keepdim=True).expand(memory.shape[:2])
-        return zero_masked(memory, memory_mask), memory_mask
-
-    def added(self, index: int, hidden: Tensor, memory: _Memory | None) -> Tensor | None:
-        """What a block adds where an item is seen; nothing to a text alone."""
-        if memory is None:
-            return None
-        block = typed(self.blocks, GatedBlock)[index]
-        return block(hidden, self.own_part(index, memory), readable(memory, hidden))
 
 
 def _flamingo_resampler(widths: Widths) -> dict[str, Any]:

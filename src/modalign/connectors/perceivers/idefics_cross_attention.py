@@ -35,26 +35,19 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from modalign.connectors.base import (
-    ConnectorError,
-    Grid,
-    Options,
-    Widths,
-    attention_flops,
-    map_flops,
-    quarter_tokens,
-    zero_masked,
-)
-from modalign.connectors.hooks import InsertedBlocks, _Memory, readable
-from modalign.connectors.layers import SwiGLU, attend, heads_of, merge_heads, split_heads, typed
+from modalign.connectors.base import ConnectorError, Options, Widths, quarter_tokens
+from modalign.connectors.layers import SwiGLU, attend, heads_of, merge_heads, split_heads
+from modalign.connectors.perceivers.inserted_blocks import InsertedBlock, InsertedBlocks
 from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
 NORM_EPS = 1e-6
 Gate = Literal["scalar", "vector"]
 
 
-class IdeficsBlock(nn.Module):
-    """What one decoder layer gets to read before it runs."""
+class IdeficsBlock(InsertedBlock):
+    """Gated attention to the item that is seen, then a gated SwiGLU, which runs everywhere."""
+
+    ffn: SwiGLU
 
     def __init__(
         self,
@@ -86,21 +79,18 @@ class IdeficsBlock(nn.Module):
         keys = merge_heads(self.k_norm(split_heads(keys, self.heads)))
         return torch.cat([keys, values], -1)
 
-    def read(self, hidden: Tensor, keys_values: Tensor, allowed: Tensor) -> Tensor:
-        """What the attention adds to hidden (B, T, D): zero where nothing is allowed (B, T, K)."""
-        q = self.q_norm(split_heads(self.q(self.norm(hidden)), self.heads))
+    def forward(self, hidden: Tensor, keys_values: Tensor, allowed: Tensor) -> Tensor:
+        """What to add to hidden (B, T, D); keys_values (B, K, 2 i), allowed (B, T, K)."""
+        x = hidden.to(self.norm.weight.dtype)
+        q = self.q_norm(split_heads(self.q(self.norm(x)), self.heads))
         k, v = (split_heads(half, self.heads) for half in keys_values.to(q.dtype).chunk(2, -1))
-        found = self.out(merge_heads(attend(q, k, v, allowed)))
-        return found * self.attention_gate.tanh()
+        found = self.out(merge_heads(attend(q, k, v, allowed))) * self.attention_gate.tanh()
+        return found + self.alone(x + found)
 
-    def think(self, hidden: Tensor) -> Tensor:
+    def alone(self, hidden: Tensor) -> Tensor:
         """What the SwiGLU adds to hidden (B, T, D)."""
-        return self.ffn(self.ffn_norm(hidden)) * self.ffn_gate.tanh()
-
-    def flops(self, tokens: int) -> float:
-        """Return the FLOPs per text position that reads an item of so many tokens."""
-        maps = map_flops(1, self.q, self.out, self.ffn)
-        return maps + attention_flops(1, tokens, self.q.out_features)
+        x = hidden.to(self.norm.weight.dtype)
+        return self.ffn(self.ffn_norm(x)) * self.ffn_gate.tanh()
 
 
 @dataclass(frozen=True)
@@ -180,7 +170,7 @@ class IdeficsCrossAttention(InsertedBlocks):
         _check_every(widths, chosen.every)
         gates = D if chosen.gate == "vector" else 1
         self.norm_eps = float(chosen.norm_eps)  # YAML reads 1e-5 as a text
-        self.resampler: ResamplerCore | None = None
+        self.resampler = None
         if chosen.resampler is not None:
             own = {"width": d, "ffn": 4 * d, "style": "idefics", **chosen.resampler}
             self.resampler = ResamplerCore(d, ResamplerOptions.of(self.name, own))
@@ -189,46 +179,6 @@ class IdeficsCrossAttention(InsertedBlocks):
             IdeficsBlock(D, d, chosen.heads, chosen.head_size, chosen.ffn, gates, self.norm_eps)
             for _ in self.places
         )
-
-    def _read_tokens(self, num_features: int) -> int:
-        """M, what a block reads of an item with N features."""
-        return num_features if self.resampler is None else self.resampler.options.num_tokens
-
-    def flops(self, num_features: int) -> float:
-        """Resampler, if there is one, and the keys and values of all blocks."""
-        core = 0.0 if self.resampler is None else self.resampler.flops(num_features)
-        maps = [block.kv for block in typed(self.blocks, IdeficsBlock)]
-        return core + map_flops(self._read_tokens(num_features), *maps)
-
-    def flops_per_position(self) -> float:
-        """Each block: query, scores against one item, way out, SwiGLU."""
-        tokens = self._read_tokens(self.widths.num_features)
-        return sum(block.flops(tokens) for block in typed(self.blocks, IdeficsBlock))
-
-    def encode(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, N, d) -> keys and values of all blocks (B, M, blocks * 2 i), mask (B, M).
-
-        An item without any feature gives a memory that nothing may read.
-        """
-        media, readable_mask = zero_masked(features, mask), mask
-        if self.resampler is not None:
-            media = self.resampler(features, mask)
-            readable_mask = mask.any(1, keepdim=True).expand(media.shape[:2])
-        memory = torch.cat(
-            [block.keys_values(media) for block in typed(self.blocks, IdeficsBlock)], -1
-        )
-        return zero_masked(memory, readable_mask), readable_mask
-
-    def added(self, index: int, hidden: Tensor, memory: _Memory | None) -> Tensor:
-        """What a block adds: from the item that is seen, and from the SwiGLU everywhere."""
-        block = typed(self.blocks, IdeficsBlock)[index]
-        x = hidden.to(block.norm.weight.dtype)
-        if memory is None:
-            return block.think(x)
-        found = block.read(x, self.own_part(index, memory), readable(memory, hidden))
-        return found + block.think(x + found)
 
 
 def _divisors(widths: Widths) -> list[int]:

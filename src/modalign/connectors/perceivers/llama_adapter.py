@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
+    Masked,
     Options,
     Widths,
     _Memory,
@@ -163,9 +164,7 @@ class LlamaAdapter(HookedConnector):
         adapted, prompts, D = self.prompts.shape
         return adapted * attention_flops(1, prompts, D)
 
-    def encode(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """(B, N, d) -> the mean of the real features at width D (B, 1, D), and mask (B, 1)."""
         count = mask.sum(1, keepdim=True).clamp(min=1).to(features.dtype)
         mean = zero_masked(features, mask).sum(1) / count

@@ -37,9 +37,10 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
+    FixedLength,
     Grid,
-    Options,
-    PrefixConnector,
+    Masked,
+    TokenOptions,
     Widths,
     full_mask,
     map_flops,
@@ -53,12 +54,25 @@ STAGE_ONE = "modalign.connectors.perceivers.qformer_stage_one"
 
 
 class QFormerLayer(nn.Module):
-    """One layer in its three steps, so that stage 1 can run queries and text through it jointly."""
+    """One layer in its steps, so that stage 1 can run queries and text through it jointly.
 
-    def __init__(self, feature_size: int, width: int, heads: int, ffn: int, reads: bool) -> None:
+    Args:
+        feature_size: d.
+        width: of the queries.
+        heads: of every attention.
+        ffn: hidden width of the feed-forward.
+        mixes: whether the queries read each other.
+        reads: whether they read the features.
+    """
+
+    def __init__(
+        self, feature_size: int, width: int, heads: int, ffn: int, *, mixes: bool, reads: bool
+    ) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
-        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mixes = mixes
+        if mixes:
+            self.attention = Attention(width, heads)
+            self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.cross = Attention(width, heads, memory_width=feature_size) if reads else None
         self.cross_norm = nn.LayerNorm(width, eps=NORM_EPS) if reads else None
         self.ffn = FeedForward(width, ffn)
@@ -66,7 +80,7 @@ class QFormerLayer(nn.Module):
 
     def mix(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Self-attention: x (B, S, w), allowed (B, S, S)."""
-        return self.attention_norm(x + self.attention(x, x, allowed))
+        return self.attention_norm(x + self.attention(x, x, allowed)) if self.mixes else x
 
     def read(self, queries: Tensor, features: Tensor, mask: Tensor) -> Tensor:
         """Cross-attention to features (B, N, d), mask (B, N), then the feed-forward."""
@@ -78,11 +92,12 @@ class QFormerLayer(nn.Module):
     def flops(self, queries: int, num_features: int) -> float:
         """Return the FLOPs of one item with so many queries and N features."""
         cross = 0.0 if self.cross is None else self.cross.flops(queries, num_features)
-        return self.attention.flops(queries, queries) + cross + map_flops(queries, self.ffn)
+        mixing = self.attention.flops(queries, queries) if self.mixes else 0.0
+        return mixing + cross + map_flops(queries, self.ffn)
 
 
 @dataclass(frozen=True)
-class QFormerOptions(Options):
+class QFormerOptions(TokenOptions):
     """Options of ``qformer``.
 
     Attributes:
@@ -108,13 +123,12 @@ class QFormerOptions(Options):
         return cls(quarter_tokens(widths), width, 2, heads_of(width), 4 * width, 1)
 
 
-class QFormer(PrefixConnector):
+class QFormer(FixedLength):
     """Learnt queries with self-attention, cross-attention and an own pre-training."""
 
     name = "qformer"
     family = "perceiver"
     group = "Q-Former perceiver"
-    token_formula = "M"
     parameter_text = "layers * (4w^2 + 2wf) + X * (2w^2 + 2dw) + Mw + wD"
     rate_scale = 0.3
     papers = (
@@ -129,12 +143,11 @@ class QFormer(PrefixConnector):
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(widths, **options)
         chosen, width = self.options, self.options.width
+        sizes = (widths.feature_size, width, chosen.heads, chosen.ffn)
         self.queries = learnt(chosen.num_tokens, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.layers = nn.ModuleList(
-            QFormerLayer(
-                widths.feature_size, width, chosen.heads, chosen.ffn, i % chosen.cross_every == 0
-            )
+            QFormerLayer(*sizes, mixes=True, reads=i % chosen.cross_every == 0)
             for i in range(chosen.layers)
         )
         self.project = nn.Linear(width, widths.hidden_size)
@@ -145,19 +158,13 @@ class QFormer(PrefixConnector):
         terms = ("image_text_contrastive", "image_text_matching", "image_grounded_captioning")
         return dict.fromkeys(terms, 1.0)
 
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N is."""
-        return self.options.num_tokens
-
     def flops(self, num_features: int) -> float:
         """The network in use: queries only."""
         M = self.options.num_tokens
         layers = sum(layer.flops(M, num_features) for layer in typed(self.layers, QFormerLayer))
         return layers + map_flops(M, self.project)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """(B, N, d), (B, N) -> (B, M, D), (B, M); the grid does not matter."""
         tokens = self.project(self.read(features, mask))
         return tokens, full_mask(tokens)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modalign.connectors.base import ConnectorError, Grid, zero_masked
+from modalign.connectors.base import ConnectorError, Grid, Masked, zero_masked
 from modalign.connectors.layers import learnt, typed
 from modalign.connectors.perceivers.qformer import NORM_EPS, QFormer, QFormerLayer
 
@@ -162,7 +162,7 @@ class QFormerStageOne(nn.Module):
             text = branch(mixed[:, M:])
         return queries, text
 
-    def _embed(self, pairs: Pairs, seeing: Seeing) -> tuple[Tensor, Tensor]:
+    def _embed(self, pairs: Pairs, seeing: Seeing) -> Masked:
         ids = pairs.text_ids
         if ids.shape[1] > self.max_positions:
             raise ConnectorError(

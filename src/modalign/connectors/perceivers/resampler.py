@@ -35,9 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from modalign.connectors.base import (
+    FixedLength,
     Grid,
-    Options,
-    PrefixConnector,
+    Masked,
+    TokenOptions,
     Widths,
     full_mask,
     map_flops,
@@ -50,11 +51,10 @@ Style = Literal["flamingo", "idefics", "cross"]
 
 
 @dataclass(frozen=True)
-class ResamplerOptions(Options):
+class ResamplerOptions(TokenOptions):
     """Options of ``resampler``, and of the resamplers inside other connectors.
 
     Attributes:
-        num_tokens: M.
         width: of the latents.
         layers: each reads the features.
         heads: of every attention.
@@ -63,7 +63,6 @@ class ResamplerOptions(Options):
         style: of the layers, see the module's description.
     """
 
-    num_tokens: int = 64
     width: int = 1024
     layers: int = 6
     heads: int = 16
@@ -140,13 +139,12 @@ class ResamplerCore(nn.Module):
         return map_flops(num_features, self.enter) + read
 
 
-class Resampler(PrefixConnector):
+class Resampler(FixedLength):
     """Learnt latents read the features; they become the tokens."""
 
     name = "resampler"
     family = "perceiver"
     group = "resampler"
-    token_formula = "M"
     parameter_text = "layers * (2wi + 2di + 2wf) + Mw + wD"
     rate_scale = 0.3
     papers = (
@@ -162,18 +160,12 @@ class Resampler(PrefixConnector):
         self.core = ResamplerCore(widths.feature_size, self.options)
         self.project = nn.Linear(self.options.width, widths.hidden_size)
 
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N is."""
-        return self.options.num_tokens
-
     def flops(self, num_features: int) -> float:
         """Core plus the affine map to D."""
         out = map_flops(self.options.num_tokens, self.project)
         return self.core.flops(num_features) + out
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """(B, N, d), (B, N) -> (B, M, D), (B, M); the grid does not matter."""
         tokens = self.project(self.core(features, mask))
         return tokens, full_mask(tokens)

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from modalign.connectors.base import (
     ConnectorError,
+    FixedLength,
     Grid,
-    Options,
-    PrefixConnector,
+    Masked,
+    TokenOptions,
     Widths,
     attention_flops,
     full_mask,
@@ -89,11 +90,10 @@ class GroupedLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class SwigluResamplerOptions(Options):
+class SwigluResamplerOptions(TokenOptions):
     """Options of ``swiglu_resampler``; the defaults are Idefics2's before Mistral 7B.
 
     Attributes:
-        num_tokens: M.
         hidden: h, of the SwiGLU that brings features to the language model's width.
         layers: each reads the features.
         heads: H.
@@ -102,7 +102,6 @@ class SwigluResamplerOptions(Options):
         ffn: f, of the SwiGLU of every layer.
     """
 
-    num_tokens: int = 64
     hidden: int = 14336
     layers: int = 3
     heads: int = 16
@@ -123,7 +122,7 @@ class SwigluResamplerOptions(Options):
         return cls(quarter_tokens(widths), D, 2, heads, D // heads, kv_heads, 8 * D // 3)
 
 
-class SwigluResampler(PrefixConnector):
+class SwigluResampler(FixedLength):
     """Learnt latents of the language model's width read the features; they are the tokens.
 
     Raises:
@@ -133,7 +132,6 @@ class SwigluResampler(PrefixConnector):
     name = "swiglu_resampler"
     family = "perceiver"
     group = "resampler"
-    token_formula = "M"
     parameter_text = "2dh + hD + MD + layers * (2DHc + 2DGc + 3Df)"
     rate_scale = 0.3
     papers = ("Idefics2 (arXiv 2405.02246)",)
@@ -159,19 +157,13 @@ class SwigluResampler(PrefixConnector):
         )
         self.norm = nn.RMSNorm(D, eps=NORM_EPS)
 
-    def num_tokens(self, num_features: int) -> int:
-        """M, whatever N is."""
-        return self.options.num_tokens
-
     def flops(self, num_features: int) -> float:
         """Features to D, then per layer projections, attention over [media; latents] and FFN."""
         layers = typed(self.layers, GroupedLayer)
         read = sum(layer.flops(self.options.num_tokens, num_features) for layer in layers)
         return map_flops(num_features, self.enter) + read
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """(B, N, d), (B, N) -> (B, M, D), (B, M); the grid does not matter."""
         media = self.enter(zero_masked(features, mask))
         latents = self.latents.repeat(len(features), 1, 1)

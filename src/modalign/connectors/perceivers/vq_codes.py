@@ -117,11 +117,7 @@ class VqCodes(DiscreteConnector):
     group = "VAE-style / discrete codes"
     token_formula = "N/W"
     parameter_text = "Wdh + hc + K(c + D) + cD"
-    papers = (
-        "VQ-VAE (arXiv 1711.00937)",
-        "BEiT v2 (arXiv 2208.06366)",
-        "SEED (arXiv 2307.08041)",
-    )
+    papers = ("VQ-VAE (arXiv 1711.00937)", "BEiT v2 (arXiv 2208.06366)", "SEED (arXiv 2307.08041)")
     options_type = VqCodesOptions
     options: VqCodesOptions
 

@@ -29,39 +29,14 @@ from torch import Tensor, nn
 from modalign.connectors.base import (
     ConnectorError,
     Grid,
+    Masked,
     Options,
     PrefixConnector,
     Widths,
     map_flops,
 )
-from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt, typed, windows
-
-NORM_EPS = 1e-12  # BERT's
-
-
-class WindowLayer(nn.Module):
-    """Queries mix (where there are several), read their window, think; a norm after each step."""
-
-    def __init__(self, feature_size: int, width: int, heads: int, ffn: int, mixes: bool) -> None:
-        super().__init__()
-        self.attention = Attention(width, heads) if mixes else None
-        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS) if mixes else None
-        self.cross = Attention(width, heads, memory_width=feature_size)
-        self.cross_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.ffn = FeedForward(width, ffn)
-        self.ffn_norm = nn.LayerNorm(width, eps=NORM_EPS)
-
-    def forward(self, x: Tensor, frames: Tensor, present: Tensor) -> Tensor:
-        """Queries (B, q, width), frames (B, k, d), present (B, k) -> queries."""
-        if self.attention is not None and self.attention_norm is not None:
-            x = self.attention_norm(x + self.attention(x, x))
-        x = self.cross_norm(x + self.cross(x, frames, present.unsqueeze(1)))
-        return self.ffn_norm(x + self.ffn(x))
-
-    def flops(self, queries: int, window: int) -> float:
-        """Return the FLOPs of one window."""
-        mixing = 0.0 if self.attention is None else self.attention.flops(queries, queries)
-        return mixing + self.cross.flops(queries, window) + map_flops(queries, self.ffn)
+from modalign.connectors.layers import heads_of, learnt, typed, windows
+from modalign.connectors.perceivers.qformer import NORM_EPS, QFormerLayer
 
 
 @dataclass(frozen=True)
@@ -118,11 +93,11 @@ class WindowQFormer(PrefixConnector):
                 f"not {window} and {queries}"
             )
         self.enter = nn.LayerNorm(widths.feature_size)
+        sizes = (widths.feature_size, width, chosen.heads, chosen.ffn)
         self.queries = learnt(queries, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.layers = nn.ModuleList(
-            WindowLayer(widths.feature_size, width, chosen.heads, chosen.ffn, mixes=queries > 1)
-            for _ in range(chosen.layers)
+            QFormerLayer(*sizes, mixes=queries > 1, reads=True) for _ in range(chosen.layers)
         )
         self.project = nn.Linear(width, widths.hidden_size)
 
@@ -133,21 +108,19 @@ class WindowQFormer(PrefixConnector):
     def flops(self, num_features: int) -> float:
         """Every window is computed whole, the last one with its padding."""
         window, queries = self.options.window, self.options.queries
-        layers = typed(self.layers, WindowLayer)
+        layers = typed(self.layers, QFormerLayer)
         tokens = self.num_tokens(num_features)
         read = tokens // queries * sum(layer.flops(queries, window) for layer in layers)
         return read + map_flops(tokens, self.project)
 
-    def forward(
-        self, features: Tensor, mask: Tensor, grid: Grid | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """(B, N, d), (B, N) -> (B, W q, D), (B, W q); the grid does not matter."""
         window, queries = self.options.window, self.options.queries
         frames, present = windows(features, mask, window)
         B, W = present.shape[:2]
         frames, inside = self.enter(frames.flatten(0, 1)), present.flatten(0, 1)
         x = self.norm(self.queries).expand(B * W, -1, -1)
-        for layer in self.layers:
-            x = layer(x, frames, inside)
+        for layer in typed(self.layers, QFormerLayer):
+            x = layer.read(layer.mix(x), frames, inside)
         tokens = self.project(x).unflatten(0, (B, W)).flatten(1, 2)
         return tokens, present.any(dim=-1).repeat_interleave(queries, dim=1)

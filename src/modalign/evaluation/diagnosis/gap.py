@@ -98,10 +98,7 @@ class Gap:
         }
         figures["gap"].chance = self._floor()
         return Diagnostic(
-            name="modality_gap",
-            title="Modality gap",
-            figures=figures,
-            points=self._clouds(),
+            name="modality_gap", title="Modality gap", figures=figures, points=self._clouds()
         )
 
     def _clouds(self) -> dict[str, list[tuple[float, float]]]:

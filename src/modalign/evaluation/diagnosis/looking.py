@@ -16,12 +16,7 @@ from torch import Tensor
 
 from modalign.data.modalities import blank_like, modality_of
 from modalign.data.records import Record
-from modalign.evaluation.diagnosis.reading import (
-    Given,
-    Subject,
-    media_of,
-    with_media_of,
-)
+from modalign.evaluation.diagnosis.reading import Given, Subject, media_of, with_media_of
 from modalign.evaluation.diagnosis.results import Diagnostic
 from modalign.evaluation.scoring import exchanged
 from modalign.models.bridges import signal_names
