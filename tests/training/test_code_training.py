@@ -120,13 +120,7 @@ def test_gradients_do_not_depend_on_micro_batches(
 
 def test_media_made_up_to_keep_in_step_are_not_charged(plan: Make) -> None:
     session = plan(method="vq_codes_no_stage_one").session()
-    learner = ModelLearner(
-        session.model,
-        session.train_samples,
-        session.collator,
-        session.settings,
-        session.method.stages[-1],
-    )
+    learner = ModelLearner(session, session.method.stages[-1])
     with_media = [i for i, s in enumerate(session.train_samples) if s.media][:3]
     without = [i for i, s in enumerate(session.train_samples) if not s.media][:3]
     for batch, count in (

@@ -51,7 +51,7 @@ def teacher(plan: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 def batch_of(session: Session, **fields: Any) -> tuple[ModelLearner, TrainBatch]:
     """A learner whose terms read media positions, and a batch of records of 0, 1 and 2 images."""
     stage = Stage(objective={"kl_visual": {"reference": "start"}}, **fields)
-    own = ModelLearner.of(session, stage)
+    own = ModelLearner(session, stage)
     return own, own.collate([0, 1, 2, 3, 4])
 
 
@@ -144,7 +144,7 @@ def test_a_picture_that_is_blanked_changes_what_the_teacher_says(plan: Make, tea
 def test_a_language_model_reads_records_without_media(plan: Make, teacher: Any) -> None:
     session = plan(method="text_only:full").session()
     llm = loaded(session, plan().llm)
-    own = ModelLearner.of(session, Stage())
+    own = ModelLearner(session, Stage())
     text = [i for i, sample in enumerate(session.train_samples) if not sample.media][:3]
     batch = own.collate(text)
     plain = AutoModelForCausalLM.from_pretrained(plan().llm).eval()
@@ -185,7 +185,7 @@ def test_sizes_that_differ_by_padding_are_cut_to_the_common_part(
     model.resize_token_embeddings(words + 40)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(plan().llm).save_pretrained(tmp_path)
-    own = ModelLearner.of(session, Stage())
+    own = ModelLearner(session, Stage())
     text = [i for i, sample in enumerate(session.train_samples) if not sample.media][:2]
     batch = own.collate(text)
     found = loaded(session, tmp_path).outputs(batch, ANSWERS).logits
@@ -364,7 +364,7 @@ def test_anchors_find_their_positives(plan: Make, tmp_path: Path) -> None:
     session, losses = run_stage(plan, tmp_path, CONTRAST, budget="1200samples", **PAIRED)
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
     session.model.eval()
-    own = ModelLearner.of(session, session.method.stages[-1])
+    own = ModelLearner(session, session.method.stages[-1])
     with torch.no_grad():
         outputs = own.outputs(session.model, own.collate(own.order(8, 5).batch(0)))
     vectors = functional.normalize(outputs.pooled(), dim=-1)

@@ -6,8 +6,8 @@ A learner turns sample numbers into batches and batches into outputs; the traine
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from modalign.models.collation import CachedFeatures, Collator
 from modalign.models.modeling import Features, ModalignForConditionalGeneration
 from modalign.models.parts import embedding
 from modalign.training.costs import CostModel
+from modalign.training.methods import Method
 from modalign.training.modality_dropout import dropped
 from modalign.training.objectives import Objective
-from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read
+from modalign.training.outputs import Outputs, TrainBatch, kind_of, prefix_places, read
 from modalign.training.recipes import select
 from modalign.training.references import References
 from modalign.training.roles import RoleOrder, Roles
@@ -31,93 +32,50 @@ from modalign.training.settings import Stage, TrainSettings
 STARTING_MEDIA = 256  # whose features choose the first values of stage one
 
 
-class Composed(Protocol):
-    """What is needed of a session: its model, its data and how it trains."""
+@dataclass(eq=False)
+class Composed:
+    """A method's model with its data and how it trains: a session, or what the doctor puts together."""
 
     model: Any
     collator: Collator
     settings: TrainSettings
-    train_samples: Any
-    val_samples: Any
-    text_samples: Any
-    method: Any
-    seed: int
+    train_samples: Sequence[Sample]
+    val_samples: Sequence[Sample]
+    method: Method
     references: References
-
-
-class Learner(Protocol):
-    """A module and how to feed it."""
-
-    splits: bool  # whether a batch may be cut into parts, over micro-batches and processes
-
-    @property
-    def module(self) -> nn.Module:
-        """What trains."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """What it trains on, by number."""
-
-    def order(self, batch_size: int, seed: int) -> BatchOrder | RoleOrder:
-        """The endless, seeded sequence of batches."""
-
-    def collate(self, indices: Sequence[int]) -> Any:
-        """Build a batch."""
-
-    def idle(self) -> Any:
-        """A batch without weight, for a process that has no sample left in the last batch."""
-
-    def outputs(self, call: Callable[..., Any], batch: Any) -> Any:
-        """Run ``call`` (the module, possibly wrapped) on a batch."""
-
-    def flops(self, batch: Any) -> float:
-        """Training FLOPs of the batch."""
+    text_samples: Sequence[Sample] = ()
+    seed: int = 0
 
 
 class ModelLearner:
-    """The composed model, trained through its language model."""
+    """The composed model, trained through its language model on the records that a stage asks for.
 
-    splits = True
+    Raises:
+        UsageError: the data has none of them, or the stage's terms cannot be fed.
+    """
 
-    def __init__(
-        self,
-        model: ModalignForConditionalGeneration,
-        samples: Sequence[Sample],
-        collator: Collator,
-        settings: TrainSettings,
-        stage: Stage,
-        roles: Roles | None = None,
-    ) -> None:
-        self.module, self.samples, self.collator = model, samples, collator
-        self.roles, self.needs = roles, Objective.of(stage).needs
-        self.media_rows = any("media" in need.split(":") for need in self.needs) or (
-            "media_logits" in self.needs
+    splits = True  # a batch may be cut into parts, over micro-batches and processes
+
+    def __init__(self, subject: Composed, stage: Stage) -> None:
+        self.module, self.collator = subject.model, subject.collator
+        given, text = subject.train_samples, subject.text_samples
+        self.roles = Roles.choose(stage, given, text) if stage.roles else None
+        self.samples: Sequence[Sample] = (
+            self.roles.samples if self.roles else select(given, stage, subject.seed, text)
         )
-        self.costs = CostModel.of(model)
-        self.llm = stage.llm or settings.llm
-        self.encoder = stage.encoder or settings.encoder
-        self.modality_dropout = settings.modality_dropout
-
-    @classmethod
-    def of(cls, subject: Composed, stage: Stage) -> ModelLearner:
-        """The learner of a stage of a session: it sees the records that the stage asks for.
-
-        Raises:
-            UsageError: the data has none of them, or the stage's terms cannot be fed.
-        """
-        given, text, roles = subject.train_samples, subject.text_samples, None
-        if stage.roles:
-            roles = Roles.choose(stage, given, text)
-        samples = roles.samples if roles else select(given, stage, subject.seed, text)
-        learner = cls(subject.model, samples, subject.collator, subject.settings, stage, roles)
-        connectors = subject.model.connectors.values()
-        if learner.media_rows and not any(isinstance(c, PrefixConnector) for c in connectors):
+        self.needs = Objective.of(stage).needs
+        self.media_rows = any(kind_of(need) == "media" for need in self.needs)
+        self.costs = CostModel.of(self.module)
+        self.llm = stage.llm or subject.settings.llm
+        self.encoder = stage.encoder or subject.settings.encoder
+        self.modality_dropout = subject.settings.modality_dropout
+        connectors = self.module.connectors.values()
+        if self.media_rows and not any(isinstance(c, PrefixConnector) for c in connectors):
             raise UsageError(
                 f"{subject.method.name}: stage {stage.name!r} reads the positions of media, but this "
                 "method puts none into the sequence (its media are read in the layers, or as words); "
                 "use a prefix connector, or a term about answers"
             )
-        return learner
 
     def order(self, batch_size: int, seed: int) -> BatchOrder | RoleOrder:
         """Samples of like length together; with roles, each in every batch."""
@@ -132,15 +90,19 @@ class ModelLearner:
             tokens = {name: entry.token_id for name, entry in self.collator.entries.items()}
             chosen = [dropped(sample, self.modality_dropout, tokens) for sample in chosen]
         plain = self.collator(chosen)
-        nothing = torch.zeros(len(chosen), dtype=torch.long)
+        places = torch.zeros_like(plain.keep)
+        if self.media_rows:
+            places = prefix_places(self.module, self.collator, plain.input_ids)
+        keys = torch.zeros(len(chosen), dtype=torch.long)
+        roles = keys - 1
+        if self.roles:
+            roles, keys = self.roles.labels(indices)
         batch = TrainBatch(
             **vars(plain),
-            places=prefix_places(self.module, self.collator, plain.input_ids)
-            if self.media_rows
-            else torch.zeros_like(plain.keep),
+            places=places,
             numbers=torch.arange(len(chosen)),
-            roles=torch.from_numpy(self.roles.of[list(indices)]) if self.roles else nothing - 1,
-            keys=torch.from_numpy(self.roles.keys[list(indices)]) if self.roles else nothing,
+            roles=roles,
+            keys=keys,
             role_names=self.roles.names if self.roles else (),
         )
         return batch.whole(batch.count(), 1.0)
@@ -172,7 +134,7 @@ class ModelLearner:
     def _codes(self, batch: TrainBatch) -> list[Any]:
         """What connectors left for objective terms; none of an idle batch or a medium made up."""
         own = {medium.modality for sample in batch.samples for medium in sample.media}
-        left = {name: part.take_code() for name, part in self.module.connectors.items()}  # type: ignore[operator]
+        left = {name: part.take_code() for name, part in self.module.connectors.items()}
         counted = own if bool((batch.numbers >= 0).any()) else set()
         return [code for name, code in left.items() if name in counted and code is not None]
 
@@ -197,12 +159,13 @@ def captions(samples: Sequence[Sample]) -> list[Sample]:
 
 @dataclass
 class MediaBatch:
-    """Media for stage one: their features."""
+    """Media for stage one: their features, and the texts of a connector that needs them."""
 
     features: Features
     samples: list[Sample]
-    num_supervised: float = 1.0
-    num_media: float = 1.0
+    num_supervised: float
+    num_media: float
+    texts: dict[str, Tensor] = field(default_factory=dict)
 
     def count(self) -> dict[str, float]:
         """What the batch counts."""
@@ -214,20 +177,13 @@ class MediaBatch:
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""
-        values, mask, grid = self.features.values, self.features.mask, self.features.grid
-        moved: dict[str, Any] = {
-            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, features=Features(values.to(device), mask.to(device), grid), **moved)
-
-
-@dataclass(kw_only=True)
-class PairBatch(MediaBatch):
-    """Image-text pairs: features and padded texts (see the Q-Former's stage 1)."""
-
-    text_ids: Tensor  # (B, T)
-    text_mask: Tensor  # (B, T) bool
-    item_ids: Tensor  # (B,) equal where the texts are equal
+        features = replace(
+            self.features,
+            values=self.features.values.to(device),
+            mask=self.features.mask.to(device),
+        )
+        texts = {name: value.to(device) for name, value in self.texts.items()}
+        return replace(self, features=features, texts=texts)
 
 
 class StageOneLearner:
@@ -270,18 +226,14 @@ class StageOneLearner:
     def collate(self, indices: Sequence[int]) -> MediaBatch:
         """Features of the samples' media."""
         chosen = [self.samples[index] for index in indices]
-        count = float(len(chosen))
-        return MediaBatch(self._features(chosen), chosen, num_supervised=count, num_media=count)
+        return MediaBatch(self._features(chosen), chosen, len(chosen), len(chosen))
 
-    def idle(self) -> MediaBatch:
-        """Never asked for: no process is without its samples."""
-        raise NotImplementedError
-
-    def outputs(self, call: Callable[..., Any], batch: Any) -> Any:
+    def outputs(self, call: Callable[..., Any], batch: MediaBatch) -> Any:
         """What the connector's stage-one terms read."""
-        return call(batch.features.values, batch.features.mask, batch.features.grid)
+        features = batch.features
+        return call(features.values, features.mask, features.grid, **batch.texts)
 
-    def flops(self, batch: Any) -> float:
+    def flops(self, batch: MediaBatch) -> float:
         """Forward and backward."""
         B, N = batch.features.mask.shape
         return 3.0 * B * self.module.flops(N)  # type: ignore[operator]
@@ -312,7 +264,7 @@ class PairLearner(StageOneLearner):
         longest = max(map(len, self.texts))
         return self.connector.build_stage_one(embedding(model).num_embeddings, longest + 1)
 
-    def collate(self, indices: Sequence[int]) -> PairBatch:
+    def collate(self, indices: Sequence[int]) -> MediaBatch:
         """Pairs, texts right-padded; pairs of one text borrow another to be told from."""
         indices = [*indices, *self._other_text(indices)]
         chosen = [self.samples[index] for index in indices]
@@ -324,14 +276,9 @@ class PairLearner(StageOneLearner):
             mask[row, : len(text)] = True
         numbers: dict[bytes, int] = {}
         items = [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
-        return PairBatch(
-            self._features(chosen),
-            chosen,
-            num_supervised=float(mask.sum()),
-            num_media=float(len(chosen)),
-            text_ids=ids,
-            text_mask=mask,
-            item_ids=torch.tensor(items),
+        named = {"text_ids": ids, "text_mask": mask, "item_ids": torch.tensor(items)}
+        return MediaBatch(
+            self._features(chosen), chosen, float(mask.sum()), len(chosen), texts=named
         )
 
     def _other_text(self, indices: Sequence[int]) -> list[int]:
@@ -342,21 +289,9 @@ class PairLearner(StageOneLearner):
         around = ((start + step) % count for step in range(count))
         return [next(index for index in around if self.texts[index].tobytes() != first)]
 
-    def outputs(self, call: Callable[..., Any], batch: Any) -> Any:
-        """What the three terms of the Q-Former read."""
-        features = batch.features
-        return call(
-            features.values,
-            features.mask,
-            features.grid,
-            batch.text_ids,
-            batch.text_mask,
-            batch.item_ids,
-        )
-
-    def flops(self, batch: Any) -> float:
+    def flops(self, batch: MediaBatch) -> float:
         """Query passes for three losses and the text passes, forward and backward."""
-        B, T = batch.text_ids.shape
+        B, T = batch.texts["text_ids"].shape
         N = batch.features.values.shape[1]
         return 3 * B * (5 * self.connector.flops(N) + 3 * 2.0 * self.parameters * T)
 
@@ -378,3 +313,6 @@ def stage_one_learner(
     if connector.stage_one_needs_text:
         return PairLearner(model, samples, source, pad_id)
     return StageOneLearner(model, samples, source)
+
+
+Learner = ModelLearner | StageOneLearner

@@ -29,16 +29,17 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
+from modalign.configuration import explained
 from modalign.errors import UsageError
 from modalign.training.outputs import Outputs
 from modalign.training.settings import START, Stage
@@ -52,6 +53,20 @@ _TERMS: dict[str, ObjectiveTerm] = {}
 F = TypeVar("F", bound=Callable[..., Tensor])
 
 
+class TermSetting(BaseModel):
+    """What a stage says of a term; each term's own options are further fields.
+
+    Attributes:
+        weight: its factor in the sum.
+        role: it reads records of this role alone; None: all.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    weight: float = Field(default=1.0, strict=True)
+    role: str | None = None
+
+
 @dataclass(frozen=True)
 class ObjectiveTerm:
     """A registered term.
@@ -63,7 +78,7 @@ class ObjectiveTerm:
         reads: what it reads of the reference that its option ``reference`` names.
         whole: it cannot be summed over parts of a batch (contrasts): it gets the pooled vectors of
             the whole batch, of which those of its own part carry gradients.
-        options: the model of its keyword-only parameters.
+        setting: weight, role, and its keyword-only parameters.
     """
 
     name: str
@@ -71,7 +86,7 @@ class ObjectiveTerm:
     needs: frozenset[str]
     reads: frozenset[str]
     whole: bool
-    options: type[BaseModel]
+    setting: type[TermSetting]
 
     def __call__(
         self, outputs: Any, batch: Any, references: Mapping[str, Any], **options: Any
@@ -110,13 +125,9 @@ def objective_term(
             raise UsageError(
                 f"objective term {name!r} needs {unknown[0]!r}; there are {', '.join(NEEDS)}"
             )
+        setting = _setting_of(name, function)
         _TERMS[name] = ObjectiveTerm(
-            name,
-            function,
-            frozenset(needs),
-            frozenset(reads),
-            whole,
-            _options_of(name, function),
+            name, function, frozenset(needs), frozenset(reads), whole, setting
         )
         return function
 
@@ -128,8 +139,8 @@ def _source(function: Callable[..., Tensor]) -> tuple[str, str]:
     return inspect.getfile(function), function.__qualname__
 
 
-def _options_of(name: str, function: Callable[..., Tensor]) -> type[BaseModel]:
-    """The model of a function's keyword-only parameters: their types, limits and defaults."""
+def _setting_of(name: str, function: Callable[..., Tensor]) -> type[TermSetting]:
+    """Weight, role, and a function's keyword-only parameters: types, limits and defaults."""
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         parameter.name: (
@@ -139,7 +150,7 @@ def _options_of(name: str, function: Callable[..., Tensor]) -> type[BaseModel]:
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model(name, __base__=TermSetting, **fields)
 
 
 @cache
@@ -207,34 +218,29 @@ class WeightedTerm:
             UsageError: an unknown term or option, or a value of the wrong kind.
         """
         known = term(name)
-        given = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
-        weight: Any = given.pop("weight", 1.0)
-        role: Any = given.pop("role", None)
-        if not isinstance(weight, int | float) or isinstance(weight, bool):
-            raise UsageError(f"objective term {name!r}: weight {weight!r} is not a number")
+        given = setting if isinstance(setting, Mapping) else {"weight": setting}
         try:
-            options = known.options(**given).model_dump()
-        except (ValidationError, TypeError) as error:
-            there = ", ".join(["weight", "role", *known.options.model_fields])
-            why = str(error)
-            if isinstance(error, ValidationError):
-                first = error.errors()[0]
-                why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise UsageError(f"objective term {name!r}: {why}; its options are {there}") from error
+            options = known.setting.model_validate(given).model_dump()
+        except ValidationError as error:
+            there = ", ".join(known.setting.model_fields)
+            raise UsageError(
+                f"objective term {name!r}: {explained(error)}; its options are {there}"
+            ) from error
+        weight, role = options.pop("weight"), options.pop("role")
         for option, value in options.items():
             if value is None and option.startswith("reference_"):
                 options[option] = options[option.removeprefix("reference_")]
-        return cls(known, float(weight), role, options)
+        return cls(known, weight, role, options)
 
     @property
     def needs(self) -> frozenset[str]:
         """What it reads of the model that trains."""
-        return frozenset(need.format(**self.options) for need in self.term.needs)
+        return frozenset(_complete(need, self.options) for need in self.term.needs)
 
     @property
     def reads(self) -> frozenset[str]:
         """What it reads of its reference."""
-        return frozenset(need.format(**self.options) for need in self.term.reads)
+        return frozenset(_complete(need, self.options) for need in self.term.reads)
 
     @property
     def reference(self) -> str | None:
@@ -249,11 +255,39 @@ class WeightedTerm:
             }
             outputs, batch = outputs.of_role(batch, self.role), batch.of_role(self.role)
         found = self.term(outputs, batch, references, **self.options)
-        if (
-            self.term.whole
-        ):  # every part computes it; only the gradients of a part's own rows are new
+        if self.term.whole:  # all parts compute it; only gradients of a part's own rows are new
             found = found - (1 - batch.share) * found.detach()
         return self.weight * found
+
+    def faults(self, stage: Stage) -> Iterator[str]:
+        """Say why the stage cannot feed it."""
+        needs, named = self.needs - {"codes"}, [*stage.references, START]
+        if stage.runs == "stage_one" and needs - {"stage_one"}:
+            yield "needs the language model, which a connector's own stage one runs without"
+        if stage.runs == "model" and "stage_one" in needs:
+            yield "belongs to a connector's own stage one"
+        if self.role is not None and self.role not in stage.roles:
+            roles = ", ".join(stage.roles) or "there are none"
+            yield f"reads the role {self.role!r}, which is not in roles ({roles})"
+        if self.role is not None and (self.term.whole or self.needs & {"codes", "weights"}):
+            yield "takes no role"
+        if self.term.whole and not stage.matched:
+            yield "contrasts records of two roles; set roles and matched: true"
+        if self.reference is not None and self.reference not in named:
+            yield (
+                f"reads the reference {self.reference!r}; name its folder under references, or read "
+                f"{START!r}, the model as the stage finds it"
+            )
+
+
+def _complete(need: str, options: Mapping[str, Any]) -> str:
+    """A need with the values of its options and its defaults: ``hidden:2:answers``."""
+    kind, *rest = need.format(**options).split(":")
+    if kind == "hidden" and len(rest) == 1:
+        rest.append("answers")
+    if kind == "pooled" and not rest:
+        rest.append("last")
+    return ":".join([kind, *rest])
 
 
 @dataclass(frozen=True)
@@ -310,49 +344,17 @@ class Objective:
         if not self.terms:
             raise UsageError(f"{where}: its objective has no term")
         for each in self.terms:
-            own = each.needs - {"codes"}
-            if stage.runs == "stage_one" and own - {"stage_one"}:
-                raise UsageError(
-                    f"{where}: {each.term.name} needs the language model, which a connector's own "
-                    "stage one runs without"
-                )
-            if stage.runs == "model" and "stage_one" in own:
-                raise UsageError(
-                    f"{where}: {each.term.name} belongs to a connector's own stage one"
-                )
-            if each.role is not None and each.role not in stage.roles:
-                raise UsageError(
-                    f"{where}: {each.term.name} reads the role {each.role!r}, which is not in roles "
-                    f"({', '.join(stage.roles) or 'there are none'})"
-                )
-            if each.role is not None and (each.term.whole or each.needs & {"codes", "weights"}):
-                raise UsageError(f"{where}: {each.term.name} takes no role")
-            if each.term.whole and not stage.matched:
-                raise UsageError(
-                    f"{where}: {each.term.name} contrasts records of two roles; set roles and "
-                    "matched: true"
-                )
-        self._check_references(stage, where)
-        if stage.roles and all(each.role or each.term.whole for each in self.terms):
-            read = {each.role for each in self.terms}
-            read |= {
-                name for each in self.terms for name in each.options.values() if each.term.whole
-            }
-            unread = [role for role in stage.roles if role not in read]
-            if unread:
-                raise UsageError(f"{where}: no term reads the role {unread[0]!r}")
-
-    def _check_references(self, stage: Stage, where: str) -> None:
-        known = [*stage.references, START]
-        for each in self.terms:
-            if each.reference is not None and each.reference not in known:
-                raise UsageError(
-                    f"{where}: {each.term.name} reads the reference {each.reference!r}; name its "
-                    f"folder under references, or read {START!r}, the model as the stage finds it"
-                )
-        unread = [name for name in stage.references if name not in self.references]
-        if unread:
-            raise UsageError(f"{where}: no term reads the reference {unread[0]!r}")
+            for fault in each.faults(stage):
+                raise UsageError(f"{where}: {each.term.name} {fault}")
+        for name in stage.references:
+            if name not in self.references:
+                raise UsageError(f"{where}: no term reads the reference {name!r}")
+        contrasted = {v for each in self.terms if each.term.whole for v in each.options.values()}
+        read = contrasted | {each.role for each in self.terms}
+        everything = any(each.role is None and not each.term.whole for each in self.terms)
+        for role in stage.roles:
+            if role not in read and not everything:
+                raise UsageError(f"{where}: no term reads the role {role!r}")
 
 
 def check_stages(stages: Collection[Stage], *, everywhere: bool = False) -> None:

@@ -8,7 +8,7 @@ states no hook is set, and only the positions whose logits are read are projecte
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -65,23 +65,24 @@ class TrainBatch(Batch):
 
     def count(self) -> dict[str, float]:
         """What this part counts, for all records and for those of each role."""
-        counted = self.numbers >= 0
-        found = self._count(counted, "")
-        for number, role in enumerate(self.role_names):
-            found |= self._count(counted & (self.roles == number), f"/{role}")
-        return found
-
-    def _count(self, chosen: Tensor, suffix: str) -> dict[str, float]:
         media = torch.tensor([len(sample.media) for sample in self.samples])
-        found = {
-            "num_supervised": float(chosen[self.owner].sum()),
-            "num_media": float(media[chosen].sum()),
-            "num_samples": float(chosen.sum()),
-            "num_media_positions": float(chosen[self.owners("media")].sum()),
-            "num_media_samples": float((media[chosen] > 0).sum()),
-            "num_positions": float(chosen[self.owners("tokens")].sum()),
+        n = len(media)
+        of_record = {
+            "num_supervised": torch.bincount(self.owner, minlength=n),
+            "num_media": media,
+            "num_samples": torch.ones(n),
+            "num_media_positions": torch.bincount(self.owners("media"), minlength=n),
+            "num_media_samples": media > 0,
+            "num_positions": torch.bincount(self.owners("tokens"), minlength=n),
         }
-        return {name + suffix: value for name, value in found.items()}
+        chosen = {"": self.numbers >= 0} | {
+            f"/{role}": self.members(role) for role in self.role_names
+        }
+        return {
+            name + suffix: float(values[members].sum())
+            for suffix, members in chosen.items()
+            for name, values in of_record.items()
+        }
 
     def whole(self, counts: dict[str, float], share: float) -> TrainBatch:
         """The same part with the counts of the whole batch."""
@@ -90,10 +91,7 @@ class TrainBatch(Batch):
 
     def shown(self, needs: Collection[str]) -> Tensor:
         """(B, T) bool, the positions whose logits are needed."""
-        found = torch.zeros_like(self.keep)
-        for need, where in (("logits", self.keep), ("media_logits", self.places)):
-            found = found | where if need in needs else found
-        return found
+        return self.keep & ("logits" in needs) | self.places & ("media_logits" in needs)
 
     def members(self, role: str) -> Tensor:
         """(n,) bool: the records of a role."""
@@ -104,9 +102,8 @@ class TrainBatch(Batch):
         chosen = self.members(role)
         new = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # their numbers among the chosen
         segments = torch.where(self.segments >= 0, new[self.segments], -1)
-        own: dict[str, Any] = {name.removesuffix(f"/{role}"): n for name, n in self.counts.items()
-               if name.endswith(f"/{role}")}  # fmt: skip
         rows = chosen[self.owner]
+        counts = {name: self.counts[f"{name}/{role}"] for name in self.counts if "/" not in name}
         return replace(
             self,
             segments=segments,
@@ -118,8 +115,7 @@ class TrainBatch(Batch):
             numbers=self.numbers[chosen],
             roles=self.roles[chosen],
             keys=self.keys[chosen],
-            **own,
-        )
+        ).whole(counts, self.share)
 
 
 @dataclass
@@ -165,14 +161,12 @@ class Outputs:
 
     def chosen(self, rows: Mapping[str, Tensor]) -> Outputs:
         """Some of the rows: ``answers``, ``media``, ``tokens``, ``records`` -> index."""
-        return replace(
-            self,
-            logits=self.logits[rows["answers"]] if len(self.logits) else self.logits,
-            media_logits=self.media_logits[rows["media"]]
-            if len(self.media_logits)
-            else self.media_logits,
-            rows={need: value[rows[kind_of(need)]] for need, value in self.rows.items()},
+        logits, media_logits = (
+            values[rows[at]] if len(values) else values
+            for at, values in (("answers", self.logits), ("media", self.media_logits))
         )
+        chosen = {need: value[rows[kind_of(need)]] for need, value in self.rows.items()}
+        return replace(self, logits=logits, media_logits=media_logits, rows=chosen)
 
     def of_role(self, batch: TrainBatch, role: str) -> Outputs:
         """The rows of records of a role."""
@@ -192,17 +186,11 @@ def prefix_places(model: Any, collator: Collator, input_ids: Tensor) -> Tensor:
     return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype))
 
 
-def completed(need: str) -> str:
-    """A need with its default spelt out: ``hidden:2`` is ``hidden:2:answers``."""
-    kind, *rest = need.split(":")
-    if kind == "hidden" and len(rest) == 1:
-        return f"{need}:answers"
-    return "pooled:last" if need == "pooled" else need
-
-
 def kind_of(need: str) -> str:
     """Which rows a need's values stand in."""
-    return need.rpartition(":")[2] if need.startswith("hidden") else "records"
+    if need.startswith("hidden:"):
+        return need.rpartition(":")[2]
+    return {"logits": "answers", "media_logits": "media"}.get(need, "records")
 
 
 def read(
@@ -219,16 +207,15 @@ def read(
     Raises:
         UsageError: a layer that the model does not have.
     """
-    wanted = {completed(need) for need in needs}
-    shown = batch.shown(wanted)
+    shown = batch.shown(needs)
     rows: dict[str, Tensor] = {}
     with ExitStack() as stack:
         hidden = {
             need: stack.enter_context(_hidden(model, int(need.split(":")[1])))
-            for need in wanted
+            for need in needs
             if need.startswith("hidden:")
         }
-        pooled = [need for need in wanted if need.startswith("pooled:")]
+        pooled = [need for need in needs if need.startswith("pooled:")]
         last = stack.enter_context(_kept(model.language_model.base_model)) if pooled else []
         inputs = batch.model_inputs() | {"logits_to_keep": shown}
         found = call(**inputs, use_cache=False).logits
@@ -236,11 +223,11 @@ def read(
         rows[need] = kept[0][batch.at(kind_of(need))]  # type: ignore[arg-type]
     for need in pooled:
         rows[need] = _pooled(last[0], batch, need.partition(":")[2])
-    if "media_logits" not in wanted:
+    if "media_logits" not in needs:
         return Outputs(found, found[:0], rows)
     projected = shown.flatten().nonzero().squeeze(1)
     places = {at: batch.at(at).flatten()[projected] for at in ("answers", "media")}
-    logits = found[places["answers"]] if "logits" in wanted else found[:0]
+    logits = found[places["answers"]] if "logits" in needs else found[:0]
     return Outputs(logits, found[places["media"]], rows)
 
 
@@ -254,36 +241,28 @@ def everyone(outputs: Outputs, batch: TrainBatch, pooling: str) -> tuple[Tensor,
     return vectors, batch.everyone.roles, batch.everyone.keys
 
 
-@contextmanager
-def _hidden(model: Any, layer: int) -> Iterator[list[Tensor]]:
-    """What comes out of a decoder layer during the call, (B, T, D); 0: what enters the first."""
+def _hidden(model: Any, layer: int) -> AbstractContextManager[list[Tensor]]:
+    """Keep what a decoder layer gives, (B, T, D); 0: what enters the first."""
     layers = decoder_layers(model.language_model)
     number = layer if layer >= 0 else len(layers) + 1 + layer
     if not 0 <= number <= len(layers):
         raise UsageError(
             f"an objective term reads layer {layer}, but the language model has {len(layers)}"
         )
-    if number:
-        with _kept(layers[number - 1]) as kept:
-            yield kept
-        return
-    entering: list[Tensor] = []
-    handle = layers[0].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
-    try:
-        yield entering
-    finally:
-        handle.remove()
+    return _kept(layers[number - 1]) if number else _kept(layers[0], entering=True)
 
 
 @contextmanager
-def _kept(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gives during the call: its first output."""
+def _kept(module: nn.Module, entering: bool = False) -> Iterator[list[Tensor]]:
+    """Keep the first output of a module, or what enters it, during its calls."""
     kept: list[Tensor] = []
 
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        kept.append(output if isinstance(output, Tensor) else output[0])
+    def keep(_: nn.Module, given: Any, output: Any = None) -> None:
+        value = given if entering else output
+        kept.append(value if isinstance(value, Tensor) else value[0])
 
-    handle = module.register_forward_hook(keep)
+    hook: Any = module.register_forward_pre_hook if entering else module.register_forward_hook
+    handle = hook(keep)
     try:
         yield kept
     finally:

@@ -6,11 +6,12 @@ dtype it was saved in. Its rows come in the order of the trained model's rows.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +32,7 @@ from modalign.models.parts import embedding, hidden_size
 from modalign.models.tool_text import ToolReader
 from modalign.training.costs import CostModel
 from modalign.training.objectives import Objective
-from modalign.training.outputs import (
-    Outputs,
-    TrainBatch,
-    completed,
-    kind_of,
-    prefix_places,
-    read,
-)
+from modalign.training.outputs import Outputs, TrainBatch, kind_of, prefix_places, read
 from modalign.training.settings import START, Stage
 from modalign.training.trainable import PartCount
 
@@ -48,64 +42,84 @@ def _marks() -> set[str]:
     return {mark(modality) for modality in modality_names()}
 
 
-class Reference(Protocol):
-    """A frozen model that terms read."""
-
-    parameters: int
-    weights: Mapping[str, Tensor]
-
-    def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
-        """What it makes of a batch, in the rows of the model that trains."""
-
-    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
-        """FLOPs of that."""
-
-
-class StartReference:
-    """The model as the stage found it: its own modules, with the trained tensors of that time.
+class Reference(ABC):
+    """A frozen model that terms read.
 
     Args:
-        model: the model that trains, before the first step of the stage.
-        costs: of the model.
+        model: what reads the records.
+        weights: name -> tensor, what it adds to the memory of a training.
     """
 
-    def __init__(self, model: ModalignForConditionalGeneration, costs: CostModel) -> None:
-        self.model, self.costs = model, costs
-        self.weights: Mapping[str, Tensor] = {
-            name: parameter.detach().clone()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
+    def __init__(
+        self, model: ModalignForConditionalGeneration, weights: Mapping[str, Tensor]
+    ) -> None:
+        self.model, self.weights, self.costs = model, weights, CostModel.of(model)
+
+    @property
+    def parameters(self) -> int:
+        """Number of its weights."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+    @torch.no_grad()
+    def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+        """Return what it makes of a batch, in the rows of the model that trains.
+
+        Raises:
+            UsageError: it does not take the records' media, or its rows differ in number from the
+                model's.
+        """
+        found = self._read(batch, needs) if computed(batch, needs) else self._nothing(batch, needs)
+        return replace(found, weights=self.weights)
+
+    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
+        """Return the FLOPs of that: one forward pass, where there is one."""
+        if not computed(batch, needs):
+            return 0.0
+        return forward_flops(self.costs, self._own(batch), needs)
+
+    def _own(self, batch: TrainBatch) -> TrainBatch:
+        """The batch as this model reads it."""
+        return batch
+
+    @abstractmethod
+    def _read(self, batch: TrainBatch, needs: Collection[str]) -> Outputs: ...
+
+    def _nothing(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+        """Outputs of a batch that counts nowhere, or of which only weights are read: no rows."""
+        D, V = hidden_size(self.model), embedding(self.model).num_embeddings
+        none = torch.zeros(0, V, device=batch.input_ids.device)
+        rows = {
+            need: none.new_zeros(len(batch.samples) if kind_of(need) == "records" else 0, D)
+            for need in needs
+            if need.startswith(("hidden", "pooled"))
         }
-        self.parameters = sum(tensor.numel() for tensor in self.weights.values())
+        return Outputs(none, none, rows)
+
+
+class StartReference(Reference):
+    """The model as the stage found it: its own modules, with the trained tensors of that time."""
+
+    def __init__(self, model: ModalignForConditionalGeneration) -> None:
+        own = model.named_parameters()
+        super().__init__(model, {name: p.detach().clone() for name, p in own if p.requires_grad})
 
     def _call(self, **inputs: Any) -> Any:
         return functional_call(self.model, dict(self.weights), (), inputs)
 
-    @torch.no_grad()
-    def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
-        """What the model made of a batch at that time, in evaluation mode."""
-        if not computed(batch, needs):
-            return replace(_nothing(self.model, batch, needs), weights=self.weights)
+    def _read(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
         with _evaluating(self.model):
-            found = read(self.model, self._call, batch, needs)
-        return replace(found, weights=self.weights)
-
-    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
-        """One forward pass, where there is one."""
-        if not computed(batch, needs):
-            return 0.0
-        return forward_flops(self.costs, batch, needs, encode=bool(batch.signals))
+            return read(self.model, self._call, batch, needs)
 
 
-class FolderReference:
+class FolderReference(Reference):
     """A saved model.
 
     Args:
         name: as the stage calls it.
         folder: of a model that modalign saved, a Llava, or a causal language model.
-        student: the model that trains.
         tokenizer: of the model that trains.
-        device: where it runs.
+        vocabulary: rows of its embedding table.
+        device: where the reference runs.
 
     Raises:
         UsageError: it cannot be loaded, or has another vocabulary.
@@ -119,49 +133,30 @@ class FolderReference:
         vocabulary: int,
         device: torch.device,
     ) -> None:
-        self.name = name
         shared = _check_vocabulary(name, folder, tokenizer)
-        self.model, self.collator, own = _load(name, folder, device)
-        self.weights: Mapping[str, Tensor] = dict(self.model.named_parameters())
-        self.parameters = sum(p.numel() for p in self.weights.values())
-        self.dtype = self.model.dtype
-        rows = embedding(self.model).num_embeddings
+        model, self.collator, own = _load(name, folder, device)
+        super().__init__(model, dict(model.named_parameters()))
+        self.name, self.dtype = name, model.dtype
+        rows = embedding(model).num_embeddings
         self.common = rows if rows == vocabulary else min(rows, vocabulary, shared)
-        self.costs = CostModel.of(self.model)
+        both = set(tokenizer.get_vocab()) & set(own.get_vocab())
         self.ids = {
             int(tokenizer.convert_tokens_to_ids(text)): int(own.convert_tokens_to_ids(text))
-            for text in _marks() & set(tokenizer.get_vocab()) & set(own.get_vocab())
+            for text in _marks() & both
         }
+        self._last: tuple[TrainBatch, TrainBatch] | None = None  # a batch, and as it is read here
 
-    @torch.no_grad()
-    def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
-        """What it makes of the batch's records.
-
-        Raises:
-            UsageError: it does not take their media, or its rows differ in number from the model's.
-        """
-        if not computed(batch, needs):
-            return replace(_nothing(self.model, batch, needs), weights=self.weights)
+    def _read(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
         own = self._own(batch)
         with torch.autocast(own.input_ids.device.type, enabled=False):
             found = read(self.model, self.model, own, needs)
-        found = replace(
-            found,
-            logits=found.logits[:, : self.common],
-            media_logits=found.media_logits[:, : self.common],
-            weights=self.weights,
-        )
+        found.logits = found.logits[:, : self.common]
+        found.media_logits = found.media_logits[:, : self.common]
         return self._aligned(found, own, batch, needs)
-
-    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
-        """One forward pass over the records as it reads them, where there is one."""
-        if not computed(batch, needs):
-            return 0.0
-        return forward_flops(self.costs, self._own(batch), needs, encode=True)
 
     def _own(self, batch: TrainBatch) -> TrainBatch:
         """The records as this model reads them; the same for all that is asked of a batch."""
-        if getattr(self, "_last", (None, None))[0] is not batch:
+        if self._last is None or self._last[0] is not batch:
             plain = self.collator([self._translated(sample) for sample in batch.samples])
             signals = {
                 key: value.to(self.dtype) if value.is_floating_point() else value
@@ -195,25 +190,19 @@ class FolderReference:
         self, found: Outputs, own: TrainBatch, batch: TrainBatch, needs: Collection[str]
     ) -> Outputs:
         """Rows in the trained model's order; within a record both have the same."""
-        kinds = {"answers"} if "logits" in needs else set()
-        kinds |= {"media"} if "media_logits" in needs else set()
-        kinds |= {kind_of(need) for need in found.rows} - {"records"}
+        kinds = {kind_of(need) for need in needs} & {"answers", "media", "tokens"}
         rows: dict[str, Tensor] = {"records": torch.arange(len(batch.samples))}
-        for at in ("answers", "media", "tokens"):
-            mine, wanted = own.owners(at), batch.owners(at)
-            if at in kinds and not torch.equal(mine.sort().values, wanted.sort().values):
+        for at in sorted(kinds):
+            mine, wanted = own.owners(at), batch.owners(at)  # type: ignore[arg-type]
+            if not torch.equal(mine.sort().values, wanted.sort().values):
                 where = {"answers": "supervised", "media": "media"}.get(at, "filled")
                 raise UsageError(
                     f"the reference {self.name!r} has {len(mine)} {where} positions where the model "
                     f"has {len(wanted)}, so their values cannot be compared one by one; give both "
                     "connectors with the same number of tokens, or use a term about answers"
                 )
-            if at in kinds:
-                order = torch.empty_like(wanted)
-                order[wanted.argsort(stable=True)] = mine.argsort(stable=True)
-                rows[at] = order
-            else:
-                rows[at] = torch.zeros(0, dtype=torch.long, device=mine.device)
+            rows[at] = torch.empty_like(wanted)
+            rows[at][wanted.argsort(stable=True)] = mine.argsort(stable=True)
         return found.chosen(rows)
 
 
@@ -222,25 +211,12 @@ def computed(batch: TrainBatch, needs: Collection[str]) -> bool:
     return bool(set(needs) - {"weights"}) and bool((batch.numbers >= 0).any())
 
 
-def _nothing(model: Any, batch: TrainBatch, needs: Collection[str]) -> Outputs:
-    """What a batch gives that counts nowhere, or of which nothing but weights is read: no rows."""
-    D, V = hidden_size(model), embedding(model).num_embeddings
-    none = torch.zeros(0, V, device=batch.input_ids.device)
-    rows = {
-        need: none.new_zeros(len(batch.samples) if kind_of(need) == "records" else 0, D)
-        for need in map(completed, needs)
-        if need.startswith(("hidden", "pooled"))
-    }
-    return Outputs(none, none, rows)
-
-
-def forward_flops(
-    costs: CostModel, batch: TrainBatch, needs: Collection[str], encode: bool
-) -> float:
-    """FLOPs of a forward pass over a batch; ``encode`` counts the encoders, too."""
+def forward_flops(costs: CostModel, batch: TrainBatch, needs: Collection[str]) -> float:
+    """Return the FLOPs of a forward pass over a batch, the encoders' where they run."""
     media = sum(len(sample.media) for sample in batch.samples)
     rows, length = batch.input_ids.shape
-    return costs.forward(rows, length, int(batch.shown(needs).sum()), media, encode)
+    shown = int(batch.shown(needs).sum())
+    return costs.forward(rows, length, shown, media, encode=bool(batch.signals))
 
 
 @contextmanager
@@ -347,7 +323,7 @@ class References:
         found: dict[str, Reference] = {}
         for name in Objective.of(stage).references:
             if name == START:
-                found[name] = StartReference(model, CostModel.of(model))
+                found[name] = StartReference(model)
                 continue
             folder = stage.references[name]
             if folder not in self._loaded:

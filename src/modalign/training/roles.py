@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from modalign.data.batching import BatchOrder
 from modalign.data.supervision import Sample
@@ -56,6 +58,10 @@ class Roles:
                 f"{', '.join(roles.names)}; give records that go together the same group"
             )
         return roles
+
+    def labels(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Roles and groups of some samples, (n,) each."""
+        return torch.from_numpy(self.of[list(indices)]), torch.from_numpy(self.keys[list(indices)])
 
     def _places(self, role: int) -> np.ndarray:
         return np.flatnonzero(self.of == role)

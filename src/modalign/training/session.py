@@ -29,7 +29,7 @@ from modalign.models.processing import ModalignProcessor
 from modalign.tools.chain import ToolChain
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
-from modalign.training.learners import Learner, ModelLearner, stage_one_learner
+from modalign.training.learners import Composed, Learner, ModelLearner, stage_one_learner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
 from modalign.training.recipes import select
@@ -122,7 +122,7 @@ def composed(
     return model, processor, lora
 
 
-class Session:
+class Session(Composed):
     """One method under one seed: its model, processor, data and spending.
 
     Args:
@@ -276,7 +276,7 @@ class Session:
             samples = select(self.train_samples, stage, self.seed, self.text_samples)
             source = self._stage_one_source()
             return stage_one_learner(self.model, samples, source, self.collator.pad_id)
-        return ModelLearner.of(self, stage)
+        return ModelLearner(self, stage)
 
     def _stage_one_source(self) -> CachedFeatures:
         """Features of the one modality that stage one aligns; its encoder is frozen there."""

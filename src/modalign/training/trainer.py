@@ -264,11 +264,11 @@ class Trainer:
 
     def _micro_batches(self, indices: list[int]) -> list[Any]:
         """This process's part of a batch, in as many pieces as every other process makes."""
-        if not self.learner.splits:
+        if not isinstance(self.learner, ModelLearner):
             return [self.learner.collate(indices)]
         own = list(enumerate(indices))[self.rank :: self.shares]
         pieces = min(self.settings.accumulate, -(-len(indices) // self.shares))
-        batches = []
+        batches: list[Any] = []
         for piece in range(pieces):
             part = own[piece::pieces]
             if part:
@@ -299,8 +299,7 @@ class Trainer:
         learner = self.learner
         assert isinstance(learner, ModelLearner)
         assert learner.roles is not None  # such terms have matched roles
-        labels = (learner.roles.of, learner.roles.keys)
-        roles, keys = (torch.from_numpy(each[indices]) for each in labels)
+        roles, keys = learner.roles.labels(indices)
         everyone = Everyone({}, roles.to(self.device), keys.to(self.device))
         spent = 0.0
         self._seed()
@@ -308,7 +307,7 @@ class Trainer:
             batch = part.to(self.device)
             with torch.no_grad(), autocast(self.device, self.settings):
                 rows = learner.outputs(self.call, batch).rows
-            spent += forward_flops(learner.costs, batch, learner.needs, bool(batch.signals))
+            spent += forward_flops(learner.costs, batch, learner.needs)
             there = batch.numbers >= 0
             for need, vectors in rows.items():
                 if need.startswith("pooled:"):

@@ -132,7 +132,7 @@ def _compute_objective(subject: Composed, stage: Stage) -> None:
     if not (stage.roles or objective.references or objective.needs - {"logits", "codes"}):
         return
     references = subject.references.of(stage, subject.model)
-    learner = ModelLearner.of(subject, stage)
+    learner = ModelLearner(subject, stage)
     size = min(subject.settings.batch_size, max(TRIED, len(stage.roles)))
     device = next(subject.model.parameters()).device
     with torch.random.fork_rng():

@@ -15,7 +15,8 @@ from modalign.training.doctor.checks_data import attempt, examine_data, examine_
 from modalign.training.doctor.checks_model import REFUSALS, lengths, refusal, try_out
 from modalign.training.doctor.diagnosis import Diagnosis, MethodFacts
 from modalign.training.doctor.facts import padding_of, reference_flops, steps_of
-from modalign.training.doctor.workshop import Subject, Workshop
+from modalign.training.doctor.workshop import Workshop
+from modalign.training.learners import Composed
 from modalign.training.memory import estimate_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
@@ -116,7 +117,7 @@ def _examine_method(
 def _measure(
     found: Diagnosis,
     facts: MethodFacts,
-    subject: Subject,
+    subject: Composed,
     samples: Sequence[Sample],
     budget: Budget | None,
     baseline: int,

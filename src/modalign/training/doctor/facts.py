@@ -54,7 +54,7 @@ def reference_flops(subject: Composed) -> dict[str, float]:
     references = subject.references.of(stage, subject.model)
     if not references:
         return {}
-    learner = ModelLearner.of(subject, stage)
+    learner = ModelLearner(subject, stage)
     batch = learner.collate(range(min(len(learner.samples), FIRST_BATCHES)))
     batch = batch.to(next(subject.model.parameters()).device)
     objective = Objective.of(stage)

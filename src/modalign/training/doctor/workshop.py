@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from modalign.data.supervision import Sample
 from modalign.models.collation import Collator, MediaSource
 from modalign.models.compose import LanguageModel
 from modalign.models.encoders.loading import Encoder
+from modalign.training.learners import Composed
 from modalign.training.methods import Method
 from modalign.training.parallel import device_of
 from modalign.training.references import References
@@ -23,21 +23,6 @@ from modalign.training.session import composed
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts, sources_of
 from modalign.training.tool_methods import entries_of
-
-
-@dataclass
-class Subject:
-    """A method's model around parts that others use too; the same names as a session's."""
-
-    model: Any
-    collator: Collator
-    settings: TrainSettings
-    train_samples: Sequence[Sample]
-    val_samples: Sequence[Sample]
-    method: Method
-    references: References
-    text_samples: Sequence[Sample] = ()
-    seed: int = 0
 
 
 @dataclass
@@ -78,7 +63,7 @@ class Workshop:
         return References(self.llm.tokenizer, device_of(self.settings))
 
     @contextmanager
-    def subject(self, method: Method, lora: bool = True) -> Iterator[Subject]:
+    def subject(self, method: Method, lora: bool = True) -> Iterator[Composed]:
         """A method's model; hooks and LoRA are taken out afterwards. No random number is drawn.
 
         Args:
@@ -106,7 +91,7 @@ class Workshop:
                     method.tools, self.parts, processor.tokenizer, self.cache
                 )
             given = (self.train, self.val, method, self.references, self.text)
-            yield Subject(model, collator, settings, *given)
+            yield Composed(model, collator, settings, *given)
         finally:
             if adapters is not None:
                 adapters.unload()

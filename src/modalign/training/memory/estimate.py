@@ -87,7 +87,7 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
             now, less the model's own. 0 on CUDA.
     """
     settings, stage = target.settings, target.method.stages[-1]
-    learner = ModelLearner.of(target, stage)
+    learner = ModelLearner(target, stage)
     references = target.references.of(stage, target.model)
     device = device_of(settings)
     chosen = longest_batch(target, learner)
