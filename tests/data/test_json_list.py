@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from modalign.data.readers import json_list
 from modalign.data.readers.json_list import JsonListError, JsonText, iter_json_list
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
 values = st.recursive(scalars, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=8)
 
 

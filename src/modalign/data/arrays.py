@@ -21,6 +21,7 @@ import numpy as np
 from modalign.data.cells import parquet_row
 from modalign.data.records import Media
 from modalign.data.signals import SignalError, inline_value, missing
+from modalign.data.strict_json import loads
 
 MAX_VALUES = 2**24  # one signal; more is a whole data set named by mistake
 NPY = b"\x93NUMPY"
@@ -147,7 +148,7 @@ def _parquet(media: Media, file: Path, part: str | None) -> Any:
 
 
 def _json(media: Media, file: Path, part: str | None) -> Any:
-    value = inline_value(Media(media.modality, data=file.read_bytes()))
+    value = loads(file.read_bytes())
     if part is None:
         return value
     if not isinstance(value, list):

@@ -14,6 +14,7 @@ from modalign.data.cells import cell, csv_row, parquet_names, parquet_row
 from modalign.data.modalities import Inline, Modality
 from modalign.data.records import REFERENCE_KEYS, Media
 from modalign.data.signals import SignalError, inline_value, missing
+from modalign.data.strict_json import loads
 
 Value = float | str | None
 Row = dict[str, Value]
@@ -69,10 +70,10 @@ def _from_file(media: Media, file: Path, part: str | None) -> Any:
 
 def _json(media: Media, file: Path) -> Any:
     try:
-        return inline_value(Media(media.modality, data=file.read_bytes()))
+        return loads(file.read_bytes())
     except FileNotFoundError:
         raise missing(media) from None
-    except (OSError, SignalError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SignalError(media, f"cannot be read ({error})") from None
 
 

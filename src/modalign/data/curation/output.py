@@ -13,6 +13,7 @@ from modalign.data.readers.inline import is_inline
 from modalign.data.readers.rows import Context, media_columns
 from modalign.data.readers.writer import plain_json, store_media
 from modalign.data.records import Media
+from modalign.data.strict_json import dumps
 from modalign.errors import DataError
 
 REMOTE = ("data:", "file:")
@@ -37,7 +38,7 @@ def line_of(row: Row, target: Path) -> bytes:
         turns = json.loads(turns) if isinstance(turns, str) else turns
         fields["messages"] = [_turn(turn, row.context, target) for turn in turns]
     try:
-        text = json.dumps(fields, ensure_ascii=False, default=plain_json)
+        text = dumps(fields, plain_json)
     except (TypeError, ValueError) as error:
         raise DataError(f"{row.record.source}: cannot be written as JSON ({error})") from None
     return text.encode("utf-8") + b"\n"

@@ -14,6 +14,7 @@ from typing import Any
 
 from modalign.data.modalities import modality_of
 from modalign.data.readers.result import RowError
+from modalign.data.strict_json import dumps
 
 
 def is_inline(value: Any, modality: str) -> bool:
@@ -29,7 +30,7 @@ def to_json(value: Any, modality: str) -> bytes:
         RowError: it holds something that JSON has no form for.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, default=_plain).encode("utf-8")
+        return dumps(value, _plain).encode("utf-8")
     except (TypeError, ValueError) as error:
         raise RowError("row", f"the {modality} in the row cannot be used ({error})") from None
 

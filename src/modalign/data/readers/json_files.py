@@ -9,6 +9,7 @@ from typing import Any
 
 from modalign.data.readers.json_list import JsonListError, iter_json_list
 from modalign.data.readers.result import RawRows, RowError
+from modalign.data.strict_json import loads
 from modalign.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
@@ -25,7 +26,7 @@ def read_json(path: Path) -> RawRows:
         return
     if _first_byte(path) != b"[":
         raise DataError(
-            f"{path}: one JSON value ({_shown(json.loads(path.read_bytes()))}), not a list of rows. "
+            f"{path}: one JSON value ({_shown(loads(path.read_bytes()))}), not a list of rows. "
             "Save the list itself, or one object per line."
         )
     try:
@@ -49,7 +50,7 @@ def read_jsonl(path: Path) -> RawRows:
 
 def _parse_line(line: bytes) -> dict[str, Any] | RowError:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return RowError(
             "encoding", f"byte {error.start + 1} of the line is not UTF-8: save it as UTF-8"
@@ -92,7 +93,7 @@ def _is_one_document(path: Path) -> bool:
     if isinstance(_parse_line(first), dict) or path.suffix.lower() != ".json":
         return False
     try:
-        json.loads(path.read_bytes())
+        loads(path.read_bytes())
     except (ValueError, RecursionError):
         return False
     return True

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from modalign.data.strict_json import DECODER
+
 CHUNK = 2**20  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -46,7 +48,7 @@ class JsonText:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._decoder = json.JSONDecoder()
+        self._decoder = DECODER
         self._buffer = ""
         self._at = 0
         self._marked = 0  # a place in the buffer whose line and column are known
@@ -111,6 +113,8 @@ class JsonText:
                 if not self._more():
                     raise self.error(error.msg, error.pos) from None
                 continue
+            except ValueError as error:  # NaN, or a name twice: further text changes nothing
+                raise self.error(str(error)) from None
             if len(self._buffer) - end < len("e+1") and self._more():
                 continue  # a number may go on in the next chunk
             self._at = end

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from modalign.data.modalities import DEFAULT, modality_names, modality_of
 from modalign.data.readers.inline import is_inline, to_json
 from modalign.data.readers.result import Fields, RowError
 from modalign.data.records import Media, Message, Part, Record, Role, Source, mark
+from modalign.data.strict_json import loads
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -38,6 +39,7 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+LARGEST_INTEGER = 2**53  # that a column of floats holds exactly
 COMMON_FIELDS = ("id", "skill", "group", "options", "answers")
 
 
@@ -325,8 +327,10 @@ def _data_url(text: str) -> bytes:
 
 
 def _given(fields: Fields, name: str) -> bool:
+    """Whether a field is filled; NaN is what Parquet's columns of numbers hold where nothing stands."""
     value = fields.get(name)
-    return value is not None and value not in ("", [])
+    missing = isinstance(value, float) and math.isnan(value)
+    return value is not None and not missing and value not in ("", [])
 
 
 def _scalar(fields: Fields, name: str) -> str | None:
@@ -338,8 +342,12 @@ def _scalar(fields: Fields, name: str) -> str | None:
 def _text(value: Any, name: str) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.0f}" if value.is_integer() and abs(value) < LARGEST_INTEGER else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float):
+        raise RowError("row", f"{name} is {value}, which is no answer: correct it")
     hint = "; further accepted answers belong in answers" if name == "answer" else ""
     raise RowError("row", f"{name} is {_kind_of(value)}, not text{hint}")
 
@@ -362,7 +370,7 @@ def _decoded(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return loads(value)
     except (ValueError, RecursionError) as error:
         raise RowError("row", f"{name} is text but no JSON list or mapping ({error})") from None
 

@@ -8,7 +8,6 @@ the row; the names of other members are kept in the field `other_members`.
 from __future__ import annotations
 
 import itertools
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from modalign.data.modalities import modality_of
 from modalign.data.readers.result import Fields, RawRows, RowError
 from modalign.data.readers.rows import media_columns
 from modalign.data.records import Media
+from modalign.data.strict_json import loads
 from modalign.errors import DataError
 
 TARGETS = ("messages", "conversations", "answer", "caption")
@@ -110,7 +110,7 @@ def _assemble(
 
 def _json_member(content: bytes) -> Fields:
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = loads(content)
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from modalign.data.modalities import DEFAULT
 from modalign.data.readers.inline import from_json
 from modalign.data.readers.rows import COMMON_FIELDS, media_columns
 from modalign.data.records import Media, Part, Record
+from modalign.data.strict_json import dumps
 from modalign.errors import DataError
 from modalign.files import replacing, write_atomically
 
@@ -71,7 +71,7 @@ def _line(record: Record, path: Path) -> bytes:
     row |= {key: value for key, value in optional.items() if value}
     row |= record.extra
     try:
-        return json.dumps(row, ensure_ascii=False, default=plain_json).encode("utf-8") + b"\n"
+        return dumps(row, plain_json).encode("utf-8") + b"\n"
     except (TypeError, ValueError) as error:
         raise DataError(f"{record.source}: cannot be written as JSON ({error})") from None
 

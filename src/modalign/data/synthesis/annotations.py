@@ -13,7 +13,6 @@ Any container that the readers know will do, and COCO's JSON (``images``, ``anno
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from modalign.data.readers.result import Fields, RawRow, RowError
 from modalign.data.readers.rows import Context, build_record, media_columns
 from modalign.data.records import Media, Record, Source
 from modalign.data.signals import SignalError
+from modalign.data.strict_json import loads
 from modalign.errors import DataError
 
 From = Literal["captions", "boxes", "structure"]
@@ -229,7 +229,7 @@ def _coco(path: Path) -> Iterator[RawRow] | None:
         if not file.read(64).lstrip().startswith(b"{"):
             return None
     try:
-        whole = json.loads(path.read_bytes())
+        whole = loads(path.read_bytes())
     except ValueError:
         return None  # the ordinary reader says what is wrong
     if not isinstance(whole, dict) or not {"images", "annotations"} <= whole.keys():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modalign.data.strict_json import loads
 from modalign.data.synthesis.by_template import holds_mark
 
 QUESTION_LENGTH, ANSWER_LENGTH, SKILL_LENGTH = 300, 1000, 40  # characters
@@ -67,7 +67,7 @@ def read_reply(text: str, known: set[str], limit: int) -> Checked:
     """
     checked = Checked()
     try:
-        value = json.loads(_unfenced(text))
+        value = loads(_unfenced(text))
     except (ValueError, RecursionError):
         checked.faults.append(("not JSON", text))
         return checked

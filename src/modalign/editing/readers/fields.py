@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from modalign.data.strict_json import loads
 
 _KINDS: dict[type, str] = {
     str: "a text",
@@ -133,7 +134,7 @@ class Fields:
 
     def _json(self, name: str, cell: str) -> Any:
         try:
-            return json.loads(cell)
+            return loads(cell)
         except (ValueError, RecursionError) as error:
             self.problems.append(f"{self.inside}{name}: not valid JSON in its cell ({error})")
             return None

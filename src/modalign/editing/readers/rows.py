@@ -15,6 +15,7 @@ from typing import Any
 from modalign.data.readers.csv_files import csv_rows
 from modalign.data.readers.json_list import JsonListError, JsonText
 from modalign.data.readers.result import RowError
+from modalign.data.strict_json import loads
 from modalign.errors import DataError
 
 FORMATS = ".json (a list, or an object that holds one), .jsonl or .csv"
@@ -91,7 +92,7 @@ def _lines(text: str) -> list[FileRow]:
 
 def _parsed(line: str, number: int) -> FileRow:
     try:
-        value = json.loads(line)
+        value = loads(line)
     except json.JSONDecodeError as error:
         return FileRow(number, None, f"not valid JSON at column {error.colno} ({error.msg})")
     except (ValueError, RecursionError) as error:
@@ -137,7 +138,7 @@ def _one_object_per_line(text: str) -> bool:
     if len(lines) < 2:
         return False
     try:
-        return isinstance(json.loads(lines[0]), dict)
+        return isinstance(loads(lines[0]), dict)
     except (ValueError, RecursionError):
         return False
 
