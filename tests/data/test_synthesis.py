@@ -208,7 +208,7 @@ def test_coco_with_a_crowd(tmp_path: Path) -> None:
         ({"label": "cat", "box": [30, 30, 20, 40]}, "empty or turned"),
         ({"label": "cat", "bbox": [1, 2, 3]}, "not four numbers"),
         ({"bbox": [1, 2, 3, 4]}, "has no name"),
-        ({"label": "cat", "bbox": [float("nan"), 2, 3, 4]}, "not four numbers"),
+        ({"label": "cat", "bbox": [float("nan"), 2, 3, 4]}, "NaN is no number of JSON"),
     ],
 )
 def test_wrong_boxes_name_their_row(tmp_path: Path, box: dict[str, Any], said_: str) -> None:

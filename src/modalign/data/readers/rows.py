@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from modalign.data.modalities import DEFAULT, modality_names, modality_of
 from modalign.data.readers.inline import is_inline, to_json
 from modalign.data.readers.result import Fields, RowError
-from modalign.data.records import Media, Message, Part, Record, Role, Source, mark
+from modalign.data.records import REFERENCE_KEYS, Media, Message, Part, Record, Role, Source, mark
 from modalign.data.strict_json import loads
 
 ROLES: dict[str, Role] = {
@@ -40,6 +41,8 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
 }
 LARGEST_INTEGER = 2**53  # that a column of floats holds exactly
+# Fields of a turn or part in other tools' data that ask for what happens anyway.
+NEUTRAL = (("weight", 1), ("loss", True), ("train", True), ("detail", "auto"), ("detail", "high"))
 COMMON_FIELDS = ("id", "skill", "group", "options", "answers")
 
 
@@ -156,7 +159,7 @@ def build_record(fields: Fields, context: Context, row: int) -> Record:
 
 def _chat_messages(value: Any, supply: Supply, context: Context) -> tuple[Message, ...]:
     messages = []
-    for turn in _turns(value, "messages"):
+    for turn in _turns(value, "messages", {"role", "content"}):
         role = _role(turn, "role")
         content = turn.get("content")
         if isinstance(content, str):
@@ -174,7 +177,7 @@ def _chat_messages(value: Any, supply: Supply, context: Context) -> tuple[Messag
 
 def _llava_messages(value: Any, supply: Supply) -> tuple[Message, ...]:
     messages = []
-    for turn in _turns(value, "conversations"):
+    for turn in _turns(value, "conversations", {"from", "value"}):
         role = _role(turn, "from")
         text = turn.get("value")
         if not isinstance(text, str):
@@ -208,14 +211,30 @@ def _flat_messages(
     return messages, (answer_field, "question")
 
 
-def _turns(value: Any, name: str) -> list[Fields]:
+def _turns(value: Any, name: str, known: set[str]) -> list[Fields]:
     turns = _decoded(value, name)
     if not isinstance(turns, list) or not turns:
         raise RowError("row", f"{name} is {_kind_of(turns)}, not a list of turns")
     for turn in turns:
         if not isinstance(turn, dict):
             raise RowError("row", f"{name} holds {_kind_of(turn)} where a turn should be")
+        _refuse_unknown(turn, known, f"a turn of {name}")
     return cast("list[Fields]", turns)
+
+
+def _refuse_unknown(fields: Fields, known: set[str], where: str) -> None:
+    """Refuse what would be lost without a word: filled fields that nothing reads.
+
+    Empty ones (Arrow fills absent fields with null) and those that ask for nothing pass.
+    """
+    for name, value in fields.items():
+        asks = value not in (None, "", [], {}) and (name, value) not in NEUTRAL
+        if name not in known and asks:
+            raise RowError(
+                "row",
+                f"{where} holds {name!r}, which is not read ({', '.join(sorted(known))} are): remove it, or "
+                "move it to a column of the row",
+            )
 
 
 def _role(turn: Fields, key: str) -> Role:
@@ -230,6 +249,7 @@ def _typed_part(part: Any, supply: Supply, context: Context) -> Part:
         raise RowError("row", f'a content part is {_kind_of(part)}, not {{"type": ..}}')
     kind = part.get("type")
     if kind == "text":
+        _refuse_unknown(part, {"type", "text"}, "a text part")
         text = part.get("text")
         if not isinstance(text, str):
             raise RowError("row", f"a text part holds {_kind_of(text)}, not text")
@@ -238,7 +258,9 @@ def _typed_part(part: Any, supply: Supply, context: Context) -> Part:
     if modality not in modality_names():
         known = ", ".join(("text", "image_url", *modality_names()))
         raise RowError("row", f"a content part has type {kind!r}: use one of {known}")
-    for key in (modality, "path", "url", f"{modality}_url"):
+    keys = (modality, "path", "url", f"{modality}_url")
+    _refuse_unknown(part, {"type", "annotations", *keys}, f"an {modality} part")
+    for key in keys:
         if part.get(key) is not None:
             media = to_media(part[key], modality, context)
             return _annotated(media, part)
@@ -278,6 +300,7 @@ def to_media(value: Any, modality: str, context: Context) -> Media:
     if isinstance(value, str):
         return _from_reference(value, modality, context)
     if isinstance(value, dict):
+        _refuse_unknown(value, REFERENCE_KEYS, f"the {modality}")
         if isinstance(value.get("bytes"), bytes):
             return _annotated(to_media(value["bytes"], modality, context), value)
         for key in ("path", "url"):
@@ -300,15 +323,35 @@ def _from_reference(text: str, modality: str, context: Context) -> Media:
         raise RowError("missing-media", f"the path of the {modality} is empty: fill it in")
     if text[:5].lower() == "data:":
         return Media(modality, data=_data_url(text), source=context.source)
-    if text[:7].lower() == "file://":
-        parts = urlsplit(text)
-        part = f"#{parts.fragment}" if parts.fragment else ""
-        return Media(modality, path=unquote(parts.path + part))
+    if text[:5].lower() == "file:":
+        return Media(modality, path=_file_address(text))
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", text) and os.name != "nt":
+        raise RowError(
+            "missing-media",
+            f"{_shorten(text)} is a path of Windows, and this is another system: give paths that exist here",
+        )
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise RowError(
             "url", f"{_shorten(text)} is not downloaded: fetch the file and give its local path"
         )
     return Media(modality, path=str(context.root / text))
+
+
+def _file_address(text: str) -> str:
+    """The path of a ``file:`` address (RFC 8089), with its part after '#'."""
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost"):
+        raise RowError(
+            "missing-media",
+            f"{_shorten(text)} names a file on the machine {parts.netloc!r}: write file:///{parts.netloc}"
+            f"{parts.path} for a path from the root, or the path without file:// for one from the data's folder",
+        )
+    if not parts.path.startswith("/"):
+        raise RowError(
+            "missing-media", f"{_shorten(text)} is no absolute path: write it without file:"
+        )
+    part = f"#{parts.fragment}" if parts.fragment else ""
+    return unquote(parts.path + part)
 
 
 def _data_url(text: str) -> bytes:

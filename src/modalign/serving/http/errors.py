@@ -105,18 +105,24 @@ def _words(message: str) -> str:
 
 
 def _path(location: tuple[int | str, ...], given: Any, missing: bool) -> tuple[int | str, ...]:
-    """A location without the names of the schema's own branches: only what leads into the request."""
-    path: list[int | str] = []
-    for step in location:
-        inside = (isinstance(given, dict) and step in given) or (
-            isinstance(given, list) and isinstance(step, int) and step < len(given)
-        )
-        if inside:
-            path.append(step)
-            given = given[step]
+    """A location without the names of the schema's own branches: only what leads into the request.
+
+    A branch may be called as a field is (a part's type "text"): of two ways the longer is meant, and of equal
+    ones that which ends where the location ends.
+    """
     if missing:
-        path.append(location[-1])
-    return tuple(path)
+        return (*_path(location[:-1], given, False), location[-1])
+    if not location:
+        return ()
+    step, *rest = location
+    without = _path(tuple(rest), given, False)
+    inside = (isinstance(given, dict) and step in given) or (
+        isinstance(given, list) and isinstance(step, int) and step < len(given)
+    )
+    if not inside:
+        return without
+    through = (step, *_path(tuple(rest), given[step], False))
+    return max(through, without, key=lambda way: (len(way), way[-1:] == location[-1:]))
 
 
 def dotted(path: tuple[int | str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from modalign.data.modalities import modality_names, modality_of
 
@@ -13,9 +13,20 @@ MOST_TOKENS = 2**31 - 1
 
 
 class Given(BaseModel):
-    """Anything a client sends: values of another type are refused, never converted."""
+    """Anything a client sends: values of another type and unknown fields are refused, never dropped.
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    Unknown fields that are empty pass: clients send an answer's message back with all that it has not.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.keys() <= cls.model_fields.keys():
+            return given
+        known = cls.model_fields
+        return {k: v for k, v in given.items() if k in known or v not in (None, "", [], {})}
 
 
 class StreamOptions(Given):
@@ -86,6 +97,9 @@ class Url(Given):
     """Where a medium is: a data URL, or an address that the server was allowed to fetch from."""
 
     url: str
+    detail: Literal["auto", "high"] | None = Field(
+        None, description="An image has one resolution, all of it: low is not supported."
+    )
 
 
 class AudioData(Given):
