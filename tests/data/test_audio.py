@@ -174,7 +174,7 @@ def with_sample(value: float) -> bytes:
 
 
 def long_header(data: bytes) -> bytes:
-    return patched(data, data.find(b"data") + 4, 2**31 - 2)
+    return patched(data, data.find(b"data") + 4, 2**24)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def long_header(data: bytes) -> bytes:
         pytest.param(lambda: b"no sound at all" * 9, "no audio of a known format", id="text"),
         pytest.param(lambda: encoded(tone()[:0]), "0 seconds long", id="0 seconds"),
         pytest.param(lambda: with_sample(np.nan), r"at 0\.50 s is NaN", id="nan"),
-        pytest.param(lambda: with_sample(np.inf), r"at 0\.50 s is NaN, infinite", id="inf"),
-        pytest.param(lambda: with_sample(1e30), "beyond 1e6", id="overflows once squared"),
+        pytest.param(lambda: with_sample(np.inf), r"at 0\.50 s is NaN or infinite", id="inf"),
+        pytest.param(lambda: with_sample(1e30), "full scale of floats is 1", id="overflows once squared"),
         pytest.param(corrupt_mp3, "damaged audio", id="corrupt mp3"),
         pytest.param(lambda: cut(encoded(tone(), "MP3"), 0.5), "it was cut off", id="half an mp3"),
         pytest.param(

@@ -25,13 +25,17 @@ from modalign.errors import UsageError, first_line
 
 MAX_SECONDS = 600.0
 RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong
-MAX_AMPLITUDE = 1e6  # of full scale; larger floats overflow once squared
+MAX_AMPLITUDE = 32.0  # of full scale, 30 dB above it; more is another scale than that of floats
+CANCELLED = 1e-3  # of the channels' level: what a mean of channels in opposite phase is below
 BLOCK = 65_536  # samples per channel decoded at a time
 
 # Plain sound only: no format that is a playlist, a script or another program's data.
 SOUNDFILE_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "MP3", "OGG", "AIFF", "AU", "CAF")
 PYAV_FORMATS = "mov,mp4,m4a,3gp,matroska,webm,aac,ac3,eac3,asf,amr,amrnb,amrwb,ogg,flac,mp3,wav"
-UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)  # what programs that write WAV to a pipe put for the length
+# Programs that write WAV to a pipe put a number for the length that no recording here has: 0, 0x7FFFF000
+# (SoX), 0x7FFFFFFF, 0x80000000 (arecord), 0xFFFFFFFF (FFmpeg).
+UNKNOWN_LENGTH = 0x7FFFF000
+UNKNOWN_FRAMES = 2**60  # libsndfile's count where a stream (FLAC, say) does not state its length
 
 
 def open_audio(
@@ -129,15 +133,23 @@ def _mono(
     """Blocks of mono samples; everything that can be wrong with them is refused here."""
     limit = round(max_seconds * recording.rate)
     total = 0
+    heard = channels = 0.0  # energy of the mean, and of all channels
     for block in _decoded(recording, media):
         mono = block.mean(axis=1, dtype=np.float32)
         # A NaN fails every comparison, so that it is refused by this one too.
         if not (np.abs(mono) <= MAX_AMPLITUDE).all():
-            second = (total + int(np.argmin(np.abs(mono) <= MAX_AMPLITUDE))) / recording.rate
+            place = int(np.argmin(np.abs(mono) <= MAX_AMPLITUDE))
+            at = f"a sample at {(total + place) / recording.rate:.2f} s"
+            if not np.isfinite(mono[place]):
+                _refuse(media, f"{at} is NaN or infinite: export it anew")
             _refuse(
-                media, f"a sample at {second:.2f} s is NaN, infinite or beyond 1e6: export it anew"
+                media,
+                f"{at} is {mono[place]:,.0f}, where the full scale of floats is 1: divide the samples (by 32,768 "
+                "if they are at 16-bit scale)",
             )
         total += len(mono)
+        heard += float(np.square(mono, dtype=np.float64).sum())
+        channels += float(np.square(block, dtype=np.float64).mean(axis=1).sum())
         if total > limit:
             if not crop:
                 choice = ", or train with the audio option max_seconds, or longer=crop"
@@ -147,11 +159,17 @@ def _mono(
                     f"{choice if max_seconds < MAX_SECONDS else ''}",
                 )
             yield mono[: len(mono) - (total - limit)]
-            return
+            break
         yield mono
+    if heard < CANCELLED**2 * channels:
+        _refuse(
+            media,
+            "its channels are in opposite phase, so that their mean is silence: turn one of them over, or "
+            "export one of them alone",
+        )
     if not total:
         _refuse(media, "0 seconds long: remove the row, or record it anew")
-    if recording.promised is not None and total < recording.promised:
+    if recording.promised is not None and total < min(recording.promised, limit):
         _refuse(
             media,
             f"its header says {recording.promised / recording.rate:.2f} s, but it holds "
@@ -202,7 +220,7 @@ def _recording(media: Media, stack: ExitStack) -> _Recording:
 
 
 def _by_soundfile(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording | None:
-    """None where libsndfile does not know the format."""
+    """None where libsndfile does not know the format, or cannot read a stream."""
     soundfile = _library("soundfile")
     try:
         file = stack.enter_context(soundfile.SoundFile(stream))
@@ -213,9 +231,13 @@ def _by_soundfile(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recordin
     if file.format not in SOUNDFILE_FORMATS:
         return None
     here = stream.tell()
-    promised = _wav_length(stream) if file.format in ("WAV", "WAVEX") else None
-    if promised is None and not (file.format == "MP3" and not _counts_frames(stream)):
-        promised = file.frames
+    promised: int | None = file.frames
+    if file.format in ("WAV", "WAVEX"):
+        promised = _wav_length(stream, file.frames)
+    elif file.format == "MP3" and not _counts_frames(stream):
+        promised = None
+    if file.frames > UNKNOWN_FRAMES or (promised is None and not file.frames):
+        return None  # a stream of unknown length, which libsndfile does not read to its end
     stream.seek(here)
     return _Recording(file.samplerate, promised, _soundfile_blocks(file))
 
@@ -225,10 +247,15 @@ def _soundfile_blocks(file: Any) -> Iterator[np.ndarray]:
         yield block
 
 
-def _wav_length(stream: BinaryIO) -> int | None:
+def _wav_length(stream: BinaryIO, counted: int) -> int | None:
     """Samples that a RIFF header promises: libsndfile itself goes by the file's size.
 
-    None where the encoding is not plain samples, or the writer did not know the length.
+    Args:
+        stream: the file.
+        counted: libsndfile's number, for encodings other than plain samples.
+
+    Returns:
+        None where the writer did not know the length.
     """
     stream.seek(12)
     align = 0
@@ -237,12 +264,12 @@ def _wav_length(stream: BinaryIO) -> int | None:
         if name == b"fmt ":
             plain, align = struct.unpack("<H10xH", stream.read(14))
             if plain not in (1, 3, 0xFFFE):  # PCM, float, extensible
-                return None
+                return counted
             size -= 14
         elif name == b"data":
-            return size // align if align and size not in UNKNOWN_LENGTHS else None
+            return size // align if align and 0 < size < UNKNOWN_LENGTH else None
         stream.seek(size + size % 2, io.SEEK_CUR)
-    return None
+    return counted
 
 
 def _counts_frames(stream: BinaryIO) -> bool:
