@@ -185,7 +185,9 @@ def long_header(data: bytes) -> bytes:
         pytest.param(lambda: encoded(tone()[:0]), "0 seconds long", id="0 seconds"),
         pytest.param(lambda: with_sample(np.nan), r"at 0\.50 s is NaN", id="nan"),
         pytest.param(lambda: with_sample(np.inf), r"at 0\.50 s is NaN or infinite", id="inf"),
-        pytest.param(lambda: with_sample(1e30), "full scale of floats is 1", id="overflows once squared"),
+        pytest.param(
+            lambda: with_sample(1e30), "full scale of floats is 1", id="overflows once squared"
+        ),
         pytest.param(corrupt_mp3, "damaged audio", id="corrupt mp3"),
         pytest.param(lambda: cut(encoded(tone(), "MP3"), 0.5), "it was cut off", id="half an mp3"),
         pytest.param(

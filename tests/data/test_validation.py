@@ -44,7 +44,7 @@ BAD_ROWS = {
         "starts with the text 'hello'",
     ),
     "empty file": ({**GOOD, "image": "empty.png"}, "not-an-image", "the file is empty"),
-    "image bomb": ({**GOOD, "image": "big.png"}, "image-too-large", "2000 x 2 = 4,000 pixels"),
+    "image bomb": ({**GOOD, "image": "big.png"}, "image-too-large", "100 x 40 = 4,000 pixels"),
     "empty answer": ({**GOOD, "answer": "  \n"}, "empty-answer", "fill it in"),
     "one empty turn": (
         chat(("user", "q"), ("assistant", ""), ("user", "q"), ("assistant", "a")),
@@ -77,7 +77,7 @@ def faulty(folder: Path) -> Path:
     (folder / "cut.png").write_bytes(whole[: len(whole) - 40])
     (folder / "text.png").write_text("hello")
     (folder / "empty.png").touch()
-    (folder / "big.png").write_bytes(png(size=(2000, 2)))
+    (folder / "big.png").write_bytes(png(size=(100, 40)))
     return folder
 
 

@@ -46,9 +46,7 @@ def test_a_wav_from_a_pipe_is_as_long_as_it_is(length: int, subtype: str) -> Non
 
 def test_a_flac_from_a_pipe(tmp_path: object) -> None:
     content = bytearray(encoded(TONE, "FLAC"))
-    at = (
-        content.index(b"fLaC") + 8 + 13
-    )  # of the length, 36 bits of the stream information
+    at = content.index(b"fLaC") + 8 + 13  # of the length, 36 bits of the stream information
     content[at] &= 0xF0
     content[at + 1 : at + 5] = bytes(4)
     media = Media("audio", data=bytes(content))

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, beginning, opened
+from modalign.data.signals import SignalError, beginning, opened, refuse_thin
 
 MAX_PIXELS = 64_000_000
 # Pixel formats only: no plug-in that starts a program (EPS) or draws vectors.
@@ -81,6 +81,7 @@ def blank_like(media: Media) -> Media:
 def pixels(media: Media) -> list[Amount]:
     """What a server limits: the pixels that an image's header states."""
     width, height = stored_size(media)
+    refuse_thin(media, width, height)
     return [Amount("image_pixels", width * height, f"{width} x {height} pixels")]
 
 
@@ -116,6 +117,7 @@ def _formats() -> tuple[str, ...]:
 
 def _refuse_too_large(image: Image.Image, media: Media, max_pixels: int) -> None:
     width, height = image.size
+    refuse_thin(media, width, height)
     if width * height > max_pixels:
         raise SignalError(
             media,

@@ -10,6 +10,8 @@ from modalign.data.readers.result import Kind
 from modalign.data.records import Media
 from modalign.errors import DataError
 
+MAX_RATIO = 100  # of a picture's sides: resized to a shorter side of 800 pixels it has 64 million
+
 
 class SignalError(DataError):
     """A medium that cannot be used.
@@ -42,6 +44,22 @@ def opened(media: Media) -> BinaryIO:
         raise missing(media) from None
     except (OSError, ValueError) as error:
         raise SignalError(media, f"the file cannot be read ({error})", "missing-media") from None
+
+
+def refuse_thin(media: Media, width: int, height: int) -> None:
+    """Refuse a picture that a processor which resizes the shorter side would make gigabytes of.
+
+    Raises:
+        SignalError: one side is more than ``MAX_RATIO`` times the other.
+    """
+    long, short = max(width, height), min(width, height)
+    if long > MAX_RATIO * short:
+        raise SignalError(
+            media,
+            f"{width} x {height} pixels: one side is more than {MAX_RATIO} times the other, and processors that "
+            "resize the shorter side would make gigabytes of it: cut it into pieces",
+            "image-too-large",
+        )
 
 
 def missing(media: Media) -> SignalError:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, beginning, opened
+from modalign.data.signals import SignalError, beginning, opened, refuse_thin
 from modalign.errors import UsageError
 
 # Containers only: no playlist or list of files, which would have FFmpeg open other files or addresses.
@@ -79,6 +79,7 @@ def _video_stream(container: Any, media: Media) -> Any:
 
 
 def _refuse_too_large(codec: Any, media: Media, max_pixels: int) -> None:
+    refuse_thin(media, codec.width, codec.height)
     codec.options = {"max_pixels": str(max_pixels)}  # the decoder's own limit: headers may lie
     if codec.width * codec.height > max_pixels:
         raise SignalError(
