@@ -13,10 +13,12 @@ from modalign.chat_templates import end_ids, has_marks, one_template, rendered
 from modalign.data.supervision import tokenise
 from modalign.endpoints import LocalChat
 from modalign.errors import DataError
+from modalign.evaluation.generation import answer_records
 from modalign.models.compose import load_language_model
 from modalign.models.open import open_model
 from modalign.models.templates import multimodal_template
 from modalign.serving.prompts import Prompts
+from modalign.serving.sampling import Settled
 from reports.odd_tokenizers import byte_level
 
 TURNS = (
@@ -88,3 +90,25 @@ def test_a_model_with_templates_by_name(llm_folder: Any, tmp_path: Path) -> None
     _, reader = open_model(tmp_path)
     assert Prompts(reader).takes_tools
     assert LocalChat(loaded.model, loaded.tokenizer).knows_tools
+
+
+def test_ask_and_serve_end_where_the_turn_ends(
+    llm_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects: only the generation configuration's end was read, and a chat model ran on behind its turn."""
+    model, tokenizer = open_model(llm_folder("llama"))
+    mark = next(
+        each.content
+        for token, each in tokenizer.added_tokens_decoder.items()
+        if each.special and token != tokenizer.eos_token_id
+    )
+    tokenizer.chat_template = DEFAULT.replace("</s>", mark)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    wanted = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(mark)}
+    asked: list[dict[str, Any]] = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **how: asked.append(how) or generate(**how))
+    answer_records(model, tokenizer, [tiny.record("a red ball", "x")], max_new_tokens=2)
+    LocalChat(model, tokenizer, max_tokens=2).complete(TALK)
+    assert [set(how["eos_token_id"]) for how in asked] == [wanted, wanted]
+    assert Settled.of(model, tokenizer).ends == wanted
