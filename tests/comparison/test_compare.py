@@ -73,7 +73,7 @@ def test_two_finalists_have_two_seeds(compared: Compared):
     assert all([run.seed for run in m.seeds] == [0] for m in others)
     recommended = compared.comparison.recommendation
     assert recommended is not None
-    assert recommended.method in {m.name for m in finalists}
+    assert recommended.saved in {m.name for m in finalists}
 
 
 def test_every_method_spends_the_budget(compared: Compared):
@@ -233,7 +233,10 @@ def test_one_method_one_seed_without_further_files(
     assert method.accuracy == method.val_accuracy
     assert method.image_gain_blank is None
     assert found.recommendation is not None
-    assert (found.recommendation.method, found.recommendation.confidence) == ("linear", 1.0)
+    assert (found.recommendation.method, found.recommendation.confidence) == (None, None)
+    assert found.recommendation.saved == "linear"  # 32 samples teach nothing
+    card = (tmp_path / "out" / "best" / "README.md").read_text()
+    assert "**Not recommended.**" in card
     assert any("validation data" in note for note in found.notes)
     assert found.setting.eval_records == 0
     assert found.setting.val_records > 0

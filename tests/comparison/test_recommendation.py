@@ -114,4 +114,37 @@ def test_ranking_is_by_validation_accuracy():
 
 
 def test_every_rule_is_explained():
-    assert set(rec.RULES) == {"cheapest-of-the-best", "clear-winner", "only-finalist"}
+    assert set(rec.RULES) == {"cheapest-of-the-best", "clear-winner", "only-finalist", "none"}
+
+
+BARS = {"chance": np.full(200, 0.25), "majority answer": np.tile([1.0, 0.0], 100)}
+
+
+def test_a_method_is_compared_with_the_highest_of_its_bars():
+    """The majority answer is right in half of the questions, the untrained "b" in three of four."""
+    correct = {"a": np.ones((1, 200)), "b": np.ones((1, 200))}
+    bars = {"a": BARS, "b": {**BARS, "the untrained model": np.tile([1.0, 1.0, 1.0, 0.0], 50)}}
+    first, second = rec.against_bars(correct, bars)
+    assert (first.first, first.second, first.difference.value) == ("a", "majority answer", 0.5)
+    assert (second.second, second.difference.value) == ("the untrained model", 0.25)
+    assert first.verdict == second.verdict == "first"
+
+
+@pytest.mark.parametrize(("accuracy", "chosen"), [(0.5, None), (0.3, None), (0.9, "a")])
+def test_none_is_recommended_where_nothing_was_learnt(accuracy, chosen):
+    correct = answers({"a": accuracy, "b": accuracy - 0.2}, items=200, seeds=2)
+    found = rec.recommend(correct, {"a": cost(), "b": cost()})
+    against = rec.against_bars(correct, dict.fromkeys(correct, BARS))
+    checked = rec.checked(found, against, ["train longer"])
+    assert checked.method == chosen
+    assert checked.against == against
+    assert checked.saved == checked.best == "a"
+    if chosen is None:
+        assert (checked.rule, checked.confidence, checked.advice) == (
+            "none",
+            None,
+            ["train longer"],
+        )
+        assert "majority answer in 50.0 %" in checked.reason
+    else:
+        assert checked == found.model_copy(update={"against": against})

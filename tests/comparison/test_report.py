@@ -10,10 +10,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from fixture import METHODS, SKILLS, make_comparison
 from rich.console import Console
 
+from modalign.comparison import recommendation
 from modalign.comparison.report import charts, report_of, view, write_report
 from modalign.comparison.report.quantities import COSTS, QUALITY, RANKING, SERVING, YES_NO, places
 from modalign.comparison.results import Comparison
@@ -283,6 +285,34 @@ def test_empty_comparison_renders():
     assert "No method could be recommended" in html_of(bare)
     assert "No method could be recommended" in markdown_of(bare)
     assert comparison_table(bare).row_count == 0
+
+
+def test_no_recommendation_is_said_first_with_what_to_change(comparison):
+    found = comparison.recommendation
+    bars = {"chance": np.zeros(2)}
+    lost = recommendation.against_bars(
+        {name: np.zeros((1, 2)) for name in found.validation}, dict.fromkeys(found.validation, bars)
+    )
+    by_name = {method.name: method for method in comparison.methods}
+    best = by_name[found.best].model_copy(update={"untrained_loss": 9.4})
+    advice = recommendation.what_to_change(best, comparison.setting)
+    assert "9.4 nats" in advice[0]
+    none = recommendation.checked(found, lost, advice)
+    made = comparison.model_copy(update={"recommendation": none})
+    page = without_scripts(html_of(made)).partition('id="ranking"')[0]
+    page = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", page)))
+    beginning = markdown_of(made).partition("## Ranking")[0]
+    for sentence in (none.reason, *advice, f"the best so far, {none.best}; it is not"):
+        assert sentence in page
+        assert escape(sentence) in beginning
+    assert "recommended" not in {cell.note for row in rows_of(made) for cell in row.cells}
+    assert list(json.loads(report_of(made).json()))[:2] == ["schema_version", "recommendation"]
+    assert "none" in str(comparison_table(made).title)
+
+
+def rows_of(comparison):
+    ranking = next(s for s in report_of(comparison).sections if s.id == "ranking")
+    return ranking.parts[0].rows
 
 
 def test_only_failures_render(comparison):

@@ -104,7 +104,7 @@ def test_a_comparison_with_tools_saves_a_model_that_asks_them(
     assert {row.status for row in rows.values()} == {"ok"}
     blind = rows["text_only:full"]
     assert (blind.tokens, blind.image_gain_shuffled.value, blind.mir) == (0, 0.0, None)  # type: ignore[union-attr]
-    assert found.recommendation.method != "text_only:full"  # type: ignore[union-attr]
+    assert found.recommendation.saved != "text_only:full"  # type: ignore[union-attr]
     frozen, tuned = rows["tool:parity"], rows["tool:parity:full"]
     assert (frozen.trainable_parameters, frozen.family) == (0, "tool")
     assert tuned.trainable_parameters == tuned.parameters["llm"] > 0
@@ -113,7 +113,7 @@ def test_a_comparison_with_tools_saves_a_model_that_asks_them(
     assert frozen.mir is None
     # Untrained and untouched: the frozen one answers as before; the connector beside it does not.
     assert frozen.accuracy == frozen.untrained_accuracy.value  # type: ignore[union-attr]
-    if found.recommendation.method.startswith("tool:"):  # type: ignore[union-attr]
+    if found.recommendation.saved.startswith("tool:"):  # type: ignore[union-attr]
         model, reader = open_model(tmp_path / "out" / "best")
         with torch.inference_mode():
             said = answer(

@@ -112,15 +112,25 @@ def compare(
     if json_output:
         print_json(comparison.model_dump_json(indent=2))
         return
+    found = comparison.recommendation
+    if found and found.method is None:
+        stdout.print(f"No method is recommended. {found.reason}", markup=False, highlight=False)
+        for sentence in found.advice:
+            stdout.print(f"- {sentence}", markup=False, highlight=False)
+        stdout.print()
     stdout.print(comparison_table(comparison))
     if (yes_no := hallucination_table(comparison)) is not None and comparison.hallucination:
         stdout.print()
         stdout.print(yes_no)
         stdout.print(comparison.hallucination.verdict, markup=False, highlight=False)
-    if comparison.recommendation:
-        found = comparison.recommendation
+    saved = "Winner"
+    if found and found.method is not None:
         stdout.print(f"\nRecommended: {found.method} ({found.rule}). {found.reason}", markup=False)
         stdout.print(f"The same rule picks it in {found.confidence:.0%} of bootstrap replicates.")
+    elif found:
+        saved = f"No method is recommended, see above. Best so far, {found.best}"
     stderr.print(
-        f"\nReport: {out / 'report.html'}\nWinner: {out / 'best'}", highlight=False, soft_wrap=True
+        f"\nReport: {out / 'report.html'}\n{saved}: {out / 'best'}",
+        highlight=False,
+        soft_wrap=True,
     )

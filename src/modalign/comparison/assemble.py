@@ -16,7 +16,14 @@ from modalign.comparison.config import CompareConfig
 from modalign.comparison.hallucination import MAJORITY, hallucination, measure, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
 from modalign.comparison.published import check
-from modalign.comparison.recommendation import Cost, rank_by_validation, recommend
+from modalign.comparison.recommendation import (
+    Cost,
+    against_bars,
+    checked,
+    rank_by_validation,
+    recommend,
+    what_to_change,
+)
 from modalign.comparison.results import (
     Comparison,
     Hallucination,
@@ -116,13 +123,18 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
     for rank, name in enumerate(_ranking(validation, finalists), start=1):
         results[name].rank = rank
         results[name].finalist = name in finalists
+    setting = _setting(config, splits, len(finalists))
     recommendation = None
-    controls = {method.name for method in methods if method.control}
+    controls = [method.name for method in methods if method.control and method.name in working]
     if candidates := [name for name in finalists if name not in controls]:
-        recommendation = recommend(
-            {name: validation[name] for name in candidates},
-            {name: _cost(results[name]) for name in candidates},
-            groups=groups_of(splits.val),
+        answers, groups = {name: validation[name] for name in candidates}, groups_of(splits.val)
+        costs = {name: _cost(results[name]) for name in candidates}
+        recommendation = recommend(answers, costs, groups=groups)
+        bars = {name: _bars(gathered, results[name], controls) for name in candidates}
+        recommendation = checked(
+            recommendation,
+            against_bars(answers, bars, groups=groups),
+            what_to_change(results[recommendation.best], setting),
         )
     trained = seen_in_training(judged, splits.train)
     correct = {name: gathered.scores(name, kind)[:, trained] for name in working}
@@ -136,7 +148,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         hallucination=_hallucination(gathered, working, judged, kind),
         contradictions=check(ordered, pairs, config.training.llm),
         examples=[],
-        setting=_setting(config, splits, len(finalists)),
+        setting=setting,
         notes=[
             *_against_majority(gathered, working, judged, kind),
             *_notes(splits, ordered, config),
@@ -156,6 +168,22 @@ def _hallucination(
     majority = _majority(gathered.splits.train, [judged[place] for place in asked])
     correct = {name: gathered.scores(name, kind)[:, asked] for name in working}
     return hallucination(questions, correct, np.array(majority))
+
+
+def _bars(
+    gathered: Gathered, method: MethodResult, controls: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What a method must beat on validation: row -> (n,) share of right answers to each question."""
+    train, val = gathered.splits.train, gathered.splits.val
+    bars = {
+        "chance": np.array(_chance(train, val)),
+        MAJORITY: np.array(_majority(train, val)),
+        **{name: gathered.scores(name, "val").mean(axis=0) for name in controls},
+    }
+    untrained = gathered.scores(method.name, "untrained_val")
+    if method.trainable_parameters and len(untrained):
+        bars["the untrained model"] = untrained.mean(axis=0)
+    return bars
 
 
 def _take(values: Sequence[str | None], mask: np.ndarray) -> list[str | None]:
@@ -267,6 +295,7 @@ def _add_costs(base: MethodResult, runs: Sequence[JobResult]) -> None:
         for name in first.diagnostics
         if all(name in run.diagnostics for run in runs)
     }
+    base.untrained_loss = first.untrained_loss
     base.learning_rate = first.learning_rate
     base.trials = first.trials
     base.serving, base.gateway = first.export_target, first.gateway
@@ -290,19 +319,24 @@ def _seed_run(
 
 
 def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[ReferenceRow]:
-    """Chance (one over the answers a skill has) and the training data's most frequent answer."""
-    options: dict[str, set[str]] = defaultdict(set)
-    for sample in judged:
-        options[sample.record.skill or ""].add(sample.record.answer)
+    """Chance, and the training data's most frequent answer."""
     known = seen_in_training(judged, train)
     kept = [sample for sample, seen in zip(judged, known, strict=True) if seen]
     skills = [sample.record.skill or "" for sample in kept]
-    chance = [
-        1.0 / (len(sample.record.options) or len(options[skill]))
-        for sample, skill in zip(kept, skills, strict=True)
+    rows = {"chance": _chance(train, kept), MAJORITY: _majority(train, kept)}
+    return [_reference(name, values, skills) for name, values in rows.items()]
+
+
+def _chance(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
+    """How often an even guess is right: among the options given, else the training answers to the skill."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    for sample in train:
+        answers[sample.record.skill or ""].add(sample.record.answer)
+    known = [sample.record.options or answers[sample.record.skill or ""] for sample in judged]
+    return [
+        float(sample.record.answer in options) / max(len(options), 1)
+        for sample, options in zip(judged, known, strict=True)
     ]
-    majority = _majority(train, kept)
-    return [_reference("chance", chance, skills), _reference(MAJORITY, majority, skills)]
 
 
 def _majority(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:

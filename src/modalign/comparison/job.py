@@ -132,6 +132,7 @@ class JobResult(BaseModel):
     mir: float | None = None
     diagnostics: dict[str, float] = {}
     val_loss: float | None = None
+    untrained_loss: float | None = None
     export_target: str = "remote-code"  # the rung of the export ladder
     gateway: bool = False
     served_by: list[str] = []
@@ -255,7 +256,7 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
     if channel is not None:
         channel.send(("parts", counts))
     session.model.eval()
-    untrained = _score(session, data.evaluation)
+    untrained, untrained_val = _score(session, data.evaluation), _score(session, data.val)
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
     peak = peak_resident()  # of training, before measuring adds its own
     if session.device.type == "cuda":
@@ -268,6 +269,7 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
     scores = {
         "val": val.correct,
         "untrained": untrained.correct,
+        "untrained_val": untrained_val.correct,
         **_evaluate(session, data.evaluation, data.blanks),
     }
     with replacing(task.run / "scores.npz") as file:
@@ -296,6 +298,7 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
             session.model, data.val, session.collator, session.device
         ),
         val_loss=val.mean_loss,
+        untrained_loss=untrained_val.mean_loss,
         export_target=standing.rung,
         gateway=standing.gateway,
         served_by=list(standing.served_by),

@@ -23,7 +23,7 @@ from modalign.training.objectives import check_stages
 from modalign.training.parallel import device_of
 from modalign.training.recipes import check_data
 from modalign.training.sources import feature_store, fill_store, runs_with_model
-from modalign.training.splits import Splits, load_splits, that_fit
+from modalign.training.splits import Splits, few_to_choose_by, load_splits, that_fit
 from modalign.training.tool_methods import entries_of
 
 DATA = "data"  # of a comparison's folder: what its jobs read
@@ -112,6 +112,8 @@ def prepare(
         splits.notes.append(
             "No evaluation data was given (--eval): accuracies are on validation data."
         )
+    if few := few_to_choose_by(len(splits.val)):
+        splits.notes.append(f"{few[0].upper()}{few[1:]}.")
     for method in methods:
         splits.notes += check_data(method.name, method.stages, splits.train, splits.text)
     media = splits.media()

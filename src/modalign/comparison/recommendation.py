@@ -9,10 +9,17 @@ or at most one point, whichever is larger. "Cheapest": fewest FLOPs per answer (
 those are unknown; equal to two digits counts as equal), then fewest tokens, then fewest trainable
 parameters, then the easiest to serve, then the higher validation accuracy. When the best stands
 alone the rule is called **clear-winner**.
+
+**None** is recommended where no finalist beats what it must: the best, on validation, of chance, the
+majority answer, every control (the language model without the medium) and, for a method that trains,
+its own model before the first step. It beats that where a difference is found (:mod:`~modalign.numbers.pairs`:
+corrected for the number of finalists). Questions are redrawn, trainings are not: whether the models at
+hand have learnt anything is not a question about other trainings of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +27,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from modalign.comparison.results import Recommendation
+from modalign.comparison.results import MethodResult, Recommendation, Setting
 from modalign.connectors.rungs import height
 from modalign.errors import UsageError
 from modalign.numbers import words as fmt
-from modalign.numbers.bootstrap import RESAMPLES
+from modalign.numbers.bootstrap import RESAMPLES, Floats, Groups
+from modalign.numbers.pairs import Difference, compare_with
 from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
+from modalign.training.splits import few_to_choose_by
 
 MARGIN = 0.01
+UNKNOWN_WORDS = 6.0  # nats per token of an answer before training
 RULES = {
     "cheapest-of-the-best": "the cheapest of the methods that validation cannot tell from the best",
     "clear-winner": "the best method on validation, which stands alone",
     "only-finalist": "the only method that was left to choose from",
+    "none": "no method beats what a guess, a control or the untrained model reaches",
 }
 
 
@@ -99,6 +110,84 @@ def recommend(
         indistinguishable=group,
         validation={name: drawn.estimate(name) for name in names},
     )
+
+
+def against_bars(
+    correct: Mapping[str, ArrayLike],
+    bars: Mapping[str, Mapping[str, Floats]],
+    *,
+    groups: Groups | None = None,
+) -> list[Difference]:
+    """Compare every method's trainings, as they are, with the best of the rows that they must beat.
+
+    Args:
+        correct: method -> (S, n) right answers on **validation** questions.
+        bars: method -> row -> (n,) its share of right answers to each question.
+        groups: (n,) questions that are redrawn together.
+    """
+    best = {name: max(bars[name], key=lambda row: bars[name][row].mean()) for name in correct}
+    gains = {
+        name: np.asarray(answers, dtype=float).mean(axis=0, keepdims=True) - bars[name][best[name]]
+        for name, answers in correct.items()
+    }
+    found = compare_with("their bars", np.zeros(1), gains, groups=groups)
+    return [pair.model_copy(update={"second": best[pair.first]}) for pair in found]
+
+
+def checked(
+    found: Recommendation, against: list[Difference], advice: Sequence[str]
+) -> Recommendation:
+    """The recommendation as it is where some finalist beats what it must; else none, with advice."""
+    if any(pair.verdict == "first" for pair in against):
+        return found.model_copy(update={"against": against})
+    nearest = next(pair for pair in against if pair.first == found.best)
+    reached = found.validation[found.best].value
+    reason = (
+        f"No method is better on validation than what needs no training. The best, {found.best}, is right in "
+        f"{fmt.percent(reached)} of the answers, {nearest.second} in "
+        f"{fmt.percent(reached - nearest.difference.value)}; difference "
+        f"{fmt.point_interval(nearest.difference)} points."
+    )
+    changed = {"method": None, "rule": "none", "reason": reason, "advice": list(advice)}
+    return found.model_copy(
+        update={**changed, "confidence": None, "alternatives": {}, "against": against}
+    )
+
+
+def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
+    """What would have to change where nothing was learnt, from what the run showed.
+
+    Args:
+        best: the finalist with the highest validation accuracy.
+        setting: how the comparison was run.
+    """
+    advice = []
+    if best.untrained_loss is not None and best.untrained_loss > UNKNOWN_WORDS:
+        advice.append(
+            f"Before training a token of an answer costs {best.name} {best.untrained_loss:.1f} nats; an even "
+            f"guess among {round(math.exp(UNKNOWN_WORDS))} tokens costs {UNKNOWN_WORDS:.0f}. The language model "
+            "hardly knows these words: choose another (--llm)."
+        )
+    losses = [point.val_loss for point in best.seeds[0].curve if point.val_loss is not None]
+    if len(losses) > 1 and losses[-1] < losses[-2]:
+        advice.append(
+            f"The validation loss of {best.name} was still falling at the end ({losses[-2]:.2f}, then "
+            f"{losses[-1]:.2f}): give more than {setting.budget} (--budget)."
+        )
+    else:
+        advice.append(
+            f"More budget alone may not help: the validation loss of {best.name} had stopped falling."
+        )
+    if setting.llm_mode != "full":
+        further = "lora or full" if setting.llm_mode == "frozen" else "full"
+        advice.append(
+            f"The language model was trained as '{setting.llm_mode}': let more of it train "
+            f"(--train-llm {further})."
+        )
+    records = f"{setting.train_records:,} training and {setting.val_records:,} validation records"
+    few = few_to_choose_by(setting.val_records)
+    advice.append(f"There were {records}: give more (--train, --val){f'; {few}' if few else ''}.")
+    return advice
 
 
 def cost_keys(costs: Mapping[str, Cost]) -> dict[str, CostKey]:

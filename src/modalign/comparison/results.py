@@ -85,6 +85,7 @@ class MethodResult(_Strict):
     hallucination: YesNo | None = None  # where the data have questions of yes and no
     val_accuracy: float | None = None
     untrained_accuracy: Estimate | None = None  # the same model before its first step
+    untrained_loss: float | None = None  # nats per answer token on validation data, likewise
     parameters: dict[str, int] = Field(default_factory=dict)  # per part: encoder, connector, llm
     trainable: dict[str, int] = Field(default_factory=dict)  # per part
     trainable_parameters: int | None = None
@@ -126,14 +127,21 @@ class Hallucination(_Strict):
 class Recommendation(_Strict):
     """The choice, the rule that made it, and how often the rule makes it again."""
 
-    method: str
+    method: str | None  # None: no finalist beats what a guess or an untrained model reaches
     rule: str
     reason: str
-    confidence: float  # share of bootstrap replicates of the validation data picking this method
+    advice: list[str] = Field(default_factory=list)  # what to change, where there is no choice
+    confidence: float | None  # share of replicates of the validation data picking this method
     alternatives: dict[str, float] = Field(default_factory=dict)  # method -> share of replicates
-    best: str | None = None  # the finalist with the highest validation accuracy
+    best: str  # the finalist with the highest validation accuracy
     indistinguishable: list[str] = Field(default_factory=list)  # as good as the best, best included
     validation: dict[str, Estimate] = Field(default_factory=dict)  # finalist -> its accuracy there
+    against: list[Difference] = Field(default_factory=list)  # finalists minus what they must beat
+
+    @property
+    def saved(self) -> str:
+        """The method in ``best/``: the choice, or the best so far where there is none."""
+        return self.method or self.best
 
 
 class Contradiction(_Strict):
@@ -190,8 +198,8 @@ class Comparison(_Strict):
     """The whole of ``report.json``."""
 
     schema_version: int = SCHEMA_VERSION
-    methods: list[MethodResult]
     recommendation: Recommendation | None
+    methods: list[MethodResult]
     references: list[ReferenceRow]
     differences: list[Difference]
     hallucination: Hallucination | None = None

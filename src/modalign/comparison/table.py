@@ -61,7 +61,9 @@ def _title(comparison: Comparison) -> str | None:
     r = comparison.recommendation
     if r is None:
         return None
-    return f"Recommended: {escape(r.method)} ({escape(r.rule)}, {r.confidence * 100:.0f} % sure)"
+    if r.method is None:
+        return f"Recommended: none; best so far: {escape(r.best)}"
+    return f"Recommended: {escape(r.method)} ({escape(r.rule)}, {fmt.percent(r.confidence)} sure)"
 
 
 def _add_method(table: Table, method: MethodResult, chosen: bool) -> None:

@@ -102,13 +102,15 @@ def save_winner(
     results: Sequence[JobResult],
     progress: Progress | None = None,
 ) -> Path:
-    """Save the recommended method's best seed (by validation) as a Hugging Face folder, and check it.
+    """Save the chosen method's best seed (by validation) as a Hugging Face folder, and check it.
+
+    Where no method is recommended it is the best so far, and the card says so.
 
     What is saved is loaded again and compared with the trained model before this returns; a folder
     with its own code is also loaded by plain transformers where modalign cannot be imported.
     """
     assert comparison.recommendation is not None
-    name = comparison.recommendation.method
+    name = comparison.recommendation.saved
     trained = [r for r in results if r.method == name and r.failure is None]
     best = min(
         trained, key=lambda r: (r.val_loss if r.val_loss is not None else float("inf"), r.seed)
@@ -137,9 +139,16 @@ def _card(comparison: Comparison) -> str:
     """The measured comparison, for the model card."""
     recommendation = comparison.recommendation
     assert recommendation is not None
+    among = f"among {len(comparison.methods)} methods"
+    said = (
+        f"**Not recommended.** `modalign compare` found no method {among} that is worth taking; this is the "
+        f"best so far. {recommendation.reason}"
+        if recommendation.method is None
+        else f"Chosen by `modalign compare` {among}: {recommendation.reason} The same rule picks it in "
+        f"{fmt.percent(recommendation.confidence)} of bootstrap replicates."
+    )
     lines = [
-        f"Chosen by `modalign compare` among {len(comparison.methods)} methods: {recommendation.reason} "
-        f"The same rule picks it in {fmt.percent(recommendation.confidence)} of bootstrap replicates.",
+        said,
         "",
         "| method | family | accuracy | trainable parameters | tokens |",
         "|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,8 @@ from modalign.errors import DataError
 from modalign.models.encoders.loading import acceptance
 from modalign.progress import Progress, within
 from modalign.training.sources import DataFiles, Parts
+
+FEW_RECORDS = 100  # of validation; fewer know an accuracy to 10 points at best
 
 
 @dataclass
@@ -44,6 +47,19 @@ class Splits:
         """Every medium, once."""
         samples = [*self.train, *self.val, *self.evaluation]
         return list({medium: None for sample in samples for medium in sample.media})
+
+
+def few_to_choose_by(records: int) -> str | None:
+    """What so few validation records cannot decide; None where there are enough."""
+    if records >= FEW_RECORDS:
+        return None
+    points = 100 * min(
+        1.0, 0.98 / math.sqrt(max(records, 1))
+    )  # half of a 95 % interval around 50 %
+    return (
+        f"few validation records ({records}): an accuracy among them is known to about {points:.0f} points "
+        "either way, so they can hardly choose a method"
+    )
 
 
 def checked_records(

@@ -104,14 +104,16 @@ def _advice(comparison: Comparison) -> Advice:
     if found is None:
         return Advice("advice", "Recommended", "/recommendation", "None", sentences=[UNKNOWN])
     method = next((m for m in comparison.methods if m.name == found.method), None)
+    so_far = f"best/ holds the best so far, {found.best}; it is not recommended."
     return Advice(
         "advice",
         "Recommended",
         "/recommendation",
-        found.method,
-        f"{found.rule}: {view.rule_words(found)}",
+        found.method or "None",
+        f"{found.rule}: {view.rule_words(found)}" if found.method else view.rule_words(found),
         [
             found.reason,
+            *([*found.advice, so_far] if found.method is None else []),
             "Chosen on validation data. Everything below is measured on evaluation data unless it says "
             "validation.",
         ],

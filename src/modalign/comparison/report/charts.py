@@ -87,7 +87,7 @@ def _cost_figure(comparison: Comparison, cost: Quantity, name: str, log: bool) -
         Axis(name + (" (logarithmic)" if log else ""), cost.unit, log, bounds),
         Axis("accuracy", "share"),
         front=front,
-        winner=comparison.recommendation.method if comparison.recommendation else "",
+        winner=(comparison.recommendation.method or "") if comparison.recommendation else "",
         height=400,
     )
     on_front = [m for m, value, accuracy in shown if (value, accuracy.value) in front]

@@ -24,6 +24,8 @@ def rule_words(recommendation: Recommendation) -> str:
 def confidence_words(recommendation: Recommendation) -> str:
     """The confidence as a sentence that says what was repeated."""
     share = recommendation.confidence
+    if share is None:
+        return ""
     sure = next(
         word
         for least, word in (
@@ -42,7 +44,9 @@ def confidence_words(recommendation: Recommendation) -> str:
 
 def alternatives(recommendation: Recommendation) -> list[tuple[str, float]]:
     """Every pick of the replicates, most frequent first."""
-    picks = {recommendation.method: recommendation.confidence, **recommendation.alternatives}
+    picks = dict(recommendation.alternatives)
+    if recommendation.method is not None and recommendation.confidence is not None:
+        picks[recommendation.method] = recommendation.confidence
     return sorted(picks.items(), key=lambda pick: (-pick[1], pick[0]))
 
 

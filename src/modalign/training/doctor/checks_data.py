@@ -19,7 +19,7 @@ from modalign.progress import Progress
 from modalign.training.doctor.checks_model import no_media
 from modalign.training.doctor.diagnosis import Diagnosis, Segment
 from modalign.training.sources import DataFiles
-from modalign.training.splits import Splits, checked_records
+from modalign.training.splits import FEW_RECORDS, Splits, checked_records, few_to_choose_by
 
 T = TypeVar("T")
 _ANY_SHARE = 1 - 1e-9  # go on with whatever rows are left, to find more than one problem at a time
@@ -55,6 +55,9 @@ def examine_data(
     source = "given" if data.val else "a tenth of the training data, no image on both sides"
     counts = f"{len(train)} to train on, {len(val)} for validation ({source})"
     found.add("data", "split", f"{counts}, {len(evaluation)} for evaluation")
+    if few := few_to_choose_by(len(val)):
+        more = "give more" if data.val else "give some (--val), or more training data"
+        found.add("data", "validation", few, f"{more}; {FEW_RECORDS} or better a few hundred")
     _examine_leaks(found, train, val, evaluation)
     if tokenizer is None:
         return None
