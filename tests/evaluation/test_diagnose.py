@@ -25,7 +25,7 @@ from modalign.evaluation.diagnosis.diagnose import diagnose
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.diagnosis.page import diagnosis_report, sentences
 from modalign.evaluation.diagnosis.reading import Subject
-from modalign.evaluation.diagnosis.results import Diagnosis, ModalityDiagnosis
+from modalign.evaluation.diagnosis.results import DIAGNOSTICS, Diagnosis, ModalityDiagnosis
 from modalign.evaluation.scoring import score
 from modalign.models.compose import compose, load_language_model
 from modalign.models.encoders.image import load_image_encoder
@@ -89,7 +89,7 @@ def test_what_is_defined(name: str, looked: Callable[[str], Looked]) -> None:
     found = looked(name).image
     assert sorted(each.name for each in found.diagnostics) == sorted(NAMES)
     for each in found.diagnostics:
-        in_layer = name == "gated_cross_attention" and each.name in module.IN_LAYER
+        in_layer = name == "gated_cross_attention" and "in_layer" in DIAGNOSTICS[each.name]
         assert bool(each.undefined) == in_layer
         assert bool(each.figures) != in_layer
         for figure in [*each.figures.values(), *(f for c in each.curves.values() for f in c)]:

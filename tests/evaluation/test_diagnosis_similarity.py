@@ -171,6 +171,6 @@ def test_chance_is_what_random_pairings_give(measure) -> None:
 
 def test_few_items_are_refused_with_the_reason() -> None:
     rows = [np.ones(3)] * (FEWEST - 1)
-    found = similarity("encoder_similarity", "Encoder", rows, [[row] for row in rows], 0)
+    found = similarity("encoder_similarity", rows, [[row] for row in rows], 0)
     assert found.undefined is not None
     assert str(FEWEST) in found.undefined

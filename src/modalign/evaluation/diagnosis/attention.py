@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.sampling import Sampling
 
@@ -57,7 +57,7 @@ class AttentionMass:
 
     def result(self, why_not: str | None) -> Diagnostic:
         """A curve over layers and its mean, or why there is none."""
-        found = Diagnostic(name="attention_mass", title="Attention on the modality")
+        found = diagnostic("attention_mass")
         known = [each for each in self.masses if each is not None]
         if not known:
             found.undefined = why_not or (

@@ -22,7 +22,13 @@ from modalign.evaluation.diagnosis.looking import Looking
 from modalign.evaluation.diagnosis.mir import IntegrationRate
 from modalign.evaluation.diagnosis.norms import Norms
 from modalign.evaluation.diagnosis.reading import Seen, Subject, media_of, text_of
-from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, ModalityDiagnosis
+from modalign.evaluation.diagnosis.results import (
+    DIAGNOSTICS,
+    Diagnosis,
+    Diagnostic,
+    ModalityDiagnosis,
+    diagnostic,
+)
 from modalign.evaluation.diagnosis.similarity import similarity
 from modalign.models.asking import tokenizer_of
 from modalign.models.modeling import ModalignForConditionalGeneration
@@ -34,19 +40,6 @@ from modalign.version import __version__
 
 RECORDS = 200  # MIR's authors find 100 enough
 FEWEST = 4  # records of a modality below which nothing is said about it
-IN_LAYER = {
-    "modality_gap": (
-        "Modality gap",
-        "its output is read inside layers and is no embedding beside text",
-    ),
-    "norm_ratio": ("Lengths at layer 0", "nothing of it stands at layer 0"),
-    "mir": ("Modality integration rate", "no position of the sequence holds a modality token"),
-    "logit_lens": ("Logit lens", "no position of the sequence holds a modality token"),
-    "attention_mass": (
-        "Attention on the modality",
-        "it is read by attention layers of its own, beside the language model's",
-    ),
-}
 
 
 def diagnose(
@@ -171,8 +164,9 @@ def _modality(
         found += [lens.result(), mass.result(subject.no_attention)]
     else:
         found += [
-            Diagnostic(name=name, title=title, undefined=f"not defined in layers: {why}")
-            for name, (title, why) in IN_LAYER.items()
+            diagnostic(name, undefined=f"not defined in layers: {texts['in_layer']}")
+            for name, texts in DIAGNOSTICS.items()
+            if "in_layer" in texts
         ]
     encoder, connector = _names(subject, modality)
     return ModalityDiagnosis(
@@ -204,15 +198,13 @@ def _similarities(
         if progress:
             progress(f"reading texts of {modality}", number + 1, len(items.texts))
     found = []
-    for name, title, rows in (
-        ("encoder_similarity", "Encoder against text", items.features),
-        ("connector_similarity", "Connector against text", items.outputs),
-    ):
+    for part, rows in (("encoder", items.features), ("connector", items.outputs)):
+        name = f"{part}_similarity"
         if len(rows) == len(texts):
-            found.append(similarity(name, title, rows, texts, seed))
+            found.append(similarity(name, rows, texts, seed))
         else:
             why = f"the {modality} encoder inside {type(subject.model).__name__} cannot be found"
-            found.append(Diagnostic(name=name, title=title, undefined=why))
+            found.append(diagnostic(name, undefined=why))
     return found
 
 

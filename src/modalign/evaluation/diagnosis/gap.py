@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modalign.evaluation.diagnosis.results import Diagnostic
-from modalign.numbers.estimate import Estimate
+from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic, jackknifed
 from modalign.numbers.sampling import Sampling
 
 KEPT = 400  # points of each cloud that are drawn
@@ -86,20 +85,11 @@ class Gap:
 
     def result(self) -> Diagnostic:
         """The figures, and both clouds on their two directions of largest spread."""
-        n = len(self.text.counts)
-        values = self._statistics(np.arange(n))
-        low, high = self.sampling.jackknife(self._statistics)
         names = [name.replace("modality", self.modality) for name in NAMES]
-        figures = {
-            name: Estimate(
-                value=values[i], low=low[i], high=high[i], n=n, interval="jackknife", unit=""
-            )
-            for i, name in enumerate(names)
-        }
+        found = jackknifed(self.sampling, self._statistics)
+        figures = dict(zip(names, found, strict=True))
         figures["gap"].chance = self._floor()
-        return Diagnostic(
-            name="modality_gap", title="Modality gap", figures=figures, points=self._clouds()
-        )
+        return diagnostic("modality_gap", figures=figures, points=self._clouds())
 
     def _clouds(self) -> dict[str, list[tuple[float, float]]]:
         clouds = {

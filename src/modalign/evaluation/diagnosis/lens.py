@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from modalign.evaluation.diagnosis.reading import Seen, Subject
-from modalign.evaluation.diagnosis.results import Diagnostic, WordShare
+from modalign.evaluation.diagnosis.results import Diagnostic, WordShare, diagnostic
 from modalign.models.parts import PartNotFoundError, decoder_layers
 from modalign.numbers.sampling import Sampling
 
@@ -139,7 +139,7 @@ class Lens:
 
     def result(self) -> Diagnostic:
         """Curves over layers, the likeliest words, and the layer that says most of the answer."""
-        found = Diagnostic(name="logit_lens", title="Logit lens")
+        found = diagnostic("logit_lens")
         if not self.shares:
             found.undefined = (
                 "the logits of this model are not its head on its final norm, so states of earlier "

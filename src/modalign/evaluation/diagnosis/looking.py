@@ -17,7 +17,7 @@ from torch import Tensor
 from modalign.data.modalities import blank_like, modality_of
 from modalign.data.records import Record
 from modalign.evaluation.diagnosis.reading import Given, Subject, media_of, with_media_of
-from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic
 from modalign.evaluation.scoring import exchanged
 from modalign.models.bridges import signal_names
 from modalign.numbers.sampling import Sampling
@@ -99,7 +99,7 @@ class Looking:
 
     def result(self) -> Diagnostic:
         """Accuracies, what is lost without the medium, and divergences."""
-        found = Diagnostic(name="image_gain", title="Does it look?")
+        found = diagnostic("image_gain")
         right = {name: np.array(values, dtype=float) for name, values in self.right.items()}
         found.figures[f"accuracy, right {self.modality}"] = self.sampling.mean(
             right["right"], "share"

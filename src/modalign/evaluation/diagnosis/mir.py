@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modalign.data.supervision import Sample
-from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic, jackknifed
 from modalign.models.collation import Collator
-from modalign.numbers.estimate import Estimate
 from modalign.numbers.sampling import Sampling
 
 OUTLIER_SIGMAS = 3.0
@@ -138,21 +137,14 @@ class IntegrationRate:
 
     def result(self) -> Diagnostic:
         """MIR and the curve over layers."""
-        n = len(self.media)
-        values = self._statistics(np.arange(n))
-        low, high = self.sampling.jackknife(self._statistics, GROUPS)
-        figures = [
-            Estimate(value=value, low=a, high=b, n=n, interval="jackknife", unit="")
-            for value, a, b in zip(values, low, high, strict=True)
-        ]
+        figures = jackknifed(self.sampling, self._statistics, GROUPS)
         notes = ["Compare it only between models that were shown equally many positions."]
         if self.thinned:
             notes.append(
                 f"at most {self.thinned} positions of a record's modality and text were kept"
             )
-        return Diagnostic(
-            name="mir",
-            title="Modality integration rate",
+        return diagnostic(
+            "mir",
             figures={"MIR": figures[0]},
             curves={"Frechet distance": figures[1:]},
             notes=notes,

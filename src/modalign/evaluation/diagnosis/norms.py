@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modalign.evaluation.diagnosis.results import Diagnostic
-from modalign.numbers.estimate import Estimate
+from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic, jackknifed
 from modalign.numbers.sampling import Sampling
 
 Floats = NDArray[np.float64]
@@ -38,17 +37,6 @@ class Norms:
 
     def result(self) -> Diagnostic:
         """Both mean lengths and their ratio."""
-        n = len(self.rows)
-        values = self._statistics(np.arange(n))
-        low, high = self.sampling.jackknife(self._statistics)
+        figures = jackknifed(self.sampling, self._statistics)
         names = ("ratio", f"length of {self.modality} tokens", "length of text tokens")
-        return Diagnostic(
-            name="norm_ratio",
-            title="Lengths at layer 0",
-            figures={
-                name: Estimate(
-                    value=values[i], low=low[i], high=high[i], n=n, interval="jackknife", unit=""
-                )
-                for i, name in enumerate(names)
-            },
-        )
+        return diagnostic("norm_ratio", figures=dict(zip(names, figures, strict=True)))

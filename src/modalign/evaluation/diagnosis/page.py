@@ -6,39 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from modalign.evaluation.diagnosis.results import Diagnosis, Diagnostic, ModalityDiagnosis
+from modalign.evaluation.diagnosis.results import (
+    DIAGNOSTICS,
+    Diagnosis,
+    Diagnostic,
+    ModalityDiagnosis,
+)
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.words import ends, in_unit, interval, p_value, percent, points, seconds
 from modalign.pages.drawing import line_chart, row_chart
 from modalign.pages.figures import Axis, Chart, Point, Series
 from modalign.pages.parts import Figure, Part, Quantity, Section, Table, Words, tabulate, text_rows
 from modalign.pages.report import Report
-
-LEADS = {
-    "image_gain": "The same questions with the right medium, a blank one, somebody else's, and noise. What "
-    "accuracy and the answer's distribution lose without the medium is what it is used for. The greedy answer "
-    "is judged token by token against the reference.",
-    "modality_gap": "Distance of the centroids of L2-normalised connector tokens and token embeddings "
-    "(0 to 2). Chance is the distance of two random halves of the texts. A small distance of clouds that are "
-    "not alike inside says little: read it with the mean cosines.",
-    "norm_ratio": "How long the connector's tokens are where they enter the language model, against the "
-    "text's. A ratio far above 1 drowns text in the residual stream and calls for a lower learning rate at "
-    "the start; training does not have to bring it to 1.",
-    "mir": "log10 of the Frechet distances between hidden states at modality and at text positions, lengths "
-    "divided by the mean text length, summed over layers. Lower is closer. It tells stages of one training "
-    "and models of one design apart; it is no quality by itself.",
-    "encoder_similarity": "Are media that the encoder finds alike media of which alike things are said? "
-    "Encoder features, pooled per medium, against the language model's states of the texts, layer by layer. "
-    "Chance is random pairing of media and texts.",
-    "connector_similarity": "The same for what the connector gives, pooled per medium: what of the encoder's "
-    "neighbourhoods it keeps, and whether it moves them towards the text's.",
-    "logit_lens": "Hidden states at modality positions, read through the final norm and head. The share of "
-    "positions that say a word of the record's own answer, against other records' answers; entropy over the "
-    "vocabulary, at most its logarithm.",
-    "attention_mass": "Share of the attention, at the positions that predict the answer, that goes to the "
-    "modality's positions; layers are the decoder's, counted from 0. Chance is equal attention to every position. "
-    "Attention shows what is read, not what it does to the answer.",
-}
 
 _AXES = {"share": "", "difference of shares": "percentage points", "nats": "nats"}
 
@@ -88,7 +67,7 @@ def diagnosis_report(found: Diagnosis) -> Report:
             title = f"{diagnostic.title}: {each.modality}" if several else diagnostic.title
             name = f"{diagnostic.name}-{place}"
             parts = _parts(name, title, f"{source}/diagnostics/{number}", diagnostic)
-            sections.append(Section(name, title, LEADS[diagnostic.name], parts))
+            sections.append(Section(name, title, DIAGNOSTICS[diagnostic.name]["lead"], parts))
     foot = (
         f"modalign {found.version}; {found.command}; seed {found.seed}; {found.device}, {found.dtype}; "
         f"{seconds(found.seconds)}. Intervals are 95 %, over records."

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from modalign.numbers.estimate import Estimate
+from modalign.numbers.sampling import GROUPS, Sampling
+
+# name -> title, lead (what its figures say) and, where it has no meaning there, in_layer: why not.
+DIAGNOSTICS: dict[str, dict[str, str]] = yaml.safe_load(
+    Path(__file__).with_name("diagnostics.yaml").read_text(encoding="utf-8")
+)
 
 
 class WordShare(BaseModel):
@@ -36,6 +49,25 @@ class Diagnostic(BaseModel):
     curves: dict[str, list[Estimate]] = {}
     words: list[list[WordShare]] = []
     points: dict[str, list[tuple[float, float]]] = {}
+
+
+def diagnostic(name: str, **fields: Any) -> Diagnostic:
+    """Make the diagnostic of a name in ``DIAGNOSTICS``."""
+    return Diagnostic(name=name, title=DIAGNOSTICS[name]["title"], **fields)
+
+
+def jackknifed(
+    sampling: Sampling,
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    groups: int = GROUPS,
+) -> list[Estimate]:
+    """Estimate each value of a statistic of the records, see :meth:`Sampling.jackknife`."""
+    values = statistic(np.arange(sampling.n))
+    ends = sampling.jackknife(statistic, groups)
+    return [
+        Estimate(value=value, low=low, high=high, n=sampling.n, interval="jackknife", unit="")
+        for value, low, high in zip(values, *ends, strict=True)
+    ]
 
 
 class ModalityDiagnosis(BaseModel):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modalign.evaluation.diagnosis.results import Diagnostic
+from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.sampling import Sampling
 
@@ -144,17 +144,17 @@ def neighbours(n: int) -> int:
 
 
 def similarity(
-    name: str, title: str, features: Sequence[Floats], texts: Sequence[Sequence[Floats]], seed: int
+    name: str, features: Sequence[Floats], texts: Sequence[Sequence[Floats]], seed: int
 ) -> Diagnostic:
     """The diagnostic of one space against the language model's layers.
 
     Args:
-        name, title: of the diagnostic.
+        name: of the diagnostic.
         features: per item (d,).
         texts: per item, per layer (D,).
         seed: of pairings and jackknife.
     """
-    found = Diagnostic(name=name, title=title)
+    found = diagnostic(name)
     if len(features) < FEWEST:
         found.undefined = (
             f"{len(features)} distinct media with text are too few to tell neighbours from chance; "

@@ -34,14 +34,11 @@ class Anls(Task):
     headline = "ANLS"
     needs = ("rapidfuzz",)
 
-    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+    def score_one(self, record: Record, output: Output) -> Score:
         """The similarity, 0 to 1."""
-        scores = []
-        for record, output in zip(records, outputs, strict=True):
-            said = normalise(output.text)
-            found = similarity(said, [normalise(a) for a in (record.answer, *record.answers)])
-            scores.append(Score(found, said))
-        return scores
+        said = normalise(output.text)
+        answers = [normalise(answer) for answer in (record.answer, *record.answers)]
+        return Score(similarity(said, answers), said)
 
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Mean similarity."""

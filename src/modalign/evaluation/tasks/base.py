@@ -119,9 +119,13 @@ class Task(ABC):
         """The options whose likelihood is wanted, in the order shown."""
         return record.options
 
-    @abstractmethod
     def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
-        """Score every record's output."""
+        """Score every record's output, each by :meth:`score_one` unless the task needs all at once."""
+        return [self.score_one(r, o) for r, o in zip(records, outputs, strict=True)]
+
+    def score_one(self, record: Record, output: Output) -> Score:
+        """Score one record's output."""
+        raise NotImplementedError
 
     @abstractmethod
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:

@@ -107,7 +107,20 @@ class Chair(Task):
 
     def problem(self, record: Record) -> str | None:
         """No list of objects, or one that cannot be looked for."""
-        return _problem(record)
+        objects = record.extra.get("objects")
+        if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
+            return (
+                "no list of objects"
+                if objects is None
+                else f"objects is {objects!r}, not a list of names"
+            )
+        empty = [name for name in objects if not phrase(name)]
+        if empty:
+            return f"the object {empty[0]!r} has no word"
+        synonyms = record.extra.get("synonyms", {})
+        if not _is_synonyms(synonyms):
+            return 'synonyms is no mapping of names to lists, {"dog": ["puppy"]}'
+        return None
 
     def vocabulary(self, records: Sequence[Record]) -> Vocabulary:
         """All objects of the file and of the records, with all their synonyms."""
@@ -172,23 +185,6 @@ def _score(vocabulary: Vocabulary, record: Record, output: Output) -> Score:
         "named_objects": named,
     }
     return Score(float(bool(wrong)), " ".join(named), counts)
-
-
-def _problem(record: Record) -> str | None:
-    objects = record.extra.get("objects")
-    if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
-        return (
-            "no list of objects"
-            if objects is None
-            else f"objects is {objects!r}, not a list of names"
-        )
-    empty = [name for name in objects if not phrase(name)]
-    if empty:
-        return f"the object {empty[0]!r} has no word"
-    synonyms = record.extra.get("synonyms", {})
-    if not _is_synonyms(synonyms):
-        return 'synonyms is no mapping of names to lists, {"dog": ["puppy"]}'
-    return None
 
 
 def _is_synonyms(value: Any) -> bool:

@@ -90,11 +90,8 @@ class Choice(Task):
         """The letters, or the options themselves."""
         return tuple(LETTERS[: len(record.options)]) if self.letters else record.options
 
-    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+    def score_one(self, record: Record, output: Output) -> Score:
         """1 where the right option has the largest summed log-likelihood."""
-        return [self._score(r, o) for r, o in zip(records, outputs, strict=True)]
-
-    def _score(self, record: Record, output: Output) -> Score:
         shown = self.shown(record)
         right = [plain(option) for option in shown].index(plain(record.answer))
         summed = _likeliest(output.options, lambda option: option.loglikelihood)

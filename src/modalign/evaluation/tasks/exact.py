@@ -20,12 +20,10 @@ class Exact(Task):
 
     name = "exact"
 
-    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+    def score_one(self, record: Record, output: Output) -> Score:
         """1 for an equal answer, else 0."""
-        return [
-            Score(float(plain(o.text) in {plain(a) for a in (r.answer, *r.answers)}), plain(o.text))
-            for r, o in zip(records, outputs, strict=True)
-        ]
+        said = plain(output.text)
+        return Score(float(said in map(plain, (record.answer, *record.answers))), said)
 
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Accuracy."""

@@ -46,20 +46,17 @@ class Pope(Task):
             return None
         return f"the answer is {record.answer!r}, not yes or no"
 
-    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+    def score_one(self, record: Record, output: Output) -> Score:
         """1 for the right word."""
-        scores = []
-        for record, output in zip(records, outputs, strict=True):
-            said, expected = first_word(output.text), record.answer.strip().casefold()
-            counts = {
-                "true_positive": int(said == expected == YES),
-                "false_positive": int(said == YES and expected == NO),
-                "positive": int(expected == YES),
-                "yes": int(said == YES),
-                "invalid": int(not said),
-            }
-            scores.append(Score(float(said == expected), said, counts))
-        return scores
+        said, expected = first_word(output.text), record.answer.strip().casefold()
+        counts = {
+            "true_positive": int(said == expected == YES),
+            "false_positive": int(said == YES and expected == NO),
+            "positive": int(expected == YES),
+            "yes": int(said == YES),
+            "invalid": int(not said),
+        }
+        return Score(float(said == expected), said, counts)
 
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Shares with Wilson intervals, F1 with a bootstrap's; precision is left out without a yes."""

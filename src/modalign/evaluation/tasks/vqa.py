@@ -83,14 +83,10 @@ class Vqa(Task):
         count = len(record.answers)
         return None if count == PEOPLE else f"{count} answers, not ten"
 
-    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+    def score_one(self, record: Record, output: Output) -> Score:
         """The share of agreement, 0 to 1."""
-        scores = []
-        for record, output in zip(records, outputs, strict=True):
-            said, answers = normalise(output.text), [normalise(a) for a in record.answers]
-            found = vqa_accuracy(said, answers)
-            scores.append(Score(found, said, {"matches": answers.count(said)}))
-        return scores
+        said, answers = normalise(output.text), [normalise(a) for a in record.answers]
+        return Score(vqa_accuracy(said, answers), said, {"matches": answers.count(said)})
 
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Mean agreement; the interval is a bootstrap's, since scores lie between 0 and 1."""

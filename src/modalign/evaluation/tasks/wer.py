@@ -39,23 +39,20 @@ class Wer(Task):
         """A transcript without a word."""
         return None if normalise(record.answer) else f"no word in the transcript {record.answer!r}"
 
-    def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
+    def score_one(self, record: Record, output: Output) -> Score:
         """Each record's own rate, and the counts behind it."""
         import jiwer
 
-        scores = []
-        for record, output in zip(records, outputs, strict=True):
-            expected, said = normalise(record.answer), normalise(output.text)
-            found = jiwer.process_words(expected, said)
-            counts = {
-                "substitutions": found.substitutions,
-                "deletions": found.deletions,
-                "insertions": found.insertions,
-                "words": len(expected.split()),
-                "expected": expected,
-            }
-            scores.append(Score(float(found.wer), said, counts))
-        return scores
+        expected, said = normalise(record.answer), normalise(output.text)
+        found = jiwer.process_words(expected, said)
+        counts = {
+            "substitutions": found.substitutions,
+            "deletions": found.deletions,
+            "insertions": found.insertions,
+            "words": len(expected.split()),
+            "expected": expected,
+        }
+        return Score(float(found.wer), said, counts)
 
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """The rate over all words, and its three parts."""
