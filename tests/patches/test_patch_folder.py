@@ -208,7 +208,7 @@ def test_what_is_refused(tmp_path):
     apply_to_folder(tmp_path / "base", [patch], tmp_path / "e")
     with pytest.raises(DataError, match="already"):
         apply_to_folder(tmp_path / "e", [patch])
-    with pytest.raises(UsageError, match=r"is none of the patches.*patch0 \("):
+    with pytest.raises(UsageError, match=r"is not applied; applied to .*patch0 \("):
         remove_from_folder(tmp_path / "e", ["nope"])
     with pytest.raises(UsageError, match="no patch to remove"):
         remove_from_folder(tmp_path / "e", [])

@@ -12,15 +12,15 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.patches.changes import Change, changed
-from modalign.patches.fit import check_order, check_removable, locate
-from modalign.patches.header import SHOWN, BaseTensor, PatchContent, patch_hash
+from modalign.patches.fit import check_order, check_removable, chosen, locate
+from modalign.patches.header import BaseTensor, PatchContent, patch_hash
 
 _STATE = "_modalign_patches"
 
@@ -32,13 +32,11 @@ class Carried:
     Attributes:
         patch: itself.
         sha256: its content hash.
-        by: in the model's own weights, or added at run time.
         names: tensor of the patch -> parameter of the model.
     """
 
     patch: PatchContent
     sha256: str
-    by: Literal["weights", "view"]
     names: Mapping[str, str]
 
 
@@ -64,13 +62,12 @@ def patches_of(model: nn.Module) -> tuple[Carried, ...]:
     return _state(model).carried
 
 
-def fit(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> Carried:
+def fit(model: nn.Module, patch: PatchContent) -> Carried:
     """Check that a patch fits on top of what a model carries, and find its parameters.
 
     Args:
         model: any module.
         patch: to be put on top.
-        verify: compare hashes; False where the very same pair was compared before.
 
     Raises:
         DataError: it was made for other weights, or other patches must be applied first.
@@ -84,15 +81,12 @@ def fit(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> Carrie
     sha256 = patch_hash(patch)
     check_order(patch, sha256, [(c.patch.header.name, c.sha256) for c in state.carried], where)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    if verify or not set(patch.changes) <= set(parameters):
-        shapes = {name: tuple(value.shape) for name, value in parameters.items()}
-        unpatched = {**parameters, **state.originals}
-        names = locate(patch.header, shapes, unpatched.__getitem__, where)
-    else:
-        names = {name: name for name in patch.changes}
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    unpatched = {**parameters, **state.originals}
+    names = locate(patch.header, shapes, unpatched.__getitem__, where)
     for name, found in names.items():
         _check_parameter(model, parameters, found, patch.header.base[name])
-    return Carried(patch, sha256, "weights", names)
+    return Carried(patch, sha256, names)
 
 
 def _check_parameter(
@@ -118,7 +112,7 @@ def _check_parameter(
         )
 
 
-def apply_patch(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> None:
+def apply_patch(model: nn.Module, patch: PatchContent) -> None:
     """Change a model's own weights by a patch, on top of what is applied; originals are kept.
 
     Raises:
@@ -126,7 +120,7 @@ def apply_patch(model: nn.Module, patch: PatchContent, *, verify: bool = True) -
         UsageError: the model is a view: its weights belong to another one.
     """
     state = _writable(model)
-    new = fit(model, patch, verify=verify)
+    new = fit(model, patch)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     originals = dict(state.originals)
     for name in new.names.values():
@@ -147,11 +141,13 @@ def remove_patch(model: nn.Module, patch: PatchContent | str) -> None:
         DataError: another patch was computed on top of it.
     """
     state = _writable(model)
-    chosen = _chosen(state.carried, patch)
+    where = f"this {type(model).__name__}"
+    names = [(each.patch.header.name, each.sha256) for each in state.carried]
+    gone = state.carried[chosen(patch, names, where)]
     present = [(each.patch, each.sha256) for each in state.carried]
-    check_removable([chosen.sha256], present, f"this {type(model).__name__}")
-    kept = tuple(each for each in state.carried if each is not chosen)
-    _write(model, _State(kept, state.originals), set(chosen.names.values()))
+    check_removable([gone.sha256], present, where)
+    kept = tuple(each for each in state.carried if each is not gone)
+    _write(model, _State(kept, state.originals), set(gone.names.values()))
 
 
 def _writable(model: nn.Module) -> _State:
@@ -162,22 +158,6 @@ def _writable(model: nn.Module) -> _State:
             "the patches to the model itself"
         )
     return state
-
-
-def _chosen(carried: tuple[Carried, ...], patch: PatchContent | str) -> Carried:
-    if isinstance(patch, PatchContent):
-        wanted = patch_hash(patch)
-        fitting = [each for each in carried if each.sha256 == wanted]
-        shown = f"{patch.header.name!r} ({wanted[:SHOWN]})"
-    else:
-        fitting = [each for each in carried if each.patch.header.name == patch]
-        fitting = fitting or [each for each in carried if each.sha256.startswith(patch)]
-        shown = repr(patch)
-    if len(fitting) != 1:
-        names = ", ".join(f"{c.patch.header.name} ({c.sha256[:SHOWN]})" for c in carried) or "none"
-        problem = "is not applied" if not fitting else "means several patches"
-        raise UsageError(f"the patch {shown} {problem}; applied: {names}")
-    return fitting[0]
 
 
 @torch.no_grad()
@@ -203,16 +183,16 @@ def _write(model: nn.Module, state: _State, touched: set[str]) -> None:
 
 
 @contextmanager
-def applied(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> Iterator[None]:
+def applied(model: nn.Module, patch: PatchContent) -> Iterator[None]:
     """A model with a patch in its weights for as long as the block lasts; then exactly as before."""
-    apply_patch(model, patch, verify=verify)
+    apply_patch(model, patch)
     try:
         yield
     finally:
         remove_patch(model, patch)
 
 
-def view(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> nn.Module:
+def view(model: nn.Module, patch: PatchContent) -> nn.Module:
     """The model with a patch on top, as a second model around the same parameters.
 
     The view generates, takes further patches and trains like the model itself; ``patches_of(view)``
@@ -223,15 +203,14 @@ def view(model: nn.Module, patch: PatchContent, *, verify: bool = True) -> nn.Mo
         DataError: the patch does not fit, see :func:`fit`.
     """
     state = _state(model)
-    new = fit(model, patch, verify=verify)
+    new = fit(model, patch)
     tree = _second_tree(model)
     originals = dict(state.originals)
     for name, change in patch.changes.items():
         replaced = _attach(tree, new.names[name], change, patch.header.base[name])
         if replaced is not None:
             originals.setdefault(new.names[name], replaced)
-    carried = Carried(patch, new.sha256, "view", new.names)
-    tree.__dict__[_STATE] = _State((*state.carried, carried), originals, is_view=True)
+    tree.__dict__[_STATE] = _State((*state.carried, new), originals, is_view=True)
     tree.__dict__["save_pretrained"] = _refuse_to_save
     return tree
 

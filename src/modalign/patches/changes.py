@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -49,9 +49,9 @@ class Change(ABC):
     def layout(self) -> Any:
         """What its file says beside the tensors, as JSON: the edit of each column, for a start."""
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored, by part."""
+        """What is stored, by part: its own tensors by their names."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def delta(self) -> Tensor:
         """Delta itself."""
@@ -137,9 +137,15 @@ class Change(ABC):
 
 
 class _Columns(Change):
-    """A change whose factors' columns belong to edits."""
+    """A change whose factors' columns belong to edits.
+
+    Attributes:
+        edits: for each column the position of its edit in the header's list; -1 for a column of no
+            edit of this patch (a key protected for an earlier one, a sum).
+    """
 
     edits: tuple[int, ...]
+    linear: ClassVar[str]  # the factor that is zero where nothing changes, and scales with Delta
 
     @property
     def layout(self) -> list[int]:
@@ -173,11 +179,23 @@ class _Columns(Change):
                 total[edit] = total.get(edit, 0.0) + norm
         return total
 
-    def _kept(self, places: Mapping[int, int]) -> tuple[list[int], tuple[int, ...]]:
-        """Columns that stay (of edits in ``places``, and of no edit), and their edits anew."""
+    def scaled(self, factor: float) -> Self:
+        """See :class:`Change`. Keys stay, so that edits can still be taken out."""
+        return self._with({self.linear: getattr(self, self.linear) * factor})
+
+    def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Self | None:
+        """See :class:`Change`. The columns that stay, which a solved change solves again."""
         new = {**places, -1: -1}
         kept = [column for column, edit in enumerate(self.edits) if edit in new]
-        return kept, tuple(new[self.edits[column]] for column in kept)
+        edits = tuple(new[self.edits[column]] for column in kept)
+        left = {name: value[:, kept] for name, value in self.tensors().items()}
+        if all(edit == -1 for edit in edits) and not bool(left[self.linear].any()):
+            return None  # protected keys change nothing by themselves
+        return self._with({**left, "edits": edits})
+
+    def _with(self, fields: dict[str, Any]) -> Self:
+        found: Self = replace(cast(Any, self), **fields)
+        return found
 
 
 @dataclass(frozen=True)
@@ -188,8 +206,6 @@ class SolvedChange(_Columns):
         keys: K, (d_in, n).
         dual: S = (lambda C0)^-1 K, (d_in, n).
         residuals: R, (d_out, n); zero columns for keys that only have to stay as they are.
-        edits: for each column the position of its edit in the header's list; -1 for a column of no
-            edit of this patch (a key protected for an earlier one).
     """
 
     keys: Tensor
@@ -197,15 +213,12 @@ class SolvedChange(_Columns):
     residuals: Tensor
     edits: tuple[int, ...]
     form: ClassVar[str] = "solved"
+    linear: ClassVar[str] = "residuals"
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.residuals.shape[0], self.keys.shape[0]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See :class:`Change`."""
-        return {"keys": self.keys, "dual": self.dual, "residuals": self.residuals}
 
     def low_rank(self) -> LowRankChange:
         """See :class:`Change`."""
@@ -216,19 +229,6 @@ class SolvedChange(_Columns):
         # Delta = R system^-1 S^T; the system is symmetric up to rounding, not exactly.
         left = torch.linalg.solve(system.T, self.residuals.contiguous().T).T
         return LowRankChange(left, dual, (-1,) * self.columns)
-
-    def scaled(self, factor: float) -> SolvedChange:
-        """See :class:`Change`. Keys stay, so that edits can still be taken out."""
-        return replace(self, residuals=self.residuals * factor)
-
-    def keeping(
-        self, places: Mapping[int, int], gone: Set[int] = frozenset()
-    ) -> SolvedChange | None:
-        """See :class:`Change`. Solved again over the columns that stay."""
-        kept, edits = self._kept(places)
-        if all(edit == -1 for edit in edits) and not bool(self.residuals[:, kept].any()):
-            return None  # protected keys change nothing by themselves
-        return SolvedChange(self.keys[:, kept], self.dual[:, kept], self.residuals[:, kept], edits)
 
     def own_keys(self) -> Tensor:
         """See :class:`Change`."""
@@ -250,23 +250,16 @@ class LowRankChange(_Columns):
     right: Tensor  # (d_in, r)
     edits: tuple[int, ...]
     form: ClassVar[str] = "low-rank"
+    linear: ClassVar[str] = "left"
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.left.shape[0], self.right.shape[0]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """See :class:`Change`."""
-        return {"left": self.left, "right": self.right}
-
     def delta(self) -> Tensor:
         """See :class:`Change`."""
         return self.left.contiguous() @ self.right.contiguous().T
-
-    def scaled(self, factor: float) -> LowRankChange:
-        """See :class:`Change`."""
-        return replace(self, left=self.left * factor)
 
     def low_rank(self) -> LowRankChange:
         """See :class:`Change`."""
@@ -281,19 +274,14 @@ class LowRankChange(_Columns):
             tuple(edit for each in changes for edit in each.edits),
         )
 
-    def keeping(
-        self, places: Mapping[int, int], gone: Set[int] = frozenset()
-    ) -> LowRankChange | None:
+    def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Self | None:
         """See :class:`Change`."""
         if -1 in self.edits and not gone <= set(self.edits):
             raise DataError(
                 "is a sum that does not keep its edits apart; drop the edit from the patch it came "
                 "from and merge again"
             )
-        kept, edits = self._kept(places)
-        if all(edit == -1 for edit in edits) and not bool(self.left[:, kept].any()):
-            return None
-        return LowRankChange(self.left[:, kept], self.right[:, kept], edits)
+        return super().keeping(places, gone)
 
 
 @dataclass(frozen=True)
@@ -347,18 +335,18 @@ class SlicedChange(Change):
 
     Attributes:
         whole: the change that was sliced.
-        rows, kept_columns: indices that are kept, ascending; None for all.
+        rows, columns: indices that are kept, ascending; None for all.
     """
 
     whole: Change
     rows: Tensor | None
-    kept_columns: Tensor | None
+    columns: Tensor | None
     form: ClassVar[str] = "sliced"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """See :class:`Change`."""
-        kept = (self.rows, self.kept_columns)
+        kept = (self.rows, self.columns)
         return tuple(
             size if index is None else len(index)
             for size, index in zip(self.whole.shape, kept, strict=False)
@@ -371,23 +359,19 @@ class SlicedChange(Change):
 
     def tensors(self) -> dict[str, Tensor]:
         """See :class:`Change`."""
-        kept = {"rows": self.rows, "columns": self.kept_columns}
-        return self.whole.tensors() | {n: index for n, index in kept.items() if index is not None}
+        return self.whole.tensors() | super().tensors()
 
     def low_rank(self) -> LowRankChange | None:
         """See :class:`Change`."""
         whole = self.whole.low_rank()
         if whole is None:
             return None
-        left, right = (
-            _taken(whole.left, self.rows, None),
-            _taken(whole.right, self.kept_columns, None),
-        )
-        return LowRankChange(left, right, whole.edits)
+        left = _taken(whole.left, self.rows, None)
+        return LowRankChange(left, _taken(whole.right, self.columns, None), whole.edits)
 
     def delta(self) -> Tensor:
         """See :class:`Change`."""
-        return _taken(self.whole.delta(), self.rows, self.kept_columns)
+        return _taken(self.whole.delta(), self.rows, self.columns)
 
     def scaled(self, factor: float) -> SlicedChange:
         """See :class:`Change`."""
@@ -396,7 +380,7 @@ class SlicedChange(Change):
     def sliced(self, rows: Tensor | None, columns: Tensor | None) -> SlicedChange:
         """See :class:`Change`."""
         return SlicedChange(
-            self.whole, _composed(self.rows, rows), _composed(self.kept_columns, columns)
+            self.whole, _composed(self.rows, rows), _composed(self.columns, columns)
         )
 
     def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Change | None:
@@ -407,11 +391,11 @@ class SlicedChange(Change):
     def own_keys(self) -> Tensor | None:
         """See :class:`Change`."""
         keys = self.whole.own_keys()
-        return None if keys is None else _taken(keys, self.kept_columns, None)
+        return None if keys is None else _taken(keys, self.columns, None)
 
     def problem(self, edits: int) -> str:
         """See :class:`Change`."""
-        for size, index in zip(self.whole.shape, (self.rows, self.kept_columns), strict=False):
+        for size, index in zip(self.whole.shape, (self.rows, self.columns), strict=False):
             if index is not None and (wrong := wrong_indices(index, size)):
                 return wrong
         return self.whole.problem(edits)

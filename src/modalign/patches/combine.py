@@ -7,7 +7,7 @@ sum of its changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,14 @@ from modalign.patches.header import (
     EditingOrigin,
     EditRecord,
     Parent,
-    PatchHeader,
     label,
     patch_hash,
     with_history,
 )
 from modalign.patches.patch import Patch
 from modalign.patches.weighted import WeightedChange
+
+Terms = Sequence[tuple[float, Change]]  # weights and changes of one tensor
 
 
 def merge(
@@ -47,19 +48,15 @@ def merge(
     """
     if len(patches) < 2 or len({patch_hash(each) for each in patches}) != len(patches):
         raise UsageError("merge takes two or more different patches")
-    after = _check_mergeable(patches)
+    _check_alike(patches)
     if not allow_conflicts:
         _check_conflicts(patches)
     obstacle = _obstacle(patches)
-    joined = _added if obstacle else _solved_together
+    join = _added if obstacle else _solved_together
     how = f"by adding up their changes ({obstacle})" if obstacle else "by a joint solve"
     done = f"merged {', '.join(map(label, patches))} {how}"
-    terms = _terms(patches, [1.0] * len(patches))
-    changes = {
-        tensor: found[0][1] if len(found) == 1 else joined([change for _, change in found])
-        for tensor, found in terms.items()
-    }
-    return Patch(_joined_header(patches, name, after, done), changes)
+    ones = [1.0] * len(patches)
+    return _joined(patches, ones, lambda terms: join([c for _, c in terms]), done, name)
 
 
 def scale(patch: Patch, factor: float, *, name: str | None = None) -> Patch:
@@ -69,7 +66,7 @@ def scale(patch: Patch, factor: float, *, name: str | None = None) -> Patch:
         UsageError: the factor is not a finite number.
     """
     _check_weights([factor], 1)
-    _check_mergeable([patch])
+    _check_alike([patch])
     header = with_history(
         patch.header,
         f"scaled {label(patch)} by {factor:g}",
@@ -98,13 +95,12 @@ def add(patches: Sequence[Patch], weights: Sequence[float], *, name: str | None 
         DataError: patches of different bases or tokenizers.
     """
     _check_weights(weights, len(patches))
-    after = _check_mergeable(patches)
+
+    def sum_of(terms: Terms) -> Change:
+        return _added([change.scaled(weight) for weight, change in terms])
+
     done = f"added up {_weighted_labels(patches, weights)}"
-    changes = {
-        tensor: _added([change.scaled(weight) for weight, change in found])
-        for tensor, found in _terms(patches, weights).items()
-    }
-    return Patch(_joined_header(patches, name, after, done), changes)
+    return _joined(patches, weights, sum_of, done, name)
 
 
 def soup(patches: Sequence[Patch], weights: Sequence[float], *, name: str | None = None) -> Patch:
@@ -123,7 +119,6 @@ def soup(patches: Sequence[Patch], weights: Sequence[float], *, name: str | None
         DataError: parents of different bases or tokenizers, or one that is a soup itself.
     """
     _check_weights(weights, len(patches))
-    after = _check_mergeable(patches)
     if nested := [each for each in patches if each.header.kind == "soup"]:
         raise DataError(f"{label(nested[0])} is a soup itself; give its parents, or add them up")
     parents = tuple(
@@ -131,11 +126,10 @@ def soup(patches: Sequence[Patch], weights: Sequence[float], *, name: str | None
         for each, weight in zip(patches, weights, strict=True)
     )
     done = f"made a soup of {_weighted_labels(patches, weights)}"
-    header = _joined_header(patches, name, after, done).model_copy(
-        update={"kind": "soup", "format_version": 2, "parents": parents}
-    )
-    terms = _terms(patches, weights)
-    return Patch(header, {tensor: WeightedChange(tuple(each)) for tensor, each in terms.items()})
+    return _joined(
+        patches, weights, lambda terms: WeightedChange(tuple(terms)), done, name,
+        kind="soup", format_version=2, parents=parents,
+    )  # fmt: skip
 
 
 def _check_weights(weights: Sequence[float], count: int) -> None:
@@ -150,55 +144,60 @@ def _weighted_labels(patches: Sequence[Patch], weights: Sequence[float]) -> str:
     return ", ".join(f"{w:g} x {label(p)}" for p, w in zip(patches, weights, strict=True))
 
 
-def _terms(
-    patches: Sequence[Patch], weights: Sequence[float]
-) -> dict[str, list[tuple[float, Change]]]:
-    """Weight and change per tensor, their edits at their positions in the joined list."""
+def _joined(
+    patches: Sequence[Patch],
+    weights: Sequence[float],
+    join: Callable[[Terms], Change],
+    done: str,
+    name: str | None,
+    **update: Any,
+) -> Patch:
+    """One patch of several; what their headers agree on stays.
+
+    Args:
+        patches: of one base.
+        weights: of each.
+        join: makes one change of a tensor's weighted changes.
+        done: for the history.
+        name: of the result.
+        update: further fields of the header.
+    """
+    after = _check_alike(patches)
+    edits, places = _joined_edits(patches)
     terms: dict[str, list[tuple[float, Change]]] = {}
-    places = _joined_edits(patches)[1]
     for each, weight, place in zip(patches, weights, places, strict=True):
         for tensor, change in each.changes.items():
             terms.setdefault(tensor, []).append((weight, change.keeping(place) or change))
-    return terms
-
-
-def _joined_header(
-    patches: Sequence[Patch], name: str | None, after: tuple[str, ...], done: str
-) -> PatchHeader:
-    """One header of several: what they agree on stays."""
     headers = [each.header for each in patches]
-    first = headers[0]
-    origins = [each.editing for each in headers]
-    tokenizers = [h.tokenizer for h in headers if h.tokenizer is not None]
+    first, origins = headers[0], [each.editing for each in headers]
     same_settings = all(h.settings == first.settings for h in headers)
 
     def agreed(values: list[Any], otherwise: Any) -> Any:
         return values[0] if all(value == values[0] for value in values) else otherwise
 
-    editing = EditingOrigin(
-        covariance=agreed([each.covariance for each in origins], None),
-        contexts=agreed([each.contexts for each in origins], ()),
-        edits=_joined_edits(patches)[0],
-    )
-    return with_history(
-        first,
-        done,
-        name=name or "+".join(h.name for h in headers),
-        kind="delta",
-        format_version=max(h.format_version for h in headers),
-        base={tensor: base for h in headers for tensor, base in h.base.items()},
-        after=after,
-        method=agreed([h.method for h in headers], "merged"),
-        settings=first.settings if same_settings else {h.name: h.settings for h in headers},
-        seed=agreed([h.seed for h in headers], None),
-        tokenizer=tokenizers[0] if tokenizers else None,
-        history=tuple(line for h in headers for line in h.history),
-        editing=editing,
-        parents=(),
-    )
+    fields = {
+        "name": name or "+".join(h.name for h in headers),
+        "kind": "delta",
+        "format_version": max(h.format_version for h in headers),
+        "base": {tensor: base for h in headers for tensor, base in h.base.items()},
+        "after": after,
+        "method": agreed([h.method for h in headers], "merged"),
+        "settings": first.settings if same_settings else {h.name: h.settings for h in headers},
+        "seed": agreed([h.seed for h in headers], None),
+        "tokenizer": next((h.tokenizer for h in headers if h.tokenizer is not None), None),
+        "history": tuple(line for h in headers for line in h.history),
+        "editing": EditingOrigin(
+            covariance=agreed([each.covariance for each in origins], None),
+            contexts=agreed([each.contexts for each in origins], ()),
+            edits=edits,
+        ),
+        "parents": (),
+    }
+    header = with_history(first, done, **{**fields, **update})
+    return Patch(header, {tensor: join(found) for tensor, found in terms.items()})
 
 
-def _check_mergeable(patches: Sequence[Patch]) -> tuple[str, ...]:
+def _check_alike(patches: Sequence[Patch]) -> tuple[str, ...]:
     """Refuse patches of different bases; the patches that must be below the result."""
     first, *others = patches
     if cut := [each for each in patches if each.cuts]:

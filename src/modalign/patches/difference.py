@@ -66,7 +66,7 @@ def difference(
     errors: dict[str, float] = {}
     for tensor, old, new in _changed_tensors(before, after, progress):
         flipped = any(_same_end(tensor, each) for each in transposed)
-        tied = is_tied(base, before, tensor, before.read)
+        tied = is_tied(before, tensor, before.read)
         if tied and _twin(before, tensor, old) is not None:
             raise DataError(
                 f"{base} stores the tied tensor {tensor} twice; load it and save it with "
@@ -95,7 +95,7 @@ def difference(
 
 def _check_alike(before: Weights, after: Weights) -> None:
     """Refuse models whose tensors are not the same but for their values."""
-    ours, theirs = before.shapes | before.fixed, after.shapes | after.fixed
+    ours, theirs = ({n: p.shape for n, p in w.everything.items()} for w in (before, after))
     for name in sorted(set(ours) ^ set(theirs)):
         lacking = after if name in ours else before
         raise DataError(f"{lacking.folder} has no tensor {name}: not a change of values alone")
@@ -105,8 +105,8 @@ def _check_alike(before: Weights, after: Weights) -> None:
                 f"{name} has the shape {shape} in {before.folder}, {theirs[name]} in {after.folder}: "
                 "not a change of values alone"
             )
-    for name in before.fixed:
-        if not torch.equal(before.read(name), after.read(name)):
+    for name, place in before.everything.items():
+        if not place.patchable and not torch.equal(before.read(name), after.read(name)):
             raise DataError(f"{name} holds whole numbers that differ; no patch changes those")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modalign.errors import DataError
+from modalign.errors import DataError, UsageError
 from modalign.hashing import tensor_hash, tokenizer_hash
-from modalign.patches.header import SHOWN, BaseTensor, PatchContent, PatchHeader
+from modalign.patches.header import SHOWN, BaseTensor, PatchContent, PatchHeader, label, patch_hash
 
 
 def locate(
@@ -136,6 +136,29 @@ def check_order(
             f"the patch {patch.header.name!r} was computed on top of other patches in another order "
             f"than they are in {where}; it expects {', '.join(e[:SHOWN] for e in patch.header.after)}"
         )
+
+
+def chosen(wanted: PatchContent | str, stack: Sequence[tuple[str, str]], where: str) -> int:
+    """Find the place of a patch among those that are in.
+
+    Args:
+        wanted: the patch, its name, or at least four digits of its hash from the first on.
+        stack: name and hash of the patches that are in.
+        where: the model, for messages.
+
+    Raises:
+        UsageError: none is meant, or several.
+    """
+    digits = patch_hash(wanted) if isinstance(wanted, PatchContent) else wanted
+    places = [i for i, (name, _) in enumerate(stack) if name == wanted]
+    if not places and len(digits) >= 4:
+        places = [i for i, (_, sha256) in enumerate(stack) if sha256.startswith(digits)]
+    if len(places) != 1:
+        shown = label(wanted) if isinstance(wanted, PatchContent) else repr(wanted)
+        problem = "means several patches" if places else "is not applied"
+        names = ", ".join(f"{name} ({sha256[:SHOWN]})" for name, sha256 in stack) or "none"
+        raise UsageError(f"the patch {shown} {problem}; applied to {where}: {names}")
+    return places[0]
 
 
 def check_removable(

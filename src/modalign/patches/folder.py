@@ -10,9 +10,9 @@ from pathlib import Path
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import new_folder
 from modalign.patches.fit import locate
-from modalign.patches.header import PatchContent, patch_hash
-from modalign.patches.log import Applied, Log, now
-from modalign.patches.patched_folder import LOG, PATCHES, FolderStatus, PatchedFolder
+from modalign.patches.header import PatchContent
+from modalign.patches.log import Log
+from modalign.patches.patched_folder import LOG, PATCHES, FolderStatus, PatchedFolder, entry_of
 from modalign.patches.pruned_folder import rewritten_files, write_pruned
 from modalign.patches.storage import save_patch
 from modalign.patches.weights import PART
@@ -112,18 +112,10 @@ def _prune(source: PatchedFolder, structure: PatchContent, target: Path) -> None
         )
     _copy_without(folder, target, rewritten_files(folder))
     changes = write_pruned(folder, structure, target)
-    sha256 = patch_hash(structure)
-    entry = Applied(
-        name=structure.header.name,
-        sha256=sha256,
-        file=f"{sha256[:16]}.safetensors",
-        tensors=names,
-        kind="structure",
-        time=now(),
-    )
+    entry = entry_of(structure, names)
     save_patch(structure, target / PATCHES / entry.file)
     log = Log(target / PATCHES / LOG)
-    log.end(log.begin("apply", {entry.name: sha256}, [entry], changes), "done")
+    log.end(log.begin("apply", [entry], [entry], changes), "done")
 
 
 def remove_from_folder(

@@ -234,5 +234,9 @@ def with_history(header: PatchHeader, done: str, **update: Any) -> PatchHeader:
     """The header of what was made of a patch now: fields replaced, and a line of history more."""
     update = {"sliced_from": None, **update}
     history = (*update.pop("history", header.history), done)
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return header.model_copy(update={**update, "history": history, "created": created})
+    return header.model_copy(update={**update, "history": history, "created": now()})
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -38,9 +38,9 @@ class TensorReport(BaseModel):
     name: str
     form: Literal["solved", "low-rank", "dense", "sliced", "weighted", "cut"]
     shape: tuple[int, ...]
-    columns: int | None
-    rank: int | None
-    norm: float | None
+    columns: int | None = None
+    rank: int | None = None
+    norm: float | None = None
     kept: tuple[int, ...] | None = None
     relative: float | None = None
     stored_as: str | None = None
@@ -83,9 +83,7 @@ def inspect_patch(patch: PatchContent, model: Path | None = None) -> Inspection:
 def _cut(header: PatchHeader, name: str, cut: Cut) -> TensorReport:
     shape = header.base[name].shape
     kept = cut.shape(shape) if cut.name is not None else ()
-    return TensorReport(
-        name=name, form="cut", shape=shape, columns=None, rank=None, norm=None, kept=kept
-    )
+    return TensorReport(name=name, form="cut", shape=shape, kept=kept)
 
 
 def _measure(name: str, change: Change) -> TensorReport:

@@ -7,15 +7,16 @@ that was interrupted.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modalign.errors import DataError
+from modalign.patches.header import now
 
 
 class Applied(BaseModel):
@@ -97,22 +98,16 @@ class Log:
     def begin(
         self,
         action: Literal["apply", "remove"],
-        patches: dict[str, str],
+        patches: Iterable[Applied],
         stack: list[Applied],
         tensors: dict[str, TensorChange],
     ) -> int:
         """Write down what is about to happen; its number."""
-        number = max((event.number for event in self.events), default=0) + 1
+        number = self.events[-1].number + 1 if self.events else 1
+        named = {each.name: each.sha256 for each in patches}
+        event = Event(time=now(), number=number, state="begun", action=action)
         self._append(
-            Event(
-                time=now(),
-                number=number,
-                state="begun",
-                action=action,
-                patches=patches,
-                stack=stack,
-                tensors=tensors,
-            )
+            event.model_copy(update={"patches": named, "stack": stack, "tensors": tensors})
         )
         return number
 
@@ -124,7 +119,8 @@ class Log:
         self.path.parent.mkdir(exist_ok=True)
         line = json.dumps(event.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
         with self.path.open("ab+") as file:
-            _cut_torn_line(file.fileno(), self.path)
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # a torn line of an interrupted write
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -144,16 +140,3 @@ def _read(path: Path) -> list[Event]:
                 f"{path}:{number} is not an entry of the log; restore the file"
             ) from error
     return events
-
-
-def _cut_torn_line(descriptor: int, path: Path) -> None:
-    """Take away what an interrupted write left after the last whole line."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.ftruncate(descriptor, whole)
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

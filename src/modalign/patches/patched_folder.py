@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,13 +27,13 @@ from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import replacing
 from modalign.hashing import tensor_hash
 from modalign.patches.changes import changed
-from modalign.patches.fit import check_order, check_removable, check_tokenizer, locate
-from modalign.patches.header import SHOWN, BaseTensor, PatchContent, patch_hash
-from modalign.patches.log import Applied, Event, Log, TensorChange, now
+from modalign.patches.fit import check_order, check_removable, check_tokenizer, chosen, locate
+from modalign.patches.header import SHOWN, BaseTensor, PatchContent, now, patch_hash
+from modalign.patches.log import Applied, Event, Log, TensorChange
 from modalign.patches.pruned_folder import UNPRUNED, restore_unpruned, unpruned_weights
 from modalign.patches.storage import load_patch, save_patch
 from modalign.patches.structure import slice_along
-from modalign.patches.weights import PART, Weights
+from modalign.patches.weights import PART, Weights, opened
 
 PATCHES = "patches"
 ORIGINALS = "originals.safetensors"
@@ -106,27 +105,18 @@ class PatchedFolder:
     def original(self, name: str) -> Tensor:
         """A tensor without any change; with a structure, as that left it."""
         path = self.folder / PATCHES / ORIGINALS
-        if path.is_file():
-            with _opened(path) as file:
-                if name in file.keys():  # noqa: SIM118
-                    found: Tensor = file.get_tensor(name)
-                    return found
-        return self.weights.read(name)
+        if name not in self._held_originals():
+            return self.weights.read(name)
+        with opened(path) as file:
+            found: Tensor = file.get_tensor(name)
+        return found
 
     def find(self, reference: str) -> Applied:
         """The patch that a name, the beginning of a hash, or a file means."""
-        stack = self.log.stack
-        fitting = [each for each in stack if each.name == reference]
-        if not fitting and Path(reference).is_file():
-            wanted = patch_hash(load_patch(reference))
-            fitting = [each for each in stack if each.sha256 == wanted]
-        if not fitting and len(reference) >= 4:
-            fitting = [each for each in stack if each.sha256.startswith(reference)]
-        if len(fitting) != 1:
-            names = ", ".join(f"{each.name} ({each.sha256[:SHOWN]})" for each in stack) or "none"
-            problem = "means several of the patches" if fitting else "is none of the patches"
-            raise UsageError(f"{reference!r} {problem} in {self.folder}: {names}")
-        return fitting[0]
+        stack = [(each.name, each.sha256) for each in self.log.stack]
+        named = any(reference == name for name, _ in stack)
+        wanted = reference if named or not Path(reference).is_file() else load_patch(reference)
+        return self.log.stack[chosen(wanted, stack, str(self.folder))]
 
     def check_tokenizer(self, patch: PatchContent) -> None:
         """Refuse a patch for another tokenizer than the folder's."""
@@ -195,16 +185,12 @@ class PatchedFolder:
         found: list[tuple[PatchContent, Applied]] = []
         for given in patches:
             patch, names = self.fitted(given, [each for each, _ in found])
-            sha256 = patch_hash(patch)
-            check_order(patch, sha256, below, str(self.folder))
+            entry = entry_of(patch, names)
+            check_order(patch, entry.sha256, below, str(self.folder))
             for own, name in names.items():
                 self._check_tied(name, patch.header.base[own])
-            file = f"{sha256[:16]}.safetensors"
-            entry = Applied(
-                name=patch.header.name, sha256=sha256, file=file, tensors=names, time=now()
-            )
             found.append((patch, entry))
-            below.append((patch.header.name, sha256))
+            below.append((entry.name, entry.sha256))
         return found
 
     def _check_state(self) -> None:
@@ -217,7 +203,7 @@ class PatchedFolder:
 
     def _check_tied(self, name: str, base: BaseTensor) -> None:
         """Refuse a change of an embedding that is the output projection too, unless it is for both."""
-        tied = is_tied(self.folder, self.weights, name, self.original)
+        tied = is_tied(self.weights, name, self.original)
         if tied and not base.tied:
             raise UsageError(
                 f"{name} is the input embedding and the output projection at once (tied weights): a "
@@ -279,7 +265,7 @@ class PatchedFolder:
             held = name in self.weights.places
             before = tensor_hash(self.weights.read(name)) if held else ""
             tensors[name] = TensorChange(before=before, after=sha256)
-        self.log.begin("remove", {structure.name: structure.sha256}, [], tensors)
+        self.log.begin("remove", [structure], [], tensors)
         self.recover()
 
     def _finish_restoring(self, pending: Event) -> None:
@@ -295,43 +281,39 @@ class PatchedFolder:
         touched = sorted(_touched(subject))
         before = {name: tensor_hash(self.weights.read(name)) for name in touched}
         self._keep_originals(_touched(stack))
-        ready, after = self._prepare(touched, stack)
-        try:
+        with self._rewritten(touched, stack) as (ready, after):
             tensors = {n: TensorChange(before=before[n], after=after[n]) for n in touched}
-            self.log.begin(action, {e.name: e.sha256 for e in subject}, stack, tensors)
-        except BaseException:
-            for part, _ in ready:
-                part.unlink(missing_ok=True)
-            raise
-        try:
-            for part, place in ready:
-                part.replace(place)
-        finally:  # compared with the log whether or not all were replaced: done, or undone
-            self.weights = Weights(self.folder)
-            self.recover()
+            self.log.begin(action, subject, stack, tensors)
+            try:
+                for part, place in ready.items():
+                    part.replace(place)
+            finally:  # compared with the log whether or not all were replaced: done, or undone
+                self.weights = Weights(self.folder)
+                self.recover()
         if self.log.stack != stack:
             raise ModalignError(f"{self.folder}: what was written reads back differently; undone")
         self._tidy()
 
-    def _prepare(
+    def _rewritten(
         self, names: Sequence[str], stack: Sequence[Applied]
-    ) -> tuple[list[tuple[Path, Path]], dict[str, str]]:
-        """New files with these tensors as a stack says, not in place yet."""
-        patches = {each.sha256: self._patch(each) for each in stack}
+    ) -> AbstractContextManager[tuple[dict[Path, Path], dict[str, str]]]:
+        """New files with these tensors as a stack says, see :meth:`Weights.rewritten`."""
+        patches = {each.sha256: self._patch(each) for each in stack if each.kind == "change"}
 
         def value(name: str) -> Tensor:
             found = [
                 (patches[entry.sha256], own)
                 for entry in stack
+                if entry.kind == "change"
                 for own, key in entry.tensors.items()
-                if key == name and entry.kind == "change"
+                if key == name
             ]
             if not found:
                 return self.original(name)
             transposed = found[0][0].header.base[found[0][1]].transposed
             return changed(self.original(name), [p.changes[own] for p, own in found], transposed)
 
-        return self.weights.prepare(names, value, self.folder)
+        return self.weights.rewritten(names, value, self.folder)
 
     def _patch(self, entry: Applied) -> PatchContent:
         patch = load_patch(self.folder / PATCHES / entry.file)
@@ -344,13 +326,16 @@ class PatchedFolder:
 
     def _keep_originals(self, names: set[str]) -> None:
         """Have exactly these in the originals beside those that are there: written before any change."""
-        path = self.folder / PATCHES / ORIGINALS
-        held: set[str] = set()
-        if path.is_file():
-            with _opened(path) as file:
-                held = set(file.keys())
+        held = self._held_originals()
         if not names <= held:
             self._write_originals(names | held)
+
+    def _held_originals(self) -> set[str]:
+        path = self.folder / PATCHES / ORIGINALS
+        if not path.is_file():
+            return set()
+        with opened(path) as file:
+            return set(file.keys())
 
     def _write_originals(self, names: set[str]) -> None:
         tensors = {name: self.original(name).clone() for name in sorted(names)}
@@ -371,14 +356,11 @@ class PatchedFolder:
             return True
         wrong = [n for n, change in pending.tensors.items() if now_held[n] != change.before]
         if wrong:
-            ready, after = self._prepare(wrong, self.log.stack)
-            odd = [name for name in wrong if after[name] != pending.tensors[name].before]
-            if odd:
-                for part, _ in ready:
-                    part.unlink(missing_ok=True)
-                raise DataError(f"{self.folder}: {odd[0]} cannot be restored to what it was")
-            for part, place in ready:
-                part.replace(place)
+            with self._rewritten(wrong, self.log.stack) as (ready, after):
+                if odd := [n for n in wrong if after[n] != pending.tensors[n].before]:
+                    raise DataError(f"{self.folder}: {odd[0]} cannot be restored to what it was")
+                for part, place in ready.items():
+                    part.replace(place)
             self.weights = Weights(self.folder)
         self.log.end(pending.number, "undone")
         self._tidy()
@@ -399,19 +381,21 @@ class PatchedFolder:
         if not names:
             (place / ORIGINALS).unlink(missing_ok=True)
             return
-        with _opened(place / ORIGINALS) as file:
-            held = set(file.keys())
-        if held != names:
+        if self._held_originals() != names:
             self._write_originals(names)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}; restore the file") from error
+def entry_of(patch: PatchContent, names: dict[str, str]) -> Applied:
+    """What the log says of a patch whose tensors have these names in the files."""
+    sha256 = patch_hash(patch)
+    return Applied(
+        name=patch.header.name,
+        sha256=sha256,
+        file=f"{sha256[:16]}.safetensors",
+        tensors=names,
+        kind="structure" if patch.cuts else "change",
+        time=now(),
+    )
 
 
 def _touched(entries: Sequence[Applied]) -> set[str]:
@@ -419,17 +403,16 @@ def _touched(entries: Sequence[Applied]) -> set[str]:
     return {name for each in entries if each.kind == "change" for name in each.tensors.values()}
 
 
-def is_tied(folder: Path, weights: Weights, name: str, read: Callable[[str], Tensor]) -> bool:
+def is_tied(weights: Weights, name: str, read: Callable[[str], Tensor]) -> bool:
     """Whether a tensor is the input embedding and the output projection of a model at once.
 
     Args:
-        folder: for the vocabulary's size.
         weights: of the model.
         name: of the tensor.
         read: gives a tensor without patches.
     """
     shape = weights.places[name].shape
-    if len(shape) != 2 or shape[0] not in _vocabulary_sizes(folder):
+    if len(shape) != 2 or shape[0] not in _vocabulary_sizes(weights.folder):
         return False
     others = [n for n, place in weights.places.items() if place.shape == shape and n != name]
     own = tensor_hash(read(name))

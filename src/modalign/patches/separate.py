@@ -34,7 +34,26 @@ def drop(patch: Patch, edits: str | Iterable[str]) -> Patch:
     dropped = [patch.edits[i] for i in sorted(gone)]
     words = ", ".join(f"{edit.id} ({edit.prompt!r} -> {edit.target!r})" for edit in dropped[:5])
     more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-    return _kept(patch, gone, f"dropped {words}{more} from {label(patch)}")
+    kept = [i for i in range(len(patch.edits)) if i not in gone]
+    places = {old: new for new, old in enumerate(kept)}
+    changes = {}
+    for name, change in patch.changes.items():
+        try:
+            left = change.keeping(places, gone)
+        except DataError as error:
+            raise DataError(
+                f"an edit cannot be taken out of {patch.header.name!r}: the change of {name} {error}"
+            ) from error
+        if left is not None:
+            changes[name] = left
+    left_edits = tuple(patch.edits[i] for i in kept)
+    header = with_history(
+        patch.header,
+        f"dropped {words}{more} from {label(patch)}",
+        base={name: patch.header.base[name] for name in changes},
+        editing=patch.header.editing.model_copy(update={"edits": left_edits}),
+    )
+    return Patch(header, changes)
 
 
 def keep(patch: Patch, edits: str | Iterable[str]) -> Patch:
@@ -62,24 +81,3 @@ def _positions(patch: PatchContent, edits: str | Iterable[str]) -> set[int]:
     if not wanted:
         raise UsageError("name at least one edit")
     return {places[each] for each in wanted}
-
-
-def _kept(patch: Patch, gone: set[int], done: str) -> Patch:
-    """The patch without the edits at these positions."""
-    kept = [i for i in range(len(patch.edits)) if i not in gone]
-    places = {old: new for new, old in enumerate(kept)}
-    changes = {}
-    for name, change in patch.changes.items():
-        try:
-            left = change.keeping(places, gone)
-        except DataError as error:
-            raise DataError(
-                f"an edit cannot be taken out of {patch.header.name!r}: the change of {name} {error}"
-            ) from error
-        if left is not None:
-            changes[name] = left
-    editing = patch.header.editing.model_copy(
-        update={"edits": tuple(patch.edits[i] for i in places)}
-    )
-    base = {name: patch.header.base[name] for name in changes}
-    return Patch(with_history(patch.header, done, base=base, editing=editing), changes)

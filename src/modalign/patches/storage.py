@@ -9,6 +9,7 @@ over these and every tensor. Tensors are named ``{parameter}::keys``, ``dual``, 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -191,23 +192,16 @@ def check_patch(patch: PatchContent, error: type[ModalignError], what: str) -> N
         odd = sorted(set(header.base) ^ set(touched))[0]
         raise error(f"{what}: {odd} is only in its header or only among its changes")
     ids = [edit.id for edit in patch.edits]
-    twice = {each for each in ids if ids.count(each) > 1} if len(set(ids)) != len(ids) else set()
-    if twice:
-        raise error(f"{what}: the edit id {sorted(twice)[0]!r} is used twice")
+    if twice := sorted(each for each, count in Counter(ids).items() if count > 1):
+        raise error(f"{what}: the edit id {twice[0]!r} is used twice")
     for name, cut in patch.cuts.items():
         if wrong := cut.problem(header.base[name].shape):
             raise error(f"{what}: the cut of {name} {wrong}")
     for name, change in patch.changes.items():
-        wrong = _wrong(change, header.base[name].shape, header.base[name].transposed, len(ids))
+        base = header.base[name]
+        shape = base.shape[::-1] if base.transposed else base.shape
+        wrong = change.problem(len(ids))
+        if not wrong and change.shape != shape:
+            wrong = f"has the shape {change.shape}, its tensor {shape}"
         if wrong:
             raise error(f"{what}: the change of {name} {wrong}")
-
-
-def _wrong(change: Change, shape: tuple[int, ...], transposed: bool, edits: int) -> str:
-    """What is wrong with one change; empty where nothing is."""
-    if wrong := change.problem(edits):
-        return wrong
-    expected = shape[::-1] if transposed else shape
-    if change.shape != tuple(expected):
-        return f"has the shape {change.shape}, its tensor {tuple(expected)}"
-    return ""

@@ -7,7 +7,8 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,16 +28,21 @@ _PATCHABLE = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is: its file, the range of its bytes there, its shape."""
+    """Where a tensor is: its file, the range of its bytes there, its shape; whether patches can change it."""
 
     file: str
     begin: int
     end: int
     shape: tuple[int, ...]
+    patchable: bool
 
 
 class Weights:
     """All tensors of a model folder by their names in its files.
+
+    Attributes:
+        everything: name -> place.
+        places: of the tensors that a patch can change; whole numbers are not among them.
 
     Raises:
         UsageError: the folder holds no safetensors weights.
@@ -46,71 +52,59 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _files(folder)
-        self.places: dict[str, Place] = {}
-        self._all: dict[str, Place] = {}
-        for file in self.files:
-            changeable, others = _places(folder, file)
-            self.places |= changeable
-            self._all |= changeable | others
+        self.everything = {n: p for file in self.files for n, p in _places(folder, file).items()}
+        self.places = {name: place for name, place in self.everything.items() if place.patchable}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor that a patch can change."""
         return {name: place.shape for name, place in self.places.items()}
 
-    @property
-    def fixed(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor that no patch can change: whole numbers, for example."""
-        return {n: place.shape for n, place in self._all.items() if n not in self.places}
-
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored."""
-        path = self.folder / self._all[name].file
-        try:
-            with safe_open(path, framework="pt") as file:
-                found: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+        with opened(self.folder / self.everything[name].file) as file:
+            found: Tensor = file.get_tensor(name)
         return found
 
     def files_of(self, names: Iterable[str]) -> set[str]:
         """The files that hold these tensors."""
         return {self.places[name].file for name in names}
 
-    def prepare(
-        self, names: Iterable[str], value: Callable[[str], Tensor], into: Path
-    ) -> tuple[list[tuple[Path, Path]], dict[str, str]]:
-        """Write changed copies of the files that hold some tensors, without putting them in place.
+    @contextmanager
+    def rewritten(
+        self, names: Sequence[str], value: Callable[[str], Tensor], into: Path
+    ) -> Iterator[tuple[dict[Path, Path], dict[str, str]]]:
+        """Write changed copies of the files that hold some tensors, for the caller to put in place.
 
         Args:
             names: the tensors to change.
             value: gives a tensor's new value, of its type and shape.
             into: the folder that the files are for; may be this one.
 
-        Returns:
-            Pairs (file that was written, place it is for), and the hash of every new tensor.
+        Yields:
+            File that was written -> place it is for, and the hash of every new tensor. Files that
+            have not taken their place when the block ends are deleted.
         """
-        wanted = list(names)
-        ready: list[tuple[Path, Path]] = []
+        ready: dict[Path, Path] = {}
         hashes: dict[str, str] = {}
         try:
-            for file in sorted(self.files_of(wanted)):
+            for file in sorted(self.files_of(names)):
                 part = into / f".{file}.{secrets.token_hex(4)}{PART}"
-                ready.append((part, into / file))
+                ready[part] = into / file
                 shutil.copyfile(self.folder / file, part)
                 with part.open("r+b") as out:
-                    for name in wanted:
+                    for name in names:
                         if self.places[name].file == file:
                             new = value(name)
                             self._put(out, name, new)
                             hashes[name] = tensor_hash(new)
                     out.flush()
                     os.fsync(out.fileno())
-        except BaseException:
-            for part, _ in ready:
-                part.unlink(missing_ok=True)
-            raise
-        return ready, hashes
+            yield ready, hashes
+        finally:
+            for part in ready:
+                if part.exists():
+                    part.unlink()
 
     def _put(self, out: BinaryIO, name: str, value: Tensor) -> None:
         place = self.places[name]
@@ -119,6 +113,16 @@ class Weights:
             raise ModalignError(f"{name} has {len(content)} bytes, not {place.end - place.begin}")
         out.seek(place.begin)
         out.write(content)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file; what is wrong with it while it is read is a ``DataError``."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}; restore the file") from error
 
 
 def _files(folder: Path) -> list[str]:
@@ -140,8 +144,8 @@ def _files(folder: Path) -> list[str]:
     return sorted(files)
 
 
-def _places(folder: Path, file: str) -> tuple[dict[str, Place], dict[str, Place]]:
-    """The tensors of one file that a patch can change, and all others, from its header."""
+def _places(folder: Path, file: str) -> dict[str, Place]:
+    """Where the tensors of one file are, from its header."""
     path = folder / file
     try:
         with path.open("rb") as content:
@@ -150,15 +154,15 @@ def _places(folder: Path, file: str) -> tuple[dict[str, Place], dict[str, Place]
             if length > size:
                 raise ValueError("it is truncated")
             header = json.loads(content.read(length))
-            found: tuple[dict[str, Place], dict[str, Place]] = ({}, {})
+            found = {}
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
                 begin, end = (8 + length + each for each in entry["data_offsets"])
                 if end > size:
                     raise ValueError("it is truncated")
-                kind = found[0] if entry["dtype"] in _PATCHABLE else found[1]
-                kind[name] = Place(file, begin, end, tuple(entry["shape"]))
+                patchable = entry["dtype"] in _PATCHABLE
+                found[name] = Place(file, begin, end, tuple(entry["shape"]), patchable)
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise DataError(f"the weights {path} cannot be read: {error}") from error
     return found
