@@ -45,13 +45,6 @@ from modalign.connectors.converters.c_abstractor import CAbstractorConnector, Re
 from modalign.connectors.converters.clipcap import ClipCapConnector, masked_mean
 from modalign.connectors.converters.clipcap_lowrank import ClipCapLowRankConnector, LowRankAffine
 from modalign.connectors.converters.fused_mlp import FusedMlpConnector
-from modalign.connectors.converters.layers import (
-    SqueezeExcite,
-    masked_grid,
-    matched_factor,
-    pool_grid,
-    space_to_depth,
-)
 from modalign.connectors.converters.ldp import InvertedResidual, LdpConnector
 from modalign.connectors.converters.ldpv2 import Ldpv2Connector
 from modalign.connectors.converters.linear import LinearConnector
@@ -59,6 +52,13 @@ from modalign.connectors.converters.mlp import MlpConnector
 from modalign.connectors.converters.pixel_shuffle_linear import PixelShuffleLinearConnector
 from modalign.connectors.converters.pixel_shuffle_mlp import PixelShuffleMlpConnector
 from modalign.connectors.converters.raw_patches import RawPatchesConnector
+from modalign.connectors.converters.shared import (
+    SqueezeExcite,
+    masked_grid,
+    matched_factor,
+    pool_grid,
+    space_to_depth,
+)
 from modalign.connectors.registry import connector_class
 
 CONVERTERS: tuple[type[Connector], ...] = (

@@ -24,7 +24,7 @@ from modalign.evaluation.diagnosis import diagnose as module
 from modalign.evaluation.diagnosis.diagnose import diagnose
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.diagnosis.page import diagnosis_report, sentences
-from modalign.evaluation.diagnosis.reading import Subject
+from modalign.evaluation.diagnosis.reading import ObservedModel
 from modalign.evaluation.diagnosis.results import DIAGNOSTICS, Diagnosis, ModalityDiagnosis
 from modalign.evaluation.scoring import score
 from modalign.models.compose import compose, load_language_model
@@ -136,7 +136,7 @@ def test_what_is_read_is_what_the_model_computes(
     name: str, looked: Callable[[str], Looked]
 ) -> None:
     model, processor = open_model(looked(name).folder)
-    subject = Subject(model, processor)
+    subject = ObservedModel(model, processor)
     given = subject.given(tiny.record([tiny.image(3), "what is it?", tiny.image(4)], "seven"))
     seen = subject.look(given)
     pixels = given.inputs["pixel_values"]
@@ -182,7 +182,7 @@ def test_a_model_that_cannot_see_gains_nothing(
 def test_a_foreign_template_of_lists(looked: Callable[[str], Looked], tmp_path: Path) -> None:
     model, processor = open_model(looked("mlp").folder)
     processor.chat_template = LISTS
-    given = Subject(model, processor).given(tiny.record([tiny.image(0), "what?"], "seven"))
+    given = ObservedModel(model, processor).given(tiny.record([tiny.image(0), "what?"], "seven"))
     said = processor.tokenizer.decode(given.ids)
     assert processor.tokenizer.decode(given.answer).strip() == "seven"
     assert said.strip().endswith("assistant: seven")
@@ -190,7 +190,7 @@ def test_a_foreign_template_of_lists(looked: Callable[[str], Looked], tmp_path: 
 
 def test_every_modality_of_one_model(llm_folder: Callable[..., Path]) -> None:
     model, processor, _ = composed(str(llm_folder()))
-    subject = Subject(model, processor)
+    subject = ObservedModel(model, processor)
     records = [record("image", "audio", "table", "vectors", "series", row=n) for n in range(5)]
     for modality in ("audio", "table", "vectors", "series"):
         found = module._modality(subject, modality, records, 0, None)
@@ -304,7 +304,7 @@ def test_other_classes_of_transformers(
     records = saved_natively(
         kind, tmp_path / "model", tower_folder(), tmp_path / "whisper", llm_folder()
     )
-    subject = Subject(*open_model(tmp_path / "model"))
+    subject = ObservedModel(*open_model(tmp_path / "model"))
     (modality,) = subject.modalities
     seen = subject.look(subject.given(records[0]))
     assert len(seen.outputs[modality]) == len(seen.places[modality])

@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from modalign.data.supervision import tokenise
-from modalign.evaluation.diagnosis.connectors import connector_diagnostics
+from modalign.evaluation.diagnosis.connector_figures import connector_diagnostics
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from modalign.data.records import Media
 from modalign.evaluation.diagnosis.attention import attention_mass, uniform_mass
 from modalign.evaluation.diagnosis.lens import answer_tokens, entropy, find_readout
 from modalign.evaluation.diagnosis.looking import divergence, is_right, noise_like
-from modalign.evaluation.diagnosis.reading import Subject, media_of, with_media_of
+from modalign.evaluation.diagnosis.reading import ObservedModel, media_of, with_media_of
 from modalign.models.parts import decoder_layers
 
 seeds = st.integers(0, 10_000)
@@ -95,7 +95,7 @@ def test_the_readout_of_the_last_layer_is_the_model_itself(
     family: str, compose_tiny: Callable[..., Any]
 ) -> None:
     model, processor = compose_tiny("mlp", family)
-    subject = Subject(model, processor)
+    subject = ObservedModel(model, processor)
     given_record = subject.given(tiny.record([tiny.image(0), "what is this?"], "seven"))
     read = find_readout(subject)
     assert read is not None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modalign.evaluation.diagnosis.similarity import (
+from modalign.evaluation.diagnosis.text_similarity import (
     FEWEST,
     MEASURES,
     Measure,

@@ -17,7 +17,7 @@ from modalign.patches.changes import Change, DenseChange, LowRankChange, SolvedC
 from modalign.patches.cuts import Cut
 from modalign.patches.header import BaseTensor, EditRecord, PatchHeader
 from modalign.patches.patch import Patch
-from modalign.patches.structure import structure_patch
+from modalign.patches.structure_patches import structure_patch
 
 FFN = {
     "llama": "model.layers.{}.mlp.down_proj.weight",

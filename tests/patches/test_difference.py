@@ -16,8 +16,8 @@ import tiny
 from modalign.errors import DataError, UsageError
 from modalign.patches import load_patch, save_patch, scale
 from modalign.patches.difference import difference
-from modalign.patches.folder import apply_to_folder, remove_from_folder
 from modalign.patches.inspection import fits_folder
+from modalign.patches.model_folders import apply_to_folder, remove_from_folder
 
 
 def changed_folder(base: Path, out: Path, change, shard: str = "1GB") -> Path:

@@ -18,14 +18,14 @@ import tiny
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.hashing import tensor_hash
 from modalign.patches import Patch, save_patch, soup
-from modalign.patches.folder import (
+from modalign.patches.folder_log import Log
+from modalign.patches.header import patch_hash
+from modalign.patches.model_folders import (
     apply_to_folder,
     folder_status,
     remove_from_folder,
     repair_folder,
 )
-from modalign.patches.header import patch_hash
-from modalign.patches.log import Log
 from modalign.patches.patched_folder import PatchedFolder
 
 FAMILIES = ["gpt2", "gptj", "llama"]

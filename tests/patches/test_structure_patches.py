@@ -21,15 +21,15 @@ from modalign.models.export import save_model
 from modalign.models.export.folder import load_model
 from modalign.patches import Patch, load_patch, merge, save_patch, scale, soup, structure_patch
 from modalign.patches.cuts import Cut
-from modalign.patches.folder import (
+from modalign.patches.folder_log import Log
+from modalign.patches.header import patch_hash
+from modalign.patches.inspection import fits_folder, inspect_patch
+from modalign.patches.model_folders import (
     apply_to_folder,
     folder_status,
     remove_from_folder,
     repair_folder,
 )
-from modalign.patches.header import patch_hash
-from modalign.patches.inspection import fits_folder, inspect_patch
-from modalign.patches.log import Log
 
 KEPT = [i for i in range(48) if i % 4]
 GONE = [i for i in range(48) if i % 4 == 0]

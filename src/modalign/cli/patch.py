@@ -39,7 +39,7 @@ def list_(
 
     - `modalign patch list edited --repair`
     """
-    from modalign.patches.folder import folder_status, repair_folder
+    from modalign.patches.model_folders import folder_status, repair_folder
 
     repaired = repair and repair_folder(folder)
     status = folder_status(folder)
@@ -141,7 +141,7 @@ def apply(
     """
     from modalign.cli.console import quiet_libraries
     from modalign.patches import load_patch
-    from modalign.patches.folder import apply_to_folder
+    from modalign.patches.model_folders import apply_to_folder
 
     quiet_libraries()
     loaded = [load_patch(path) for path in patches]
@@ -165,7 +165,7 @@ def remove(
 
     - `modalign patch remove edited --all`
     """
-    from modalign.patches.folder import remove_from_folder
+    from modalign.patches.model_folders import remove_from_folder
 
     if bool(patches) == every:
         raise UsageError("name the patches to remove, or give --all")

@@ -9,8 +9,8 @@ from modalign.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from modalign.patches import Patch
-    from modalign.patches.folder import FolderStatus
     from modalign.patches.inspection import Inspection
+    from modalign.patches.model_folders import FolderStatus
 
 SHOWN = 12  # digits of a hash
 

@@ -30,7 +30,7 @@ from modalign.data.records import Media
 from modalign.data.stored import MediaOf
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError, UsageError
-from modalign.evaluation.diagnosis.connectors import connector_diagnostics
+from modalign.evaluation.diagnosis.connector_figures import connector_diagnostics
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
 from modalign.files import replacing, write_atomically

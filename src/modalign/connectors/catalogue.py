@@ -22,7 +22,7 @@ STAGE_ONE = "stage_one_terms"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """A connector, under the names that its class has.
 
     Attributes:
@@ -43,14 +43,14 @@ class Entry:
     about: str
 
 
-def catalogue() -> list[Entry]:
+def catalogue() -> list[CatalogueEntry]:
     """Every connector, sorted by family and name."""
     own = list(_own())
     others = [_of_class(entry.load()) for entry in entry_points(group=ENTRY_POINT_GROUP)]
     return sorted([*own, *others], key=lambda entry: (entry.family, entry.name))
 
 
-def _own() -> Iterator[Entry]:
+def _own() -> Iterator[CatalogueEntry]:
     trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in HERE.rglob("*.py")}
     classes = {
         node.name: node
@@ -75,7 +75,7 @@ def _line(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.
             yield from _line(classes[base.id], classes)
 
 
-def _entry(line: list[ast.ClassDef], about: str) -> Entry:
+def _entry(line: list[ast.ClassDef], about: str) -> CatalogueEntry:
     known: dict[str, Any] = {}
     for node in reversed(line):
         known |= _attributes(node)
@@ -86,8 +86,8 @@ def _entry(line: list[ast.ClassDef], about: str) -> Entry:
         for item in node.body
         if isinstance(item, ast.FunctionDef)
     }
-    wanted = {field.name for field in fields(Entry)} & known.keys()
-    return Entry(
+    wanted = {field.name for field in fields(CatalogueEntry)} & known.keys()
+    return CatalogueEntry(
         **{name: known[name] for name in wanted}, stage_one=STAGE_ONE in defined, about=about
     )
 
@@ -107,10 +107,10 @@ def _attributes(node: ast.ClassDef) -> dict[str, Any]:
     return found
 
 
-def _of_class(cls: Any) -> Entry:
-    names = [field.name for field in fields(Entry)][:-2]
+def _of_class(cls: Any) -> CatalogueEntry:
+    names = [field.name for field in fields(CatalogueEntry)][:-2]
     about = (sys.modules[cls.__module__].__doc__ or "").strip()
-    return Entry(
+    return CatalogueEntry(
         **{name: getattr(cls, name) for name in names},
         stage_one=bool(cls.stage_one_terms()),
         about=about,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modalign.connectors.base import Grid, Masked, PrefixConnector, map_flops
-from modalign.connectors.converters.layers import (
+from modalign.connectors.converters.shared import (
     check_factor,
     require_positive,
     space_to_depth,

@@ -68,7 +68,7 @@ class Evaluation(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _JudgedPass:
     """Records of one pass, what was answered, and the scores."""
 
     records: Sequence[Record]
@@ -126,11 +126,11 @@ def evaluate_model(
     if not records:
         raise DataError(f"{data} holds no record to evaluate on")
     task.check(records)
-    judged: dict[str, _Judged] = {}
+    judged: dict[str, _JudgedPass] = {}
     for name, asked in passes_over(records, taken).items():
         tell = (lambda done, total, name=name: progress(name, done, total)) if progress else None
         outputs = _answers(model, processor, task, asked, max_new_tokens, batch_size, tell)
-        judged[name] = _Judged(asked, outputs, task.score(asked, outputs))
+        judged[name] = _JudgedPass(asked, outputs, task.score(asked, outputs))
     settings = _settings(task, max_new_tokens, batch_size)
     found = Evaluation(
         model=str(folder),
@@ -185,7 +185,7 @@ def _answers(
     return [Output(text) for text in texts]
 
 
-def _tabulate(task: Task, records: list[Record], judged: dict[str, _Judged]) -> dict[str, Any]:
+def _tabulate(task: Task, records: list[Record], judged: dict[str, _JudgedPass]) -> dict[str, Any]:
     """The rows of all skills, and the overall one."""
     rows = {name: judged[name].scores for name in (BLANK, SHUFFLED) if name in judged}
     for name, outputs in task.constants(records).items():
@@ -214,14 +214,14 @@ def _tabulate(task: Task, records: list[Record], judged: dict[str, _Judged]) -> 
     }
 
 
-def _available(task: Task, judged: dict[str, _Judged]) -> dict[str, Estimate]:
+def _available(task: Task, judged: dict[str, _JudgedPass]) -> dict[str, Estimate]:
     """The headline on mixed records by what was left in them."""
     alone = {name: found for name, found in judged.items() if name.endswith(" only")}
     if not alone:
         return {}
     whole = judged[RIGHT]
     mixed = [place for place, record in enumerate(whole.records) if is_mixed(record)]
-    everything = _Judged(
+    everything = _JudgedPass(
         [whole.records[place] for place in mixed],
         [whole.outputs[place] for place in mixed],
         [whole.scores[place] for place in mixed],
@@ -233,7 +233,9 @@ def _available(task: Task, judged: dict[str, _Judged]) -> dict[str, Estimate]:
     }
 
 
-def _write_outputs(out: Path, task: Task, found: Evaluation, judged: dict[str, _Judged]) -> None:
+def _write_outputs(
+    out: Path, task: Task, found: Evaluation, judged: dict[str, _JudgedPass]
+) -> None:
     """One line per record: what was asked and answered, as it came and as it was compared."""
     right = judged[RIGHT]
     same = {

@@ -8,7 +8,7 @@ from modalign.patches.inspection import with_patches
 from modalign.patches.patch import Patch
 from modalign.patches.separate import drop, keep
 from modalign.patches.storage import load_patch, save_patch
-from modalign.patches.structure import structure_patch
+from modalign.patches.structure_patches import structure_patch
 
 __all__ = [
     "Patch",

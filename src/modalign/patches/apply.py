@@ -41,19 +41,19 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class _State:
+class _PatchState:
     """What a model carries, lowest first, and what its weights were before. Never changed in place."""
 
     carried: tuple[Carried, ...] = ()
     originals: Mapping[str, Tensor] = field(default_factory=dict)
     is_view: bool = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PatchState:
         return self
 
 
-def _state(model: nn.Module) -> _State:
-    found: _State = model.__dict__.get(_STATE) or _State()
+def _state(model: nn.Module) -> _PatchState:
+    found: _PatchState = model.__dict__.get(_STATE) or _PatchState()
     return found
 
 
@@ -126,7 +126,7 @@ def apply_patch(model: nn.Module, patch: PatchContent) -> None:
     for name in new.names.values():
         if name not in originals:
             originals[name] = parameters[name].detach().to("cpu", copy=True)
-    _write(model, _State((*state.carried, new), originals), set(new.names.values()))
+    _write(model, _PatchState((*state.carried, new), originals), set(new.names.values()))
 
 
 def remove_patch(model: nn.Module, patch: PatchContent | str) -> None:
@@ -147,10 +147,10 @@ def remove_patch(model: nn.Module, patch: PatchContent | str) -> None:
     present = [(each.patch, each.sha256) for each in state.carried]
     check_removable([gone.sha256], present, where)
     kept = tuple(each for each in state.carried if each is not gone)
-    _write(model, _State(kept, state.originals), set(gone.names.values()))
+    _write(model, _PatchState(kept, state.originals), set(gone.names.values()))
 
 
-def _writable(model: nn.Module) -> _State:
+def _writable(model: nn.Module) -> _PatchState:
     state = _state(model)
     if state.is_view:
         raise UsageError(
@@ -161,7 +161,7 @@ def _writable(model: nn.Module) -> _State:
 
 
 @torch.no_grad()
-def _write(model: nn.Module, state: _State, touched: set[str]) -> None:
+def _write(model: nn.Module, state: _PatchState, touched: set[str]) -> None:
     """Give the touched parameters the values that a state says; all computed before any is written."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     values = {}
@@ -179,7 +179,7 @@ def _write(model: nn.Module, state: _State, touched: set[str]) -> None:
         parameters[name].copy_(value)
     used = {found for each in state.carried for found in each.names.values()}
     kept = {name: value for name, value in state.originals.items() if name in used}
-    model.__dict__[_STATE] = _State(state.carried, kept)
+    model.__dict__[_STATE] = _PatchState(state.carried, kept)
 
 
 @contextmanager
@@ -210,7 +210,7 @@ def view(model: nn.Module, patch: PatchContent) -> nn.Module:
         replaced = _attach(tree, new.names[name], change, patch.header.base[name])
         if replaced is not None:
             originals.setdefault(new.names[name], replaced)
-    tree.__dict__[_STATE] = _State((*state.carried, new), originals, is_view=True)
+    tree.__dict__[_STATE] = _PatchState((*state.carried, new), originals, is_view=True)
     tree.__dict__["save_pretrained"] = _refuse_to_save
     return tree
 

@@ -12,10 +12,10 @@ from modalign.errors import DataError, UsageError
 from modalign.hashing import tensor_hash
 from modalign.patches.architecture import transposed_weights
 from modalign.patches.changes import NEGLIGIBLE, Change, DenseChange, LowRankChange, changed
+from modalign.patches.folder_weights import FolderWeights
 from modalign.patches.header import BaseTensor, PatchHeader, with_history
 from modalign.patches.patch import Patch
 from modalign.patches.patched_folder import PatchedFolder, is_tied
-from modalign.patches.weights import Weights
 from modalign.progress import Progress
 
 MAX_RANK = 64
@@ -93,7 +93,7 @@ def difference(
     return Patch(with_history(header, f"difference of {folder.name} and {base.name}"), changes)
 
 
-def _check_alike(before: Weights, after: Weights) -> None:
+def _check_alike(before: FolderWeights, after: FolderWeights) -> None:
     """Refuse models whose tensors are not the same but for their values."""
     ours, theirs = ({n: p.shape for n, p in w.everything.items()} for w in (before, after))
     for name in sorted(set(ours) ^ set(theirs)):
@@ -111,7 +111,7 @@ def _check_alike(before: Weights, after: Weights) -> None:
 
 
 def _changed_tensors(
-    before: Weights, after: Weights, progress: Progress | None
+    before: FolderWeights, after: FolderWeights, progress: Progress | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, old and new value of what differs; file by file."""
     names = sorted(before.places, key=lambda name: (before.places[name].file, name))
@@ -187,7 +187,7 @@ def _same_end(first: str, second: str) -> bool:
     return first == second or first.endswith(f".{second}") or second.endswith(f".{first}")
 
 
-def _twin(weights: Weights, name: str, value: Tensor) -> str | None:
+def _twin(weights: FolderWeights, name: str, value: Tensor) -> str | None:
     """Another tensor of the same values."""
     wanted = tensor_hash(value)
     others = [n for n, place in weights.places.items() if place.shape == value.shape and n != name]

@@ -28,12 +28,12 @@ from modalign.files import replacing
 from modalign.hashing import tensor_hash
 from modalign.patches.changes import changed
 from modalign.patches.fit import check_order, check_removable, check_tokenizer, chosen, locate
+from modalign.patches.folder_log import Applied, Event, Log, TensorChange
+from modalign.patches.folder_weights import PART, FolderWeights, opened
 from modalign.patches.header import SHOWN, BaseTensor, PatchContent, now, patch_hash
-from modalign.patches.log import Applied, Event, Log, TensorChange
 from modalign.patches.pruned_folder import UNPRUNED, restore_unpruned, unpruned_weights
 from modalign.patches.storage import load_patch, save_patch
-from modalign.patches.structure import slice_along
-from modalign.patches.weights import PART, Weights, opened
+from modalign.patches.structure_patches import slice_along
 
 PATCHES = "patches"
 ORIGINALS = "originals.safetensors"
@@ -65,11 +65,11 @@ class PatchedFolder:
         weights: where tensors are read; those of another folder while a copy is being made.
     """
 
-    def __init__(self, folder: Path, weights: Weights | None = None) -> None:
+    def __init__(self, folder: Path, weights: FolderWeights | None = None) -> None:
         if weights is None and not (folder / "config.json").is_file():
             raise UsageError(f"{folder} holds no model: it has no config.json")
         self.folder = folder
-        self.weights = weights or Weights(folder)
+        self.weights = weights or FolderWeights(folder)
         self.log = Log(folder / PATCHES / LOG)
 
     # ---- reading -------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class PatchedFolder:
 
     def _finish_restoring(self, pending: Event) -> None:
         restore_unpruned(self.folder)
-        self.weights = Weights(self.folder)
+        self.weights = FolderWeights(self.folder)
         self.log.end(pending.number, "done")
         self._tidy()
 
@@ -288,7 +288,7 @@ class PatchedFolder:
                 for part, place in ready.items():
                     part.replace(place)
             finally:  # compared with the log whether or not all were replaced: done, or undone
-                self.weights = Weights(self.folder)
+                self.weights = FolderWeights(self.folder)
                 self.recover()
         if self.log.stack != stack:
             raise ModalignError(f"{self.folder}: what was written reads back differently; undone")
@@ -297,7 +297,7 @@ class PatchedFolder:
     def _rewritten(
         self, names: Sequence[str], stack: Sequence[Applied]
     ) -> AbstractContextManager[tuple[dict[Path, Path], dict[str, str]]]:
-        """New files with these tensors as a stack says, see :meth:`Weights.rewritten`."""
+        """New files with these tensors as a stack says, see :meth:`FolderWeights.rewritten`."""
         patches = {each.sha256: self._patch(each) for each in stack if each.kind == "change"}
 
         def value(name: str) -> Tensor:
@@ -361,7 +361,7 @@ class PatchedFolder:
                     raise DataError(f"{self.folder}: {odd[0]} cannot be restored to what it was")
                 for part, place in ready.items():
                     part.replace(place)
-            self.weights = Weights(self.folder)
+            self.weights = FolderWeights(self.folder)
         self.log.end(pending.number, "undone")
         self._tidy()
         return True
@@ -403,7 +403,7 @@ def _touched(entries: Sequence[Applied]) -> set[str]:
     return {name for each in entries if each.kind == "change" for name in each.tensors.values()}
 
 
-def is_tied(weights: Weights, name: str, read: Callable[[str], Tensor]) -> bool:
+def is_tied(weights: FolderWeights, name: str, read: Callable[[str], Tensor]) -> bool:
     """Whether a tensor is the input embedding and the output projection of a model at once.
 
     Args:

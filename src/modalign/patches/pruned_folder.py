@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.hashing import tensor_hash
+from modalign.patches.folder_log import TensorChange
+from modalign.patches.folder_weights import INDEX, PART, FolderWeights
 from modalign.patches.header import PatchContent, label
-from modalign.patches.log import TensorChange
-from modalign.patches.structure import result_name
-from modalign.patches.weights import INDEX, PART, Weights
+from modalign.patches.structure_patches import result_name
 
 UNPRUNED = "unpruned"
 CONFIG = "config.json"
@@ -31,7 +31,7 @@ CONFIG = "config.json"
 
 def rewritten_files(folder: Path) -> set[str]:
     """The files of a model folder that a structure writes anew."""
-    weights = Weights(folder)
+    weights = FolderWeights(folder)
     return {*weights.files, CONFIG, *([INDEX] if (folder / INDEX).is_file() else [])}
 
 
@@ -56,7 +56,7 @@ def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[st
     kept.mkdir(parents=True)
     for file in sorted(rewritten_files(source)):
         shutil.copyfile(source / file, kept / file)
-    weights = Weights(kept)
+    weights = FolderWeights(kept)
     where: dict[str, str] = {}
     changes: dict[str, TensorChange] = {}
     size = sum(
@@ -125,6 +125,6 @@ def restore_unpruned(folder: Path) -> None:
             part.replace(folder / name)
 
 
-def unpruned_weights(folder: Path) -> Weights:
+def unpruned_weights(folder: Path) -> FolderWeights:
     """The tensors of a pruned folder's model before it was pruned."""
-    return Weights(folder / "patches" / UNPRUNED)
+    return FolderWeights(folder / "patches" / UNPRUNED)

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from modalign.connectors.base import Grid, Masked, Widths, map_flops
-from modalign.connectors.converters.layers import (
+from modalign.connectors.converters.shared import (
     PooledConnector,
     PoolOptions,
     affine_stack,

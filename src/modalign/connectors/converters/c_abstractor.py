@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modalign.connectors.base import Grid, Masked, Widths, map_flops, quarter_tokens
-from modalign.connectors.converters.layers import (
+from modalign.connectors.converters.shared import (
     ChannelNorm,
     PooledConnector,
     PoolOptions,

@@ -26,7 +26,7 @@ from modalign.connectors.base import (
     map_flops,
     zero_masked,
 )
-from modalign.connectors.converters.layers import require_positive
+from modalign.connectors.converters.shared import require_positive
 
 
 @dataclass(frozen=True)

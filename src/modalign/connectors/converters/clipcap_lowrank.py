@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from modalign.connectors.base import Widths
 from modalign.connectors.converters.clipcap import ClipCapConnector, ClipCapOptions
-from modalign.connectors.converters.layers import require_positive
+from modalign.connectors.converters.shared import require_positive
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Self
 from torch import nn
 
 from modalign.connectors.base import Options, Widths
-from modalign.connectors.converters.layers import FeatureMap, require_positive
+from modalign.connectors.converters.shared import FeatureMap, require_positive
 
 
 @dataclass(frozen=True)

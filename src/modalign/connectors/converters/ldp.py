@@ -27,7 +27,7 @@ from modalign.connectors.base import (
     map_flops,
     zero_masked,
 )
-from modalign.connectors.converters.layers import (
+from modalign.connectors.converters.shared import (
     ChannelNorm,
     SqueezeExcite,
     affine_stack,

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from modalign.connectors.base import Grid, Masked, Widths, map_flops, zero_masked
-from modalign.connectors.converters.layers import (
+from modalign.connectors.converters.shared import (
     PooledConnector,
     affine_stack,
     depthwise_conv,

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from modalign.connectors.base import Widths
-from modalign.connectors.converters.layers import FeatureMap
+from modalign.connectors.converters.shared import FeatureMap
 
 
 class LinearConnector(FeatureMap):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modalign.connectors.base import Options, Widths
-from modalign.connectors.converters.layers import FeatureMap, affine_stack, require_positive
+from modalign.connectors.converters.shared import FeatureMap, affine_stack, require_positive
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modalign.connectors.base import Grid, Masked, Widths, map_flops
-from modalign.connectors.converters.layers import FoldingConnector
+from modalign.connectors.converters.shared import FoldingConnector
 
 
 class PixelShuffleLinearConnector(FoldingConnector):

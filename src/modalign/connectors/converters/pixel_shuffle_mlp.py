@@ -6,7 +6,7 @@ Parameters: 2 s^2 d + s^2 dD + D + D^2 + D; s is 2 in the paper.
 Recipe: in the family's released scripts the connector alone first (lr 2e-4), at last everything
 together (lr 4e-5).
 Order of the folded channels: (row in block, column in block, feature), as in
-:func:`~modalign.connectors.converters.layers.space_to_depth`; equal to transformers' InternVL on
+:func:`~modalign.connectors.converters.shared.space_to_depth`; equal to transformers' InternVL on
 square grids.
 Deliberately changed: nothing.
 Initialisation: torch default, as published.
@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modalign.connectors.base import Grid, Masked, Widths, map_flops
-from modalign.connectors.converters.layers import FoldingConnector, affine_stack
+from modalign.connectors.converters.shared import FoldingConnector, affine_stack
 
 
 class PixelShuffleMlpConnector(FoldingConnector):

@@ -18,7 +18,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from modalign.connectors.base import Grid, Masked, Options, PrefixConnector, Widths, map_flops
-from modalign.connectors.converters.layers import require_positive
+from modalign.connectors.converters.shared import require_positive
 from modalign.connectors.layers import windows
 
 

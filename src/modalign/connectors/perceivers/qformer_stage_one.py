@@ -48,7 +48,7 @@ class StageOneOutputs:
     caption_targets: Tensor
 
 
-class Pairs(NamedTuple):
+class ItemTextPairs(NamedTuple):
     """Items and their texts, row by row; padded features are zero."""
 
     features: Tensor  # (B, N, d)
@@ -133,7 +133,7 @@ class QFormerStageOne(nn.Module):
             generator: draws the hard negatives; the global one by default.
         """
         words = text_mask.bool()
-        pairs = Pairs(zero_masked(features, mask), mask, text_ids, words)
+        pairs = ItemTextPairs(zero_masked(features, mask), mask, text_ids, words)
         similarities = self._similarities(pairs)
         match_logits, match_targets = self._match(pairs, similarities, item_ids, generator)
         return StageOneOutputs(
@@ -146,7 +146,7 @@ class QFormerStageOne(nn.Module):
             caption_targets=text_ids.masked_fill(~words, NO_TARGET),
         )
 
-    def joint(self, pairs: Pairs, seeing: Seeing) -> tuple[Tensor, Tensor]:
+    def joint(self, pairs: ItemTextPairs, seeing: Seeing) -> tuple[Tensor, Tensor]:
         """Queries (B, M, w) and text (B, 1 + T, w), mark first, after the last layer.
 
         ``seeing`` says who reads whom: queries and text ``apart``, all ``together``, or the text
@@ -162,7 +162,7 @@ class QFormerStageOne(nn.Module):
             text = branch(mixed[:, M:])
         return queries, text
 
-    def _embed(self, pairs: Pairs, seeing: Seeing) -> Masked:
+    def _embed(self, pairs: ItemTextPairs, seeing: Seeing) -> Masked:
         ids = pairs.text_ids
         if ids.shape[1] > self.max_positions:
             raise ConnectorError(
@@ -175,7 +175,7 @@ class QFormerStageOne(nn.Module):
         # Words are counted, not columns: padding on either side gives the same positions.
         return self.text_norm(x + self.positions[mask.cumsum(1) - 1]), mask
 
-    def _similarities(self, pairs: Pairs) -> Tensor:
+    def _similarities(self, pairs: ItemTextPairs) -> Tensor:
         """(B, B): item i with text j is the best of the item's queries, over the temperature."""
         queries, text = self.joint(pairs, "apart")
         images = functional.normalize(self.image_head(queries), dim=-1)
@@ -185,7 +185,7 @@ class QFormerStageOne(nn.Module):
 
     def _match(
         self,
-        pairs: Pairs,
+        pairs: ItemTextPairs,
         similarities: Tensor,
         item_ids: Tensor,
         generator: torch.Generator | None,
@@ -196,7 +196,7 @@ class QFormerStageOne(nn.Module):
         wrong_image = draw_hard_negatives(similarities.T, item_ids, generator)
         images = torch.cat([own, wrong_image, own])
         texts = torch.cat([own, own, wrong_text])
-        drawn = Pairs(
+        drawn = ItemTextPairs(
             pairs.features[images],
             pairs.mask[images],
             pairs.text_ids[texts],
@@ -206,7 +206,7 @@ class QFormerStageOne(nn.Module):
         logits = self.match_head(queries).mean(1)
         return logits, (torch.arange(len(images), device=own.device) < len(own)).long()
 
-    def _caption(self, pairs: Pairs) -> Tensor:
+    def _caption(self, pairs: ItemTextPairs) -> Tensor:
         """(B, T, V): the mark and the words before predict each word.
 
         In a text padded on the left the word before the first one is padding, so each word is

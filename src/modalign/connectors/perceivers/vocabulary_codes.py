@@ -43,7 +43,7 @@ from modalign.connectors.codes import (
     nearest,
     straight_through,
 )
-from modalign.connectors.converters.layers import matched_factor
+from modalign.connectors.converters.shared import matched_factor
 
 SPACES = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write a space before a word
 

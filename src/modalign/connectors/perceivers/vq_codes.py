@@ -45,7 +45,7 @@ from modalign.connectors.codes import (
     nearest,
     straight_through,
 )
-from modalign.connectors.converters.layers import matched_factor
+from modalign.connectors.converters.shared import matched_factor
 from modalign.connectors.layers import learnt
 
 COMMITMENT = 0.25  # van den Oord et al.'s and SEED's

@@ -17,11 +17,11 @@ from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.diagnosis.attention import AttentionMass
 from modalign.evaluation.diagnosis.gap import Gap
-from modalign.evaluation.diagnosis.lens import Lens
+from modalign.evaluation.diagnosis.lens import LogitLens
 from modalign.evaluation.diagnosis.looking import Looking
 from modalign.evaluation.diagnosis.mir import IntegrationRate
 from modalign.evaluation.diagnosis.norms import Norms
-from modalign.evaluation.diagnosis.reading import Seen, Subject, media_of, text_of
+from modalign.evaluation.diagnosis.reading import ObservedModel, Seen, media_of, text_of
 from modalign.evaluation.diagnosis.results import (
     DIAGNOSTICS,
     Diagnosis,
@@ -29,7 +29,7 @@ from modalign.evaluation.diagnosis.results import (
     ModalityDiagnosis,
     diagnostic,
 )
-from modalign.evaluation.diagnosis.similarity import similarity
+from modalign.evaluation.diagnosis.text_similarity import similarity
 from modalign.models.asking import tokenizer_of
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import open_model
@@ -74,7 +74,7 @@ def diagnose(
     began = time.monotonic()
     loaded, processor = open_model(folder, device=device)
     model: Any = with_patches(loaded, tokenizer_of(processor), patches)
-    subject = Subject(model, processor)
+    subject = ObservedModel(model, processor)
     records, _ = validate(
         read_records(data, modalities=subject.modalities),
         modalities=subject.modalities,
@@ -132,7 +132,11 @@ def _mean(rows: Tensor) -> np.ndarray:
 
 
 def _modality(
-    subject: Subject, modality: str, records: list[Record], seed: int, progress: Progress | None
+    subject: ObservedModel,
+    modality: str,
+    records: list[Record],
+    seed: int,
+    progress: Progress | None,
 ) -> ModalityDiagnosis:
     """All diagnostics of one modality."""
     prefix = subject.enters[modality] == "prefix"
@@ -141,7 +145,7 @@ def _modality(
     gap, norms = Gap(modality, sampling), Norms(modality, sampling)
     mir, mass = IntegrationRate(sampling), AttentionMass(sampling)
     answers = [record.answer for record in records]
-    lens = Lens(subject, answers, sampling) if prefix else None
+    lens = LogitLens(subject, answers, sampling) if prefix else None
     for number, record in enumerate(records):
         given = subject.given(record)
         seen = subject.look(given)
@@ -188,7 +192,7 @@ def _sampling(modality: str, records: Sequence[Record], seed: int) -> Sampling:
 
 
 def _similarities(
-    subject: Subject, modality: str, items: _Items, seed: int, progress: Progress | None
+    subject: ObservedModel, modality: str, items: _Items, seed: int, progress: Progress | None
 ) -> list[Diagnostic]:
     """Encoder features, and connector outputs, against the language model's layers."""
     texts = []
@@ -208,7 +212,7 @@ def _similarities(
     return found
 
 
-def _names(subject: Subject, modality: str) -> tuple[str, str]:
+def _names(subject: ObservedModel, modality: str) -> tuple[str, str]:
     """Of the encoder and the connector."""
     model = subject.model
     if isinstance(model, ModalignForConditionalGeneration):

@@ -30,7 +30,7 @@ def normalised(points: Floats) -> Floats:
 
 
 @dataclass
-class _Sums:
+class _UnitSums:
     """Of normalised rows, one entry per record: enough for centroids and mean cosines."""
 
     totals: list[Floats] = field(default_factory=list)  # (D,) each
@@ -59,7 +59,7 @@ class Gap:
     def __init__(self, modality: str, sampling: Sampling) -> None:
         self.modality, self.sampling = modality, sampling
         self.rng = np.random.default_rng(sampling.seed)
-        self.media, self.text = _Sums(), _Sums()
+        self.media, self.text = _UnitSums(), _UnitSums()
 
     def add(self, outputs: Tensor, text: Tensor) -> None:
         """One record: connector tokens (M, D) and its text's token embeddings (t, D)."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modalign.evaluation.diagnosis.reading import Seen, Subject
+from modalign.evaluation.diagnosis.reading import ObservedModel, Seen
 from modalign.evaluation.diagnosis.results import Diagnostic, WordShare, diagnostic
 from modalign.models.parts import PartNotFoundError, decoder_layers
 from modalign.numbers.sampling import Sampling
@@ -39,7 +39,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(dim=-1)
 
 
-def find_readout(subject: Subject) -> Readout | None:
+def find_readout(subject: ObservedModel) -> Readout | None:
     """What makes logits of the last layer's output: the modules that run behind it, and the head.
 
     Found by running two tokens; None where what was found does not give the model's own logits (they are
@@ -89,10 +89,10 @@ def answer_tokens(tokenizer: Any, text: str) -> set[int]:
     return {token for token in ids if re.search(r"\w", tokenizer.decode([token]))}
 
 
-class Lens:
+class LogitLens:
     """Collects what the lens reads, record by record."""
 
-    def __init__(self, subject: Subject, answers: Sequence[str], sampling: Sampling) -> None:
+    def __init__(self, subject: ObservedModel, answers: Sequence[str], sampling: Sampling) -> None:
         """``answers``: of all records, in the order they will be added in."""
         self.subject, self.sampling = subject, sampling
         self.readout = find_readout(subject)

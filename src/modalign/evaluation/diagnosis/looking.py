@@ -16,7 +16,12 @@ from torch import Tensor
 
 from modalign.data.modalities import blank_like, modality_of
 from modalign.data.records import Record
-from modalign.evaluation.diagnosis.reading import Given, Subject, media_of, with_media_of
+from modalign.evaluation.diagnosis.reading import (
+    ObservedModel,
+    RecordInputs,
+    media_of,
+    with_media_of,
+)
 from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic
 from modalign.evaluation.scoring import exchanged
 from modalign.models.bridges import signal_names
@@ -59,14 +64,14 @@ class Looking:
     """Collects answers with and without a modality's media, record by record."""
 
     def __init__(
-        self, subject: Subject, modality: str, records: Sequence[Record], sampling: Sampling
+        self, subject: ObservedModel, modality: str, records: Sequence[Record], sampling: Sampling
     ) -> None:
         self.subject, self.modality, self.sampling = subject, modality, sampling
         self.shuffled = exchanged([media_of(record, modality) for record in records], sampling.seed)
         self.right: dict[str, list[float]] = {"right": [], **{name: [] for name in WITHOUT}}
         self.divergences: dict[str, list[float]] = {name: [] for name in WITHOUT}
 
-    def add(self, number: int, record: Record, given: Given, logits: Tensor) -> None:
+    def add(self, number: int, record: Record, given: RecordInputs, logits: Tensor) -> None:
         """One record: its number among all, its inputs, and (A, V) logits with the right media."""
         self.right["right"].append(is_right(logits, given.answer))
         own = media_of(record, self.modality)
@@ -84,7 +89,7 @@ class Looking:
         found = self.subject.answer_logits(given, noisy) if noisy is not None else None
         self._note("noise", given, logits, found)
 
-    def _noisy(self, given: Given, number: int) -> dict[str, Tensor] | None:
+    def _noisy(self, given: RecordInputs, number: int) -> dict[str, Tensor] | None:
         name, mask = signal_names(self.modality)
         values = given.inputs.get(name)
         if modality_of(self.modality).no_noise or values is None:
@@ -92,7 +97,7 @@ class Looking:
         noise = noise_like(values, given.inputs.get(mask), self.sampling.seed + number)
         return {**given.inputs, name: noise}
 
-    def _note(self, name: str, given: Given, right: Tensor, other: Tensor | None) -> None:
+    def _note(self, name: str, given: RecordInputs, right: Tensor, other: Tensor | None) -> None:
         nothing = float("nan")
         self.right[name].append(nothing if other is None else is_right(other, given.answer))
         self.divergences[name].append(nothing if other is None else divergence(right, other))

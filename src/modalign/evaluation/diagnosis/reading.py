@@ -35,7 +35,7 @@ MOST_ATTENTION = 2_000_000_000  # layers x heads x T x T beyond which attention 
 
 
 @dataclass(frozen=True)
-class Given:
+class RecordInputs:
     """A record as a model's inputs, its last answer included.
 
     Attributes:
@@ -80,7 +80,7 @@ class Seen:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Subject:
+class ObservedModel:
     """A model that is looked into, with what turns records into its inputs.
 
     Attributes:
@@ -116,7 +116,7 @@ class Subject:
         found: torch.device = self.model.device
         return found
 
-    def given(self, record: Record) -> Given:
+    def given(self, record: Record) -> RecordInputs:
         """The inputs of a record with its last answer.
 
         Raises:
@@ -136,7 +136,7 @@ class Subject:
         if found["input_ids"][0, start : start + len(answer)].tolist() != answer:
             raise DataError(f"{record.source}: the processor gives other tokens than its tokenizer")
         inputs = placed(found, self.model)
-        return Given(inputs, torch.tensor(answer, device=self.device), start)
+        return RecordInputs(inputs, torch.tensor(answer, device=self.device), start)
 
     def text_ids(self, text: str) -> Tensor:
         """(t,) tokens of a plain text, without the tokenizer's special tokens."""
@@ -156,13 +156,13 @@ class Subject:
         return [state[0] for state in output.hidden_states]
 
     @torch.inference_mode()
-    def answer_logits(self, given: Given, inputs: dict[str, Tensor] | None = None) -> Tensor:
+    def answer_logits(self, given: RecordInputs, inputs: dict[str, Tensor] | None = None) -> Tensor:
         """(A, V) float32: what predicts each token of the answer."""
         output = self.model(**(inputs or given.inputs), use_cache=False, **_kept(given))
         return _answering(output.logits[0], given)
 
     @torch.inference_mode()
-    def look(self, given: Given) -> Seen:
+    def look(self, given: RecordInputs) -> Seen:
         """Run a record and keep what the diagnostics need of the pass.
 
         Raises:
@@ -218,7 +218,7 @@ class Subject:
             },
         )
 
-    def _watch(self, given: Given) -> dict[str, tuple[nn.Module, bool, Callable[..., Any]]]:
+    def _watch(self, given: RecordInputs) -> dict[str, tuple[nn.Module, bool, Callable[..., Any]]]:
         """Modules whose inputs (True) or outputs are caught, and what is kept of them."""
         watching: dict[str, tuple[nn.Module, bool, Callable[..., Any]]] = {
             "embeds": (self.decoder, True, lambda args, kwargs: kwargs.get("inputs_embeds"))
@@ -239,7 +239,7 @@ class Subject:
         )
         return memory[present]
 
-    def _attends(self, given: Given) -> bool:
+    def _attends(self, given: RecordInputs) -> bool:
         if self.no_attention is not None:
             return False
         config = self.model.config.get_text_config()
@@ -254,12 +254,12 @@ def _catch(caught: dict[str, Any], name: str, note: Callable[..., Any]) -> Calla
     return hook
 
 
-def _kept(given: Given) -> dict[str, int]:
+def _kept(given: RecordInputs) -> dict[str, int]:
     """Ask for no more logits than the answer needs."""
     return {"logits_to_keep": len(given.ids) - given.start + 1}
 
 
-def _answering(logits: Tensor, given: Given) -> Tensor:
+def _answering(logits: Tensor, given: RecordInputs) -> Tensor:
     """(kept, V) -> (A, V): each token of the answer is predicted at the position before it."""
     return logits[: len(given.answer)].float()
 

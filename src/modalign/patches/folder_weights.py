@@ -37,7 +37,7 @@ class Place:
     patchable: bool
 
 
-class Weights:
+class FolderWeights:
     """All tensors of a model folder by their names in its files.
 
     Attributes:

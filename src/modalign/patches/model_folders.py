@@ -10,12 +10,12 @@ from pathlib import Path
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import new_folder
 from modalign.patches.fit import locate
+from modalign.patches.folder_log import Log
+from modalign.patches.folder_weights import PART
 from modalign.patches.header import PatchContent
-from modalign.patches.log import Log
 from modalign.patches.patched_folder import LOG, PATCHES, FolderStatus, PatchedFolder, entry_of
 from modalign.patches.pruned_folder import rewritten_files, write_pruned
 from modalign.patches.storage import save_patch
-from modalign.patches.weights import PART
 
 LOCK = ".lock"
 

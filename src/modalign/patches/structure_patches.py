@@ -17,6 +17,7 @@ from torch import Tensor
 from modalign.errors import DataError, ModalignError
 from modalign.hashing import tensor_hash
 from modalign.patches.cuts import Cut
+from modalign.patches.folder_weights import FolderWeights
 from modalign.patches.header import (
     BaseTensor,
     PatchContent,
@@ -28,7 +29,6 @@ from modalign.patches.header import (
 )
 from modalign.patches.patch import Patch
 from modalign.patches.storage import check_patch
-from modalign.patches.weights import Weights
 
 
 def structure_patch(
@@ -51,7 +51,7 @@ def structure_patch(
     Raises:
         DataError: a tensor is missing, or its cut does not fit it.
     """
-    weights = Weights(folder)
+    weights = FolderWeights(folder)
     for tensor in cuts:
         if tensor not in weights.places:
             raise DataError(f"{folder} has no tensor {tensor} to cut")
