@@ -48,7 +48,7 @@ both = pytest.mark.parametrize("trusted", [True, False], ids=["in process", "iso
     [
         ("raises", "raised", "ValueError: no such luck"),
         ("leaves", "raised", "SystemExit: 3"),
-        ("gives_binary", "not-text", "2,048 bytes that are no UTF-8 text"),
+        ("gives_binary", "not-text", "2,048 bytes that are not UTF-8 text"),
         ("gives_an_object", "not-text", "holds a object"),
         ("gives_too_much", "too-long", "10,000,000 characters, cut at 500"),
         ("gives_many_lines", "too-long", "characters, cut at 500"),

@@ -119,7 +119,7 @@ def test_what_cannot_be_used_is_refused(fields: dict[str, Any], message: str) ->
 )
 def test_the_place_of_the_medium(properties: dict[str, Any], place: tuple[str, str]) -> None:
     schema = {"properties": properties, "required": ["source"] if "source" in properties else []}
-    assert media_place(schema, McpSpec(command=("x",), tool="t")) == place
+    assert media_place(schema, "t") == place
 
 
 def test_the_servers_source_is_part_of_the_identity(tmp_path: Path) -> None:

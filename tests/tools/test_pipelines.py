@@ -203,7 +203,7 @@ def test_a_broken_model_is_an_outcome(classifier: Path) -> None:
     ("task", "model", "message"),
     [
         ("fill-mask", "x", "no tool is made of the pipeline 'fill-mask'; known: audio-class"),
-        ("object-detection", "no/such-model", "no/such-model is no folder here, and the hub"),
+        ("object-detection", "no/such-model", "no/such-model is not a folder here, and the hub"),
     ],
 )
 def test_what_cannot_be_used_is_refused(

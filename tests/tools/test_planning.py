@@ -196,10 +196,10 @@ def test_a_plan_calls_observes_and_answers() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("detect", "{floor", "no JSON"),
-        ("detect", "[1]", "no JSON object"),
+        ("detect", "{floor", "not JSON"),
+        ("detect", "[1]", "not a JSON object"),
         ("paint", "{}", "no tool 'paint'; there are detect"),
-        ("", "<garbage>", "no JSON"),
+        ("", "<garbage>", "not JSON"),
         ("detect", '{"wrong": 1}', "unknown argument 'wrong'"),
         ("detect", '{"floor": "high"}', "not of type number"),
         ("detect", '{"medium": 4}', "there are 0 (image)"),

@@ -69,7 +69,7 @@ class ToolDiedError(ToolError):
 
 
 class NotTextError(ToolError):
-    """An answer that is no text: binary data, or objects without a JSON form."""
+    """An answer that is not text: binary data, or objects without a JSON form."""
 
     kind = "not-text"
 

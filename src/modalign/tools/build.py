@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from modalign.data.modalities import modality_names
@@ -10,20 +11,35 @@ from modalign.tools.base import Tool
 from modalign.tools.block import Count
 from modalign.tools.cache import ResultCache
 from modalign.tools.chain import ToolChain, Use
-from modalign.tools.spec import (
-    CallableSpec,
-    ChainSpec,
-    DigitReaderSpec,
-    LayoutSpec,
-    McpSpec,
-    OcrSpec,
-    PipelineSpec,
-    SpeechSpec,
-    StructureSpec,
-    ToolSpec,
-)
+from modalign.tools.spec import ChainSpec, CommonSpec, LayoutSpec, ToolSpec
 
-IMAGE = ("image",)
+_IMAGE = ("image",)
+# kind -> what makes it, and its own name, description and modalities
+_KINDS: dict[str, tuple[str, str | None, str | None, tuple[str, ...] | None]] = {
+    "callable": ("callables:callable_tool", None, None, modality_names()),
+    "pipeline": ("pipelines:pipeline_tool", None, None, None),
+    "ocr": ("ocr:ocr_tool", "ocr", "Lines of text in a picture, from top to bottom.", _IMAGE),
+    "speech": ("speech:SpeechTool", "speech", "What is said in a recording.", ("audio",)),
+    "mcp": ("mcp:McpTool", None, None, modality_names()),
+    "digit_reader": (
+        "digits:DigitReader",
+        "digits",
+        "Handwritten digits of a scene, with their boxes.",
+        _IMAGE,
+    ),
+    "structure": (
+        "structure:StructureTool",
+        "structure",
+        "The scene's objects as the data itself states them.",
+        modality_names(),
+    ),
+    "layout": (
+        "layout:LayoutTool",
+        "layout",
+        "Where the things are that {of.name} finds: places, relations, counts.",
+        _IMAGE,
+    ),
+}
 
 
 def build_chain(spec: ChainSpec, count: Count, cache: Path | None = None) -> ToolChain:
@@ -41,67 +57,23 @@ def build_chain(spec: ChainSpec, count: Count, cache: Path | None = None) -> Too
     return ToolChain(uses, spec.template, spec.budget, count, ResultCache(cache))
 
 
-def build_tool(spec: ToolSpec) -> Tool:  # noqa: PLR0911 - one return per kind
-    """A tool from its configuration.
+def build_tool(spec: ToolSpec) -> Tool:
+    """A tool from its configuration: the configuration's word, else the kind's.
 
     Raises:
         UsageError: a missing library (the message names the extra), file, model or server.
     """
-    match spec:
-        case CallableSpec():
-            from modalign.tools.callables import callable_tool
-
-            return callable_tool(
-                spec.target,
-                spec.trusted,
-                spec.version,
-                reads_annotations=spec.reads_annotations,
-                **_settings(spec, None, None, modality_names()),
-            )
-        case PipelineSpec():
-            from modalign.tools.pipelines import pipeline_tool
-
-            return pipeline_tool(spec, _settings(spec, None, None, None))
-        case OcrSpec():
-            from modalign.tools.ocr import ocr_tool
-
-            says = "Lines of text in a picture, from top to bottom."
-            return ocr_tool(spec, _settings(spec, "ocr", says, IMAGE))
-        case SpeechSpec():
-            from modalign.tools.speech import SpeechTool
-
-            says = "What is said in a recording."
-            return SpeechTool(spec.words, **_settings(spec, "speech", says, ("audio",)))
-        case McpSpec():
-            from modalign.tools.mcp import McpTool
-
-            return McpTool(spec, **_settings(spec, spec.tool, None, modality_names()))
-        case DigitReaderSpec():
-            from modalign.tools.digits import DigitReader
-
-            says = "Handwritten digits of a scene, with their boxes."
-            return DigitReader(**_settings(spec, "digits", says, IMAGE))
-        case StructureSpec():
-            from modalign.tools.structure import StructureTool
-
-            says = "The scene's objects as the data itself states them."
-            return StructureTool(**_settings(spec, "structure", says, modality_names()))
-        case LayoutSpec():
-            from modalign.tools.layout import LayoutTool
-
-            of = build_tool(spec.of)
-            says = f"Where the things are that {of.name} finds: places, relations, counts."
-            return LayoutTool(of, spec.grid, spec.say, **_settings(spec, "layout", says, IMAGE))
-
-
-def _settings(
-    spec: ToolSpec, name: str | None, description: str | None, modalities: tuple[str, ...] | None
-) -> dict[str, Any]:
-    """What every tool is told: the configuration's word, else the kind's."""
-    return {
-        "name": spec.name or name,
-        "description": spec.description or description,
-        "modalities": spec.modalities or modalities,
-        "timeout": spec.timeout,
-        "max_characters": spec.max_characters,
-    }
+    maker, name, description, modalities = _KINDS[spec.kind]
+    given: dict[str, Any] = dict(spec)
+    own = {key: given[key] for key in given.keys() - CommonSpec.model_fields.keys() - {"kind"}}
+    if isinstance(spec, LayoutSpec):
+        own["of"] = build_tool(spec.of)
+    tool: Tool = resolve_name(f"modalign.tools.{maker}")(
+        **own,
+        name=spec.name or name,
+        description=spec.description or (description and description.format(**own)),
+        modalities=spec.modalities or modalities,
+        timeout=spec.timeout,
+        max_characters=spec.max_characters,
+    )
+    return tool

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,11 @@ class DigitReader(Tool):
     def __init__(self, folder: Path | None = None, **settings: Any) -> None:
         super().__init__(**settings, signature=Signature(result=LINES))
         self._folder = folder
-        self._weights: Weights | None = None
 
-    @property
+    @cached_property
     def weights(self) -> Weights:
         """The classifier, fitted if it is not there yet."""
-        if self._weights is None:
-            self._weights = fitted(self._folder)
-        return self._weights
+        return fitted(self._folder)
 
     @property
     def parameters(self) -> int:
@@ -74,13 +72,10 @@ class DigitReader(Tool):
         if not boxes:
             return []
         chances = self.weights.chances(np.stack([crop(grey, box) for box in boxes]))
+        best = [(WORDS[int(row.argmax())], round(float(row.max()), 4)) for row in chances]
         return [
-            {
-                "text": WORDS[int(row.argmax())],
-                "score": round(float(row.max()), 4),
-                "box": list(box),
-            }
-            for row, box in zip(chances, boxes, strict=True)
+            {"text": text, "score": score, "box": list(box)}
+            for (text, score), box in zip(best, boxes, strict=True)
         ]
 
     def identity(self, hash_file: HashFile) -> Json:

@@ -29,8 +29,7 @@ from modalign.tools.base import (
     ToolError,
     ToolTimeoutError,
 )
-from modalign.tools.mcp_media import media_place, written
-from modalign.tools.spec import McpSpec
+from modalign.tools.mcp_media import Form, media_place, written
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
@@ -45,7 +44,11 @@ class McpTool(Tool):
     """One tool of a server.
 
     Args:
-        spec: command, tool, and where the medium goes.
+        command: program and arguments of a stdio server, or one URL.
+        tool: its name on the server.
+        environment: further variables of the server's.
+        media_argument, media_as: where the medium goes, and in which form; by default as the tool's
+            input schema tells.
         **settings: of :class:`~modalign.tools.base.Tool`.
 
     Raises:
@@ -55,20 +58,28 @@ class McpTool(Tool):
 
     keeps_deadline = True
 
-    def __init__(self, spec: McpSpec, **settings: Any) -> None:
-        self._spec = spec
-        self._connection = Connection.to(spec.command, spec.environment)
+    def __init__(
+        self,
+        command: Sequence[str],
+        tool: str,
+        environment: Mapping[str, str],
+        media_argument: str | None,
+        media_as: Form | None,
+        **settings: Any,
+    ) -> None:
+        self._command, self._tool, self._environment = command, tool, environment
+        self._connection = Connection.to(command, environment)
         try:
-            theirs = _find(self._connection, spec)
+            theirs = _find(self._connection, command[0], tool)
         except UsageError:
             self._connection.close()
             raise
         self._schema: dict[str, Any] = theirs.input_schema
-        self._argument, self._form = media_place(self._schema, spec)
+        self._argument, self._form = media_place(self._schema, tool, media_argument, media_as)
         properties = dict(self._schema.get("properties", {}))
         properties.pop(self._argument, None)
         required = tuple(r for r in self._schema.get("required", ()) if r != self._argument)
-        settings["name"] = _identifier(settings["name"])
+        settings["name"] = _identifier(settings["name"] or tool)
         settings["description"] = settings["description"] or theirs.description or theirs.name
         super().__init__(**settings, signature=Signature(properties, required, result={}))
 
@@ -88,23 +99,14 @@ class McpTool(Tool):
         """
         with written(medium, self._form) as value:
             given = {self._argument: value, **arguments}
-            return _result(self._connection.call(self._spec.tool, given, self.timeout))
+            return _result(self._connection.call(self._tool, given, self.timeout))
 
     def identity(self, hash_file: HashFile) -> Json:
         """Command, the content of files in it, the tool and its schema; not what the server itself reads."""
-        parts = [Path(word) for word in self._spec.command[1:]]
-        hashes = [hash_file(part) if part.is_file() else str(part) for part in parts]
-        program = Path(self._spec.command[0]).name
+        program, *words = map(Path, self._command)
+        hashes = [hash_file(word) if word.is_file() else str(word) for word in words]
         place = [self._argument, self._form]
-        return [
-            "mcp",
-            program,
-            *hashes,
-            self._spec.environment,
-            self._spec.tool,
-            self._schema,
-            place,
-        ]
+        return ["mcp", program.name, *hashes, self._environment, self._tool, self._schema, place]
 
     def close(self) -> None:
         """End the server, if no other tool uses it."""
@@ -244,7 +246,7 @@ _CONNECTIONS: dict[tuple[object, ...], Connection] = {}
 
 
 def _result(answer: CallToolResult) -> Any:
-    """The structured result where there is one (MCP wraps what is no object as ``result``), else the texts."""
+    """The structured result where there is one (MCP wraps what is not an object as ``result``), else the texts."""
     texts = [block.text for block in answer.content if block.type == "text"]
     if answer.is_error:
         raise ToolError(" ".join(texts) or "the server's tool failed and did not say why")
@@ -258,7 +260,7 @@ def _result(answer: CallToolResult) -> Any:
     return texts
 
 
-def _find(connection: Connection, spec: McpSpec) -> Any:
+def _find(connection: Connection, server: str, tool: str) -> Any:
     try:
         import mcp  # noqa: F401 - the official client
     except ImportError as error:
@@ -266,15 +268,13 @@ def _find(connection: Connection, spec: McpSpec) -> Any:
             f"tools of MCP servers need the mcp client ({error}): pip install 'modalign[tools]'"
         ) from None
     try:
-        offered = {tool.name: tool for tool in connection.tools()}
+        offered = {each.name: each for each in connection.tools()}
     except ToolError as error:
-        raise UsageError(f"tool {spec.tool!r}: {error}") from None
-    if spec.tool not in offered:
-        raise UsageError(
-            f"the MCP server {spec.command[0]} has no tool {spec.tool!r}; "
-            f"it has {', '.join(sorted(offered)) or 'none'}"
-        )
-    return offered[spec.tool]
+        raise UsageError(f"tool {tool!r}: {error}") from None
+    if tool not in offered:
+        there = ", ".join(sorted(offered)) or "none"
+        raise UsageError(f"the MCP server {server} has no tool {tool!r}; it has {there}")
+    return offered[tool]
 
 
 def _identifier(name: str) -> str:

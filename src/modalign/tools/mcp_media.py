@@ -11,7 +11,6 @@ from typing import Any, Literal
 from modalign.data.records import Media
 from modalign.errors import UsageError
 from modalign.tools.functions import as_file
-from modalign.tools.spec import McpSpec
 
 Form = Literal["path", "base64", "data_url"]
 # Words of an argument's name that tell how it takes a medium, the surest first.
@@ -23,7 +22,9 @@ _FORMS: tuple[tuple[Form, tuple[str, ...]], ...] = (
 )
 
 
-def media_place(schema: Mapping[str, Any], spec: McpSpec) -> tuple[str, Form]:
+def media_place(
+    schema: Mapping[str, Any], tool: str, argument: str | None = None, form: Form | None = None
+) -> tuple[str, Form]:
     """The argument that takes the medium, and in which form.
 
     What the configuration says holds. Else the argument is the one whose schema has ``contentEncoding:
@@ -38,26 +39,24 @@ def media_place(schema: Mapping[str, Any], spec: McpSpec) -> tuple[str, Form]:
         for name, one in schema.get("properties", {}).items()
         if one.get("type", "string") == "string"
     }
-    if spec.media_argument is not None:
-        if spec.media_argument not in schema.get("properties", {}):
+    if argument is not None:
+        if argument not in schema.get("properties", {}):
             known = ", ".join(schema.get("properties", {})) or "none"
-            raise UsageError(
-                f"tool {spec.tool!r} has no argument {spec.media_argument!r}; it has {known}"
-            )
-        texts = {spec.media_argument: texts.get(spec.media_argument, {})}
+            raise UsageError(f"tool {tool!r} has no argument {argument!r}; it has {known}")
+        texts = {argument: texts.get(argument, {})}
     signs = {name: _sign(name, one) for name, one in texts.items()}
-    ranked = sorted((rank, name, form) for name, (rank, form) in signs.items())
+    ranked = sorted((rank, name, likely) for name, (rank, likely) in signs.items())
     only = [name for name in schema.get("required", ()) if name in texts]
-    if spec.media_argument is not None or (ranked and ranked[0][0] < len(_FORMS)):
-        _, name, form = ranked[0]
+    if argument is not None or (ranked and ranked[0][0] < len(_FORMS)):
+        _, name, likely = ranked[0]
     elif len(only) == 1:
-        name, form = only[0], "path"
+        name, likely = only[0], "path"
     else:
         raise UsageError(
-            f"the input schema of tool {spec.tool!r} does not tell where the medium goes "
+            f"the input schema of tool {tool!r} does not tell where the medium goes "
             f"(arguments: {', '.join(texts) or 'none'}): set media_argument and media_as"
         )
-    return name, spec.media_as or form
+    return name, form or likely
 
 
 def _sign(name: str, schema: Mapping[str, Any]) -> tuple[int, Form]:

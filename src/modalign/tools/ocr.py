@@ -17,17 +17,8 @@ import numpy as np
 from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.errors import UsageError
-from modalign.tools.base import (
-    LINES,
-    HashFile,
-    Json,
-    Signature,
-    Tool,
-    ToolError,
-    ToolTimeoutError,
-)
+from modalign.tools.base import LINES, HashFile, Json, Signature, Tool, ToolError, ToolTimeoutError
 from modalign.tools.onnx_parameters import onnx_parameters
-from modalign.tools.spec import OcrSpec
 
 # rapidocr's settings -> part of the file name of the model in its wheel
 MODELS = {"Det": "det", "Cls": "cls", "Rec": "rec"}
@@ -35,19 +26,17 @@ WORD_LEVEL = "5"  # of tesseract's table
 MOST_ERROR = 200
 
 
-def ocr_tool(spec: OcrSpec, settings: dict[str, Any]) -> RapidOcr | Tesseract:
+def ocr_tool(engine: str, min_score: float, language: str | None, **settings: Any) -> Tool:
     """An OCR tool from its configuration.
 
     Raises:
         UsageError: the engine is not installed, or does not take the option.
     """
-    if spec.engine == "tesseract":
-        return Tesseract(spec.min_score, spec.language, **settings)
-    if spec.language is not None:
-        raise UsageError(
-            "rapidocr's models know no language option: leave it out, or take tesseract"
-        )
-    return RapidOcr(spec.min_score, **settings)
+    if engine == "tesseract":
+        return Tesseract(min_score, language, **settings)
+    if language is not None:
+        raise UsageError("rapidocr takes no language option: leave it out, or take tesseract")
+    return RapidOcr(min_score, **settings)
 
 
 class RapidOcr(Tool):
@@ -169,13 +158,8 @@ def tesseract_lines(table: str, min_score: float) -> list[dict[str, Any]]:
     for line in words.values():
         score = sum(float(word["conf"]) for word in line) / len(line) / 100
         if score >= min_score:
-            found.append(
-                {
-                    "text": " ".join(w["text"] for w in line),
-                    "score": round(score, 4),
-                    "box": _around(line),
-                }
-            )
+            text = " ".join(word["text"] for word in line)
+            found.append({"text": text, "score": round(score, 4), "box": _around(line)})
     return found
 
 
@@ -208,13 +192,6 @@ def _upright(corners: Any) -> list[float]:
 
 
 def _around(words: list[dict[str, str]]) -> list[float]:
-    edges = [
-        [float(word["left"]), float(word["top"]), float(word["width"]), float(word["height"])]
-        for word in words
-    ]
-    return [
-        min(left for left, *_ in edges),
-        min(top for _, top, *_ in edges),
-        max(left + width for left, _, width, _ in edges),
-        max(top + height for _, top, _, height in edges),
-    ]
+    edges = [[float(word[key]) for key in ("left", "top", "width", "height")] for word in words]
+    left, top, width, height = np.array(edges).T
+    return [left.min(), top.min(), (left + width).max(), (top + height).max()]

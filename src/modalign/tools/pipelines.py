@@ -18,7 +18,6 @@ from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.errors import UsageError
 from modalign.tools.base import LINES, HashFile, Json, Signature, Tool
-from modalign.tools.spec import PipelineSpec
 
 CAPTION = "Describe the image."
 _TEXT = {"type": "string"}
@@ -163,21 +162,24 @@ class PipelineTool(Tool):
         self.__dict__.pop("_pipeline", None)
 
 
-def pipeline_tool(spec: PipelineSpec, settings: dict[str, Any]) -> PipelineTool:
+def pipeline_tool(
+    task: str, model: str, device: str | None, options: dict[str, Any], **settings: Any
+) -> PipelineTool:
     """A pipeline from its configuration.
 
     Raises:
         UsageError: an unknown task, or a folder that does not exist.
     """
-    task = ALIASES.get(spec.task, spec.task)
-    if task not in TASKS:
-        known = ", ".join(sorted(TASKS))
-        raise UsageError(f"no tool is made of the pipeline {spec.task!r}; known: {known}")
-    _revision(spec.model)
-    settings["name"] = settings["name"] or task.replace("-", "_")
-    settings["description"] = settings["description"] or TASKS[task].description
-    settings["modalities"] = settings["modalities"] or (TASKS[task].modality,)
-    return PipelineTool(task, spec.model, spec.device, spec.options, **settings)
+    known = ALIASES.get(task, task)
+    if known not in TASKS:
+        raise UsageError(
+            f"no tool is made of the pipeline {task!r}; known: {', '.join(sorted(TASKS))}"
+        )
+    _revision(model)
+    settings["name"] = settings["name"] or known.replace("-", "_")
+    settings["description"] = settings["description"] or TASKS[known].description
+    settings["modalities"] = settings["modalities"] or (TASKS[known].modality,)
+    return PipelineTool(known, model, device, options, **settings)
 
 
 def _revision(model: str) -> str | None:
@@ -194,6 +196,6 @@ def _revision(model: str) -> str | None:
         file = cached_file(model, "config.json")
     except OSError as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"model {model} is no folder here, and the hub: {reason}") from None
+        raise UsageError(f"model {model} is not a folder here, and the hub: {reason}") from None
     assert file is not None
     return Path(file).parent.name  # the cache keeps each commit in a folder of its name

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
+import time
 import weakref
 from contextlib import suppress
 from typing import Any
 
 from modalign.tools.base import ToolDiedError, ToolTimeoutError
+from modalign.tools.channel import Channel, ChannelError, DeadlineError
 
 START_SECONDS = 120.0  # imports may be slow: torch alone takes several
 _BYTES_PER_CHARACTER = 12  # a character outside the BMP as two JSON escapes
@@ -42,14 +41,11 @@ class WorkerProcess:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # what it starts is killed with it
         )
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self.kill = weakref.finalize(self, _end, self._process, self._requests, os.getpid())
-        threading.Thread(
-            target=_converse,
-            args=(self._process, self._requests, self._answers, self._longest()),
-            daemon=True,
-        ).start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        pipes = self._process.stdout.fileno(), self._process.stdin.fileno()
+        self._channel = Channel(*pipes, _BYTES_PER_CHARACTER * limit + 2**20)
+        self.kill = weakref.finalize(self, _end, self._process, os.getpid())
         self.description = self.ask({"target": target}, START_SECONDS)
 
     @property
@@ -64,53 +60,25 @@ class WorkerProcess:
             ToolTimeoutError: nothing within ``timeout`` seconds.
             ToolDiedError: the process ended, or broke off in its answer.
         """
-        self._requests.put(json.dumps({**request, "limit": self._limit}).encode() + b"\n")
+        deadline = time.monotonic() + timeout
         try:
-            line = self._answers.get(timeout=timeout)
-        except queue.Empty:
+            self._channel.send({**request, "limit": self._limit}, deadline)
+            return self._channel.receive(deadline)
+        except DeadlineError:
             self.kill()
-            raise ToolTimeoutError(
-                f"no answer within {timeout:g} s; its process was ended"
-            ) from None
-        if not line.endswith(b"\n"):
+            late = f"no answer within {timeout:g} s; its process was ended"
+            raise ToolTimeoutError(late) from None
+        except ChannelError:
             self.kill()
-            raise ToolDiedError(f"its process ended ({_reason(self._process.returncode)})")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _longest(self) -> int:
-        return _BYTES_PER_CHARACTER * self._limit + 2**20
+            reason = _reason(self._process.returncode)
+            raise ToolDiedError(f"its process ended ({reason})") from None
 
 
-def _converse(
-    process: subprocess.Popen[bytes],
-    requests: queue.SimpleQueue[bytes | None],
-    answers: queue.SimpleQueue[bytes],
-    longest: int,
-) -> None:
-    """Write and read in a thread of its own: a full pipe must not hold up who waits for the deadline."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    while (request := requests.get()) is not None:
-        line = b""
-        with suppress(OSError, ValueError):
-            process.stdin.write(request)
-            process.stdin.flush()
-            line = process.stdout.readline(longest)
-        answers.put(line)
-
-
-def _end(
-    process: subprocess.Popen[bytes], requests: queue.SimpleQueue[bytes | None], owner: int
-) -> None:
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:  # a forked copy of the owner is going away, not the owner
         return
-    requests.put(None)
-    if hasattr(os, "killpg"):
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

@@ -15,30 +15,9 @@ from modalign.configuration import validated
 from modalign.errors import UsageError
 from modalign.tools.spec import ChainSpec
 
-# Only the lines: no tool's name, no line break at the end.
-PLAIN_LINES = (
-    '{{ tools | map(attribute="lines") | sum(start=()) | map(attribute="text") | join(SEP) }}'
+BUILT_IN: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("chains.yaml").read_text(encoding="utf-8")
 )
-
-BUILT_IN: dict[str, dict[str, Any]] = {
-    # The words that the starter's language model knows scenes by ("top left seven, bottom right three"). On
-    # its validation scenes relations and counts beside them, or a space after them, cost it accuracy.
-    "starter_tools": {
-        "tools": [
-            {"kind": "layout", "grid": 2, "say": ["places"], "of": {"kind": "digit_reader"}},
-        ],
-        "template": PLAIN_LINES.replace("SEP", '", "'),
-        "budget": 32,
-    },
-    "ocr": {"tools": [{"kind": "ocr"}], "budget": 256},
-    "asr": {"tools": [{"kind": "speech"}], "budget": 256},
-    # Three boxes of NLVR have 199 tokens of a vocabulary of 512 on average, 386 at most.
-    "structure": {
-        "tools": [{"kind": "structure"}],
-        "template": PLAIN_LINES.replace("SEP", '"\\n"') + "\n",
-        "budget": 448,
-    },
-}
 FILE_TYPES = (".yaml", ".yml", ".toml", ".json")
 
 
@@ -46,7 +25,7 @@ def chain_specs(own: Mapping[str, Any] | None = None) -> dict[str, ChainSpec]:
     """Every chain by name: the built-in ones, and those of a configuration's ``tools`` section.
 
     Raises:
-        UsageError: a chain that is no chain, or has a built-in's name.
+        UsageError: a chain that cannot be read, or has a built-in's name.
     """
     own = own or {}
     if taken := sorted(set(own) & set(BUILT_IN)):

@@ -68,7 +68,7 @@ def _unpacked(value: Any) -> Any:
         return dataclasses.asdict(value)
     if callable(getattr(value, "tolist", None)):
         return value.tolist()
-    raise NotTextError(f"the result holds a {type(value).__name__}, which is no text and no JSON")
+    raise NotTextError(f"the result holds a {type(value).__name__}, which is neither text nor JSON")
 
 
 def readable(text: str) -> str:
@@ -80,7 +80,7 @@ def readable(text: str) -> str:
     kept, replaced = _UNPRINTABLE.subn(" ", text)
     replaced += text.count("\ufffd")
     if "\0" in text or replaced > UNPRINTABLE_SHARE * len(text):
-        raise NotTextError(f"the result is binary data ({len(text):,} characters), no text")
+        raise NotTextError(f"the result is binary data ({len(text):,} characters), not text")
     return kept
 
 
@@ -88,7 +88,7 @@ def _decoded(data: bytes) -> str:
     try:
         return readable(data.decode("utf-8"))
     except UnicodeDecodeError:
-        raise NotTextError(f"the result is {len(data):,} bytes that are no UTF-8 text") from None
+        raise NotTextError(f"the result is {len(data):,} bytes that are not UTF-8 text") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def bounded(value: Any, limit: int) -> Bounded:
     """A tool's result as JSON-able data of at most ``limit`` characters.
 
     Raises:
-        NotTextError: it is no text, see :func:`jsonable`.
+        NotTextError: it is not text, see :func:`jsonable`.
     """
     if isinstance(value, Bounded):
         return value

@@ -16,7 +16,7 @@ def _known(modality: str) -> str:
     return modality
 
 
-class _Spec(BaseModel):
+class CommonSpec(BaseModel):
     """What every tool's description may say.
 
     Attributes:
@@ -38,7 +38,7 @@ class _Spec(BaseModel):
     max_characters: PositiveInt = MAX_CHARACTERS
 
 
-class CallableSpec(_Spec):
+class CallableSpec(CommonSpec):
     """A Python callable: ``package.module:function`` or ``file.py:function``.
 
     Attributes:
@@ -56,7 +56,7 @@ class CallableSpec(_Spec):
     version: str = ""
 
 
-class PipelineSpec(_Spec):
+class PipelineSpec(CommonSpec):
     """A transformers pipeline.
 
     Attributes:
@@ -73,7 +73,7 @@ class PipelineSpec(_Spec):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class OcrSpec(_Spec):
+class OcrSpec(CommonSpec):
     """Reading text in pictures.
 
     Attributes:
@@ -88,7 +88,7 @@ class OcrSpec(_Spec):
     language: str | None = None
 
 
-class SpeechSpec(_Spec):
+class SpeechSpec(CommonSpec):
     """Writing down speech by pocketsphinx, its US English model in the wheel (Whisper: a pipeline).
 
     Attributes:
@@ -99,7 +99,7 @@ class SpeechSpec(_Spec):
     words: tuple[str, ...] = ()
 
 
-class McpSpec(_Spec):
+class McpSpec(CommonSpec):
     """A tool of a Model Context Protocol server.
 
     Attributes:
@@ -118,19 +118,19 @@ class McpSpec(_Spec):
     media_as: Literal["path", "base64", "data_url"] | None = None
 
 
-class DigitReaderSpec(_Spec):
+class DigitReaderSpec(CommonSpec):
     """The starter's reader of handwritten digits."""
 
     kind: Literal["digit_reader"] = "digit_reader"
 
 
-class StructureSpec(_Spec):
+class StructureSpec(CommonSpec):
     """A scene's structure, from the annotations of the record, as lines."""
 
     kind: Literal["structure"] = "structure"
 
 
-class LayoutSpec(_Spec):
+class LayoutSpec(CommonSpec):
     """Where the things are that another tool finds: places, relations, counts.
 
     Attributes:

@@ -139,7 +139,7 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
         name: a registered name, with ``:published`` for that size, with connector options in
             brackets: ``mlp[depth=3]``, ``c_abstractor[depth=2;num_tokens=16]:published``.
         recipe: stages in place of the ordinary single one. A connector's own stage one stays
-            before them. A recipe named behind a plus, ``mlp+captions_first``, goes before it.
+            before them. A recipe named after a plus, ``mlp+captions_first``, goes before it.
 
     Raises:
         UsageError: there is none, and the message names the nearest; or an option is unknown.

@@ -1,7 +1,7 @@
 """Recipes: what a connector is taught with, and in which order (the survey's data-driven family).
 
 The connector stays; a recipe's stages choose the records. Every recipe runs under the same budget,
-so two of them differ in data and curriculum alone. A method's name carries its recipe behind a plus:
+so two of them differ in data and curriculum alone. A method's name carries its recipe after a plus:
 ``mlp+captions_first``.
 
 Every record has one kind:
@@ -135,7 +135,7 @@ def of_domain(record: Record, domain: str) -> bool:
 def select(
     samples: Sequence[Sample], stage: Stage, seed: int, text: Sequence[Sample] = ()
 ) -> Sequence[Sample]:
-    """The samples of a stage, in their given order; mixed-in ones behind them.
+    """The samples of a stage, in their given order, then those mixed in.
 
     Args:
         samples: the training data.

@@ -355,8 +355,8 @@ class Session(Composed):
         checkpoint.load_trainable(self.model, start)
         if not any(trial.kept for trial in trials):
             raise ModalignError(
-                f"{self.method.name}: every learning-rate trial ended in a loss that is no number; "
-                f"the one at the lowest rate: {trials[0].failure or 'its validation loss is none'}"
+                f"{self.method.name}: every learning-rate trial ended in a loss that is not finite; "
+                f"the one at the lowest rate: {trials[0].failure or 'its validation loss is not finite'}"
             )
         if self.parallel.main:
             for trial in trials:

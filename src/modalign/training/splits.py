@@ -136,7 +136,7 @@ def that_fit(
 ) -> Splits:
     """The splits without media that the encoders cannot take: clips, series, sets of vectors that are too long.
 
-    An encoder's limits come from the training data; what exceeds them is found here, not in the midst of a
+    An encoder's limits come from the training data; what exceeds them is found here, before the
     run, and counts as broken. Media of modalities without such limits (images) are not looked at again.
 
     Raises:

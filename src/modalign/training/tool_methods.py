@@ -68,7 +68,7 @@ def tool_names(chains: Sequence[str]) -> list[str]:
 
 
 def parse_tool_method(name: str) -> ToolMethod | None:
-    """``tool:CHAIN``, with ``:full`` or ``:lora`` behind it, or ``text_only``; None for any other name.
+    """``tool:CHAIN``, with ``:full`` or ``:lora`` after it, or ``text_only``; None for any other name.
 
     Raises:
         UsageError: the chain has no name.

@@ -1,8 +1,8 @@
 """The trainer: one loop for every stage of every method.
 
 It spends a budget step by step, keeps the state that makes a resumed run equal to an uninterrupted
-one, checks frozen tensors after the first step, and stops at a loss that is no number with all that
-is needed to look into it.
+one, checks frozen tensors after the first step, and stops at a loss that is not finite, with all that is
+needed to look into it.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Trainer:
         """Train until that fraction of the budget is spent; go on from the newest checkpoint.
 
         Raises:
-            NonFiniteLossError: the loss or its gradient is no number, now or before the run ended.
+            NonFiniteLossError: the loss or its gradient is not finite, now or in the run that is resumed.
         """
         self._restore()
         check = FrozenCheck(self.learner.module) if self.step == 0 else None
@@ -323,7 +323,7 @@ class Trainer:
     # ------------------------------------------------------------------ what is kept
 
     def _stop(self, what: str, value: float, indices: list[int]) -> None:
-        """End at a number that is none, with the state before the step saved."""
+        """Stop at a number that is not finite; save the state before the step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.save()
         ids = [self.learner.samples[index].record.id for index in indices]

@@ -57,7 +57,7 @@ class Answer:
         text: the answer; None where there is none.
         steps: what happened, in order.
         cost: what was spent.
-        failures: kind -> how often: of programs, calls and replies that were no use.
+        failures: kind -> how often: of programs, calls and replies that were of no use.
     """
 
     text: str | None
@@ -117,7 +117,7 @@ class Transcript:
             self.failures[f"tool-{problem}"] += 1
 
     def fail(self, kind: str, message: str) -> None:
-        """Note that something was no use."""
+        """Note a reply, program or call that was of no use."""
         self.failures[kind] += 1
         self.steps.append(Step("failure", {"kind": kind, "message": message}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from modalign.endpoints import Chat
@@ -53,17 +54,19 @@ def assistant(
     """
     if way not in WAYS:
         raise UsageError(f"no way is called {way!r}: choose {', '.join(WAYS)}")
-    tokenizer = getattr(chat, "tokenizer", None)
+    tokenizer, settings = getattr(chat, "tokenizer", None), settings or {}
     count = (lambda text: len(tokenizer(text)["input_ids"])) if tokenizer else tokens_about
     chain = build_chain(spec, count)
     tools = [use.tool for use in chain.uses]
+    make: dict[str, Callable[[], Assistant]] = {
+        "text": lambda: TextAssisted(chain, chat, settings),
+        "plan": lambda: Planned(tools, chat, steps=steps, settings=settings),
+        "code": lambda: CodeAssisted(
+            tools, chat, limits or Limits(), repairs=repairs, unsafe=unsafe, settings=settings
+        ),
+    }
     try:
-        if way == "text":
-            return TextAssisted(chain, chat, settings), chain
-        if way == "plan":
-            return Planned(tools, chat, steps=steps, settings=settings), chain
-        code = CodeAssisted(tools, chat, limits, repairs=repairs, unsafe=unsafe, settings=settings)
-        return code, chain
+        return make[way](), chain
     except BaseException:
         chain.close()
         raise

@@ -7,6 +7,7 @@ that fails is given back with its error, so many times; it runs in :mod:`modalig
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any
 
 from modalign.data.records import Media
@@ -38,6 +39,7 @@ _FENCE = "```"
 _LABELS = {"", "python", "python3", "py"}
 
 
+@dataclass
 class CodeAssisted:
     """Answers by programs.
 
@@ -53,20 +55,15 @@ class CodeAssisted:
         UsageError: no fence, and ``unsafe`` was not given.
     """
 
-    def __init__(
-        self,
-        tools: Sequence[Tool],
-        chat: Chat,
-        limits: Limits | None = None,
-        *,
-        repairs: int = 1,
-        unsafe: bool = False,
-        settings: dict[str, Any] | None = None,
-    ) -> None:
-        self.tools, self.chat = tuple(tools), chat
-        self.limits = limits or Limits()
-        self.repairs = repairs
-        self.settings = dict(settings or {})
+    tools: Sequence[Tool]
+    chat: Chat
+    limits: Limits = field(default_factory=Limits)
+    _: KW_ONLY
+    repairs: int = 1
+    unsafe: InitVar[bool] = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self, unsafe: bool) -> None:
         self.fence = fence_for(unsafe)
 
     def answer(self, question: str, media: Sequence[Media]) -> Answer:
@@ -104,14 +101,8 @@ class CodeAssisted:
 
     def _run(self, program: str, toolbox: Toolbox, transcript: Transcript) -> Ran:
         ran = run_program(program, toolbox.functions(), self.limits, fence=self.fence)
-        content = {
-            "program": program,
-            "answer": ran.answer,
-            "output": ran.output,
-            "kind": ran.kind,
-            "message": ran.message,
-            "fence": ran.fence,
-        }
+        told = ("answer", "output", "kind", "message", "fence")
+        content = {"program": program} | {name: getattr(ran, name) for name in told}
         transcript.steps.append(Step("program", content, ran.seconds))
         if ran.kind:
             transcript.failures[f"program-{ran.kind}"] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from modalign.data.records import Media
@@ -25,6 +25,7 @@ Question: {question}"""
 NOW = "No more calls. Answer the question now, with the answer alone."
 
 
+@dataclass
 class Planned:
     """Answers by calls that the model plans.
 
@@ -37,19 +38,13 @@ class Planned:
         settings: of each reply: max_tokens, temperature, ...
     """
 
-    def __init__(
-        self,
-        tools: Sequence[Tool],
-        chat: Chat,
-        *,
-        steps: int = 6,
-        calls: int = 4,
-        observation: int = 4000,
-        settings: dict[str, Any] | None = None,
-    ) -> None:
-        self.tools, self.chat = tuple(tools), chat
-        self.steps, self.calls, self.observation = steps, calls, observation
-        self.settings = dict(settings or {})
+    tools: Sequence[Tool]
+    chat: Chat
+    _: KW_ONLY
+    steps: int = 6
+    calls: int = 4
+    observation: int = 4000
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def answer(self, question: str, media: Sequence[Media]) -> Answer:
         """Let the model plan, act and observe until it answers.

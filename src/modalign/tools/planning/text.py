@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from modalign.data.records import Media
@@ -15,6 +16,7 @@ from modalign.tools.chain import ToolChain
 from modalign.tools.planning.answer import Answer, Transcript
 
 
+@dataclass
 class TextAssisted:
     """Answers from a chain's text.
 
@@ -24,11 +26,9 @@ class TextAssisted:
         settings: of its reply: max_tokens, temperature, ...
     """
 
-    def __init__(
-        self, chain: ToolChain, chat: Chat, settings: dict[str, Any] | None = None
-    ) -> None:
-        self.chain, self.chat = chain, chat
-        self.settings = dict(settings or {})
+    chain: ToolChain
+    chat: Chat
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def answer(self, question: str, media: Sequence[Media]) -> Answer:
         """Describe the media, and ask once.

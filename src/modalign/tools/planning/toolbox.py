@@ -78,9 +78,9 @@ class Toolbox:
         try:
             values = json.loads(arguments)
         except ValueError as error:
-            return self._malformed(name, arguments, f"the arguments are no JSON ({error})")
+            return self._malformed(name, arguments, f"the arguments are not JSON ({error})")
         if not isinstance(values, dict):
-            return self._malformed(name, arguments, "the arguments are no JSON object")
+            return self._malformed(name, arguments, "the arguments are not a JSON object")
         tool = next((tool for tool in self.tools if tool.name == name), None)
         if tool is None:
             known = ", ".join(tool.name for tool in self.tools)
@@ -107,21 +107,14 @@ class Toolbox:
             raise ToolArgumentError(f"medium is {place!r}; there are {self.listing()}")
         tool.check(self.media[place], values)
         outcome = call_safely(tool, self.media[place], **values)
-        content = {
-            "tool": tool.name,
-            "medium": place,
-            "arguments": values,
-            "result": outcome.result,
-            "problem": outcome.problem,
-            "message": outcome.message,
-        }
+        content = {"tool": tool.name, "medium": place, "arguments": values}
+        content |= {name: getattr(outcome, name) for name in ("result", "problem", "message")}
         self.transcript.called(content, outcome.seconds, outcome.problem)
         return outcome
 
     def _default(self, tool: Tool) -> int:
         """The first medium that a tool takes."""
-        places = (i for i, medium in enumerate(self.media) if medium.modality in tool.modalities)
-        return next(places)
+        return next(i for i, medium in enumerate(self.media) if medium.modality in tool.modalities)
 
     def _order(self, tool: Tool) -> tuple[str, ...]:
         named = tuple(tool.signature.properties)

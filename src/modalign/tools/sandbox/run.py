@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from modalign.errors import UsageError
-from modalign.tools.sandbox.channel import Channel, ChannelError, DeadlineError, EndedError
+from modalign.tools.channel import Channel, ChannelError, DeadlineError, EndedError
 from modalign.tools.sandbox.fence import (
     NO_FENCE,
     Fence,
@@ -71,7 +71,7 @@ class Ran:
     """What came of a program.
 
     Attributes:
-        answer: the text of its ``answer``, or of its last line's value (JSON where it is no text).
+        answer: the text of its ``answer``, or of its last line's value (JSON where it is not text).
         kind: None where there is an answer; else ``syntax``, ``raised``, ``memory``, ``no-answer``,
             ``time``, ``killed`` (CPU time, or a crash), ``protocol``.
         message: what went wrong, with the program's line where it is known.
@@ -276,7 +276,7 @@ class _Run:
         """The reply to one call."""
         name, arguments = message.get("call"), message.get("arguments")
         if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise ChannelError("something that is no call")
+            raise ChannelError("something that is not a call")
         if len(self.calls) >= self.limits.calls:
             raise ChannelError(f"more than {self.limits.calls} calls")
         began = time.monotonic()
@@ -308,9 +308,9 @@ def _checked(outcome: Any) -> dict[str, Any]:
     if not isinstance(outcome, dict) or not all(
         isinstance(outcome.get(name, ""), str) for name in texts
     ):
-        raise ChannelError("an outcome that is none")
+        raise ChannelError("an outcome that is not one")
     if ("answer" in outcome) == ("kind" in outcome):
-        raise ChannelError("an outcome that is none")
+        raise ChannelError("an outcome that is not one")
     return outcome
 
 

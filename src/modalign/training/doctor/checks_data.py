@@ -41,7 +41,7 @@ def examine_data(
     progress: Progress | None,
     modalities: Sequence[str] = ("image",),
 ) -> Splits | None:
-    """Files, split and tokens; None where there is no going on."""
+    """Files, split and tokens; None where the rest cannot be examined."""
     train = _examine_file(found, "train", data.train, data, progress, modalities)
     val = _examine_file(found, "val", data.val, data, progress, modalities)
     evaluation = _examine_file(found, "eval", data.eval, data, progress, modalities)
@@ -78,7 +78,7 @@ def _examine_file(
     progress: Progress | None,
     modalities: Sequence[str],
 ) -> list[Record] | None:
-    """Usable records of a file (none at all without a path); None where there is no going on."""
+    """Usable records of a file (none at all without a path); None where the rest cannot be examined."""
     if path is None:
         return []
     try:

@@ -124,7 +124,7 @@ def compile_program(source: str, restricted: bool) -> CodeType:
     """A program as code; the value of a last line that is an expression is kept under ``FINAL``.
 
     Raises:
-        SyntaxError: it is no Python, or holds something that is not allowed.
+        SyntaxError: it is not Python, or holds something that is not allowed.
     """
     tree = ast.parse(source, NAME)
     if tree.body and isinstance(last := tree.body[-1], ast.Expr):

@@ -120,7 +120,7 @@ def _answer(names: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"answer": json.dumps(value, ensure_ascii=False, default=_plain)}
     except (TypeError, ValueError, RecursionError) as error:
-        return {"kind": "no-answer", "message": f"`{ANSWER}` is no text and no JSON: {error}"}
+        return {"kind": "no-answer", "message": f"`{ANSWER}` is neither text nor JSON: {error}"}
     except MemoryError:
         names.clear()
         return {"kind": "memory", "message": "out of memory"}

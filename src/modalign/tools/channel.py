@@ -1,4 +1,4 @@
-"""Lines of JSON to and from a process that is not trusted: bounded in size, with a deadline."""
+"""Lines of JSON to and from a process that may hang or lie: bounded in size, with a deadline."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Channel:
         Raises:
             DeadlineError: it did not come in time.
             EndedError: it will not come.
-            ChannelError: it is too long or no JSON mapping.
+            ChannelError: it is too long or not a JSON mapping.
         """
         start = 0
         while (end := self._buffer.find(b"\n", start)) < 0:
@@ -95,7 +95,7 @@ def _mapping(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ChannelError(f"a message that is no JSON ({type(error).__name__})") from None
+        raise ChannelError(f"a message that is not JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
-        raise ChannelError("a message that is no mapping")
+        raise ChannelError("a message that is not a mapping")
     return value
