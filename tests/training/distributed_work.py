@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny_session import WRITES, Plan
 
-from modalign.training.trainer import Progress, Trainer
+from modalign.training.trainer import StepProgress, Trainer
 
 
 class CutOffError(Exception):
@@ -36,7 +36,7 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
     """Run one training; what it came to, as JSON."""
     told: dict[str, Any] = {"losses": []}
 
-    def report(stage: str, step: Progress) -> None:
+    def report(stage: str, step: StepProgress) -> None:
         told["losses"].append([stage, step.loss])
 
     folder = Path(job["folder"])

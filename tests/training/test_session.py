@@ -14,7 +14,7 @@ from tiny_session import Plan, assert_same, trained
 
 from modalign.errors import ModalignError, UsageError
 from modalign.training.session import TRIAL_FACTORS, TRIAL_SHARE, LearningRateTrial, _best
-from modalign.training.trainer import Progress, Trainer
+from modalign.training.trainer import StepProgress, Trainer
 
 Make = Callable[..., Plan]
 BATCH = 8
@@ -25,7 +25,7 @@ def test_trials_spend_their_share_and_leave_no_trace(plan: Make, tmp_path: Path)
     losses: dict[str, list[float]] = defaultdict(list)
     seen: dict[str, int] = {}
 
-    def report(name: str, step: Progress) -> None:
+    def report(name: str, step: StepProgress) -> None:
         losses[name].append(step.loss)
         seen[name] = step.ledger.samples
 
@@ -104,7 +104,7 @@ def test_without_validation_data_the_middle_factor_is_kept(plan: Make, tmp_path:
 def test_stages_share_the_budget_and_hand_on_the_connector(plan: Make, tmp_path: Path) -> None:
     seen: dict[str, int] = {}
 
-    def report(name: str, step: Progress) -> None:
+    def report(name: str, step: StepProgress) -> None:
         seen[name] = step.ledger.samples
 
     with_stage = plan(method="qformer", budget="320samples", settings={"encoder": "full"})

@@ -19,7 +19,7 @@ from modalign.training.budget import Budget
 from modalign.training.learners import ModelLearner
 from modalign.training.session import Session
 from modalign.training.sources import Parts
-from modalign.training.trainer import NonFiniteLossError, Progress, cosine, trapezoid
+from modalign.training.trainer import NonFiniteLossError, StepProgress, cosine, trapezoid
 
 Make = Callable[..., Plan]
 
@@ -27,7 +27,7 @@ Make = Callable[..., Plan]
 def losses_of(plan: Plan, folder: Path, **settings: Any) -> list[float]:
     losses: list[float] = []
 
-    def report(_: str, step: Progress) -> None:
+    def report(_: str, step: StepProgress) -> None:
         losses.append(step.loss)
 
     plan.run(folder, plan.session(report, **settings))

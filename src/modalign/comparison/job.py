@@ -42,7 +42,7 @@ from modalign.training.costs import CostModel
 from modalign.training.methods import Method, method_key
 from modalign.training.session import Report, Session, SessionResult
 from modalign.training.tracking import Track, open_tracker
-from modalign.training.trainer import Progress as StepProgress
+from modalign.training.trainer import StepProgress
 
 LATENCY_REPEATS = 7
 

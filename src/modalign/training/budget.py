@@ -74,6 +74,10 @@ class Ledger:
         self.seconds += seconds
         self.flops += flops
 
+    def add(self, other: Ledger) -> None:
+        """Add all that another ledger holds."""
+        self.spend(other.samples, other.seconds, other.flops)
+
     def fraction(self, budget: Budget) -> float:
         """Share of the budget that is spent (1 or more: nothing is left)."""
         return float(getattr(self, budget.kind)) / budget.amount

@@ -23,7 +23,7 @@ from modalign.training.costs import CostModel
 from modalign.training.methods import Method
 from modalign.training.modality_dropout import dropped
 from modalign.training.objectives import Objective
-from modalign.training.outputs import Outputs, TrainBatch, kind_of, prefix_places, read
+from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read, row_kind
 from modalign.training.recipes import select
 from modalign.training.references import References
 from modalign.training.roles import RoleOrder, Roles
@@ -64,7 +64,7 @@ class ModelLearner:
             self.roles.samples if self.roles else select(given, stage, subject.seed, text)
         )
         self.needs = Objective.of(stage).needs
-        self.media_rows = any(kind_of(need) == "media" for need in self.needs)
+        self.media_rows = any(row_kind(need) == "media" for need in self.needs)
         self.costs = CostModel.of(self.module)
         self.llm = stage.llm or subject.settings.llm
         self.encoder = stage.encoder or subject.settings.encoder

@@ -165,7 +165,7 @@ class Outputs:
             values[rows[at]] if len(values) else values
             for at, values in (("answers", self.logits), ("media", self.media_logits))
         )
-        chosen = {need: value[rows[kind_of(need)]] for need, value in self.rows.items()}
+        chosen = {need: value[rows[row_kind(need)]] for need, value in self.rows.items()}
         return replace(self, logits=logits, media_logits=media_logits, rows=chosen)
 
     def of_role(self, batch: TrainBatch, role: str) -> Outputs:
@@ -186,7 +186,7 @@ def prefix_places(model: Any, collator: Collator, input_ids: Tensor) -> Tensor:
     return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype))
 
 
-def kind_of(need: str) -> str:
+def row_kind(need: str) -> str:
     """Which rows a need's values stand in."""
     if need.startswith("hidden:"):
         return need.rpartition(":")[2]
@@ -220,7 +220,7 @@ def read(
         inputs = batch.model_inputs() | {"logits_to_keep": shown}
         found = call(**inputs, use_cache=False).logits
     for need, kept in hidden.items():
-        rows[need] = kept[0][batch.at(kind_of(need))]  # type: ignore[arg-type]
+        rows[need] = kept[0][batch.at(row_kind(need))]  # type: ignore[arg-type]
     for need in pooled:
         rows[need] = _pooled(last[0], batch, need.partition(":")[2])
     if "media_logits" not in needs:

@@ -13,7 +13,7 @@ Every record has one kind:
 
 Sources of the curricula: captions first, LLaVA (arXiv 2304.08485), whose first stage trains the
 connector alone; domain first, LLaVA-Med (arXiv 2306.00890); text-only records mixed in, LLaVA-1.5
-(arXiv 2310.03744). The shares below are ours.
+(arXiv 2310.03744). The shares in recipes.yaml are ours.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict
 
 from modalign.data.records import Media, Record
 from modalign.data.supervision import Sample
@@ -33,12 +36,9 @@ from modalign.training.settings import Kind, Stage
 SEPARATOR = "+"  # between a connector's name and its recipe's
 DOMAIN = "domain:"
 LARGEST = "*"
-FIRST_SHARE = 0.3  # of the budget, for the first of two stages: the same as a connector's stage one
-TEXT_SHARE = 0.2
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(BaseModel):
     """A named curriculum.
 
     Attributes:
@@ -48,40 +48,17 @@ class Recipe:
         control: shows what a method reaches without what it is judged by; never recommended.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     name: str
     title: str
     stages: tuple[Stage, ...]
     control: bool = False
 
 
-def _first(name: str, data: str, then: str, llm: str | None = None) -> tuple[Stage, ...]:
-    first = {"name": name, "share": FIRST_SHARE, "data": data, "llm": llm}
-    last = {"name": "train", "share": 1 - FIRST_SHARE, "data": then}
-    return Stage.model_validate(first), Stage.model_validate(last)
-
-
 RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("instruction", "instruction only", (Stage(data="instructions"),)),
-        Recipe(
-            "captions_first",
-            "captions first",
-            _first("captions", "captions", "instructions", llm="frozen"),
-        ),
-        Recipe("domain_first", "domain first", _first("domain", DOMAIN + LARGEST, "all")),
-        Recipe(
-            "mixed_text",
-            "mixed with text",
-            (Stage(data="instructions", mix={"text": TEXT_SHARE}),),
-        ),
-        Recipe(
-            "shuffled_pairs",
-            "shuffled pairs (control)",
-            (Stage(data="instructions", pairs="shuffled"),),
-            control=True,
-        ),
-    )
+    name: Recipe(name=name, **fields)
+    for name, fields in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text()).items()
 }
 
 
@@ -102,8 +79,10 @@ def resolve_recipe(name: str) -> Recipe:
     recipe = RECIPES[plain]
     if not colon:
         return recipe
-    stages = _first("domain", DOMAIN + domain.strip(), "all")
-    return replace(recipe, name=name, title=f"{recipe.title}: {domain.strip()}", stages=stages)
+    first = recipe.stages[0].model_copy(update={"data": DOMAIN + domain.strip()})
+    title = f"{recipe.title}: {domain.strip()}"
+    stages = (first, *recipe.stages[1:])
+    return recipe.model_copy(update={"name": name, "title": title, "stages": stages})
 
 
 def recipe_names(choice: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ from modalign.models.parts import embedding, hidden_size
 from modalign.models.tool_text import ToolReader
 from modalign.training.costs import CostModel
 from modalign.training.objectives import Objective
-from modalign.training.outputs import Outputs, TrainBatch, kind_of, prefix_places, read
+from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read, row_kind
 from modalign.training.settings import START, Stage
 from modalign.training.trainable import PartCount
 
@@ -89,7 +89,7 @@ class Reference(ABC):
         D, V = hidden_size(self.model), embedding(self.model).num_embeddings
         none = torch.zeros(0, V, device=batch.input_ids.device)
         rows = {
-            need: none.new_zeros(len(batch.samples) if kind_of(need) == "records" else 0, D)
+            need: none.new_zeros(len(batch.samples) if row_kind(need) == "records" else 0, D)
             for need in needs
             if need.startswith(("hidden", "pooled"))
         }
@@ -190,7 +190,7 @@ class FolderReference(Reference):
         self, found: Outputs, own: TrainBatch, batch: TrainBatch, needs: Collection[str]
     ) -> Outputs:
         """Rows in the trained model's order; within a record both have the same."""
-        kinds = {kind_of(need) for need in needs} & {"answers", "media", "tokens"}
+        kinds = {row_kind(need) for need in needs} & {"answers", "media", "tokens"}
         rows: dict[str, Tensor] = {"records": torch.arange(len(batch.samples))}
         for at in sorted(kinds):
             mine, wanted = own.owners(at), batch.owners(at)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from modalign.training.splits import Splits, load_splits, that_fit
 from modalign.training.tool_models import save_with_tools
 from modalign.training.tracking import open_tracker
 from modalign.training.trainable import PartCount
-from modalign.training.trainer import Progress as StepProgress
+from modalign.training.trainer import StepProgress
 
 
 @dataclass

@@ -41,12 +41,12 @@ from modalign.training.tracking import Track, check_tracker, open_tracker
 from modalign.training.trainable import PartCount, add_lora, count_parts, freeze_for
 from modalign.training.trainer import (
     NonFiniteLossError,
+    StepProgress,
     Trainer,
     Validate,
     cosine,
     trapezoid,
 )
-from modalign.training.trainer import Progress as StepProgress
 
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 # Of a method's budget, for all trials: three for a fifth of it each, the better two as long again.
@@ -64,9 +64,7 @@ class LearningRateTrial:
     val_loss: float | None = None
     kept: bool = False
     failure: str | None = None
-    losses: list[float] = field(
-        default_factory=list
-    )  # per validation sample, over its tokens' mean
+    losses: list[float] = field(default_factory=list)  # of validation samples, by their tokens
 
     @property
     def loss(self) -> float:
@@ -210,18 +208,18 @@ class Session(Composed):
         for number, stage in enumerate(self.method.stages[:-1]):
             share = main.share(stage.share)
             outcome = self._trainer(stage, share, folder / stage.name, number, track=track).run()
-            spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
+            spent.add(outcome.ledger)
         last = self.method.stages[-1]
         freeze_for(self.model, last, self.settings)
         trials: list[LearningRateTrial] = []
         search = Ledger()
         if factor is None:
             trials, search = self._find_factor(last, budget.share(TRIAL_SHARE), folder)
-            spent.spend(**search.state())  # type: ignore[arg-type]
+            spent.add(search)
             factor = next(trial.factor for trial in trials if trial.kept)
         share = main.share(last.share)
         outcome = self._trainer(last, share, folder / last.name, 100, factor, track=track).run()
-        spent.spend(**outcome.ledger.state())  # type: ignore[arg-type]
+        spent.add(outcome.ledger)
         self.model.eval()
         return SessionResult(factor, spent, outcome.curve, outcome.steps, trials, search)
 
@@ -363,7 +361,7 @@ class Session(Composed):
                 shutil.rmtree(_trial_folder(folder, trial), ignore_errors=True)
         spent = Ledger()
         for ledger in ledgers:
-            spent.spend(**ledger.state())  # type: ignore[arg-type]
+            spent.add(ledger)
         return trials, spent
 
     def _try(

@@ -33,7 +33,7 @@ from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
 
 Validate = Callable[[], float]
-Report = Callable[["Progress"], None]
+Report = Callable[["StepProgress"], None]
 NONFINITE = "nonfinite.json"
 
 
@@ -42,7 +42,7 @@ class NonFiniteLossError(ModalignError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """One step, for progress bars and logs."""
 
     step: int
@@ -366,7 +366,7 @@ class Trainer:
             return
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         if self.report:
-            self.report(Progress(self.step, fraction, loss, rate, self.ledger, padding))
+            self.report(StepProgress(self.step, fraction, loss, rate, self.ledger, padding))
         if self.track:
             self.track({"loss": loss, "learning_rate": rate, **self.ledger.state()}, self.step)
 

@@ -42,11 +42,13 @@ def examine_data(
     modalities: Sequence[str] = ("image",),
 ) -> Splits | None:
     """Files, split and tokens; None where the rest cannot be examined."""
-    train = _examine_file(found, "train", data.train, data, progress, modalities)
-    val = _examine_file(found, "val", data.val, data, progress, modalities)
-    evaluation = _examine_file(found, "eval", data.eval, data, progress, modalities)
-    if train is None or val is None or evaluation is None:
+    files = [
+        _examine_file(found, name, path, data, progress, modalities)
+        for name, path in (("train", data.train), ("val", data.val), ("eval", data.eval))
+    ]
+    if any(records is None for records in files):
         return None
+    train, val, evaluation = (records or [] for records in files)
     if data.val is None:
         split = attempt(found, "data", "split", partial(split_validation, train))
         if split is None:

@@ -84,19 +84,11 @@ class Diagnosis(BaseModel):
         check = Check(section=section, name=name, status=status, detail=detail, advice=advice)
         self.checks.append(check)
 
-    def fail(self, section: str, name: str, error: Exception, advice: str | None = None) -> None:
+    def fail(self, section: str, name: str, error: Exception) -> None:
         """Note an error."""
         code = error.exit_code if isinstance(error, ModalignError) else 1
-        self.checks.append(
-            Check(
-                section=section,
-                name=name,
-                status="error",
-                detail=str(error),
-                advice=advice,
-                exit_code=code,
-            )
-        )
+        check = Check(section=section, name=name, status="error", detail=str(error), exit_code=code)
+        self.checks.append(check)
 
     def of(self, status: Status) -> list[Check]:
         """Checks with a status."""

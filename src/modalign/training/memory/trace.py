@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -83,13 +83,18 @@ def trace_forward(
 
     The random state and the model are left as they were; nothing is computed backwards.
     """
-    module = learner.module
-    trace = _record(learner, batch, stage, settings, references)
+    module, objective = learner.module, Objective.of(stage)
+
+    def forward() -> tuple[Any, Tensor]:
+        outputs = learner.outputs(module, batch)
+        return outputs, objective.value(outputs, batch, readings(references, objective, batch))
+
+    trace = _record(module, settings, forward)
     if settings.gradient_checkpointing and hasattr(module, "language_model"):
         llm: Any = module.language_model
         llm.gradient_checkpointing_disable()
         try:
-            whole = _record(learner, batch, stage, settings, references)
+            whole = _record(module, settings, forward)
         finally:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
         trace.layer = max(whole.kept - trace.kept, 0) / len(decoder_layers(llm))
@@ -101,15 +106,11 @@ def trace_forward(
 
 
 def _record(
-    learner: Learner,
-    batch: Any,
-    stage: Stage,
-    settings: TrainSettings,
-    references: Mapping[str, Reference],
+    module: nn.Module, settings: TrainSettings, forward: Callable[[], tuple[Any, Tensor]]
 ) -> Trace:
     trace = Trace()
-    storages = {_key(p): p for p in learner.module.parameters()}
-    fixed = {_key(b) for b in learner.module.buffers()}
+    storages = {_key(p): p for p in module.parameters()}
+    fixed = {_key(b) for b in module.buffers()}
 
     def keep(tensor: Tensor) -> Tensor:
         key = _key(tensor)
@@ -120,8 +121,8 @@ def _record(
             trace.events.append((key, float(tensor.untyped_storage().nbytes())))
         return tensor.detach()  # the tensor itself would hold its own graph in a cycle
 
-    buffers = [(buffer, buffer.clone()) for buffer in learner.module.buffers()]
-    device = next(learner.module.parameters()).device
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    device = next(module.parameters()).device
     devices = [device.index or 0] if torch.cuda.is_available() else []
     with (
         torch.random.fork_rng(devices),
@@ -129,9 +130,7 @@ def _record(
         autocast(device, settings),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        outputs = learner.outputs(learner.module, batch)
-        objective = Objective.of(stage)
-        loss = objective.value(outputs, batch, readings(references, objective, batch))
+        outputs, loss = forward()
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor) and _key(logits) not in {key for key, _ in trace.events}:
         trace.logits = logits.untyped_storage().nbytes()
