@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from modalign.errors import UsageError
-from modalign.tools.sandbox import fence_for
+from modalign.tools.sandbox.run import fence_for
 
 from stand_in import Answer, StandIn, said, serving  # isort: skip
 

@@ -16,11 +16,13 @@ from modalign.endpoints import EndpointError, EndpointUsageError, LocalChat
 from modalign.errors import UsageError
 from modalign.tools.cache import ResultCache
 from modalign.tools.chain import ToolChain, Use
-from modalign.tools.planning import Answer, CodeAssisted, Planned, TextAssisted
-from modalign.tools.planning.answer import Transcript
-from modalign.tools.planning.code import first_block
+from modalign.tools.planning.answer import Answer, Transcript
+from modalign.tools.planning.code import CodeAssisted, first_block
+from modalign.tools.planning.plan import Planned
+from modalign.tools.planning.text import TextAssisted
 from modalign.tools.planning.toolbox import Toolbox
-from modalign.tools.sandbox import Limits, fence_for
+from modalign.tools.sandbox.limits import Limits
+from modalign.tools.sandbox.run import fence_for
 
 from scripted import OTHER, PICTURE, SOUND, Boxes, Ears, Scripted  # isort: skip
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from modalign.errors import UsageError
-from modalign.tools.sandbox import Function, Limits, fence_for, run_program
+from modalign.tools.sandbox.limits import Limits
+from modalign.tools.sandbox.run import Function, fence_for, run_program
 
 from escapes import ESCAPES, Escape  # isort: skip
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from modalign.errors import UsageError
-from modalign.tools.sandbox import Fence, Function, Limits, Ran, run_program
 from modalign.tools.sandbox import fence as fences
-from modalign.tools.sandbox.fence import SandboxError, bubblewrap, namespaces
-from modalign.tools.sandbox.run import _find, fence_for
+from modalign.tools.sandbox.fence import Fence, SandboxError, bubblewrap, namespaces
+from modalign.tools.sandbox.limits import Limits
+from modalign.tools.sandbox.run import Function, Ran, _find, fence_for, run_program
 
 SECRET = "swordfish-4711"
 LIMITS = Limits(seconds=20, cpu=1, memory=160)

@@ -13,7 +13,7 @@ from modalign.data.readers import read_records
 from modalign.data.supervision import tokenise_all
 from modalign.memory import peak_resident, resident, return_freed_memory
 from modalign.training.budget import Budget
-from modalign.training.memory import estimate_memory
+from modalign.training.memory.estimate import estimate_memory
 from modalign.training.methods import resolve_method
 from modalign.training.session import Session
 from modalign.training.settings import TrainSettings

@@ -16,8 +16,10 @@ from modalign.connectors.base import PrefixConnector
 from modalign.data.supervision import tokenise
 from modalign.errors import DataError, UsageError
 from modalign.training.budget import Budget
-from modalign.training.doctor import Diagnosis, examine, preflight, preflight_session
 from modalign.training.doctor.checks_data import segments
+from modalign.training.doctor.diagnosis import Diagnosis
+from modalign.training.doctor.examine import examine
+from modalign.training.doctor.preflight import preflight, preflight_session
 from modalign.training.methods import Method, method_names, resolve_methods
 from modalign.training.session import Session
 from modalign.training.settings import TrainSettings

@@ -22,7 +22,7 @@ from transformers import (
 import tiny
 from modalign.memory import _group_free, available, readable, resident
 from modalign.starter.language import build_tokenizer
-from modalign.training.memory import MemoryEstimate
+from modalign.training.memory.estimate import MemoryEstimate
 from modalign.training.memory.trace import Trace
 
 CHILD = Path(__file__).with_name("memory_child.py")

@@ -17,7 +17,7 @@ from torch import Tensor
 from modalign.errors import UsageError
 from modalign.models.parts import decoder_layers
 from modalign.training import objectives
-from modalign.training.doctor import preflight_session
+from modalign.training.doctor.preflight import preflight_session
 from modalign.training.learners import ModelLearner
 from modalign.training.objectives import Objective, check_stages, objective_term, term
 from modalign.training.outputs import read

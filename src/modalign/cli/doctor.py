@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from modalign.training.doctor import Check, Diagnosis, MethodFacts
+    from modalign.training.doctor.diagnosis import Check, Diagnosis, MethodFacts
 
 MARKS = {
     "ok": ("✓", "ok", "green"),
@@ -68,7 +68,7 @@ def doctor(
     from modalign.cli.console import bars, quiet_libraries, stderr
     from modalign.comparison.config import load_config
     from modalign.training.budget import Budget
-    from modalign.training.doctor import examine
+    from modalign.training.doctor.examine import examine
     from modalign.training.methods import resolve_methods
 
     quiet_libraries()

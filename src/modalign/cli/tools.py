@@ -14,7 +14,7 @@ from modalign.errors import UsageError
 
 if TYPE_CHECKING:
     from modalign.endpoints import Chat
-    from modalign.tools.planning import Answer
+    from modalign.tools.planning.answer import Answer
 
 app = typer.Typer(
     help="Let a language model perceive through tools: their text, programs, or planned calls.",

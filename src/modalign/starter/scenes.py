@@ -30,15 +30,6 @@ CELLS = ("top left", "top right", "bottom left", "bottom right")
 SIDE = 48  # pixels of a scene's side
 CELL = SIDE // 2
 DIGIT = 20  # pixels of a pasted digit's side
-TRAINED_SKILLS = (
-    "naming",
-    "position",
-    "counting",
-    "comparing",
-    "parity",
-    "arithmetic",
-    "presence",
-)
 TRANSFER_SKILL = "next"
 Split = Literal["train", "val", "eval"]
 
@@ -177,33 +168,26 @@ def _next(scene: Scene, _: Generator) -> Iterator[tuple[str, str]]:
         yield "which number comes next?", WORDS[scene.digits[0] + 1]
 
 
-_ASKERS: dict[str, Callable[[Scene, Generator], Iterator[tuple[str, str]]]] = {
-    "naming": _naming,
-    "position": _position,
-    "counting": _counting,
-    "comparing": _comparing,
-    "parity": _parity,
-    "arithmetic": _arithmetic,
-    "presence": _presence,
-    TRANSFER_SKILL: _next,
+# Skill -> what asks about it, and how many digits its scenes have.
+_SKILLS: dict[
+    str, tuple[Callable[[Scene, Generator], Iterator[tuple[str, str]]], tuple[int, ...]]
+] = {
+    "naming": (_naming, (1,)),
+    "position": (_position, (2, 3, 4)),
+    "counting": (_counting, (1, 2, 3, 4)),
+    "comparing": (_comparing, (2,)),
+    "parity": (_parity, (1,)),
+    "arithmetic": (_arithmetic, (2,)),
+    "presence": (_presence, (1, 2, 3, 4)),
+    TRANSFER_SKILL: (_next, (1,)),
 }
-# How many digits a scene of each skill has (None: any number).
-_COUNTS: dict[str, tuple[int, ...]] = {
-    "naming": (1,),
-    "position": (2, 3, 4),
-    "counting": (1, 2, 3, 4),
-    "comparing": (2,),
-    "parity": (1,),
-    "arithmetic": (2,),
-    "presence": (1, 2, 3, 4),
-    TRANSFER_SKILL: (1,),
-}
+TRAINED_SKILLS = tuple(skill for skill in _SKILLS if skill != TRANSFER_SKILL)
 
 
 def draw_for_skill(rng: Generator, split: Split, skill: str) -> tuple[Scene, Question]:
     """Draw a scene about which the skill can be asked, and one question of that skill."""
     while True:
-        scene = draw_scene(rng, split, int(rng.choice(_COUNTS[skill])))
+        scene = draw_scene(rng, split, int(rng.choice(_SKILLS[skill][1])))
         if asked := ask(scene, skill, rng):
             return scene, asked
 
@@ -224,7 +208,7 @@ def ask_several(
 
 def ask(scene: Scene, skill: str, rng: Generator) -> Question | None:
     """Return one question of the skill about this scene, or None where it makes no sense."""
-    choices = list(_ASKERS[skill](scene, rng))
+    choices = list(_SKILLS[skill][0](scene, rng))
     if not choices:
         return None
     text, answer = choices[int(rng.integers(len(choices)))]

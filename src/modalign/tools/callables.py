@@ -17,40 +17,47 @@ from modalign.tools.base import (
     ToolArgumentError,
     ToolError,
 )
-from modalign.tools.functions import Function, encode_medium, load
+from modalign.tools.functions import Description, ToolFunction, encode_medium, load
 from modalign.tools.process import WorkerProcess
 from modalign.tools.results import Bounded
 
 _ERRORS = {error.kind: error for error in (ToolError, NotTextError, ToolArgumentError)}
 
 
-class FunctionTool(Tool):
-    """A callable of this process: shares its memory, and cannot be killed.
+class CallableTool(Tool):
+    """A callable, wherever it runs.
 
     Args:
-        function: see :func:`~modalign.tools.functions.inspect_function`.
+        says: what it says of itself; the configuration's word goes before it.
         key: what identifies it beside its source file.
         **settings: of :class:`~modalign.tools.base.Tool`.
     """
 
-    def __init__(self, function: Function, key: Json, **settings: Any) -> None:
-        settings["description"] = settings.get("description") or function.description
+    def __init__(self, says: Description, key: Json, **settings: Any) -> None:
+        settings["description"] = settings.get("description") or says.description
         if settings.get("reads_annotations") is None:
-            settings["reads_annotations"] = function.reads_annotations
-        super().__init__(**settings, signature=function.signature)
+            settings["reads_annotations"] = says.reads_annotations
+        super().__init__(**settings, signature=says.signature)
+        self._identity: Json = ["callable", key, says.source]
+
+    def identity(self, hash_file: HashFile) -> Json:
+        """Its key and its source file's content."""
+        return self._identity
+
+
+class FunctionTool(CallableTool):
+    """A callable of this process: shares its memory, and cannot be killed."""
+
+    def __init__(self, function: ToolFunction, key: Json, **settings: Any) -> None:
+        super().__init__(function.says, key, **settings)
         self._function = function
-        self._key = key
 
     def run(self, medium: Media, **arguments: Any) -> Any:
         """Call it."""
         return self._function(medium, **arguments)
 
-    def identity(self, hash_file: HashFile) -> Json:
-        """Its key and its source file's content."""
-        return ["callable", self._key, self._function.source]
 
-
-class IsolatedTool(Tool):
+class IsolatedTool(CallableTool):
     """A callable in a child process, which is ended when a call hangs and started anew for the next.
 
     Args:
@@ -66,15 +73,11 @@ class IsolatedTool(Tool):
 
     def __init__(self, target: str, key: Json, **settings: Any) -> None:
         self._target = target
-        self._key = key
         self._process = _started(target, settings.setdefault("max_characters", MAX_CHARACTERS))
-        said = self._process.description
-        settings["description"] = settings.get("description") or said["description"]
-        if settings.get("reads_annotations") is None:
-            settings["reads_annotations"] = said["reads_annotations"]
-        signature = Signature(said["properties"], tuple(said["required"]), result={})
-        super().__init__(**settings, signature=signature)
-        self._source = said["source"]
+        said = dict(self._process.description)
+        own = said.pop("signature")
+        signature = Signature(own["properties"], tuple(own["required"]), own["result"])
+        super().__init__(Description(signature, **said), key, **settings)
 
     def load(self) -> None:
         """Start the process anew if a call has ended it.
@@ -97,10 +100,6 @@ class IsolatedTool(Tool):
             raise _ERRORS[answer["kind"]](answer["error"])
         return Bounded(answer["result"], answer["length"])
 
-    def identity(self, hash_file: HashFile) -> Json:
-        """Its key and its source file's content."""
-        return ["callable", self._key, self._source]
-
     def close(self) -> None:
         """End the process."""
         self._process.kill()
@@ -108,7 +107,7 @@ class IsolatedTool(Tool):
 
 def callable_tool(
     target: str, trusted: bool = False, version: str = "", **settings: Any
-) -> FunctionTool | IsolatedTool:
+) -> CallableTool:
     """A tool from an import path.
 
     Raises:

@@ -29,7 +29,24 @@ HOW = "give package.module:function or file.py:function"
 
 
 @dataclass(frozen=True)
-class Function:
+class Description:
+    """What a callable says of itself.
+
+    Attributes:
+        signature: of the parameters after the medium; each needs a name, its type becomes JSON schema.
+        description: first paragraph of its docstring.
+        reads_annotations: its attribute of that name.
+        source: sha256 of the file that it is defined in, or "".
+    """
+
+    signature: Signature
+    description: str
+    reads_annotations: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class ToolFunction:
     """A callable as a tool sees it.
 
     Its first parameter receives the medium, as the parameter's annotation says: ``PIL.Image.Image``
@@ -39,18 +56,12 @@ class Function:
     Attributes:
         function: the callable.
         takes: annotation of its first parameter.
-        signature: of the others; each needs a name, its type becomes JSON schema.
-        description: first paragraph of its docstring.
-        reads_annotations: its attribute of that name.
-        source: sha256 of the file that it is defined in, or "".
+        says: the rest.
     """
 
     function: Callable[..., Any]
     takes: Any
-    signature: Signature
-    description: str
-    reads_annotations: bool
-    source: str
+    says: Description
 
     def __call__(self, medium: Media, **arguments: Any) -> Any:
         """Call it with the medium in the form it takes."""
@@ -64,7 +75,7 @@ class Function:
         return self.function(medium, **arguments)
 
 
-def load(target: str) -> Function:
+def load(target: str) -> ToolFunction:
     """Import a callable.
 
     Raises:
@@ -83,7 +94,7 @@ def load(target: str) -> Function:
     return inspect_function(found, target)
 
 
-def inspect_function(function: Callable[..., Any], name: str) -> Function:
+def inspect_function(function: Callable[..., Any], name: str) -> ToolFunction:
     """Read what a callable says of itself.
 
     Raises:
@@ -104,14 +115,13 @@ def inspect_function(function: Callable[..., Any], name: str) -> Function:
         result={},
     )
     document = (inspect.getdoc(function) or name.rpartition(":")[2]).split("\n\n")[0]
-    return Function(
-        function,
-        parameters[0].annotation,
+    says = Description(
         signature,
         " ".join(document.split()),
         bool(getattr(function, "reads_annotations", False)),
         _source_hash(function),
     )
+    return ToolFunction(function, parameters[0].annotation, says)
 
 
 @contextmanager

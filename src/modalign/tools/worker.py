@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from modalign.errors import UsageError
 from modalign.tools.base import ToolError
-from modalign.tools.functions import Function, decode_medium, load
+from modalign.tools.functions import ToolFunction, decode_medium, load
 from modalign.tools.results import bounded
 
 MAX_ERROR = 1000
@@ -28,7 +29,7 @@ def main() -> None:
     except BaseException as error:  # the module may raise anything, SystemExit too
         _send(answers, _failure(error))
         return
-    _send(answers, _description(function))
+    _send(answers, asdict(function.says))
     for line in requests:
         _send(answers, _call(function, json.loads(line)))
 
@@ -44,17 +45,7 @@ def _channels() -> tuple[BinaryIO, BinaryIO]:
     return requests, answers
 
 
-def _description(function: Function) -> dict[str, Any]:
-    return {
-        "description": function.description,
-        "properties": dict(function.signature.properties),
-        "required": list(function.signature.required),
-        "reads_annotations": function.reads_annotations,
-        "source": function.source,
-    }
-
-
-def _call(function: Function, request: dict[str, Any]) -> dict[str, Any]:
+def _call(function: ToolFunction, request: dict[str, Any]) -> dict[str, Any]:
     try:
         found = function(decode_medium(request["medium"]), **request["arguments"])
         result = bounded(found, request["limit"])

@@ -16,7 +16,7 @@ from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training import checkpoint
 from modalign.training.budget import Budget
-from modalign.training.doctor import preflight_session
+from modalign.training.doctor.preflight import preflight_session
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
 from modalign.training.recipes import check_data

@@ -12,7 +12,7 @@ from modalign.tools.chain import ToolChain
 from modalign.tools.planning.code import CodeAssisted
 from modalign.tools.planning.plan import Planned
 from modalign.tools.planning.text import TextAssisted
-from modalign.tools.sandbox import Limits
+from modalign.tools.sandbox.limits import Limits
 from modalign.tools.spec import ChainSpec
 
 Way = Literal["text", "code", "plan"]

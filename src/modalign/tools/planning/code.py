@@ -15,7 +15,8 @@ from modalign.endpoints import Chat
 from modalign.tools.base import Tool
 from modalign.tools.planning.answer import Answer, Step, Transcript
 from modalign.tools.planning.toolbox import Toolbox
-from modalign.tools.sandbox import Limits, Ran, fence_for, run_program
+from modalign.tools.sandbox.limits import Limits
+from modalign.tools.sandbox.run import Ran, fence_for, run_program
 
 PROMPT = """\
 Answer a question about media that you cannot see yourself. Write a short Python program that finds

@@ -12,7 +12,7 @@ from modalign.errors import UsageError
 from modalign.tools.base import MEDIUM, Tool, ToolArgumentError
 from modalign.tools.guard import Outcome, call_safely
 from modalign.tools.planning.answer import Transcript, bounded_json
-from modalign.tools.sandbox import Function, ToolFailure
+from modalign.tools.sandbox.run import Function, ToolFailure
 
 _TYPES = {
     "string": "str",

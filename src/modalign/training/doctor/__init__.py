@@ -4,16 +4,3 @@
 method's placeholders, lengths, steps and memory. ``preflight`` is the cheap part of it, run before
 every training: it raises on what would end a run, and returns what is only worth a warning.
 """
-
-from modalign.training.doctor.diagnosis import Check, Diagnosis, MethodFacts
-from modalign.training.doctor.examine import examine
-from modalign.training.doctor.preflight import preflight, preflight_session
-
-__all__ = [
-    "Check",
-    "Diagnosis",
-    "MethodFacts",
-    "examine",
-    "preflight",
-    "preflight_session",
-]

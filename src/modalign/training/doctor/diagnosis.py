@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from modalign.errors import ModalignError
-from modalign.training.memory import MemoryEstimate
+from modalign.training.memory.estimate import MemoryEstimate
 from modalign.training.trainable import PartCount
 
 Status = Literal["ok", "warning", "error"]

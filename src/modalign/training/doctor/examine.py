@@ -17,7 +17,7 @@ from modalign.training.doctor.diagnosis import Diagnosis, MethodFacts
 from modalign.training.doctor.facts import padding_of, reference_flops, steps_of
 from modalign.training.doctor.workshop import Workshop
 from modalign.training.learners import Composed
-from modalign.training.memory import estimate_memory
+from modalign.training.memory.estimate import estimate_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import DataFiles, Parts

@@ -11,7 +11,7 @@ from modalign.models.compose import LanguageModel
 from modalign.training.doctor.checks_model import REFUSALS, no_media, refusal, try_out
 from modalign.training.doctor.workshop import Workshop
 from modalign.training.learners import Composed
-from modalign.training.memory import estimate_memory
+from modalign.training.memory.estimate import estimate_memory
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts
