@@ -53,7 +53,7 @@ from bench.editable import (
 )
 from bench.invented import Document, Sentence, invent, join
 from modalign.cli.console import bars, quiet_libraries
-from modalign.editing.benchmarks.evaluate import Task
+from modalign.editing.benchmarks.scores import Task
 from modalign.editing.benchmarks.scoring import Question, score
 from modalign.editing.compare.report import view
 from modalign.editing.compare.results import EditComparison, Mode

@@ -12,19 +12,30 @@ import torch
 from tiny_tokenizers import tokenizer
 
 import tiny
-from modalign.editing.benchmarks.counterfact import (
-    counterfact_metrics,
-    counterfact_rows,
-    score_counterfact,
-)
 from modalign.editing.benchmarks.results import harmonic_mean
+from modalign.editing.benchmarks.scores import (
+    EditScores,
+    columns_of,
+    metrics_of,
+    score_edits,
+    sum_metrics,
+)
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.readers import read_edits
 from modalign.errors import DataError
 from modalign.numbers.bootstrap import redrawn_means
+from modalign.numbers.estimate import Estimate
 
 EDITABLE = tiny.SHARED / "models" / "editable_gptj"
 COUNTERFACT = tiny.SHARED / "data" / "editing" / "counterfact.json"
+
+
+def score_counterfact(model: Any, tok: Any, edits: list[Edit]) -> EditScores:
+    return score_edits(model, tok, edits, "counterfact")
+
+
+def counterfact_metrics(scored: EditScores) -> dict[str, Estimate]:
+    return metrics_of(columns_of(scored.rows, "counterfact"), "counterfact") | sum_metrics(scored)
 
 
 def edit(number: int, target: str, truth: str | None, **more: Any) -> Edit:
@@ -131,18 +142,17 @@ def test_what_cannot_be_scored_is_said() -> None:
     assert "S" not in found
 
 
-def test_rows_tell_both_answers_before_and_after() -> None:
+def test_rows_tell_both_answers() -> None:
     tok = tokenizer("bytes")
-    before = score_counterfact(tiny.language_model("gpt2", len(tok)), tok, EDITS)
-    after = score_counterfact(tiny.language_model("llama", len(tok)), tok, EDITS)
-    rows = counterfact_rows(EDITS, after, tok, before)
+    model = tiny.language_model("llama", len(tok))
+    rows = score_counterfact(model, tok, EDITS).rows
     first = rows[0].prompts[0]
     assert first.kind == "rewrite"
-    assert first.after.target == pytest.approx(math.exp(-after.scores[0][0].nll))
-    assert first.before is not None
-    assert first.before.truth == pytest.approx(math.exp(-before.scores[0][1].nll))
+    for told, answer in ((first.after.target, "English"), (first.after.truth, "French")):
+        total, count, _ = reading(model, EDITS[0].prompt, answer)
+        assert told == pytest.approx(math.exp(total / count), rel=1e-4)
     assert [row.wanted for row in rows[0].prompts] == ["English"] * 3 + ["Tokyo", "New York"]
-    assert sum(len(row.prompts) for row in rows) == len(after.asked)
+    assert [len(row.prompts) for row in rows] == [5, 2, 2, 5]
 
 
 def test_harmonic_mean_and_intervals() -> None:
@@ -202,6 +212,6 @@ def test_real_records_are_scored() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     edits = read_edits(COUNTERFACT, conflicting="first", limit=20)
     scored = score_counterfact(model, AutoTokenizer.from_pretrained(folder), edits)
-    assert len(scored.asked) == 60
+    assert len(scored.prompts) == 60
     found = counterfact_metrics(scored)
     assert found["ES"].n == found["PS"].n == found["NS"].n == 20

@@ -11,9 +11,9 @@ from tiny_tokenizers import tokenizer
 import tiny
 from modalign.chat_templates import end_ids
 from modalign.editing.benchmarks.decoding import decode
-from modalign.editing.benchmarks.free_generation import generate_answers, generation_metrics, judge
-from modalign.editing.benchmarks.rows import Asked
-from modalign.editing.benchmarks.scoring import Question
+from modalign.editing.benchmarks.free_generation import exact_metrics, generate_answers, judge
+from modalign.editing.benchmarks.rows import Answer, EditRow, Kind, PromptRow
+from modalign.editing.benchmarks.scores import columns_of, metrics_of
 
 PROMPTS = [[5], [6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
 
@@ -111,19 +111,29 @@ def test_generated_answers_are_read_per_kind() -> None:
         made = greedily(model, ids, 6, frozenset(end_ids(tok, model.generation_config)))
         said.append(tok.decode(made).strip(" "))
     one = said[0].split(" ")[0] or said[0]
-    asked = [
-        Asked(0, "rewrite", Question(prompts[0], (one,)), one),
-        Asked(0, "neighbour", Question(prompts[1], ("New York",)), "New York"),
-        Asked(1, "neighbour", Question(prompts[2], ("x",), "a.png"), "x"),
+    told: list[list[tuple[Kind, str, str]]] = [
+        [("rewrite", prompts[0], one), ("neighbour", prompts[1], "New York")],
+        [("neighbour", prompts[2], "x")],
     ]
+    rows = []
+    for number, each in enumerate(told):
+        row = EditRow(id=str(number), source="", subject="", target="", truth=None)
+        for kind, prompt, wanted in each:
+            answer = Answer(accuracy=0.0, says="")
+            row.prompts.append(PromptRow(kind=kind, prompt=prompt, wanted=wanted, after=answer))
+        rows.append(row)
+    asked = [prompt for row in rows for prompt in row.prompts]
     found = generate_answers(model, tok, asked)
-    assert found[0] is not None
-    assert found[1] is not None
-    assert found[2] is None  # about a picture
     assert found[0].text.startswith(one)
-    metrics = generation_metrics(asked, found, 2)
-    assert metrics["free_neighbour"].n == 1
-    assert metrics["free_neighbour"].value == 100 * found[1].prefix
+    for row, each in zip(asked, found, strict=True):
+        row.after.generated = each.text
+    metrics = metrics_of(columns_of(rows, "counterfact"), "counterfact")
+    assert metrics["free_neighbour"].n == 2
+    share = (found[1].prefix + found[2].prefix) / 2
+    assert metrics["free_neighbour"].value == 100 * share
     assert metrics["free_rewrite"].protocol == "free generation, prefix"
-    assert metrics["free_rewrite_exact"].protocol == "free generation, exact"
     assert "free_paraphrase" not in metrics
+    exact = exact_metrics(rows, found)
+    assert exact["free_neighbour_exact"].value == 100 * (found[1].exact + found[2].exact) / 2
+    assert exact["free_rewrite_exact"].protocol == "free generation, exact"
+    assert "free_paraphrase_exact" not in exact

@@ -16,13 +16,14 @@ from tiny_tokenizers import tokenizer
 import tiny
 from modalign.editing.benchmarks.evaluate import evaluate_edits
 from modalign.editing.benchmarks.rows import Answer, EditRow, PromptRow
+from modalign.editing.benchmarks.scores import columns_of, metrics_of
 from modalign.editing.compare import run as running
 from modalign.editing.compare.judging import judge_edit
 from modalign.editing.compare.plan import draws_of, make_plan, without_edited_neighbours
 from modalign.editing.compare.report import report_of
 from modalign.editing.compare.results import Cell, EditComparison
 from modalign.editing.compare.run import CompareRequest, compare_edits
-from modalign.editing.compare.scores import columns_of, differences, metrics_of
+from modalign.editing.compare.scores import differences
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.solve import SolveError
 from modalign.editing.methods import MEMIT

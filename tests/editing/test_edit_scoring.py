@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from modalign.editing.benchmarks.calling import call, logits_at
 from modalign.editing.benchmarks.scoring import Question, Score, already_known, score
 from modalign.editing.edits import Edit
 from modalign.editing.engine.tokens import Rows, pad
-from modalign.errors import UsageError
 
 QUESTIONS = [
     Question("The mother tongue of Danielle Darrieux is", ("English", "French")),
@@ -189,35 +187,6 @@ def test_the_model_is_left_as_it_was() -> None:
     assert first == score(model, tokenizer("bytes"), QUESTIONS)  # no dropout
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-class Pictures:
-    """Image prompts of a text model: a picture is one token in front of the prompt."""
-
-    def __init__(self) -> None:
-        self.seen: list[list[str]] = []
-
-    def ids(self, prompt: str, image: str) -> tuple[int, ...]:
-        return (5, *tokenizer("bytes")(prompt)["input_ids"])
-
-    def inputs(self, images: Sequence[str]) -> Mapping[str, Any]:
-        self.seen.append(list(images))
-        return {"position_ids": None}
-
-
-def test_questions_with_pictures_go_through_their_hook() -> None:
-    model, tok, pictures = model_of(), tokenizer("bytes"), Pictures()
-    asked = [
-        Question("The mother", ("tongue",), "a.png"),
-        Question("The mother", ("tongue",)),
-        Question("The mother", ("tongue", "home"), "b.png"),
-    ]
-    found = score(model, tok, asked, images=pictures)
-    assert sorted(itertools.chain(*pictures.seen))[0] == "a.png"
-    assert found[0] == found[2][:1]
-    assert found[0] != found[1]
-    with pytest.raises(UsageError, match="takes text only"):
-        score(model, tok, asked)
 
 
 def test_what_is_known_already_is_what_greedy_decoding_says() -> None:

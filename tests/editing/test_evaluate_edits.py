@@ -12,14 +12,20 @@ import torch
 from tiny_tokenizers import TEXT, tokenizer
 
 import tiny
-from modalign.editing.benchmarks.counterfact import counterfact_metrics, score_counterfact
 from modalign.editing.benchmarks.evaluate import evaluate_edits
+from modalign.editing.benchmarks.scores import (
+    columns_of,
+    metrics_of,
+    score_edits,
+    sum_metrics,
+)
 from modalign.editing.benchmarks.scoring import Question, score
 from modalign.editing.edits import Edit, Neighbour
 from modalign.errors import DataError, UsageError
 from modalign.hashing import tensor_hash
 from modalign.models.asking import tokenizer_of
 from modalign.models.open import open_model
+from modalign.numbers.estimate import Estimate
 from modalign.patches import Patch, PatchHeader, save_patch
 from modalign.patches.changes import DenseChange
 from modalign.patches.header import BaseTensor
@@ -40,6 +46,13 @@ EDITS = [
     )
     for number in range(3)
 ]
+
+
+def counterfact_metrics(model: Any, tok: Any) -> dict[str, Estimate]:
+    """Without anything generated."""
+    scored = score_edits(model, tok, EDITS, "counterfact")
+    columns = columns_of(scored.rows, "counterfact")
+    return metrics_of(columns, "counterfact", resamples=50) | sum_metrics(scored, resamples=50)
 
 
 def patch_of(model: Any, name: str) -> Patch:
@@ -69,9 +82,9 @@ def test_an_edited_model_stands_beside_its_base() -> None:
     )
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     assert result.before is not None
-    plain = counterfact_metrics(score_counterfact(base, tok, EDITS), resamples=50)
+    plain = counterfact_metrics(base, tok)
     assert {name: result.before[name] for name in plain} == plain
-    after = counterfact_metrics(score_counterfact(edited, tok, EDITS), resamples=50)
+    after = counterfact_metrics(edited, tok)
     assert {name: result.metrics[name] for name in after} == after
     assert after["EM"].value != plain["EM"].value
     assert result.metrics["drift_kl"].value > 0

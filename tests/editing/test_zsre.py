@@ -10,9 +10,15 @@ import torch
 from tiny_tokenizers import tokenizer
 
 import tiny
-from modalign.editing.benchmarks.zsre import score_zsre, zsre_metrics, zsre_rows
+from modalign.editing.benchmarks.scores import (
+    EditScores,
+    columns_of,
+    metrics_of,
+    score_edits,
+)
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.readers import read_edits
+from modalign.numbers.estimate import Estimate
 
 ZSRE = tiny.SHARED / "data" / "editing" / "zsre.json"
 EDITS = [
@@ -31,6 +37,14 @@ EDITS = [
         "3", "Al", "Who is Al?", 7, "東京", neighbours=(Neighbour("Is it?"), Neighbour("?", "no"))
     ),
 ]
+
+
+def score_zsre(model: Any, tok: Any, edits: list[Edit]) -> EditScores:
+    return score_edits(model, tok, edits, "zsre")
+
+
+def zsre_metrics(scored: EditScores) -> dict[str, Estimate]:
+    return metrics_of(columns_of(scored.rows, "zsre"), "zsre")
 
 
 def accuracy(model: Any, prompt: str, target: str) -> float:
@@ -83,11 +97,9 @@ def test_every_metric_equals_its_definition(family: str) -> None:
 def test_neighbours_without_an_answer_are_counted() -> None:
     scored = score_zsre(turned("llama"), tokenizer("bytes"), EDITS)
     assert scored.notes == ["neighbours without an answer, not scored: 1"]
-    rows = zsre_rows(EDITS, scored, tokenizer("bytes"), scored)
-    assert [len(row.prompts) for row in rows] == [3, 3, 2]
-    last = rows[0].prompts[2]
+    assert [len(row.prompts) for row in scored.rows] == [3, 3, 2]
+    last = scored.rows[0].prompts[2]
     assert (last.kind, last.wanted, last.after.target) == ("neighbour", "Jean {Gabin}", None)
-    assert last.before == last.after
 
 
 @pytest.mark.skipif(not ZSRE.exists(), reason="no shared data beside the repository")

@@ -10,7 +10,7 @@ import typer
 from modalign.cli import options
 
 if TYPE_CHECKING:
-    from modalign.editing.benchmarks.evaluate import Task
+    from modalign.editing.benchmarks.scores import Task
     from modalign.editing.compare.results import EditComparison, Mode
 
 

@@ -9,7 +9,8 @@ from modalign.errors import UsageError
 from modalign.numbers import words
 
 if TYPE_CHECKING:
-    from modalign.editing.benchmarks.evaluate import EditEvaluation, Task
+    from modalign.editing.benchmarks.evaluate import EditEvaluation
+    from modalign.editing.benchmarks.scores import Task
 
 TASKS = ("counterfact", "zsre", "mmedit")
 HEADLINES = {"S", "score", "reliability", "text_locality", "image_locality"}

@@ -8,26 +8,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from modalign.editing.benchmarks.counterfact import (
-    counterfact_metrics,
-    counterfact_rows,
-    score_counterfact,
-)
 from modalign.editing.benchmarks.drift import drift
-from modalign.editing.benchmarks.free_generation import generate_answers, generation_metrics
-from modalign.editing.benchmarks.rows import Asked, EditRow
-from modalign.editing.benchmarks.scoring import ImagePrompts
+from modalign.editing.benchmarks.free_generation import Said, exact_metrics, generate_answers
+from modalign.editing.benchmarks.rows import EditRow, PromptRow
+from modalign.editing.benchmarks.scores import (
+    HEADLINE,
+    PARTS,
+    TASKS,
+    EditScores,
+    Task,
+    columns_of,
+    metrics_of,
+    score_edits,
+    sum_metrics,
+)
 from modalign.editing.benchmarks.texts import text_metrics, write_texts
-from modalign.editing.benchmarks.zsre import score_zsre, zsre_metrics, zsre_rows
 from modalign.editing.edits import Edit
 from modalign.errors import UsageError
 from modalign.numbers.bootstrap import RESAMPLES
 from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 from modalign.version import __version__
-
-Task = Literal["counterfact", "zsre"]
-TASKS: tuple[Task, ...] = ("counterfact", "zsre")
 
 
 class EditEvaluation(BaseModel):
@@ -64,20 +65,6 @@ class EditEvaluation(BaseModel):
     rows: list[EditRow] = Field(default_factory=list, exclude=True)
 
 
-@dataclass
-class _Judged:
-    """One model's numbers."""
-
-    scored: Any  # CounterfactScores or ZsreScores
-    metrics: dict[str, Estimate]
-    said: list[str | None]
-
-    @property
-    def asked(self) -> list[Asked]:
-        asked: list[Asked] = self.scored.asked
-        return asked
-
-
 def evaluate_edits(
     model: Any,
     tokenizer: Any,
@@ -87,7 +74,6 @@ def evaluate_edits(
     base: Any = None,
     text: Iterable[str] | None = None,
     generate: bool = True,
-    images: ImagePrompts | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
     progress: Progress | None = None,
@@ -102,38 +88,47 @@ def evaluate_edits(
         base: the model before the edits, for the reference row and the drift; it may share weights.
         text: held-out documents for drift (with a base) and perplexity.
         generate: also generate freely, and write texts where edits have generation prompts.
-        images: how prompts about pictures become inputs, where edits have any.
         seed: of the written texts and of the bootstrap.
         resamples: of the bootstrap.
         progress: told how far each step is.
 
     Raises:
         DataError: the edits cannot be scored by this task, or the text is too short.
-        UsageError: an unknown task, no edits, or pictures without ``images``.
+        UsageError: an unknown task, no edits, or edits about pictures.
     """
     if task not in TASKS:
         raise UsageError(f"no task {task!r}: choose from {', '.join(TASKS)}")
     if not edits:
         raise UsageError("there are no edits to evaluate")
-    judge = _Judge(tokenizer, edits, task, generate, images, seed, resamples)
+    judge = _Judge(tokenizer, edits, task, generate, seed, resamples)
     then = judge(base, _prefixed(progress, "before")) if base is not None else None
     now = judge(model, _prefixed(progress, "after") if then else progress)
     if text is not None:
         settings: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
         now.metrics |= drift(model, tokenizer, text, base=base, **settings)
-    make_rows: Any = counterfact_rows if task == "counterfact" else zsre_rows
-    rows = make_rows(edits, now.scored, tokenizer, then.scored if then else None)
-    _add_said(rows, now, then)
+    notes = _notes(edits, now, task)
+    if then is not None:
+        for prompt, former in zip(now.scores.prompts, then.scores.prompts, strict=True):
+            prompt.before = former.after
+        notes += _known(then.scores.prompts)
     return EditEvaluation(
         task=task,
         n=len(edits),
         metrics=now.metrics,
         before=then.metrics if then else None,
-        notes=_notes(edits, now, task, generate) + _known(then),
+        notes=notes,
         seed=seed,
         resamples=resamples,
-        rows=rows,
+        rows=now.scores.rows,
     )
+
+
+@dataclass
+class _Judged:
+    """One model's answers and metrics."""
+
+    scores: EditScores
+    metrics: dict[str, Estimate]
 
 
 @dataclass
@@ -142,34 +137,29 @@ class _Judge:
     edits: Sequence[Edit]
     task: Task
     generate: bool
-    images: ImagePrompts | None
     seed: int
     resamples: int
 
     def __call__(self, model: Any, progress: Progress | None) -> _Judged:
         """Score, generate and write with one model."""
         drawing: dict[str, Any] = {"resamples": self.resamples, "seed": self.seed}
-        scored: Any
+        found = score_edits(model, self.tokenizer, self.edits, self.task, progress=progress)
+        said: list[Said] = []
+        if self.generate:
+            said = generate_answers(model, self.tokenizer, found.prompts, progress=progress)
+            for prompt, one in zip(found.prompts, said, strict=True):
+                prompt.after.generated = one.text
+        metrics = metrics_of(columns_of(found.rows, self.task), self.task, **drawing)
         if self.task == "counterfact":
-            scored = score_counterfact(
-                model, self.tokenizer, self.edits, images=self.images, progress=progress
-            )
-            metrics = counterfact_metrics(scored, **drawing)
-        else:
-            scored = score_zsre(
-                model, self.tokenizer, self.edits, images=self.images, progress=progress
-            )
-            metrics = zsre_metrics(scored, **drawing)
-        if not self.generate:
-            return _Judged(scored, metrics, [None] * len(scored.asked))
-        said = generate_answers(model, self.tokenizer, scored.asked, progress=progress)
-        metrics |= generation_metrics(scored.asked, said, len(self.edits), **drawing)
-        if any(edit.generation_prompts for edit in self.edits):
+            metrics |= sum_metrics(found, **drawing)
+        if self.generate:
+            metrics |= exact_metrics(found.rows, said, **drawing)
+        if self.generate and any(edit.generation_prompts for edit in self.edits):
             texts = write_texts(
                 model, self.tokenizer, self.edits, seed=self.seed, progress=progress
             )
             metrics |= text_metrics(self.edits, texts, **drawing)
-        return _Judged(scored, metrics, [one.text if one else None for one in said])
+        return _Judged(found, metrics)
 
 
 def _prefixed(progress: Progress | None, when: str) -> Progress | None:
@@ -178,45 +168,25 @@ def _prefixed(progress: Progress | None, when: str) -> Progress | None:
     return lambda name, done, total: progress(f"{when}: {name}", done, total)
 
 
-def _add_said(rows: Sequence[EditRow], now: _Judged, then: _Judged | None) -> None:
-    """Put the continuations into the rows, which hold the prompts in the order asked."""
-    places = [0] * len(rows)
-    for number, one in enumerate(now.asked):
-        row = rows[one.edit].prompts[places[one.edit]]
-        places[one.edit] += 1
-        row.after.generated = now.said[number]
-        if then is not None and row.before is not None:
-            row.before.generated = then.said[number]
-
-
-def _notes(edits: Sequence[Edit], now: _Judged, task: Task, generate: bool) -> list[str]:
-    notes = list(now.scored.notes)
-    kinds = {"paraphrases": "PS", "neighbours": "NS"}
-    if task == "zsre":
-        kinds = {"paraphrases": "paraphrase", "neighbours": "specificity"}
-    most = {kind: max(len(getattr(edit, kind)) for edit in edits) for kind in kinds}
-    for kind, name in kinds.items():
+def _notes(edits: Sequence[Edit], now: _Judged, task: Task) -> list[str]:
+    notes = list(now.scores.notes)
+    for kind, name in zip(("paraphrases", "neighbours"), PARTS[task][1:], strict=True):
         if name not in now.metrics:
-            total = "S" if task == "counterfact" else "score"
-            notes.append(f"no {kind} that can be scored: no {name}, and so no {total}")
-    if task == "counterfact" and most["paraphrases"] == most["neighbours"] == 1:
+            notes.append(f"no {kind} that can be scored: no {name}, and so no {HEADLINE[task]}")
+    most = {
+        max(len(getattr(edit, kind)) for edit in edits) for kind in ("paraphrases", "neighbours")
+    }
+    if task == "counterfact" and most == {1}:
         notes.append(
             "one paraphrase and one neighbour per edit (CounterFact as published has two and ten): "
             "PS and NS of a record are 0 or 100"
         )
-    if generate and any(edit.image for edit in edits):
-        notes.append("free generation leaves out prompts about pictures")
     if len(edits) < 30:
         notes.append(f"{len(edits)} edits only: intervals by bootstrap are too narrow")
     return notes
 
 
-def _known(then: _Judged | None) -> list[str]:
+def _known(before: Sequence[PromptRow]) -> list[str]:
     """How many targets the base says already: edits that change nothing."""
-    if then is None:
-        return []
-    known = 0
-    for one, found in zip(then.asked, then.scored.scores, strict=True):
-        new = found[0] if isinstance(found, tuple) else found
-        known += one.kind == "rewrite" and new.right
+    known = sum(each.kind == "rewrite" and each.after.accuracy == 1.0 for each in before)
     return [f"the model says {known} of the targets before any edit"] if known else []

@@ -9,17 +9,14 @@ shown. Two readings of a continuation:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from modalign.chat_templates import end_ids
 from modalign.editing.benchmarks.decoding import decode
-from modalign.editing.benchmarks.results import FREE, count_known, mean_or_nan, metric
-from modalign.editing.benchmarks.rows import KINDS, Asked
+from modalign.editing.benchmarks.results import FREE, count_known, means_of_records, metric
+from modalign.editing.benchmarks.rows import KINDS, EditRow, PromptRow
 from modalign.editing.benchmarks.scoring import Coder
 from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
 from modalign.numbers.estimate import Estimate
@@ -41,37 +38,30 @@ class Said:
 def generate_answers(
     model: Any,
     tokenizer: Any,
-    asked: Sequence[Asked],
+    asked: Sequence[PromptRow],
     *,
     progress: Progress | None = None,
-) -> list[Said | None]:
-    """Continue every prompt greedily, equal prompts once; None for prompts about pictures."""
+) -> list[Said]:
+    """Continue every prompt greedily, equal prompts once."""
     coder = Coder(tokenizer)
     limits: dict[str, int] = {}
     for one in asked:
-        if one.question.image is not None:
-            continue
-        prompt = one.question.prompt
-        wanted = len(coder.target(one.wanted, prompt)) + SPARE
-        limits[prompt] = max(wanted, limits.get(prompt, 0))
+        wanted = len(coder.target(one.wanted, one.prompt)) + SPARE
+        limits[one.prompt] = max(wanted, limits.get(one.prompt, 0))
     ends = frozenset(end_ids(tokenizer, getattr(model, "generation_config", None)))
-    prompts = list(limits)
     made = decode(
         model,
-        [coder.prompt(prompt) for prompt in prompts],
+        [coder.prompt(prompt) for prompt in limits],
         list(limits.values()),
         ends=ends,
         progress=progress,
         label="generating answers",
     )
     texts = {}
-    for prompt, ids in zip(prompts, made, strict=True):
+    for prompt, ids in zip(limits, made, strict=True):
         text = tokenizer.decode([token for token in ids if token not in ends])
         texts[prompt] = (text.strip(" "), bool(ids) and ids[-1] in ends)
-    return [
-        None if one.question.image else judge(*texts[one.question.prompt], one.wanted)
-        for one in asked
-    ]
+    return [judge(*texts[one.prompt], one.wanted) for one in asked]
 
 
 def judge(text: str, ended: bool, wanted: str) -> Said:
@@ -89,31 +79,24 @@ def judge(text: str, ended: bool, wanted: str) -> Said:
     return Said(text, prefix, exact)
 
 
-def generation_metrics(
-    asked: Sequence[Asked],
-    said: Sequence[Said | None],
-    edits: int,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+def exact_metrics(
+    rows: Sequence[EditRow], said: Sequence[Said], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Estimate]:
-    """``free_rewrite``, ``free_paraphrase``, ``free_neighbour`` and the same with ``_exact``."""
-    cells: dict[str, list[list[float]]] = {}
-    for kind in KINDS:
-        for ending in ("", "_exact"):
-            cells[f"free_{kind}{ending}"] = [[] for _ in range(edits)]
-    for one, found in zip(asked, said, strict=True):
-        if found is None:
-            continue
-        cells[f"free_{one.kind}"][one.edit].append(float(found.prefix))
-        cells[f"free_{one.kind}_exact"][one.edit].append(float(found.exact))
-    columns = {
-        name: np.array([mean_or_nan(values) for values in rows]) for name, rows in cells.items()
-    }
+    """``free_rewrite_exact``, ``free_paraphrase_exact``, ``free_neighbour_exact``.
+
+    Args:
+        rows: of the edits.
+        said: what was said to all their prompts, in order.
+    """
+    places = [(number, prompt.kind) for number, row in enumerate(rows) for prompt in row.prompts]
+    values = [
+        (number, f"free_{kind}_exact", float(found.exact))
+        for (number, kind), found in zip(places, said, strict=True)
+    ]
+    columns = means_of_records(values, len(rows), [f"free_{kind}_exact" for kind in KINDS])
     drawn = redrawn_means(columns, resamples, seed)
-    result = {}
-    for name, values in columns.items():
-        if not math.isnan(drawn[name][0]):
-            reading = "exact" if name.endswith("_exact") else "prefix"
-            result[name] = metric(drawn[name], count_known(values), f"{FREE}, {reading}")
-    return result
+    return {
+        name: metric(drawn[name], known, f"{FREE}, exact")
+        for name, column in columns.items()
+        if (known := count_known(column))
+    }

@@ -377,7 +377,7 @@ def _rows(
     after: Sequence[Outcome],
     before: Sequence[Outcome] | None,
 ) -> list[EditRow]:
-    rows = [EditRow.of(edit) for edit in edits]
+    rows = [EditRow.model_validate(edit, from_attributes=True) for edit in edits]
 
     def answer(outcome: Outcome) -> Answer:
         return Answer(

@@ -5,7 +5,7 @@ Units are those of the papers: shares times 100, unless an estimate's unit says 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -43,3 +43,13 @@ def count_known(values: Floats) -> int:
 def mean_or_nan(values: Sequence[float]) -> float:
     """The mean, NaN of nothing."""
     return float(np.mean(values)) if len(values) else float("nan")
+
+
+def means_of_records(
+    values: Iterable[tuple[int, str, float]], records: int, names: Sequence[str]
+) -> dict[str, Floats]:
+    """Average (record, metric, value) per record: metric -> (records,), NaN where it has none."""
+    cells: dict[str, list[list[float]]] = {name: [[] for _ in range(records)] for name in names}
+    for record, name, value in values:
+        cells[name][record].append(value)
+    return {name: np.array([mean_or_nan(row) for row in rows]) for name, rows in cells.items()}

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel
-
-from modalign.editing.benchmarks.scoring import Question
-from modalign.editing.edits import Edit
+from pydantic import BaseModel, Field
 
 Kind = Literal["rewrite", "paraphrase", "neighbour"]
 KINDS: tuple[Kind, ...] = ("rewrite", "paraphrase", "neighbour")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One prompt of one edit.
-
-    Attributes:
-        edit: the edit's place in the list.
-        kind: what the prompt is to the edit.
-        question: the prompt with the answers that are scored.
-        wanted: the answer it should have.
-    """
-
-    edit: int
-    kind: Kind
-    question: Question
-    wanted: str
 
 
 class Answer(BaseModel):
@@ -64,41 +42,11 @@ class PromptRow(BaseModel):
 
 
 class EditRow(BaseModel):
-    """All prompts of one edit."""
+    """All prompts of one edit; its own fields are those of the :class:`Edit`."""
 
     id: str
     source: str
     subject: str
     target: str
     truth: str | None
-    prompts: list[PromptRow]
-
-    @classmethod
-    def of(cls, edit: Edit) -> EditRow:
-        """The row of an edit, its prompts still to come."""
-        return cls(
-            id=edit.id,
-            source=edit.source,
-            subject=edit.subject,
-            target=edit.target,
-            truth=edit.truth,
-            prompts=[],
-        )
-
-
-def fill_rows(
-    edits: Sequence[Edit],
-    asked: Sequence[Asked],
-    after: Sequence[Answer],
-    before: Sequence[Answer] | None = None,
-) -> list[EditRow]:
-    """One row per edit with all its prompts and answers."""
-    rows = [EditRow.of(edit) for edit in edits]
-    for place, one in enumerate(asked):
-        row = PromptRow(
-            kind=one.kind, prompt=one.question.prompt, wanted=one.wanted, after=after[place]
-        )
-        if before is not None:
-            row.before = before[place]
-        rows[one.edit].prompts.append(row)
-    return rows
+    prompts: list[PromptRow] = Field(default_factory=list)

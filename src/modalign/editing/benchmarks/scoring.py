@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from torch import Tensor
 from modalign.editing.benchmarks.calling import device_of, judging, logits_at, vocabulary_of
 from modalign.editing.edits import Edit
 from modalign.editing.engine.tokens import encode_prompt, encode_target, pad
-from modalign.errors import UsageError
 from modalign.progress import Progress
 
 BATCH_TOKENS = 8192
@@ -30,11 +29,10 @@ LOGITS = 1 << 26  # numbers that may be held as logits at a time
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, the answers whose likelihood is asked, and a picture's path where it has one."""
+    """A prompt, and the answers whose likelihood is asked."""
 
     prompt: str
     targets: tuple[str, ...]
-    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,26 +65,16 @@ class Score:
         return all(self.hits)
 
 
-class ImagePrompts(Protocol):
-    """How prompts about pictures become inputs; given where questions have images."""
-
-    def ids(self, prompt: str, image: str) -> tuple[int, ...]:
-        """The prompt's ids with the picture's placeholders in."""
-
-    def inputs(self, images: Sequence[str]) -> Mapping[str, Any]:
-        """Further inputs of a batch whose rows show these pictures, one each, in order."""
-
-
-Key = tuple[str, tuple[int, ...]]  # image (or nothing) and ids: what one run sees
+Ids = tuple[int, ...]  # what one run sees
 
 
 @dataclass
 class _Asked:
     """One answer to one prompt, as ids."""
 
-    key: Key
+    ids: Ids
     first: int  # position that predicts the answer's first token
-    target: tuple[int, ...]
+    target: Ids
 
 
 def score(
@@ -94,7 +82,6 @@ def score(
     tokenizer: Any,
     questions: Sequence[Question],
     *,
-    images: ImagePrompts | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
     label: str = "scoring",
@@ -105,29 +92,25 @@ def score(
         model: anything called like a transformers causal LM; left as it is.
         tokenizer: the model's.
         questions: prompts with their answers.
-        images: needed where a question has an image.
         batch_tokens: ids run at a time, padding included.
         progress: told how many rows are done.
         label: what to call this in ``progress``.
 
     Raises:
-        UsageError: a question has an image and ``images`` is not given.
         DataError: an answer or a prompt has no tokens.
     """
-    coder = Coder(tokenizer, images)
+    coder = Coder(tokenizer)
     asked = [[coder.asked(q, target) for target in q.targets] for q in questions]
     flat = [one for row in asked for one in row]
-    owner = _sharing({one.key for one in flat})
-    rows: dict[Key, list[int]] = {}
+    owner = _sharing({one.ids for one in flat})
+    rows: dict[Ids, list[int]] = {}
     for number, one in enumerate(flat):
-        rows.setdefault(owner[one.key], []).append(number)
+        rows.setdefault(owner[one.ids], []).append(number)
     scores: dict[int, Score] = {}
     done = 0
     with judging(model):
         for batch in _batches(rows, flat, batch_tokens, LOGITS // vocabulary_of(model)):
-            members = [rows[key] for key in batch]
-            for number, found in _run(model, batch, members, flat, images):
-                scores[number] = found
+            scores.update(_run(model, batch, [rows[ids] for ids in batch], flat))
             done += len(batch)
             if progress:
                 progress(label, done, len(rows))
@@ -138,26 +121,18 @@ def score(
 class Coder:
     """Prompts and answers as ids, each tokenised once."""
 
-    def __init__(self, tokenizer: Any, images: ImagePrompts | None = None) -> None:
-        self.tokenizer, self.images = tokenizer, images
-        self._prompts: dict[tuple[str, str | None], tuple[int, ...]] = {}
-        self._targets: dict[tuple[str, str], tuple[int, ...]] = {}
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._prompts: dict[str, Ids] = {}
+        self._targets: dict[tuple[str, str], Ids] = {}
 
-    def prompt(self, text: str, image: str | None = None) -> tuple[int, ...]:
+    def prompt(self, text: str) -> Ids:
         """A prompt's ids."""
-        key = (text, image)
-        if key not in self._prompts:
-            if image is None:
-                self._prompts[key] = encode_prompt(self.tokenizer, text).ids
-            elif self.images is None:
-                raise UsageError(
-                    f"the prompt {text!r} has an image, and this model takes text only"
-                )
-            else:
-                self._prompts[key] = tuple(self.images.ids(text, image))
-        return self._prompts[key]
+        if text not in self._prompts:
+            self._prompts[text] = encode_prompt(self.tokenizer, text).ids
+        return self._prompts[text]
 
-    def target(self, target: str, prompt: str) -> tuple[int, ...]:
+    def target(self, target: str, prompt: str) -> Ids:
         """An answer's ids; of the prompt, only its last character matters."""
         key = (target, prompt[-1:])
         if key not in self._targets:
@@ -166,54 +141,47 @@ class Coder:
 
     def asked(self, question: Question, target: str) -> _Asked:
         """One answer to one question."""
-        prompt = self.prompt(question.prompt, question.image)
+        prompt = self.prompt(question.prompt)
         answer = self.target(target, question.prompt)
-        return _Asked((question.image or "", prompt + answer[:-1]), len(prompt) - 1, answer)
+        return _Asked(prompt + answer[:-1], len(prompt) - 1, answer)
 
 
-def _sharing(keys: set[Key]) -> dict[Key, Key]:
+def _sharing(rows: set[Ids]) -> dict[Ids, Ids]:
     """For every row the one that is run for it: itself, or one that continues it.
 
     In lexicographic order a row that any other continues is continued by its neighbour.
     """
-    owner: dict[Key, Key] = {}
-    after: Key | None = None
-    for key in sorted(keys, reverse=True):
-        image, ids = key
-        shared = after is not None and after[0] == image and after[1][: len(ids)] == ids
-        owner[key] = owner[after] if shared and after is not None else key
-        after = key
+    owner: dict[Ids, Ids] = {}
+    after: Ids | None = None
+    for ids in sorted(rows, reverse=True):
+        shared = after is not None and after[: len(ids)] == ids
+        owner[ids] = owner[after] if shared and after is not None else ids
+        after = ids
     return owner
 
 
 def _batches(
-    rows: Mapping[Key, list[int]], flat: Sequence[_Asked], tokens: int, places: int
-) -> Iterator[list[Key]]:
+    rows: Mapping[Ids, list[int]], flat: Sequence[_Asked], tokens: int, places: int
+) -> Iterator[list[Ids]]:
     """Rows of similar length, within a number of ids and of places that need logits."""
-    batch: list[Key] = []
+    batch: list[Ids] = []
     used = 0
-    for key in sorted(rows, key=lambda key: (bool(key[0]), len(key[1]), key)):
-        needed = sum(len(flat[number].target) for number in rows[key])
-        full = (len(batch) + 1) * len(key[1]) > tokens or used + needed > places
-        if batch and (full or bool(batch[0][0]) != bool(key[0])):
+    for ids in sorted(rows, key=lambda ids: (len(ids), ids)):
+        needed = sum(len(flat[number].target) for number in rows[ids])
+        if batch and ((len(batch) + 1) * len(ids) > tokens or used + needed > places):
             yield batch
             batch, used = [], 0
-        batch.append(key)
+        batch.append(ids)
         used += needed
     if batch:
         yield batch
 
 
 def _run(
-    model: Any,
-    batch: Sequence[Key],
-    members: Sequence[Sequence[int]],
-    flat: Sequence[_Asked],
-    images: ImagePrompts | None,
+    model: Any, batch: Sequence[Ids], members: Sequence[Sequence[int]], flat: Sequence[_Asked]
 ) -> Iterator[tuple[int, Score]]:
     """(number, score) of every answer that these rows hold."""
     device = device_of(model)
-    rows = pad([ids for _, ids in batch], device)
     order = [(row, number) for row, own in enumerate(members) for number in own]
     places: dict[tuple[int, int], int] = {}  # (row, position) -> place among the logits
     picks = [
@@ -224,20 +192,16 @@ def _run(
         for row, n in order
     ]
     where = torch.tensor(list(places), device=device).T
-    extras = images.inputs([key[0] for key in batch]) if images and batch[0][0] else None
-    logits, _ = logits_at(model, rows, (where[0], where[1]), extras)
+    logits, _ = logits_at(model, pad(batch, device), (where[0], where[1]))
     logits = logits.float()
     likeliest = logits.argmax(-1).tolist()
     flat_picks = torch.tensor([place for own in picks for place in own], device=device)
     wanted = torch.tensor([t for _, n in order for t in flat[n].target], device=device)
-    chosen = _log_probabilities(logits, flat_picks, wanted).tolist()
-    at = 0
+    chosen = iter(_log_probabilities(logits, flat_picks, wanted).tolist())
     for (_, number), own in zip(order, picks, strict=True):
-        target = flat[number].target
         said = tuple(likeliest[place] for place in own)
-        total = sum(chosen[at : at + len(own)])
-        at += len(own)
-        yield number, Score(total, tuple(a == b for a, b in zip(said, target, strict=True)), said)
+        hits = tuple(a == b for a, b in zip(said, flat[number].target, strict=True))
+        yield number, Score(sum(next(chosen) for _ in own), hits, said)
 
 
 def _log_probabilities(logits: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
@@ -247,16 +211,9 @@ def _log_probabilities(logits: Tensor, places: Tensor, wanted: Tensor) -> Tensor
 
 
 def already_known(
-    model: Any,
-    tokenizer: Any,
-    edits: Sequence[Edit],
-    *,
-    images: ImagePrompts | None = None,
-    progress: Progress | None = None,
+    model: Any, tokenizer: Any, edits: Sequence[Edit], *, progress: Progress | None = None
 ) -> list[bool]:
     """For each edit whether the model says its target already: greedy decoding gives it."""
-    questions = [Question(edit.prompt, (edit.target,), edit.image) for edit in edits]
-    scores = score(
-        model, tokenizer, questions, images=images, progress=progress, label="what is known already"
-    )
+    questions = [Question(edit.prompt, (edit.target,)) for edit in edits]
+    scores = score(model, tokenizer, questions, progress=progress, label="what is known already")
     return [found.right for (found,) in scores]

@@ -13,6 +13,13 @@ import transformers
 
 from modalign.editing.benchmarks.results import TEACHER_FORCED
 from modalign.editing.benchmarks.rows import EditRow
+from modalign.editing.benchmarks.scores import (
+    HEADLINE,
+    PARTS,
+    columns_of,
+    metrics_of,
+    succeeded,
+)
 from modalign.editing.compare.cell import Workbench
 from modalign.editing.compare.measuring import REST
 from modalign.editing.compare.plan import Plan
@@ -32,15 +39,7 @@ from modalign.editing.compare.results import (
     TableRow,
     WorstNeighbour,
 )
-from modalign.editing.compare.scores import (
-    HEADLINE,
-    PARTS,
-    columns_of,
-    differences,
-    metrics_of,
-    over_draws,
-    succeeded,
-)
+from modalign.editing.compare.scores import differences, over_draws
 from modalign.editing.config import ValueConfig
 from modalign.editing.methods import Method
 from modalign.editing.methods.closed_form import ClosedForm

@@ -15,13 +15,13 @@ import torch
 from transformers import PreTrainedModel
 
 from modalign.editing.benchmarks.drift import TOKENS, drift
-from modalign.editing.benchmarks.evaluate import EditEvaluation, Task, evaluate_edits
+from modalign.editing.benchmarks.evaluate import EditEvaluation, evaluate_edits
 from modalign.editing.benchmarks.rows import EditRow
+from modalign.editing.benchmarks.scores import Task, succeeded
 from modalign.editing.compare.judging import judge_edit
 from modalign.editing.compare.measuring import StageClock, peak_memory
 from modalign.editing.compare.plan import ONE_AFTER_ANOTHER, Planned
 from modalign.editing.compare.results import Cell, Outcome
-from modalign.editing.compare.scores import succeeded
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import Corpus

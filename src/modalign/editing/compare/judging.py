@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from modalign.editing.benchmarks.evaluate import Task
 from modalign.editing.benchmarks.rows import EditRow, Kind
+from modalign.editing.benchmarks.scores import Task, succeeded
 from modalign.editing.compare.results import Status
-from modalign.editing.compare.scores import succeeded
 from modalign.editing.engine.values import REACHED
 from modalign.patches.header import EditRecord
 

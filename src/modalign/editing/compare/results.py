@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from modalign.editing.benchmarks.evaluate import Task
 from modalign.editing.benchmarks.rows import Answer, EditRow, Kind
+from modalign.editing.benchmarks.scores import Task
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import Verdict
 

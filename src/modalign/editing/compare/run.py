@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from modalign.editing.benchmarks.evaluate import TASKS, Task, evaluate_edits
+from modalign.editing.benchmarks.evaluate import evaluate_edits
 from modalign.editing.benchmarks.rows import EditRow
+from modalign.editing.benchmarks.scores import TASKS, Task
 from modalign.editing.compare.assemble import assemble
 from modalign.editing.compare.cell import Workbench, finite_row, run_cell
 from modalign.editing.compare.plan import (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from modalign.editing.benchmarks.rows import Answer
+from modalign.editing.benchmarks.scores import succeeded
 from modalign.editing.compare.report import view
 from modalign.editing.compare.results import EditComparison, Mode, TableRow
-from modalign.editing.compare.scores import succeeded
 from modalign.pages.parts import Cell, Entry, Row, Table, Tag
 
 
