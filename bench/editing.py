@@ -27,7 +27,7 @@ from tests.editing import plain
 from bench.invented import counterfactuals, invent, write_documents
 from modalign.editing.edits import Edit
 from modalign.editing.engine.contexts import sample_contexts
-from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.values import Value, optimise
 from modalign.editing.methods import PMETConfig
@@ -67,7 +67,7 @@ def measure(
     spec = ModelSpec.detect(model)
     contexts = sample_contexts(spec, tokenizer)
     settings = PMETConfig().value_settings(relax=True)
-    requests = [tokenise(tokenizer, edit, contexts) for edit in edits]
+    requests = Rewriter(spec, tokenizer, Rewriting()).requests(edits, contexts)
     found: dict[int, Value] = {}
     # Once beforehand, untimed: the first pass through a model also sets up its kernels.
     optimise(

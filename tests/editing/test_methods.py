@@ -20,7 +20,7 @@ from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.covariance import collect
 from modalign.editing.engine.forward import PartialForward
 from modalign.editing.engine.keys import read_keys, read_outputs
-from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.solve import factorise
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import ValueStore
@@ -83,7 +83,7 @@ def found_by_engine(
         LAYERS[-1],
         SITES[method],
         FAST[method],
-        [tokenise(tokenizer, edit, CONTEXTS[:2]) for edit in edits],
+        Rewriter(spec, tokenizer, Rewriting()).requests(edits, CONTEXTS[:2]),
         batch_size=batch_size,
         done=found.__setitem__,
     )
@@ -303,7 +303,7 @@ def test_the_two_vectors_are_one_on_parallel_blocks_only(made: Editable) -> None
     settings = ValueSettings(8, 0.5, 1e6, 1.0, 0.0, relax=True)
     spec = ModelSpec.detect(made.model)
     edits = counterfactuals(made.world, 3, seed=2)
-    requests = [tokenise(made.tokenizer, edit, CONTEXTS[:2]) for edit in edits]
+    requests = Rewriter(spec, made.tokenizer, Rewriting()).requests(edits, CONTEXTS[:2])
     found: dict[int, Value] = {}
     optimise(
         spec, LAYERS[-1], SITES["pmet"], settings, requests, batch_size=3, done=found.__setitem__
@@ -463,7 +463,7 @@ def test_settings_and_names_are_checked(made: Editable) -> None:
 def test_keys_and_outputs_are_the_plain_ones(made: Editable) -> None:
     edits = counterfactuals(made.world, 3, seed=13)
     spec = ModelSpec.detect(made.model)
-    requests = [tokenise(made.tokenizer, edit, CONTEXTS[:3]) for edit in edits]
+    requests = Rewriter(spec, made.tokenizer, Rewriting()).requests(edits, CONTEXTS[:3])
     keys = read_keys(spec, 1, requests)
     states = read_outputs(spec, 1, "block", requests)
     for i, edit in enumerate(edits):

@@ -18,10 +18,10 @@ from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.covariance import collect, collect_rows, combined
-from modalign.editing.engine.forward import logits_at
+from modalign.editing.engine.forward import Row, logits_at
 from modalign.editing.engine.keys import read_keys
 from modalign.editing.engine.lookups import look_up
-from modalign.editing.engine.requests import owners, tokenise
+from modalign.editing.engine.requests import Request, owners
 from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec, SpecError
 from modalign.editing.methods import FT, MEMIT, FTConfig, MEMITConfig
@@ -159,12 +159,12 @@ def test_lookup_tokens(pair: Any, edit: Edit):
     assert word.strip() == "seven"
     assert look_up(asked, "last", "")[0] == len(asked.ids) - 1
     position, strategy = look_up(asked, "visual", "")
-    assert strategy.name == "visual"
+    assert strategy == "visual"
     mark = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     assert asked.ids[position] == mark
     assert mark not in asked.ids[position + 1 :]
     unnamed = asking.picture(QUESTION, tiny.picture(1))
-    assert look_up(unnamed, "auto", "")[1].name == "last"
+    assert look_up(unnamed, "auto", "")[1] == "last"
     with pytest.raises(UsageError, match=r"edits.json:3: --lookup subject"):
         look_up(unnamed, "subject", "edits.json:3")
 
@@ -174,7 +174,18 @@ def test_plain_text_requests_are_those_of_the_papers(llm_folder: Any):
     edit = Edit("1", "seven", "after seven comes", 6, "two")
     contexts = ("one is odd", "two is even")
     [found] = Rewriter(ModelSpec.detect(model), tokenizer, Rewriting()).of(edit, contexts)
-    assert found == tokenise(tokenizer, edit, contexts)
+    prompts = [edit.prompt, *(f"{context}. {edit.prompt}" for context in contexts)]
+    read = [tuple(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    of_subject = [len(tokenizer(p[: p.index("seven") + 5])["input_ids"]) - 1 for p in prompts]
+    general = tuple(tokenizer("seven is a")["input_ids"])
+    assert found == Request(
+        edit=edit,
+        prompts=tuple(map(Row, read, of_subject)),
+        groups=(0, 1, 1),
+        shares=(1 / 3,) * 3,
+        target=tuple(tokenizer(" two", add_special_tokens=False)["input_ids"]),
+        kl=Row(general, len(tokenizer("seven")["input_ids"]) - 1),
+    )
     [chat] = Rewriter(ModelSpec.detect(model), tokenizer, Rewriting(template="chat")).of(edit, ())
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": edit.prompt}], add_generation_prompt=True, return_dict=True

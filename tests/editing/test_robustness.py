@@ -17,7 +17,7 @@ from modalign.editing.computation import Options
 from modalign.editing.engine import covariance, memory
 from modalign.editing.engine.corpus import Corpus, read_corpus
 from modalign.editing.engine.covariance import OWN, collect
-from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.values import optimise
 from modalign.editing.methods import MEMIT, PMET, MEMITConfig, PMETConfig
@@ -37,7 +37,8 @@ def options_for(made: Editable, cache: Path) -> Options:
 
 def requests_of(made: Editable, count: int) -> list[Any]:
     edits = counterfactuals(made.world, count, seed=1)
-    return [tokenise(made.tokenizer, edit, CONTEXTS[:2]) for edit in edits]
+    rewriter = Rewriter(ModelSpec.detect(made.model), made.tokenizer, Rewriting())
+    return rewriter.requests(edits, CONTEXTS[:2])
 
 
 def test_the_batch_shrinks_to_the_memory_that_is_free(

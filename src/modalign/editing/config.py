@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modalign.editing.engine.asking import Template
@@ -112,33 +110,3 @@ class ValueConfig(EditConfig):
     def value_settings(self, relax: bool = False) -> ValueSettings:
         """For the optimiser."""
         return ValueSettings(self.steps, self.lr, self.clamp, self.kl, self.decay, relax)
-
-
-class RidgeConfig(ValueConfig):
-    """Settings of the methods that solve with lambda C0 (MEMIT, PMET).
-
-    Attributes:
-        covariance_weight: lambda, how much the keys of other text count; None for ``per_width``
-            times the length of a key. The published values are close to the key's length: MEMIT on
-            GPT-J 15,000 of 16,384, on Llama-3 8B 15,000 of 14,336.
-        per_width: see ``covariance_weight``.
-    """
-
-    covariance_weight: float | None = Field(default=None, gt=0)
-    per_width: float = Field(default=15_000 / 16_384, gt=0)
-
-    def weight(self, width: int) -> float:
-        """Lambda for keys of this length."""
-        if self.covariance_weight is not None:
-            return self.covariance_weight
-        return self.per_width * width
-
-
-def linear_spread(left: int) -> float:
-    """MEMIT: each layer writes an equal share of what is left."""
-    return float(left)
-
-
-def square_root_spread(left: int) -> float:
-    """PMET: the square root of the layers left, so that early layers carry more of the residual."""
-    return math.sqrt(left)

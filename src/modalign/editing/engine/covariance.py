@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,7 @@ from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.forward import Inputs, Row, StopForwardError
 from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
 from modalign.editing.engine.store import config_text, weights_hash
+from modalign.editing.multimodal.pictures import PictureRows
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.hashing import tensor_hash, tokenizer_hash
@@ -88,7 +89,9 @@ def collect(
     sums = _Sums.read(file, spec, layers)
     if not sums.complete:
         documents = _documents(spec, tokenizer, corpus, tokens, seed)
-        _accumulate(spec, documents, sums, file, progress)
+        rows = [Row(tuple(document), 0) for document in documents[sums.documents :]]
+        told = _telling(progress, "key statistics", sum(map(len, documents)))
+        _accumulate(spec, rows, sums, file, tokens, told)
     if sums.tokens < 16:
         raise DataError(f"{corpus.name if corpus else OWN}: only {sums.tokens} tokens of text")
     return Covariance(
@@ -99,31 +102,16 @@ def collect(
     )
 
 
-class RowSource(Protocol):
-    """Rows to take statistics of: prompts about pictures."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-
-    @property
-    def sha256(self) -> str:
-        """Of everything the rows are made from, the model's own weights apart."""
-
-    def rows(self, start: int) -> Iterator[Row]:
-        """The rows from a number on, in an order that never changes."""
-
-
 def collect_rows(
     spec: ModelSpec,
     layers: Sequence[int],
-    source: RowSource,
+    source: PictureRows,
     *,
     tokens: int = TOKENS,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Covariance:
-    """C0 over all tokens of rows with embeddings, picture and text tokens alike.
+    """C0 over all tokens of prompts about pictures, picture and text tokens alike.
 
     Args:
         spec: the model, unedited.
@@ -146,11 +134,19 @@ def collect_rows(
     file = (cache or cache_directory()) / "covariance" / f"{fingerprint}.safetensors"
     sums = _Sums.read(file, spec, layers)
     if not sums.complete:
-        _accumulate_rows(spec, source.rows(sums.documents), sums, file, tokens, progress)
+        told = _telling(progress, "key statistics of pictures", tokens)
+        _accumulate(spec, source.rows(sums.documents), sums, file, tokens, told)
     if sums.tokens < 16:
         raise DataError(f"{source.name}: only {sums.tokens} tokens beside pictures")
     matrices = {layer: value / sums.tokens for layer, value in sums.values.items()}
     return Covariance(matrices, sums.tokens, fingerprint, source.name)
+
+
+def _telling(progress: Progress | None, name: str, total: int) -> Callable[[int], None]:
+    """Tell the tokens done."""
+    if progress is None:
+        return lambda done: None
+    return lambda done: progress(name, min(done, total), total)
 
 
 def combined(text: Covariance, pictures: Covariance, weight: float) -> Covariance:
@@ -165,44 +161,6 @@ def combined(text: Covariance, pictures: Covariance, weight: float) -> Covarianc
         fingerprint=digest.hexdigest(),
         corpus=f"{text.corpus} + {weight:g} x {pictures.corpus}",
     )
-
-
-def _accumulate_rows(
-    spec: ModelSpec,
-    rows: Iterator[Row],
-    sums: _Sums,
-    file: Path,
-    tokens: int,
-    progress: Progress | None,
-) -> None:
-    """As :func:`_accumulate`; ``sums.documents`` counts rows."""
-    saved = sums.tokens
-    for batch in _row_batches(rows, tokens - sums.tokens):
-        sums.tokens += _add(spec, Inputs.of([r.with_target(spec) for r in batch], spec), sums)
-        sums.documents += len(batch)
-        if progress:
-            progress("key statistics of pictures", min(sums.tokens, tokens), tokens)
-        if sums.tokens - saved >= SAVE_EVERY:
-            sums.write(file)
-            saved = sums.tokens
-    sums.complete = True
-    sums.write(file)
-
-
-def _row_batches(rows: Iterator[Row], tokens: int) -> Iterator[list[Row]]:
-    """Batches of about ``BATCH_TOKENS`` padded tokens, until ``tokens`` are reached."""
-    batch: list[Row] = []
-    taken = 0
-    for row in rows:
-        if taken >= tokens:
-            break
-        if batch and max(len(row), *map(len, batch)) * (len(batch) + 1) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-        taken += len(row)
-    if batch:
-        yield batch
 
 
 def _fingerprint(
@@ -302,20 +260,18 @@ def _limited(documents: list[list[int]], tokens: int) -> list[list[int]]:
 
 def _accumulate(
     spec: ModelSpec,
-    documents: list[list[int]],
+    rows: Iterable[Row],
     sums: _Sums,
     file: Path,
-    progress: Progress | None,
+    tokens: int,
+    told: Callable[[int], None],
 ) -> None:
-    total = sum(map(len, documents))
+    """Add rows up, until there are ``tokens``; what is done is written now and then."""
     saved = sums.tokens
-    for batch, after in _batches(documents, sums.documents):
-        rows = [Row(tuple(document), 0) for document in batch]
-        counted = _add(spec, Inputs.of(rows, spec), sums)
-        sums.tokens += counted
-        sums.documents = after
-        if progress:
-            progress("key statistics", sums.tokens, total)
+    for batch in _batches(rows, tokens - sums.tokens):
+        sums.tokens += _add(spec, Inputs.of([r.with_target(spec) for r in batch], spec), sums)
+        sums.documents += len(batch)
+        told(sums.tokens)
         if sums.tokens - saved >= SAVE_EVERY:
             sums.write(file)
             saved = sums.tokens
@@ -323,19 +279,20 @@ def _accumulate(
     sums.write(file)
 
 
-def _batches(documents: list[list[int]], start: int) -> list[tuple[list[list[int]], int]]:
-    """Batches of about ``BATCH_TOKENS`` padded tokens, each with the number of documents after it."""
-    batches: list[tuple[list[list[int]], int]] = []
-    batch: list[list[int]] = []
-    for number in range(start, len(documents)):
-        document = documents[number]
-        if batch and max(len(document), *map(len, batch)) * (len(batch) + 1) > BATCH_TOKENS:
-            batches.append((batch, number))
+def _batches(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:
+    """Batches of about ``BATCH_TOKENS`` padded tokens, until ``tokens`` are reached."""
+    batch: list[Row] = []
+    taken = 0
+    for row in rows:
+        if taken >= tokens:
+            break
+        if batch and max(len(row), *map(len, batch)) * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
             batch = []
-        batch.append(document)
+        batch.append(row)
+        taken += len(row)
     if batch:
-        batches.append((batch, len(documents)))
-    return batches
+        yield batch
 
 
 def _add(spec: ModelSpec, inputs: Inputs, sums: _Sums) -> int:
@@ -356,7 +313,7 @@ def _add(spec: ModelSpec, inputs: Inputs, sums: _Sums) -> int:
     with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
         for layer in sums.values:
             handle = spec.projection(layer, "ffn").register_forward_pre_hook(note(layer))
-            stack.callback(handle.remove)
+            stack.enter_context(handle)
         with suppress(StopForwardError):
             spec.language(use_cache=False, **accepted(spec.language, inputs.given))
     return int(real.sum())

@@ -98,6 +98,10 @@ class Row:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def followed_by(self, ids: tuple[int, ...]) -> Row:
+        """With more ids at its end; embeddings for them are yet to come."""
+        return Row(self.ids + ids, self.lookup, self.embeds)
+
     def with_target(self, spec: ModelSpec) -> Row:
         """With embeddings for ids that have none yet: the words of a target after pictures."""
         if self.embeds is None or len(self.embeds) == len(self.ids):
@@ -208,13 +212,13 @@ class PartialForward:
             return hook
 
         layer = self.spec.layers[self.layer]
-        _hook(stack, layer.register_forward_hook(layer_hook, with_kwargs=True))
+        stack.enter_context(layer.register_forward_hook(layer_hook, with_kwargs=True))
         for number, module in enumerate(self.spec.layers):
-            _hook(stack, module.register_forward_hook(shape_hook(number)))
+            stack.enter_context(module.register_forward_hook(shape_hook(number)))
         for site in self.sites:
             if site != "block":
                 module = self.spec.projection(self.layer, site)
-                _hook(stack, module.register_forward_hook(site_hook(site)))
+                stack.enter_context(module.register_forward_hook(site_hook(site)))
 
     def _base(self, inputs: Inputs, seen: dict[Any, Tensor], cache: DynamicCache) -> Base:
         lookups, mask = inputs.lookups, inputs.mask
@@ -229,7 +233,7 @@ class PartialForward:
         first = self.layer + (1 if self.adds_up else 0)
         # Aligned at the lookup token, so that no gap stands between a prefix and its suffix: some
         # models take distances from places in the cache, not from positions.
-        places = lookups[:, None] - prefix + steps_to(prefix, mask)
+        places = lookups[:, None] - prefix + torch.arange(prefix, device=mask.device)
         return Base(
             hidden=seen["hidden"][rows, within],
             suffix_mask=suffix_mask,
@@ -287,9 +291,9 @@ class PartialForward:
         with ExitStack() as stack:
             for site, vector in vectors.items():
                 module = self.spec.module(self.layer, site)
-                _hook(stack, module.register_forward_hook(adding(vector)))
+                stack.enter_context(module.register_forward_hook(adding(vector)))
             self._start_from(stack, self.layer, base.entering)
-            _hook(stack, self.spec.layers[self.layer].register_forward_hook(stop))
+            stack.enter_context(self.spec.layers[self.layer].register_forward_hook(stop))
             self._call(
                 {
                     "inputs_embeds": torch.zeros_like(base.entering),
@@ -309,8 +313,7 @@ class PartialForward:
             def give(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 return with_first_tensor(args, kwargs, hidden)
 
-            _hook(
-                stack,
+            stack.enter_context(
                 self.spec.layers[0].register_forward_pre_hook(give, with_kwargs=True),
             )
 
@@ -333,11 +336,6 @@ class PartialForward:
         return None
 
 
-def steps_to(count: int, like: Tensor) -> Tensor:
-    """0 .. count-1, as a row."""
-    return torch.arange(count, device=like.device)[None]
-
-
 def _prefix(cache: DynamicCache, layer: int, places: Tensor) -> KeyValues:
     """Keys and values at each row's places (B, P); what lies before a row's start is masked."""
     held: Any = cache.layers[layer]
@@ -347,10 +345,6 @@ def _prefix(cache: DynamicCache, layer: int, places: Tensor) -> KeyValues:
         return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
 
     return taken(held.keys), taken(held.values)
-
-
-def _hook(stack: ExitStack, handle: Any) -> None:
-    stack.callback(handle.remove)
 
 
 @contextmanager
@@ -376,7 +370,7 @@ def _stop_before(stack: ExitStack, module: Any) -> None:
     def stop(module: nn.Module, args: Any) -> None:
         raise StopForwardError
 
-    _hook(stack, module.register_forward_pre_hook(stop))
+    stack.enter_context(module.register_forward_pre_hook(stop))
 
 
 def _only_at(stack: ExitStack, head: Any, where: tuple[Tensor, Tensor]) -> None:
@@ -386,7 +380,7 @@ def _only_at(stack: ExitStack, head: Any, where: tuple[Tensor, Tensor]) -> None:
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0][rows, positions].unsqueeze(0), *args[1:])
 
-    _hook(stack, head.register_forward_pre_hook(gather))
+    stack.enter_context(head.register_forward_pre_hook(gather))
 
 
 def read(
@@ -420,7 +414,7 @@ def read(
     with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
         for key in wanted:
             module = spec.module(key[0], key[1])
-            _hook(stack, module.register_forward_hook(note(key), with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(note(key), with_kwargs=True))
         with suppress(StopForwardError):
             spec.language(use_cache=False, **accepted(spec.language, inputs.given))
     return found

@@ -1,4 +1,4 @@
-"""Which token an edit is written at: the strategies for finding a prompt's lookup token.
+"""Which token an edit is written at: a prompt's lookup token.
 
 A fact about a subject that the text names is looked up at the subject's last token (ROME, MEMIT,
 PMET). Where only a picture shows the subject, the model has read it by the last visual token, or by the
@@ -7,65 +7,30 @@ last token of the question; small models often recall at the last token even wit
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 from modalign.editing.engine.asking import Asked
 from modalign.errors import UsageError
 
 LookupName = Literal["auto", "subject", "last", "visual"]
+Token = Literal["subject", "last", "visual"]
 
-
-class Lookup(ABC):
-    """A strategy."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def position(self, asked: Asked) -> int | None:
-        """The lookup token's position; None where the prompt has no such token."""
-
-
-class SubjectToken(Lookup):
-    """The last token of the subject in the text."""
-
-    name = "subject"
-
-    def position(self, asked: Asked) -> int | None:
-        """See :class:`Lookup`."""
-        return asked.subject
-
-
-class LastToken(Lookup):
-    """The last token of the prompt: the one that predicts the answer."""
-
-    name = "last"
-
-    def position(self, asked: Asked) -> int | None:
-        """See :class:`Lookup`."""
-        return len(asked.ids) - 1
-
-
-class VisualToken(Lookup):
-    """The last visual token of the picture."""
-
-    name = "visual"
-
-    def position(self, asked: Asked) -> int | None:
-        """See :class:`Lookup`."""
-        return asked.picture
-
-
-ORDERS: dict[str, tuple[Lookup, ...]] = {
-    "auto": (SubjectToken(), LastToken()),
-    "subject": (SubjectToken(),),
-    "last": (LastToken(),),
-    "visual": (VisualToken(), SubjectToken(), LastToken()),
+POSITIONS: Mapping[Token, Callable[[Asked], int | None]] = {
+    "subject": lambda asked: asked.subject,  # its last token in the text
+    "last": lambda asked: len(asked.ids) - 1,  # of the prompt: the one that predicts the answer
+    "visual": lambda asked: asked.picture,  # the picture's last
+}
+ORDERS: Mapping[LookupName, tuple[Token, ...]] = {
+    "auto": ("subject", "last"),
+    "subject": ("subject",),
+    "last": ("last",),
+    "visual": ("visual", "subject", "last"),
 }
 
 
-def look_up(asked: Asked, wanted: LookupName, where: str) -> tuple[int, Lookup]:
-    """The lookup token of a prompt, and the strategy that found it.
+def look_up(asked: Asked, wanted: LookupName, where: str) -> tuple[int, Token]:
+    """Find the lookup token of a prompt: its position, and which token it is.
 
     Args:
         asked: the prompt.
@@ -74,12 +39,12 @@ def look_up(asked: Asked, wanted: LookupName, where: str) -> tuple[int, Lookup]:
         where: the edit, for the message.
 
     Raises:
-        UsageError: no strategy of this name finds a token.
+        UsageError: the prompt has no such token.
     """
-    for strategy in ORDERS[wanted]:
-        position = strategy.position(asked)
+    for token in ORDERS[wanted]:
+        position = POSITIONS[token](asked)
         if position is not None:
-            return position, strategy
+            return position, token
     raise UsageError(
         f"{where}: --lookup {wanted} finds no token, as the text does not name the subject; "
         "use --lookup auto, last or visual"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from modalign.editing.edits import Edit
 from modalign.editing.engine.forward import Row
-from modalign.editing.engine.tokens import encode_prompt, encode_target
 
 KL_PROMPT = "{} is a"  # of the subject; what the model says of it in general shall stay
 
@@ -40,8 +38,7 @@ class Request:
     @property
     def continued(self) -> Row:
         """The bare prompt with the target but its last token: where the target's tokens are read."""
-        bare = self.prompts[0]
-        return Row(bare.ids + self.target[:-1], bare.lookup, bare.embeds)
+        return self.prompts[0].followed_by(self.target[:-1])
 
     @property
     def predicting(self) -> range:
@@ -64,34 +61,3 @@ def owners(requests: Sequence[Request]) -> tuple[int, ...]:
         numbers.append((numbers[-1] if numbers else -1) + (not same))
         before = request.edit
     return tuple(numbers)
-
-
-def tokenise(tokenizer: Any, edit: Edit, contexts: Sequence[str]) -> Request:
-    """Put an edit's prompt after nothing and after each context, and tokenise.
-
-    Args:
-        tokenizer: the model's.
-        edit: with its subject in the prompt, or without a subject (the last token is looked up).
-        contexts: sentences; each is followed by ``". "`` and the prompt.
-
-    Raises:
-        DataError: the subject cannot be found, or a target has no tokens.
-    """
-    rows = []
-    for context in ("", *contexts):
-        before = f"{context}. " if context else ""
-        at = None if edit.subject_at is None else edit.subject_at + len(before)
-        prompt = encode_prompt(tokenizer, before + edit.prompt, edit.subject, at)
-        rows.append(Row(prompt.ids, prompt.lookup))
-    kl = None
-    if edit.subject:
-        prompt = encode_prompt(tokenizer, KL_PROMPT.replace("{}", edit.subject), edit.subject, 0)
-        kl = Row(prompt.ids, prompt.lookup)
-    return Request(
-        edit=edit,
-        prompts=tuple(rows),
-        groups=(0, *[1] * len(contexts)),
-        shares=(1 / len(rows),) * len(rows),
-        target=encode_target(tokenizer, edit.target, edit.prompt),
-        kl=kl,
-    )

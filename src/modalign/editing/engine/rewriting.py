@@ -17,7 +17,7 @@ from modalign.data.records import Media
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asking, Template
 from modalign.editing.engine.forward import Row
-from modalign.editing.engine.lookups import LookupName, SubjectToken, look_up
+from modalign.editing.engine.lookups import LookupName, look_up
 from modalign.editing.engine.requests import KL_PROMPT, Request
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.multimodal.eyes import Eyes
@@ -93,21 +93,20 @@ class Rewriter:
         return parts
 
     def _text(self, edit: Edit, contexts: Sequence[str]) -> Request:
-        rows, lookup = [], SubjectToken.name
+        rows, lookup = [], "subject"
         for context in ("", *contexts):
             before = f"{context}. " if context else ""
             at = None if edit.subject_at is None else edit.subject_at + len(before)
             asked = self.asking.text(before + edit.prompt, edit.subject, at)
-            position, strategy = look_up(asked, self.settings.lookup, _where(edit))
+            position, lookup = look_up(asked, self.settings.lookup, _where(edit))
             rows.append(Row(asked.ids, position))
-            lookup = strategy.name
         return Request(
             edit=edit,
             prompts=tuple(rows),
             groups=(0, *[1] * len(contexts)),
             shares=(1 / len(rows),) * len(rows),
             target=self.asking.target(edit.target, edit.prompt),
-            kl=self._kl(edit) if lookup == SubjectToken.name else None,
+            kl=self._kl(edit) if lookup == "subject" else None,
             lookup=lookup,
         )
 
@@ -129,12 +128,11 @@ class Rewriter:
         at = edit.subject_at if edit.image_prompt is None else None
         subject = edit.subject if at is not None else ""
         image = open_image(Media("image", path=edit.image))
-        rows, lookup = [], ""
+        rows, lookup = [], "last"
         for shown in (image, *variants(image, self.settings.variants)):
             asked = self.asking.picture(prompt, shown, subject, at)
-            position, strategy = look_up(asked, self.settings.lookup, _where(edit))
+            position, lookup = look_up(asked, self.settings.lookup, _where(edit))
             rows.append(self.eyes.row(asked, position))
-            lookup = strategy.name
         return Request(
             edit=edit,
             prompts=tuple(rows),

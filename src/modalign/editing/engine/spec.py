@@ -176,7 +176,7 @@ def _observe(language: PreTrainedModel, layers: nn.ModuleList, width: int) -> li
     with ExitStack() as hooks, torch.no_grad(), evaluating(language):
         for name, module in layers[0].named_modules():
             if isinstance(module, nn.Linear | Conv1D):
-                hooks.enter_context(_hooked(module.register_forward_hook(note(name))))
+                hooks.enter_context(module.register_forward_hook(note(name)))
         run_text(language, torch.tensor([[5, 7], [6, 7]]))
     return [call for call in calls if call.out_features == width]
 
@@ -217,7 +217,7 @@ def _structure(spec: ModelSpec) -> tuple[bool, bool]:
             spec.projection(0, "ffn").register_forward_hook(ffn_hook),
             spec.layers[0].register_forward_hook(layer_hook, with_kwargs=True),
         ):
-            hooks.enter_context(_hooked(handle))
+            hooks.enter_context(handle)
         run_text(spec.language, ids)
         before = dict(seen)
         bump[0] = 1.0
@@ -226,14 +226,6 @@ def _structure(spec: ModelSpec) -> tuple[bool, bool]:
     scale = before["out"].abs().max()
     additive = bool((total - before["out"]).abs().max() <= 0.02 * scale)
     return torch.equal(before["ffn"], seen["ffn"]), additive
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -11,9 +11,9 @@ Loss per edit (MEMIT, arXiv 2210.07229, eq. 16; PMET, arXiv 2308.08742, eq. 14, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Layout:
     """Where the losses of a batch are read. Rows are numbered within the batch.
 
@@ -162,9 +162,10 @@ class _Layout:
         rows, positions: (N,) of the N logits that predict target tokens, positions counted from the
             lookup token; then the E' KL rows at position 0.
         labels: (N,) target ids.
-        weights: (N,) what each token's loss counts: share of the prompt over the target's length.
+        weights: (N,) what each token's loss counts in its prompt: one over the target's length.
         token_edits: (N,) number of the edit in the batch.
         token_prompts: (N,) number of the prompt in the batch, for its own probability.
+        prompt_edits, prompt_shares: (P,) each prompt's edit, and what its loss counts there.
         kl_edits: (E',) number of the edit of each KL row.
         edit_of_row: (B,).
     """
@@ -179,68 +180,47 @@ class _Layout:
     prompt_shares: Tensor
     kl_edits: Tensor
     edit_of_row: Tensor
-    count: int = field(default=0)
 
 
 def _rows_of(request: Request) -> list[Row]:
     """The rewriting prompts with the target but its last token, and the KL prompt."""
-    rows = [_with_target(row, request) for row in request.prompts]
+    rows = [row.followed_by(request.target[:-1]) for row in request.prompts]
     return [*rows, request.kl] if request.kl is not None else rows
 
 
-def _with_target(row: Row, request: Request) -> Row:
-    return Row(row.ids + request.target[:-1], row.lookup, row.embeds)
-
-
 def _layout(requests: Sequence[Request], spec: ModelSpec) -> _Layout:
-    rows: list[int] = []
-    positions: list[int] = []
-    labels: list[int] = []
-    weights: list[float] = []
-    token_edits: list[int] = []
-    token_prompts: list[int] = []
-    prompt_edits: list[int] = []
-    prompt_shares: list[float] = []
-    kl_rows: list[int] = []
-    kl_edits: list[int] = []
+    tokens: list[tuple[int, int, int, float, int, int]] = []
+    prompts: list[tuple[int, float]] = []
+    kl_rows: list[tuple[int, int]] = []
     edit_of_row: list[int] = []
     for number, request in enumerate(requests):
         for prompt, share in zip(request.prompts, request.shares, strict=True):
-            row = len(edit_of_row)
+            row, first = len(edit_of_row), len(prompt) - 1 - prompt.lookup
+            weight = 1 / len(request.target)
             for step, label in enumerate(request.target):
-                rows.append(row)
-                positions.append(len(prompt) - 1 - prompt.lookup + step)
-                labels.append(label)
-                weights.append(1 / len(request.target))
-                token_edits.append(number)
-                token_prompts.append(len(prompt_edits))
-            prompt_edits.append(number)
-            prompt_shares.append(share)
+                tokens.append((row, first + step, label, weight, number, len(prompts)))
+            prompts.append((number, share))
             edit_of_row.append(number)
         if request.kl is not None:
-            kl_rows.append(len(edit_of_row))
-            kl_edits.append(number)
+            kl_rows.append((len(edit_of_row), number))
             edit_of_row.append(number)
-    device = spec.device
 
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
+    def tensor(values: Iterable[float], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.tensor(list(values), dtype=dtype, device=spec.device)
 
-    def shares(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=spec.exact, device=device)
-
+    rows, positions, labels, weights, token_edits, token_prompts = zip(*tokens, strict=True)
+    prompt_edits, shares = zip(*prompts, strict=True)
     return _Layout(
-        rows=tensor(rows + kl_rows),
-        positions=tensor(positions + [0] * len(kl_rows)),
+        rows=tensor([*rows, *(row for row, _ in kl_rows)]),
+        positions=tensor([*positions, *(0 for _ in kl_rows)]),
         labels=tensor(labels),
-        weights=shares(weights),
+        weights=tensor(weights, spec.exact),
         token_edits=tensor(token_edits),
         token_prompts=tensor(token_prompts),
         prompt_edits=tensor(prompt_edits),
-        prompt_shares=shares(prompt_shares),
-        kl_edits=tensor(kl_edits),
+        prompt_shares=tensor(shares, spec.exact),
+        kl_edits=tensor(edit for _, edit in kl_rows),
         edit_of_row=tensor(edit_of_row),
-        count=len(requests),
     )
 
 
@@ -335,7 +315,7 @@ class _Batch:
         return self._per_edit(per_row, self.layout.kl_edits)
 
     def _per_edit(self, values: Tensor, edits: Tensor) -> Tensor:
-        return values.new_zeros(self.layout.count).index_add(0, edits, values)
+        return values.new_zeros(len(self.requests)).index_add(0, edits, values)
 
     def _decay(self, vectors: dict[Site, Tensor]) -> Tensor:
         parts = [

@@ -76,8 +76,8 @@ def find_ends(spec: ModelSpec) -> Ends:
     with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
         for name, module in layer.named_modules():
             if name:
-                stack.callback(module.register_forward_hook(note(name)).remove)
-        stack.callback(layer.register_forward_hook(layer_hook, with_kwargs=True).remove)
+                stack.enter_context(module.register_forward_hook(note(name)))
+        stack.enter_context(layer.register_forward_hook(layer_hook, with_kwargs=True))
         run_text(spec.language, torch.tensor([[5, 7]]))
     outputs = {name: output for name, _, output in calls}
     entry, exits = {}, {}
@@ -141,7 +141,7 @@ def read_states(spec: ModelSpec, ends: Ends, prompts: Sequence[Row]) -> States:
             wanted = [("in", c, modules[ends.entry[c]]) for c in COMPONENTS]
             wanted += [("out", c, modules[ends.exit[c]]) for c in COMPONENTS]
             for what, name, module in [*wanted, ("out", "residual", layer)]:
-                stack.callback(module.register_forward_hook(hook(what, name, number)).remove)
+                stack.enter_context(module.register_forward_hook(hook(what, name, number)))
         spec.language(use_cache=False, **accepted(spec.language, inputs.given))
 
     def stacked(what: str, name: str) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,15 +224,16 @@ def known_facts(
     found: list[Probe] = []
     said = ""
     asked = unreadable = 0
-    for batch in _batches(order, BATCH):
+    for start in range(0, len(order), BATCH):
         if len(found) >= wanted:
             break
+        batch = order[start : start + BATCH]
         placed = [probe for fact in batch if (probe := locate(tokenizer, fact)) is not None]
         asked += len(batch)
         unreadable += len(batch) - len(placed)
         for probe, probability, words in _answers(spec, tokenizer, placed):
             if probability is not None and len(found) < wanted:
-                found.append(_with(probe, probability))
+                found.append(replace(probe, probability=probability))
             elif probability is not None:
                 asked -= 1  # known, and not needed: as if it had not been asked
             elif not said:
@@ -246,15 +247,6 @@ def known_facts(
             "their attributes must be its most likely continuations"
         )
     return Known(tuple(found), asked, unreadable, len(facts))
-
-
-def _with(probe: Probe, probability: float) -> Probe:
-    return Probe(probe.fact, probe.ids, probe.first, probe.last, probe.answer, probability)
-
-
-def _batches(facts: Sequence[Fact], size: int) -> Iterator[Sequence[Fact]]:
-    for start in range(0, len(facts), size):
-        yield facts[start : start + size]
 
 
 def locate(tokenizer: Any, fact: Fact) -> Probe | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modalign.editing.engine.requests import tokenise
+from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.tokens import encode_target
 from modalign.editing.engine.values import REACHED, Value, ValueSettings, optimise
@@ -109,10 +109,8 @@ def reach(
         batch_size: facts optimised together.
         progress: told after each layer.
     """
-    requests = [
-        tokenise(tokenizer, probe.fact.edit(other), ())
-        for probe, other in zip(probes, others, strict=True)
-    ]
+    edits = [probe.fact.edit(other) for probe, other in zip(probes, others, strict=True)]
+    requests = Rewriter(spec, tokenizer, Rewriting(template="plain")).requests(edits, ())
     found = np.zeros((len(probes), spec.depth))
     for layer in range(spec.depth):
         progress("writing vectors", layer, spec.depth)

@@ -209,7 +209,7 @@ class _Tracer:
 
     def _hook(self, stack: ExitStack, kind: Site, layer: int, hook: Any) -> None:
         module: nn.Module = self.spec.module(layer, kind)
-        stack.callback(module.register_forward_hook(hook).remove)
+        stack.enter_context(module.register_forward_hook(hook))
 
     def _keeping(self, kind: Site, layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:

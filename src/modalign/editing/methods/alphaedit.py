@@ -19,9 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from modalign.editing.computation import Computation
-from modalign.editing.config import ValueConfig, linear_spread
+from modalign.editing.config import ValueConfig
 from modalign.editing.engine.solve import null_space, project
-from modalign.editing.engine.spec import Site
 from modalign.editing.methods.closed_form import ClosedForm
 from modalign.patches.changes import SolvedChange
 
@@ -45,15 +44,6 @@ class AlphaEdit(ClosedForm):
     title: ClassVar[str] = "AlphaEdit"
     config_class: ClassVar[type[ValueConfig]] = AlphaEditConfig
     config: AlphaEditConfig
-    reads: ClassVar[Site] = "block"
-
-    def sites(self) -> tuple[Site, ...]:
-        """The block's output."""
-        return ("block",)
-
-    def spread(self, left: int) -> float:
-        """Equal shares, as MEMIT."""
-        return linear_spread(left)
 
     def change(
         self, computation: Computation, layer: int, keys: Tensor, residuals: Tensor

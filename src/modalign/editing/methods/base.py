@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from modalign.editing.checks import edit_records
 from modalign.editing.computation import Computation, KeyStatistics, Options, Plan, Solution
-from modalign.editing.config import EditConfig
+from modalign.editing.config import EditConfig, ValueConfig
 from modalign.editing.edits import Edit
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.weights import changing
@@ -138,6 +138,20 @@ class Method(ABC):
             },
         )
         return Patch(header, solution.changes)
+
+
+class ValueMethod(Method):
+    """A method that optimises values and takes key statistics."""
+
+    config: ValueConfig
+
+    def contexts(self) -> Sequence[str] | None:
+        """See :class:`Method`."""
+        return self.config.contexts
+
+    def statistics(self, plan: Plan) -> KeyStatistics:
+        """See :class:`Method`."""
+        return KeyStatistics.collect(plan, self.config.tokens, self.config.image_weight)
 
 
 def _bound_to(spec: ModelSpec, name: str) -> BaseTensor:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from modalign.editing.computation import Computation, KeyStatistics, Plan, Solution
-from modalign.editing.config import ValueConfig
+from modalign.editing.computation import Computation, Solution
 from modalign.editing.engine.keys import read_keys, read_outputs
 from modalign.editing.engine.spec import Site
-from modalign.editing.methods.base import Method
+from modalign.editing.methods.base import ValueMethod
 from modalign.patches.changes import SolvedChange
 
 
-class ClosedForm(Method):
+class ClosedForm(ValueMethod):
     """Write all edits at once, one layer after the other.
 
     Class attributes:
@@ -25,17 +23,16 @@ class ClosedForm(Method):
         relax: PMET's schedule of the target's weight.
     """
 
-    config: ValueConfig
-    reads: ClassVar[Site]
+    reads: ClassVar[Site] = "block"
     relax: ClassVar[bool] = False
 
-    @abstractmethod
     def sites(self) -> tuple[Site, ...]:
         """Where the value optimiser adds its vectors, at the last layer."""
+        return ("block",)
 
-    @abstractmethod
     def spread(self, left: int) -> float:
-        """What the residual is divided by when ``left`` layers are still to be written."""
+        """What the residual is divided by when ``left`` layers are still to be written: equal shares."""
+        return float(left)
 
     @abstractmethod
     def change(
@@ -49,14 +46,6 @@ class ClosedForm(Method):
             keys: K, (d_in, n).
             residuals: R, (D, n), already spread.
         """
-
-    def contexts(self) -> Sequence[str] | None:
-        """See :class:`Method`."""
-        return self.config.contexts
-
-    def statistics(self, plan: Plan) -> KeyStatistics:
-        """See :class:`Method`."""
-        return KeyStatistics.collect(plan, self.config.tokens, self.config.image_weight)
 
     def solve(self, computation: Computation) -> Solution:
         """See :class:`Method`."""

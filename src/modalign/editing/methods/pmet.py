@@ -8,16 +8,16 @@ one shift, made up for by that spread; on sequential blocks the two differ.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from pydantic import Field
 
-from modalign.editing.config import RidgeConfig, square_root_spread
 from modalign.editing.engine.spec import Site
-from modalign.editing.methods.ridge import Ridge
+from modalign.editing.methods.memit import MEMIT, MEMITConfig
 
 
-class PMETConfig(RidgeConfig):
+class PMETConfig(MEMITConfig):
     """GPT-J's values in the authors' files."""
 
     steps: int = Field(default=30, ge=1)
@@ -27,12 +27,12 @@ class PMETConfig(RidgeConfig):
     attention_vector: bool = True  # without it, MEMIT's loss at the FFN output: an ablation
 
 
-class PMET(Ridge):
-    """See the module."""
+class PMET(MEMIT):
+    """MEMIT's solver with values, residuals and a spread of its own; see the module."""
 
     name: ClassVar[str] = "pmet"
     title: ClassVar[str] = "PMET"
-    config_class: ClassVar[type[RidgeConfig]] = PMETConfig
+    config_class: ClassVar[type[MEMITConfig]] = PMETConfig
     config: PMETConfig
     reads: ClassVar[Site] = "ffn"
     relax: ClassVar[bool] = True
@@ -42,5 +42,5 @@ class PMET(Ridge):
         return ("attention", "ffn") if self.config.attention_vector else ("ffn",)
 
     def spread(self, left: int) -> float:
-        """Square root."""
-        return square_root_spread(left)
+        """The square root of the layers left, so that early layers carry more of the residual."""
+        return math.sqrt(left)

@@ -11,20 +11,19 @@ come close to zero, and the update then disables the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from modalign.editing.computation import Computation, KeyStatistics, Plan, Solution
+from modalign.editing.computation import Computation, Solution
 from modalign.editing.config import ValueConfig
 from modalign.editing.engine.keys import read_bare_keys, read_keys, read_outputs
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.engine.values import Value
-from modalign.editing.methods.base import Method
+from modalign.editing.methods.base import ValueMethod
 from modalign.patches.changes import LowRankChange
 
 SITE: Site = "ffn"
@@ -43,7 +42,7 @@ class ROMEConfig(ValueConfig):
     key: Literal["one", "mixed"] = "one"
 
 
-class ROME(Method):
+class ROME(ValueMethod):
     """See the module."""
 
     name: ClassVar[str] = "rome"
@@ -54,14 +53,6 @@ class ROME(Method):
     def layers(self, depth: int) -> tuple[int, ...]:
         """The last of those chosen: it writes one."""
         return super().layers(depth)[-1:]
-
-    def contexts(self) -> Sequence[str] | None:
-        """See :class:`Method`."""
-        return self.config.contexts
-
-    def statistics(self, plan: Plan) -> KeyStatistics:
-        """See :class:`Method`."""
-        return KeyStatistics.collect(plan, self.config.tokens, self.config.image_weight)
 
     def solve(self, computation: Computation) -> Solution:
         """Edit after edit, each on the weights that the ones before left."""

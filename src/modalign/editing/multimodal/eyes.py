@@ -92,8 +92,8 @@ class Eyes:
             for module in self.spec.model.modules():
                 if isinstance(module, PreTrainedModel) and _holds(module, self.spec.layers):
                     handle = module.register_forward_pre_hook(note, with_kwargs=True)
-                    stack.callback(handle.remove)
-            stack.callback(self.spec.layers[0].register_forward_pre_hook(stop).remove)
+                    stack.enter_context(handle)
+            stack.enter_context(self.spec.layers[0].register_forward_pre_hook(stop))
             with suppress(StopForwardError):
                 self.spec.model(**self._placed(inputs), use_cache=False)
         if not found:

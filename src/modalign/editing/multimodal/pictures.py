@@ -53,7 +53,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class PictureRows:
-    """Prompts about pictures as rows of one model: see ``covariance.RowSource``."""
+    """Prompts about pictures as rows of one model."""
 
     pictures: Pictures
     asking: Asking
@@ -76,7 +76,7 @@ class PictureRows:
             row = self.eyes.row(asked, len(asked.ids) - 1, keep=False)
             if prompt.answer.strip():
                 target = self.asking.target(prompt.answer, prompt.question)
-                row = Row(row.ids + target, row.lookup, row.embeds)
+                row = row.followed_by(target)
             yield row
 
 

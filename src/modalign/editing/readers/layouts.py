@@ -15,10 +15,10 @@ Five layouts, told apart by their fields:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from modalign.data.images import check_image
 from modalign.data.records import Media
@@ -26,25 +26,6 @@ from modalign.data.signals import SignalError
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.readers.fields import Fields
 from modalign.editing.readers.placing import fill, place_subject
-
-
-@dataclass
-class Draft:
-    """A record's parts, before they are checked against each other."""
-
-    id: str | None
-    subject: str
-    prompt: str
-    target: str
-    truth: str | None
-    protocol: Literal["counterfact", "zsre", "plain"]
-    paraphrases: tuple[str, ...] = ()
-    neighbours: tuple[Neighbour, ...] = ()
-    generation_prompts: tuple[str, ...] = ()
-    reference_texts: tuple[str, ...] = ()
-    image: str | None = None
-    image_prompt: str | None = None
-    other_images: tuple[str, ...] = ()
 
 
 def build(
@@ -62,41 +43,25 @@ def build(
         The edit (its id empty where the record gives none), and the problems; None with problems.
     """
     fields = Fields(values, cells)
-    draft, inner = _layout(values)(fields)
+    edit, inner = _layout(values)(fields)
     problems = fields.close(*inner)
-    image = _image(draft.image, folder, problems)
-    others = [_image(path, folder, problems) for path in draft.other_images]
-    neighbours = tuple(
-        replace(neighbour, image=_image(neighbour.image, folder, problems))
-        for neighbour in draft.neighbours
-    )
-    placed = _place(draft, problems)
-    if draft.target and draft.target == draft.truth:
-        problems.append(f"the target {draft.target!r} equals the truth: there is nothing to edit")
-    if problems or placed is None:
-        return None, draft.id, problems
-    prompt, at, paraphrases, generation = placed
-    edit = Edit(
-        id=draft.id or "",
-        subject=draft.subject,
-        prompt=prompt,
-        subject_at=at,
-        target=draft.target,
-        truth=draft.truth,
-        paraphrases=paraphrases,
-        neighbours=neighbours,
-        generation_prompts=generation,
-        reference_texts=draft.reference_texts,
-        image=image,
-        image_prompt=draft.image_prompt,
-        other_images=tuple(path for path in others if path is not None),
-        protocol=draft.protocol,
+    opened = replace(
+        edit,
         source=source,
+        image=_image(edit.image, folder, problems),
+        other_images=tuple(str(_image(path, folder, problems)) for path in edit.other_images),
+        neighbours=tuple(
+            replace(neighbour, image=_image(neighbour.image, folder, problems))
+            for neighbour in edit.neighbours
+        ),
     )
-    return edit, draft.id, problems
+    placed = _place(opened, problems)
+    if edit.target and edit.target == edit.truth:
+        problems.append(f"the target {edit.target!r} equals the truth: there is nothing to edit")
+    return None if problems else placed, edit.id or None, problems
 
 
-def _layout(values: dict[str, Any]) -> Callable[[Fields], tuple[Draft, list[Fields]]]:
+def _layout(values: dict[str, Any]) -> Callable[[Fields], tuple[Edit, list[Fields]]]:
     if "requested_rewrite" in values:
         return _counterfact
     if "image" in values and ("src" in values or "m_loc" in values):
@@ -108,7 +73,7 @@ def _layout(values: dict[str, Any]) -> Callable[[Fields], tuple[Draft, list[Fiel
     return _plain
 
 
-def _counterfact(fields: Fields) -> tuple[Draft, list[Fields]]:
+def _counterfact(fields: Fields) -> tuple[Edit, list[Fields]]:
     rewrite = fields.inner("requested_rewrite")
     new, true = rewrite.inner("target_new"), rewrite.inner("target_true")
     for target in (new, true):
@@ -116,10 +81,11 @@ def _counterfact(fields: Fields) -> tuple[Draft, list[Fields]]:
     rewrite.ignore("relation_id")
     fields.ignore("pararel_idx", "attribute_prompts")
     truth = _joined(true.text("str"))
-    draft = Draft(
-        id=fields.identifier("case_id"),
+    edit = Edit(
+        id=fields.identifier("case_id") or "",
         subject=rewrite.text("subject").strip(),
         prompt=_trimmed(rewrite.text("prompt")),
+        subject_at=None,
         target=_joined(new.text("str")),
         truth=truth,
         protocol="counterfact",
@@ -128,29 +94,30 @@ def _counterfact(fields: Fields) -> tuple[Draft, list[Fields]]:
         generation_prompts=fields.texts("generation_prompts"),
         reference_texts=fields.texts("reference_texts"),
     )
-    return draft, [rewrite, new, true]
+    return edit, [rewrite, new, true]
 
 
-def _mend(fields: Fields) -> tuple[Draft, list[Fields]]:
+def _mend(fields: Fields) -> tuple[Edit, list[Fields]]:
     fields.ignore("portability", "relation_id")
     truth = fields.optional_text("ground_truth")
     paraphrase = fields.optional_text("rephrase_prompt")
     neighbour = fields.optional_text("locality_prompt")
     answer = fields.optional_text("locality_ground_truth")
-    draft = Draft(
-        id=fields.identifier("case_id"),
+    edit = Edit(
+        id=fields.identifier("case_id") or "",
         subject=fields.text("subject").strip(),
         prompt=_trimmed(fields.text("prompt")),
+        subject_at=None,
         target=_joined(fields.text("target_new")),
         truth=_joined(truth) or None,
         protocol="counterfact",
         paraphrases=(paraphrase,) if paraphrase else (),
         neighbours=(Neighbour(neighbour, _joined(answer) or None),) if neighbour else (),
     )
-    return draft, []
+    return edit, []
 
 
-def _zsre(fields: Fields) -> tuple[Draft, list[Fields]]:
+def _zsre(fields: Fields) -> tuple[Edit, list[Fields]]:
     """``alt`` is taught; without it the first right answer is, as ROME and MEMIT do.
 
     Where ``alt`` is itself a right answer the edit corrects the model, so no truth is recorded
@@ -169,20 +136,21 @@ def _zsre(fields: Fields) -> tuple[Draft, list[Fields]]:
     answer = fields.optional_text("loc_ans")
     if question:
         question = question.strip() + ("" if question.strip().endswith("?") else "?")
-    draft = Draft(
-        id=number,
+    edit = Edit(
+        id=number or "",
         subject=fields.text("subject").strip(),
         prompt=_trimmed(fields.text("src")),
+        subject_at=None,
         target=target,
         truth=None if target in known or not known else known[0],
         protocol="zsre",
         paraphrases=(paraphrase,) if paraphrase else (),
         neighbours=(Neighbour(question, _joined(answer) or None),) if question else (),
     )
-    return draft, []
+    return edit, []
 
 
-def _mmedit(fields: Fields) -> tuple[Draft, list[Fields]]:
+def _mmedit(fields: Fields) -> tuple[Edit, list[Fields]]:
     """No subject is named: it is in the picture. ``pred`` is what another model answered."""
     fields.ignore("pred", "textual_edit", "portability_prompt", "portability_ground_truth")
     paraphrase = fields.optional_text("rephrase")
@@ -193,10 +161,11 @@ def _mmedit(fields: Fields) -> tuple[Draft, list[Fields]]:
         shown = fields.optional_text(image) if image is not None else None
         if question:
             neighbours.append(Neighbour(_trimmed(question), said or None, shown))
-    draft = Draft(
-        id=fields.identifier("case_id") or fields.identifier("id"),
+    edit = Edit(
+        id=fields.identifier("case_id") or fields.identifier("id") or "",
         subject="",
         prompt=_trimmed(fields.text("src")),
+        subject_at=None,
         target=_joined(fields.text("alt")),
         truth=None,
         protocol="plain",
@@ -205,10 +174,10 @@ def _mmedit(fields: Fields) -> tuple[Draft, list[Fields]]:
         image=fields.text("image"),
         other_images=(other,) if other else (),
     )
-    return draft, []
+    return edit, []
 
 
-def _plain(fields: Fields) -> tuple[Draft, list[Fields]]:
+def _plain(fields: Fields) -> tuple[Edit, list[Fields]]:
     inner: list[Fields] = []
     neighbours = []
     for place, item in enumerate(fields.items("neighbours"), start=1):
@@ -222,10 +191,11 @@ def _plain(fields: Fields) -> tuple[Draft, list[Fields]]:
         shown = part.optional_text("image")
         neighbours.append(Neighbour(_trimmed(prompt), answer or None, shown))
         inner.append(part)
-    draft = Draft(
-        id=fields.identifier("id"),
+    edit = Edit(
+        id=fields.identifier("id") or "",
         subject=(fields.optional_text("subject") or "").strip(),
         prompt=_trimmed(fields.text("prompt")),
+        subject_at=None,
         target=_joined(fields.text("target")),
         truth=_joined(fields.optional_text("truth")) or None,
         protocol="plain",
@@ -237,11 +207,11 @@ def _plain(fields: Fields) -> tuple[Draft, list[Fields]]:
         image_prompt=_trimmed(fields.optional_text("image_prompt") or "") or None,
         other_images=fields.texts("other_images"),
     )
-    if draft.image is None and (draft.image_prompt or draft.other_images):
+    if edit.image is None and (edit.image_prompt or edit.other_images):
         fields.problems.append("image_prompt and other_images need an image")
-    if not draft.subject and not draft.image:
+    if not edit.subject and not edit.image:
         fields.problems.append("subject is missing: only an edit with an image may do without")
-    return draft, inner
+    return edit, inner
 
 
 def _trimmed(prompt: str) -> str:
@@ -253,24 +223,30 @@ def _joined(answer: str | None) -> str:
     return (answer or "").strip()
 
 
-def _place(
-    draft: Draft, problems: list[str]
-) -> tuple[str, int | None, tuple[str, ...], tuple[str, ...]] | None:
-    """The full prompts; None with problems noted."""
-    if not draft.prompt or (not draft.subject and not draft.image):
+def _place(edit: Edit, problems: list[str]) -> Edit | None:
+    """Give an edit its full prompts; None where it has none, or with a problem noted."""
+    if not edit.prompt or (not edit.subject and not edit.image):
         return None
     try:
         prompt, at = (
-            place_subject(draft.prompt, draft.subject)
-            if draft.subject
-            else (fill(draft.prompt, ""), None)
+            place_subject(edit.prompt, edit.subject)
+            if edit.subject
+            else (fill(edit.prompt, ""), None)
         )
-        paraphrases = tuple(fill(_trimmed(text), draft.subject) for text in draft.paraphrases)
-        generation = tuple(fill(_trimmed(text), draft.subject) for text in draft.generation_prompts)
+        return replace(
+            edit,
+            prompt=prompt,
+            subject_at=at,
+            paraphrases=_filled(edit.paraphrases, edit.subject),
+            generation_prompts=_filled(edit.generation_prompts, edit.subject),
+        )
     except ValueError as error:
         problems.append(str(error))
         return None
-    return prompt, at, paraphrases, generation
+
+
+def _filled(prompts: Sequence[str], subject: str) -> tuple[str, ...]:
+    return tuple(fill(_trimmed(text), subject) for text in prompts)
 
 
 def _image(image: str | None, folder: Path, problems: list[str]) -> str | None:
