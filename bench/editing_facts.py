@@ -56,8 +56,9 @@ from modalign.cli.console import bars, quiet_libraries
 from modalign.editing.benchmarks.scores import Task
 from modalign.editing.benchmarks.scoring import Question, score
 from modalign.editing.compare.report import view
+from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import EditComparison, Mode
-from modalign.editing.compare.run import CompareRequest, compare_edits
+from modalign.editing.compare.run import compare_edits
 from modalign.editing.covariance_report import take_statistics
 from modalign.editing.edits import Edit
 from modalign.editing.engine.covariance import TOKENS

@@ -21,8 +21,9 @@ from modalign.editing.compare import run as running
 from modalign.editing.compare.judging import judge_edit
 from modalign.editing.compare.plan import draws_of, make_plan, without_edited_neighbours
 from modalign.editing.compare.report import report_of
+from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import Cell, EditComparison
-from modalign.editing.compare.run import CompareRequest, compare_edits
+from modalign.editing.compare.run import compare_edits
 from modalign.editing.compare.scores import differences
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.solve import SolveError

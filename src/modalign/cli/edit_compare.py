@@ -89,7 +89,8 @@ def compare(
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.editing.compare.report.scores import score_table
-    from modalign.editing.compare.run import CompareRequest, compare_edits
+    from modalign.editing.compare.request import CompareRequest
+    from modalign.editing.compare.run import compare_edits
     from modalign.editing.methods import METHODS
     from modalign.pages.terminal import terminal
 

@@ -40,7 +40,6 @@ def distance_from_fresh(
     model: str,
     *,
     text: Path | None = None,
-    cache: Path | None = None,
     progress: Progress | None = None,
     said: Callable[[str], None] = lambda message: None,
 ) -> Distance:
@@ -50,7 +49,6 @@ def distance_from_fresh(
         dropped: what is left of a patch, with its settings and contexts in the header.
         model: folder of the base model.
         text: the text that the key statistics were taken from.
-        cache: folder of statistics and values; values found before are used.
         progress: told how far each step is.
         said: told what the user should know.
 
@@ -70,7 +68,6 @@ def distance_from_fresh(
     settings |= {"contexts": list(header.editing.contexts)} if "contexts" in fields else {}
     options = Options(
         corpus=read_corpus(text) if text else None,
-        cache=cache,
         resume=True,
         progress=progress,
         said=said,

@@ -20,6 +20,7 @@ from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.methods import Method, method_named
 from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer
+from modalign.editing.readers.rows import shown
 from modalign.errors import DataError, UsageError
 from modalign.files import check_free
 from modalign.models.asking import tokenizer_of
@@ -27,8 +28,6 @@ from modalign.models.open import open_model
 from modalign.patches import applied, check_tokenizer, load_patch, save_patch
 from modalign.patches.patch import Patch
 from modalign.progress import Progress
-
-SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,9 @@ def _unknown(
     if not same:
         return edits
     if not skip:
-        lines = [f"  {e.source or e.id}: the model says {e.target!r} already" for e in same[:SHOWN]]
-        more = [f"  ... and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
+        lines = [f"  {e.source or e.id}: the model says {e.target!r} already" for e in same]
         hint = "leave them out with --skip-known, or take them out of the file"
-        raise DataError("\n".join([f"{len(same)} edits change nothing:", *lines, *more, hint]))
+        raise DataError("\n".join([f"{len(same)} edits change nothing:", *shown(lines), hint]))
     said(f"{len(same)} edits left out: the model says their targets already")
     gone = {id(edit) for edit in same}
     left = [edit for edit in edits if id(edit) not in gone]

@@ -21,12 +21,18 @@ from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.editing.benchmarks.calling import device_of, judging
 from modalign.editing.benchmarks.evaluate import EditEvaluation
-from modalign.editing.benchmarks.results import FREE, TEACHER_FORCED, count_known, metric
+from modalign.editing.benchmarks.results import (
+    FREE,
+    TEACHER_FORCED,
+    count_known,
+    means_of_records,
+    metric,
+)
 from modalign.editing.benchmarks.rows import Answer, EditRow, Kind, PromptRow
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asked, Asking, Template
 from modalign.errors import UsageError
-from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
+from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
 from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
@@ -290,33 +296,30 @@ def _metrics(
 ) -> dict[str, Estimate]:
     """Every measure: questions of an edit are averaged first, then edits."""
     kinds: dict[str, tuple[str, str, float]] = {}  # protocol, unit, scale
-    values: dict[str, list[list[float]]] = {}
+    values: list[tuple[int, str, float]] = []
 
-    def note(name: str, edit: int, value: float, protocol: str, unit: str, scale: float) -> None:
+    def note(
+        name: str, value: float, protocol: str, unit: str = "percent", scale: float = 100
+    ) -> None:
         kinds[name] = (protocol, unit, scale)
-        values.setdefault(name, [[] for _ in range(edits)])[edit].append(value)
+        values.append((probe.edit, name, value))
 
     for probe, now, then in zip(probes, after, before, strict=True):
         name = str(probe.measure)
         if KINDS[probe.measure] != "neighbour":
-            note(name, probe.edit, now.accuracy, TEACHER_FORCED, "percent", 100)
+            note(name, now.accuracy, TEACHER_FORCED)
             if now.said is not None:
-                right = float(now.said == probe.answer)
-                note(f"{name}_said", probe.edit, right, FREE, "percent", 100)
+                note(f"{name}_said", float(now.said == probe.answer), FREE)
             continue
-        note(name, probe.edit, now.agreement, TEACHER_FORCED, "percent", 100)
-        note(f"{name}_top{TOP}", probe.edit, now.overlap, TEACHER_FORCED, "percent", 100)
-        note(f"{name}_kl", probe.edit, now.divergence, TEACHER_FORCED, "nats", 1)
+        note(name, now.agreement, TEACHER_FORCED)
+        note(f"{name}_top{TOP}", now.overlap, TEACHER_FORCED)
+        note(f"{name}_kl", now.divergence, TEACHER_FORCED, "nats", 1)
         if now.said is not None:
-            same = float(now.said == then.said)
-            note(f"{name}_said", probe.edit, same, FREE, "percent", 100)
-        note(f"{name}_easyedit", probe.edit, now.compatible, COMPATIBLE, "percent", 100)
+            note(f"{name}_said", float(now.said == then.said), FREE)
+        note(f"{name}_easyedit", now.compatible, COMPATIBLE)
     if not values:
         return {}
-    columns: dict[str, Floats] = {
-        name: np.array([np.mean(row) if row else np.nan for row in rows])
-        for name, rows in values.items()
-    }
+    columns = means_of_records(values, edits, list(kinds))
     drawn = redrawn_means(columns, **drawing)
     return {
         name: metric(drawn[name], count_known(columns[name]), *kinds[name])

@@ -24,15 +24,10 @@ def harmonic_mean(*values: Floats) -> Floats:
 
 
 def metric(
-    drawn: Floats,
-    n: int,
-    protocol: str,
-    unit: str = "percent",
-    scale: float = 100.0,
-    over: str = "records",
+    drawn: Floats, n: int, protocol: str, unit: str = "percent", scale: float = 100.0
 ) -> Estimate:
     """Estimate a benchmark's figure from its observed value and its replicates, (1 + R,)."""
-    return estimate(drawn, n, scale=scale, unit=unit, protocol=protocol, over=over)
+    return estimate(drawn, n, scale=scale, unit=unit, protocol=protocol, over="records")
 
 
 def count_known(values: Floats) -> int:

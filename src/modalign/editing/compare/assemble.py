@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import transformers
 
 from modalign.editing.benchmarks.results import TEACHER_FORCED
 from modalign.editing.benchmarks.rows import EditRow
@@ -23,6 +20,7 @@ from modalign.editing.benchmarks.scores import (
 from modalign.editing.compare.cell import Workbench
 from modalign.editing.compare.measuring import REST
 from modalign.editing.compare.plan import Plan
+from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import (
     Cell,
     ComparisonSetting,
@@ -45,8 +43,6 @@ from modalign.editing.methods import Method
 from modalign.editing.methods.closed_form import ClosedForm
 from modalign.numbers.bootstrap import Floats
 from modalign.numbers.estimate import exactly
-from modalign.numbers.pairs import resamples_for
-from modalign.version import __version__
 
 STATISTICS = "key statistics"
 VALUES = "values"
@@ -74,34 +70,32 @@ class _Group:
 
 
 def assemble(
+    request: CompareRequest,
     plan: Plan,
     cells: Mapping[str, Cell],
     before: Mapping[int, EditRow],
     bench: Workbench,
     *,
-    methods: Mapping[str, Method],
-    layers: Mapping[str, list[int]],
+    setting: ComparisonSetting,
     notes: Sequence[str],
-    table: int | None,
 ) -> EditComparison:
-    """The report, without what only the caller knows (names of files, the command).
+    """Make the report.
 
     Args:
+        request: what was asked for.
         plan: what was to be run.
         cells: key -> result.
         before: position of an edit -> the unedited model's row.
         bench: what the cells shared.
-        methods: by name, configured.
-        layers: method -> the layers it wrote.
+        setting: how it was run.
         notes: said so far.
-        table: the size of the table; None for the largest up to 100.
     """
     groups = _groups(plan, cells)
-    size = _table_size(plan, table)
+    size = _table_size(plan, request.table)
     every = [cell for cell in cells.values() if cell.failure is None]
     return EditComparison(
-        model="",
-        edits="",
+        model=request.model,
+        edits=str(request.edits),
         task=bench.task,
         available=len(bench.edits),
         sizes=list(plan.sizes),
@@ -112,31 +106,25 @@ def assemble(
             MethodInfo(
                 name=name,
                 title=method.title,
-                layers=layers[name],
+                layers=bench.layers[name],
                 settings=method.config.model_dump(mode="json"),
             )
-            for name, method in methods.items()
+            for name, method in bench.methods.items()
         ],
         points=[_point(group, bench) for group in groups if group.finished],
         references=_references(plan, before, bench),
         differences=_differences(plan, groups, bench),
-        costs=charge_shared(_costs(plan, groups), methods, layers),
+        costs=charge_shared(_costs(plan, groups), bench.methods, bench.layers),
         table_size=size,
         table=_table(plan, groups, before, size) if size is not None else [],
         worst=_worst(plan, groups, before),
         failures=[
-            FailedCell(
-                method=cell.method,
-                mode=cell.mode,
-                size=cell.size,
-                draw=cell.draw,
-                failure=cell.failure,
-            )
+            FailedCell.model_validate(cell, from_attributes=True)
             for cell in cells.values()
             if cell.failure is not None
         ],
         notes=[*notes, *_notes(before, every, bench)],
-        setting=_setting(plan, bench),
+        setting=setting,
     )
 
 
@@ -262,30 +250,22 @@ def charge_shared(
     costs: Sequence[EditingCost], methods: Mapping[str, Method], layers: Mapping[str, list[int]]
 ) -> list[EditingCost]:
     """What one method found in the store because another had computed it is charged to both."""
+    keys = {"value_seconds": _value_key, "statistics_seconds": _statistics_key}
+    names = {"value_seconds": "values_of", "statistics_seconds": "statistics_of"}
     charged = []
     for cost in costs:
-        others = [c for c in costs if c.mode == cost.mode and c.method != cost.method]
         update: dict[str, object] = {}
-        mine = _value_key(methods[cost.method], layers[cost.method])
-        for other in others:
-            if mine is None or cost.values or other.value_seconds is None:
+        for field, key in keys.items():
+            mine = key(methods[cost.method], layers[cost.method])
+            if mine is None or getattr(cost, field):
                 continue
-            if _value_key(methods[other.method], layers[other.method]) == mine:
-                update |= {
-                    "value_seconds": other.value_seconds,
-                    "values_of": methods[other.method].title,
-                }
-                break
-        own = _statistics_key(methods[cost.method], layers[cost.method])
-        for other in others:
-            if own is None or cost.statistics_seconds or not other.statistics_seconds:
-                continue
-            if _statistics_key(methods[other.method], layers[other.method]) == own:
-                update |= {
-                    "statistics_seconds": other.statistics_seconds,
-                    "statistics_of": methods[other.method].title,
-                }
-                break
+            for other in costs:
+                if (other.mode, bool(getattr(other, field))) == (cost.mode, True) and (
+                    key(methods[other.method], layers[other.method]) == mine
+                ):
+                    update[field] = getattr(other, field)
+                    update[names[field]] = methods[other.method].title
+                    break
         charged.append(cost.model_copy(update=update))
     return charged
 
@@ -413,29 +393,3 @@ def _notes(before: Mapping[int, EditRow], cells: Sequence[Cell], bench: Workbenc
         )
     spoken = Counter((cell.method, note) for cell in cells for note in set(cell.notes))
     return notes + [f"{method}: {note}" for method, note in spoken]
-
-
-def _setting(plan: Plan, bench: Workbench) -> ComparisonSetting:
-    """What is known here; the caller fills in the rest."""
-    return ComparisonSetting(
-        command="",
-        started="",
-        finished="",
-        seconds=0.0,
-        device="",
-        dtype="",
-        threads=0,
-        seed=bench.seed,
-        block=None,
-        resamples=resamples_for(len(plan.methods)),
-        text=None,
-        held_out=None,
-        generate=bench.generate,
-        hashes={},
-        versions={
-            "modalign": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    )

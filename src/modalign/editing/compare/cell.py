@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,41 +44,56 @@ class Workbench:
     Attributes:
         model, tokenizer: opened once; the model is the same bit for bit after every cell.
         edits: all of the file.
+        methods: by name, configured.
+        layers: method -> the layers it writes.
         task: whose scores.
         corpus: for the key statistics; None for what the model writes.
         held_out: documents for the drift; None without.
         cache: of statistics and values.
         generate: also generate freely.
-        seed: of what is written freely.
+        seed: of draws, samples and bootstrap.
+        hashes: of everything that every cell depends on.
         progress: told how far a cell is.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     edits: Sequence[Edit]
+    methods: Mapping[str, Method]
+    layers: Mapping[str, list[int]]
     task: Task
     corpus: Corpus | None
     held_out: Corpus | None
     cache: Path
     generate: bool
     seed: int
+    hashes: Mapping[str, str]
     progress: Progress | None = None
 
+    def fingerprint(self, planned: Planned, share: int) -> str:
+        """Hash of everything that decides a cell's result; see :func:`run_cell`."""
+        method = self.methods[planned.method]
+        edits = [{**asdict(self.edits[i]), "source": ""} for i in planned.edits]
+        others = {name: value for name, value in self.hashes.items() if name != "edits"}
+        what = [others, method.name, method.config.model_dump(mode="json"), edits, planned.mode]
+        return digest([*what, planned.block, self.task, self.generate, self.seed, share])
 
-def run_cell(
-    bench: Workbench, planned: Planned, method: Method, fingerprint: str, share: int
-) -> Cell:
+
+def digest(value: Any) -> str:
+    """Hash of a value by its JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def run_cell(bench: Workbench, planned: Planned, share: int) -> Cell:
     """Run one cell; a failure becomes its result, whatever it was.
 
     Args:
         bench: shared by all cells.
         planned: which cell.
-        method: configured.
-        fingerprint: of everything that decides the result.
         share: how many cells the held-out text is shared by.
     """
     cell = Cell(
-        fingerprint=fingerprint,
+        fingerprint=bench.fingerprint(planned, share),
         method=planned.method,
         mode=planned.mode,
         size=planned.size,
@@ -84,7 +101,7 @@ def run_cell(
         steps=len(planned.steps),
     )
     try:
-        _fill(cell, bench, planned, method, share)
+        _fill(cell, bench, planned, share)
     except (ModalignError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
         cell.failure = first_line(error)
     except Exception as error:
@@ -94,10 +111,10 @@ def run_cell(
     return cell
 
 
-def _fill(cell: Cell, bench: Workbench, planned: Planned, method: Method, share: int) -> None:
+def _fill(cell: Cell, bench: Workbench, planned: Planned, share: int) -> None:
     clock = StageClock(bench.progress)
     with peak_memory(bench.model.device) as peak:
-        made = _compute(bench, planned, method, clock, cell.notes)
+        made = _compute(bench, planned, clock, cell.notes)
     began = time.perf_counter()
     cell.seconds = {name: spent for name, spent in clock.seconds.items() if spent > 0}
     cell.values_new = clock.values
@@ -135,9 +152,7 @@ class _Made:
     scoring_seconds: float = 0.0
 
 
-def _compute(
-    bench: Workbench, planned: Planned, method: Method, clock: StageClock, notes: list[str]
-) -> _Made:
+def _compute(bench: Workbench, planned: Planned, clock: StageClock, notes: list[str]) -> _Made:
     made = _Made([], [], [])
     for number, step in enumerate(planned.steps):
         edits = [bench.edits[i] for i in step]
@@ -151,6 +166,7 @@ def _compute(
         )
         with clock.running():
             name = f"{planned.method}-{number + 1}"
+            method = bench.methods[planned.method]
             patch = method.compute(bench.model, bench.tokenizer, edits, options=options, name=name)
         made.patches.append(patch)
         made.records += patch.header.editing.edits
@@ -217,11 +233,10 @@ def _drift(bench: Workbench, edited: Any, share: int) -> dict[str, Estimate]:
     """KL and perplexity on held-out text; cells that share it read less of it each."""
     if bench.held_out is None:
         return {}
-    documents: Iterable[str] = bench.held_out.documents
     return drift(
         edited,
         bench.tokenizer,
-        documents,
+        bench.held_out.documents,
         base=bench.model,
         tokens=max(1024, TOKENS // share),
         seed=bench.seed,

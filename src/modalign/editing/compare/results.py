@@ -16,7 +16,6 @@ SCHEMA_VERSION = 1
 Mode = Literal["batch", "sequential"]
 MODES: tuple[Mode, ...] = ("batch", "sequential")
 Status = Literal["done", "not reached", "not written", "overwritten", "not generalised"]
-FAILED: tuple[Status, ...] = ("not reached", "not written", "overwritten", "not generalised")
 
 
 class Outcome(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,22 +15,16 @@ from modalign.models.caches import CACHE
 STARTS = ("The", "Therefore", "Because", "I", "You")  # of MEMIT's released code
 TOP_K = 5
 LENGTH = 10  # tokens in all, the start included
+DOCUMENT, DOCUMENTS = 64, 64  # tokens of a document, and documents written at a time
 
 
-def sample_contexts(
-    spec: ModelSpec,
-    tokenizer: Any,
-    *,
-    starts: Sequence[str] = STARTS,
-    length: int = LENGTH,
-    seed: int = 0,
-) -> list[str]:
+def sample_contexts(spec: ModelSpec, tokenizer: Any, *, seed: int = 0) -> list[str]:
     """One sentence per start, sampled from the model (top-k 5). The same seed, the same sentences."""
-    prompts = [list(tokenizer(start)["input_ids"]) for start in starts]
+    prompts = [list(tokenizer(start)["input_ids"]) for start in STARTS]
     texts = []
     for number, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(_mixed(seed, number))
-        ids = sample(spec, torch.tensor([prompt]), max(1, length - len(prompt)), generator)[0]
+        ids = sample(spec, torch.tensor([prompt]), max(1, LENGTH - len(prompt)), generator)[0]
         text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         texts.append(" ".join(text.split()))
     return texts
@@ -79,8 +72,6 @@ def own_samples(
     tokenizer: Any,
     tokens: int,
     *,
-    length: int = 64,
-    batch: int = 64,
     seed: int = 0,
 ) -> list[list[int]]:
     """Documents the model writes, as token ids, ``tokens`` in all: the default corpus.
@@ -92,8 +83,8 @@ def own_samples(
     documents: list[list[int]] = []
     while sum(map(len, documents)) < tokens:
         if start is not None:
-            first = torch.full((batch, 1), int(start))
+            first = torch.full((DOCUMENTS, 1), int(start))
         else:
-            first = torch.randint(len(tokenizer), (batch, 1), generator=generator)
-        documents += sample(spec, first, length - 1, generator).tolist()
+            first = torch.randint(len(tokenizer), (DOCUMENTS, 1), generator=generator)
+        documents += sample(spec, first, DOCUMENT - 1, generator).tolist()
     return documents

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -383,27 +383,31 @@ def _only_at(stack: ExitStack, head: Any, where: tuple[Tensor, Tensor]) -> None:
     stack.enter_context(head.register_forward_pre_hook(gather))
 
 
+Side = Literal["input", "output"]
+K = TypeVar("K")
+
+
 def read(
-    spec: ModelSpec, rows: Sequence[Row], wanted: Sequence[tuple[int, Site, str]]
-) -> dict[tuple[int, Site, str], Tensor]:
-    """Inputs and outputs of parts at the lookup token, with the weights as they are now.
+    spec: ModelSpec, rows: Sequence[Row], wanted: Mapping[K, tuple[nn.Module, Side]]
+) -> dict[K, Tensor]:
+    """Inputs and outputs of modules at the lookup token, with the weights as they are now.
 
     Args:
         spec: the model.
-        rows: run up to their lookup tokens only; the model only up to the last layer asked for.
-        wanted: (layer, site, "input" or "output").
+        rows: run up to their lookup tokens only; the model only up to the last module asked for.
+        wanted: by any key, a module that takes hidden states and which side of it.
 
     Returns:
         Each as (B, d) in ``spec.exact``.
     """
     inputs = Inputs.of([row.up_to_lookup() for row in rows], spec)
     index = torch.arange(len(rows), device=spec.device)
-    found: dict[tuple[int, Site, str], Tensor] = {}
+    found: dict[K, Tensor] = {}
 
-    def note(key: tuple[int, Site, str]) -> Any:
+    def note(key: K, side: Side) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = args[0] if args else kwargs["hidden_states"]
-            value = hidden_of(output) if key[2] == "output" else given
+            value = hidden_of(output) if side == "output" else given
             value = value.reshape(len(rows), -1, value.shape[-1])
             found[key] = value[index, inputs.lookups].to(spec.exact)
             if len(found) == len(wanted):
@@ -412,9 +416,9 @@ def read(
         return hook
 
     with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
-        for key in wanted:
-            module = spec.module(key[0], key[1])
-            stack.enter_context(module.register_forward_hook(note(key), with_kwargs=True))
+        for key, (module, side) in wanted.items():
+            hook = note(key, side)
+            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         with suppress(StopForwardError):
             spec.language(use_cache=False, **accepted(spec.language, inputs.given))
     return found

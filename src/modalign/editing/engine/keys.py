@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modalign.editing.engine.forward import Row, read
+from modalign.editing.engine.forward import Row, Side, read
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
 
@@ -44,14 +44,14 @@ def read_bare_keys(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> 
     return _read(spec, [request.prompts[0] for request in requests], layer, "ffn", "input").T
 
 
-def _read(spec: ModelSpec, rows: Sequence[Row], layer: int, site: Site, side: str) -> Tensor:
+def _read(spec: ModelSpec, rows: Sequence[Row], layer: int, site: Site, side: Side) -> Tensor:
     """(rows, d) in float64 on the CPU, run in batches of rows of like length."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
     found: list[Tensor | None] = [None] * len(rows)
     for start in range(0, len(order), ROWS_AT_ONCE):
         part = order[start : start + ROWS_AT_ONCE]
-        key = (layer, site, side)
-        states = read(spec, [rows[i] for i in part], [key])[key].cpu().double()
+        wanted = {0: (spec.module(layer, site), side)}
+        states = read(spec, [rows[i] for i in part], wanted)[0].cpu().double()
         for number, state in zip(part, states, strict=True):
             found[number] = state
     return torch.stack([state for state in found if state is not None])

@@ -105,22 +105,22 @@ class ModelSpec:
         """What ``site`` names in a layer: the layer itself for ``block``, else a projection."""
         return self.layers[layer] if site == "block" else self.projection(layer, site)
 
-    def weight_name(self, layer: int, site: Site = "ffn") -> str:
-        """The projection's weight as the whole model names it."""
-        wanted = self.projection(layer, site).weight
+    def weight_name(self, layer: int) -> str:
+        """The FFN projection's weight as the whole model names it."""
+        wanted = self.projection(layer, "ffn").weight
         for name, parameter in self.model.named_parameters():
             if parameter is wanted:
                 return name
-        raise SpecError(f"the {site} projection of layer {layer} is not a parameter of the model")
+        raise SpecError(f"the FFN projection of layer {layer} is not a parameter of the model")
 
     def input_width(self, layer: int) -> int:
         """d_in of the FFN's output projection: the length of a key."""
         weight = self.projection(layer, "ffn").weight
         return int(weight.shape[0] if self.transposed(layer) else weight.shape[1])
 
-    def transposed(self, layer: int, site: Site = "ffn") -> bool:
-        """Whether the projection stores its weight as (d_in, d_out), as Conv1D does."""
-        return isinstance(self.projection(layer, site), Conv1D)
+    def transposed(self, layer: int) -> bool:
+        """Whether the FFN projection stores its weight as (d_in, d_out), as Conv1D does."""
+        return isinstance(self.projection(layer, "ffn"), Conv1D)
 
     @property
     def window(self) -> int | None:

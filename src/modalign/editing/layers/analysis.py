@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -31,8 +30,8 @@ from modalign.editing.benchmarks.results import metric
 from modalign.editing.engine.forward import Row
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.components import COMPONENTS, Component, Lens, find_ends, read_states
-from modalign.editing.layers.facts import Fact, Known, Probe, known_facts
-from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
+from modalign.editing.layers.facts import AskedFacts, Fact, Known, Probe, known_facts
+from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import NO_DIFFERENCE
 from modalign.progress import Progress
@@ -42,7 +41,6 @@ BATCH = 16
 PROTOCOL = "last token of the prompt"
 
 Projection = Literal["lens", "embedding"]
-Floats = NDArray[np.float64]
 
 
 class LayerRow(BaseModel):
@@ -62,7 +60,7 @@ class LayerRow(BaseModel):
     probability: dict[str, Estimate]
 
 
-class Analysis(BaseModel):
+class Analysis(AskedFacts):
     """The analysis and what it says.
 
     Attributes:
@@ -70,7 +68,6 @@ class Analysis(BaseModel):
         parallel: attention and FFN of a layer see the same residual stream.
         projection: how vectors became tokens for the Jaccard similarity.
         top: tokens compared.
-        known, asked, unknown, unreadable, total: facts; see :class:`Known`.
         rows: per layer.
         cosine_gap, jaccard_gap: FFN's similarity minus attention's, mean over layers; above 0
             attention changes its input more.
@@ -84,11 +81,6 @@ class Analysis(BaseModel):
     parallel: bool
     projection: Projection
     top: int
-    known: int
-    asked: int
-    unknown: int
-    unreadable: int
-    total: int
     rows: list[LayerRow]
     cosine_gap: Estimate
     jaccard_gap: Estimate
@@ -225,11 +217,7 @@ def _analysis(
         parallel=spec.parallel,
         projection=projection,
         top=TOP,
-        known=n,
-        asked=known.asked,
-        unknown=known.unknown,
-        unreadable=known.unreadable,
-        total=known.total,
+        **known.counts,
         rows=rows,
         cosine_gap=one("gap/cosine", "cosine"),
         jaccard_gap=one("gap/jaccard", "Jaccard"),
@@ -240,9 +228,8 @@ def _analysis(
     layerwise = {
         kind: [one(f"gap/{kind}/{i}", kind) for i in range(depth)] for kind in ("cosine", "jaccard")
     }
-    return found.model_copy(
-        update={"sentences": [*_words(found, layerwise), known.describe() + "."]}
-    )
+    found.sentences = [*_words(found, layerwise), known.describe() + "."]
+    return found
 
 
 def _first(leads: Floats) -> Floats:

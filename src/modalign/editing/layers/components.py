@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from modalign.editing.engine.forward import Inputs, PartialForward, Row
+from modalign.editing.engine.forward import Inputs, PartialForward, Row, Side, read
 from modalign.editing.engine.spec import (
     ModelSpec,
     SpecError,
-    accepted,
     evaluating,
     hidden_of,
     run_text,
@@ -121,36 +120,21 @@ def _behind(layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], proje
 def read_states(spec: ModelSpec, ends: Ends, prompts: Sequence[Row]) -> States:
     """Run prompts once and keep what the components took in and put out at the last token."""
     rows = [Row(row.ids, len(row) - 1, row.embeds) for row in prompts]
-    inputs = Inputs.of(rows, spec)
-    index = torch.arange(len(rows), device=spec.device)
-    seen: dict[tuple[str, str, int], Tensor] = {}
+    wanted: dict[tuple[Side, str, int], tuple[nn.Module, Side]] = {}
+    for number, layer in enumerate(spec.layers):
+        for c in COMPONENTS:
+            wanted["input", c, number] = layer.get_submodule(ends.entry[c]), "input"
+            wanted["output", c, number] = layer.get_submodule(ends.exit[c]), "output"
+        wanted["output", "residual", number] = layer, "output"
+    seen = read(spec, rows, wanted)
 
-    def keep(key: tuple[str, str, int], value: Tensor) -> None:
-        value = value.reshape(len(rows), -1, value.shape[-1])
-        seen[key] = value[index, inputs.lookups].to(spec.exact)
-
-    def hook(what: str, name: str, layer: int) -> Any:
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            keep((what, name, layer), args[0] if what == "in" else hidden_of(output))
-
-        return note
-
-    with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
-        for number, layer in enumerate(spec.layers):
-            modules = dict(layer.named_modules())
-            wanted = [("in", c, modules[ends.entry[c]]) for c in COMPONENTS]
-            wanted += [("out", c, modules[ends.exit[c]]) for c in COMPONENTS]
-            for what, name, module in [*wanted, ("out", "residual", layer)]:
-                stack.enter_context(module.register_forward_hook(hook(what, name, number)))
-        spec.language(use_cache=False, **accepted(spec.language, inputs.given))
-
-    def stacked(what: str, name: str) -> Tensor:
-        return torch.stack([seen[what, name, layer] for layer in range(spec.depth)], dim=1)
+    def stacked(side: Side, name: str) -> Tensor:
+        return torch.stack([seen[side, name, layer] for layer in range(spec.depth)], dim=1)
 
     return States(
-        inputs={c: stacked("in", c) for c in COMPONENTS},
-        outputs={c: stacked("out", c) for c in COMPONENTS},
-        residual=stacked("out", "residual"),
+        inputs={c: stacked("input", c) for c in COMPONENTS},
+        outputs={c: stacked("output", c) for c in COMPONENTS},
+        residual=stacked("output", "residual"),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from modalign.editing.edits import Edit
 from modalign.editing.engine.forward import Row, logits_at
@@ -20,7 +21,7 @@ from modalign.editing.engine.spec import ModelSpec, evaluating
 from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers import read_edits
 from modalign.editing.readers.placing import place_subject
-from modalign.editing.readers.rows import read_rows
+from modalign.editing.readers.rows import read_rows, shown
 from modalign.errors import DataError, ModalignError
 from modalign.progress import Progress
 
@@ -105,6 +106,21 @@ class Probe:
         return range(len(self.ids) - 1, len(self.ids) - 1 + len(self.answer))
 
 
+class AskedFacts(BaseModel):
+    """How many facts a model was asked for, in reports.
+
+    Attributes:
+        known: those it knows.
+        asked, unknown, unreadable, total: see :class:`Known`.
+    """
+
+    known: int
+    asked: int
+    unknown: int
+    unreadable: int
+    total: int
+
+
 @dataclass(frozen=True)
 class Known:
     """The facts a model knows.
@@ -125,6 +141,12 @@ class Known:
     def unknown(self) -> int:
         """Facts asked for whose attribute is not the most likely continuation."""
         return self.asked - self.unreadable - len(self.probes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The fields of :class:`AskedFacts`."""
+        counted = {"known": len(self.probes), "asked": self.asked, "unknown": self.unknown}
+        return counted | {"unreadable": self.unreadable, "total": self.total}
 
     def describe(self) -> str:
         """One sentence on what was left out."""
@@ -166,11 +188,8 @@ def read_facts(path: str | Path) -> list[Fact]:
         except ValueError as error:
             problems.append(f"  {source}: {error}")
     if problems:
-        shown = [
-            *problems[:20],
-            *([f"  ... and {len(problems) - 20} more"] if problems[20:] else []),
-        ]
-        raise DataError("\n".join([f"{file}: {len(problems)} of {len(rows)} facts:", *shown]))
+        head = f"{file}: {len(problems)} of {len(rows)} facts:"
+        raise DataError("\n".join([head, *shown(problems)]))
     return facts
 
 

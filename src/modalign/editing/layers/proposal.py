@@ -23,16 +23,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
 from transformers import PreTrainedModel
 
 from modalign.editing.benchmarks.results import metric
 from modalign.editing.engine.spec import ModelSpec
-from modalign.editing.layers.facts import Fact, Known, known_facts
+from modalign.editing.layers.facts import AskedFacts, Fact, Known, known_facts
 from modalign.editing.layers.steering import Reach, other_answers, reach
 from modalign.editing.layers.tracing import KINDS, PLACES, Trace, TraceSettings, trace
-from modalign.numbers.bootstrap import RESAMPLES, redrawn_means
+from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.words import interval
 from modalign.progress import Progress
@@ -46,7 +45,6 @@ TRACED = "causal trace"
 WRITTEN = "optimised vector"
 
 Verdict = Literal["layers", "undecided", "last token", "no vector", "subject not used"]
-Floats = NDArray[np.float64]
 
 
 class LayerFinding(BaseModel):
@@ -69,7 +67,7 @@ class LayerFinding(BaseModel):
     works: bool
 
 
-class Suggestion(BaseModel):
+class Suggestion(AskedFacts):
     """The proposal and everything it rests on.
 
     Attributes:
@@ -77,7 +75,6 @@ class Suggestion(BaseModel):
         verdict: ``layers``, or why there are none.
         layers: to be written, ascending; empty where no layer works.
         z_layer: the last of them, where the value is put.
-        known, asked, unknown, unreadable, total: facts; see :class:`Known`.
         clean, corrupted: probability of the answer without and with noise, percent.
         effect: their difference, percentage points.
         findings: per layer.
@@ -90,11 +87,6 @@ class Suggestion(BaseModel):
     verdict: Verdict
     layers: list[int]
     z_layer: int | None
-    known: int
-    asked: int
-    unknown: int
-    unreadable: int
-    total: int
     clean: Estimate
     corrupted: Estimate
     effect: Estimate
@@ -150,11 +142,7 @@ def propose(model: str, known: Known, traced: Trace, vectors: Reach, seed: int =
         verdict=_verdict(findings, effect, layers),
         layers=layers if effect.low > 0 else [],
         z_layer=layers[-1] if layers and effect.low > 0 else None,
-        known=n,
-        asked=known.asked,
-        unknown=known.unknown,
-        unreadable=known.unreadable,
-        total=known.total,
+        **known.counts,
         clean=metric(drawn["clean"], n, TRACED),
         corrupted=metric(drawn["corrupted"], n, TRACED),
         effect=effect,
@@ -170,9 +158,8 @@ def propose(model: str, known: Known, traced: Trace, vectors: Reach, seed: int =
         window=traced.window,
         sentences=[],
     )
-    return suggestion.model_copy(
-        update={"sentences": [*_words(suggestion), known.describe() + "."]}
-    )
+    suggestion.sentences = [*_words(suggestion), known.describe() + "."]
+    return suggestion
 
 
 def _columns(traced: Trace, vectors: Reach) -> dict[str, Floats]:

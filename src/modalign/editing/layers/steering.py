@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec
@@ -21,12 +20,12 @@ from modalign.editing.engine.tokens import encode_target
 from modalign.editing.engine.values import REACHED, Value, ValueSettings, optimise
 from modalign.editing.layers.facts import Fact, Probe
 from modalign.errors import DataError
+from modalign.numbers.bootstrap import Floats
 from modalign.progress import Progress
-
-Floats = NDArray[np.float64]
 
 # MEMIT's on GPT-J, with fewer steps.
 SETTINGS = ValueSettings(steps=12, lr=0.5, clamp=0.75, kl=0.0625, decay=0.5)
+BATCH = 16  # facts optimised together
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,6 @@ def reach(
     tokenizer: Any,
     probes: Sequence[Probe],
     others: Sequence[str],
-    *,
-    settings: ValueSettings = SETTINGS,
-    batch_size: int = 16,
     progress: Progress = lambda name, done, total: None,
 ) -> Reach:
     """Optimise a vector for every fact at every layer.
@@ -105,8 +101,6 @@ def reach(
         tokenizer: the model's.
         probes: n facts it knows.
         others: what it shall say instead.
-        settings: of the optimisation.
-        batch_size: facts optimised together.
         progress: told after each layer.
     """
     edits = [probe.fact.edit(other) for probe, other in zip(probes, others, strict=True)]
@@ -118,6 +112,6 @@ def reach(
         def done(number: int, value: Value, layer: int = layer) -> None:
             found[number, layer] = value.probability
 
-        optimise(spec, layer, ["block"], settings, requests, batch_size=batch_size, done=done)
+        optimise(spec, layer, ["block"], SETTINGS, requests, batch_size=BATCH, done=done)
     progress("writing vectors", spec.depth, spec.depth)
     return Reach(found, tuple(others))

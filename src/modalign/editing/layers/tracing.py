@@ -18,19 +18,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modalign.editing.benchmarks.calling import judging, logits_at
 from modalign.editing.engine.spec import ModelSpec, Site, hidden_of
 from modalign.editing.engine.tokens import Rows
 from modalign.editing.layers.facts import Probe
+from modalign.numbers.bootstrap import Floats
 from modalign.progress import Progress
 
 Place = Literal["first", "subject", "last"]
 PLACES: tuple[Place, ...] = ("first", "subject", "last")
 KINDS: tuple[Site, ...] = ("block", "attention", "ffn")
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -130,12 +130,7 @@ class Method(ABC):
             ),
             history=tuple(plan.notes.lines),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={
-                "modalign": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            versions=versions(),
         )
         return Patch(header, solution.changes)
 
@@ -152,6 +147,16 @@ class ValueMethod(Method):
     def statistics(self, plan: Plan) -> KeyStatistics:
         """See :class:`Method`."""
         return KeyStatistics.collect(plan, self.config.tokens, self.config.image_weight)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes patches, for the record."""
+    return {
+        "modalign": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _bound_to(spec: ModelSpec, name: str) -> BaseTensor:

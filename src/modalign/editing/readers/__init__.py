@@ -11,12 +11,10 @@ from modalign.editing.edits import Edit
 from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers.conflicts import conflict_free, conflicts, repetitions
 from modalign.editing.readers.layouts import build
-from modalign.editing.readers.rows import FileRow, read_rows
+from modalign.editing.readers.rows import FileRow, read_rows, shown
 from modalign.errors import DataError
 
 __all__ = ["conflict_free", "read_edits", "validate_against_tokenizer"]
-
-SHOWN_PROBLEMS = 20
 
 Warn = Callable[[str], None]
 Problem = tuple[int, str]  # line, message
@@ -111,9 +109,7 @@ def _describe(file: Path, total: int, problems: Sequence[Problem]) -> str:
     wrong = len({line for line, _ in ordered})
     counted = f"{len(ordered)} problem{'s' if len(ordered) > 1 else ''}"
     lines = [f"{file}: {counted} on {wrong} line{'s' if wrong > 1 else ''}, of {total} edits:"]
-    lines += [f"  {file}:{line}: {message}" for line, message in ordered[:SHOWN_PROBLEMS]]
-    if len(ordered) > SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(ordered) - SHOWN_PROBLEMS} more")
+    lines += shown([f"  {file}:{line}: {message}" for line, message in ordered])
     return "\n".join(lines)
 
 
@@ -131,10 +127,8 @@ def validate_against_tokenizer(edits: Sequence[Edit], tokenizer: Any) -> None:
         for message in _token_problems(edit, tokenizer)
     ]
     if problems:
-        more = [f"  ... and {len(problems) - SHOWN_PROBLEMS} more"]
         head = f"{len(problems)} problems with {type(tokenizer).__name__}:"
-        shown = problems[:SHOWN_PROBLEMS] + (more if len(problems) > SHOWN_PROBLEMS else [])
-        raise DataError("\n".join([head, *shown]))
+        raise DataError("\n".join([head, *shown(problems)]))
 
 
 def _token_problems(edit: Edit, tokenizer: Any) -> list[str]:

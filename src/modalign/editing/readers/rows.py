@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from modalign.data.readers.result import RowError
 from modalign.data.strict_json import loads
 from modalign.errors import DataError
 
+SHOWN = 20  # problems in a message
 FORMATS = ".json (a list, or an object that holds one), .jsonl or .csv"
 _RECORD_KEYS = {"prompt", "requested_rewrite", "src"}
 
@@ -37,6 +39,12 @@ class FileRow:
     fields: dict[str, Any] | None
     problem: str = ""
     cells: bool = False
+
+
+def shown(lines: Sequence[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    left = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"  ... and {left} more"] if left > 0 else [])]
 
 
 def read_rows(path: Path) -> list[FileRow]:

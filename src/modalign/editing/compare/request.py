@@ -1,0 +1,94 @@
+"""What a comparison of editing methods is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modalign.editing.benchmarks.scores import TASKS, Task
+from modalign.editing.compare.plan import SIZES
+from modalign.editing.compare.results import MODES, Mode
+from modalign.editing.methods import METHODS, Method
+from modalign.editing.run import configured
+from modalign.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What the user asked for.
+
+    Attributes:
+        model: folder or hub name.
+        edits: file.
+        out: folder of cells, cache and report.
+        methods, sizes, modes: what to compare.
+        task: whose scores; None for the file's own kind.
+        text: for the key statistics; None for what the model itself writes.
+        held_out: text for the drift; None for none.
+        settings: method -> field -> value; under ``""`` fields for every method that has them.
+        block: edits per sequential step; None for a tenth.
+        draws: at most so many draws of each size.
+        table: the size whose edits are listed one by one; None for the largest up to 100.
+        generate: also generate freely.
+        limit: only the first edits of the file.
+        seed: of draws, samples and bootstrap.
+        resume: take up what the folder holds.
+        overwrite: delete the comparison that the folder holds, and begin anew.
+        device, dtype: of the model.
+    """
+
+    model: str
+    edits: Path
+    out: Path
+    methods: tuple[str, ...] = tuple(METHODS)
+    sizes: tuple[int, ...] = SIZES
+    modes: tuple[Mode, ...] = MODES
+    task: Task | None = None
+    text: Path | None = None
+    held_out: Path | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    block: int | None = None
+    draws: int | None = None
+    table: int | None = None
+    generate: bool = True
+    limit: int | None = None
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    device: str | None = None
+    dtype: str | None = None
+
+    def configuration(self) -> dict[str, Any]:
+        """As plain values, without where it is written and how it is begun."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("out", "resume", "overwrite")}
+        return json.loads(json.dumps(values, default=str))
+
+    def configured(self) -> dict[str, Method]:
+        """Each method with its own settings: those for all that it has, and over them those for it alone.
+
+        Raises:
+            UsageError: an unknown method, field, task or mode.
+        """
+        for name in self.settings:
+            if name and name not in METHODS:
+                raise UsageError(f"--set {name}: there is no such method ({', '.join(METHODS)})")
+        shared = self.settings.get("", {})
+        known = {
+            name: set(METHODS[name].config_class.model_fields) if name in METHODS else set()
+            for name in self.methods
+        }
+        for one in shared:
+            if not any(one in fields for fields in known.values()):
+                raise UsageError(f"--set {one}: none of {', '.join(self.methods)} has such a field")
+        methods = {}
+        for name in self.methods:
+            mine = {key: value for key, value in shared.items() if key in known[name]}
+            methods[name] = configured(name, mine | dict(self.settings.get(name, {})))
+        if self.task is not None and self.task not in TASKS:
+            raise UsageError(f"no task {self.task!r}: choose from {', '.join(TASKS)}")
+        if wrong := [mode for mode in self.modes if mode not in MODES]:
+            raise UsageError(f"--modes {wrong[0]}: choose from {', '.join(MODES)}")
+        return methods
