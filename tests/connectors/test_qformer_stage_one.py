@@ -14,7 +14,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from modalign.connectors.base import ConnectorError, Widths
 from modalign.connectors.perceivers.qformer import QFormer
 from modalign.connectors.perceivers.qformer_stage_one import (
-    Pairs,
+    ItemTextPairs,
     QFormerStageOne,
     StageOneOutputs,
     draw_hard_negatives,
@@ -100,13 +100,13 @@ def test_every_tensor_trains_but_the_map_to_the_language_model() -> None:
 def changes(stage: QFormerStageOne, seeing: str, edit: str, column: int = 0) -> tuple[Tensor, ...]:
     """Which queries and text places (mark first) of row 0 change when a text or item changes."""
     features, mask, ids, text_mask = pairs()
-    before = stage.joint(Pairs(features, mask, ids, text_mask), seeing)  # type: ignore[arg-type]
+    before = stage.joint(ItemTextPairs(features, mask, ids, text_mask), seeing)  # type: ignore[arg-type]
     features, ids = features.clone(), ids.clone()
     if edit == "text":
         ids[0, column] = (ids[0, column] + 1) % VOCAB
     else:
         features[0] += 1
-    after = stage.joint(Pairs(features, mask, ids, text_mask), seeing)  # type: ignore[arg-type]
+    after = stage.joint(ItemTextPairs(features, mask, ids, text_mask), seeing)  # type: ignore[arg-type]
     return tuple((a[0] != b[0]).any(-1) for a, b in zip(before, after, strict=True))
 
 
@@ -158,7 +158,7 @@ def test_queries_of_stage_one_are_the_connectors() -> None:
     connector, stage = build()
     features, mask, ids, words = pairs()
     for seeing in ("apart", "causal"):
-        queries, _ = stage.joint(Pairs(features, mask, ids, words), seeing)  # type: ignore[arg-type]
+        queries, _ = stage.joint(ItemTextPairs(features, mask, ids, words), seeing)  # type: ignore[arg-type]
         torch.testing.assert_close(queries, connector.read(features, mask))
 
 
@@ -171,7 +171,7 @@ def test_captions_equal_a_loop_over_prefixes() -> None:
     for row in range(4):
         for t in range(int(LENGTHS[row])):
             here = slice(row, row + 1)
-            short = Pairs(features[here], mask[here], ids[here, :t], words[here, :t])
+            short = ItemTextPairs(features[here], mask[here], ids[here, :t], words[here, :t])
             _, text = stage.joint(short, "causal")
             expected = stage.caption_head(text[:, -1:], stage.words.weight)[0, 0]
             torch.testing.assert_close(logits[row, t], expected, atol=1e-4, rtol=1e-4)
@@ -198,7 +198,7 @@ def test_similarity_is_the_best_query_over_the_temperature() -> None:
     features, mask, ids, words = pairs()
     out = run(stage, [0, 1, 2, 3])
     queries = connector.read(features, mask)
-    _, text = stage.joint(Pairs(features, mask, ids, words), "apart")
+    _, text = stage.joint(ItemTextPairs(features, mask, ids, words), "apart")
     for i in range(4):
         for j in range(4):
             similar = [
@@ -225,7 +225,7 @@ def test_matching_runs_the_pairs_it_says() -> None:
     rows += [(i, int(wrong_text[i])) for i in range(4)]
     for (image, text), logits in zip(rows, out.match_logits, strict=True):
         a, b = slice(image, image + 1), slice(text, text + 1)
-        queries, _ = stage.joint(Pairs(features[a], mask[a], ids[b], words[b]), "together")
+        queries, _ = stage.joint(ItemTextPairs(features[a], mask[a], ids[b], words[b]), "together")
         per_query = torch.stack([stage.match_head(q) for q in queries[0]])
         torch.testing.assert_close(logits, per_query.mean(0), atol=1e-5, rtol=1e-4)
 
