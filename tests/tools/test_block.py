@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modalign.errors import UsageError
-from modalign.tools.block import Block, Section, rank
+from modalign.tools.block import Block, ToolLines, rank
 from modalign.tools.results import Line
 
 WORDS = ["cat", "dog", "red", "car", "tree", "on", "a"]
@@ -58,7 +58,7 @@ def test_a_block_fits_and_keeps_the_most_informative_whole_lines(
     first: list[Line], second: list[Line], budget: int
 ) -> None:
     block = Block(["one", "two"], PLAIN, budget, words)
-    text = block.write([Section("one", tuple(first)), Section("two", tuple(second))])
+    text = block.write([ToolLines("one", tuple(first)), ToolLines("two", tuple(second))])
     assert words(text) <= budget
     every = first + second
     order = informative(every)
@@ -77,7 +77,7 @@ def test_a_block_fits_and_keeps_the_most_informative_whole_lines(
 def test_what_repeats_is_dropped_first_whatever_its_score() -> None:
     lines = [Line("a red car", 0.9), Line("a red car", 0.99), Line("two trees", 0.1)]
     assert rank(lines) == [1, 2, 0]
-    text = Block(["t"], PLAIN, 5, words).write([Section("t", tuple(lines))])
+    text = Block(["t"], PLAIN, 5, words).write([ToolLines("t", tuple(lines))])
     assert text == "a red car\ntwo trees\n"
 
 
@@ -92,16 +92,16 @@ def test_words_that_few_lines_say_weigh_more() -> None:
 
 def test_one_word_that_is_too_long_is_cut_within() -> None:
     block = Block(["t"], "{{ tools[0].lines[0].text if tools[0].lines else '' }}", 4, len)
-    assert block.write([Section("t", (Line("abcdefgh"),))]) == "abcd"
+    assert block.write([ToolLines("t", (Line("abcdefgh"),))]) == "abcd"
 
 
 def test_the_default_template_names_the_tools() -> None:
-    sections = [Section("ocr", (Line("STOP"), Line("50"))), Section("tags", ())]
+    sections = [ToolLines("ocr", (Line("STOP"), Line("50"))), ToolLines("tags", ())]
     assert Block(["ocr", "tags"], None, 10, words).write(sections) == "ocr: STOP; 50\n"
 
 
 def test_equal_lines_give_an_equal_text() -> None:
-    section = Section("t", tuple(Line(f"{a} {b}") for a in WORDS for b in WORDS))
+    section = ToolLines("t", tuple(Line(f"{a} {b}") for a in WORDS for b in WORDS))
     texts = {Block(["t"], PLAIN, 20, words).write([section]) for _ in range(3)}
     assert len(texts) == 1
 

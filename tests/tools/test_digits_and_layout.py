@@ -15,9 +15,9 @@ from modalign.starter import scenes
 from modalign.starter.scenes import Scene, draw_scene, render, scans, split_scans, to_png
 from modalign.tools.base import Tool
 from modalign.tools.build import build_chain, build_tool
-from modalign.tools.digits import DigitReader, Weights, crop, find_digits, fitted
+from modalign.tools.digits import DigitReader, ReaderWeights, crop, find_digits, fitted
 from modalign.tools.guard import call_safely
-from modalign.tools.layout import LayoutTool, Thing, counts, relations
+from modalign.tools.layout import LayoutTool, PlacedThing, counts, relations
 from modalign.tools.registry import chain_spec
 from modalign.tools.spec import DigitReaderSpec
 
@@ -97,7 +97,7 @@ def test_chances_are_those_of_scikit_learn() -> None:
     points, labels = rng.random((60, 9)), rng.integers(0, 10, 60)
     kernel = Nystroem(gamma=0.05, n_components=20, random_state=0)
     model = LogisticRegression(max_iter=500).fit(kernel.fit_transform(points), labels)
-    weights = Weights(
+    weights = ReaderWeights(
         kernel.components_.astype(np.float32),
         (kernel.normalization_.T @ model.coef_.T).astype(np.float32),
         model.intercept_.astype(np.float32),
@@ -199,7 +199,7 @@ def test_relations_are_along_the_axis_that_parts_more() -> None:
     st.lists(st.tuples(st.integers(0, 90), st.integers(0, 60)), min_size=2, max_size=6, unique=True)
 )
 def test_every_relation_holds(points: list[tuple[int, int]]) -> None:
-    things = [Thing(str(number), 1.0, x, y) for number, (x, y) in enumerate(points)]
+    things = [PlacedThing(str(number), 1.0, x, y) for number, (x, y) in enumerate(points)]
     found = relations(things)
     assert len(found) == len(points) * (len(points) - 1) // 2
     for line in found:
@@ -209,7 +209,7 @@ def test_every_relation_holds(points: list[tuple[int, int]]) -> None:
 
 
 def test_counts() -> None:
-    things = [Thing(name, 1.0, 0, 0) for name in ("dog", "cat", "dog")]
+    things = [PlacedThing(name, 1.0, 0, 0) for name in ("dog", "cat", "dog")]
     assert counts(things)[0]["text"] == "3 things: dog 2, cat 1"
     assert counts(things[:1])[0]["text"] == "1 thing: dog 1"
     assert counts([])[0]["text"] == "nothing"

@@ -16,7 +16,7 @@ from modalign.endpoints import EndpointError, EndpointUsageError, LocalChat
 from modalign.errors import UsageError
 from modalign.tools.cache import ResultCache
 from modalign.tools.chain import ToolChain, Use
-from modalign.tools.planning.answer import Answer, Transcript
+from modalign.tools.planning.answer import AssistedAnswer, Transcript
 from modalign.tools.planning.code import CodeAssisted, first_block
 from modalign.tools.planning.plan import Planned
 from modalign.tools.planning.text import TextAssisted
@@ -54,7 +54,7 @@ def programs(*lines: Any, **options: Any) -> tuple[CodeAssisted, Scripted]:
     return CodeAssisted([Boxes(), Ears()], chat, limits, **options), chat
 
 
-def kinds(answer: Answer) -> list[str]:
+def kinds(answer: AssistedAnswer) -> list[str]:
     return [step.kind for step in answer.steps]
 
 

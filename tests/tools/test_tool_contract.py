@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tiny
 from modalign.data.records import Media
 from modalign.errors import UsageError
-from modalign.tools.base import Cost, NotTextError, Signature, Tool, ToolArgumentError
+from modalign.tools.base import NotTextError, Signature, Tool, ToolArgumentError, ToolCost
 from modalign.tools.results import MAX_DEPTH, Line, bounded, jsonable, lines
 
 JSON = st.recursive(
@@ -98,9 +98,9 @@ def test_names_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_means_of_a_cost() -> None:
-    assert Cost(calls=4, seconds=2.0, tokens=10).mean_seconds == 0.5
-    assert Cost(calls=4, seconds=2.0, tokens=10).mean_tokens == 2.5
-    assert Cost().mean_seconds == Cost().mean_tokens == 0.0
+    assert ToolCost(calls=4, seconds=2.0, tokens=10).mean_seconds == 0.5
+    assert ToolCost(calls=4, seconds=2.0, tokens=10).mean_tokens == 2.5
+    assert ToolCost().mean_seconds == ToolCost().mean_tokens == 0.0
 
 
 # --- results --------------------------------------------------------------------------------

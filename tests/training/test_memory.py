@@ -23,7 +23,7 @@ import tiny
 from modalign.memory import _group_free, available, readable, resident
 from modalign.starter.language import build_tokenizer
 from modalign.training.memory.estimate import MemoryEstimate
-from modalign.training.memory.trace import Trace
+from modalign.training.memory.trace import MemoryTrace
 
 CHILD = Path(__file__).with_name("memory_child.py")
 SIDE = 64
@@ -118,7 +118,7 @@ def test_the_parts_of_an_estimate_follow_what_trains(estimates: list[dict[str, A
 
 def test_the_replay_frees_after_the_last_use_and_adds_gradients() -> None:
     # kept: a (10), b (20), weight w (5) used with b, b again
-    trace = Trace([(1, 10.0), (2, 20.0), (3, -5.0), (2, 20.0)], logits=0)
+    trace = MemoryTrace([(1, 10.0), (2, 20.0), (3, -5.0), (2, 20.0)], logits=0)
     assert trace.kept == 30
     assert trace.peak() == 30 + 2 * 20 + 5
     assert trace.peak(gradients_exist=True) == 35 + 2 * 20
@@ -128,7 +128,7 @@ def test_the_replay_frees_after_the_last_use_and_adds_gradients() -> None:
 
 
 def test_a_weight_that_no_operation_kept_still_gets_a_gradient() -> None:
-    assert Trace([(1, 10.0)], unseen=100).peak() == 100
+    assert MemoryTrace([(1, 10.0)], unseen=100).peak() == 100
 
 
 def test_a_warning_names_what_to_change() -> None:

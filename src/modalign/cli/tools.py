@@ -14,7 +14,7 @@ from modalign.errors import UsageError
 
 if TYPE_CHECKING:
     from modalign.endpoints import Chat
-    from modalign.tools.planning.answer import Answer
+    from modalign.tools.planning.answer import AssistedAnswer
 
 app = typer.Typer(
     help="Let a language model perceive through tools: their text, programs, or planned calls.",
@@ -181,7 +181,7 @@ def _chat(
     return ChatEndpoint(endpoint, model, key, retries=Retries(attempts=3))  # somebody is waiting
 
 
-def _show_answer(answer: Answer) -> None:
+def _show_answer(answer: AssistedAnswer) -> None:
     from modalign.cli.console import stderr, stdout
 
     if answer.text is not None:

@@ -108,7 +108,7 @@ class Signature:
 
 
 @dataclass
-class Cost:
+class ToolCost:
     """What tools cost: stated or counted parameters, measured seconds, tokens of their text.
 
     Attributes:
@@ -226,10 +226,10 @@ class Tool(ABC):
         text = json.dumps(self.identity(hash_file), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def cost(self) -> Cost:
+    def cost(self) -> ToolCost:
         """What it has cost so far in this process."""
         counted = self.parameters
-        return Cost(
+        return ToolCost(
             parameters=counted or 0,
             calls=self.calls,
             seconds=self.seconds,

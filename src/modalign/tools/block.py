@@ -36,7 +36,7 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class Section:
+class ToolLines:
     """The lines of one tool, as a template sees them."""
 
     name: str
@@ -63,13 +63,13 @@ class Block:
         self._source = template if template is not None else DEFAULT_TEMPLATE
         self._budget = budget
         self._count = count
-        empty = count(self._rendered([Section(name, ()) for name in names]))
+        empty = count(self._rendered([ToolLines(name, ()) for name in names]))
         if empty > budget:
             raise UsageError(
                 f"the template alone has {empty} tokens, the budget is {budget}: shorten it"
             )
 
-    def write(self, sections: Sequence[Section]) -> str:
+    def write(self, sections: Sequence[ToolLines]) -> str:
         """The text of some tools' lines.
 
         Whole lines are dropped until the text fits. Only where a single line is left and still does
@@ -86,23 +86,25 @@ class Block:
         return self._rendered(self._cut_to_fit(sections, places[order[0]]))
 
     def _with(
-        self, sections: Sequence[Section], places: list[tuple[int, int]], kept: Sequence[int]
+        self, sections: Sequence[ToolLines], places: list[tuple[int, int]], kept: Sequence[int]
     ) -> str:
         chosen = {places[number] for number in kept}
         return self._rendered(
             [
-                Section(s.name, tuple(x for j, x in enumerate(s.lines) if (i, j) in chosen))
+                ToolLines(s.name, tuple(x for j, x in enumerate(s.lines) if (i, j) in chosen))
                 for i, s in enumerate(sections)
             ]
         )
 
-    def _cut_to_fit(self, sections: Sequence[Section], place: tuple[int, int]) -> list[Section]:
+    def _cut_to_fit(self, sections: Sequence[ToolLines], place: tuple[int, int]) -> list[ToolLines]:
         """The sections with as much of one line as fits, and no other."""
         line = sections[place[0]].lines[place[1]]
 
-        def only(text: str) -> list[Section]:
+        def only(text: str) -> list[ToolLines]:
             lines = (Line(text, line.score, line.box),) if text else ()
-            return [Section(s.name, lines if i == place[0] else ()) for i, s in enumerate(sections)]
+            return [
+                ToolLines(s.name, lines if i == place[0] else ()) for i, s in enumerate(sections)
+            ]
 
         words = line.text.split(" ")
         count = _most(len(words), lambda n: self._fits(self._rendered(only(" ".join(words[:n])))))
@@ -121,7 +123,7 @@ class Block:
         )
         return environment.from_string(self._source)
 
-    def _rendered(self, sections: Sequence[Section]) -> str:
+    def _rendered(self, sections: Sequence[ToolLines]) -> str:
         try:
             return self._template.render(tools=list(sections))
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:

@@ -18,7 +18,7 @@ from typing import Any
 from modalign.data.records import Media
 from modalign.errors import DataError
 from modalign.tools.base import Json, Tool
-from modalign.tools.guard import Outcome
+from modalign.tools.guard import CallOutcome
 
 FILE = "tools-1.sqlite"  # the number is the format's
 WAIT_SECONDS = 60.0  # for another process that is writing
@@ -66,13 +66,13 @@ class ResultCache:
             self._hashes[medium] = known
         return known
 
-    def get(self, key: str) -> Outcome | None:
+    def get(self, key: str) -> CallOutcome | None:
         """What is remembered, or None."""
         found = self._database.execute("SELECT outcome FROM results WHERE key = ?", (key,))
         row = found.fetchone()
-        return Outcome(**json.loads(row[0])) if row else None
+        return CallOutcome(**json.loads(row[0])) if row else None
 
-    def put(self, key: str, tool: str, outcome: Outcome) -> None:
+    def put(self, key: str, tool: str, outcome: CallOutcome) -> None:
         """Remember an outcome from the next :meth:`commit` on."""
         text = json.dumps(asdict(outcome))
         self._database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (key, tool, text))

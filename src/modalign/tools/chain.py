@@ -11,8 +11,8 @@ from typing import Any
 from modalign.data.records import Media
 from modalign.errors import UsageError
 from modalign.progress import Progress
-from modalign.tools.base import Cost, Tool, ToolError
-from modalign.tools.block import Block, Count, Section
+from modalign.tools.base import Tool, ToolCost, ToolError
+from modalign.tools.block import Block, Count, ToolLines
 from modalign.tools.cache import ResultCache
 from modalign.tools.guard import PASSING, call_safely
 
@@ -29,7 +29,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ToolProblem:
     """Calls of a tool that went wrong in one way.
 
     Attributes:
@@ -124,10 +124,10 @@ class ToolChain:
             self._described[keys] = self._describe(keys, medium)
         return self._described[keys].text
 
-    def cost(self) -> Cost:
+    def cost(self) -> ToolCost:
         """Of the different media described so far: parameters, seconds and tokens."""
         tools = [use.tool for use in self.uses]
-        return Cost(
+        return ToolCost(
             parameters=sum(tool.parameters or 0 for tool in tools),
             calls=len(self._described),
             seconds=sum(described.seconds for described in self._described.values()),
@@ -135,13 +135,13 @@ class ToolChain:
             unstated=tuple(tool.name for tool in tools if tool.parameters is None),
         )
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ToolProblem]:
         """What went wrong on the media described so far, the most frequent first."""
         found = [one for described in self._described.values() for one in described.problems]
         counts = Counter((tool, kind) for tool, kind, _ in found)
         examples = {(tool, kind): text for tool, kind, text in reversed(found)}
         return [
-            Problem(tool, kind, count, examples[tool, kind])
+            ToolProblem(tool, kind, count, examples[tool, kind])
             for (tool, kind), count in counts.most_common()
         ]
 
@@ -181,7 +181,7 @@ class ToolChain:
         for use, key in zip(self._uses_for(medium), keys, strict=True):
             outcome = self._cache.get(key)
             assert outcome is not None, "asked just before"
-            sections.append(Section(use.tool.name, tuple(outcome.lines)))
+            sections.append(ToolLines(use.tool.name, tuple(outcome.lines)))
             seconds += outcome.seconds
             if outcome.problem:
                 example = f"{medium.label}: {outcome.message}"

@@ -52,7 +52,7 @@ class DigitReader(Tool):
         self._folder = folder
 
     @cached_property
-    def weights(self) -> Weights:
+    def weights(self) -> ReaderWeights:
         """The classifier, fitted if it is not there yet."""
         return fitted(self._folder)
 
@@ -84,7 +84,7 @@ class DigitReader(Tool):
 
 
 @dataclass(frozen=True)
-class Weights:
+class ReaderWeights:
     """Landmarks (n, p), kernel weights (n, 10) and offsets (10,)."""
 
     landmarks: Array
@@ -131,12 +131,12 @@ def crop(grey: Array, box: Box) -> Array:
     return np.asarray(np.asarray(small, np.float32).ravel() / 255, np.float32)
 
 
-def fitted(folder: Path | None = None) -> Weights:
+def fitted(folder: Path | None = None) -> ReaderWeights:
     """The classifier from its file, or fitted now and written there."""
     folder = folder or cache_directory()
     path = folder / f"digit-reader-{VERSION}.safetensors"
     try:
-        return Weights(**load_file(path))
+        return ReaderWeights(**load_file(path))
     except (FileNotFoundError, SafetensorError, TypeError):  # not there, or damaged: made anew
         weights = fit()
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def fitted(folder: Path | None = None) -> Weights:
     return weights
 
 
-def fit() -> Weights:
+def fit() -> ReaderWeights:
     """Fit on every training scan, rendered in a scene of its own (which cell: in turn)."""
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import LogisticRegression
@@ -153,7 +153,7 @@ def fit() -> Weights:
     kernel = Nystroem(gamma=GAMMA, n_components=LANDMARKS, random_state=0)
     logistic = LogisticRegression(C=PENALTY, max_iter=1000)
     logistic.fit(kernel.fit_transform(crops), labels)
-    return Weights(
+    return ReaderWeights(
         landmarks=np.ascontiguousarray(kernel.components_, dtype=np.float32),
         kernel=np.ascontiguousarray(kernel.normalization_.T @ logistic.coef_.T, dtype=np.float32),
         offset=logistic.intercept_.astype(np.float32),

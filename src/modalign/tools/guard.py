@@ -27,7 +27,7 @@ PASSING = ("timeout", "died", "given-up")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CallOutcome:
     """What came of one call.
 
     Attributes:
@@ -61,11 +61,11 @@ class Outcome:
         return "\n".join(line.text for line in self.lines)
 
 
-def call_safely(tool: Tool, medium: Media, **arguments: Any) -> Outcome:
+def call_safely(tool: Tool, medium: Media, **arguments: Any) -> CallOutcome:
     """Call a tool; never raises what the tool raises, never waits much longer than its timeout."""
     if tool.timeouts >= GIVE_UP_AFTER:
         hung = f"{tool.name} is not called any more: it hung {tool.timeouts} times in a row"
-        return Outcome(None, 0.0, "given-up", hung)
+        return CallOutcome(None, 0.0, "given-up", hung)
     started = time.perf_counter()
     problem, message, result = None, "", None
     try:
@@ -85,7 +85,7 @@ def call_safely(tool: Tool, medium: Media, **arguments: Any) -> Outcome:
     seconds = time.perf_counter() - started
     tool.calls += 1
     tool.seconds += seconds
-    return Outcome(result, seconds, problem, message[:MAX_MESSAGE])
+    return CallOutcome(result, seconds, problem, message[:MAX_MESSAGE])
 
 
 def _in_time(tool: Tool, medium: Media, arguments: dict[str, Any]) -> Any:

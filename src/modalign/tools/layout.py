@@ -51,7 +51,7 @@ class LayoutTool(Tool):
     def run(self, medium: Media, **arguments: Any) -> list[dict[str, Any]]:
         """Ask the other tool, and say where its findings are."""
         found = lines(bounded(self._of(medium, **arguments), self._of.max_characters).value)
-        things = [Thing.of(line) for line in found if line.box is not None]
+        things = [PlacedThing.of(line) for line in found if line.box is not None]
         width, height = open_image(medium).size
         things.sort(key=lambda thing: thing.cell(self._grid, width, height))
         say: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -71,7 +71,7 @@ class LayoutTool(Tool):
 
 
 @dataclass(frozen=True)
-class Thing:
+class PlacedThing:
     """Something with a name and a centre."""
 
     name: str
@@ -80,7 +80,7 @@ class Thing:
     y: float
 
     @classmethod
-    def of(cls, line: Line) -> Thing:
+    def of(cls, line: Line) -> PlacedThing:
         """The thing that a line with a box tells of."""
         assert line.box is not None
         left, top, right, bottom = line.box
@@ -92,7 +92,9 @@ class Thing:
         return min(max(row, 0), grid - 1), min(max(column, 0), grid - 1)
 
 
-def places(things: Sequence[Thing], grid: int, width: int, height: int) -> list[dict[str, Any]]:
+def places(
+    things: Sequence[PlacedThing], grid: int, width: int, height: int
+) -> list[dict[str, Any]]:
     """``top left seven``: one line per thing."""
     found = []
     for thing in things:
@@ -102,7 +104,7 @@ def places(things: Sequence[Thing], grid: int, width: int, height: int) -> list[
     return found
 
 
-def relations(things: Sequence[Thing]) -> list[dict[str, Any]]:
+def relations(things: Sequence[PlacedThing]) -> list[dict[str, Any]]:
     """``seven left of three``: each pair of the surest things, along the axis that parts them more."""
     surest = sorted(sorted(things, key=lambda thing: -thing.score)[:MOST_RELATED], key=things.index)
     found = []
@@ -116,7 +118,7 @@ def relations(things: Sequence[Thing]) -> list[dict[str, Any]]:
     return found
 
 
-def counts(things: Sequence[Thing]) -> list[dict[str, Any]]:
+def counts(things: Sequence[PlacedThing]) -> list[dict[str, Any]]:
     """``3 things: seven 2, three 1``."""
     of_name = Counter(thing.name for thing in things)
     each = ", ".join(f"{name} {count}" for name, count in of_name.most_common())

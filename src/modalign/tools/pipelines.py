@@ -27,7 +27,7 @@ Call = Callable[[Any, Media, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Task:
+class PipelineTask:
     """How a pipeline's task is a tool.
 
     Attributes:
@@ -74,32 +74,32 @@ def _on_audio(pipe: Any, medium: Media, options: dict[str, Any]) -> Any:
 
 _LABELS = {"candidate_labels": _WORDS}
 TASKS = {
-    "image-text-to-text": Task(
+    "image-text-to-text": PipelineTask(
         "image", "Describes a picture, or answers a prompt about it.", _caption, {"prompt": _TEXT}
     ),
-    "image-classification": Task("image", "Names what a picture shows.", _on_image, {}),
-    "object-detection": Task("image", "Finds objects with their boxes.", _on_image, {}),
-    "zero-shot-image-classification": Task(
+    "image-classification": PipelineTask("image", "Names what a picture shows.", _on_image, {}),
+    "object-detection": PipelineTask("image", "Finds objects with their boxes.", _on_image, {}),
+    "zero-shot-image-classification": PipelineTask(
         "image",
         "Says which of some labels fits a picture.",
         _on_image,
         _LABELS,
         ("candidate_labels",),
     ),
-    "zero-shot-object-detection": Task(
+    "zero-shot-object-detection": PipelineTask(
         "image", "Finds what some labels name.", _on_image, _LABELS, ("candidate_labels",)
     ),
-    "document-question-answering": Task(
+    "document-question-answering": PipelineTask(
         "image",
         "Answers a question from a picture of a document.",
         _on_document,
         {"question": _TEXT},
         ("question",),
     ),
-    "automatic-speech-recognition": Task(
+    "automatic-speech-recognition": PipelineTask(
         "audio", "Writes down what is said in a recording.", _on_audio, {}
     ),
-    "audio-classification": Task("audio", "Names what a recording holds.", _on_audio, {}),
+    "audio-classification": PipelineTask("audio", "Names what a recording holds.", _on_audio, {}),
 }
 ALIASES = {"image-to-text": "image-text-to-text", "document-qa": "document-question-answering"}
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from modalign.errors import UsageError
 
-Kind = Literal["samples", "seconds", "flops"]
-_UNITS: dict[str, tuple[Kind, float]] = {
+Currency = Literal["samples", "seconds", "flops"]
+_UNITS: dict[str, tuple[Currency, float]] = {
     "samples": ("samples", 1),
     "sample": ("samples", 1),
     "s": ("seconds", 1),
@@ -29,7 +29,7 @@ _FORM = re.compile(r"^\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*([a-z]+)\s*$
 class Budget:
     """An amount of samples seen, seconds of training, or training FLOPs."""
 
-    kind: Kind
+    kind: Currency
     amount: float
 
     @classmethod

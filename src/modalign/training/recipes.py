@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from modalign.data.records import Media, Record
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
-from modalign.training.settings import Kind, Stage
+from modalign.training.settings import RecordKind, Stage
 
 SEPARATOR = "+"  # between a connector's name and its recipe's
 DOMAIN = "domain:"
@@ -96,7 +96,7 @@ def recipe_names(choice: Sequence[str]) -> list[str]:
     return [resolve_recipe(name).name for name in dict.fromkeys(named)]
 
 
-def kind_of(record: Record) -> Kind:
+def kind_of(record: Record) -> RecordKind:
     """The kind of a record, by the rules above."""
     if not any(True for _ in record.media()):
         return "text"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 LLMMode = Literal["frozen", "lora", "full"]
 EncoderMode = Literal["frozen", "full"]
-Kind = Literal["captions", "instructions", "text"]  # of a record; each has exactly one
+RecordKind = Literal["captions", "instructions", "text"]  # of a record; each has exactly one
 Selector = Annotated[str, Field(pattern=r"^(all|media|captions|instructions|text|domain:.+)$")]
 
 
@@ -73,7 +73,7 @@ class Stage(_Strict):
     matched: bool = False
     data: Selector = "all"
     pairs: Literal["true", "shuffled"] = "true"
-    mix: dict[Kind, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
+    mix: dict[RecordKind, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     llm: LLMMode | None = None
     encoder: EncoderMode | None = None
     learning_rates: LearningRates | None = None

@@ -54,7 +54,7 @@ class StepProgress:
 
 
 @dataclass
-class Outcome:
+class StageOutcome:
     """What a stage's training came to."""
 
     steps: int
@@ -172,7 +172,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, until: float = 1.0) -> Outcome:
+    def run(self, until: float = 1.0) -> StageOutcome:
         """Train until that fraction of the budget is spent; go on from the newest checkpoint.
 
         Raises:
@@ -195,7 +195,7 @@ class Trainer:
                 self.save()
         self._validate()
         self.save()
-        return Outcome(self.step, self.ledger, self.curve)
+        return StageOutcome(self.step, self.ledger, self.curve)
 
     def _mean(self, seconds: float) -> float:
         """Over processes, so that all of them save and stop at the same step."""

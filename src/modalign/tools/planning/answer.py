@@ -50,7 +50,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Answer:
+class AssistedAnswer:
     """The outcome of one question; there is always one, whatever tools and model did.
 
     Attributes:
@@ -121,11 +121,11 @@ class Transcript:
         self.failures[kind] += 1
         self.steps.append(Step("failure", {"kind": kind, "message": message}))
 
-    def end(self, text: str | None) -> Answer:
+    def end(self, text: str | None) -> AssistedAnswer:
         """Close with an answer; blank text is none."""
         self.spent.seconds = time.monotonic() - self.began
         said = (text or "").strip() or None
-        return Answer(said, tuple(self.steps), self.spent, dict(self.failures))
+        return AssistedAnswer(said, tuple(self.steps), self.spent, dict(self.failures))
 
 
 def bounded_json(value: Any, limit: int) -> str:

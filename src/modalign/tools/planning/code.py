@@ -13,7 +13,7 @@ from typing import Any
 from modalign.data.records import Media
 from modalign.endpoints import Chat
 from modalign.tools.base import Tool
-from modalign.tools.planning.answer import Answer, Step, Transcript
+from modalign.tools.planning.answer import AssistedAnswer, Step, Transcript
 from modalign.tools.planning.toolbox import Toolbox
 from modalign.tools.sandbox.limits import Limits
 from modalign.tools.sandbox.run import Ran, fence_for, run_program
@@ -67,7 +67,7 @@ class CodeAssisted:
     def __post_init__(self, unsafe: bool) -> None:
         self.fence = fence_for(unsafe)
 
-    def answer(self, question: str, media: Sequence[Media]) -> Answer:
+    def answer(self, question: str, media: Sequence[Media]) -> AssistedAnswer:
         """Have a program written and run, and repaired where it fails.
 
         Raises:

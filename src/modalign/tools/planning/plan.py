@@ -14,7 +14,7 @@ from typing import Any
 from modalign.data.records import Media
 from modalign.endpoints import Chat, Reply, ToolCall
 from modalign.tools.base import Tool
-from modalign.tools.planning.answer import Answer, Transcript
+from modalign.tools.planning.answer import AssistedAnswer, Transcript
 from modalign.tools.planning.toolbox import Toolbox
 
 PROMPT = """\
@@ -46,7 +46,7 @@ class Planned:
     observation: int = 4000
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def answer(self, question: str, media: Sequence[Media]) -> Answer:
+    def answer(self, question: str, media: Sequence[Media]) -> AssistedAnswer:
         """Let the model plan, act and observe until it answers.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any
 from modalign.data.records import Media
 from modalign.endpoints import Chat
 from modalign.tools.chain import ToolChain
-from modalign.tools.planning.answer import Answer, Transcript
+from modalign.tools.planning.answer import AssistedAnswer, Transcript
 
 
 @dataclass
@@ -30,7 +30,7 @@ class TextAssisted:
     chat: Chat
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def answer(self, question: str, media: Sequence[Media]) -> Answer:
+    def answer(self, question: str, media: Sequence[Media]) -> AssistedAnswer:
         """Describe the media, and ask once.
 
         Raises:

@@ -10,7 +10,7 @@ from typing import Any
 from modalign.data.records import Media
 from modalign.errors import UsageError
 from modalign.tools.base import MEDIUM, Tool, ToolArgumentError
-from modalign.tools.guard import Outcome, call_safely
+from modalign.tools.guard import CallOutcome, call_safely
 from modalign.tools.planning.answer import Transcript, bounded_json
 from modalign.tools.sandbox.run import Function, ToolFailure
 
@@ -95,7 +95,7 @@ class Toolbox:
         self.transcript.fail("malformed-call", f"{name}({arguments[:200]}): {why}")
         return f"error: {why}"
 
-    def _call(self, tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
+    def _call(self, tool: Tool, arguments: Mapping[str, Any]) -> CallOutcome:
         """Call a tool with untrusted arguments.
 
         Raises:

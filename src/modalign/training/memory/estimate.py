@@ -17,7 +17,7 @@ from torch import nn
 
 from modalign.memory import available, readable, resident, returns_freed_memory
 from modalign.training.learners import Composed, ModelLearner
-from modalign.training.memory.trace import Trace, bytes_of, module_bytes, trace_forward
+from modalign.training.memory.trace import MemoryTrace, bytes_of, module_bytes, trace_forward
 from modalign.training.outputs import TrainBatch
 from modalign.training.parallel import device_of
 from modalign.training.references import Reference
@@ -106,7 +106,7 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
 
 
 def _sum_up(
-    target: Composed, trace: Trace, own: int, baseline: int, shape: tuple[int, int]
+    target: Composed, trace: MemoryTrace, own: int, baseline: int, shape: tuple[int, int]
 ) -> MemoryEstimate:
     parameters = list(target.model.parameters())
     device = device_of(target.settings)

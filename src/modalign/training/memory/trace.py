@@ -22,7 +22,7 @@ IN_FLIGHT = 2  # gradients alive around one operation of the backward pass: comi
 
 
 @dataclass
-class Trace:
+class MemoryTrace:
     """Tensors kept for the backward pass, in the order in which they were kept.
 
     Attributes:
@@ -78,7 +78,7 @@ def trace_forward(
     stage: Stage,
     settings: TrainSettings,
     references: Mapping[str, Reference] = MappingProxyType({}),
-) -> Trace:
+) -> MemoryTrace:
     """Run one forward pass and its objective; note every tensor that autograd keeps.
 
     The random state and the model are left as they were; nothing is computed backwards.
@@ -107,8 +107,8 @@ def trace_forward(
 
 def _record(
     module: nn.Module, settings: TrainSettings, forward: Callable[[], tuple[Any, Tensor]]
-) -> Trace:
-    trace = Trace()
+) -> MemoryTrace:
+    trace = MemoryTrace()
     storages = {_key(p): p for p in module.parameters()}
     fixed = {_key(b) for b in module.buffers()}
 

@@ -22,7 +22,7 @@ class ToolError(Exception):
     """A tool call without a result; programs may catch it."""
 
 
-class Channel:
+class Pipes:
     """The two pipes to the process that has the tools."""
 
     def __init__(self, received: BinaryIO, sent: BinaryIO) -> None:
@@ -75,17 +75,17 @@ def main() -> None:
     channel.send({"done": outcome | {"output": printed.text()}})
 
 
-def _channel() -> Channel:
+def _channel() -> Pipes:
     """Take stdin and stdout for the conversation; whatever else writes there writes nowhere."""
     received, sent = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
-    return Channel(received, sent)
+    return Pipes(received, sent)
 
 
-def _outcome(task: dict[str, Any], channel: Channel, printed: Printed) -> dict[str, Any]:
+def _outcome(task: dict[str, Any], channel: Pipes, printed: Printed) -> dict[str, Any]:
     """The answer of a program, or the kind and message of what ended it."""
     try:
         code = compile_program(task["source"], task["restricted"])
@@ -150,7 +150,7 @@ def _message(error: BaseException) -> str:
     return f"{where}{type(error).__name__}: {error}"[:MESSAGE]
 
 
-def _tool(name: str, order: list[str], channel: Channel) -> Callable[..., Any]:
+def _tool(name: str, order: list[str], channel: Pipes) -> Callable[..., Any]:
     """A function of the program that asks the other process."""
 
     def call(*values: Any, **arguments: Any) -> Any:
