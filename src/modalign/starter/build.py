@@ -63,7 +63,7 @@ def build_models(out: Path = WEIGHTS, progress: Progress | None = None) -> None:
 
 
 def starter(progress: Progress | None = None) -> Starter:
-    """The starter, its data set written if it is not there yet."""
+    """Return the starter, its data set written if it is not there yet."""
     folder = cache_directory() / f"starter-{DATA_VERSION}"
     if not (folder / "complete").exists():
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")

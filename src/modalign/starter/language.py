@@ -89,7 +89,7 @@ def _description(rng: Generator) -> str:
 
 
 def fact_question(rng: Generator) -> tuple[str, str]:
-    """A number fact asked without any scene (the text-only rows of the training data)."""
+    """Return a number fact asked without any scene (the text-only rows of the training data)."""
     a, b = (int(value) for value in rng.integers(0, 10, size=2))
     pairs = [
         (f"what is {WORDS[a]} plus {WORDS[b]}?", WORDS[a + b]),
@@ -140,7 +140,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_config(vocab_size: int) -> LlamaConfig:
-    """The architecture: 4 layers of width 96."""
+    """Return the architecture: 4 layers of width 96."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=96,

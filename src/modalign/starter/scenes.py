@@ -47,7 +47,7 @@ class Scene:
         return [digit for digit in self.cells if digit is not None]
 
     def describe(self) -> str:
-        """The scene in words, as the language model knows scenes from text."""
+        """Return the scene in words, as the language model knows scenes from text."""
         placed = zip(CELLS, self.cells, strict=True)
         return ", ".join(f"{cell} {WORDS[digit]}" for cell, digit in placed if digit is not None)
 

@@ -27,7 +27,7 @@ CLASSES = 11  # ten digits and "empty"
 
 
 def build_config() -> SiglipVisionConfig:
-    """The architecture: 4 layers of width 64 on 6 x 6 patches."""
+    """Return the architecture: 4 layers of width 64 on 6 x 6 patches."""
     return SiglipVisionConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -50,7 +50,7 @@ def build_processor() -> SiglipImageProcessorPil:
 
 
 def _augmented(scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A slightly rotated, scaled and sheared copy of a scan: (DIGIT, DIGIT) in 0..255."""
+    """Return a slightly rotated, scaled and sheared copy of a scan: (DIGIT, DIGIT) in 0..255."""
     angle, shear = rng.normal(0, 0.10), rng.normal(0, 0.10)
     scale = np.exp(rng.normal(0, 0.06, size=2))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

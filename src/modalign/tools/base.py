@@ -223,11 +223,10 @@ class Tool(ABC):
 
     def fingerprint(self, hash_file: HashFile) -> str:
         """Hash of :meth:`identity`: equal tools give equal results."""
-        text = json.dumps(self.identity(hash_file), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return json_hash(self.identity(hash_file))[:32]
 
     def cost(self) -> ToolCost:
-        """What it has cost so far in this process."""
+        """Return what it has cost so far in this process."""
         counted = self.parameters
         return ToolCost(
             parameters=counted or 0,
@@ -263,6 +262,12 @@ class Tool(ABC):
 
     def close(self) -> None:  # noqa: B027 - most tools hold nothing
         """Let go of processes and models."""
+
+
+def json_hash(value: Json) -> str:
+    """Return the sha256 of JSON-able data."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_of_type(value: Any, wanted: str) -> bool:

@@ -70,7 +70,7 @@ class Block:
             )
 
     def write(self, sections: Sequence[ToolLines]) -> str:
-        """The text of some tools' lines.
+        """Return the text of some tools' lines.
 
         Whole lines are dropped until the text fits. Only where a single line is left and still does
         not fit is that line cut, between words if it has several.
@@ -97,7 +97,7 @@ class Block:
         )
 
     def _cut_to_fit(self, sections: Sequence[ToolLines], place: tuple[int, int]) -> list[ToolLines]:
-        """The sections with as much of one line as fits, and no other."""
+        """Return the sections with as much of one line as fits, and no other."""
         line = sections[place[0]].lines[place[1]]
 
         def only(text: str) -> list[ToolLines]:
@@ -157,7 +157,7 @@ def rank(lines: Sequence[Line]) -> list[int]:
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The most of something, up to a limit, that was found to fit, by bisection; else 0.
+    """Return the most of something, up to a limit, that was found to fit, by bisection; else 0.
 
     A text with more in it is nearly always longer in tokens; where it is not, less is kept than could be.
     """

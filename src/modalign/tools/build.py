@@ -43,7 +43,7 @@ _KINDS: dict[str, tuple[str, str | None, str | None, tuple[str, ...] | None]] = 
 
 
 def build_chain(spec: ChainSpec, count: Count, cache: Path | None = None) -> ToolChain:
-    """A chain from its configuration.
+    """Return a chain from its configuration.
 
     Args:
         spec: tools, template, budget.
@@ -58,7 +58,7 @@ def build_chain(spec: ChainSpec, count: Count, cache: Path | None = None) -> Too
 
 
 def build_tool(spec: ToolSpec) -> Tool:
-    """A tool from its configuration: the configuration's word, else the kind's.
+    """Return a tool from its configuration: the configuration's word, else the kind's.
 
     Raises:
         UsageError: a missing library (the message names the extra), file, model or server.

@@ -17,7 +17,7 @@ from typing import Any
 
 from modalign.data.records import Media
 from modalign.errors import DataError
-from modalign.tools.base import Json, Tool
+from modalign.tools.base import Tool, json_hash
 from modalign.tools.guard import CallOutcome
 
 FILE = "tools-1.sqlite"  # the number is the format's
@@ -49,7 +49,7 @@ class ResultCache:
         parts = [self._fingerprints[tool], arguments, medium.modality, self.content(medium)]
         if tool.reads_annotations:
             parts.append(medium.annotations)
-        return _hash_of(parts)
+        return json_hash(parts)
 
     def content(self, medium: Media) -> str:
         """Content hash of a medium, computed once.
@@ -67,7 +67,7 @@ class ResultCache:
         return known
 
     def get(self, key: str) -> CallOutcome | None:
-        """What is remembered, or None."""
+        """Return what is remembered, or None."""
         found = self._database.execute("SELECT outcome FROM results WHERE key = ?", (key,))
         row = found.fetchone()
         return CallOutcome(**json.loads(row[0])) if row else None
@@ -114,8 +114,3 @@ class ResultCache:
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self._folder} holds a damaged {FILE} ({error}): delete it") from None
         return database
-
-
-def _hash_of(value: Json) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()

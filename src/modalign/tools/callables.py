@@ -108,7 +108,7 @@ class IsolatedTool(CallableTool):
 def callable_tool(
     target: str, trusted: bool = False, version: str = "", **settings: Any
 ) -> CallableTool:
-    """A tool from an import path.
+    """Return a tool from an import path.
 
     Raises:
         UsageError: the callable cannot be loaded.

@@ -136,7 +136,7 @@ class ToolChain:
         )
 
     def problems(self) -> list[ToolProblem]:
-        """What went wrong on the media described so far, the most frequent first."""
+        """Return what went wrong on the media described so far, the most frequent first."""
         found = [one for described in self._described.values() for one in described.problems]
         counts = Counter((tool, kind) for tool, kind, _ in found)
         examples = {(tool, kind): text for tool, kind, text in reversed(found)}

@@ -39,7 +39,7 @@ class Channel:
             os.set_blocking(descriptor, False)
 
     def receive(self, deadline: float) -> dict[str, Any]:
-        """The next line's mapping.
+        """Return the next line's mapping.
 
         Args:
             deadline: on ``time.monotonic``.

@@ -132,7 +132,7 @@ def crop(grey: Array, box: Box) -> Array:
 
 
 def fitted(folder: Path | None = None) -> ReaderWeights:
-    """The classifier from its file, or fitted now and written there."""
+    """Return the classifier from its file, or fitted now and written there."""
     folder = folder or cache_directory()
     path = folder / f"digit-reader-{VERSION}.safetensors"
     try:

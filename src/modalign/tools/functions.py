@@ -139,7 +139,7 @@ def as_file(medium: Media) -> Iterator[Path]:
 
 
 def encode_medium(medium: Media) -> dict[str, Any]:
-    """A medium as JSON."""
+    """Return a medium as JSON."""
     data = base64.b64encode(medium.data).decode() if medium.data is not None else None
     return {
         "modality": medium.modality,
@@ -150,7 +150,7 @@ def encode_medium(medium: Media) -> dict[str, Any]:
 
 
 def decode_medium(fields: Mapping[str, Any]) -> Media:
-    """A medium from JSON."""
+    """Return a medium from JSON."""
     data = fields["data"]
     return Media(
         fields["modality"],

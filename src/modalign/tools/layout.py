@@ -81,7 +81,7 @@ class PlacedThing:
 
     @classmethod
     def of(cls, line: Line) -> PlacedThing:
-        """The thing that a line with a box tells of."""
+        """Return the thing that a line with a box tells of."""
         assert line.box is not None
         left, top, right, bottom = line.box
         return cls(line.text, line.score, (left + right) / 2, (top + bottom) / 2)

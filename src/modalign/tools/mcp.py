@@ -138,7 +138,7 @@ class Connection:
         return connection
 
     def tools(self) -> list[Any]:
-        """What the server offers, in the protocol's own form.
+        """Return what the server offers, in the protocol's own form.
 
         Raises:
             ToolError: it cannot be reached.
@@ -180,7 +180,7 @@ class Connection:
         self._stack = self._client = self._portal = None
 
     def connect(self) -> Client:
-        """The client, connected now if it is not.
+        """Return the client, connected now if it is not.
 
         Raises:
             ToolDiedError: the server does not come up.
@@ -283,7 +283,7 @@ def _identifier(name: str) -> str:
 
 
 def _first(error: BaseException) -> str:
-    """The message of the first error in a group."""
+    """Return the message of the first error in a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

@@ -25,7 +25,7 @@ _FORMS: tuple[tuple[Form, tuple[str, ...]], ...] = (
 def media_place(
     schema: Mapping[str, Any], tool: str, argument: str | None = None, form: Form | None = None
 ) -> tuple[str, Form]:
-    """The argument that takes the medium, and in which form.
+    """Return the argument that takes the medium, and in which form.
 
     What the configuration says holds. Else the argument is the one whose schema has ``contentEncoding:
     base64`` or ``format: uri``, else the one whose name has a word like path, file, url, image or data;
@@ -60,7 +60,7 @@ def media_place(
 
 
 def _sign(name: str, schema: Mapping[str, Any]) -> tuple[int, Form]:
-    """How sure it is that an argument takes a medium (0: surest), and the form."""
+    """Return how sure it is that an argument takes a medium (0: surest), and the form."""
     if schema.get("contentEncoding") == "base64":
         return -1, "base64"
     if schema.get("format") == "uri":

@@ -27,7 +27,7 @@ MOST_ERROR = 200
 
 
 def ocr_tool(engine: str, min_score: float, language: str | None, **settings: Any) -> Tool:
-    """An OCR tool from its configuration.
+    """Return an OCR tool from its configuration.
 
     Raises:
         UsageError: the engine is not installed, or does not take the option.
@@ -88,7 +88,7 @@ class RapidOcr(Tool):
         ]
 
     def identity(self, hash_file: HashFile) -> Json:
-        """The library's version, its models and the threshold."""
+        """Return the library's version, its models and the threshold."""
         hashes = [hash_file(path) for path in self._models.values()]
         return ["rapidocr", version("rapidocr"), *hashes, self._min_score]
 
@@ -143,7 +143,7 @@ class Tesseract(Tool):
         return said.stdout.decode(errors="replace").partition("\n")[0]
 
     def identity(self, hash_file: HashFile) -> Json:
-        """The program's version, language and threshold; not its language data."""
+        """Return the program's version, language and threshold; not its language data."""
         return ["tesseract", self._version, self._language, self._min_score]
 
 
@@ -186,7 +186,7 @@ def _models() -> dict[str, Path]:
 
 
 def _upright(corners: Any) -> list[float]:
-    """The upright box around four corners (4, 2)."""
+    """Return the upright box around four corners (4, 2)."""
     points = np.asarray(corners, dtype=float)
     return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
 

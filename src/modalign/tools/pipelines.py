@@ -165,7 +165,7 @@ class PipelineTool(Tool):
 def pipeline_tool(
     task: str, model: str, device: str | None, options: dict[str, Any], **settings: Any
 ) -> PipelineTool:
-    """A pipeline from its configuration.
+    """Return a pipeline from its configuration.
 
     Raises:
         UsageError: an unknown task, or a folder that does not exist.
@@ -183,7 +183,7 @@ def pipeline_tool(
 
 
 def _revision(model: str) -> str | None:
-    """The commit of a hub's model, fetched if needed; None of a folder.
+    """Return the commit of a hub's model, fetched if needed; None of a folder.
 
     Raises:
         UsageError: there is neither a folder nor such a model.

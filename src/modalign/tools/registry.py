@@ -34,7 +34,7 @@ def chain_specs(own: Mapping[str, Any] | None = None) -> dict[str, ChainSpec]:
 
 
 def chain_spec(name: str, own: Mapping[str, Any] | None = None) -> ChainSpec:
-    """The chain called exactly ``name``, or in the file of that name (YAML, TOML or JSON).
+    """Return the chain called exactly ``name``, or in the file of that name (YAML, TOML or JSON).
 
     Raises:
         UsageError: there is none; the message names the nearest ones.
@@ -49,7 +49,7 @@ def chain_spec(name: str, own: Mapping[str, Any] | None = None) -> ChainSpec:
 
 
 def parse_chain(value: Any, name: str) -> ChainSpec:
-    """A chain from plain data.
+    """Return a chain from plain data.
 
     Raises:
         UsageError: which field is wrong, and why.

@@ -63,7 +63,7 @@ def jsonable(value: Any, depth: int = 0) -> Json:
 
 
 def _unpacked(value: Any) -> Any:
-    """The plain data in a dataclass, a numpy array or scalar, or a tensor."""
+    """Return the plain data in a dataclass, a numpy array or scalar, or a tensor."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if callable(getattr(value, "tolist", None)):
@@ -72,7 +72,7 @@ def _unpacked(value: Any) -> Any:
 
 
 def readable(text: str) -> str:
-    """A text whose control characters and lone surrogates are spaces.
+    """Return a text whose control characters and lone surrogates are spaces.
 
     Raises:
         NotTextError: a NUL, or more than a tenth of it unprintable.
@@ -105,7 +105,7 @@ class Bounded:
 
 
 def bounded(value: Any, limit: int) -> Bounded:
-    """A tool's result as JSON-able data of at most ``limit`` characters.
+    """Return a tool's result as JSON-able data of at most ``limit`` characters.
 
     Raises:
         NotTextError: it is not text, see :func:`jsonable`.
@@ -117,7 +117,7 @@ def bounded(value: Any, limit: int) -> Bounded:
 
 
 def _cut(value: Json, limit: int) -> Json:
-    """A result of at most ``limit`` characters.
+    """Return a result of at most ``limit`` characters.
 
     A text is cut after its last whole line (or word) that fits, a list after its last whole item. A
     mapping, or a first item, that is too long becomes the cut text of its JSON.
@@ -156,7 +156,7 @@ def _cut_text(text: str, limit: int) -> str:
 
 
 def lines(value: Json) -> list[Line]:
-    """The lines of a result.
+    """Return the lines of a result.
 
     A text gives its non-empty lines. Of a list each item gives its own; of a mapping the first of
     ``text``, ``generated_text``, ``label``, ``answer`` and ``word`` is the text, ``score`` or

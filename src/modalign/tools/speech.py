@@ -71,7 +71,7 @@ class SpeechTool(Tool):
             return [{"text": heard.hypstr, "score": round(_probability(heard.prob), 4)}]
 
     def identity(self, hash_file: HashFile) -> Json:
-        """The library's version (its model comes with it) and the words."""
+        """Return the library's version (its model comes with it) and the words."""
         return ["pocketsphinx", version("pocketsphinx"), list(self._words)]
 
     @cached_property

@@ -52,7 +52,7 @@ def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors as ``key:parameter``; scalars are tensors in AdamW already."""
+    """Return the optimizer's tensors as ``key:parameter``; scalars are tensors in AdamW already."""
     return {
         f"{key}:{name}": _whole(value)
         for name, parameter in model.named_parameters()

@@ -49,7 +49,7 @@ E = TypeVar("E", bound=Experiment)
 
 
 def starter_experiment(progress: Progress | None = None) -> Fields:
-    """The embedded default: handwriting scenes with the starter's two small models."""
+    """Return the embedded default: handwriting scenes with the starter's two small models."""
     files = starter(progress)
     return {
         "parts": {
@@ -105,7 +105,7 @@ def load_experiment(
 def _resolved(
     path: Path | None, built_in: Callable[[], Fields], above: tuple[Path, ...] = ()
 ) -> tuple[Fields, Fields]:
-    """The parent of a file, resolved, and the file's own fields."""
+    """Return the parent of a file, resolved, and the file's own fields."""
     if path is None:
         return built_in(), {}
     own = _read(path)
@@ -121,7 +121,7 @@ def _resolved(
 
 
 def _extended(base: Fields, changes: Fields) -> Fields:
-    """A configuration with some fields changed.
+    """Return a configuration with some fields changed.
 
     With other training data go the parent's validation and evaluation data, with another encoder
     the description of the parent's, with another language model the starter's learning rates.
@@ -144,7 +144,7 @@ def _differs(base: Fields, changes: Fields, section: str, field: str) -> bool:
 
 
 def _read(path: Path) -> Fields:
-    """A file's fields, relative paths as from its folder."""
+    """Return a file's fields, relative paths as from its folder."""
     values = read_fields(path)
     data, parts = values.get("data"), values.get("parts")
     if isinstance(data, dict):

@@ -108,7 +108,7 @@ class ModelLearner:
         return batch.whole(batch.count(), 1.0)
 
     def idle(self) -> TrainBatch:
-        """The first sample with nothing that counts."""
+        """Return the first sample with nothing that counts."""
         batch = self.collate([0])
         nowhere = torch.zeros_like(batch.keep)
         batch = replace(
@@ -123,7 +123,7 @@ class ModelLearner:
         return batch.whole(batch.count(), 1.0)
 
     def outputs(self, call: Callable[..., Any], batch: TrainBatch) -> Outputs:
-        """What the stage's terms need of the model."""
+        """Return what the stage's terms need of the model."""
         found = read(self.module, call, batch, self.needs)
         found.codes = self._codes(batch)
         if "weights" in self.needs:
@@ -168,11 +168,11 @@ class MediaBatch:
     texts: dict[str, Tensor] = field(default_factory=dict)
 
     def count(self) -> dict[str, float]:
-        """What the batch counts."""
+        """Return what the batch counts."""
         return {"num_supervised": self.num_supervised, "num_media": self.num_media}
 
     def whole(self, counts: dict[str, float], share: float) -> Self:
-        """The batch itself: stage one is never cut."""
+        """Return the batch itself: stage one is never cut."""
         return self
 
     def to(self, device: torch.device) -> Self:
@@ -229,7 +229,7 @@ class StageOneLearner:
         return MediaBatch(self._features(chosen), chosen, len(chosen), len(chosen))
 
     def outputs(self, call: Callable[..., Any], batch: MediaBatch) -> Any:
-        """What the connector's stage-one terms read."""
+        """Return what the connector's stage-one terms read."""
         features = batch.features
         return call(features.values, features.mask, features.grid, **batch.texts)
 
@@ -302,7 +302,7 @@ def stage_one_learner(
     source: CachedFeatures,
     pad_id: int,
 ) -> StageOneLearner:
-    """The learner of the connector's own pre-training, with or without texts.
+    """Return the learner of the connector's own pre-training, with or without texts.
 
     Raises:
         UsageError: the connector has none, or the data does not do for it.

@@ -79,7 +79,7 @@ class Method:
 
 
 def method_key(name: str) -> str:
-    """The key of a method's name."""
+    """Return the key of a method's name."""
     return re.sub(r"[^A-Za-z0-9_.=-]+", "-", name).strip("-")
 
 

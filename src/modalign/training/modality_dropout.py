@@ -16,7 +16,7 @@ from modalign.data.supervision import Sample
 
 
 def without(sample: Sample, modality: str, token_id: int) -> Sample:
-    """The sample without its media of one modality, nor their placeholders."""
+    """Return the sample without its media of one modality, nor their placeholders."""
     kept = sample.ids != token_id
     media = tuple(medium for medium in sample.media if medium.modality != modality)
     return replace(sample, ids=sample.ids[kept], supervised=sample.supervised[kept], media=media)

@@ -248,7 +248,7 @@ class WeightedTerm:
         return self.options.get("reference") if self.term.reads else None
 
     def value(self, outputs: Outputs, batch: Any, references: Mapping[str, Outputs]) -> Tensor:
-        """The weighted term on a micro-batch: its share of the whole batch's value."""
+        """Return the weighted term on a micro-batch: its share of the whole batch's value."""
         if self.role is not None:
             references = {
                 name: found.of_role(batch, self.role) for name, found in references.items()
@@ -281,7 +281,7 @@ class WeightedTerm:
 
 
 def _complete(need: str, options: Mapping[str, Any]) -> str:
-    """A need with the values of its options and its defaults: ``hidden:2:answers``."""
+    """Return a need with the values of its options and its defaults: ``hidden:2:answers``."""
     kind, *rest = need.format(**options).split(":")
     if kind == "hidden" and len(rest) == 1:
         rest.append("answers")
@@ -302,7 +302,7 @@ class Objective:
 
     @classmethod
     def of(cls, stage: Stage) -> Objective:
-        """The objective of a stage.
+        """Return the objective of a stage.
 
         Raises:
             UsageError: an unknown term or option, a term that the stage cannot feed, a reference or
@@ -325,7 +325,7 @@ class Objective:
         return any(each.term.whole for each in self.terms)
 
     def reads(self, reference: str) -> frozenset[str]:
-        """What some term reads of a reference."""
+        """Return what some term reads of a reference."""
         return frozenset().union(
             *(each.reads for each in self.terms if each.reference == reference)
         )

@@ -56,7 +56,7 @@ class TrainBatch(Batch):
     num_positions: float = 0.0
 
     def owners(self, at: At) -> Tensor:
-        """The record (its number in ``samples``) that each row belongs to."""
+        """Return the record (its number in ``samples``) that each row belongs to."""
         return self.owner if at == "answers" else self.segments[self.at(at)]
 
     def at(self, at: At) -> Tensor:
@@ -64,7 +64,7 @@ class TrainBatch(Batch):
         return {"answers": self.keep, "media": self.places, "tokens": self.segments >= 0}[at]
 
     def count(self) -> dict[str, float]:
-        """What this part counts, for all records and for those of each role."""
+        """Return what this part counts, for all records and for those of each role."""
         media = torch.tensor([len(sample.media) for sample in self.samples])
         n = len(media)
         of_record = {
@@ -85,7 +85,7 @@ class TrainBatch(Batch):
         }
 
     def whole(self, counts: dict[str, float], share: float) -> TrainBatch:
-        """The same part with the counts of the whole batch."""
+        """Return the same part with the counts of the whole batch."""
         own: dict[str, Any] = {name: value for name, value in counts.items() if "/" not in name}
         return replace(self, counts=counts, share=share, **own)
 
@@ -98,7 +98,7 @@ class TrainBatch(Batch):
         return (self.roles == self.role_names.index(role)) & (self.numbers >= 0)
 
     def of_role(self, role: str) -> TrainBatch:
-        """The part as if it held the records of one role alone, with that role's counts."""
+        """Return the part as if it held the records of one role alone, with that role's counts."""
         chosen = self.members(role)
         new = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # their numbers among the chosen
         segments = torch.where(self.segments >= 0, new[self.segments], -1)
@@ -169,7 +169,7 @@ class Outputs:
         return replace(self, logits=logits, media_logits=media_logits, rows=chosen)
 
     def of_role(self, batch: TrainBatch, role: str) -> Outputs:
-        """The rows of records of a role."""
+        """Return the rows of records of a role."""
         members = batch.members(role)
         rows = {at: members[batch.owners(at)] for at in ("answers", "media", "tokens")}
         return self.chosen({**rows, "records": members})
@@ -187,7 +187,7 @@ def prefix_places(model: Any, collator: Collator, input_ids: Tensor) -> Tensor:
 
 
 def row_kind(need: str) -> str:
-    """Which rows a need's values stand in."""
+    """Return which rows a need's values stand in."""
     if need.startswith("hidden:"):
         return need.rpartition(":")[2]
     return {"logits": "answers", "media_logits": "media"}.get(need, "records")

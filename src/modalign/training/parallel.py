@@ -26,7 +26,7 @@ Call = Callable[..., Any]
 
 
 def device_of(settings: TrainSettings) -> torch.device:
-    """The device asked for; ``auto`` is CUDA where there is one."""
+    """Return the device asked for; ``auto`` is CUDA where there is one."""
     return device_named(settings.device)
 
 

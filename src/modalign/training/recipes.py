@@ -97,7 +97,7 @@ def recipe_names(choice: Sequence[str]) -> list[str]:
 
 
 def kind_of(record: Record) -> RecordKind:
-    """The kind of a record, by the rules above."""
+    """Return the kind of a record, by the rules above."""
     if not any(True for _ in record.media()):
         return "text"
     asked = [message.text for message in record.messages if message.role == "user"]
@@ -114,7 +114,7 @@ def of_domain(record: Record, domain: str) -> bool:
 def select(
     samples: Sequence[Sample], stage: Stage, seed: int, text: Sequence[Sample] = ()
 ) -> Sequence[Sample]:
-    """The samples of a stage, in their given order, then those mixed in.
+    """Return the samples of a stage, in their given order, then those mixed in.
 
     Args:
         samples: the training data.
@@ -126,7 +126,7 @@ def select(
         UsageError: the data has no record that the stage asks for, and what to do.
     """
     if stage.data == "all" and stage.pairs == "true" and not stage.mix:
-        return samples  # as they are: of millions none need be decoded
+        return samples  # unread: they may be millions
     chosen = of_selector(samples, stage.data, stage, text)
     room = 1 - sum(stage.mix.values())
     rng = np.random.default_rng([seed, 2311])
@@ -154,11 +154,8 @@ def check_data(
         if stage.runs == "stage_one":  # has checks of its own
             continue
         if stage.roles:
-            counts = {
-                role: len(of_selector(samples, data, stage, text))
-                for role, data in stage.roles.items()
-            }
-            shown = ", ".join(f"{count:,} {role}" for role, count in counts.items())
+            pools = {r: of_selector(samples, data, stage, text) for r, data in stage.roles.items()}
+            shown = ", ".join(f"{len(pool):,} {role}" for role, pool in pools.items())
             seen.append(f"{stage.name} on roles ({shown} records)")
             continue
         found = select(samples, stage, 0, text)
@@ -175,7 +172,7 @@ def check_data(
 def of_selector(
     samples: Sequence[Sample], data: str, stage: Stage, text: Sequence[Sample]
 ) -> list[Sample]:
-    """The samples that ``data`` of a stage, or one of its roles, asks for.
+    """Return the samples that ``data`` of a stage, or one of its roles, asks for.
 
     Raises:
         UsageError: there is none.
@@ -224,7 +221,7 @@ def _missing(data: str, samples: Sequence[Sample]) -> str:
 
 
 def largest_domain(samples: Sequence[Sample]) -> str:
-    """The skill that most instruction records have; the first by name of equal ones.
+    """Return the skill that most instruction records have; the first by name of equal ones.
 
     Raises:
         UsageError: no instruction record names its skill.

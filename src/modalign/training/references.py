@@ -38,7 +38,7 @@ from modalign.training.trainable import PartCount
 
 
 def _marks() -> set[str]:
-    """The placeholders of all modalities."""
+    """Return the placeholders of all modalities."""
     return {mark(modality) for modality in modality_names()}
 
 
@@ -78,7 +78,7 @@ class Reference(ABC):
         return forward_flops(self.costs, self._own(batch), needs)
 
     def _own(self, batch: TrainBatch) -> TrainBatch:
-        """The batch as this model reads it."""
+        """Return the batch as this model reads it."""
         return batch
 
     @abstractmethod
@@ -173,7 +173,7 @@ class FolderReference(Reference):
         return self._last[1]
 
     def _translated(self, sample: Sample) -> Sample:
-        """The sample with this model's own ids of the marks that stand for media."""
+        """Return the sample with this model's own ids of the marks that stand for media."""
         foreign = {medium.modality for medium in sample.media} - set(self.collator.entries)
         if foreign:
             raise UsageError(
@@ -256,7 +256,7 @@ def _check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase
 def _load(
     name: str, folder: str, device: torch.device
 ) -> tuple[ModalignForConditionalGeneration, Collator, PreTrainedTokenizerBase]:
-    """A saved model in the composed form, frozen, with its collator and tokenizer."""
+    """Return a saved model in the composed form, frozen, with its collator and tokenizer."""
     if not Path(folder).is_dir():
         raise UsageError(f"the reference {name!r}: {folder} is not a folder")
     model, reader = open_model(folder)
@@ -294,7 +294,7 @@ def _load(
 def readings(
     references: Mapping[str, Reference], objective: Objective, batch: TrainBatch
 ) -> dict[str, Outputs]:
-    """What each reference makes of a batch, as far as the objective's terms read it."""
+    """Return what each reference makes of a batch, as far as the objective's terms read it."""
     return {
         name: reference.outputs(batch, objective.reads(name))
         for name, reference in references.items()
@@ -319,7 +319,7 @@ class References:
         return [PartCount(f"{each.name} (reference)", each.parameters, 0) for each in own]
 
     def of(self, stage: Stage, model: ModalignForConditionalGeneration) -> dict[str, Reference]:
-        """The references that a stage's terms read; ``start`` is the model as it is now."""
+        """Return the references that a stage's terms read; ``start`` is the model as it is now."""
         found: dict[str, Reference] = {}
         for name in Objective.of(stage).references:
             if name == START:

@@ -37,7 +37,7 @@ class Roles:
 
     @classmethod
     def choose(cls, stage: Stage, samples: Sequence[Sample], text: Sequence[Sample] = ()) -> Roles:
-        """The records of a stage's roles.
+        """Return the records of a stage's roles.
 
         Raises:
             UsageError: a role has no record, or matched roles share no group.
@@ -77,7 +77,7 @@ class Roles:
         return set.intersection(*(set(self._by_key(role)) for role in range(len(self.names))))
 
     def order(self, batch_size: int, seed: int) -> RoleOrder:
-        """The endless, seeded sequence of batches.
+        """Return the endless, seeded sequence of batches.
 
         Raises:
             UsageError: a batch has no room for a record of every role.

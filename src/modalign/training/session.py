@@ -224,7 +224,7 @@ class Session(Composed):
         return SessionResult(factor, spent, outcome.curve, outcome.steps, trials, search)
 
     def _tool_seconds(self) -> float:
-        """What the tools took for the training media; remembered where they ran before."""
+        """Return what the tools took for the training media; remembered where they ran before."""
         if self.chain is None:
             return 0.0
         media = {medium for sample in self.train_samples for medium in sample.media}
@@ -263,7 +263,7 @@ class Session(Composed):
         )
 
     def rates_of(self, stage: Stage) -> LearningRates:
-        """A stage's learning rates, the connector's scaled as its papers do."""
+        """Return a stage's learning rates, the connector's scaled as its papers do."""
         rates = stage.learning_rates or self.settings.learning_rates
         return rates.model_copy(
             update={"connector": rates.connector * self.method.facts.rate_scale}
@@ -386,7 +386,7 @@ class Session(Composed):
     # ------------------------------------------------------------------ the trained state
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What any stage trained, by name: enough to rebuild the model from its parts."""
+        """Return what any stage trained, by name: enough to rebuild the model from its parts."""
         state: dict[str, Tensor] = {}
         for stage in self.method.stages:
             freeze_for(self.model, stage, self.settings)
@@ -428,7 +428,7 @@ def _left(budget: Budget, spent: Ledger, method: str) -> Budget:
 
 
 def _under(stage: str, track: Track) -> Track:
-    """The same tracker with the stage's name before every value's."""
+    """Return the same tracker with the stage's name before every value's."""
     return lambda values, step: track({f"{stage}/{key}": x for key, x in values.items()}, step)
 
 

@@ -29,9 +29,7 @@ class LearningRates(_Strict):
 
     def scaled(self, factor: float) -> LearningRates:
         """All rates times a factor (a learning-rate trial)."""
-        return LearningRates(
-            connector=self.connector * factor, llm=self.llm * factor, encoder=self.encoder * factor
-        )
+        return LearningRates(**{part: rate * factor for part, rate in self.model_dump().items()})
 
 
 LORA_RATE = 2e-4  # published recipes tune adapters about ten times faster than whole weights
@@ -79,15 +77,11 @@ class Stage(_Strict):
     learning_rates: LearningRates | None = None
 
     @model_validator(mode="after")
-    def _mix_leaves_room(self) -> Stage:
+    def _fields_agree(self) -> Stage:
         if sum(self.mix.values()) >= 1:
             raise ValueError("the shares of mix add up to 1 or more, so nothing is left for data")
         if self.data in self.mix:
             raise ValueError(f"mix adds {self.data}, which is the stage's data already")
-        return self
-
-    @model_validator(mode="after")
-    def _roles_choose_the_records(self) -> Stage:
         if self.roles and (self.data != "all" or self.mix or self.pairs != "true"):
             raise ValueError("roles choose the records: leave out data, mix and pairs")
         if self.runs == "stage_one" and (self.roles or self.references):

@@ -50,7 +50,7 @@ class ToolMethod:
         return "natural-language-assisted" if self.chain else "control: text only"
 
     def stages(self, recipe: Sequence[Stage]) -> tuple[Stage, ...]:
-        """The recipe, with the language model as this method has it."""
+        """Return the recipe, with the language model as this method has it."""
         whole = sum(stage.share for stage in recipe)
         return tuple(
             stage.model_copy(update={"llm": self.llm, "share": stage.share / whole})

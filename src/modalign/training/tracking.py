@@ -28,7 +28,7 @@ def check_tracker(settings: TrainSettings) -> None:
 
 
 def open_tracker(settings: TrainSettings, folder: Path) -> Track | None:
-    """What logs a step's values under ``folder/tensorboard``; None for no tracker."""
+    """Return what logs a step's values under ``folder/tensorboard``; None for no tracker."""
     check_tracker(settings)
     if settings.tracker == "none":
         return None

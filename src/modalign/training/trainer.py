@@ -33,7 +33,6 @@ from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
 
 Validate = Callable[[], float]
-Report = Callable[["StepProgress"], None]
 NONFINITE = "nonfinite.json"
 
 
@@ -87,7 +86,7 @@ def trapezoid(fraction: float, warmup: float) -> float:
 
 
 def autocast(device: torch.device, settings: TrainSettings) -> torch.autocast:
-    """The precision of a step's forward pass."""
+    """Return the precision of a step's forward pass."""
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype != "float32")
 
 
@@ -124,7 +123,7 @@ class Trainer:
         *,
         schedule: Callable[[float, float], float] = cosine,
         validate: Validate | None = None,
-        report: Report | None = None,
+        report: Callable[[StepProgress], None] | None = None,
         references: Mapping[str, Reference] | None = None,
         track: Track | None = None,
         val_points: int | None = None,
@@ -143,8 +142,12 @@ class Trainer:
         groups = parameter_groups(module, rates, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
         self.objective = Objective.of(stage)
-        if settings.parallel == "fsdp" and parallel.world > 1:
-            self._refuse_sharded()
+        whole = START in self.references or "weights" in self.objective.needs
+        if settings.parallel == "fsdp" and parallel.world > 1 and whole:
+            raise UsageError(
+                "a sharded model has no whole weights to compare: terms that read the reference "
+                f"{START!r} or weights need training.parallel=ddp"
+            )
         self.order = learner.order(settings.batch_size, seed)
         self.seed, self.step, self.ledger = seed, 0, Ledger()
         self.curve: list[dict[str, float | None]] = []
@@ -162,13 +165,6 @@ class Trainer:
                 include={"references", "roles", "matched"}, exclude_defaults=True
             ),
         }
-
-    def _refuse_sharded(self) -> None:
-        if START in self.references or "weights" in self.objective.needs:
-            raise UsageError(
-                "a sharded model has no whole weights to compare: terms that read the reference "
-                f"{START!r} or weights need training.parallel=ddp"
-            )
 
     # ------------------------------------------------------------------ the loop
 
@@ -198,7 +194,7 @@ class Trainer:
         return StageOutcome(self.step, self.ledger, self.curve)
 
     def _mean(self, seconds: float) -> float:
-        """Over processes, so that all of them save and stop at the same step."""
+        """Return the mean over processes: all of them then save and stop at the same step."""
         return self.parallel.sum(seconds) / self.parallel.world
 
     def _sum(self, value: float) -> float:

@@ -66,7 +66,7 @@ class AssistedAnswer:
     failures: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """The transcript as plain data."""
+        """Return the transcript as plain data."""
         return asdict(self)
 
 
@@ -89,7 +89,7 @@ class Transcript:
     def ask(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
     ) -> Reply | None:
-        """The model's next reply; None, and a failure, where there is none.
+        """Return the model's next reply; None, and a failure, where there is none.
 
         Raises:
             EndpointUsageError: no reply can be had at all.
@@ -129,6 +129,6 @@ class Transcript:
 
 
 def bounded_json(value: Any, limit: int) -> str:
-    """A value as text, JSON unless it is text already, of at most ``limit`` characters."""
+    """Return a value as text, JSON unless it is text already, of at most ``limit`` characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= limit else f"{text[:limit]} ... (cut, {len(text):,} characters)"

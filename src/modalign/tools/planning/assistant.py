@@ -37,7 +37,7 @@ def assistant(
     limits: Limits | None = None,
     settings: dict[str, Any] | None = None,
 ) -> tuple[Assistant, ToolChain]:
-    """A language model with the tools of a chain, and the chain, which is to be closed.
+    """Return a language model with the tools of a chain, and the chain, which is to be closed.
 
     Args:
         way: ``text``, ``code`` or ``plan``.

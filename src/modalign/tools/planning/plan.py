@@ -76,7 +76,7 @@ class Planned:
     def _observed(
         self, reply: Reply, toolbox: Toolbox, transcript: Transcript
     ) -> list[dict[str, Any]]:
-        """The model's turn and an observation for each of its calls."""
+        """Return the model's turn and an observation for each of its calls."""
         sound = replace(reply, calls=tuple(map(_sound, reply.calls)))
         turns = [sound.as_message()] if reply.calls else []
         for number, call in enumerate(reply.calls):

@@ -58,11 +58,11 @@ class Toolbox:
         self.tools = fitting
 
     def listing(self) -> str:
-        """The media, for a prompt: which place is of which modality."""
+        """Return the media, for a prompt: which place is of which modality."""
         return ", ".join(f"{place} ({medium.modality})" for place, medium in enumerate(self.media))
 
     def schemas(self) -> list[dict[str, Any]]:
-        """The tools as a chat request takes them."""
+        """Return the tools as a chat request takes them."""
         return [tool.to_schema(len(self.media)) for tool in self.tools]
 
     def signatures(self) -> str:
@@ -70,7 +70,7 @@ class Toolbox:
         return "\n\n".join(map(self._signature, self.tools))
 
     def functions(self) -> Mapping[str, Function]:
-        """The tools as a program's functions."""
+        """Return the tools as a program's functions."""
         return {tool.name: Function(self._order(tool), self._function(tool)) for tool in self.tools}
 
     def observe(self, name: str, arguments: str) -> str:
@@ -113,7 +113,7 @@ class Toolbox:
         return outcome
 
     def _default(self, tool: Tool) -> int:
-        """The first medium that a tool takes."""
+        """Return the first medium that a tool takes."""
         return next(i for i, medium in enumerate(self.media) if medium.modality in tool.modalities)
 
     def _order(self, tool: Tool) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ class Toolbox:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """A JSON schema's type in Python's words."""
+    """Return a JSON schema's type in Python's words."""
     kind = schema.get("type")
     name = _TYPES.get(kind, "object") if isinstance(kind, str) else "object"
     items = schema.get("items")
@@ -163,7 +163,7 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 
 def _shape(schema: Mapping[str, Any]) -> str:
-    """A result in words, with the fields of its objects."""
+    """Return a result in words, with the fields of its objects."""
     items = schema.get("items")
     if schema.get("type") == "array" and isinstance(items, Mapping):
         return f"a list of {_shape(items)}"

@@ -55,7 +55,7 @@ class Fence:
         return self.name != "none"
 
     def arguments(self, settings: str) -> list[str]:
-        """The whole command line of a sandboxed process with its settings (JSON)."""
+        """Return the whole command line of a sandboxed process with its settings (JSON)."""
         packages = str(restricted_python().parent)
         interpreter = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START]
         return [*self.command, *interpreter, str(_FOLDER), packages, settings]
@@ -113,7 +113,7 @@ def _interpreter() -> Sequence[Path]:
 
 @cache
 def restricted_python() -> Path:
-    """The folder of RestrictedPython.
+    """Return the folder of RestrictedPython.
 
     Raises:
         UsageError: it is not installed.

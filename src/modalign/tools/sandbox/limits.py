@@ -36,5 +36,5 @@ class Limits:
                 raise UsageError(f"the limit {name} is {value}; it must be above 0")
 
     def for_process(self) -> dict[str, Any]:
-        """What the sandboxed process holds itself to."""
+        """Return what the sandboxed process holds itself to."""
         return {"cpu": self.cpu, "memory": self.memory * 2**20, "output": self.output}

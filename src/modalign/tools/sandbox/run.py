@@ -146,7 +146,7 @@ def run_program(
 
 
 def fence_for(unsafe: bool = False) -> Fence:
-    """The fence of this machine, tried once per process.
+    """Return the fence of this machine, tried once per process.
 
     Args:
         unsafe: run without a fence where the machine offers none.
@@ -273,7 +273,7 @@ class _Run:
             raise SandboxError(f"the fence does not stand: {message['refused']}")
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The reply to one call."""
+        """Return the reply to one call."""
         name, arguments = message.get("call"), message.get("arguments")
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ChannelError("something that is not a call")
@@ -303,7 +303,7 @@ class _Run:
 
 
 def _checked(outcome: Any) -> dict[str, Any]:
-    """An outcome from a process that may say anything."""
+    """Return an outcome from a process that may say anything."""
     texts = ("answer", "kind", "message", "output")
     if not isinstance(outcome, dict) or not all(
         isinstance(outcome.get(name, ""), str) for name in texts

@@ -26,7 +26,7 @@ _ANY_SHARE = 1 - 1e-9  # go on with whatever rows are left, to find more than on
 
 
 def attempt(found: Diagnosis, section: str, name: str, make: Callable[[], T]) -> T | None:
-    """What ``make`` returns; None, and an error noted, where it raises."""
+    """Return what ``make`` returns; None, and an error noted, where it raises."""
     try:
         return make()
     except ModalignError as error:
@@ -141,7 +141,7 @@ def examine_text(found: Diagnosis, splits: Splits, tokenizer: Any) -> None:
 
 
 def segments(sample: Sample, tokenizer: Any) -> list[Segment]:
-    """A sample decoded, in stretches that are supervised or not."""
+    """Return a sample decoded, in stretches that are supervised or not."""
     flags = sample.supervised.tolist()
     bounds = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
     return [

@@ -29,7 +29,7 @@ def refusal(method: Method, error: Exception) -> ModalignError:
 
 
 def no_media(samples: Sequence[Sample]) -> list[str]:
-    """A warning where no record holds a medium."""
+    """Return a warning where no record holds a medium."""
     if any(sample.media for sample in samples):
         return []
     return ["no training record holds a medium, so connectors have nothing to learn from"]
@@ -142,7 +142,7 @@ def _compute_objective(subject: Composed, stage: Stage) -> None:
 
 
 def _others(subject: Composed, chosen: Sequence[Sample]) -> list[Sample]:
-    """A sample for each modality that the chosen ones lack."""
+    """Return a sample for each modality that the chosen ones lack."""
     known = {medium.modality for sample in chosen for medium in sample.media}
     found = []
     for sample in subject.train_samples:

@@ -23,15 +23,13 @@ def padding_of(subject: Composed) -> float:
 
 def steps_of(subject: Composed, budget: Budget) -> dict[str, int] | None:
     """Steps of each stage that a budget pays for after its learning-rate trials."""
-    per_step: float = min(subject.settings.batch_size, len(subject.train_samples))
     if budget.kind == "seconds":
         return None
-    if budget.kind == "flops":
-        per_step = _flops_per_step(subject)
-    whole = budget.amount * (1 - TRIAL_SHARE)
     stages = subject.method.stages
+    per_step: float = min(subject.settings.batch_size, len(subject.train_samples))
     if budget.kind == "flops":  # an earlier stage costs something else per step
-        stages = stages[-1:]
+        per_step, stages = _flops_per_step(subject), stages[-1:]
+    whole = budget.amount * (1 - TRIAL_SHARE)
     return {stage.name: max(int(whole * stage.share / per_step), 1) for stage in stages}
 
 

@@ -40,7 +40,7 @@ class Workshop:
     known_sources: dict[bool, dict[str, MediaSource]] = field(default_factory=dict)
 
     def encoders(self, raw: bool) -> list[Encoder]:
-        """The encoders, or raw patches for the image encoder."""
+        """Return the encoders, or raw patches for the image encoder."""
         if raw not in self.known:
             media = [medium for sample in self.train for medium in sample.media]
             with torch.random.fork_rng():
@@ -49,7 +49,7 @@ class Workshop:
         return self.known[raw]
 
     def sources(self, raw: bool) -> dict[str, MediaSource]:
-        """Where media come from, as in a session."""
+        """Return where media come from, as in a session."""
         if raw not in self.known_sources:
             device, mode = device_of(self.settings), self.settings.encoder
             self.known_sources[raw] = sources_of(

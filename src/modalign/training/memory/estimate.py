@@ -66,7 +66,7 @@ class MemoryEstimate(BaseModel):
         return max(self.phases, key=lambda name: self.phases[name])
 
     def warning(self, processes: int = 1) -> str | None:
-        """What to say when that many processes like this one do not fit."""
+        """Return what to say when that many processes like this one do not fit."""
         if self.available is None or self.total * processes <= self.available:
             return None
         many = f"{processes} processes of {readable(self.total)} each" if processes > 1 else ""
@@ -157,7 +157,7 @@ def longest_batch(target: Composed, learner: ModelLearner) -> list[int]:
 def _affordable(
     target: Composed, learner: ModelLearner, chosen: list[int]
 ) -> tuple[TrainBatch, float]:
-    """The batch, or its longest rows where it is large, and how much larger the whole is."""
+    """Return the batch, or its longest rows where it is large, and how much larger the whole is."""
     if learner.roles is not None and learner.roles.matched:
         pieces = target.settings.accumulate * target.settings.processes
         return learner.collate(chosen), 1 / pieces

@@ -141,7 +141,7 @@ def compile_program(source: str, restricted: bool) -> CodeType:
 
 
 def names_for(write: Callable[[str], None], functions: Mapping[str, Any]) -> dict[str, Any]:
-    """The global names that a restricted program starts with.
+    """Return the global names that a restricted program starts with.
 
     Args:
         write: where printed text goes.
@@ -188,7 +188,7 @@ def _in_place(sign: str, left: Any, right: Any) -> Any:
 
 
 def _import(name: str, *_: Any) -> _Facade:
-    """The modules that may be imported, as their facades."""
+    """Return the modules that may be imported, as their facades."""
     if name not in _FACADES:
         raise ImportError(f"{name} cannot be imported; there are {', '.join(sorted(_FACADES))}")
     return _FACADES[name]

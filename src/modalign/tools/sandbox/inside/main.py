@@ -86,7 +86,7 @@ def _channel() -> Pipes:
 
 
 def _outcome(task: dict[str, Any], channel: Pipes, printed: Printed) -> dict[str, Any]:
-    """The answer of a program, or the kind and message of what ended it."""
+    """Return the answer of a program, or the kind and message of what ended it."""
     try:
         code = compile_program(task["source"], task["restricted"])
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
@@ -151,7 +151,7 @@ def _message(error: BaseException) -> str:
 
 
 def _tool(name: str, order: list[str], channel: Pipes) -> Callable[..., Any]:
-    """A function of the program that asks the other process."""
+    """Return a function of the program that asks the other process."""
 
     def call(*values: Any, **arguments: Any) -> Any:
         if len(values) > len(order):
