@@ -67,7 +67,7 @@ docs: $(VENV)/.installed-dev
 	@echo "build/site/index.html"
 
 starter: $(VENV)/.installed
-	$(BIN)/modalign starter build
+	$(BIN)/modalign starter build --overwrite
 
 lock:
 	rm -rf build/lock

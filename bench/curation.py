@@ -78,7 +78,17 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     """Curate so many rows in a child; seconds, processor seconds, peak MB, MB of the working file."""
     data, out = folder / f"{count}.jsonl", folder / f"{count}.clean.jsonl"
     write(data, count)
-    command = [sys.executable, "-m", "modalign", "data", "curate", str(data), "-o", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "modalign",
+        "data",
+        "curate",
+        str(data),
+        "-o",
+        str(out),
+        "--overwrite",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     with subprocess.Popen(

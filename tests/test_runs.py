@@ -131,4 +131,13 @@ def test_a_file_is_free_or_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"b.json exists already: --overwrite"):
         check_free(tmp_path / "a.json", tmp_path / "b.json")
     check_free(tmp_path / "b.json", overwrite=True)
+    with pytest.raises(UsageError, match="is a folder"):
+        check_free(tmp_path, overwrite=True)
+    with pytest.raises(UsageError, match="is a file"):
+        check_free(tmp_path / "b.json", overwrite=True, folders=True)
+    with pytest.raises(UsageError, match="exists already"):
+        check_free(tmp_path, folders=True)
+    check_free(tmp_path, folders=True, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    check_free(tmp_path / "empty", folders=True)
     assert (tmp_path / "b.json").read_text() == "old"

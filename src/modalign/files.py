@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -37,23 +38,32 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def check_free(*paths: Path, overwrite: bool = False) -> None:
-    """Refuse files and folders that exist or cannot be written: before the work, not after it.
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_free(*paths: Path, overwrite: bool = False, folders: bool = False) -> None:
+    """Refuse files that exist or cannot be written: before the work, not after it.
 
     Args:
         paths: what is to be written; folders above may be missing.
         overwrite: what exists may be replaced.
+        folders: folders are to be written, not files; empty ones are free.
 
     Raises:
         UsageError: in one line, with what to do.
     """
     for path in paths:
-        _check_one(path, overwrite)
+        _check_one(path, overwrite, folders)
 
 
-def _check_one(path: Path, overwrite: bool) -> None:
+def _check_one(path: Path, overwrite: bool, folder: bool) -> None:
     try:
-        if path.exists() and not overwrite:
+        if path.exists() and path.is_dir() != folder:
+            raise UsageError(f"{path} is a {'file' if folder else 'folder'}: choose another name")
+        if path.exists() and not overwrite and not (folder and not any(path.iterdir())):
             raise UsageError(
                 f"{path} exists already: --overwrite replaces it, or choose another name"
             )

@@ -51,6 +51,16 @@ def test_operators_by_options_and_replay(cli, data: Path) -> None:
     assert code == 0
     assert json.loads(out)["output"]["rows"] == 2
     assert again.read_bytes() == clean.read_bytes()
+    again.write_text("edited by hand\n")
+    replay = ("data", "curate", "--replay", data.with_name("clean.card.json"))
+    for written in (*replay, "-o", again), ("data", "curate", data, "-o", clean):
+        code, _, err = cli(*written)
+        assert code == 2
+        assert "exists already: --overwrite" in err
+    assert again.read_text() == "edited by hand\n"
+    assert cli(*replay)[0] == 0  # it would write what is there
+    assert cli(*replay, "-o", again, "--overwrite")[0] == 0
+    assert again.read_bytes() == clean.read_bytes()
     data.write_text(data.read_text() + "\n")
     code, _, err = cli("data", "curate", "--replay", data.with_name("clean.card.json"))
     assert code == 3
@@ -84,8 +94,9 @@ def test_operators_by_configuration(cli, data: Path) -> None:
         (("DATA", "-o", "OUT", "--keep-share", "0.5"), "encoder: Field required"),
         (("DATA", "-o", "OUT", "--config", "DATA", "--balance", "0.5"), "put them into"),
         (("DATA", "--replay", "OUT"), "--replay takes all but"),
-        (("DATA", "-o", "OUT", "--modality", "smell"), "no modality smell"),
-        (("DATA", "-o", "DATA"), "both input and output"),
+        (("DATA", "-o", "OUT", "--modality", "smell"), "no modality 'smell'"),
+        (("DATA", "-o", "DATA"), "exists already"),
+        (("DATA", "-o", "DATA", "--overwrite"), "both input and output"),
     ],
 )
 def test_wrong_usage(cli, data: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,13 @@ def test_refusals_have_exit_codes(cli: Any, model: Path, small_data: Path, tmp_p
     code, out, _ = cli(*common, "--data", str(tmp_path / "none.jsonl"))
     assert code == 3
     assert not list(tmp_path.iterdir())
+    shutil.copytree(model, tmp_path / "a")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, _ = cli(*common, "--data", data)
+    assert (code, sorted(tmp_path.rglob("*"))) == (2, before)
+    assert "exists already: --overwrite" in json.loads(out)["error"]
+    code, out, _ = cli(
+        "export", str(model), "-o", str(tmp_path / "a" / "config.json" / "x"), "--json"
+    )
+    assert code == 2
+    assert "cannot be written" in json.loads(out)["error"]

@@ -75,6 +75,10 @@ def test_code(cli: Callable[..., Any], place: Path) -> None:
     answer = json.loads(out)
     assert (answer["text"], answer["failures"], answer["cost"]["calls"]) == ("2", {}, 1)
     assert json.loads(steps.read_text()) == answer
+    with serving([]) as server:
+        code, out, _ = cli(*arguments(place, server, "code", "--transcript", str(steps)))
+        assert (code, server.bodies) == (2, [])
+    assert "exists already: --overwrite" in json.loads(out)["error"]
 
 
 def test_plan(cli: Callable[..., Any], place: Path) -> None:

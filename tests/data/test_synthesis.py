@@ -555,13 +555,20 @@ def test_the_card_counts_what_is_in_the_file(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path / "out.jsonl")
-    outputs.check_free(False)
+    outputs.check_free()
     (tmp_path / "out.replies.sqlite").touch()
-    with pytest.raises(UsageError, match=r"out\.replies\.sqlite is there already; give --resume"):
-        outputs.check_free(False)
-    outputs.check_free(True)
+    with pytest.raises(UsageError, match=r"out\.replies\.sqlite is there already: --resume"):
+        outputs.check_free()
+    outputs.check_free(resume=True)
+    outputs.check_free(overwrite=True)
+    with pytest.raises(UsageError, match="give one of them"):
+        outputs.check_free(resume=True, overwrite=True)
+    outputs.replies.unlink()
+    outputs.card.write_text("{}")
+    with pytest.raises(UsageError, match=r"out\.card\.json exists already: --overwrite"):
+        outputs.check_free()
     with pytest.raises(UsageError, match="name the output"):
-        Outputs(tmp_path / "out.csv").check_free(False)
+        Outputs(tmp_path / "out.csv").check_free()
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -574,7 +581,7 @@ def test_the_verb(cli: Any, tmp_path: Path) -> None:
     assert (code, json.loads(printed)["records"]) == (0, len(read_records(out).records))
     code, _, err = cli(*arguments)
     assert code == 2
-    assert "--resume" in err
+    assert "--overwrite" in err
     code, _, err = cli(*arguments[:-1], "pictures")
     assert code == 2
     code, _, err = cli(*arguments, "--endpoint", "http://localhost:1/v1")

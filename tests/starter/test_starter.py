@@ -90,6 +90,8 @@ def test_building_again_is_deterministic_and_loads(tmp_path, monkeypatch, cli):
         )
     monkeypatch.setattr(vision, "BATCH", 8)
     assert cli("starter", "build", "--out", tmp_path / "one")[0] == 0
+    assert cli("starter", "build", "--out", tmp_path / "one")[0] == 2
+    assert cli("starter", "build")[0] == 2  # the shipped weights
     build.build_models(tmp_path / "two")
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "language")

@@ -67,6 +67,7 @@ def build(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with -o; no reply is asked for twice.")
     ] = False,
+    overwrite: options.Replace = False,
     json_output: options.Json = False,
 ) -> None:
     """Make instruction records from captions, boxes or structured annotations.
@@ -92,7 +93,7 @@ def build(
         raise UsageError("--endpoint and --model go together")
     _refuse_foreign(endpoint is not None, templates=templates, prompt=prompt, images=send_images)
     outputs = Outputs(out)
-    outputs.check_free(resume)
+    outputs.check_free(resume=resume, overwrite=overwrite)
     common: dict[str, Any] = {
         "per_record": per_record,
         "seed": seed,
@@ -108,6 +109,8 @@ def build(
             from modalign.endpoints import ChatEndpoint, Pace
 
             out.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                outputs.replies.unlink(missing_ok=True)
             client = ChatEndpoint(
                 endpoint,
                 model,

@@ -84,6 +84,7 @@ def curate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
+    overwrite: options.Replace = False,
     json_output: options.Json = False,
 ) -> None:
     """Keep the rows that operators let through; write them as they were, and a data card.
@@ -110,6 +111,7 @@ def curate(
     from modalign.cli.console import bars, print_json, quiet_libraries
     from modalign.data import curation
     from modalign.data.curation.config import operators_from
+    from modalign.files import check_free
 
     chosen: dict[str, dict[str, Any]] = {
         "length": {"min_chars": min_chars, "max_chars": max_chars},
@@ -127,11 +129,14 @@ def curate(
     }
     operators = operators_from(chosen)
     if replay is not None and (inputs or config or card or operators or keep_exact):
-        raise UsageError("--replay takes all but -o, --resume and --json from the card")
+        raise UsageError(
+            "--replay takes all but -o, --resume, --overwrite and --json from the card"
+        )
     if encoder is not None:
         quiet_libraries()
     with bars(not json_output) as progress:
         if replay is not None:
+            _check_replay(replay, out, overwrite or resume)
             result = curation.replay(replay, out, progress, resume=resume)
         else:
             request = curation.Request(
@@ -145,11 +150,24 @@ def curate(
                 examples=examples,
                 resume=resume,
             )
+            written = (request.out, request.card_path, request.card_path.with_suffix(".md"))
+            check_free(*written, overwrite=overwrite or resume)
             result = curation.curate(request, progress)
     if json_output:
         print_json(result.card.model_dump_json(indent=2))
     else:
         _show(result)
+
+
+def _check_replay(card_path: Path, out: Path | None, overwrite: bool) -> None:
+    """Refuse a replay that would replace anything but the rows that it makes again."""
+    from modalign.data.curation import load_card
+    from modalign.files import check_free, sha256
+
+    written = load_card(card_path).output
+    target = out or card_path.parent / written.path
+    same = target.is_file() and sha256(target) == written.sha256
+    check_free(target, overwrite=overwrite or same)
 
 
 def _given(out: Path | None, inputs: list[str] | None) -> Path:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def export(
     model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="New folder, or a model folder to replace.")
+        Path, typer.Option("--out", "-o", help="New folder, or one to replace (--overwrite).")
     ],
     to: Annotated[
         str | None,
@@ -45,6 +45,7 @@ def export(
             "--language-model", help="With --to gateway: also write the plain language model here."
         ),
     ] = None,
+    overwrite: options.Replace = False,
     json_output: options.Json = False,
 ) -> None:
     """Write a model so that others can load or serve it, and prove that it answers the same.
@@ -66,8 +67,11 @@ def export(
     - `modalign export runs/codes/best --to native --target CausalLM -o codes`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.files import check_free
     from modalign.models.export.ladder import export_model
 
+    folders = (out,) if language_model is None else (out, language_model)
+    check_free(*folders, overwrite=overwrite, folders=True)
     quiet_libraries()
     with bars(not json_output) as progress:
         exported = export_model(

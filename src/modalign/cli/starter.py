@@ -22,6 +22,7 @@ def build(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to; the shipped weights by default.")
     ] = None,
+    overwrite: options.Replace = False,
     json_output: options.Json = False,
 ) -> None:
     """Pretrain both starter models again, from seed (minutes; the weights are shipped).
@@ -31,10 +32,12 @@ def build(
     - `modalign starter build --out /tmp/starter`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.files import check_free
     from modalign.starter.build import WEIGHTS, build_models
 
-    quiet_libraries()
     target = out or WEIGHTS
+    check_free(target / "language", target / "vision", overwrite=overwrite, folders=True)
+    quiet_libraries()
     with bars(not json_output) as progress:
         build_models(target, progress)
     if json_output:

@@ -105,6 +105,7 @@ def ask(
     transcript: Annotated[
         Path | None, typer.Option("--transcript", help="Write every step and its cost as JSON.")
     ] = None,
+    overwrite: options.Replace = False,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
@@ -126,10 +127,12 @@ def ask(
     import json
 
     from modalign.cli.console import print_json, quiet_libraries
-    from modalign.files import write_atomically
+    from modalign.files import check_free, write_atomically
     from modalign.tools.planning.assistant import assistant
     from modalign.tools.registry import chain_spec
 
+    if transcript is not None:
+        check_free(transcript, overwrite=overwrite)
     spec = chain_spec(tools)
     quiet_libraries()
     chat = _chat(llm, endpoint, model, key_variable, device)
@@ -148,6 +151,7 @@ def ask(
         chain.close()
     result = {"question": question, "way": way, "model": chat.model, **answer.as_json()}
     if transcript is not None:
+        transcript.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(transcript, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if json_output:
         print_json(result)

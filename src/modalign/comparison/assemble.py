@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 from collections import Counter, defaultdict
@@ -33,6 +32,7 @@ from modalign.comparison.results import (
     Setting,
 )
 from modalign.data.supervision import Sample
+from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import compare_all, compare_with
 from modalign.numbers.trainings import estimate_mean, hierarchical_bootstrap
@@ -408,13 +408,8 @@ def _hashes(config: CompareConfig) -> dict[str, str]:
     for name, part in {"llm": config.parts.llm, **config.parts.encoder}.items():
         files[name] = str(Path(part) / "model.safetensors")
     return {
-        name: _sha256(Path(path)) for name, path in files.items() if path and Path(path).is_file()
+        name: sha256(Path(path)) for name, path in files.items() if path and Path(path).is_file()
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _against_majority(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from modalign.cache import cache_directory
+from modalign.files import new_folder
 from modalign.progress import Progress
 from modalign.starter import language, vision
 from modalign.starter.scenes import (
@@ -58,8 +59,10 @@ def build_models(out: Path = WEIGHTS, progress: Progress | None = None) -> None:
     def tell(name: str) -> Callable[[int, int, float], None]:
         return lambda step, steps, _loss: progress(name, step, steps) if progress else None
 
-    language.pretrain(out / "language", progress=tell("language model"))
-    vision.pretrain(out / "vision", progress=tell("vision encoder"))
+    with new_folder(out / "language") as folder:
+        language.pretrain(folder, progress=tell("language model"))
+    with new_folder(out / "vision") as folder:
+        vision.pretrain(folder, progress=tell("vision encoder"))
 
 
 def starter(progress: Progress | None = None) -> Starter:

@@ -19,7 +19,7 @@ from modalign.data.synthesis.prompts import Prompt
 from modalign.data.synthesis.templates import load_templates
 from modalign.data.validation import parse_share
 from modalign.errors import DataError, UsageError
-from modalign.files import write_atomically
+from modalign.files import check_free, write_atomically
 from modalign.progress import Progress
 
 SHOWN_PROBLEMS = 20
@@ -49,17 +49,26 @@ class Outputs:
     def _beside(self, ending: str) -> Path:
         return self.records.with_name(self.records.stem + ending)
 
-    def check_free(self, resume: bool) -> None:
-        """Refuse to overwrite a build, or to ask again for what an interrupted one was told.
+    def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to replace a build, or to ask again for what an interrupted one was told.
+
+        Args:
+            resume: go on with what is there.
+            overwrite: replace it; replies are asked for again.
 
         Raises:
-            UsageError: one of the files is there already, or the name is no JSON Lines file's.
+            UsageError: a file is there already or cannot be written, or the name does not end in .jsonl.
         """
         if self.records.suffix != ".jsonl":
             raise UsageError(f"{self.records}: name the output something.jsonl")
-        for path in (self.records, self.replies):
-            if path.exists() and not resume:
-                raise UsageError(f"{path} is there already; give --resume to go on, or another -o")
+        if resume and overwrite:
+            raise UsageError("--resume goes on, --overwrite begins anew: give one of them")
+        if self.replies.exists() and not (resume or overwrite):
+            raise UsageError(
+                f"{self.replies} is there already: --resume goes on with it, --overwrite begins anew; or "
+                "choose another -o"
+            )
+        check_free(self.records, self.card, self.rejected, overwrite=resume or overwrite)
 
 
 def build_by_templates(

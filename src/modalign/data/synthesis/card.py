@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modalign.data.records import Record
+from modalign.files import sha256
 from modalign.version import __version__
 
 SHOWN_ANSWERS = 12
@@ -101,5 +102,4 @@ def sha256_of(content: Path | str) -> str:
     """Of a file's bytes, or of a text."""
     if isinstance(content, str):
         return hashlib.sha256(content.encode("utf-8")).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(content)
