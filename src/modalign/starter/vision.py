@@ -24,6 +24,7 @@ BATCH = 96
 LEARNING_RATE = 2e-3
 PATCH = 8
 CLASSES = 11  # ten digits and "empty"
+COPIES = 24  # augmented, of each training scan
 
 
 def build_config() -> SiglipVisionConfig:
@@ -60,12 +61,12 @@ def _augmented(scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return ndimage.affine_transform(big, matrix, centre - matrix @ centre, order=1).clip(0, 255)
 
 
-def _bank(rng: np.random.Generator, copies: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def _bank(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Every training scan, with augmented copies: images (K, DIGIT, DIGIT) and labels (K,)."""
     rows = split_scans("train")
     images, labels = scans()
-    made = [_augmented(images[row], rng) for row in rows for _ in range(copies)]
-    return np.stack(made).astype(np.float32), np.repeat(labels[rows], copies)
+    made = [_augmented(images[row], rng) for row in rows for _ in range(COPIES)]
+    return np.stack(made).astype(np.float32), np.repeat(labels[rows], COPIES)
 
 
 def _batch(rng: np.random.Generator, bank: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from modalign.training.settings import Stage
 
 @dataclass(frozen=True)
 class Roles:
-    """Samples of all roles, one role after the other; a record that has two stands there twice.
+    """Samples of all roles, one role after the other; a record with two roles is in it twice.
 
     Attributes:
         names: of the roles.
@@ -52,7 +53,7 @@ class Roles:
             np.unique(np.array(groups, dtype=str), return_inverse=True)[1],
             stage.matched,
         )
-        if roles.matched and not roles._complete():
+        if not roles.usable().any():
             raise UsageError(
                 f"stage {stage.name!r}: no group has a record of each of the roles "
                 f"{', '.join(roles.names)}; give records that go together the same group"
@@ -63,18 +64,19 @@ class Roles:
         """Roles and groups of some samples, (n,) each."""
         return torch.from_numpy(self.of[list(indices)]), torch.from_numpy(self.keys[list(indices)])
 
-    def _places(self, role: int) -> np.ndarray:
-        return np.flatnonzero(self.of == role)
-
-    def _by_key(self, role: int) -> dict[int, list[int]]:
+    def by_key(self, role: int) -> dict[int, list[int]]:
+        """Group -> numbers of the role's samples."""
         found = defaultdict(list)
-        for place in self._places(role):
-            found[int(self.keys[place])].append(int(place))
+        for place in np.flatnonzero(self.of == role).tolist():
+            found[int(self.keys[place])].append(place)
         return found
 
-    def _complete(self) -> set[int]:
-        """Groups with a record of every role."""
-        return set.intersection(*(set(self._by_key(role)) for role in range(len(self.names))))
+    def usable(self) -> np.ndarray:
+        """(len(samples),) bool: all, or those of groups with a record of every role, if matched."""
+        if not self.matched:
+            return np.ones(len(self.of), dtype=bool)
+        of_role = (self.keys[self.of == role] for role in range(len(self.names)))
+        return np.isin(self.keys, reduce(np.intersect1d, of_role))
 
     def order(self, batch_size: int, seed: int) -> RoleOrder:
         """Return the endless, seeded sequence of batches.
@@ -95,16 +97,13 @@ class RoleOrder:
 
     def __init__(self, roles: Roles, batch_size: int, seed: int) -> None:
         self.roles, self.seed = roles, seed
-        count = len(roles.names)
-        complete = roles._complete() if roles.matched else set()
-        self.partners = [roles._by_key(role) for role in range(1, count)] if roles.matched else []
+        count, matched, usable = len(roles.names), roles.matched, roles.usable()
+        self.partners = [roles.by_key(role) for role in range(1, count)] if matched else []
         self.places, self.orders = [], []
-        for role in range(1 if roles.matched else count):
-            size = batch_size // count + (not roles.matched and role < batch_size % count)
-            places = [
-                p for p in roles._places(role) if not complete or int(roles.keys[p]) in complete
-            ]
-            self.places.append(np.array(places))
+        for role in range(1 if matched else count):
+            size = batch_size // count + (not matched and role < batch_size % count)
+            places = np.flatnonzero((roles.of == role) & usable)
+            self.places.append(places)
             own = [roles.samples[place] for place in places]
             self.orders.append(BatchOrder.of(own, size, seed))
 

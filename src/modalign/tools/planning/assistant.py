@@ -12,7 +12,6 @@ from modalign.tools.chain import ToolChain
 from modalign.tools.planning.code import CodeAssisted
 from modalign.tools.planning.plan import Planned
 from modalign.tools.planning.text import TextAssisted
-from modalign.tools.sandbox.limits import Limits
 from modalign.tools.spec import ChainSpec
 
 Way = Literal["text", "code", "plan"]
@@ -34,7 +33,6 @@ def assistant(
     unsafe: bool = False,
     steps: int = 6,
     repairs: int = 1,
-    limits: Limits | None = None,
     settings: dict[str, Any] | None = None,
 ) -> tuple[Assistant, ToolChain]:
     """Return a language model with the tools of a chain, and the chain, which is to be closed.
@@ -46,7 +44,6 @@ def assistant(
         unsafe: of the code way: run programs where no kernel fence holds them.
         steps: of the plan way: replies with calls, at most.
         repairs: of the code way: how often a failing program is given back.
-        limits: of the code way's programs.
         settings: of each reply: max_tokens, temperature, ...
 
     Raises:
@@ -62,7 +59,7 @@ def assistant(
         "text": lambda: TextAssisted(chain, chat, settings),
         "plan": lambda: Planned(tools, chat, steps=steps, settings=settings),
         "code": lambda: CodeAssisted(
-            tools, chat, limits or Limits(), repairs=repairs, unsafe=unsafe, settings=settings
+            tools, chat, repairs=repairs, unsafe=unsafe, settings=settings
         ),
     }
     try:

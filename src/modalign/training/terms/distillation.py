@@ -8,7 +8,7 @@ arXiv 2410.16236). Logits beyond a reference's own vocabulary are left out, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -53,35 +53,30 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
 
 
-@objective_term("kl_answer", needs={"logits"}, reads={"logits"})
-def kl_answer(
-    outputs: Any,
-    batch: Any,
-    references: Mapping[str, Any],
-    *,
-    reference: str = "teacher",
-    temperature: Temperature = 1.0,
-    beta: Beta = 0.0,
-) -> Tensor:
-    """Divergence from the reference's predictions, mean over supervised positions."""
-    theirs = references[reference].logits
-    return divergence(outputs.logits, theirs, temperature, beta).sum() / batch.num_supervised
+def _divergence_term(rows: str, count: str) -> Callable[..., Tensor]:
+    def term(
+        outputs: Any,
+        batch: Any,
+        references: Mapping[str, Any],
+        *,
+        reference: str = "teacher",
+        temperature: Temperature = 1.0,
+        beta: Beta = 0.0,
+    ) -> Tensor:
+        """Divergence from the reference's predictions, mean over the positions of the whole batch."""
+        own, theirs = (getattr(each, rows) for each in (outputs, references[reference]))
+        found = divergence(own, theirs, temperature, beta).sum()
+        return found / max(getattr(batch, count), 1)
+
+    return term
 
 
-@objective_term("kl_visual", needs={"media_logits"}, reads={"media_logits"})
-def kl_visual(
-    outputs: Any,
-    batch: Any,
-    references: Mapping[str, Any],
-    *,
-    reference: str = "teacher",
-    temperature: Temperature = 1.0,
-    beta: Beta = 0.0,
-) -> Tensor:
-    """The same at the positions that media take, mean over those; any number of media in a record."""
-    theirs = references[reference].media_logits
-    found = divergence(outputs.media_logits, theirs, temperature, beta).sum()
-    return found / max(batch.num_media_positions, 1)
+# At supervised positions, and at those that media take: any number of media in a record.
+for _name, _rows, _count in (
+    ("kl_answer", "logits", "num_supervised"),
+    ("kl_visual", "media_logits", "num_media_positions"),
+):
+    objective_term(_name, needs={_rows}, reads={_rows})(_divergence_term(_rows, _count))
 
 
 @objective_term("relation", needs={"media_logits"}, reads={"media_logits"})
