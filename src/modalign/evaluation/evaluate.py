@@ -131,7 +131,11 @@ def evaluate_model(
         tell = (lambda done, total, name=name: progress(name, done, total)) if progress else None
         outputs = _answers(model, processor, task, asked, max_new_tokens, batch_size, tell)
         judged[name] = _JudgedPass(asked, outputs, task.score(asked, outputs))
-    settings = _settings(task, max_new_tokens, batch_size)
+    settings: dict[str, Any] = {"generated": False}
+    if not task.by_likelihood:
+        settings = {
+            "do_sample": False, "max_new_tokens": max_new_tokens, "batch_size": batch_size
+        }  # fmt: skip
     found = Evaluation(
         model=str(folder),
         data=data,
@@ -159,12 +163,6 @@ def _check_early(task: Task, data: str, limit: int | None) -> None:
     records = read_records(data).records[:limit]
     if records:
         task.check(records)
-
-
-def _settings(task: Task, max_new_tokens: int, batch_size: int) -> dict[str, Any]:
-    if task.by_likelihood:
-        return {"generated": False}
-    return {"do_sample": False, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
 
 
 def _answers(

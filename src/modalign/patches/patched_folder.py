@@ -152,19 +152,18 @@ class PatchedFolder:
         Raises:
             DataError: it was made for another model, or changes what the structure removed.
         """
-        where = str(self.folder)
-        if self.structure is None or patch.cuts:
-            shapes, read = self.weights.shapes, self.original
-            if self.structure is not None:
-                unpruned = unpruned_weights(self.folder)
-                shapes, read = unpruned.shapes, unpruned.read
-            return patch, locate(patch.header, shapes, read, where)
+        where, own = str(self.folder), (self.weights.shapes, self.original)
+        if self.structure is None:
+            return patch, locate(patch.header, *own, where)
+        unpruned = unpruned_weights(self.folder)
+        before = (unpruned.shapes, unpruned.read)
+        if patch.cuts:
+            return patch, locate(patch.header, *before, where)
         try:
-            return patch, locate(patch.header, self.weights.shapes, self.original, where)
+            return patch, locate(patch.header, *own, where)
         except DataError as error:
-            unpruned = unpruned_weights(self.folder)
             try:
-                names = locate(patch.header, unpruned.shapes, unpruned.read, where)
+                names = locate(patch.header, *before, where)
             except DataError:
                 raise error from None
         sliced = slice_along(

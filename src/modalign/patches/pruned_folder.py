@@ -14,14 +14,13 @@ import secrets
 import shutil
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.hashing import tensor_hash
 from modalign.patches.folder_log import TensorChange
-from modalign.patches.folder_weights import INDEX, PART, FolderWeights
+from modalign.patches.folder_weights import INDEX, PART, FolderWeights, opened
 from modalign.patches.header import PatchContent, label
 from modalign.patches.structure_patches import result_name
 
@@ -59,13 +58,28 @@ def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[st
     weights = FolderWeights(kept)
     where: dict[str, str] = {}
     changes: dict[str, TensorChange] = {}
-    size = sum(
-        _write_file(kept / file, structure, target / file, where, changes) for file in weights.files
-    )
-    for name in structure.cuts:
+    size = 0
+    for file in weights.files:
+        tensors = {}
+        for name, place in weights.everything.items():
+            new, cut = result_name(structure, name), structure.cuts.get(name)
+            if place.file != file or new is None:
+                continue
+            if new in where:
+                raise DataError(f"{label(structure)} gives two tensors the name {new}")
+            where[new] = file
+            value = weights.read(name)
+            tensors[new] = value if cut is None else cut.of(value)
+            if cut is not None:
+                before = tensor_hash(value) if new == name else ""
+                changes[new] = TensorChange(before=before, after=tensor_hash(tensors[new]))
+        if tensors:  # a file of which nothing is left is not written
+            with opened(kept / file) as held:
+                save_file(tensors, target / file, held.metadata())
+        size += sum(value.nbytes for value in tensors.values())
+    for name, base in structure.header.base.items():
         if name not in where:
-            before = structure.header.base[name].sha256
-            changes[name] = TensorChange(before=before, after="")
+            changes[name] = TensorChange(before=base.sha256, after="")
     if (source / INDEX).is_file():
         _write_index(source / INDEX, where, size, target / INDEX)
     assert structure.header.structure is not None
@@ -75,34 +89,6 @@ def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[st
     if problem := loading_problem(target):
         raise DataError(f"{label(structure)} does not fit its configuration: {problem}")
     return changes
-
-
-def _write_file(
-    source: Path,
-    structure: PatchContent,
-    target: Path,
-    where: dict[str, str],
-    changes: dict[str, TensorChange],
-) -> int:
-    """Cut one file; none is written where nothing of it is left. The bytes of its tensors."""
-    tensors = {}
-    with safe_open(source, framework="pt") as held:
-        for name in held.keys():  # noqa: SIM118
-            new, cut = result_name(structure, name), structure.cuts.get(name)
-            if new is None:
-                continue
-            if new in where:
-                raise DataError(f"{label(structure)} gives two tensors the name {new}")
-            where[new] = target.name
-            value = held.get_tensor(name)
-            tensors[new] = value if cut is None else cut.of(value)
-            if cut is not None:
-                before = tensor_hash(value) if new == name else ""
-                changes[new] = TensorChange(before=before, after=tensor_hash(tensors[new]))
-        metadata = held.metadata()
-    if tensors:
-        save_file(tensors, target, metadata)
-    return sum(value.nbytes for value in tensors.values())
 
 
 def _write_index(source: Path, where: dict[str, str], size: int, target: Path) -> None:

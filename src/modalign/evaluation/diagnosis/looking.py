@@ -110,15 +110,16 @@ class Looking:
             right["right"], "share"
         )
         known = [name for name in WITHOUT if not np.isnan(right[name]).all()]
-        for name in known:
-            found.figures[f"accuracy, {name}"] = self.sampling.mean(right[name], "share")
-        for name in known:
-            gain = right["right"] - right[name]
-            found.figures[f"gain over {name}"] = self.sampling.mean(gain, "difference of shares")
-        for name in known:
-            found.figures[f"KL from {name}"] = self.sampling.mean(
-                np.array(self.divergences[name]), "nats"
-            )
+        gains = {name: right["right"] - right[name] for name in known}
+        divergences = {name: np.array(self.divergences[name]) for name in known}
+        for title, unit, values in (
+            ("accuracy, ", "share", right),
+            ("gain over ", "difference of shares", gains),
+            ("KL from ", "nats", divergences),
+        ):
+            found.figures |= {
+                title + name: self.sampling.mean(values[name], unit) for name in known
+            }
         if "noise" not in known:
             why = modality_of(self.modality).no_noise
             why = why or "this model takes its signals in a form of its own"

@@ -8,6 +8,7 @@ Lower is closer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -75,11 +76,9 @@ def modality_integration_rate(
     chosen = [sample for sample in samples if sample.media][:100]
     if not chosen or collator.tokens_per_medium < 2:
         return None
-    collator = replace(
-        collator, pack_length=None
-    )  # one sample per row: the mask tells what is text
-    modality: list[list[np.ndarray]] = []
-    text: list[list[np.ndarray]] = []
+    collator = replace(collator, pack_length=None)  # a sample per row: the mask tells what is text
+    modality: dict[int, list[np.ndarray]] = defaultdict(list)
+    text: dict[int, list[np.ndarray]] = defaultdict(list)
     for start in range(0, len(chosen), 25):
         batch = collator(chosen[start : start + 25]).to(device)
         states = call(
@@ -90,16 +89,10 @@ def modality_integration_rate(
         words = batch.attention_mask.bool().cpu().numpy() & ~image
         for layer, state in enumerate(states):
             values = state.float().cpu().numpy()
-            if layer == len(modality):
-                modality.append([])
-                text.append([])
             modality[layer].append(values[image])
             text[layer].append(values[words])
     return integration_rate(
-        [
-            layer_distance(np.concatenate(m), np.concatenate(t))
-            for m, t in zip(modality, text, strict=True)
-        ]
+        [layer_distance(np.concatenate(modality[n]), np.concatenate(text[n])) for n in text]
     )
 
 

@@ -191,14 +191,14 @@ class ObservedModel:
         marks = list(self._placeholders.values())
         words = (~torch.isin(given.ids, torch.tensor(marks, device=self.device))).nonzero()[:, 0]
         places = {
-            m: (given.ids == self._placeholders[m]).nonzero()[:, 0]
-            for m in self.modalities
-            if self.enters[m] == "prefix"
+            m: found
+            for m, mark in self._placeholders.items()
+            if self.enters[m] == "prefix" and len(found := (given.ids == mark).nonzero()[:, 0])
         }
-        places = {m: found for m, found in places.items() if len(found)}
-        features = {
-            m: caught[f"features of {m}"] for m in self.modalities if f"features of {m}" in caught
-        }
+        features = {m: caught[m] for m in self.modalities if m in caught}
+        outputs = {m: embeds[0][found] for m, found in places.items()}
+        in_layer = [m for m in features if self.enters[m] == "in-layer"]
+        outputs |= {m: self._memory(m, features[m]) for m in in_layer}
         attentions = output.get("attentions")
         return Seen(
             logits=_answering(output.logits[0], given),
@@ -208,18 +208,11 @@ class ObservedModel:
             places=places,
             words=words,
             features={m: values[mask] for m, (values, mask, _) in features.items()},
-            outputs={
-                **{m: embeds[0][found] for m, found in places.items()},
-                **{
-                    m: self._memory(m, features[m])
-                    for m in features
-                    if self.enters[m] == "in-layer"
-                },
-            },
+            outputs=outputs,
         )
 
     def _watch(self, given: RecordInputs) -> dict[str, tuple[nn.Module, bool, Callable[..., Any]]]:
-        """Modules whose inputs (True) or outputs are caught, and what is kept of them."""
+        """Modules whose inputs (True) or outputs are caught, by modality, and what is kept of them."""
         watching: dict[str, tuple[nn.Module, bool, Callable[..., Any]]] = {
             "embeds": (self.decoder, True, lambda args, kwargs: kwargs.get("inputs_embeds"))
         }
@@ -227,16 +220,15 @@ class ObservedModel:
             encoder = encoder_of(self.model, modality)
             if encoder is not None:
                 keep = kept_features(self.model, modality, given.inputs)
-                watching[f"features of {modality}"] = (encoder, False, keep)
+                watching[modality] = (encoder, False, keep)
         return watching
 
     def _memory(self, modality: str, features: tuple[Tensor, Tensor, Any]) -> Tensor:
         """(M, w), what an in-layer connector makes of a record's media for the layers to read."""
         connector: InLayerConnector = self.model.connector(modality)
         values, mask, grid = features
-        memory, present = connector.encode(
-            values.to(next(connector.parameters()).dtype), mask, grid
-        )
+        values = values.to(next(connector.parameters()).dtype)
+        memory, present = connector.encode(values, mask, grid)
         return memory[present]
 
     def _attends(self, given: RecordInputs) -> bool:
