@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
@@ -264,8 +265,9 @@ class InLayerConnector(Connector):
     def flops_per_position(self) -> float:
         """Return the FLOPs added per text position over all layers, forward only."""
 
-    def reading(self, memory: Tensor, memory_mask: Tensor, visible: Tensor) -> _Reading:
-        """Return a context manager under which the hooks read ``memory``.
+    @contextmanager
+    def reading(self, memory: Tensor, memory_mask: Tensor, visible: Tensor) -> Iterator[None]:
+        """Let the hooks read ``memory`` while the block lasts.
 
         Args:
             memory: (B, K, w), the encoded media of each row side by side (K = media per row * M).
@@ -273,7 +275,11 @@ class InLayerConnector(Connector):
             visible: (B, T, K) bool, which memory each text position may read (the last item
                 before it; nothing before the first item).
         """
-        return _Reading(self, _Memory(memory, memory_mask, visible))
+        self._memory = _Memory(memory, memory_mask, visible)
+        try:
+            yield
+        finally:
+            self._memory = None
 
     _memory: _Memory | None = None
 
@@ -283,17 +289,6 @@ class _Memory:
     memory: Tensor
     mask: Tensor
     visible: Tensor
-
-
-class _Reading:
-    def __init__(self, connector: InLayerConnector, memory: _Memory) -> None:
-        self.connector, self.memory = connector, memory
-
-    def __enter__(self) -> None:
-        self.connector._memory = self.memory
-
-    def __exit__(self, *_: object) -> None:
-        self.connector._memory = None
 
 
 def linear_flops(positions: float, inputs: int, outputs: int) -> float:

@@ -7,18 +7,16 @@ import importlib
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TypeVar
 
 from modalign.connectors import ENTRY_POINT_GROUP
 from modalign.connectors.base import Connector
 from modalign.errors import UsageError
 
 _REGISTRY: dict[str, type[Connector]] = {}
-C = TypeVar("C", bound=type[Connector])
 
 
-def register(cls: C) -> C:
-    """Class decorator: make a connector known under its ``name``.
+def register(cls: type[Connector]) -> None:
+    """Make a connector known under its ``name``.
 
     Raises:
         UsageError: the name is taken by another class.
@@ -30,7 +28,6 @@ def register(cls: C) -> C:
             f"rename {cls.__module__}.{cls.__qualname__}"
         )
     _REGISTRY[cls.name] = cls
-    return cls
 
 
 @cache

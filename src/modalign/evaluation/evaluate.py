@@ -111,7 +111,8 @@ def evaluate_model(
         DataError: broken data, none, or records that lack what the task needs.
     """
     task = task or Exact()
-    _check_early(task, data, limit)
+    if not isinstance(task, Exact) and (known := read_records(data).records[:limit]):
+        task.check(known)  # before the model is loaded; exact takes any record
     loaded, processor = open_model(folder, device=device)
     model = with_patches(loaded, tokenizer_of(processor), patches)
     taken = modalities_of(processor) or ["image"]  # which a language model then refuses
@@ -154,15 +155,6 @@ def evaluate_model(
     if out is not None:
         _write_outputs(out, task, found, judged)
     return found
-
-
-def _check_early(task: Task, data: str, limit: int | None) -> None:
-    """Check what can be read without knowing which media the model takes, before it is loaded."""
-    if isinstance(task, Exact):  # takes any record
-        return
-    records = read_records(data).records[:limit]
-    if records:
-        task.check(records)
 
 
 def _answers(

@@ -175,11 +175,8 @@ def _low_rank(delta: Tensor, max_rank: int) -> Iterator[LowRankChange]:
     own = int((values > NEGLIGIBLE * values[0]).sum())
     powers = {2**i for i in range(largest.bit_length())}
     for rank in sorted(r for r in {*powers, own, largest} if r <= largest):
-        yield _truncated(left, right, rank)
-
-
-def _truncated(left: Tensor, right: Tensor, rank: int) -> LowRankChange:
-    return LowRankChange(left[:, :rank].contiguous(), right[:, :rank].contiguous(), (-1,) * rank)
+        first, second = left[:, :rank].contiguous(), right[:, :rank].contiguous()
+        yield LowRankChange(first, second, (-1,) * rank)
 
 
 def _same_end(first: str, second: str) -> bool:

@@ -78,9 +78,6 @@ class CAbstractorConnector(PooledConnector):
         self.before = nn.ModuleList(RegNetBlock(size, inner_size) for size in inputs)
         self.after = nn.ModuleList(RegNetBlock(inner_size, inner_size) for _ in range(depth))
         self.layers = affine_stack(inner_size, widths.hidden_size, 2, nn.SiLU)
-        self._initialise()
-
-    def _initialise(self) -> None:
         nn.init.trunc_normal_(self.positions, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

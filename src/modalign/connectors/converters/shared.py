@@ -108,25 +108,6 @@ def pool_grid(x: Tensor, present: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return pooled, (share > 0).to(x.dtype)
 
 
-def pool_side(num_tokens: int, widths: Widths, name: str) -> int:
-    """Side of the pooled square; ConnectorError when it is none or larger than the grid."""
-    require_positive(name, num_tokens=num_tokens)
-    side = square_side(num_tokens, name)
-    if widths.grid is not None and side > min(widths.grid):
-        raise ConnectorError(
-            f"connector {name!r} cannot pool a grid of {widths.grid} features "
-            f"to {side} x {side} = {num_tokens} tokens; ask for fewer tokens"
-        )
-    return side
-
-
-def published_tokens(widths: Widths, published: int) -> int:
-    """The published number of tokens (a square), cut to the grid where that is smaller."""
-    if widths.grid is None:
-        return published
-    return min(square_side(published, "pooling"), *widths.grid) ** 2
-
-
 @dataclass(frozen=True)
 class PoolOptions(TokenOptions):
     """Options of connectors that pool a grid to a square of tokens.
@@ -140,7 +121,8 @@ class PoolOptions(TokenOptions):
     @classmethod
     def published(cls, widths: Widths) -> Self:
         """144 tokens (12 x 12), fewer on a smaller grid."""
-        return cls(published_tokens(widths, cls().num_tokens))
+        side = square_side(cls().num_tokens, "pooling")
+        return cls(min(side, *(widths.grid or (side,))) ** 2)
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
@@ -162,7 +144,14 @@ class PooledConnector(FixedLength):
 
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(widths, **options)
-        self.side = pool_side(self.options.num_tokens, widths, self.name)
+        M = self.options.num_tokens
+        require_positive(self.name, num_tokens=M)
+        self.side = square_side(M, self.name)
+        if widths.grid is not None and self.side > min(widths.grid):
+            raise ConnectorError(
+                f"connector {self.name!r} cannot pool a grid of {widths.grid} features "
+                f"to {self.side} x {self.side} = {M} tokens; ask for fewer tokens"
+            )
 
 
 # --- folding neighbours into channels ---

@@ -115,11 +115,16 @@ class GatedCrossAttention(InsertedBlocks):
         resampler = ResamplerOptions.of(
             self.name, _flamingo_resampler(widths) | (chosen.resampler or {})
         )
+        count = widths.num_layers // chosen.every
+        if count < 1:
+            raise ConnectorError(
+                f"connector {self.name!r} puts a block before every {chosen.every}th decoder layer, "
+                f"but the language model has {widths.num_layers}; lower `every`"
+            )
         inner, ffn = chosen.heads * chosen.head_size, chosen.ffn_factor * D
         self.resampler = ResamplerCore(widths.feature_size, resampler)
         self.blocks = nn.ModuleList(
-            GatedBlock(D, resampler.width, chosen.heads, inner, ffn)
-            for _ in range(_count_blocks(widths, chosen.every))
+            GatedBlock(D, resampler.width, chosen.heads, inner, ffn) for _ in range(count)
         )
         self.places = range(chosen.every - 1, len(self.blocks) * chosen.every, chosen.every)
 
@@ -127,13 +132,3 @@ class GatedCrossAttention(InsertedBlocks):
 def _flamingo_resampler(widths: Widths) -> dict[str, Any]:
     d = widths.feature_size
     return asdict(ResamplerOptions(64, d, 6, 8, 64, 4 * d, "flamingo"))
-
-
-def _count_blocks(widths: Widths, every: int) -> int:
-    count = widths.num_layers // every
-    if count < 1:
-        raise ConnectorError(
-            f"connector 'gated_cross_attention' puts a block before every {every}th decoder layer, "
-            f"but the language model has {widths.num_layers}; lower `every`"
-        )
-    return count

@@ -167,7 +167,12 @@ class IdeficsCrossAttention(InsertedBlocks):
             raise ConnectorError(
                 f"connector {self.name!r} has a 'scalar' or 'vector' gate, not {chosen.gate!r}"
             )
-        _check_every(widths, chosen.every)
+        if chosen.every not in _divisors(widths):
+            possible = ", ".join(map(str, _divisors(widths))) or "nothing"
+            raise ConnectorError(
+                f"connector {self.name!r} puts a block before the first of every {chosen.every} decoder "
+                f"layers, but the language model has {widths.num_layers}; `every` can be {possible}"
+            )
         gates = D if chosen.gate == "vector" else 1
         self.norm_eps = float(chosen.norm_eps)  # YAML reads 1e-5 as a text
         self.resampler = None
@@ -189,13 +194,3 @@ def _divisors(widths: Widths) -> list[int]:
 def _divisor(widths: Widths, wanted: int) -> int:
     """The divisor of L next to ``wanted``, the smaller of two; ``wanted`` without a language model."""
     return min(_divisors(widths), key=lambda each: abs(each - wanted), default=wanted)
-
-
-def _check_every(widths: Widths, every: int) -> None:
-    if every in _divisors(widths):
-        return
-    possible = ", ".join(map(str, _divisors(widths))) or "nothing"
-    raise ConnectorError(
-        f"connector 'idefics_cross_attention' puts a block before the first of every {every} decoder "
-        f"layers, but the language model has {widths.num_layers}; `every` can be {possible}"
-    )

@@ -146,7 +146,12 @@ class LlamaAdapter(HookedConnector):
 
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(widths, **options)
-        adapted = _count_adapted(widths, self.options.skip)
+        adapted = widths.num_layers - self.options.skip
+        if adapted < 1:
+            raise ConnectorError(
+                f"connector {self.name!r} leaves the lowest {self.options.skip} decoder layers alone, "
+                f"but the language model has {widths.num_layers}; lower `skip`"
+            )
         self.project = nn.Linear(widths.feature_size, widths.hidden_size)
         self.prompts = learnt(adapted, self.options.prompts, widths.hidden_size)
         self.gates = nn.Parameter(torch.zeros(adapted, widths.num_heads))
@@ -249,12 +254,3 @@ class LlamaAdapter(HookedConnector):
         allowed = readable(memory, projected).repeat_interleave(len(prompts), 2)
         read = attend(q, k, v, allowed, attention.scale)
         return merge_heads(read * self.gates[index].tanh().to(read.dtype).view(1, -1, 1, 1))
-
-
-def _count_adapted(widths: Widths, skip: int) -> int:
-    if widths.num_layers <= skip:
-        raise ConnectorError(
-            f"connector 'llama_adapter' leaves the lowest {skip} decoder layers alone, but the "
-            f"language model has {widths.num_layers}; lower `skip`"
-        )
-    return widths.num_layers - skip

@@ -165,15 +165,13 @@ class LogitLens:
             f"entropy at layer {shares.shape[1] - 1}": found.curves["entropy"][-1],
         }
         found.words = [self._likeliest(counter) for counter in self.words]
+        words = self.subject.model.get_output_embeddings().weight.shape[0]
         found.notes = [
-            f"{self.positions:,} positions; entropy is at most {math.log(self._vocabulary()):.2f} nats",
+            f"{self.positions:,} positions; entropy is at most {math.log(words):.2f} nats",
             f"a position counts where one of its {TOP} likeliest tokens is a token of the record's own answer; "
             "chance is the same with other records' answers",
         ]
         return found
-
-    def _vocabulary(self) -> int:
-        return int(self.subject.model.get_output_embeddings().weight.shape[0])
 
     def _likeliest(self, counter: Counter[int]) -> list[WordShare]:
         total = max(sum(counter.values()), 1)

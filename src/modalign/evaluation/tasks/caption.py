@@ -35,11 +35,6 @@ def words(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))
 
 
-def references_of(record: Record) -> list[str]:
-    """Every reference once, the expected answer first."""
-    return list(dict.fromkeys((record.answer, *record.answers)))
-
-
 class Caption(Task):
     """BLEU, ROUGE-L and CIDEr of generated captions."""
 
@@ -62,7 +57,7 @@ class Caption(Task):
 
     def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
         """CIDEr per record; ROUGE-L and BLEU's counts beside it."""
-        given = [references_of(record) for record in records]
+        given = [list(dict.fromkeys((r.answer, *r.answers))) for r in records]
         said = [output.text for output in outputs]
         cider = _cider(said, given)
         return [
