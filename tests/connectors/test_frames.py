@@ -84,5 +84,5 @@ def test_frames_are_whole() -> None:
     with pytest.raises(ConnectorError, match="49 features are not those of 3 equal frames"):
         cls(dataclasses.replace(CLIP, num_features=49))
     connector = cls(CLIP)
-    with pytest.raises(ConnectorError, match="no whole number of frames of 16"):
+    with pytest.raises(ConnectorError, match="not a whole number of frames of 16"):
         connector.num_tokens(17)

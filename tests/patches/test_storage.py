@@ -68,7 +68,9 @@ def test_a_truncated_file(saved: Path):
     content = saved.read_bytes()
     for length in (0, 4, 50, len(content) // 2, len(content) - 1):
         saved.write_bytes(content[:length])
-        with pytest.raises(DataError, match=r"fix\.safetensors is no safetensors file, or a trunc"):
+        with pytest.raises(
+            DataError, match=r"fix\.safetensors is not a safetensors file, or is trunc"
+        ):
             load_patch(saved)
 
 

@@ -285,7 +285,7 @@ class DiscreteConnector(CodeConnector):
 
     @torch.no_grad()
     def codes(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Tensor:
-        """The signal's tokenizer: (B, N, d), (B, N) -> numbers (B, M), -1 where there is no place."""
+        """The signal's tokenizer: (B, N, d), (B, N) -> numbers (B, M), -1 where nothing stands."""
         code = self.encoder(features, mask, grid)
         assert isinstance(code, DiscreteCode)
         return code.ids.masked_fill(~code.mask, -1)

@@ -2,8 +2,8 @@
 
 A connector that needs a grid has none over a whole clip, but each frame has one. ``per_frame`` makes of
 any prefix connector the one that works frame by frame: the same parameters under the same names (one
-trained on images can go on with videos), frames where it knew items, and the frames' tokens behind each
-other. This is how LLaVA-NeXT-Video, LLaVA-OneVision (arXiv 2408.03326) and PLLaVA (arXiv 2404.16994)
+trained on images can go on with videos), frames where it knew items, and the frames' tokens one after
+the other. This is how LLaVA-NeXT-Video, LLaVA-OneVision (arXiv 2408.03326) and PLLaVA (arXiv 2404.16994)
 use their image connectors; Video-LLaMA (arXiv 2306.02858) runs its Q-Former so.
 
 Shapes: features (B, T * N, d) -> frames (B * T, N, d) -> tokens (B * T, M, D) -> (B, T * M, D).
@@ -85,7 +85,7 @@ class PerFrame(PrefixConnector):
         frames, rest = divmod(num_features, self.widths.num_features)
         if rest:
             raise ConnectorError(
-                f"connector {self.name!r}: {num_features} features are no whole number of frames of "
+                f"connector {self.name!r}: {num_features} features are not a whole number of frames of "
                 f"{self.widths.num_features}"
             )
         return frames

@@ -94,7 +94,7 @@ class Attention(nn.Module):
         allowed: Tensor | None = None,
         values: Tensor | None = None,
     ) -> Tensor:
-        """Read ``memory`` where ``allowed``; ``values`` replaces the memory behind the values."""
+        """Read ``memory`` where ``allowed``; ``values``, if given, is what is read there."""
         q = self.q_norm(split_heads(self.q(queries), self.heads))
         k = self.k_norm(split_heads(self.k(memory), self.heads))
         v = split_heads(self.v(memory if values is None else values), self.heads)

@@ -123,8 +123,8 @@ def _log_likelihoods(
     }
     if "image_attention_mask" in inputs:  # of Idefics: an answer reads what the prompt's end reads
         read = inputs["image_attention_mask"]
-        behind = read[:, -1:].expand(-1, added.shape[1], -1)
-        longer["image_attention_mask"] = torch.cat([read, behind], dim=1)
+        after = read[:, -1:].expand(-1, added.shape[1], -1)
+        longer["image_attention_mask"] = torch.cat([read, after], dim=1)
     longer["input_ids"] = torch.cat([prompt, added], dim=1)
     mask = inputs["attention_mask"]
     longer["attention_mask"] = torch.cat([mask, present.to(mask.dtype)], dim=1)

@@ -149,7 +149,7 @@ def with_patches(model: nn.Module, tokenizer: Any, files: Sequence[Path]) -> nn.
     """A model with patch files on top, in the order given, its weights untouched.
 
     Raises:
-        DataError: a file is no patch, or does not fit the model or its tokenizer.
+        DataError: a file is not a patch, or does not fit the model or its tokenizer.
     """
     for file in files:
         patch = load_patch(file)

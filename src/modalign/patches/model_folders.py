@@ -152,7 +152,7 @@ def repair_folder(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No other process changes the folder meanwhile. A killed one leaves no lock behind."""
+    """Keep other processes from changing the folder meanwhile. The lock of a killed one is released."""
     try:
         import fcntl
     except ImportError:  # Windows has no such locks

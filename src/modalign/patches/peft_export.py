@@ -167,7 +167,7 @@ def _write(
 
 
 def _pattern(path: str) -> str:
-    """The pattern of one layer: peft puts ``(.*\\.)?`` before it and ``$`` behind."""
+    """Return the pattern of one layer: peft puts ``(.*\\.)?`` before it and ``$`` after it."""
     return f"^{re.escape(path)}"
 
 

@@ -80,7 +80,7 @@ def load_patch(path: Path | str) -> Patch:
     """Read a patch and verify its hash.
 
     Raises:
-        DataError: no patch, truncated, changed since it was written, or of a newer format.
+        DataError: it is not a patch, is truncated, was changed after it was written, or has a newer format.
     """
     path = Path(path)
     if not path.is_file():
@@ -92,7 +92,7 @@ def load_patch(path: Path | str) -> Patch:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DataError(
-            f"{path} is no safetensors file, or a truncated one ({error}); get the file again"
+            f"{path} is not a safetensors file, or is truncated ({error}); get the file again"
         ) from error
     try:
         header, layouts = json.loads(metadata["header"]), json.loads(metadata["columns"])

@@ -82,7 +82,7 @@ def test_the_majority_takes_the_most_frequent_right_option(letters: bool) -> Non
         ((), "0 options, not two or more"),
         (("red",), "1 options"),
         (("red", "Red "), "two options are the same"),
-        (("blue", "green"), "the answer 'red' is none of the options"),
+        (("blue", "green"), "the answer 'red' is not one of the options"),
         ((*(str(n) for n in range(26)), "red"), "27 options, but there are 26 letters"),
     ],
 )

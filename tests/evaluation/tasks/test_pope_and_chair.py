@@ -165,7 +165,7 @@ def test_saying_nothing_hallucinates_nothing_and_finds_nothing() -> None:
         ({}, "no list of objects"),
         ({"objects": "dog"}, "objects is 'dog', not a list of names"),
         ({"objects": ["dog", "?"]}, "the object '?' has no word"),
-        ({"objects": ["dog"], "synonyms": ["puppy"]}, "synonyms is no mapping"),
+        ({"objects": ["dog"], "synonyms": ["puppy"]}, "synonyms is not a mapping"),
     ],
 )
 def test_records_without_objects_are_refused(fields: dict, words: str) -> None:

@@ -78,7 +78,7 @@ class VocabularyCodesOptions(Options):
 class WordQuantiser(WindowEncoder):
     """Windows -> the nearest allowed row of the language model's embedding.
 
-    The embedding is seen, not owned: it is no submodule, does not train and is not saved here.
+    The embedding is seen, not owned: it is not a submodule, does not train and is not saved here.
     """
 
     allowed: Tensor
@@ -128,7 +128,7 @@ class VocabularyCodes(DiscreteConnector):
     """Words of the frozen language model stand for the signal.
 
     Raises:
-        ConnectorError: ``words`` is none of the three.
+        ConnectorError: ``words`` is not one of the three.
     """
 
     name = "vocabulary_codes"

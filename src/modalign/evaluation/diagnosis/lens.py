@@ -40,7 +40,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def find_readout(subject: ObservedModel) -> Readout | None:
-    """What makes logits of the last layer's output: the modules that run behind it, and the head.
+    """What makes logits of the last layer's output: the modules that run after it, and the head.
 
     Found by running two tokens; None where what was found does not give the model's own logits (they are
     scaled or capped on the way).

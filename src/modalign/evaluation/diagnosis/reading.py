@@ -62,7 +62,7 @@ class Seen:
     Attributes:
         logits: (A, V) float32, what predicted each token of the answer.
         embeds: (T, D) what the language model took in; empty for a pass that was not looked into.
-        states: L + 1 of (T, D), the last behind the final norm.
+        states: L + 1 of (T, D), the last after the final norm.
         attentions: L of (heads, T, T), or None.
         places: modality -> positions where its connector's tokens stand; none for in-layer connectors.
         words: positions of text.

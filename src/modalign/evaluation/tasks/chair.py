@@ -40,7 +40,9 @@ class Vocabulary:
 
     def __init__(self, synonyms: Mapping[str, Sequence[str]]) -> None:
         self._names: dict[tuple[str, ...], str] = {}
-        self._plurals: dict[tuple[str, ...], str] = {}  # give way to names: glasses are no glass
+        self._plurals: dict[
+            tuple[str, ...], str
+        ] = {}  # give way to names: "glasses" are not a glass
         for name, others in synonyms.items():
             for other in (name, *others):
                 self.add(other, name)
@@ -119,7 +121,7 @@ class Chair(Task):
             return f"the object {empty[0]!r} has no word"
         synonyms = record.extra.get("synonyms", {})
         if not _is_synonyms(synonyms):
-            return 'synonyms is no mapping of names to lists, {"dog": ["puppy"]}'
+            return 'synonyms is not a mapping of names to lists, {"dog": ["puppy"]}'
         return None
 
     def vocabulary(self, records: Sequence[Record]) -> Vocabulary:
@@ -203,6 +205,6 @@ def _read_objects(file: Path) -> dict[str, list[str]]:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     if not _is_synonyms(found):
         raise DataError(
-            f'{file} is no mapping of objects to other words for them, {{"dog": ["puppy"]}}'
+            f'{file} is not a mapping of objects to other words for them, {{"dog": ["puppy"]}}'
         )
     return dict(found)

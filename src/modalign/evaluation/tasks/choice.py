@@ -63,7 +63,7 @@ class Choice(Task):
         if self.letters and len(options) > len(LETTERS):
             return f"{len(options)} options, but there are {len(LETTERS)} letters"
         if plain(record.answer) not in options:
-            return f"the answer {record.answer!r} is none of the options"
+            return f"the answer {record.answer!r} is not one of the options"
         return None
 
     def shown(self, record: Record) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Wer(Task):
         return None if normalise(record.answer) else f"no word in the transcript {record.answer!r}"
 
     def score_one(self, record: Record, output: Output) -> Score:
-        """Each record's own rate, and the counts behind it."""
+        """Each record's own rate, and the counts that it is made of."""
         import jiwer
 
         expected, said = normalise(record.answer), normalise(output.text)
