@@ -360,7 +360,7 @@ def test_only_the_connector_in_use_travels(cases: dict[str, Case]) -> None:
     assert "connectors_perceivers_qformer.py" in alone
     assert "connectors_perceivers_qformer_stage_one.py" not in alone
     both = {path.name for path in cases["c_abstractor"].saved.folder.glob("*.py")}
-    assert "connectors_converters_layers.py" in both
+    assert "connectors_converters_shared.py" in both
 
 
 def test_native_folder_is_read_by_the_plain_class_with_canonical_keys(
