@@ -58,7 +58,7 @@ def build_chain(spec: ChainSpec, count: Count, cache: Path | None = None) -> Too
 
 
 def build_tool(spec: ToolSpec) -> Tool:
-    """Return a tool from its configuration: the configuration's word, else the kind's.
+    """Return a tool from its configuration; what that leaves out is the kind's own.
 
     Raises:
         UsageError: a missing library (the message names the extra), file, model or server.

@@ -28,7 +28,7 @@ class CallableTool(Tool):
     """A callable, wherever it runs.
 
     Args:
-        says: what it says of itself; the configuration's word goes before it.
+        says: what it says of itself; the configuration overrides it.
         key: what identifies it beside its source file.
         **settings: of :class:`~modalign.tools.base.Tool`.
     """

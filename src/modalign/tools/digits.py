@@ -145,7 +145,7 @@ def fitted(folder: Path | None = None) -> ReaderWeights:
 
 
 def fit() -> ReaderWeights:
-    """Fit on every training scan, rendered in a scene of its own (which cell: in turn)."""
+    """Fit on every training scan, each in a scene of its own, in the four cells by turns."""
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import LogisticRegression
 

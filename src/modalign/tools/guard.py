@@ -28,7 +28,7 @@ PASSING = ("timeout", "died", "given-up")
 
 @dataclass(frozen=True)
 class CallOutcome:
-    """What came of one call.
+    """The result of one call.
 
     Attributes:
         result: bounded JSON-able data; None where there is none.

@@ -1,7 +1,7 @@
 """Tools that are transformers pipelines, from a hub name or a folder.
 
-Transformers 5 has no ``image-to-text`` pipeline any more; what it did, ``image-text-to-text`` does, and the old
-name is taken for it. Weights are read from safetensors only.
+Transformers 5 dropped the ``image-to-text`` pipeline: ``image-text-to-text`` does its work, and the old name
+still works here. Weights are read from safetensors only.
 """
 
 from __future__ import annotations

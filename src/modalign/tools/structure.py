@@ -29,7 +29,7 @@ class StructureTool(Tool):
 
     @property
     def parameters(self) -> int:
-        """None are needed."""
+        """It has none."""
         return 0
 
     def run(self, medium: Media, **arguments: Any) -> list[str]:

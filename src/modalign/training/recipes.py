@@ -141,7 +141,7 @@ def select(
 def check_data(
     name: str, stages: Sequence[Stage], samples: Sequence[Sample], text: Sequence[Sample] = ()
 ) -> list[str]:
-    """Before step 0: whether the data has what every stage of a method asks for.
+    """Check, before step 0, that the data has what every stage of a method asks for.
 
     Returns:
         what the stages see, for the report; nothing for one stage over all records.

@@ -74,7 +74,7 @@ class LearningRateTrial:
 
 @dataclass
 class SessionResult:
-    """What training one method under one seed came to.
+    """The result of training one method under one seed.
 
     Attributes:
         factor: on all learning rates.

@@ -58,7 +58,7 @@ class ToolMethod:
         )
 
     def stage_one_terms(self, **_: Any) -> dict[str, float]:
-        """None: there is no connector."""
+        """Return no terms: there is no connector."""
         return {}
 
 

@@ -54,7 +54,7 @@ class StepProgress:
 
 @dataclass
 class StageOutcome:
-    """What a stage's training came to."""
+    """The result of training a stage."""
 
     steps: int
     ledger: Ledger

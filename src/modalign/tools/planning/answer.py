@@ -1,4 +1,4 @@
-"""What comes of a question: the answer, each step on the way to it, what it cost, what went wrong."""
+"""The result of a question: the answer, the steps on the way to it, what it cost, what went wrong."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Toolbox:
     A call names the medium by its place, from 0; with one medium that may be left out.
 
     Args:
-        tools: those that take none of the media's modalities are left aside.
+        tools: those that take none of the media's modalities are left out.
         media: of the question, in order.
         transcript: where calls are noted.
         limit: characters of an observation.
@@ -74,7 +74,7 @@ class Toolbox:
         return {tool.name: Function(self._order(tool), self._function(tool)) for tool in self.tools}
 
     def observe(self, name: str, arguments: str) -> str:
-        """Make the call that a model wrote, and say what came of it; a malformed one is said to be so."""
+        """Make the call that a model wrote; return the result, or why the call is malformed."""
         try:
             values = json.loads(arguments)
         except ValueError as error:

@@ -68,7 +68,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Ran:
-    """What came of a program.
+    """The result of a program.
 
     Attributes:
         answer: the text of its ``answer``, or of its last line's value (JSON where it is not text).

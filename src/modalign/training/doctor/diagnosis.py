@@ -41,7 +41,7 @@ class Segment(BaseModel):
 
 
 class MethodFacts(BaseModel):
-    """What one method comes to on this data.
+    """Facts about one method on this data.
 
     Attributes:
         tokens: positions one medium takes in the language model (a mark for in-layer methods).

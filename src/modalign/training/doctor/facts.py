@@ -1,4 +1,4 @@
-"""What a method comes to: its padding, and the steps that the budget pays for."""
+"""Facts about a method: its padding, the steps that the budget pays for, its references' FLOPs."""
 
 from __future__ import annotations
 

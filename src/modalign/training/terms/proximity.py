@@ -26,7 +26,7 @@ def proximal(
     if odd:
         raise UsageError(
             f"the term proximal compares weights one by one, and the reference {reference!r} has none "
-            f"like {odd[0]} (LoRA's have no like in a saved model)"
+            f"like {odd[0]} (a saved model has no LoRA weights)"
         )
     squares = [(w.float() - theirs[n].float()).square().sum() for n, w in outputs.weights.items()]
     return torch.stack(squares).sum() / 2 * batch.share
