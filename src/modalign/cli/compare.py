@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from modalign.cli import options
 
 
+@options.configures
 def compare(
+    *,
     config: options.Config = None,
-    llm: options.Llm = None,
-    encoder: options.Encoder = None,
-    train: options.Train = None,
-    val: options.Val = None,
-    evaluation: options.Eval = None,
+    changes: dict[str, Any],
     methods: Annotated[
         str | None, typer.Option("--methods", help="Names, converters, perceivers, tools or all.")
     ] = None,
@@ -27,19 +25,11 @@ def compare(
             help="Data recipes that every connector is crossed with: names or all (docs/recipes.md).",
         ),
     ] = None,
-    budget: options.Budget = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings per finalist.")] = None,
     finalists: Annotated[
         int | None, typer.Option(help="Methods that go on to all seeds; 0 means every method.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Methods trained at the same time.")] = None,
-    llm_mode: options.LlmMode = None,
-    encoder_mode: options.EncoderMode = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    skip_broken: options.SkipBroken = None,
-    allow_pickle: options.AllowPickle = False,
-    assignments: options.Set = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of runs, report and winner.")] = Path(
         "runs/compare"
     ),
@@ -74,29 +64,15 @@ def compare(
     from modalign.comparison.table import comparison_table, hallucination_table
 
     quiet_libraries()
-    changes = options.changes_from(
-        llm=llm,
-        encoder=encoder,
-        train=train,
-        val=val,
-        evaluation=evaluation,
-        budget=budget,
-        llm_mode=llm_mode,
-        encoder_mode=encoder_mode,
-        device=device,
-        dtype=dtype,
-        skip_broken=skip_broken,
-        allow_pickle=allow_pickle,
-        assignments=assignments,
-    )
-    for name, value in (("seeds", seeds), ("jobs", jobs)):
-        if value is not None:
-            changes[name] = value
+    own: dict[str, Any] = {
+        "seeds": seeds,
+        "jobs": jobs,
+        "methods": methods and methods.split(","),
+        "recipes": recipes and recipes.split(","),
+    }
+    changes |= {name: value for name, value in own.items() if value is not None}
     if finalists is not None:
         changes["finalists"] = finalists or None
-    for name, names in (("methods", methods), ("recipes", recipes)):
-        if names is not None:
-            changes[name] = names.split(",")
     with bars() as progress:
         resolved, changed = load_config(config, changes, progress)
     with LiveTable() as table:

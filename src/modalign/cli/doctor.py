@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,27 +28,17 @@ SECTIONS = {
 }
 
 
+@options.configures
 def doctor(
+    *,
     config: options.Config = None,
+    changes: dict[str, Any],
     method: Annotated[
         str | None, typer.Option("--method", help="Look at this method only.")
     ] = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Names, converters, perceivers or all.")
     ] = None,
-    llm: options.Llm = None,
-    encoder: options.Encoder = None,
-    train: options.Train = None,
-    val: options.Val = None,
-    evaluation: options.Eval = None,
-    budget: options.Budget = None,
-    llm_mode: options.LlmMode = None,
-    encoder_mode: options.EncoderMode = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    skip_broken: options.SkipBroken = None,
-    allow_pickle: options.AllowPickle = False,
-    assignments: options.Set = None,
     json_output: options.Json = False,
 ) -> None:
     """Look for what would go wrong, before anything trains.
@@ -72,21 +62,6 @@ def doctor(
     from modalign.training.methods import resolve_methods
 
     quiet_libraries()
-    changes = options.changes_from(
-        llm=llm,
-        encoder=encoder,
-        train=train,
-        val=val,
-        evaluation=evaluation,
-        budget=budget,
-        llm_mode=llm_mode,
-        encoder_mode=encoder_mode,
-        device=device,
-        dtype=dtype,
-        skip_broken=skip_broken,
-        allow_pickle=allow_pickle,
-        assignments=assignments,
-    )
     chosen = method or methods
     if chosen is not None:
         changes["methods"] = chosen.split(",")

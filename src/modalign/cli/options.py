@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -77,6 +77,21 @@ Set = Annotated[
 
 
 V = TypeVar("V", bound=Callable[..., Any])
+CONFIGURATION = {  # parameter -> its option, and the field that it sets
+    "llm": (Llm, "parts.llm"),
+    "encoder": (Encoder, "parts.encoder"),
+    "train_file": (Train, "data.train"),
+    "val": (Val, "data.val"),
+    "evaluation": (Eval, "data.eval"),
+    "budget": (Budget, "budget"),
+    "llm_mode": (LlmMode, "training.llm"),
+    "encoder_mode": (EncoderMode, "training.encoder"),
+    "device": (Device, "training.device"),
+    "dtype": (Dtype, "training.dtype"),
+    "skip_broken": (SkipBroken, "data.skip_broken"),
+    "allow_pickle": (AllowPickle, "parts.allow_pickle"),
+    "assignments": (Set, None),
+}
 
 
 def takes_media(verb: V) -> V:
@@ -85,73 +100,68 @@ def takes_media(verb: V) -> V:
     Args:
         verb: with a parameter ``media``, which is then given all media, those of ``--media`` first.
     """
-    signature = inspect.signature(verb, eval_str=True)
-    short = [name for name in modality_names() if name not in signature.parameters]
+    taken = inspect.signature(verb).parameters
+    short = [name for name in modality_names() if name not in taken]
+
+    def gathered(media: list[str] | None, **given: list[str] | None) -> list[Media]:
+        found = [medium_from(text) for text in media or []]
+        return found + [Media(name, path=path) for name in short for path in given[name] or []]
+
+    added = {"media": typer.Option("--media", help=MEDIA)}
+    added |= {name: typer.Option(f"--{name}", help=f"--media {name}=FILE.") for name in short}
+    options = {name: Annotated[list[str] | None, option] for name, option in added.items()}
+    return _with_options(verb, "media", options, gathered)
+
+
+def configures(verb: V) -> V:
+    """Give a verb the options that change a configuration.
+
+    Args:
+        verb: with a parameter ``changes``, which is then given the nested changes.
+    """
+
+    def gathered(assignments: list[str] | None, **given: Any) -> dict[str, Any]:
+        from modalign.configuration import assign, assigned
+
+        changes: dict[str, Any] = {}
+        for name, value in given.items():
+            if value is not None and value is not False:
+                path = str(CONFIGURATION[name][1])
+                assign(changes, path, _pairs(value) if name == "encoder" else value)
+        return assigned(assignments, changes)
+
+    options = {name: option for name, (option, _) in CONFIGURATION.items()}
+    return _with_options(verb, "changes", options, gathered)
+
+
+def _with_options(
+    verb: V, parameter: str, options: Mapping[str, Any], gathered: Callable[..., Any]
+) -> V:
+    """Put options in the place of a verb's parameter, which is given what is gathered from them."""
 
     @functools.wraps(verb)
-    def with_media(media: list[str] | None = None, **given: Any) -> Any:
-        found = [medium_from(text) for text in media or []]
-        for name in short:
-            found += [Media(name, path=path) for path in given.pop(name) or []]
-        return verb(media=found, **given)
+    def extended(**given: Any) -> Any:
+        found = gathered(**{name: given.pop(name) for name in options})
+        return verb(**given, **{parameter: found})
 
-    options = {"media": typer.Option("--media", help=MEDIA)}
-    options |= {name: typer.Option(f"--{name}", help=f"--media {name}=FILE.") for name in short}
-    parameters = dict(signature.parameters)
-    for name, option in options.items():
-        parameters[name] = inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[list[str] | None, option],
-        )
-    ordered = sorted(parameters.values(), key=lambda each: each.kind)
-    with_media.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
-    return with_media  # type: ignore[return-value]
-
-
-def changes_from(
-    *,
-    llm: str | None = None,
-    encoder: list[str] | None = None,
-    train: str | None = None,
-    val: str | None = None,
-    evaluation: str | None = None,
-    budget: str | None = None,
-    llm_mode: str | None = None,
-    encoder_mode: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    skip_broken: str | None = None,
-    allow_pickle: bool = False,
-    assignments: list[str] | None = None,
-) -> dict[str, Any]:
-    """Options given on the command line as nested changes of a configuration."""
-    from modalign.configuration import assign, assigned
-
-    changes: dict[str, Any] = {}
-    for path, value in (
-        ("parts.llm", llm),
-        ("parts.encoder", _pairs(encoder)),
-        ("data.train", train),
-        ("data.val", val),
-        ("data.eval", evaluation),
-        ("data.skip_broken", skip_broken),
-        ("budget", budget),
-        ("training.llm", llm_mode),
-        ("training.encoder", encoder_mode),
-        ("training.device", device),
-        ("training.dtype", dtype),
-        ("parts.allow_pickle", allow_pickle or None),
-    ):
-        if value is not None:
-            assign(changes, path, value)
-    return assigned(assignments, changes)
+    signature = inspect.signature(verb, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for own in signature.parameters.values():
+        added = options.items() if own.name == parameter else ()
+        parameters += [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if option == AllowPickle else None,
+                annotation=option,
+            )
+            for name, option in added
+        ] or [own.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    extended.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return extended  # type: ignore[return-value]
 
 
-def _pairs(items: list[str] | None) -> dict[str, str] | None:
-    if not items:
-        return None
+def _pairs(items: list[str]) -> dict[str, str]:
     pairs = {}
     for item in items:
         modality, found, name = item.partition("=")

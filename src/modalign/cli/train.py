@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,19 +13,16 @@ if TYPE_CHECKING:
     from modalign.training.trainable import PartCount
 
 
+@options.configures
 def train(
+    *,
     config: options.Config = None,
+    changes: dict[str, Any],
     method: Annotated[str, typer.Option("--method", help="'modalign methods' lists them.")] = "mlp",
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", help="Data recipe, e.g. captions_first (docs/recipes.md)."),
     ] = None,
-    llm: options.Llm = None,
-    encoder: options.Encoder = None,
-    train_file: options.Train = None,
-    val: options.Val = None,
-    evaluation: options.Eval = None,
-    budget: options.Budget = None,
     seed: Annotated[int, typer.Option(help="Of new weights and of the data order.")] = 0,
     factor: Annotated[
         float | None,
@@ -34,13 +31,6 @@ def train(
             "that quarter is left unspent."
         ),
     ] = None,
-    llm_mode: options.LlmMode = None,
-    encoder_mode: options.EncoderMode = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    skip_broken: options.SkipBroken = None,
-    allow_pickle: options.AllowPickle = False,
-    assignments: options.Set = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/train"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
@@ -68,21 +58,6 @@ def train(
     from modalign.training.run import train_method
 
     quiet_libraries()
-    changes = options.changes_from(
-        llm=llm,
-        encoder=encoder,
-        train=train_file,
-        val=val,
-        evaluation=evaluation,
-        budget=budget,
-        llm_mode=llm_mode,
-        encoder_mode=encoder_mode,
-        device=device,
-        dtype=dtype,
-        skip_broken=skip_broken,
-        allow_pickle=allow_pickle,
-        assignments=assignments,
-    )
 
     def describe(parts: list[PartCount], notes: list[str]) -> None:
         stderr.print(options.parts_table(parts))

@@ -1,8 +1,8 @@
 """Orderings other people measured, and whether ours agree.
 
 A small comparison that contradicts several large ones has more likely found a bad learning rate, a
-bad initial scale or a bug than news. Each :class:`Claim` is one published ordering with the
-conditions under which it was measured; :func:`check` looks it up in our own paired differences and
+bad initial scale or a bug than news. Each :class:`Claim` (``published.yaml``) is one published ordering with
+the conditions under which it was measured; :func:`check` looks it up in our own paired differences and
 says *agrees*, *contradicts*, *no difference found*, or *not comparable* and why.
 """
 
@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from modalign.comparison.results import Contradiction, MethodResult
 from modalign.numbers import words as fmt
@@ -21,19 +24,10 @@ Mode = Literal["frozen", "lora", "full"]
 Outcome = Literal["agrees", "contradicts", "no difference found", "not comparable"]
 
 ADVICE = "suspect learning rate, initial scale or a bug before claiming news"
-SPATIAL = ("spatial", "relation", "position")
-READING = ("text", "ocr", "digit")
 TOKEN_TOLERANCE = 0.1  # token counts within a tenth count as equal
 
-HONEYBEE = "Honeybee (arXiv 2312.06742), Vicuna-7B and CLIP-L/14, short schedule"
-MIR = "MIR paper (arXiv 2410.07167), LLaVA-1.5 recipe"
-ACFORMER = "AcFormer, LLaVA-1.5 data and Vicuna-7B"
-IDEFICS2 = "Idefics2 (arXiv 2405.02246), mean of four benchmarks, 4-shot"
-EXPECTED = "expectation from several papers, not one measurement"
 
-
-@dataclass(frozen=True)
-class Claim:
+class Claim(BaseModel):
     """One published ordering.
 
     Attributes:
@@ -46,175 +40,25 @@ class Claim:
         ties_agree: the published gap is small, so "no difference found" supports the claim.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     text: str
     source: str
     pairs: tuple[tuple[str, str], ...]
-    modes: frozenset[Mode] = frozenset({"frozen", "lora", "full"})
+    modes: tuple[Mode, ...] = ("frozen", "lora", "full")
     equal_tokens: bool = False
     skills: tuple[str, ...] = ()
     ties_agree: bool = False
 
 
+CLAIMS = TypeAdapter(tuple[Claim, ...]).validate_python(
+    yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+)
 _MODE_WORDS: dict[Mode, str] = {
     "frozen": "frozen",
     "lora": "tuned by LoRA",
     "full": "tuned in full",
 }
-_TUNED: frozenset[Mode] = frozenset({"lora", "full"})
-_FROZEN: frozenset[Mode] = frozenset({"frozen"})
-_LORA: frozenset[Mode] = frozenset({"lora"})
-
-CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "at 256 tokens a resampler (67.2) is below a linear map (70.0) and an MLP (70.2)",
-        HONEYBEE,
-        (("linear", "resampler"), ("mlp", "resampler")),
-        _TUNED,
-        equal_tokens=True,
-    ),
-    Claim(
-        "at equal tokens the C-Abstractor (71.6 at 256, 70.6 at 144) is above the resampler "
-        "(67.2, 64.2)",
-        HONEYBEE,
-        (("c_abstractor", "resampler"),),
-        _TUNED,
-        equal_tokens=True,
-    ),
-    Claim(
-        "at 144 tokens the D-Abstractor (69.7) is above the resampler (64.2)",
-        HONEYBEE,
-        (("d_abstractor", "resampler"),),
-        _TUNED,
-        equal_tokens=True,
-    ),
-    Claim(
-        "at 256 tokens the C-Abstractor (71.6) is above linear (70.0) and MLP (70.2)",
-        HONEYBEE,
-        (("c_abstractor", "linear"), ("c_abstractor", "mlp")),
-        _TUNED,
-        equal_tokens=True,
-        ties_agree=True,
-    ),
-    Claim(
-        "on spatial tasks at 256 tokens: C-Abstractor 56.3, linear 52.6, resampler 45.6",
-        HONEYBEE,
-        (("c_abstractor", "resampler"), ("linear", "resampler")),
-        _TUNED,
-        equal_tokens=True,
-        skills=SPATIAL,
-    ),
-    Claim(
-        "an MLP of two layers (63.9) is no worse than a linear map (63.6)",
-        MIR,
-        (("mlp", "linear"),),
-        _TUNED,
-        ties_agree=True,
-    ),
-    Claim(
-        "a Q-Former without its stage 1 (53.7) is far below linear (63.6) and MLP (63.9)",
-        MIR,
-        (("linear", "qformer_no_stage_one"), ("mlp", "qformer_no_stage_one")),
-        _TUNED,
-    ),
-    Claim(
-        "average pooling is above the resampler at 65 tokens (GQA 59.8 against 56.1) and at 145 "
-        "(60.9 against 56.4)",
-        ACFORMER,
-        (("avgpool_mlp", "resampler"),),
-        _TUNED,
-        equal_tokens=True,
-    ),
-    Claim(
-        "the C-Abstractor is above the resampler at 65, 145 and 257 tokens (GQA 59.0, 60.2, 60.8 "
-        "against 56.1, 56.4, 56.8)",
-        ACFORMER,
-        (("c_abstractor", "resampler"),),
-        _TUNED,
-        equal_tokens=True,
-    ),
-    Claim(
-        "average pooling is no worse than the C-Abstractor on GQA at 65 tokens (59.8, 59.0) and "
-        "at 145 (60.9, 60.2)",
-        ACFORMER,
-        (("avgpool_mlp", "c_abstractor"),),
-        _TUNED,
-        equal_tokens=True,
-        ties_agree=True,
-    ),
-    Claim(
-        "with frozen backbones cross-attention (66.7) is above a resampled prefix (60.3) and a "
-        "bare prefix (51.8)",
-        IDEFICS2,
-        (
-            ("gated_cross_attention", "resampler"),
-            ("gated_cross_attention", "linear"),
-            ("gated_cross_attention", "mlp"),
-        ),
-        _FROZEN,
-    ),
-    Claim(
-        "with frozen backbones a resampled prefix (60.3) is above a bare prefix (51.8)",
-        IDEFICS2,
-        (("resampler", "linear"), ("resampler", "mlp")),
-        _FROZEN,
-    ),
-    Claim(
-        "with LoRA the resampled prefix (69.5) overtakes cross-attention (67.3)",
-        IDEFICS2,
-        (("resampler", "gated_cross_attention"),),
-        _LORA,
-    ),
-    Claim(
-        "small data, tuned LLM: learnt queries without a stage 1 stay below linear, MLP, pooling "
-        "and the D- and C-Abstractor",
-        "Honeybee, MIR paper and AcFormer together",
-        (
-            ("linear", "qformer_no_stage_one"),
-            ("avgpool_mlp", "qformer_no_stage_one"),
-            ("d_abstractor", "qformer_no_stage_one"),
-            ("c_abstractor", "qformer_no_stage_one"),
-        ),
-        _TUNED,
-        equal_tokens=True,
-    ),
-    Claim(
-        "more tokens help with falling returns: the full grid is no worse than the same map after "
-        "pooling or folding",
-        "Honeybee and AcFormer together",
-        (("mlp", "avgpool_mlp"), ("mlp", "pixel_shuffle_mlp"), ("linear", "pixel_shuffle_linear")),
-        ties_agree=True,
-    ),
-    Claim("a Q-Former needs its stage 1", EXPECTED, (("qformer", "qformer_no_stage_one"),)),
-    Claim(
-        "even with its stage 1 a Q-Former is weaker than an MLP on spatial questions",
-        EXPECTED,
-        (("mlp", "qformer"),),
-        skills=SPATIAL,
-    ),
-    Claim(
-        "even with its stage 1 a Q-Former is weaker than an MLP on reading text",
-        EXPECTED,
-        (("mlp", "qformer"),),
-        skills=READING,
-    ),
-    Claim(
-        "adapters of a million parameters come last at small budgets",
-        EXPECTED,
-        tuple(
-            (better, "llama_adapter")
-            for better in ("linear", "mlp", "avgpool_mlp", "c_abstractor", "resampler")
-        ),
-    ),
-    Claim(
-        "discrete codes learnt from scratch come last at small budgets",
-        EXPECTED,
-        tuple(
-            (better, codes)
-            for codes in ("vq_codes", "vocabulary_codes")
-            for better in ("linear", "mlp", "avgpool_mlp", "c_abstractor", "resampler")
-        ),
-    ),
-)
 
 
 def check(

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from modalign.comparison.job import Job, JobResult, run_job
 from modalign.errors import ModalignError
@@ -69,17 +69,10 @@ class Watcher(Protocol):
 class Silent:
     """Tells nobody."""
 
-    def started(self, job: Job) -> None:
-        """Ignore."""
+    def started(self, *_: Any, **__: Any) -> None:
+        """Ignore whatever happens."""
 
-    def described(self, job: Job, parts: list[PartCount]) -> None:
-        """Ignore."""
-
-    def advanced(self, progress: JobProgress) -> None:
-        """Ignore."""
-
-    def finished(self, job: Job, result: JobResult) -> None:
-        """Ignore."""
+    described = advanced = finished = started
 
 
 def _context(threads: int) -> ForkServerContext:
