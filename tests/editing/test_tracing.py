@@ -26,8 +26,8 @@ from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.facts import (
     Fact,
     Known,
+    KnownFact,
     NoneKnownError,
-    Probe,
     known_facts,
     locate,
     read_facts,
@@ -65,7 +65,11 @@ def facts_of(made: Editable, relations: int = 9) -> list[Fact]:
 
 
 def plain_run(
-    model: Any, probe: Probe, noise: torch.Tensor | None, put_back: dict[Any, torch.Tensor], at: int
+    model: Any,
+    probe: KnownFact,
+    noise: torch.Tensor | None,
+    put_back: dict[Any, torch.Tensor],
+    at: int,
 ) -> float:
     """The attribute's probability in one row, with noise at the subject and states put back at ``at``."""
 
@@ -96,7 +100,7 @@ def plain_run(
     return float(torch.stack([spoken[i, t] for i, t in enumerate(probe.answer)]).sum().exp())
 
 
-def plain_states(model: Any, probe: Probe) -> dict[Any, torch.Tensor]:
+def plain_states(model: Any, probe: KnownFact) -> dict[Any, torch.Tensor]:
     """Every state of the clean run, (T, D) each."""
     with ExitStack() as stack, torch.no_grad():
         seen = {
@@ -244,7 +248,7 @@ def measured(carried: list[float], reached: list[float], n: int = 20) -> Suggest
     }
     grids["block", "subject"] = corrupted[:, None] + effect * np.array(carried)
     vectors = np.tile(np.array(reached), (n, 1)) + rng.normal(0, 0.01, (n, depth))
-    probe = Probe(Fact("s", "s is", 0, "a"), (1, 2), 0, 0, (3,))
+    probe = KnownFact(Fact("s", "s is", 0, "a"), (1, 2), 0, 0, (3,))
     known = Known((probe,) * n, n, 0, n)
     return propose("a model", known, Trace(clean, corrupted, grids, 1), Reach(vectors, ("b",) * n))
 
@@ -270,7 +274,7 @@ def test_wide_intervals_leave_it_undecided() -> None:
     reach = Reach(
         np.repeat(rng.permutation([0.9, 0.9, 0.9, 0.1, 0.1, 0.1])[:, None], 2, 1), ("b",) * n
     )
-    probe = Probe(Fact("s", "s is", 0, "a"), (1, 2), 0, 0, (3,))
+    probe = KnownFact(Fact("s", "s is", 0, "a"), (1, 2), 0, 0, (3,))
     found = propose("m", Known((probe,) * n, 600, 0, 600), Trace(clean, corrupted, grids, 1), reach)
     assert found.verdict == "undecided"
     assert found.layers == []
@@ -281,7 +285,7 @@ def test_wide_intervals_leave_it_undecided() -> None:
 def test_noise_that_changes_nothing_is_told() -> None:
     n = 10
     grids = {(kind, place): np.full((n, 2), 0.9) for kind in KINDS for place in PLACES}
-    probe = Probe(Fact("s", "s is", 0, "a"), (1, 2), 0, 0, (3,))
+    probe = KnownFact(Fact("s", "s is", 0, "a"), (1, 2), 0, 0, (3,))
     flat = Trace(np.full(n, 0.9), np.full(n, 0.9), grids, 1)
     found = propose(
         "m", Known((probe,) * n, n, 0, n), flat, Reach(np.full((n, 2), 0.9), ("b",) * n)

@@ -74,9 +74,7 @@ def run(
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first edits.")] = None,
     device: options.Device = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
-    ] = None,
+    dtype: options.WeightsDtype = None,
     cache: Cache = None,
     json_output: options.Json = False,
 ) -> None:
@@ -184,9 +182,7 @@ def stats(
     ] = 131_072,
     seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
     device: options.Device = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
-    ] = None,
+    dtype: options.WeightsDtype = None,
     cache: Cache = None,
     json_output: options.Json = False,
 ) -> None:
@@ -202,6 +198,8 @@ def stats(
 
     - `modalign edit stats MODEL --text corpus.jsonl --layers 3,4,5,6,7,8 --tokens 500000`
     """
+    from dataclasses import asdict
+
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
     from modalign.editing.covariance_report import take_statistics
 
@@ -219,7 +217,7 @@ def stats(
             progress=progress,
         )
     if json_output:
-        print_json(result.as_json())
+        print_json(asdict(result))
         return
     stdout.print(result.table())
 

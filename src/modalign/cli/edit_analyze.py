@@ -32,9 +32,7 @@ def analyze(
     ] = None,
     overwrite: options.Replace = False,
     device: options.Device = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
-    ] = None,
+    dtype: options.WeightsDtype = None,
     json_output: options.Json = False,
 ) -> None:
     """Compare what attention and FFN take in and put out, layer by layer: PMET's analysis.

@@ -66,9 +66,7 @@ def compare(
     ] = False,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
-    ] = None,
+    dtype: options.WeightsDtype = None,
     json_output: options.Json = False,
 ) -> None:
     """Compare editing methods at 1, 10, 100 and 1000 edits, in one batch and in steps.

@@ -30,9 +30,7 @@ def suggest(
     ] = None,
     overwrite: options.Replace = False,
     device: options.Device = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
-    ] = None,
+    dtype: options.WeightsDtype = None,
     json_output: options.Json = False,
 ) -> None:
     """Propose the layers to edit, from measurements on facts the model knows.

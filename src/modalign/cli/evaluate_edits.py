@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from modalign.errors import UsageError
 from modalign.numbers import words
@@ -74,22 +74,38 @@ def evaluate_edits(
 ) -> None:
     """Score edits and print the result; with patches the model without them is the reference row."""
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
+    from modalign.editing.benchmarks.multimodal import evaluate_multimodal
+    from modalign.editing.engine.corpus import read_corpus
+    from modalign.editing.readers import read_edits, validate_against_tokenizer
     from modalign.files import write_atomically
+    from modalign.models.asking import tokenizer_of
+    from modalign.models.open import open_model
+    from modalign.patches import check_tokenizer, load_patch, view
 
     quiet_libraries()
+    said: list[str] = []
+    read = read_edits(edits, conflicting="first", limit=limit, warn=said.append)
+    documents = read_corpus(text).documents if text is not None else None
+    loaded = [load_patch(path) for path in patches]
+    base, reader = open_model(model, device=device or "auto")
+    tokenizer = tokenizer_of(reader)
+    validate_against_tokenizer(read, tokenizer)
+    edited: Any = base
+    for patch in loaded:
+        check_tokenizer(patch, tokenizer)
+        edited = view(edited, patch)
+    before = base if loaded else None
     with bars(not json_output) as progress:
-        result = _measure(
-            model,
-            cast("Task | Literal['mmedit']", task),
-            edits,
-            patches,
-            text,
-            limit,
-            generate,
-            seed,
-            device,
-            progress,
-        )
+        asked: dict[str, Any] = {"generate": generate, "seed": seed, "progress": progress}
+        if task == "mmedit":
+            result = evaluate_multimodal(edited, reader, read, base=before, **asked)
+        else:
+            asked |= {"base": before, "text": documents}
+            result = evaluate(edited, tokenizer, read, cast("Task", task), **asked)
+    result.model, result.edits = str(model), str(edits)
+    result.patches = [patch.header.name for patch in loaded]
+    result.notes = said + result.notes
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, "".join(row.model_dump_json() + "\n" for row in result.rows))
@@ -99,49 +115,6 @@ def evaluate_edits(
     stdout.print(_table(result))
     for note in result.notes:
         stdout.print(f"note: {note}", markup=False, highlight=False)
-
-
-def _measure(
-    folder: Path,
-    task: Task | Literal["mmedit"],
-    file: Path,
-    patches: list[Path],
-    text: Path | None,
-    limit: int | None,
-    generate: bool,
-    seed: int,
-    device: str | None,
-    progress: Any,
-) -> EditEvaluation:
-    from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
-    from modalign.editing.benchmarks.multimodal import evaluate_multimodal
-    from modalign.editing.engine.corpus import read_corpus
-    from modalign.editing.readers import read_edits, validate_against_tokenizer
-    from modalign.models.asking import tokenizer_of
-    from modalign.models.open import open_model
-    from modalign.patches import check_tokenizer, load_patch, view
-
-    said: list[str] = []
-    edits = read_edits(file, conflicting="first", limit=limit, warn=said.append)
-    documents = read_corpus(text).documents if text is not None else None
-    loaded = [load_patch(path) for path in patches]
-    base, reader = open_model(folder, device=device or "auto")
-    tokenizer = tokenizer_of(reader)
-    validate_against_tokenizer(edits, tokenizer)
-    edited: Any = base
-    for patch in loaded:
-        check_tokenizer(patch, tokenizer)
-        edited = view(edited, patch)
-    drawing: dict[str, Any] = {"generate": generate, "seed": seed, "progress": progress}
-    before = base if loaded else None
-    if task == "mmedit":
-        result = evaluate_multimodal(edited, reader, edits, base=before, **drawing)
-    else:
-        result = evaluate(edited, tokenizer, edits, task, base=before, text=documents, **drawing)
-    result.model, result.edits = str(folder), str(file)
-    result.patches = [patch.header.name for patch in loaded]
-    result.notes = said + result.notes
-    return result
 
 
 def _table(result: EditEvaluation) -> object:

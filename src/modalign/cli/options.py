@@ -52,6 +52,9 @@ EncoderMode = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")]
+WeightsDtype = Annotated[
+    str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
+]
 AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Also read weights that are a pickle (as weights only)."),

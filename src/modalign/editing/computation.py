@@ -134,7 +134,7 @@ class Plan:
         if contexts is None:
             contexts = sample_contexts(spec, tokenizer, seed=config.seed)
         kept = tuple(text for text in contexts if text.strip())
-        rewriter = Rewriter(spec, reader, config.rewriting)
+        rewriter = Rewriter(spec, reader, config)
         return cls(
             spec=spec,
             tokenizer=tokenizer,

@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from modalign.editing.engine.asking import Template
 from modalign.editing.engine.covariance import TOKENS
-from modalign.editing.engine.lookups import LookupName
-from modalign.editing.engine.rewriting import ImageKeys, Rewriting, RewrittenRows
+from modalign.editing.engine.rewriting import Rewriting
 from modalign.editing.engine.values import ValueSettings
-from modalign.editing.multimodal.variants import MOST
 from modalign.errors import UsageError
 
 
-class EditConfig(BaseModel):
-    """What every method knows.
+class EditConfig(Rewriting):
+    """What every method knows, besides what its rewriting prompts are.
 
     Attributes:
         layers: the layers to write to, ascending; None for ``depth``.
         depth: first and last layer as fractions of the model's depth.
         seed: of the contexts, and of the order of the text for statistics.
         batch_size: edits optimised together.
-        template: the form in which the model is asked: ``chat`` (its chat template), ``plain``, or
-            ``auto``: chat for a model that takes pictures, plain for a causal language model.
-        lookup: the token an edit is written at: ``subject`` (its last token), ``last`` (of the
-            prompt), ``visual`` (the picture's last), or ``auto``: the subject where the text names
-            it, else the last.
-        rewrite: of an edit with a picture, rewrite ``both`` its text and its picture prompts, or only
-            one of them.
-        variants: of an edit's picture, besides itself.
-        image_keys: text and picture get keys and values of their ``own``, or a ``joint`` one.
-        image_share: with a joint key, what the picture's prompts count in the loss.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: tuple[int, ...] | None = None
     depth: tuple[float, float] = (3 / 28, 8 / 28)  # GPT-J's 3 to 8 of 28 (MEMIT, PMET)
     seed: int = 0
     batch_size: int = Field(default=16, ge=1)
-    template: Template = "auto"
-    lookup: LookupName = "auto"
-    rewrite: RewrittenRows = "both"
-    variants: int = Field(default=4, ge=0, le=MOST)
-    image_keys: ImageKeys = "own"
-    image_share: float = Field(default=0.5, gt=0, lt=1)
-
-    @property
-    def rewriting(self) -> Rewriting:
-        """What the rewriting prompts are."""
-        return Rewriting(
-            template=self.template,
-            lookup=self.lookup,
-            rows=self.rewrite,
-            variants=self.variants,
-            keys=self.image_keys,
-            image_share=self.image_share,
-        )
 
     @model_validator(mode="after")
     def _check(self) -> EditConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,6 @@ class CovarianceReport:
     fingerprint: str
     layers: tuple[LayerCovariance, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
-
     def table(self) -> Any:
         """For people."""
         from rich.table import Table
@@ -82,7 +78,7 @@ def take_statistics(
     """Compute C0, or find it in the cache.
 
     Raises:
-        UsageError: layers that are no numbers, or that the model lacks.
+        UsageError: layers that are not numbers, or that the model lacks.
         DataError: no text.
     """
     corpus = read_corpus(text) if text else None

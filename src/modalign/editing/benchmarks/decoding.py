@@ -6,7 +6,8 @@ padding included. (A mask of one column beside a cache is silently wrong in tran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,39 +56,28 @@ def decode(
     with judging(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            generators = None
-            if top_k is not None:
-                generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in chosen]
-            picker = _Picker(top_k, generators)
+            generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in chosen]
+            pick = functools.partial(_pick, top_k=top_k, generators=generators)
             rows = _left_padded([prompts[i] for i in chosen], device)
-            for i, ids in zip(
-                chosen,
-                _continue(model, rows, [limits[i] for i in chosen], ends, picker),
-                strict=True,
-            ):
+            new = _continue(model, rows, [limits[i] for i in chosen], ends, pick)
+            for i, ids in zip(chosen, new, strict=True):
                 made[i] = ids
             if progress:
                 progress(label, start + len(chosen), len(order))
     return made
 
 
-class _Picker:
-    """The next token of every row: the likeliest, or a sample among the likeliest."""
-
-    def __init__(self, top_k: int | None, generators: list[torch.Generator] | None) -> None:
-        self.top_k, self.generators = top_k, generators
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """(B, V) -> (B,)."""
-        if self.top_k is None or self.generators is None:
-            return logits.argmax(-1)
-        values, ids = logits.float().topk(min(self.top_k, logits.shape[-1]))
-        shares = values.softmax(-1).cpu()
-        drawn = [
-            torch.multinomial(share, 1, generator=generator)
-            for share, generator in zip(shares, self.generators, strict=True)
-        ]
-        return ids.gather(1, torch.stack(drawn).to(ids.device))[:, 0]
+def _pick(logits: Tensor, top_k: int | None, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next token of every row, (B,): the likeliest, or a sample among the likeliest."""
+    if top_k is None:
+        return logits.argmax(-1)
+    values, ids = logits.float().topk(min(top_k, logits.shape[-1]))
+    shares = values.softmax(-1).cpu()
+    drawn = [
+        torch.multinomial(share, 1, generator=generator)
+        for share, generator in zip(shares, generators, strict=True)
+    ]
+    return ids.gather(1, torch.stack(drawn).to(ids.device))[:, 0]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Rows:
@@ -101,7 +91,11 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Rows
 
 
 def _continue(
-    model: Any, rows: Rows, limits: Sequence[int], ends: frozenset[int], pick: _Picker
+    model: Any,
+    rows: Rows,
+    limits: Sequence[int],
+    ends: frozenset[int],
+    pick: Callable[[Tensor], Tensor],
 ) -> list[tuple[int, ...]]:
     B = len(rows.ids)
     mask, fed, cache = rows.mask, rows.ids, None

@@ -100,12 +100,30 @@ def evaluate_edits(
         raise UsageError(f"no task {task!r}: choose from {', '.join(TASKS)}")
     if not edits:
         raise UsageError("there are no edits to evaluate")
-    judge = _Judge(tokenizer, edits, task, generate, seed, resamples)
+    drawing: dict[str, Any] = {"resamples": resamples, "seed": seed}
+
+    def judge(model: Any, progress: Progress | None) -> _Judged:
+        """Score, generate and write with one model."""
+        found = score_edits(model, tokenizer, edits, task, progress=progress)
+        said: list[Said] = []
+        if generate:
+            said = generate_answers(model, tokenizer, found.prompts, progress=progress)
+            for prompt, one in zip(found.prompts, said, strict=True):
+                prompt.after.generated = one.text
+        metrics = metrics_of(columns_of(found.rows, task), task, **drawing)
+        if task == "counterfact":
+            metrics |= sum_metrics(found, **drawing)
+        if generate:
+            metrics |= exact_metrics(found.rows, said, **drawing)
+        if generate and any(edit.generation_prompts for edit in edits):
+            texts = write_texts(model, tokenizer, edits, seed=seed, progress=progress)
+            metrics |= text_metrics(edits, texts, **drawing)
+        return _Judged(found, metrics)
+
     then = judge(base, _prefixed(progress, "before")) if base is not None else None
     now = judge(model, _prefixed(progress, "after") if then else progress)
     if text is not None:
-        settings: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
-        now.metrics |= drift(model, tokenizer, text, base=base, **settings)
+        now.metrics |= drift(model, tokenizer, text, base=base, progress=progress, **drawing)
     notes = _notes(edits, now, task)
     if then is not None:
         for prompt, former in zip(now.scores.prompts, then.scores.prompts, strict=True):
@@ -129,37 +147,6 @@ class _Judged:
 
     scores: EditScores
     metrics: dict[str, Estimate]
-
-
-@dataclass
-class _Judge:
-    tokenizer: Any
-    edits: Sequence[Edit]
-    task: Task
-    generate: bool
-    seed: int
-    resamples: int
-
-    def __call__(self, model: Any, progress: Progress | None) -> _Judged:
-        """Score, generate and write with one model."""
-        drawing: dict[str, Any] = {"resamples": self.resamples, "seed": self.seed}
-        found = score_edits(model, self.tokenizer, self.edits, self.task, progress=progress)
-        said: list[Said] = []
-        if self.generate:
-            said = generate_answers(model, self.tokenizer, found.prompts, progress=progress)
-            for prompt, one in zip(found.prompts, said, strict=True):
-                prompt.after.generated = one.text
-        metrics = metrics_of(columns_of(found.rows, self.task), self.task, **drawing)
-        if self.task == "counterfact":
-            metrics |= sum_metrics(found, **drawing)
-        if self.generate:
-            metrics |= exact_metrics(found.rows, said, **drawing)
-        if self.generate and any(edit.generation_prompts for edit in self.edits):
-            texts = write_texts(
-                model, self.tokenizer, self.edits, seed=self.seed, progress=progress
-            )
-            metrics |= text_metrics(self.edits, texts, **drawing)
-        return _Judged(found, metrics)
 
 
 def _prefixed(progress: Progress | None, when: str) -> Progress | None:

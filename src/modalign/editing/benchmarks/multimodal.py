@@ -59,7 +59,7 @@ KINDS: dict[Measure, Kind] = {
 
 
 @dataclass(frozen=True)
-class Probe:
+class MultimodalQuestion:
     """One question of one edit.
 
     Attributes:
@@ -78,7 +78,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Reply:
     """What a model and its base did with one probe. Shares are 0 to 1, means over answer tokens.
 
     Attributes:
@@ -104,7 +104,7 @@ class Outcome:
     said: str | None = None
 
 
-def probes_of(edits: Sequence[Edit]) -> list[Probe]:
+def probes_of(edits: Sequence[Edit]) -> list[MultimodalQuestion]:
     """Every question of every edit.
 
     The paraphrases of an edit whose subject only the picture shows are asked of the picture; those of
@@ -113,19 +113,25 @@ def probes_of(edits: Sequence[Edit]) -> list[Probe]:
     return [probe for number, edit in enumerate(edits) for probe in _probes(number, edit)]
 
 
-def _probes(number: int, edit: Edit) -> Iterator[Probe]:
+def _probes(number: int, edit: Edit) -> Iterator[MultimodalQuestion]:
     if edit.image is not None:
-        yield Probe(number, "reliability", edit.asked_of_image, edit.target, edit.image)
+        yield MultimodalQuestion(
+            number, "reliability", edit.asked_of_image, edit.target, edit.image
+        )
     if edit.subject:
-        yield Probe(number, "text_reliability", edit.prompt, edit.target)
+        yield MultimodalQuestion(number, "text_reliability", edit.prompt, edit.target)
     shown = None if edit.subject else edit.image
     for prompt in edit.paraphrases:
-        yield Probe(number, "text_generality", prompt, edit.target, shown)
+        yield MultimodalQuestion(number, "text_generality", prompt, edit.target, shown)
     for image in edit.other_images:
-        yield Probe(number, "image_generality", edit.asked_of_image, edit.target, image)
+        yield MultimodalQuestion(
+            number, "image_generality", edit.asked_of_image, edit.target, image
+        )
     for neighbour in edit.neighbours:
         measure: Measure = "text_locality" if neighbour.image is None else "image_locality"
-        yield Probe(number, measure, neighbour.prompt, neighbour.answer, neighbour.image)
+        yield MultimodalQuestion(
+            number, measure, neighbour.prompt, neighbour.answer, neighbour.image
+        )
 
 
 def evaluate_multimodal(
@@ -161,8 +167,8 @@ def evaluate_multimodal(
     asking = Asking(reader, template)
     probes = probes_of(edits)
     judge = _Judge(asking, model, model if base is None else base, generate)
-    after: list[Outcome] = []
-    before: list[Outcome] = []
+    after: list[Reply] = []
+    before: list[Reply] = []
     with judging(model), judging(judge.base):
         for number, probe in enumerate(probes, start=1):
             now, then = judge(probe)
@@ -191,7 +197,7 @@ class _Judge:
     def __init__(self, asking: Asking, model: Any, base: Any, generate: bool) -> None:
         self.asking, self.model, self.base, self.generate = asking, model, base, generate
 
-    def __call__(self, probe: Probe) -> tuple[Outcome, Outcome]:
+    def __call__(self, probe: MultimodalQuestion) -> tuple[Reply, Reply]:
         """After and before."""
         asked = self._asked(probe)
         length = len(asked.ids)
@@ -217,7 +223,7 @@ class _Judge:
             self._outcome(then, then, where, answer, said, pictured),
         )
 
-    def _asked(self, probe: Probe) -> Asked:
+    def _asked(self, probe: MultimodalQuestion) -> Asked:
         if probe.image is None:
             return self.asking.text(probe.prompt)
         return self.asking.picture(probe.prompt, open_image(Media("image", path=probe.image)))
@@ -266,7 +272,7 @@ class _Judge:
         answer: Sequence[int],
         said: Sequence[int],
         pictured: bool,
-    ) -> Outcome:
+    ) -> Reply:
         mine, base = now[where].log_softmax(-1), then[where].log_softmax(-1)
         wanted = torch.tensor(answer, device=now.device)
         top, base_top = mine.topk(TOP).indices, base.topk(TOP).indices
@@ -274,7 +280,7 @@ class _Judge:
         ranks = TOP if pictured else 1
         every = now.topk(ranks).indices == then.topk(ranks).indices
         text = self.asking.tokenizer.decode(list(said)).strip() if self.generate else None
-        return Outcome(
+        return Reply(
             accuracy=float((top[:, 0] == wanted).float().mean()),
             agreement=float((top[:, 0] == base_top[:, 0]).float().mean()),
             overlap=float(shared.float().mean()),
@@ -288,9 +294,9 @@ class _Judge:
 
 
 def _metrics(
-    probes: Sequence[Probe],
-    after: Sequence[Outcome],
-    before: Sequence[Outcome],
+    probes: Sequence[MultimodalQuestion],
+    after: Sequence[Reply],
+    before: Sequence[Reply],
     edits: int,
     drawing: dict[str, Any],
 ) -> dict[str, Estimate]:
@@ -336,7 +342,10 @@ def _order(name: str) -> tuple[int, int]:
 
 
 def _chance(
-    probes: Sequence[Probe], before: Sequence[Outcome], asking: Asking, edits: Sequence[Edit]
+    probes: Sequence[MultimodalQuestion],
+    before: Sequence[Reply],
+    asking: Asking,
+    edits: Sequence[Edit],
 ) -> dict[str, float]:
     """Per headline measure in percent, what answers to other questions would score.
 
@@ -360,7 +369,7 @@ def _chance(
 
 
 def _notes(
-    edits: Sequence[Edit], probes: Sequence[Probe], compared: bool, asking: Asking
+    edits: Sequence[Edit], probes: Sequence[MultimodalQuestion], compared: bool, asking: Asking
 ) -> list[str]:
     notes = [f"asked in the {asking.template} form"]
     asked = {probe.measure for probe in probes}
@@ -376,13 +385,13 @@ def _notes(
 
 def _rows(
     edits: Sequence[Edit],
-    probes: Sequence[Probe],
-    after: Sequence[Outcome],
-    before: Sequence[Outcome] | None,
+    probes: Sequence[MultimodalQuestion],
+    after: Sequence[Reply],
+    before: Sequence[Reply] | None,
 ) -> list[EditRow]:
     rows = [EditRow.model_validate(edit, from_attributes=True) for edit in edits]
 
-    def answer(outcome: Outcome) -> Answer:
+    def answer(outcome: Reply) -> Answer:
         return Answer(
             target=outcome.target,
             accuracy=outcome.accuracy,

@@ -167,7 +167,7 @@ def succeeded(task: Task, answer: Answer) -> bool:
 
 def columns_of(rows: Sequence[EditRow], task: Task) -> dict[str, Floats]:
     """Metric -> (n,) means over each record's prompts; NaN where it has none of the kind."""
-    measures = {kind: _MEASURES[task](kind) | {f"free_{kind}": _free} for kind in KINDS}
+    measures = {kind: _measures(task, kind) for kind in KINDS}
     values = [
         (number, name, value)
         for number, row in enumerate(rows)
@@ -181,19 +181,17 @@ def columns_of(rows: Sequence[EditRow], task: Task) -> dict[str, Floats]:
 _Measure = Callable[[PromptRow], float | None]
 
 
-def _counterfact(kind: Kind) -> dict[str, _Measure]:
-    letter = PARTS["counterfact"][KINDS.index(kind)][0]
-    return {f"{letter}S": _success, f"{letter}M": _magnitude, f"{letter}A": _exact}
+def _measures(task: Task, kind: Kind) -> dict[str, _Measure]:
+    """What is measured at each prompt of a kind, by metric."""
+    part = PARTS[task][KINDS.index(kind)]
+    found: dict[str, _Measure] = {part: _success if task == "counterfact" else _accuracy}
+    if task == "counterfact":
+        found |= {f"{part[0]}M": _magnitude, f"{part[0]}A": _exact}
+    return found | {f"free_{kind}": _free}
 
 
-def _zsre(kind: Kind) -> dict[str, _Measure]:
-    return {PARTS["zsre"][KINDS.index(kind)]: lambda prompt: prompt.after.accuracy}
-
-
-_MEASURES: Mapping[Task, Callable[[Kind], dict[str, _Measure]]] = {
-    "counterfact": _counterfact,
-    "zsre": _zsre,
-}
+def _accuracy(prompt: PromptRow) -> float | None:
+    return prompt.after.accuracy
 
 
 def _success(prompt: PromptRow) -> float | None:

@@ -34,7 +34,7 @@ from modalign.patches import Patch, applied, view
 from modalign.patches.header import EditRecord, patch_hash
 from modalign.progress import Progress
 
-MEASURED = ("GE", "RS")  # of evaluate_edits: what is no mean over edits
+MEASURED = ("GE", "RS")  # of evaluate_edits: not means over edits
 
 
 @dataclass(frozen=True)

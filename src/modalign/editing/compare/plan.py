@@ -68,7 +68,8 @@ class Plan:
 
     def computed_as(self, method: str, mode: Mode, size: int) -> Mode:
         """The mode a cell is run in: where both modes are the same, it is run once."""
-        return _canonical(method, mode, size, self.blocks[size])
+        alike = method in ONE_AFTER_ANOTHER or self.blocks[size] >= size
+        return "batch" if mode == "sequential" and alike else mode
 
     @property
     def used(self) -> list[int]:
@@ -135,12 +136,6 @@ def make_plan(
                     cell = Planned(method, run, size, number, edits, each)
                     cells.setdefault(cell.key, cell)
     return replace(plan, cells=list(cells.values()), notes=notes + _same(plan))
-
-
-def _canonical(method: str, mode: Mode, size: int, block: int) -> Mode:
-    if mode == "sequential" and (method in ONE_AFTER_ANOTHER or block >= size):
-        return "batch"
-    return mode
 
 
 def _same(plan: Plan) -> list[str]:

@@ -90,7 +90,7 @@ class Point(BaseModel):
         method, mode, size: which.
         computed_as: the mode its cells were run in, where both modes are the same computation.
         draws: draws with a result; ``failed_draws`` have none.
-        n: edits behind the scores, over all draws.
+        n: edits that the scores are over, over all draws.
         metrics: scores over edits, and what was measured per draw.
         statuses: status -> edits.
         layers: parameter -> mean |Delta| / |W|.

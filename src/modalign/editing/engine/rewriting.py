@@ -9,8 +9,9 @@ mean of their keys fits neither; ``own`` is the default.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from modalign.data.images import open_image
 from modalign.data.records import Media
@@ -21,33 +22,37 @@ from modalign.editing.engine.lookups import LookupName, look_up
 from modalign.editing.engine.requests import KL_PROMPT, Request
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.multimodal.eyes import Eyes
-from modalign.editing.multimodal.variants import variants
+from modalign.editing.multimodal.variants import MOST, variants
 from modalign.errors import UsageError
 
 ImageKeys = Literal["own", "joint"]
 RewrittenRows = Literal["both", "text", "image"]
 
 
-@dataclass(frozen=True)
-class Rewriting:
+class Rewriting(BaseModel):
     """What the rewriting prompts of edits are.
 
     Attributes:
-        template: see :class:`Asking`.
-        lookup: see :func:`look_up`.
-        rows: which prompts of an edit with a picture are used; an edit without a picture, or without
-            a subject in its text, has one kind only.
-        variants: of the picture, besides itself.
-        keys: one key for text and picture together, or one each.
-        image_share: with joint keys, what the picture's prompts count in the loss.
+        template: the form in which the model is asked: ``chat`` (its chat template), ``plain``, or
+            ``auto``: chat for a model that takes pictures, plain for a causal language model.
+        lookup: the token an edit is written at: ``subject`` (its last token), ``last`` (of the
+            prompt), ``visual`` (the picture's last), or ``auto``: the subject where the text names
+            it, else the last.
+        rewrite: of an edit with a picture, rewrite ``both`` its text and its picture prompts, or only
+            one of them; an edit without a picture, or without a subject in its text, has one kind only.
+        variants: of an edit's picture, besides itself.
+        image_keys: text and picture get keys and values of their ``own``, or a ``joint`` one.
+        image_share: with a joint key, what the picture's prompts count in the loss.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: Template = "auto"
     lookup: LookupName = "auto"
-    rows: RewrittenRows = "both"
-    variants: int = 4
-    keys: ImageKeys = "own"
-    image_share: float = 0.5
+    rewrite: RewrittenRows = "both"
+    variants: int = Field(default=4, ge=0, le=MOST)
+    image_keys: ImageKeys = "own"
+    image_share: float = Field(default=0.5, gt=0, lt=1)
 
 
 class Rewriter:
@@ -77,7 +82,7 @@ class Rewriter:
             DataError: the subject cannot be found, or the picture not be opened.
             UsageError: the model takes no pictures, or nothing is left to rewrite.
         """
-        wanted = self.settings.rows
+        wanted = self.settings.rewrite
         named = bool(edit.subject) or edit.image is None
         text = named and (wanted != "image" or edit.image is None)
         picture = edit.image is not None and (wanted != "text" or not named)
@@ -88,7 +93,7 @@ class Rewriter:
             parts.append(self._text(edit, contexts))
         if picture:
             parts.append(self._picture(edit))
-        if len(parts) == 2 and self.settings.keys == "joint":
+        if len(parts) == 2 and self.settings.image_keys == "joint":
             return [_joined(parts[0], parts[1], self.settings.image_share)]
         return parts
 

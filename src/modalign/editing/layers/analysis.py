@@ -2,7 +2,7 @@
 
 At the last token of the prompt, per layer and averaged over facts the model knows:
 
-* the cosine similarity between what a component takes in (behind the norm before it) and what it
+* the cosine similarity between what a component takes in (after the norm before it) and what it
   puts out (before it is added to the residual stream), as in the authors' notebook
   ``knowledge-prob/prob_gptJ.ipynb``;
 * the Jaccard similarity of the 50 tokens that input and output say most, read through the model's
@@ -10,7 +10,7 @@ At the last token of the prompt, per layer and averaged over facts the model kno
   the norm; GPT-J's two embeddings are not tied, so what it compares is not what the model would say.
   ``projection="embedding"`` gives the notebook's numbers;
 * the probability of the attribute's first token, read through the lens from what each component
-  puts out, and from the residual stream behind the layer.
+  puts out, and from the residual stream after the layer.
 
 All intervals are 95 %, bootstrap over facts. The words are derived by the rules of :func:`_words`.
 """
@@ -30,7 +30,7 @@ from modalign.editing.benchmarks.results import metric
 from modalign.editing.engine.forward import Row
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.components import COMPONENTS, Component, Lens, find_ends, read_states
-from modalign.editing.layers.facts import AskedFacts, Fact, Known, Probe, known_facts
+from modalign.editing.layers.facts import AskedFacts, Fact, Known, KnownFact, known_facts
 from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import NO_DIFFERENCE
@@ -122,7 +122,7 @@ def analyse(
 
 def measure(
     spec: ModelSpec,
-    probes: Sequence[Probe],
+    probes: Sequence[KnownFact],
     projection: Projection = "lens",
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Floats]:

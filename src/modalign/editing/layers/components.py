@@ -1,7 +1,7 @@
 """What attention and FFN take in and put out at one token, layer by layer.
 
 A component's input is what its first linear maps receive (after the norm, where one stands before);
-its output is what is added to the residual stream (after the norm, where one stands behind the output
+its output is what is added to the residual stream (after the norm, where one follows the output
 projection, as in Gemma 2). Found by running the first layer, not by names.
 """
 
@@ -82,7 +82,7 @@ def find_ends(spec: ModelSpec) -> Ends:
     entry, exits = {}, {}
     for component, name in ((COMPONENTS[0], spec.attention), (COMPONENTS[1], spec.ffn)):
         entry[component] = _entry(layer, calls, name)
-        exits[component] = name if spec.additive else _behind(layer, calls, name)
+        exits[component] = name if spec.additive else _norm_after(layer, calls, name)
     added = whole["in"] + sum(outputs[name] for name in exits.values())
     if (added - whole["out"]).abs().max() > 0.02 * whole["out"].abs().max():
         raise SpecError(
@@ -106,8 +106,10 @@ def _entry(layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projec
     raise SpecError(f"no linear map beside {projection} was run")
 
 
-def _behind(layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projection: str) -> str:
-    """The norm right behind a projection, or the projection itself."""
+def _norm_after(
+    layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projection: str
+) -> str:
+    """The norm right after a projection, or the projection itself."""
     written = next(output for name, _, output in calls if name == projection)
     children = {name for name, _ in layer.named_children()}
     for name, given, output in calls:

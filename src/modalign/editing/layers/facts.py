@@ -56,11 +56,7 @@ class Fact:
     @property
     def relation(self) -> str:
         """The prompt with ``{}`` for the subject."""
-        return (
-            self.prompt[: self.subject_at]
-            + "{}"
-            + self.prompt[self.subject_at :][len(self.subject) :]
-        )
+        return self.edit("").relation
 
     def edit(self, target: str) -> Edit:
         """The edit that gives this fact another answer."""
@@ -76,7 +72,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Probe:
+class KnownFact:
     """A fact the model knows, tokenised.
 
     Attributes:
@@ -132,7 +128,7 @@ class Known:
         total: facts in the file.
     """
 
-    probes: tuple[Probe, ...]
+    probes: tuple[KnownFact, ...]
     asked: int
     unreadable: int
     total: int
@@ -240,7 +236,7 @@ def known_facts(
     """
     order = list(facts)
     random.Random(seed).shuffle(order)
-    found: list[Probe] = []
+    found: list[KnownFact] = []
     said = ""
     asked = unreadable = 0
     for start in range(0, len(order), BATCH):
@@ -268,7 +264,7 @@ def known_facts(
     return Known(tuple(found), asked, unreadable, len(facts))
 
 
-def locate(tokenizer: Any, fact: Fact) -> Probe | None:
+def locate(tokenizer: Any, fact: Fact) -> KnownFact | None:
     """Tokenise a fact; None where the subject or the attribute has no tokens of its own."""
     try:
         prompt = encode_prompt(tokenizer, fact.prompt, fact.subject, fact.subject_at)
@@ -278,12 +274,12 @@ def locate(tokenizer: Any, fact: Fact) -> Probe | None:
     offsets = tokenizer(fact.prompt, return_offsets_mapping=True)["offset_mapping"]
     covering = [i for i, (a, b) in enumerate(offsets) if a <= fact.subject_at < b]
     first = covering[0] if covering else prompt.lookup
-    return Probe(fact, prompt.ids, min(first, prompt.lookup), prompt.lookup, answer)
+    return KnownFact(fact, prompt.ids, min(first, prompt.lookup), prompt.lookup, answer)
 
 
 def _answers(
-    spec: ModelSpec, tokenizer: Any, probes: Sequence[Probe]
-) -> Iterator[tuple[Probe, float | None, str]]:
+    spec: ModelSpec, tokenizer: Any, probes: Sequence[KnownFact]
+) -> Iterator[tuple[KnownFact, float | None, str]]:
     """Each probe, the probability of its attribute where it is known, and what the model says."""
     if not probes:
         return
@@ -298,5 +294,5 @@ def _answers(
         same = [ours == theirs for ours, theirs in zip(best, probe.answer, strict=True)]
         if all(same):
             yield probe, joint, ""
-        else:  # behind the first wrong token the answer is no longer the model's own
+        else:  # after the first wrong token the answer is no longer the model's own
             yield probe, None, tokenizer.decode(best[: same.index(False) + 1]).strip()

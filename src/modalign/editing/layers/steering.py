@@ -18,7 +18,7 @@ from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.tokens import encode_target
 from modalign.editing.engine.values import REACHED, Value, ValueSettings, optimise
-from modalign.editing.layers.facts import Fact, Probe
+from modalign.editing.layers.facts import Fact, KnownFact
 from modalign.errors import DataError
 from modalign.numbers.bootstrap import Floats
 from modalign.progress import Progress
@@ -47,7 +47,7 @@ class Reach:
 
 
 def other_answers(
-    tokenizer: Any, probes: Sequence[Probe], facts: Sequence[Fact], seed: int = 0
+    tokenizer: Any, probes: Sequence[KnownFact], facts: Sequence[Fact], seed: int = 0
 ) -> list[str]:
     """Another answer for each fact: the file's, else one of the same relation, else of any.
 
@@ -74,7 +74,7 @@ def other_answers(
     return chosen
 
 
-def _differing(tokenizer: Any, probe: Probe, answers: set[str]) -> set[str]:
+def _differing(tokenizer: Any, probe: KnownFact, answers: set[str]) -> set[str]:
     """Answers that do not start as the right one does."""
     found = set()
     for answer in answers - {probe.fact.attribute}:
@@ -90,7 +90,7 @@ def _differing(tokenizer: Any, probe: Probe, answers: set[str]) -> set[str]:
 def reach(
     spec: ModelSpec,
     tokenizer: Any,
-    probes: Sequence[Probe],
+    probes: Sequence[KnownFact],
     others: Sequence[str],
     progress: Progress = lambda name, done, total: None,
 ) -> Reach:

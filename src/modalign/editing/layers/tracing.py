@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from modalign.editing.benchmarks.calling import judging, logits_at
 from modalign.editing.engine.spec import ModelSpec, Site, hidden_of
 from modalign.editing.engine.tokens import Rows
-from modalign.editing.layers.facts import Probe
+from modalign.editing.layers.facts import KnownFact
 from modalign.numbers.bootstrap import Floats
 from modalign.progress import Progress
 
@@ -90,7 +90,7 @@ class _Run:
 
 def trace(
     spec: ModelSpec,
-    probes: Sequence[Probe],
+    probes: Sequence[KnownFact],
     settings: TraceSettings | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> Trace:
@@ -138,7 +138,7 @@ def _trace(clean: Floats, found: Floats, depth: int, how: TraceSettings) -> Trac
     return Trace(clean, corrupted, restored, max(1, round(how.window * depth)))
 
 
-def embedding_deviation(spec: ModelSpec, probes: Sequence[Probe]) -> float:
+def embedding_deviation(spec: ModelSpec, probes: Sequence[KnownFact]) -> float:
     """Standard deviation of the embedding matrix's entries, as the model receives them.
 
     Some embeddings are scaled on their way (Gemma 3); the factor is read off the probes' tokens.
@@ -153,7 +153,7 @@ def embedding_deviation(spec: ModelSpec, probes: Sequence[Probe]) -> float:
         return float(weight.float().std() * factor)
 
 
-def subject_noise(probe: Probe, how: TraceSettings, number: int, width: int) -> Tensor:
+def subject_noise(probe: KnownFact, how: TraceSettings, number: int, width: int) -> Tensor:
     """Unit noise for the subject's tokens, (S, tokens, D); the same for any batch size and device."""
     generator = torch.Generator().manual_seed(how.seed * 1_000_003 + number)
     return torch.randn(how.samples, probe.last - probe.first + 1, width, generator=generator)
@@ -162,7 +162,7 @@ def subject_noise(probe: Probe, how: TraceSettings, number: int, width: int) -> 
 class _Tracer:
     """One fact: its states without noise, and runs with noise."""
 
-    def __init__(self, spec: ModelSpec, probe: Probe, how: TraceSettings) -> None:
+    def __init__(self, spec: ModelSpec, probe: KnownFact, how: TraceSettings) -> None:
         self.spec, self.probe, self.how = spec, probe, how
         self.at: dict[Place, int] = {
             "first": probe.first,

@@ -48,7 +48,7 @@ def _varied(
 
 
 def _border(image: Image.Image) -> tuple[int, int, int]:
-    """The usual colour along the edges: what a moved picture leaves behind it."""
+    """The usual colour along the edges: what a moved picture leaves free."""
     pixels = np.asarray(image)
     edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = np.median(edges, axis=0).astype(int).tolist()

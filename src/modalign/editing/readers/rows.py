@@ -74,7 +74,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        # utf-8-sig: a byte order mark is no part of the text.
+        # utf-8-sig: a byte order mark is not part of the text.
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
