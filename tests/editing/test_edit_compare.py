@@ -22,7 +22,7 @@ from modalign.editing.compare.judging import judge_edit
 from modalign.editing.compare.plan import draws_of, make_plan, without_edited_neighbours
 from modalign.editing.compare.report import report_of
 from modalign.editing.compare.request import CompareRequest
-from modalign.editing.compare.results import Cell, EditComparison
+from modalign.editing.compare.results import CellResult, EditComparison
 from modalign.editing.compare.run import compare_edits
 from modalign.editing.compare.scores import differences
 from modalign.editing.edits import Edit, Neighbour
@@ -211,9 +211,9 @@ def request(place: Path, out: str, **changes: Any) -> CompareRequest:
     return replace(asked, **changes)
 
 
-def cells_of(out: Path) -> dict[str, Cell]:
+def cells_of(out: Path) -> dict[str, CellResult]:
     files = sorted((out / "cells").glob("*.json"))
-    return {file.stem: Cell.model_validate_json(file.read_bytes()) for file in files}
+    return {file.stem: CellResult.model_validate_json(file.read_bytes()) for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_finished_cells_are_kept(
     computed: list[str] = []
     real = running.run_cell
 
-    def counting(bench: Any, planned: Any, *rest: Any) -> Cell:
+    def counting(bench: Any, planned: Any, *rest: Any) -> CellResult:
         computed.append(planned.key)
         return real(bench, planned, *rest)
 

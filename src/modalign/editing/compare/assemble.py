@@ -22,14 +22,14 @@ from modalign.editing.compare.measuring import REST
 from modalign.editing.compare.plan import Plan
 from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import (
-    Cell,
+    CellResult,
     ComparisonSetting,
     EditComparison,
     EditingCost,
     FailedCell,
     MethodInfo,
+    MethodPoint,
     Mode,
-    Point,
     Reference,
     ScoreDifference,
     TableAnswer,
@@ -58,10 +58,10 @@ class _Group:
     mode: Mode
     size: int
     computed_as: Mode
-    cells: list[Cell]
+    cells: list[CellResult]
 
     @property
-    def finished(self) -> list[Cell]:
+    def finished(self) -> list[CellResult]:
         return [cell for cell in self.cells if cell.failure is None]
 
     @property
@@ -72,7 +72,7 @@ class _Group:
 def assemble(
     request: CompareRequest,
     plan: Plan,
-    cells: Mapping[str, Cell],
+    cells: Mapping[str, CellResult],
     before: Mapping[int, EditRow],
     bench: Workbench,
     *,
@@ -128,7 +128,7 @@ def assemble(
     )
 
 
-def _groups(plan: Plan, cells: Mapping[str, Cell]) -> list[_Group]:
+def _groups(plan: Plan, cells: Mapping[str, CellResult]) -> list[_Group]:
     groups = []
     for mode in plan.modes:
         for size in plan.sizes:
@@ -146,7 +146,7 @@ def _table_size(plan: Plan, wanted: int | None) -> int | None:
     return small[-1] if small else None
 
 
-def _point(group: _Group, bench: Workbench) -> Point:
+def _point(group: _Group, bench: Workbench) -> MethodPoint:
     finished = group.finished
     metrics = metrics_of(columns_of(group.rows, bench.task), bench.task, seed=bench.seed)
     for name in dict.fromkeys(name for cell in finished for name in cell.measured):
@@ -158,7 +158,7 @@ def _point(group: _Group, bench: Workbench) -> Point:
         for name in names
     }
     counted = Counter(outcome.status for cell in finished for outcome in cell.outcomes)
-    return Point(
+    return MethodPoint(
         method=group.method,
         mode=group.mode,
         size=group.size,
@@ -374,7 +374,9 @@ def _lost(group: _Group, old: EditRow, new: EditRow) -> list[WorstNeighbour]:
     return found
 
 
-def _notes(before: Mapping[int, EditRow], cells: Sequence[Cell], bench: Workbench) -> list[str]:
+def _notes(
+    before: Mapping[int, EditRow], cells: Sequence[CellResult], bench: Workbench
+) -> list[str]:
     notes = []
     rewrites = [p for row in before.values() for p in row.prompts if p.kind == "rewrite"]
     said = sum(p.after.accuracy == 1.0 for p in rewrites)

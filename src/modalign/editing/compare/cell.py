@@ -23,7 +23,7 @@ from modalign.editing.benchmarks.scores import Task, succeeded
 from modalign.editing.compare.judging import judge_edit
 from modalign.editing.compare.measuring import StageClock, peak_memory
 from modalign.editing.compare.plan import ONE_AFTER_ANOTHER, Planned
-from modalign.editing.compare.results import Cell, Outcome
+from modalign.editing.compare.results import CellResult, Outcome
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import Corpus
@@ -84,7 +84,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def run_cell(bench: Workbench, planned: Planned, share: int) -> Cell:
+def run_cell(bench: Workbench, planned: Planned, share: int) -> CellResult:
     """Run one cell; a failure becomes its result, whatever it was.
 
     Args:
@@ -92,7 +92,7 @@ def run_cell(bench: Workbench, planned: Planned, share: int) -> Cell:
         planned: which cell.
         share: how many cells the held-out text is shared by.
     """
-    cell = Cell(
+    cell = CellResult(
         fingerprint=bench.fingerprint(planned, share),
         method=planned.method,
         mode=planned.mode,
@@ -111,7 +111,7 @@ def run_cell(bench: Workbench, planned: Planned, share: int) -> Cell:
     return cell
 
 
-def _fill(cell: Cell, bench: Workbench, planned: Planned, share: int) -> None:
+def _fill(cell: CellResult, bench: Workbench, planned: Planned, share: int) -> None:
     clock = StageClock(bench.progress)
     with peak_memory(bench.model.device) as peak:
         made = _compute(bench, planned, clock, cell.notes)

@@ -43,7 +43,7 @@ class Outcome(BaseModel):
     warnings: list[str] = Field(default_factory=list)
 
 
-class Cell(BaseModel):
+class CellResult(BaseModel):
     """One method on one draw of edits, in one mode.
 
     Attributes:
@@ -83,7 +83,7 @@ class Cell(BaseModel):
     patches: list[str] = Field(default_factory=list)
 
 
-class Point(BaseModel):
+class MethodPoint(BaseModel):
     """One method at one number of edits in one mode: its cells together.
 
     Attributes:
@@ -264,7 +264,7 @@ class EditComparison(BaseModel):
     headline: str
     parts: list[str]
     methods: list[MethodInfo]
-    points: list[Point]
+    points: list[MethodPoint]
     references: list[Reference]
     differences: list[ScoreDifference]
     costs: list[EditingCost]
@@ -275,7 +275,7 @@ class EditComparison(BaseModel):
     notes: list[str]
     setting: ComparisonSetting
 
-    def point(self, method: str, mode: Mode, size: int) -> Point | None:
+    def point(self, method: str, mode: Mode, size: int) -> MethodPoint | None:
         """One point, None where it is missing."""
         wanted = (method, mode, size)
         return next((p for p in self.points if (p.method, p.mode, p.size) == wanted), None)

@@ -20,7 +20,7 @@ from modalign.editing.compare.cell import Workbench, digest, finite_row, run_cel
 from modalign.editing.compare.plan import Plan, make_plan, without_edited_neighbours
 from modalign.editing.compare.report import view, write_report
 from modalign.editing.compare.request import CompareRequest
-from modalign.editing.compare.results import Cell, ComparisonSetting, EditComparison
+from modalign.editing.compare.results import CellResult, ComparisonSetting, EditComparison
 from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import weights_hash
@@ -171,9 +171,9 @@ def _open(
     return bench, notes
 
 
-def _run(folder: Path, bench: Workbench, plan: Plan, said: Say) -> dict[str, Cell]:
+def _run(folder: Path, bench: Workbench, plan: Plan, said: Say) -> dict[str, CellResult]:
     folder.mkdir(exist_ok=True)
-    cells: dict[str, Cell] = {}
+    cells: dict[str, CellResult] = {}
     found = 0
     for number, planned in enumerate(plan.cells):
         share = len(plan.draws[planned.size])
@@ -197,10 +197,10 @@ def _run(folder: Path, bench: Workbench, plan: Plan, said: Say) -> dict[str, Cel
     return cells
 
 
-def _kept(file: Path, fingerprint: str) -> Cell | None:
+def _kept(file: Path, fingerprint: str) -> CellResult | None:
     """A finished cell of the same settings; failed ones are tried again."""
     try:
-        cell = Cell.model_validate_json(file.read_bytes())
+        cell = CellResult.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
     return cell if cell.fingerprint == fingerprint and cell.failure is None else None

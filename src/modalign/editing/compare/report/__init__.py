@@ -11,10 +11,9 @@ from pathlib import Path
 from modalign.editing.compare.report import view
 from modalign.editing.compare.report.entries import entries_of
 from modalign.editing.compare.report.scores import kinds, score_figure
-from modalign.editing.compare.results import EditComparison, Mode, Point, ScoreDifference
+from modalign.editing.compare.results import EditComparison, MethodPoint, Mode, ScoreDifference
 from modalign.numbers import words as fmt
-from modalign.pages.figures import Chart, Series
-from modalign.pages.figures import Point as Mark
+from modalign.pages.figures import Chart, Point, Series
 from modalign.pages.parts import (
     Cell,
     Entries,
@@ -203,7 +202,7 @@ def _outcomes(comparison: EditComparison, mode: Mode) -> Figure:
     """How the edits of every method and size went, as shares and as counts."""
     points = [p for p in comparison.points if p.mode == mode]
     marks = [
-        Mark(
+        Point(
             _where(comparison, p),
             p.statuses.get(status, 0),
             series=status,
@@ -223,7 +222,7 @@ def _outcomes(comparison: EditComparison, mode: Mode) -> Figure:
     return Figure(f"outcomes-{mode}", title, "/points", [chart], table)
 
 
-def _where(comparison: EditComparison, point: Point) -> str:
+def _where(comparison: EditComparison, point: MethodPoint) -> str:
     return f"{comparison.title_of(point.method)}, {point.size:,}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modalign.editing.compare.report import view
-from modalign.editing.compare.results import EditComparison, Mode, Point, Reference
+from modalign.editing.compare.results import EditComparison, MethodPoint, Mode, Reference
 from modalign.numbers.estimate import Estimate
 from modalign.pages.drawing import line_chart
 from modalign.pages.figures import Axis, Chart, Rule, Series
@@ -57,7 +57,7 @@ def _chart(comparison: EditComparison, mode: Mode, name: str) -> Chart | None:
 
 
 def _at_size(
-    found: Mapping[int, Point | Reference | None], name: str
+    found: Mapping[int, MethodPoint | Reference | None], name: str
 ) -> Callable[[int], Estimate | None]:
     """A score as a function of the number of edits."""
 

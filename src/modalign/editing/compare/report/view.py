@@ -8,8 +8,8 @@ from modalign.editing.benchmarks.rows import Answer
 from modalign.editing.compare.results import (
     EditComparison,
     EditingCost,
+    MethodPoint,
     Mode,
-    Point,
     ScoreDifference,
     Status,
     TableRow,
@@ -98,7 +98,7 @@ def edits(count: int) -> str:
     return f"{count:,} edit{'' if count == 1 else 's'}"
 
 
-def layer_words(point: Point) -> str:
+def layer_words(point: MethodPoint) -> str:
     """``0.22, 1.08, 2.40``: |Delta| / |W| of each layer written, first to last."""
     return ", ".join(f"{value:.2f}" for value in point.layers.values()) or fmt.MISSING
 
