@@ -28,7 +28,7 @@ class Edit:
         prompt: the full text that ``target`` continues, subject included ("The mother tongue of
             Danielle Darrieux is").
         subject_at: offset of the subject's first character in ``prompt``; None without a subject.
-        target: the answer the model shall give; no leading space.
+        target: the answer the model should give; no leading space.
         truth: the answer before, where known: what CounterFact's scores compare with.
         paraphrases: other full prompts of the same fact.
         neighbours: prompts that must keep their answers.

@@ -85,7 +85,7 @@ def logits_at(
         output = call(model, rows, extras, **settings)
     if narrowed:
         return output.logits.reshape(len(where[0]), -1), output
-    return output.logits[where], output  # no head was found, or the model went round it
+    return output.logits[where], output  # no head was found, or the model bypassed it
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def judge_edit(
 
 
 def _unwritten(record: EditRecord, one_after_another: bool) -> tuple[Status, str]:
-    """Why an edit does not hold that never did."""
+    """Say why an edit that never held does not hold."""
     written = "" if record.written is None else f"; probability {record.written:.2f} when written"
     if record.probability is not None and record.probability < REACHED:
         return (

@@ -1,4 +1,4 @@
-"""How much memory an edit will take: on a CPU the kernel kills, so it is asked beforehand."""
+"""Estimate the memory an edit needs before it begins: on a CPU the kernel kills what takes too much."""
 
 from __future__ import annotations
 

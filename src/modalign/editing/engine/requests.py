@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from modalign.editing.edits import Edit
 from modalign.editing.engine.forward import Row
 
-KL_PROMPT = "{} is a"  # of the subject; what the model says of it in general shall stay
+KL_PROMPT = "{} is a"  # of the subject; what the model says of it in general must stay
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def optimise(
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for gradients; what asked before asks again afterwards."""
+    """Turn gradients off for all parameters; those that had them on get them back afterwards."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)

@@ -100,7 +100,7 @@ def reach(
         spec: the model.
         tokenizer: the model's.
         probes: n facts it knows.
-        others: what it shall say instead.
+        others: what it should say instead.
         progress: told after each layer.
     """
     edits = [probe.fact.edit(other) for probe, other in zip(probes, others, strict=True)]
