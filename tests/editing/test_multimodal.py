@@ -228,7 +228,7 @@ def test_text_and_picture_share_a_key_or_have_their_own(pair: Any, edit: Edit):
     other = replace(edit, id="2", subject="two", prompt="is two even or odd?", image=None)
     requests = own.requests([edit, other], ())
     assert owners(requests) == (0, 0, 1)
-    joint = replace(own.settings, keys="joint", image_share=0.25)
+    joint = own.settings.model_copy(update={"image_keys": "joint", "image_share": 0.25})
     [both] = Rewriter(spec, processor, joint).of(edit, ("one",))
     assert both.groups == (0, 1, 2, 3, 3)
     assert sum(both.shares) == pytest.approx(1)

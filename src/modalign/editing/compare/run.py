@@ -18,7 +18,7 @@ from modalign.editing.benchmarks.scores import Task
 from modalign.editing.compare.assemble import assemble
 from modalign.editing.compare.cell import Workbench, digest, finite_row, run_cell
 from modalign.editing.compare.plan import Plan, make_plan, without_edited_neighbours
-from modalign.editing.compare.report import view, write_report
+from modalign.editing.compare.report import report_of, view
 from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import CellResult, ComparisonSetting, EditComparison
 from modalign.editing.engine.corpus import read_corpus
@@ -108,7 +108,7 @@ def _compare(
     comparison = assemble(
         request, plan, cells, before, bench, setting=setting, notes=[*notes, *plan.notes]
     )
-    write_report(comparison, request.out)
+    report_of(comparison).write(request.out)
     if all(cell.failure for cell in cells.values()):
         first = next(cell.failure for cell in cells.values())
         raise ModalignError(f"no cell has a result; the first one failed with: {first}")

@@ -71,8 +71,9 @@ def suggestion_report(found: Suggestion) -> Report:
         f"state carried and {100 * REACHED_SHARE:.0f} % of facts for the vectors. The band marks the "
         "layers proposed."
     )
+    advice = Advice("advice", "Proposed", "/layers", name=name, sentences=found.sentences)
     sections = [
-        Section("proposal", "Proposal", "", [_advice(name, found)]),
+        Section("proposal", "Proposal", "", [advice]),
         Section(
             "signals",
             "Both signals at the subject's last token",
@@ -94,10 +95,6 @@ def findings_table(found: Suggestion) -> Table:
         found.findings,
         tone=lambda finding: "chosen" if finding.layer in found.layers else "",
     )
-
-
-def _advice(name: str, found: Suggestion) -> Advice:
-    return Advice("advice", "Proposed", "/layers", name=name, sentences=found.sentences)
 
 
 def analysis_report(found: Analysis) -> Report:

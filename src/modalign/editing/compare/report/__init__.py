@@ -6,7 +6,6 @@ The JSON file is the report; the other two are renderings of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from modalign.editing.compare.report import view
 from modalign.editing.compare.report.entries import entries_of
@@ -31,11 +30,6 @@ from modalign.pages.report import Report
 
 LISTED = 50  # failed edits and neighbours; report.json holds all
 STATUSES = {status: Series(status, number) for status, number in view.STATUS_COLOURS.items()}
-
-
-def write_report(comparison: EditComparison, out: Path) -> None:
-    """Write the report into a folder; each file whole or not at all."""
-    report_of(comparison).write(out)
 
 
 def report_of(comparison: EditComparison) -> Report:
@@ -279,11 +273,15 @@ def _costs(comparison: EditComparison, largest: str) -> list[Table]:
 
 
 def _setting(comparison: EditComparison) -> list[Part]:
-    rows = [*view.setting_rows(comparison)]
-    rows += [(f"Settings of {name}", text) for name, text in view.settings_words(comparison)]
     parts: list[Part] = [
         Words("command", "Command", "/setting/command", [comparison.setting.command], "command"),
-        Table("setting", "How it was run", "/setting", ["", ""], text_rows(rows)),
+        Table(
+            "setting",
+            "How it was run",
+            "/setting",
+            ["", ""],
+            text_rows(view.setting_rows(comparison)),
+        ),
     ]
     if comparison.notes:
         parts.append(Words("notes", "Notes", "/notes", comparison.notes, "list"))

@@ -160,12 +160,8 @@ def setting_rows(comparison: EditComparison) -> list[tuple[str, str]]:
         ("Started, finished", f"{s.started}, {s.finished} (this run {fmt.seconds(s.seconds)})"),
     ]
     rows += [(f"Version of {name}", value) for name, value in s.versions.items()]
-    return rows + [(f"Hash of {name}", value) for name, value in s.hashes.items()]
-
-
-def settings_words(comparison: EditComparison) -> list[tuple[str, str]]:
-    """Every method's whole configuration as JSON."""
-    return [
-        (info.title, json.dumps(info.settings | {"layers": info.layers}))
+    rows += [(f"Hash of {name}", value) for name, value in s.hashes.items()]
+    return rows + [
+        (f"Settings of {info.title}", json.dumps(info.settings | {"layers": info.layers}))
         for info in comparison.methods
     ]
