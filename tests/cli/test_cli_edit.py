@@ -145,7 +145,7 @@ def test_edits_on_top_of_a_patch(cli: Any, files: Path, tmp_path: Path) -> None:
     [
         (["--method", "memitt"], 2, "did you mean memit"),
         (["--set", "clamp=-1"], 2, "clamp"),
-        (["--set", "nothing=1"], 2, "known: layers"),
+        (["--set", "nothing=1"], 2, "image_share, layers, depth, seed"),
         (["--set", "layers=[1"], 2, "not YAML"),
         (["--set", "layers"], 2, "field=value"),
         (["--set", "layers=[9]"], 2, "layer 9: the model has the layers 0 to"),
