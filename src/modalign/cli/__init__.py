@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -27,7 +29,7 @@ from modalign.cli import (
     tools,
     train,
 )
-from modalign.errors import ModalignError
+from modalign.errors import ModalignError, first_line
 from modalign.version import __version__
 
 INTERRUPTED = 130  # 128 and the number of SIGINT
@@ -54,6 +56,9 @@ def _version(asked: bool) -> None:
 def _root(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show the whole traceback of an error that modalign did not expect."
     ),
 ) -> None:
     # transformers and tokenizers write to the terminal on their own; our tables are live there.
@@ -82,7 +87,13 @@ for group, verbs in GROUPS.items():
 
 
 def main() -> None:
-    """Run the command line; errors a user can act on become one message and an exit code."""
+    """Run the command line; every error becomes one message and an exit code.
+
+    An error that modalign raised itself says what to do, and the system's own says of which file. Any other is a
+    defect: it is told in one line with its place, and in full with ``--debug``, which may stand anywhere.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
         code = app(standalone_mode=False)
     except ModalignError as error:
@@ -90,9 +101,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except TyperException as error:  # the option parser's; anything else is a defect, shown in full
+    except TyperException as error:  # the option parser's
         _tell_usage(error)
         sys.exit(getattr(error, "exit_code", 2))
+    except Exception as error:
+        if debug:
+            raise
+        system = isinstance(error, OSError) and error.strerror
+        _tell(first_line(error) if system else _unexpected(error), ModalignError.exit_code)
+        sys.exit(ModalignError.exit_code)
     if code == INTERRUPTED:
         kept = "; finished work is kept, --resume goes on" if resumable(sys.argv[1:]) else ""
         print(f"interrupted{kept}", file=sys.stderr)
@@ -105,6 +122,23 @@ def resumable(arguments: list[str]) -> bool:
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
     return any("--resume" in option.opts for option in command.params)
+
+
+def _unexpected(error: Exception) -> str:
+    """One line about an error that nobody foresaw: what it is, and the last place in modalign that it passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    home = Path(__file__).parents[1]
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(home)]
+    place = (
+        f"{Path(own[-1].filename).relative_to(home)}:{own[-1].lineno}"
+        if own
+        else "outside modalign"
+    )
+    said = first_line(error) or "no message"
+    return (
+        f"{type(error).__name__} at {place}: {said}. This was not expected; modalign --debug VERB ... "
+        "shows the whole traceback, which belongs into a bug report"
+    )
 
 
 def _tell(message: str, exit_code: int) -> None:

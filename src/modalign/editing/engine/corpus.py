@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modalign.errors import DataError
+from modalign.data.strict_json import loads
+from modalign.errors import DataError, first_line
 
 TEXT_KEYS = ("text", "content", "document")
 
@@ -63,16 +63,19 @@ def read_corpus(source: Path) -> Corpus:
     return Corpus(source.name, documents)
 
 
-def _paragraphs(source: Path) -> list[str]:
+def _text(source: Path) -> str:
     try:
-        text = source.read_text(encoding="utf-8")
+        return source.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: is not UTF-8 text at byte {error.start}") from error
-    return text.replace("\r\n", "\n").split("\n\n")
+
+
+def _paragraphs(source: Path) -> list[str]:
+    return _text(source).replace("\r\n", "\n").split("\n\n")
 
 
 def _json(source: Path) -> Iterator[str]:
-    text = source.read_text(encoding="utf-8")
+    text = _text(source)
     if source.suffix == ".jsonl":
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
@@ -87,8 +90,8 @@ def _json(source: Path) -> Iterator[str]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: is not JSON ({error})") from error
 
 
@@ -105,11 +108,15 @@ def _text_of(row: Any, where: str) -> str:
 def _dataset(source: Path) -> Iterable[str]:
     import datasets
 
-    if source.is_dir():
-        data = datasets.load_from_disk(str(source))
-        if isinstance(data, datasets.DatasetDict):
-            data = data["train"] if "train" in data else data[next(iter(data))]
-    else:
-        data = datasets.Dataset.from_parquet(str(source))
+    try:
+        if source.is_dir():
+            data = datasets.load_from_disk(str(source))
+            if isinstance(data, datasets.DatasetDict):
+                data = data["train"] if "train" in data else data[next(iter(data))]
+        else:
+            data = datasets.Dataset.from_parquet(str(source))
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        kind = "a folder that datasets saved" if source.is_dir() else "Parquet"
+        raise DataError(f"{source}: cannot be read as {kind} ({first_line(error)})") from error
     for number, row in enumerate(data):
         yield _text_of(row, f"{source}, row {number}")
