@@ -161,7 +161,9 @@ def test_no_pickle_is_written_or_read(plan: Make, tmp_path: Path) -> None:
         assert not start.startswith(b"PK"), path  # torch.save
         # A pickle starts with this byte; a safetensors file may, in the length of its header.
         assert not start.startswith(b"\x80") or start.endswith(b"{"), path
-    words = re.compile(r"torch\.(load|save)\(|import pickle\b|pickle\.(load|dump)|allow_pickle=True")
+    words = re.compile(
+        r"torch\.(load|save)\(|import pickle\b|pickle\.(load|dump)|allow_pickle=True"
+    )
     sources = list(SOURCE.rglob("*.py"))
     assert len(sources) > 40
     found = [
