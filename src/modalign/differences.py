@@ -17,7 +17,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Any, now: dict[str, Any]) -> list[str]:
-    """``field was A, now B`` for every field that differs; what is no mapping holds no field."""
+    """``field was A, now B`` for every field that differs; anything but a mapping has no fields."""
     old, new = flat(before if isinstance(before, dict) else {}), flat(now)
     return [
         f"{key} was {old.get(key, 'not there')}, now {new.get(key, 'not there')}"

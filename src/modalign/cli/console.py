@@ -83,7 +83,7 @@ def bars(enabled: bool = True) -> Iterator[Bars]:
 class LiveTable:
     """The live table of a comparison: a row per method, how far it is, its loss, its result.
 
-    Where the error stream is no terminal (a log file, CI) a line is printed per event instead.
+    Where the error stream is not a terminal (a log file, CI) a line is printed per event instead.
     """
 
     def __init__(self) -> None:

@@ -439,7 +439,7 @@ def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfi
     )
     if any(not method.finalist and method.status == "ok" for method in methods):
         notes.append(
-            "Methods that were no finalists were trained under one seed; their intervals cover questions only."
+            "Methods that were not finalists were trained under one seed; their intervals cover questions only."
         )
     if without := [m.name for m in methods if WITHOUT_STAGE_ONE in m.name]:
         notes.append(f"Without the connector's own pre-training: {', '.join(without)}.")

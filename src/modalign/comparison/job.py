@@ -25,7 +25,7 @@ from modalign.comparison.config import CompareConfig
 from modalign.comparison.prepared import StoredData, fill_caches
 from modalign.comparison.results import CurvePoint, Trial
 from modalign.configuration import read_fields, validated
-from modalign.connectors.rungs import Standing, standing_of
+from modalign.connectors.rungs import standing_of
 from modalign.data.records import Media
 from modalign.data.stored import MediaOf
 from modalign.data.supervision import Sample
@@ -40,7 +40,7 @@ from modalign.runs import RECORD
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
 from modalign.training.methods import Method, method_key
-from modalign.training.session import Report, Session, SessionResult
+from modalign.training.session import Report, Session
 from modalign.training.tracking import Track, open_tracker
 from modalign.training.trainer import StepProgress
 
@@ -265,7 +265,10 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
     session.merge_lora()
     session.model.eval()
     val = _score(session, data.val)
-    standing = _standing(session)
+    model = session.model
+    standing = standing_of([(m, model.connector(m), model.encoders[m]) for m in model.connectors])
+    # What the trial factor is applied to: the connector's rate, or else the language model's.
+    rate = session.rates.llm if session.method.tools else session.rates.connector
     scores = {
         "val": val.correct,
         "untrained": untrained.correct,
@@ -278,43 +281,38 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
         method=task.method.name,
         seed=task.seed,
         factor=found.factor,
-        learning_rate=_learning_rate(session, found),
-        trials=_trials(
-            session.rates.llm if session.method.tools else session.rates.connector, found
-        ),
+        learning_rate=rate * found.factor if session.method.trains(session.settings.llm) else None,
+        trials=[
+            Trial(
+                learning_rate=rate * trial.factor,
+                samples=trial.samples,
+                val_loss=trial.val_loss,
+                kept=trial.kept,
+            )
+            for trial in found.trials
+        ],
         curve=[CurvePoint(**point) for point in found.curve],
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
         flops=found.ledger.flops,
         search=Spent.model_validate(found.search.state()),
         inference_flops=_inference_flops(session, data.evaluation or data.val),
-        parameters={count.part: count.parameters for count in counts} | _tool_parameters(session),
+        parameters={count.part: count.parameters for count in counts}
+        | ({} if session.chain is None else {"tools": session.chain.cost().parameters}),
         trainable={count.part: count.trainable for count in counts},
         tokens=_tokens(session),
         peak_memory=int(peak),
         time_to_first_answer=_time_to_first_answer(session, data.val),
-        mir=_integration_rate(session, data.val),
-        diagnostics=connector_diagnostics(
-            session.model, data.val, session.collator, session.device
-        ),
+        mir=None  # where a medium enters as words
+        if session.method.tools
+        else modality_integration_rate(model, data.val, session.collator, session.device),
+        diagnostics=connector_diagnostics(model, data.val, session.collator, session.device),
         val_loss=val.mean_loss,
         untrained_loss=untrained_val.mean_loss,
         export_target=standing.rung,
         gateway=standing.gateway,
         served_by=list(standing.served_by),
     )
-
-
-def _trials(base: float, found: SessionResult) -> list[Trial]:
-    return [
-        Trial(
-            learning_rate=base * trial.factor,
-            samples=trial.samples,
-            val_loss=trial.val_loss,
-            kept=trial.kept,
-        )
-        for trial in found.trials
-    ]
 
 
 def _score(session: Session, samples: Sequence[Sample]) -> Scores:
@@ -385,36 +383,11 @@ def _from_raw_signals(session: Session) -> Collator:
     return replace(session.collator, entries=entries)
 
 
-def _integration_rate(session: Session, samples: Sequence[Sample]) -> float | None:
-    """MIR; None where a medium enters as words."""
-    if session.method.tools:
-        return None
-    return modality_integration_rate(session.model, samples, session.collator, session.device)
-
-
 def _tokens(session: Session) -> int:
     """Positions of a medium: the most that a connector gives, the mean of what tools say."""
     if session.chain is None:
         return session.collator.tokens_per_medium
     return round(session.chain.cost().mean_tokens)
-
-
-def _tool_parameters(session: Session) -> dict[str, int]:
-    return {} if session.chain is None else {"tools": session.chain.cost().parameters}
-
-
-def _learning_rate(session: Session, found: SessionResult) -> float | None:
-    """What the trial factor was applied to: the connector's rate, or else the language model's."""
-    if not session.method.trains(session.settings.llm):
-        return None
-    rates = session.rates
-    return (rates.llm if session.method.tools else rates.connector) * found.factor
-
-
-def _standing(session: Session) -> Standing:
-    """The rung of the export ladder that the model stands on, and what can serve it."""
-    model = session.model
-    return standing_of([(m, model.connector(m), model.encoders[m]) for m in model.connectors])
 
 
 def load_scores(folder: Path) -> dict[str, np.ndarray]:

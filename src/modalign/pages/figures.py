@@ -2,7 +2,7 @@
 
 Vega (arXiv 1609.08463) draws them in the reader's browser, where it gives tooltips, zoom, text for screen
 readers and colours of the page's style sheet. What a figure shows is decided here; how scales, ticks and
-marks are laid out is Vega's affair. Colours are the style sheet's variables, so one drawing serves light and
+marks are laid out is left to Vega. Colours are the style sheet's variables, so one drawing serves light and
 dark pages.
 """
 

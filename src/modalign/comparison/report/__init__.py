@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from modalign.comparison.recommendation import RULES
 from modalign.comparison.report import view
 from modalign.comparison.report.charts import cost_figures, curve_figure, skill_figure
 from modalign.comparison.report.quantities import (
@@ -104,13 +105,14 @@ def _advice(comparison: Comparison) -> Advice:
     if found is None:
         return Advice("advice", "Recommended", "/recommendation", "None", sentences=[UNKNOWN])
     method = next((m for m in comparison.methods if m.name == found.method), None)
+    rule = RULES.get(found.rule, found.rule)
     so_far = f"best/ holds the best so far, {found.best}; it is not recommended."
     return Advice(
         "advice",
         "Recommended",
         "/recommendation",
         found.method or "None",
-        f"{found.rule}: {view.rule_words(found)}" if found.method else view.rule_words(found),
+        f"{found.rule}: {rule}" if found.method else rule,
         [
             found.reason,
             *([*found.advice, so_far] if found.method is None else []),

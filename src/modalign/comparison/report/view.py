@@ -7,18 +7,12 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modalign.comparison.recommendation import RULES
 from modalign.comparison.results import Comparison, Example, Recommendation
 from modalign.numbers import words as fmt
 
 LONGEST_ANSWER = 240
 LARGEST_IMAGE = 700_000  # base64 characters; larger pictures are left out of the page
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def rule_words(recommendation: Recommendation) -> str:
-    """The rule's name in a sentence."""
-    return RULES.get(recommendation.rule, recommendation.rule)
 
 
 def confidence_words(recommendation: Recommendation) -> str:
