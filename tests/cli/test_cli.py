@@ -173,6 +173,18 @@ def test_resumed_when_all_is_done_prints_the_report_as_json(cli, compared: Compa
     assert times == [path.stat().st_mtime_ns for path in results]
 
 
+def test_nothing_learnt_is_said_first_and_last(cli, small_config, tmp_path):
+    file = small_config(methods=["linear"], budget="32samples", seeds=1, finalists=None, examples=0)
+    code, out, err = cli("compare", file, "--out", tmp_path / "out")
+    assert code == 0
+    assert out.startswith("No method is recommended. No method is better on validation")
+    assert "--budget" in out.partition("Accuracy (95 %)")[0]
+    assert "Recommended: none; best so far: linear" in out
+    last = " ".join(err.rpartition("No method is recommended")[2].split())
+    assert last.startswith(", see above. Best so far, linear: ")
+    assert last.endswith("best")
+
+
 def test_train_writes_a_model(cli, small_config, tmp_path):
     base = ["train", small_config(), "--method", "linear", "--budget", "32samples"]
     base += ["--factor", "1", "--out", tmp_path / "run"]

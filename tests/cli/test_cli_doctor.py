@@ -70,6 +70,9 @@ def test_json_holds_the_same(run: Callable[..., Result], small_data: Path) -> No
     found = json.loads(done.stdout)
     assert [facts["name"] for facts in found["methods"]] == ["mlp"]
     assert any(segment["supervised"] for segment in found["sample"])
+    (few,) = [check for check in found["checks"] if check["name"] == "validation"]
+    assert (few["section"], few["status"]) == ("data", "warning")
+    assert few["detail"].startswith("few validation records (")
 
 
 def test_unusable_data_ends_with_three(run: Callable[..., Result], tmp_path: Path) -> None:
