@@ -1,7 +1,8 @@
-# make demo    install, compare twelve methods on the built-in starter (8 minutes on 2 cores)
-# make test    install, lint, type-check and test (10 minutes on 2 cores)
-# make report  the full comparison: every method, three seeds, a larger budget (35 minutes on 2 cores)
-# make bench   measured comparisons: training, editing and serving speed (minutes), the published ordering (minutes)
+# make demo    install, compare twelve methods on the built-in starter (the README says how long that takes)
+# make test    install, lint, type-check and test
+# make report  the full comparison: every method, three seeds, twice the budget (docs/report.md)
+# make readme  run the demo again and write its table and pictures into the README
+# make bench   measured comparisons: training, editing and serving speed, the published ordering
 # make docs    the documentation as a site in build/site
 # make lock    write constraints.txt anew: the newest versions that pyproject.toml allows
 # make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 HARNESS := build/harness
 
-.PHONY: demo test lint docs report bench harness starter lock clean
+.PHONY: demo test lint docs readme report bench harness starter lock clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,10 @@ demo: $(VENV)/.installed
 
 report: $(VENV)/.installed
 	$(BIN)/modalign compare --methods all --finalists 0 --budget 40000samples --out $(OUT)/report --resume
+
+readme: $(VENV)/.installed-dev
+	$(BIN)/modalign compare --out $(OUT)/readme
+	$(BIN)/python -m bench.readme $(OUT)/readme
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests bench

@@ -177,7 +177,8 @@ def test_a_prompt_longer_than_the_attention_window_is_refused() -> None:
 def test_reading_stops_early_and_equals_hooks_on_the_whole(family: str) -> None:
     spec = ModelSpec.detect(model_of(family))
     wanted: list[Any] = [(1, "ffn", "input"), (1, "attention", "output"), (2, "block", "output")]
-    got = read(spec, ROWS, wanted)
+    modules = {key: (spec.module(key[0], key[1]), key[2]) for key in wanted}
+    got = read(spec, ROWS, modules)
     for number, row in enumerate(ROWS):
         for key in wanted:
             torch.testing.assert_close(
