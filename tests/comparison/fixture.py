@@ -218,7 +218,7 @@ def _setting():
         started="2026-01-12T09:00:00Z",
         finished="2026-01-12T10:12:00Z",
         seconds=4320,
-        budget="6000 samples per method, stage 1 and learning-rate trials included",
+        budget="6000samples",
         llm="starter/llm (30 M)",
         encoder="starter/encoder (5.7 M)",
         llm_mode="full",

@@ -423,3 +423,11 @@ def test_every_field_is_documented():
         assert f"`{name}`" in page, name
         for field in part["properties"]:
             assert f"`{field}`" in page, f"{name}.{field}"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [("20000samples", "20,000 samples"), ("10m", "10 min"), ("3e14flops", "300 TFLOPs")],
+)
+def test_a_budget_is_written_for_people(given: str, words: str) -> None:
+    assert view.budget_words(given) == words

@@ -92,7 +92,7 @@ def report_of(comparison: Comparison) -> Report:
     )
     return Report(
         "Comparison of alignment methods",
-        f"{len(comparison.methods)} methods, {setting.budget}; {setting.finished}",
+        f"{len(comparison.methods)} methods, {view.budget_words(setting.budget)}; {setting.finished}",
         [section for section in sections if section.parts],
         f"Written by modalign {setting.version}. The same content as data: report.json (schema version "
         f"{comparison.schema_version}).",

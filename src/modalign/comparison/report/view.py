@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from modalign.comparison.results import Comparison, Example, Recommendation
 from modalign.numbers import words as fmt
+from modalign.training.budget import Budget
 
 LONGEST_ANSWER = 240
 LARGEST_IMAGE = 700_000  # base64 characters; larger pictures are left out of the page
@@ -118,11 +119,19 @@ def image_data(example: Example) -> str | None:
     return encoded if decoded.startswith(_PNG) else None
 
 
+def budget_words(budget: str) -> str:
+    """Write a budget for people: ``20,000 samples``, ``10 min``, ``300 TFLOPs``."""
+    given = Budget.parse(budget)
+    if given.kind == "samples":
+        return f"{given.amount:,.0f} samples"
+    return fmt.seconds(given.amount) if given.kind == "seconds" else fmt.flops(given.amount)
+
+
 def setting_rows(comparison: Comparison) -> list[tuple[str, str]]:
     """How the comparison was run, for people."""
     s = comparison.setting
     return [
-        ("Budget", s.budget),
+        ("Budget", budget_words(s.budget)),
         ("Language model", f"{s.llm} ({s.llm_mode})"),
         ("Encoder", f"{s.encoder} ({s.encoder_mode})"),
         ("Seeds", f"{', '.join(map(str, s.seeds))} for {s.finalists} finalists, one for the rest"),
