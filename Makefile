@@ -47,6 +47,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.coverage
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.editing
 	$(BIN)/python -m bench.serving
