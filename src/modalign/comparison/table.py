@@ -34,7 +34,7 @@ def hallucination_table(comparison: Comparison) -> Table | None:
     found = comparison.hallucination
     if found is None:
         return None
-    skills = escape(", ".join(found.skills))
+    skills = escape(", ".join(skill.strip("()") for skill in found.skills))
     title = f"Hallucination: {found.n} questions of yes and no ({skills}), {found.positives} yes"
     table = Table(box=None, padding=(0, 1), header_style="bold", title=title)
     table.add_column("Method", overflow="ellipsis", no_wrap=True, max_width=25)

@@ -149,8 +149,9 @@ def hallucination_words(comparison: Comparison) -> str:
     found = comparison.hallucination
     if found is None:
         return ""
+    skills = ", ".join(skill.strip("()") for skill in found.skills)
     return (
-        f"{found.n} questions of yes and no (skills: {', '.join(found.skills)}), {found.positives} of them with "
+        f"{found.n} questions of yes and no (skills: {skills}), {found.positives} of them with "
         "the answer yes; counted as POPE counts (arXiv 2305.10355), yes the positive class. A yes to what is "
         "not there lowers precision and raises the share of yes; an answer that is neither is wrong."
     )
