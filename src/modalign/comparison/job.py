@@ -144,6 +144,7 @@ def run_job(
     *,
     cache: Path | None = None,
     filled: bool = False,
+    own_trials: bool = False,
     channel: Connection | None = None,
 ) -> JobResult:
     """Train and measure; write ``result.json``, ``scores.npz`` and ``trained.safetensors``.
@@ -156,13 +157,14 @@ def run_job(
         key: ``METHOD/seed-N``. Seeds but the first train at the rate that the first one found.
         cache: of encoder features and tools' results; the user's by default.
         filled: the cache is known to hold what the job needs.
+        own_trials: look for the learning rate anew, whatever the first seed found.
         channel: told how far the job is.
 
     Raises:
         UsageError: the folder has no such job, or it is not this one's turn.
     """
     return_freed_memory()
-    task = load_task(Path(folder), key, cache or cache_directory())
+    task = load_task(Path(folder), key, cache or cache_directory(), own_trials)
     if not filled:
         task.fill()
     torch.set_num_threads(task.config.threads)
@@ -213,7 +215,7 @@ class Task:
         )
 
 
-def load_task(folder: Path, key: str, cache: Path) -> Task:
+def load_task(folder: Path, key: str, cache: Path, own_trials: bool = False) -> Task:
     """Read what a job needs from its comparison's folder.
 
     Raises:
@@ -225,7 +227,7 @@ def load_task(folder: Path, key: str, cache: Path) -> Task:
     if method is None or not seed.isdecimal():
         raise UsageError(f"{folder} has no job {key!r}: a job is METHOD/seed-N")
     factor = None
-    if int(seed):
+    if int(seed) and not own_trials:
         first = read_result(folder / RUNS / name / "seed-0")
         if first is None:
             raise UsageError(f"{key} trains at the learning rate of {name}/seed-0: run that first")

@@ -39,6 +39,7 @@ class CurvePoint(_Strict):
     flops: float
     train_loss: float | None = None
     val_loss: float | None = None
+    val_accuracy: float | None = None  # on the questions that the loss is taken on
 
 
 class Trial(_Strict):

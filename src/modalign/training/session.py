@@ -299,12 +299,12 @@ class Session(Composed):
         step = max(len(chosen) // self.settings.val_samples, 1)
         chosen = chosen[::step][: self.settings.val_samples]
 
-        def validate() -> float:
+        def validate() -> tuple[float, float]:
             self.model.eval()
             found = score(self.model, chosen, self.collator, self.device)
             freeze_for(self.model, stage, self.settings)
             self.val_losses = (found.loss * len(found.loss) / found.tokens.sum()).tolist()
-            return found.mean_loss
+            return found.mean_loss, float(found.correct.mean())
 
         return validate
 

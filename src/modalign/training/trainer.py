@@ -32,7 +32,7 @@ from modalign.training.settings import START, LearningRates, Stage, TrainSetting
 from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
 
-Validate = Callable[[], float]
+Validate = Callable[[], tuple[float, float]]  # loss and accuracy
 NONFINITE = "nonfinite.json"
 
 
@@ -103,7 +103,7 @@ class Trainer:
         seed: of the data order and of every step's draws.
         parallel: the companions of this process.
         schedule: learning-rate multiplier by spent fraction of the budget.
-        validate: returns a validation loss; called at the start, at every ``val_points``-th part of
+        validate: returns validation loss and accuracy; called at the start, at every ``val_points``-th part of
             the budget and at the end.
         val_points: 0 validates at the end only.
         report: called after every step.
@@ -349,10 +349,11 @@ class Trainer:
     def _validate(self) -> None:
         if self.curve and not self.recent:
             return
-        loss = self.validate() if self.validate else None
+        loss, accuracy = self.validate() if self.validate else (None, None)
         self.parallel.settle(self.learner.module)
         recent = sum(self.recent) / len(self.recent) if self.recent else None
-        self.curve.append({**self.ledger.state(), "train_loss": recent, "val_loss": loss})
+        found = {"train_loss": recent, "val_loss": loss, "val_accuracy": accuracy}
+        self.curve.append({**self.ledger.state(), **found})
         self.recent = []
         if self.track and self.parallel.main and loss is not None:
             self.track({"val_loss": loss}, self.step)
