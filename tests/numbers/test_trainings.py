@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.special import logit
 from scipy.stats import binomtest, ttest_1samp
 
 from modalign.numbers.pairs import difference_estimate, differences
@@ -112,30 +113,48 @@ def test_three_equal_seeds_are_surer_than_one():
     assert widths[0] < 0.95 * widths[1]
 
 
-def test_one_seed_can_borrow_the_spread_of_the_others():
+def test_methods_trained_once_have_the_spread_of_the_others():
     rng = np.random.default_rng(8)
     alone, paired = [], []
-    for trial in range(60):
-        methods = {f"single {i}": 0.7 for i in range(4)}
-        answers = simulate(rng, methods, 1, 600, 0.12)
-        answers |= simulate(rng, {"a": 0.7, "b": 0.7}, 3, 600, 0.12)
-        for borrow, false in ((False, alone), (True, paired)):
-            drawn = hierarchical_bootstrap(
-                answers, resamples=2000, seed=trial, spread="lent" if borrow else "own"
-            )
-            found = differences(drawn)
+    for trial in range(30):
+        once = simulate(rng, {f"single {i}": 0.7 for i in range(4)}, 1, 600, 0.12)
+        twice = simulate(rng, {"a": 0.7, "b": 0.7}, 3, 600, 0.12)
+        for answers, false in ((once, alone), (once | twice, paired)):
+            found = differences(hierarchical_bootstrap(answers, resamples=2000, seed=trial))
             false.append(any(d.verdict != "no difference found" for d in found))
-    assert np.mean(paired) <= 0.12
-    assert np.mean(paired) < np.mean(alone)
+    assert np.mean(paired) <= 0.07 < np.mean(alone)
 
 
-def test_nothing_to_borrow_changes_nothing():
-    answers = {"a": np.random.default_rng(0).random((1, 30))}
-    one, two = (
-        hierarchical_bootstrap(answers, spread="lent" if borrow else "own").values["a"]
-        for borrow in (False, True)
-    )
-    assert (one == two).all()
+def test_one_training_of_every_method_is_told_apart_from_none_needed():
+    answers = {name: np.random.default_rng(0).random((1, 30)).round() for name in "ab"}
+    found = hierarchical_bootstrap(answers, fixed={"b"})
+    assert found.estimate("a").by_trainings is None  # not known
+    assert found.estimate("b").by_trainings == 0  # nobody trains it
+    assert difference_estimate(found, "a", "b").by_trainings is None
+
+
+def test_the_parts_of_the_width():
+    rng = np.random.default_rng(1)
+    answers = (rng.random((3, 4000)) < np.array([[0.6], [0.66], [0.75]])).astype(float)
+    found = estimate_mean(answers)
+    slope = 0.67 * 0.33  # the interval is made on the logit scale
+    reach = (logit(found.high) - logit(found.low)) / 2 * slope
+    assert reach == pytest.approx(np.hypot(found.by_questions, found.by_trainings), rel=0.05)
+    means = answers.mean(axis=1)
+    theirs = ttest_1samp(means, 0).confidence_interval()
+    assert found.by_trainings == pytest.approx((theirs.high - theirs.low) / 2, rel=0.02)
+
+
+def test_shares_are_compared_on_the_logit_scale():
+    """The same spread in logits is lent as a smaller one where nearly all answers are right."""
+    rng = np.random.default_rng(5)
+    twice = rng.random((8, 2, 20_000)) < 1 / (1 + np.exp(-rng.normal(0, 0.3, (8, 2, 1))))
+    answers = {f"m{i}": each.astype(float) for i, each in enumerate(twice)}
+    for name, share in (("half", 0.5), ("most", 0.95)):
+        answers[name] = (rng.random((1, 20_000)) < share).astype(float)
+    found = hierarchical_bootstrap(answers)
+    half, most = (found.estimate(name).by_trainings for name in ("half", "most"))
+    assert most / half == pytest.approx(0.95 * 0.05 / 0.25, rel=0.05)
 
 
 def test_accuracies_stay_shares():
@@ -225,20 +244,6 @@ def test_luck_on_single_questions_is_counted_once():
         drawn = hierarchical_bootstrap({"a": answers}, seed=seed, resamples=400)
         spreads.append(drawn.values["a"].var())
     assert np.mean(spreads) == pytest.approx(0.25 / 2000, rel=0.2)
-
-
-def test_lent_spread_is_the_pooled_one():
-    rng = np.random.default_rng(3)
-    answers = {
-        "one": (rng.random((1, 50_000)) < 0.6).astype(float),
-        "two": (rng.random((2, 50_000)) < np.array([[0.6], [0.7]])).astype(float),
-        "three": (rng.random((3, 50_000)) < np.array([[0.5], [0.6], [0.7]])).astype(float),
-    }
-    drawn = hierarchical_bootstrap(answers, resamples=300, spread="lent")
-    # sample variances .005 (1 degree of freedom) and .01 (2): pooled .025 / 3
-    assert drawn.parts["one"].spread.variance == pytest.approx(0.025 / 3, rel=0.1)
-    assert drawn.parts["one"].spread.freedom == 3
-    assert drawn.parts["three"].spread.freedom == 2
 
 
 def test_a_ratio_is_that_of_the_sums():

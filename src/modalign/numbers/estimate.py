@@ -48,6 +48,9 @@ class Estimate(BaseModel):
         over: what was sampled: records, questions, edits, windows of text.
         trainings: trainings (seeds) of the model that the interval speaks of; None where the
             model is given.
+        by_questions, by_trainings: how far the interval would reach on each side if only questions, or
+            only trainings, were drawn again; None where the model is given, and ``by_trainings`` where
+            nothing is known of the spread between trainings: the interval is then about questions alone.
         interval: how the interval was made; None where there is none, or where it is not said.
         unit: ``share`` (of 1), ``difference of shares`` (of 1, shown in percentage points),
             ``percent``, ``percentage points``, ``points`` (of 100), ``score``, ``nats`` and so on;
@@ -66,6 +69,8 @@ class Estimate(BaseModel):
     n: int
     over: str = "records"
     trainings: int | None = None
+    by_questions: float | None = None
+    by_trainings: float | None = None
     interval: IntervalKind | None = None
     unit: str = "share"
     protocol: str | None = None

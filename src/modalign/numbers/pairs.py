@@ -12,7 +12,7 @@ zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -105,6 +105,8 @@ def difference_estimate(
         n=drawn.n,
         over=over,
         trainings=min(known, default=None),
+        by_questions=found.by_questions if known else None,
+        by_trainings=found.by_trainings if known else None,
         interval="hierarchical bootstrap" if known else "bootstrap",
         unit=unit,
     )
@@ -154,23 +156,27 @@ def differences(
 
 
 def compare_all(
-    correct: Mapping[str, ArrayLike], *, groups: Groups | None = None, seed: int = 0
+    correct: Mapping[str, ArrayLike],
+    *,
+    groups: Groups | None = None,
+    seed: int = 0,
+    fixed: Collection[str] = (),
 ) -> list[Difference]:
     """Compare every pair of methods that answered the same questions.
 
-    There are replicates enough for the number of pairs, and methods trained once are lent the spread of the
-    others.
+    There are replicates enough for the number of pairs.
 
     Args:
         correct: method -> (S, n); none or one method has no pairs.
         groups: (n,) questions that are redrawn together.
         seed: of the random generator.
+        fixed: methods that nobody trains.
     """
     if len(correct) < 2:
         return []
     enough = resamples_for(len(correct))
     return differences(
-        hierarchical_bootstrap(correct, groups=groups, resamples=enough, seed=seed, spread="lent")
+        hierarchical_bootstrap(correct, groups=groups, resamples=enough, seed=seed, fixed=fixed)
     )
 
 
@@ -181,6 +187,7 @@ def compare_with(
     *,
     groups: Groups | None = None,
     seed: int = 0,
+    fixed: Collection[str] = (),
 ) -> list[Difference]:
     """Compare every method with a row that no model was trained for.
 
@@ -190,10 +197,11 @@ def compare_with(
         correct: method -> (S, n).
         groups: (n,) questions that are redrawn together.
         seed: of the random generator.
+        fixed: methods that nobody trains.
     """
     gains = {name: np.asarray(values, dtype=float) - answers for name, values in correct.items()}
     enough = resamples_for(len(gains) + 1)
-    drawn = hierarchical_bootstrap(gains, groups=groups, resamples=enough, seed=seed, spread="lent")
+    drawn = hierarchical_bootstrap(gains, groups=groups, resamples=enough, seed=seed, fixed=fixed)
     drawn.parts[reference] = Part(0.0, np.zeros(enough), np.zeros(enough))
     return differences(drawn, [(name, reference) for name in gains])
 

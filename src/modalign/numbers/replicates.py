@@ -21,16 +21,9 @@ from scipy.stats import t as student
 from modalign.numbers.bootstrap import TAIL, Floats
 from modalign.numbers.estimate import NOT_KNOWN, Estimate
 from modalign.numbers.shares import share
+from modalign.numbers.spreads import Spread
 
 NORMAL = float(norm.ppf(1 - TAIL))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A variance and the degrees of freedom to which it is known."""
-
-    variance: float = 0.0
-    freedom: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Part:
         questions: (R,) deviations by redrawn questions.
         luck: (R,) deviations by redrawn trainings.
         twice: V_e, what of the variance is in both.
-        spread: V_s with its degrees of freedom.
+        spread: V_s with its degrees of freedom; None where nothing is known of it.
         trainings: S; None where the figure is not a model's.
     """
 
@@ -50,7 +43,7 @@ class Part:
     questions: Floats
     luck: Floats
     twice: float = 0.0
-    spread: Spread = field(default_factory=Spread)
+    spread: Spread | None = field(default_factory=Spread)
     trainings: int | None = None
 
 
@@ -63,6 +56,8 @@ class Replicates:
         n: questions.
         units: G, groups of questions that were redrawn.
         bounds: the smallest and the largest value of an answer.
+        freedom: sum of S - 1 over the methods: what all spreads together are known to. A method's spread may
+            be known to more than its own share, but what it borrows it shares with the others.
         skills: skill -> the same for the questions of that skill alone.
     """
 
@@ -70,6 +65,7 @@ class Replicates:
     n: int
     units: int
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    freedom: float = np.inf
     skills: dict[str, Replicates] = field(default_factory=dict)
 
     @property
@@ -89,16 +85,23 @@ class Replicates:
         questions = one.questions - other.questions
         variance = float(np.nanvar(questions)) if np.isfinite(questions).any() else 0.0
         left = max(0.0, 1 - (one.twice + other.twice) / variance) if variance else 0.0
-        spreads = [each.spread for each in (one, other) if each.spread.variance]
+        known = [each.spread for each in (one, other) if each.spread is not None]
+        spreads = [spread for spread in known if spread.variance]
         reach = self.bounds[1] - self.bounds[0]
         value = one.observed - other.observed
         return Redrawn(
             value,
             value + np.sqrt(left) * questions + one.luck - other.luck,
             questions=Spread(left * variance, max(self.units - 1, 1)),
-            trainings=Spread(sum(each.variance for each in spreads), satterthwaite(spreads)),
+            trainings=self._together(spreads) if len(known) == 2 else None,
             bounds=self.bounds if second is None else (-reach, reach),
         )
+
+    def _together(self, spreads: Sequence[Spread]) -> Spread:
+        freedom = satterthwaite(spreads)
+        if len(spreads) > 1:
+            freedom = max(min(freedom, self.freedom), min(each.freedom for each in spreads))
+        return Spread(sum(each.variance for each in spreads), freedom)
 
     def estimate(self, method: str, *, over: str = "questions", unit: str = "share") -> Estimate:
         """Estimate one method's figure."""
@@ -115,6 +118,8 @@ class Replicates:
             n=self.n,
             over=over,
             trainings=self.parts[method].trainings,
+            by_questions=found.by_questions,
+            by_trainings=found.by_trainings,
             interval="hierarchical bootstrap",
             unit=unit,
         )
@@ -127,7 +132,7 @@ class Redrawn:
     value: float
     replicates: Floats
     questions: Spread
-    trainings: Spread
+    trainings: Spread | None
     bounds: tuple[float, float]
 
     @property
@@ -136,15 +141,23 @@ class Redrawn:
         return np.clip(self.replicates, *self.bounds)
 
     @property
+    def by_questions(self) -> float:
+        """How far the 95 % interval would reach on each side if questions alone were redrawn."""
+        return self.questions.reach
+
+    @property
+    def by_trainings(self) -> float | None:
+        """The same for trainings alone; None where nothing is known of their spread."""
+        return None if self.trainings is None else self.trainings.reach
+
+    @property
     def freedom(self) -> float:
         """Degrees of freedom of the Student's distribution that reaches as far as both parts together."""
-        parts = [part for part in (self.questions, self.trainings) if part.variance]
+        parts = [part for part in (self.questions, self.trainings) if part and part.variance]
         total = sum(part.variance for part in parts)
         if not total:
             return 1.0
-        squares = [student.ppf(1 - TAIL, part.freedom) ** 2 * part.variance for part in parts]
-        reach = float(np.sqrt(sum(squares) / total))
-        return freedom_of(reach)
+        return freedom_of(float(np.sqrt(sum(part.reach**2 for part in parts) / total)))
 
     def ends(self, logistic: bool = False) -> tuple[float, float]:
         """Ends of the 95 % interval.

@@ -6,8 +6,8 @@ other questions would give another accuracy. Both are redrawn:
 * **questions** are redrawn once per replicate and *shared by all methods*, so differences are paired. Questions
   with one label (about one image) are redrawn together; there are G such groups.
 * **trainings** are redrawn for each method on its own, from the normal distribution that their accuracies
-  suggest. A method trained once has its questions redrawn only: its interval says nothing about another
-  training, unless it is lent the spread of the others (``spread="lent"``).
+  and those of all methods suggest (:mod:`~modalign.numbers.spreads`), methods trained once included. Where no
+  method was trained twice, questions are redrawn only, and intervals say nothing about another training.
 
 Trainings and questions are crossed, not nested. With m_t the accuracy of training t, V_s = var(m_t) / S, V_q the
 variance that redrawn questions give to the mean over trainings, and V_e that of training and question together
@@ -15,24 +15,23 @@ variance that redrawn questions give to the mean over trainings, and V_e that of
 V_s + V_q - V_e (Owen 2007, Ann. Appl. Stat. 1, on the pigeonhole bootstrap; Searle, Casella and McCulloch
 1992, ch. 4). So what the questions give is shrunk by sqrt(1 - V_e / V_q).
 
-V_s is known to S - 1 degrees of freedom, the rest to G - 1: ``replicates`` makes intervals of that.
+V_s is known to S - 1 degrees of freedom and what the other methods add, the rest to G - 1: ``replicates`` makes
+intervals of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modalign.numbers.bootstrap import RESAMPLES, Floats, Groups, cluster_sums, redraw
 from modalign.numbers.estimate import Estimate
-from modalign.numbers.replicates import Part, Replicates, Spread, on_logit_scale
+from modalign.numbers.replicates import Part, Replicates, on_logit_scale
 from modalign.numbers.shares import share
-
-Lending = Literal["own", "lent"]
+from modalign.numbers.spreads import Spread, shared_spreads
 
 
 def hierarchical_bootstrap(
@@ -42,7 +41,7 @@ def hierarchical_bootstrap(
     skills: Sequence[str | None] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    spread: Lending = "own",
+    fixed: Collection[str] = (),
 ) -> Replicates:
     """Redraw trainings and questions; questions are shared by all methods.
 
@@ -53,21 +52,37 @@ def hierarchical_bootstrap(
         skills: (n,) the skill each question belongs to; None belongs to none.
         resamples: R. For tests of many pairs use :func:`modalign.numbers.pairs.resamples_for`.
         seed: of the random generator; equal seeds give equal replicates.
-        spread: ``own``: each method's trainings speak for themselves. ``lent``: methods trained once
-            vary as much as the methods trained several times do on average; use it for differences, where
-            one lucky training would pass for news.
+        fixed: methods that nobody trains: their answers would be the same again.
     """
     arrays = _checked(correct)
     n = next(iter(arrays.values())).shape[1]
-    whole = _replicates(arrays, np.ones((1, n)), groups, resamples, seed, spread)[0]
+    whole = _replicates(arrays, np.ones((1, n)), groups, resamples, seed, fixed)[0]
     if skills is None:
         return whole
     names, members = _skill_masks(skills, n)
     if names:
         few = min(resamples, RESAMPLES)
-        parts = _replicates(arrays, members, groups, few, seed + 1, spread)
+        parts = _replicates(arrays, members, groups, few, seed + 1, fixed)
         whole.skills.update(zip(names, parts, strict=True))
     return whole
+
+
+def estimate_means(
+    values: Mapping[str, ArrayLike],
+    *,
+    groups: Groups | None = None,
+    fixed: Collection[str] = (),
+    unit: str = "share",
+) -> dict[str, Estimate]:
+    """Estimate the means of every method's values, (S, n); see :func:`hierarchical_bootstrap`.
+
+    For gains (the same trained model with and without its image) pass the differences of the two
+    arrays: trainings and questions are then paired by construction.
+    """
+    if not values:
+        return {}
+    drawn = hierarchical_bootstrap(values, groups=groups, fixed=fixed)
+    return {name: drawn.estimate(name, unit=unit) for name in values}
 
 
 def estimate_mean(
@@ -78,11 +93,7 @@ def estimate_mean(
     seed: int = 0,
     unit: str = "share",
 ) -> Estimate:
-    """Estimate the mean of (S, n) or (n,) values.
-
-    For a gain (the same trained model with and without its image) pass the difference of the two
-    arrays: trainings and questions are then paired by construction.
-    """
+    """Estimate the mean of (S, n) or (n,) values of one model alone."""
     array = np.atleast_2d(np.asarray(values, dtype=np.float64))
     drawn = hierarchical_bootstrap({"": array}, groups=groups, resamples=resamples, seed=seed)
     return drawn.estimate("", unit=unit)
@@ -91,23 +102,47 @@ def estimate_mean(
 def estimate_ratio(
     above: ArrayLike, below: ArrayLike, *, groups: Groups | None = None
 ) -> Estimate | None:
-    """Estimate a share of sums, ``above`` over ``below``, both (S, n); None where the sum below is zero.
+    """Estimate the ratio of one model alone; see :func:`estimate_ratios`."""
+    found = estimate_ratios({"": np.atleast_2d(above)}, {"": np.atleast_2d(below)}, groups=groups)
+    return found[""]
+
+
+def estimate_ratios(
+    above: Mapping[str, ArrayLike],
+    below: Mapping[str, ArrayLike],
+    *,
+    groups: Groups | None = None,
+    fixed: Collection[str] = (),
+) -> dict[str, Estimate | None]:
+    """Estimate shares of sums, ``above`` over ``below``, method -> (S, n); None where the sum below is zero.
 
     By linearisation (Woodruff 1971, J. Am. Stat. Assoc. 66): a question's part in r = sum(a) / sum(b) is
     r + (a - r b) / mean(b), whose mean is r. ``n`` counts the questions below, the mean over trainings.
     """
-    a, b = (np.atleast_2d(np.asarray(each, dtype=np.float64)) for each in (above, below))
-    mean = float(b.mean())
-    if not mean:
-        return None
-    value = float(a.mean()) / mean
-    n = round(float((b > 0).sum(axis=1).mean()))
+    pairs = {
+        name: (np.asarray(above[name], dtype=np.float64), np.asarray(below[name], dtype=np.float64))
+        for name in above
+    }
+    ratios = {name: float(a.mean() / b.mean()) for name, (a, b) in pairs.items() if b.any()}
+    parts = {
+        name: r + (pairs[name][0] - r * pairs[name][1]) / pairs[name][1].mean()
+        for name, r in ratios.items()
+    }
+    drawn = estimate_means(parts, groups=groups, fixed=fixed, unit="ratio")
+    return {
+        name: _as_share(drawn[name], ratios[name], b) if name in ratios else None
+        for name, (_, b) in pairs.items()
+    }
+
+
+def _as_share(linear: Estimate, value: float, below: Floats) -> Estimate:
+    """A ratio's estimate from that of its parts."""
+    n = round(float((below > 0).sum(axis=1).mean()))
     if value in (0.0, 1.0):
         found = share([value] * max(n, 1))
-        return found.model_copy(update={"trainings": len(a), "over": "questions"})
-    found = estimate_mean(value + (a - value * b) / mean, groups=groups, unit="ratio")
-    low, high = on_logit_scale(value, found.low - value, found.high - value)
-    return found.model_copy(
+        return found.model_copy(update={"trainings": len(below), "over": "questions"})
+    low, high = on_logit_scale(value, linear.low - value, linear.high - value)
+    return linear.model_copy(
         update={"value": value, "low": low, "high": high, "n": n, "unit": "share"}
     )
 
@@ -162,7 +197,7 @@ def _replicates(
     groups: Groups | None,
     resamples: int,
     seed: int,
-    spread: Lending,
+    fixed: Collection[str],
 ) -> list[Replicates]:
     """Replicates for each of K sets of questions, (K, n)."""
     table = _tabulate(arrays, members, groups)
@@ -181,19 +216,20 @@ def _replicates(
         inside, units = members[k] > 0, int(table.units[k])
         widened = np.sqrt(units / max(units - 1, 1))
         twice = {name: _twice(table, k, rows) for name, rows in table.rows.items()}
-        spreads = _spreads(table, k, twice, spread)
+        spreads = _spreads(table, k, twice, fixed, bounds == (0.0, 1.0))
         parts = {}
         for place, (name, rows) in enumerate(table.rows.items()):
             value = float(arrays[name][:, inside].mean())
             parts[name] = Part(
                 value,
                 questions=widened * (redrawn[:, k, rows].mean(axis=1) - value),
-                luck=luck[place] * np.sqrt(spreads[name].variance),
+                luck=luck[place] * np.sqrt(known.variance if (known := spreads[name]) else 0.0),
                 twice=twice[name],
                 spread=spreads[name],
                 trainings=len(arrays[name]),
             )
-        found.append(Replicates(parts, int(inside.sum()), units, bounds))
+        freedom = sum(len(array) - 1 for name, array in arrays.items() if name not in fixed)
+        found.append(Replicates(parts, int(inside.sum()), units, bounds, freedom))
     return found
 
 
@@ -221,22 +257,36 @@ def _twice(table: _Table, k: int, rows: slice) -> float:
 
 
 def _spreads(
-    table: _Table, k: int, twice: Mapping[str, float], spread: Lending
-) -> dict[str, Spread]:
-    """Every method's spread between trainings. A spread shared between methods belongs here.
+    table: _Table, k: int, twice: Mapping[str, float], fixed: Collection[str], shares: bool
+) -> dict[str, Spread | None]:
+    """V_s of every method, by :mod:`modalign.numbers.spreads`; None where nothing is known of it.
 
-    A method trained once is lent the variance between trainings without V_e, which its own questions show.
+    Shares are compared on the logit scale: at 95 % right there is less room for trainings to differ in than
+    at 60 %. A method trained once gets the variance between trainings without V_e, which its questions hold.
     """
-    found = {name: Spread() for name in table.rows}
-    squares, freedom = 0.0, 0
-    for name, rows in table.rows.items():
-        count = rows.stop - rows.start
-        if count > 1:
-            variance = float(table.means[k, rows].var(ddof=1))
-            found[name] = Spread(variance / count, count - 1)
-            squares += (variance - count * twice[name]) * (count - 1)
-            freedom += count - 1
-    if spread == "lent" and freedom:
-        lent = Spread(max(0.0, squares / freedom), freedom)
-        found |= {name: lent for name, rows in table.rows.items() if rows.stop - rows.start == 1}
+    trained = [name for name in table.rows if name not in fixed]
+    accuracies = [table.means[k, table.rows[name]] for name in trained]
+    counts = [len(found) for found in accuracies]
+    slopes = np.ones(len(trained))
+    if shares:
+        edge = 0.5 / float(table.sizes[:, k].sum())
+        middle = np.clip([found.mean() for found in accuracies], edge, 1 - edge)
+        slopes = middle * (1 - middle)
+    seen = [found.var(ddof=1) if len(found) > 1 else 0.0 for found in accuracies]
+    shared = shared_spreads(seen / slopes**2, counts)
+    found: dict[str, Spread | None] = {name: Spread() for name in table.rows}
+    if shared is None:
+        alike = {name for name, count in zip(trained, counts, strict=True) if count > 1}
+        return found | dict.fromkeys(set(trained) - alike)
+    # Luck on single questions, S V_e: of a share in proportion to its slope.
+    lucky = [
+        count * twice[name] / slope
+        for name, count, slope in zip(trained, counts, slopes, strict=True)
+        if count > 1
+    ]
+    for name, count, slope, spread in zip(trained, counts, slopes, shared, strict=True):
+        variance = spread.variance * float(slope) ** 2
+        if count == 1:
+            variance = max(0.0, variance - float(np.mean(lucky) * slope))
+        found[name] = Spread(variance, spread.freedom).over(count)
     return found
