@@ -29,6 +29,7 @@ GROUND = {
     "memory",
     "progress",
     "runs",
+    "strict_json",
     "version",
 }
 

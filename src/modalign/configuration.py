@@ -10,9 +10,28 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from modalign.errors import UsageError
+from modalign.strict_json import DEPTH, is_deep
 
 Fields = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML (or JSON) text.
+
+    Raises:
+        ValueError: it is not YAML, or nested too deeply.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        value = None
+    else:
+        if not is_deep(value):
+            return value
+    raise ValueError(f"more than {DEPTH} lists and mappings within one another: flatten it")
 
 
 def read_fields(path: Path) -> Fields:
@@ -22,8 +41,8 @@ def read_fields(path: Path) -> Fields:
         UsageError: the file cannot be read, or holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
         raise UsageError(f"the configuration {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"the configuration {path} is not a mapping of fields to values")
@@ -65,8 +84,8 @@ def assigned(items: Iterable[str] | None, changes: Fields | None = None) -> Fiel
         if not sign:
             raise UsageError(f"--set {item!r} is not of the form field=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = read_yaml(text)
+        except ValueError as error:
             raise UsageError(f"--set {item!r}: the value is not YAML") from error
         assign(found, path.strip(), value)
     return found

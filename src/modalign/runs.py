@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from modalign.configuration import read_yaml
 from modalign.differences import differences
 from modalign.errors import UsageError
 from modalign.files import unusable, write_atomically
@@ -137,8 +138,8 @@ def _admit(folder: RunFolder, resume: bool, overwrite: bool, fixed: bool) -> Non
 def _refuse_changes(folder: RunFolder) -> None:
     record = folder.path / RECORD
     try:
-        before = yaml.safe_load(record.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        before = read_yaml(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
     if changed := differences(before, _plain(folder.configuration)):
         raise UsageError(

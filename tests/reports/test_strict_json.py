@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modalign.data.readers import read_records, write_records
-from modalign.data.strict_json import dumps, loads
 from modalign.editing.readers import read_edits
 from modalign.errors import DataError
+from modalign.strict_json import dumps, loads
 
 BAD = {
     "nan": ('{"question": "q", "answer": NaN}', "NaN is no number of JSON"),

@@ -21,7 +21,7 @@ import numpy as np
 from modalign.data.cells import parquet_row
 from modalign.data.records import Media
 from modalign.data.signals import SignalError, inline_value, missing
-from modalign.data.strict_json import loads
+from modalign.strict_json import loads
 
 MAX_VALUES = 2**24  # one signal; more is a whole data set named by mistake
 NPY = b"\x93NUMPY"

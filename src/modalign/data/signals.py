@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import Any, BinaryIO
 
 from modalign.data.readers.result import Kind
 from modalign.data.records import Media
 from modalign.errors import DataError
+from modalign.strict_json import loads
 
 MAX_RATIO = 100  # of a picture's sides: resized to a shorter side of 800 pixels it has 64 million
 
@@ -87,6 +87,6 @@ def inline_value(media: Media) -> Any:
     """
     assert media.data is not None
     try:
-        return json.loads(media.data)
+        return loads(media.data)
     except ValueError as error:
         raise SignalError(media, f"the value in the row is no JSON ({error})") from None

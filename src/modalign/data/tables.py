@@ -14,7 +14,7 @@ from modalign.data.cells import cell, csv_row, parquet_names, parquet_row
 from modalign.data.modalities import Inline, Modality
 from modalign.data.records import REFERENCE_KEYS, Media
 from modalign.data.signals import SignalError, inline_value, missing
-from modalign.data.strict_json import loads
+from modalign.strict_json import loads
 
 Value = float | str | None
 Row = dict[str, Value]
@@ -73,7 +73,7 @@ def _json(media: Media, file: Path) -> Any:
         return loads(file.read_bytes())
     except FileNotFoundError:
         raise missing(media) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise SignalError(media, f"cannot be read ({error})") from None
 
 

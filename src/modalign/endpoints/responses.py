@@ -7,6 +7,7 @@ from typing import Any
 
 from modalign.endpoints.chat import Reply, ToolCall
 from modalign.endpoints.errors import EndpointError
+from modalign.strict_json import loads
 
 SHOWN = 300  # characters of a server's words in a message
 
@@ -18,7 +19,7 @@ def parsed_json(content: bytes, url: str) -> dict[str, Any]:
         EndpointError: it is something else (cut short, a proxy's page); another attempt may do better.
     """
     try:
-        value = json.loads(content)
+        value = loads(content)
     except ValueError:
         raise EndpointError(
             f"{url}: the response is no JSON: {_shown(content)}", transient=True
@@ -68,7 +69,7 @@ def _call(item: dict[str, Any], place: int) -> ToolCall:
 def server_message(content: bytes) -> tuple[str, str | None]:
     """What a server says is wrong, and its code for it."""
     try:
-        error = json.loads(content)
+        error = loads(content)
         error = error.get("error", error)
         if isinstance(error, str):
             return error[:SHOWN], None
@@ -83,7 +84,7 @@ def server_message(content: bytes) -> tuple[str, str | None]:
 def listed_models(content: bytes) -> list[str]:
     """Names in a server's list of models; none where it is no such list."""
     try:
-        return [str(item["id"]) for item in json.loads(content)["data"]]
+        return [str(item["id"]) for item in loads(content)["data"]]
     except (ValueError, KeyError, TypeError):
         return []
 

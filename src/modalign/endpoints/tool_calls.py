@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from modalign.endpoints.chat import ChatMessage, ToolCall, ToolSchema
+from modalign.strict_json import loads
 
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
@@ -66,10 +67,10 @@ def without(text: str, spans: Sequence[tuple[int, int]]) -> str:
 def _call(body: str, place: int) -> ToolCall:
     identity = f"call_{place}"
     try:
-        value = json.loads(body)
+        value = loads(body)
         name = value["name"]
         arguments = value.get("arguments", value.get("parameters", {}))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return ToolCall("", body.strip(), identity)
     if not isinstance(name, str):
         return ToolCall("", body.strip(), identity)
@@ -93,8 +94,8 @@ def with_mappings(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
-    with suppress(ValueError, RecursionError):
-        arguments = json.loads(function["arguments"])
+    with suppress(ValueError):
+        arguments = loads(function["arguments"])
         if isinstance(arguments, dict):
             function["arguments"] = arguments
     return {**call, "function": function}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+
+from modalign.configuration import read_yaml
 
 CARD = "README.md"
 
@@ -48,8 +49,8 @@ def _stated(card: Path) -> str | None:
     if not text.startswith("---"):
         return None
     try:
-        front: Any = yaml.safe_load(text.split("---", 2)[1])
-    except yaml.YAMLError:
+        front: Any = read_yaml(text.split("---", 2)[1])
+    except ValueError:
         return None
     stated = front.get("license") if isinstance(front, dict) else None
     if stated == "other":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.hashing import tensor_hash
+from modalign.strict_json import loads
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -135,7 +135,7 @@ def _files(folder: Path) -> list[str]:
             "save the model with save_pretrained first"
         )
     try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = set(loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{index} is not an index of weights: {error}") from error
     strange = [file for file in files if Path(file).name != file]
@@ -153,7 +153,7 @@ def _places(folder: Path, file: str) -> dict[str, Place]:
             size = path.stat().st_size
             if length > size:
                 raise ValueError("it is truncated")
-            header = json.loads(content.read(length))
+            header = loads(content.read(length))
             found = {}
             for name, entry in header.items():
                 if name == "__metadata__":

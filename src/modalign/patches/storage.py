@@ -33,6 +33,7 @@ from modalign.patches.header import (
 )
 from modalign.patches.patch import Patch
 from modalign.patches.weighted import WeightedChange
+from modalign.strict_json import loads
 
 FORMAT = "modalign-patch"
 
@@ -95,7 +96,7 @@ def load_patch(path: Path | str) -> Patch:
             f"{path} is not a safetensors file, or is truncated ({error}); get the file again"
         ) from error
     try:
-        header, layouts = json.loads(metadata["header"]), json.loads(metadata["columns"])
+        header, layouts = loads(metadata["header"]), loads(metadata["columns"])
         if content_hash(header, layouts, tensors) != metadata["sha256"]:
             raise DataError(
                 f"{path} was changed after it was written: its content does not have the hash "

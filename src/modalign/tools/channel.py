@@ -8,6 +8,8 @@ import select
 import time
 from typing import Any
 
+from modalign.strict_json import loads
+
 _CHUNK = 65536
 
 
@@ -93,9 +95,9 @@ class Channel:
 
 def _mapping(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ChannelError(f"a message that is not JSON ({type(error).__name__})") from None
+        value = loads(line)
+    except ValueError as error:
+        raise ChannelError(f"a message that is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ChannelError("a message that is not a mapping")
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from modalign.configuration import validated
+from modalign.configuration import read_yaml, validated
 from modalign.errors import UsageError
+from modalign.strict_json import loads
 from modalign.tools.spec import ChainSpec
 
 BUILT_IN: dict[str, dict[str, Any]] = yaml.safe_load(
@@ -62,6 +62,6 @@ def _read(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
             return tomllib.loads(text)
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return loads(text) if path.suffix == ".json" else read_yaml(text)
+    except (OSError, ValueError, RecursionError) as error:  # TOML has no limit of depth
         raise UsageError(f"the tool chain {path} cannot be read: {error}") from None

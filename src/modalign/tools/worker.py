@@ -56,7 +56,11 @@ def _call(function: ToolFunction, request: dict[str, Any]) -> dict[str, Any]:
 
 def _failure(error: BaseException) -> dict[str, Any]:
     told = isinstance(error, UsageError | ToolError)
-    text = str(error) if told else f"{type(error).__name__}: {error}"
+    try:
+        text = str(error)
+    except BaseException as failure:  # an error of the callable's, whose text may raise anything
+        text = f"its message cannot be shown ({type(failure).__name__})"
+    text = text if told else f"{type(error).__name__}: {text}"
     kind = error.kind if isinstance(error, ToolError) else "raised"
     return {"error": text[:MAX_ERROR], "kind": kind}
 

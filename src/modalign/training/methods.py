@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-import yaml
-
+from modalign.configuration import read_yaml
 from modalign.connectors.base import Connector, Variant
 from modalign.connectors.registry import connector_class, connectors
 from modalign.errors import UsageError
@@ -182,7 +181,10 @@ def _options(name: str, cls: type[Connector], text: str) -> dict[str, Any]:
                 f"method {name!r}: {item!r} is not option=value; {cls.name} has "
                 f"{', '.join(known) or 'no options'}"
             )
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = read_yaml(value)
+        except ValueError as error:
+            raise UsageError(f"method {name!r}: {item!r} cannot be read ({error})") from None
     return options
 
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from modalign.configuration import validated
+from modalign.configuration import read_yaml, validated
 from modalign.data.curation.operators import OPERATORS, Operator
 from modalign.errors import UsageError
 
@@ -55,8 +53,8 @@ def load_operators(path: Path) -> tuple[Operator, ...]:
         UsageError: the file cannot be read, or an operator or a setting is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a readable YAML file ({error})") from None
     if isinstance(content, dict) and list(content) == ["operators"]:
         content = content["operators"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from modalign.data.readers.inline import is_inline
 from modalign.data.readers.rows import Context, media_columns
 from modalign.data.readers.writer import plain_json, store_media
 from modalign.data.records import Media
-from modalign.data.strict_json import dumps
 from modalign.errors import DataError
+from modalign.strict_json import dumps, loads
 
 REMOTE = ("data:", "file:")
 
@@ -35,7 +34,7 @@ def line_of(row: Row, target: Path) -> bytes:
                 fields[column] = _relocated(fields[column], modality, row.context, target)
     if fields.get("messages"):
         turns = fields["messages"]
-        turns = json.loads(turns) if isinstance(turns, str) else turns
+        turns = loads(turns) if isinstance(turns, str) else turns
         fields["messages"] = [_turn(turn, row.context, target) for turn in turns]
     try:
         text = dumps(fields, plain_json)
@@ -62,7 +61,7 @@ def _part(part: dict[str, Any], context: Context, target: Path) -> dict[str, Any
 def _relocated(value: Any, modality: str, context: Context, target: Path) -> Any:
     """A reference to media, written for the target: a path, a mapping, bytes, or a list of these."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = json.loads(value)  # a CSV cell: the reader has seen that it is JSON
+        value = loads(value)  # a CSV cell: the reader has seen that it is JSON
     if is_inline(value, modality):
         return value
     if isinstance(value, list):

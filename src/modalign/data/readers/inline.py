@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import json
 from typing import Any
 
 from modalign.data.modalities import modality_of
 from modalign.data.readers.result import RowError
-from modalign.data.strict_json import dumps
+from modalign.strict_json import dumps, loads
 
 
 def is_inline(value: Any, modality: str) -> bool:
@@ -38,8 +37,8 @@ def to_json(value: Any, modality: str) -> bytes:
 def from_json(data: bytes, modality: str) -> Any:
     """The value that `to_json` gave these bytes for, or None where they are something else."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = loads(data)
+    except ValueError:
         return None
     return value if is_inline(value, modality) else None
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from modalign.data.readers.json_list import JsonListError, iter_json_list
 from modalign.data.readers.result import RawRows, RowError
-from modalign.data.strict_json import loads
 from modalign.errors import DataError
+from modalign.strict_json import loads
 
 BOM = b"\xef\xbb\xbf"
 
@@ -38,7 +38,7 @@ def read_json(path: Path) -> RawRows:
             "Correct the file there, or save one object per line (.jsonl): then only the broken "
             "line is lost."
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not usable JSON ({error}). Save one row per line.") from None
 
 
@@ -59,7 +59,7 @@ def _parse_line(line: bytes) -> dict[str, Any] | RowError:
         return RowError(
             "row", f"not valid JSON at column {error.colno} ({error.msg}): correct the line"
         )
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return RowError("row", f"not usable JSON ({error}): correct the line")
     return row if isinstance(row, dict) else _not_an_object(row)
 
@@ -94,6 +94,6 @@ def _is_one_document(path: Path) -> bool:
         return False
     try:
         loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     return True

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from modalign.data.strict_json import DECODER
+from modalign.strict_json import DECODER
 
 CHUNK = 2**20  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -30,7 +30,7 @@ def iter_json_list(path: Path) -> Iterator[Any]:
 
     Raises:
         JsonListError: the text breaks off or is not JSON; the items before it have been given.
-        ValueError, RecursionError: a value that Python cannot hold.
+        ValueError: a value that is no strict JSON.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         text = JsonText(file)

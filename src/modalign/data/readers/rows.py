@@ -31,7 +31,7 @@ from modalign.data.modalities import DEFAULT, modality_names, modality_of
 from modalign.data.readers.inline import is_inline, to_json
 from modalign.data.readers.result import Fields, RowError
 from modalign.data.records import REFERENCE_KEYS, Media, Message, Part, Record, Role, Source, mark
-from modalign.data.strict_json import loads
+from modalign.strict_json import loads
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -414,7 +414,7 @@ def _decoded(value: Any, name: str) -> Any:
         return value
     try:
         return loads(value)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RowError("row", f"{name} is text but no JSON list or mapping ({error})") from None
 
 

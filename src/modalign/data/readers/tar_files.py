@@ -17,8 +17,8 @@ from modalign.data.modalities import modality_of
 from modalign.data.readers.result import Fields, RawRows, RowError
 from modalign.data.readers.rows import media_columns
 from modalign.data.records import Media
-from modalign.data.strict_json import loads
 from modalign.errors import DataError
+from modalign.strict_json import loads
 
 TARGETS = ("messages", "conversations", "answer", "caption")
 Member = tuple[str, str, bytes]  # key, suffix, content
@@ -113,7 +113,7 @@ def _json_member(content: bytes) -> Fields:
         value = loads(content)
     except UnicodeDecodeError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RowError("row", f"its .json member is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise RowError("row", "its .json member is not an object with named fields")

@@ -13,9 +13,9 @@ from modalign.data.modalities import DEFAULT
 from modalign.data.readers.inline import from_json
 from modalign.data.readers.rows import COMMON_FIELDS, media_columns
 from modalign.data.records import Media, Part, Record
-from modalign.data.strict_json import dumps
 from modalign.errors import DataError
 from modalign.files import replacing, write_atomically
+from modalign.strict_json import dumps
 
 SIGNATURES = (
     (b"\x89PNG", ".png"),

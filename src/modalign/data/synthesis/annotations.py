@@ -26,8 +26,8 @@ from modalign.data.readers.result import Fields, RawRow, RowError
 from modalign.data.readers.rows import Context, build_record, media_columns
 from modalign.data.records import Media, Record, Source
 from modalign.data.signals import SignalError
-from modalign.data.strict_json import loads
 from modalign.errors import DataError
+from modalign.strict_json import loads
 
 From = Literal["captions", "boxes", "structure"]
 LABELS = ("label", "category", "name", "category_name")

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modalign.data.strict_json import loads
 from modalign.data.synthesis.by_template import holds_mark
+from modalign.strict_json import loads
 
 QUESTION_LENGTH, ANSWER_LENGTH, SKILL_LENGTH = 300, 1000, 40  # characters
 
@@ -68,7 +68,7 @@ def read_reply(text: str, known: set[str], limit: int) -> Checked:
     checked = Checked()
     try:
         value = loads(_unfenced(text))
-    except (ValueError, RecursionError):
+    except ValueError:
         checked.faults.append(("not JSON", text))
         return checked
     rows = value.get("pairs") if isinstance(value, dict) else value

@@ -12,12 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from modalign.configuration import validated
+from modalign.configuration import read_yaml, validated
 from modalign.data.synthesis.annotations import From
 from modalign.data.synthesis.views import VARIABLES, Words
 from modalign.errors import UsageError
@@ -139,8 +138,8 @@ def _text_of(name: str) -> str:
 
 def _parsed(name: str, text: str) -> TemplateFile:
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        values = read_yaml(text) or {}
+    except ValueError as error:
         raise UsageError(f"the templates {name} are not YAML: {error}") from None
     return validated(TemplateFile, values, f"the templates {name}")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modalign.data.strict_json import loads
 from modalign.errors import DataError, first_line
+from modalign.strict_json import loads
 
 TEXT_KEYS = ("text", "content", "document")
 
@@ -91,7 +91,7 @@ def _json(source: Path) -> Iterator[str]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{where}: is not JSON ({error})") from error
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from modalign.data.strict_json import loads
+from modalign.strict_json import loads
 
 _KINDS: dict[type, str] = {
     str: "a text",
@@ -135,7 +135,7 @@ class Fields:
     def _json(self, name: str, cell: str) -> Any:
         try:
             return loads(cell)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.problems.append(f"{self.inside}{name}: not valid JSON in its cell ({error})")
             return None
 

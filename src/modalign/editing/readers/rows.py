@@ -16,8 +16,8 @@ from typing import Any
 from modalign.data.readers.csv_files import csv_rows
 from modalign.data.readers.json_list import JsonListError, JsonText
 from modalign.data.readers.result import RowError
-from modalign.data.strict_json import loads
 from modalign.errors import DataError
+from modalign.strict_json import loads
 
 SHOWN = 20  # problems in a message
 FORMATS = ".json (a list, or an object that holds one), .jsonl or .csv"
@@ -103,7 +103,7 @@ def _parsed(line: str, number: int) -> FileRow:
         value = loads(line)
     except json.JSONDecodeError as error:
         return FileRow(number, None, f"not valid JSON at column {error.colno} ({error.msg})")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return FileRow(number, None, f"not usable JSON ({error})")
     return _row(value, number)
 
@@ -136,7 +136,7 @@ def _json_rows(path: Path, text: str) -> list[FileRow]:
             f"{path}:{error.line}: not valid JSON at column {error.column} ({error}). "
             "Correct the file there."
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}:{scanner.line}: not usable JSON ({error})") from None
     return rows
 
@@ -147,7 +147,7 @@ def _one_object_per_line(text: str) -> bool:
         return False
     try:
         return isinstance(loads(lines[0]), dict)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
 
 

@@ -9,7 +9,6 @@ Only objects of the vocabulary count as mentions: all that any record or the obj
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from modalign.data.records import Record
 from modalign.errors import DataError
 from modalign.evaluation.tasks.base import Groups, Output, Score, Task
 from modalign.numbers.estimate import Estimate
+from modalign.strict_json import loads
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -200,7 +200,7 @@ def _is_synonyms(value: Any) -> bool:
 
 def _read_objects(file: Path) -> dict[str, list[str]]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     if not _is_synonyms(found):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from modalign.configuration import read_yaml
 from modalign.data.readers import read_records
 from modalign.data.records import Record
 from modalign.errors import DataError
@@ -43,8 +42,8 @@ def records_for(
 def run_data(folder: Path) -> str | None:
     """Validation or training data of the run that this model folder lies in; None: there is none."""
     try:
-        values = yaml.safe_load((folder.resolve().parent / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        values = read_yaml((folder.resolve().parent / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
     named = values.get("data") if isinstance(values, dict) else None
     for key in ("val", "train"):

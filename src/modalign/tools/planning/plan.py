@@ -6,13 +6,13 @@ an OpenAI-compatible request. Reasoning and acting take turns as in ReAct (arXiv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from modalign.data.records import Media
 from modalign.endpoints import Chat, Reply, ToolCall
+from modalign.strict_json import loads
 from modalign.tools.base import Tool
 from modalign.tools.planning.answer import AssistedAnswer, Transcript
 from modalign.tools.planning.toolbox import Toolbox
@@ -94,7 +94,7 @@ class Planned:
 def _sound(call: ToolCall) -> ToolCall:
     """A call that can stand in the conversation: servers refuse a turn with malformed ones."""
     try:
-        well_formed = isinstance(json.loads(call.arguments), dict)
+        well_formed = isinstance(loads(call.arguments), dict)
     except ValueError:
         well_formed = False
     return replace(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modalign.data.records import Media
 from modalign.errors import UsageError
+from modalign.strict_json import loads
 from modalign.tools.base import MEDIUM, Tool, ToolArgumentError
 from modalign.tools.guard import CallOutcome, call_safely
 from modalign.tools.planning.answer import Transcript, bounded_json
@@ -76,7 +76,7 @@ class Toolbox:
     def observe(self, name: str, arguments: str) -> str:
         """Make the call that a model wrote; return the result, or why the call is malformed."""
         try:
-            values = json.loads(arguments)
+            values = loads(arguments)
         except ValueError as error:
             return self._malformed(name, arguments, f"the arguments are not JSON ({error})")
         if not isinstance(values, dict):

@@ -29,8 +29,9 @@ class Pipes:
         self.received, self.sent = received, sent
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Write one line."""
-        self.sent.write(json.dumps(message, allow_nan=False).encode() + b"\n")
+        """Write one line; half characters, which no file or terminal takes, as question marks."""
+        text = json.dumps(message, allow_nan=False, ensure_ascii=False)
+        self.sent.write(text.encode("utf-8", "replace") + b"\n")
         self.sent.flush()
 
     def receive(self) -> Any:
@@ -51,8 +52,9 @@ class Printed:
     def write(self, text: str) -> None:
         """Keep what there is room for."""
         if self.room > 0:
-            self.parts.append(text[: self.room])
-            self.room -= len(text)
+            kept = str.__getitem__(text, slice(self.room))  # a text of a class of the program's own
+            self.parts.append(kept)
+            self.room -= len(kept)
 
     def text(self) -> str:
         """All of it."""
@@ -119,11 +121,12 @@ def _answer(names: dict[str, Any]) -> dict[str, Any]:
         return {"answer": value}
     try:
         return {"answer": json.dumps(value, ensure_ascii=False, default=_plain)}
-    except (TypeError, ValueError, RecursionError) as error:
-        return {"kind": "no-answer", "message": f"`{ANSWER}` is neither text nor JSON: {error}"}
     except MemoryError:
         names.clear()
         return {"kind": "memory", "message": "out of memory"}
+    except BaseException as error:  # the value's own methods may raise anything
+        message = f"`{ANSWER}` is neither text nor JSON: {_said(error)}"
+        return {"kind": "no-answer", "message": message[:MESSAGE]}
 
 
 def _plain(value: Any) -> Any:
@@ -134,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 def _syntax_message(error: BaseException) -> str:
     if not isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error}"[:MESSAGE]
+        return f"{type(error).__name__}: {_said(error)}"[:MESSAGE]
     where = f"line {error.lineno}: " if error.lineno else ""
     return f"{where}{error.msg}"[:MESSAGE]
 
@@ -147,7 +150,15 @@ def _message(error: BaseException) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     where = f"line {line}: " if line else ""
-    return f"{where}{type(error).__name__}: {error}"[:MESSAGE]
+    return f"{where}{type(error).__name__}: {_said(error)}"[:MESSAGE]
+
+
+def _said(error: BaseException) -> str:
+    """An error's message; its text may be an endless one, or raise an error of its own."""
+    try:
+        return str.__str__(str(error))
+    except BaseException as failure:
+        return f"its message cannot be shown ({type(failure).__name__})"
 
 
 def _tool(name: str, order: list[str], channel: Pipes) -> Callable[..., Any]:

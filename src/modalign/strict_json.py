@@ -1,15 +1,20 @@
 """JSON as its standard has it (RFC 8259).
 
 Python's own reader also takes ``NaN`` and ``Infinity``, turns 1e999 into infinity, and of equal names in one
-object keeps the last: each would train on something that the file does not say.
+object keeps the last: each would train on something that the file does not say. It makes half characters of
+``\\ud800``, which no file or terminal takes, and values so deep that writing them again overflows the stack.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
+
+DEPTH = 200  # lists and objects within one another; what pydantic reads, too
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _not_a_number(name: str) -> Any:
@@ -32,18 +37,59 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-DECODER = json.JSONDecoder(
+class _Decoder(json.JSONDecoder):
+    """Python's reader, held to the standard and to a depth."""
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        """A value and where it ends; `decode` reads by this, too."""
+        try:
+            value, end = super().raw_decode(s, idx)
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
+        if s.count("[", idx, end) + s.count("{", idx, end) > DEPTH and is_deep(value):
+            raise ValueError(_TOO_DEEP)
+        # Text that was no UTF-8 has halves of its own, which whoever read it tells.
+        if _HALF.search(s, idx, end) and _has_half(value) and not _has_half(s[idx:end]):
+            raise ValueError("a \\u escape stands for half a character: write both halves, or none")
+        return value, end
+
+
+_TOO_DEEP = f"more than {DEPTH} lists and objects within one another: flatten it"
+
+DECODER = _Decoder(
     object_pairs_hook=_without_repeats, parse_constant=_not_a_number, parse_float=_finite
 )
+
+
+def is_deep(value: Any) -> bool:
+    """Whether more than `DEPTH` lists and objects stand within one another."""
+    level = [value]
+    for _ in range(DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _has_half(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def loads(text: str | bytes) -> Any:
     """Read one JSON value.
 
     Raises:
-        ValueError: not JSON (a JSONDecodeError, with its place), or one of the three things above.
+        ValueError: not JSON (a JSONDecodeError, with its place), or one of the things above.
         UnicodeDecodeError: bytes that are no UTF-8.
-        RecursionError: nested too deeply.
     """
     return DECODER.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
 
