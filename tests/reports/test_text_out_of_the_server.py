@@ -49,8 +49,8 @@ class Said:
             CPU,
             max(len(made), 1),
         )
-        scoring = torch.zeros(len(prompt), size) if sampling.prompt_logprobs else None
-        row.start(scoring, 0)
+        scored = sampling.prompt_logprobs
+        row.start(row.prompt_scores(torch.zeros(len(prompt), size)) if scored else (), 0)
         for token in made:
             if row.finished:
                 break

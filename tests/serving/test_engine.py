@@ -443,26 +443,6 @@ def test_one_failing_request_leaves_the_others(compose_tiny: Any) -> None:
         assert after.text == heard[0].text
 
 
-def test_a_failing_step_ends_those_in_it_only(
-    llm_folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, tokenizer = open_model(llm_folder("llama"))
-    with running(model, tokenizer) as engine:
-        prompt = engine.text_prompt("how many")
-        (before,) = ask_all(engine, [prompt], max_tokens=6, ignore_end=True)
-        step = engine.runner.step
-
-        def fails(*_: Any) -> Any:
-            monkeypatch.setattr(engine.runner, "step", step)
-            raise RuntimeError("out of memory")
-
-        monkeypatch.setattr(engine.runner, "step", fails)
-        (broken,) = ask_all(engine, [prompt], max_tokens=6, ignore_end=True)
-        assert broken.finished.error == "RuntimeError: out of memory"
-        (after,) = ask_all(engine, [prompt], max_tokens=6, ignore_end=True)
-        assert after.text == before.text
-
-
 def test_prompts_that_cannot_be(compose_tiny: Any, llm_folder: Callable[..., Any]) -> None:
     model, processor = compose_tiny("mlp")
     with running(model, processor, max_length=40) as engine:

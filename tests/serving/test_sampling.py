@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modalign.serving.requests import Sampling
-from modalign.serving.sampling import alternatives, draw, generator_of
-from modalign.serving.text import Spelling
+from modalign.serving.sampling import draw, generator_of, likely
 
 
 def test_draws_have_the_probabilities_of_the_nucleus() -> None:
@@ -47,9 +47,39 @@ def test_greedy_needs_no_generator() -> None:
     assert generator_of(Sampling(), torch.device("cpu")) is None
 
 
-def test_alternatives_are_the_most_likely(tokenizer: Any) -> None:
-    known = torch.log_softmax(torch.arange(len(tokenizer)).float() / 7, -1)
-    found = alternatives(Spelling(tokenizer), known, 3, first=True)
-    best = [len(tokenizer) - 1 - n for n in range(3)]
-    assert [each.name for each in found] == [tokenizer.decode([token]) for token in best]
-    assert [each.logprob for each in found] == pytest.approx([float(known[n]) for n in best])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 5e-38, 9.9e-6])
+def test_below_a_bound_nothing_is_drawn(temperature: float) -> None:
+    assert generator_of(Sampling(temperature=temperature), torch.device("cpu")) is None
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8),
+    st.floats(1e-5, 2.0),
+    st.floats(0.0, 1.0),
+)
+def test_finite_logits_can_always_be_drawn_from(
+    values: list[float], temperature: float, top_p: float
+) -> None:
+    logits = torch.tensor(values)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=1)
+    generator = generator_of(sampling, torch.device("cpu"))
+    assert generator is not None
+    token = draw(logits, sampling, generator)
+    # Drawn in float32: what is less likely than that can tell is not drawn.
+    assert (logits.double() - logits.double().max())[token] >= -110 * temperature
+
+
+@given(st.integers(1, 600), st.integers(0, 5), st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_scores_are_the_log_softmax(places: int, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(places, 4, generator=generator)
+    tokens = torch.randint(4, (places,), generator=generator).tolist()
+    known = torch.log_softmax(logits.double(), -1)
+    for place, (token, logprob, top) in enumerate(likely(logits, tokens, count)):
+        assert token == tokens[place]
+        assert logprob == pytest.approx(float(known[place, token]), abs=1e-5)
+        best = sorted(range(4), key=lambda other: -float(known[place, other]))
+        assert [other for other, _ in top] == best[:count]
+        expected = [float(known[place, other]) for other in best[:count]]
+        assert [value for _, value in top] == pytest.approx(expected, abs=1e-5)

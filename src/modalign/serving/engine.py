@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ from modalign.serving.requests import (
     Turn,
 )
 from modalign.serving.rows import Row
-from modalign.serving.runners import runner_of
-from modalign.serving.sampling import Settled
+from modalign.serving.runners import Prefilled, runner_of
+from modalign.serving.sampling import Settled, checked
+from modalign.serving.scoring import Teller, Told
 from modalign.serving.selftest import why_not_batched
 from modalign.serving.slots import KeysValues, Slots
 from modalign.serving.text import Spelling
@@ -134,6 +136,7 @@ class LocalEngine:
         self._untold: list[tuple[Listener, Event]] = []
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
+        self._teller = Teller(self._changed)
         self._draining = self._closed = False
         self.begun = threading.Event()
         self._steps = self._read = self._made = self._cached = 0
@@ -166,7 +169,8 @@ class LocalEngine:
         row = Row(
             prompt,
             sampling,
-            listener if self.note else partial(self._later, listener),
+            # A scored prompt is told by a thread of its own.
+            listener if self.note or sampling.prompt_logprobs else partial(self._later, listener),
             self.spelling,
             self.settled,
             self.runner.device,
@@ -187,7 +191,7 @@ class LocalEngine:
     def state(self) -> EngineState:
         """Figures of now."""
         return EngineState(
-            running=len(self._rows),
+            running=len(self._rows) + len(self._teller.rows),
             waiting=len(self._waiting),
             draining=self._draining,
             steps=self._steps,
@@ -207,7 +211,7 @@ class LocalEngine:
         with self._changed:
             self._draining = True
             self._changed.notify_all()
-            while self._rows or self._waiting:
+            while self._rows or self._waiting or self._teller.rows:
                 left = end - time.monotonic()
                 if left <= 0 or self._closed:
                     return False
@@ -230,9 +234,11 @@ class LocalEngine:
             finally:
                 self.begun.set()
             while self._wait_for_work():
-                turn()
-                self._drop_finished()
-        for row in [*self._rows, *self._waiting]:
+                # Rows are guarded one by one; whatever else fails must not end the thread.
+                self._guarded(self._rows, turn)
+                self._guarded(self._rows, self._drop_finished)
+        self._teller.close()
+        for row in [*self._rows, *self._waiting, *self._teller.rows]:
             row.finish("cancelled")
         self._tell()
         with self._changed:
@@ -256,19 +262,22 @@ class LocalEngine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._rows or self._waiting or self._closed):
+            while not (self._rows or self._waiting or self._teller.ready or self._closed):
                 self._changed.wait()
             return not self._closed
 
     def _turn(self) -> None:
         """Read waiting prompts while there is room, then one token for every row."""
+        while told := self._teller.next():
+            told.row.listener = partial(self._later, told.row.listener)
+            self._guarded([told.row], partial(self._join, told, 0))
         read = 0
         while read < READ_AHEAD and (group := self._next_group()):
             read += sum(len(row.prompt.ids) for row in group)
             self._guarded(group, partial(self._prefill, group))
             self._drop_finished()
         if self._rows:
-            self._guarded(list(self._rows), self._step)
+            self._step()
 
     def _guarded(self, rows: Sequence[Row], act: Callable[[], None]) -> None:
         """Whatever fails ends these requests with the reason, and no others."""
@@ -276,7 +285,7 @@ class LocalEngine:
             act()
         except Exception as error:
             log.exception("%d requests failed", len(rows))
-            for row in rows:
+            for row in list(rows):
                 row.finish("error", f"{type(error).__name__}: {error}")
 
     def _next_group(self) -> list[Row]:
@@ -285,7 +294,7 @@ class LocalEngine:
             for row in [row for row in self._waiting if row.cancelled]:
                 self._waiting.remove(row)
                 row.finish("cancelled")
-            free = self.max_batch - len(self._rows)
+            free = self.max_batch - len(self._rows) - len(self._teller.rows)
             group: list[Row] = []
             if free > 0 and self._waiting:
                 length = len(self._waiting[0].prompt.ids)
@@ -316,9 +325,9 @@ class LocalEngine:
     def _read_prompts(self, members: Sequence[tuple[Row, list[KeysValues]]]) -> None:
         """Read prompts of one length of which equally much is known."""
         rows = [row for row, _ in members]
-        known = _side_by_side([each for _, each in members])
         scoring = rows[0].sampling.prompt_logprobs
         try:
+            known = _side_by_side([each for _, each in members])
             found = self.runner.prefill([row.prompt for row in rows], known, all_logits=scoring)
         except Exception:
             if len(rows) == 1:
@@ -328,17 +337,35 @@ class LocalEngine:
             return
         cached = known[0][0].shape[2] if known else 0
         for number, row in enumerate(rows):
-            self._read += len(row.prompt.ids)
-            self._cached += cached
-            row.memory = found.memories[number]
-            row.start(found.logits[number] if scoring else None, cached)
-            if row.most == 0:
-                row.finish("length")
-                continue
-            self._choose([row], found.logits[number : number + 1, -1])
-            if not row.finished:
-                self._slots.join(found.layers, number)
-                self._rows.append(row)
+            self._guarded([row], partial(self._begin, row, found, number, cached))
+
+    def _begin(self, row: Row, found: Prefilled, number: int, cached: int) -> None:
+        """Tell that a row's prompt was read, and go on: at once, or when its scores have been told."""
+        self._read += len(row.prompt.ids)
+        self._cached += cached
+        row.memory = found.memories[number]
+        logits = found.logits[number]
+        if not row.sampling.prompt_logprobs:
+            row.start((), cached)
+            self._join(Told(row, logits[-1], found.layers), number)
+            return
+        one = slice(number, number + 1)
+        layers = [(keys[one].clone(), values[one].clone()) for keys, values in found.layers]
+        told = Told(row, logits[-1].clone(), layers if row.most else [])
+        self._teller.tell(told, row.prompt_scores(logits), cached)
+
+    def _join(self, told: Told, number: int) -> None:
+        """Make a row's first token, and let it join the batch; it is row ``number`` of its layers."""
+        row = told.row
+        if row.cancelled:
+            row.finish("cancelled")
+        elif row.most == 0:
+            row.finish("length")
+        else:
+            self._choose([row], told.logits[None])
+        if not row.finished:
+            self._slots.join(told.layers, number)
+            self._rows.append(row)
 
     def _step(self) -> None:
         """One token for every row."""
@@ -346,21 +373,35 @@ class LocalEngine:
             last = torch.tensor([row.made[-1] for row in self._rows], device=self.runner.device)
             logits = self.runner.step(last, self._slots, [row.memory for row in self._rows])
         except Exception:
-            self._slots = Slots()  # a column may be half written: start anew with those that come
-            raise
+            log.exception("a step of %d rows failed: each is read anew", len(self._rows))
+            self._slots = Slots()  # a column may be half written
+            rows, self._rows = self._rows, []
+            for row in rows:
+                self._guarded([row], partial(self._read_anew, row))
+            return
         self._steps += 1
         self._choose(self._rows, logits)
+
+    def _read_anew(self, row: Row) -> None:
+        """Go on with a row by itself, which may be the one that the batch failed for."""
+        found = self.runner.prefill([replace(row.prompt, ids=(*row.prompt.ids, *row.made))])
+        row.memory = found.memories[0]
+        self._join(Told(row, found.logits[0, -1], found.layers), 0)
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         if self.settled.suppressed is not None:
             logits[:, self.settled.suppressed] = -torch.inf
-        likely = logits.argmax(dim=-1).tolist()
+        best, likely = (each.tolist() for each in logits.max(dim=-1))
         for number, row in enumerate(rows):
-            if row.cancelled:
-                continue
-            token = likely[number] if row.plain else row.choose(logits[number])
-            row.take(token)
-            self._made += 1
+            if not row.cancelled:
+                self._guarded(
+                    [row], partial(self._take, row, logits[number], best[number], likely[number])
+                )
+
+    def _take(self, row: Row, logits: torch.Tensor, best: float, likely: int) -> None:
+        checked(best)
+        row.take(likely if row.plain else row.choose(logits))
+        self._made += 1
 
     def _later(self, listener: Listener, event: Event) -> None:
         self._untold.append((listener, event))
@@ -382,16 +423,16 @@ class LocalEngine:
             if not row.finished:
                 continue
             if place < self._slots.rows:
-                self._keep(row, place)
+                self._guarded([row], partial(self._keep, row, place))
                 self._slots.leave(place)
             self._rows[place] = self._rows[-1]
             self._rows.pop()
-        if not self._rows and not self._waiting:
+        if not (self._rows or self._waiting or self._teller.rows):
             with self._changed:
                 self._changed.notify_all()
 
     def _keep(self, row: Row, place: int) -> None:
-        if not self.runner.shares:
+        if not self.runner.shares or row.failed:
             return
         key = content_key(row.prompt, row.made)
         layers = self._slots.row(place)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import logging
 import threading
 import time
@@ -50,6 +49,7 @@ from modalign.serving.requests import (
 )
 from modalign.serving.runners import MediaCache, encoded
 from modalign.serving.text import Detokenizer, Piece, Spelling
+from modalign.strict_json import loads
 
 log = logging.getLogger(__name__)
 ENDED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -407,7 +407,7 @@ class GatewayEngine:
             # No "prompt": vLLM 0.32 takes an empty one beside the embeddings for a second prompt, and refuses it.
             "prompt_embeds": wire_format(embeddings),
             "max_tokens": asked.most,
-            "temperature": sampling.temperature,
+            "temperature": 0.0 if sampling.greedy else sampling.temperature,
             "top_p": sampling.top_p,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -435,7 +435,7 @@ class GatewayEngine:
                 if data == "[DONE]":
                     return
                 if data:
-                    chunk = json.loads(data)
+                    chunk = loads(data)
                     if "error" in chunk:
                         raise BackendError(f"the backend failed: {chunk['error']}")
                     yield chunk

@@ -52,9 +52,9 @@ def answer_alone(runner: Runner, row: Row) -> None:
     ids = torch.tensor([row.prompt.ids], device=device)
     inputs = placed(dict(row.prompt.inputs), model)
     if row.sampling.prompt_logprobs:
-        row.start(model(input_ids=ids, **inputs).logits[0], 0)
+        row.start(row.prompt_scores(model(input_ids=ids, **inputs).logits[0]), 0)
     else:
-        row.start(None, 0)
+        row.start((), 0)
     if row.most == 0:
         row.finish("length")
         return

@@ -13,6 +13,7 @@ from modalign.errors import ModalignError
 
 # A message; or a mapping as chat templates take them, where there is more to a turn (tool calls and results).
 Turn = Message | Mapping[str, object]
+GREEDY = 1e-5  # temperatures below: logits divided by them would overflow
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -62,7 +63,7 @@ class Sampling:
 
     Attributes:
         max_tokens: longest answer; 0 with ``prompt_logprobs`` scores the prompt only.
-        temperature: 0 is greedy.
+        temperature: below `GREEDY` the most likely token is taken.
         top_p: nucleus; 1 takes every token.
         seed: of this request's own generator; None draws one.
         stop: texts that end the answer and are not part of it.
@@ -79,6 +80,11 @@ class Sampling:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     ignore_end: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, and none drawn."""
+        return self.temperature < GREEDY
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from modalign.serving.requests import (
     Started,
 )
 from modalign.serving.runners import Memory
-from modalign.serving.sampling import Settled, alternatives, draw, generator_of
+from modalign.serving.sampling import Likely, Settled, checked, draw, generator_of, likely
 from modalign.serving.text import Detokenizer, Piece, Spelling
 
 _numbers = itertools.count()
@@ -40,6 +40,7 @@ class Row:
         memory: what in-layer connectors go on reading.
         cancelled: its client has gone.
         finished: its last event was sent.
+        failed: and said that something went wrong.
     """
 
     prompt: Prompt
@@ -55,6 +56,7 @@ class Row:
     memory: Memory = field(default_factory=dict)
     cancelled: bool = False
     finished: bool = False
+    failed: bool = False
 
     def __post_init__(self) -> None:
         # A scored prompt is read token by token before the answer, and needs no other context.
@@ -85,29 +87,36 @@ class Row:
         if self._processors:
             ids = torch.tensor([[*self.prompt.ids, *self.made]], device=logits.device)
             logits = self._processors(ids, logits[None])[0]
+        best, place = (each.item() for each in logits.max(dim=-1))
+        checked(best)
         own = self._generator
-        token = int(logits.argmax()) if own is None else draw(logits, self.sampling, own)
+        token = int(place) if own is None else draw(logits, self.sampling, own)
         if self.sampling.logprobs is not None:
-            self._score(token, torch.log_softmax(logits, dim=-1))
+            self._score(*likely(logits[None], [token], self.sampling.logprobs))
         return token
 
-    def _score(self, token: int, known: Tensor | None) -> None:
-        """Note a token's log-probability, out of (V,), and its alternatives."""
-        top: tuple[Alternative, ...] = ()
-        if known is not None:
-            top = alternatives(self.spelling, known, self.sampling.logprobs or 0, self._first)
-        name = self.spelling.named(token, self._first).text
-        self._scores.append((token, None if known is None else float(known[token]), top, name))
+    def _score(self, found: Likely) -> None:
+        """Note a token's log-probability and its alternatives."""
+        token, logprob, top = found
+        named = self.spelling.named
+        others = tuple(Alternative(*named(other, self._first), value) for other, value in top)
+        self._scores.append((token, logprob, others, named(token, self._first).text))
         self._first = self._first and token in self.spelling.special
 
-    def start(self, logits: Tensor | None, cached: int) -> None:
-        """Tell that the prompt was read; with its log-probabilities from logits (T, V) where asked."""
+    def prompt_scores(self, logits: Tensor) -> list[Likely]:
+        """How likely the prompt's tokens are, from logits (T, V)."""
+        first, *rest = self.prompt.ids
+        return [Likely(first), *likely(logits[:-1], rest, self.sampling.logprobs or 0)]
+
+    def start(self, scores: Sequence[Likely], cached: int) -> None:
+        """Tell that the prompt was read; with its scores where they were asked for."""
         prompt: tuple[Scored, ...] = ()
-        if logits is not None:
-            known = torch.log_softmax(logits.float(), dim=-1)
+        if scores:
             self._first = True
-            for place, token in enumerate(self.prompt.ids):
-                self._score(token, known[place - 1] if place else None)
+            for found in scores:
+                if self.cancelled:
+                    return
+                self._score(found)
             prompt = self._scored(self._text.read(self.prompt.ids))
             if self.sampling.logprobs is None:
                 self._scores.clear()
@@ -145,7 +154,7 @@ class Row:
         """Send what is left, and the last event; once."""
         if self.finished:
             return
-        self.finished = True
+        self.finished, self.failed = True, reason == "error"
         text = ""
         pieces: list[Piece] = []
         if flush and reason in ("stop", "length"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +21,9 @@ from transformers import (
 )
 
 from modalign.chat_templates import end_ids
-from modalign.serving.requests import Alternative, Sampling
-from modalign.serving.text import Spelling
+from modalign.serving.requests import Sampling
+
+PLACES = 256  # whose probabilities are computed together
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Settled:
 
 def generator_of(sampling: Sampling, device: torch.device) -> torch.Generator | None:
     """A request's own generator: its draws do not depend on who else is in the batch."""
-    if sampling.temperature <= 0:
+    if sampling.greedy:
         return None
     generator = torch.Generator(device)
     if sampling.seed is None:
@@ -95,7 +98,8 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     The nucleus is the smallest set of the most likely tokens whose probability reaches ``top_p``
     (Holtzman et al., arXiv 1904.09751).
     """
-    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    # Less the largest, which changes no probability: no quotient overflows.
+    probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         before = ordered.cumsum(-1) - ordered
@@ -104,21 +108,38 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def alternatives(
-    spelling: Spelling, logprobs: Tensor, count: int, first: bool
-) -> tuple[Alternative, ...]:
-    """The most likely tokens at a place.
+class Likely(NamedTuple):
+    """A token's natural-log probability, None for a prompt's first one; and the most likely tokens with theirs."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def likely(logits: Tensor, tokens: Sequence[int], count: int) -> list[Likely]:
+    """How likely tokens are.
 
     Args:
-        spelling: of the tokenizer.
-        logprobs: (V,) of all tokens.
-        count: how many.
-        first: whether no text stands before the place.
+        logits: (T, V) at the places of the tokens.
+        tokens: T ids.
+        count: of alternatives to each.
     """
-    if not count:
-        return ()
-    values, ids = logprobs.topk(min(count, logprobs.shape[-1]))
-    return tuple(
-        Alternative(*spelling.named(token, first), value)
-        for token, value in zip(ids.tolist(), values.tolist(), strict=True)
-    )
+    found: list[Likely] = []
+    for begin in range(0, len(tokens), PLACES):
+        known = torch.log_softmax(logits[begin : begin + PLACES].float(), dim=-1)
+        here = tokens[begin : begin + PLACES]
+        own = known[torch.arange(len(here)), torch.tensor(here, device=known.device)].tolist()
+        values, ids = (each.tolist() for each in known.topk(min(count, known.shape[-1])))
+        tops = (tuple(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True))
+        found += map(Likely, here, own, tops)
+    return found
+
+
+def checked(best: float) -> None:
+    """Refuse to choose by logits whose largest is no number.
+
+    Raises:
+        ArithmeticError: it is NaN, which the largest of logits with a NaN is, or infinite.
+    """
+    if not math.isfinite(best):
+        raise ArithmeticError(f"the model's logits are no numbers that can be compared ({best})")

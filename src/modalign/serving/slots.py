@@ -104,11 +104,11 @@ class Slots(Cache):
             self.layers = [SlotLayer(self) for _ in layers]
         self._reserve(len(self.starts) + 1, length, layers)
         place, begin = len(self.starts), self.now - length
-        self.starts.append(begin)
         for layer, given in zip(self.layers, layers, strict=True):
             for store, states in zip((layer.keys, layer.values), given, strict=True):
                 store[place, :, :begin] = 0  # whatever an earlier row left must not reach a product
                 store[place, :, begin : self.now] = states[row]
+        self.starts.append(begin)
 
     def ready(self) -> None:
         """Have a free column for the next step."""
@@ -152,17 +152,19 @@ class Slots(Cache):
         needed = max(used, length)
         columns = _doubled(max(have_columns, COLUMNS), 2 * needed)
         new_rows = _doubled(max(have_rows, ROWS), rows)
+        moved: list[list[Tensor]] = []  # of all layers before any is changed: memory may run out
         for number, layer in enumerate(self.layers):
             given = like[number] if like else (layer.keys, layer.values)
-            moved = []
+            moved.append([])
             for store, example in zip((layer.keys, layer.values), given, strict=True):
                 _, H, _, Dh = example.shape
                 fresh = example.new_zeros(new_rows, H, columns, Dh)
                 if store is not None:
                     held = store[: len(self.starts), :, self.first : self.now]
                     fresh[: len(self.starts), :, needed - used : needed] = held
-                moved.append(fresh)
-            layer.keys, layer.values = moved
+                moved[-1].append(fresh)
+        for layer, stores in zip(self.layers, moved, strict=True):
+            layer.keys, layer.values = stores
             layer.is_initialized = True
         shift = needed - self.now
         self.starts = [start + shift for start in self.starts]

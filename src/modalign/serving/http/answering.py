@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -124,8 +124,12 @@ class Answer(Response):
             for choice, event in await self.run.events():
                 error = error or _collect(answers[choice], event)
         if error is None:
-            body = self.work.shape.whole(answers, self.work.usage(self.run))
-            await JSONResponse(body)(scope, receive, send)
+            usage = self.work.usage(self.run)
+            # A scored prompt is megabytes of JSON, which no other client should wait for.
+            response = await asyncio.to_thread(
+                lambda: JSONResponse(self.work.shape.whole(answers, usage))
+            )
+            await response(scope, receive, send)
         else:
             await error.response()(scope, receive, send)
         return True
@@ -134,10 +138,13 @@ class Answer(Response):
         """Chunks as they come: all that came together goes out together."""
         begun = False
         while self.run.open:
-            chunks, error = [], None
-            for choice, event in await self.run.events():
+            events, error = await self.run.events(), None
+            for _, event in events:
                 error = error or (failure(event) if isinstance(event, Finished) else None)
-                chunks.append(self.work.shape.chunk(choice, event))
+            if any(isinstance(event, Started) and event.prompt for _, event in events):
+                chunks = await asyncio.to_thread(self._chunks, events)
+            else:
+                chunks = self._chunks(events)
             if error is not None and not begun:  # an error still can have its status
                 await _send_whole(send, error)
                 return True
@@ -155,6 +162,9 @@ class Answer(Response):
                 await self._send(send, usage.encode())
         await self._send(send, DONE, more=False)
         return True
+
+    def _chunks(self, events: Sequence[tuple[int, Event]]) -> list[str]:
+        return [self.work.shape.chunk(choice, event) for choice, event in events]
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
         if body:

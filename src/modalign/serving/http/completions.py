@@ -12,9 +12,10 @@ from modalign.serving.http.errors import refused
 from modalign.serving.http.sampled import asks_for, room, sampling_of
 from modalign.serving.http.schemas import CompletionRequest
 from modalign.serving.http.shapes import Collected, Shape, finite
-from modalign.serving.requests import Delta, Engine, Event, Scored, Started
+from modalign.serving.requests import Delta, Engine, Event, Prompt, Scored, Started
 
 DEFAULT_TOKENS = 16  # OpenAI's
+MOST_SCORES = 1_000_000  # log-probabilities of prompts in one answer: about 100 bytes each
 
 
 def prepare(request: CompletionRequest, engine: Engine, name: str, most_choices: int) -> Work:
@@ -39,6 +40,8 @@ def prepare(request: CompletionRequest, engine: Engine, name: str, most_choices:
     # The text of ids is known to the engine alone: it comes with the scored prompt.
     unknown = any(not isinstance(prompt, str) for prompt in given)
     scored = bool(request.echo) and (request.logprobs is not None or unknown or not asked)
+    if scored:
+        _check_scores(prompts, n, request.logprobs or 0)
     sampling = replace(
         sampling_of(request),
         max_tokens=asked,
@@ -52,6 +55,16 @@ def prepare(request: CompletionRequest, engine: Engine, name: str, most_choices:
         echoed = [text if isinstance(text, str) else None for text in given for _ in range(n)]
     shape = CompletionShape(name, len(asks), echoed, request.logprobs, stream_usage)
     return Work(prompts, asks, shape, bool(request.stream), stream_usage)
+
+
+def _check_scores(prompts: Sequence[Prompt], n: int, alternatives: int) -> None:
+    scores = n * (1 + alternatives) * sum(len(prompt.ids) for prompt in prompts)
+    if scores > MOST_SCORES:
+        raise refused(
+            "logprobs",
+            f"the prompts would have {scores:,} log-probabilities, and an answer holds at most "
+            f"{MOST_SCORES:,}: send several requests, or ask for fewer alternatives",
+        )
 
 
 class CompletionShape(Shape):
