@@ -172,7 +172,10 @@ IMAGE = Modality(
     blank=blank_like,
     encoder="modalign.encoders.image",
     loader="modalign.models.encoders.image",
-    endings=(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"),
+    endings=(
+        *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"),
+        *(".avif", ".jp2"),
+    ),
     settings=(
         ("layer", "feature_layer"),
         ("image_size", "image_size"),

@@ -215,7 +215,8 @@ def _packet_times(container: Any, stream: Any, media: Media, max_frames: int) ->
     times = np.array([float(tick * stream.time_base) for tick in known])
     if ticks:  # how long the last frame is shown is not in every container: as long as any other
         longest = float(np.diff(times).max(initial=0.0))
-        _refuse_cut_off(container.duration, end - begin, longest, media)
+        # A header's duration begins at 0, also where the first frame is shown later.
+        _refuse_cut_off(container.duration, end - min(begin, 0.0), longest, media)
     return times if len(known) == len(ticks) else None
 
 
@@ -271,7 +272,23 @@ def _to_rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
     if form == "rgba":
         colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
         pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    return np.ascontiguousarray(_upright(pixels, frame))
+
+
+def _upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
+    """(H, W, 3) turned and mirrored as the frame's display matrix says, by the nearest of the eight ways.
+
+    The matrix takes a point (x, y) to (a x + c y, b x + d y); its nine numbers are a b u, c d v, x y w.
+    """
+    side = pyav().sidedata.sidedata.Type.DISPLAYMATRIX
+    matrix = frame.side_data.get(side)
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].astype(int)
+    across, down = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
 
 
 VIDEO = Modality(
