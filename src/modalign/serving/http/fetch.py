@@ -3,25 +3,58 @@
 A name is resolved once, every address it has is looked at, and the connection goes to an address that was
 looked at: a name whose address changes between the check and the connection (DNS rebinding) gains nothing.
 Every redirect is checked in the same way. No proxy of the environment is used, as it would resolve anew.
+One deadline holds for all of it: every wait on the network is cut to what is left of it, and all bytes are
+counted, whatever part of an answer they are.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+import httpcore2
 import httpx2
 
-from modalign.errors import DataError, UsageError
+from modalign.errors import DataError, UsageError, first_line
 
 REDIRECTS = 3
 IDLE_SECONDS = 10.0  # without a byte
+OVERHEAD = (
+    2**20
+)  # bytes that an answer may have besides its content: headers, chunks' sizes, trailers
 PORTS = {"http": 80, "https": 443}
-# Addresses with another address inside, which a router on the way may unpack.
-_WRAPPING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
+# Blocks that IANA's registries of special-purpose addresses name, reachable or not, and those with another
+# address inside, which a router on the way may unpack. Python's is_global differs between its versions.
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+            *(
+                "172.16.0.0/12",
+                "192.0.0.0/24",
+                "192.0.2.0/24",
+                "192.31.196.0/24",
+                "192.52.193.0/24",
+            ),
+            *("192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15"),
+            *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3"),
+            *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+        ),
+    )
+)
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA has given out of IPv6
+_FAILURES = (
+    *(httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException),
+    *(httpcore2.UnsupportedProtocol, ssl.SSLError, OSError, ValueError),
+)
 
 Resolver = Callable[[str, int], Sequence[str]]
 
@@ -46,9 +79,9 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip.teredo is not None or any(ip in network for network in _WRAPPING):
+        if ip not in _GLOBAL_UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return not any(ip in network for network in _SPECIAL)
 
 
 class Fetcher:
@@ -86,47 +119,59 @@ class Fetcher:
         Raises:
             FetchError: a host or address that is not allowed, too much, too slow, or no success.
         """
-        deadline = time.monotonic() + self.seconds
-        with httpx2.Client(trust_env=False, follow_redirects=False, timeout=IDLE_SECONDS) as client:
-            for _ in range(REDIRECTS + 1):
-                content, target = self._once(client, url, deadline)
-                if target is None:
-                    return content
+        limits = _Limits(self.most, self.seconds)
+        for _ in range(REDIRECTS + 1):
+            content, target = self._once(url, limits)
+            if target is None:
+                return content
+            try:
                 url = urljoin(url, target)
+            except ValueError:
+                raise FetchError(f"{_shown(url)}: redirects to what is no URL") from None
         raise FetchError(f"{_shown(url)}: more than {REDIRECTS} redirects: give the last address")
 
-    def _once(self, client: httpx2.Client, url: str, deadline: float) -> tuple[bytes, str | None]:
+    def _once(self, url: str, limits: _Limits) -> tuple[bytes, str | None]:
         """The content, or where a redirect leads."""
         parts, port = self._checked(url)
-        address = self._address(parts, port, url)
-        literal = f"[{address}]" if ":" in address else address
+        backend = _Backend(self._address(parts, port, url, limits), limits)
         host = parts.hostname or ""
         named = f"[{host}]" if ":" in host else host
-        request = client.build_request(
-            "GET",
-            httpx2.URL(
-                scheme=parts.scheme,
-                host=literal,
-                port=port,
-                raw_path=_target(parts).encode("ascii"),
-            ),
-            headers={
-                "Host": named if port == PORTS[parts.scheme] else f"{named}:{port}",
-                "Accept-Encoding": "identity",  # so that what is counted is what is kept
-            },
-            extensions={"sni_hostname": host},  # the certificate is the name's, not the address's
-        )
+        headers: dict[bytes | str, bytes | str] = {
+            "Host": named if port == PORTS[parts.scheme] else f"{named}:{port}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",  # so that what is counted is what is kept
+        }
         try:
-            response = client.send(request, stream=True)
-            try:
-                if response.has_redirect_location:
-                    return b"", response.headers["location"]
-                return self._content(response, url, deadline), None
-            finally:
-                response.close()
-        except httpx2.HTTPError as error:
-            said = str(error) or type(error).__name__
+            with (
+                httpcore2.ConnectionPool(ssl_context=_trusted(), network_backend=backend) as pool,
+                pool.stream(
+                    "GET",
+                    httpcore2.URL(
+                        scheme=parts.scheme.encode(),
+                        host=host.encode("idna"),
+                        port=port,
+                        target=_target(parts).encode("ascii"),
+                    ),
+                    headers=headers,
+                    extensions={
+                        "timeout": dict.fromkeys(("connect", "read", "write"), IDLE_SECONDS)
+                    },
+                ) as response,
+            ):
+                answered = {name.lower(): value for name, value in response.headers}
+                if response.status in (301, 302, 303, 307, 308) and b"location" in answered:
+                    return b"", answered[b"location"].decode("latin-1")
+                return _content(response, answered, url, limits), None
+        except _MuchError:
+            raise FetchError(f"{_shown(url)}: larger than {self.most:,} bytes: shrink it") from None
+        except _FAILURES as error:
+            if limits.left() <= 0:
+                raise self._late(url) from None
+            said = first_line(error) or type(error).__name__
             raise FetchError(f"{_shown(url)}: cannot be fetched ({said})") from None
+
+    def _late(self, url: str) -> FetchError:
+        return FetchError(f"{_shown(url)}: not there within {self.seconds:g} s")
 
     def _checked(self, url: str) -> tuple[SplitResult, int]:
         """The parts of a URL of an allowed host, and its port."""
@@ -149,12 +194,11 @@ class Fetcher:
             )
         return parts, port
 
-    def _address(self, parts: SplitResult, port: int, url: str) -> str:
+    def _address(self, parts: SplitResult, port: int, url: str, limits: _Limits) -> str:
         host = parts.hostname or ""
-        try:
-            addresses = self.resolver(host, port)
-        except OSError:
-            addresses = []
+        addresses = _in_time(lambda: self.resolver(host, port), limits)
+        if addresses is None:
+            raise self._late(url)
         if not addresses:
             raise FetchError(f"{_shown(url)}: the name {host} has no address")
         if not all(map(self.acceptable, addresses)):
@@ -164,19 +208,138 @@ class Fetcher:
             )
         return addresses[0]
 
-    def _content(self, response: httpx2.Response, url: str, deadline: float) -> bytes:
-        if response.status_code != 200:
-            raise FetchError(f"{_shown(url)}: the host answered {response.status_code}")
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise FetchError(f"{_shown(url)}: the host sent it compressed, which was not asked for")
-        content = bytearray()
-        for chunk in response.iter_raw():
-            content += chunk
-            if len(content) > self.most:
-                raise FetchError(f"{_shown(url)}: larger than {self.most:,} bytes: shrink it")
-            if time.monotonic() > deadline:
-                raise FetchError(f"{_shown(url)}: not there within {self.seconds:g} s")
-        return bytes(content)
+
+def _content(
+    response: httpcore2.Response, headers: dict[bytes, bytes], url: str, limits: _Limits
+) -> bytes:
+    if response.status != 200:
+        raise FetchError(f"{_shown(url)}: the host answered {response.status}")
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise FetchError(f"{_shown(url)}: the host sent it compressed, which was not asked for")
+    content = bytearray()
+    for chunk in response.iter_stream():
+        content += chunk
+        if len(content) > limits.most:
+            raise _MuchError
+    return bytes(content)
+
+
+# --- one deadline, and every byte counted -------------------------------------------------------
+
+
+class _MuchError(Exception):
+    """More bytes than allowed."""
+
+
+class _Limits:
+    """What is left of a fetch's time and bytes, redirects included.
+
+    Args:
+        most: bytes of the content.
+        seconds: for all of it, from now on.
+    """
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self.most = most
+        self._deadline = time.monotonic() + seconds
+        self._bytes = 2 * most + OVERHEAD
+
+    def wait(self, timeout: float | None) -> float:
+        """How long one wait may be.
+
+        Raises:
+            ReadTimeout: no time is left.
+        """
+        left = self.left()
+        if left <= 0:
+            raise httpcore2.ReadTimeout
+        return left if timeout is None else min(left, timeout)
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self._deadline - time.monotonic()
+
+    def count(self, data: bytes) -> bytes:
+        """Take bytes that came."""
+        self._bytes -= len(data)
+        if self._bytes < 0:
+            raise _MuchError
+        return data
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A connection whose every wait ends with the deadline."""
+
+    def __init__(self, inner: httpcore2.NetworkStream, limits: _Limits) -> None:
+        self._inner, self._limits = inner, limits
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what is there."""
+        return self._limits.count(self._inner.read(max_bytes, self._limits.wait(timeout)))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all of it."""
+        self._inner.write(buffer, self._limits.wait(timeout))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore2.NetworkStream:
+        """Go on encrypted."""
+        wait = self._limits.wait(timeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, wait), self._limits)
+
+    def get_extra_info(self, info: str) -> Any:
+        """As the connection."""
+        return self._inner.get_extra_info(info)
+
+
+class _Backend(httpcore2.SyncBackend):
+    """Connects to the address that was looked at, whatever the name leads to now."""
+
+    def __init__(self, address: str, limits: _Limits) -> None:
+        super().__init__()
+        self._address, self._limits = address, limits
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """Connect."""
+        wait = self._limits.wait(timeout)
+        inner = super().connect_tcp(self._address, port, wait, local_address, socket_options)
+        return _Stream(inner, self._limits)
+
+
+def _in_time(resolve: Callable[[], Sequence[str]], limits: _Limits) -> Sequence[str] | None:
+    """Addresses, none where the name has none; None where no answer came in time, as resolvers have no limit."""
+    found: list[Sequence[str]] = []
+
+    def work() -> None:
+        try:
+            found.append(resolve())
+        except (OSError, ValueError):  # a name that is none
+            found.append(())
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(max(limits.left(), 0))
+    return found[0] if found else None
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def _target(parts: SplitResult) -> str:
