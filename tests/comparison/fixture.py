@@ -140,8 +140,8 @@ def _presence(groups):
 
 def _yes_no(correct, groups):
     asked = _presence(groups)
-    answers = correct[:, asked.places]
-    return measure(asked, answers, np.where(asked.expected, answers, 1 - answers))
+    answers = {"": correct[:, asked.places]}
+    return measure(asked, answers, {"": np.where(asked.expected, answers[""], 1 - answers[""])})[""]
 
 
 def _untrained(n):
@@ -279,7 +279,8 @@ def make_comparison(items=800):
 def _hallucination(correct, groups):
     asked = _presence(groups)
     answers = {name: found[:, asked.places] for name, found in correct.items()}
-    return hallucination(asked, answers, 1.0 - asked.expected)
+    said_yes = {name: np.where(asked.expected, own, 1 - own) for name, own in answers.items()}
+    return hallucination(asked, answers, said_yes, 1.0 - asked.expected)
 
 
 def _references(items):

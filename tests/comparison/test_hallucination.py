@@ -14,12 +14,22 @@ from modalign.comparison.hallucination import (
     measure,
     yes_no_questions,
 )
+from modalign.comparison.results import YesNo
 from modalign.data.supervision import Sample
 
 
 def questions(expected: list[int]) -> YesNoQuestions:
     n = len(expected)
     return YesNoQuestions(np.arange(n), np.array(expected, bool), [None] * n, ["presence"])
+
+
+def only(asked: YesNoQuestions, correct: np.ndarray, said_yes: np.ndarray) -> YesNo:
+    return measure(asked, {"a": correct}, {"a": said_yes})["a"]
+
+
+def says(asked: YesNoQuestions, correct: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of answers that are yes or no in any case."""
+    return {name: np.where(asked.expected, own, 1 - own) for name, own in correct.items()}
 
 
 def sample(answer: str, skill: str | None) -> Sample:
@@ -34,7 +44,7 @@ def test_measures_are_those_of_the_table_made_by_hand() -> None:
     asked = questions([1, 1, 1, 1, 0, 0, 0])
     correct = np.array([[1, 1, 0, 0, 1, 0, 0]], float)
     said_yes = np.array([[1, 1, 0, 0, 0, 1, 0]], float)
-    found = measure(asked, correct, said_yes)
+    found = only(asked, correct, said_yes)
     assert found.accuracy.value == pytest.approx(3 / 7)
     assert found.precision is not None
     assert found.recall is not None
@@ -49,7 +59,7 @@ def test_measures_are_those_of_the_table_made_by_hand() -> None:
 
 
 def test_who_never_says_yes_has_no_precision() -> None:
-    found = measure(questions([1, 0]), np.array([[0.0, 1.0]]), np.zeros((1, 2)))
+    found = only(questions([1, 0]), np.array([[0.0, 1.0]]), np.zeros((1, 2)))
     assert found.precision is None
     assert found.recall is not None
     assert found.recall.value == 0
@@ -60,7 +70,7 @@ def test_intervals_are_those_of_redrawing_the_ratio_itself() -> None:
     expected = rng.random(400) < 0.5
     said_yes = np.where(expected, rng.random(400) < 0.8, rng.random(400) < 0.3)
     asked, correct = questions(expected.tolist()), (said_yes == expected)[None].astype(float)
-    found = measure(asked, correct, said_yes[None].astype(float))
+    found = only(asked, correct, said_yes[None].astype(float))
     assert found.f1 is not None
     assert found.precision is not None
     drawn = rng.integers(400, size=(4000, 400))
@@ -80,7 +90,7 @@ def test_seeds_widen_the_intervals() -> None:
     skill = np.array([[0.95], [0.6], [0.75]])
     correct = (rng.random((3, 200)) < skill).astype(float)
     said = np.where(expected, correct, 1 - correct)
-    several, one = measure(asked, correct, said), measure(asked, correct[2:], said[2:])
+    several, one = only(asked, correct, said), only(asked, correct[2:], said[2:])
     assert several.f1 is not None
     assert one.f1 is not None
     assert several.f1.high - several.f1.low > 1.5 * (one.f1.high - one.f1.low)
@@ -107,10 +117,10 @@ def test_nothing_significant_is_said() -> None:
     rng = np.random.default_rng(2)
     asked = questions((np.arange(60) % 2 == 0).tolist())
     correct = {name: (rng.random((1, 60)) < 0.5).astype(float) for name in ("a", "b", "c")}
-    found = hallucination(asked, correct, np.ones(60) * (np.arange(60) % 2))
+    found = hallucination(asked, correct, says(asked, correct), np.ones(60) * (np.arange(60) % 2))
     assert found.verdict.startswith("No two methods differ significantly in accuracy")
     assert "of 3 pairs" in found.verdict
-    assert found.verdict.endswith("No method is significantly better than the majority answer.")
+    assert "No method is significantly better than the majority answer." in found.verdict
     always = found.references[ALWAYS_YES]
     assert (always.accuracy.value, always.yes_rate.value) == (0.5, 1)
     assert always.recall is not None
@@ -127,15 +137,35 @@ def test_what_differs_is_named() -> None:
         "good": (rng.random((2, 200)) < 0.9).astype(float),
         "bad": (rng.random((2, 200)) < 0.5).astype(float),
     }
-    found = hallucination(asked, correct, (np.arange(200) % 2).astype(float))
+    found = hallucination(asked, correct, says(asked, correct), (np.arange(200) % 2).astype(float))
     assert found.verdict.startswith(
         "1 of 1 pair differs significantly in accuracy: good over bad by "
     )
-    assert found.verdict.endswith("Not significantly better than the majority answer: bad.")
+    assert "Not significantly better than the majority answer: bad." in found.verdict
 
 
 def test_one_method_has_nobody_to_differ_from() -> None:
     asked = questions([1, 0] * 50)
-    found = hallucination(asked, {"only": np.ones((1, 100))}, np.array([0.0, 1.0] * 50))
+    correct = {"only": np.ones((1, 100))}
+    found = hallucination(asked, correct, says(asked, correct), np.array([0.0, 1.0] * 50))
     assert found.differences == []
-    assert found.verdict == "Every method is better than the majority answer."
+    assert found.verdict == (
+        "Every method is better than the majority answer. "
+        "No method's share of yes is found to differ from the share of true ones."
+    )
+
+
+def test_a_bias_to_yes_is_judged_though_accuracies_are_alike() -> None:
+    rng = np.random.default_rng(5)
+    asked = questions((np.arange(400) % 2 == 0).tolist())
+    said = {
+        name: (rng.random((3, 400)) < share).astype(float)
+        for name, share in (("even", 0.5), ("eager", 0.9), ("shy", 0.3))
+    }
+    correct = {name: np.where(asked.expected, own, 1 - own) for name, own in said.items()}
+    found = hallucination(asked, correct, said, (np.arange(400) % 2).astype(float))
+    told = {pair.first: pair.verdict for pair in found.yes_rates}
+    assert told == {"even": "no difference found", "eager": "first", "shy": "second"}
+    assert "Yes is said too often by eager (+" in found.verdict
+    assert "Yes is said too seldom by shy (-" in found.verdict
+    assert found.yes_rates[1].difference.value == pytest.approx(0.4, abs=0.05)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from modalign.comparison.accuracies import Asked, add_accuracies, untrained
 from modalign.comparison.config import CompareConfig
-from modalign.comparison.hallucination import MAJORITY, hallucination, measure, yes_no_questions
+from modalign.comparison.hallucination import MAJORITY, hallucination, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
 from modalign.comparison.published import check
 from modalign.comparison.recommendation import (
@@ -35,7 +36,7 @@ from modalign.data.supervision import Sample
 from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import compare_all, compare_with
-from modalign.numbers.trainings import estimate_mean, hierarchical_bootstrap
+from modalign.numbers.trainings import estimate_means
 from modalign.starter.build import WEIGHTS
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
 from modalign.training.parallel import device_of
@@ -119,6 +120,9 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
     working = [method.name for method in methods if gathered.of(method.name)]
     finalists = _finalists(gathered, working, config)
     results = {method.name: _method(gathered, method, judged, kind) for method in methods}
+    trained = seen_in_training(judged, splits.train)
+    finished = {name: results[name] for name in working}
+    add_accuracies(finished, gathered.scores, Asked(judged, groups_of(judged), trained, kind))
     validation = {name: gathered.scores(name, "val") for name in working}
     for rank, name in enumerate(_ranking(validation, finalists), start=1):
         results[name].rank = rank
@@ -136,28 +140,32 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
             against_bars(answers, bars, groups=groups),
             what_to_change(results[recommendation.best], setting),
         )
-    trained = seen_in_training(judged, splits.train)
     correct = {name: gathered.scores(name, kind)[:, trained] for name in working}
-    pairs = compare_all(correct, groups=_take(groups_of(judged), trained))
+    fixed = untrained(finished)
+    pairs = compare_all(correct, groups=_take(groups_of(judged), trained), fixed=fixed)
     ordered = sorted(results.values(), key=lambda method: method.rank or len(results) + 1)
     return Comparison(
         methods=ordered,
         recommendation=recommendation,
         references=references(splits.train, judged),
         differences=pairs,
-        hallucination=_hallucination(gathered, working, judged, kind),
+        hallucination=_hallucination(gathered, working, judged, kind, fixed),
         contradictions=check(ordered, pairs, config.training.llm),
         examples=[],
         setting=setting,
         notes=[
-            *_against_majority(gathered, working, judged, kind),
+            *_against_majority(gathered, working, judged, kind, fixed),
             *_notes(splits, ordered, config),
         ],
     )
 
 
 def _hallucination(
-    gathered: Gathered, working: Sequence[str], judged: Sequence[Sample], kind: str
+    gathered: Gathered,
+    working: Sequence[str],
+    judged: Sequence[Sample],
+    kind: str,
+    fixed: Collection[str],
 ) -> Hallucination | None:
     """Questions of yes and no, where the evaluation data have them."""
     seen = seen_in_training(judged, gathered.splits.train)
@@ -167,7 +175,8 @@ def _hallucination(
     asked = questions.places
     majority = _majority(gathered.splits.train, [judged[place] for place in asked])
     correct = {name: gathered.scores(name, kind)[:, asked] for name in working}
-    return hallucination(questions, correct, np.array(majority))
+    said_yes = {name: gathered.scores(name, "yes")[:, asked] for name in working}
+    return hallucination(questions, correct, said_yes, np.array(majority), fixed)
 
 
 def _bars(
@@ -235,7 +244,6 @@ def _method(
         failures = [r.failure for r in gathered.first if r.method == method.name and r.failure]
         base.failure = failures[0] if failures else "it was not run"
         return base
-    _add_accuracy(base, gathered, judged, kind)
     _add_costs(base, runs)
     base.seeds = [
         _seed_run(gathered, method.name, index, run, kind, judged) for index, run in enumerate(runs)
@@ -244,37 +252,6 @@ def _method(
     if failed:
         base.failure = f"seed {failed[0].seed} failed: {failed[0].failure}"
     return base
-
-
-def _add_accuracy(
-    base: MethodResult, gathered: Gathered, judged: Sequence[Sample], kind: str
-) -> None:
-    skills, groups = skills_of(judged), groups_of(judged)
-    trained = seen_in_training(judged, gathered.splits.train)
-    correct = gathered.scores(base.name, kind)
-    own = _take(groups, trained)
-    labels = [str(skill) or None for skill in skills[trained]]
-    drawn = hierarchical_bootstrap({base.name: correct[:, trained]}, groups=own, skills=labels)
-    base.accuracy_interval = drawn.estimate(base.name)
-    base.accuracy = base.accuracy_interval.value
-    base.skills = {name: part.estimate(base.name) for name, part in drawn.skills.items()}
-    base.val_accuracy = float(gathered.scores(base.name, "val").mean())
-    if kind != "eval":
-        return
-    if (~trained).any():
-        base.transfer = estimate_mean(correct[:, ~trained], groups=_take(groups, ~trained))
-    for name in ("blank", "shuffled"):
-        other = gathered.scores(base.name, name)[:, trained]
-        gain = estimate_mean(correct[:, trained] - other, groups=own, unit="difference of shares")
-        setattr(base, f"image_gain_{name}", gain)
-    base.untrained_accuracy = estimate_mean(
-        gathered.scores(base.name, "untrained")[:1, trained], groups=own
-    )
-    questions = yes_no_questions(judged, groups, trained)
-    if questions is not None:
-        asked = questions.places
-        said_yes = gathered.scores(base.name, "yes")[:, asked]
-        base.hallucination = measure(questions, correct[:, asked], said_yes)
 
 
 def _add_costs(base: MethodResult, runs: Sequence[JobResult]) -> None:
@@ -362,7 +339,7 @@ def _reference(name: str, values: Sequence[float], skills: Sequence[str]) -> Ref
 def _reference_interval(values: Sequence[float], name: str) -> Estimate:
     if name == "chance":  # known exactly, not estimated
         return exactly(float(np.mean(values)), len(values), over="questions")
-    return estimate_mean(np.asarray(values)).model_copy(update={"trainings": None})
+    return estimate_means({name: np.asarray(values)[None]}, fixed={name})[name]
 
 
 def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
@@ -413,14 +390,18 @@ def _hashes(config: CompareConfig) -> dict[str, str]:
 
 
 def _against_majority(
-    gathered: Gathered, working: Sequence[str], judged: Sequence[Sample], kind: str
+    gathered: Gathered,
+    working: Sequence[str],
+    judged: Sequence[Sample],
+    kind: str,
+    fixed: Collection[str],
 ) -> list[str]:
     """Say which methods are not better than always giving the most frequent answer."""
     seen = seen_in_training(judged, gathered.splits.train)
     kept = [sample for sample, known in zip(judged, seen, strict=True) if known]
     majority, groups = np.array(_majority(gathered.splits.train, kept)), groups_of(kept)
     correct = {name: gathered.scores(name, kind)[:, seen] for name in working}
-    pairs = compare_with(MAJORITY, majority, correct, groups=groups) if correct else []
+    pairs = compare_with(MAJORITY, majority, correct, groups=groups, fixed=fixed) if correct else []
     behind = [pair.first for pair in pairs if pair.verdict != "first"]
     if not behind:
         return []

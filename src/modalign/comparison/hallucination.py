@@ -9,17 +9,19 @@ Precision, recall and F1 are ratios of sums over questions, whose intervals come
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from modalign.comparison.results import Hallucination, YesNo
 from modalign.data.supervision import Sample
+from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import NO_DIFFERENCE, Difference, compare_all, compare_with
-from modalign.numbers.trainings import estimate_mean, estimate_ratio
+from modalign.numbers.trainings import estimate_means, estimate_ratios
 
 ALWAYS_YES, MAJORITY = "always yes", "majority answer"
+TRUE = "share of true ones"
 
 
 @dataclass(frozen=True)
@@ -62,56 +64,103 @@ def yes_no_questions(
     )
 
 
-def measure(questions: YesNoQuestions, correct: np.ndarray, said_yes: np.ndarray) -> YesNo:
-    """All measures of one method.
+def measure(
+    questions: YesNoQuestions,
+    correct: Mapping[str, np.ndarray],
+    said_yes: Mapping[str, np.ndarray],
+    fixed: Collection[str] = (),
+) -> dict[str, YesNo]:
+    """All measures of every method.
 
     Args:
         questions: what was asked.
-        correct: (S, n) of these questions alone, 1 for the right answer.
-        said_yes: (S, n) 1 where the answer begins with yes.
+        correct: method -> (S, n) of these questions alone, 1 for the right answer.
+        said_yes: method -> (S, n) 1 where the answer begins with yes.
+        fixed: methods that nobody trains.
     """
-    expected = np.broadcast_to(questions.expected, correct.shape).astype(float)
-    hit, claimed = correct * expected, np.maximum(said_yes, correct * expected)
-    groups = questions.groups
-    return YesNo(
-        accuracy=estimate_mean(correct, groups=groups),
-        precision=estimate_ratio(hit, claimed, groups=groups),
-        recall=estimate_ratio(hit, expected, groups=groups),
-        f1=estimate_ratio(2 * hit, claimed + expected, groups=groups),
-        yes_rate=estimate_mean(claimed, groups=groups),
-    )
+    expected = {
+        name: np.broadcast_to(questions.expected, own.shape).astype(float)
+        for name, own in correct.items()
+    }
+    hit = {name: own * expected[name] for name, own in correct.items()}
+    claimed = _claimed(questions, correct, said_yes)
+    both = {name: own + expected[name] for name, own in claimed.items()}
+    found: dict[str, Mapping[str, Estimate | None]] = {
+        "accuracy": estimate_means(correct, groups=questions.groups, fixed=fixed),
+        "yes_rate": estimate_means(claimed, groups=questions.groups, fixed=fixed),
+    }
+    twice = {name: 2 * own for name, own in hit.items()}
+    for measured, above, below in (
+        ("precision", hit, claimed),
+        ("recall", hit, expected),
+        ("f1", twice, both),
+    ):
+        found[measured] = estimate_ratios(above, below, groups=questions.groups, fixed=fixed)
+    return {
+        name: YesNo(**{measured: each[name] for measured, each in found.items()})
+        for name in correct
+    }
 
 
 def hallucination(
     questions: YesNoQuestions,
     correct: Mapping[str, np.ndarray],
+    said_yes: Mapping[str, np.ndarray],
     majority: np.ndarray,
+    fixed: Collection[str] = (),
 ) -> Hallucination:
-    """Reference rows, differences between methods, and what they come to in a sentence.
+    """Reference rows, differences between methods, and what they come to in words.
 
     Args:
         questions: what was asked.
         correct: method -> (S, n) of these questions alone.
+        said_yes: method -> (S, n) 1 where the answer begins with yes.
         majority: (n,) 1 where the training data's most frequent answer to the skill is right.
+        fixed: methods that nobody trains.
     """
-    yes = questions.expected[None].astype(float)
-    says_yes = np.where(
-        majority[None] > 0, yes, 1 - yes
-    )  # of an answer that is yes or no in any case
-    pairs = compare_all(correct, groups=questions.groups)
-    against = compare_with(MAJORITY, majority, correct, groups=questions.groups)
+    yes, groups = questions.expected.astype(float), questions.groups
+    says_yes = np.where(majority > 0, yes, 1 - yes)  # of an answer that is yes or no in any case
+    pairs = compare_all(correct, groups=groups, fixed=fixed)
+    against = compare_with(MAJORITY, majority, correct, groups=groups, fixed=fixed)
+    rates = compare_with(
+        TRUE, yes, _claimed(questions, correct, said_yes), groups=groups, fixed=fixed
+    )
     behind = [pair.first for pair in against if pair.verdict != "first"]
+    words = [*_between(pairs), *_against_majority(behind, correct), *_bias(rates)]
+    given = {ALWAYS_YES: yes[None], MAJORITY: majority[None]}
+    said = {ALWAYS_YES: np.ones_like(yes)[None], MAJORITY: says_yes[None]}
     return Hallucination(
         skills=questions.skills,
         n=len(questions.places),
         positives=int(questions.expected.sum()),
-        references={
-            ALWAYS_YES: measure(questions, yes, np.ones_like(yes)),
-            MAJORITY: measure(questions, majority[None], says_yes),
-        },
+        references=measure(questions, given, said, fixed=given),
         differences=pairs,
-        verdict=" ".join([*_between(pairs), *_against_majority(behind, correct)]),
+        yes_rates=rates,
+        verdict=" ".join(words),
     )
+
+
+def _claimed(
+    questions: YesNoQuestions, correct: Mapping[str, np.ndarray], said_yes: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Answers that say yes; a right one does where yes is expected, however it begins."""
+    return {
+        name: np.maximum(said_yes[name], own * questions.expected) for name, own in correct.items()
+    }
+
+
+def _bias(rates: Sequence[Difference]) -> list[str]:
+    """Who says yes more, or less, often than it is true."""
+    words = []
+    for verdict, often in (("first", "too often"), ("second", "too seldom")):
+        told = sorted(
+            (pair for pair in rates if pair.verdict == verdict),
+            key=lambda pair: -abs(pair.difference.value),
+        )
+        who = [f"{each.first} ({each.difference.value * 100:+.1f} points)" for each in told]
+        if who:
+            words.append(f"Yes is said {often} by {', '.join(who)}.")
+    return words or ["No method's share of yes is found to differ from the share of true ones."]
 
 
 def _between(pairs: Sequence[Difference]) -> list[str]:

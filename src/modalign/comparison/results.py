@@ -122,6 +122,9 @@ class Hallucination(_Strict):
     positives: int  # of these, questions whose answer is yes
     references: dict[str, YesNo]  # always yes, majority answer
     differences: list[Difference]  # in accuracy on these questions
+    yes_rates: list[Difference] = Field(
+        default_factory=list
+    )  # share of yes minus that of true ones
     verdict: str  # what they come to, in words
 
 

@@ -105,8 +105,7 @@ def difference_estimate(
         n=drawn.n,
         over=over,
         trainings=min(known, default=None),
-        by_questions=found.by_questions if known else None,
-        by_trainings=found.by_trainings if known else None,
+        **drawn.reaches(found, first, second),
         interval="hierarchical bootstrap" if known else "bootstrap",
         unit=unit,
     )

@@ -97,6 +97,12 @@ class Replicates:
             bounds=self.bounds if second is None else (-reach, reach),
         )
 
+    def reaches(self, found: Redrawn, *methods: str) -> dict[str, float | None]:
+        """How far questions and trainings reach, where any of the methods is trained."""
+        if all(self.parts[name].trainings is None for name in methods):
+            return {}
+        return {"by_questions": found.by_questions, "by_trainings": found.by_trainings}
+
     def _together(self, spreads: Sequence[Spread]) -> Spread:
         freedom = satterthwaite(spreads)
         if len(spreads) > 1:
@@ -118,8 +124,7 @@ class Replicates:
             n=self.n,
             over=over,
             trainings=self.parts[method].trainings,
-            by_questions=found.by_questions,
-            by_trainings=found.by_trainings,
+            **self.reaches(found, method),
             interval="hierarchical bootstrap",
             unit=unit,
         )
@@ -180,11 +185,13 @@ _NOTHING = Part(0.0, np.zeros(1), np.zeros(1))
 
 
 def freedom_of(reach: float) -> float:
-    """Degrees of freedom whose Student's distribution has this 97.5 % quantile."""
-    most = 1e6
+    """Degrees of freedom, 0.5 to a million, whose Student's distribution has this 97.5 % quantile."""
+    least, most = 0.5, 1e6
     if reach <= student.ppf(1 - TAIL, most):
         return most
-    return float(brentq(lambda freedom: student.ppf(1 - TAIL, freedom) - reach, 0.99, most))
+    if reach >= student.ppf(1 - TAIL, least):
+        return least
+    return float(brentq(lambda freedom: student.ppf(1 - TAIL, freedom) - reach, least, most))
 
 
 def satterthwaite(parts: Sequence[Spread]) -> float:

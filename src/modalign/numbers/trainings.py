@@ -226,7 +226,7 @@ def _replicates(
                 luck=luck[place] * np.sqrt(known.variance if (known := spreads[name]) else 0.0),
                 twice=twice[name],
                 spread=spreads[name],
-                trainings=len(arrays[name]),
+                trainings=None if name in fixed else len(arrays[name]),
             )
         freedom = sum(len(array) - 1 for name, array in arrays.items() if name not in fixed)
         found.append(Replicates(parts, int(inside.sum()), units, bounds, freedom))
