@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.strict_json import DEPTH, is_deep
 
 Fields = dict[str, Any]
@@ -100,15 +100,38 @@ def validated(schema: type[M], values: Any, where: str) -> M:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        unknown = any(e["type"] == "extra_forbidden" and len(e["loc"]) == 1 for e in error.errors())
-        known = f" (known: {', '.join(schema.model_fields)})" if unknown else ""
-        raise UsageError(f"{where}: {explained(error)}{known}") from None
+        raise UsageError(f"{where}: {explained(error, schema)}") from None
 
 
-def explained(error: ValidationError) -> str:
-    """A validation error in one line: which fields, and what was wrong with each."""
+def explained(error: ValidationError, schema: type[BaseModel] | None = None) -> str:
+    """A validation error in one line: which fields, and what was wrong with each.
+
+    Args:
+        error: what pydantic found.
+        schema: whose fields are named in place of one that does not exist.
+    """
     found = []
     for problem in error.errors():
-        field = ".".join(map(str, problem["loc"]))
-        found.append(f"{field}: {problem['msg']}" if field else problem["msg"])
+        field, said = ".".join(map(str, problem["loc"])), problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            known = _fields_beside(schema, problem["loc"])
+            hint = f"; {choose(problem['loc'][-1], known)}" if known else ""
+            said = f"there is no such field{hint}"
+        found.append(f"{field}: {said}" if field else said)
     return "; ".join(found)
+
+
+def _fields_beside(schema: Any, place: tuple[int | str, ...]) -> list[str]:
+    """The fields of the model that holds the last one of a path; none where it is no single model."""
+    for name in place[:-1]:
+        if isinstance(name, str):
+            field = getattr(schema, "model_fields", {}).get(name)
+            schema = field and _model_in(field.annotation)
+    return list(getattr(schema, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The one model that a type names: of ``list[Stage]`` or ``Stage | None`` it is ``Stage``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

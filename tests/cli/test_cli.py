@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -120,6 +122,24 @@ def test_an_unknown_field_of_a_file_is_named(cli, small_config, tmp_path):
     code, _, err = cli("compare", small_config(sedes=2), "--out", tmp_path)
     assert code == 2
     assert "sedes" in err
+
+
+def test_interrupted_work_spills_no_traceback(small_config, tmp_path):
+    """Ctrl-C reaches every process of the terminal's group."""
+    program = [sys.executable, "-m", "modalign", "compare", str(small_config())]
+    process = subprocess.Popen(
+        [*program, "--out", str(tmp_path / "out")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if ": started" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert "Traceback" not in rest
+    assert "interrupted; finished work is kept, --resume goes on" in rest
 
 
 def test_broken_data_ends_with_three(cli, small_config, scenes_folder, tmp_path):

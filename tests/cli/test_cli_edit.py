@@ -177,6 +177,23 @@ def test_edits_the_model_says_already_are_refused_with_their_lines(
     assert "edits.jsonl:3: the model says" in " ".join(done.stderr.split())
 
 
+def test_a_run_that_writes_no_edit_fails_and_replaces_nothing(
+    cli: Any, files: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "fix.safetensors"
+    out.write_bytes(b"a good patch")
+    done = called(
+        cli,
+        "edit", "run", str(files / "model"), str(files / "edits.json"), "-o", str(out), "--overwrite",
+        "--method", "ft", "--set", "epochs=1", "--set", "lr=1e-9",
+    )  # fmt: skip
+    assert done.code == 1
+    assert "no edit was written, so no patch was saved" in done.stderr
+    said = " ".join(done.stderr.split())
+    assert "what may help (--set): more epochs, other layers" in said
+    assert out.read_bytes() == b"a good patch"
+
+
 def test_statistics_are_shown_and_kept(cli: Any, files: Path, tmp_path: Path) -> None:
     arguments = [
         "edit", "stats", str(files / "model"), "--text", str(files / "text.json"),

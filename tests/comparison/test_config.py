@@ -7,7 +7,9 @@ import yaml
 
 from modalign.comparison import config as module
 from modalign.comparison.config import CompareConfig, load_config
+from modalign.configuration import validated
 from modalign.errors import UsageError
+from modalign.starter.build import WEIGHTS
 from modalign.training import experiment
 from modalign.training.sources import Parts
 
@@ -126,3 +128,17 @@ def test_one_job_at_a_time_on_an_accelerator():
     nowhere = CompareConfig.model_validate({**STARTER, "training": {"device": "banana"}})
     with pytest.raises(UsageError, match="banana"):
         _ = nowhere.workers
+
+
+def test_parts_of_the_starter_are_stored_by_name(tmp_path, monkeypatch):
+    """So that a run goes on where another installation, or another cache, has its own."""
+    values = {"llm": str(WEIGHTS / "language"), "encoder": {"image": str(WEIGHTS / "vision")}}
+    parts = Parts.model_validate(values)
+    assert (parts.llm, parts.encoder) == (values["llm"], values["encoder"])
+    stored = parts.model_dump(mode="json")
+    assert (stored["llm"], stored["encoder"]) == ("starter:llm", {"image": "starter:encoder"})
+    monkeypatch.setattr("modalign.starter.build.WEIGHTS", tmp_path)
+    assert Parts.model_validate(stored).llm == str(tmp_path / "language")
+    with pytest.raises(UsageError, match=r"no part 'lm': did you mean llm\?"):
+        validated(Parts, stored | {"llm": "starter:lm"}, "x")
+    assert Parts(llm="my/model", encoder={}).model_dump(mode="json")["llm"] == "my/model"

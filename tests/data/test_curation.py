@@ -445,7 +445,7 @@ def test_operators_from_yaml(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("- fuzzy", "no operator 'fuzzy': choose from exact_duplicates, length"),
-        ("- length: {shortest: 3}", "length: shortest: Extra inputs are not permitted"),
+        ("- length: {shortest: 3}", "length: shortest: there is no such field; choose from"),
         ("- near_texts: {threshold: 2}", "near_texts: threshold: Input should be less than"),
         ("- answer_balance", "answer_balance: max_share: Field required"),
         ("length: 3", "expected a list of operators"),

@@ -422,7 +422,7 @@ BAD_LINES: dict[str, tuple[object, str]] = {
     ),
     "no turns": ({"messages": [], "conversations": {}}, "row: conversations is a mapping"),
     "turn text": ({"messages": ["hi"]}, "row: messages holds text where a turn"),
-    "role": ({"messages": [{"role": "tool", "content": "x"}]}, "row: role is 'tool': use one of"),
+    "role": ({"messages": [{"role": "tool", "content": "x"}]}, "row: role is 'tool': choose from"),
     "content": ({"messages": [{"role": "user", "content": None}]}, "row: .*content is missing"),
     "value": ({"conversations": [{"from": "gpt", "value": 1}]}, "row: the value of a assistant"),
     "part": ({"messages": [{"role": "user", "content": ["x"]}]}, "row: a content part is text"),

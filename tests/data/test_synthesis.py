@@ -177,6 +177,42 @@ def test_places(box: tuple[float, float, float, float], place: str | None) -> No
     assert place_of(box) == place
 
 
+def shares(rows: list[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
+    """The same boxes, the image's sides counting ``scale``."""
+    sides = (100, 80, 100, 80)
+    return [
+        row | {"boxes": [
+            box | {"bbox": [scale * x / side for x, side in zip(box["bbox"], sides, strict=True)]}
+            for box in row["boxes"]
+        ]}
+        for row in rows
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_boxes_by_a_scale_are_those_in_pixels(tmp_path: Path, scale: float) -> None:
+    rows = draw_boxes(30)
+    in_pixels = built(tmp_path, rows, "boxes")
+    scaled = built(tmp_path, shares(rows, scale), "boxes", box_scale=scale)
+    assert [r.messages for r in scaled] == [r.messages for r in in_pixels]
+
+
+def test_shares_are_never_taken_for_pixels(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"100 x 80 pixels: shares .* --box-scale 1\n"):
+        built(tmp_path, [row for row in shares(draw_boxes(9), 1) if row["boxes"]][:1], "boxes")
+
+
+def test_a_template_with_one_answer_is_warned_of(tmp_path: Path) -> None:
+    box = [{"label": "cat", "bbox": [2, 2, 20, 16]}]
+    rows = [{"image": f"{number}.png", "boxes": box} for number in range(6)]
+    build_by_templates(written(tmp_path, rows), tmp_path / "out.jsonl", "boxes", per_record=9)
+    card = json.loads((tmp_path / "out.card.json").read_text())
+    (warning,) = (w for w in card["warnings"] if w.startswith("place: "))
+    assert "all 6 answers are 'top left'" in warning
+    built(tmp_path, draw_boxes(60), "boxes")
+    assert json.loads((tmp_path / "out.card.json").read_text())["warnings"] == []
+
+
 def test_coco_with_a_crowd(tmp_path: Path) -> None:
     Image.new("RGB", (100, 80)).save(tmp_path / "a.png")
     Image.new("RGB", (100, 80), "red").save(tmp_path / "b.png")
@@ -375,7 +411,7 @@ def test_wrong_templates(tmp_path: Path, question: str, said_: str) -> None:
     ("text", "said_"),
     [
         ("from: captions", "its templates read captions, but --from is boxes"),
-        ("from: boxes\ncolour: red", "colour: Extra inputs"),
+        ("from: boxes\ncolour: red", "colour: there is no such field"),
         ("from: boxes\nwithout: [nothing]", "without names nothing"),
         (OWN.replace("each: label", "each: caption") % ("q", "a"), "each 'caption'; boxes have"),
     ],

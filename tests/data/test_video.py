@@ -434,7 +434,7 @@ def test_memory_is_bounded_by_the_frames_kept() -> None:
 
 def test_options_that_make_no_sense() -> None:
     media = clip(SMALL["mp4"])
-    with pytest.raises(UsageError, match="unknown sampling 'random'; known: uniform, scene"):
+    with pytest.raises(UsageError, match="unknown sampling 'random'; choose from uniform, scene"):
         open_video(media, 3, "random")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="at least one frame"):
         open_video(media, 0)

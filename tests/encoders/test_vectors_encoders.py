@@ -94,7 +94,8 @@ def test_more_vectors_than_the_model_takes() -> None:
 def test_wrong_settings() -> None:
     media = [inline([1, 2])]
     with pytest.raises(
-        UsageError, match="no option 'standardize'; known: max_vectors, standardise"
+        UsageError,
+        match=r"no option 'standardize'; did you mean standardise\? choose from max_vectors, standardise",
     ):
         load(None, media, {"standardize": True})
     with pytest.raises(UsageError, match="max_vectors"):

@@ -36,7 +36,11 @@ def test_a_file_holds_a_chain(kind: str, tmp_path: Path) -> None:
         ("starter_tool", {}, "did you mean starter_tools"),
         ("x", {"x": {"tools": []}}, "tool chain x: tools: List should have at least 1 item"),
         ("x", {"x": {"tools": [{"kind": "nose"}]}}, "tool chain x: tools.0: .*'nose'"),
-        ("x", {"x": {"tools": [{"kind": "ocr", "size": 1}]}}, "tools.0.ocr.size: Extra inputs"),
+        (
+            "x",
+            {"x": {"tools": [{"kind": "ocr", "size": 1}]}},
+            "tools.0.ocr.size: there is no such field",
+        ),
         ("x", {"ocr": OWN["mine"]}, "'ocr' is built in"),
         ("nowhere.yaml", {}, "nowhere.yaml cannot be read"),
     ],

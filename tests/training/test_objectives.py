@@ -62,7 +62,7 @@ def test_a_bare_number_is_a_weight_and_options_are_checked_and_filled_in() -> No
         ({"objective": {"cros_entropy": 1}}, "did you mean cross_entropy"),
         (
             {"objective": {"cross_entropy": {"smoothing": 1}}},
-            "smoothing: Extra.*options are weight",
+            "smoothing: there is no such field; its options are weight",
         ),
         ({"objective": {"cross_entropy": {"weight": "much"}}}, "weight: .*valid number"),
         ({"objective": {"kl_answer": {"temperature": 0}}}, "temperature: .*greater than 0"),

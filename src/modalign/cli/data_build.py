@@ -61,6 +61,14 @@ def build(
         str | None,
         typer.Option("--media-root", help="Folder that relative media paths start from."),
     ] = None,
+    box_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--box-scale",
+            min=1e-6,
+            help="What the image's width and height count in the boxes: 1 for shares, 1000; else pixels.",
+        ),
+    ] = None,
     skip_broken: Annotated[
         str, typer.Option("--skip-broken", help="Share of unusable rows to leave out, e.g. 1%.")
     ] = "0%",
@@ -91,6 +99,8 @@ def build(
 
     if (endpoint is None) != (model is None):
         raise UsageError("--endpoint and --model go together")
+    if box_scale is not None and kind != "boxes":
+        raise UsageError(f"--box-scale is for --from boxes, not for --from {kind}")
     _refuse_foreign(endpoint is not None, templates=templates, prompt=prompt, images=send_images)
     outputs = Outputs(out)
     outputs.check_free(resume=resume, overwrite=overwrite)
@@ -98,6 +108,7 @@ def build(
         "per_record": per_record,
         "seed": seed,
         "media_root": media_root,
+        "box_scale": box_scale,
         "skip_broken": skip_broken,
     }
     with bars(not json_output) as progress:
@@ -166,6 +177,8 @@ def _show(card: Card, out: Path) -> None:
     for name, made in card.made.items():
         table.add_row(name, made.skill or "", f"{made.records:,}", f"{made.majority:.1%}")
     stdout.print(table)
+    for warning in card.warnings:
+        stderr.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     for title, counts in (("unusable rows", card.unusable), ("rejected", card.rejected)):
         if counts:
             listed = ", ".join(f"{reason} {count:,}" for reason, count in counts.items())

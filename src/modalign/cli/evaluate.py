@@ -67,6 +67,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
+    train: options.TrainedOn = None,
     skip_broken: options.SkipBroken = None,
     device: options.Device = None,
     json_output: options.Json = False,
@@ -75,8 +76,8 @@ def evaluate(
 
     Without --task an answer is right when it equals an expected one. The same questions are asked with
     blank and with shuffled media: what is left of the score then does not come from them. Questions
-    about several modalities are also asked with each alone. Chance and the data's most frequent answer
-    stand beside it.
+    about several modalities are also asked with each alone. Beside it stand the data's most frequent
+    answer and chance: an even guess among the options offered, else among the training answers.
 
     The tasks counterfact, zsre and mmedit score a model on edits of its facts, as in the papers; with
     --patch the model without it stands beside it.
@@ -96,7 +97,12 @@ def evaluate(
     from modalign.cli.evaluate_edits import TASKS, check_options, evaluate_edits
     from modalign.files import check_free
 
-    of_data = {"--letters": letters, "--objects": objects, "--skip-broken": skip_broken}
+    of_data = {
+        "--letters": letters,
+        "--objects": objects,
+        "--skip-broken": skip_broken,
+        "--train": train,
+    }
     of_edits = {"--edits": edits, "--text": text, "--no-generate": no_generate}
     check_options(task, data, of_data, of_edits)
     if out is not None:
@@ -128,6 +134,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         limit=limit,
         skip_broken=skip_broken or "0%",
+        train=train,
         patches=patch or [],
         device=device or "auto",
     )

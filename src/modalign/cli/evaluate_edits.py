@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.numbers import words
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ def check_options(
     from modalign.evaluation.tasks import TASKS as OF_DATA
 
     if task not in (*OF_DATA, *TASKS):
-        data_tasks, edit_tasks = ", ".join(OF_DATA), ", ".join(TASKS)
-        raise UsageError(
-            f"no task {task!r}: choose from {data_tasks}; for files of edits from {edit_tasks}"
-        )
+        hint = choose(task, [*OF_DATA, *TASKS])
+        raise UsageError(f"no task {task!r}: {hint} (of edits: {', '.join(TASKS)})")
     if task not in TASKS:
         alone = sorted(name for name, value in of_edits.items() if value)
         if alone:

@@ -66,6 +66,10 @@ Patches = Annotated[
         help="Patch file to put on top of the model; repeat it for several, lowest first.",
     ),
 ]
+TrainedOn = Annotated[
+    str | None,
+    typer.Option("--train", help="Training data, for chance; else what the model folder says."),
+]
 SkipBroken = Annotated[
     str | None, typer.Option("--skip-broken", help="Share of broken records to drop, e.g. 1%.")
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from modalign.comparison.results import (
     Setting,
 )
 from modalign.data.supervision import Sample
+from modalign.evaluation.guessing import BlindGuess
 from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import compare_all, compare_with
@@ -305,24 +306,16 @@ def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[Refere
 
 
 def _chance(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
-    """How often an even guess is right: among the options given, else the training answers to the skill."""
-    answers: dict[str, set[str]] = defaultdict(set)
-    for sample in train:
-        answers[sample.record.skill or ""].add(sample.record.answer)
-    known = [sample.record.options or answers[sample.record.skill or ""] for sample in judged]
-    return [
-        float(sample.record.answer in options) / max(len(options), 1)
-        for sample, options in zip(judged, known, strict=True)
-    ]
+    """How often an even guess of somebody blind is right."""
+    guess = BlindGuess.of(sample.record for sample in train)
+    return [share or 0.0 for share in guess.chance([sample.record for sample in judged])]
 
 
 def _majority(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
-    """Whether the training data's most frequent answer to a question's skill is right."""
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample in train:
-        answers[sample.record.skill or ""][sample.record.answer] += 1
-    common = {skill: counts.most_common(1)[0][0] for skill, counts in answers.items()}
-    return [float(common.get(s.record.skill or "") == s.record.answer) for s in judged]
+    """Whether the training data's most frequent answer to a question is right."""
+    asked = [sample.record for sample in judged]
+    said = BlindGuess.of(sample.record for sample in train).majority(asked)
+    return [float(record.answer == text) for record, text in zip(asked, said, strict=True)]
 
 
 def _reference(name: str, values: Sequence[float], skills: Sequence[str]) -> ReferenceRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -85,14 +86,30 @@ def _context(threads: int) -> ForkServerContext:
         os.environ[name] = str(threads)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["modalign.comparison.job"])
+    if threading.current_thread() is not threading.main_thread():
+        return context  # only that one may say what becomes of signals
+    # The terminal's Ctrl-C reaches the whole group. Workers ignore it, from before their first import on: the
+    # parent decides what becomes of its jobs.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
     return context
 
 
 def _work(job: Job, cache: Path, filled: bool, channel: Connection) -> None:
-    # The terminal's Ctrl-C reaches the whole group; the parent decides what becomes of its jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel.send(("began",))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        channel.send(("began",))
+        _run_and_tell(job, cache, filled, channel)
+    except BrokenPipeError:  # nobody listens any more
+        os._exit(1)
+
+
+def _run_and_tell(job: Job, cache: Path, filled: bool, channel: Connection) -> None:
+    """Run a job; a failure is told, and written down in full where nobody foresaw it."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -102,6 +119,8 @@ def _work(job: Job, cache: Path, filled: bool, channel: Connection) -> None:
     except ModalignError as error:
         channel.send(("failure", str(error)))
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         record = job.run / "error.txt"
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from modalign.comparison.results import Comparison, Example
 from modalign.data.modalities import modality_of
 from modalign.data.supervision import Sample
 from modalign.evaluation.generation import generate_answers
+from modalign.evaluation.guessing import BlindGuess
 from modalign.models.asking import conversation_of
 from modalign.models.export import (
     Expected,
@@ -119,10 +120,13 @@ def save_winner(
     folder = prepared.out / "best"
     if progress:
         progress("saving the winner", 0, 1)
+    guess = BlindGuess.of(sample.record for sample in prepared.splits.train)
     if session.method.tools:
         save_with_tools(session, folder, _card(comparison))
+        guess.save(folder)
         return folder
     saved = save_model(session.model, session.processor, folder, card=_card(comparison))
+    guess.save(folder)
     samples = [s for s in prepared.splits.val if s.media][:4] or prepared.splits.val[:4]
     conversations = [conversation_of(sample.record, session.processor) for sample in samples]
     seen = observe(session.model, session.processor, conversations, NEW_TOKENS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from functools import cache
@@ -10,7 +9,7 @@ from importlib.metadata import entry_points
 
 from modalign.connectors import ENTRY_POINT_GROUP
 from modalign.connectors.base import Connector
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose, meant
 
 _REGISTRY: dict[str, type[Connector]] = {}
 
@@ -62,6 +61,6 @@ def connector_class(name: str) -> type[Connector]:
     """
     known = connectors()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise UsageError(f"no connector is called {name!r}; did you mean {', '.join(near)}?")
+        hint = meant(name, known) or choose(name, sorted(known))
+        raise UsageError(f"no connector is called {name!r}; {hint}")
     return known[name]

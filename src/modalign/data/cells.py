@@ -17,7 +17,7 @@ from modalign.data.readers.csv_files import read_csv
 from modalign.data.readers.result import RowError
 from modalign.data.records import Media
 from modalign.data.signals import SignalError, missing
-from modalign.errors import DataError
+from modalign.errors import DataError, choose
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def parquet_row(media: Media, file: Path, row: int, columns: Sequence[str]) -> d
     names, ends = _opened(media, _footer, file)
     unknown = [name for name in columns if name not in names]
     if unknown:
-        raise SignalError(media, f"has no column {unknown[0]!r}: choose from {', '.join(names)}")
+        raise SignalError(media, f"has no column {unknown[0]!r}: {choose(unknown[0], names)}")
     if row >= ends[-1]:
         raise SignalError(media, _no_row(row, ends[-1]))
     group = next(number for number, end in enumerate(ends) if row < end)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modalign.data.records import Media
-from modalign.errors import DataError, UsageError
+from modalign.errors import DataError, UsageError, choose
 
 ENTRY_POINT_GROUP = "modalign.modalities"
 BUILT_IN = {
@@ -152,7 +152,7 @@ def modality_of(name: str) -> Modality:
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in _places():
-        raise UsageError(f"no modality {name!r}: choose from {', '.join(modality_names())}")
+        raise UsageError(f"no modality {name!r}: {choose(name, modality_names())}")
     return _loaded(name, _places()[name])
 
 

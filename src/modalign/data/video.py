@@ -32,7 +32,7 @@ from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.data.video_container import decoded_frames, opened_video, pyav
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 
 MAX_PIXELS = 33_177_600  # of a frame: 7680 x 4320
 MAX_FRAMES = 200_000  # of a video, kept or not: 111 minutes at 30 frames a second
@@ -79,7 +79,7 @@ def open_video(
         UsageError: an unknown sampling, or PyAV is not installed.
     """
     if sampling not in get_args(Sampling):
-        raise UsageError(f"unknown sampling {sampling!r}; known: {', '.join(get_args(Sampling))}")
+        raise UsageError(f"unknown sampling {sampling!r}; {choose(sampling, get_args(Sampling))}")
     if frames < 1:
         raise UsageError(f"a clip has at least one frame, not {frames}")
     timeline = _timeline(media, sampling, max_pixels, max_frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from modalign.editing.computation import Computation, Solution
 from modalign.editing.engine.forward import logits_at
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, evaluating
+from modalign.editing.readers.rows import shown
 from modalign.errors import ModalignError
 from modalign.patches.changes import Change
 from modalign.patches.header import EditRecord
@@ -19,6 +20,9 @@ from modalign.patches.patch import Patch
 
 NEAR = 0.95  # cosine of two keys from which one weight cannot well give two answers
 ABSURD = 10.0  # |Delta of one edit| / |W|; on tiny models one to three is ordinary
+
+
+NOT_WRITTEN = "not written: "  # how the warning of an edit begins that the model does not say
 
 
 class StrictError(ModalignError):
@@ -41,8 +45,41 @@ def refuse_warnings(patch: Patch) -> None:
         raise StrictError("refused by --strict:\n  " + "\n  ".join(lines))
 
 
-def edit_records(computation: Computation, solution: Solution) -> tuple[EditRecord, ...]:
-    """How each edit went, with its warnings; the changed weights must still be in the model."""
+def refuse_unwritten(patch: Patch) -> None:
+    """Raise if a patch writes none of its edits.
+
+    Raises:
+        ModalignError: what is wrong with the first ones, and what may help.
+    """
+    lines = []
+    for edit in patch.header.editing.edits:
+        why = next((warning for warning in edit.warnings if NOT_WRITTEN in warning), None)
+        if why is None:
+            return
+        lines.append(f"  edit {edit.id} ({edit.subject or edit.prompt}): {why}")
+    raise ModalignError("\n".join(["no edit was written, so no patch was saved:", *shown(lines)]))
+
+
+HELPS = {  # setting -> what of it may help an edit that was not written
+    "covariance_weight": "a smaller covariance_weight",
+    "clamp": "a larger clamp",
+    "steps": "more steps",
+    "epochs": "more epochs",
+    "layers": "other layers",
+}
+
+
+def edit_records(
+    computation: Computation, solution: Solution, settings: Collection[str]
+) -> tuple[EditRecord, ...]:
+    """How each edit went, with its warnings; the changed weights must still be in the model.
+
+    Args:
+        computation: the model and its edits.
+        solution: what was written.
+        settings: names of the method's settings, for advice.
+    """
+    helps = ", ".join(words for name, words in HELPS.items() if name in settings)
     requests = computation.plan.requests
     written = _probabilities(computation.spec, requests)
     near = _near_keys(requests, solution)
@@ -54,13 +91,12 @@ def edit_records(computation: Computation, solution: Solution) -> tuple[EditReco
         if value is not None and not value.reached:
             warnings.append(
                 f"not reached: the value gives the target a probability of {value.probability:.2f} "
-                f"after {value.steps} evaluations; more steps, a larger clamp or other layers may help"
+                f"after {value.steps} steps; what may help (--set): {helps}"
             )
         if not written[number].first:
             warnings.append(
-                f"not written: with the patch the target is not the first choice throughout "
-                f"(probability per token {written[number].probability:.2f}); a smaller lambda, more "
-                "evaluations or fewer edits may help"
+                f"{NOT_WRITTEN}with the patch the target is not the first choice throughout "
+                f"(probability per token {written[number].probability:.2f}); what may help (--set): {helps}"
             )
         edit = request.edit
         parts.append(

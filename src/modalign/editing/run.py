@@ -13,7 +13,7 @@ import torch
 
 from modalign.configuration import validated
 from modalign.editing.benchmarks.scoring import already_known
-from modalign.editing.checks import refuse_warnings
+from modalign.editing.checks import refuse_unwritten, refuse_warnings
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.corpus import read_corpus
@@ -91,7 +91,7 @@ def run_edit(
         DataError: the edits cannot be used; every problem with its line.
         UsageError: an unknown method or setting, a model that cannot be edited, a patch file that is there
             already or cannot be written.
-        ModalignError: the computation failed, or ``--strict`` refused its result.
+        ModalignError: the computation failed, no edit was written, or ``--strict`` refused the result.
     """
     if request.out.suffix != ".safetensors":
         raise UsageError(f"{request.out}: a patch file ends in .safetensors")
@@ -124,6 +124,7 @@ def run_edit(
     patch = method.compute(model, reader, edits, options=options, name=request.out.stem)
     if request.strict:
         refuse_warnings(patch)
+    refuse_unwritten(patch)
     sha256 = save_patch(patch, request.out)
     return RunResult(patch, request.out, sha256, time.monotonic() - began)
 

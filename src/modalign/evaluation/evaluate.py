@@ -17,6 +17,7 @@ from modalign.data.records import Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_records
+from modalign.evaluation.guessing import BlindGuess, blind_guess
 from modalign.evaluation.likelihood import score_options
 from modalign.evaluation.passes import BLANK, RIGHT, SHUFFLED, is_mixed, passes_over
 from modalign.evaluation.tasks.base import CHANCE, Output, Score, Task, groups_of
@@ -85,6 +86,7 @@ def evaluate_model(
     batch_size: int = 16,
     max_new_tokens: int = 32,
     limit: int | None = None,
+    train: str | None = None,
     skip_broken: str = "0%",
     device: str = "auto",
     patches: Sequence[Path] = (),
@@ -102,6 +104,7 @@ def evaluate_model(
         batch_size: questions answered together.
         max_new_tokens: longest answer.
         limit: only the first records.
+        train: training data, whose answers chance is made of; else what the model folder holds of them.
         skip_broken: share of broken records to drop.
         device: to answer on.
         patches: patch files put on top of the model, its weights untouched.
@@ -110,7 +113,7 @@ def evaluate_model(
     Raises:
         DataError: broken data, none, or records that lack what the task needs.
     """
-    task = task or Exact()
+    task, guess = task or Exact(), blind_guess(folder, train)
     if not isinstance(task, Exact) and (known := read_records(data).records[:limit]):
         task.check(known)  # before the model is loaded; exact takes any record
     loaded, processor = open_model(folder, device=device)
@@ -149,8 +152,8 @@ def evaluate_model(
         generation=settings,
         patches=[f"{each.patch.header.name} ({each.sha256})" for each in patches_of(model)],
         available=_available(task, judged),
-        notes=task.notes(),
-        **_tabulate(task, records, judged),
+        notes=[*task.notes(), *_unknown_chance(task, records, guess)],
+        **_tabulate(task, records, judged, guess),
     )
     if out is not None:
         _write_outputs(out, task, found, judged)
@@ -175,12 +178,14 @@ def _answers(
     return [Output(text) for text in texts]
 
 
-def _tabulate(task: Task, records: list[Record], judged: dict[str, _JudgedPass]) -> dict[str, Any]:
+def _tabulate(
+    task: Task, records: list[Record], judged: dict[str, _JudgedPass], guess: BlindGuess
+) -> dict[str, Any]:
     """The rows of all skills, and the overall one."""
     rows = {name: judged[name].scores for name in (BLANK, SHUFFLED) if name in judged}
     for name, outputs in task.constants(records).items():
         rows[name] = task.score(records, outputs)
-    chance = task.chance(records)
+    chance = task.chance(records, guess) or [None] * len(records)
     right, groups = judged[RIGHT].scores, groups_of(records)
 
     def row(skill: str, places: list[int]) -> SkillRow:
@@ -189,8 +194,9 @@ def _tabulate(task: Task, records: list[Record], judged: dict[str, _JudgedPass])
             name: task.measures([scores[place] for place in places], own)
             for name, scores in rows.items()
         }
-        if chance is not None:
-            guessed = exactly(float(np.mean([chance[place] for place in places])), len(places))
+        known = [share for place in places if (share := chance[place]) is not None]
+        if len(known) == len(places):
+            guessed = exactly(float(np.mean(known)), len(places))
             references[CHANCE] = dict.fromkeys(task.guessed, guessed)
         measures = task.measures([right[place] for place in places], own)
         return SkillRow(skill=skill, measures=measures, references=references)
@@ -202,6 +208,15 @@ def _tabulate(task: Task, records: list[Record], judged: dict[str, _JudgedPass])
         "skills": [row(skill, found) for skill, found in sorted(places.items())],
         "overall": row("overall", list(range(len(records)))),
     }
+
+
+def _unknown_chance(task: Task, records: Sequence[Record], guess: BlindGuess) -> list[str]:
+    if None not in (task.chance(records, guess) or ()):
+        return []
+    return [
+        "Chance is not known: the data offer no options, and the model folder does not say which answers the "
+        "model was trained on (--train FILE does)."
+    ]
 
 
 def _available(task: Task, judged: dict[str, _JudgedPass]) -> dict[str, Estimate]:

@@ -10,13 +10,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, PlainSerializer
 
 from modalign.cache import cache_directory
+from modalign.errors import choose
 from modalign.files import new_folder
 from modalign.progress import Progress
 from modalign.starter import language, vision
@@ -39,6 +41,7 @@ CONVERSATION_SHARE = 0.4
 CAPTION_SHARE = 0.4
 TEXT_ONLY_SHARE = 0.3
 
+PREFIX = "starter:"  # of the names of the starter's parts
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -67,7 +70,7 @@ def build_models(out: Path = WEIGHTS, progress: Progress | None = None) -> None:
 
 def starter(progress: Progress | None = None) -> Starter:
     """Return the starter, its data set written if it is not there yet."""
-    folder = cache_directory() / f"starter-{DATA_VERSION}"
+    folder = _data_folder()
     if not (folder / "complete").exists():
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -77,6 +80,15 @@ def starter(progress: Progress | None = None) -> Starter:
             temporary.rename(folder)
         except OSError:  # another process was first; both wrote the same
             shutil.rmtree(temporary, ignore_errors=True)
+    return _starter()
+
+
+def _data_folder() -> Path:
+    return cache_directory() / f"starter-{DATA_VERSION}"
+
+
+def _starter() -> Starter:
+    folder = _data_folder()
     return Starter(
         WEIGHTS / "language",
         WEIGHTS / "vision",
@@ -84,6 +96,36 @@ def starter(progress: Progress | None = None) -> Starter:
         folder / "val.jsonl",
         folder / "eval.jsonl",
     )
+
+
+def named(path: str) -> str:
+    """A part of the starter by its name, ``starter:llm``, so that another installation finds its own."""
+    for part, own in asdict(_starter()).items():
+        if os.path.abspath(path) == os.path.abspath(own):
+            return PREFIX + part
+    return path
+
+
+def located(name: str) -> str:
+    """The path of a part of the starter; what is not named so is returned as it is.
+
+    Raises:
+        ValueError: the starter has no such part.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    parts = asdict(_starter())
+    part = name.removeprefix(PREFIX)
+    if part not in parts:
+        raise ValueError(f"the starter has no part {part!r}: {choose(part, parts)}")
+    if part in SCENES:
+        starter()
+    return str(parts[part])
+
+
+BuiltIn = Annotated[
+    str, AfterValidator(located), PlainSerializer(named, str, when_used="json")
+]  # a path or a name; parts of the starter are stored by their name
 
 
 def write_data(

@@ -16,7 +16,7 @@ from typing import Any
 
 from modalign.data.images import open_image
 from modalign.data.records import Media
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.tools.base import LINES, HashFile, Json, Signature, Tool
 
 CAPTION = "Describe the image."
@@ -172,9 +172,7 @@ def pipeline_tool(
     """
     known = ALIASES.get(task, task)
     if known not in TASKS:
-        raise UsageError(
-            f"no tool is made of the pipeline {task!r}; known: {', '.join(sorted(TASKS))}"
-        )
+        raise UsageError(f"no tool is made of the pipeline {task!r}; {choose(task, sorted(TASKS))}")
     _revision(model)
     settings["name"] = settings["name"] or known.replace("-", "_")
     settings["description"] = settings["description"] or TASKS[known].description

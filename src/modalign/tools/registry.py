@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from modalign.configuration import read_yaml, validated
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.strict_json import loads
 from modalign.tools.spec import ChainSpec
 
@@ -43,8 +42,7 @@ def chain_spec(name: str, own: Mapping[str, Any] | None = None) -> ChainSpec:
         return parse_chain(_read(Path(name)), name)
     known = chain_specs(own)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise UsageError(f"no tool chain is called {name!r}; did you mean {', '.join(near)}?")
+        raise UsageError(f"no tool chain is called {name!r}; {choose(name, sorted(known))}")
     return known[name]
 
 

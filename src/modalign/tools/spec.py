@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from modalign.data.modalities import modality_names
+from modalign.errors import choose
 from modalign.tools.base import MAX_CHARACTERS, TIMEOUT
 
 
 def _known(modality: str) -> str:
     if modality not in modality_names():
-        raise ValueError(f"no modality {modality!r}: choose from {', '.join(modality_names())}")
+        raise ValueError(f"no modality {modality!r}: {choose(modality, modality_names())}")
     return modality
 
 

@@ -50,17 +50,17 @@ E = TypeVar("E", bound=Experiment)
 
 def starter_experiment(progress: Progress | None = None) -> Fields:
     """Return the embedded default: handwriting scenes with the starter's two small models."""
-    files = starter(progress)
+    starter(progress)
     return {
         "parts": {
-            "llm": str(files.llm),
-            "encoder": {"image": str(files.encoder)},
+            "llm": "starter:llm",
+            "encoder": {"image": "starter:encoder"},
             "feature_layer": -1,
             "image_size": 48,
             "patch_size": 8,
             "tools": {"starter_tools": None},
         },
-        "data": {"train": str(files.train), "val": str(files.val), "eval": str(files.eval)},
+        "data": {part: f"starter:{part}" for part in ("train", "val", "eval")},
         "budget": "20000samples",
         "training": STARTER_TRAINING,
     }

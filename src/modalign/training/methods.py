@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from modalign.configuration import read_yaml
 from modalign.connectors.base import Connector, Variant
 from modalign.connectors.registry import connector_class, connectors
-from modalign.errors import UsageError
+from modalign.errors import UsageError, meant
 from modalign.training.objectives import check_stages
 from modalign.training.recipes import SEPARATOR, Recipe, recipe_names, resolve_recipe
 from modalign.training.settings import STAGE_ONE, WITHOUT_STAGE_ONE, LLMMode, Stage
@@ -154,8 +153,7 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
     base = plain.removesuffix(PUBLISHED_SUFFIX)
     variant: Variant = "published" if plain.endswith(PUBLISHED_SUFFIX) else "matched"
     if base not in method_names():
-        near = difflib.get_close_matches(base, method_names(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "'modalign methods' lists them"
+        hint = meant(base, method_names()) or "'modalign methods' lists them"
         raise UsageError(f"no method is called {name!r}; {hint}")
     connector = base.removesuffix(WITHOUT_STAGE_ONE)
     cls = connector_class(connector)

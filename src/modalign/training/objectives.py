@@ -25,7 +25,6 @@ are in :mod:`modalign.training.terms`; a third party's come by entry points of t
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -40,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
 from modalign.configuration import explained
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.training.outputs import Outputs
 from modalign.training.settings import START, Stage
 
@@ -183,11 +182,7 @@ def term(name: str) -> ObjectiveTerm:
     """
     _load_all()
     if name not in _TERMS:
-        near = difflib.get_close_matches(name, _TERMS, n=1)
-        hint = f"did you mean {near[0]}? There are" if near else "there are"
-        raise UsageError(
-            f"no objective term is called {name!r}; {hint} {', '.join(sorted(_TERMS))}"
-        )
+        raise UsageError(f"no objective term is called {name!r}; {choose(name, sorted(_TERMS))}")
     return _TERMS[name]
 
 

@@ -18,7 +18,6 @@ connector alone; domain first, LLaVA-Med (arXiv 2306.00890); text-only records m
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 
 from modalign.data.records import Media, Record
 from modalign.data.supervision import Sample
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.training.settings import RecordKind, Stage
 
 SEPARATOR = "+"  # between a connector's name and its recipe's
@@ -70,12 +69,8 @@ def resolve_recipe(name: str) -> Recipe:
     """
     plain, colon, domain = name.partition(":")
     if plain not in RECIPES or (colon and (plain != "domain_first" or not domain.strip())):
-        near = difflib.get_close_matches(plain, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near and near[0] != plain else "choose from"
-        known = ", ".join(RECIPES)
-        raise UsageError(
-            f"no recipe is called {name!r}; {hint} {known}; domain_first:SKILL names one"
-        )
+        hint = choose("" if plain in RECIPES else plain, RECIPES)
+        raise UsageError(f"no recipe is called {name!r}; {hint}; domain_first:SKILL names a domain")
     recipe = RECIPES[plain]
     if not colon:
         return recipe

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modalign.cache import cache_directory
+from modalign.evaluation.guessing import BlindGuess
 from modalign.memory import return_freed_memory
 from modalign.models.asking import conversation_of
 from modalign.models.export import save_model, verify_saved
@@ -159,11 +160,14 @@ def _result(
 def _save(session: Session, splits: Splits, result: TrainResult) -> None:
     """Write the model folder, load it again and compare."""
     folder = result.folder / "model"
+    guess = BlindGuess.of(sample.record for sample in splits.train)
     if session.method.tools:
         save_with_tools(session, folder)
+        guess.save(folder)
         result.saved, result.difference = session.method.facts.export_target, 0.0
         return
     result.saved = save_model(session.model, session.processor, folder).kind
+    guess.save(folder)
     samples = [sample for sample in (*splits.val, *splits.train) if sample.media][:4]
     probes = [conversation_of(sample.record, session.processor) for sample in samples]
     result.difference = verify_saved(folder, session.model, session.processor, probes)

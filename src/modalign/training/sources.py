@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from modalign.data.features import FeatureStore, Grid, encoder_key
 from modalign.data.modalities import modality_names, modality_of
 from modalign.data.records import Media
+from modalign.errors import choose
 from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
 from modalign.models.compose import LanguageModel, load_language_model
 from modalign.models.encoders.loading import Encoder, load_encoder
 from modalign.progress import Progress, within
+from modalign.starter.build import BuiltIn
 from modalign.tools.registry import chain_spec
 from modalign.tools.spec import ChainSpec
 from modalign.training.settings import EncoderMode
@@ -26,9 +28,9 @@ class Parts(BaseModel):
     """The language model and the encoders.
 
     Attributes:
-        llm: hub name or folder of a causal language model.
-        encoder: modality -> hub name, folder, ``package.module:Class``, ``none`` (raw patches of an image
-            or a spectrogram, the vectors themselves), or a small encoder of modalign's own by name.
+        llm: hub name or folder of a causal language model, or ``starter:llm``.
+        encoder: modality -> hub name, folder, ``starter:encoder``, ``package.module:Class``, ``none`` (raw
+            patches of an image or a spectrogram, the vectors themselves), or a small encoder of modalign's own.
         connector: modality -> the connector that it always has, whatever method is trained or compared;
             modalities that are not named here have the method's.
         options: modality -> options of its encoder.
@@ -42,8 +44,8 @@ class Parts(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    llm: str
-    encoder: dict[str, str]
+    llm: BuiltIn
+    encoder: dict[str, BuiltIn]
     connector: dict[str, str] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tools: dict[str, Any] = Field(default_factory=dict)
@@ -60,9 +62,7 @@ class Parts(BaseModel):
                 raise ValueError(f"{name} names {foreign[0]!r}, which has no encoder")
         unknown = sorted(set(self.encoder) - set(modality_names()))
         if unknown:
-            raise ValueError(
-                f"no modality {unknown[0]!r}: choose from {', '.join(modality_names())}"
-            )
+            raise ValueError(f"no modality {unknown[0]!r}: {choose(unknown[0], modality_names())}")
         return self
 
     @property
@@ -113,9 +113,9 @@ class DataFiles(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    train: str
-    val: str | None = None
-    eval: str | None = None
+    train: BuiltIn
+    val: BuiltIn | None = None
+    eval: BuiltIn | None = None
     text: str | None = None
     media_root: str | None = None
     skip_broken: str = "0%"

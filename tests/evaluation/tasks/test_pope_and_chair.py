@@ -9,6 +9,7 @@ import pytest
 from told import judged, record
 
 from modalign.errors import DataError
+from modalign.evaluation.guessing import BlindGuess
 from modalign.evaluation.tasks.base import MOST_FREQUENT
 from modalign.evaluation.tasks.chair import Chair, Vocabulary, plural
 from modalign.evaluation.tasks.pope import ALWAYS_YES, Pope, first_word
@@ -67,7 +68,7 @@ def test_reference_rows_of_pope() -> None:
         0.5,
         1,
     )
-    assert task.chance(asked) == [0.5] * 4
+    assert task.chance(asked, BlindGuess()) == [0.5] * 4
 
 
 def test_who_never_says_yes_has_no_precision() -> None:

@@ -9,6 +9,7 @@ import pytest
 from told import judged, record
 
 from modalign.errors import DataError
+from modalign.evaluation.guessing import BlindGuess
 from modalign.evaluation.tasks.anls import Anls, similarity
 from modalign.evaluation.tasks.base import CHANCE, MOST_FREQUENT, Output
 from modalign.evaluation.tasks.exact import Exact
@@ -33,12 +34,13 @@ def test_right_means_equal_up_to_case_and_space() -> None:
     assert measures["accuracy"].value == 0.5
 
 
-def test_chance_and_majority_are_per_skill() -> None:
+def test_chance_is_of_training_and_the_majority_per_skill() -> None:
     task, records = Exact(), [
         record("yes", skill="a"), record("no", skill="a"), record("no", skill="a"),
         record("red", skill="b", options=("red", "blue", "green")),
     ]  # fmt: skip
-    assert task.chance(records) == pytest.approx([1 / 2, 1 / 2, 1 / 2, 1 / 3])
+    assert task.chance(records, BlindGuess()) == [None, None, None, 1 / 3]
+    assert task.chance(records, BlindGuess.of(records)) == [1 / 3, 1 / 3, 1 / 3, 1 / 3]
     said = [output.text for output in task.constants(records)[MOST_FREQUENT]]
     assert said == ["no", "no", "no", "red"]
     assert CHANCE not in task.constants(records)

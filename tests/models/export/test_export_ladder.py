@@ -127,7 +127,10 @@ def test_a_rung_that_is_not_reached_is_refused(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"target": "Lava"}, r"no export to 'Lava'; choose from Llava, .*CausalLM"),
+        (
+            {"target": "Lava"},
+            r"no export to 'Lava'; did you mean Llava. choose from Llava, .*CausalLM",
+        ),
         ({"target": "Llava", "to": "gateway"}, "does not go with --to gateway"),
         ({"target": "Idefics3"}, "cannot become Idefics3"),
         ({"language_model": "plain"}, "goes with --to gateway only"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from modalign.configuration import read_yaml, validated
 from modalign.data.curation.operators import OPERATORS, Operator
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def operator_of(name: str, settings: dict[str, Any], where: str) -> Operator:
         UsageError: no such operator, or a wrong setting.
     """
     if name not in OPERATORS:
-        raise UsageError(f"{where}: no operator {name!r}: choose from {', '.join(OPERATORS)}")
+        raise UsageError(f"{where}: no operator {name!r}: {choose(name, OPERATORS)}")
     return validated(OPERATORS[name], settings, f"{where}: {name}")
 
 

@@ -31,6 +31,7 @@ from modalign.data.modalities import DEFAULT, modality_names, modality_of
 from modalign.data.readers.inline import is_inline, to_json
 from modalign.data.readers.result import Fields, RowError
 from modalign.data.records import REFERENCE_KEYS, Media, Message, Part, Record, Role, Source, mark
+from modalign.errors import choose, meant
 from modalign.strict_json import loads
 
 ROLES: dict[str, Role] = {
@@ -232,15 +233,15 @@ def _refuse_unknown(fields: Fields, known: set[str], where: str) -> None:
         if name not in known and asks:
             raise RowError(
                 "row",
-                f"{where} holds {name!r}, which is not read ({', '.join(sorted(known))} are): remove it, or "
-                "move it to a column of the row",
+                f"{where} holds {name!r}, which is not read ({', '.join(sorted(known))} are); "
+                f"{meant(name, known) or 'remove it, or move it to a column of the row'}",
             )
 
 
 def _role(turn: Fields, key: str) -> Role:
     name = turn.get(key)
     if not isinstance(name, str) or name not in ROLES:
-        raise RowError("row", f"{key} is {name!r}: use one of {', '.join(ROLES)}")
+        raise RowError("row", f"{key} is {name!r}: {choose(name, ROLES)}")
     return ROLES[name]
 
 
@@ -256,8 +257,8 @@ def _typed_part(part: Any, supply: Supply, context: Context) -> Part:
         return text
     modality = kind.removesuffix("_url") if isinstance(kind, str) else None
     if modality not in modality_names():
-        known = ", ".join(("text", "image_url", *modality_names()))
-        raise RowError("row", f"a content part has type {kind!r}: use one of {known}")
+        known = ("text", "image_url", *modality_names())
+        raise RowError("row", f"a content part has type {kind!r}: {choose(kind, known)}")
     keys = (modality, "path", "url", f"{modality}_url")
     _refuse_unknown(part, {"type", "annotations", *keys}, f"an {modality} part")
     for key in keys:

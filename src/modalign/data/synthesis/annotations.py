@@ -6,7 +6,7 @@ Any container that the readers know will do, and COCO's JSON (``images``, ``anno
 * captions: ``caption``, ``captions`` or ``text``; or a chat or LLaVA row of one turn, whose answer it is;
 * boxes: a list of mappings in ``boxes``, ``objects`` or ``annotations``, each with a ``label`` (or
   ``category``, ``name``) and ``box`` (corners x1, y1, x2, y2) or ``bbox`` (COCO's x, y, width, height),
-  in pixels; ``objects`` may also be columns, as data sets of the hub have them;
+  in pixels unless a scale is given; ``objects`` may also be columns, as data sets of the hub have them;
 * structure: a mapping in ``attributes``, or things (mappings) or groups of things (lists of them) in
   ``boxes``, ``objects``, ``items`` or ``scene``.
 """
@@ -74,9 +74,18 @@ class Item:
 
 
 def read_items(
-    path: str | Path, kind: From, media_root: str | Path | None = None
+    path: str | Path,
+    kind: From,
+    media_root: str | Path | None = None,
+    box_scale: float | None = None,
 ) -> tuple[list[Item], list[Problem]]:
     """Read a file's annotated media; rows that cannot be used become problems.
+
+    Args:
+        path: of the file.
+        kind: which annotations are read.
+        media_root: the folder that relative media paths start from.
+        box_scale: what the image's width and height count in the boxes (1: shares); else they are in pixels.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -93,14 +102,16 @@ def read_items(
         try:
             if isinstance(fields, RowError):
                 raise fields
-            items.append(_item(fields, kind, context, number))
+            items.append(_item(fields, kind, context, number, box_scale))
         except (RowError, SignalError) as error:
             found: Any = error.kind
             problems.append(Problem(Source(context.file, number), found, str(error)))
     return items, problems
 
 
-def _item(fields: Fields, kind: From, context: Context, number: int) -> Item:
+def _item(
+    fields: Fields, kind: From, context: Context, number: int, box_scale: float | None
+) -> Item:
     record = _media_of(fields, context, number)
     media = tuple(record.media())
     if not media:
@@ -111,7 +122,7 @@ def _item(fields: Fields, kind: From, context: Context, number: int) -> Item:
     if kind == "captions":
         notes["captions"] = _captions(fields, context, number)
     elif kind == "boxes":
-        notes["things"] = _things(fields, first)
+        notes["things"] = _things(fields, first, box_scale)
     else:
         notes["attributes"], notes["groups"] = _structure(fields)
     return Item(
@@ -152,7 +163,7 @@ def _captions(fields: Fields, context: Context, number: int) -> tuple[str, ...]:
 # --- boxes --------------------------------------------------------------------------------------
 
 
-def _things(fields: Fields, image: Media) -> tuple[Thing, ...]:
+def _things(fields: Fields, image: Media, scale: float | None) -> tuple[Thing, ...]:
     rows = _given(fields, BOXES)
     if isinstance(rows, dict):  # columns: {"bbox": [...], "category": [...]}
         columns = {key: value for key, value in rows.items() if isinstance(value, list)}
@@ -167,12 +178,23 @@ def _things(fields: Fields, image: Media) -> tuple[Thing, ...]:
         return ()  # an image of nothing: it answers "no"
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RowError("row", f"no list of boxes: fill in one of the fields {', '.join(BOXES)}")
+    if scale is not None:
+        return tuple(_thing(row, scale, scale, 0.01 * scale) for row in rows)
     size = fields.get("width"), fields.get("height")
-    width, height = size if all(_number(side) for side in size) else stored_size(image)
-    return tuple(_thing(row, float(width or 0), float(height or 0)) for row in rows)
+    known = size if all(map(_number, size)) else stored_size(image)
+    width, height = (float(side or 0) for side in known)
+    things = tuple(_thing(row, width, height) for row in rows)
+    if things and all(t.box[2] * width <= 1 and t.box[3] * height <= 1 for t in things):
+        raise RowError(
+            "row",
+            f"no coordinate of its boxes is above 1, in an image of {width:g} x {height:g} pixels: shares of "
+            "width and height are read with --box-scale 1",
+        )
+    return things
 
 
-def _thing(row: dict[str, Any], width: float, height: float) -> Thing:
+def _thing(row: dict[str, Any], width: float, height: float, slack: float = 1.0) -> Thing:
+    """A named box; one that leaves the image by up to ``slack`` is rounded, not wrong."""
     label = _given(row, LABELS)
     if not isinstance(label, str) or not label.strip():
         raise RowError("row", f"a box has no name: give it a text in {' or '.join(LABELS)}")
@@ -184,12 +206,12 @@ def _thing(row: dict[str, Any], width: float, height: float) -> Thing:
         x2, y2 = x1 + x2, y1 + y2
     if not (width > 0 and height > 0 and x1 < x2 and y1 < y2):
         raise RowError("row", f"the box of {label!r} is empty or turned: {corners!r}")
-    slack = 1.0  # pixel: annotations are rounded
     if x1 < -slack or y1 < -slack or x2 > width + slack or y2 > height + slack:
         raise RowError(
             "row",
             f"the box of {label!r}, {corners!r}, leaves the image of {width:g} x {height:g}; 'box' is "
-            "x1, y1, x2, y2 and 'bbox' is x, y, width, height",
+            "x1, y1, x2, y2 and 'bbox' is x, y, width, height, in pixels, or as shares with --box-scale 1, or "
+            "as thousandths with --box-scale 1000",
         )
     box = (x1 / width, y1 / height, x2 / width, y2 / height)
     return Thing(" ".join(label.split()), box, bool(row.get("iscrowd")))

@@ -14,7 +14,7 @@ from modalign.data.records import Record
 from modalign.data.synthesis.annotations import From, Item, read_items
 from modalign.data.synthesis.by_model import Client, make_by_model
 from modalign.data.synthesis.by_template import Dropped, make_by_templates
-from modalign.data.synthesis.card import Card, by_skill, sha256_of, tally
+from modalign.data.synthesis.card import Card, by_skill, one_answer, sha256_of, tally
 from modalign.data.synthesis.prompts import Prompt
 from modalign.data.synthesis.templates import load_templates
 from modalign.data.validation import parse_share
@@ -80,6 +80,7 @@ def build_by_templates(
     per_record: int = 4,
     seed: int = 0,
     media_root: str | None = None,
+    box_scale: float | None = None,
     skip_broken: str = "0%",
     progress: Progress | None = None,
 ) -> Card:
@@ -90,9 +91,10 @@ def build_by_templates(
         DataError: rows without usable annotations above the quota, or nothing to ask.
     """
     loaded = load_templates(kind, templates)
-    items, problems = _usable(source, kind, media_root, skip_broken)
+    items, problems = _usable(source, kind, media_root, skip_broken, box_scale)
     records, dropped, _ = make_by_templates(items, kind, loaded, per_record, seed, progress)
     settings = {"templates": [kind, *templates], "per_record": per_record, "seed": seed}
+    settings |= {} if box_scale is None else {"box_scale": box_scale}
     hashes = {"templates": sha256_of("\n".join(loaded.texts))}
     return _write(Outputs(out), source, kind, "templates", items, problems, records, dropped,
                   settings, hashes, {})  # fmt: skip
@@ -110,6 +112,7 @@ def build_by_model(
     send_images: bool = False,
     seed: int = 0,
     media_root: str | None = None,
+    box_scale: float | None = None,
     skip_broken: str = "0%",
     progress: Progress | None = None,
 ) -> Card:
@@ -120,7 +123,7 @@ def build_by_model(
         DataError: rows without usable annotations above the quota, or no usable reply.
     """
     asking = Prompt(prompt, kind, per_record)
-    items, problems = _usable(source, kind, media_root, skip_broken)
+    items, problems = _usable(source, kind, media_root, skip_broken, box_scale)
     written = make_by_model(
         items, client, asking, settings=settings, images=send_images, seed=seed, progress=progress
     )
@@ -130,6 +133,7 @@ def build_by_model(
         "per_record": per_record,
         "seed": seed,
         "send_images": send_images,
+        **({} if box_scale is None else {"box_scale": box_scale}),
         **(settings or {}),
     }
     counted: dict[str, Any] = {
@@ -142,10 +146,14 @@ def build_by_model(
 
 
 def _usable(
-    source: str | Path, kind: From, media_root: str | None, skip_broken: str
+    source: str | Path,
+    kind: From,
+    media_root: str | None,
+    skip_broken: str,
+    box_scale: float | None,
 ) -> tuple[list[Item], list[Problem]]:
     allowed = parse_share(skip_broken)
-    items, problems = read_items(source, kind, media_root)
+    items, problems = read_items(source, kind, media_root, box_scale)
     total = len(items) + len(problems)
     if not total:
         raise DataError(f"{source}: holds no rows")
@@ -194,6 +202,7 @@ def _write(
     file = Path(source)
     if file.is_file():
         hashes["input"] = sha256_of(file)
+    made = tally(records)
     card = Card(
         input=str(source),
         annotations=kind,
@@ -203,7 +212,8 @@ def _write(
         unusable=dict(Counter(str(problem.kind) for problem in problems)),
         groups=len({record.group for record in records}),
         records=len(records),
-        made=tally(records),
+        made=made,
+        warnings=one_answer(made),
         skills=by_skill(records),
         rejected=dict(Counter(one.reason for one in dropped).most_common()),
         hashes=hashes | {"output": sha256_of(outputs.records)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class Card(_Model):
         rows, unusable: rows of the input, and those without usable annotations by kind.
         groups: of the records: images, unless the templates group them otherwise.
         rejected: what was asked or written and could not be used, by reason.
+        warnings: what is most likely not meant so.
         duplicates: questions a model asked twice about one image.
         hashes: sha256 of the input, of templates or prompt, and of the output.
         usage: what the endpoint was asked for in this call; replies that were kept cost nothing.
@@ -61,6 +62,7 @@ class Card(_Model):
     made: dict[str, Made]
     skills: dict[str, int]
     rejected: dict[str, int]
+    warnings: list[str] = Field(default_factory=list)
     duplicates: int = 0
     retried: int = 0
     hashes: dict[str, str]
@@ -85,6 +87,16 @@ def tally(records: Sequence[Record]) -> dict[str, Made]:
         )
         for name, counts in sorted(answers.items())
     }
+
+
+def one_answer(made: Mapping[str, Made]) -> list[str]:
+    """Warn of templates, or skills, whose answer is always the same: nobody need look to know it."""
+    return [
+        f"{name}: all {found.records} answers are {next(iter(found.answers))!r}; a model learns to say it "
+        "without looking. Look at the annotations, or add templates that ask for more"
+        for name, found in made.items()
+        if found.records > 1 and found.distinct_answers == 1
+    ]
 
 
 def _few(counts: Counter[str]) -> dict[str, int]:

@@ -24,7 +24,7 @@ from modalign.editing.benchmarks.scores import (
 )
 from modalign.editing.benchmarks.texts import text_metrics, write_texts
 from modalign.editing.edits import Edit
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.numbers.bootstrap import RESAMPLES
 from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
@@ -97,7 +97,7 @@ def evaluate_edits(
         UsageError: an unknown task, no edits, or edits about pictures.
     """
     if task not in TASKS:
-        raise UsageError(f"no task {task!r}: choose from {', '.join(TASKS)}")
+        raise UsageError(f"no task {task!r}: {choose(task, TASKS)}")
     if not edits:
         raise UsageError("there are no edits to evaluate")
     drawing: dict[str, Any] = {"resamples": resamples, "seed": seed}

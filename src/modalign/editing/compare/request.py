@@ -13,7 +13,7 @@ from modalign.editing.compare.plan import SIZES
 from modalign.editing.compare.results import MODES, Mode
 from modalign.editing.methods import METHODS, Method
 from modalign.editing.run import configured
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class CompareRequest:
         """
         for name in self.settings:
             if name and name not in METHODS:
-                raise UsageError(f"--set {name}: there is no such method ({', '.join(METHODS)})")
+                raise UsageError(f"--set {name}: there is no such method; {choose(name, METHODS)}")
         shared = self.settings.get("", {})
         known = {
             name: set(METHODS[name].config_class.model_fields) if name in METHODS else set()
@@ -82,13 +82,16 @@ class CompareRequest:
         }
         for one in shared:
             if not any(one in fields for fields in known.values()):
-                raise UsageError(f"--set {one}: none of {', '.join(self.methods)} has such a field")
+                fields = sorted(set().union(*known.values()))
+                raise UsageError(
+                    f"--set {one}: none of {', '.join(self.methods)} has such a field; {choose(one, fields)}"
+                )
         methods = {}
         for name in self.methods:
             mine = {key: value for key, value in shared.items() if key in known[name]}
             methods[name] = configured(name, mine | dict(self.settings.get(name, {})))
         if self.task is not None and self.task not in TASKS:
-            raise UsageError(f"no task {self.task!r}: choose from {', '.join(TASKS)}")
+            raise UsageError(f"no task {self.task!r}: {choose(self.task, TASKS)}")
         if wrong := [mode for mode in self.modes if mode not in MODES]:
-            raise UsageError(f"--modes {wrong[0]}: choose from {', '.join(MODES)}")
+            raise UsageError(f"--modes {wrong[0]}: {choose(wrong[0], MODES)}")
         return methods

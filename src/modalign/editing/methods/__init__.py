@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-
 from modalign.editing.methods.alphaedit import AlphaEdit, AlphaEditConfig
 from modalign.editing.methods.base import Method
 from modalign.editing.methods.finetune import FT, FTL, FTConfig, FTLConfig
 from modalign.editing.methods.memit import MEMIT, MEMITConfig
 from modalign.editing.methods.pmet import PMET, PMETConfig
 from modalign.editing.methods.rome import ROME, ROMEConfig
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (PMET, MEMIT, ROME, FT, FTL, AlphaEdit)
@@ -25,9 +23,7 @@ def method_named(name: str) -> type[Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(name.lower(), METHODS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"there is no editing method {name!r}{hint} (known: {', '.join(METHODS)})")
+    raise UsageError(f"there is no editing method {name!r}: {choose(name, METHODS)}")
 
 
 __all__ = [

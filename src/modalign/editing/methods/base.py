@@ -110,7 +110,7 @@ class Method(ABC):
                 below.enter_context(applied(model, patch))
             computation = Computation(plan, statistics, weights)
             solution = self.solve(computation)
-            records = edit_records(computation, solution)
+            records = edit_records(computation, solution, type(self.config).model_fields)
         # From here on the weights are the pristine ones, which the patch is bound to.
         base = {name: _bound_to(spec, name) for name in solution.changes}
         header = PatchHeader(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from modalign.errors import meant
 from modalign.strict_json import loads
 
 _KINDS: dict[type, str] = {
@@ -106,8 +106,7 @@ class Fields:
         """Every problem, those of names that nothing knows included."""
         for name in self.values:
             if name not in self._known:
-                near = difflib.get_close_matches(str(name), self._known, n=2, cutoff=0.6)
-                hint = f"did you mean {' or '.join(near)}?" if near else self._names()
+                hint = meant(name, self._known) or self._names()
                 self.problems.append(f"unknown field {self.inside}{name}: {hint}")
         return self.problems + [problem for part in inner for problem in part.close()]
 

@@ -30,6 +30,7 @@ from modalign.evaluation.diagnosis.results import (
     diagnostic,
 )
 from modalign.evaluation.diagnosis.text_similarity import similarity
+from modalign.evaluation.guessing import blind_guess
 from modalign.models.asking import tokenizer_of
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import open_model
@@ -48,6 +49,7 @@ def diagnose(
     *,
     limit: int = RECORDS,
     seed: int = 0,
+    train: str | None = None,
     skip_broken: str = "0%",
     device: str = "auto",
     patches: Sequence[Path] = (),
@@ -61,6 +63,7 @@ def diagnose(
         data: data file; the last assistant turn is the expected answer.
         limit: records to look at per modality, drawn at random.
         seed: of the draw, the pairings, the noise and the intervals.
+        train: training data, whose answers chance is made of; else what the model folder holds of them.
         skip_broken: share of broken records to drop.
         device: to compute on.
         patches: patch files put on top of the model, its weights untouched.
@@ -71,7 +74,7 @@ def diagnose(
         UsageError: the model has no connector, or does not show what is needed.
         DataError: broken data, or no record with media of the model's modalities.
     """
-    began = time.monotonic()
+    began, guess = time.monotonic(), blind_guess(folder, train)
     loaded, processor = open_model(folder, device=device)
     model: Any = with_patches(loaded, tokenizer_of(processor), patches)
     subject = ObservedModel(model, processor)
@@ -98,7 +101,10 @@ def diagnose(
         patches=[f"{each.patch.header.name} ({each.sha256})" for each in patches_of(model)],
         device=str(subject.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        modalities=[_modality(subject, m, own, seed, progress) for m, own in chosen.items()],
+        modalities=[
+            _modality(subject, m, own, seed, progress, guess.mean_chance(own))
+            for m, own in chosen.items()
+        ],
         seconds=time.monotonic() - began,
     )
 
@@ -137,11 +143,12 @@ def _modality(
     records: list[Record],
     seed: int,
     progress: Progress | None,
+    chance: float | None = None,
 ) -> ModalityDiagnosis:
     """All diagnostics of one modality."""
     prefix = subject.enters[modality] == "prefix"
     sampling = _sampling(modality, records, seed)
-    items, looking = _Items(), Looking(subject, modality, records, sampling)
+    items, looking = _Items(), Looking(subject, modality, records, sampling, chance)
     gap, norms = Gap(modality, sampling), Norms(modality, sampling)
     mir, mass = IntegrationRate(sampling), AttentionMass(sampling)
     answers = [record.answer for record in records]

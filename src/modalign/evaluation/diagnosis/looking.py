@@ -64,8 +64,14 @@ class Looking:
     """Collects answers with and without a modality's media, record by record."""
 
     def __init__(
-        self, subject: ObservedModel, modality: str, records: Sequence[Record], sampling: Sampling
+        self,
+        subject: ObservedModel,
+        modality: str,
+        records: Sequence[Record],
+        sampling: Sampling,
+        chance: float | None = None,
     ) -> None:
+        self.chance = chance  # how often somebody blind is right
         self.subject, self.modality, self.sampling = subject, modality, sampling
         self.shuffled = exchanged([media_of(record, modality) for record in records], sampling.seed)
         self.right: dict[str, list[float]] = {"right": [], **{name: [] for name in WITHOUT}}
@@ -107,7 +113,7 @@ class Looking:
         found = diagnostic("image_gain")
         right = {name: np.array(values, dtype=float) for name, values in self.right.items()}
         found.figures[f"accuracy, right {self.modality}"] = self.sampling.mean(
-            right["right"], "share"
+            right["right"], "share", self.chance
         )
         known = [name for name in WITHOUT if not np.isnan(right[name]).all()]
         gains = {name: right["right"] - right[name] for name in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.evaluation.tasks.anls import Anls
 from modalign.evaluation.tasks.base import Task
 from modalign.evaluation.tasks.caption import Caption
@@ -37,7 +37,7 @@ def make_task(
         DataError: the file of objects cannot be used.
     """
     if name not in TASKS:
-        raise UsageError(f"no task {name!r}: choose from {', '.join(TASKS)}")
+        raise UsageError(f"no task {name!r}: {choose(name, TASKS)}")
     options: dict[str, Any] = {"seed": seed}
     for option, value, owner in (("letters", letters, "choice"), ("objects", objects, "chair")):
         if value and name != owner:

@@ -17,6 +17,7 @@ import numpy as np
 
 from modalign.data.records import Record
 from modalign.errors import DataError, UsageError
+from modalign.evaluation.guessing import BlindGuess
 from modalign.numbers.bootstrap import Groups, estimate_of_sums, ratio
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.shares import share
@@ -135,8 +136,8 @@ class Task(ABC):
         """Reference rows that no model made: name -> outputs. Here the most frequent answer per skill."""
         return {MOST_FREQUENT: most_frequent_outputs(records)}
 
-    def chance(self, records: Sequence[Record]) -> list[float] | None:
-        """(n,) expected score of guessing; None where it is not defined."""
+    def chance(self, records: Sequence[Record], guess: BlindGuess) -> Sequence[float | None] | None:
+        """(n,) expected score of somebody blind; None where it is not known, or not defined at all."""
         return None
 
     def settings(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from modalign.data.records import Message, Record
+from modalign.evaluation.guessing import BlindGuess
 from modalign.evaluation.tasks.base import (
     MOST_FREQUENT,
     Groups,
@@ -133,7 +134,7 @@ class Choice(Task):
             )
         return {MOST_FREQUENT: rows}
 
-    def chance(self, records: Sequence[Record]) -> list[float]:
+    def chance(self, records: Sequence[Record], guess: BlindGuess) -> list[float]:
         """One over the options."""
         return [1 / len(record.options) for record in records]
 

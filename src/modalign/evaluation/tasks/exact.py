@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from modalign.data.records import Record
+from modalign.evaluation.guessing import BlindGuess
 from modalign.evaluation.tasks.base import Groups, Output, Score, Task
 from modalign.numbers.estimate import Estimate
 
@@ -29,9 +29,6 @@ class Exact(Task):
         """Accuracy."""
         return {"accuracy": self.share(scores, groups)}
 
-    def chance(self, records: Sequence[Record]) -> list[float]:
-        """One over the options offered, or over the answers that the skill has in these data."""
-        answers: dict[str | None, set[str]] = defaultdict(set)
-        for record in records:
-            answers[record.skill].add(record.answer)
-        return [1 / (len(record.options) or len(answers[record.skill])) for record in records]
+    def chance(self, records: Sequence[Record], guess: BlindGuess) -> list[float | None]:
+        """An even guess among the options offered, or among the training answers."""
+        return guess.chance(records)

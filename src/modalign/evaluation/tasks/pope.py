@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from modalign.data.records import Record
+from modalign.evaluation.guessing import BlindGuess
 from modalign.evaluation.tasks.base import (
     MOST_FREQUENT,
     Groups,
@@ -79,6 +80,6 @@ class Pope(Task):
         always = [Output(YES)] * len(records)
         return {MOST_FREQUENT: most_frequent_outputs(records), ALWAYS_YES: always}
 
-    def chance(self, records: Sequence[Record]) -> list[float]:
+    def chance(self, records: Sequence[Record], guess: BlindGuess) -> list[float]:
         """A coin."""
         return [0.5] * len(records)

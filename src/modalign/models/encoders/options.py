@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 
 
 class Options(BaseModel):
@@ -30,5 +30,5 @@ class Options(BaseModel):
                 reason = f"no option {name!r}"
             else:
                 reason = f"option {name}: {first['msg']}"
-            known = ", ".join(sorted(cls.model_fields))
-            raise UsageError(f"encoder of {modality}: {reason}; known: {known}") from None
+            known = choose(name, sorted(cls.model_fields))
+            raise UsageError(f"encoder of {modality}: {reason}; {known}") from None

@@ -42,6 +42,7 @@ from modalign.models.processing_voxtral import ModalignVoxtralProcessor
 
 PROCESSORS = (ModalignProcessor, ModalignIdeficsProcessor, ModalignVoxtralProcessor)
 
+TRAINING_ANSWERS = "training_answers.json"  # what a blind guesser knows of the training
 PROCESSOR_CODE = (
     "The class's own processor would give prompts that training never saw, so the folder has "
     "another, as Python files: the model loads as it is, the processor with trust_remote_code=True."

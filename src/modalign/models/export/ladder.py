@@ -17,11 +17,16 @@ from typing import Any, Literal, get_args
 
 from transformers import LlavaForConditionalGeneration
 
-from modalign.errors import ModalignError, UsageError
+from modalign.errors import ModalignError, UsageError, choose
 from modalign.files import new_folder
 from modalign.models.asking import conversation_of
 from modalign.models.export.codes import SIGNAL, TARGET, check_codes, save_codes
-from modalign.models.export.folder import check_folder, load_model, save_model
+from modalign.models.export.folder import (
+    TRAINING_ANSWERS,
+    check_folder,
+    load_model,
+    save_model,
+)
 from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.export.gateway import REFERENCE, save_gateway, save_language_model
 from modalign.models.export.native import TARGETS, NotNativeError, no_such_target
@@ -142,6 +147,8 @@ def export_model(
     with ExitStack() as stack:
         temporary = stack.enter_context(new_folder(out))
         rung, loads_as, notes = _write(given, temporary, to, target)
+        if (folder / TRAINING_ANSWERS).is_file():
+            shutil.copy(folder / TRAINING_ANSWERS, temporary)
         plain = None
         if rung == "gateway":
             beside = new_folder(Path(language_model)) if language_model else _passing()
@@ -169,7 +176,7 @@ def _check_request(
 ) -> None:
     """What can be refused before anything is loaded."""
     if to is not None and to not in get_args(Rung):
-        raise UsageError(f"there is no rung {to!r}; choose from {', '.join(get_args(Rung))}")
+        raise UsageError(f"there is no rung {to!r}; {choose(to, get_args(Rung))}")
     if target is not None and target not in (*TARGETS, TARGET):
         raise UsageError(no_such_target(target, TARGET))
     if target is not None and to not in (None, "native"):

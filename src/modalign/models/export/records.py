@@ -11,7 +11,7 @@ from modalign.data.records import Record
 from modalign.errors import DataError
 from modalign.models.asking import modalities_of
 from modalign.runs import RECORD
-from modalign.starter.build import starter
+from modalign.starter.build import located, starter
 
 
 def records_for(
@@ -48,6 +48,6 @@ def run_data(folder: Path) -> str | None:
     named = values.get("data") if isinstance(values, dict) else None
     for key in ("val", "train"):
         path = named.get(key) if isinstance(named, dict) else None
-        if isinstance(path, str) and Path(path).exists():
-            return path
+        if isinstance(path, str) and Path(located(path)).exists():
+            return located(path)
     return None

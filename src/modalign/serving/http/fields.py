@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modalign.errors import meant
 from modalign.serving.http.errors import ApiError, refused
 from modalign.serving.http.schemas import Sampled
 
@@ -81,7 +82,9 @@ def refuse_unsupported(request: Sampled) -> None:
             if value != (request.n or 1):
                 raise _unsupported(name, value, (request.n or 1,))
         elif name not in NEUTRAL:
-            raise refused(name[:100], "unknown parameter: leave it out", "unknown_parameter")
+            hint = meant(name[:100], [*type(request).model_fields, *NEUTRAL, *HARMLESS])
+            said = f"unknown parameter: {hint or 'leave it out'}"
+            raise refused(name[:100], said, "unknown_parameter")
         elif value not in NEUTRAL[name]:
             raise _unsupported(name, value, NEUTRAL[name])
 

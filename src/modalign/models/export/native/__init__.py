@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from modalign.connectors.rungs import AUDIO
+from modalign.errors import choose
 from modalign.models.export.native import (
     blip2,
     idefics,
@@ -73,7 +74,7 @@ def build_native(
 
 def no_such_target(target: str, *others: str) -> str:
     """What stands against a class, or what to choose instead: ``TARGETS`` and ``others``."""
-    return f"there is no export to {target!r}; choose from {', '.join([*TARGETS, *others])}"
+    return f"there is no export to {target!r}; {choose(target, [*TARGETS, *others])}"
 
 
 def _named(model: ModalignForConditionalGeneration) -> str:
