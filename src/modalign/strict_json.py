@@ -1,4 +1,4 @@
-"""JSON as its standard has it (RFC 8259).
+"""Strict JSON (RFC 8259).
 
 Python's own reader also takes ``NaN`` and ``Infinity``, turns 1e999 into infinity, and of equal names in one
 object keeps the last: each would train on something that the file does not say. It makes half characters of
@@ -18,7 +18,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _not_a_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON: write null where a value is missing")
+    raise ValueError(f"{name} is not a JSON number: write null for a missing value")
 
 
 def _finite(text: str) -> float:
@@ -33,7 +33,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} stands twice in one object: keep one of them")
+        raise ValueError(f"the key {twice!r} occurs twice in one object: keep one of them")
     return found
 
 
@@ -95,10 +95,10 @@ def loads(text: str | bytes) -> Any:
 
 
 def dumps(value: Any, default: Callable[[Any], Any]) -> str:
-    """Write one JSON value; NaN, which stands for a missing number in arrays and Parquet files, as null.
+    """Write one JSON value; NaN, the missing value of arrays and Parquet files, becomes null.
 
     Raises:
-        ValueError, TypeError: an infinite number, or a value that ``default`` has no form for.
+        ValueError, TypeError: an infinite number, or a value that ``default`` cannot convert.
     """
     try:
         return json.dumps(value, ensure_ascii=False, default=default, allow_nan=False)

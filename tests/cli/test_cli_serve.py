@@ -147,7 +147,7 @@ def test_sigterm_ends_it_in_order(running: tuple[str, subprocess.Popen[str]]) ->
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--host", "::"], "--no-api-key"),
         (["--api-key-file", "KEY", "--no-api-key"], "contradict"),
-        (["--api-key-file", "EMPTY"], "holds no key"),
+        (["--api-key-file", "EMPTY"], "contains no key"),
         (["--api-key-file", "nowhere.txt"], "cannot be read"),
         (["--allow-url", "https://x.org/"], "without scheme"),
         (["--host", "no such host", "--no-api-key"], "cannot listen"),

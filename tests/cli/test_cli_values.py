@@ -104,7 +104,7 @@ def too_long_is_broken(cli: Cli, model: Path, test: Path, modality: str) -> None
     ("modality", "bad", "message"),
     [
         ("vectors", [1.0, 2.0, 3.0], "data.jsonl:3: vectors: width 3, where 6 of 7 have 2"),
-        ("vectors", [1.0, float("nan")], "data.jsonl:3: not usable JSON (NaN is no number of JSON"),
+        ("vectors", [1.0, float("nan")], "data.jsonl:3: not usable JSON (NaN is not a JSON number"),
         ("series", [None, None], "data.jsonl:3: series: every value is missing"),
         ("series", "gone.csv", "gone.csv: the file does not exist"),
         ("table", {"x": [1]}, "data.jsonl:3: table: column 'x' holds a list"),

@@ -181,7 +181,7 @@ def long_header(data: bytes) -> bytes:
     ("data", "message"),
     [
         pytest.param(lambda: b"", "the file is empty", id="empty file"),
-        pytest.param(lambda: b"no sound at all" * 9, "no audio of a known format", id="text"),
+        pytest.param(lambda: b"no sound at all" * 9, "not a known audio format", id="text"),
         pytest.param(lambda: encoded(tone()[:0]), "0 seconds long", id="0 seconds"),
         pytest.param(lambda: with_sample(np.nan), r"at 0\.50 s is NaN", id="nan"),
         pytest.param(lambda: with_sample(np.inf), r"at 0\.50 s is NaN or infinite", id="inf"),
@@ -189,7 +189,7 @@ def long_header(data: bytes) -> bytes:
             lambda: with_sample(1e30), "full scale of floats is 1", id="overflows once squared"
         ),
         pytest.param(corrupt_mp3, "damaged audio", id="corrupt mp3"),
-        pytest.param(lambda: cut(encoded(tone(), "MP3"), 0.5), "it was cut off", id="half an mp3"),
+        pytest.param(lambda: cut(encoded(tone(), "MP3"), 0.5), "it is truncated", id="half an mp3"),
         pytest.param(
             lambda: cut(encoded(tone()), 0.5), r"says 1\.00 s, but .* 0\.50 s", id="half a wav"
         ),
@@ -199,9 +199,9 @@ def long_header(data: bytes) -> bytes:
         ),
         pytest.param(lambda: long_header(encoded(tone())), "holds 1.00 s", id="lying length"),
         pytest.param(lambda: patched(encoded(tone()), 24, 3), "says 3 Hz", id="lying rate"),
-        pytest.param(lambda: by_pyav("mp4", "aac", 16000)[:900], "no audio", id="half an m4a"),
+        pytest.param(lambda: by_pyav("mp4", "aac", 16000)[:900], "audio format", id="half an m4a"),
         pytest.param(
-            lambda: b"#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1:9/x.ts\n", "no audio", id="playlist"
+            lambda: b"#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1:9/x.ts\n", "audio format", id="playlist"
         ),
     ],
 )

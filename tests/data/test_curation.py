@@ -298,7 +298,7 @@ def test_replay_notices_other_pictures(pictures: Request, tmp_path: Path) -> Non
     result = curate(pictures)
     before = result.out.read_bytes()
     (tmp_path / "0.png").write_bytes(png())
-    with pytest.raises(DataError, match="media files that the inputs name are not those"):
+    with pytest.raises(DataError, match="media files of the inputs differ from those"):
         replay(result.card_path)
     assert result.out.read_bytes() == before
 
@@ -412,7 +412,7 @@ def test_resuming_another_request_is_refused(data: Path) -> None:
 
     with pytest.raises(_CutError):
         curate(request(data), cut_after(3, raise_it))
-    with pytest.raises(UsageError, match="the interrupted run had other operators: run it as"):
+    with pytest.raises(UsageError, match="the interrupted run had other operators: run it"):
         curate(request(data, Length(), resume=True))
     with data.open("a") as file:
         file.write("\n")
@@ -423,7 +423,7 @@ def test_resuming_another_request_is_refused(data: Path) -> None:
 
 def test_a_damaged_working_file_is_named(data: Path) -> None:
     (data.parent / ".out.jsonl.curation").write_bytes(b"no database" * 100)
-    with pytest.raises(ModalignError, match="run anew without resuming"):
+    with pytest.raises(ModalignError, match="run again without resuming"):
         curate(request(data, resume=True))
     assert curate(request(data)).card.output.rows > 0
 

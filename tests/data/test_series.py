@@ -51,7 +51,7 @@ def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     path.write_text("time,temp, wind\n09:00,20.5,\n10:00,NA,3\n\n11:00,21,1e300\n")
     assert same(at(path, "temp"), [[20.5], [NAN], [21]])
-    assert "'09:00', no number" in fault(at(path))
+    assert "'09:00', not a number" in fault(at(path))
     assert "step 2 of channel 1 is infinite" in fault(at(path, "temp,wind"))
     assert "no column 'wint'; its columns: time, temp, wind" in fault(at(path, "wint"))
     path.write_text("1;2\n3;\n")  # no header
@@ -93,7 +93,7 @@ def test_arrays(tmp_path: Path) -> None:
         ([None, None], "every value is missing"),
         ([1, float("inf")], "step 1 of channel 0 is infinite"),
         ([[1, 2], [3]], "lists of unequal length"),
-        (["a"], "no array of numbers"),
+        (["a"], "not an array of numbers"),
         ([[[1]]], "has shape 1 x 1 x 1"),
     ],
 )

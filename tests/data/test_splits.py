@@ -109,7 +109,7 @@ def test_giant_group_stays_in_training() -> None:
 
 def test_one_group_cannot_be_split() -> None:
     chain = [record(1, [b"x", b"y"]), record(2, [b"y", b"z"]), record(3, [b"z"], "g")]
-    with pytest.raises(DataError, match=r"3 record\(s\) in 1 group: nothing can be set aside"):
+    with pytest.raises(DataError, match=r"3 record\(s\) in 1 group: nothing can be held out"):
         split_validation(chain)
 
 

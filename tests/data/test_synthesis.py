@@ -240,11 +240,11 @@ def test_coco_with_a_crowd(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "said_"),
     [
-        ({"label": "cat", "bbox": [90, 0, 20, 10]}, "leaves the image of 100 x 80"),
+        ({"label": "cat", "bbox": [90, 0, 20, 10]}, "extends beyond the image of 100 x 80"),
         ({"label": "cat", "box": [30, 30, 20, 40]}, "empty or turned"),
         ({"label": "cat", "bbox": [1, 2, 3]}, "not four numbers"),
         ({"bbox": [1, 2, 3, 4]}, "has no name"),
-        ({"label": "cat", "bbox": [float("nan"), 2, 3, 4]}, "NaN is no number of JSON"),
+        ({"label": "cat", "bbox": [float("nan"), 2, 3, 4]}, "NaN is not a JSON number"),
     ],
 )
 def test_wrong_boxes_name_their_row(tmp_path: Path, box: dict[str, Any], said_: str) -> None:
@@ -306,8 +306,8 @@ def test_a_caption_with_a_mark_is_set_aside(tmp_path: Path) -> None:
     built(tmp_path, rows, "captions")
     card = json.loads((tmp_path / "out.card.json").read_text())
     lines = (tmp_path / "out.rejected.jsonl").read_text().splitlines()
-    assert card["rejected"] == {"holds the mark <image>": len(lines)}
-    assert json.loads(lines[0])["reason"] == "holds the mark <image>"
+    assert card["rejected"] == {"contains the placeholder <image>": len(lines)}
+    assert json.loads(lines[0])["reason"] == "contains the placeholder <image>"
     assert validate(read_records(tmp_path / "out.jsonl")).report.dropped == 0
 
 
@@ -486,8 +486,8 @@ def test_images_are_sent_only_where_asked(tmp_path: Path) -> None:
         ('{"pairs": []}', "no list of pairs"),
         (pairs_of(("What is it?", "")), "answer: string too short"),
         (pairs_of(("What is it?", "x" * 1001)), "answer: string too long"),
-        (pairs_of(("According to the caption, what is it?", "A horse.")), "tells of its source"),
-        (pairs_of(("What is <image> about?", "A horse.")), "holds the mark <image>"),
+        (pairs_of(("According to the caption, what is it?", "A horse.")), "reveals its source"),
+        (pairs_of(("What is <image> about?", "A horse.")), "contains the placeholder <image>"),
         ('{"pairs": [{"question": "What is it?"}]}', "answer: missing"),
     ],
 )
@@ -593,11 +593,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path / "out.jsonl")
     outputs.check_free()
     (tmp_path / "out.replies.sqlite").touch()
-    with pytest.raises(UsageError, match=r"out\.replies\.sqlite is there already: --resume"):
+    with pytest.raises(UsageError, match=r"out\.replies\.sqlite exists: --resume"):
         outputs.check_free()
     outputs.check_free(resume=True)
     outputs.check_free(overwrite=True)
-    with pytest.raises(UsageError, match="give one of them"):
+    with pytest.raises(UsageError, match="give only one of them"):
         outputs.check_free(resume=True, overwrite=True)
     outputs.replies.unlink()
     outputs.card.write_text("{}")

@@ -133,7 +133,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert fault(at(tmp_path / name, 0)).startswith("broken-media: cannot be read")
         assert "name a row of a file" in fault(at(tmp_path / name))
     assert "name a row of a file" in fault(at(tmp_path / "t.xlsx", 0))
-    assert "'a' is no row" in fault(at(tmp_path / "t.csv", "a"))
+    assert "'a' is not a row number" in fault(at(tmp_path / "t.csv", "a"))
 
 
 def test_a_parquet_file_whose_data_is_damaged(tmp_path: Path) -> None:

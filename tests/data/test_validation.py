@@ -168,7 +168,7 @@ def test_modalities() -> None:
     with pytest.raises(BrokenData, match=r"made:6: holds audio, .*--encoder audio=none"):
         validate([beside], modalities=("image",))
     for media, text in (
-        (Media("vectors", data=b""), "no JSON"),
+        (Media("vectors", data=b""), "not JSON"),
         (Media("vectors", path="/no.npy"), "does not exist"),
     ):
         broken = Record("x", (Message("user", (media,)), turns[1]), Source("made", 5))

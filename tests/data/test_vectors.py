@@ -80,7 +80,7 @@ def test_the_only_tensor_needs_no_name(tmp_path: Path) -> None:
     expected = torch.from_numpy(FLAT).bfloat16().float().numpy()
     assert np.array_equal(open_vectors(at(path)), expected)
     assert np.array_equal(open_vectors(at(path, ":2")), expected[2:3])
-    assert "name one of its tensors after '#': h" in fault(at(path, "g:2"))
+    assert "select one of its tensors with '#': h" in fault(at(path, "g:2"))
 
 
 def test_a_json_file_and_bytes(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_inline_lists_are_taken_as_they_are(rows: list[list[float]]) -> None:
         ([1, 1e300], "value 1 of vector 0 is inf"),
         ([1, None], "value 1 of vector 0 is nan"),
         ([[1, 2], [3]], "lists of unequal length"),
-        ([["1", "2"]], "no array of numbers"),
-        ({"a": 1}, "no array of numbers"),
+        ([["1", "2"]], "not an array of numbers"),
+        ({"a": 1}, "not an array of numbers"),
         ([], "is empty"),
         ([[], []], "is empty"),
         ([[[1.0]], [[2.0]]], "has shape 2 x 1 x 1"),
@@ -163,9 +163,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_parts_that_are_none(tmp_path: Path) -> None:
     medium = parquet(tmp_path, FLAT)
     np.save(tmp_path / "x.npy", FLAT)
-    assert "'-1' is no row" in fault(at(tmp_path / "x.npy", "-1"))
-    assert "'name' is no row" in fault(at(tmp_path / "x.npy", "name"))
-    assert "name column and row" in fault(at(tmp_path / "x.parquet"))
+    assert "'-1' is not a row number" in fault(at(tmp_path / "x.npy", "-1"))
+    assert "'name' is not a row number" in fault(at(tmp_path / "x.npy", "name"))
+    assert "give column and row" in fault(at(tmp_path / "x.parquet"))
     assert "choose from feature, id" in fault(at(tmp_path / "x.parquet", "features:0"))
     assert medium(0).path == str(tmp_path / "x.parquet#feature:0")
 
@@ -173,7 +173,7 @@ def test_parts_that_are_none(tmp_path: Path) -> None:
 def test_a_whole_data_set_is_not_one_signal(tmp_path: Path) -> None:
     shape = (MAX_VALUES // 4 + 1, 4)
     np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=shape)
-    assert "name one row" in fault(at(tmp_path / "x.npy"))
+    assert "select one row" in fault(at(tmp_path / "x.npy"))
     assert open_vectors(at(tmp_path / "x.npy", "7")).shape == (1, 4)
 
 

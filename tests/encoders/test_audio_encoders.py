@@ -431,9 +431,9 @@ def test_measured_lengths_are_those_of_the_convolutions(
 
 def test_an_encoder_that_pools_has_a_constant_length() -> None:
     assert steps_of(lambda length: 3, 100) == {"constant": 3}
-    with pytest.raises(EncoderError, match="no step function"):
+    with pytest.raises(EncoderError, match="not a step function"):
         steps_of(lambda length: length * length, 100)
-    with pytest.raises(EncoderError, match="no step function"):
+    with pytest.raises(EncoderError, match="not a step function"):
         steps_of(lambda length: 10000 - length, 100)
 
 
@@ -491,7 +491,7 @@ def test_a_users_module(name: str, clips: Callable[..., list[Media]]) -> None:
     [
         ("mine:Absent", "cannot be imported"),
         ("absent:Framed", "cannot be imported"),
-        ("mine:function", "no torch.nn.Module"),
+        ("mine:function", "not a torch.nn.Module"),
         ("mine:Flat", "not \\(n, N, d\\)"),
         ("mine:Long", "fails on 8007 samples"),
     ],
@@ -598,7 +598,7 @@ def test_qwen2_form_hides_what_stands_in_padding(saved: Any) -> None:
 
 def test_qwen2_form_is_of_whisper_at_its_output(saved: Any) -> None:
     name, _, _ = saved(wav2vec2)
-    with pytest.raises(UsageError, match=r"is one of Whisper.*wav2vec2"):
+    with pytest.raises(UsageError, match=r"is for Whisper.*wav2vec2"):
         load(name, [], QWEN2)
     name, _, _ = saved(whisper)
     with pytest.raises(UsageError, match="leave layer at -1"):
@@ -631,5 +631,5 @@ def test_voxtral_form_is_whispers_encoder_on_its_whole_window(saved: Any) -> Non
 
 def test_voxtral_form_has_a_feed_forward_of_four_widths(saved: Any) -> None:
     name, _, _ = saved(whisper)
-    with pytest.raises(UsageError, match=r"four times its width, .* is 32 at a width of 16"):
+    with pytest.raises(UsageError, match=r"four times the width, .* is 32 at a width of 16"):
         load(name, [], {"form": "voxtral"})

@@ -152,7 +152,7 @@ def test_imported_modules(here: str) -> None:
     [
         ("users_own_encoders:Flat", r"Flat gave \(1, 3\), not \(n, N, d\)"),
         ("users_own_encoders:Tuples", r"Tuples gave tuple, not"),
-        ("users_own_encoders:NOT_A_MODULE", r"is no torch\.nn\.Module"),
+        ("users_own_encoders:NOT_A_MODULE", r"is not a torch\.nn\.Module"),
         ("users_own_encoders:Missing", r"cannot be imported .* give package\.module:Class"),
         ("no_such_package_here:Class", r"cannot be imported"),
         ("users_own_encoders:", r"cannot be imported"),
@@ -165,7 +165,7 @@ def test_bad_names(name: str, message: str, here: str) -> None:
 
 
 def test_bad_arguments(here: str, llm_folder: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError, match=r"cannot be made: .*height"):
+    with pytest.raises(UsageError, match=r"cannot be created: .*height"):
         load_image_encoder(f"{here}:Sequenced", options={"height": 7})
     with pytest.raises(UsageError, match="do not tile an image of 30 x 30"):
         load_image_encoder(None, image_size=30, patch_size=8)

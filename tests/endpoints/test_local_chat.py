@@ -113,7 +113,7 @@ def test_a_reply_ends_with_the_context(chat: Callable[..., LocalChat]) -> None:
 
 
 def test_settings_it_does_not_know(chat: Callable[..., LocalChat]) -> None:
-    with pytest.raises(UsageError, match="knows no response_format; it knows max_tokens"):
+    with pytest.raises(UsageError, match="has no setting response_format; it has max_tokens"):
         chat().complete(ASKED, response_format={})
 
 

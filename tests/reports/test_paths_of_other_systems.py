@@ -25,7 +25,7 @@ def read(folder: Path, image: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("path", ["C:\\data\\a.png", "c:/data/a.png", "\\\\server\\share\\a.png"])
 def test_paths_of_windows_are_named(tmp_path: Path, path: str) -> None:
-    assert "is a path of Windows" in read(tmp_path, path)[1]
+    assert "is a Windows path" in read(tmp_path, path)[1]
 
 
 def test_a_host_in_a_file_address_is_no_folder(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_addresses_of_files_here(tmp_path: Path, address: str, path: str) -> Non
 
 
 def test_a_relative_address_has_no_meaning(tmp_path: Path) -> None:
-    assert "no absolute path" in read(tmp_path, "file:im/a.png")[1]
+    assert "not an absolute path" in read(tmp_path, "file:im/a.png")[1]
 
 
 @pytest.mark.parametrize("name", ["a:b.png", "C.png", "12:30.png"])

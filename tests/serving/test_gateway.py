@@ -192,7 +192,7 @@ def test_what_the_backend_says_when_it_refuses(parts: Any) -> None:
 
 def test_backends_that_cannot_be(parts: Any, tmp_path: Path) -> None:
     model, processor, folder = parts
-    with pytest.raises(UsageError, match="no address"):
+    with pytest.raises(UsageError, match="not an address"):
         open_gateway(folder, "localhost:8000")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -200,11 +200,11 @@ def test_backends_that_cannot_be(parts: Any, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="enable-prompt-embeds"):
             open_gateway(folder, f"http://127.0.0.1:{port}")
     with backend.running(model.language_model, processor.tokenizer, ("one", "two")) as server:
-        with pytest.raises(UsageError, match="serves one, two: name one"):
+        with pytest.raises(UsageError, match="serves one, two: choose one"):
             open_gateway(folder, server.url)
         with opened(folder, f"{server.url}/v1", model="two") as engine:
             assert engine.backend.model == "two"
-        with pytest.raises(UsageError, match="holds no gateway"):
+        with pytest.raises(UsageError, match="contains no gateway"):
             open_gateway(tmp_path, server.url)
     with pytest.raises(UsageError, match=r"is a gateway.*--backend"):
         open_engine(folder)

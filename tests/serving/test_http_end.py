@@ -174,7 +174,7 @@ def test_ipv6_addresses_are_written_in_brackets() -> None:
 def test_a_file_that_holds_no_key(content: str, tmp_path: Any) -> None:
     file = tmp_path / "key"
     file.write_text(content, encoding="utf-8")
-    with pytest.raises(UsageError, match="holds no key") as caught:
+    with pytest.raises(UsageError, match="contains no key") as caught:
         read_key(file)
     assert not content.strip() or content not in str(caught.value)
     with pytest.raises(UsageError, match="cannot be read"):

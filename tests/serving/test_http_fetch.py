@@ -208,7 +208,9 @@ def test_a_redirect_to_an_allowed_name_with_a_private_address_is_refused() -> No
             resolver=resolver,
             acceptable=lambda address: address == "127.0.0.1",
         )
-        with pytest.raises(FetchError, match=r"inner\.example leads to an address that is private"):
+        with pytest.raises(
+            FetchError, match=r"inner\.example resolves to an address that is private"
+        ):
             guarded.fetch(f"http://{NAME}:{port}/")
 
 

@@ -1,11 +1,11 @@
-"""Numbers in the files that people keep them in: `.npy`, safetensors, a Parquet column, or JSON in the row.
+"""Numeric arrays from `.npy`, safetensors, a Parquet column, or JSON in the row.
 
-What follows `#` names a part; rows count from 0:
+The text after `#` names a part; rows are counted from 0:
 
 | file | part |
 |---|---|
-| `x.npy` | none: all of it; `#12`: row 12 (mapped, so the rest is not read) |
-| `x.safetensors` | `#name`, `#name:12`; none where the file holds one tensor |
+| `x.npy` | none: the whole array; `#12`: row 12 (memory-mapped, so the rest is not read) |
+| `x.safetensors` | `#name`, `#name:12`; none if the file holds one tensor |
 | `x.parquet` | `#column:12`: one cell, a list of numbers or a list of such lists |
 """
 
@@ -23,17 +23,17 @@ from modalign.data.records import Media
 from modalign.data.signals import SignalError, inline_value, missing
 from modalign.strict_json import loads
 
-MAX_VALUES = 2**24  # one signal; more is a whole data set named by mistake
+MAX_VALUES = 2**24  # per signal; more is probably a whole data set given by mistake
 NPY = b"\x93NUMPY"
 
 
 def read_array(media: Media) -> np.ndarray:
-    """The numbers of a medium as float32, of whatever shape they have.
+    """Read a medium's numbers as float32, in their own shape.
 
-    Missing values (null) become NaN; it is for the modality to say whether they may be.
+    Missing values (null) become NaN; each modality decides whether to accept them.
 
     Raises:
-        SignalError: missing, damaged, no numbers, ragged, empty, or over ``MAX_VALUES`` numbers.
+        SignalError: missing, damaged, not numeric, ragged, empty, or over ``MAX_VALUES`` numbers.
     """
     try:
         value = _from_bytes(media) if media.data is not None else _from_file(media)
@@ -45,18 +45,18 @@ def read_array(media: Media) -> np.ndarray:
 
 
 def row_number(media: Media, text: str) -> int:
-    """The row that a part names, from 0.
+    """Parse the row number of a part, from 0.
 
     Raises:
-        SignalError: it is no number.
+        SignalError: it is not a row number.
     """
     if not (text.isascii() and text.isdigit()):
-        raise SignalError(media, f"{text!r} is no row: rows are 0, 1, 2, ...")
+        raise SignalError(media, f"{text!r} is not a row number: rows are 0, 1, 2, ...")
     return int(text)
 
 
 def are_numbers(value: Any) -> bool:
-    """Whether a row's value is one array: a list of numbers or of such lists; None is a missing number."""
+    """Whether a value is one array: a list of numbers, or a list of such lists; None is a missing number."""
     return isinstance(value, list) and all(
         _is_number(item) or (isinstance(item, list) and all(map(_is_number, item)))
         for item in value
@@ -82,13 +82,13 @@ def _from_file(media: Media) -> Any:
 
 
 def _numbers(media: Media, value: Any) -> np.ndarray:
-    """Anything array-like as float32."""
+    """Convert anything array-like to float32."""
     size = value.size if isinstance(value, np.ndarray) else 0
     if size > MAX_VALUES:  # before a mapped file is read
         raise SignalError(
             media,
             f"{' x '.join(map(str, value.shape))} numbers, more than the {MAX_VALUES:,} of one "
-            "signal: name one row of them (#0, #1, ...)",
+            "signal: select one row (#0, #1, ...)",
         )
     try:
         array = np.asarray(value)
@@ -100,7 +100,7 @@ def _numbers(media: Media, value: Any) -> np.ndarray:
             array = np.array(array, dtype=np.float32)
     except (TypeError, ValueError) as error:
         reason = "lists of unequal length" if "inhomogeneous" in str(error) else str(error)
-        raise SignalError(media, f"holds no array of numbers ({reason})") from None
+        raise SignalError(media, f"is not an array of numbers ({reason})") from None
     if not array.size:
         raise SignalError(media, f"is empty (shape {array.shape})")
     return array
@@ -130,7 +130,7 @@ def _safetensors(media: Media, file: Path, part: str | None) -> np.ndarray:
                 name = names[0]
             if name not in names:
                 raise SignalError(
-                    media, f"name one of its tensors after '#': {', '.join(names[:10])}"
+                    media, f"select one of its tensors with '#': {', '.join(names[:10])}"
                 )
             if row is None:
                 return tensors.get_tensor(name).float().numpy()
@@ -143,7 +143,7 @@ def _safetensors(media: Media, file: Path, part: str | None) -> np.ndarray:
 def _parquet(media: Media, file: Path, part: str | None) -> Any:
     column, _, row = (part or "").rpartition(":")
     if not column:
-        raise SignalError(media, "name column and row: x.parquet#column:0")
+        raise SignalError(media, "give column and row: x.parquet#column:0")
     return parquet_row(media, file, row_number(media, row), [column])[column]
 
 
@@ -152,12 +152,12 @@ def _json(media: Media, file: Path, part: str | None) -> Any:
     if part is None:
         return value
     if not isinstance(value, list):
-        raise SignalError(media, "is no list, so it has no rows")
+        raise SignalError(media, "is not a list, so it has no rows")
     return value[_row(media, part, (len(value),))]
 
 
 def _named(part: str | None, names: list[str]) -> tuple[str | None, str | None]:
-    """Tensor and row that a part names; a name may hold a colon itself."""
+    """Split a part into tensor name and row; a name may contain a colon."""
     if part is None or part in names:
         return part, None
     name, _, row = part.rpartition(":")

@@ -1,7 +1,7 @@
-"""Opening recordings: in blocks (a limit holds before memory fills) and in one form (mono float32).
+"""Read recordings in blocks (so that limits apply before memory fills) and convert them to mono float32.
 
-libsndfile (soundfile) reads WAV, FLAC, MP3, Ogg, AIFF, AU, CAF; what it does not know (AAC in MP4, WebM, WMA,
-AMR) PyAV does. Both come with the extra ``audio``. Sample rates are converted by soxr at high quality.
+libsndfile (soundfile) reads WAV, FLAC, MP3, Ogg, AIFF, AU, CAF; PyAV reads the rest (AAC in MP4, WebM, WMA,
+AMR). Both come with the extra ``audio``. soxr converts sample rates at high quality.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from modalign.errors import UsageError, first_line
 
 MAX_SECONDS = 600.0
 RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong
-MAX_AMPLITUDE = 32.0  # of full scale, 30 dB above it; more is another scale than that of floats
-CANCELLED = 1e-3  # of the channels' level: what a mean of channels in opposite phase is below
+MAX_AMPLITUDE = 32.0  # times full scale (30 dB); larger values are not on the scale of floats
+CANCELLED = 1e-3  # share of the channels' level; the mean of channels in opposite phase is below it
 BLOCK = 65_536  # samples per channel decoded at a time
 
-# Plain sound only: no format that is a playlist, a script or another program's data.
+# Only plain audio formats: no playlists, scripts or other programs' data.
 SOUNDFILE_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "MP3", "OGG", "AIFF", "AU", "CAF")
 PYAV_FORMATS = "mov,mp4,m4a,3gp,matroska,webm,aac,ac3,eac3,asf,amr,amrnb,amrwb,ogg,flac,mp3,wav"
-# Programs that write WAV to a pipe put a number for the length that no recording here has: 0, 0x7FFFF000
+# Programs that write WAV to a pipe write a placeholder for the length: 0, 0x7FFFF000
 # (SoX), 0x7FFFFFFF, 0x80000000 (arecord), 0xFFFFFFFF (FFmpeg).
 UNKNOWN_LENGTH = 0x7FFFF000
-UNKNOWN_FRAMES = 2**60  # libsndfile's count where a stream (FLAC, say) does not state its length
+UNKNOWN_FRAMES = 2**60  # libsndfile's count if a stream (FLAC, say) does not state its length
 
 
 def open_audio(
     media: Media, rate: int, max_seconds: float | None = None, *, crop: bool = False
 ) -> np.ndarray:
-    """Decode a recording to (S,) float32, mono (the mean of its channels), at ``rate`` Hz.
+    """Decode a recording to mono (S,) float32 (the mean of its channels) at ``rate`` Hz.
 
     Args:
         media: file or bytes.
-        rate: Hz wanted.
+        rate: target sample rate in Hz.
         max_seconds: a longer recording is refused (default: ``MAX_SECONDS``).
         crop: take the beginning of a longer recording instead.
 
     Raises:
-        SignalError: missing, damaged, truncated, empty, too long, or with samples that are no numbers.
+        SignalError: missing, damaged, truncated, empty, too long, or with samples that are not finite.
         UsageError: a library that decodes it is missing.
     """
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def open_audio(
 
 
 def check_audio(media: Media, *, max_seconds: float = MAX_SECONDS) -> None:
-    """Decode a recording once, keeping nothing, to see that `open_audio` will work.
+    """Decode a recording once, without keeping it, to check that `open_audio` will work.
 
     Raises:
         SignalError: as `open_audio` does.
@@ -76,7 +76,7 @@ def check_audio(media: Media, *, max_seconds: float = MAX_SECONDS) -> None:
 
 
 def duration(media: Media) -> float:
-    """Length in seconds as the header says, else by decoding.
+    """Return the length in seconds, from the header or else by decoding.
 
     Raises:
         SignalError: as `open_audio` does.
@@ -90,7 +90,7 @@ def duration(media: Media) -> float:
 
 
 def blank_audio(media: Media) -> Media:
-    """Silence of another recording's length and rate."""
+    """Make silence with another recording's length and rate."""
     with ExitStack() as stack:
         rate = _recording(media, stack).rate
     samples = len(open_audio(media, rate))
@@ -104,7 +104,7 @@ def blank_audio(media: Media) -> Media:
 
 
 def seconds(media: Media) -> list[Amount]:
-    """What a server limits: a recording's length."""
+    """Return the amount that a server limits: the length."""
     found = duration(media)
     return [Amount("audio_seconds", found, f"{found:.1f} s")]
 
@@ -118,7 +118,7 @@ class _Recording:
 
     Attributes:
         rate: Hz.
-        promised: samples per channel that the header states, where it states them reliably.
+        promised: samples per channel according to the header, if reliable.
         blocks: of (samples, channels) float32.
     """
 
@@ -130,21 +130,21 @@ class _Recording:
 def _mono(
     recording: _Recording, media: Media, max_seconds: float, crop: bool
 ) -> Iterator[np.ndarray]:
-    """Blocks of mono samples; everything that can be wrong with them is refused here."""
+    """Yield blocks of mono samples and refuse anything invalid in them."""
     limit = round(max_seconds * recording.rate)
     total = 0
     heard = channels = 0.0  # energy of the mean, and of all channels
     for block in _decoded(recording, media):
         mono = block.mean(axis=1, dtype=np.float32)
-        # A NaN fails every comparison, so that it is refused by this one too.
+        # NaN fails every comparison, so this one refuses it too.
         if not (np.abs(mono) <= MAX_AMPLITUDE).all():
             place = int(np.argmin(np.abs(mono) <= MAX_AMPLITUDE))
             at = f"a sample at {(total + place) / recording.rate:.2f} s"
             if not np.isfinite(mono[place]):
-                _refuse(media, f"{at} is NaN or infinite: export it anew")
+                _refuse(media, f"{at} is NaN or infinite: export it again")
             _refuse(
                 media,
-                f"{at} is {mono[place]:,.0f}, where the full scale of floats is 1: divide the samples (by 32,768 "
+                f"{at} is {mono[place]:,.0f}, but the full scale of floats is 1: divide the samples (by 32,768 "
                 "if they are at 16-bit scale)",
             )
         total += len(mono)
@@ -164,24 +164,24 @@ def _mono(
     if heard < CANCELLED**2 * channels:
         _refuse(
             media,
-            "its channels are in opposite phase, so that their mean is silence: turn one of them over, or "
-            "export one of them alone",
+            "its channels are in opposite phase, so their mean is silence: invert one of them, or "
+            "export a single channel",
         )
     if not total:
-        _refuse(media, "0 seconds long: remove the row, or record it anew")
+        _refuse(media, "0 seconds long: remove the row, or record it again")
     if recording.promised is not None and total < min(recording.promised, limit):
         _refuse(
             media,
             f"its header says {recording.promised / recording.rate:.2f} s, but it holds "
-            f"{total / recording.rate:.2f} s: it was cut off, copy it anew",
+            f"{total / recording.rate:.2f} s: it is truncated; copy it again",
         )
 
 
 def _decoded(recording: _Recording, media: Media) -> Iterator[np.ndarray]:
     try:
         yield from recording.blocks
-    except Exception as error:  # decoders raise whatever the damage happens to cause
-        _refuse(media, f"damaged audio ({first_line(error)}): copy it anew")
+    except Exception as error:  # damage can cause any exception in a decoder
+        _refuse(media, f"damaged audio ({first_line(error)}): copy it again")
 
 
 def _refuse(media: Media, message: str) -> NoReturn:
@@ -192,7 +192,7 @@ def _refuse(media: Media, message: str) -> NoReturn:
 
 
 def _library(name: str) -> ModuleType:
-    """An optional library of the extra ``audio``."""
+    """Import an optional library of the extra ``audio``."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -202,10 +202,10 @@ def _library(name: str) -> ModuleType:
 
 
 def _recording(media: Media, stack: ExitStack) -> _Recording:
-    """Open a recording with the first library that knows its format; `stack` closes it."""
+    """Open a recording with the first library that supports its format; `stack` closes it."""
     stream = stack.enter_context(opened(media))
     if not stream.read(1):
-        _refuse(media, "the file is empty: copy it anew")
+        _refuse(media, "the file is empty: copy it again")
     stream.seek(0)
     recording = _by_soundfile(stream, media, stack)
     if recording is None:
@@ -214,20 +214,21 @@ def _recording(media: Media, stack: ExitStack) -> _Recording:
     low, high = RATES
     if not low <= recording.rate <= high:
         _refuse(
-            media, f"its header says {recording.rate} Hz, which no recording has: export it anew"
+            media,
+            f"its header says {recording.rate} Hz, which is not a valid sample rate: export it again",
         )
     return recording
 
 
 def _by_soundfile(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording | None:
-    """None where libsndfile does not know the format, or cannot read a stream."""
+    """Open with libsndfile; None if it does not support the format or cannot read the stream."""
     soundfile = _library("soundfile")
     try:
         file = stack.enter_context(soundfile.SoundFile(stream))
     except soundfile.LibsndfileError as error:
         if error.code == 1:  # SF_ERR_UNRECOGNISED_FORMAT
             return None
-        _refuse(media, f"damaged audio ({error.error_string}): copy it anew")
+        _refuse(media, f"damaged audio ({error.error_string}): copy it again")
     if file.format not in SOUNDFILE_FORMATS:
         return None
     here = stream.tell()
@@ -248,14 +249,14 @@ def _soundfile_blocks(file: Any) -> Iterator[np.ndarray]:
 
 
 def _wav_length(stream: BinaryIO, counted: int) -> int | None:
-    """Samples that a RIFF header promises: libsndfile itself goes by the file's size.
+    """Read the number of samples in a RIFF header; libsndfile itself uses the file's size.
 
     Args:
         stream: the file.
         counted: libsndfile's number, for encodings other than plain samples.
 
     Returns:
-        None where the writer did not know the length.
+        None if the writer did not know the length.
     """
     stream.seek(12)
     align = 0
@@ -273,7 +274,7 @@ def _wav_length(stream: BinaryIO, counted: int) -> int | None:
 
 
 def _counts_frames(stream: BinaryIO) -> bool:
-    """Whether an MP3 states its length (Xing or Info header); without, libsndfile estimates it."""
+    """Whether an MP3 states its length (Xing or Info header); otherwise libsndfile estimates it."""
     stream.seek(0)
     head = stream.read(65_536)
     return b"Xing" in head or b"Info" in head
@@ -282,18 +283,18 @@ def _counts_frames(stream: BinaryIO) -> bool:
 def _by_pyav(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording:
     av = _library("av")
     try:
-        # An open file, and formats that cannot name others: nothing else is ever opened.
+        # An open file, and only formats that cannot refer to others: nothing else is ever opened.
         container = stack.enter_context(av.open(stream, options={"format_whitelist": PYAV_FORMATS}))
     except (av.FFmpegError, ValueError) as error:
         _refuse(
             media,
-            f"no audio of a known format ({first_line(error)}): save it as WAV, FLAC, MP3 or OGG",
+            f"not a known audio format ({first_line(error)}): save it as WAV, FLAC, MP3 or OGG",
         )
     if not container.streams.audio:
-        _refuse(media, "the file holds no sound: remove the row")
+        _refuse(media, "the file contains no audio: remove the row")
     track = container.streams.audio[0]
     if not track.rate:
-        _refuse(media, "damaged audio (no sample rate): copy it anew")
+        _refuse(media, "damaged audio (no sample rate): copy it again")
     return _Recording(track.rate, None, _pyav_blocks(av, container, track))
 
 

@@ -1,8 +1,8 @@
-"""Which samples go together: a seeded order, equal for every method, grouped by length.
+"""Choose which samples form a batch: in a seeded order, equal for every method, grouped by length.
 
-The order depends on the samples' text alone, never on a connector's token count, so every method
-sees the same samples in the same batches. Within a window of batches, samples of like length are
-put together: padding stays under a tenth of the tokens on ordinary data.
+The order depends only on the samples' text, never on a connector's token count, so every method
+sees the same samples in the same batches. Within a window of batches, samples of similar length are
+grouped: padding stays under a tenth of the tokens on ordinary data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from modalign.data.stored import StoredSamples
 from modalign.data.supervision import Sample
 
-WINDOW = 64  # batches sorted together by length
+WINDOW = 64  # batches per window that is sorted by length
 
 
 class BatchOrder:
@@ -24,8 +24,8 @@ class BatchOrder:
         lengths: text length of every sample.
         batch_size: samples per batch.
         seed: of the order.
-        media: number of media of every sample; each may cost many positions, so samples of unequal
-            numbers are put together only where it cannot be avoided.
+        media: number of media of every sample; each may cost many positions, so samples with different
+            numbers are mixed only if unavoidable.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class BatchOrder:
         return cls(lengths, batch_size, seed, [len(sample.media) for sample in samples])
 
     def epoch(self, number: int) -> list[list[int]]:
-        """Batches of one pass over the data; the last of each window may be short."""
+        """Return the batches of one pass over the data; the last of each window may be short."""
         rng = np.random.default_rng([self.seed, number])
         order = rng.permutation(len(self.lengths))
         span = self.batch_size * WINDOW
@@ -67,7 +67,7 @@ class BatchOrder:
         return sum(-(-min(span, len(self.lengths) - start) // self.batch_size) for start in starts)
 
     def batch(self, step: int) -> list[int]:
-        """Sample numbers of the batch of a global step (counted from 0)."""
+        """Return the sample numbers of a global step's batch (counted from 0)."""
         number, position = divmod(step, self.batches_per_epoch)
         if self._current is None or self._current[0] != number:
             self._current = (number, self.epoch(number))
@@ -75,9 +75,9 @@ class BatchOrder:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing: rows of samples whose lengths add up to at most ``capacity``.
+    """Pack samples into rows of at most ``capacity``, by first-fit decreasing.
 
-    A sample longer than the capacity gets a row of its own.
+    A sample longer than the capacity gets its own row.
     """
     rows: list[list[int]] = []
     room: list[int] = []

@@ -1,6 +1,6 @@
-"""Cells of CSV and Parquet files: one row, or some columns, and what a cell's text means.
+"""Read single rows, columns and cells of CSV and Parquet files.
 
-Of a Parquet file only the row's group is read, and kept while rows are near; of a CSV file all.
+Of a Parquet file only the row group is read, and cached for nearby rows; a CSV file is read whole.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from modalign.errors import DataError, choose
 T = TypeVar("T")
 
 KEPT = 4  # files and row groups
-READING = threading.Lock()  # media are checked in threads; a file must not be read once in each
-MISSING = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell may look like, in any case
+READING = threading.Lock()  # media are checked in threads; only one of them should read a file
+MISSING = {"", "na", "n/a", "nan", "null", "none"}  # spellings of an empty cell, in any case
 
 
 def cell(text: str) -> float | str | None:
-    """A number, None where nothing stands there, else the text without outer spaces."""
+    """Parse a cell: a number, None if it is empty, else the text without outer spaces."""
     text = text.strip()
     if text.lower() in MISSING:
         return None
     try:
-        return text if "_" in text else float(text)  # Python alone reads 1_000 as a number
+        return text if "_" in text else float(text)  # only Python reads 1_000 as a number
     except ValueError:
         return text
 
 
 def csv_row(media: Media, file: Path, row: int) -> dict[str, str]:
-    """One row (from 0, the header not counted) of a CSV file with a header.
+    """Read one row (from 0, after the header) of a CSV file.
 
     Raises:
         SignalError: the file cannot be read, or has no such row.
@@ -53,7 +53,7 @@ def csv_row(media: Media, file: Path, row: int) -> dict[str, str]:
 
 
 def csv_columns(media: Media, file: Path) -> tuple[list[str] | None, list[list[str]]]:
-    """The header, None where the first row is all numbers, and the rows of a CSV file.
+    """Read the header (None if the first row is all numbers) and the rows of a CSV file.
 
     Raises:
         SignalError: the file cannot be read, or its rows have unequal lengths.
@@ -69,16 +69,16 @@ def csv_columns(media: Media, file: Path) -> tuple[list[str] | None, list[list[s
 
 
 def parquet_names(media: Media, file: Path) -> list[str]:
-    """The names of a Parquet file's columns.
+    """Read the column names of a Parquet file.
 
     Raises:
-        SignalError: the file is missing or no Parquet file.
+        SignalError: the file is missing or not a Parquet file.
     """
     return list(_opened(media, _footer, file)[0])
 
 
 def parquet_row(media: Media, file: Path, row: int, columns: Sequence[str]) -> dict[str, Any]:
-    """The values of one row (from 0) in some columns.
+    """Read some columns of one row (from 0).
 
     Raises:
         SignalError: the file cannot be read, or has no such row or column.
@@ -101,7 +101,7 @@ def _no_row(row: int, rows: int) -> str:
 
 
 def _opened(media: Media, read: Callable[[str, int], T], file: Path) -> T:
-    """What a file holds, read anew only if it changed."""
+    """Read a file, again only if it changed."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
     try:
@@ -128,7 +128,7 @@ def _csv_cells(file: str, _changed: int) -> list[list[str]]:
 
 @functools.lru_cache(maxsize=KEPT)
 def _footer(file: str, _changed: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Column names, and for each row group the number of rows up to its end."""
+    """Read the column names and, for each row group, the number of rows up to its end."""
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     with pq.ParquetFile(file) as opened:

@@ -1,9 +1,9 @@
-"""The feature cache: a frozen encoder looks at every medium once, for all methods and seeds.
+"""The feature cache: a frozen encoder encodes every medium once, for all methods and seeds.
 
 A store belongs to one encoder (weights, configuration and processor, hashed) and holds shards: a
 raw array of all tokens and a JSON index ``content hash -> (first row, tokens, h, w)``. Shards are
 memory-mapped. A shard exists only once its index does, and the index is renamed into place after
-the array: a cut write leaves nothing that is read. Writers of one store take turns by a file lock.
+the array, so an interrupted write is never read. Writers of one store take turns with a file lock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 class Encode(Protocol):
-    """What computes features: a batch of media -> one (N, d) array and grid each."""
+    """Computes features: a batch of media -> one (N, d) array and grid each."""
 
     def __call__(self, media: Sequence[Media]) -> list[tuple[np.ndarray, Grid | None]]:
         """Return features in the order of the media."""
@@ -46,14 +46,14 @@ class _Place:
 
 
 def encoder_key(module: nn.Module, spec: dict[str, Any], processor: Any) -> str:
-    """Hash of what features depend on besides the media: weights, description, processor."""
+    """Hash everything that features depend on besides the media: weights, description, processor."""
     digest = hashlib.sha256()
     settings = processor.to_dict() if hasattr(processor, "to_dict") else {}
     digest.update(json.dumps([FORMAT, spec, settings], sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().flatten().contiguous()  # a number has no bytes to view
+        flat = tensor.detach().cpu().flatten().contiguous()  # a scalar cannot be viewed as bytes
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
@@ -76,7 +76,7 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take up shards that other processes finished meanwhile; ignore unreadable ones."""
+        """Load shards that other processes have finished; ignore unreadable ones."""
         for index_path in sorted(self.folder.glob("*.json")):
             if index_path.name in self._known:
                 continue
@@ -91,10 +91,10 @@ class FeatureStore:
                     for content, (start, count, h, w) in index["rows"].items()
                 }
                 self._arrays.append(array)
-                self._known.add(index_path.name)  # an unreadable one may be written anew
+                self._known.add(index_path.name)  # an unreadable one may be rewritten
 
     def hash_of(self, medium: Media) -> str:
-        """Content hash of a medium, computed once per medium."""
+        """Return a medium's content hash, computed once."""
         known = self._hashes.get(medium)
         if known is None:
             known = self._hashes[medium] = medium.content_hash()
@@ -110,7 +110,7 @@ class FeatureStore:
         batch: int = 64,
         progress: Progress | None = None,
     ) -> int:
-        """Compute what is missing; return how many media were encoded."""
+        """Compute missing features; return how many media were encoded."""
         with _lock(self.folder / "lock"):
             self.refresh()
             missing = list({self.hash_of(m): m for m in media if m not in self}.values())
@@ -153,7 +153,7 @@ class FeatureStore:
         return place
 
     def count(self, medium: Media) -> int:
-        """Features of a medium.
+        """Return the number of features of a medium.
 
         Raises:
             DataError: as :meth:`gather`.
@@ -161,7 +161,7 @@ class FeatureStore:
         return self._place(medium).count
 
     def gather(self, media: Sequence[Media]) -> tuple[Tensor, Tensor, Grid | None]:
-        """Features of some media: values (n, N, d), mask (n, N), and the grid if they share one.
+        """Return the features of media: values (n, N, d), mask (n, N), and the grid if they share one.
 
         Raises:
             DataError: a medium was never encoded (its file changed after validation).
@@ -186,7 +186,7 @@ class FeatureStore:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold an advisory lock; where the platform has none, writers may do the work twice."""
+    """Hold an advisory lock; on platforms without one, writers may do the work twice."""
     with path.open("w") as file:
         try:
             import fcntl

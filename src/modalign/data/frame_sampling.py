@@ -1,12 +1,12 @@
-"""Which frames of a video are kept, from when its frames are shown and how much they change.
+"""Choose the frames of a video to keep, from their times and how much they change.
 
-* ``uniform``: the video's time is cut into F equal segments; of each, the frame shown at its centre.
+* ``uniform``: the video's time is cut into F equal segments; from each, the frame shown at its centre.
 * ``scene``: a scene begins where the luma histogram changes by more than ``SCENE_CHANGE``; the F - 1
-  largest changes count, the earlier where two are equal. F frames are given out to the scenes, one each
+  largest changes count, the earlier of equal ones. F frames are assigned to the scenes, one each
   and the rest one by one where time per frame is longest (D'Hondt); a scene's time is then cut into
-  equal segments as above. Without a change of scene this is ``uniform``.
+  equal segments as above. Without a change of scene this equals ``uniform``.
 
-A frame is taken once: a video with fewer frames than asked for gives those it has.
+No frame is used twice: a video with fewer frames than requested gives those it has.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Literal
 import numpy as np
 
 Sampling = Literal["uniform", "scene"]
-MISSING = 0.1  # share of a video's time that may be missing at its end before it counts as cut off
+MISSING = 0.1  # share of a video's time that may be missing before it counts as truncated
 SCENE_CHANGE = 0.3  # from 0, equal histograms, to 1, nothing in common
 THUMBNAIL, BINS = (
     32,
     16,
-)  # a frame's luma is looked at on 32 x 32 places, in four quarters, in 16 bins
+)  # a frame's luma is sampled at 32 x 32 points, in four quarters and 16 bins
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Timeline:
 
     Attributes:
         times: (n,) seconds, ascending.
-        changes: (n,) how much each frame differs from the one before it, where that was looked at.
-        seen: whether all frames were decoded to know this.
+        changes: (n,) how much each frame differs from the previous one, if that was computed.
+        seen: whether all frames were decoded for this.
     """
 
     times: np.ndarray
@@ -47,12 +47,12 @@ class Timeline:
 
     @property
     def reached(self) -> float:
-        """A decoder that gets this far has seen the video."""
+        """The time that a decoder must reach to have decoded the video."""
         return float(self.times[-1]) - MISSING * (self.end - float(self.times[0]))
 
 
 def wanted_times(timeline: Timeline, frames: int, sampling: Sampling) -> np.ndarray:
-    """(up to F,) times of the frames to keep, ascending and distinct."""
+    """Return the (up to F,) times of the frames to keep, ascending and distinct."""
     times = timeline.times
     if len(times) <= frames:
         return times
@@ -74,7 +74,7 @@ def wanted_times(timeline: Timeline, frames: int, sampling: Sampling) -> np.ndar
 
 
 def luma_histogram(luma: np.ndarray) -> np.ndarray:
-    """Where a picture is how bright.
+    """Compute the brightness histogram of each quarter.
 
     Args:
         luma: (THUMBNAIL, THUMBNAIL) uint8.
@@ -89,5 +89,5 @@ def luma_histogram(luma: np.ndarray) -> np.ndarray:
 
 
 def change(before: np.ndarray, now: np.ndarray) -> float:
-    """Total variation distance of two histograms: 0 where equal, 1 where they have nothing in common."""
+    """Total variation distance of two histograms: 0 if equal, 1 if disjoint."""
     return float(np.abs(now - before).sum() / 2)

@@ -1,4 +1,4 @@
-"""Opening images: safely (a size limit that holds before decoding) and in one form (8-bit RGB)."""
+"""Open images safely (with a size limit before decoding) as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from modalign.data.records import Media
 from modalign.data.signals import SignalError, beginning, opened, refuse_thin
 
 MAX_PIXELS = 64_000_000
-# Pixel formats only: no plug-in that starts a program (EPS) or draws vectors.
+# Only pixel formats: no plug-ins that start a program (EPS) or draw vectors.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
 def open_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image to RGB, turned upright as its EXIF orientation says.
+    """Decode an image to RGB, rotated according to its EXIF orientation.
 
-    The first frame of an animation is taken. Transparent pixels are laid over white; 16-bit values
+    The first frame of an animation is taken. Transparent pixels are composited over white; 16-bit values
     are scaled to 8 bits; palettes, greys and CMYK are converted.
 
     Raises:
@@ -39,7 +39,7 @@ def open_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def check_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Decode an image once to see that `open_image` will work.
+    """Decode an image once to check that `open_image` will work.
 
     Raises:
         SignalError: as `open_image` does.
@@ -50,43 +50,43 @@ def check_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def stored_size(media: Media) -> tuple[int, int]:
-    """Width and height as an image's header states them, before it is turned upright.
+    """Read width and height from an image's header, before rotation.
 
     Raises:
-        SignalError: missing, or no image.
+        SignalError: missing, or not an image.
     """
     try:
         with opened(media) as stream, Image.open(stream, formats=_formats()) as image:
             return image.size
     except UnidentifiedImageError:
         raise SignalError(
-            media, "no image of a known format: give PNG, JPEG or WebP", "not-an-image"
+            media, "not a known image format: give PNG, JPEG or WebP", "not-an-image"
         ) from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SignalError(media, f"has no readable header ({error})", "not-an-image") from None
 
 
 def blank_image(width: int, height: int) -> Media:
-    """A mid-grey image: shows nothing, yet is a valid image."""
+    """Make a mid-grey image: valid, but without content."""
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), (128, 128, 128)).save(buffer, format="PNG")
     return Media("image", data=buffer.getvalue())
 
 
 def blank_like(media: Media) -> Media:
-    """A blank image of another one's size."""
+    """Make a blank image of the same size."""
     return blank_image(*stored_size(media))
 
 
 def pixels(media: Media) -> list[Amount]:
-    """What a server limits: the pixels that an image's header states."""
+    """Return the amount that a server limits: the pixels according to the header."""
     width, height = stored_size(media)
     refuse_thin(media, width, height)
     return [Amount("image_pixels", width * height, f"{width} x {height} pixels")]
 
 
 def _decode(media: Media, max_pixels: int, *, small: bool = False) -> Image.Image:
-    """Read all of an image's bytes; `small` lets JPEG give a miniature, which is faster."""
+    """Decode a whole image; `small` allows a faster reduced JPEG."""
     with opened(media) as stream:
         try:
             image = Image.open(stream, formats=_formats())
@@ -102,9 +102,9 @@ def _decode(media: Media, max_pixels: int, *, small: bool = False) -> Image.Imag
             raise SignalError(
                 media, f"{error} Shrink it or remove the row.", "image-too-large"
             ) from None
-        except Exception as error:  # decoders raise whatever the damage happens to cause
+        except Exception as error:  # damage can cause any exception in a decoder
             raise SignalError(
-                media, f"truncated or damaged image ({error}): copy it anew"
+                media, f"truncated or damaged image ({error}): copy it again"
             ) from None
     return image
 
@@ -130,12 +130,12 @@ def _refuse_too_large(image: Image.Image, media: Media, max_pixels: int) -> None
 def _what_instead(stream: BinaryIO) -> str:
     shown = beginning(stream)
     if shown is None:
-        return "the file is empty: copy it anew"
+        return "the file is empty: copy it again"
     return f"not an image of a known format{shown}: save it as PNG or JPEG"
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # A damaged EXIF block says nothing about the pixels: the image is taken as it lies.
+    # A damaged EXIF block does not affect the pixels: the image is used without rotation.
     with suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image
@@ -147,7 +147,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bit(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed white")
+        raise ValueError("floating-point pixels have no defined white")
     if image.has_transparency_data:
         return _over_white(image.convert("RGBA"))
     return image.convert("RGB")
@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_16_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise ValueError("integer pixels outside 16 bits have no fixed white")
+        raise ValueError("integer pixels outside 16 bits have no defined white")
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
 
 

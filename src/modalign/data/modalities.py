@@ -1,9 +1,9 @@
-"""The modalities: one descriptor for each, which says how every room deals with its media.
+"""The modalities: one descriptor each, which tells every room how to handle its media.
 
-A modality is three files: one of this room opens its media and ends with its descriptor, one in ``encoders/``
-makes features of them (exported models carry a copy), one in ``models/encoders/`` loads that encoder. The
-descriptor's place is one line of ``BUILT_IN``. A third party's is an entry point of its package in the group
-``modalign.modalities``, or a call of :func:`register`, which holds for one process.
+A modality consists of three files: one in this room opens its media and ends with its descriptor, one in
+``encoders/`` turns them into features (exported models carry a copy), one in ``models/encoders/`` loads that
+encoder. ``BUILT_IN`` has one line per descriptor. Other packages add theirs by an entry point in the group
+``modalign.modalities``, or by calling :func:`register`, for one process.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ BUILT_IN = {
     "table": "modalign.data.tables:TABLE",
     "vectors": "modalign.data.vectors:VECTORS",
 }
-DEFAULT = ("image",)  # what columns, marks and options mean where no modality is named
+DEFAULT = ("image",)  # the meaning of columns, placeholders and options that name no modality
 
 
 @dataclass(frozen=True)
 class Inline:
-    """How a medium stands in a row, or in a request, itself.
+    """How a medium is given inline, in a row or a request.
 
     Attributes:
         words: for messages: "a list of numbers".
         is_one: whether a value read from JSON, CSV or Parquet is one medium (not a path, not a list of media).
-        schema: its type in requests, as pydantic reads annotations.
-        json: what a file that holds it alone begins with: ``array`` or ``object``.
+        schema: its type in requests, as a pydantic annotation.
+        json: the JSON type of a file that contains only it: ``array`` or ``object``.
     """
 
     words: str
@@ -50,13 +50,13 @@ class Inline:
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of something a medium holds, read without decoding it.
+    """A size of a medium, read without decoding it.
 
     Attributes:
-        limit: the server's limit on it, a field of ``serving.http.settings.MediaLimits``.
+        limit: the server's limit, a field of ``serving.http.settings.MediaLimits``.
         value: in the limit's unit.
         words: for messages: "3.2 s".
-        adds_up: whether the limit is on all media of a request together.
+        adds_up: whether the limit applies to the sum over a request.
     """
 
     limit: str
@@ -71,26 +71,26 @@ class Modality:
 
     Attributes:
         name: in data, options, configurations and reports; an identifier.
-        words: what a medium is called on the page: "an image".
-        check: opens a medium to see that it can be used, or raises SignalError; returns the size that all
-            media of a data set must share, where there is one.
-        blank: a medium of the same size with nothing to perceive: grey, silence, the mean.
+        words: a medium's name on the page: "an image".
+        check: opens a medium to check that it can be used, or raises SignalError; returns the size that all
+            media of a data set must share, if any.
+        blank: makes a medium of the same size without content: grey, silence, the mean.
         encoder: module of its encoders, ``build`` and ``prepare`` (see :mod:`modalign.encoders.base`).
         loader: module that loads them, ``load`` and ``decode`` (see :mod:`modalign.models.encoders`).
-        shared: what the size is that ``check`` returns: "width".
+        shared: the meaning of the size that ``check`` returns: "width".
         endings: of files that hold one medium each, the most usual first.
-        inline: how a medium stands in a row itself; None: media are files or bytes.
+        inline: how a medium is given inline; None: media are files or bytes.
         further_parts: types of a chat message's parts that hold a medium, besides ``NAME`` and ``NAME_url``.
-        settings: options of its encoder that a configuration's ``parts`` have fields for: option -> field.
-        raw_patches: methods that read raw input read this modality's, whatever encoder is named.
-        any_size: its encoder takes every medium that can be opened; others are decoded as their encoder takes
-            them before training.
-        amounts: what a server limits before it decodes; None: nothing but the request's bytes.
-        picture: the bytes of a picture of a medium, for reports; None: reports show its question only.
-        no_noise: why a medium of noise is not defined; empty: it is.
+        settings: encoder options that have their own field in a configuration's ``parts``: option -> field.
+        raw_patches: whether methods that read raw input read this modality, whatever the encoder.
+        any_size: whether its encoder takes every medium that can be opened; otherwise media are decoded for
+            the encoder before training.
+        amounts: amounts that a server limits before decoding; None: only the request's bytes.
+        picture: makes the bytes of a picture of a medium, for reports; None: reports show only the question.
+        no_noise: why a noise medium is undefined; empty if it is defined.
         title: of a model card: "A language model that sees".
         chat_part: a part of a message to a saved model's processor, as Python.
-        chat_note: what the values in it are.
+        chat_note: the meaning of the values in it.
     """
 
     name: str
@@ -124,13 +124,13 @@ _REGISTERED: dict[str, Modality] = {}
 
 
 def register(modality: Modality) -> Modality:
-    """Make a modality known to this process.
+    """Register a modality in this process.
 
     Raises:
-        UsageError: the name is taken, or no identifier.
+        UsageError: the name is taken, or not an identifier.
     """
     if not modality.name.isidentifier():
-        raise UsageError(f"a modality is called {modality.name!r}: letters, digits and _ only")
+        raise UsageError(f"invalid modality name {modality.name!r}: use letters, digits and _ only")
     if modality.name in modality_names() and modality_of(modality.name) is not modality:
         raise UsageError(f"the modality {modality.name!r} exists: give yours another name")
     if modality.name not in _places():
@@ -139,15 +139,15 @@ def register(modality: Modality) -> Modality:
 
 
 def modality_names() -> tuple[str, ...]:
-    """The names of all modalities: modalign's own first."""
+    """Return the names of all modalities, modalign's own first."""
     return (*_places(), *_REGISTERED)
 
 
 def modality_of(name: str) -> Modality:
-    """The modality called exactly ``name``.
+    """Return the modality with exactly this name.
 
     Raises:
-        UsageError: there is none; the message names those that there are.
+        UsageError: there is none; the message lists the existing ones.
     """
     if name in _REGISTERED:
         return _REGISTERED[name]
@@ -158,12 +158,12 @@ def modality_of(name: str) -> Modality:
 
 @cache
 def _places() -> dict[str, str]:
-    """Name -> ``module:OBJECT``; nothing is imported to know the names."""
+    """Name -> ``module:OBJECT``; nothing is imported to list the names."""
     places = dict(BUILT_IN)
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         if places.setdefault(entry.name, entry.value) != entry.value:
             raise UsageError(
-                f"two packages bring a modality {entry.name!r}: {places[entry.name]} and {entry.value}"
+                f"two packages define a modality {entry.name!r}: {places[entry.name]} and {entry.value}"
             )
     return places
 
@@ -178,28 +178,28 @@ def _loaded(name: str, place: str) -> Modality:
 
 
 def check_medium(media: Media) -> int | None:
-    """Open a medium to see that it can be used.
+    """Open a medium to check that it can be used.
 
     Returns:
-        the size that all media of its modality must share, where there is one: the width of vectors, the
+        The size that all media of its modality must share, if any: the width of vectors, the
         channels of a series.
 
     Raises:
-        SignalError: it cannot; ``kind`` and ``reason`` say why.
+        SignalError: it cannot be used; ``kind`` and ``reason`` say why.
     """
     return modality_of(media.modality).check(media)
 
 
 def blank_like(media: Media) -> Media:
-    """A medium of the same size with nothing to perceive: grey, silence, the mean, no value."""
+    """Make a medium of the same size without content: grey, silence, the mean, no value."""
     return modality_of(media.modality).blank(media)
 
 
 def medium_from(text: str) -> Media:
-    """A medium as a command line names it: ``MODALITY=FILE``, or ``FILE`` where its ending tells.
+    """Parse a medium from the command line: ``MODALITY=FILE``, or ``FILE`` if its ending is known.
 
     Raises:
-        UsageError: the modality is not known.
+        UsageError: the modality is unknown.
         DataError: there is no such file.
     """
     modality, sign, path = text.partition("=")
@@ -209,7 +209,7 @@ def medium_from(text: str) -> Media:
         fitting = [name for name in modality_names() if ending in modality_of(name).endings]
         if len(fitting) != 1:
             known = ", ".join(fitting or modality_names())
-            raise UsageError(f"{text}: say what it is, as MODALITY={text} ({known})")
+            raise UsageError(f"{text}: give its modality, as MODALITY={text} ({known})")
         modality, path = fitting[0], text
     medium = Media(modality, path=path)
     if not medium.located()[0].is_file():

@@ -1,6 +1,6 @@
 """A record: one conversation with its media, where it came from, and what it measures.
 
-Everything a reader understands becomes this; everything behind the readers sees only this.
+Readers turn every format into records; all later code sees only records.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ REFERENCE_KEYS = {
     "url",
     "bytes",
     "annotations",
-}  # of a mapping that stands for a medium in a row
+}  # keys of a mapping that represents a medium in a row
 
 
 def mark(modality: str) -> str:
-    """What stands in a text for a medium: ``<image>``."""
+    """Return a modality's placeholder in texts: ``<image>``."""
     return f"<{modality}>"
 
 
@@ -38,16 +38,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One signal, by path or by its bytes; nothing is decoded until it is asked for.
+    """One signal, by path or by its bytes; decoded only on demand.
 
     Attributes:
         modality: one of :func:`modalign.data.modalities.modalities`.
-        path: of the file; ``file#part`` names a part of it (a row of an array, say) where the modality's
-            reader knows such parts.
+        path: of the file; ``file#part`` names a part of it (a row of an array, say) if the modality's
+            reader supports parts.
         data: the encoded bytes instead.
-        annotations: structured notes that the data has on this signal (boxes, a scene, a transcript). Only
-            tools read them; they are no part of the signal's identity.
-        source: the row that a medium without a path was read from, for messages.
+        annotations: structured notes about this signal (boxes, a scene, a transcript). Only tools read them;
+            they do not affect the signal's identity.
+        source: for messages, the row that a medium without a path was read from.
     """
 
     modality: str
@@ -71,9 +71,9 @@ class Media:
         return str(self.source) if self.source else f"<{len(self.data or b'')} bytes>"
 
     def located(self) -> tuple[Path, str | None]:
-        """The file, and the part of it that is meant: ``features.npy#12`` -> file, "12".
+        """The file and the part of it: ``features.npy#12`` -> file, "12".
 
-        A file whose own name holds the mark is taken whole.
+        If the file's own name contains ``#``, there is no part.
         """
         assert self.path is not None
         file, found, part = self.path.rpartition("#")
@@ -82,9 +82,9 @@ class Media:
         return Path(file), part
 
     def content_hash(self) -> str:
-        """sha256 of the encoded bytes: equal content is the same medium, whatever its name.
+        """sha256 of the encoded bytes: media with equal content are the same, whatever their name.
 
-        A part of a file is known by the file's content and the part's name.
+        For a part of a file, the hash covers the file's content and the part's name.
         """
         if self.data is not None:
             return hashlib.sha256(self.data).hexdigest()
@@ -96,7 +96,7 @@ class Media:
 
 @lru_cache(maxsize=4096)
 def _file_hash(path: str, mtime: int, size: int) -> str:
-    """sha256 of a file; one that holds many signals is read once for all of them."""
+    """Return the sha256 of a file; a file with many signals is read once."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -126,12 +126,12 @@ class Record:
         id: unique within a data set.
         messages: turns in order; the last one is the assistant's.
         source: file and row.
-        skill: the column of the evaluation table it belongs to, when given.
-        group: records with an equal group never fall on both sides of a split
+        skill: the column of the evaluation table it belongs to, if given.
+        group: records of the same group never end up on both sides of a split
             (default: the content of their media, else their id).
-        options: the answers offered, when the question is multiple choice.
+        options: the possible answers, if the question is multiple choice.
         answers: further accepted answers.
-        extra: every other field of the row, untouched.
+        extra: every other field of the row, unchanged.
     """
 
     id: str

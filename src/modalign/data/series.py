@@ -1,4 +1,4 @@
-"""Series: a medium is T steps of C channels, with gaps."""
+"""Series: a medium is T steps of C channels, possibly with gaps."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from modalign.data.signals import SignalError
 def open_series(media: Media, channels: int | None = None) -> np.ndarray:
     """Read a series.
 
-    ``x.csv`` and ``x.tsv`` hold a row per step and a column per channel, with a header or without;
-    ``x.csv#a,b`` takes the columns a and b. Other files and lists in the row: see
-    :mod:`modalign.data.arrays`; T numbers stand for one channel, lists of C numbers for C.
+    ``x.csv`` and ``x.tsv`` hold a row per step and a column per channel, with or without a header;
+    ``x.csv#a,b`` selects the columns a and b. For other files and inline lists see
+    :mod:`modalign.data.arrays`; T numbers are one channel, lists of C numbers are C.
 
     Args:
-        media: what to read.
-        channels: C that must be found.
+        media: a file, part of a file or inline value.
+        channels: required C.
 
     Returns:
         (T, C) float32, NaN where a value is missing.
 
     Raises:
-        SignalError: unreadable, of another number of channels, with an infinite value, or without any.
+        SignalError: unreadable, with another number of channels, an infinite value, or no value.
     """
     if media.path is not None and media.located()[0].suffix.lower() in {".csv", ".tsv"}:
         array = _csv(media, *media.located())
@@ -41,7 +41,7 @@ def open_series(media: Media, channels: int | None = None) -> np.ndarray:
         shape = " x ".join(map(str, array.shape))
         raise SignalError(
             media,
-            f"has shape {shape or 'of one number'}, not (T, C): name one of its rows (#0, #1, ...)",
+            f"has shape {shape or 'of one number'}, not (T, C): select one of its rows (#0, #1, ...)",
         )
     if channels is not None and array.shape[1] != channels:
         raise SignalError(media, f"{array.shape[1]} channels, but the model takes {channels}")
@@ -52,12 +52,12 @@ def open_series(media: Media, channels: int | None = None) -> np.ndarray:
             f"step {step} of channel {channel} is infinite: give a number, or null where it is missing",
         )
     if np.isnan(array).all():
-        raise SignalError(media, "every value is missing: leave the row out")
+        raise SignalError(media, "every value is missing: remove the row")
     return array
 
 
 def check_series(media: Media) -> int:
-    """Read a series once to see that `open_series` will work; return C, its channels.
+    """Read a series once to check that `open_series` will work; return C, its channels.
 
     Raises:
         SignalError: as `open_series` does.
@@ -66,7 +66,7 @@ def check_series(media: Media) -> int:
 
 
 def blank_series(media: Media) -> Media:
-    """As many steps and channels, all zero: no shape, and no level either."""
+    """Make a series of the same size that is zero everywhere."""
     steps, channels = open_series(media).shape
     return Media("series", data=json.dumps([[0] * channels] * steps).encode())
 
@@ -86,7 +86,7 @@ def _csv(media: Media, file: Path, part: str | None) -> np.ndarray:
                 column = header[place] if header else place
                 raise SignalError(
                     media,
-                    f"step {step} of column {column} is {value!r}, no number: correct it, or choose "
+                    f"step {step} of column {column} is {value!r}, not a number: correct it, or select "
                     "columns after '#'",
                 )
             if value is not None:

@@ -1,4 +1,4 @@
-"""What every modality's reader shares: one error that says which medium, what was wrong, what to do."""
+"""Code shared by all modalities' readers: one error with the medium, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from modalign.data.records import Media
 from modalign.errors import DataError
 from modalign.strict_json import loads
 
-MAX_RATIO = 100  # of a picture's sides: resized to a shorter side of 800 pixels it has 64 million
+MAX_RATIO = 100  # of a picture's sides: with a shorter side of 800 pixels it has 64 million pixels
 
 
 class SignalError(DataError):
     """A medium that cannot be used.
 
     Attributes:
-        kind: why, in the words of ``Problem.kind``.
+        kind: the ``Problem.kind``.
         reason: the message without the medium's name.
         media: the medium.
     """
@@ -30,7 +30,7 @@ class SignalError(DataError):
 
 
 def opened(media: Media) -> BinaryIO:
-    """The encoded bytes of a medium as a stream.
+    """Open the encoded bytes of a medium as a stream.
 
     Raises:
         SignalError: its file does not exist or cannot be read.
@@ -47,7 +47,7 @@ def opened(media: Media) -> BinaryIO:
 
 
 def refuse_thin(media: Media, width: int, height: int) -> None:
-    """Refuse a picture that a processor which resizes the shorter side would make gigabytes of.
+    """Refuse a picture that would take gigabytes when a processor resizes its shorter side.
 
     Raises:
         SignalError: one side is more than ``MAX_RATIO`` times the other.
@@ -57,20 +57,20 @@ def refuse_thin(media: Media, width: int, height: int) -> None:
         raise SignalError(
             media,
             f"{width} x {height} pixels: one side is more than {MAX_RATIO} times the other, and processors that "
-            "resize the shorter side would make gigabytes of it: cut it into pieces",
+            "resize the shorter side would need gigabytes for it: cut it into pieces",
             "image-too-large",
         )
 
 
 def missing(media: Media) -> SignalError:
-    """What is raised where a medium's file does not exist."""
+    """Create the error for a missing file."""
     return SignalError(
         media, "the file does not exist: put it there or correct the path", "missing-media"
     )
 
 
 def beginning(stream: BinaryIO) -> str | None:
-    """The text that a file of an unknown format starts with, for messages; None: it is empty."""
+    """Return the text at the start of a file of unknown format, for messages; None if it is empty."""
     stream.seek(0)
     head = stream.read(40)
     if not head:
@@ -80,13 +80,13 @@ def beginning(stream: BinaryIO) -> str | None:
 
 
 def inline_value(media: Media) -> Any:
-    """The value that a row held itself (a list of numbers, a mapping), from the medium's JSON bytes.
+    """Decode an inline value (a list of numbers, a mapping) from the medium's JSON bytes.
 
     Raises:
-        SignalError: the bytes are no JSON.
+        SignalError: the bytes are not JSON.
     """
     assert media.data is not None
     try:
         return loads(media.data)
     except ValueError as error:
-        raise SignalError(media, f"the value in the row is no JSON ({error})") from None
+        raise SignalError(media, f"the value in the row is not JSON ({error})") from None

@@ -1,8 +1,8 @@
-"""Setting validation data aside so that no image is on both sides, and finding images that are.
+"""Hold out validation data so that no image is on both sides, and find images that are.
 
-Records belong together when they share a `group` or the content of a medium (a copy under another
-name is the same medium), directly or through others. Which groups are set aside follows from their
-content alone: the order of the rows does not matter, and nothing is drawn at random.
+Records belong together if they share a `group` or the content of a medium (a copy under another
+name is the same medium), directly or through others. Which groups are held out depends only on
+their content, not on the order of the rows or on chance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from modalign.errors import DataError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A medium that occurs on both sides: its content's hash and where it is first seen."""
+    """A medium that occurs on both sides: its content hash and first occurrences."""
 
     content: str
     train: Source
@@ -28,13 +28,13 @@ class Leak:
 def split_validation(
     records: Sequence[Record], share: float = 0.1
 ) -> tuple[list[Record], list[Record]]:
-    """Set aside about `share` of the records, whole groups at a time.
+    """Hold out about `share` of the records, in whole groups.
 
-    Groups are taken in the order of their hash as long as that brings the size nearer to `share`;
-    if all are too large for it, the smallest is taken. Both sides keep the order of the records.
+    Groups are taken in the order of their hash as long as this brings the size closer to `share`;
+    if all are too large, the smallest is taken. Both sides keep the order of the records.
 
     Returns:
-        The records to train on, and those set aside.
+        The training records, and those held out.
 
     Raises:
         DataError: all records belong to one group, or a medium cannot be read.
@@ -48,8 +48,8 @@ def split_validation(
         sizes[name] = sizes.get(name, 0) + 1
     if len(sizes) < 2:
         raise DataError(
-            f"{len(records)} record(s) in {len(sizes)} group: nothing can be set aside without "
-            "sharing an image with the rest. Add data, or give validation data of its own."
+            f"{len(records)} record(s) in {len(sizes)} group: nothing can be held out without "
+            "sharing an image with the rest. Add data, or give separate validation data."
         )
     chosen = _choose(sizes, share * len(records))
     train = [record for record, name in zip(records, names, strict=True) if name not in chosen]
@@ -90,7 +90,7 @@ def _choose(sizes: dict[str, int], target: float) -> set[str]:
 
 
 def _group_names(records: Sequence[Record]) -> list[str]:
-    """Name each record's connected component by the smallest hash of the keys in it."""
+    """Name each record's connected component by the smallest hash of its keys."""
     hashes = _content_hashes(records)
     parent: dict[str, str] = {}
 
@@ -110,7 +110,7 @@ def _group_names(records: Sequence[Record]) -> list[str]:
 
 
 def _keys(record: Record, hashes: dict[Media, str]) -> list[str]:
-    """Hashes of everything that ties a record to others."""
+    """Return the hashes of everything that ties a record to others."""
     ties = [f"media {hashes[media]}" for media in record.media()]
     if record.group is not None:
         ties.append(f"group {record.group}")

@@ -1,7 +1,7 @@
-"""Tokenised samples in a file that is mapped into memory: opening it costs the same for ten rows and ten million.
+"""Tokenised samples in a memory-mapped file: opening it costs the same for ten rows and ten million.
 
-An Arrow file, read with pyarrow (kept, and here through `datasets`): columns are read in place, so that lengths
-of all samples are known without decoding one of them. What a row says beyond its tokens is JSON.
+An Arrow file, read with pyarrow: columns are read in place, so the lengths of all samples are known
+without decoding any. Everything in a row besides its tokens is JSON.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from modalign.data.supervision import Sample
 from modalign.errors import DataError
 from modalign.files import replacing
 
-ROWS = 4096  # of one batch of the file
-BYTES = "$base64"  # the key of bytes in JSON
+ROWS = 4096  # per batch of the file
+BYTES = "$base64"  # the JSON key for bytes
 
 SCHEMA = pa.schema(
     {
@@ -38,12 +38,12 @@ SCHEMA = pa.schema(
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Write samples whose media are those of their records; the file appears whole or not at all.
+    """Write samples whose media are those of their records, atomically.
 
-    Relative paths of media become absolute, so that the file may be read from anywhere.
+    Relative media paths become absolute, so that the file can be read from anywhere.
 
     Raises:
-        DataError: a field of a record has no form in JSON.
+        DataError: a field of a record cannot be represented in JSON.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = iter(samples)
@@ -60,7 +60,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
 
 
 class StoredSamples(Sequence[Sample]):
-    """The samples of such a file; each is decoded when it is asked for.
+    """The samples of such a file, decoded on demand.
 
     Attributes:
         lengths: (n,) tokens of every sample.
@@ -91,7 +91,7 @@ class StoredSamples(Sequence[Sample]):
 
 @dataclass(frozen=True)
 class _Batch:
-    """Columns of one batch, mapped."""
+    """The memory-mapped columns of one batch."""
 
     ids: np.ndarray
     supervised: np.ndarray
@@ -113,13 +113,13 @@ class _Batch:
     def sample(self, row: int) -> Sample:
         start, stop = self.starts[row], self.starts[row + 1]
         record = _record(self.records[row].as_py())
-        # Copies: what is mapped is read-only, and torch wants to own what it is given.
+        # Copies, because mapped memory is read-only and torch needs writable arrays.
         ids, supervised = self.ids[start:stop].copy(), self.supervised[start:stop].copy()
         return Sample(record, ids, supervised, tuple(record.media()))
 
 
 class MediaOf:
-    """The media of samples, one sample decoded after the other, as often as they are asked for."""
+    """The media of samples, decoded sample by sample on every iteration."""
 
     def __init__(self, *samples: Sequence[Sample]) -> None:
         self.samples = samples

@@ -1,4 +1,4 @@
-"""From a record to token ids and labels, by the tokenizer's own chat template.
+"""Turn a record into token ids and labels, with the tokenizer's own chat template.
 
 Ids are never re-tokenised; a placeholder is expanded by repeating its id.
 """
@@ -39,14 +39,14 @@ class Sample:
     def expanded(
         self, placeholders: Collection[int], stand_ins: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Put what stands for each medium in place of its placeholder.
+        """Replace each medium's placeholder by its token ids.
 
         Args:
-            placeholders: token ids that stand for media.
-            stand_ins: per medium, in reading order, the ids that take its place, (t,) each.
+            placeholders: token ids of placeholders.
+            stand_ins: per medium, in reading order, the ids that replace it, (t,) each.
 
         Returns:
-            ids (T') and labels (T') with IGNORE where unsupervised.
+            ids (T') and labels (T'), with IGNORE where unsupervised.
 
         Raises:
             DataError: placeholders and media differ in number.
@@ -72,7 +72,7 @@ class Sample:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the last supervised run: what is given when the answer is generated."""
+        """Tokens before the last supervised run: the prompt when the answer is generated."""
         flags = self.supervised
         last = len(flags) - 1 - int(np.argmax(flags[::-1]))
         before = np.flatnonzero(~flags[: last + 1])
@@ -80,7 +80,7 @@ class Sample:
 
 
 def template_messages(messages: Sequence[Message], tokenizer: Any) -> list[dict[str, str]]:
-    """Chat messages with each medium as its placeholder's text, which every template can render."""
+    """Convert to chat messages with placeholders as text, which every template can render."""
     return [
         {
             "role": message.role,
@@ -94,9 +94,9 @@ def template_messages(messages: Sequence[Message], tokenizer: Any) -> list[dict[
 
 
 def _labelled(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    """Token ids, and whether the model must produce each: what the assistant says, to its end mark.
+    """Return token ids, and whether the model must produce each: the assistant's text up to its end mark.
 
-    Texts are compared, not ids: a token may reach over the border between prompt and answer.
+    Texts are compared, not ids: a token may span the border between prompt and answer.
     """
     text, spans = supervised(tokenizer, messages)
     ids, offsets = ids_and_offsets(tokenizer, text)
@@ -143,10 +143,10 @@ def tokenise(record: Record, tokenizer: Any) -> Sample:
 
 
 def tokenise_all(records: Iterable[Record], tokenizer: Any) -> list[Sample]:
-    """Tokenise every record; all errors are found before any is raised.
+    """Tokenise every record; all errors are collected before raising.
 
     Raises:
-        DataError: names every record that supervises nothing (twenty at most, and their number).
+        DataError: lists the records without supervision (twenty at most, and their number).
     """
     samples, problems = [], []
     for record in records:

@@ -1,4 +1,4 @@
-"""Tables: a medium is one row, a mapping of columns to numbers, categories or nothing."""
+"""Tables: a medium is one row, a mapping of columns to numbers, categories or missing values."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from modalign.strict_json import loads
 
 Value = float | str | None
 Row = dict[str, Value]
-LARGEST = 3e38  # what 32 bits hold
+LARGEST = 3e38  # fits into 32 bits
 
 
 def open_table(media: Media) -> Row:
     """Read one row.
 
-    ``file.csv#3`` and ``file.parquet#3`` name a row of a file, counted from 0 after any header; a mapping
-    may stand in the data's row itself, or alone in a ``.json`` file. A value is a number, a category
+    ``file.csv#3`` and ``file.parquet#3`` select a row of a file, counted from 0 after any header; a mapping
+    may be given inline, or alone in a ``.json`` file. A value is a number, a category
     (text; true and false are categories) or missing: null, NaN, empty text, and in CSV also NA and the like.
 
     Raises:
-        SignalError: unreadable, no mapping, no columns, or a value that is none of these, by its column.
+        SignalError: unreadable, not a mapping, no columns, or an invalid value; the message names its column.
     """
     fields = _from_file(media, *media.located()) if media.data is None else inline_value(media)
     if not isinstance(fields, dict):
@@ -40,7 +40,7 @@ def open_table(media: Media) -> Row:
 
 
 def check_table(media: Media) -> None:
-    """Read a row once to see that `open_table` will work.
+    """Read a row once to check that `open_table` will work.
 
     Raises:
         SignalError: as `open_table` does.
@@ -49,7 +49,7 @@ def check_table(media: Media) -> None:
 
 
 def blank_table(media: Media) -> Media:
-    """The same columns, all missing."""
+    """Make a row with the same columns, all missing."""
     return Media("table", data=json.dumps(dict.fromkeys(open_table(media))).encode())
 
 

@@ -1,6 +1,6 @@
-"""Looking at all data before anything trains on it: every problem at once, with file and row.
+"""Check all data before training: every problem at once, with file and row.
 
-A broken record is refused here, or dropped and counted under a quota that the user states; it never
+A broken record is refused here, or dropped and counted up to a share that the user allows; it never
 stops a run hours later.
 """
 
@@ -28,12 +28,12 @@ Progress = Callable[[int, int], None]
 """Called with the number of media checked so far and their total."""
 
 Check = Callable[[Media], int | None]
-"""Opens a medium (SignalError where it cannot); returns the size it must share with others."""
+"""Opens a medium (or raises SignalError); returns the size it must share with others."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """What was looked at, kept and dropped.
+    """The rows that were checked, kept and dropped.
 
     Attributes:
         total: rows read.
@@ -50,7 +50,7 @@ class ValidationReport:
     problems: tuple[Problem, ...]
 
     def exceeds(self, allowed: float) -> bool:
-        """Whether more rows than that share had to be dropped."""
+        """Whether more than this share of rows had to be dropped."""
         return self.dropped > allowed * self.total + 1e-9
 
     @property
@@ -76,10 +76,10 @@ class ValidationReport:
 
 
 class BrokenData(DataError):  # noqa: N818 (named for what the user has)
-    """Rows that cannot be used: all of them, not the first.
+    """Rows that cannot be used: all of them, not just the first.
 
     Attributes:
-        problems: what is wrong, row by row.
+        problems: the problems, row by row.
         report: the same with the counts.
     """
 
@@ -90,7 +90,7 @@ class BrokenData(DataError):  # noqa: N818 (named for what the user has)
 
 
 class Validated(NamedTuple):
-    """The usable records in their order, and what was found."""
+    """The usable records in their order, and the report."""
 
     records: list[Record]
     report: ValidationReport
@@ -108,13 +108,13 @@ def validate(
     """Check every row and open every medium.
 
     Args:
-        records: what a reader returned (its row problems count), or records.
-        modalities: the modalities that the model takes (default: any).
+        records: the result of a reader (including its row problems), or records.
+        modalities: the modalities that the model accepts (default: any).
         skip_broken: the share of rows that may be dropped: 0.01 or "1%".
-        check: what to try with every medium (default: opening it): decoding it as an encoder takes it,
-            say, whose limits are known only once the training data was read.
+        check: check for every medium (default: opening it), for example decoding it for an encoder whose
+            limits come from the training data.
         workers: threads that open media (default: chosen by the machine).
-        progress: called now and then with (checked, total) media.
+        progress: called regularly with (checked, total) media.
 
     Returns:
         The usable records and the report.
@@ -148,7 +148,7 @@ def parse_share(value: float | str) -> float:
     """Read a share: 0.01, "0.01" or "1%".
 
     Raises:
-        UsageError: it is none, or not from 0 to below 1.
+        UsageError: it is not a share from 0 to below 1.
     """
     text = str(value).strip()
     try:
@@ -178,7 +178,7 @@ def _record_problems(record: Record, modalities: Sequence[str] | None) -> Iterat
 
 
 def _foreign_media(record: Record, modalities: Sequence[str]) -> Iterator[Problem]:
-    """Media that the model would never see, in the conversation or in a column of their own."""
+    """Report media that the model would never see, in the conversation or in their own column."""
     held = {medium.modality for medium in record.media()}
     columns = {name for name, value in record.extra.items() if value not in (None, "", [], {})}
     held |= {modality for modality in modality_names() if columns & set(media_columns(modality))}
@@ -188,7 +188,7 @@ def _foreign_media(record: Record, modalities: Sequence[str]) -> Iterator[Proble
         yield Problem(
             record.source,
             "modality",
-            f"holds {', '.join(foreign)}, but the model takes {takes}: leave it out, or train with an "
+            f"holds {', '.join(foreign)}, but the model takes {takes}: remove it, or train with an "
             f"encoder for it (--encoder {foreign[0]}=none)",
         )
 
@@ -197,7 +197,9 @@ def _answer_problems(record: Record) -> Iterator[Problem]:
     answers = [message for message in record.messages if message.role == "assistant"]
     if not answers:
         yield Problem(
-            record.source, "no-supervision", "no assistant turn, so nothing to learn: add an answer"
+            record.source,
+            "no-supervision",
+            "no assistant turn, so there is nothing to learn: add an answer",
         )
     elif record.messages[-1].role != "assistant":
         yield Problem(
@@ -256,7 +258,7 @@ def _check_media(
 
 
 def _opened(media: Media, look: Check) -> Fault | int | None:
-    """What is wrong with a medium, else the size it must share with others, if any."""
+    """Return the fault of a medium, else the size it must share with others, if any."""
     try:
         return look(media)
     except SignalError as error:
@@ -264,7 +266,7 @@ def _opened(media: Media, look: Check) -> Fault | int | None:
 
 
 def _misfits(sizes: dict[Media, int]) -> Iterator[tuple[Media, Fault]]:
-    """Media whose size is not that of most others: one encoder could not read both."""
+    """Yield media whose size differs from the majority: one encoder could not read both."""
     for modality in sorted({medium.modality for medium in sizes}):
         own = {medium: size for medium, size in sizes.items() if medium.modality == modality}
         usual, count = Counter(own.values()).most_common(1)[0]

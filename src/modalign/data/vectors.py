@@ -1,4 +1,4 @@
-"""Vectors: a medium is N precomputed vectors of width d, from any encoder that ran elsewhere."""
+"""Vectors: a medium is N precomputed vectors of width d, from any encoder."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def open_vectors(media: Media, width: int | None = None) -> np.ndarray:
     """Read the vectors of a medium.
 
     Args:
-        media: a file or part of a file (see :mod:`modalign.data.arrays`), or lists in the row. One
-            vector (d,) stands for (1, d).
-        width: d that must be found.
+        media: a file or part of a file (see :mod:`modalign.data.arrays`), or inline lists. One
+            vector (d,) means (1, d).
+        width: required d.
 
     Returns:
         (N, d) float32, all finite.
 
     Raises:
-        SignalError: unreadable, of another width, of more than two dimensions, or with a value that is
+        SignalError: unreadable, with another width, more than two dimensions, or a value that is
             missing, NaN or infinite.
     """
     array = np.atleast_2d(read_array(media))
     if array.ndim > 2:
         shape = " x ".join(map(str, array.shape))
         raise SignalError(
-            media, f"has shape {shape}, not (N, d): name one of its rows (#0, #1, ...)"
+            media, f"has shape {shape}, not (N, d): select one of its rows (#0, #1, ...)"
         )
     if width is not None and array.shape[1] != width:
         raise SignalError(
@@ -43,13 +43,13 @@ def open_vectors(media: Media, width: int | None = None) -> np.ndarray:
         raise SignalError(
             media,
             f"value {place} of vector {row} is {array[row, place]}: every value must be a finite "
-            "number; leave the row out or fill the value in",
+            "number; remove the row or fill in the value",
         )
     return array
 
 
 def check_vectors(media: Media) -> int:
-    """Read a medium once to see that `open_vectors` will work; return d, their width.
+    """Read a medium once to check that `open_vectors` will work; return the width d.
 
     Raises:
         SignalError: as `open_vectors` does.
@@ -58,7 +58,7 @@ def check_vectors(media: Media) -> int:
 
 
 def blank_vectors(media: Media) -> Media:
-    """As many zero vectors of the same width."""
+    """Make equally many zero vectors of the same width."""
     count, width = open_vectors(media).shape
     return Media("vectors", data=json.dumps([[0] * width] * count).encode())
 

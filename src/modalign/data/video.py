@@ -1,11 +1,11 @@
-"""Opening videos: some frames of a clip, chosen by the time they are shown, in one form (8-bit RGB).
+"""Read videos: some frames of a clip, chosen by their time, as 8-bit RGB.
 
-Decoded by PyAV (FFmpeg inside, no torchvision) in two passes. The first reads every packet and thereby
-knows when each frame is shown; what the header says of duration and number of frames is not used, but a
-file much shorter than its header says was cut off and is refused. The second decodes one frame after the
-other and keeps those asked for: memory is bounded by them, whatever the length of the video.
+PyAV (FFmpeg inside, no torchvision) decodes in two passes. The first reads every packet and thereby knows
+when each frame is shown; the header's duration and number of frames are not used for this, but a file much
+shorter than its header says is truncated and refused. The second decodes frame by frame and keeps the
+chosen ones: memory is bounded by these, whatever the length of the video.
 
-Which frames are kept: :mod:`modalign.data.frame_sampling`.
+For the choice of frames see :mod:`modalign.data.frame_sampling`.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ def open_video(
     max_pixels: int = MAX_PIXELS,
     max_frames: int = MAX_FRAMES,
 ) -> Clip:
-    """Decode up to F frames of a video, turned upright, transparency over white.
+    """Decode up to F frames of a video, rotated, with transparency over white.
 
     Args:
         media: MP4, WebM, Matroska, AVI, MPEG-TS, animated GIF ... (``video_container.FORMATS``).
-        frames: F, the most frames that are kept.
+        frames: F, the maximum number of frames.
         sampling: how they are chosen.
-        smallest_side: frames are shrunk by a whole factor while height and width stay at least this;
+        smallest_side: frames are shrunk by an integer factor that keeps both sides at least this long;
             None keeps their size.
-        max_pixels: no frame may have more; checked before one is decoded.
-        max_frames: no video may have more; checked before one is decoded.
+        max_pixels: limit per frame, checked before decoding.
+        max_frames: limit per video, checked before decoding.
 
     Returns:
-        One to F frames; all have the size of the first.
+        One to F frames; all of the first one's size.
 
     Raises:
-        SignalError: missing, no video, without frames, cut off, damaged, over a limit.
+        SignalError: missing, not a video, without frames, truncated, damaged, over a limit.
         UsageError: an unknown sampling, or PyAV is not installed.
     """
     if sampling not in get_args(Sampling):
@@ -98,7 +98,7 @@ def open_video(
 def check_video(
     media: Media, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
 ) -> None:
-    """Decode a video to its end once, keeping nothing, to see that `open_video` will work.
+    """Decode a video to its end once, without keeping it, to check that `open_video` will work.
 
     Raises:
         SignalError: as `open_video` does.
@@ -112,18 +112,18 @@ def check_video(
 
 
 def blank_video(media: Media) -> Media:
-    """A mid-grey video of the same size, with frames at the same times (to a millisecond)."""
+    """Make a mid-grey video of the same size, with frames at the same times (to a millisecond)."""
     timeline = _timeline(media, "uniform", MAX_PIXELS, MAX_FRAMES)
     height, width = open_video(media, 1).frames.shape[1:3]
     return grey_video(width, height, timeline.times - timeline.times[0])
 
 
 def grey_video(width: int, height: int, times: np.ndarray) -> Media:
-    """A mid-grey video with a frame at each of the ``times`` (n,), in ascending seconds."""
+    """Make a mid-grey video with a frame at each of the ``times`` (n,), in ascending seconds."""
     av = pyav()
     buffer = io.BytesIO()
     grey = np.full((height, width, 3), 128, np.uint8)
-    # bitexact: no random identifier, so that equal videos have equal bytes and one cached encoding.
+    # bitexact: no random identifiers, so that equal videos have equal bytes and one cache entry.
     with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("ffv1", rate=1000, options={"g": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
@@ -137,7 +137,7 @@ def grey_video(width: int, height: int, times: np.ndarray) -> Media:
 
 
 def amounts(media: Media) -> list[Amount]:
-    """What a server limits: the size of frames, and the time from the first packet to the last one's end."""
+    """Return the amounts that a server limits: frame size, and the time from first to last packet."""
     begin, end = float("inf"), 0.0
     with opened_video(media, MAX_PIXELS) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
@@ -154,7 +154,7 @@ def amounts(media: Media) -> list[Amount]:
 
 
 def first_picture(media: Media) -> bytes:
-    """The first frame as a PNG file."""
+    """Return the first frame as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(open_video(media, 1).frames[0]).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -164,7 +164,7 @@ def first_picture(media: Media) -> bytes:
 
 
 def _timeline(media: Media, sampling: Sampling, max_pixels: int, max_frames: int) -> Timeline:
-    """Times of all frames: from the packets, or by decoding where these do not say or scenes count."""
+    """Find the times of all frames, from the packets or, if necessary, by decoding."""
     with opened_video(media, max_pixels) as (container, stream):
         times = _packet_times(container, stream, media, max_frames)
     if times is None or sampling == "scene":
@@ -178,7 +178,7 @@ def _timeline(media: Media, sampling: Sampling, max_pixels: int, max_frames: int
 
 
 def _looked_at(frames: Iterator[tuple[float, Any]]) -> Timeline:
-    """Times of decoded frames, and how far each one's histogram is from the one before it."""
+    """Return the times of decoded frames, and each one's histogram distance from the previous one."""
     times: list[float] = []
     changes: list[float] = []
     before = None
@@ -189,12 +189,12 @@ def _looked_at(frames: Iterator[tuple[float, Any]]) -> Timeline:
         changes.append(0.0 if before is None else change(before, now))
         times.append(time)
         before = now
-    ascending = np.maximum.accumulate(np.array(times))  # damaged files have clocks that jump back
+    ascending = np.maximum.accumulate(np.array(times))  # timestamps of damaged files may jump back
     return Timeline(ascending, np.array(changes), seen=True)
 
 
 def _packet_times(container: Any, stream: Any, media: Media, max_frames: int) -> np.ndarray | None:
-    """(n,) ascending seconds at which frames are shown, or None where packets do not say."""
+    """Return (n,) ascending frame times in seconds, or None if packets have none."""
     ticks: list[int | None] = []
     begin, end = np.inf, -np.inf
     for packet in container.demux():
@@ -213,7 +213,7 @@ def _packet_times(container: Any, stream: Any, media: Media, max_frames: int) ->
             )
     known = sorted({tick for tick in ticks if tick is not None})
     times = np.array([float(tick * stream.time_base) for tick in known])
-    if ticks:  # how long the last frame is shown is not in every container: as long as any other
+    if ticks:  # not every container has the last frame's duration: assume it equals the others
         longest = float(np.diff(times).max(initial=0.0))
         # A header's duration begins at 0, also where the first frame is shown later.
         _refuse_cut_off(container.duration, end - min(begin, 0.0), longest, media)
@@ -221,13 +221,13 @@ def _packet_times(container: Any, stream: Any, media: Media, max_frames: int) ->
 
 
 def _refuse_cut_off(promised: int | None, found: float, longest: float, media: Media) -> None:
-    """Refuse a file whose packets, of any stream, end well before its header says (microseconds)."""
+    """Refuse a file whose packets end well before the header's duration (microseconds)."""
     said = (promised or 0) / 1e6
     if 0 <= found + longest < (1 - MISSING) * said - 0.1:
         raise SignalError(
             media,
-            f"ends after {found:.2f} s, but its header says {said:.2f} s: it was cut off (copy it anew) "
-            "or its header lies (write a new one: ffmpeg -i FILE -c copy NEW)",
+            f"ends after {found:.2f} s, but its header says {said:.2f} s: it is truncated (copy it again) "
+            "or its header is wrong (rewrite it: ffmpeg -i FILE -c copy NEW)",
         )
 
 
@@ -236,14 +236,14 @@ def _refuse_unreached(last: float, media: Media, timeline: Timeline) -> None:
         raise SignalError(
             media,
             f"{max(last - timeline.times[0], 0):.2f} s of {timeline.end - timeline.times[0]:.2f} s "
-            "can be decoded: truncated or damaged; copy it anew",
+            "can be decoded: truncated or damaged; copy it again",
         )
 
 
 def _shown_at(
     frames: Iterator[tuple[float, Any]], wanted: np.ndarray, media: Media, timeline: Timeline
 ) -> Iterator[tuple[float, Any]]:
-    """Of each wanted time the frame, or the next one that could be decoded; ends with the last."""
+    """Yield the frame for each wanted time, or the next decodable one."""
     place, time = 0, -np.inf
     for time, frame in frames:
         if time >= wanted[place]:
@@ -253,20 +253,20 @@ def _shown_at(
                 return
     _refuse_unreached(time, media, timeline)
     if not place:
-        raise SignalError(media, "no frame can be decoded: copy it anew")
+        raise SignalError(media, "no frame can be decoded: copy it again")
 
 
 # --- pixels -------------------------------------------------------------------------------------
 
 
 def _shrunk(frame: Any, smallest_side: int | None) -> tuple[int, int]:
-    """(width, height) that frames are kept at."""
+    """Return the (width, height) to keep frames at."""
     factor = max(min(frame.width, frame.height) // smallest_side, 1) if smallest_side else 1
     return frame.width // factor, frame.height // factor
 
 
 def _to_rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8, upright."""
+    """Convert a frame to (H, W, 3) uint8, rotated upright."""
     form = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
     pixels = frame.to_ndarray(format=form, width=size[0], height=size[1], interpolation="AREA")
     if form == "rgba":

@@ -1,4 +1,4 @@
-"""A video file, opened by PyAV: its container and video stream, with errors that say what is wrong."""
+"""Open a video file with PyAV: its container and video stream, with clear errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modalign.data.records import Media
 from modalign.data.signals import SignalError, beginning, opened, refuse_thin
 from modalign.errors import UsageError
 
-# Containers only: no playlist or list of files, which would have FFmpeg open other files or addresses.
+# Only containers: no playlists or file lists, with which FFmpeg would open other files or addresses.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,apng,ivf,"
     "h264,hevc,m4v,mjpeg,yuv4mpegpipe,nut"
@@ -19,7 +19,7 @@ FORMATS = (
 
 
 def pyav() -> Any:
-    """PyAV's module.
+    """Import PyAV.
 
     Raises:
         UsageError: it is not installed.
@@ -35,7 +35,7 @@ def pyav() -> Any:
 
 @contextmanager
 def opened_video(media: Media, max_pixels: int) -> Iterator[tuple[Any, Any]]:
-    """Give the container and its video stream; what FFmpeg complains of becomes a SignalError."""
+    """Open the container and its video stream; FFmpeg's errors become SignalErrors."""
     av = pyav()
     with opened(media) as file:
         try:
@@ -50,26 +50,28 @@ def opened_video(media: Media, max_pixels: int) -> Iterator[tuple[Any, Any]]:
             try:
                 yield container, stream
             except (av.FFmpegError, ValueError) as error:
-                raise SignalError(media, f"damaged video ({_brief(error)}): copy it anew") from None
+                raise SignalError(
+                    media, f"damaged video ({_brief(error)}): copy it again"
+                ) from None
 
 
 def _what_instead(file: BinaryIO, error: Exception) -> str:
     shown = beginning(file)
     if shown is None:
-        return "the file is empty: copy it anew"
+        return "the file is empty: copy it again"
     return (
         f"cannot be opened as a video ({_brief(error)}){shown}: truncated, damaged, or of another "
-        "format; copy it anew or save it as MP4"
+        "format; copy it again or save it as MP4"
     )
 
 
 def _brief(error: Exception) -> str:
-    """FFmpeg's message without the number and the file's name."""
+    """Return FFmpeg's message without the number and the file's name."""
     return str(getattr(error, "strerror", None) or error)
 
 
 def _video_stream(container: Any, media: Media) -> Any:
-    cover = pyav().stream.Disposition.attached_pic  # a picture beside sound
+    cover = pyav().stream.Disposition.attached_pic  # a cover picture in an audio file
     stream = container.streams.best("video")
     if stream is None or stream.disposition & cover:
         kinds = sorted({other.type for other in container.streams if other is not stream})
@@ -80,7 +82,7 @@ def _video_stream(container: Any, media: Media) -> Any:
 
 def _refuse_too_large(codec: Any, media: Media, max_pixels: int) -> None:
     refuse_thin(media, codec.width, codec.height)
-    codec.options = {"max_pixels": str(max_pixels)}  # the decoder's own limit: headers may lie
+    codec.options = {"max_pixels": str(max_pixels)}  # headers may be wrong
     if codec.width * codec.height > max_pixels:
         raise SignalError(
             media,
@@ -90,7 +92,7 @@ def _refuse_too_large(codec: Any, media: Media, max_pixels: int) -> None:
 
 
 def decoded_frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
-    """Every frame with its time; counted, at the stream's own rate, where it has none.
+    """Every frame with its time; without timestamps, frames are counted at the stream's rate.
 
     Raises:
         ValueError: the decoder marks a frame as damaged.

@@ -1,1 +1,1 @@
-"""Encoders: a signal becomes features (N, d) with a mask and, where it has one, a grid."""
+"""Encoders: turn a signal into features (N, d) with a mask and, if it has one, a grid."""

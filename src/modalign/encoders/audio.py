@@ -1,6 +1,6 @@
-"""Audio encoders: recordings become features (n, N, d) in order of time, as many as the clip is long.
+"""Audio encoders: turn recordings into features (n, N, d) in temporal order; N depends on the length.
 
-Four kinds: log-mel patches without parameters, a small convolutional encoder over log-mel that trains with
+Four kinds: log-mel patches without parameters, a small convolutional encoder over log-mel trained with
 the model, any Hugging Face speech encoder (``speech.py``), and a user's own module over waveforms.
 """
 
@@ -25,14 +25,14 @@ from modalign.encoders.speech import SpeechTower, by_length, filled, num_feature
 
 
 class LogMelPatches(SignalEncoder):
-    """No encoder: P frames of a spectrogram side by side are one feature.
+    """No encoder: P frames of a spectrogram are concatenated into one feature.
 
-    What AST (arXiv 2104.01778) and Fuyu do with patches, cut along time only.
+    Like the patches of AST (arXiv 2104.01778) and Fuyu, cut only along time.
 
     Args:
-        bands: of the spectrogram.
-        patch: P, frames per feature; a last patch that is not full is filled with zeros (the mean).
-        frames: of the longest clip.
+        bands: mel bands of the spectrogram.
+        patch: P, frames per feature; a partial last patch is padded with zeros (the mean).
+        frames: frames of the longest clip.
     """
 
     def __init__(self, bands: int, patch: int, frames: int) -> None:
@@ -51,18 +51,18 @@ class LogMelPatches(SignalEncoder):
 
 
 class ConvEncoder(SignalEncoder):
-    """Convolutions over time, each with a layer norm over channels and a GELU; made to be trained.
+    """Convolutions over time, each with a layer norm over channels and a GELU; trained with the model.
 
-    The front of Whisper's encoder (arXiv 2212.04356), some layers deep, without the transformer behind it.
-    Padding is zero after every layer, as beyond the end of a clip: a clip alone and in a batch are equal.
+    The front of Whisper's encoder (arXiv 2212.04356), some layers deep, without the transformer.
+    Padding is zero after every layer, as beyond the end of a clip, so batching does not change features.
 
     Args:
-        bands: of the spectrogram.
+        bands: mel bands of the spectrogram.
         width: d, channels of every layer.
-        strides: of the layers, one after another; their product is the reduction.
+        strides: one per layer; their product is the reduction.
         kernel: odd, frames that one output reads.
         dropout: after every layer.
-        frames: of the longest clip.
+        frames: frames of the longest clip.
     """
 
     fresh = True
@@ -102,14 +102,14 @@ class ConvEncoder(SignalEncoder):
 
 
 def reduced(frames: int, strides: Sequence[int]) -> int:
-    """Length behind convolutions of odd kernels, padded by half of them."""
+    """Return the length after convolutions with odd kernels and half padding."""
     for stride in strides:
         frames = -(-frames // stride)
     return frames
 
 
 def _silenced(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Zeros where the mask (made where there is none) is False, whatever stood there."""
+    """Set values to zero where the mask is False; return the mask, created if missing."""
     if mask is None:
         return values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
     return values.masked_fill(~mask.unsqueeze(-1), 0.0), mask
@@ -118,8 +118,8 @@ def _silenced(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 class ImportedAudio(SignalEncoder):
     """A user's own module, by import path ``package.module:Class`` and keyword arguments.
 
-    It maps waveforms (n, S) of one length to (n, N, d); its N per S was measured when it was loaded.
-    Clips of equal length run together, so that it never meets padding.
+    It maps waveforms (n, S) of one length to (n, N, d); N as a function of S was measured on loading.
+    Clips of equal length run together, so it never sees padding.
     """
 
     def __init__(
@@ -148,11 +148,11 @@ def build(spec: dict[str, Any]) -> SignalEncoder:
         return ImportedAudio(
             spec["path"], spec["arguments"], spec["feature_size"], spec["num_features"]
         )
-    raise EncoderError(f"unknown encoder of audio {kind!r}; known: patches, conv, speech, module")
+    raise EncoderError(f"unknown audio encoder {kind!r}; known: patches, conv, speech, module")
 
 
 def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
-    """Waveforms (S_i,), numpy float32 at ``spec['rate']`` -> what the encoder reads."""
+    """Convert waveforms (S_i,), numpy float32 at ``spec['rate']``, to the encoder's input."""
     kind = spec["kind"]
     if kind == "speech":
         return prepare_speech(spec, signals)

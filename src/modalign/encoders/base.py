@@ -1,13 +1,13 @@
-"""The contract of an encoder: a batch of one modality's signals becomes features.
+"""The contract of an encoder: it turns a batch of one modality's signals into features.
 
-This file and every file beside it imports only torch, transformers and its siblings: a trained model is
-exported with copies of them. Decoding files is the data room's (``modalign.data``); loading pretrained
-weights and describing an encoder from data is ``modalign.models.encoders``'.
+This file and its siblings import only torch, transformers and each other: a trained model is exported with
+copies of them. Decoding files is done in ``modalign.data``; loading pretrained weights and configuring an
+encoder from data in ``modalign.models.encoders``.
 
-Every modality's file offers, besides its encoder classes,
+Besides its encoder classes, every modality's file offers
 
-* ``build(spec) -> SignalEncoder``: an encoder from its JSON-able description (key ``kind`` says which);
-* ``prepare(spec, signals) -> Prepared``: decoded signals (numpy arrays, the modality's own form) become
+* ``build(spec) -> SignalEncoder``: build an encoder from its JSON-able description (key ``kind`` selects it);
+* ``prepare(spec, signals) -> Prepared``: turn decoded signals (numpy arrays, in the modality's own form) into
   one batch of tensors; needs no weights, so that a processor can do it.
 """
 
@@ -26,7 +26,7 @@ Grid = tuple[int, int]
 
 
 class EncoderError(ValueError):
-    """An encoder that cannot be built or gives something that is not features."""
+    """An encoder that cannot be built or does not return features."""
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Prepared:
     """Signals of one modality as tensors.
 
     Attributes:
-        values: (n, ...) what the encoder reads.
-        mask: (n, T) bool, True where there is signal, or None where all of it is.
-        counts: features that each of the n signals gives (N where nothing is masked).
+        values: (n, ...) the encoder's input.
+        mask: (n, T) bool, True where there is signal, or None if all of it is.
+        counts: features of each of the n signals (N without a mask).
     """
 
     values: Tensor
@@ -49,13 +49,13 @@ class SignalEncoder(nn.Module, ABC):
 
     Attributes:
         feature_size: d, width of a feature.
-        num_features: N, features of one signal (the most, where it varies).
-        grid: (h, w) with h * w == N where the features lie on one, else None.
-        frames: T, equal runs (frames of a video) that N features fall into.
-        frame_grid: (h, w) with T * h * w == N where the features of each run lie on a grid.
-        each_frame: the connector must work on every run by itself, even one that needs no grid.
-        fresh: its weights were never trained, so it trains with the connector, at the connector's rate,
-            even where pretrained encoders are frozen.
+        num_features: N, features of one signal (the maximum, if it varies).
+        grid: (h, w) with h * w == N if the features form a grid, else None.
+        frames: T, equal groups (frames of a video) of the N features.
+        frame_grid: (h, w) with T * h * w == N if the features of each group form a grid.
+        each_frame: the connector must process every group separately, even if it needs no grid.
+        fresh: its weights are untrained, so it trains with the connector, at the connector's rate,
+            even if pretrained encoders are frozen.
     """
 
     feature_size: int
@@ -71,27 +71,27 @@ class SignalEncoder(nn.Module, ABC):
         """Encode a batch.
 
         Args:
-            values: as :func:`prepare` of the modality gives them, (n, ...).
-            mask: (n, T) bool over the signal's own steps, or None where all are signal. What stands
+            values: from the modality's :func:`prepare`, (n, ...).
+            mask: (n, T) bool over the signal's own steps, or None if all are signal. Values
                 where it is False must not matter.
 
         Returns:
-            features (n, N, d) and their mask (n, N) bool: the features of a signal come first, padding
-            after them; as many are True as ``Prepared.counts`` says.
+            features (n, N, d) and their mask (n, N) bool: a signal's features come first, then
+            padding; ``Prepared.counts`` are True.
         """
 
 
 def all_features(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (n, N, d) with a mask that is True everywhere."""
+    """Return features (n, N, d) with a mask that is True everywhere."""
     return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
 
 
 def padded(signals: Sequence[Tensor], counts: list[int] | None = None) -> Prepared:
-    """Signals (T_i, ...) as one batch (n, T, ...), zeros after the shorter ones.
+    """Pad signals (T_i, ...) with zeros to one batch (n, T, ...).
 
     Args:
         signals: at least one.
-        counts: features that each gives; None: as many as it has steps.
+        counts: features of each; None: as many as it has steps.
     """
     values = nn.utils.rnn.pad_sequence(list(signals), batch_first=True)
     lengths = [len(signal) for signal in signals]
@@ -100,15 +100,15 @@ def padded(signals: Sequence[Tensor], counts: list[int] | None = None) -> Prepar
 
 
 def prefix_mask(counts: Tensor, length: int) -> Tensor:
-    """(n, length) bool, True at the first ``counts`` (n,) places of each row."""
+    """Return (n, length) bool, True at the first ``counts`` (n,) positions of each row."""
     return torch.arange(length, device=counts.device)[None] < counts[:, None]
 
 
 def imported(path: str, arguments: dict[str, Any]) -> nn.Module:
-    """Make a user's module.
+    """Create a user's module.
 
     Raises:
-        EncoderError: it cannot be imported or made, or is no torch module.
+        EncoderError: it cannot be imported or created, or is not a torch module.
     """
     name, _, attribute = path.partition(":")
     try:
@@ -120,7 +120,7 @@ def imported(path: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         module = factory(**arguments)
     except TypeError as error:
-        raise EncoderError(f"encoder {path!r} cannot be made: {error}") from error
+        raise EncoderError(f"encoder {path!r} cannot be created: {error}") from error
     if not isinstance(module, nn.Module):
-        raise EncoderError(f"encoder {path!r} is no torch.nn.Module")
+        raise EncoderError(f"encoder {path!r} is not a torch.nn.Module")
     return module.eval()

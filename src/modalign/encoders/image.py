@@ -1,6 +1,6 @@
-"""Image encoders: pixels (n, 3, H, W) become features (n, N, d) with a grid.
+"""Image encoders: turn pixels (n, 3, H, W) into features (n, N, d) with a grid.
 
-Three kinds: any Hugging Face vision model (its vision tower, found by its configuration), a user's
+Three kinds: any Hugging Face vision model (its vision tower, found from its configuration), a user's
 own ``torch.nn.Module`` by import path, and none (raw patches, the input of Fuyu-style converters).
 This file imports only torch and transformers: it is copied into exported models.
 """
@@ -24,12 +24,12 @@ from transformers import (
 
 from modalign.encoders.base import EncoderError, Grid, SignalEncoder, all_features, imported
 
-# In place of a layer's number: the tower's own output, its patches or all of its tokens.
+# Instead of a layer's number: the tower's own output, only patches or all tokens.
 OUTPUT, ALL = "output", "all"
 
 
 class ImageEncoder(SignalEncoder):
-    """Pixels (n, 3, H, W) -> features, as many for every image."""
+    """Pixels (n, 3, H, W) -> features, equally many for every image."""
 
     @abstractmethod
     def features(self, pixel_values: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class ImageEncoder(SignalEncoder):
         return all_features(self.features(values))
 
     def _measure(self, maps: Tensor) -> None:
-        """Fill in d, N and the grid from the features of one blank image."""
+        """Set d, N and the grid from the features of one blank image."""
         self.grid = (maps.shape[2], maps.shape[3]) if maps.dim() == 4 else None
         flat = _flat(maps)
         self.num_features, self.feature_size = flat.shape[1], flat.shape[2]
@@ -50,7 +50,7 @@ class ImageEncoder(SignalEncoder):
 
 
 def _flat(features: Tensor) -> Tensor:
-    """Maps (n, d, h, w) become (n, N, d)."""
+    """Flatten maps (n, d, h, w) to (n, N, d)."""
     return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
 
 
@@ -85,7 +85,7 @@ class RawPatches(ImageEncoder):
 
 
 def _tower(config: PreTrainedConfig) -> PreTrainedModel:
-    if isinstance(config, Blip2VisionConfig):  # the one tower that AutoModel does not know
+    if isinstance(config, Blip2VisionConfig):  # the only tower that AutoModel does not support
         return Blip2VisionModel._from_config(config)
     return AutoModel.from_config(config)
 
@@ -96,10 +96,10 @@ class HuggingFaceTower(ImageEncoder):
     Args:
         config: the tower's configuration (with ``model_type``).
         layer: index into hidden_states, as LLaVA's ``vision_feature_layer`` (-2 by default there);
-            or "output", what the tower itself gives: SigLIP norms its last hidden layer once more,
-            and that is what Idefics2, Idefics3 and nanoVLM read; or "all", that output with its
-            class and register tokens and without a grid, as BLIP-2's Q-Former reads it.
-        image_size: what the image processor gives, by default what the configuration says.
+            or "output", the tower's own output (SigLIP applies one more norm to its last hidden layer,
+            which Idefics2, Idefics3 and nanoVLM read); or "all", that output with its class and register
+            tokens and without a grid, as read by BLIP-2's Q-Former.
+        image_size: size given by the image processor; default: from the configuration.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class HuggingFaceTower(ImageEncoder):
         self.layer, self.extra = layer, 0
         size = image_size or getattr(self.tower.config, "image_size", None)
         if size is None:
-            raise EncoderError(f"the size of the images {model_type!r} reads is not known")
+            raise EncoderError(f"the image size of {model_type!r} is unknown")
         self.image_size: Grid = (size, size) if isinstance(size, int) else (size[0], size[1])
         with torch.no_grad():
             self._measure(self._hidden(_blank(self.tower, self.image_size)))

@@ -1,7 +1,7 @@
-"""Log-mel spectrograms: what an ear-like filter bank hears in short windows of a recording.
+"""Log-mel spectrograms: the output of an ear-like filter bank in short windows of a recording.
 
-Windows of 25 ms every 10 ms (Hann), power spectrum, triangular filters on Slaney's mel scale, logarithm; as
-in Whisper (arXiv 2212.04356), what lies 80 dB below a clip's loudest place is cut off.
+Windows of 25 ms every 10 ms (Hann), power spectrum, triangular filters on Slaney's mel scale, logarithm. As
+in Whisper (arXiv 2212.04356), values more than 80 dB below a clip's maximum are cut off.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ RANGE = 8.0  # decades of power kept below a clip's maximum: 80 dB
 
 
 class MelSpec(TypedDict):
-    """How spectrograms are made.
+    """Settings of spectrograms.
 
     Attributes:
         rate: Hz of the recordings.
         bands: mel filters.
-        window: seconds of a window.
-        hop: seconds from window to window.
-        mean: of every band over the training data, or None: each clip is standardised by itself.
+        window: window length in seconds.
+        hop: step in seconds.
+        mean: mean of every band over the training data; None: each clip is standardised separately.
         scale: standard deviation likewise.
     """
 
@@ -40,18 +40,18 @@ class MelSpec(TypedDict):
 
 
 def frame_sizes(spec: MelSpec) -> tuple[int, int]:
-    """Samples of a window and of a hop."""
+    """Return the samples of a window and of a hop."""
     return round(spec["window"] * spec["rate"]), round(spec["hop"] * spec["rate"])
 
 
 def num_frames(samples: int, spec: MelSpec) -> int:
-    """T of a recording: every sample is in a window; the last one is filled with silence."""
+    """Return T of a recording: every sample is in a window; the last one is padded with silence."""
     window, hop = frame_sizes(spec)
     return 1 + max(0, -(-(samples - window) // hop))
 
 
 def log_mel(signal: Any, spec: MelSpec) -> Tensor:
-    """Log10 of the mel power of a recording (S,) at ``spec['rate']`` -> (T, bands)."""
+    """Compute log10 of the mel power of a recording (S,) at ``spec['rate']`` -> (T, bands)."""
     samples = torch.as_tensor(signal, dtype=torch.float32)
     window, hop = frame_sizes(spec)
     frames = num_frames(len(samples), spec)
@@ -64,7 +64,7 @@ def log_mel(signal: Any, spec: MelSpec) -> Tensor:
 
 
 def standardised(spectrogram: Tensor, spec: MelSpec) -> Tensor:
-    """(T, bands) of zero mean and unit variance: over the clip, or per band over the training data."""
+    """Standardise (T, bands) over the clip, or per band over the training data."""
     if spec["mean"] is None or spec["scale"] is None:
         scale = spectrogram.std(correction=0)
         centred = spectrogram - spectrogram.mean()
@@ -78,10 +78,10 @@ def _fft_size(window: int) -> int:
 
 @functools.lru_cache
 def _filters(rate: int, bands: int, window: int) -> Tensor:
-    """(frequencies, bands) triangles.
+    """Return triangular filters, (frequencies, bands).
 
     Raises:
-        EncoderError: a band holds no frequency of the spectrum, so that it would be silent for ever.
+        EncoderError: a band contains no frequency of the spectrum and would always be silent.
     """
     frequencies = _fft_size(window) // 2 + 1
     step = rate / _fft_size(window)
@@ -91,6 +91,6 @@ def _filters(rate: int, bands: int, window: int) -> Tensor:
     if not bank.any(axis=0).all():
         raise EncoderError(
             f"{bands} mel bands are too many for a spectrum of {frequencies} frequencies, "
-            f"{step:g} Hz apart: ask for fewer bands or a longer window"
+            f"{step:g} Hz apart: use fewer bands or a longer window"
         )
     return torch.from_numpy(bank).float()

@@ -1,4 +1,4 @@
-"""The modules of the modalities' encoders; an exported model carries those that it needs."""
+"""Find the modules of encoders; an exported model carries those that it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modalign.encoders.base import Prepared, SignalEncoder
 
 
 def encoder_module(modality: str) -> ModuleType:
-    """The module that holds a modality's encoders (see ``encoders.base``)."""
+    """Import the module with a modality's encoders (see ``encoders.base``)."""
     return importlib.import_module(modality_of(modality).encoder)
 
 
@@ -22,6 +22,6 @@ def build_encoder(modality: str, spec: dict[str, Any]) -> SignalEncoder:
 
 
 def prepare_signals(modality: str, spec: dict[str, Any], signals: list[Any]) -> Prepared:
-    """Decoded signals (see ``encoders.base``) as tensors."""
+    """Convert decoded signals (see ``encoders.base``) to tensors."""
     prepared: Prepared = encoder_module(modality).prepare(spec, signals)
     return prepared

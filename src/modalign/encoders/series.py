@@ -1,12 +1,12 @@
 """Series encoders: patches of P steps, every series on its own scale, gaps marked.
 
-A patch holds all channels (PatchTST, arXiv 2211.14730, cuts patches alike but sees channels one by one).
+A patch holds all channels (PatchTST, arXiv 2211.14730, uses the same patches but separate channels).
 Each channel of each series is normalised by its own mean m and standard deviation s over the observed
-steps (RevIN, Kim et al. 2022, equation 1), and what that takes away is given back as two numbers per
-channel in every patch, against the training data's mean M and standard deviation S of that channel:
-(m - M) / S and s / S. So shape is learnt apart from level, and no level is lost.
+steps (RevIN, Kim et al. 2022, equation 1). Level and scale are added back as two numbers per channel in every
+patch, relative to the channel's mean M and standard deviation S in the training data: (m - M) / S and s / S.
+So shape is learnt separately from level, and no level is lost.
 
-A missing value is 0 after normalisation and has a 1 in the indicator of its channel; so has what fills up
+A missing value is 0 after normalisation, with a 1 in its channel's indicator; so is the padding of
 the last patch.
 """
 
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features, padded
 
-CLIP = 10.0  # of a level or scale, in the training data's standard deviations
-FLAT = 1e-9  # a deviation below this share of a channel's size is rounding: the channel is constant
+CLIP = 10.0  # limit of a level or scale, in the training data's standard deviations
+FLAT = 1e-9  # a deviation below this share of a channel's size is rounding error: the channel is constant
 
 
 class Patches(SignalEncoder):
-    """No encoder: a patch's 2 P C + 2 C numbers are its feature. Kind ``patches``.
+    """No encoder: the 2 P C + 2 C numbers of a patch are its feature. Kind ``patches``.
 
     Args:
         patch: P, steps.
         channels: C.
-        steps: the most steps of a series.
+        steps: maximum steps of a series.
     """
 
     def __init__(self, patch: int, channels: int, steps: int) -> None:
@@ -39,7 +39,7 @@ class Patches(SignalEncoder):
         self.feature_size = 2 * patch * channels + 2 * channels
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, N, 2 P C + 2 C) -> the same, with the mask of the patches that are there."""
+        """(n, N, 2 P C + 2 C) -> the same, with the mask of existing patches."""
         return all_features(values) if mask is None else (values, mask)
 
 
@@ -47,12 +47,12 @@ class ConvPatches(SignalEncoder):
     """A small convolutional encoder over the steps, then one feature per patch. Kind ``conv``.
 
     Two convolutions of width 3, a linear map of each patch's P outputs, one of its levels, and a layer
-    norm. Steps outside the series count as nothing at every layer, so that padding changes nothing.
+    norm. Steps outside the series are zero at every layer, so padding changes nothing.
 
     Args:
         patch: P, steps.
         channels: C.
-        steps: the most steps of a series.
+        steps: maximum steps of a series.
         width: d.
     """
 
@@ -70,7 +70,7 @@ class ConvPatches(SignalEncoder):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, N, 2 P C + 2 C) -> features (n, N, d) and the mask of the patches that are there."""
+        """(n, N, 2 P C + 2 C) -> features (n, N, d) and the mask of existing patches."""
         if mask is None:
             mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         values = values.where(mask[..., None], torch.zeros_like(values))
@@ -98,7 +98,7 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
     A patch is its P steps of C values and C indicators, then the C levels and C scales of its series.
 
     Raises:
-        EncoderError: another number of channels, or more steps than the model takes.
+        EncoderError: another number of channels, or more steps than the model accepts.
     """
     patch, channels = spec["patch"], spec["channels"]
     signals = [torch.as_tensor(signal, dtype=torch.float64) for signal in signals]
@@ -112,7 +112,7 @@ def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
 
 
 def _patches(spec: dict[str, Any], signal: Tensor, count: int) -> Tensor:
-    """One series (T, C) as its patches (count, 2 P C + 2 C)."""
+    """Cut one series (T, C) into patches (count, 2 P C + 2 C)."""
     missing = signal.isnan()
     mean, scale = statistics(signal)
     safe = scale.where(scale > 0, torch.ones_like(scale))
@@ -128,9 +128,9 @@ def _patches(spec: dict[str, Any], signal: Tensor, count: int) -> Tensor:
 
 
 def statistics(signal: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of a series (T, C) over its observed steps.
+    """Compute mean and standard deviation (C,) of a series (T, C) over its observed steps.
 
-    The deviation of a constant channel is exactly 0; a channel without a value has mean and deviation 0.
+    The deviation of a constant channel is exactly 0; a channel without values has mean and deviation 0.
     """
     observed = ~signal.isnan()
     values = signal.where(observed, torch.zeros_like(signal))

@@ -1,14 +1,14 @@
-"""The speech encoder of any Hugging Face model: waveforms or spectrograms become features in time.
+"""The speech encoder of any Hugging Face model: turn waveforms or spectrograms into features in time.
 
-Two kinds are told apart by what the model's own feature extractor does:
+There are two kinds, distinguished by the model's own feature extractor:
 
-* it fills every clip to one fixed window (Whisper: 30 s, AST: 10.24 s). The model is run on the whole window,
-  as it was trained; features of padding are masked. A feature counts as the clip's when its step begins
+* It pads every clip to one fixed window (Whisper: 30 s, AST: 10.24 s). The model runs on the whole window,
+  as in its training; features of padding are masked. A feature belongs to the clip if its step begins
   within the clip.
-  Whisper's encoder has two further forms. ``qwen2_audio`` (arXiv 2407.10759): padding is hidden from
-  attention as well, and neighbouring features are averaged before the last norm. ``voxtral`` (arXiv
-  2507.13264): every feature of the window counts, those of the silence behind a clip too.
-* it leaves clips as long as they are (wav2vec 2.0, HuBERT, WavLM, ...). Clips of equal length run together
+  Whisper's encoder has two further forms. ``qwen2_audio`` (arXiv 2407.10759): padding is also hidden from
+  attention, and neighbouring features are averaged before the last norm. ``voxtral`` (arXiv
+  2507.13264): every feature of the window counts, including those of trailing silence.
+* It keeps the length of clips (wav2vec 2.0, HuBERT, WavLM, ...). Clips of equal length run together
   and no clip is ever padded: group norms over time and convolutional positions would see the padding.
 """
 
@@ -34,11 +34,11 @@ from modalign.encoders.base import (
     prefix_mask,
 )
 
-POOL = 2  # neighbours that Qwen2-Audio's encoder averages
+POOL = 2  # neighbours averaged by Qwen2-Audio's encoder
 
 
 def speech_part(config: PreTrainedConfig) -> type[nn.Module] | None:
-    """The class of an encoder-decoder's encoder; None where the whole model is the encoder."""
+    """Return the class of an encoder-decoder's encoder; None if the whole model is the encoder."""
     if not config.is_encoder_decoder:
         return None
     with torch.device("meta"):
@@ -46,13 +46,13 @@ def speech_part(config: PreTrainedConfig) -> type[nn.Module] | None:
 
 
 def build_part(config: PreTrainedConfig) -> nn.Module:
-    """The encoder of a configuration, without pretrained weights."""
+    """Build the encoder of a configuration, without pretrained weights."""
     cls = speech_part(config)
     return AutoModel.from_config(config) if cls is None else cls(config)
 
 
 def patch_rows(config: PreTrainedConfig) -> tuple[int, int] | None:
-    """(F, T) patches of frequency and time where the model cuts spectrograms into patches (AST)."""
+    """Return (F, T) patches of frequency and time if the model cuts spectrograms into patches (AST)."""
     if not hasattr(config, "frequency_stride") or not hasattr(config, "time_stride"):
         return None
     size = config.patch_size
@@ -61,7 +61,7 @@ def patch_rows(config: PreTrainedConfig) -> tuple[int, int] | None:
 
 
 def num_features(length: int, steps: dict[str, int]) -> int:
-    """Features of an input of some length, by the measured step function.
+    """Return the number of features of an input, from the measured step function.
 
     Args:
         length: samples or spectrogram frames.
@@ -76,7 +76,7 @@ def num_features(length: int, steps: dict[str, int]) -> int:
 def by_length(
     encode: Callable[[Tensor], Tensor], values: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Encode a batch so that no clip meets padding: clips of equal length run together.
+    """Encode a batch without padding: clips of equal length run together.
 
     Args:
         encode: inputs (n, S, ...) of one length -> features (n, N, d).
@@ -84,7 +84,7 @@ def by_length(
         mask: (n, S) bool, signal first, or None.
 
     Returns:
-        features (n, N, d), zeros behind the shorter clips', and their mask (n, N).
+        features (n, N, d), zeros after those of shorter clips, and their mask (n, N).
     """
     if mask is None:
         return all_features(encode(values))
@@ -103,10 +103,10 @@ class SpeechTower(SignalEncoder):
     """A Hugging Face speech encoder, read at one hidden layer.
 
     Args:
-        spec: ``config`` of the model; ``layer``, index into hidden_states (-1: its output);
-            ``input``, the name of what it reads; ``window`` (fixed) or ``steps`` (varying);
-            ``form``, where it is another than the model's own; ``feature_size`` and
-            ``num_features``, measured when it was loaded.
+        spec: the model's ``config``; ``layer``, index into hidden_states (-1: its output);
+            ``input``, the name of its input; ``window`` (fixed) or ``steps`` (varying);
+            ``form``, if it differs from the model's own; ``feature_size`` and
+            ``num_features``, measured on loading.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -121,8 +121,8 @@ class SpeechTower(SignalEncoder):
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inputs (n, ...), mask -> features (n, N, d) and their mask.
 
-        The mask is over features where the window is fixed (in the form ``qwen2_audio`` over the
-        positions before neighbours are averaged), else over samples or spectrogram frames.
+        The mask is over features if the window is fixed (in the form ``qwen2_audio`` over the
+        positions before averaging), else over samples or spectrogram frames.
         """
         if self.form == "qwen2_audio" and mask is not None:
             counts = mask.sum(dim=1) // POOL
@@ -134,7 +134,7 @@ class SpeechTower(SignalEncoder):
         return by_length(self.hidden, values, mask)
 
     def _visible(self, values: Tensor, mask: Tensor) -> Tensor | None:
-        """What positions may attend to, by a mask (n, T) over them, as the tower takes it."""
+        """Convert a mask (n, T) over positions to the tower's attention mask."""
         empty = values.new_zeros(*mask.shape, 1)
         config: Any = self.tower.config
         return create_bidirectional_mask(
@@ -142,19 +142,19 @@ class SpeechTower(SignalEncoder):
         )
 
     def hidden(self, values: Tensor, **options: Any) -> Tensor:
-        """Features (n, N, d) of inputs of one length, in order of time."""
+        """Return features (n, N, d) of inputs of one length, in temporal order."""
         output = self.tower(**{self.input: values}, output_hidden_states=True, **options)
         states = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
         if self.patches is None:
             return states
-        rows, columns = self.patches  # behind class tokens; frequency by frequency
+        rows, columns = self.patches  # after class tokens; frequency by frequency
         return states[:, -rows * columns :].unflatten(1, self.patches).transpose(1, 2).flatten(1, 2)
 
 
 def prepare_speech(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
-    """Waveforms (S_i,), numpy, through the model's own feature extractor, one by one.
+    """Pass waveforms (S_i,), numpy, through the model's own feature extractor, one by one.
 
-    A clip too short for one feature is filled with silence up to ``spec['min_samples']``.
+    A clip too short for one feature is padded with silence to ``spec['min_samples']``.
     """
     extract = extractor_of(json.dumps(spec["extractor"], sort_keys=True))
     inputs = []
@@ -173,18 +173,18 @@ def prepare_speech(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
 
 
 def filled(signal: Any, length: int) -> Tensor:
-    """A waveform (S,) as a tensor, with silence behind it up to a length."""
+    """Convert a waveform (S,) to a tensor, padded with silence to a length."""
     samples = torch.as_tensor(signal, dtype=torch.float32)
     return nn.functional.pad(samples, (0, max(0, length - len(samples))))
 
 
 def _in_window(spec: dict[str, Any], signals: Sequence[Any]) -> tuple[Tensor | None, list[int]]:
-    """What of a fixed window is a clip's: a mask as :class:`SpeechTower` reads it, and counts."""
+    """Return the part of a fixed window that belongs to each clip: a mask for :class:`SpeechTower`, and counts."""
     window = spec["window"]
     if spec.get("form") == "voxtral":
         return None, [window["features"]] * len(signals)
     if spec.get("form") == "qwen2_audio":
-        samples = window["samples"] // (POOL * window["features"])  # of a position
+        samples = window["samples"] // (POOL * window["features"])  # samples per position
         lengths = [max(len(signal), spec["min_samples"]) for signal in signals]
         places = [min(-(-length // samples), POOL * window["features"]) for length in lengths]
         mask = prefix_mask(torch.tensor(places), POOL * window["features"])
@@ -194,14 +194,14 @@ def _in_window(spec: dict[str, Any], signals: Sequence[Any]) -> tuple[Tensor | N
 
 
 def _steps(samples: int, window: dict[str, int]) -> int:
-    """Time steps of a fixed window that begin within a clip; at least one."""
+    """Count the time steps of a fixed window that begin within a clip; at least one."""
     columns = window["features"] // window["rows"]
     return min(max(1, -(-samples // window["step"])), columns)
 
 
 @functools.lru_cache
 def extractor_of(description: str) -> Any:
-    """A feature extractor from its own JSON.
+    """Build a feature extractor from its JSON.
 
     Raises:
         EncoderError: transformers has no such class.

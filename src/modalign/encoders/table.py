@@ -1,13 +1,13 @@
-"""Table encoders: each column of a row becomes one feature.
+"""Table encoders: turn each column of a row into one feature.
 
 Two kinds over the same prepared values. ``columns`` has parameters: for column j with number x
 
     feature_j = column_j + x W_j + state_j
 
-as the feature tokenizer of FT-Transformer (Gorishniy et al. 2021, arXiv 2106.11959, section 3.3). The
-state is nothing for a number that is there, else an embedding of its own for a missing value, for a
-category that training never saw, and for each category. ``fixed`` has none: it gives the same sum's terms
-as one-hot features, so that a linear connector over it can form exactly what ``columns`` forms.
+as in the feature tokenizer of FT-Transformer (Gorishniy et al. 2021, arXiv 2106.11959, section 3.3). The
+state is zero for a number that is present, else an embedding: one for a missing value, one for a category
+not seen in training, and one for each known category. ``fixed`` has no parameters: it gives the terms of the
+same sum as one-hot features, so a linear connector over it can represent exactly what ``columns`` represents.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from modalign.encoders.base import EncoderError, Prepared, SignalEncoder, all_features
 
-CLIP = 10.0  # standard deviations: one wild value must not drown a row
+CLIP = 10.0  # standard deviations: one outlier must not dominate a row
 MAX_CATEGORIES = 250  # of one column: codes stay exact in bfloat16, which counts to 256
 PRESENT, MISSING, UNSEEN, FIRST = 0, 1, 2, 3  # codes of a column's states; categories from FIRST on
 
 
 class TableEncoder(SignalEncoder):
-    """What both kinds share: values (n, C, 2), a number and a state's code for each column.
+    """Base of both kinds: values (n, C, 2), a number and a state code for each column.
 
     Args:
         columns: as :func:`build` describes them.
@@ -43,7 +43,7 @@ class TableEncoder(SignalEncoder):
         self.starts = [0, *accumulate(sizes)][:-1]
 
     def states(self, values: Tensor) -> Tensor:
-        """(n, C, 2) -> (n, C) which of all states each column is in, from 1; 0 where in none."""
+        """(n, C, 2) -> (n, C), the state of each column, from 1; 0 if it has none."""
         codes = values[..., 1].round().long()
         starts = torch.tensor(self.starts, device=values.device)
         return torch.where(codes == PRESENT, 0, starts + codes)
@@ -52,7 +52,7 @@ class TableEncoder(SignalEncoder):
 class ColumnEmbeddings(TableEncoder):
     """One feature per column, with parameters: kind ``columns``.
 
-    Embeddings of missing values and unseen categories start at zero: without training they add nothing.
+    Embeddings of missing values and unseen categories start at zero: untrained, they add nothing.
 
     Args:
         columns: as :func:`build` describes them.
@@ -72,7 +72,7 @@ class ColumnEmbeddings(TableEncoder):
                 self.state.weight[start + MISSING : start + min(FIRST, _states(column) + 1)] = 0
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, C, 2) -> features (n, C, d), all there."""
+        """(n, C, 2) -> features (n, C, d), all present."""
         numbers = values[..., :1].to(self.slopes.dtype)
         return all_features(self.columns + numbers * self.slopes + self.state(self.states(values)))
 
@@ -80,7 +80,7 @@ class ColumnEmbeddings(TableEncoder):
 class FixedColumns(TableEncoder):
     """One feature per column, without parameters: kind ``fixed``, width 2 C + states.
 
-    The feature of column j is its number at place j, 1 at place C + j, and 1 at its state's place.
+    The feature of column j has its number at index j, 1 at index C + j, and 1 at its state's index.
     """
 
     def __init__(self, columns: Sequence[Mapping[str, Any]]) -> None:
@@ -88,7 +88,7 @@ class FixedColumns(TableEncoder):
         self.feature_size = 2 * len(columns) + self.num_states
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, C, 2) -> features (n, C, 2 C + states), all there."""
+        """(n, C, 2) -> features (n, C, 2 C + states), all present."""
         column = torch.eye(self.num_features, dtype=values.dtype, device=values.device)
         column = column.expand(len(values), -1, -1)
         state = nn.functional.one_hot(self.states(values), self.num_states + 1)[..., 1:]
@@ -111,7 +111,7 @@ def build(spec: dict[str, Any]) -> TableEncoder:
 
 
 def prepare(spec: dict[str, Any], signals: Sequence[Mapping[str, Any]]) -> Prepared:
-    """Rows -> values (n, C, 2). A column that a row lacks is missing; the order of a row is nothing.
+    """Rows -> values (n, C, 2). A column that a row lacks is missing; the order within a row does not matter.
 
     Raises:
         EncoderError: text where the training data had numbers.
@@ -123,19 +123,19 @@ def prepare(spec: dict[str, Any], signals: Sequence[Mapping[str, Any]]) -> Prepa
 
 
 def _states(column: Mapping[str, Any]) -> int:
-    """States that a column may be in, besides none: missing; unseen and each category."""
+    """Count the states of a column besides none: missing; unseen and each category."""
     return FIRST - 1 + len(column["categories"]) if "categories" in column else MISSING
 
 
 def category(value: float | str) -> str:
-    """The name of a category; true, false and numbers in their shortest form."""
+    """Return the name of a category; true, false and numbers in their shortest form."""
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else f"{value:.15g}"
 
 
 def _coded(column: Mapping[str, Any], value: float | str | None) -> tuple[float, int]:
-    """The number and the state's code of one cell."""
+    """Return the number and the state code of one cell."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return 0.0, MISSING
     if "categories" in column:
@@ -143,7 +143,9 @@ def _coded(column: Mapping[str, Any], value: float | str | None) -> tuple[float,
         known = column["categories"]
         return 0.0, FIRST + known.index(name) if name in known else UNSEEN
     if isinstance(value, str):
-        raise EncoderError(f"column {column['name']!r} is {value!r}; it had numbers in training")
+        raise EncoderError(
+            f"column {column['name']!r} is {value!r}, but it had numbers in training"
+        )
     if "knots" in column:
         return _uniform(column["knots"], value), PRESENT
     number = (value - column["mean"]) / column["scale"]
@@ -151,10 +153,10 @@ def _coded(column: Mapping[str, Any], value: float | str | None) -> tuple[float,
 
 
 def _uniform(knots: Sequence[float], value: float) -> float:
-    """Where a value lies among quantiles, interpolated; spread to mean 0 and variance 1.
+    """Return a value's interpolated rank among quantiles, scaled to mean 0 and variance 1.
 
-    Between the ends a value's share u of the training values is uniform on [0, 1], whose standard
-    deviation is 1 / sqrt(12). A column of one value gives 0.
+    Between the ends, a value's rank u in the training values is uniform on [0, 1], with standard
+    deviation 1 / sqrt(12). A column with one value gives 0.
     """
     if len(knots) == 1:
         return 0.0

@@ -1,7 +1,7 @@
 """Vectors: precomputed (N, d) arrays are the features; the encoder is the identity.
 
-It has no parameters. With ``standardise`` it takes off the training vectors' mean and divides by their
-standard deviation, dimension by dimension: connectors are initialised for features of that size.
+It has no parameters. With ``standardise`` it subtracts the training vectors' mean and divides by their
+standard deviation, per dimension, because connectors are initialised for features of that size.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ LEAST = torch.finfo(torch.float32).smallest_normal
 
 
 class Identity(SignalEncoder):
-    """Vectors as they are, or standardised.
+    """Return vectors unchanged, or standardised.
 
     Args:
         width: d.
-        length: N, the most vectors that one signal may have.
+        length: N, maximum vectors of one signal.
         standardise: keep ``mean`` and ``scale`` (d,), set by :meth:`fit`, saved with the model.
     """
 
@@ -38,16 +38,16 @@ class Identity(SignalEncoder):
             self.register_buffer("scale", torch.ones(width))
 
     def fit(self, vectors: Tensor) -> None:
-        """Mean and standard deviation of (n, d) vectors; a dimension that never varies keeps scale 1.
+        """Set mean and standard deviation from (n, d) vectors; a constant dimension keeps scale 1.
 
-        So does one that varies by less than float32 can divide by.
+        So does one whose deviation is too small to divide by in float32.
         """
         scale = vectors.double().std(dim=0, correction=0)
         self.mean.copy_(vectors.double().mean(dim=0))
         self.scale.copy_(scale.where(scale > LEAST, torch.ones_like(scale)))
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, N, d) -> the same, with the mask of the vectors that are there."""
+        """(n, N, d) -> the same, with the mask of existing vectors."""
         features = (values - self.mean) / self.scale if self.standardise else values
         return all_features(features) if mask is None else (features, mask)
 
@@ -55,15 +55,15 @@ class Identity(SignalEncoder):
 def build(spec: dict[str, Any]) -> Identity:
     """Build the encoder from its description (``kind``: identity)."""
     if spec["kind"] != "identity":
-        raise EncoderError(f"unknown encoder of vectors {spec['kind']!r}; known: identity")
+        raise EncoderError(f"unknown vectors encoder {spec['kind']!r}; known: identity")
     return Identity(spec["width"], spec["length"], spec["standardise"])
 
 
 def prepare(spec: dict[str, Any], signals: Sequence[Any]) -> Prepared:
-    """(N_i, d) arrays or lists -> values (n, N, d), zeros behind the shorter ones.
+    """(N_i, d) arrays or lists -> values (n, N, d), padded with zeros.
 
     Raises:
-        EncoderError: another width, or more vectors than the model takes.
+        EncoderError: another width, or more vectors than the model accepts.
     """
     width, length = spec["width"], spec["length"]
     signals = [torch.as_tensor(signal, dtype=torch.float32) for signal in signals]

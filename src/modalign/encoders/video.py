@@ -1,18 +1,18 @@
-"""Video encoder: an image encoder looks at each frame; the frames' features follow each other in time.
+"""Video encoder: an image encoder processes each frame, and the features are concatenated in time.
 
-Of F frames with M features each come F * M features, frame by frame, each frame with a sinusoidal
-temporal position added (Vaswani et al., arXiv 1706.03762; no parameters, any number of frames, and so
-a frozen encoder's features still tell their order to connectors that read a set). What follows may be
-pooled first, without parameters:
+F frames with M features each give F * M features, frame by frame, each frame with a sinusoidal
+temporal position added (Vaswani et al., arXiv 1706.03762; it has no parameters and works for any number of
+frames, so even a frozen encoder's features show their order to connectors that read a set). Before that,
+features may be pooled without parameters:
 
 * ``spatial_pooling`` s: s x s neighbours of a frame are averaged (LLaVA-OneVision, arXiv 2408.03326,
-  halves each side); "mean" leaves one feature a frame.
+  halves each side); "mean" leaves one feature per frame.
 * ``temporal_pooling``: "mean" over all frames; "adaptive:K" to K slots (PLLaVA, arXiv 2404.16994);
   "spatiotemporal": the mean over time at each place, then the mean over space of each frame
   (Video-ChatGPT, arXiv 2306.05424).
 
-A clip with fewer frames gives fewer features. Differs from the papers: PLLaVA pools what its connector
-gives, and repeats frames where a clip has fewer than K.
+A clip with fewer frames gives fewer features. This differs from the papers: PLLaVA pools its connector's
+output, and repeats frames if a clip has fewer than K.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from modalign.encoders.base import EncoderError, Grid, Prepared, SignalEncoder, 
 from modalign.encoders.image import ImageEncoder
 from modalign.encoders.image import build as build_image_encoder
 
-PERIOD = 10_000.0  # of the slowest sinusoid, in frames
+PERIOD = 10_000.0  # period of the slowest sinusoid, in frames
 
 
 class FramesEncoder(SignalEncoder):
-    """Frames of a clip -> features in order of time.
+    """Frames of a clip -> features in temporal order.
 
     Args:
         image: encodes a frame.
-        frames: F, the most frames of a clip.
+        frames: F, maximum frames of a clip.
         temporal_pooling: none, mean, adaptive:K or spatiotemporal.
         spatial_pooling: side of the squares averaged in a frame (1: none), or "mean".
         positions: add temporal positions.
-        each_frame: the connector works on every frame by itself, even one that needs no grid.
+        each_frame: the connector processes every frame separately, even if it needs no grid.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class FramesEncoder(SignalEncoder):
         return features, prefix_mask(present.clamp(max=slots) * self.places, features.shape[1])
 
     def _in_space(self, features: Tensor) -> Tensor:
-        """Features of frames (P, M, d) -> (P, places, d)."""
+        """Pool features of frames (P, M, d) -> (P, places, d)."""
         if self.places == features.shape[1]:
             return features
         if self.places == 1:
@@ -103,13 +103,13 @@ class FramesEncoder(SignalEncoder):
 
 
 def count_features(frames: int, most: int, temporal_pooling: str, places: int) -> int:
-    """Features of a clip.
+    """Return the number of features of a clip.
 
     Args:
-        frames: of this clip.
+        frames: frames of this clip.
         most: F, frames of the longest clip.
         temporal_pooling: as of :class:`FramesEncoder`.
-        places: features of a frame, after spatial pooling.
+        places: features per frame after spatial pooling.
     """
     if temporal_pooling == "spatiotemporal":
         return places + frames
@@ -117,17 +117,17 @@ def count_features(frames: int, most: int, temporal_pooling: str, places: int) -
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """(length, width) sin and cos of the place at frequencies falling from 1 to 1 / PERIOD."""
+    """Return (length, width) sin and cos of the position at frequencies from 1 down to 1 / PERIOD."""
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(PERIOD) / width))
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
 
 
 def _time_weights(present: Tensor, frames: int, slots: int) -> Tensor:
-    """(n, K, F): what each frame weighs in each slot, for clips of ``present`` (n,) frames.
+    """Return (n, K, F), each frame's weight in each slot, for clips of ``present`` (n,) frames.
 
-    Slot k of s averages frames floor(k f / s) to ceil((k + 1) f / s), as adaptive pooling does; a clip
-    of fewer frames than slots has as many slots as frames.
+    Slot k of s averages frames floor(k f / s) to ceil((k + 1) f / s), as in adaptive pooling; a clip
+    with fewer frames than slots has as many slots as frames.
     """
     f = present[:, None, None]
     s = f.clamp(min=1, max=slots)
@@ -153,7 +153,7 @@ def _slots(temporal_pooling: str, frames: int) -> int:
 
 
 def _pooled_places(image: ImageEncoder, spatial_pooling: int | str) -> tuple[int, Grid | None]:
-    """Features of a frame and their grid, after pooling."""
+    """Return the number of features of a frame and their grid, after pooling."""
     if spatial_pooling == "mean":
         return 1, (1, 1)
     if not isinstance(spatial_pooling, int) or spatial_pooling < 1:
@@ -164,7 +164,7 @@ def _pooled_places(image: ImageEncoder, spatial_pooling: int | str) -> tuple[int
         return image.num_features, image.grid
     if image.grid is None:
         raise EncoderError(
-            f"spatial_pooling {spatial_pooling} needs an image encoder whose features lie on a grid"
+            f"spatial_pooling {spatial_pooling} needs an image encoder whose features form a grid"
         )
     grid = (-(-image.grid[0] // spatial_pooling), -(-image.grid[1] // spatial_pooling))
     return grid[0] * grid[1], grid

@@ -1,4 +1,4 @@
-"""Chat models, behind an OpenAI-compatible address or in this process: one protocol for both."""
+"""Chat models behind an OpenAI-compatible address or in this process, with one protocol."""
 
 from modalign.endpoints.cache import ReplyCache
 from modalign.endpoints.chat import Chat, Reply, Request, ToolCall, Usage

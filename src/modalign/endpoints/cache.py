@@ -1,8 +1,7 @@
-"""Replies kept on disk by the content of their request: what was paid for is not asked again.
+"""Cache replies on disk by the content of their request, so that paid requests are not repeated.
 
-One SQLite file, so that several threads and processes may write, a cut write is rolled back, and a
-million replies need no memory. The key is a hash; neither the request nor the key of the account is
-stored.
+It is one SQLite file, so several threads and processes may write, an interrupted write is rolled back, and a
+million replies need no memory. The key is a hash; neither the request nor the API key is stored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ BUSY_SECONDS = 60.0
 
 
 def request_key(*parts: Any) -> str:
-    """Hash of a request's content; equal whatever the order of its fields."""
+    """Hash a request's content, independent of the order of its fields."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -29,10 +28,10 @@ class ReplyCache:
     """Responses by key.
 
     Args:
-        path: of the SQLite file; made if it is not there.
+        path: of the SQLite file, created if missing.
 
     Raises:
-        DataError: the file is no such cache.
+        DataError: the file is not such a cache.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,12 +49,12 @@ class ReplyCache:
             )
         except sqlite3.Error as error:
             raise DataError(
-                f"{path}: cannot be used as a cache of replies ({error}); name another file, or"
+                f"{path}: cannot be used as a cache of replies ({error}); choose another file, or"
                 " remove it"
             ) from None
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The response kept under a key."""
+        """Return the response of a key."""
         with self._lock:
             row = self._database.execute(
                 "SELECT response FROM replies WHERE key = ?", (key,)
@@ -63,13 +62,13 @@ class ReplyCache:
         return None if row is None else json.loads(row[0])
 
     def put(self, key: str, response: dict[str, Any]) -> None:
-        """Keep a response; on disk when this returns."""
+        """Store a response; it is on disk when this returns."""
         text = json.dumps(response, separators=(",", ":"))
         with self._lock:
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 
     def __len__(self) -> int:
-        """How many replies there are."""
+        """Return the number of replies."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM replies").fetchone()[0])
 

@@ -1,7 +1,7 @@
 """The protocol of a chat model: messages in, text and tool calls out, tokens counted.
 
-Messages and tools are plain mappings in the form of OpenAI's chat completions, which chat templates
-of transformers read as well.
+Messages and tools are plain mappings in the format of OpenAI's chat completions, which transformers'
+chat templates read as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ ToolSchema = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model asks for.
+    """A call requested by the model.
 
     Attributes:
-        name: of the tool, as the model wrote it.
-        arguments: the arguments' JSON, as the model wrote it: it may be malformed.
-        id: what the observation must refer to.
+        name: the tool's name, as written by the model.
+        arguments: the arguments' JSON as written by the model, possibly malformed.
+        id: the id that the observation must refer to.
     """
 
     name: str
@@ -30,22 +30,22 @@ class ToolCall:
     id: str
 
     def as_message_part(self) -> dict[str, Any]:
-        """The call as it stands in the assistant's message."""
+        """Return the call as part of the assistant's message."""
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a chat model answered.
+    """A chat model's reply.
 
     Attributes:
-        text: its text; empty where it only calls tools.
+        text: its text; empty if it only calls tools.
         calls: the tool calls, in order.
-        finish: why it stopped: ``stop``, ``tool_calls``, ``length`` (cut short), ...
-        prompt_tokens: tokens read; None where the server does not say.
-        completion_tokens: tokens written; None where the server does not say.
-        cached: whether it comes from the cache: no request was made, nothing was paid.
+        finish: why it stopped: ``stop``, ``tool_calls``, ``length`` (truncated), ...
+        prompt_tokens: tokens read; None if the server does not say.
+        completion_tokens: tokens written; None if the server does not say.
+        cached: whether it comes from the cache, without a request.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Reply:
     cached: bool = False
 
     def as_message(self) -> ChatMessage:
-        """The assistant's turn for the conversation that goes on."""
+        """Return the assistant's turn, to continue the conversation."""
         message: ChatMessage = {"role": "assistant", "content": self.text}
         if self.calls:
             message["tool_calls"] = [call.as_message_part() for call in self.calls]
@@ -71,8 +71,8 @@ class Request:
         messages: the turns.
         tools: schemas of the tools that may be called.
         settings: further fields of the request: temperature, max_tokens, seed, stop, ...
-        sample: a number that tells equal requests apart: another number, another draw. It is part of the
-            cache's key and is not sent.
+        sample: distinguishes equal requests, so that another number gives another sample. It is part of
+            the cache's key but not sent.
     """
 
     messages: Sequence[ChatMessage]
@@ -98,12 +98,12 @@ class Chat(Protocol):
         """Answer the last turn.
 
         Raises:
-            EndpointError: there is no usable reply.
+            EndpointError: there was no usable reply.
         """
 
 
 class Usage:
-    """What was used so far; safe to add to from several threads.
+    """Usage so far; thread-safe.
 
     Args:
         prices: cost of a million prompt and of a million completion tokens, in any currency.
@@ -127,18 +127,18 @@ class Usage:
             self.completion_tokens += reply.completion_tokens or 0
 
     def retried(self) -> None:
-        """Count an attempt that is made again."""
+        """Count a retry."""
         with self._lock:
             self.retries += 1
 
     def failed(self) -> None:
-        """Count a request that was given up."""
+        """Count a failed request."""
         with self._lock:
             self.failures += 1
 
     @property
     def cost(self) -> float:
-        """What the counted tokens cost."""
+        """Return the cost of the counted tokens."""
         read, written = self.prices
         return (self.prompt_tokens * read + self.completion_tokens * written) / 1e6
 

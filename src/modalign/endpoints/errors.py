@@ -1,4 +1,4 @@
-"""What can go wrong with an endpoint: a request that failed, or an address, key or model that is wrong."""
+"""Errors of an endpoint: a failed request, or a wrong address, key or model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from modalign.errors import ModalignError, UsageError
 
 
 class EndpointError(ModalignError):
-    """A request without a usable reply; others may do better.
+    """A request without a usable reply; others may succeed.
 
     Attributes:
-        status: the HTTP status, where the server answered.
-        wait: seconds that the server asks to wait (``Retry-After``), where it did.
+        status: the HTTP status, if the server answered.
+        wait: seconds that the server asked to wait (``Retry-After``), if any.
         transient: whether the same request may work later.
     """
 
@@ -29,4 +29,4 @@ class EndpointError(ModalignError):
 
 
 class EndpointUsageError(UsageError, EndpointError):
-    """A wrong address, key or model name: no request can work before it is put right."""
+    """A wrong address, key or model name: no request can succeed until it is corrected."""

@@ -1,7 +1,7 @@
 """A chat model behind an OpenAI-compatible address: paced, retried, cached, counted.
 
-Only the address that was given is talked to: no redirect is followed, no other variable of the
-environment than the usual ones for proxies and certificates is read.
+Only the given address is contacted: no redirect is followed, and of the environment only the usual
+variables for proxies and certificates are read.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class ChatEndpoint:
     """Chat completions of one model at one address.
 
     Args:
-        base_url: the address up to and with its version, e.g. ``http://localhost:8000/v1``.
+        base_url: the address including its version, e.g. ``http://localhost:8000/v1``.
         model: the name the server knows the model by.
-        api_key: sent as a bearer token; none is sent (and none is looked for) without it.
-        cache: file of replies (SQLite), or a :class:`ReplyCache`; a request that is in it is not made.
-        pace: requests per minute and at a time.
-        retries: when and how often a failed request is made again.
-        timeout: seconds without a byte from the server before an attempt has failed.
+        api_key: sent as a bearer token; without it no key is sent or looked for.
+        cache: file of replies (SQLite), or a :class:`ReplyCache`; a cached request is not sent.
+        pace: requests per minute, and concurrent requests.
+        retries: when and how often a failed request is retried.
+        timeout: seconds without data from the server before an attempt fails.
         prices: cost of a million prompt and of a million completion tokens, for ``usage.cost``.
         settings: fields of every request: temperature, max_tokens, ...
 
     Raises:
-        UsageError: an address that is no http(s) URL, or a key with characters no header can carry.
+        UsageError: the address is not an http(s) URL, or the key has characters that a header cannot carry.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ChatEndpoint:
         Args:
             messages: the turns, as OpenAI's mappings.
             tools: schemas of tools that the model may call.
-            sample: tells equal requests apart in the cache.
+            sample: distinguishes equal requests in the cache.
             settings: further fields of this request.
 
         Raises:
@@ -116,7 +116,7 @@ class ChatEndpoint:
     ) -> Iterator[tuple[Request, Reply | EndpointError]]:
         """Complete many requests, several at a time, in their order; a failed one yields its error.
 
-        Requests are taken from the iterable as places become free: it may be endless.
+        Requests are consumed as slots become free, so the iterable may be endless.
 
         Raises:
             EndpointUsageError: nothing can work (wrong address, key or model); replies so far are cached.
@@ -161,7 +161,7 @@ class ChatEndpoint:
         return body
 
     def _persist(self, body: dict[str, Any]) -> tuple[dict[str, Any], Reply]:
-        """Post until there is a usable reply, the error is final, or the attempts are used up."""
+        """Post until there is a usable reply, a final error, or no attempt left."""
         failed = 0
         while True:
             try:
@@ -177,12 +177,12 @@ class ChatEndpoint:
                     raise _given_up(error, failed, wait, final) from None
                 self.usage.retried()
                 if error.wait is not None:
-                    self.pace.hold(wait)  # the next turn begins after it
+                    self.pace.hold(wait)  # the next turn starts after it
                 else:
                     self.pace.clock.sleep(wait)
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One attempt: the response's JSON."""
+        """Make one attempt and return the response's JSON."""
         url = f"{self.base_url}/chat/completions"
         try:
             with self._client.stream("POST", url, json=body) as response:
@@ -193,14 +193,14 @@ class ChatEndpoint:
         except httpx2.ConnectError as error:
             message = f"{url}: cannot be reached ({error}); is the server running?"
             raise EndpointError(message, transient=True) from None
-        except httpx2.RequestError as error:  # a response that broke off, for one
+        except httpx2.RequestError as error:  # for example an interrupted response
             raise EndpointError(f"{url}: {error}", transient=True) from None
         if status == 200:
             return parsed_json(content, url)
         raise self._refused(status, headers, content)
 
     def _refused(self, status: int, headers: httpx2.Headers, content: bytes) -> EndpointError:
-        """The error for a status other than 200."""
+        """Create the error for a status other than 200."""
         said, code = server_message(content)
         where = f"{self.base_url} ({status}): {said}"
         if status in {401, 403}:
@@ -218,7 +218,7 @@ class ChatEndpoint:
         )
 
     def _advice(self) -> str:
-        """What to name instead of a model or address that is not there."""
+        """Suggest a correction for a missing model or address."""
         try:
             response = self._client.get(f"{self.base_url}/models")
             names = listed_models(response.content) if response.status_code == 200 else []
@@ -236,7 +236,7 @@ def _checked_address(base_url: str) -> str:
     try:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL as error:
-        raise UsageError(f"{base_url}: no URL ({error})") from None
+        raise UsageError(f"{base_url}: not a URL ({error})") from None
     if url.scheme not in {"http", "https"} or not url.host:
         raise UsageError(f"{base_url}: expected http://host:port/v1 or https://...")
     if url.query or url.fragment:
@@ -255,7 +255,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 
 def _bounded(response: httpx2.Response) -> bytes:
-    """The body, of at most ``MAX_BYTES``."""
+    """Read the body, at most ``MAX_BYTES``."""
     content = bytearray()
     for chunk in response.iter_bytes():
         content += chunk
@@ -265,7 +265,7 @@ def _bounded(response: httpx2.Response) -> bytes:
 
 
 def _retry_after(headers: httpx2.Headers, now: float) -> float | None:
-    """Seconds to wait as the server asks: ``Retry-After`` in seconds or as a date (RFC 9110, 10.2.3)."""
+    """Parse ``Retry-After``, in seconds or as a date (RFC 9110, 10.2.3), into seconds to wait."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -280,10 +280,10 @@ def _retry_after(headers: httpx2.Headers, now: float) -> float | None:
 
 
 def _given_up(error: EndpointError, failed: int, wait: float, final: bool) -> EndpointError:
-    """The error that the caller sees: what the last attempt's was, and why there is no further one."""
+    """Create the final error: the last attempt's, and why there is no further one."""
     if isinstance(error, EndpointUsageError) or not error.transient:
         return error
     why = f"given up after {failed} attempts"
     if not final:
-        why = f"the server asks to wait {wait:.0f} s, longer than is waited for"
+        why = f"the server asks to wait {wait:.0f} s, longer than the maximum wait"
     return EndpointError(f"{error}; {why}", status=error.status, wait=error.wait, transient=True)

@@ -34,13 +34,13 @@ SETTINGS = {"max_tokens", "temperature", "top_p", "seed"}
 class LocalChat:
     """The protocol of :class:`~modalign.endpoints.chat.Chat` over a model and its tokenizer.
 
-    Where the chat template takes tools it is given them, and its tokenizer's own response template reads
-    the calls; elsewhere schemas, calls and observations are written as text (:mod:`tool_calls`).
+    If the chat template supports tools it gets them, and the tokenizer's response template parses
+    the calls; otherwise schemas, calls and observations are written as text (:mod:`tool_calls`).
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
-        max_tokens: longest reply in tokens, unless a request says otherwise or the context ends before.
+        max_tokens: maximum length of a reply, unless a request sets it or the context is shorter.
 
     Raises:
         UsageError: the tokenizer has no chat template.
@@ -73,12 +73,12 @@ class LocalChat:
         sample: int = 0,
         **settings: Any,
     ) -> Reply:
-        """Answer the last turn: greedily, or by sampling where ``temperature`` is above 0.
+        """Answer the last turn: greedily, or by sampling if ``temperature`` is above 0.
 
         Args:
             messages: the turns.
             tools: schemas of tools that the model may call.
-            sample: added to ``seed``: another number, another draw.
+            sample: added to ``seed``, so that another number gives another sample.
             settings: max_tokens, temperature, top_p, seed.
 
         Raises:
@@ -88,7 +88,7 @@ class LocalChat:
         if unknown := settings.keys() - SETTINGS:
             known = ", ".join(sorted(SETTINGS))
             raise UsageError(
-                f"a local model knows no {', '.join(sorted(unknown))}; it knows {known}"
+                f"a local model has no setting {', '.join(sorted(unknown))}; it has {known}"
             )
         ids = self._prompt(messages, tools)
         limit = self._limit(ids.shape[1], settings.get("max_tokens"))
@@ -103,7 +103,7 @@ class LocalChat:
     def _prompt(
         self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] | None
     ) -> Tensor:
-        """(1, T) int64 token ids of the conversation."""
+        """Return the conversation's token ids, (1, T) int64."""
         import torch
 
         if self.knows_tools:
@@ -117,7 +117,7 @@ class LocalChat:
         return torch.tensor([ids], device=self.language_model.device)
 
     def _limit(self, length: int, asked: int | None) -> int:
-        """Longest reply after a prompt of so many tokens; the default is cut to the room there is."""
+        """Return the maximum reply after a prompt of this length; the default is cut to the available room."""
         context = getattr(self.language_model.config, "max_position_embeddings", None)
         wanted = self.max_tokens if asked is None else int(asked)
         room = wanted if context is None else context - length
@@ -129,7 +129,7 @@ class LocalChat:
         return min(wanted, room)
 
     def _generate(self, ids: Tensor, limit: int, sample: int, settings: dict[str, Any]) -> Tensor:
-        """(new,) ids that the model wrote."""
+        """Generate the reply's ids (new,)."""
         import torch
 
         temperature = float(settings.get("temperature", 0.0))
@@ -154,7 +154,7 @@ class LocalChat:
     def _read(
         self, ids: Tensor, new: Tensor, tools: Sequence[ToolSchema] | None
     ) -> tuple[str, tuple[ToolCall, ...]]:
-        """The reply's text and calls, by the tokenizer's response template where it has one."""
+        """Parse the reply's text and calls, with the tokenizer's response template if it has one."""
         if getattr(self.tokenizer, "response_template", None):
             offered = list(tools) if tools else None
             try:
@@ -165,7 +165,11 @@ class LocalChat:
                 return message.get("content") or "", tuple(
                     map(_typed_call, range(len(calls)), calls)
                 )
-            except (ValueError, KeyError, TypeError):  # a malformed call, which must be seen as one
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+            ):  # a malformed call, which must be reported as one
                 raw = self.tokenizer.decode(new, skip_special_tokens=True).strip()
                 return "", (ToolCall("", raw, "call_0"),)
         thinking = opens_thoughts(self.tokenizer, ids[0].tolist())

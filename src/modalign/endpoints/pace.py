@@ -1,4 +1,4 @@
-"""How fast to ask: requests per minute, requests at a time, and when to try again."""
+"""Rate limiting: requests per minute, concurrent requests, and retries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time and waiting; a test brings its own."""
+    """Time and waiting; tests have their own."""
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -35,13 +35,13 @@ class SystemClock:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When and how often a failed request is made again.
+    """When and how often a failed request is retried.
 
     Attributes:
-        attempts: of one request, the first included.
+        attempts: maximum attempts, including the first.
         first: seconds before the second attempt; they double each time (with jitter, so that many
-            clients do not come back together).
-        longest: no wait is longer; a server that asks for more makes the request fail.
+            clients do not retry at the same time).
+        longest: maximum wait; if a server asks for more, the request fails.
     """
 
     attempts: int = 6
@@ -49,7 +49,7 @@ class Retries:
     longest: float = 120.0
 
     def wait(self, failed: int, asked: float | None) -> float:
-        """Seconds to wait after ``failed`` attempts; what the server asked for comes first."""
+        """Return seconds to wait after ``failed`` attempts; the server's own wish takes precedence."""
         if asked is not None:
             return asked
         backoff = min(self.first * 2.0 ** (failed - 1), self.longest)
@@ -57,7 +57,7 @@ class Retries:
 
 
 class Pace:
-    """Spaces requests evenly and bounds how many run at a time.
+    """Spaces requests evenly and limits how many run at a time.
 
     Args:
         per_minute: requests per minute; None for no limit.
@@ -76,13 +76,13 @@ class Pace:
         self._next = 0.0
 
     def hold(self, seconds: float) -> None:
-        """Let nobody start for so long: the server asked one of us to wait, it means all of us."""
+        """Delay all requests: a server that asks one client to wait means all."""
         with self._lock:
             self._next = max(self._next, self.clock.now() + seconds)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """A place among the running requests, once it is this one's turn."""
+        """Wait for a turn and hold a slot among the running requests."""
         with self._places:
             with self._lock:
                 now = self.clock.now()

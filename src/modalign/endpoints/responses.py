@@ -1,4 +1,4 @@
-"""Reading what an OpenAI-compatible server sent: replies, errors, lists of models."""
+"""Parse responses of an OpenAI-compatible server: replies, errors, lists of models."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from modalign.endpoints.chat import Reply, ToolCall
 from modalign.endpoints.errors import EndpointError
 from modalign.strict_json import loads
 
-SHOWN = 300  # characters of a server's words in a message
+SHOWN = 300  # characters of a server's message to quote
 
 
 def parsed_json(content: bytes, url: str) -> dict[str, Any]:
-    """A response's JSON mapping.
+    """Parse a response's JSON mapping.
 
     Raises:
-        EndpointError: it is something else (cut short, a proxy's page); another attempt may do better.
+        EndpointError: it is something else (truncated, a proxy's page); another attempt may succeed.
     """
     try:
         value = loads(content)
     except ValueError:
         raise EndpointError(
-            f"{url}: the response is no JSON: {_shown(content)}", transient=True
+            f"{url}: the response is not JSON: {_shown(content)}", transient=True
         ) from None
     if not isinstance(value, dict):
-        raise EndpointError(f"{url}: the response is no JSON mapping: {_shown(content)}")
+        raise EndpointError(f"{url}: the response is not a JSON mapping: {_shown(content)}")
     return value
 
 
 def reply_from(response: dict[str, Any], cached: bool = False) -> Reply:
-    """The first choice of a chat completion.
+    """Parse the first choice of a chat completion.
 
     Raises:
         EndpointError: the response has no choice with a message.
@@ -54,7 +54,7 @@ def reply_from(response: dict[str, Any], cached: bool = False) -> Reply:
     except (KeyError, IndexError, TypeError, AttributeError):
         shown = _shown(json.dumps(response).encode())
         raise EndpointError(
-            f"the response is no chat completion: {shown}", transient=True
+            f"the response is not a chat completion: {shown}", transient=True
         ) from None
 
 
@@ -67,7 +67,7 @@ def _call(item: dict[str, Any], place: int) -> ToolCall:
 
 
 def server_message(content: bytes) -> tuple[str, str | None]:
-    """What a server says is wrong, and its code for it."""
+    """Return a server's error message and its code."""
     try:
         error = loads(content)
         error = error.get("error", error)
@@ -82,7 +82,7 @@ def server_message(content: bytes) -> tuple[str, str | None]:
 
 
 def listed_models(content: bytes) -> list[str]:
-    """Names in a server's list of models; none where it is no such list."""
+    """Return the names in a server's list of models; none if it is not such a list."""
     try:
         return [str(item["id"]) for item in loads(content)["data"]]
     except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""Tool calls in the text of a model whose tokenizer does not say how to read them.
+"""Parse tool calls from the text of a model whose tokenizer has no response template.
 
-Two forms cover most open models: a JSON mapping between ``<tool_call>`` tags (Hermes, Qwen) and an
-answer that is nothing but such a mapping (Llama 3).
+Two forms cover most open models: a JSON mapping between ``<tool_call>`` tags (Hermes, Qwen), and an
+answer that consists only of such a mapping (Llama 3).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ To call one, answer with nothing but
 
 
 def end_of_thoughts(text: str, thinking: bool = False) -> int:
-    """Where a reply's thoughts end (``<think> ... </think>``), of which nothing is said or called.
+    """Return where a reply's thoughts end (``<think> ... </think>``); they are neither shown nor called.
 
     Args:
         text: the reply.
-        thinking: whether the prompt has opened them already. The first tag may be missing all the same.
+        thinking: whether the prompt has already opened them. The first tag may be missing otherwise too.
     """
     end = text.rfind(THOUGHT)
     if end >= 0:
@@ -39,13 +39,13 @@ def end_of_thoughts(text: str, thinking: bool = False) -> int:
 
 
 def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
-    """A model's text without its calls, and the calls; a malformed one has no name and all its text."""
+    """Split a model's text into text and calls; a malformed call has no name and all its text."""
     found = find_calls(text)
     return without(text, [span for span, _ in found]), tuple(call for _, call in found)
 
 
 def find_calls(text: str) -> list[tuple[tuple[int, int], ToolCall]]:
-    """Calls in a text and where they stand; a malformed one has no name and all its text."""
+    """Find calls in a text and their spans; a malformed one has no name and all its text."""
     found = [
         (match.span(), _call(match.group(1), place))
         for place, match in enumerate(_TAGGED.finditer(text))
@@ -57,7 +57,7 @@ def find_calls(text: str) -> list[tuple[tuple[int, int], ToolCall]]:
 
 
 def without(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """A text less some stretches of it, in their order."""
+    """Remove ordered spans from a text."""
     kept, place = "", 0
     for begin, end in spans:
         kept, place = kept + text[place:begin], end
@@ -80,9 +80,9 @@ def _call(body: str, place: int) -> ToolCall:
 
 
 def with_mappings(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Messages whose calls hold their arguments as mappings, as chat templates expect them.
+    """Convert the arguments of calls to mappings, as chat templates expect.
 
-    Arguments that are no JSON mapping stay the text that was written.
+    Arguments that are not a JSON mapping stay text.
     """
     return [
         {**message, "tool_calls": [_with_mapping(call) for call in message["tool_calls"]]}
@@ -104,7 +104,7 @@ def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
 def as_plain_text(
     messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] | None
 ) -> list[ChatMessage]:
-    """The same conversation for a template that knows no tools: schemas, calls and observations as text."""
+    """Rewrite a conversation for a template without tools: schemas, calls and observations as text."""
     plain: list[ChatMessage] = []
     for message in messages:
         if message["role"] == "tool":
@@ -118,7 +118,9 @@ def as_plain_text(
     if tools:
         schemas = "\n".join(json.dumps(tool) for tool in tools)
         place = next((i for i, message in enumerate(plain) if message["role"] == "user"), None)
-        if place is not None:  # into the first user turn: not every template takes a system turn
+        if (
+            place is not None
+        ):  # into the first user turn, because not every template accepts a system turn
             asked = plain[place]["content"]
             told = INSTRUCTIONS.format(schemas=schemas)
             plain[place] = {"role": "user", "content": f"{told}\n\n{asked}"}
@@ -132,7 +134,7 @@ def _tagged(call: dict[str, Any]) -> str:
 
 
 def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Neighbouring turns of one role as one turn: many templates insist that roles alternate."""
+    """Merge adjacent turns of one role, because many templates require alternating roles."""
     joined: list[ChatMessage] = []
     for message in messages:
         if joined and joined[-1]["role"] == message["role"]:

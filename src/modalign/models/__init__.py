@@ -1,6 +1,6 @@
 """Configuration, model and processor of a composed multimodal model, and its export.
 
-Importing this package makes its classes known to transformers' Auto classes.
+Importing this package registers its classes with transformers' Auto classes.
 """
 
 from transformers import (

@@ -1,7 +1,7 @@
-"""How a model is asked: from records and conversations to the inputs of a model, and back to its answer.
+"""Ask a model: from records and conversations to a model's inputs, and back to its answer.
 
-A *reader* is what a model folder is read with: a tokenizer, a processor, or the tools' reader. The text is the
-chat template's (:mod:`modalign.chat_templates`); what is added here are media and what the readers differ in.
+A *reader* prepares a model's inputs: a tokenizer, a processor, or the tools' reader. The text comes from the
+chat template (:mod:`modalign.chat_templates`); this module adds media and handles the differences of readers.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Reader: TypeAlias = "ProcessorMixin | PreTrainedTokenizerBase | ToolReader"
 
 
 def tokenizer_of(reader: Reader) -> PreTrainedTokenizerBase:
-    """The tokenizer: itself, or the processor's."""
+    """Return the tokenizer itself, or the processor's."""
     inner: PreTrainedTokenizerBase = getattr(reader, "tokenizer", reader)
     return inner
 
 
 def signals_of(processor: Any) -> dict[str, dict[str, Any]]:
-    """Modality -> ``{"spec": ...}``, how its signals are decoded for a processor, ours or native."""
+    """Modality -> ``{"spec": ...}``, how a processor's signals are decoded, for ours or a native one."""
     own: dict[str, dict[str, Any]] = getattr(processor, "signals", None) or {}
     extractor = getattr(processor, "feature_extractor", None)
     if extractor is not None and not hasattr(processor, "signals"):
@@ -54,7 +54,7 @@ def signals_of(processor: Any) -> dict[str, dict[str, Any]]:
 
 
 def modalities_of(reader: Any) -> list[str]:
-    """What a model takes besides text."""
+    """Return the modalities that a model takes besides text."""
     if isinstance(reader, ToolReader):
         return reader.modalities
     if isinstance(reader, PreTrainedTokenizerBase):
@@ -63,7 +63,7 @@ def modalities_of(reader: Any) -> list[str]:
 
 
 def conversation_of(record: Record, reader: Any) -> Conversation:
-    """A record's conversation up to its last answer, with decoded media.
+    """Build a record's conversation up to its last answer, with decoded media.
 
     Signals other than images are decoded as the processor's encoders need them. Texts are
     :func:`modalign.chat_templates.as_text`.
@@ -78,15 +78,15 @@ def conversation_of(record: Record, reader: Any) -> Conversation:
 
 
 def content_of(parts: Iterable[str | Media], reader: Any, where: str) -> list[dict[str, Any]]:
-    """A message's content as chat templates take it, media decoded.
+    """Build a message's content for chat templates, with decoded media.
 
     Args:
         parts: texts and media.
         reader: a tokenizer or a processor.
-        where: for the message.
+        where: place of the message, for errors.
 
     Raises:
-        DataError: it holds a modality that the model does not take, or a medium cannot be decoded.
+        DataError: it contains an unsupported modality, or a medium cannot be decoded.
     """
     tokenizer, specs = tokenizer_of(reader), signals_of(reader)
     return [
@@ -105,12 +105,12 @@ def media_inputs(
     answered: bool = False,
     tools: Sequence[Any] | None = None,
 ) -> dict[str, Tensor]:
-    """Inputs of conversations with media, padded on the left.
+    """Build the inputs of conversations with media, padded on the left.
 
     Args:
-        processor: of the model.
-        conversations: as :func:`conversation_of` makes them.
-        where: each one's file and row, for messages.
+        processor: the model's processor.
+        conversations: from :func:`conversation_of`.
+        where: each one's file and row, for errors.
         answered: whether their last messages are answers.
         tools: schemas of tools that the model may call.
 
@@ -120,7 +120,7 @@ def media_inputs(
     try:
         return prepare(processor, list(conversations), answered=answered, tools=tools)
     except Exception as error:
-        # a template is a program, and so is a processor: they may raise anything
+        # templates and processors are programs that may raise anything
         if len(conversations) > 1:
             for one, place in zip(conversations, where, strict=True):
                 media_inputs(processor, [one], [place], answered=answered, tools=tools)
@@ -134,18 +134,18 @@ def _decoded(medium: Media, specs: dict[str, Any], where: str) -> Any:
         takes = ", ".join(["text", *specs])
         raise DataError(f"{where}: holds {medium.modality}, but the model takes {takes}")
     decoded = decode_medium(medium, specs[medium.modality]["spec"])
-    return getattr(decoded, "frames", decoded)  # of a clip all that a processor reads
+    return getattr(decoded, "frames", decoded)  # of a clip, a processor reads only its frames
 
 
 def prompt_sample(record: Record, tokenizer: Any) -> Sample:
-    """A record as training would tokenise it, up to its last answer; one without an answer is asked for it."""
+    """Tokenise a record as in training, up to its last answer, which may be missing."""
     if record.messages[-1].role != "assistant":
         record = replace(record, messages=(*record.messages, Message("assistant", ("?",))))
     return prompt_of(tokenise(record, tokenizer))
 
 
 def prompt_of(sample: Sample) -> Sample:
-    """The sample up to its last answer: what is given when the answer is generated."""
+    """Return the sample up to its last answer: the prompt for generating it."""
     length = sample.prompt_length
     flags = np.zeros(length, dtype=bool)
     return replace(sample, ids=sample.ids[:length], supervised=flags)
@@ -154,12 +154,12 @@ def prompt_of(sample: Sample) -> Sample:
 def text_ids(
     tokenizer: Any, conversation: Conversation, tools: Sequence[Any] | None = None
 ) -> list[int]:
-    """Token ids of a conversation without media, up to where the answer begins.
+    """Return the token ids of a conversation without media, up to the answer.
 
-    Without a chat template they are those of the messages, one a line.
+    Without a chat template, they are those of the messages, one per line.
 
     Raises:
-        UsageError: it holds a medium.
+        UsageError: it contains a medium.
         DataError: it has no tokens, or the template refuses it.
     """
     flat = [{**message, "content": _text(message)} for message in conversation]
@@ -175,25 +175,25 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def said(tokenizer: Any, answer: str) -> dict[str, Any]:
-    """An answer as a message with parts."""
+    """Convert an answer to a message with parts."""
     return {"role": "assistant", "content": [{"type": "text", "text": as_text(tokenizer, answer)}]}
 
 
 def answer_ids(
     reader: Any, conversation: Conversation, answer: str, *, fixed: bool = True
 ) -> tuple[list[int], int]:
-    """Token ids of an answer, to its end mark, and how many ids the chat template puts after them.
+    """Return an answer's token ids up to its end mark, and how many ids the chat template adds after.
 
-    Without a chat template an answer follows its question and a space.
+    Without a chat template, an answer follows its question and a space.
 
     Args:
         reader: a tokenizer or a processor.
-        conversation: what was asked.
+        conversation: the question.
         answer: the text.
         fixed: whether the prompt's ids are given; see :func:`modalign.chat_templates.ids_after`.
 
     Raises:
-        DataError: the answer has no tokens, or they cannot be told from the prompt's.
+        DataError: the answer has no tokens, or they cannot be separated from the prompt's.
     """
     tokenizer: Any = tokenizer_of(reader)
     if tokenizer is not reader:

@@ -1,4 +1,4 @@
-"""What stands between media and a language model's input: encoders, connectors, placeholders.
+"""The path from media to a language model's input: encoders, connectors, placeholders.
 
 Shared by the composed model and by the part of it that a gateway runs. Imports only torch,
 transformers and its siblings: it is copied into exported models.
@@ -19,14 +19,14 @@ from modalign.encoders.registry import build_encoder
 
 
 def signal_names(modality: str) -> tuple[str, str]:
-    """Names under which forward takes a modality's signals and their mask; images have no mask."""
+    """Return the forward arguments of a modality's signals and mask; images have no mask."""
     if modality == "image":  # transformers' name
         return "pixel_values", ""
     return f"{modality}_values", f"{modality}_mask"
 
 
 class PlaceholderError(ValueError):
-    """Placeholders in the token ids and media given do not match."""
+    """Placeholders in the token ids do not match the media."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What connectors must know of the language model.
+    """The language model's sizes that connectors need.
 
     Attributes:
         hidden_size: D.
@@ -76,7 +76,7 @@ class Bridges:
         sizes: Sizes,
         encoders: dict[str, SignalEncoder] | None = None,
     ) -> None:
-        """Make both from their descriptions, or around encoders that already hold their weights."""
+        """Build both from their descriptions, or around loaded encoders."""
         self.encoders, self.connectors = nn.ModuleDict(), nn.ModuleDict()
         for modality, bridge in bridges.items():
             encoder = (encoders or {}).get(modality) or build_encoder(modality, bridge["encoder"])
@@ -101,11 +101,11 @@ class Bridges:
 
     @property
     def signal_names(self) -> list[str]:
-        """Arguments of forward that hold the media that this model takes."""
+        """Return the forward arguments of the model's media."""
         return [name for modality in self.encoders for name in signal_names(modality) if name]
 
     def connector(self, modality: str) -> Connector:
-        """The connector of a modality."""
+        """Return the connector of a modality."""
         return self.connectors[modality]  # type: ignore[return-value]
 
     def encode(self, modality: str, values: Tensor, mask: Tensor | None = None) -> Features:
@@ -117,7 +117,7 @@ class Bridges:
     def encoded(
         self, features: dict[str, Features] | None, **signals: Tensor | None
     ) -> dict[str, Features]:
-        """Features of everything given, raw signals (by forward's names for them) encoded."""
+        """Return the features of all media; raw signals (by their forward names) are encoded."""
         encoded = {
             modality: self.encode(modality, signals[values], signals.get(mask))  # type: ignore[arg-type]
             for modality in self.encoders
@@ -138,7 +138,7 @@ class Bridges:
 
 
 def check_given(modality: str, places: Tensor) -> None:
-    """Refuse placeholders (B, T) of a modality of which nothing was given.
+    """Refuse placeholders (B, T) of a modality without media.
 
     Raises:
         PlaceholderError: there are some.
@@ -150,7 +150,7 @@ def check_given(modality: str, places: Tensor) -> None:
 
 
 def check_count(modality: str, places: Tensor, given: int, media: int) -> None:
-    """As many placeholders (B, T) as tokens were given by so many media.
+    """Check that there are as many placeholders (B, T) as tokens.
 
     Raises:
         PlaceholderError: the numbers differ.
@@ -163,7 +163,7 @@ def check_count(modality: str, places: Tensor, given: int, media: int) -> None:
 
 
 def placed(modality: str, embeds: Tensor, places: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Embeddings (B, T, D) with a prefix connector's tokens (n, M, D) where ``places`` (B, T) are.
+    """Put a prefix connector's tokens (n, M, D) into embeddings (B, T, D) at ``places`` (B, T).
 
     Raises:
         PlaceholderError: tokens and places differ in number.

@@ -1,4 +1,4 @@
-"""What transformers calls the keys and values of earlier positions.
+"""The name of the key-value cache in transformers.
 
 ``past_key_values`` up to 5.23, ``cache`` from 5.24 on, as an argument of ``forward`` and in its output. This
 file is copied into exported models, so that they load with either.

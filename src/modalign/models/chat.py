@@ -1,4 +1,4 @@
-"""A language model of a folder or the hub as a chat model."""
+"""Open a language model from a folder or the hub as a chat model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from modalign.models.compose import load_language_model
 
 
 def open_chat(name: str, device: str = "auto") -> LocalChat:
-    """Load a causal language model to talk to; one without a chat template gets modalign's default.
+    """Load a causal language model as a chat model; without a chat template it gets modalign's default.
 
     Args:
         name: folder or hub name.
-        device: where to put it, ``auto`` for CUDA where there is one.
+        device: device; ``auto`` is CUDA if available.
 
     Raises:
         UsageError: it cannot be loaded; the message says why.

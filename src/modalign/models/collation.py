@@ -1,4 +1,4 @@
-"""Samples become a batch: placeholders expanded and checked, rows padded or packed, features fetched."""
+"""Collate samples: expand and check placeholders, pad or pack rows, fetch features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 
 @dataclass
 class Batch:
-    """What the model reads for one (micro-)batch.
+    """The model's inputs for one (micro-)batch.
 
     Attributes:
         input_ids: (B, T).
@@ -31,14 +31,14 @@ class Batch:
         position_ids: (B, T), restarting at 0 for every sample.
         keep: (B, T) bool, positions whose next token is supervised.
         targets: (K,) those next tokens, row by row.
-        owner: (K,) which of the batch's samples each target belongs to.
-        segments: (B, T) which of them each position belongs to; -1 for padding.
+        owner: (K,) index of each target's sample in the batch.
+        segments: (B, T) index of each position's sample; -1 for padding.
         features: encoder features of all media, in reading order.
-        signals: raw ones instead, where an encoder trains, by the name of the model's argument.
-        num_supervised: supervised tokens of the whole batch over micro-batches and devices.
+        signals: raw signals instead, if an encoder trains, by the name of the model's argument.
+        num_supervised: supervised tokens of the whole batch, over micro-batches and devices.
         num_media: media, likewise.
         num_tokens: positions that hold a token.
-        samples: the samples, in the order they were given in (``owner`` counts them so).
+        samples: the samples, in the given order (as indexed by ``owner``).
     """
 
     input_ids: Tensor
@@ -69,13 +69,13 @@ class Batch:
 
     @property
     def padding(self) -> float:
-        """Share of positions that hold no token."""
+        """Return the share of padding positions."""
         if self.attention_mask.dim() == 2:
             return 1 - float(self.attention_mask.float().mean())
         return 1 - self.num_tokens / self.input_ids.numel()
 
     def model_inputs(self) -> dict[str, object]:
-        """Arguments of the model's forward."""
+        """Return the arguments of the model's forward."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
@@ -87,13 +87,13 @@ class Batch:
 
 
 class MediaSource(Protocol):
-    """Where the media of one modality come from."""
+    """The source of one modality's media."""
 
     def counts(self, media: Sequence[Media]) -> list[int]:
-        """Features that each medium gives."""
+        """Return the number of features of each medium."""
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Arguments of the model's forward that hold the media, in order."""
+        """Return the forward arguments with the media, in order."""
 
 
 class CachedFeatures:
@@ -103,25 +103,25 @@ class CachedFeatures:
         self.store, self.modality = store, modality
 
     def counts(self, media: Sequence[Media]) -> list[int]:
-        """Features that each medium gives."""
+        """Return the number of features of each medium."""
         return [self.store.count(medium) for medium in media]
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Features of the media, in order."""
+        """Return the features of the media, in order."""
         values, mask, grid = self.store.gather(media)
         return {"features": {self.modality: Features(values, mask, grid)}}
 
 
 class RawSignals:
-    """Decoded signals through the encoder's processor: the encoder runs with the model."""
+    """Decoded and prepared signals: the encoder runs with the model."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self._counts: dict[Media, int] = {}
 
     def counts(self, media: Sequence[Media]) -> list[int]:
-        """Features that each medium gives; decodes a medium once to know."""
-        if self.encoder.module.grid is not None:  # as many for every medium
+        """Return the number of features of each medium, decoding it once."""
+        if self.encoder.module.grid is not None:  # equally many for every medium
             return [self.encoder.module.num_features] * len(media)
         unknown = [m for m in dict.fromkeys(media) if m not in self._counts]
         if unknown:
@@ -130,7 +130,7 @@ class RawSignals:
         return [self._counts[medium] for medium in media]
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Signals of the media, in order: (n, 3, H, W) pixels, say."""
+        """Return the signals of the media, in order: for example (n, 3, H, W) pixels."""
         prepared = self.encoder.prepare(media)
         values, mask = signal_names(self.encoder.modality)
         return {values: prepared.values} | ({} if prepared.mask is None else {mask: prepared.mask})
@@ -139,27 +139,27 @@ class RawSignals:
 class Entry(Protocol):
     """How one modality enters the sequence."""
 
-    token_id: int  # of its placeholder in a sample
+    token_id: int  # of its placeholder
 
     @property
     def tokens(self) -> int:
-        """Positions of a medium, the most."""
+        """Return the maximum positions of a medium."""
 
     def stand_ins(self, media: Sequence[Media]) -> list[np.ndarray]:
-        """The ids (t,) that take the place of each medium's placeholder."""
+        """Return the ids (t,) that replace each medium's placeholder."""
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Arguments of the model's forward that hold the media, in order."""
+        """Return the forward arguments with the media, in order."""
 
 
 @dataclass
 class Placeholders:
-    """A modality whose media enter by a connector: as many placeholders as it gives tokens.
+    """A modality whose media enter by a connector, with one placeholder per token.
 
     Attributes:
-        source: of the media.
+        source: source of the media.
         token_id: the placeholder.
-        table: positions that a medium of 0, 1, ... features takes (``compose.token_table``).
+        table: positions of a medium with 0, 1, ... features (``compose.token_table``).
     """
 
     source: MediaSource
@@ -168,16 +168,16 @@ class Placeholders:
 
     @property
     def tokens(self) -> int:
-        """Positions of a medium, the most."""
+        """Return the maximum positions of a medium."""
         return self.table[-1]
 
     def stand_ins(self, media: Sequence[Media]) -> list[np.ndarray]:
-        """The placeholder, repeated."""
+        """Return the repeated placeholder."""
         counts = self.source.counts(media)
         return [np.full(self.table[n], self.token_id, dtype=np.int64) for n in counts]
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """As the source does."""
+        """Fetch from the source."""
         return self.source.fetch(media)
 
 
@@ -187,7 +187,7 @@ class Collator:
 
     Attributes:
         entries: modality -> how it enters.
-        pad_id: fills padding (never attended to, never supervised).
+        pad_id: id of padding (never attended to, never supervised).
         pack_length: positions of a packed row, or None to pad.
         max_length: longest sequence the language model reads, or None.
     """
@@ -205,7 +205,7 @@ class Collator:
         sources: Mapping[str, MediaSource],
         pack_length: int | None,
     ) -> Collator:
-        """The collator that a composed model and its tokenizer ask for."""
+        """Build the collator for a composed model and its tokenizer."""
         entries: dict[str, Entry] = {
             modality: Placeholders(
                 source,
@@ -223,15 +223,15 @@ class Collator:
 
     @property
     def tokens_per_medium(self) -> int:
-        """Positions of one medium of every modality together, the most."""
+        """Return the maximum positions of one medium of every modality together."""
         return sum(entry.tokens for entry in self.entries.values())
 
     def length(self, sample: Sample) -> int:
-        """Positions of a sample once its media stand in it."""
+        """Return the positions of a sample with its media."""
         return len(sample.ids) + sum(len(ids) - 1 for ids in self._stand_ins(sample))
 
     def _stand_ins(self, sample: Sample) -> list[np.ndarray]:
-        """Per medium, in reading order, the ids that take its place."""
+        """Return, per medium in reading order, the ids that replace it."""
         found: dict[str, Iterator[np.ndarray]] = {}
         for modality in {medium.modality for medium in sample.media}:
             own = [medium for medium in sample.media if medium.modality == modality]
@@ -296,7 +296,7 @@ class Collator:
         )
 
     def _fetched(self, media: Sequence[Media]) -> dict[str, Any]:
-        """The batch's media, modality by modality, as the model takes them."""
+        """Return the batch's media, modality by modality, as forward arguments."""
         features: dict[str, Features] = {}
         signals: dict[str, Tensor] = {}
         for modality, entry in self.entries.items():

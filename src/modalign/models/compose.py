@@ -44,8 +44,8 @@ from modalign.models.weights import pickle_hint, safetensors_only
 
 IMAGE_TOKEN = mark("image")
 
-# For tokenizers without a chat template (base models). It is saved with the model. The space before
-# an answer belongs to the answer: no prompt ends in a token that training never saw there.
+# For tokenizers without a chat template (base models); saved with the model. The space before an answer
+# belongs to the answer, so that no prompt ends in a token not seen there in training.
 DEFAULT_CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
@@ -61,7 +61,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 
 @dataclass
 class LanguageModel:
-    """A causal language model with its tokenizer and where it came from."""
+    """A causal language model with its tokenizer and origin."""
 
     name: str
     model: PreTrainedModel
@@ -79,8 +79,8 @@ def load_language_model(
 
     Args:
         name: hub name or folder.
-        dtype: of its weights.
-        modalities: that get a placeholder token.
+        dtype: dtype of the weights.
+        modalities: modalities that get a placeholder token.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
@@ -102,7 +102,7 @@ def load_language_model(
 def prepare_tokenizer(
     tokenizer: PreTrainedTokenizerBase, modalities: Sequence[str] = ("image",)
 ) -> None:
-    """Make sure of placeholder tokens, a padding token and a chat template that adds all marks."""
+    """Ensure placeholder tokens, a padding token and a chat template that adds all special tokens."""
     missing = [mark(m) for m in modalities if mark(m) not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_special_tokens(
@@ -119,7 +119,7 @@ def prepare_tokenizer(
 
 
 def widths_of(llm: LanguageModel, encoder: Encoder) -> Widths:
-    """The sizes a connector between these two must know."""
+    """Return the sizes that a connector between the two needs."""
     module = encoder.module
     return Widths(
         feature_size=module.feature_size,
@@ -141,11 +141,11 @@ def compose(
     """Build the joined model. Connectors are new (torch's global seed); the parts keep their weights.
 
     Args:
-        llm: consumed: the composed model owns its module afterwards.
+        llm: consumed: its module becomes part of the composed model.
         encoders: likewise; one per modality, or none for a model that reads text only.
         connector: a registered name, for all modalities or by modality.
         variant: the size to take options from.
-        options: options that replace the variant's, of every connector that has them.
+        options: options that replace the variant's, for every connector that has them.
 
     Returns:
         The model and its processor.
@@ -183,7 +183,9 @@ def compose(
     modules = {encoder.modality: encoder.module for encoder in given}
     try:
         model = ModalignForConditionalGeneration(config, llm.model, modules)
-    except ConnectorError as error:  # connectors travel without modalign, and so does their error
+    except (
+        ConnectorError
+    ) as error:  # connectors are exported without modalign, and so is their error
         raise UsageError(str(error)) from error
     for part in model.connectors.values():
         part.attach_tokenizer(tokenizer)  # type: ignore[operator]
@@ -200,11 +202,11 @@ def _origins(llm: LanguageModel, encoders: Sequence[Encoder]) -> dict[str, dict[
 def _set_generation(
     model: ModalignForConditionalGeneration, llm: LanguageModel, placeholders: list[int]
 ) -> None:
-    """Generation settings of the language model, without its ever saying a placeholder."""
+    """Set the language model's generation settings, with placeholders suppressed."""
     settings = model.generation_config = copy.deepcopy(llm.model.generation_config)
     settings.pad_token_id = llm.tokenizer.pad_token_id
     if placeholders:
-        settings.suppress_tokens = placeholders  # they stand for media, never for words
+        settings.suppress_tokens = placeholders  # they represent media, never words
     ends = end_ids(llm.tokenizer, settings)
     if ends:
         settings.eos_token_id = ends if len(ends) > 1 else ends[0]
@@ -215,12 +217,12 @@ def _processor(
     tokenizer: PreTrainedTokenizerBase,
     encoders: Sequence[Encoder],
 ) -> ModalignProcessor:
-    """The processor of a composed model: what stands for each medium, and how it becomes tensors."""
+    """Build the processor of a composed model: placeholders, and how media become tensors."""
     images = next((encoder for encoder in encoders if encoder.modality == "image"), None)
     tokens = {e.modality: token_table(model.connector(e.modality), e.module) for e in encoders}
     marks = {encoder.modality: mark(encoder.modality) for encoder in encoders}
     return ModalignProcessor(
-        # A processor without an image processor cannot be loaded again; this one is never asked.
+        # A processor without an image processor cannot be reloaded; this one is never used.
         image_processor=images.processor if images else plain_processor(1),
         tokenizer=tokenizer,
         num_image_tokens=tokens["image"][-1] if images else 0,
@@ -239,9 +241,9 @@ def _processor(
 
 
 def token_table(connector: Connector, encoder: SignalEncoder) -> list[int]:
-    """Positions that a medium of 0, 1, ... N features takes: the connector's tokens, or one mark.
+    """Return the positions of a medium with 0, 1, ... N features: the connector's tokens, or one mark.
 
-    Zero where the connector has no answer: a grid of features has one size only.
+    Zero if undefined, because a grid of features has only one size.
     """
     N = encoder.num_features
     table = [0] * (N + 1)
@@ -255,7 +257,7 @@ def token_table(connector: Connector, encoder: SignalEncoder) -> list[int]:
 
 
 def _grow_vocabulary(model: PreTrainedModel, size: int) -> None:
-    """Add rows for new tokens: the mean of the known rows, so that nothing is drawn at random."""
+    """Add rows for new tokens: the mean of the known rows, so that nothing is random."""
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     old = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(size, mean_resizing=False)

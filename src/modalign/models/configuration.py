@@ -18,8 +18,8 @@ class ModalignConfig(PreTrainedConfig):
         text_config: the language model's own configuration.
         bridges: modality -> {"encoder": {...}, "connector": {"name", "options"},
             "token": placeholder text, "token_id": its id}.
-        origins: part ("language model", "image encoder", ...) -> {"name", "licence"}, as far as its own
-            model card says it.
+        origins: part ("language model", "image encoder", ...) -> {"name", "licence"}, if its
+            model card states it.
     """
 
     model_type = "modalign"
@@ -33,7 +33,7 @@ class ModalignConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Take over what generation reads from the text configuration."""
+        """Copy what generation needs from the text configuration."""
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
 
@@ -43,9 +43,9 @@ class ModalignMediaConfig(ModalignConfig):
 
     Attributes:
         hidden_size: D, width of the language model's embeddings.
-        vocabulary: rows of the input embedding that is kept; 0: none is.
-        code_offsets: modality -> what is added to a code's number to make it a token id, of
-            connectors whose tokens are discrete codes.
+        vocabulary: rows of the kept input embedding; 0: none is kept.
+        code_offsets: modality -> offset from a code's number to its token id, for connectors whose
+            tokens are discrete codes.
     """
 
     model_type = "modalign_media"

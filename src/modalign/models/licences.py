@@ -1,4 +1,4 @@
-"""Where the parts of a model came from and under which licence: what their own model cards say."""
+"""Origins and licences of a model's parts, from their model cards."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CARD = "README.md"
 
 
 def origin(name: str | None) -> dict[str, str]:
-    """A part's name (of a folder, its last part) and, where its model card states one, its licence.
+    """Return a part's name (the last component of a folder) and its licence, if its card states one.
 
     Args:
-        name: hub name or folder; None or "none": the part came with nothing.
+        name: hub name or folder; None or "none": the part has no origin.
     """
     if name is None or name == "none":
         return {}
@@ -32,16 +32,16 @@ def origin(name: str | None) -> dict[str, str]:
 
 
 def _cached(name: str) -> Path | None:
-    """The hub's model card, where loading the part has left it on this machine."""
+    """Return the hub's model card, if it is cached on this machine."""
     try:
         found = try_to_load_from_cache(name, CARD)
-    except HFValidationError:  # a user's own class, say: no name of the hub
+    except HFValidationError:  # for example a user's own class: not a hub name
         return None
     return Path(found) if isinstance(found, str) else None
 
 
 def _stated(card: Path) -> str | None:
-    """The licence in a model card's front matter: its identifier, or the name of another one."""
+    """Return the licence in a model card's front matter: its identifier, or another's name."""
     try:
         text = card.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -1,8 +1,8 @@
 """The media side of a composed model: encoders and connectors, without the language model.
 
-What a gateway runs before a language model that lives elsewhere (``forward``: prompt embeddings),
-and the tokenizer of a modality whose tokens are discrete codes (``code_ids``: token ids). Imports
-only torch, transformers and its siblings: it is copied into exported folders.
+A gateway runs it in front of a language model elsewhere (``forward``: prompt embeddings), and it is the
+tokenizer of a modality whose tokens are discrete codes (``code_ids``: token ids). Imports only torch,
+transformers and its siblings: it is copied into exported folders.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class ModalignMedia(Bridges, PreTrainedModel):
     """Encoders and prefix connectors, with the language model's input embedding if it is kept.
 
     Attributes:
-        embedding: (V, D), exactly what the language model's own embedding gives for every id, any
-            factor of that included; None: not kept.
+        embedding: (V, D), the output of the language model's own embedding for every id, including any
+            factor; None: not kept.
     """
 
     config_class = ModalignMediaConfig
@@ -43,16 +43,16 @@ class ModalignMedia(Bridges, PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is drawn: all weights are loaded."""
+        """Do nothing: all weights are loaded."""
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """Prompt embeddings: what the language model is given in place of token ids.
+        """Compute prompt embeddings, the language model's input instead of token ids.
 
         Args:
-            input_ids: (B, T) with placeholders, as the processor gives them.
-            **inputs: the media's tensors by the composed model's names, or ``features`` (modality ->
-                :class:`Features`) of media that are encoded already; others do not matter.
+            input_ids: (B, T) with placeholders, from the processor.
+            **inputs: the media's tensors under the composed model's names, or ``features`` (modality ->
+                :class:`Features`) of already encoded media; others are ignored.
 
         Returns:
             (B, T, D).
@@ -62,7 +62,7 @@ class ModalignMedia(Bridges, PreTrainedModel):
             ConnectorError: the embedding was not kept.
         """
         if self.embedding is None:
-            raise ConnectorError("this folder holds no input embedding: it gives code ids only")
+            raise ConnectorError("this folder has no input embedding: it only gives code ids")
         embeds = self.embedding(input_ids)
         features = self.encoded(inputs.get("features"), **_tensors(inputs))
         for modality in self.connectors:
@@ -76,18 +76,18 @@ class ModalignMedia(Bridges, PreTrainedModel):
 
     @torch.no_grad()
     def code_ids(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """Token ids of a plain language model: every placeholder becomes its code's id.
+        """Compute a plain language model's token ids: every placeholder becomes its code's id.
 
         Args:
-            input_ids: (B, T) with placeholders, as the processor gives them.
-            **inputs: the media's tensors by the composed model's names; others do not matter.
+            input_ids: (B, T) with placeholders, from the processor.
+            **inputs: the media's tensors under the composed model's names; others are ignored.
 
         Returns:
             (B, T).
 
         Raises:
             PlaceholderError: placeholders and media do not match in number.
-            ConnectorError: a modality's tokens are no codes.
+            ConnectorError: a modality's tokens are not codes.
         """
         ids = input_ids.clone()
         features = self.encoded(None, **_tensors(inputs))
@@ -98,7 +98,7 @@ class ModalignMedia(Bridges, PreTrainedModel):
                 check_given(modality, places)
                 continue
             if modality not in offsets:
-                raise ConnectorError(f"the tokens of {modality} are no discrete codes")
+                raise ConnectorError(f"the tokens of {modality} are not discrete codes")
             given = features[modality]
             weight = next(connector.parameters(), given.values)
             codes = connector.codes(  # type: ignore[operator]

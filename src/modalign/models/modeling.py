@@ -1,8 +1,8 @@
 """A composed multimodal model: encoder -> connector -> language model, as one transformers class.
 
-Placeholders in ``input_ids`` stand for media, in reading order. A prefix connector's embeddings
-replace as many placeholders as it gives tokens; an in-layer connector's medium is one placeholder (its
-mark), whose embedding stays the language model's own. Works from token ids with explicit masks and
+Placeholders in ``input_ids`` represent media, in reading order. A prefix connector's embeddings
+replace as many placeholders as it has tokens; an in-layer connector's medium is one placeholder (its
+mark), which keeps the language model's own embedding. Works from token ids with explicit masks and
 positions. This file imports only torch, transformers and its siblings: it is copied into exports.
 """
 
@@ -61,7 +61,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         language_model: PreTrainedModel | None = None,
         encoders: dict[str, SignalEncoder] | None = None,
     ) -> None:
-        """Build from configuration, or around parts that already hold their weights."""
+        """Build from configuration, or around loaded parts."""
         super().__init__(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         layers = decoder_layers(self.language_model)
@@ -83,11 +83,11 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         self.post_init()
 
     def init_weights(self) -> None:
-        """Tie only: every part has initialised itself, or came with weights that must stay."""
+        """Only tie weights: every part is initialised or loaded already."""
         self.tie_weights(recompute_mapping=False)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is drawn anew here; towers and language models see to their own buffers."""
+        """Initialise nothing here; towers and language models handle their own buffers."""
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's input embedding."""
@@ -126,18 +126,19 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         """Run the model.
 
         Args:
-            input_ids: (B, T) with placeholders where media stand.
+            input_ids: (B, T) with placeholders for media.
             attention_mask: (B, T), or (B, 1, T, T) for packed rows.
-            position_ids: (B, T); restarting at 0 where a packed row's next sample begins.
-            inputs_embeds: (B, T, D) in place of input_ids (text only).
-            labels: (B, T), -100 where nothing is supervised; gives ``loss``.
+            position_ids: (B, T); restarting at 0 for every sample of a packed row.
+            inputs_embeds: (B, T, D) instead of input_ids (text only).
+            labels: (B, T), -100 where unsupervised; returns ``loss``.
             pixel_values: (n, 3, H, W) images of the whole batch in reading order.
-            features: precomputed encoder features per modality, in place of raw signals.
-            media_memory: what in-layer connectors read at earlier steps of a generation.
+            features: precomputed encoder features per modality, instead of raw signals.
+            media_memory: the media that in-layer connectors read at earlier steps of a generation.
             logits_to_keep: as in transformers.
-            **kwargs: of each modality but images ``NAME_values``, the signals of the whole batch in reading
-                order, (n, ...) as the modality's ``prepare`` gives them, and ``NAME_mask``, (n, T) bool, where
-                there is signal (None: everywhere). The rest is passed to the language model, its cache of
+            **kwargs: for each modality except images ``NAME_values``, the signals of the whole batch in reading
+                order, (n, ...) from the modality's ``prepare``, and ``NAME_mask``, (n, T) bool, True where
+                there is signal (None: everywhere). The rest, including its cache, is passed to the language
+                model.
                 earlier positions among it.
 
         Raises:
@@ -185,7 +186,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         embeds: Tensor,
         position_ids: Tensor | None,
     ) -> Tensor:
-        """Bring one modality in: new embeddings, or hooks that read its memory during this call."""
+        """Add one modality: new embeddings, or hooks that read its memory during this call."""
         places = input_ids == self.config.bridges[modality]["token_id"]  # type: ignore[index]
         connector = self.connector(modality)
         if given is None:
@@ -208,7 +209,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
     def _touch(self, stack: ExitStack, modality: str, input_ids: Tensor, embeds: Tensor) -> Tensor:
         """Run the connector on one zero feature that no position reads: all gradients are zero.
 
-        Without it a text-only batch would leave the connector out of the graph, and processes that
+        Without it, a text-only batch would leave the connector out of the graph, and processes that
         train together would wait for each other's gradients.
         """
         encoder, connector = self.encoders[modality], self.connector(modality)
@@ -229,7 +230,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat every row with its own media: a row may hold any number of them."""
+        """Repeat every row with its own media, any number per row."""
         media = {name: model_kwargs.pop(name, None) for name in ("features", *self.signal_names)}
         if expand_size > 1 and input_ids is not None:
             features = self.encoded(**media)
@@ -248,7 +249,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         return input_ids, expanded | {k: v for k, v in media.items() if v is not None}
 
     def _repeated(self, modality: str, input_ids: Tensor, given: Features, times: int) -> Tensor:
-        """Numbers of the media in reading order once every row stands there several times."""
+        """Return the indices of the media in reading order after repeating every row."""
         places = input_ids == self.config.bridges[modality]["token_id"]  # type: ignore[index]
         connector = self.connector(modality)
         counts = given.mask.sum(dim=1).tolist()
@@ -263,7 +264,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
         return torch.tensor(rows, dtype=torch.long, device=input_ids.device)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """Refuse unknown arguments of ``generate``; the media's, which no signature names, are known."""
+        """Refuse unknown arguments of ``generate``, except the media's, which no signature lists."""
         own = set(self.signal_names)
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in own})
 
@@ -291,7 +292,7 @@ class ModalignForConditionalGeneration(Bridges, PreTrainedModel, GenerationMixin
 
 @dataclass
 class _MediaRows:
-    """Media of a batch laid side by side per row, and which of them each position may read."""
+    """Media of a batch concatenated per row, and which of them each position may read."""
 
     memory: Tensor  # (B, K, w)
     mask: Tensor  # (B, K)
@@ -321,7 +322,9 @@ class _MediaRows:
         memory_mask = torch.zeros(B, most, M, dtype=torch.bool, device=tokens.device)
         memory_mask[slot] = mask
         seen = places.cumsum(dim=1)  # media up to and including each position
-        if position_ids is not None:  # nothing before the start of a packed sample is seen
+        if (
+            position_ids is not None
+        ):  # positions do not see media before the start of their packed sample
             starts = (position_ids == 0).expand(B, T)
             before = torch.where(starts, seen - places.long(), 0).cummax(dim=1).values
         else:

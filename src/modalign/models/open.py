@@ -1,4 +1,4 @@
-"""Open whatever language model is in a folder: a causal LM, a transformers multimodal model, or ours.
+"""Open any language model in a folder: a causal LM, a transformers multimodal model, or ours.
 
 Weights are read from safetensors only, never from a pickle.
 """
@@ -32,19 +32,19 @@ from modalign.models.tool_text import ToolReader, saved_tools
 def open_model(
     name: Path | str, dtype: torch.dtype | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, Reader]:
-    """Load a model with what turns text (and media) into its inputs, in evaluation mode.
+    """Load a model in evaluation mode, with its reader for text and media.
 
     Args:
         name: a folder with a ``config.json``, or the hub name of a causal language model.
-        dtype: of the weights; None for the one they are stored in.
-        device: where to put it, ``auto`` for CUDA where there is one; None for the CPU.
+        dtype: of the weights; None: as stored.
+        device: device; ``auto`` is CUDA if available; None is the CPU.
 
     Returns:
-        The model, and its tokenizer (a causal language model), processor (one that takes media), or
+        The model, and its tokenizer (for a causal language model), processor (for a model with media), or
         both with the tools whose text it reads.
 
     Raises:
-        UsageError: no model is there, or it cannot be loaded; the message says why.
+        UsageError: there is no model, or it cannot be loaded; the message says why.
     """
     target = device_named(device or "cpu")
     if takes_media(name):
@@ -59,12 +59,12 @@ def open_model(
 
 
 def takes_media(name: Path | str) -> bool:
-    """Whether a model folder holds a model of media (ours or one of transformers) or a causal LM.
+    """Whether a folder contains a model with media (ours or one of transformers), not a causal LM.
 
-    Some types are in both of transformers' lists; then the architecture that was saved decides.
+    If a type is in both of transformers' lists, the saved architecture decides.
 
     Raises:
-        UsageError: no model is there, or transformers knows neither kind for its type.
+        UsageError: there is no model, or transformers has neither kind for its type.
     """
     if _model_type(name) == ModalignConfig.model_type:
         return True
@@ -93,9 +93,9 @@ def _model_type(name: Path | str) -> str | None:
         )
         if on_hub and not folder.exists():
             return None
-        raise UsageError(f"{name} holds no model: there is no such folder")
+        raise UsageError(f"{name} contains no model: there is no such folder")
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{name} holds no model: it has no config.json")
+        raise UsageError(f"{name} contains no model: it has no config.json")
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:

@@ -11,7 +11,7 @@ from torch import nn
 
 
 class PartNotFoundError(ValueError):
-    """A part of a model that its structure does not show; the message names it."""
+    """A part that cannot be found in a model's structure; the message names it."""
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

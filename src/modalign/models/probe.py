@@ -1,7 +1,7 @@
-"""What a loaded model answers: token ids, logits and greedy ids, batched and one by one.
+"""Observe a loaded model's answers: token ids, logits and greedy ids, batched and one by one.
 
 Imports only the standard library, torch, transformers and PIL: it also runs as a script in a clean
-process, with modalign itself made impossible to import.
+process in which modalign cannot be imported.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 Conversation = list[dict[str, Any]]
-_FROM = "\U000f0000"  # before a control token that is text; transformers' own mark
+_FROM = "\U000f0000"  # precedes a control token that is text; transformers' own marker
 
 
 def prepare(
     processor: Any, conversations: list[Conversation], *, answered: bool = False, tools: Any = None
 ) -> dict[str, Tensor]:
-    """Left-padded inputs of conversations, each ending where the answer would begin, or with its answer.
+    """Build left-padded inputs of conversations, each ending before or after its answer.
 
-    Where texts hold control tokens that are marked as text, the processor is told.
+    The processor is told if texts contain control tokens marked as text.
     """
     options: dict[str, Any] = {"padding": True, "padding_side": "left"}
     texts = (
@@ -49,7 +49,7 @@ def prepare(
 
 
 def placed(inputs: dict[str, Any], model: Any) -> dict[str, Tensor]:
-    """A model's inputs on its device, signals in its precision; what is no tensor is left out."""
+    """Move a model's inputs to its device, signals in its precision; drop non-tensors."""
     return {
         key: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for key, value in inputs.items()
@@ -61,7 +61,7 @@ def placed(inputs: dict[str, Any], model: Any) -> dict[str, Tensor]:
 def observe(
     model: Any, processor: Any, conversations: list[Conversation], max_new_tokens: int
 ) -> dict[str, Tensor]:
-    """Everything that must not change by saving, by name."""
+    """Return everything that saving must not change, by name."""
     was_training = model.training
     model.eval()
     seen: dict[str, Tensor] = {}
@@ -80,7 +80,7 @@ def observe(
 
 
 class _Blocked:
-    """An import finder that refuses packages, so that nothing can depend on them unseen."""
+    """An import finder that refuses packages, so that nothing can depend on them unnoticed."""
 
     def __init__(self, packages: list[str]) -> None:
         self.packages = set(packages)
@@ -105,7 +105,7 @@ def _with_media(conversation: Conversation) -> Conversation:
 
 
 class FedByGateway:
-    """A plain language model, given what a gateway's model makes of ids and media."""
+    """A plain language model with a gateway's prompt embeddings as input."""
 
     training = False
 
@@ -114,43 +114,43 @@ class FedByGateway:
         self.device, self.dtype = media.device, media.dtype
 
     def eval(self) -> FedByGateway:
-        """Both are."""
+        """Do nothing: both models are in evaluation mode."""
         return self
 
     def train(self, mode: bool = True) -> None:
-        """Nothing: neither is trained."""
+        """Do nothing: neither model is trained."""
 
     def _inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         embeds = self.media(**inputs).to(self.language.device, self.language.dtype)
         return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
 
     def __call__(self, **inputs: Tensor) -> Any:
-        """As the composed model."""
+        """Run as the composed model would."""
         return self.language(**self._inputs(inputs))
 
     def generate(self, **inputs: Any) -> Tensor:
-        """The prompt's ids and the answer's behind them."""
+        """Return the prompt's ids followed by the answer's."""
         options = {key: inputs.pop(key) for key in ("max_new_tokens", "do_sample")}
         new = self.language.generate(**self._inputs(inputs), **options)
         return torch.cat([inputs["input_ids"], new], dim=1)
 
 
 class FedByCodes(FedByGateway):
-    """A plain language model, given the token ids that a signal's tokenizer makes."""
+    """A plain language model with the token ids of a signal's tokenizer as input."""
 
     def _inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         ids = self.media.code_ids(**inputs)
         return {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
 
     def __call__(self, **inputs: Tensor) -> Any:
-        """As the composed model: logits of the ids that it has."""
+        """Run as the composed model would: logits of its ids only."""
         found = self.language(**self._inputs(inputs))
         first = min(filter(None, (self.media.config.code_offsets or {}).values()), default=None)
         found.logits = found.logits[..., :first]
         return found
 
     def generate(self, **inputs: Any) -> Tensor:
-        """As long as the composed model's, the prompt's ids put back."""
+        """Return ids of the composed model's length, with the prompt's ids restored."""
         options = {key: inputs.pop(key) for key in ("max_new_tokens", "do_sample")}
         prompt = inputs["input_ids"]
         made = self.language.generate(**self._inputs(inputs), **options)
@@ -158,7 +158,7 @@ class FedByCodes(FedByGateway):
 
 
 def load(item: dict[str, Any]) -> tuple[Any, Any]:
-    """A model and its processor with plain transformers, or what answers like one."""
+    """Load a model and its processor with plain transformers, or a stand-in that answers like it."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
     from transformers import AutoModelForMultimodalLM as AutoWhole
 
@@ -175,7 +175,7 @@ def load(item: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def main(job_file: str) -> None:
-    """Load every folder of a job with plain transformers and write down what it answers."""
+    """Load every folder of a job with plain transformers and record its answers."""
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     sys.meta_path.insert(0, _Blocked(job["blocked"]))
     import transformers

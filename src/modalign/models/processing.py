@@ -1,4 +1,4 @@
-"""Processor: text and media in, token ids with one placeholder per connector token out.
+"""Processor: turns text and media into token ids with one placeholder per connector token.
 
 This file imports only torch, transformers and its siblings: it is copied into exported models.
 """
@@ -13,21 +13,23 @@ from transformers import BatchFeature, ProcessorMixin
 
 from modalign.encoders.registry import prepare_signals
 
-_FROM = "\U000f0000"  # before a control token that is text; transformers' own mark
-ARGUMENTS = {"video": "videos"}  # of a processor, where transformers' name is not the modality's
+_FROM = "\U000f0000"  # precedes a control token that is text; transformers' own marker
+ARGUMENTS = {
+    "video": "videos"
+}  # processor arguments whose name in transformers differs from the modality's
 
 
 class ModalignProcessor(ProcessorMixin):
-    """Tokenizer of a composed model, and what makes tensors of its media.
+    """The tokenizer of a composed model, and the preparation of its media.
 
     Args:
-        image_processor: of the image encoder.
-        tokenizer: of the language model, knowing the placeholders.
-        num_image_tokens: positions one image takes in the language model's input; 0 without images.
+        image_processor: the image encoder's.
+        tokenizer: the language model's, with the placeholders.
+        num_image_tokens: positions of one image in the language model's input; 0 without images.
         image_token: the image placeholder's text.
-        chat_template: as saved with the tokenizer, rendering media parts.
-        signals: of each other modality ``{"spec": its encoder's description, "token": placeholder,
-            "tokens": positions that a medium of 0, 1, ... features takes}``.
+        chat_template: as saved with the tokenizer; renders media parts.
+        signals: for each other modality ``{"spec": its encoder's description, "token": placeholder,
+            "tokens": positions of a medium with 0, 1, ... features}``.
     """
 
     def __init__(
@@ -48,21 +50,21 @@ class ModalignProcessor(ProcessorMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """What is saved in files of its own."""
+        """Return the parts that are saved in separate files."""
         return ["image_processor", "tokenizer"]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """Return the text that stands for one image."""
+        """Return the text that represents one image."""
         return self.image_token * self.num_image_tokens
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """Make a model's inputs.
 
         Args:
-            images: as transformers' processors take them.
+            images: as for transformers' processors.
             text: one text or several, with placeholders.
-            **kwargs: ``videos``, and every other modality by its name: decoded signals (numpy arrays; a
-                table a mapping) of all texts in reading order; the rest as in transformers.
+            **kwargs: ``videos``, and every other modality under its name: decoded signals (numpy arrays; a
+                table is a mapping) of all texts in reading order; the rest as in transformers.
 
         Raises:
             ValueError: placeholders and signals differ in number, or the model does not take them.
@@ -88,7 +90,7 @@ class ModalignProcessor(ProcessorMixin):
     ) -> list[str]:
         """Repeat a modality's placeholders in the texts, and add its tensors to the inputs."""
         own = self.signals[modality]
-        place = re.compile(f"(?<!{_FROM}){re.escape(own['token'])}")  # one that no user wrote
+        place = re.compile(f"(?<!{_FROM}){re.escape(own['token'])}")  # one not written by a user
         pieces = [place.split(text) for text in texts]
         wanted = sum(map(len, pieces)) - len(pieces)
         if wanted != len(signals):
@@ -103,7 +105,7 @@ class ModalignProcessor(ProcessorMixin):
         return ["".join(_joined(parts, stand_ins)) for parts in pieces]
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; parts of other modalities carry their signal under the modality's name."""
+        """Apply as in transformers; parts of other modalities carry their signal under the modality's name."""
         batch = (
             conversation if conversation and isinstance(conversation[0], list) else [conversation]
         )
@@ -134,7 +136,7 @@ def _joined(parts: list[str], stand_ins: Iterator[str]) -> Iterator[str]:
 
 
 def _parts(conversations: list[Any], modality: str) -> Iterator[Any]:
-    """What the parts of a modality hold, in reading order."""
+    """Yield the contents of a modality's parts, in reading order."""
     for conversation in conversations:
         for message in conversation:
             for part in message["content"] if isinstance(message["content"], list) else []:

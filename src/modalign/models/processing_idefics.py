@@ -1,6 +1,6 @@
-"""Idefics's inputs, and training's prompts: the processor of a model saved as that class.
+"""Processor of a model saved as Idefics: that class's inputs, with the prompts of training.
 
-transformers' IdeficsProcessor puts marks and a begin token of its own into every prompt and keeps no
+transformers' IdeficsProcessor adds its own markers and begin token to every prompt and keeps no
 chat template (docs/export.md).
 
 This file imports only torch, transformers and its siblings: it is copied into exported models.
@@ -18,17 +18,17 @@ from modalign.models.processing import ModalignProcessor
 
 
 class ModalignIdeficsProcessor(ModalignProcessor):
-    """The composed model's processor, with images as Idefics reads them: row by row, with a mask."""
+    """The composed model's processor, with images in Idefics's form: row by row, with a mask."""
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """As the composed model's, but for the images of B texts of T tokens.
+        """Process as the composed model's, except for the images of B texts of T tokens.
 
-        ``pixel_values`` (B, n, 3, H, W), n images in the row that has most, zeros behind the others';
-        ``image_attention_mask`` (B, T, n), which image each position reads.
+        ``pixel_values`` is (B, n, 3, H, W), n being the largest number of images in a row, padded with zeros;
+        ``image_attention_mask`` (B, T, n) says which image each position reads.
 
         Raises:
-            ValueError: placeholders and images differ in number, or other than PyTorch's tensors are
-                asked for.
+            ValueError: placeholders and images differ in number, or tensors other than PyTorch's are
+                requested.
         """
         if kwargs.get("return_tensors") not in (None, "pt"):
             raise ValueError(
@@ -40,10 +40,10 @@ class ModalignIdeficsProcessor(ModalignProcessor):
         return found
 
     def beside(self, ids: Tensor, pixels: Tensor | None = None) -> dict[str, Tensor]:
-        """What the class takes beside token ids.
+        """Return the class's inputs besides token ids.
 
-        A position reads the last image before it in its row. The class takes no text alone: it is
-        given one blank image that nothing reads.
+        A position reads the last image before it in its row. The class requires an image, so text alone
+        gets a blank one that nothing reads.
 
         Args:
             ids: (B, T).
@@ -67,7 +67,7 @@ class ModalignIdeficsProcessor(ModalignProcessor):
         return {"pixel_values": rows, "image_attention_mask": read.long()}
 
     def _blank(self) -> Tensor:
-        """(1, 3, H, W), an image of the size that the image processor gives."""
+        """Return a blank image (1, 3, H, W) of the image processor's size."""
         black = torch.zeros(3, 64, 64, dtype=torch.uint8)
         found: Tensor = self.image_processor(images=[black], return_tensors="pt")["pixel_values"]
         return found

@@ -1,8 +1,8 @@
-"""Chat templates made fit for media: what training renders and what inference renders are the same ids.
+"""Chat templates for media that render the same ids in training and inference.
 
-Training renders conversations whose media are already placeholder text. A processor is given parts
-such as ``{"type": "image"}``, which most language models' templates cannot render; so a template is
-wrapped, not rewritten, and works for both.
+Training renders conversations whose media are already placeholder text. A processor gets parts such as
+``{"type": "image"}``, which most language models' templates cannot render; so a template is wrapped, not
+rewritten, and works for both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from modalign.data.modalities import modality_of
 
 # Rebuilds `messages` with string contents, then the original template runs on them. The last block
 # ends without a dash and before a newline that the renderer drops (trim_blocks), so that white
-# space at the start of the original template means what it meant.
+# space at the start of the original template keeps its meaning.
 _PRELUDE = """\
 {#- parts of a message become text, in reading order -#}
 {%- set flat = namespace(messages=[], text='') -%}
@@ -56,7 +56,7 @@ def multimodal_template(template: str, marks: Mapping[str, str] = IMAGES) -> str
     are rendered as before, generation marks are kept. Wrapping twice changes nothing.
 
     Args:
-        template: of the language model.
+        template: the language model's.
         marks: modality -> placeholder text.
     """
     kinds = {kind: token for m, token in marks.items() for kind in modality_of(m).part_types}
@@ -72,7 +72,7 @@ def _quoted(text: str) -> str:
 
 
 def adds_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts special tokens around a text by itself."""
+    """Whether the tokenizer adds special tokens around a text."""
     return bool(
         tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
     )
@@ -81,7 +81,7 @@ def adds_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
 def let_template_add_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the chat template the only one that adds special tokens.
 
-    Training tokenises the rendered template as it is; a processor lets the tokenizer add its own
+    Training tokenises the rendered template unchanged; a processor lets the tokenizer add its own
     tokens, unless the text begins with one. Without this the two could differ in the first id.
     """
     text = rendered(tokenizer, [{"role": "user", "content": "q"}])

@@ -1,4 +1,4 @@
-"""Tools in place of a connector: a medium enters the sequence as the text that tools make of it."""
+"""Tools instead of a connector: a medium enters the sequence as the text of tools."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from modalign.tools.build import build_chain
 from modalign.tools.chain import ToolChain
 from modalign.tools.spec import ChainSpec
 
-TOOLS = "tools.json"  # of a model folder: the chain whose text the model was given
+TOOLS = "tools.json"  # in a model folder: the chain whose text the model reads
 
 
 class ToolText:
-    """An entry (see ``collation.Entry``) whose stand-in for a medium is a tool chain's text."""
+    """An entry (see ``collation.Entry``) that replaces a medium by a tool chain's text."""
 
     def __init__(
         self, chain: ToolChain, tokenizer: PreTrainedTokenizerBase, modality: str, most: int
@@ -32,28 +32,28 @@ class ToolText:
         self.token_id = int(tokenizer.convert_tokens_to_ids(mark(modality)))
 
     def stand_ins(self, media: Sequence[Media]) -> list[np.ndarray]:
-        """The tokens of each medium's text."""
+        """Return the tokens of each medium's text."""
         texts = [self.chain.text(medium) for medium in media]
         return [np.asarray(_ids(self.tokenizer, text), dtype=np.int64) for text in texts]
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Nothing: the text is all that the model reads."""
+        """Return nothing: the model reads only the text."""
         return {}
 
 
 @dataclass
 class NoMedia:
-    """An entry whose media leave no trace: what the text alone reaches."""
+    """An entry that drops media, for the score of text alone."""
 
     token_id: int
     tokens: int = 0
 
     def stand_ins(self, media: Sequence[Media]) -> list[np.ndarray]:
-        """No token."""
+        """Return no tokens."""
         return [np.zeros(0, dtype=np.int64) for _ in media]
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Nothing."""
+        """Return nothing."""
         return {}
 
 
@@ -62,14 +62,14 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def token_counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
-    """Tokens of a text, as a chain's budget counts them."""
+    """Return the function that counts tokens for a chain's budget."""
     return lambda text: len(_ids(tokenizer, text))
 
 
 def no_media_entries(
     tokenizer: PreTrainedTokenizerBase, modalities: Sequence[str]
 ) -> dict[str, Entry]:
-    """Every modality left out."""
+    """Return entries that drop every modality."""
     return {m: NoMedia(int(tokenizer.convert_tokens_to_ids(mark(m)))) for m in modalities}
 
 
@@ -79,7 +79,7 @@ def tool_entries(
     modalities: Sequence[str],
     cache: Path | None = None,
 ) -> tuple[ToolChain, dict[str, Entry]]:
-    """A chain, and how every modality enters through it."""
+    """Build a chain, and the entry of every modality through it."""
     chain = build_chain(spec, token_counter(tokenizer), cache)
     entries: dict[str, Entry] = {
         modality: ToolText(chain, tokenizer, modality, spec.budget) for modality in modalities
@@ -88,12 +88,12 @@ def tool_entries(
 
 
 class ToolReader:
-    """What turns records into the inputs of a language model that reads tools' text.
+    """Turns records into the inputs of a language model that reads tools' text.
 
     Attributes:
-        tokenizer: of the language model, knowing the placeholders.
-        modalities: what the tools take.
-        collator: puts the tools' text where media stand.
+        tokenizer: the language model's, with the placeholders.
+        modalities: modalities that the tools accept.
+        collator: inserts the tools' text where media are.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class ToolReader:
 
 
 def save_tools(folder: Path, spec: ChainSpec, modalities: Sequence[str]) -> None:
-    """Note beside a language model what tools it was given the text of."""
+    """Record which tools' text a language model reads."""
     values = {"modalities": list(modalities), "chain": spec.model_dump(mode="json")}
     write_atomically(folder / TOOLS, json.dumps(values, indent=2) + "\n")
 
 
 def saved_tools(folder: Path) -> tuple[ChainSpec, list[str]] | None:
-    """The chain that a model folder was saved with, and its modalities; None: it has none."""
+    """Return the chain saved in a model folder, and its modalities; None if there is none."""
     file = folder / TOOLS
     if not file.is_file():
         return None

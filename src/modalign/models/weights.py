@@ -1,15 +1,15 @@
-"""How pretrained weights are read: from safetensors, or from a pickle where that is allowed."""
+"""How pretrained weights are read: from safetensors, or from a pickle if allowed."""
 
 from __future__ import annotations
 
 
 def safetensors_only(allow_pickle: bool) -> bool | None:
-    """What transformers is told: safetensors only, or whatever there is (pickles as weights only)."""
+    """Return transformers' setting: safetensors only, or any file (pickles as weights only)."""
     return None if allow_pickle else True
 
 
 def pickle_hint(error: BaseException) -> str:
-    """What to do, for a message, where weights were not read because they are a pickle."""
+    """Return the hint for a message when weights were refused because they are a pickle."""
     if "safetensors" not in str(error):
         return ""
     return (

@@ -1,9 +1,9 @@
 """Continuous batching: requests join and leave a running batch, whatever their media and lengths.
 
-One thread runs the model. Waiting prompts are read first (those of one length together, going on from
-what an earlier prompt shares with them), then all rows make one token, and so on. transformers' own
-continuous batching (5.23) takes text only; this one prefills through the model's own forward, media
-included, and decodes with explicit masks and positions. Every answer equals the one generated alone.
+One thread runs the model. It first reads waiting prompts (those of equal length together, reusing what an
+earlier prompt shares with them), then generates one token for every row, and so on. The continuous batching of
+transformers (5.23) takes text only; this one prefills through the model's own forward, media included, and
+decodes with explicit masks and positions. Every answer equals the one generated alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from modalign.serving.threads import alone, candidates, worthwhile
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 8  # prompts of one length read at once
+TOGETHER = 8  # prompts of equal length read at once
 READ_AHEAD = 4096  # prompt positions read between two steps of the running rows
 
 
@@ -66,13 +66,13 @@ def open_engine(
     max_length: int | None = None,
     threads: int | None = None,
 ) -> LocalEngine:
-    """Load a model folder, put patches on top of it, and start an engine.
+    """Load a model folder, apply patches, and start an engine.
 
-    On a CPU the number of threads is measured where ``threads`` does not say it, and the calling thread
-    and those that begin later keep one: see :func:`modalign.serving.threads.alone`.
+    On a CPU the number of threads is measured unless ``threads`` gives it; the calling thread and those started
+    later use one: see :func:`modalign.serving.threads.alone`.
 
     Raises:
-        UsageError: no model is there, or it cannot be loaded; the message says why.
+        UsageError: there is no model, or it cannot be loaded; the message says why.
     """
     if (Path(model) / REFERENCE).is_file():
         raise UsageError(
@@ -103,9 +103,9 @@ class LocalEngine:
         reader: its processor, tokenizer or tools' reader.
         max_batch: rows that decode together.
         max_waiting: requests that may wait for a row.
-        max_length: positions of prompt and answer; None: what the model's configuration says.
-        threads: of the model's thread; of several numbers, rising, the one that a step of the batch is worth
-            (the last where it cannot be batched); None: as they are.
+        max_length: positions of prompt and answer; None: the model's own limit.
+        threads: threads of the model; the fewest worthwhile of several ascending numbers (the last if the model
+            cannot be batched); None: unchanged.
     """
 
     def __init__(
@@ -144,20 +144,20 @@ class LocalEngine:
         self._thread.start()
 
     def chat_prompt(self, messages: Sequence[Turn], tools: Sequence[Any] | None = None) -> Prompt:
-        """Render messages by the chat template, up to where the answer begins; see ``Engine``."""
+        """Render messages with the chat template, up to the answer; see ``Engine``."""
         return self.prompts.chat(messages, tools)
 
     def text_prompt(self, text: str | Sequence[int]) -> Prompt:
-        """A plain text, or token ids, to go on from; see ``Engine``."""
+        """Make a prompt of plain text or token ids; see ``Engine``."""
         return self.prompts.text(text)
 
     def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> Row:
-        """Take a request.
+        """Queue a request.
 
         Raises:
             PromptError: it leaves no room for an answer.
             QueueFullError: too many wait.
-            DrainingError: the engine takes no more.
+            DrainingError: the engine is shutting down.
         """
         left = self.max_length - len(prompt.ids)
         if left < min(1, sampling.max_tokens):
@@ -189,7 +189,7 @@ class LocalEngine:
         return row
 
     def state(self) -> EngineState:
-        """Figures of now."""
+        """Return the current state."""
         return EngineState(
             running=len(self._rows) + len(self._teller.rows),
             waiting=len(self._waiting),
@@ -206,7 +206,7 @@ class LocalEngine:
         )
 
     def drain(self, timeout: float) -> bool:
-        """Take no more, finish what runs; True when all is done within ``timeout`` seconds."""
+        """Stop accepting, finish running requests; return True if all finish within ``timeout`` seconds."""
         end = time.monotonic() + timeout
         with self._changed:
             self._draining = True
@@ -219,7 +219,7 @@ class LocalEngine:
         return True
 
     def close(self) -> None:
-        """End at once; what runs is cancelled."""
+        """Stop at once and cancel running requests."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -247,7 +247,7 @@ class LocalEngine:
             self._changed.notify_all()
 
     def _set_threads(self) -> None:
-        """Threads are counted per calling thread, so the engine's own must set them."""
+        """Set the thread count, which torch keeps per calling thread."""
         chosen = self.threads
         if chosen is None:
             return
@@ -257,7 +257,7 @@ class LocalEngine:
                 chosen[-1] if self.note else worthwhile(self.runner, tried, self.max_batch, chosen)
             )
         self.threads = chosen
-        torch.get_num_threads()  # a thread that never asked takes what another sets, at its first work
+        torch.get_num_threads()  # otherwise this thread would take a count set by another, at its first work
         torch.set_num_threads(chosen)
 
     def _wait_for_work(self) -> bool:
@@ -280,7 +280,7 @@ class LocalEngine:
             self._step()
 
     def _guarded(self, rows: Sequence[Row], act: Callable[[], None]) -> None:
-        """Whatever fails ends these requests with the reason, and no others."""
+        """Run ``act``; if it fails, only these requests end, with the reason."""
         try:
             act()
         except Exception as error:
@@ -289,7 +289,7 @@ class LocalEngine:
                 row.finish("error", f"{type(error).__name__}: {error}")
 
     def _next_group(self) -> list[Row]:
-        """Waiting requests to be read together; those that were cancelled are let go."""
+        """Return waiting requests to read together, and drop cancelled ones."""
         with self._changed:
             for row in [row for row in self._waiting if row.cancelled]:
                 self._waiting.remove(row)
@@ -308,7 +308,7 @@ class LocalEngine:
             return group
 
     def _prefill(self, group: Sequence[Row]) -> None:
-        """Read prompts, make each one's first token, and let them join the batch."""
+        """Read prompts, generate each one's first token, and add them to the batch."""
         alike: dict[tuple[int, bool], list[tuple[Row, list[KeysValues]]]] = {}
         for row in group:
             known = self._known(row)
@@ -323,7 +323,7 @@ class LocalEngine:
         return self.prefixes.longest(row.prompt)
 
     def _read_prompts(self, members: Sequence[tuple[Row, list[KeysValues]]]) -> None:
-        """Read prompts of one length of which equally much is known."""
+        """Read prompts of equal length with equally long known prefixes."""
         rows = [row for row, _ in members]
         scoring = rows[0].sampling.prompt_logprobs
         try:
@@ -332,7 +332,7 @@ class LocalEngine:
         except Exception:
             if len(rows) == 1:
                 raise
-            for member in members:  # one of them, or all at once, is too much: each by itself
+            for member in members:  # one of them, or all together, is too much: read each alone
                 self._guarded([member[0]], partial(self._read_prompts, [member]))
             return
         cached = known[0][0].shape[2] if known else 0
@@ -368,7 +368,7 @@ class LocalEngine:
             self._rows.append(row)
 
     def _step(self) -> None:
-        """One token for every row."""
+        """Generate one token for every row."""
         try:
             last = torch.tensor([row.made[-1] for row in self._rows], device=self.runner.device)
             logits = self.runner.step(last, self._slots, [row.memory for row in self._rows])
@@ -407,13 +407,13 @@ class LocalEngine:
         self._untold.append((listener, event))
 
     def _tell(self) -> None:
-        """Tell what happened in a step, all rows at once: every wake-up of another thread costs this one time."""
+        """Deliver a step's events, all rows at once, because every wake-up of another thread costs time."""
         untold, self._untold = self._untold, []
         for left, (listener, event) in zip(reversed(range(len(untold))), untold, strict=True):
             listener(event, more=left > 0)
 
     def _drop_finished(self) -> None:
-        """Rows that are done leave; their keys and values stay for those that begin alike."""
+        """Remove finished rows; keep their keys and values for prompts with the same prefix."""
         for row in self._rows:
             if row.cancelled:
                 row.finish("cancelled")
@@ -439,7 +439,7 @@ class LocalEngine:
         self.prefixes.keep(key[: layers[0][0].shape[2]], layers)
 
     def _alone(self) -> None:
-        """Answer the next waiting request by ``generate``: the model cannot be batched."""
+        """Answer the next waiting request with ``generate``, for a model that cannot be batched."""
         with self._changed:
             row = self._waiting.popleft()
             self._rows.append(row)
@@ -451,7 +451,7 @@ class LocalEngine:
 
 
 def _side_by_side(known: Sequence[list[KeysValues]]) -> list[KeysValues]:
-    """Keys and values of single rows, (1, H, P, Dh) of each layer, as one batch."""
+    """Concatenate single rows' keys and values, (1, H, P, Dh) per layer, into one batch."""
     if len(known) == 1:
         return known[0]
     layers = zip(*known, strict=True)

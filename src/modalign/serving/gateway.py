@@ -1,10 +1,9 @@
-"""A gateway: encoders and connectors run here, the language model on a server of its own.
+"""A gateway: encoders and connectors run here, the language model on a separate server.
 
-The backend is an unmodified server of the plain language model that takes prompt embeddings by its
-completions route, as vLLM does (``--enable-prompt-embeds``; the format is the one its documentation
-describes from 0.9.2 on: ``prompt_embeds``, a base64 ``torch.save`` of the ``(T, D)`` tensor; run with 0.32).
-That route applies no chat template, so the embeddings are those of the whole templated prompt. A pickle
-is written here and never read.
+The backend is an unmodified server of the plain language model whose completions route accepts prompt
+embeddings, as vLLM's does (``--enable-prompt-embeds``; documented from 0.9.2 on: ``prompt_embeds``, a base64
+``torch.save`` of the ``(T, D)`` tensor; run with 0.32). That route applies no chat template, so the embeddings
+cover the whole templated prompt. A pickle is written here but never read.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ ENDED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class BackendError(ModalignError):
-    """The language model's server did not answer as it should; the message holds its words."""
+    """The language model's server did not answer as expected; the message quotes it."""
 
 
 def open_gateway(
@@ -71,21 +70,21 @@ def open_gateway(
     max_length: int | None = None,
     timeout: float = 300.0,
 ) -> GatewayEngine:
-    """Load a gateway's folder and see that its backend is there.
+    """Load a gateway folder and check that its backend is reachable.
 
     Args:
-        folder: as ``modalign export --to gateway`` writes it.
+        folder: written by ``modalign export --to gateway``.
         backend: the server's address, with or without ``/v1``.
-        model: the language model's name there; None: the only one it serves.
+        model: the language model's name there; None: the only one served.
         api_key: sent as a bearer token.
         device: of encoders and connectors.
-        max_batch: requests at the backend at a time; it batches them.
+        max_batch: concurrent requests at the backend, which batches them.
         max_waiting: requests that may wait.
-        max_length: positions of prompt and answer; None: what the backend says, or the language model.
-        timeout: seconds without a byte from the backend.
+        max_length: positions of prompt and answer; None: the limit of the backend, or of the language model.
+        timeout: seconds without data from the backend.
 
     Raises:
-        UsageError: no gateway is there, or the backend does not answer or serves another model.
+        UsageError: there is no gateway, or the backend does not answer or serves another model.
     """
     gateway = load_gateway(folder, device_named(device))
     address = _address(backend)
@@ -105,15 +104,15 @@ def _address(backend: str) -> str:
     try:
         url = httpx2.URL(backend)
     except (httpx2.InvalidURL, TypeError) as error:
-        raise UsageError(f"--backend {backend!r} is no address: {error}") from None
+        raise UsageError(f"--backend {backend!r} is not an address: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise UsageError(f"--backend {backend!r} is no address: write http://HOST:PORT")
+        raise UsageError(f"--backend {backend!r} is not an address: write http://HOST:PORT")
     plain = str(url).rstrip("/")
     return plain if plain.endswith("/v1") else f"{plain}/v1"
 
 
 def _served(address: str, headers: Mapping[str, str], wanted: str | None) -> dict[str, Any]:
-    """The backend's entry of its model."""
+    """Return the backend's entry for its model."""
     try:
         response = httpx2.get(f"{address}/models", headers=dict(headers), timeout=30)
         response.raise_for_status()
@@ -129,7 +128,7 @@ def _served(address: str, headers: Mapping[str, str], wanted: str | None) -> dic
         return next(iter(models.values()))
     if wanted not in models:
         raise UsageError(
-            f"the backend {address} serves {', '.join(sorted(models)) or 'nothing'}: name one of them with "
+            f"the backend {address} serves {', '.join(sorted(models)) or 'nothing'}: choose one with "
             "--backend-model"
         )
     return models[wanted]
@@ -137,13 +136,13 @@ def _served(address: str, headers: Mapping[str, str], wanted: str | None) -> dic
 
 @dataclass(frozen=True)
 class Backend:
-    """Where the language model is.
+    """The server of the language model.
 
     Attributes:
-        address: up to and with ``/v1``.
+        address: including ``/v1``.
         model: its name there.
-        headers: of every request.
-        timeout: seconds without a byte.
+        headers: headers of every request.
+        timeout: seconds without data.
     """
 
     address: str
@@ -154,7 +153,7 @@ class Backend:
 
 @dataclass(eq=False)
 class _Asked:
-    """One request on its way."""
+    """One request in progress."""
 
     prompt: Prompt
     sampling: Sampling
@@ -168,10 +167,10 @@ class _Asked:
     counted: int = field(default=0)
     scores: deque[dict[str, Any]] = field(
         default_factory=deque
-    )  # of tokens whose text is not told yet
+    )  # scores of tokens whose text was not delivered yet
 
     def cancel(self) -> None:
-        """Leave the backend: closing the connection frees its place there."""
+        """Close the connection, which frees the slot at the backend."""
         self.cancelled = True
         self.loop.call_soon_threadsafe(self._cancel)
 
@@ -181,7 +180,7 @@ class _Asked:
 
 
 class GatewayEngine:
-    """The engine before a backend; see :class:`modalign.serving.requests.Engine`.
+    """The engine in front of a backend; see :class:`modalign.serving.requests.Engine`.
 
     Args:
         gateway: encoders, connectors and the input embedding.
@@ -224,20 +223,20 @@ class GatewayEngine:
         self._thread.start()
 
     def chat_prompt(self, messages: Sequence[Turn], tools: Sequence[Any] | None = None) -> Prompt:
-        """Render messages by the chat template, up to where the answer begins; see ``Engine``."""
+        """Render messages with the chat template, up to the answer; see ``Engine``."""
         return self.prompts.chat(messages, tools)
 
     def text_prompt(self, text: str | Sequence[int]) -> Prompt:
-        """A plain text, or token ids, to go on from; see ``Engine``."""
+        """Make a prompt of plain text or token ids; see ``Engine``."""
         return self.prompts.text(text)
 
     def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> _Asked:
-        """Take a request.
+        """Queue a request.
 
         Raises:
             PromptError: it leaves no room for an answer, or asks for the prompt's log-probabilities.
             QueueFullError: too many wait.
-            DrainingError: no more are taken.
+            DrainingError: the engine is shutting down.
         """
         if sampling.prompt_logprobs or sampling.max_tokens < 1:
             raise PromptError(
@@ -263,7 +262,7 @@ class GatewayEngine:
         return asked
 
     def state(self) -> EngineState:
-        """Figures of now; steps are the backend's own affair."""
+        """Return the current state; the backend's steps are unknown."""
         with self._changed:
             running = sum(asked.running for asked in self._asked)
             waiting = len(self._asked) - running
@@ -281,7 +280,7 @@ class GatewayEngine:
         )
 
     def drain(self, timeout: float) -> bool:
-        """Take no more, finish what runs; True when all is done within ``timeout`` seconds."""
+        """Stop accepting, finish running requests; return True if all finish within ``timeout`` seconds."""
         end = time.monotonic() + timeout
         with self._changed:
             self._draining = True
@@ -293,7 +292,7 @@ class GatewayEngine:
         return True
 
     def close(self) -> None:
-        """End at once; what runs is cancelled."""
+        """Stop at once and cancel running requests."""
         with self._changed:
             self._draining = True
             for asked in self._asked:
@@ -305,7 +304,7 @@ class GatewayEngine:
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, asked: _Asked) -> None:
-        """One request from here to the backend and back; its last event comes whatever happens."""
+        """Send one request to the backend and deliver its events; the last event always comes."""
         asked.task = asyncio.current_task()
         last = Finished("cancelled")
         try:
@@ -330,21 +329,21 @@ class GatewayEngine:
         body = self._body(asked, embeddings)
         reason: FinishReason | None = None
         begun = False
-        async with aclosing(self._chunks(body)) as chunks:  # a cancelled one closes its connection
+        async with aclosing(self._chunks(body)) as chunks:  # cancelling closes the connection
             async for chunk in chunks:
                 if not begun:
                     asked.listener(Started())
                     begun = True
                 reason = self._take(asked, chunk) or reason
         if reason is None:
-            raise BackendError("the backend's answer ended without a reason")
+            raise BackendError("the backend's answer ended without a finish reason")
         text, pieces = asked.text.finish()
         pieces += [Piece("", b"")] * (len(asked.scores) - len(pieces))  # an end mark has no text
         self._tell(asked, text, () if asked.text.stopped else self._scored(asked, pieces), 0)
         return Finished("stop" if asked.text.stopped else reason)
 
     def _take(self, asked: _Asked, chunk: Mapping[str, Any]) -> FinishReason | None:
-        """Tell what a chunk of the backend's stream holds; why the answer ended, where it says so."""
+        """Deliver a chunk of the backend's stream; return the finish reason, if it has one."""
         if not chunk.get("choices"):
             made = (chunk.get("usage") or {}).get("completion_tokens", 0)
             self._tell(asked, "", (), max(made - asked.counted, 0))
@@ -360,14 +359,14 @@ class GatewayEngine:
             text, told = text + new, told + pieces
         if choice.get("text") and not scores and not asked.counted:
             raise BackendError(
-                "the backend does not tell its tokens: it must know return_tokens_as_token_ids, as vLLM does"
+                "the backend sends no token ids: it must support return_tokens_as_token_ids, as vLLM does"
             )
         if scores:
             self._tell(asked, text, self._scored(asked, told), len(scores))
         return ENDED.get(choice.get("finish_reason") or "")
 
     def _scored(self, asked: _Asked, pieces: Sequence[Piece]) -> tuple[Scored, ...]:
-        """Tokens whose text is told, with their log-probabilities where these were asked for."""
+        """Return delivered tokens with their log-probabilities, if requested."""
         found = []
         for piece in pieces:
             score = asked.scores.popleft()
@@ -387,7 +386,7 @@ class GatewayEngine:
 
     @torch.inference_mode()
     def _embed(self, prompt: Prompt) -> torch.Tensor:
-        """Embeddings of the whole prompt, (T, D), on the CPU."""
+        """Compute the embeddings of the whole prompt, (T, D), on the CPU."""
         model = self.gateway.model
         ids = torch.tensor([prompt.ids], device=model.device)
         features = encoded(model, [prompt], 0, self.media)
@@ -400,18 +399,18 @@ class GatewayEngine:
             *self.spelling.stop_ids(sampling.stop),
         ]
         rows = self.gateway.language_model["rows"]
-        # Placeholders beyond the language model's vocabulary cannot be said there anyhow.
+        # The language model cannot generate placeholders beyond its vocabulary anyway.
         never = [token for token in generation.suppress_tokens or [] if token < rows]
         body: dict[str, Any] = {
             "model": self.backend.model,
-            # No "prompt": vLLM 0.32 takes an empty one beside the embeddings for a second prompt, and refuses it.
+            # No "prompt": vLLM 0.32 treats an empty one as a second prompt and refuses it.
             "prompt_embeds": wire_format(embeddings),
             "max_tokens": asked.most,
             "temperature": 0.0 if sampling.greedy else sampling.temperature,
             "top_p": sampling.top_p,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "stop_token_ids": stops,  # also with ignore_eos, which is about others
+            "stop_token_ids": stops,  # ignore_eos concerns other tokens
             # Ids, not texts: a token's text depends on the prompt, which the backend does not know.
             "logprobs": sampling.logprobs or 0,
             "return_tokens_as_token_ids": True,
@@ -442,7 +441,7 @@ class GatewayEngine:
 
 
 def wire_format(embeddings: torch.Tensor) -> str:
-    """A (T, D) tensor as the backend reads it: ``torch.save`` of a plain CPU tensor, in base64."""
+    """Encode a (T, D) tensor for the backend: ``torch.save`` of a plain CPU tensor, in base64."""
     buffer = io.BytesIO()
     torch.save(embeddings.detach().cpu().contiguous().clone(), buffer)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -452,7 +451,7 @@ TOKEN = "token_id:"
 
 
 def _by_id(logprobs: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The completions route's log-probabilities, token by token, told by ids (``token_id:5``)."""
+    """Parse the completions route's log-probabilities, token by token, with ids (``token_id:5``)."""
     tokens = (logprobs or {}).get("tokens") or []
     if not logprobs or not all(str(token).startswith(TOKEN) for token in tokens):
         return []

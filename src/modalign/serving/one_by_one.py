@@ -1,6 +1,6 @@
 """Models that cannot be batched here: transformers' own ``generate``, one request after the other.
 
-The row chooses every token itself, by a logits processor that leaves ``generate`` only that one.
+The row chooses every token; a logits processor leaves ``generate`` only that one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class _Forced(LogitsProcessor):
-    """Lets the row choose, and allows nothing else."""
+    """Allows only the row's choice."""
 
     def __init__(self, row: Row, suppressed: Tensor | None) -> None:
         self.row, self.suppressed = row, suppressed
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (1, V) that are minus infinity but for the chosen token."""
+        """Set all scores (1, V) but the chosen token's to minus infinity."""
         if self.suppressed is not None:
             scores[:, self.suppressed] = -torch.inf
         token = self.row.choose(scores[0])
@@ -47,7 +47,7 @@ class _Done(StoppingCriteria):
 
 
 def answer_alone(runner: Runner, row: Row) -> None:
-    """Answer one request; its events are told as in a batch."""
+    """Answer one request, with the same events as in a batch."""
     model, device = runner.model, runner.device
     ids = torch.tensor([row.prompt.ids], device=device)
     inputs = placed(dict(row.prompt.inputs), model)
@@ -59,7 +59,7 @@ def answer_alone(runner: Runner, row: Row) -> None:
         row.finish("length")
         return
     generation = copy.deepcopy(row.settled.generation)
-    generation.eos_token_id = [-1]  # the row knows where it ends, and may be told to go on
+    generation.eos_token_id = [-1]  # the row decides where it ends (see ignore_end)
     model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

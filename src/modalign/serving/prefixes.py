@@ -1,4 +1,4 @@
-"""Keys and values of earlier requests, for those that begin alike: a dialogue's next turn, a shared preamble."""
+"""Cache keys and values of earlier requests for those with the same prefix, such as a next turn."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from modalign.serving.requests import Prompt
 from modalign.serving.slots import KeysValues
 
-BYTES = 256 * 2**20  # kept at most
+BYTES = 256 * 2**20  # maximum cache size
 SHORTEST = 16  # positions worth copying
 ENTRIES = 64
 
 
 def content_key(prompt: Prompt, made: Sequence[int] = ()) -> np.ndarray:
-    """A request's positions by content, (T,) int64: ids, and for media their content's hash."""
+    """Return a request's positions by content, (T,) int64: ids, and content hashes for media."""
     key = np.array([*prompt.ids, *made], dtype=np.int64)
     for place in set(prompt.spans):
         inside = [
@@ -28,10 +28,10 @@ def content_key(prompt: Prompt, made: Sequence[int] = ()) -> np.ndarray:
 
 
 class Prefixes:
-    """What was read before, the least recently used dropped first.
+    """Earlier prefixes; the least recently used are dropped first.
 
     Args:
-        most: bytes kept.
+        most: maximum bytes.
     """
 
     def __init__(self, most: int = BYTES) -> None:
@@ -39,7 +39,7 @@ class Prefixes:
         self._kept: OrderedDict[bytes, tuple[np.ndarray, list[KeysValues]]] = OrderedDict()
 
     def longest(self, prompt: Prompt) -> list[KeysValues]:
-        """Keys and values of the longest known beginning, at most all positions but the last; or none."""
+        """Return keys and values of the longest known prefix, at most all positions but the last."""
         key = content_key(prompt)
         best, chosen = 0, b""
         for name, (other, _) in self._kept.items():
@@ -53,11 +53,11 @@ class Prefixes:
         return [(keys[:, :, :best], values[:, :, :best]) for keys, values in self._kept[chosen][1]]
 
     def keep(self, key: np.ndarray, layers: list[KeysValues]) -> None:
-        """Keep a request's keys and values, (1, H, T, Dh) of each layer, for its first T positions."""
+        """Store a request's keys and values, (1, H, T, Dh) per layer, for its first T positions."""
         if len(key) < SHORTEST:
             return
         size = _bytes(layers)
-        if size > self.most // 4:  # one long request must not push out all others
+        if size > self.most // 4:  # one long request must not evict all others
             return
         name = key.tobytes()
         if name in self._kept:
@@ -81,7 +81,7 @@ def _shared(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _between_media(prompt: Prompt, length: int) -> int:
-    """The length, or where the medium begins that would be cut in two."""
+    """Return the length, or the start of the medium that it would split."""
     for begin, size in prompt.spans:
         if begin < length < begin + size:
             return begin

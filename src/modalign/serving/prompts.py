@@ -1,4 +1,4 @@
-"""Messages and texts become prompts: token ids with their media's tensors, as training rendered them."""
+"""Turn messages and texts into prompts: token ids and media tensors, as rendered in training."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Prompts:
         self.has_media = isinstance(reader, ProcessorMixin)
         self.modalities = tuple(modalities_of(reader))
         self.placeholders = self._placeholders() if self.has_media else {}
-        # With tools whose text is read, a prompt is rendered as training rendered it: without others.
+        # For tool chains, a prompt is rendered as in training, without other tools.
         question: Any = [{"type": "text", "text": "?"}] if self.has_media else "?"
         self.takes_tools = not isinstance(reader, ToolReader) and takes_tools(reader, question)
-        # Tokenizers and processors hold state while they work (padding, truncation).
+        # Tokenizers and processors have state (padding, truncation).
         self._lock = threading.Lock()
 
     def _placeholders(self) -> dict[int, str]:
@@ -53,7 +53,7 @@ class Prompts:
         return {int(self.tokenizer.convert_tokens_to_ids(text)): m for m, text in texts.items()}
 
     def chat(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> Prompt:
-        """Render turns by the chat template, up to where the answer begins.
+        """Render turns with the chat template, up to the answer.
 
         Raises:
             PromptError: the template, the processor or a decoder refuses them; the message says why.
@@ -61,7 +61,7 @@ class Prompts:
         if not turns:
             raise PromptError("a chat needs at least one message")
         if tools and not self.takes_tools:
-            raise PromptError("this model's chat template takes no tools")
+            raise PromptError("this model's chat template does not support tools")
         tools = as_text(self.tokenizer, list(tools)) if tools else None
         asked = [_as_mapping(turn) for turn in turns]
         media = [part for turn in asked for part in _parts(turn) if isinstance(part, Media)]
@@ -85,10 +85,10 @@ class Prompts:
             raise PromptError(first_line(error)) from error
 
     def text(self, text: str | Sequence[int]) -> Prompt:
-        """A plain text, or ids, to go on from.
+        """Make a prompt of plain text or ids.
 
         Raises:
-            PromptError: it is empty, or holds placeholders or ids that do not exist.
+            PromptError: it is empty, or contains placeholders or ids that do not exist.
         """
         if isinstance(text, str):
             try:
@@ -105,7 +105,9 @@ class Prompts:
         if not ids:
             raise PromptError("the prompt has no tokens")
         self._spans(ids, [])
-        beside = getattr(self.reader, "beside", None)  # what a class wants of every text (Idefics)
+        beside = getattr(
+            self.reader, "beside", None
+        )  # inputs that a class needs for every text (Idefics)
         inputs = beside(torch.tensor([ids])) if beside else {}
         return Prompt(tuple(ids), inputs, continued=True)
 
@@ -134,10 +136,10 @@ class Prompts:
     def _spans(
         self, ids: Sequence[int], contents: Sequence[tuple[str, str]]
     ) -> list[tuple[int, int]]:
-        """First position and length of each medium's place.
+        """Find the first position and length of each medium's span.
 
-        Media that stand side by side cannot be told apart by the ids: then all share one place, from the
-        first to the last.
+        Adjacent media cannot be separated by their ids: they share one span, from the first to the
+        last.
         """
         runs = list(_runs(ids, self.placeholders))
         if [modality for modality, _, _ in runs] == [modality for modality, _ in contents]:
@@ -147,7 +149,7 @@ class Prompts:
             given = sum(m == modality for m, _ in contents)
             if here > given or (given and not here):
                 raise PromptError(
-                    f"the text has {here} places for {given} {modality}; does it hold a literal "
+                    f"the text has {here} places for {given} {modality}; does it contain a literal "
                     f"{modality} placeholder?"
                 )
         begin, (_, last, length) = runs[0][1], runs[-1]
@@ -174,7 +176,7 @@ def _parts(turn: Mapping[str, Any]) -> list[str | Media]:
 
 
 def _runs(ids: Sequence[int], kinds: Mapping[int, str]) -> Iterator[tuple[str, int, int]]:
-    """Runs of one placeholder: modality, first position, length."""
+    """Yield runs of one placeholder: modality, first position, length."""
     begin = 0
     for place in range(1, len(ids) + 1):
         if place == len(ids) or ids[place] != ids[begin]:

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it: prompts, sampling, events."""
+"""Inputs and outputs of the engine: prompts, sampling, events."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from modalign.data.records import Message
 from modalign.errors import ModalignError
 
-# A message; or a mapping as chat templates take them, where there is more to a turn (tool calls and results).
+# A message, or a mapping for chat templates if a turn has tool calls or results.
 Turn = Message | Mapping[str, object]
 GREEDY = 1e-5  # temperatures below: logits divided by them would overflow
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class QueueFullError(ModalignError):
-    """No place is left among the waiting requests; ``retry_after`` seconds may bring one."""
+    """The queue is full; try again after ``retry_after`` seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -26,11 +26,11 @@ class QueueFullError(ModalignError):
 
 
 class DrainingError(ModalignError):
-    """The engine finishes what it has and takes no further request."""
+    """The engine is shutting down and accepts no further requests."""
 
 
 class PromptError(ModalignError):
-    """A prompt that this model cannot take: too long, of a modality it lacks, undecodable media."""
+    """A prompt that this model cannot take: too long, an unsupported modality, undecodable media."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Prompt:
     """A prompt, ready for the model.
 
     Attributes:
-        ids: token ids with as many placeholders as the media take positions.
-        inputs: further inputs of the model's forward for this prompt alone (signals, batch dimension
-            included), as its processor gives them.
+        ids: token ids with one placeholder per position of the media.
+        inputs: further inputs of the model's forward for this prompt (signals, with a batch dimension),
+            as given by its processor.
         media: content hashes of the media in reading order, each with its modality.
         spans: first position and number of positions of each medium.
-        media_tokens: positions per modality that media take, out of ``len(ids)``.
-        thinking: whether it ends within thoughts (``<think>``), in which nothing is called.
-        continued: whether the answer goes on from its text; the answer of a chat is a text of its own.
+        media_tokens: positions of media per modality, out of ``len(ids)``.
+        thinking: whether it ends within thoughts (``<think>``), where calls are ignored.
+        continued: whether the answer continues its text; the answer of a chat is a separate text.
     """
 
     ids: tuple[int, ...]
@@ -59,7 +59,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn.
+    """Sampling settings of an answer.
 
     Attributes:
         max_tokens: longest answer; 0 with ``prompt_logprobs`` scores the prompt only.
@@ -67,9 +67,9 @@ class Sampling:
         top_p: nucleus; 1 takes every token.
         seed: of this request's own generator; None draws one.
         stop: texts that end the answer and are not part of it.
-        logprobs: how many alternatives to give with every token; None for no log-probabilities.
-        prompt_logprobs: also give the prompt's tokens their log-probabilities (``echo``).
-        ignore_end: go on behind end tokens (benchmarks).
+        logprobs: number of alternatives per token; None for no log-probabilities.
+        prompt_logprobs: also return log-probabilities of the prompt's tokens (``echo``).
+        ignore_end: continue after end tokens (for benchmarks).
     """
 
     max_tokens: int = 256
@@ -89,11 +89,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could stand at a place.
+    """A possible token at a position.
 
     Attributes:
         name: the text that it would add, the name of a special token, or ``bytes:`` and its bytes in
-            hexadecimal where they are no whole characters.
+            hexadecimal if they are not whole characters.
         data: its bytes.
         logprob: natural logarithm of its probability.
     """
@@ -105,17 +105,17 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Scored:
-    """A token with its natural-log probability and the most likely tokens at its place.
+    """A token with its natural-log probability and the most likely tokens at its position.
 
-    The texts of all tokens put together are the text, and so are their bytes.
+    The texts of all tokens concatenate to the text, and so do their bytes.
 
     Attributes:
-        id: of the token.
-        text: what it adds to the text; of a character of several tokens the last has it.
+        id: the token's id.
+        text: what it adds to the text; if a character has several tokens, the last one has its text.
         data: its bytes.
         logprob: None for a prompt's first token.
-        top: the alternatives asked for, most likely first.
-        name: how it is called among them.
+        top: the requested alternatives, most likely first.
+        name: its name among them.
     """
 
     id: int
@@ -131,8 +131,8 @@ class Started:
     """The prompt has been read.
 
     Attributes:
-        prompt: the prompt's tokens, where ``prompt_logprobs`` asked for them.
-        cached: prompt positions whose keys and values were known already.
+        prompt: the prompt's tokens, if requested by ``prompt_logprobs``.
+        cached: prompt positions whose keys and values were cached.
     """
 
     prompt: tuple[Scored, ...] = ()
@@ -144,9 +144,9 @@ class Delta:
     """Text that can be shown now: whole characters, never part of a stop text.
 
     Attributes:
-        text: may be empty while characters or stop texts are open.
-        tokens: those made since the last delta, where ``logprobs`` was asked for.
-        count: tokens made since the last delta.
+        text: may be empty while a character or stop text is incomplete.
+        tokens: tokens since the last delta, if ``logprobs`` was requested.
+        count: number of tokens since the last delta.
     """
 
     text: str
@@ -160,7 +160,7 @@ class Finished:
 
     Attributes:
         reason: why it ended.
-        error: what went wrong, where the reason is ``error``.
+        error: the message, if the reason is ``error``.
     """
 
     reason: FinishReason
@@ -171,15 +171,15 @@ Event = Started | Delta | Finished
 
 
 class Listener(Protocol):
-    """Told of a request's events, from the engine's thread: it must return at once."""
+    """Receives a request's events on the engine's thread; must return at once."""
 
     def __call__(self, event: Event, /, more: bool = False) -> None:
-        """Take one event.
+        """Receive one event.
 
         Args:
-            event: what happened.
-            more: further events, of this request or of others, are told at once after this one: whoever is
-                woken for them can be woken by the last.
+            event: the event.
+            more: further events, of this request or of others, follow immediately, so a waiting thread can
+                be woken by the last one.
         """
 
 
@@ -187,7 +187,7 @@ class Handle(Protocol):
     """A request in the engine."""
 
     def cancel(self) -> None:
-        """Free its place as soon as the running step ends; ``Finished("cancelled")`` follows."""
+        """Free its slot after the running step; ``Finished("cancelled")`` follows."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,14 @@ class EngineState:
     Attributes:
         running: requests in the batch.
         waiting: requests in the queue.
-        draining: no request is taken any more.
+        draining: new requests are refused.
         steps: decode steps so far.
-        prompt_tokens, new_tokens: read and made so far.
+        prompt_tokens, new_tokens: read and generated so far.
         cached_tokens: prompt positions taken from the prefix cache so far.
-        media_hits, media_misses: media whose encoder result was known, or not, so far.
+        media_hits, media_misses: media whose encoding was cached, or not, so far.
         max_batch: rows of the batch.
-        batching: "continuous", or "one by one" where the model cannot be batched, with the reason in ``note``.
-        note: why, in words.
+        batching: "continuous", or "one by one" if the model cannot be batched.
+        note: the reason for it.
     """
 
     running: int = 0
@@ -222,28 +222,28 @@ class EngineState:
 
 
 class Engine(Protocol):
-    """What the HTTP layer needs of whatever makes the answers (a local model, a gateway)."""
+    """The interface between the HTTP layer and what generates the answers (a local model, a gateway)."""
 
-    modalities: tuple[str, ...]  # taken besides text
+    modalities: tuple[str, ...]  # accepted besides text
     max_length: int  # positions of prompt and answer together
     takes_tools: bool  # the chat template renders tools
 
     def chat_prompt(
         self, messages: Sequence[Turn], tools: Sequence[Mapping[str, object]] | None = None
     ) -> Prompt:
-        """Render messages by the chat template, up to where the answer begins. PromptError."""
+        """Render messages with the chat template, up to the answer. Raises PromptError."""
 
     def text_prompt(self, text: str | Sequence[int]) -> Prompt:
-        """A plain text, or token ids, to go on from. PromptError."""
+        """Make a prompt of plain text or token ids. Raises PromptError."""
 
     def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> Handle:
-        """Take a request. QueueFullError, DrainingError, PromptError (too long)."""
+        """Queue a request. Raises QueueFullError, DrainingError, PromptError (too long)."""
 
     def state(self) -> EngineState:
-        """Figures of now."""
+        """Return the current state."""
 
     def drain(self, timeout: float) -> bool:
-        """Take no more, finish what runs; True when all is done within ``timeout`` seconds."""
+        """Stop accepting, finish running requests; True if all finish within ``timeout`` seconds."""
 
     def close(self) -> None:
-        """End at once; what runs is cancelled."""
+        """Stop at once and cancel running requests."""

@@ -1,4 +1,4 @@
-"""One request inside the engine: what it has made, what it has told, and whether it is done."""
+"""One request inside the engine: generated tokens, delivered events, and whether it is done."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Row:
 
     Attributes:
         made: ids so far.
-        memory: what in-layer connectors go on reading.
-        cancelled: its client has gone.
+        memory: what in-layer connectors read.
+        cancelled: its client has disconnected.
         finished: its last event was sent.
         failed: and said that something went wrong.
     """
@@ -49,7 +49,7 @@ class Row:
     spelling: Spelling
     settled: Settled
     device: torch.device
-    most: int  # tokens this request may make: its own limit, or what the model's length leaves
+    most: int  # maximum tokens: the request's own limit, or what the model's length leaves
     alone: bool = False  # answered by `generate`, which applies the model's processors itself
     number: int = field(default_factory=lambda: next(_numbers))
     made: list[int] = field(default_factory=list)
@@ -59,30 +59,30 @@ class Row:
     failed: bool = False
 
     def __post_init__(self) -> None:
-        # A scored prompt is read token by token before the answer, and needs no other context.
+        # A scored prompt is decoded token by token before the answer and needs no other context.
         alone = self.sampling.prompt_logprobs or not self.prompt.continued
         before = () if alone else self.prompt.ids
         self._text = Detokenizer(self.spelling, self.sampling.stop, before)
         self._stop_ids = self.spelling.stop_ids(self.sampling.stop)
-        self._first = not self.prompt.continued  # no text stands before the next token
+        self._first = not self.prompt.continued  # no text precedes the next token
         self._generator = generator_of(self.sampling, self.device)
         length = -1 if self.alone else len(self.prompt.ids)
         self._processors = self.settled.processors(length, self.device)
-        self._scores: deque[_Score] = deque()  # of tokens whose text is not told yet
+        self._scores: deque[_Score] = deque()  # scores of tokens whose text was not delivered yet
         self._count = 0
 
     @property
     def plain(self) -> bool:
-        """Whether the next token is simply the most likely one, and nothing else is asked."""
+        """Whether the next token is simply the most likely one, without scores."""
         greedy = self._generator is None and not self._processors
         return greedy and self.sampling.logprobs is None
 
     def cancel(self) -> None:
-        """Free its place as soon as the running step ends."""
+        """Free its slot after the running step."""
         self.cancelled = True
 
     def choose(self, logits: Tensor) -> int:
-        """The next token from logits (V,), suppressed ids already out."""
+        """Choose the next token from logits (V,) without suppressed ids."""
         logits = logits.float()
         if self._processors:
             ids = torch.tensor([[*self.prompt.ids, *self.made]], device=logits.device)
@@ -123,7 +123,7 @@ class Row:
         self.listener(Started(prompt, cached))
 
     def _scored(self, pieces: Sequence[Piece]) -> tuple[Scored, ...]:
-        """Tokens whose text is told, with their scores, where these were asked for."""
+        """Return delivered tokens with their scores, if requested."""
         if not self._scores:
             return ()
         found = []
@@ -133,7 +133,7 @@ class Row:
         return tuple(found)
 
     def take(self, token: int) -> None:
-        """Add a token, tell what can be shown, and finish where this ends the answer."""
+        """Add a token, deliver what can be shown, and finish if this ends the answer."""
         self.made.append(token)
         self._count += 1
         if token in self._stop_ids or (token in self.settled.ends and not self.sampling.ignore_end):
@@ -142,7 +142,7 @@ class Row:
         text, pieces = self._text.push(token)
         if self._text.stopped:
             self._tell(text, pieces)
-            self._scores.clear()  # of what the stop text cut off
+            self._scores.clear()  # scores of tokens after the stop text
             self.finish("stop", flush=False)
         elif len(self.made) >= self.most:
             self._tell(text, pieces)
@@ -151,7 +151,7 @@ class Row:
             self._tell(text, pieces)
 
     def finish(self, reason: FinishReason, error: str | None = None, flush: bool = True) -> None:
-        """Send what is left, and the last event; once."""
+        """Deliver the rest and the last event, once."""
         if self.finished:
             return
         self.finished, self.failed = True, reason == "error"
@@ -159,7 +159,7 @@ class Row:
         pieces: list[Piece] = []
         if flush and reason in ("stop", "length"):
             text, pieces = self._text.finish()
-            if not self._text.stopped:  # what ends an answer is a token without text
+            if not self._text.stopped:  # the end token has no text
                 pieces += [Piece("", b"")] * (len(self._scores) - len(pieces))
         if text or self._scores or self._count:
             self._tell(text, pieces)

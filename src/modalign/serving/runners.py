@@ -1,7 +1,7 @@
-"""Running a model for the engine: prompts become keys and values, then one position of all rows at a time.
+"""Run a model for the engine: prompts become keys and values, then one position of all rows at a time.
 
-One runner serves any decoder of transformers; those of models with media keep encoder results by the
-media's content, so that the same image asked about twice is looked at once.
+One runner serves any transformers decoder; those with media cache encoder results by content, so that an
+image asked about twice is encoded once.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.serving.requests import Prompt
 from modalign.serving.slots import KeysValues, Slots
 
-MEDIA = 256  # encoder results kept
+MEDIA = 256  # number of cached encoder results
 
-Memory = Mapping[str, tuple[Tensor, Tensor]]  # what in-layer connectors go on reading, per modality
+Memory = Mapping[str, tuple[Tensor, Tensor]]  # what in-layer connectors read, per modality
 
 
 @dataclass
 class Prefilled:
-    """Prompts that have been read together.
+    """The result of reading prompts together.
 
     Attributes:
         logits: (n, 1, V) at the last position, or (n, T, V).
         layers: keys and values of all layers, (n, H, T, Dh).
-        memories: of each row, what in-layer connectors go on reading.
+        memories: per row, what in-layer connectors read.
     """
 
     logits: Tensor
@@ -54,7 +54,7 @@ class MediaCache:
     kept: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
 
     def get(self, key: Any) -> Any:
-        """What is kept under a key, or None."""
+        """Return the value of a key, or None."""
         found = self.kept.get(key)
         if found is None:
             self.misses += 1
@@ -64,7 +64,7 @@ class MediaCache:
         return found
 
     def put(self, key: Any, value: Any) -> None:
-        """Keep a result."""
+        """Store a result."""
         self.kept[key] = value
         while len(self.kept) > self.most:
             self.kept.popitem(last=False)
@@ -74,9 +74,9 @@ class Runner:
     """A decoder that reads text.
 
     Attributes:
-        device, dtype: of the model, which stays where it is.
-        shares: whether a prompt may go on from keys and values of an earlier one's beginning.
-        groups: whether prompts of one length may be read together.
+        device, dtype: of the model, which is not moved.
+        shares: whether prompts may reuse keys and values of an earlier prefix.
+        groups: whether prompts of equal length may be read together.
     """
 
     shares = True
@@ -84,7 +84,7 @@ class Runner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model
-        # The model's own properties look through its parameters every time, and a step asks for both.
+        # Cached, because the model's properties search its parameters every time.
         self.device, self.dtype = torch.device(self.model.device), model.dtype
         self.config = model.config.get_text_config()
         self.media = MediaCache()
@@ -96,12 +96,12 @@ class Runner:
         known: Sequence[KeysValues] = (),
         all_logits: bool = False,
     ) -> Prefilled:
-        """Read prompts of one length together.
+        """Read prompts of equal length together.
 
         Args:
             prompts: of equal length.
-            known: keys and values of their first positions, (n, H, P, Dh) of each layer.
-            all_logits: of every position, not the last alone.
+            known: keys and values of their first positions, (n, H, P, Dh) per layer.
+            all_logits: return logits of every position, not only the last.
         """
         start = known[0][0].shape[2] if known else 0
         length = len(prompts[0].ids)
@@ -122,7 +122,7 @@ class Runner:
         return Prefilled(output.logits, layers, self.memories(output, len(prompts)))
 
     def step(self, ids: Tensor, slots: Slots, memories: Sequence[Memory]) -> Tensor:
-        """Go on by one position in every row: last ids (n,) -> logits (n, V)."""
+        """Advance every row by one position: last ids (n,) -> logits (n, V)."""
         slots.ready()
         output = self.model(
             input_ids=ids[:, None],
@@ -137,7 +137,7 @@ class Runner:
         return logits
 
     def _mask(self, slots: Slots) -> Any:
-        """The additive mask of a step; one for each kind of layer where there are several."""
+        """Build the additive mask of a step, or one per kind of layer."""
         window = getattr(self.config, "sliding_window", None)
         kinds = set(getattr(self.config, "layer_types", None) or ())
         if window is None or kinds == {"full_attention"}:
@@ -155,20 +155,20 @@ class Runner:
         return mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
 
     def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
-        """What the model takes besides ids, of the media that stand at ``start`` or behind."""
+        """Return further model inputs for the media at ``start`` or later."""
         return {}
 
     def memories(self, output: Any, rows: int) -> list[Memory]:
-        """What each row goes on reading."""
+        """Return what each row's in-layer connectors read."""
         return [{}] * rows
 
     def remembered(self, memories: Sequence[Memory]) -> dict[str, Any]:
-        """The rows' memories as the model takes them at a step."""
+        """Convert the rows' memories to the model's inputs of a step."""
         return {}
 
 
 def media_behind(prompt: Prompt, start: int) -> list[int]:
-    """Numbers, in reading order, of the media whose place begins at ``start`` or behind."""
+    """Return the indices, in reading order, of the media that begin at ``start`` or later."""
     return [n for n, (begin, _) in enumerate(prompt.spans) if begin >= start]
 
 
@@ -183,12 +183,12 @@ class ComposedRunner(Runner):
         self.shares = not any(isinstance(each, InLayerConnector) for each in connectors)
 
     def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
-        """Encoder features of the media, known or new."""
+        """Return encoder features of the media, cached or new."""
         found = encoded(self.model, prompts, start, self.media)
         return {"features": found} if found else {}
 
     def memories(self, output: Any, rows: int) -> list[Memory]:
-        """The media memory of each row, as in-layer connectors left it."""
+        """Return the media memory of each row, as left by in-layer connectors."""
         held = output.media_memory or {}
         return [
             {m: (memory[row : row + 1], mask[row : row + 1]) for m, (memory, mask) in held.items()}
@@ -196,7 +196,7 @@ class ComposedRunner(Runner):
         ]
 
     def remembered(self, memories: Sequence[Memory]) -> dict[str, Any]:
-        """Memories side by side, padded to the longest; a row without one reads nothing."""
+        """Batch memories, padded to the longest; a row without one reads nothing."""
         together = {}
         for modality in {m for memory in memories for m in memory}:
             held = [memory.get(modality) for memory in memories]
@@ -215,13 +215,13 @@ class ComposedRunner(Runner):
 def encoded(
     model: Any, prompts: Sequence[Prompt], start: int, cache: MediaCache
 ) -> dict[str, Features]:
-    """Features of the media that stand at ``start`` or behind, known or new, by modality.
+    """Return features of the media at ``start`` or later, cached or new, by modality.
 
     Args:
-        model: with the encoders, as :class:`~modalign.models.bridges.Bridges` has them.
-        prompts: whose media are wanted, in reading order.
-        start: first position that counts.
-        cache: of single media.
+        model: with the encoders of :class:`~modalign.models.bridges.Bridges`.
+        prompts: prompts with the media, in reading order.
+        start: first position to include.
+        cache: cache of single media.
     """
     found: dict[str, list[Features]] = {}
     for prompt in prompts:
@@ -253,7 +253,7 @@ def _encoded_one(model: Any, prompt: Prompt, modality: str, number: int) -> Feat
 
 
 def _together(features: Sequence[Features]) -> Features:
-    """Features of single media, (1, N, d) each, as one batch; shorter ones are padded."""
+    """Batch features of single media, (1, N, d) each; shorter ones are padded."""
     N = max(each.values.shape[1] for each in features)
     values, masks = [], []
     for each in features:
@@ -264,16 +264,16 @@ def _together(features: Sequence[Features]) -> Features:
 
 
 class NativeRunner(Runner):
-    """A transformers model that sees: image features are kept where its forward takes them ready."""
+    """A transformers model with images; caches image features if its forward accepts them."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.ready_made = "mm_encoder_outputs" in self._named
-        # Without ready-made features there is no telling which of the inputs belong to which image.
+        # Without precomputed features, inputs cannot be assigned to images.
         self.shares = self.groups = self.ready_made
 
     def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
-        """The images' features, or the processor's own inputs of the one prompt."""
+        """Return the images' features, or the processor's own inputs of a single prompt."""
         if not self.ready_made:
             return {name: self._moved(value) for name, value in prompts[0].inputs.items()}
         pooled: list[Tensor] = []
@@ -285,7 +285,7 @@ class NativeRunner(Runner):
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=pooled)}}
 
     def _image_features(self, prompt: Prompt) -> list[Tensor]:
-        """Projected features of each image of a prompt, (M, D)."""
+        """Return projected features of each image of a prompt, (M, D)."""
         key = tuple(content for _, content in prompt.media)
         known = self.media.get(key)
         if known is None:
@@ -302,7 +302,7 @@ class NativeRunner(Runner):
 
 
 def runner_of(model: PreTrainedModel, modalities: Sequence[str]) -> Runner:
-    """The runner of a model, by its class."""
+    """Choose the runner for a model's class."""
     if isinstance(model, ModalignForConditionalGeneration):
         return ComposedRunner(model)
     return NativeRunner(model) if modalities else Runner(model)

@@ -28,10 +28,10 @@ PLACES = 256  # whose probabilities are computed together
 
 @dataclass
 class Settled:
-    """What a model's generation configuration asks of every answer.
+    """What a model's generation configuration requires of every answer.
 
     Attributes:
-        suppressed: ids that are never said.
+        suppressed: ids that are never generated.
         ends: ids that end an answer.
         generation: the configuration.
     """
@@ -42,7 +42,7 @@ class Settled:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> Settled:
-        """Read a model's configuration, and where its tokenizer ends an answer."""
+        """Read a model's configuration, and its tokenizer's end tokens."""
         generation = model.generation_config
         never = generation.suppress_tokens
         return cls(
@@ -52,9 +52,9 @@ class Settled:
         )
 
     def processors(self, prompt_length: int, device: torch.device) -> LogitsProcessorList:
-        """Processors that look at a row's own ids, as ``generate`` would apply them.
+        """Return processors of a row's ids, as ``generate`` would apply them.
 
-        None where the length is negative.
+        None if the length is negative.
         """
         if prompt_length < 0:
             return LogitsProcessorList()
@@ -93,7 +93,7 @@ def generator_of(sampling: Sampling, device: torch.device) -> torch.Generator | 
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """A token from the nucleus of softmax(logits / temperature), (V,) float32.
+    """Draw a token from the nucleus of softmax(logits / temperature), (V,) float32.
 
     The nucleus is the smallest set of the most likely tokens whose probability reaches ``top_p``
     (Holtzman et al., arXiv 1904.09751).

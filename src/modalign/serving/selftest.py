@@ -1,7 +1,7 @@
-"""Before an engine takes requests: does a batch of rows compute what each row alone does?
+"""Test at start whether a batch of rows computes the same as each row alone.
 
 Measured, never assumed from a class name: models with recurrent states, positions of several axes or
-attention biases of their own fail here, and are answered one by one.
+attention biases of their own fail here and answer one request at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HALF_TOLERANCE = 5e-2
 
 @torch.inference_mode()
 def why_not_batched(runner: Runner, prompts: Prompts) -> str:
-    """Why the model's requests cannot decode together, or nothing if they can."""
+    """Return why the model's requests cannot be batched, or an empty string if they can."""
     try:
         asked = _questions(prompts)
         expected = [_alone(runner, prompt) for prompt in asked]
@@ -44,7 +44,7 @@ def why_not_batched(runner: Runner, prompts: Prompts) -> str:
 
 
 def _questions(prompts: Prompts) -> list[Prompt]:
-    """Prompts of different lengths, with media where the model takes them."""
+    """Return prompts of different lengths, with media if the model takes them."""
     ids = prompts.text("one two three").ids
     asked = [Prompt(ids), Prompt(ids + ids + ids), Prompt(ids + ids)]
     if prompts.has_media and "image" in prompts.modalities:
@@ -54,7 +54,7 @@ def _questions(prompts: Prompts) -> list[Prompt]:
 
 
 def _alone(runner: Runner, prompt: Prompt) -> tuple[Tensor, list[int]]:
-    """Logits (STEPS + 1, V) of one row that reads everything anew at every step, and its tokens."""
+    """Return logits (STEPS + 1, V) of one row, recomputed in full at every step, and its tokens."""
     rows, tokens = [], list[int]()
     for _ in range(STEPS + 1):
         whole = Prompt((*prompt.ids, *tokens), prompt.inputs, prompt.media, prompt.spans)
@@ -67,7 +67,7 @@ def _alone(runner: Runner, prompt: Prompt) -> tuple[Tensor, list[int]]:
 def _together(
     runner: Runner, asked: list[Prompt], expected: list[tuple[Tensor, list[int]]]
 ) -> list[Tensor]:
-    """The same logits from rows that join one after the other and decode together."""
+    """Return the same logits from rows that join one after the other and decode together."""
     slots = Slots()
     firsts, memories = [], []
     for prompt in asked:

@@ -1,8 +1,8 @@
 """Keys and values of requests that decode together, each of its own length.
 
-All rows write the same column at a step, so that a step is one slice: a row's keys stand in the columns that
-end where the batch stands now, however long it is, and a mask hides what lies before its start. A row that
-joins is laid so that it ends at the present column; one that leaves gives its place to the last row.
+At a step all rows write the same column, which is one slice: a row's keys occupy the columns that end at the
+current one, however long it is, and a mask hides what lies before its start. A joining row is placed so that it
+ends at the current column; a leaving row is replaced by the last one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-COLUMNS, ROWS = 256, 4  # room at first; it doubles
+COLUMNS, ROWS = 256, 4  # initial size; it doubles
 
-KeysValues = tuple[Tensor, Tensor]  # of one layer: (rows, heads, positions, width each)
+KeysValues = tuple[Tensor, Tensor]  # of one layer, each (rows, heads, positions, width)
 
 
 class SlotLayer(CacheLayerMixin):
-    """One decoder layer's keys and values, (rows, heads, columns, width each)."""
+    """One decoder layer's keys and values, each (rows, heads, columns, width)."""
 
     is_sliding = False
 
@@ -29,10 +29,10 @@ class SlotLayer(CacheLayerMixin):
         self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: rows come in by ``Slots.join`` only."""
+        """Do nothing: rows are added only by ``Slots.join``."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> KeysValues:
-        """Write the present column of all rows; return what the rows may read, (n, H, W, Dh)."""
+        """Write the current column of all rows; return what they may read, (n, H, W, Dh)."""
         assert self.keys is not None
         assert self.values is not None
         place = slice(key_states.shape[0]), slice(None), self.slots.window
@@ -42,25 +42,25 @@ class SlotLayer(CacheLayerMixin):
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Columns before the one that is written next."""
+        """Return the number of columns before the next one."""
         return self.slots.now - self.slots.first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what is read."""
+        """Return length and offset of the columns read."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """Return no limit."""
         return -1
 
 
 class Slots(Cache):
-    """The rows of a running batch, as the cache that a decoder is given.
+    """The rows of a running batch, as a decoder's cache.
 
     Attributes:
         starts: per row, the column of its first position.
         now: the column that the next step writes.
-        window: columns that the step which was made ready reads, the present one last.
+        window: columns that the prepared step reads, the current one last.
     """
 
     def __init__(self) -> None:
@@ -77,19 +77,19 @@ class Slots(Cache):
 
     @property
     def first(self) -> int:
-        """The first column that any row reads."""
+        """Return the first column that any row reads."""
         return min(self.starts, default=self.now)
 
     def lengths(self) -> list[int]:
-        """Positions of every row so far."""
+        """Return the number of positions of every row so far."""
         return [self.now - start for start in self.starts]
 
     def mask(self, device: torch.device, reach: int | None = None) -> Tensor:
-        """What every row reads at the next step, (n, 1, 1, W) bool: its own columns and the present one.
+        """Return what every row reads at the next step, (n, 1, 1, W) bool: its own columns and the current one.
 
         Args:
             device: of the mask.
-            reach: positions that a sliding window reads, itself included; None: all.
+            reach: size of a sliding window, including the current position; None: all.
         """
         lows = [
             start if reach is None else max(start, self.now + 1 - reach) for start in self.starts
@@ -98,7 +98,7 @@ class Slots(Cache):
         return (columns >= torch.tensor(lows, device=device)[:, None])[:, None, None]
 
     def join(self, layers: Sequence[KeysValues], row: int = 0) -> None:
-        """Add a row: the keys and values of all layers, of which it is row ``row``."""
+        """Add a row: row ``row`` of the keys and values of all layers."""
         length = layers[0][0].shape[2]
         if not self.layers:
             self.layers = [SlotLayer(self) for _ in layers]
@@ -106,21 +106,21 @@ class Slots(Cache):
         place, begin = len(self.starts), self.now - length
         for layer, given in zip(self.layers, layers, strict=True):
             for store, states in zip((layer.keys, layer.values), given, strict=True):
-                store[place, :, :begin] = 0  # whatever an earlier row left must not reach a product
+                store[place, :, :begin] = 0  # leftovers of an earlier row must not enter a product
                 store[place, :, begin : self.now] = states[row]
         self.starts.append(begin)
 
     def ready(self) -> None:
-        """Have a free column for the next step."""
+        """Prepare a free column for the next step."""
         self._reserve(len(self.starts), 0, ())
         self.window = slice(self.first, self.now + 1)
 
     def advance(self) -> None:
-        """The present column is written: go on to the next."""
+        """Move on to the next column."""
         self.now += 1
 
     def leave(self, place: int) -> None:
-        """Take a row out; the last row takes its place."""
+        """Remove a row; the last row takes its place."""
         last = len(self.starts) - 1
         if place != last:
             columns = slice(self.starts[last], self.now)
@@ -132,7 +132,7 @@ class Slots(Cache):
         self.starts.pop()
 
     def row(self, place: int) -> list[KeysValues]:
-        """Copies of one row's keys and values, (1, H, T, Dh) of each layer."""
+        """Return copies of one row's keys and values, (1, H, T, Dh) per layer."""
         columns = slice(self.starts[place], self.now)
         return [
             (
@@ -143,7 +143,7 @@ class Slots(Cache):
         ]
 
     def _reserve(self, rows: int, length: int, like: Sequence[KeysValues]) -> None:
-        """Room for so many rows, ``length`` columns before the present one, and for that one itself."""
+        """Make room for this many rows, ``length`` columns before the current one, and that one."""
         stored = self.layers[0].keys
         have_rows, have_columns = (0, 0) if stored is None else (stored.shape[0], stored.shape[2])
         if rows <= have_rows and length <= self.now < have_columns:

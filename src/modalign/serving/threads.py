@@ -1,7 +1,7 @@
-"""How many threads the batch is worth, measured on this machine before requests come.
+"""Measure, before requests come, how many threads are worthwhile on this machine.
 
-Small models are slower with more threads, and a thread that works for nothing is taken from the event loop
-and from whatever else runs here.
+Small models are slower with more threads, and a useless thread takes time from the event loop
+and from other programs.
 """
 
 from __future__ import annotations
@@ -20,45 +20,44 @@ from modalign.serving.slots import Slots
 if TYPE_CHECKING:
     from modalign.serving.runners import Runner
 
-WORTH = 1.1  # more threads must make it at least so many times faster
-# Parameters; beyond, all threads are worth it, and a busy moment could say otherwise.
+WORTH = 1.1  # more threads must speed it up at least by this factor
+# Parameters; above this all threads are worthwhile, and a busy moment could suggest otherwise.
 LARGE = 20_000_000
-PROMPT, ANSWER = 48, 64  # tokens of the request that is measured
-# Every number of threads has several turns: a busy moment must not hit only one.
+PROMPT, ANSWER = 48, 64  # tokens of the measured request
+# Every number of threads is measured several times, so that a busy moment does not hit only one.
 TURNS, TRIES = 4, 3
 
 
 @contextmanager
 def alone() -> Iterator[int]:
-    """Have the calling thread, and all that begin after the block, compute without companions.
+    """Make the calling thread, and all that start after the block, compute single-threaded.
 
-    GNU's OpenMP counts the companions of every thread that ever computed in parallel. Where they are more than
-    cores, all of them sleep between two pieces of work instead of spinning, and a model of 100 M parameters is
-    1.7 times slower on two cores. So the only thread with companions must be the model's own, which sets their
-    number itself.
+    GNU's OpenMP keeps helper threads for every thread that ever computed in parallel. If there are more of them
+    than cores, all sleep between two pieces of work instead of spinning, and a model of 100 M parameters is
+    1.7 times slower on two cores. So only the model's own thread may have helpers; it sets their number itself.
 
     Yields:
-        How many threads there were for the caller: what the model's may have.
+        The caller's previous number of threads: the maximum for the model's.
     """
     most = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield most
     finally:
-        torch.set_num_threads(1)  # a new thread starts with the number that was set last, by any
+        torch.set_num_threads(1)  # a new thread starts with the number set last by any thread
 
 
 def worthwhile(runner: Runner, prompt: Prompt, rows: int, counts: Sequence[int]) -> int:
-    """The fewest threads that take at most ``WORTH`` times the time of the best number.
+    """Return the fewest threads that take at most ``WORTH`` times the best time.
 
-    What counts is a step of all rows with each row's share of reading its prompt. The calling thread's
-    number of threads is left at the last one tried: set it afterwards.
+    The time is that of a step of all rows plus each row's share of reading its prompt. The calling thread's
+    number of threads stays at the last one tried: set it afterwards.
 
     Args:
-        runner: of a model on the CPU.
+        runner: runner of a model on the CPU.
         prompt: any text.
-        rows: of the batch.
-        counts: numbers of threads to choose from, rising.
+        rows: rows of the batch.
+        counts: candidate numbers of threads, ascending.
     """
     if len(counts) == 1:
         return counts[0]
@@ -81,14 +80,14 @@ def worthwhile(runner: Runner, prompt: Prompt, rows: int, counts: Sequence[int])
 
 
 def candidates(model: torch.nn.Module, most: int) -> list[int]:
-    """Numbers of threads to choose from, rising, ``most`` the last; only that one for a large model."""
+    """Return candidate numbers of threads, ascending up to ``most``; only ``most`` for a large model."""
     if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
         return [most]
     return [n for n in (1, 2, 4, 8, 16, 32, 64) if n < most] + [most]
 
 
 def _shortest(act: Callable[[], object]) -> float:
-    """Seconds of the fastest of some runs, the first left out."""
+    """Time the fastest of some runs, without the first."""
     times = []
     for _ in range(TRIES + 1):
         begun = time.perf_counter()

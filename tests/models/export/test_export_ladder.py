@@ -148,7 +148,7 @@ def test_a_target_that_does_not_fit_says_why(
 ) -> None:
     with pytest.raises(UsageError, match="not as Llava: Llava has no connector like 'resampler'"):
         export_model(models / "resampler", tmp_path / "o", target="Llava", data=data(small_data))
-    with pytest.raises(UsageError, match="are no discrete codes"):
+    with pytest.raises(UsageError, match="are not discrete codes"):
         export_model(models / "resampler", tmp_path / "o", target="CausalLM", data=data(small_data))
 
 

@@ -287,7 +287,7 @@ def test_our_tokenizer_is_left_as_it_was(
 SHUFFLE, LATENTS = {"connector": "pixel_shuffle_linear"}, {"connector": "swiglu_resampler"}
 REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("siglip", SHUFFLE | {"layer": -1}, None, "Idefics3 reads the tower's output.*layer -1"),
-    ("clip", SHUFFLE, None, "tower is SigLIP's, and this one is clip_vision_model"),
+    ("clip", SHUFFLE, None, "tower is SigLIP's, but this one is clip_vision_model"),
     ("cropping", SHUFFLE, None, "CLIPImageProcessorPil prepares images as Idefics3's"),
     ("siglip", SHUFFLE | {"family": "gpt2"}, None, "GPT2Model has no embed_tokens"),
     ("siglip", {"connector": "avgpool_mlp"}, None, "options depth 1 and bias false"),
@@ -306,17 +306,22 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
         "SwiGLU: idefics_cross_attention",
     ),
     ("clip", {"connector": "mlp"}, "Idefics", "like 'mlp', only like 'idefics_cross_attention'"),
-    ("clip", IDEFICS | {"layer": "output"}, None, "class token, and this model 'output'"),
-    ("siglip", IDEFICS, None, "tower is CLIP's, and this one is siglip"),
-    ("clip", IDEFICS | {"family": "llama"}, None, "keys for each head, and this one 2 for 4"),
-    ("clip", IDEFICS | {"family": "qwen2"}, None, "LLaMA's, and this one is Qwen2ForCausalLM"),
+    ("clip", IDEFICS | {"layer": "output"}, None, "class token, but this model reads 'output'"),
+    ("siglip", IDEFICS, None, "tower is CLIP's, but this one is siglip"),
+    ("clip", IDEFICS | {"family": "llama"}, None, "keys for each head, but this one 2 for 4"),
+    ("clip", IDEFICS | {"family": "qwen2"}, None, "LLaMA's, but this one is Qwen2ForCausalLM"),
     ("clip", IDEFICS | {"head_size": 4}, None, "option head_size 8"),
     ("clip", IDEFICS | {"heads": 5}, None, "option heads at most 4"),
     ("clip", IDEFICS | {"ffn": 49}, None, "option ffn at most 48"),
     ("clip", IDEFICS | {"norm_eps": 1e-5}, None, "option norm_eps 1e-06"),
     ("vit", {"connector": "qformer", "layer": "all"}, None, "no prompt without an image"),
-    ("vit", {"connector": "qformer"}, "Blip2", "with its class token, and this model 'output'"),
-    ("siglip", {"connector": "qformer", "layer": "all"}, "Blip2", "and this one is siglip"),
+    (
+        "vit",
+        {"connector": "qformer"},
+        "Blip2",
+        "with its class token, but this model reads 'output'",
+    ),
+    ("siglip", {"connector": "qformer", "layer": "all"}, "Blip2", "but this one is siglip"),
     ("vit", {"connector": "mlp", "layer": "all"}, "Blip2", "only like 'qformer'"),
     ("vit", {"connector": "mlp", "layer": "all"}, "Mllama", "choose from Llava, Blip2"),
 ]
@@ -357,7 +362,7 @@ def test_a_target_that_is_asked_for_is_made_or_refused(
     assert not (tmp_path / "model").exists()
     saved = save_model(model, processor, tmp_path / "model", target="remote-code")
     assert saved.kind == "remote-code"
-    assert saved.notes == ("Saved with its own code, as asked.",)
+    assert saved.notes == ("Saved with its own code, as requested.",)
     assert save_model(model, processor, tmp_path / "model").kind == "native:Llava"
 
 

@@ -1,4 +1,4 @@
-"""Curation: which rows of a data set to keep, decided by operators, told by a card, done again from it."""
+"""Curate data sets: operators choose the rows to keep, and a card records them so that it can be replayed."""
 
 from __future__ import annotations
 

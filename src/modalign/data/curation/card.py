@@ -1,4 +1,4 @@
-"""The data card: what went in, what each operator did and to which rows, what came out. JSON and Markdown."""
+"""The data card in JSON and Markdown: the inputs, what each operator did to which rows, and the output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Model(BaseModel):
 
 
 class CardInput(_Model):
-    """A data set that was read: its path from the card's folder, and what it held."""
+    """An input data set: its path relative to the card's folder, and its contents."""
 
     path: str
     sha256: str
@@ -25,7 +25,7 @@ class CardInput(_Model):
 
 
 class CardReference(_Model):
-    """Another file or folder that decided: evaluation data, an encoder."""
+    """Another file or folder that decisions depend on: evaluation data, an encoder."""
 
     path: str
     sha256: str
@@ -41,12 +41,12 @@ class CardExample(_Model):
 
 
 class CardOperator(_Model):
-    """What an operator did.
+    """The result of an operator.
 
     Attributes:
-        settings: all of them, paths from the card's folder.
-        versions: of the libraries whose change could change its decisions.
-        rows_in, dropped, rows_out: broken rows count in none of them.
+        settings: all of them; paths are relative to the card's folder.
+        versions: of the libraries that its decisions depend on.
+        rows_in, dropped, rows_out: excluding broken rows.
         examples: the first rows it dropped.
     """
 
@@ -77,7 +77,7 @@ class CardMedia(_Model):
 
 
 class CardOutput(_Model):
-    """What was written.
+    """The output.
 
     Attributes:
         selection: sha256 over the kept rows' places in the inputs.
@@ -90,7 +90,7 @@ class CardOutput(_Model):
 
 
 class Card(_Model):
-    """A data card. Every path is relative to the card's own folder, unless it is a hub name."""
+    """A data card. Paths are relative to the card's folder, unless they are hub names."""
 
     format: Literal[1] = 1
     modalign: str
@@ -110,7 +110,7 @@ def load_card(path: Path) -> Card:
     """Read a card.
 
     Raises:
-        DataError: it is missing, or no card.
+        DataError: it is missing or not a card.
     """
     try:
         return Card.model_validate_json(path.read_bytes())
@@ -123,12 +123,12 @@ def load_card(path: Path) -> Card:
 
 
 def card_json(card: Card) -> str:
-    """The card as JSON text."""
+    """Format the card as JSON."""
     return card.model_dump_json(indent=2) + "\n"
 
 
 def card_markdown(card: Card) -> str:
-    """The card for people."""
+    """Format the card as Markdown."""
     parts = [
         f"# Data card of {Path(card.output.path).name}",
         f"{card.rows:,} rows in, {card.broken.rows:,} unreadable, {card.output.rows:,} kept. "
@@ -191,5 +191,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays within its cell."""
+    """Escape text for a table cell."""
     return " ".join(text.replace("|", "\\|").split()) or "(empty)"

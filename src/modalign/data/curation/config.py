@@ -1,4 +1,4 @@
-"""What to curate and how: the request, and operators from YAML, options or a card."""
+"""The request for a curation, and operators from YAML, options or a card."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Request:
     """A curation.
 
     Attributes:
-        inputs: data sets of any known form, read in this order.
+        inputs: data sets in any supported format, read in this order.
         out: the JSON Lines file to write.
-        operators: in the order in which they are applied.
+        operators: in the order of application.
         card: the data card to write (`.json`; a `.md` goes beside it); default: named after `out`.
-        media_root: the folder that relative media paths start from (default: each input's own).
-        modalities: whose columns hold media.
+        media_root: the base folder of relative media paths (default: each input's own).
+        modalities: the modalities whose columns hold media.
         skip_broken: the share of rows that may be unreadable: 0.01 or "1%".
         examples: dropped rows to show per operator.
-        resume: go on with an interrupted run.
+        resume: continue an interrupted run.
     """
 
     inputs: tuple[str, ...]
@@ -40,17 +40,17 @@ class Request:
 
     @property
     def card_path(self) -> Path:
-        """Where the card goes."""
+        """The card's path."""
         return self.card or self.out.with_suffix(".card.json")
 
 
 def load_operators(path: Path) -> tuple[Operator, ...]:
     """Read operators from YAML: a list of names, or of `name: {setting: value}`.
 
-    A mapping with the key `operators` is taken, too.
+    A mapping with the key `operators` is accepted, too.
 
     Raises:
-        UsageError: the file cannot be read, or an operator or a setting is wrong.
+        UsageError: the file cannot be read, or an operator or setting is invalid.
     """
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def operator_of(name: str, settings: dict[str, Any], where: str) -> Operator:
     """Make an operator.
 
     Raises:
-        UsageError: no such operator, or a wrong setting.
+        UsageError: an unknown operator or an invalid setting.
     """
     if name not in OPERATORS:
         raise UsageError(f"{where}: no operator {name!r}: {choose(name, OPERATORS)}")
@@ -75,7 +75,7 @@ def operator_of(name: str, settings: dict[str, Any], where: str) -> Operator:
 
 
 def located(operator: Operator, change: Any) -> Operator:
-    """An operator whose path settings went through a function."""
+    """Return an operator with a function applied to its path settings."""
     changed: dict[str, Any] = {}
     for name in operator.paths:
         value = getattr(operator, name)
@@ -94,15 +94,15 @@ def _from_item(item: Any, path: Path) -> Operator:
 
 
 def described(operators: Sequence[Operator]) -> list[dict[str, Any]]:
-    """Names and settings as plain JSON values."""
+    """Return names and settings as plain JSON values."""
     return [{op.name: op.model_dump(mode="json")} for op in operators]
 
 
 def operators_from(options: dict[str, dict[str, Any]]) -> tuple[Operator, ...]:
-    """Operators in the order of `OPERATORS`, those of which a setting is given (is not None).
+    """Build the operators that have a setting (not None), in the order of `OPERATORS`.
 
     Raises:
-        UsageError: a wrong setting.
+        UsageError: an invalid setting.
     """
     found = []
     for name in OPERATORS:

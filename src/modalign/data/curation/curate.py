@@ -1,4 +1,4 @@
-"""Curating a data set, and doing it again from its card."""
+"""Curate a data set, and replay a curation from its card."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from modalign.version import __version__
 
 @dataclass(frozen=True)
 class Curated:
-    """What a curation wrote: the card, and where the files are."""
+    """The result of a curation: the card, and the paths of the files."""
 
     card: Card
     out: Path
@@ -50,19 +50,19 @@ def curate(
     *,
     expected: Card | None = None,
 ) -> Curated:
-    """Apply operators to data sets; write the rows that are kept and a card.
+    """Apply operators to data sets; write the kept rows and a card.
 
-    The output and the card appear whole or not at all. An interrupted run leaves its working file
-    beside the output; `resume` takes it up, and a run without it begins anew.
+    The output and the card appear complete or not at all. An interrupted run leaves its working file
+    beside the output; `resume` continues from it, and a run without it starts again.
 
     Args:
-        request: what to do.
-        progress: told how far it is.
-        expected: a card whose outcome this run must have; otherwise nothing is written.
+        request: what to curate, and how.
+        progress: called with the progress.
+        expected: a card whose outcome this run must reproduce; otherwise nothing is written.
 
     Raises:
-        UsageError: wrong settings, a missing library, or an interrupted run of another request.
-        DataError: more rows are broken than may be, none is left, or an input cannot be read.
+        UsageError: invalid settings, a missing library, or an interrupted run of another request.
+        DataError: more rows are broken than allowed, none is left, or an input cannot be read.
         ModalignError: the working file cannot be written.
     """
     if not request.operators:
@@ -73,7 +73,7 @@ def curate(
                 pipeline.run()
                 written = write_kept(pipeline, partial(_check_outcome, pipeline, expected))
             except (DataError, UsageError):
-                pipeline.finished = True  # doing it again would find the same
+                pipeline.finished = True  # another run would find the same
                 raise
             card = _card(pipeline, written)
             write_atomically(request.card_path, card_json(card))
@@ -81,8 +81,8 @@ def curate(
             pipeline.finished = True
     except sqlite3.Error as error:
         raise ModalignError(
-            f"{request.out}: the working file of its curation cannot be used ({error}): is another "
-            "run writing it, or the disk full? If it is damaged, run anew without resuming."
+            f"{request.out}: its working file cannot be used ({error}): is another "
+            "run writing it, or the disk full? If it is damaged, run again without resuming."
         ) from None
     return Curated(card, request.out, request.card_path)
 
@@ -94,17 +94,17 @@ def replay(
     *,
     resume: bool = False,
 ) -> Curated:
-    """Do a curation again from its card: the same rows, byte for byte.
+    """Repeat a curation from its card: the same rows, byte for byte.
 
     Args:
         card_path: the card.
         out: where to write (default: the card's own output).
-        progress: told how far it is.
-        resume: go on with an interrupted replay.
+        progress: called with the progress.
+        resume: continue an interrupted replay.
 
     Raises:
-        DataError: an input, evaluation data or an encoder is not what the card says (it is named), or
-            the same inputs gave other rows (libraries of other versions are named). Nothing is
+        DataError: an input, the evaluation data or an encoder differs from the card (the message names it),
+            or the same inputs gave other rows (it names libraries with other versions). Nothing is
             written then.
     """
     card = load_card(card_path)
@@ -148,7 +148,7 @@ def _check_hash(path: str, expected: str) -> None:
     if found != expected:
         raise DataError(
             f"{path}: changed since the card was written (sha256 {found[:12]}..., the card says "
-            f"{expected[:12]}...): bring back the old content, or curate anew"
+            f"{expected[:12]}...): restore the old content, or curate again"
         )
 
 
@@ -158,8 +158,8 @@ def _check_outcome(pipeline: Pipeline, expected: Card | None, written: Written) 
     request = pipeline.request
     if _media(pipeline) != expected.media:
         raise DataError(
-            "the media files that the inputs name are not those the card was written for: bring "
-            "back the old files, or curate anew"
+            "the media files of the inputs differ from those of the card: restore "
+            "the old files, or curate again"
         )
     versions = {o.name: o.versions for o in expected.operators}
     now = {o.name: _versions(o) for o in request.operators}
@@ -172,12 +172,12 @@ def _check_outcome(pipeline: Pipeline, expected: Card | None, written: Written) 
     why = f"; other versions: {', '.join(changed)}" if changed else ""
     if written.selection != expected.output.selection:
         raise DataError(
-            f"{written.rows} rows are kept where the card's run kept {expected.output.rows}, or "
-            f"others{why}. Nothing written."
+            f"{written.rows} rows are kept, but the card's run kept {expected.output.rows}, or "
+            f"others{why}. Nothing was written."
         )
     replaced = request.card is not None
     if replaced and written.sha256 != expected.output.sha256:
-        raise DataError(f"the same rows are written in other bytes than the card says{why}")
+        raise DataError(f"the same rows give other bytes than in the card{why}")
 
 
 # --- the card -----------------------------------------------------------------------------------
@@ -260,13 +260,13 @@ def _versions(operator: Operator) -> dict[str, str]:
 
 
 def _to_card(folder: Path, path: str) -> str:
-    """A path as the card writes it: from its folder. A hub's name stays."""
+    """Return a path relative to the card's folder; a hub name stays as it is."""
     exists = os.path.exists(path) or os.path.exists(path.rpartition(":")[0])
     return Path(os.path.relpath(path, folder)).as_posix() if exists else path
 
 
 def _from_card(folder: Path, path: str) -> str:
-    """The same path from here."""
+    """Return a card's path relative to the current folder."""
     joined = os.path.normpath(folder / path)
     exists = os.path.exists(joined) or os.path.exists(joined.rpartition(":")[0])
     return joined if exists else path

@@ -1,4 +1,4 @@
-"""How long texts are, what is answered, how large images are: of all rows and of those kept."""
+"""Distributions of text lengths, answers and image sizes, before and after a curation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 from modalign.data.curation.inputs import Row
 
-ANSWERS = (
-    10_000  # told apart; what comes first after so many counts as OTHER, which bounds the memory
-)
+ANSWERS = 10_000  # distinct values; new ones beyond that count as OTHER, which bounds the memory
 SHOWN_ANSWERS = 20
 OTHER = "(other answers)"
 
 
 class Bin(BaseModel):
-    """How many rows, or images, fall into a bin."""
+    """The number of rows or images in a bin."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,11 +25,11 @@ class Bin(BaseModel):
 
 
 class Distributions(BaseModel):
-    """Before and after the operators.
+    """Distributions before and after the operators.
 
     Attributes:
         characters: rows by the length of their text, in bins of powers of two.
-        answers: rows by their answer, the most frequent ones before.
+        answers: rows by their answer, the most frequent before curation.
         longer_side: images by their longer side in pixels; empty where no operator opened images.
     """
 
@@ -43,7 +41,7 @@ class Distributions(BaseModel):
 
 
 class Tally:
-    """Counts as rows go by."""
+    """Counts that grow row by row."""
 
     def __init__(self) -> None:
         self._characters = (Counter[int](), Counter[int]())
@@ -51,7 +49,7 @@ class Tally:
         self._answers = (Counter[str](), Counter[str]())
 
     def add(self, row: Row, sizes: Iterable[tuple[int, int]], *, kept: bool) -> None:
-        """Count a row and its images of these sizes."""
+        """Count a row and the sizes of its images."""
         answer = " ".join(row.record.answer.split())
         if answer not in self._answers[0] and len(self._answers[0]) >= ANSWERS:
             answer = OTHER
@@ -63,7 +61,7 @@ class Tally:
             self._sides[side].update(sides)
 
     def distributions(self) -> Distributions:
-        """What was counted."""
+        """Return the counts."""
         before, after = self._answers
         frequent = sorted(before.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_ANSWERS]
         return Distributions(
@@ -74,7 +72,7 @@ class Tally:
 
 
 def _bins(before: Counter[int], after: Counter[int]) -> list[Bin]:
-    """Bins of powers of two: bit length n holds 2^(n-1) to 2^n - 1."""
+    """Return bins of powers of two: bit length n holds 2^(n-1) to 2^n - 1."""
     if not before:
         return []
     return [

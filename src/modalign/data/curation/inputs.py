@@ -1,4 +1,4 @@
-"""What a curation reads: files with their hashes, and their rows in batches of bounded size."""
+"""Inputs of a curation: files with their hashes, and their rows in batches of bounded size."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from modalign.data.readers.rows import Context, build_record
 from modalign.data.records import Record, Source
 
 BATCH_ROWS = 2048
-BATCH_BYTES = 32 * 2**20  # of text and of media held in rows
+BATCH_BYTES = 32 * 2**20  # text and media held in rows, per batch
 CHUNK = 2**20
 
 Dropped = Callable[[int, int], Container[int]]
-"""The positions within a range, both ends included, that are to be left out."""
+"""Returns the positions to leave out within a range, both ends included."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediumFacts:
-    """What is known of one medium.
+    """What is known about one medium.
 
     Attributes:
         content: sha256 of its bytes.
-        width, height: of an image that was opened, upright.
-        phash: 64-bit perceptual hash, None for other media and for images of one colour, of which it
-            says nothing.
-        miniature: the image's mean colours in 8 x 8 cells, RGB, where it has a hash.
-        fault: kind and message, where it cannot be read.
+        width, height: of an opened image, after rotation.
+        phash: 64-bit perceptual hash; None for other media and for single-colour images, for which it is
+            meaningless.
+        miniature: the image's mean colours in 8 x 8 cells, RGB, if it has a hash.
+        fault: kind and message, if it cannot be read.
     """
 
     content: bytes
@@ -54,11 +54,11 @@ class Row:
     """One row on its way through the operators.
 
     Attributes:
-        position: where it stands in the inputs (`store.position_of`).
-        record: what the reader made of it.
-        fields: as they stood in the file.
-        context: of its file.
-        media: what is known of its media, where an operator asked for it; in reading order.
+        position: its place in the inputs (`store.position_of`).
+        record: the record made from it.
+        fields: as in the file.
+        context: the context of its file.
+        media: what is known about its media, if an operator needs it; in reading order.
     """
 
     position: int
@@ -69,7 +69,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The turns of user and assistant, one a line."""
+        """The turns of user and assistant, one per line."""
         return "\n".join(m.text for m in self.record.messages if m.role != "system").strip()
 
     @property
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A row that gave no record."""
+    """A row that could not be read."""
 
     position: int
     problem: Problem
@@ -93,7 +93,7 @@ class Broken:
 
 @dataclass
 class Batch:
-    """Consecutive rows: the readable ones, the broken ones, and the range they stand in."""
+    """Consecutive rows: readable ones, broken ones, and their range."""
 
     rows: list[Row] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
@@ -103,10 +103,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Input:
-    """A data set as it was given, and what it held when the work began.
+    """A data set as given, and its contents when the work began.
 
     Attributes:
-        path: as given; a folder written by `save_to_disk` may have `:split` behind it.
+        path: as given; a folder written by `save_to_disk` may be followed by `:split`.
         index: its place among the inputs.
     """
 
@@ -119,24 +119,24 @@ class Input:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the content: of a folder, of all its files with their names."""
+        """sha256 of the content; for a folder, of all its files with their names."""
         return hash_path(self._file)
 
     def lines(self) -> int:
-        """About how many rows: the lines of a text file, else 0."""
+        """Estimate the number of rows: the lines of a text file, else 0."""
         if self._file.suffix.lower() not in {".jsonl", ".ndjson", ".csv", ".tsv"}:
             return 0
         with self._file.open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(CHUNK), b""))
 
     def stamp(self) -> list[tuple[str, int, int]]:
-        """Names, sizes and times of its files: what changes when someone writes to them."""
+        """Names, sizes and times of its files, which change when someone writes to them."""
         stats = ((str(file), file.stat()) for file in _files(self._file))
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def hash_path(path: Path) -> str:
-    """sha256 of a file, or of all files of a folder with their names."""
+    """Return the sha256 of a file, or of all files of a folder with their names."""
     if not path.is_dir():
         return _hash_file(path).hexdigest()
     digest = hashlib.sha256()
@@ -158,10 +158,10 @@ def batches(
 
     Args:
         item: the data set.
-        media_root: the folder that relative media paths start from (default: the data's own).
-        modalities: whose columns hold media.
-        dropped: what is to be left out.
-        after: rows up to this position are passed over.
+        media_root: the base folder of relative media paths (default: the data's own).
+        modalities: the modalities whose columns hold media.
+        dropped: rows to leave out.
+        after: rows up to this position are skipped.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -206,12 +206,12 @@ def _batch(
 
 
 def _weight(fields: Any) -> int:
-    """Roughly how many bytes a row's values hold."""
+    """Estimate the bytes in a row's values."""
     if isinstance(fields, dict):
         return sum(map(_weight, fields.values()))
     if isinstance(fields, list):
         return sum(map(_weight, fields))
-    data = getattr(fields, "data", fields)  # a medium that a tar's member became
+    data = getattr(fields, "data", fields)  # a medium made from a member of a tar archive
     return len(data) if isinstance(data, str | bytes) else 8
 
 

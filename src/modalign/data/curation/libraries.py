@@ -1,4 +1,4 @@
-"""Optional libraries of single operators, imported only when the operator is asked for."""
+"""Optional libraries of single operators, imported only when an operator needs them."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def required(module: str, what: str) -> Any:
 
 
 def version_of(module: str) -> str:
-    """The installed version of one of them."""
+    """Return the installed version of a library."""
     return version(DISTRIBUTIONS.get(module, module))

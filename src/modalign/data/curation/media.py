@@ -1,7 +1,7 @@
-"""What operators want to know of media: content, size, perceptual hash. Found out once per file.
+"""Facts about media for operators: content, size, perceptual hash; determined once per file.
 
-Opening is lazy: only the media of rows that still stand when the first operator asks are opened, in threads
-(decoders release the interpreter lock), and what is found is kept in the working file.
+Opening is lazy: only media of rows that remain when the first operator needs them are opened, in threads
+(decoders release the interpreter lock), and the facts are kept in the working file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ WORKERS = 4
 
 
 class MediaLibrary:
-    """Facts on media, by path.
+    """Facts about media, by path.
 
     Args:
         store: the working file, which keeps them.
-        hashing: whether images get a perceptual hash when they are opened.
+        hashing: whether opened images get a perceptual hash.
     """
 
     def __init__(self, store: Store, *, hashing: bool) -> None:
@@ -43,7 +43,7 @@ class MediaLibrary:
         )
 
     def load(self, rows: Sequence[Row], need: Need) -> list[tuple[int, Problem]]:
-        """Set `row.media` of every row; a row with a medium that cannot be read is a problem."""
+        """Set `row.media` of every row; return rows with an unreadable medium as problems."""
         wanted = {m for row in rows for m in row.record.media()}
         known = {m: facts for m in wanted if (facts := self._kept(m, need)) is not None}
         missing = [m for m in wanted if m not in known]
@@ -65,7 +65,7 @@ class MediaLibrary:
         return problems
 
     def sizes(self, row: Row) -> list[tuple[int, int]]:
-        """Width and height of a row's images, those opened before or by their header."""
+        """Return width and height of a row's images, from opening them earlier or from their header."""
         found = []
         for medium in row.record.media():
             if medium.modality != "image":
@@ -74,12 +74,12 @@ class MediaLibrary:
             if facts is not None and facts.width is not None and facts.height is not None:
                 found.append((facts.width, facts.height))
                 continue
-            with suppress(SignalError):  # a row dropped before its image was opened
+            with suppress(SignalError):  # the row was dropped before its image was opened
                 found.append(stored_size(medium))
         return found
 
     def digest(self) -> tuple[int, str]:
-        """How many media files were read, and a sha256 over all their contents."""
+        """Return how many media files were read, and a sha256 over all their contents."""
         digest, count = hashlib.sha256(), 0
         for (content,) in self._store.execute("SELECT content FROM media ORDER BY content"):
             digest.update(content)
@@ -139,7 +139,7 @@ def _look(medium: Media, need: Need, hashing: bool) -> MediumFacts:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """The 64-bit DCT hash of imagehash, most significant bit first; None for one colour."""
+    """Compute imagehash's 64-bit DCT hash, most significant bit first; None for a single colour."""
     imagehash = required("imagehash", "near_images and contamination by near images")
     low, high = cast("tuple[int, int]", image.convert("L").getextrema())
     if low == high:
@@ -149,10 +149,10 @@ def perceptual_hash(image: Image.Image) -> int | None:
 
 
 def miniature(image: Image.Image) -> bytes:
-    """Mean colours of 8 x 8 cells, row by row."""
+    """Compute the mean colours of 8 x 8 cells, row by row."""
     return image.resize((8, 8), Image.Resampling.BOX).tobytes()
 
 
 def _signed(value: int) -> int:
-    """The 64-bit pattern as SQLite's signed integer."""
+    """Convert a 64-bit pattern to SQLite's signed integer."""
     return value - 2**64 if value >= 2**63 else value

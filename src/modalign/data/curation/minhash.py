@@ -2,11 +2,11 @@
 chapter 3).
 
 A text is the set of its character n-grams after `normalise`. Each of P hash functions keeps its smallest
-value over the set; two texts agree in one with the probability of their Jaccard similarity. Rows are
-compared where all r values of at least one of b bands agree: 1 - (1 - s^r)^b of the pairs of similarity s.
+value over the set; the probability that two texts agree in one is their Jaccard similarity. Rows are
+compared if all r values of at least one of b bands agree: a share of 1 - (1 - s^r)^b of pairs with similarity s.
 
-datasketch does the same one text at a time: on texts of 70 characters with 78 functions the lines below
-took 22 microseconds a text where its `MinHash.bulk` took 376 and its index lives in memory.
+datasketch does the same one text at a time: on texts of 70 characters with 78 functions this code
+took 22 microseconds per text, its `MinHash.bulk` 376, and its index is held in memory.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from collections.abc import Sequence
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-PAD = "\0"  # fills texts shorter than one n-gram
+PAD = "\0"  # pads texts shorter than one n-gram
 MAX_BANDS = 16
 MAX_ROWS = 16
-CHARACTERS = 1 << 20  # hashed at a time: bounds the memory of long texts
+CHARACTERS = 1 << 20  # hashed at a time, to bound the memory for long texts
 
 
 def normalise(text: str) -> str:
-    """Compatibility forms unified, case folded, white space collapsed."""
+    """Unify compatibility forms, fold case and collapse white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def shingles(text: str, n: int) -> frozenset[str]:
-    """The set of character n-grams of a normalised text; a shorter text is one n-gram."""
+    """Return the set of character n-grams of a normalised text; a shorter text is one n-gram."""
     return frozenset(text[i : i + n] for i in range(max(1, len(text) - n + 1)))
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Size of the intersection over size of the union."""
+    """Divide the size of the intersection by that of the union."""
     common = len(first & second)
     return common / (len(first) + len(second) - common)
 
 
 def choose_bands(threshold: float, recall: float) -> tuple[int, int]:
-    """Bands and rows per band (b, r) so that pairs at the threshold are found with this probability.
+    """Choose (b, r), bands and rows per band, so that pairs at the threshold are found with this probability.
 
     More rows per band mean fewer pairs to verify and more bands: r is the largest that needs at most
-    `MAX_BANDS` bands, or 1 where even that needs more.
+    `MAX_BANDS` bands, or 1 if even that needs more.
     """
     if threshold == 1:
         return 1, MAX_ROWS
@@ -75,7 +75,7 @@ class MinHasher:
         self._b = generator.integers(0, 2**32, shape, dtype=np.uint32)
 
     def signatures(self, texts: Sequence[str]) -> np.ndarray:
-        """The smallest hash values, (texts, bands * rows) of uint32, of normalised texts."""
+        """Compute the smallest hash values, (texts, bands * rows) uint32, of normalised texts."""
         found = np.empty((len(texts), self.bands * self.rows), dtype=np.uint32)
         begin = 0
         while begin < len(texts):
@@ -107,7 +107,7 @@ class MinHasher:
         return np.stack(columns, axis=1)
 
     def keys(self, texts: Sequence[str], salt: np.ndarray) -> np.ndarray:
-        """Band keys, (texts, bands) of int64: equal where a band and the salt, uint64, are equal."""
+        """Compute band keys, (texts, bands) int64: equal if a band and the uint64 salt are equal."""
         signatures = self.signatures(texts).astype(np.uint64)
         by_band = signatures.reshape(len(texts), self.bands, self.rows)
         keys = mix(salt[:, None] + GOLDEN * np.arange(1, self.bands + 1, dtype=np.uint64))

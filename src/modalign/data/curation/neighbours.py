@@ -1,9 +1,9 @@
-"""Rows that share a key with an earlier row: candidates for near duplicates, kept on disk.
+"""Find rows that share a key with an earlier row, the candidates for near duplicates; kept on disk.
 
-Keys come in batches and are stored as one blob per band and batch. When all have come, each band is sorted
-in memory, a range of its keys at a time, so that memory does not grow with the data; only keys that several
-rows share (few, in most data) become rows of a table. Then rows are taken in order: one that is near an
-earlier *kept* row goes. Hence every dropped row has a kept one near it, whatever lies between.
+Keys arrive in batches and are stored as one blob per band and batch. At the end, each band is sorted in
+memory, a range of keys at a time, so that memory does not grow with the data; only keys shared by several
+rows (few, in most data) become rows of a table. Then rows are processed in order, and one that is near an
+earlier *kept* row is dropped. Hence every dropped row has a kept one near it, whatever lies between.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from modalign.data.curation.store import Drop, Store
 
-SORTED_KEYS = 1 << 16  # of one band, sorted in memory at a time
+SORTED_KEYS = 1 << 16  # keys of one band sorted in memory at a time
 
 Verify = Callable[[int, Sequence[int]], str | None]
 """Why a row is near one of these kept rows, or None."""
@@ -26,7 +26,7 @@ class Neighbours:
 
     Args:
         store: the working file.
-        prefix: of the tables' names.
+        prefix: prefix of the tables' names.
         bands: keys per row; keys of different bands are never compared.
     """
 
@@ -45,7 +45,7 @@ class Neighbours:
             )
 
     def add(self, positions: np.ndarray, keys: np.ndarray) -> None:
-        """Take up a batch: positions (n,) and keys (n, bands), int64 both."""
+        """Add a batch: positions (n,) and keys (n, bands), both int64."""
         blob = positions.astype(np.int64).tobytes()
         columns = np.ascontiguousarray(keys.T.astype(np.int64))
         self._store.executemany(
@@ -54,7 +54,7 @@ class Neighbours:
         )
 
     def drops(self, verify: Verify) -> Iterator[Drop]:
-        """The rows that are near an earlier kept one, in order."""
+        """Yield the rows that are near an earlier kept one, in order."""
         self._collect_shared()
         rows = self._store.execute(
             f"SELECT position, key FROM {self._shared} ORDER BY position, key"
@@ -71,7 +71,7 @@ class Neighbours:
             )
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """All pairs of rows that share a key, the earlier first; a pair may come several times."""
+        """Yield all pairs of rows that share a key, the earlier first; pairs may repeat."""
         self._collect_shared()
         yield from self._store.execute(
             f"SELECT a.position, b.position FROM {self._shared} a JOIN {self._shared} b"
@@ -104,7 +104,7 @@ class Neighbours:
                 )
 
     def _part(self, band: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """The keys of a band that fall into one of equal ranges of a hash, and their positions."""
+        """Return the keys of a band in one of equal ranges of a hash, and their positions."""
         positions, keys = [], []
         for blob, key_blob in self._store.execute(
             f"SELECT positions, keys FROM {self._keys} WHERE band = ? ORDER BY rowid", (band,)

@@ -1,4 +1,4 @@
-"""Writing kept rows as they were read, one JSON object a line, with media that are found from there."""
+"""Write kept rows unchanged, one JSON object per line, with media paths relative to the output."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REMOTE = ("data:", "file:")
 
 
 def line_of(row: Row, target: Path) -> bytes:
-    """A kept row as a line of the target file.
+    """Format a kept row as a line of the target file.
 
     The row keeps its shape and all its fields. Relative media paths are written relative to the
     target's folder; media held as bytes are stored in `<target>.media`, named by their content.
 
     Raises:
-        DataError: a field holds something that JSON has no form for.
+        DataError: a field cannot be represented in JSON.
     """
     fields = dict(row.fields)
     for modality in row.context.modalities:
@@ -59,7 +59,7 @@ def _part(part: dict[str, Any], context: Context, target: Path) -> dict[str, Any
 
 
 def _relocated(value: Any, modality: str, context: Context, target: Path) -> Any:
-    """A reference to media, written for the target: a path, a mapping, bytes, or a list of these."""
+    """Rewrite a media reference for the target: a path, a mapping, bytes, or a list of these."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = loads(value)  # a CSV cell: the reader has seen that it is JSON
     if is_inline(value, modality):

@@ -1,7 +1,7 @@
-"""Rows through operators, in as few passes over the inputs as their order allows.
+"""Pass rows through operators, with as few passes over the inputs as their order allows.
 
-Operators that decide row by row share a pass; one that must have seen all rows ends it. Every batch is one
-transaction of the working file, which lies beside the output until that is written whole.
+Operators that decide row by row share a pass; one that must see all rows first ends it. Every batch is one
+transaction of the working file, which stays beside the output until that is complete.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Pipeline:
     """One curation: the request, its inputs and the working file.
 
     Raises:
-        UsageError: the output is an input, or an interrupted run had other settings or inputs.
+        UsageError: the output is also an input, or an interrupted run had other settings or inputs.
     """
 
     def __init__(self, request: Request, progress: Progress) -> None:
         self.request, self.progress = request, progress
-        self.finished = False  # the working file is of no more use
+        self.finished = False  # the working file is no longer needed
         self.allowed = parse_share(request.skip_broken)
         self.inputs = [Input(path, index) for index, path in enumerate(request.inputs)]
         self._check_paths()
@@ -50,10 +50,10 @@ class Pipeline:
         self.media = MediaLibrary(self.store, hashing=hashing)
 
     def run(self) -> None:
-        """All passes: what is dropped stands in the working file.
+        """Run all passes; dropped rows are recorded in the working file.
 
         Raises:
-            DataError: more rows are broken than may be, or a file cannot be read as a whole.
+            DataError: more rows are broken than allowed, or a file cannot be read at all.
         """
         for number, segment in enumerate(segments(self.request.operators)):
             if self.store.get("segment", 0) == number:
@@ -61,26 +61,26 @@ class Pipeline:
             self._check_broken()
 
     def close(self) -> None:
-        """Close the working file; it stays unless the work is finished."""
+        """Close the working file; delete it if the work is finished."""
         self.store.close()
         if self.finished:
             remove_store(self.store.path)
 
     @property
     def rows(self) -> int:
-        """Rows read, broken ones included."""
+        """The number of rows read, including broken ones."""
         return sum(map(self.rows_of, self.inputs))
 
     def rows_of(self, item: Input) -> int:
-        """Rows read of one input."""
+        """Return the number of rows read from one input."""
         return int(self.store.get(f"rows of {item.index}", 0))
 
     def name_of(self, position: int) -> str:
-        """File and row."""
+        """Format a position as file and row."""
         return str(self.source_of(position))
 
     def source_of(self, position: int) -> Source:
-        """Where a row was read."""
+        """Return where a row was read."""
         file, row = place_of(position)
         return Source(self.inputs[file].path, row)
 
@@ -90,14 +90,14 @@ class Pipeline:
         out = self.request.out.resolve()
         for item in self.inputs:
             if Path(item.path).resolve() == out:
-                raise UsageError(f"{item.path}: both input and output: write another file")
+                raise UsageError(f"{item.path}: is both input and output: write to another file")
 
     def _open_store(self) -> Store:
         self.request.out.parent.mkdir(parents=True, exist_ok=True)
         out = self.request.out
         path = out.with_name(f".{out.name}.curation")
         for unfinished in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-            unfinished.unlink()  # of a process that was killed while it wrote
+            unfinished.unlink()  # left by a process that was killed while writing
         if not self.request.resume:
             remove_store(path)
         store = Store(path)
@@ -109,13 +109,13 @@ class Pipeline:
             store.close()
             differing = ", ".join(name for name in identity if identity[name] != kept.get(name))
             raise UsageError(
-                f"{self.request.out}: the interrupted run had other {differing}: run it as it was, "
-                "or anew, without resuming"
+                f"{self.request.out}: the interrupted run had other {differing}: run it unchanged, "
+                "or start again without resuming"
             )
         return store
 
     def _identity(self) -> dict[str, Any]:
-        """What an interrupted run must have in common with one that takes it up."""
+        """What a resuming run must have in common with the interrupted one."""
         request = self.request
         identity = {
             "format": FORMAT,
@@ -184,7 +184,7 @@ class Pipeline:
         self.store.put(fact, self.store.get(fact, 0) + len(batch.rows) + len(batch.broken))
 
     def batches(self, after: int = -1, *, all_rows: bool = False) -> Iterator[Batch]:
-        """The rows behind a position that still stand, or all that can be read."""
+        """Yield the rows after a position that are not dropped, or all readable ones."""
         for item in self.inputs:
             if item.index < place_of(max(after, 0))[0]:
                 continue
@@ -197,14 +197,14 @@ class Pipeline:
             )
 
     def check_unchanged(self) -> None:
-        """Make sure that the inputs are as they were.
+        """Check that the inputs are unchanged.
 
         Raises:
-            DataError: one was written to since the beginning.
+            DataError: one was modified since the start.
         """
         for item in self.inputs:
             if item.stamp() != self._stamps[item.path]:
-                raise DataError(f"{item.path}: changed while it was read: curate it anew")
+                raise DataError(f"{item.path}: changed while it was read: curate it again")
 
     def _check_broken(self) -> None:
         broken = self.store.count_dropped(BROKEN)
@@ -215,7 +215,7 @@ class Pipeline:
         raise BrokenData(self.broken_report(), self.allowed)
 
     def broken_report(self) -> ValidationReport:
-        """The rows that could not be read."""
+        """Return the rows that could not be read."""
         found = self.store.execute(
             "SELECT position, kind, reason FROM dropped WHERE operator = ? ORDER BY position",
             (BROKEN,),
@@ -232,7 +232,7 @@ class Pipeline:
 
 
 def segments(operators: Sequence[Operator]) -> list[list[tuple[int, Operator]]]:
-    """Operators, numbered, by the pass in which they see the rows."""
+    """Group the numbered operators by pass."""
     found: list[list[tuple[int, Operator]]] = [[]]
     for index, operator in enumerate(operators):
         found[-1].append((index, operator))

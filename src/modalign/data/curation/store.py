@@ -1,9 +1,9 @@
 """The working file of a curation: one SQLite file, every batch of rows one transaction.
 
-What an operator has seen, what it dropped and how far its pass has come are written together, so that a
-process that is killed at any point goes on exactly where its last whole batch ended. SQLite keeps the
-memory of its page cache bounded and is part of Python; of the things kept here, only what needs a search by
-key is a table of rows, the rest is blobs of whole batches (`neighbours`).
+What an operator has seen, what it dropped and how far its pass has come are written together, so a process
+killed at any point continues exactly after its last complete batch. SQLite bounds the memory of its page
+cache and is part of Python. Only what needs a lookup by key is a table of rows; the rest is blobs of whole
+batches (`neighbours`).
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CACHE_KIB = 16 * 1024  # of SQLite's pages in memory; the rest of the file stays on disk
+CACHE_KIB = 16 * 1024  # SQLite pages in memory; the rest stays on disk
 FILE_BITS = 40  # a position is (file << FILE_BITS) | row: unique, in reading order, one integer
 
-BROKEN = -1  # the operator of rows that could not be read
+BROKEN = -1  # the operator number of unreadable rows
 
 
 class Drop(NamedTuple):
-    """A row that an operator takes out, and why."""
+    """A row that an operator drops, and why."""
 
     position: int
     reason: str
 
 
 def position_of(file: int, row: int) -> int:
-    """One integer for the 1-based row of the file-th input."""
+    """Encode an input's index and a 1-based row as one integer."""
     return file << FILE_BITS | row
 
 
 def place_of(position: int) -> tuple[int, int]:
-    """File index and row of a position."""
+    """Decode a position into file index and row."""
     return position >> FILE_BITS, position & ((1 << FILE_BITS) - 1)
 
 
 class Store:
-    """The working file; `execute` and `executemany` are SQLite's."""
+    """The working file; `execute` and `executemany` are as in SQLite."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = sqlite3.connect(path, isolation_level=None)
         for pragma in (
             "journal_mode = WAL",
-            "synchronous = NORMAL",  # with WAL: whole after a power cut, too
+            "synchronous = NORMAL",  # with WAL also consistent after a power cut
             f"cache_size = -{CACHE_KIB}",
             "temp_store = FILE",
             "locking_mode = EXCLUSIVE",
@@ -69,7 +69,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of what is written inside, or nothing."""
+        """Commit everything written inside, or nothing."""
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -90,37 +90,37 @@ class Store:
     # --- single facts ---------------------------------------------------------------------------
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A fact kept under a name."""
+        """Return the fact stored under a name."""
         found = self.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if found is None else json.loads(found[0])
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a fact (any JSON value) under a name."""
+        """Store a fact (any JSON value) under a name."""
         self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     # --- dropped rows ---------------------------------------------------------------------------
 
     def drop(self, operator: int, drops: Iterable[Drop], kind: str | None = None) -> None:
-        """Take rows out; a row stays with the operator that dropped it first."""
+        """Drop rows; the first operator to drop a row keeps it."""
         self.executemany(
             "INSERT OR IGNORE INTO dropped VALUES (?, ?, ?, ?)",
             ((position, operator, reason, kind) for position, reason in drops),
         )
 
     def dropped_between(self, first: int, last: int) -> dict[int, int]:
-        """The dropped rows within a range, both ends included, and their operators."""
+        """Return the dropped rows within a range, both ends included, and their operators."""
         found = self.execute(
             "SELECT position, operator FROM dropped WHERE position BETWEEN ? AND ?", (first, last)
         )
         return dict(found.fetchall())
 
     def count_dropped(self, operator: int) -> int:
-        """How many rows an operator took out."""
+        """Count the rows that an operator dropped."""
         query = "SELECT count(*) FROM dropped WHERE operator = ?"
         return int(self.execute(query, (operator,)).fetchone()[0])
 
     def first_dropped(self, operator: int, count: int) -> list[Drop]:
-        """The first rows that an operator took out."""
+        """Return the first rows that an operator dropped."""
         query = "SELECT position, reason FROM dropped WHERE operator = ? ORDER BY position LIMIT ?"
         return [Drop(*found) for found in self.execute(query, (operator, count))]
 

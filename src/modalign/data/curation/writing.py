@@ -1,4 +1,4 @@
-"""The last pass: kept rows are written, all rows are counted, and the file takes its place if all is well."""
+"""The last pass: write the kept rows, count all rows, and put the file in place if everything is valid."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SHOWN_TEXT = 160  # characters of an example
 
 @dataclass(frozen=True)
 class Written:
-    """What the last pass wrote and counted.
+    """The output and counts of the last pass.
 
     Attributes:
         rows: kept rows.
         sha256: of the output.
-        selection: sha256 over which rows were kept, whatever they were written as.
+        selection: sha256 over which rows were kept, independent of how they were written.
         distributions: before and after.
-        texts: how the rows begin that the card shows as examples, by position.
+        texts: beginnings of the rows that the card shows as examples, by position.
     """
 
     rows: int
@@ -41,7 +41,7 @@ def write_kept(pipeline: Pipeline, check: Callable[[Written], None]) -> Written:
 
     Args:
         pipeline: after its passes.
-        check: told what was written before it takes its place; its error keeps it from that.
+        check: called before the file is put in place; if it raises, the file is not.
 
     Raises:
         DataError: no row is left, an input changed meanwhile, or a row cannot be written.
@@ -71,7 +71,7 @@ def write_kept(pipeline: Pipeline, check: Callable[[Written], None]) -> Written:
 
 
 def _rows(pipeline: Pipeline) -> Iterator[tuple[Row, bool]]:
-    """Every readable row, and whether it is kept."""
+    """Yield every readable row, and whether it is kept."""
     done, total = 0, pipeline.rows
     for batch in pipeline.batches(all_rows=True):
         gone = pipeline.store.dropped_between(batch.first, batch.last)
@@ -83,7 +83,7 @@ def _rows(pipeline: Pipeline) -> Iterator[tuple[Row, bool]]:
 
 
 def _shown(pipeline: Pipeline) -> set[int]:
-    """The positions of the rows that the card shows."""
+    """Return the positions of the rows that the card shows."""
     operators = range(BROKEN, len(pipeline.request.operators))
     count = pipeline.request.examples
     return {p for op in operators for p, _ in pipeline.store.first_dropped(op, count)}

@@ -1,4 +1,4 @@
-"""Readers: files in the forms people have, turned into records.
+"""Readers turn files in common formats into records.
 
 A file's container (JSON, JSON Lines, CSV, Parquet, a saved Hugging Face data set, a WebDataset tar)
 and the shape of its rows (chat, LLaVA, flat) are independent: any shape may come in any container.
@@ -38,20 +38,20 @@ def read_records(
     media_root: str | Path | None = None,
     modalities: Sequence[str] = DEFAULT,
 ) -> ReadResult:
-    """Read a data set of any known form.
+    """Read a data set in any supported format.
 
     Args:
-        path: a file, or a folder written by `save_to_disk`, with `:split` behind it if it has
+        path: a file, or a folder written by `save_to_disk`, followed by `:split` if it has
             splits.
-        media_root: the folder that relative media paths start from (default: the data's own).
-        modalities: whose columns (`image`, `images`) hold media; other columns go to `extra`.
+        media_root: the base folder of relative media paths (default: the data's own).
+        modalities: modalities whose columns (`image`, `images`) hold media; other columns go to `extra`.
 
     Returns:
-        The records, and one problem for each row that gave none.
+        The records, and one problem for each row that could not be read.
 
     Raises:
-        DataError: the file as a whole cannot be read: missing, empty, of an unknown form, a pickle.
-        UsageError: a modality that does not exist.
+        DataError: the file cannot be read at all: missing, empty, of an unknown format, a pickle.
+        UsageError: an unknown modality.
     """
     rows, context = open_rows(path, media_root=media_root, modalities=modalities)
     result = _collect(rows, context)
@@ -66,14 +66,14 @@ def open_rows(
     media_root: str | Path | None = None,
     modalities: Sequence[str] = DEFAULT,
 ) -> tuple[RawRows, Context]:
-    """The rows of a data set one by one, for those who cannot hold them all.
+    """Iterate over the rows of a data set, without holding all in memory.
 
     Returns:
-        The rows as they stand in the file, read as they are asked for, and what `build_record` needs
-        besides a row to make a record of it.
+        The rows as in the file, read on demand, and the context that `build_record` needs to turn a row
+        into a record.
 
     Raises:
-        DataError, UsageError: as `read_records`, some of it only while the rows are read.
+        DataError, UsageError: as `read_records`, possibly only while the rows are read.
     """
     for modality in modalities:
         modality_of(modality)  # an unknown one is an error
@@ -98,7 +98,7 @@ def _collect(rows: RawRows, context: Context) -> ReadResult:
 
 
 def locate(path: str | Path) -> tuple[Path, str | None]:
-    """Separate `folder:split`; a path that exists as it stands is taken as it stands."""
+    """Separate `folder:split`; an existing path is used unchanged."""
     file = Path(path)
     if file.exists():
         return file, None
@@ -111,7 +111,7 @@ def locate(path: str | Path) -> tuple[Path, str | None]:
 def _rows(file: Path, split: str | None, modalities: Sequence[str]) -> RawRows:
     if file.is_dir():
         if not is_saved_dataset(file):
-            raise DataError(f"{file}: a folder that save_to_disk did not write. Give {FORMATS}.")
+            raise DataError(f"{file}: a folder not written by save_to_disk. Give {FORMATS}.")
         return read_saved_dataset(file, split)
     try:
         with file.open("rb") as opened:
@@ -122,11 +122,11 @@ def _rows(file: Path, split: str | None, modalities: Sequence[str]) -> RawRows:
 
 
 def _reader(file: Path, head: bytes, modalities: Sequence[str]) -> Callable[[Path], RawRows]:
-    """Choose a reader by content where the content tells, else by the name's ending."""
+    """Choose a reader by content if possible, else by the file's extension."""
     suffix = file.suffix.lower()
     if suffix in PICKLES or head[:2] in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
         raise DataError(
-            f"{file}: a pickle can run any code when it is read, so none is. Give {FORMATS}."
+            f"{file}: pickles are not read, because reading one can run any code. Give {FORMATS}."
         )
     if head[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         raise DataError(f"{file}: UTF-16 text. Save it as UTF-8.")
@@ -142,4 +142,4 @@ def _reader(file: Path, head: bytes, modalities: Sequence[str]) -> Callable[[Pat
         return read_jsonl
     if suffix == ".json":
         return read_json
-    raise DataError(f"{file}: the form of the data is not known. Give {FORMATS}.")
+    raise DataError(f"{file}: unknown data format. Give {FORMATS}.")

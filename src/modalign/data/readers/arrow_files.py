@@ -1,7 +1,6 @@
 """Parquet files and data sets saved by Hugging Face `datasets`: both are Arrow tables.
 
-Rows are taken from the raw Arrow batches, so images arrive as their encoded bytes or paths and are
-not decoded here.
+Rows come from the raw Arrow batches, so images are encoded bytes or paths and are not decoded here.
 """
 
 from __future__ import annotations

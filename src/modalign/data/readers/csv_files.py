@@ -1,4 +1,4 @@
-"""CSV (comma, semicolon or tab). Rows are numbered as a spreadsheet does: the header is row 1."""
+"""CSV (comma, semicolon or tab). Rows are numbered as in a spreadsheet: the header is row 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_csv(path: Path) -> RawRows:
     Raises:
         DataError: the header is missing, unreadable or names a column twice.
     """
-    # Bytes that are no UTF-8 become lone surrogates, which `build_record` reports for their row.
+    # Bytes that are not UTF-8 become lone surrogates, which `build_record` reports with their row.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, (_, fields) in enumerate(csv_rows(file, path), start=2):
             if fields is not None:
@@ -25,14 +25,14 @@ def read_csv(path: Path) -> RawRows:
 
 
 def csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, Fields | RowError | None]]:
-    """Yield every row behind the header: the line that it starts on, and its cells by column.
+    """Yield every row after the header: the line it starts on, and its cells by column.
 
     Args:
         file: at its start.
         path: for error messages.
 
     Yields:
-        None in place of an empty row, and what is wrong with one that cannot be read.
+        None for an empty row, and an error for an unreadable one.
 
     Raises:
         DataError: as `read_csv`.
@@ -63,8 +63,10 @@ def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
     try:
         header = [name.strip() for name in next(reader)]
     except (StopIteration, csv.Error) as error:
-        raise DataError(f"{path}:1: no readable CSV header ({error})") from None
+        raise DataError(f"{path}:1: unreadable CSV header ({error})") from None
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}:1: columns named twice: {', '.join(twice)}. Rename one of each.")
+        raise DataError(
+            f"{path}:1: duplicate column names: {', '.join(twice)}. Rename one of each."
+        )
     return header

@@ -1,8 +1,7 @@
-"""Signals that a row holds itself, as their modality allows: numbers, the columns of a table.
+"""Signals given inline in a row, as their modality allows: numbers, the columns of a table.
 
-They become JSON bytes, so that what comes behind the readers knows two kinds of media only: files and
-bytes. A list is one signal where it holds numbers, or lists of numbers; of deeper lists, and of lists of
-mappings, each item is one.
+They become JSON bytes, so that later code has only two kinds of media: files and bytes. A list is one signal
+if it holds numbers, or lists of numbers; in deeper lists, and lists of mappings, each item is one signal.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from modalign.strict_json import dumps, loads
 
 
 def is_inline(value: Any, modality: str) -> bool:
-    """Whether a value is one signal, and no reference to one nor a list of several."""
+    """Whether a value is one signal, not a reference to one or a list of several."""
     inline = modality_of(modality).inline
     return inline is not None and inline.is_one(value)
 
 
 def to_json(value: Any, modality: str) -> bytes:
-    """The bytes of an inline value.
+    """Encode an inline value as bytes.
 
     Raises:
-        RowError: it holds something that JSON has no form for.
+        RowError: it cannot be represented in JSON.
     """
     try:
         return dumps(value, _plain).encode("utf-8")
@@ -35,7 +34,7 @@ def to_json(value: Any, modality: str) -> bytes:
 
 
 def from_json(data: bytes, modality: str) -> Any:
-    """The value that `to_json` gave these bytes for, or None where they are something else."""
+    """Decode the bytes of `to_json`; None if they are something else."""
     try:
         value = loads(data)
     except ValueError:

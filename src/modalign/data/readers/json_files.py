@@ -19,7 +19,7 @@ def read_json(path: Path) -> RawRows:
     """Yield the rows of a JSON list; a file of one object per line is read as JSON Lines.
 
     Raises:
-        DataError: the file as a whole is not JSON, or is one object.
+        DataError: the file is not JSON, or is one object.
     """
     if _first_byte(path) != b"[" and not _is_one_document(path):
         yield from read_jsonl(path)
@@ -43,7 +43,7 @@ def read_json(path: Path) -> RawRows:
 
 
 def read_jsonl(path: Path) -> RawRows:
-    """Yield the rows of a file with one JSON object per line; blank lines are passed over."""
+    """Yield the rows of a file with one JSON object per line; blank lines are skipped."""
     for number, line in _lines(path):
         yield number, _parse_line(line)
 
@@ -87,7 +87,7 @@ def _first_byte(path: Path) -> bytes:
 
 
 def _is_one_document(path: Path) -> bool:
-    """Whether a file is a single value written over several lines."""
+    """Whether a file is a single value that spans several lines."""
     lines = _lines(path)
     _, first = next(lines, (0, b""))
     if isinstance(_parse_line(first), dict) or path.suffix.lower() != ".json":

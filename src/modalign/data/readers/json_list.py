@@ -1,4 +1,4 @@
-"""JSON read value by value: a file of any size takes the memory of its longest item, and each has a line."""
+"""Read JSON value by value, with line numbers, in the memory of the longest item."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JsonListError(ValueError):
-    """The text is not the JSON that was expected; `line` and `column` say where it stops being that."""
+    """The text is not the expected JSON; `line` and `column` say where."""
 
     def __init__(self, line: int, column: int, message: str) -> None:
         super().__init__(message)
@@ -24,9 +24,9 @@ class JsonListError(ValueError):
 
 
 def iter_json_list(path: Path) -> Iterator[Any]:
-    """Yield the items of a file that holds one JSON list.
+    """Yield the items of a file with one JSON list.
 
-    Bytes that are no UTF-8 become lone surrogates.
+    Bytes that are not UTF-8 become lone surrogates.
 
     Raises:
         JsonListError: the text breaks off or is not JSON; the items before it have been given.
@@ -41,9 +41,9 @@ def iter_json_list(path: Path) -> Iterator[Any]:
 
 
 class JsonText:
-    """A window on a file that moves forward over the tokens taken from it.
+    """A window on a file that moves forward as tokens are consumed.
 
-    Its methods raise JsonListError where the text is something else.
+    Its methods raise JsonListError if the text is something else.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -51,11 +51,11 @@ class JsonText:
         self._decoder = DECODER
         self._buffer = ""
         self._at = 0
-        self._marked = 0  # a place in the buffer whose line and column are known
+        self._marked = 0  # a position in the buffer whose line and column are known
         self._line = self._column = 1
 
     def next(self) -> str:
-        """The next character that is no white space, not taken; none at the end."""
+        """Peek at the next non-space character; empty at the end."""
         while True:
             match = _SPACE.match(self._buffer, self._at)
             self._at = match.end() if match else self._at
@@ -63,7 +63,7 @@ class JsonText:
                 return self._buffer[self._at : self._at + 1]
 
     def expect(self, *characters: str) -> str:
-        """Take one of these characters."""
+        """Consume one of these characters."""
         found = self.next()
         if found not in characters:
             raise self.error(f"Expecting {' or '.join(map(repr, characters))}")
@@ -72,13 +72,13 @@ class JsonText:
 
     @property
     def line(self) -> int:
-        """The line of the next character that is no white space, from 1."""
+        """The line of the next non-space character, from 1."""
         self.next()
         self._mark()
         return self._line
 
     def elements(self) -> Iterator[tuple[int, Any]]:
-        """Take a list; yield the line and the value of every element."""
+        """Consume a list; yield the line and the value of every element."""
         self.expect("[")
         if self.next() == "]":
             self.expect("]")
@@ -89,7 +89,7 @@ class JsonText:
                 return
 
     def members(self) -> Iterator[str]:
-        """Take an object; yield every name, whose value the caller takes."""
+        """Consume an object; yield every name, whose value the caller consumes."""
         self.expect("{")
         if self.next() == "}":
             self.expect("}")
@@ -104,7 +104,7 @@ class JsonText:
                 return
 
     def value(self) -> Any:
-        """Take a JSON value."""
+        """Consume a JSON value."""
         self.next()
         while True:
             try:
@@ -113,20 +113,20 @@ class JsonText:
                 if not self._more():
                     raise self.error(error.msg, error.pos) from None
                 continue
-            except ValueError as error:  # NaN, or a name twice: further text changes nothing
+            except ValueError as error:  # NaN or a duplicate key: more text would not help
                 raise self.error(str(error)) from None
             if len(self._buffer) - end < len("e+1") and self._more():
-                continue  # a number may go on in the next chunk
+                continue  # a number may continue in the next chunk
             self._at = end
             return value
 
     def error(self, message: str, position: int | None = None) -> JsonListError:
-        """What is wrong at a position of the buffer (default: the next character)."""
+        """Create the error for a position of the buffer (default: the next character)."""
         line, column = self._place(self._at if position is None else position)
         return JsonListError(line, column, message)
 
     def _more(self) -> bool:
-        """Forget what was taken and read as much again as there is, so that long items stay linear."""
+        """Discard consumed text and double the buffer, so that long items take linear time."""
         rest = self._buffer[self._at :]
         chunk = self._file.read(max(CHUNK, len(rest)))
         if not chunk:
@@ -140,7 +140,7 @@ class JsonText:
         self._marked = self._at
 
     def _place(self, position: int) -> tuple[int, int]:
-        """Line and column of a position of the buffer, behind the marked one."""
+        """Return line and column of a position of the buffer, after the marked one."""
         read = self._buffer[self._marked : position]
         lines = read.count("\n")
         if lines:

@@ -1,4 +1,4 @@
-"""What reading hands over: the records that could be built, and what is wrong with other rows."""
+"""The result of reading: the records, and the problems of other rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from modalign.data.records import Record, Source
 
 Kind = Literal[
     "row",  # not decodable, or not one of the known shapes
-    "encoding",  # bytes or escapes that are no UTF-8 text
+    "encoding",  # bytes or escapes that are not UTF-8 text
     "url",  # a medium that would have to be downloaded
-    "placeholder",  # marks and media do not match
+    "placeholder",  # placeholders and media do not match
     "missing-media",
     "broken-media",
     "not-an-image",
     "image-too-large",
-    "modality",  # a modality that the model does not take
+    "modality",  # a modality that the model does not accept
     "empty-answer",
     "no-supervision",
     "duplicate-id",
@@ -26,7 +26,7 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with one row, and what to do about it."""
+    """One problem of one row, and how to fix it."""
 
     source: Source
     kind: Kind
@@ -47,7 +47,7 @@ class Problem:
 
 @dataclass(slots=True)
 class ReadResult:
-    """Every row of a data set: as a record, or as a problem. One bad row never loses the others."""
+    """Every row of a data set, as a record or as a problem. A bad row never affects the others."""
 
     records: list[Record] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -59,7 +59,7 @@ class ReadResult:
 
 
 class RowError(Exception):
-    """A row that gives no record; the reader turns it into a `Problem`."""
+    """A row that cannot become a record; the reader turns it into a `Problem`."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
@@ -68,5 +68,5 @@ class RowError(Exception):
 
 Fields = dict[str, Any]
 RawRow = tuple[int, Fields | RowError]
-"""A 1-based row number with the row's fields, or with what prevented them from being read."""
+"""A 1-based row number with the row's fields, or the error of reading them."""
 RawRows = Iterator[RawRow]

@@ -1,16 +1,16 @@
-"""From the fields of one row to a `Record`, whatever file the row came from.
+"""Turn the fields of one row into a `Record`, whatever file it came from.
 
-Three shapes are known, told apart by their columns:
+There are three shapes, recognised by their columns:
 
 * chat: `messages` with `role` and `content` (text with `<image>` marks, or typed parts);
 * LLaVA: `conversations` with `from` and `value`;
-* flat: `question` and `answer`, or `caption`, with the media in front unless marks place them.
+* flat: `question` and `answer`, or `caption`, with the media first unless placeholders place them.
 
 The media of a row come from the columns named after their modality (`image` or `images`), in
-order. An `<image>` mark always stands for an image. The marks of other modalities (`<table>`, say,
-which is also HTML) count only in rows that hold such a medium.
+order. `<image>` always stands for an image. The placeholders of other modalities (`<table>` is
+also HTML) count only in rows with such a medium.
 
-Most media are files, named by path. Series and vectors may stand in the row as lists of numbers, a
+Most media are files, given by path. Series and vectors may be given inline as lists of numbers, a
 table as a mapping of its columns (`inline`).
 """
 
@@ -42,14 +42,14 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
 }
 LARGEST_INTEGER = 2**53  # that a column of floats holds exactly
-# Fields of a turn or part in other tools' data that ask for what happens anyway.
+# Fields of turns and parts from other tools that ask for the default behaviour.
 NEUTRAL = (("weight", 1), ("loss", True), ("train", True), ("detail", "auto"), ("detail", "high"))
 COMMON_FIELDS = ("id", "skill", "group", "options", "answers")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a row needs to know about its file, and its number there."""
+    """The context of a row: its file and its number."""
 
     file: str
     root: Path
@@ -58,17 +58,17 @@ class Context:
 
     @property
     def source(self) -> Source:
-        """Where the row stands."""
+        """The place of the row."""
         return Source(self.file, self.row)
 
 
 def media_columns(modality: str) -> tuple[str, ...]:
-    """The column names that hold media of a modality: `image` and `images`, but `series` only."""
+    """Return the column names for media of a modality: `image` and `images`, but only `series`."""
     return (modality,) if modality.endswith("s") else (modality, f"{modality}s")
 
 
 class Supply:
-    """The media of one row, taken in order by the marks and untyped parts that stand for them."""
+    """The media of one row, consumed in order by placeholders and untyped parts."""
 
     def __init__(self, media: dict[str, list[Media]]) -> None:
         self._media = media
@@ -77,7 +77,7 @@ class Supply:
         self._pattern = re.compile("(" + "|".join(map(re.escape, marks)) + ")")
 
     def take(self, modality: str) -> Media:
-        """Return the next medium; `check` reports afterwards if there was none."""
+        """Return the next medium; `check` later reports if there was none."""
         available = self._media.get(modality, [])
         index = self._taken[modality]
         self._taken[modality] += 1
@@ -92,11 +92,11 @@ class Supply:
         )
 
     def has_marks(self, text: str) -> bool:
-        """Whether a text places media itself."""
+        """Whether a text contains placeholders."""
         return self._pattern.search(text) is not None
 
     def place(self, text: str) -> tuple[Part, ...]:
-        """Split a text at its marks and put the media there."""
+        """Split a text at its placeholders and insert the media."""
         pieces = self._pattern.split(text)
         return tuple(
             self.take(piece[1:-1]) if index % 2 else piece
@@ -105,7 +105,7 @@ class Supply:
         )
 
     def check(self) -> None:
-        """Raise RowError unless every medium was placed and every mark had one."""
+        """Raise RowError unless every medium has a placeholder and vice versa."""
         for modality, taken in self._taken.items():
             held = len(self._media.get(modality, []))
             if taken > held:
@@ -126,7 +126,7 @@ def build_record(fields: Fields, context: Context, row: int) -> Record:
     """Turn the fields of a row into a record.
 
     Raises:
-        RowError: the row is none of the known shapes, or something in it cannot be used.
+        RowError: the row has none of the known shapes, or something in it is unusable.
     """
     _refuse_surrogates(fields)
     context = replace(context, row=row)
@@ -206,7 +206,7 @@ def _flat_messages(
     else:
         parts = (*supply.all(), *((question,) if question else ()))
     if not parts:
-        raise RowError("row", "neither a question nor a medium: the model would be asked nothing")
+        raise RowError("row", "neither a question nor a medium: add one, or remove the row")
     answer = supply.place(_text(fields[answer_field], answer_field))
     messages = (Message("user", parts), Message("assistant", answer))
     return messages, (answer_field, "question")
@@ -224,9 +224,9 @@ def _turns(value: Any, name: str, known: set[str]) -> list[Fields]:
 
 
 def _refuse_unknown(fields: Fields, known: set[str], where: str) -> None:
-    """Refuse what would be lost without a word: filled fields that nothing reads.
+    """Refuse filled fields that nothing reads and that would be lost silently.
 
-    Empty ones (Arrow fills absent fields with null) and those that ask for nothing pass.
+    Empty fields (Arrow fills absent ones with null) and those that ask for the default are accepted.
     """
     for name, value in fields.items():
         asks = value not in (None, "", [], {}) and (name, value) not in NEUTRAL
@@ -285,9 +285,9 @@ def _column_media(fields: Fields, modality: str, context: Context) -> list[Media
 
 
 def to_media(value: Any, modality: str, context: Context) -> Media:
-    """Make a medium of a path, bytes, a data URL, a `{"bytes", "path"}` mapping or an inline value.
+    """Make a medium from a path, bytes, a data URL, a `{"bytes", "path"}` mapping or an inline value.
 
-    A mapping may also hold `annotations`, notes on the signal for tools.
+    A mapping may also hold `annotations`, notes about the signal for tools.
 
     Raises:
         RowError: it is none of these, or has to be downloaded.
@@ -314,7 +314,7 @@ def to_media(value: Any, modality: str, context: Context) -> Media:
 
 
 def _annotated(media: Media, fields: Fields) -> Media:
-    """A medium with the notes that the mapping it came from holds, if any."""
+    """Return the medium with the annotations of its mapping, if any."""
     notes = fields.get("annotations")
     return media if notes is None else replace(media, annotations=notes)
 
@@ -329,7 +329,7 @@ def _from_reference(text: str, modality: str, context: Context) -> Media:
     if re.match(r"[A-Za-z]:[\\/]|\\\\", text) and os.name != "nt":
         raise RowError(
             "missing-media",
-            f"{_shorten(text)} is a path of Windows, and this is another system: give paths that exist here",
+            f"{_shorten(text)} is a Windows path, but this is another system: give paths that exist here",
         )
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise RowError(
@@ -339,7 +339,7 @@ def _from_reference(text: str, modality: str, context: Context) -> Media:
 
 
 def _file_address(text: str) -> str:
-    """The path of a ``file:`` address (RFC 8089), with its part after '#'."""
+    """Return the path of a ``file:`` URL (RFC 8089), with its part after '#'."""
     parts = urlsplit(text)
     if parts.netloc not in ("", "localhost"):
         raise RowError(
@@ -349,7 +349,7 @@ def _file_address(text: str) -> str:
         )
     if not parts.path.startswith("/"):
         raise RowError(
-            "missing-media", f"{_shorten(text)} is no absolute path: write it without file:"
+            "missing-media", f"{_shorten(text)} is not an absolute path: write it without file:"
         )
     part = f"#{parts.fragment}" if parts.fragment else ""
     return unquote(parts.path + part)
@@ -358,20 +358,20 @@ def _file_address(text: str) -> str:
 def _data_url(text: str) -> bytes:
     head, comma, body = text.partition(",")
     if not comma:
-        raise RowError("broken-media", f"{_shorten(text)} is no data URL: it lacks a comma")
+        raise RowError("broken-media", f"{_shorten(text)} is not a data URL: it lacks a comma")
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(body)
     try:
         return base64.b64decode(unquote(body), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RowError("broken-media", f"a data URL's base64 is broken ({error})") from None
+        raise RowError("broken-media", f"a data URL's base64 is invalid ({error})") from None
 
 
 # --- single fields ------------------------------------------------------------------------------
 
 
 def _given(fields: Fields, name: str) -> bool:
-    """Whether a field is filled; NaN is what Parquet's columns of numbers hold where nothing stands."""
+    """Whether a field is filled; numeric Parquet columns use NaN for missing values."""
     value = fields.get(name)
     missing = isinstance(value, float) and math.isnan(value)
     return value is not None and not missing and value not in ("", [])
@@ -391,7 +391,7 @@ def _text(value: Any, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float):
-        raise RowError("row", f"{name} is {value}, which is no answer: correct it")
+        raise RowError("row", f"{name} is {value}, which is not an answer: correct it")
     hint = "; further accepted answers belong in answers" if name == "answer" else ""
     raise RowError("row", f"{name} is {_kind_of(value)}, not text{hint}")
 
@@ -410,13 +410,13 @@ def _texts(fields: Fields, name: str) -> tuple[str, ...]:
 
 
 def _decoded(value: Any, name: str) -> Any:
-    """A list or a mapping may arrive as JSON text: a CSV cell has no other way."""
+    """Decode a list or mapping given as JSON text, as in a CSV cell."""
     if not isinstance(value, str):
         return value
     try:
         return loads(value)
     except ValueError as error:
-        raise RowError("row", f"{name} is text but no JSON list or mapping ({error})") from None
+        raise RowError("row", f"{name} is text but not a JSON list or mapping ({error})") from None
 
 
 def _refuse_surrogates(fields: Fields) -> None:

@@ -52,7 +52,7 @@ def read_tar(path: Path, modalities: Sequence[str]) -> RawRows:
     """Yield the rows of a WebDataset archive, compressed or not.
 
     Raises:
-        DataError: the file is no tar archive.
+        DataError: the file is not a tar archive.
     """
     number = 0
     apart = _apart(path)
@@ -68,7 +68,7 @@ def read_tar(path: Path, modalities: Sequence[str]) -> RawRows:
                 row = RowError("row", apart[key])
             yield number, row
     except _DamageError as error:  # while the members of row `number` were being collected
-        message = f"the archive breaks off in this row ({error}): copy it anew"
+        message = f"the archive is truncated in this row ({error}): copy it again"
         yield max(number, 1), RowError("row", message)
 
 

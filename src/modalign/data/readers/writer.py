@@ -1,4 +1,4 @@
-"""Writing records as chat `messages` JSON Lines: the form that holds all that a record has."""
+"""Write records as chat `messages` JSON Lines, the only format that holds everything in a record."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ SIGNATURES = (
 
 
 def write_records(records: Iterable[Record], path: str | Path) -> None:
-    """Write records so that `read_records` gives them back, with media paths relative to the file.
+    """Write records so that `read_records` restores them, with media paths relative to the file.
 
-    Values that a row held itself are written into the row; other media held as bytes beside the file,
-    into `<name>.media`, named by their content. The file appears whole or not at all: an interrupted
-    call leaves what was there before.
+    Inline values are written into the row; other media held as bytes go beside the file, into
+    `<name>.media`, named by their content. The file is written atomically.
 
     Raises:
-        DataError: a record holds a field that the form cannot carry.
+        DataError: a record has a field that the format cannot represent.
         OSError: the folder cannot be written.
     """
     path = Path(path)
@@ -90,7 +89,7 @@ def _content(part: Part, path: Path) -> dict[str, Any]:
 
 
 def store_media(media: Media, path: Path) -> str:
-    """Write a medium into `<path>.media`, named by its content: writing it twice changes nothing."""
+    """Write a medium into `<path>.media`, named by its content, once; return its path."""
     content = media.read()
     folder = path.with_name(f"{path.name}.media")
     folder.mkdir(exist_ok=True)
@@ -107,7 +106,7 @@ def _ending(content: bytes) -> str:
 
 
 def plain_json(value: Any) -> Any:
-    """JSON's form of a value that has none of its own: for `json.dumps(default=...)`."""
+    """Convert a value for JSON, as `json.dumps(default=...)` needs."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):

@@ -1,9 +1,9 @@
-"""Rows with notes on their media (captions, boxes, structure), read into one form.
+"""Read annotations of media (captions, boxes, structure) into one form.
 
-Any container that the readers know will do, and COCO's JSON (``images``, ``annotations`` and
-``categories`` in one mapping). What a row's notes are called:
+Any supported container works, and COCO's JSON (``images``, ``annotations`` and ``categories`` in one object).
+The fields of a row's annotations:
 
-* captions: ``caption``, ``captions`` or ``text``; or a chat or LLaVA row of one turn, whose answer it is;
+* captions: ``caption``, ``captions`` or ``text``; or a chat or LLaVA row of one turn, whose answer is the caption;
 * boxes: a list of mappings in ``boxes``, ``objects`` or ``annotations``, each with a ``label`` (or
   ``category``, ``name``) and ``box`` (corners x1, y1, x2, y2) or ``bbox`` (COCO's x, y, width, height),
   in pixels unless a scale is given; ``objects`` may also be columns, as data sets of the hub have them;
@@ -39,12 +39,12 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """Something in an image.
+    """An object in an image.
 
     Attributes:
         label: its name.
         box: corners (x1, y1, x2, y2) as shares of the image's width and height.
-        crowd: several of them under one box: they cannot be counted.
+        crowd: several under one box, which cannot be counted.
     """
 
     label: str
@@ -54,12 +54,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Item:
-    """The media of one row and what is known of them.
+    """The media of one row and their annotations.
 
     Attributes:
-        group: the image: records made from one image share it.
-        groups: of a structure: things in their groups; one group where there are none.
-        row: its fields as they stand in the file.
+        group: the image: shared by all records made from one image.
+        groups: of a structure: objects by group; one group if there are none.
+        row: its fields as in the file.
     """
 
     id: str
@@ -88,7 +88,7 @@ def read_items(
         box_scale: what the image's width and height count in the boxes (1: shares); else they are in pixels.
 
     Raises:
-        DataError: the file as a whole cannot be read.
+        DataError: the file cannot be read at all.
     """
     coco = _coco(Path(path))
     if coco is None:
@@ -115,7 +115,7 @@ def _item(
     record = _media_of(fields, context, number)
     media = tuple(record.media())
     if not media:
-        raise RowError("missing-media", "the row names no image: give it in the field image")
+        raise RowError("missing-media", "the row has no image: give it in the field image")
     first = media[0]
     name = os.path.relpath(first.path, context.root) if first.path else first.content_hash()
     notes: dict[str, Any] = {}
@@ -131,7 +131,7 @@ def _item(
 
 
 def _media_of(fields: Fields, context: Context, number: int) -> Record:
-    """The row's media and id, whatever else it holds."""
+    """Read the row's media and id, whatever else it contains."""
     if fields.get("messages") or fields.get("conversations"):
         return build_record(fields, context, number)
     kept = {"id", "group", *(c for m in context.modalities for c in media_columns(m))}
@@ -229,11 +229,11 @@ def _structure(
 ) -> tuple[dict[str, Any], tuple[tuple[dict[str, Any], ...], ...]]:
     attributes = fields.get("attributes") or {}
     if not isinstance(attributes, dict):
-        raise RowError("row", "attributes is no mapping of names to values")
+        raise RowError("row", "attributes is not a mapping of names to values")
     listed = _given(fields, STRUCTURE) or []
     groups = listed if listed and all(isinstance(part, list) for part in listed) else [listed]
     if not all(isinstance(thing, dict) for group in groups for thing in group):
-        raise RowError("row", "things are mappings of attributes, alone or in lists, not both")
+        raise RowError("row", "objects are mappings of attributes, alone or in lists, not both")
     if not attributes and not listed:
         names = ", ".join(("attributes", *STRUCTURE))
         raise RowError("row", f"no structure: fill in one of the fields {names}")
@@ -244,7 +244,7 @@ def _structure(
 
 
 def _coco(path: Path) -> Iterator[RawRow] | None:
-    """The rows of a COCO file, one per image; None where it is no such file."""
+    """Yield the rows of a COCO file, one per image; None if it is not one."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     with path.open("rb") as file:
@@ -253,7 +253,7 @@ def _coco(path: Path) -> Iterator[RawRow] | None:
     try:
         whole = loads(path.read_bytes())
     except ValueError:
-        return None  # the ordinary reader says what is wrong
+        return None  # the ordinary reader reports the problem
     if not isinstance(whole, dict) or not {"images", "annotations"} <= whole.keys():
         return None
     return _coco_rows(path, whole)
@@ -269,7 +269,7 @@ def _coco_rows(path: Path, whole: dict[str, Any]) -> Iterator[RawRow]:
         images = [(dict(entry), entry["id"], entry["file_name"]) for entry in whole["images"]]
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: not COCO's form: {error!r} is missing or of a wrong kind"
+            f"{path}: not in COCO's format: {error!r} is missing or of a wrong type"
         ) from None
     for number, (entry, key, name) in enumerate(images, start=1):
         own = notes[key]

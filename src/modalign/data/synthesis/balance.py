@@ -1,4 +1,4 @@
-"""Which answers are still wanted, so that the wording of a question tells nothing about its answer."""
+"""Balance answers, so that the wording of a question says nothing about its answer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from modalign.data.synthesis.templates import Template
 
 
 class Balance:
-    """Counts of what was asked and answered.
+    """Counts of questions and answers.
 
-    Where a template offers options, an answer is refused while another option has been given less
-    often, over the template and for the very same question: the two most unequal counts then differ
-    by at most one, both ways. Open answers are not refused; rarer ones go first (:meth:`rank`).
+    If a template offers options, an answer is refused while another option has been used less
+    often, over the template and for the same question: counts then differ by at most one, both
+    ways. Open answers are not refused; rarer ones go first (:meth:`rank`).
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Balance:
         self._questions: Counter[tuple[str, str, str]] = Counter()
 
     def wants(self, template: Template, question: str, answer: str) -> bool:
-        """Whether one more of this answer keeps the options even."""
+        """Whether one more of this answer keeps the options balanced."""
         if answer not in template.options:
             return True
         given = self.answers.get(template.name, Counter())
@@ -31,7 +31,7 @@ class Balance:
         )  # fmt: skip
 
     def rank(self, template: Template, question: str, answer: str) -> tuple[int, int]:
-        """Smaller is wanted more: seldom asked with this answer, then seldom answered so."""
+        """Return a sort key: rare questions with this answer first, then rare answers."""
         given = self.answers.get(template.name, Counter())
         return self._questions[template.name, question, answer], given[answer]
 

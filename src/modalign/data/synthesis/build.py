@@ -1,4 +1,4 @@
-"""``modalign data build``: annotations in, instruction records, what was set aside, and a card out."""
+"""``modalign data build``: turn annotations into instruction records, rejected items, and a card."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of a build, beside each other."""
+    """The output files of a build."""
 
     records: Path
 
     @property
     def card(self) -> Path:
-        """Counts, settings and hashes."""
+        """The card: counts, settings and hashes."""
         return self._beside(".card.json")
 
     @property
     def rejected(self) -> Path:
-        """What could not be used, one JSON object per line."""
+        """Rejected items, one JSON object per line."""
         return self._beside(".rejected.jsonl")
 
     @property
     def replies(self) -> Path:
-        """The endpoint's replies, so that none is asked for twice."""
+        """The endpoint's replies, so that none is requested twice."""
         return self._beside(".replies.sqlite")
 
     def _beside(self, ending: str) -> Path:
         return self.records.with_name(self.records.stem + ending)
 
     def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace a build, or to ask again for what an interrupted one was told.
+        """Refuse to replace a build, or to repeat the requests of an interrupted one.
 
         Args:
-            resume: go on with what is there.
-            overwrite: replace it; replies are asked for again.
+            resume: continue with the existing files.
+            overwrite: replace them; replies are requested again.
 
         Raises:
-            UsageError: a file is there already or cannot be written, or the name does not end in .jsonl.
+            UsageError: a file exists or cannot be written, or the name does not end in .jsonl.
         """
         if self.records.suffix != ".jsonl":
             raise UsageError(f"{self.records}: name the output something.jsonl")
         if resume and overwrite:
-            raise UsageError("--resume goes on, --overwrite begins anew: give one of them")
+            raise UsageError("--resume continues, --overwrite starts again: give only one of them")
         if self.replies.exists() and not (resume or overwrite):
             raise UsageError(
-                f"{self.replies} is there already: --resume goes on with it, --overwrite begins anew; or "
+                f"{self.replies} exists: --resume continues it, --overwrite starts again; or "
                 "choose another -o"
             )
         check_free(self.records, self.card, self.rejected, overwrite=resume or overwrite)
@@ -84,11 +84,11 @@ def build_by_templates(
     skip_broken: str = "0%",
     progress: Progress | None = None,
 ) -> Card:
-    """Make records by templates and write them with their card.
+    """Make records with templates and write them with their card.
 
     Raises:
-        UsageError: wrong templates.
-        DataError: rows without usable annotations above the quota, or nothing to ask.
+        UsageError: invalid templates.
+        DataError: rows without usable annotations above the quota, or no question to ask.
     """
     loaded = load_templates(kind, templates)
     items, problems = _usable(source, kind, media_root, skip_broken, box_scale)
@@ -119,7 +119,7 @@ def build_by_model(
     """Let a chat model write records and write them with their card.
 
     Raises:
-        UsageError: a wrong prompt, address, key or model name.
+        UsageError: an invalid prompt, address, key or model name.
         DataError: rows without usable annotations above the quota, or no usable reply.
     """
     asking = Prompt(prompt, kind, per_record)
@@ -169,7 +169,7 @@ def _usable(
 
 
 def _with_own_ids(items: list[Item]) -> list[Item]:
-    """Refuse ids that come twice: the records' ids are made of them."""
+    """Refuse duplicate ids, because the records' ids are made from them."""
     first: dict[str, Item] = {}
     for item in items:
         if (known := first.setdefault(item.id, item)) is not item:
@@ -190,7 +190,7 @@ def _write(
     hashes: dict[str, str],
     counted: dict[str, Any],
 ) -> Card:
-    """The records, what was set aside, and the card, each whole or not at all; the card last."""
+    """Write the records, rejected items and the card, each atomically; the card last."""
     outputs.records.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(_aside(one), ensure_ascii=False, default=str) + "\n" for one in dropped]
     write_atomically(outputs.rejected, "".join(lines))

@@ -1,7 +1,7 @@
 """Instruction records written by a chat model from the annotations' text.
 
-Every item is one request. A reply with faults is answered once with what was wrong; what is faulty
-then is kept aside. Replies are cached by the client, so a build that was cut short asks for nothing twice.
+Every item is one request. A faulty reply is sent back once with the reasons; if it is still faulty, it is
+rejected. The client caches replies, so an interrupted build repeats no request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NO_REPLY = "no reply"
 
 
 class Client(Protocol):
-    """What is asked: :class:`modalign.endpoints.ChatEndpoint`."""
+    """The interface of :class:`modalign.endpoints.ChatEndpoint`."""
 
     model: str
     usage: Usage
@@ -30,12 +30,12 @@ class Client(Protocol):
     def complete_all(
         self, requests: Iterable[Request]
     ) -> Iterator[tuple[Request, Reply | EndpointError]]:
-        """Replies in the order of the requests; an error in place of one that failed."""
+        """Replies in the order of the requests; an error for a failed one."""
 
 
 @dataclass
 class _State:
-    """What is known of one item's pairs."""
+    """The state of one item's pairs."""
 
     item: Item
     questions: set[str] = field(default_factory=set)
@@ -45,10 +45,10 @@ class _State:
 
 @dataclass
 class Written:
-    """What the model wrote.
+    """The result of a build by a model.
 
     Attributes:
-        duplicates: pairs dropped because their image had the question already.
+        duplicates: pairs dropped because their question was already asked about the image.
         retried: items whose first reply had faults.
     """
 
@@ -68,7 +68,7 @@ def make_by_model(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Written:
-    """Ask the model about every item, and once more where its reply has faults.
+    """Ask the model about every item, and once more if its reply is faulty.
 
     Raises:
         EndpointUsageError: the address, the key or the model's name is wrong.
@@ -120,7 +120,7 @@ def _replies(
 
 
 def _take(state: _State, reply: Reply, prompt: Prompt) -> Checked:
-    """Add a reply's usable pairs to what the item has."""
+    """Add a reply's usable pairs to the item's."""
     checked = read_reply(reply.text, state.questions, prompt.count - len(state.pairs))
     if reply.finish == "length" and checked.faults:
         checked.faults = [("cut off at the length limit", reply.text)]
@@ -130,7 +130,7 @@ def _take(state: _State, reply: Reply, prompt: Prompt) -> Checked:
 
 
 def _complaint(asked: Request, reply: Reply, checked: Checked, prompt: Prompt) -> Request:
-    """The conversation with the reply and what is wrong with it."""
+    """Build the conversation that returns the reply with its faults."""
     reasons = "; ".join(dict.fromkeys(reason for reason, _ in checked.faults))
     missing = min(len(checked.faults), prompt.count)
     wanted = "all of them" if not checked.pairs else f"{missing} in place of those, not the others"

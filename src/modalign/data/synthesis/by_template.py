@@ -1,4 +1,4 @@
-"""Instruction records by templates: deterministic by seed, answers balanced."""
+"""Instruction records from templates: deterministic given the seed, with balanced answers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from modalign.progress import Progress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A question that could be asked.
+    """A possible question.
 
     Attributes:
-        question: in the template's first wording: equal texts are the same question.
+        question: in the template's first wording; equal texts are the same question.
         values: the view's variables.
     """
 
@@ -36,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Something that became no record: why, and what it was."""
+    """A rejected candidate: the reason, and its content."""
 
     item: Item
     reason: str
@@ -53,11 +53,11 @@ def make_by_templates(
 ) -> tuple[list[Record], list[Dropped], Balance]:
     """Ask up to ``per_record`` questions about every item.
 
-    Items are visited in an order drawn by the seed; every next question comes from the template that
-    has asked least. The records stand in the order of the items.
+    Items are visited in a seeded order; each next question comes from the template that has asked
+    least. The records are in the order of the items.
 
     Raises:
-        UsageError: a template that cannot be rendered.
+        UsageError: a template cannot be rendered.
     """
     rng = np.random.default_rng(seed)
     views, render, balance = Views(items, kind, templates.words), Renderer(), Balance()
@@ -109,14 +109,14 @@ def _candidates(
                 continue
             if marked := holds_mark(question, answer):
                 content = {"template": template.name, "question": question, "answer": answer}
-                dropped.append(Dropped(item, f"holds the mark {marked}", content))
+                dropped.append(Dropped(item, f"contains the placeholder {marked}", content))
                 continue
             found.append(Candidate(template, question, answer, variables))
     return found
 
 
 def holds_mark(*texts: str) -> str | None:
-    """The mark of a modality that stands in a text: a reader would take it for a medium."""
+    """Return a modality's placeholder that occurs in a text, which a reader would take for a medium."""
     marks = (mark(modality) for modality in modality_names())
     return next((m for m in marks if any(m in text for text in texts)), None)
 
@@ -124,11 +124,11 @@ def holds_mark(*texts: str) -> str | None:
 def _next(
     candidates: Sequence[Candidate], balance: Balance, asked: Counter[str], rng: np.random.Generator
 ) -> Candidate | None:
-    """One of the template that has asked least, with the answer that is wanted most."""
+    """Choose from the template that has asked least the answer that is needed most."""
     wanted = [c for c in candidates if balance.wants(c.template, c.question, c.answer)]
     if not wanted:
         return None
-    order = rng.permutation(len(wanted))  # decides between equals
+    order = rng.permutation(len(wanted))  # breaks ties
 
     def key(place: int) -> tuple[int, tuple[int, int], int]:
         one = wanted[place]

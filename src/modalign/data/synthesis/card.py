@@ -1,4 +1,4 @@
-"""The card of a build: what went in, what was made of it, what was set aside and why."""
+"""The card of a build: inputs, records, and rejected items with reasons."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class _Model(BaseModel):
 
 
 class Made(_Model):
-    """Records of one template, or of one skill where a model wrote them.
+    """Records of one template, or of one skill if a model wrote them.
 
     Attributes:
         answers: the most frequent ones.
-        majority: share of the most frequent answer: what guessing it scores.
+        majority: share of the most frequent answer: the score of always guessing it.
     """
 
     records: int
@@ -37,7 +37,7 @@ class Made(_Model):
 
 
 class Card(_Model):
-    """What ``OUT.card.json`` holds.
+    """The contents of ``OUT.card.json``.
 
     Attributes:
         rows, unusable: rows of the input, and those without usable annotations by kind.
@@ -46,7 +46,7 @@ class Card(_Model):
         warnings: what is most likely not meant so.
         duplicates: questions a model asked twice about one image.
         hashes: sha256 of the input, of templates or prompt, and of the output.
-        usage: what the endpoint was asked for in this call; replies that were kept cost nothing.
+        usage: requests to the endpoint in this call; cached replies cost nothing.
     """
 
     format: Literal[1] = 1
@@ -70,7 +70,7 @@ class Card(_Model):
 
 
 def tally(records: Sequence[Record]) -> dict[str, Made]:
-    """Counts by template; by skill where a model wrote the records."""
+    """Count records by template, or by skill if a model wrote them."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     skills: dict[str, str | None] = {}
     for record in records:
@@ -100,18 +100,18 @@ def one_answer(made: Mapping[str, Made]) -> list[str]:
 
 
 def _few(counts: Counter[str]) -> dict[str, int]:
-    """The most frequent answers; none where hardly one comes twice, as with captions."""
+    """Return the most frequent answers; none if answers hardly repeat, as with captions."""
     common = counts.most_common(SHOWN_ANSWERS)
     return dict(common) if common[0][1] > 1 and len(counts) < counts.total() / 2 else {}
 
 
 def by_skill(records: Iterable[Record]) -> dict[str, int]:
-    """Records per skill, by name."""
+    """Count records per skill, sorted by name."""
     return dict(sorted(Counter(record.skill or "no skill" for record in records).items()))
 
 
 def sha256_of(content: Path | str) -> str:
-    """Of a file's bytes, or of a text."""
+    """Return the sha256 of a file's bytes, or of a text."""
     if isinstance(content, str):
         return hashlib.sha256(content.encode("utf-8")).hexdigest()
     return sha256(content)

@@ -1,4 +1,4 @@
-"""What a chat model is told about an item, and what it must answer with."""
+"""The prompt of a chat model about an item, and the schema of its answer."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Prompt:
     """A prompt template.
 
     Args:
-        path: of a Jinja file; the built-in one without it. Its variables: ``count`` (pairs wanted),
+        path: of a Jinja file (default: the built-in one). Its variables: ``count`` (pairs wanted),
             ``source`` (captions, boxes or structure), ``captions``, ``things`` (label, box as shares of
             the image), ``attributes``, ``groups``, ``row``, ``schema`` (of the answer).
-        count: pairs wanted of each item.
+        count: pairs wanted per item.
 
     Raises:
-        UsageError: it cannot be read, or is no template.
+        UsageError: it cannot be read, or is not a template.
     """
 
     def __init__(self, path: Path | None, kind: From, count: int) -> None:
@@ -50,7 +50,7 @@ class Prompt:
         self.kind, self.count = kind, count
 
     def messages(self, item: Item, images: bool = False) -> list[dict[str, Any]]:
-        """The conversation about one item; with its images only where asked."""
+        """Build the conversation about one item, optionally with its images."""
         values = {
             "count": self.count,
             "source": self.kind,

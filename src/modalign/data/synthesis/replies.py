@@ -1,4 +1,4 @@
-"""Reading a chat model's reply: JSON of one schema, every pair checked for itself."""
+"""Read a chat model's reply: JSON of one schema, with every pair checked separately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modalign.strict_json import loads
 
 QUESTION_LENGTH, ANSWER_LENGTH, SKILL_LENGTH = 300, 1000, 40  # characters
 
-# Wording that gives away that an annotation was read, not an image seen.
+# Wording that reveals that an annotation was read instead of an image.
 LEAKS = re.compile(
     r"\b(?:according to|based on|as (?:stated|described|mentioned|given|noted) in|from|in|by|per)\s+"
     r"(?:the|this|these|its)\s+(?:\w+\s+)?"
@@ -44,12 +44,12 @@ class Pairs(BaseModel):
 
 @dataclass
 class Checked:
-    """What is left of a reply.
+    """The usable content of a reply.
 
     Attributes:
         pairs: usable ones.
-        faults: (reason, what it was); reasons are few, so that they can be counted.
-        duplicates: pairs dropped because their question was there before.
+        faults: (reason, content); few distinct reasons, so that they can be counted.
+        duplicates: pairs dropped because their question was asked before.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -58,12 +58,12 @@ class Checked:
 
 
 def read_reply(text: str, known: set[str], limit: int) -> Checked:
-    """Check a reply; a fault of one pair loses only that pair.
+    """Check a reply; a fault in one pair affects only that pair.
 
     Args:
-        text: the reply, in a code fence or not.
-        known: questions asked of this image before, normalised; what is new is added.
-        limit: pairs that are taken.
+        text: the reply, with or without a code fence.
+        known: normalised questions already asked about this image; new ones are added.
+        limit: maximum number of pairs.
     """
     checked = Checked()
     try:
@@ -98,18 +98,18 @@ def read_reply(text: str, known: set[str], limit: int) -> Checked:
 def _fault(pair: Pair) -> str | None:
     for text in (pair.question, pair.answer):
         if found := LEAKS.search(text):
-            return f"tells of its source ({found[0].lower()!r})"
+            return f"reveals its source ({found[0].lower()!r})"
     marked = holds_mark(pair.question, pair.answer)
-    return f"holds the mark {marked}" if marked else None
+    return f"contains the placeholder {marked}" if marked else None
 
 
 def normalised(question: str) -> str:
-    """Letters and digits alone, in lower case: questions that differ in no more are one."""
+    """Keep only letters and digits, in lower case, so that near-identical questions are equal."""
     return " ".join(re.findall(r"\w+", question.lower()))
 
 
 def _unfenced(text: str) -> str:
-    """The JSON within a Markdown fence, or between the first and last brace."""
+    """Extract the JSON from a Markdown fence, or between the first and last brace."""
     fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL)
     inner = fenced[1] if fenced else text
     start, end = inner.find("{"), inner.rfind("}")

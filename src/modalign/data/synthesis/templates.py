@@ -1,7 +1,7 @@
-"""Templates: data that says what is asked of a view, in which words, and what the answer is.
+"""Templates: data that defines what to ask about a view, in which words, and the answer.
 
-A template file is YAML; its texts are Jinja, rendered in the sandbox, so that a file from somebody else
-can compute its words but reach nothing. See ``templates/boxes.yaml`` for one.
+A template file is YAML. Its texts are Jinja, rendered in the sandbox, so a foreign file can compute its words
+but access nothing else. See ``templates/boxes.yaml`` for an example.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Template(BaseModel):
 
     Attributes:
         name: unique; a later file's template replaces an earlier one's of the same name.
-        each: the view that it asks about.
+        each: the view that the question is about.
         question: wordings, one of which is drawn per record; may be empty for a caption.
         answer: its text; an empty one asks nothing.
-        when: asks only where this is neither empty nor ``False``.
+        when: asks only if this is neither empty nor ``False``.
         skill: the column of an evaluation that the records belong to.
         kind: written into the record's ``kind``: ``caption`` marks captions for recipes.
-        options: the answers offered; they are kept equally frequent.
+        options: the possible answers, kept equally frequent.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,12 +61,12 @@ class TemplateFile(BaseModel):
     """A file of templates.
 
     Attributes:
-        from_: which annotations they read.
+        from_: the kind of annotations.
         templates: added to the built-in ones.
         without: names of built-in templates that are left out.
         words: attribute -> value as in the data -> word.
         groups: words for the groups of a structure, in order.
-        noun: for things without an attribute that names them.
+        noun: for objects without an attribute that names them.
         group: the record's group, from ``row``; by default the image.
     """
 
@@ -83,7 +83,7 @@ class TemplateFile(BaseModel):
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """The templates of a build, with their words."""
+    """The templates and words of a build."""
 
     templates: tuple[Template, ...]
     words: Words
@@ -92,14 +92,14 @@ class TemplateSet:
 
 
 def load_templates(kind: From, files: Sequence[str] = ()) -> TemplateSet:
-    """The built-in templates of one kind of annotation, and what further files change.
+    """Load the built-in templates of one kind of annotation, with the changes of further files.
 
     Args:
         kind: which annotations.
         files: paths, or ``nlvr`` for the built-in words and statements of NLVR's scenes.
 
     Raises:
-        UsageError: a file that is none, with the field that is wrong.
+        UsageError: an invalid file; the message names the field.
     """
     found: dict[str, Template] = {}
     words: dict[str, dict[str, str]] = {}
@@ -114,7 +114,7 @@ def load_templates(kind: From, files: Sequence[str] = ()) -> TemplateSet:
             _check(template, kind, name)
             found[template.name] = template
         if unknown := sorted(set(file.without) - set(found)):
-            raise UsageError(f"{name}: without names {', '.join(unknown)}, which is no template")
+            raise UsageError(f"{name}: without lists {', '.join(unknown)}, which is not a template")
         found = {key: value for key, value in found.items() if key not in file.without}
         for attribute, said in file.words.items():
             words[attribute] = {**words.get(attribute, {}), **said}
@@ -122,7 +122,7 @@ def load_templates(kind: From, files: Sequence[str] = ()) -> TemplateSet:
         noun, group = file.noun or noun, file.group or group
         texts.append(text)
     if not found:
-        raise UsageError("no template is left; name fewer in without")
+        raise UsageError("no template is left; list fewer in without")
     return TemplateSet(tuple(found.values()), Words(words, groups, noun), group, tuple(texts))
 
 
@@ -167,10 +167,10 @@ class Renderer:
         self._compiled: dict[str, Any] = {}
 
     def __call__(self, text: str, values: dict[str, Any], of: str) -> str:
-        """One text with a view's variables, white space made single.
+        """Render a text with a view's variables and collapse white space.
 
         Raises:
-            UsageError: it is no Jinja, names a variable that is not there, or does what it may not.
+            UsageError: it is not valid Jinja, uses an unknown variable, or does something forbidden.
         """
         try:
             if text not in self._compiled:
@@ -184,7 +184,7 @@ class Renderer:
 
 
 def with_article(noun: str) -> str:
-    """``a dog``, ``an apple``: by the first letter."""
+    """``a dog``, ``an apple``: chosen by the first letter."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
@@ -200,7 +200,7 @@ _IRREGULAR |= {"skis": "skis", "scissors": "scissors", "leaf": "leaves", "shelf"
 
 
 def plural(noun: str) -> str:
-    """The plural of an English noun, its last word's; write ``words`` into a template for others."""
+    """Form the plural of an English noun by its last word; use ``words`` in a template for exceptions."""
     before, _, last = noun.rpartition(" ")
     if last.lower() in _IRREGULAR:
         many = _IRREGULAR[last.lower()]

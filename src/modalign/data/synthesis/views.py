@@ -1,7 +1,7 @@
-"""What can be asked about an item without doubt: a view is one such thing, as a template's variables.
+"""Views: things that can be asked about an item unambiguously, as variables for templates.
 
-Only what the annotations settle becomes a view. Relations and places keep a margin, so that nothing is
-asked that two people would answer differently; what is named must be the only one of its name.
+Only what the annotations answer becomes a view. Relations and places keep a margin, so that nobody would
+answer differently; named objects must be the only ones of their name.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from modalign.data.synthesis.annotations import Box, From, Item, Thing
 
-MARGIN = 0.04  # of the image's side, between two things and around the lines between places
-LARGEST = 0.5  # of the image's side: what is larger has no one place
-ABSENT = 6  # things offered per image that are not in it
+MARGIN = 0.04  # of the image's side, between two objects and around the lines between places
+LARGEST = 0.5  # of the image's side: larger objects have no single place
+ABSENT = 6  # absent objects offered per image
 FOREIGN = 3  # captions of other images offered per image
 ALIKE = 0.4  # share of common words above which a foreign caption may be true as well
 _FUNCTION = (
@@ -27,10 +27,10 @@ _FUNCTION = (
 )
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 PLACES = ("x", "y", "x_loc", "y_loc", "width", "height", "w", "h", "box", "bbox", "id")
-COLORS = ("color", "colour")  # stands beside the noun: a small yellow square
+COLORS = ("color", "colour")  # placed next to the noun: a small yellow square
 NOUNS = ("type", "shape", "label", "category", "name")
 
-# Every view's variables; "row" is everywhere: the fields of the row as they stand in the file.
+# Every view's variables; "row" is always available: the fields of the row as in the file.
 VARIABLES: dict[From, dict[str, tuple[str, ...]]] = {
     "captions": {
         "caption": ("caption",),
@@ -62,12 +62,12 @@ View = tuple[str, dict[str, Any]]  # which view, its variables
 
 @dataclass(frozen=True)
 class Words:
-    """How values are said.
+    """The words for values.
 
     Attributes:
-        values: attribute -> value as it stands in the data -> word.
+        values: attribute -> value in the data -> word.
         groups: of the groups of a structure, in order.
-        noun: for things without an attribute that names them.
+        noun: for objects without an attribute that names them.
     """
 
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -75,19 +75,19 @@ class Words:
     noun: str = "item"
 
     def say(self, attribute: str, value: Any) -> str:
-        """The word for a value."""
+        """Return the word for a value."""
         if isinstance(value, bool):
             return "yes" if value else "no"
         return str(self.values.get(attribute, {}).get(str(value), value))
 
 
 class Views:
-    """The views of every item of a data set; what is false of one is drawn from the others.
+    """The views of every item of a data set; false statements about one are drawn from the others.
 
     Args:
         items: all of them.
         kind: which annotations they have.
-        words: how values of a structure are said.
+        words: the words for values of a structure.
     """
 
     def __init__(self, items: Sequence[Item], kind: From, words: Words) -> None:
@@ -102,7 +102,7 @@ class Views:
                     self.values[name].add(words.say(name, value))
 
     def of(self, item: Item, rng: np.random.Generator) -> Iterator[View]:
-        """Everything that can be asked about one item."""
+        """Yield everything that can be asked about one item."""
         yield "row", {}
         if self.kind == "captions":
             yield from self._captions(item, rng)
@@ -124,7 +124,7 @@ class Views:
             yield "choice", {"first": foreign, "second": own, "fits": "second"}
 
     def _foreign(self, item: Item, rng: np.random.Generator) -> Iterator[str]:
-        """Captions of other images that share few words with this one's."""
+        """Yield captions of other images that share few words with this one's."""
         known = [_content_words(caption) for caption in item.captions]
         found = 0
         for _ in range(8 * FOREIGN):
@@ -157,7 +157,7 @@ class Views:
                     yield "occupied", {"label": thing.label, "place": place}
 
     def _absent(self, present: set[str], rng: np.random.Generator) -> list[str]:
-        """Things that other images have, frequent ones more often (POPE, arXiv 2305.10355)."""
+        """Draw objects of other images, frequent ones more often (POPE, arXiv 2305.10355)."""
         names = [name for name in self.images if name not in present]
         if not names:
             return []
@@ -195,7 +195,7 @@ class Views:
             yield from pairs([(n, box) for n, box in boxes if box and counts[n] == 1], scale=True)
 
     def _only(self, item: Item, counts: Counter[str]) -> Iterator[View]:
-        """What is the only one of its kind, asked for an attribute that its kind does not say."""
+        """Yield objects that are the only ones of their kind, with an attribute not implied by the kind."""
         for thing in self._flat(item):
             said = _said(thing, self.words)
             for chosen in _subsets(said):
@@ -218,11 +218,11 @@ class Views:
 
 
 def pairs(named: Sequence[tuple[str, Box]], scale: bool = False) -> Iterator[View]:
-    """Ordered pairs that lie clearly beside or above each other.
+    """Yield ordered pairs that are clearly beside or above each other.
 
     Args:
-        named: names, each once, with boxes; y grows downwards.
-        scale: boxes are in units of their own: the margin is taken of their common extent.
+        named: unique names with boxes; y grows downwards.
+        scale: boxes have their own units, so the margin is relative to their common extent.
     """
     if scale and named:
         lows = [min(box[side] for _, box in named) for side in (0, 1)]
@@ -248,7 +248,7 @@ COLUMNS, ROWS = ("left", "center", "right"), ("top", "center", "bottom")
 
 
 def place_of(box: Box) -> str | None:
-    """The ninth of the image that a box lies in, or None near a line between two or if it is large."""
+    """Return the ninth of the image with the box, or None if it is large or near a dividing line."""
     if box[2] - box[0] > LARGEST or box[3] - box[1] > LARGEST:
         return None
     across = _third((box[0] + box[2]) / 2)
@@ -267,7 +267,7 @@ def _third(share: float) -> int | None:
 
 
 def _in_cell(thing: Thing, place: str) -> bool:
-    """Whether any part of a thing lies in a ninth of the image."""
+    """Whether any part of an object lies in a ninth of the image."""
     column = next((i for i, word in enumerate(COLUMNS) if word in place.split()), 1)
     row = next((i for i, word in enumerate(ROWS) if word in place.split()), 1)
     if place == "center":
@@ -285,7 +285,7 @@ def _content_words(text: str) -> set[str]:
 
 
 def _overlap(one: set[str], two: set[str]) -> float:
-    """Shared words over the words of the shorter text; 1 where there are none to tell them apart."""
+    """Divide shared words by the words of the shorter text; 1 if there are none."""
     smaller = min(len(one), len(two))
     return len(one & two) / smaller if smaller else 1.0
 
@@ -301,7 +301,7 @@ def _said(thing: Mapping[str, Any], words: Words) -> dict[str, str]:
 
 
 def _subsets(said: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """One or two attributes at a time."""
+    """Yield one or two attributes at a time."""
     for count in (1, 2):
         for names in itertools.combinations(sorted(said), count):
             yield {name: said[name] for name in names}
@@ -314,14 +314,14 @@ def _name(chosen: Mapping[str, str], words: Words) -> str:
 
 
 def _kinds(things: Sequence[Mapping[str, Any]], words: Words) -> Counter[str]:
-    """How many things every description fits."""
+    """Count the objects that each description fits."""
     return Counter(
         _name(chosen, words) for thing in things for chosen in _subsets(_said(thing, words))
     )
 
 
 def _fullest(thing: Mapping[str, Any], words: Words) -> str:
-    """A description by two attributes, the noun among them where there is one."""
+    """Describe an object by two attributes, including the noun if there is one."""
     return _name(list(_subsets(_said(thing, words)))[-1], words) if _said(thing, words) else ""
 
 

@@ -1,4 +1,4 @@
-"""What all training media must agree on, and the longest of them: for modalities of (length, width) arrays."""
+"""Check what all training media must agree on, for modalities of (length, width) arrays."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def agreed(
     option: str,
     most: int | None,
 ) -> tuple[int, int]:
-    """The greatest length that a model takes, and the width that all training media have.
+    """Return the maximum length of the model, and the common width of the training media.
 
     Args:
-        modality: name of the media's.
+        modality: the media's modality.
         media: the training media.
         read: gives a medium's (length, width) array.
-        option: name of the option that sets the greatest length.
+        option: name of the option for the maximum length.
         most: its value; None: the longest medium's length.
 
     Raises:
@@ -34,7 +34,7 @@ def agreed(
         SignalError: for the first medium whose width is not the most frequent one.
     """
     if not media:
-        raise UsageError(f"no {modality} in the training data, from which the encoder is described")
+        raise UsageError(f"no {modality} in the training data, which configures the encoder")
     what = modality_of(modality).shared
     shapes = [read(medium).shape for medium in media]
     (width, count), *others = Counter(found for _, found in shapes).most_common()
@@ -51,7 +51,7 @@ def agreed(
 
 
 def no_longer(array: np.ndarray, media: Media, most: int, option: str) -> np.ndarray:
-    """A medium's array, if it is no longer than the model takes.
+    """Return a medium's array, if it is not longer than the model allows.
 
     Raises:
         SignalError: it is longer.
@@ -66,5 +66,5 @@ def no_longer(array: np.ndarray, media: Media, most: int, option: str) -> np.nda
 
 
 def _unit(option: str) -> str:
-    """What an option counts: steps, of ``max_steps``."""
+    """Return what an option counts: for ``max_steps``, steps."""
     return option.removeprefix("max_")

@@ -1,4 +1,4 @@
-"""Audio: no encoder, a small one that trains, any speech model, a user's module; sized by the training clips."""
+"""Audio: no encoder, a small trained one, any speech model, or a user's module; sized by the training clips."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from modalign.models.encoders.measure import steps_of
 from modalign.models.encoders.options import Options
 from modalign.models.encoders.speech import describe_speech, load_weights, most_features
 
-HEADROOM = 1.5  # clips of the evaluation may be longer than all that were trained on
-DEFAULT_SECONDS = 20.0  # of the longest clip, where there are none
-FITTED = 1_000  # clips, spread evenly, that the bands' mean and deviation are taken from
+HEADROOM = 1.5  # evaluation clips may be longer than all training clips
+DEFAULT_SECONDS = 20.0  # of the longest clip, if there are none
+FITTED = 1_000  # evenly spaced clips used for the bands' mean and deviation
 
 
 class AudioOptions(Options):
-    """What can be set for every audio encoder.
+    """Options of every audio encoder.
 
     Attributes:
-        max_seconds: the longest clip that the model takes (default: half as long again as the longest
-            training clip; of a speech model with a fixed window, the window).
-        longer: ``refuse`` a longer clip, or ``crop`` it to its beginning.
+        max_seconds: the longest clip that the model accepts (default: 1.5 times the longest
+            training clip; for a speech model with a fixed window, the window).
+        longer: ``refuse`` longer clips, or ``crop`` them to their beginning.
     """
 
     max_seconds: PositiveFloat | None = None
@@ -42,14 +42,14 @@ class AudioOptions(Options):
 
 
 class MelOptions(AudioOptions):
-    """What can be set for spectrograms.
+    """Options of spectrograms.
 
     Attributes:
-        rate: Hz that recordings are converted to.
+        rate: sample rate in Hz.
         bands: mel filters.
-        window: seconds.
-        hop: seconds.
-        normalise: by each ``clip``'s own mean and deviation, or per band by the training ``data``'s.
+        window: in seconds.
+        hop: in seconds.
+        normalise: with each ``clip``'s own mean and deviation, or per band with the training ``data``'s.
     """
 
     rate: PositiveInt = 16_000
@@ -60,17 +60,17 @@ class MelOptions(AudioOptions):
 
 
 class PatchOptions(MelOptions):
-    """Of the encoder-free form: ``patch``, frames side by side in one feature (10 are 0.1 s)."""
+    """Options without an encoder: ``patch``, frames joined in one feature (10 are 0.1 s)."""
 
     patch: PositiveInt = 10
 
 
 class ConvOptions(MelOptions):
-    """Of the convolutional encoder.
+    """Options of the convolutional encoder.
 
     Attributes:
         width: channels.
-        strides: one layer each; their product is the reduction in time.
+        strides: one per layer; their product is the reduction in time.
         kernel: frames that one output reads, odd.
         dropout: after every layer.
     """
@@ -89,11 +89,11 @@ class ConvOptions(MelOptions):
 
 
 class SpeechOptions(AudioOptions):
-    """Of a speech model.
+    """Options of a speech model.
 
     Attributes:
-        layer: hidden layer read; -1 is the encoder's output.
-        form: of Whisper: its ``own``, ``qwen2_audio`` (padding is hidden, neighbours averaged: half
+        layer: hidden layer to read; -1 is the encoder's output.
+        form: for Whisper: its ``own``, ``qwen2_audio`` (padding is hidden, neighbours averaged: half
             the features), or ``voxtral`` (the whole window, however short the clip); see
             ``encoders.speech``.
     """
@@ -103,7 +103,7 @@ class SpeechOptions(AudioOptions):
 
 
 class ModuleOptions(AudioOptions):
-    """Of a user's module: ``rate`` of its waveforms, ``arguments`` of its class."""
+    """Options of a user's module: ``rate`` of its waveforms, ``arguments`` of its class."""
 
     rate: PositiveInt = 16_000
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -112,19 +112,19 @@ class ModuleOptions(AudioOptions):
 def load(
     name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
 ) -> tuple[dict[str, Any], SignalEncoder]:
-    """Describe and build an audio encoder for some training clips.
+    """Configure and build an audio encoder for training clips.
 
     Args:
-        name: None or "none" (log-mel patches), "conv" (a small encoder that trains), the hub name or folder
+        name: None or "none" (log-mel patches), "conv" (a small trained encoder), the hub name or folder
             of a speech model, or ``package.module:Class``.
-        media: training clips; the longest one sets N where ``max_seconds`` does not.
+        media: training clips; the longest sets N unless ``max_seconds`` does.
         options: :class:`PatchOptions`, :class:`ConvOptions`, :class:`SpeechOptions` or
             :class:`ModuleOptions`.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
-        UsageError: an unknown option, or an encoder that cannot be loaded.
-        SignalError: a clip that cannot be read, or is too long.
+        UsageError: an unknown option, or the encoder cannot be loaded.
+        SignalError: a clip cannot be read or is too long.
     """
     try:
         if name in (None, "none"):
@@ -140,7 +140,7 @@ def load(
 
 
 def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
-    """Read a clip as the model takes it: mono, at the encoder's rate.
+    """Read a clip for the model: mono, at the encoder's rate.
 
     Raises:
         SignalError: it cannot be read, or is longer than the encoder takes.
@@ -184,7 +184,7 @@ def _module(name: str, chosen: ModuleOptions, media: Sequence[Media]) -> Loaded:
         try:
             with torch.no_grad():
                 output = module(torch.zeros(1, samples))
-        except Exception as error:  # a user's code raises what it likes
+        except Exception as error:  # a user's code may raise anything
             raise EncoderError(f"it fails on {samples} samples: {first_line(error)}") from error
         if not isinstance(output, torch.Tensor) or output.dim() != 3:
             shape = getattr(output, "shape", type(output).__name__)
@@ -212,7 +212,7 @@ def _module(name: str, chosen: ModuleOptions, media: Sequence[Media]) -> Loaded:
 
 
 def _mel(chosen: MelOptions, media: Sequence[Media]) -> dict[str, Any]:
-    """What patches and convolutions share: the spectrograms, and how long they get."""
+    """Configure the spectrograms and their maximum length, for patches and convolutions."""
     mel = MelSpec(
         rate=chosen.rate,
         bands=chosen.bands,
@@ -237,7 +237,7 @@ def _mel(chosen: MelOptions, media: Sequence[Media]) -> dict[str, Any]:
 
 
 def _fit(mel: MelSpec, signals: Sequence[np.ndarray]) -> None:
-    """Mean and deviation of every band over some clips; a band that never varies keeps scale 1."""
+    """Set mean and deviation of every band from clips; a constant band keeps scale 1."""
     if not signals:
         raise EncoderError("normalise=data needs training clips")
     frames = torch.cat([log_mel(signal, mel) for signal in signals]).double()
@@ -247,12 +247,12 @@ def _fit(mel: MelSpec, signals: Sequence[np.ndarray]) -> None:
 
 
 def _most(seconds: float, rate: int) -> int:
-    """Samples of a clip of some seconds, and one more: conversion of its rate may round up."""
+    """Return the samples of a clip, plus one because rate conversion may round up."""
     return math.ceil(seconds * rate) + 1
 
 
 def _limit(chosen: AudioOptions, media: Sequence[Media], window: float | None = None) -> float:
-    """Seconds of the longest clip that the model takes.
+    """Return the seconds of the longest accepted clip.
 
     Raises:
         SignalError: a training clip is longer and ``longer`` is refuse.

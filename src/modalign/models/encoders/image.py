@@ -1,4 +1,4 @@
-"""Loading image encoders: any Hugging Face vision model, a user's module, or raw patches."""
+"""Load image encoders: any Hugging Face vision model, a user's module, or raw patches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_image_encoder(
     Args:
         name: hub name or folder of a vision model, ``package.module:Class``, or None/"none" for
             raw patches of ``patch_size`` pixels of an image of ``image_size``.
-        layer: hidden layer read (LLaVA reads -2), or "output" (the tower's own, after its last norm) or
+        layer: hidden layer to read (LLaVA reads -2), or "output" (the tower's own, after its last norm) or
             "all" (that with its class token).
         image_size: side in pixels, for raw patches and imported modules.
         patch_size: side of a raw patch.
@@ -74,12 +74,12 @@ def load_image_encoder(
 def load(
     name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
 ) -> tuple[dict[str, Any], SignalEncoder, Any]:
-    """Load an image encoder as other modalities' are loaded; see :func:`load_image_encoder`.
+    """Load an image encoder through the interface of all modalities; see :func:`load_image_encoder`.
 
     Args:
         name: as there.
-        media: nothing needs to be known of them.
-        options: ``layer``, ``image_size``, ``patch_size``; all others are an imported module's arguments.
+        media: not used.
+        options: ``layer``, ``image_size``, ``patch_size``; all others are arguments of an imported module.
         allow_pickle: as there.
     """
     own = {key: options.pop(key) for key in ("layer", "image_size", "patch_size") if key in options}
@@ -92,12 +92,12 @@ def decode(media: Media, spec: dict[str, Any]) -> Image.Image:
     return open_image(media)
 
 
-# Where a checkpoint of a whole model holds the tower under a name that transformers does not expect.
+# Names of the tower in checkpoints of whole models that transformers does not expect.
 _OF_A_WHOLE_MODEL = {"blip_2_vision_model": {r"^vision_model\.": ""}}
 
 
 def plain_processor(image_size: int) -> SiglipImageProcessorPil:
-    """Resize to a square, values from -1 to 1."""
+    """Return a processor that resizes to a square, with values from -1 to 1."""
     size = {"height": image_size, "width": image_size}
     return SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
@@ -111,7 +111,7 @@ def _load_tower(name: str, layer: int | str, allow_pickle: bool) -> Encoder:
         "kind": "tower",
         "config": plain_config(vision),
         "layer": layer,
-        "image_size": list(pixels.shape[-2:]),  # a tower may be made for larger ones
+        "image_size": list(pixels.shape[-2:]),  # a tower may be built for larger ones
     }
     module = build(spec)
     empty: Any = module.tower

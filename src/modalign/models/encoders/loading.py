@@ -1,4 +1,4 @@
-"""An encoder with all that is needed to use it and to rebuild it, loaded by modality and name."""
+"""Load an encoder by modality and name, with everything needed to use and rebuild it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Encoder:
     """An encoder of one modality.
 
     Attributes:
-        name: as it was asked for.
+        name: the requested name.
         spec: the JSON-able description it can be rebuilt from.
-        module: what computes features.
-        processor: of images: a Hugging Face image processor.
-        modality: what it reads.
+        module: the module that computes features.
+        processor: for images: a Hugging Face image processor.
+        modality: its input modality.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Encoder:
     modality: str = "image"
 
     def prepare(self, media: Sequence[Media]) -> Prepared:
-        """Decode media and make tensors of them.
+        """Decode media and convert them to tensors.
 
         Raises:
-            DataError: one of them cannot be used; the message names it.
+            DataError: a medium is unusable; the message names it.
         """
         decoded = [decode_medium(medium, self.spec) for medium in media]
         if self.processor is None:
@@ -47,19 +47,19 @@ class Encoder:
 
 
 def decode_medium(medium: Media, spec: dict[str, Any]) -> Any:
-    """Decode a medium in the form that its encoder's ``prepare``, or its image processor, takes.
+    """Decode a medium for its encoder's ``prepare``, or for its image processor.
 
     Raises:
-        DataError: it cannot be used.
+        DataError: it is unusable.
     """
     return _loader(medium.modality).decode(medium, spec)
 
 
 def acceptance(specs: Mapping[str, dict[str, Any]]) -> Check:
-    """A check for ``validate``: every medium is opened, and decoded as the encoders take it.
+    """Return a check for ``validate``: every medium is opened, and decoded for its encoder.
 
     Args:
-        specs: encoder descriptions of the modalities that have limits of their own: lengths, widths.
+        specs: encoder descriptions of the modalities with their own limits (lengths, widths).
     """
 
     def look(medium: Media) -> int | None:
@@ -88,14 +88,14 @@ def load_encoder(
     Args:
         modality: a modality's name.
         name: hub name or folder, ``package.module:Class``, or None/"none" for the form without an
-            encoder; some modalities have small encoders of their own by name.
-        media: of the training data; what must be known of it (columns, widths) is read from these.
+            encoder; some modalities have named small encoders.
+        media: training media, which determine columns, widths and so on.
         options: the modality's own.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
         UsageError: it cannot be loaded.
-        DataError: the media cannot be described.
+        DataError: the encoder cannot be configured from the media.
     """
     own = [medium for medium in media if medium.modality == modality]
     try:

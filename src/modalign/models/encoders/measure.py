@@ -1,4 +1,4 @@
-"""How many features an encoder gives for an input of some length: measured, not taken from a formula."""
+"""Measure how many features an encoder gives for an input of a given length."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable
 from modalign.encoders.base import EncoderError
 from modalign.encoders.speech import num_features
 
-FAR = 16  # times the length tried first; the mean step over them says about where to look
+FAR = 16  # times the first length; the mean step over them says roughly where to search
 
 
 def steps_of(count: Callable[[int], int], around: int) -> dict[str, int]:
     """Find the step function of an encoder.
 
-    Convolutions of any kernels, strides and paddings, one after another, give
-    ``floor((length - first) / stride) + 1`` features; an encoder that pools a whole clip, a constant.
+    A sequence of convolutions with any kernels, strides and paddings gives
+    ``floor((length - first) / stride) + 1`` features; an encoder that pools a whole clip gives a constant.
 
     Args:
-        count: runs the encoder on an input of some length and counts its features.
-        around: a length at which it certainly gives some.
+        count: runs the encoder on an input of a given length and counts its features.
+        around: a length that certainly gives features.
 
     Returns:
-        {"first", "stride"} or {"constant"}, as ``num_features`` of the encoders reads them.
+        {"first", "stride"} or {"constant"}, for ``num_features`` of the encoders.
 
     Raises:
-        EncoderError: it is no such function.
+        EncoderError: it is not such a function.
     """
     base, far = count(around), count((1 + FAR) * around)
     if far == base:
@@ -38,11 +38,11 @@ def steps_of(count: Callable[[int], int], around: int) -> dict[str, int]:
     if stride and all(num_features(length, steps) == count(length) for length in probes):
         return steps
     raise EncoderError(
-        "its number of features is no step function of an input's length; wrap it in a module that gives "
+        "its number of features is not a step function of an input's length; wrap it in a module that gives "
         "one feature per fixed number of samples"
     )
 
 
 def _edge(count: Callable[[int], int], features: int, start: int, span: int) -> int:
-    """The first length behind ``start`` that gives so many features."""
+    """Find the first length after ``start`` with this many features."""
     return start + bisect_left(range(start, start + span), features, key=count)

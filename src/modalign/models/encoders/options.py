@@ -1,4 +1,4 @@
-"""What a user may set about an encoder: checked against a declared list, unknown names are refused."""
+"""A user's options of an encoder, checked against declared fields; unknown names are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Options(BaseModel):
         """Check a user's options.
 
         Raises:
-            UsageError: an unknown name or a value of another type; names the known ones.
+            UsageError: an unknown name or a wrong type; the message lists the known names.
         """
         try:
             return cls.model_validate(options)

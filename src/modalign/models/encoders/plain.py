@@ -1,4 +1,4 @@
-"""An encoder's configuration, as a description can hold it."""
+"""Convert an encoder's configuration for its description."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 
 def plain_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """A configuration as a dictionary that JSON can hold and AutoConfig can read."""
+    """Convert a configuration to a JSON-able dictionary that AutoConfig can read."""
     values = config.to_diff_dict()
     values["model_type"] = config.model_type
     for key in ("architectures", "transformers_version", "_name_or_path", "dtype"):

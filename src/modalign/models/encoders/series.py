@@ -1,4 +1,4 @@
-"""Series: channels, greatest length and usual levels are read from the training data."""
+"""Series: channels, maximum length and usual levels come from the training data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ KINDS = {None: "patches", "none": "patches", "conv": "conv"}
 
 
 class SeriesOptions(Options):
-    """What can be set.
+    """Options of series encoders.
 
     Attributes:
         patch: P, steps of one feature.
-        max_steps: the most steps of a series (default: the training data's longest).
+        max_steps: maximum steps of a series (default: the training data's longest).
         width: d of the ``conv`` encoder.
     """
 
@@ -36,17 +36,17 @@ class SeriesOptions(Options):
 def load(
     name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
 ) -> tuple[dict[str, Any], SignalEncoder]:
-    """Describe and build a series encoder for some training series.
+    """Configure and build a series encoder for training series.
 
     Args:
-        name: None or "none": patches; "conv": a small convolutional encoder, which trains.
+        name: None or "none": patches; "conv": a small trained convolutional encoder.
         media: training media.
         options: see :class:`SeriesOptions`.
-        allow_pickle: there are no weights to read.
+        allow_pickle: not used.
 
     Raises:
-        UsageError: another name, an unknown option, no media.
-        SignalError: a series cannot be read, or has another number of channels than most.
+        UsageError: an unknown name or option, or no media.
+        SignalError: a series cannot be read, or its number of channels differs from the majority.
     """
     if name not in KINDS:
         raise UsageError(f"no series encoder {name!r}: choose none or conv")
@@ -67,18 +67,18 @@ def load(
 
 
 def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
-    """Read a series as the model takes it.
+    """Read a series for the model.
 
     Raises:
-        SignalError: another number of channels, or more steps than the model takes.
+        SignalError: another number of channels, or more steps than the model accepts.
     """
     return no_longer(open_series(media, spec["channels"]), media, spec["steps"], "max_steps")
 
 
 def _usual(media: Sequence[Media], channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (C,) of all observed values, one series in memory at a time.
+    """Compute mean and standard deviation (C,) of all observed values, one series at a time.
 
-    A constant channel, or one that is missing throughout, has deviation 1.
+    A constant or entirely missing channel has deviation 1.
     """
     count, mean, squares = (np.zeros(channels) for _ in range(3))
     for medium in media:  # Chan et al.'s parallel update: sums of squares would cancel

@@ -1,4 +1,4 @@
-"""Describing a Hugging Face speech model: its encoder, its feature extractor, its lengths; its weights."""
+"""Describe a Hugging Face speech model (encoder, feature extractor, lengths) and load its weights."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from modalign.models.encoders.measure import steps_of
 from modalign.models.encoders.plain import plain_config
 from modalign.models.weights import pickle_hint, safetensors_only
 
-# Regularisation of pre-training, which would mask or skip parts of an encoder that trains here.
+# Pre-training regularisation that would mask or skip parts of an encoder trained here.
 PLAIN = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
-UNUSED = ("masked_spec_embed",)  # only read where spans are masked
+UNUSED = ("masked_spec_embed",)  # only used for masked spans
 
-# Fields of Whisper's configuration that those of its other forms have under the same names.
+# Fields that the configurations of Whisper and its other forms share.
 SHARED = (
     "num_mel_bins",
     "dropout",
@@ -47,16 +47,16 @@ SHARED = (
 
 
 def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
-    """Everything an encoder is rebuilt from; lengths and widths are measured on a model without weights.
+    """Describe an encoder; lengths and widths are measured on a model without weights.
 
     Args:
         name: hub name or folder.
-        layer: hidden layer that is read.
-        form: of Whisper: ``own``, or that of a model built on it (``encoders.speech``).
+        layer: hidden layer to read.
+        form: for Whisper: ``own``, or that of a model built on it (``encoders.speech``).
 
     Raises:
-        UsageError: no such model, or none that reads speech.
-        EncoderError: one that cannot be used.
+        UsageError: there is no such model, or it does not read speech.
+        EncoderError: the model cannot be used.
     """
     try:
         config = AutoConfig.from_pretrained(name)
@@ -108,25 +108,25 @@ def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
 
 def _check_form(name: str, config: PreTrainedConfig, layer: int, form: str) -> None:
     if config.model_type != "whisper":
-        raise EncoderError(f"form={form} is one of Whisper, and {name!r} is {config.model_type}")
+        raise EncoderError(f"form={form} is for Whisper, but {name!r} is {config.model_type}")
     if layer != -1:
         raise EncoderError(f"form={form} reads the encoder's output: leave layer at -1")
     width, ffn = config.d_model, config.encoder_ffn_dim
-    if form == "voxtral" and ffn != 4 * width:  # Voxtral takes it for the width of four features
+    if form == "voxtral" and ffn != 4 * width:  # Voxtral uses it as the width of four features
         raise EncoderError(
-            f"form=voxtral has a feed-forward of four times its width, and that of {name!r} is {ffn} "
+            f"form=voxtral needs a feed-forward of four times the width, but that of {name!r} is {ffn} "
             f"at a width of {width}"
         )
 
 
 def _qwen2_audio(config: PreTrainedConfig) -> Qwen2AudioEncoderConfig:
-    """Qwen2-Audio's encoder of the same sizes; it has Whisper's tensors under Whisper's names."""
+    """Return Qwen2-Audio's encoder configuration with the same sizes; its tensors are named as in Whisper."""
     names = ("encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "d_model", *SHARED)
     return Qwen2AudioEncoderConfig(**{name: getattr(config, name) for name in names})
 
 
 def _voxtral(config: PreTrainedConfig) -> VoxtralEncoderConfig:
-    """Voxtral's encoder of the same sizes; it has Whisper's tensors under Whisper's names."""
+    """Return Voxtral's encoder configuration with the same sizes; its tensors are named as in Whisper."""
     return VoxtralEncoderConfig(
         hidden_size=config.d_model,
         intermediate_size=config.encoder_ffn_dim,
@@ -137,14 +137,14 @@ def _voxtral(config: PreTrainedConfig) -> VoxtralEncoderConfig:
 
 
 def most_features(spec: dict[str, Any], samples: int) -> int:
-    """N of a clip of so many samples, by the model's feature extractor; without a fixed window."""
+    """Return N of a clip of this many samples, from the feature extractor, without a fixed window."""
     extractor = extractor_of(json.dumps(spec["extractor"], sort_keys=True))
     longest = _extracted(extractor, max(samples, spec["min_samples"]), spec["input"])
     return num_features(len(longest), spec["steps"])
 
 
 def _fixed(config: PreTrainedConfig, extractor: Any, features: int) -> dict[str, Any]:
-    """A window that every clip is filled up to, and what part of it is one step in time."""
+    """Describe the window that clips are padded to, and its time steps."""
     rate, patches = extractor.sampling_rate, patch_rows(config)
     if patches is not None:
         rows, columns = patches
@@ -155,7 +155,7 @@ def _fixed(config: PreTrainedConfig, extractor: Any, features: int) -> dict[str,
         rows, samples = 1, extractor.n_samples
         step = samples // features
     else:
-        raise EncoderError(f"the length of the window of {type(extractor).__name__} is not known")
+        raise EncoderError(f"the window length of {type(extractor).__name__} is unknown")
     window = {"samples": samples, "step": step, "rows": rows, "features": features}
     return {"window": window, "min_samples": rate // 40, "num_features": features}
 
@@ -167,7 +167,7 @@ def _extracted(extractor: Any, samples: int, inputs: str) -> np.ndarray:
 
 
 def _states(part: nn.Module, inputs: str, values: np.ndarray, layer: int) -> torch.Tensor:
-    """Features of one input on the meta device: shapes only, nothing is computed."""
+    """Return the features of one input on the meta device (shapes only)."""
     with torch.no_grad():
         given = {inputs: torch.empty(1, *values.shape, device="meta")}
         output = part(**given, output_hidden_states=True)
@@ -175,12 +175,12 @@ def _states(part: nn.Module, inputs: str, values: np.ndarray, layer: int) -> tor
         return output.last_hidden_state if layer == -1 else output.hidden_states[layer]
     except IndexError:
         raise EncoderError(
-            f"no hidden layer {layer}; it has {len(output.hidden_states)}, the input's included"
+            f"no hidden layer {layer}; it has {len(output.hidden_states)}, including the input"
         ) from None
 
 
 def load_weights(encoder: SignalEncoder, name: str, allow_pickle: bool) -> None:
-    """Give an encoder built from :func:`describe_speech` its pretrained weights.
+    """Load pretrained weights into an encoder built from :func:`describe_speech`.
 
     Raises:
         UsageError: they cannot be read, or some are missing.

@@ -1,4 +1,4 @@
-"""Tables: columns, their kinds, categories and scales are read from the training data."""
+"""Tables: columns, kinds, categories and scales come from the training data."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from modalign.errors import DataError, UsageError
 from modalign.models.encoders.options import Options
 
 KINDS = {None: "fixed", "none": "fixed", "columns": "columns"}
-QUANTILES = 33  # knots of a column under `numbers: quantile`
+QUANTILES = 33  # knots of a column with `numbers: quantile`
 
 
 class TableOptions(Options):
-    """What can be set.
+    """Options of table encoders.
 
     Attributes:
-        columns: those that are read, in this order; others are ignored (default: all, and at inference a
-            further one is an error).
+        columns: columns to read, in this order; others are ignored (default: all, and at inference an
+            additional one is an error).
         numeric: columns whose values are numbers, whatever they look like.
         categorical: columns whose values are categories, such as codes written as numbers.
-        numbers: standardised, or as their place among the training data's quantiles (for long tails).
-        min_count: categories seen less often count as unseen, which trains what stands for unseen ones.
+        numbers: standardised, or their rank among the training data's quantiles (for long tails).
+        min_count: categories seen less often count as unseen, which trains the embedding of unseen ones.
         width: d of the ``columns`` encoder.
     """
 
@@ -45,26 +45,26 @@ class TableOptions(Options):
 def load(
     name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
 ) -> tuple[dict[str, Any], TableEncoder]:
-    """Describe and build a table encoder for some training rows.
+    """Configure and build a table encoder for training rows.
 
     A column without any value in training is dropped, and named in a warning and in ``spec["dropped"]``.
 
     Args:
-        name: None or "none": fixed features; "columns": embeddings, which train.
+        name: None or "none": fixed features; "columns": trained embeddings.
         media: training media.
         options: see :class:`TableOptions`.
-        allow_pickle: nothing to read here.
+        allow_pickle: not used.
 
     Raises:
-        UsageError: another name, an unknown option or column, no media.
-        SignalError: a row cannot be read, or holds text in a column of numbers.
+        UsageError: an unknown name, option or column, or no media.
+        SignalError: a row cannot be read, or has text in a numeric column.
         DataError: no column has a value.
     """
     if name not in KINDS:
         raise UsageError(f"no table encoder {name!r}: choose none or columns")
     chosen = TableOptions.read("table", options)
     if not media:
-        raise UsageError("no tables in the training data: their columns cannot be known")
+        raise UsageError("no tables in the training data, which determine the columns")
     rows = [open_table(medium) for medium in media]
     names = _names(rows, chosen)
     columns, dropped = [], []
@@ -92,7 +92,7 @@ def load(
 
 
 def decode(media: Media, spec: dict[str, Any]) -> Row:
-    """Read a row as the model takes it.
+    """Read a row for the model.
 
     Raises:
         SignalError: a column that training did not have, or text where it had numbers.
@@ -104,7 +104,7 @@ def decode(media: Media, spec: dict[str, Any]) -> Row:
         raise SignalError(
             media,
             f"has a column {others[0]!r} that training did not have; its columns: "
-            f"{', '.join(known)}. Rename it, or train with columns=[...] to have others ignored",
+            f"{', '.join(known)}. Rename it, or train with columns=[...] to ignore others",
         )
     for name, value in row.items():
         if isinstance(value, str) and name in known and "categories" not in known[name]:
@@ -113,7 +113,7 @@ def decode(media: Media, spec: dict[str, Any]) -> Row:
 
 
 def _names(rows: Sequence[Row], chosen: TableOptions) -> list[str]:
-    """The columns to read, in the order that they are first seen in."""
+    """Return the columns to read, in order of first occurrence."""
     found = list(dict.fromkeys(name for row in rows for name in row))
     asked = [*(chosen.columns or ()), *chosen.numeric, *chosen.categorical]
     unknown = [name for name in asked if name not in found]
@@ -129,21 +129,21 @@ def _report(dropped: list[str], chosen: TableOptions) -> None:
     asked = {*(chosen.columns or ()), *chosen.numeric, *chosen.categorical} & set(dropped)
     if asked:
         raise UsageError(
-            f"column {asked.pop()!r} has no value in the training data: do not ask for it"
+            f"column {asked.pop()!r} has no value in the training data: do not request it"
         )
     logging.getLogger(__name__).warning(
-        "table: left out, since the training data has no value there: %s", ", ".join(dropped)
+        "table: left out, because the training data has no value there: %s", ", ".join(dropped)
     )
 
 
 def _describe(
     column: str, values: Sequence[Value], media: Sequence[Media], chosen: TableOptions
 ) -> dict[str, Any]:
-    """Categories, or what puts a column's numbers on one scale."""
+    """Describe a column: its categories, or the scale of its numbers."""
     text = next((i for i, value in enumerate(values) if isinstance(value, str)), None)
     if column in chosen.numeric and text is not None:
         raise SignalError(
-            media[text], f"column {column!r} is {values[text]!r}, asked to be numeric"
+            media[text], f"column {column!r} is {values[text]!r}, but it was declared numeric"
         )
     if text is not None or column in chosen.categorical:
         return {"categories": _categories(column, values, chosen.min_count)}
@@ -155,13 +155,13 @@ def _describe(
 
 
 def _categories(column: str, values: Sequence[Value], min_count: int) -> list[str]:
-    """The categories seen often enough, most frequent first, at most as many as codes can tell."""
+    """Return sufficiently frequent categories, most frequent first, at most as many as there are codes."""
     counts = Counter(category(value) for value in values if value is not None)
     ordered = sorted(counts, key=lambda name: (-counts[name], name))
     kept = [name for name in ordered if counts[name] >= min_count]
     if len(kept) > MAX_CATEGORIES:
         logging.getLogger(__name__).warning(
-            "table: column %r has %d categories; the %d most frequent are told apart, others count "
+            "table: column %r has %d categories; the %d most frequent are distinguished, others count "
             "as unseen",
             column,
             len(kept),

@@ -1,4 +1,4 @@
-"""Vectors: width and greatest number are read from the training data."""
+"""Vectors: width and maximum number come from the training data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from modalign.errors import UsageError
 from modalign.models.encoders.agreement import agreed, no_longer
 from modalign.models.encoders.options import Options
 
-FITTED = 20_000  # media, spread evenly, that mean and standard deviation are taken from
+FITTED = 20_000  # evenly spaced media used for mean and standard deviation
 
 
 class VectorOptions(Options):
-    """What can be set.
+    """Options of vectors.
 
     Attributes:
         standardise: zero mean and unit variance in every dimension, over the training vectors.
-        max_vectors: the most vectors of one signal (default: the training data's longest).
+        max_vectors: maximum vectors of one signal (default: the training data's longest).
     """
 
     standardise: bool = False
@@ -34,20 +34,20 @@ class VectorOptions(Options):
 def load(
     name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
 ) -> tuple[dict[str, Any], Identity]:
-    """Describe and build the identity encoder for some training vectors.
+    """Configure and build the identity encoder for training vectors.
 
     Args:
-        name: None or "none": vectors have been encoded already.
+        name: None or "none": vectors are already encoded.
         media: training media.
         options: see :class:`VectorOptions`.
-        allow_pickle: nothing to read here.
+        allow_pickle: not used.
 
     Raises:
-        UsageError: another name, an unknown option, no media.
-        SignalError: a medium cannot be read, or has another width than most.
+        UsageError: an unknown name or option, or no media.
+        SignalError: a medium cannot be read, or its width differs from the majority.
     """
     if name not in (None, "none"):
-        raise UsageError(f"vectors are encoded already: the encoder is none, not {name!r}")
+        raise UsageError(f"vectors are already encoded: the encoder must be none, not {name!r}")
     chosen = VectorOptions.read("vectors", options)
     length, width = agreed("vectors", media, open_vectors, "max_vectors", chosen.max_vectors)
     spec = {
@@ -65,9 +65,9 @@ def load(
 
 
 def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
-    """Read the vectors of a medium as the model takes them.
+    """Read the vectors of a medium for the model.
 
     Raises:
-        SignalError: another width, or more vectors than the model takes.
+        SignalError: another width, or more vectors than the model accepts.
     """
     return no_longer(open_vectors(media, spec["width"]), media, spec["length"], "max_vectors")

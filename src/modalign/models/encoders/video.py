@@ -1,4 +1,4 @@
-"""Videos: any image encoder, run on some frames of a clip."""
+"""Videos: any image encoder, applied to some frames of a clip."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from modalign.errors import UsageError
 from modalign.models.encoders.image import load_image_encoder
 from modalign.models.encoders.options import Options
 
-MARGIN = 2  # frames are kept at no less than this many times the side the encoder reads
+MARGIN = 2  # frames keep at least this many times the encoder's image side
 
 
 class VideoOptions(Options):
-    """What can be set.
+    """Options of video encoders.
 
     Attributes:
-        frames: F, the most frames of a clip.
+        frames: F, maximum frames of a clip.
         sampling: uniform or scene.
         temporal_pooling: none, mean, adaptive:K or spatiotemporal.
         spatial_pooling: side of the squares of features averaged in a frame (1: none), or "mean".
         positions: add sinusoidal temporal positions to the features.
-        each_frame: the connector works on every frame by itself; those that need a grid always do.
-        layer: hidden layer of a Hugging Face tower that is read.
+        each_frame: the connector processes every frame separately; those that need a grid always do.
+        layer: hidden layer of a Hugging Face tower to read.
         image_size: side in pixels, for raw patches and imported modules.
         patch_size: side of a raw patch.
         arguments: keyword arguments of an imported module.
@@ -54,17 +54,17 @@ class VideoOptions(Options):
 def load(
     name: str | None, media: Sequence[Media], options: dict[str, Any], allow_pickle: bool = False
 ) -> tuple[dict[str, Any], FramesEncoder]:
-    """Load the image encoder that looks at the frames, and describe the whole.
+    """Load the image encoder for the frames, and describe the video encoder.
 
     Args:
         name: hub name or folder of a vision model, ``package.module:Class``, or None/"none" for raw
             patches: the image encoders.
-        media: nothing needs to be known of them.
+        media: not used.
         options: see :class:`VideoOptions`.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
-        UsageError: it cannot be loaded, an unknown option, or an image processor that does more than
+        UsageError: it cannot be loaded, an option is unknown, or the image processor does more than
             resize, crop, scale and normalise.
     """
     chosen = VideoOptions.read("video", options)
@@ -87,7 +87,7 @@ def load(
             chosen.each_frame,
         )
     except EncoderError as error:
-        raise UsageError(f"encoder of video: {error}") from None
+        raise UsageError(f"video encoder: {error}") from None
     spec = {
         "kind": "frames",
         "image": image.spec,
@@ -104,17 +104,17 @@ def load(
 
 
 def decode(media: Media, spec: dict[str, Any]) -> Clip:
-    """Decode the frames that the encoder looks at, shrunk where they are far larger than it needs."""
+    """Decode the frames for the encoder, shrunk if they are far larger than needed."""
     resize = spec["pixels"]["resize"]
     side = None if resize is None else MARGIN * int(np.max(resize))
     return open_video(media, spec["frames"], spec["sampling"], smallest_side=side)
 
 
 def pixel_recipe(processor: Any) -> dict[str, Any]:
-    """The figures of a Hugging Face image processor, for :func:`~modalign.encoders.video.frame_pixels`.
+    """Extract a Hugging Face image processor's settings for :func:`~modalign.encoders.video.frame_pixels`.
 
     Raises:
-        UsageError: the processor does something else: shown by a picture that comes out differently.
+        UsageError: the processor does something else, as shown by a picture with a different result.
     """
     values = processor.to_dict()
     crop = values.get("crop_size") if values.get("do_center_crop") else None
@@ -133,7 +133,7 @@ def pixel_recipe(processor: Any) -> dict[str, Any]:
     ours = frame_pixels(picture, recipe)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-3):
         raise UsageError(
-            f"encoder of video: {type(processor).__name__} does more than resize, crop, scale and "
+            f"video encoder: {type(processor).__name__} does more than resize, crop, scale and "
             "normalise; choose another image encoder, or wrap it as package.module:Class"
         )
     return recipe
@@ -144,4 +144,4 @@ def _size(size: dict[str, int]) -> list[int] | int:
         return [size["height"], size["width"]]
     if set(size) == {"shortest_edge"}:
         return size["shortest_edge"]
-    raise UsageError(f"encoder of video: images resized to {size} are of no fixed size")
+    raise UsageError(f"video encoder: images resized to {size} have no fixed size")

@@ -24,7 +24,7 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 _TRUST = ", trust_remote_code=True"
-LICENCES = "The licences of the language model and of the encoder go on to apply."
+LICENCES = "The licences of the language model and of the encoder still apply."
 
 
 def model_card(
@@ -35,13 +35,13 @@ def model_card(
     *,
     processor_code: bool = False,
 ) -> str:
-    """The README.md of a saved model.
+    """Write the README.md of a saved model.
 
     Args:
         config: the composed model's.
         kind: ``remote-code``, or ``native:`` and the class.
-        notes: what its user must know.
-        text: what was measured.
+        notes: what users must know.
+        text: measurements.
         processor_code: whether a native model's processor is Python files in the folder.
     """
     remote = kind == "remote-code"
@@ -71,7 +71,7 @@ def model_card(
         ]
     lines += [
         "",
-        "## Load it",
+        "## Loading",
         "",
         _LOADING.format(
             folder="this folder",
@@ -97,29 +97,29 @@ def model_card(
 
 
 def _code(kind: str, processor_code: bool) -> str:
-    """What of the folder is code, and what it needs."""
+    """Describe the code in the folder and its requirements."""
     if kind == "remote-code":
         return (
-            "The folder holds the few Python files of this model; read them before trusting them. "
-            "They need torch and transformers only."
+            "The folder contains the few Python files of this model; read them before trusting them. "
+            "They need only torch and transformers."
         )
     what = f"It is transformers' own {kind.partition(':')[2]} class"
     if not processor_code:
         return f"{what}: no further code is needed."
     return (
         f"{what}; its processor is the few Python files of the folder. Read them before trusting them. "
-        "They need torch and transformers only."
+        "They need only torch and transformers."
     )
 
 
 def _row(config: ModalignConfig, part: str, what: str) -> str:
     known = (config.origins or {}).get(part, {})
-    licence = known.get("licence", "not stated where it came from" if known else "")
+    licence = known.get("licence", "not stated at its source" if known else "")
     return f"| {part} | {what} | {known.get('name', '')} | {licence} |"
 
 
 def _licence(config: ModalignConfig) -> list[str]:
-    """The card's field: the licence that all parts share, if they do; a hub's word for several is "other"."""
+    """Return the card's field: the licence that all parts share, or "other", the hub's word for several."""
     origins = (config.origins or {}).values()
     stated = {known.get("licence") for known in origins}
     if not stated or None in stated:

@@ -1,10 +1,9 @@
 """Discrete codes as token ids: a plain causal language model, and the tokenizer of the signal.
 
-Once trained, what stands in the sequence for a code is a constant row. So the composed model is a
-plain language model whose vocabulary has these rows (``vq_codes``), or has had them all along
-(``vocabulary_codes``): any server of text models runs it, from token ids. What makes ids of a
-signal, encoder and codebook, is a folder of its own inside (``signal``) and runs where the signal
-is; it needs torch and transformers only.
+Once trained, the embedding of a code is a constant row. So the composed model is a plain language model
+whose vocabulary has these rows in addition (``vq_codes``) or already (``vocabulary_codes``): any server of
+text models runs it from token ids. Encoder and codebook, which turn a signal into ids, are in a separate
+subfolder (``signal``) that runs where the signal is and needs only torch and transformers.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from modalign.models.parts import embedding
 from modalign.models.processing import ModalignProcessor
 
 TARGET = "CausalLM"
-SIGNAL = "signal"  # folder inside, of what makes ids of media
+SIGNAL = "signal"  # subfolder of the part that turns media into ids
 
 CARD = """\
 # A language model that reads codes of {modalities}
 
-A plain `{architecture}`: any server of text models runs it. What it reads of {modalities} are token
-ids, which the folder `signal` makes; that one needs torch and transformers only, and holds the few
-Python files it is made of. Read them before trusting them.
+A plain `{architecture}`: any server of text models runs it. It reads {modalities} as token ids, which
+the folder `signal` computes. That folder needs only torch and transformers and contains a few Python
+files; read them before trusting them.
 
 ```python
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
@@ -52,19 +51,19 @@ answer = model.generate(ids, attention_mask=inputs["attention_mask"], max_new_to
 print(processor.decode(answer[0, ids.shape[1]:], skip_special_tokens=True))
 ```
 
-The licences of the language model and of the encoder go on to apply.
+The licences of the language model and of the encoder still apply.
 
 {notes}
 """
 
 
 def code_token(modality: str, number: int) -> str:
-    """The text of a code's token: ``<image:17>``."""
+    """Return the text of a code's token: ``<image:17>``."""
     return f"<{modality}:{number}>"
 
 
 def check_codes(model: ModalignForConditionalGeneration) -> None:
-    """See that every medium enters as discrete codes.
+    """Check that every medium enters as discrete codes.
 
     Raises:
         NotNativeError: one does not.
@@ -74,17 +73,17 @@ def check_codes(model: ModalignForConditionalGeneration) -> None:
     for modality, connector in model.connectors.items():
         if not isinstance(connector, DiscreteConnector):
             raise NotNativeError(
-                f"the tokens of the {modality} connector {connector.name!r} are no discrete codes, "
+                f"the tokens of the {modality} connector {connector.name!r} are not discrete codes, "
                 "so they cannot be token ids"
             )
         if isinstance(connector, PerFrame):
-            raise NotNativeError(f"{connector.name!r} frame by frame gives no codes of a clip")
+            raise NotNativeError(f"{connector.name!r} frame by frame gives no codes for a clip")
 
 
 def save_codes(
     model: ModalignForConditionalGeneration, processor: ModalignProcessor, folder: Path
 ) -> list[str]:
-    """Write the plain language model into an empty folder; return what a user must know.
+    """Write the plain language model into an empty folder; return notes for users.
 
     Raises:
         NotNativeError: a medium does not enter as discrete codes.
@@ -102,7 +101,7 @@ def save_codes(
             first = tokenizer.convert_tokens_to_ids(code_token(modality, 0))
             if first != offsets[modality]:
                 raise NotNativeError(
-                    f"the tokenizer puts the codes of {modality} at {first}, their rows stand at "
+                    f"the tokenizer has the codes of {modality} at {first}, but their rows are at "
                     f"{offsets[modality]}"
                 )
     plain.save_pretrained(folder)
@@ -117,10 +116,10 @@ def save_codes(
         code_offsets=offsets,
     )
     count = sum(map(len, rows.values()))
-    notes.insert(0, f"`{SIGNAL}` makes token ids of media: it stands before the model.")
+    notes.insert(0, f"`{SIGNAL}` turns media into token ids for the model.")
     if count:
         notes.append(
-            f"{count:,} token ids, from {size:,} on, are codes of media. Generation never says them "
+            f"{count:,} token ids, from {size:,} on, are codes of media. Generation suppresses them "
             "(suppress_tokens); leave them out of likelihoods too."
         )
     card = CARD.format(
@@ -138,7 +137,7 @@ def save_codes(
 def _with_codes(
     model: ModalignForConditionalGeneration,
 ) -> tuple[PreTrainedModel, dict[str, Tensor], dict[str, int]]:
-    """A copy of the language model with a row for every new id; the rows; where codes begin."""
+    """Copy the language model with a row for every new id; return it, the rows, and where codes begin."""
     plain = copy.deepcopy(model.language_model)
     size = embedding(model).weight.shape[0]
     rows: dict[str, Tensor] = {}
@@ -156,7 +155,7 @@ def _with_codes(
         table.weight[size:] = (added / _factor(model)).to(table.weight)
         head = plain.get_output_embeddings()
         if isinstance(head, nn.Linear) and head.weight is not table.weight:
-            head.weight[size:] = 0  # nothing was learnt for them
+            head.weight[size:] = 0  # they are untrained
             if head.bias is not None:
                 head.bias[size:] = 0
         suppressed = list(settings.suppress_tokens or [])
@@ -166,14 +165,14 @@ def _with_codes(
 
 
 def _factor(model: ModalignForConditionalGeneration) -> Tensor:
-    """What the embedding multiplies its rows by (Gemma's)."""
+    """Return the factor of the embedding's rows (Gemma's)."""
     module = embedding(model)
     some = torch.arange(min(8, module.weight.shape[0]), device=module.weight.device)
     return (module(some).norm() / module.weight[some].norm()).detach()
 
 
 def _fill(tokenizer: Any, size: int) -> None:
-    """Name the rows that a padded embedding has beyond the tokenizer's pieces."""
+    """Name the additional rows of a padded embedding."""
     spare = [f"<unused:{number}>" for number in range(len(tokenizer), size)]
     if spare:
         tokenizer.add_tokens([AddedToken(name, normalized=False) for name in spare])

@@ -1,4 +1,4 @@
-"""Write a composed model as a Hugging Face folder, whole or not at all, and read it back."""
+"""Write a composed model as a Hugging Face folder, atomically, and read it back."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ PROCESSORS = (ModalignProcessor, ModalignIdeficsProcessor, ModalignVoxtralProces
 
 TRAINING_ANSWERS = "training_answers.json"  # what a blind guesser knows of the training
 PROCESSOR_CODE = (
-    "The class's own processor would give prompts that training never saw, so the folder has "
-    "another, as Python files: the model loads as it is, the processor with trust_remote_code=True."
+    "The class's own processor would give prompts that differ from training, so the folder has "
+    "another, as Python files: load the processor with trust_remote_code=True, the model without."
 )
 
 Kind = str  # "remote-code", or "native:" and the class: "native:Llava"
@@ -59,7 +59,7 @@ class SavedModel:
         kind: ``native:Llava`` (or another class) loads in plain transformers; ``remote-code`` with
             ``trust_remote_code=True``.
         folder: where it is.
-        notes: why it is of this kind, and what else a user of the folder must know.
+        notes: why it has this kind, and further notes for users.
     """
 
     kind: Kind
@@ -75,18 +75,18 @@ def save_model(
     card: str | None = None,
     target: str | None = None,
 ) -> SavedModel:
-    """Write the model so that it loads without modalign; an older one is replaced at the end.
+    """Write the model so that it loads without modalign; an existing one is replaced at the end.
 
     Args:
-        model: with LoRA merged, if there was any.
+        model: with LoRA merged, if any.
         processor: the composed model's.
-        folder: new, empty, or a model folder to be replaced.
-        card: text for the model card, the measured comparison for one.
-        target: a key of ``native.TARGETS`` or ``remote-code``, and nothing else will do; None for
-            the native class where it computes the same, otherwise remote code.
+        folder: new, empty, or a model folder to replace.
+        card: text for the model card, such as the measured comparison.
+        target: a key of ``native.TARGETS`` or ``remote-code``, without alternative; None for
+            the native class if it computes the same, otherwise remote code.
 
     Raises:
-        UsageError: the folder holds something that is not a model.
+        UsageError: the folder contains something that is not a model.
         ModalignError: the model cannot be written, or not as ``target``; nothing was changed on
             disk.
     """
@@ -125,7 +125,7 @@ def _native(
 ) -> tuple[Native | None, list[str]]:
     """The native form, or None for remote code, and why."""
     if target == "remote-code":
-        return None, ["Saved with its own code, as asked."]
+        return None, ["Saved with its own code, as requested."]
     try:
         return build_native(model, processor, target), []
     except NotNativeError as reason:
@@ -135,7 +135,7 @@ def _native(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a place that holds something other than a model.
+    """Refuse a path that contains something other than a model.
 
     Raises:
         UsageError: it does.
@@ -143,7 +143,7 @@ def check_folder(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} is not a folder; name a new one")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} holds something that is not a model; name a new folder")
+        raise UsageError(f"{folder} contains something that is not a model; name a new folder")
 
 
 def _save_remote(
@@ -167,7 +167,7 @@ def _save_remote(
 
 
 def _save_processor_code(processor: ProcessorMixin, folder: Path) -> list[str]:
-    """A native model's processor that is none of transformers' own takes its code along."""
+    """Save the code of a native model's processor, if it is not one of transformers' own."""
     if not isinstance(processor, ModalignProcessor):
         return []
     name = write_processor(folder, type(processor), list(processor.signals))
@@ -177,12 +177,12 @@ def _save_processor_code(processor: ProcessorMixin, folder: Path) -> list[str]:
 
 
 def connector_classes(model: Bridges) -> list[type[Connector]]:
-    """Every class of connector in a model, once."""
+    """Return every connector class in a model, once."""
     return list(dict.fromkeys(type(each) for each in model.connectors.values()))  # type: ignore[misc]
 
 
 def own_code(model: Bridges) -> list[str]:
-    """Notes on encoders whose code cannot travel."""
+    """Return notes on encoders whose code cannot be exported."""
     return [
         f"The {name} encoder is the user's own class `{encoder.path}`: the module must be "
         "importable wherever this model is loaded."
@@ -192,7 +192,7 @@ def own_code(model: Bridges) -> list[str]:
 
 
 def forget_places(file: Path) -> None:
-    """Leave out where parts were loaded from: folders of this machine, and nothing reads them."""
+    """Remove the paths that parts were loaded from: they are local to this machine and not used."""
     values = json.loads(file.read_text(encoding="utf-8"))
     kept = _without_places(values)
     if kept != values:
@@ -209,16 +209,16 @@ def _without_places(value: Any) -> Any:
 
 @contextmanager
 def edited_json(path: Path) -> Iterator[dict[str, Any]]:
-    """A JSON file's values, written back when the block ends without an error."""
+    """Edit a JSON file: its values are written back if the block succeeds."""
     values = json.loads(path.read_text(encoding="utf-8"))
     yield values
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def savable(generation: GenerationConfig) -> GenerationConfig:
-    """A copy that transformers agrees to save.
+    """Return a copy that transformers accepts for saving.
 
-    Many models on the hub give a temperature without saying that they sample, which it refuses.
+    Many models on the hub set a temperature without sampling, which transformers refuses to save.
     """
     generation = copy.deepcopy(generation)
     try:
@@ -229,7 +229,7 @@ def savable(generation: GenerationConfig) -> GenerationConfig:
 
 
 def widest_dtype(model: nn.Module) -> torch.dtype:
-    """The floating type that holds every parameter exactly."""
+    """Return the floating type that represents every parameter exactly."""
     found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     dtype = found.pop()
     for other in found:
@@ -240,14 +240,14 @@ def widest_dtype(model: nn.Module) -> torch.dtype:
 def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a saved model with its processor, in evaluation mode.
 
-    What is of modalign's own class runs modalign's own code, never the copy in the folder.
+    Models of modalign's class run modalign's own code, never the copy in the folder.
 
     Raises:
-        UsageError: no model is there, or it needs code that modalign does not have.
+        UsageError: there is no model, or it needs code that modalign does not have.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} holds no model: it has no config.json")
+        raise UsageError(f"{folder} contains no model: it has no config.json")
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         if values.get("model_type") == ModalignConfig.model_type:
@@ -263,7 +263,7 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def load_processor(folder: Path) -> ProcessorMixin:
-    """A saved model's processor: one of modalign's, or one of transformers'."""
+    """Load a saved model's processor: one of modalign's, or one of transformers'."""
     file = folder / "processor_config.json"
     values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     own = next(

@@ -1,4 +1,4 @@
-"""A Llava as a composed model again, for the rungs that need its parts: a gateway, its own code."""
+"""Convert a Llava back to a composed model, for the rungs that need its parts: gateway, remote code."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from modalign.models.processing import ModalignProcessor
 def composed_from_llava(
     llava: LlavaForConditionalGeneration, processor: ProcessorMixin
 ) -> tuple[ModalignForConditionalGeneration, ModalignProcessor]:
-    """Put a composed model together from a Llava's modules (shared, but for a linear map's).
+    """Build a composed model from a Llava's modules (shared, except a linear map's).
 
     Args:
-        llava: with one layer read, and its projector's GELU or nothing between the two maps.
+        llava: that reads one layer, with GELU or nothing between its projector's two maps.
         processor: its processor.
 
     Raises:
-        UsageError: a Llava whose form no connector of modalign has; the message says what it is.
+        UsageError: no connector of modalign has this Llava's form; the message says why.
     """
     config, reader = llava.config, _Reader(processor)
     if not isinstance(config.vision_feature_layer, int):
@@ -67,7 +67,7 @@ def composed_from_llava(
 
 
 class _Reader:
-    """What of a processor is needed."""
+    """The needed parts of a processor."""
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
@@ -78,7 +78,7 @@ class _Reader:
 
 
 def _language_model(llava: LlavaForConditionalGeneration) -> PreTrainedModel:
-    """The causal language model around the Llava's decoder and head."""
+    """Build the causal language model around the Llava's decoder and head."""
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(llava.config.text_config)
     setattr(causal, causal.base_model_prefix, llava.model.language_model)

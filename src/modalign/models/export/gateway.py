@@ -1,14 +1,14 @@
-"""A gateway's folder: what turns a conversation with media into prompt embeddings.
+"""A gateway folder: turns a conversation with media into prompt embeddings.
 
-The language model is not in it. It runs elsewhere, as the plain text model that it is, on a server
-that takes embeddings in place of token ids (vLLM's prompt embeddings, for one); encoder and
-connector run here. Only connectors that enter by the input sequence can work so.
+The language model is not in it. It runs elsewhere, as an unchanged text model, on a server that accepts
+embeddings instead of token ids (vLLM's prompt embeddings, for example); encoder and connector run here.
+Only connectors that enter by the input sequence can work this way.
 
     gateway = load_gateway("folder")
     prompt = gateway.encode([{"role": "user", "content": [{"type": "image", "image": image}, ...]}])
-    prompt.embeddings  # (T, D): what the server is sent
+    prompt.embeddings  # (T, D): the server's input
 
-``gateway.json`` says which language model that must be: its sizes, and a hash of its tensors.
+``gateway.json`` identifies the language model by its sizes and a hash of its tensors.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ REFERENCE = "gateway.json"
 FORMAT = 1
 
 CARD = """\
-# A gateway: {modalities} before a language model that runs elsewhere
+# A gateway: {modalities} in front of a language model that runs elsewhere
 
 Encoder and connector of a model, with the input embedding of its language model (`embedding.weight`
-in `model.safetensors`, what it gives for every token id). They turn a conversation into prompt
-embeddings, which a server of the plain language model takes in place of token ids. `gateway.json`
-says which language model that is. The Python files need torch and transformers only; read them
+in `model.safetensors`: its output for every token id). They turn a conversation into prompt
+embeddings, which a server of the plain language model accepts instead of token ids. `gateway.json`
+identifies that language model. The Python files need only torch and transformers; read them
 before trusting them.
 
 ```python
@@ -59,7 +59,7 @@ prompt.embeddings  # (T, D)
 | width D | {hidden_size} |
 | SHA-256 of its tensors | `{sha256}` |
 
-The licences of the language model and of the encoder go on to apply.
+The licences of the language model and of the encoder still apply.
 
 {notes}
 """
@@ -71,8 +71,8 @@ class PromptEmbeddings:
 
     Attributes:
         embeddings: (T, D), in the folder's number format, on the gateway's device.
-        ids: (T,) the token ids behind it; where a medium stands, its placeholder.
-        media_tokens: positions that the media of each modality take, out of ``len(ids)``.
+        ids: (T,) its token ids, with placeholders for media.
+        media_tokens: positions of each modality's media, out of ``len(ids)``.
     """
 
     embeddings: Tensor
@@ -81,7 +81,7 @@ class PromptEmbeddings:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Positions of the prompt: all, those of text, those of media."""
+        """Count the prompt's positions: all, text, and media."""
         media = sum(self.media_tokens.values())
         text = len(self.ids) - media
         return {"prompt_tokens": len(self.ids), "text_tokens": text, "media_tokens": media}
@@ -89,15 +89,15 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True)
 class Gateway:
-    """Encoders and connectors, ready to run.
+    """Encoders and connectors, ready to use.
 
     Attributes:
-        folder: where it was loaded from.
+        folder: the folder it was loaded from.
         model: the media side of the composed model, in evaluation mode.
-        processor: of the composed model: chat template, tokenizer, what makes tensors of media.
-        generation: the composed model's: ids that end an answer, ids never to be said (the
-            placeholders). The server must be told them with each request.
-        language_model: what ``gateway.json`` says of the language model.
+        processor: of the composed model: chat template, tokenizer, media preparation.
+        generation: of the composed model: ids that end an answer, and ids to suppress (the
+            placeholders), which the server must be given with each request.
+        language_model: the description of the language model in ``gateway.json``.
     """
 
     folder: Path
@@ -108,16 +108,16 @@ class Gateway:
 
     @property
     def modalities(self) -> list[str]:
-        """What a conversation may hold besides text."""
+        """Return the modalities that a conversation may contain."""
         return list(self.model.connectors)
 
     @torch.inference_mode()
     def encode(self, conversation: Conversation) -> PromptEmbeddings:
-        """Turn a conversation into prompt embeddings, up to where the answer begins.
+        """Turn a conversation into prompt embeddings, up to the answer.
 
         Args:
-            conversation: chat messages whose media parts are decoded; ``conversation_of`` makes
-                one of a record.
+            conversation: chat messages with decoded media parts; ``conversation_of`` makes
+                one from a record.
 
         Raises:
             ValueError: the processor refuses a part; the message says why.
@@ -131,11 +131,11 @@ class Gateway:
         return PromptEmbeddings(self.model(**inputs)[0], ids, media)
 
     def check_language_model(self, name: Path | str) -> None:
-        """See that a folder (or a hub name) holds the language model this gateway was made for.
+        """Check that a folder (or hub name) is the language model this gateway was made for.
 
         Raises:
             UsageError: it cannot be loaded.
-            ModalignError: it is another one; the message names the first tensor that differs.
+            ModalignError: it is another one; the message names the first differing tensor.
         """
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
@@ -156,15 +156,15 @@ class Gateway:
 
 
 def load_gateway(folder: Path | str, device: torch.device | str = "cpu") -> Gateway:
-    """Load a gateway's folder; modalign's own code runs, never the copy in the folder.
+    """Load a gateway's folder; runs modalign's own code, never the copy in the folder.
 
     Raises:
-        UsageError: no gateway is there.
+        UsageError: there is no gateway.
     """
     folder = Path(folder)
     if not (folder / REFERENCE).is_file():
         raise UsageError(
-            f"{folder} holds no gateway: it has no {REFERENCE}; 'modalign export MODEL --to gateway "
+            f"{folder} contains no gateway: it has no {REFERENCE}; 'modalign export MODEL --to gateway "
             f"-o {folder}' writes one"
         )
     try:
@@ -189,7 +189,7 @@ def load_gateway(folder: Path | str, device: torch.device | str = "cpu") -> Gate
 def save_gateway(
     model: ModalignForConditionalGeneration, processor: ModalignProcessor, folder: Path
 ) -> list[str]:
-    """Write a gateway's folder into an empty one; return what a user must know.
+    """Write a gateway into an empty folder; return notes for users.
 
     Raises:
         UsageError: a connector does not enter by the input sequence.
@@ -204,7 +204,7 @@ def save_gateway(
     if language["embedding_factor"] != 1:
         notes.append(
             f"The language model multiplies its embedding by {language['embedding_factor']:g}; "
-            "the embeddings sent already hold the factor: see that the server does not apply it "
+            "the embeddings already contain the factor: make sure that the server does not apply it "
             "again."
         )
     card = CARD.format(
@@ -233,10 +233,10 @@ def save_language_model(
 def describe_language_model(
     model: ModalignForConditionalGeneration, processor: ModalignProcessor
 ) -> dict[str, Any]:
-    """What tells a language model from others: architecture, sizes, a hash of every tensor.
+    """Identify a language model: architecture, sizes, a hash of every tensor.
 
-    Rows of the vocabulary that were added for placeholders are left out (``rows`` says how many
-    are not): nothing is ever read or said there, so the model without them serves as well.
+    Vocabulary rows that were added for placeholders are left out (``rows`` counts the others): they are never
+    read or generated, so the model without them serves as well.
     """
     language = model.language_model
     module = embedding(language)
@@ -260,7 +260,7 @@ def describe_language_model(
 def _rows_before_placeholders(
     model: ModalignForConditionalGeneration, processor: ModalignProcessor
 ) -> int:
-    """Rows of the vocabulary without placeholders at its very end, which were added for media."""
+    """Count the vocabulary rows without the placeholders added at the end for media."""
     size = embedding(model).weight.shape[0]
     placeholders = {bridge["token_id"] for bridge in (model.config.bridges or {}).values()}
     while size and size - 1 in placeholders:
@@ -269,7 +269,7 @@ def _rows_before_placeholders(
 
 
 def _digests(language: PreTrainedModel, rows: int) -> dict[str, str]:
-    """Tensor -> hash of its values; of a vocabulary those of its first rows."""
+    """Return tensor -> hash of its values; for a vocabulary, of its first rows."""
     state = language.state_dict()
     by_vocabulary = {
         id(parameter)

@@ -1,7 +1,7 @@
-"""Export to a rung of the ladder, checked before anything is left on disk.
+"""Export to a rung of the ladder, with a check before anything is left on disk.
 
-native class -> remote code -> gateway (prompt embeddings) -> modalign's own server. The rung that
-was asked for is written, or refused with the reason; never another in its place.
+native class -> remote code -> gateway (prompt embeddings) -> modalign's own server. The requested
+rung is written, or refused with the reason, but never replaced by another.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ RECORDS = 4  # compared by default
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that was written and checked.
+    """A written and checked export.
 
     Attributes:
         folder: where it is.
         rung: ``native``, ``remote-code`` or ``gateway``.
         loads_as: the class that loads it.
         records: conversations that were compared.
-        compared_on: where they are from.
-        difference: the largest of logits.
-        tolerance: what was allowed, times the largest logit where that is above 1.
-        greedy_equal: whether the greedy answers are the same; always, or there is no folder.
-        notes: what its user must know.
-        language_model: folder of the plain language model, where it was written.
+        compared_on: their origin.
+        difference: the largest difference of logits.
+        tolerance: the allowed difference, relative to the largest logit where that is above 1.
+        greedy_equal: whether the greedy answers are the same; always true if the folder exists.
+        notes: notes for users.
+        language_model: folder of the plain language model, if written.
     """
 
     folder: Path
@@ -77,13 +77,13 @@ class Exported:
     language_model: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
+        """Return everything as JSON values."""
         return json.loads(json.dumps(asdict(self), default=str))
 
 
 @dataclass
 class _Source:
-    """The model that is exported, and what it answers to the conversations it is compared on."""
+    """The model to export, and its answers to the conversations used for comparison."""
 
     folder: Path
     model: Any
@@ -112,21 +112,21 @@ def export_model(
 
     Args:
         source: a folder that modalign saved.
-        out: new, empty, or a model folder to be replaced.
-        to: the rung; None for the highest that the model reaches.
-        target: the native class, of those in ``TARGETS`` or ``CausalLM``; None: the connector's.
+        out: new, empty, or a model folder to replace.
+        to: the rung; None for the highest possible.
+        target: the native class, from ``TARGETS`` or ``CausalLM``; None: the connector's.
         data: records to compare on; None for those of the run that made the model, then, if the
             model takes images, the starter's.
-        records: how many of them.
-        tolerance: of logits, times the largest where that is above 1; None: by number format.
-        language_model: with a gateway, where the plain language model is written to.
-        progress: told how far it is.
+        records: number of records.
+        tolerance: for logits, relative to the largest where that is above 1; None: by number format.
+        language_model: with a gateway, the folder for the plain language model.
+        progress: called with the progress.
 
     Raises:
-        UsageError: no such model, rung or class, or the model does not reach it; the reason is
-            told.
+        UsageError: no such model, rung or class, or not possible for this model; the message says
+            why.
         DataError: there are no records to compare on.
-        ModalignError: what was written answers otherwise; it is removed again.
+        ModalignError: the export gives different answers; it is removed again.
     """
     folder, out = Path(source), Path(out)
     _check_request(folder, out, to, target, language_model)
@@ -174,7 +174,7 @@ def export_model(
 def _check_request(
     folder: Path, out: Path, to: str | None, target: str | None, language: Path | str | None
 ) -> None:
-    """What can be refused before anything is loaded."""
+    """Refuse invalid requests before anything is loaded."""
     if to is not None and to not in get_args(Rung):
         raise UsageError(f"there is no rung {to!r}; {choose(to, get_args(Rung))}")
     if target is not None and target not in (*TARGETS, TARGET):
@@ -185,15 +185,15 @@ def _check_request(
         raise UsageError("--language-model goes with --to gateway only")
     if (folder / TOOLS).is_file():
         raise UsageError(
-            f"{folder} holds a language model that reads the text of tools; no export holds the "
-            "tools, so 'modalign serve' is its only server"
+            f"{folder} contains a language model that reads the text of tools; an export cannot contain the "
+            "tools, so only 'modalign serve' can serve it"
         )
     if (folder / REFERENCE).is_file():
-        raise UsageError(f"{folder} is a gateway already: it holds no language model to export")
+        raise UsageError(f"{folder} is already a gateway: it contains no language model to export")
     if not takes_media(folder):
         raise UsageError(
-            f"{folder} holds a plain language model: transformers and every server of text models "
-            "take it as it is"
+            f"{folder} contains a plain language model: transformers and every server of text models "
+            "load it as it is"
         )
     if out.resolve() == folder.resolve():
         raise UsageError(f"{out} is the model itself; name another folder")
@@ -208,7 +208,7 @@ def _check_request(
 def _write(
     source: _Source, folder: Path, to: Rung | None, target: str | None
 ) -> tuple[Rung, str, list[str]]:
-    """Write the rung that was asked for, or the highest; what loads it, and notes."""
+    """Write the requested or the highest rung; return what loads it, and notes."""
     if not source.composed:
         return _copied(source, folder, to, target)
     if to == "gateway":
@@ -224,7 +224,7 @@ def _write(
                 f"{source.folder} cannot be a native model: {reason}. It can be remote-code"
             ) from reason
         saved = save_model(source.model, source.processor, folder, target="remote-code")
-        notes = [f"It can be no native model: {reason}.", *saved.notes[1:]]
+        notes = [f"It cannot be a native model: {reason}.", *saved.notes[1:]]
         return "remote-code", type(source.model).__name__, notes
 
 
@@ -257,12 +257,12 @@ def _codes_or_none(model: ModalignForConditionalGeneration) -> str | None:
 def _copied(
     source: _Source, folder: Path, to: Rung | None, target: str | None
 ) -> tuple[Rung, str, list[str]]:
-    """A native model stays what it is."""
+    """Copy a native model unchanged."""
     name = type(source.model).__name__
     if to not in (None, "native"):
         raise UsageError(
-            f"{source.folder} is a {name} already: servers of transformers' models take it as it is, "
-            f"and of transformers' own classes only Llava can be taken apart for {to}"
+            f"{source.folder} is already a {name}: servers of transformers models load it as it is, "
+            f"and of the native classes only Llava can be converted for {to}"
         )
     if target is not None and not name.startswith(f"{target}For"):
         raise UsageError(f"{source.folder} is a {name}; it cannot become {target}")
@@ -276,7 +276,7 @@ def _copied(
 def _check(
     source: _Source, folder: Path, language_model: Path | None, limit: float, shown: Path
 ) -> float:
-    """Load what was written where modalign cannot be imported; ModalignError if it differs."""
+    """Load the export where modalign cannot be imported; raise ModalignError if it differs."""
     form: Literal["whole", "gateway", "codes"] = "whole"
     media = None
     if language_model is not None:
@@ -301,6 +301,6 @@ def _check(
 
 @contextmanager
 def _passing() -> Iterator[Path]:
-    """A folder for the length of a block."""
+    """Make a temporary folder for the block."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)

@@ -1,4 +1,4 @@
-"""Write the media side of a composed model, encoders and connectors, as a folder of its own."""
+"""Write the media side of a composed model, encoders and connectors, as a separate folder."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from modalign.models.processing import ModalignProcessor
 
 
 def refuse_in_layer(model: Bridges, what: str) -> None:
-    """Refuse a model of which not everything enters by the input sequence.
+    """Refuse a model if not all media enter by the input sequence.
 
     Raises:
         UsageError: it has no media, or a connector acts inside the language model.
     """
     if not model.connectors:
-        raise UsageError(f"{what}: the model reads text only, there is no encoder to write")
+        raise UsageError(f"{what}: the model reads only text, so there is no encoder to write")
     for modality, connector in model.connectors.items():
         if isinstance(connector, InLayerConnector):
             raise UsageError(
@@ -50,7 +50,7 @@ def refuse_in_layer(model: Bridges, what: str) -> None:
 
 @torch.no_grad()
 def embedding_rows(model: ModalignForConditionalGeneration) -> Tensor:
-    """(V, D), what the input embedding gives for every id: some multiply their rows (Gemma's)."""
+    """Return (V, D), the input embedding's output for every id: some multiply their rows (Gemma's)."""
     module = embedding(model)
     ids = torch.arange(module.weight.shape[0], device=module.weight.device)
     return torch.cat([module(part) for part in ids.split(16384)]).detach()
@@ -64,13 +64,13 @@ def save_media(
     rows: Tensor | None,
     code_offsets: dict[str, int] | None = None,
 ) -> list[str]:
-    """Write encoders, connectors, processor and their code; return what a user must know.
+    """Write encoders, connectors, processor and their code; return notes for users.
 
     Args:
-        model: all of whose connectors are prefix connectors.
+        model: a model with only prefix connectors.
         processor: the composed model's.
         folder: an empty one.
-        rows: (V, D) of the input embedding; None: it is left out.
+        rows: (V, D) of the input embedding; None to leave it out.
         code_offsets: as in :class:`ModalignMediaConfig`.
     """
     config = ModalignMediaConfig(
@@ -87,7 +87,7 @@ def save_media(
         media.embedding = nn.Embedding.from_pretrained(rows)
     write_code(folder, connector_classes(model), list(model.encoders), MEDIA)
     media.save_pretrained(folder)
-    savable(model.generation_config).save_pretrained(folder)  # where answers end
+    savable(model.generation_config).save_pretrained(folder)  # end tokens of answers
     processor.save_pretrained(folder)
     dtype = str(widest_dtype(media)).removeprefix("torch.")
     with edited_json(folder / "config.json") as values:

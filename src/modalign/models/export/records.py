@@ -1,4 +1,4 @@
-"""Real records to compare an exported model on: given, of the run that made it, or the starter's."""
+"""Records for comparing an exported model: given ones, those of its run, or the starter's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modalign.starter.build import located, starter
 def records_for(
     folder: Path, processor: Any, data: str | None, count: int
 ) -> tuple[list[Record], str]:
-    """Records to compare on, those with media where there are any, and where they are from.
+    """Return records for the comparison, preferring those with media, and their origin.
 
     Raises:
         DataError: there are none; the message says what to give.
@@ -28,8 +28,8 @@ def records_for(
         origin = str(starter().val)
     if origin is None:
         raise DataError(
-            f"there is nothing to compare the export of {folder} on: give records of "
-            f"{' and '.join(taken) or 'text'} by --data"
+            f"there are no records to compare the export of {folder} on: give records of "
+            f"{' and '.join(taken) or 'text'} with --data"
         )
     found = read_records(origin, modalities=taken or ["image"]).records
     found = [record for record in found if record.messages[0].role != "assistant"]
@@ -40,7 +40,7 @@ def records_for(
 
 
 def run_data(folder: Path) -> str | None:
-    """Validation or training data of the run that this model folder lies in; None: there is none."""
+    """Return the validation or training data of the run that contains this model folder, if any."""
     try:
         values = read_yaml((folder.resolve().parent / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

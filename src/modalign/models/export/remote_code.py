@@ -1,7 +1,7 @@
-"""The code that travels with a model: flat copies of the modules it needs.
+"""Export a model's code: flat copies of the modules it needs.
 
 Each module of modalign (or of a third party's connector) that the model needs is copied under a
-flat name, and its absolute imports of other copied modules become relative ones. Everything else a
+flat name, with absolute imports of other copied modules made relative. Everything else that a
 copy imports must be the standard library, torch or transformers.
 """
 
@@ -51,11 +51,11 @@ _ENTRY_NAMES = {
 
 
 class NotCopyableError(ModalignError):
-    """Code that cannot travel with the model; the message names the import."""
+    """Code that cannot be exported with the model; the message names the import."""
 
 
 def flat_name(module: str) -> str:
-    """The file name (without .py) under which a module is copied."""
+    """Return the file name (without .py) of a module's copy."""
     if module in _ENTRY_NAMES:
         return _ENTRY_NAMES[module]
     return re.sub(r"\W", "_", module.removeprefix("modalign."))
@@ -72,7 +72,7 @@ def write_code(
     Args:
         folder: to write into.
         connectors: classes in use.
-        modalities: whose encoders are in use.
+        modalities: modalities whose encoders are in use.
         model: module of the model, whole or without its language model.
 
     Raises:
@@ -92,15 +92,15 @@ def write_code(
 
 
 def write_processor(folder: Path, processor: type, modalities: Sequence[str]) -> str:
-    """Copy a processor of modalign and all it needs, without any model.
+    """Copy one of modalign's processors and all it needs, without a model.
 
     Args:
         folder: to write into.
         processor: its class.
-        modalities: whose signals it prepares; images have a processor of their own.
+        modalities: modalities whose signals it prepares; images have their own processor.
 
     Returns:
-        What ``auto_map`` calls the class.
+        The name of the class in ``auto_map``.
     """
     made = {flat_name(ENCODERS): _encoders_shim(modalities, builders=False)}
     encoders = [modality_of(modality).encoder for modality in modalities]
@@ -111,7 +111,7 @@ def write_processor(folder: Path, processor: type, modalities: Sequence[str]) ->
 
 
 def _with_copies(made: dict[str, str], needed: Iterable[str], own: set[str]) -> dict[str, str]:
-    """Files by their flat name: those that were made, and copies of modules and all they import."""
+    """Return files by flat name: generated ones, and copies of modules and all they import."""
     files, waiting = dict(made), list(needed)
     done = {REGISTRY, ENCODERS}
     while waiting:
@@ -130,8 +130,8 @@ def _with_copies(made: dict[str, str], needed: Iterable[str], own: set[str]) -> 
 def _write(folder: Path, files: dict[str, str], entry: str) -> list[str]:
     """Write files by their flat name; return the file names.
 
-    transformers takes two folders of one name for the same model while the file that it loads is the
-    same, and would run the first one's code for the second: so that file tells all apart.
+    transformers takes two folders with the same name for the same model if the file that it loads is equal, and
+    would run the first one's code for the second; so that file contains a hash of all of them.
     """
     together = hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()
     files[entry] += f"\n# SHA-256 of this model's files together: {together}\n"
@@ -141,7 +141,7 @@ def _write(folder: Path, files: dict[str, str], entry: str) -> list[str]:
 
 
 def _source(module: str) -> tuple[str, str]:
-    """File and text of a module's source."""
+    """Return file and text of a module's source."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -149,7 +149,7 @@ def _source(module: str) -> tuple[str, str]:
     origin = spec.origin if spec is not None else None
     if spec is None or origin is None or not origin.endswith(".py"):
         raise NotCopyableError(
-            f"the model needs the module {module!r}, which has no source file that could travel "
+            f"the model needs the module {module!r}, which has no source file that could be exported "
             "with it; put the class into an importable .py file"
         )
     if spec.submodule_search_locations is not None:
@@ -160,7 +160,7 @@ def _source(module: str) -> tuple[str, str]:
 
 
 def _flattened(module: str, own: set[str]) -> tuple[str, list[str]]:
-    """The module's text with relative imports, and the modules these name."""
+    """Return the module's text with relative imports, and the imported modules."""
     origin, text = _source(module)
     lines = text.splitlines(keepends=True)
     needed = []
@@ -194,7 +194,7 @@ def _absolute(node: ast.ImportFrom, module: str) -> str:
 
 
 def _check(target: str, own: set[str], origin: str, line: int, *, plain: bool) -> bool:
-    """Whether an import is of a module that must be copied too."""
+    """Whether an import refers to a module that must be copied too."""
     top = target.partition(".")[0]
     if top in own:
         if plain:
@@ -205,7 +205,7 @@ def _check(target: str, own: set[str], origin: str, line: int, *, plain: bool) -
         return True
     if top not in ALLOWED and top not in sys.stdlib_module_names:
         raise NotCopyableError(
-            f"{origin}:{line} imports {target!r}; code that travels with a model may import only "
+            f"{origin}:{line} imports {target!r}; code exported with a model may import only "
             "the standard library, torch and transformers"
         )
     return False
@@ -229,7 +229,7 @@ def _registry_shim(connectors: list[type[Connector]]) -> str:
 
 
 def _encoders_shim(modalities: Sequence[str], *, builders: bool = True) -> str:
-    """transformers copies only the files that ``from .file import name`` names."""
+    """Write a registry file: transformers copies only files named in ``from .file import name``."""
     # Images have a Hugging Face processor instead.
     readers = [m for m in modalities if hasattr(encoder_module(m), "prepare")]
     lines = ['"""The encoders of this model."""', ""]
@@ -253,7 +253,7 @@ def _encoders_shim(modalities: Sequence[str], *, builders: bool = True) -> str:
 
 
 def _table(function: str, modalities: Sequence[str]) -> list[str]:
-    """Lines that import a function of every modality's file, and name all of them by modality."""
+    """Return lines that import a function from every modality's file into a table by modality."""
     lines = [
         f"from .{flat_name(modality_of(m).encoder)} import {function} as {function}_{m}"
         for m in modalities

@@ -1,4 +1,4 @@
-"""What was saved is loaded again and must answer as the model that was saved."""
+"""Reload a saved model and check that it answers as before."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from modalign.models import probe
 from modalign.models.export.folder import load_model
 from modalign.models.probe import Conversation, observe
 
-TOLERANCE = 1e-5  # of fp32 logits, times their size where that is above 1
+TOLERANCE = 1e-5  # for fp32 logits, relative to their size where that is above 1
 HALF_TOLERANCE = 2e-2
 NEW_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a saved model must answer, in a process of its own.
+    """What a saved model must answer, in a separate process.
 
     Attributes:
         folder: the saved model.
-        conversations: what it is asked.
-        seen: what :func:`observe` saw of the model that was saved.
-        tolerance: of logits.
+        conversations: its inputs.
+        seen: the result of :func:`observe` on the original model.
+        tolerance: tolerance of logits.
         max_new_tokens: as in :func:`observe`.
-        form: ``whole`` models answer by themselves; ``gateway``s and ``codes`` are what stands
-            before a language model.
-        media: folder of what stands before it.
-        language_model: folder of the language model, then.
+        form: ``whole`` models answer by themselves; ``gateway`` and ``codes`` come in front of a
+            language model.
+        media: folder of the part in front of it.
+        language_model: folder of that language model.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class Expected:
 
 
 def tolerance_of(model: nn.Module) -> float:
-    """The tolerance for a model's number format."""
+    """Return the tolerance for a model's number format."""
     half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
     return HALF_TOLERANCE if half else TOLERANCE
 
@@ -72,7 +72,7 @@ def verify_saved(
     max_new_tokens: int = NEW_TOKENS,
     seen: dict[str, Tensor] | None = None,
 ) -> float:
-    """Load the folder again, and compare ids, logits and greedy ids with the model in memory.
+    """Reload the folder, and compare ids, logits and greedy ids with the model in memory.
 
     Args:
         folder: as written by ``save_model``.
@@ -80,15 +80,15 @@ def verify_saved(
         processor: its processor.
         conversations: chat messages with image parts; :func:`modalign.models.asking.conversation_of`
             makes them.
-        tolerance: of logits, relative to the largest where that is above 1; None: by number format.
-        max_new_tokens: of the greedy answers.
-        seen: what :func:`observe` saw of the model with the same arguments, where that is known.
+        tolerance: for logits, relative to the largest where that is above 1; None: by number format.
+        max_new_tokens: length of the greedy answers.
+        seen: the result of :func:`observe` on the model with the same arguments, if known.
 
     Returns:
         The largest difference of logits.
 
     Raises:
-        ModalignError: something differs; the message says what, and by how much.
+        ModalignError: something differs; the message says what and by how much.
     """
     if not conversations:
         raise ModalignError("nothing to compare a saved model on: give at least one conversation")
@@ -105,7 +105,7 @@ def verify_saved(
 
 
 def check_trained_ids(processor: Any, conversation: Conversation) -> None:
-    """The processor must give the ids training saw: the raw template, placeholders repeated."""
+    """Check that the processor gives the same ids as training: the raw template with repeated placeholders."""
     flat = []
     stand_ins: dict[int, list[int]] = {}  # placeholder -> positions of its media in reading order
     for message in conversation:
@@ -123,13 +123,13 @@ def check_trained_ids(processor: Any, conversation: Conversation) -> None:
             "end",
         )
         raise ModalignError(
-            f"the processor gives {len(given)} token ids where training saw {len(trained)}; they "
+            f"the processor gives {len(given)} token ids, but training had {len(trained)}; they "
             f"differ from position {where} on"
         )
 
 
 def _flat_part(processor: Any, part: dict[str, Any], stand_ins: dict[int, list[int]]) -> str:
-    """A part as text; the positions that a medium takes are noted under its placeholder's id."""
+    """Convert a part to text; a medium's positions are recorded under its placeholder's id."""
     kind = part["type"]
     if kind == "text":
         return str(part["text"])
@@ -153,7 +153,7 @@ def _check_end_ids(model: Any, again: Any, folder: Path) -> None:
 def compare(
     expected: dict[str, Tensor], seen: dict[str, Tensor], tolerance: float, label: str
 ) -> float:
-    """Largest difference of logits; ModalignError where anything differs more than allowed."""
+    """Return the largest difference of logits; raise ModalignError if anything differs too much."""
     if expected.keys() != seen.keys():
         raise ModalignError(f"{label}: {sorted(expected.keys() ^ seen.keys())} seen only once")
     largest = 0.0
@@ -184,7 +184,7 @@ def verify_in_clean_process(
     """Load saved models where modalign cannot be imported, with plain transformers, and compare.
 
     Args:
-        expected: the models, all looked at by one process.
+        expected: the models, all checked by one process.
         blocked: packages that the process cannot import.
         timeout: seconds.
 
@@ -192,7 +192,7 @@ def verify_in_clean_process(
         The largest difference of logits of each.
 
     Raises:
-        ModalignError: a model does not load there, or answers something else.
+        ModalignError: a model does not load there, or gives different answers.
     """
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -242,12 +242,12 @@ def verify_in_clean_process(
 
 
 def _has_code(file: Path) -> bool:
-    """Whether a configuration names code in its folder; what has none is loaded without trust."""
+    """Whether a configuration refers to code in its folder; others are loaded without trust."""
     return file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
 
 
 def _with_files(conversations: Sequence[Conversation], folder: Path) -> list[Conversation]:
-    """Conversations that JSON can hold: each image a PNG file, each array a NumPy file."""
+    """Convert conversations to JSON values: each image becomes a PNG file, each array a NumPy file."""
     folder.mkdir()
     written = []
     for conversation in conversations:

@@ -1,4 +1,4 @@
-"""From a request's work to its answer: whole as JSON, or chunk by chunk as server-sent events."""
+"""Send a request's answer: whole as JSON, or in chunks as server-sent events."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Work:
     """A request, parsed and ready for the engine.
 
     Attributes:
-        prompts: each once.
+        prompts: without repetition.
         asks: ``n`` for every prompt, in the order of the answer's choices.
-        shape: of the answer.
-        stream: as server-sent events.
-        stream_usage: with usage at the end of the stream.
+        shape: format of the answer.
+        stream: whether to send server-sent events.
+        stream_usage: whether the stream ends with the usage.
     """
 
     prompts: list[Prompt]
@@ -42,7 +42,7 @@ class Work:
     stream_usage: bool = False
 
     def usage(self, run: Run) -> dict[str, Any]:
-        """Tokens read and made; every prompt is counted once, whatever ``n``."""
+        """Count tokens read and generated; every prompt counts once, whatever ``n``."""
         read = sum(len(prompt.ids) for prompt in self.prompts)
         each = len(self.asks) // len(self.prompts)
         cached = sum(run.cached(place * each) for place in range(len(self.prompts)))
@@ -61,17 +61,17 @@ class Work:
 
 
 def failure(event: Finished) -> ApiError | None:
-    """What a client is told where the engine gave up; the engine's own words go to the log."""
+    """Return the client's error if the engine failed; the engine's own message goes to the log."""
     if event.reason == "cancelled":
         return draining()
     if event.reason == "error":
         log.error("the engine gave up a request: %s", event.error)
-        return ApiError(500, "the model failed; the server's log says why", code="engine_error")
+        return ApiError(500, "the model failed; see the server's log", code="engine_error")
     return None
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Do something for a client as long as it is there; None where it left."""
+    """Do work for a client while it is connected; None if it disconnects."""
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_gone(receive))
     try:
@@ -89,13 +89,13 @@ async def _gone(receive: Receive) -> None:
 
 
 class Answer(Response):
-    """Runs a request's work and sends its answer; the engine's places are free again whatever happens.
+    """Runs a request's work and sends its answer; always frees the engine's slots.
 
     Args:
-        work: what is wanted.
+        work: the prepared request.
         run: its answers, started.
-        stalled_seconds: a client that takes nothing for so long is given up.
-        left: called when all is over.
+        stalled_seconds: a client that reads nothing for so long is dropped.
+        left: called at the end.
     """
 
     def __init__(

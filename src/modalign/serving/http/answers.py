@@ -1,4 +1,4 @@
-"""What answers look like; for /openapi.json, which clients and tests hold the server to."""
+"""Schemas of answers for /openapi.json, against which clients and tests check the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Shown(BaseModel):
 
 
 class Problem(Shown):
-    """What was wrong and what to do."""
+    """What was wrong, and what to do."""
 
     message: str
     type: Literal[
@@ -42,7 +42,7 @@ class PromptDetails(Shown):
 
 
 class Usage(Shown):
-    """Tokens read and made."""
+    """Tokens read and generated."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -51,7 +51,7 @@ class Usage(Shown):
 
 
 class Alternative(Shown):
-    """A token that could have stood at a place."""
+    """A possible token at a position."""
 
     token: str
     logprob: float
@@ -87,7 +87,7 @@ class MadeCall(Shown):
 
 
 class AnswerMessage(Shown):
-    """What the model said; ``tool_calls`` is there where it called."""
+    """The model's message; has ``tool_calls`` if it made any."""
 
     role: Literal["assistant"]
     content: str | None
@@ -116,7 +116,7 @@ class ChatCompletion(Shown):
 
 
 class TextScores(Shown):
-    """Tokens with their log-probabilities and places (characters) in the text."""
+    """Tokens with their log-probabilities and offsets (characters) in the text."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -134,7 +134,7 @@ class TextChoice(Shown):
 
 
 class Completion(Shown):
-    """Texts that go on from prompts."""
+    """Continuations of prompts."""
 
     id: str
     object: Literal["text_completion"]
@@ -149,9 +149,9 @@ class Medium(Shown):
 
     Attributes:
         name: the modality's.
-        words: what a medium is called.
-        endings: of its files.
-        json_: what a JSON file that holds a medium's value begins with; null: media are files.
+        words: name of a medium.
+        endings: file extensions.
+        json_: JSON type of a file with a medium's value; null: media are files.
     """
 
     name: str
@@ -161,7 +161,7 @@ class Medium(Shown):
 
 
 class Model(Shown):
-    """The model that is served."""
+    """The served model."""
 
     id: str
     object: Literal["model"]
@@ -173,14 +173,14 @@ class Model(Shown):
 
 
 class Models(Shown):
-    """All models: one."""
+    """The list of models, which has one."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Health(Shown):
-    """How the server is."""
+    """The state of the server."""
 
     status: Literal["ok"]
     model: str
@@ -192,7 +192,7 @@ class Health(Shown):
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for its documentation."""
+    """Return the errors of a route, for its documentation."""
     return {status: {"model": ErrorAnswer, "description": _WORDS[status]} for status in statuses}
 
 
@@ -202,9 +202,9 @@ _WORDS = {
     404: "No such model",
     408: "The body took too long",
     413: "The body is too large",
-    415: "The body is no application/json",
-    421: "A Host header that is not this server's",
-    429: "Too many requests; Retry-After says when to come again",
+    415: "The body is not application/json",
+    421: "A Host header that does not name this server",
+    429: "Too many requests; Retry-After says when to try again",
     500: "The model or the server failed",
     503: "The server is shutting down",
 }

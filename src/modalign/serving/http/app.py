@@ -31,7 +31,7 @@ from modalign.serving.http.settings import Settings
 from modalign.serving.requests import Engine
 from modalign.version import __version__
 
-GATE = (401, 421, 500)  # what every route may answer
+GATE = (401, 421, 500)  # statuses that every route may return
 WORK = (400, 404, 408, 413, 415, 429, 503)
 
 
@@ -43,8 +43,8 @@ class Service:
         settings: of the server.
 
     Attributes:
-        draining: no request is taken any more.
-        serving: requests that are read, prepared or answered now.
+        draining: new requests are refused.
+        serving: requests being read, prepared or answered.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -61,7 +61,7 @@ class Service:
     async def answer(
         self, request: Request, schema: type[Schema], prepare: Callable[[Schema], Work]
     ) -> Response:
-        """Read, prepare and start one request; its answer is sent by what is returned.
+        """Read, prepare and start one request; the returned response sends its answer.
 
         Raises:
             ApiError: it is refused.
@@ -111,11 +111,11 @@ class Service:
             )
 
     def media(self) -> MediaReader:
-        """What reads the media of one request."""
+        """Return a reader for the media of one request."""
         return MediaReader(self.engine.modalities, self.settings.media, self.fetcher)
 
     def model(self) -> dict[str, Any]:
-        """The model as /v1/models lists it."""
+        """Describe the model as listed by /v1/models."""
         return {
             "id": self.settings.name,
             "object": "model",
@@ -128,19 +128,19 @@ class Service:
 
 
 def _medium(modality: str) -> dict[str, Any]:
-    """How the page tells files of a modality apart."""
+    """Describe how the page recognises files of a modality."""
     known = modality_of(modality)
     json = known.inline.json if known.inline is not None else None
     return {"name": modality, "words": known.words, "endings": known.endings, "json": json}
 
 
 def build_app(service: Service) -> FastAPI:
-    """The application of a service, its gate included."""
+    """Build the application of a service, including its gate."""
     app = FastAPI(
         title="modalign",
         version=__version__,
-        description="A model that modalign joined, behind the OpenAI API.",
-        docs_url=None,  # these pages load scripts from elsewhere
+        description="A model made by modalign, behind the OpenAI API.",
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -168,7 +168,7 @@ def _add_completions(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions", **_described(ChatRequest, answers.ChatCompletion))
     async def chat_completions(request: Request) -> Response:
-        """Answer a conversation, with media in it where the model takes them."""
+        """Answer a conversation, with media if the model takes them."""
         return await ask(
             request,
             ChatRequest,
@@ -177,7 +177,7 @@ def _add_completions(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions", **_described(CompletionRequest, answers.Completion))
     async def text_completions(request: Request) -> Response:
-        """Go on from a text, or score it (`echo`, `max_tokens` 0, `logprobs`)."""
+        """Continue a text, or score it (`echo`, `max_tokens` 0, `logprobs`)."""
         return await ask(
             request,
             CompletionRequest,
@@ -201,7 +201,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_model=None, responses=_answers(answers.Health, 503))
     async def health() -> JSONResponse:
-        """Say how the server is: 200 while it takes requests."""
+        """Report the server's state: 200 while it accepts requests."""
         state = service.engine.state()
         if service.draining or state.draining:
             raise draining()
@@ -230,7 +230,7 @@ def _answers(model: type[answers.Shown], *errors: int) -> dict[int | str, dict[s
 
 
 def _described(schema: type[Schema], model: type[answers.Shown]) -> dict[str, Any]:
-    """Documentation of a route whose body is read by our own hands (under limits, off the event loop)."""
+    """Document a route that reads its own body (under limits, off the event loop)."""
     reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": reference}}}
     responses = _answers(model, *WORK)
@@ -245,7 +245,7 @@ def _described(schema: type[Schema], model: type[answers.Shown]) -> dict[str, An
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, and the schemas of the bodies."""
+    """Add the bodies' schemas to FastAPI's document."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         _, defined = models_json_schema(

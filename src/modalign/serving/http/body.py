@@ -18,14 +18,14 @@ Schema = TypeVar("Schema", bound=Sampled)
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """The body.
+    """Read the body.
 
-    Only ``application/json`` is read: a page of another origin cannot send that without asking first, which
+    Only ``application/json`` is read: a page of another origin needs a preflight to send that, which
     this server does not answer.
 
     Raises:
         ApiError: of another type (415), larger (413, noticed while reading), or slower (408) than allowed.
-        ClientDisconnect: the client left.
+        ClientDisconnect: the client disconnected.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -42,22 +42,22 @@ async def read_body(request: Request, settings: Settings) -> bytes:
                     raise _too_large(settings)
     except TimeoutError:
         raise ApiError(
-            408, f"the body was not there within {settings.body_seconds:g} s", headers=_CLOSE
+            408, f"the body did not arrive within {settings.body_seconds:g} s", headers=_CLOSE
         ) from None
     return bytes(body)
 
 
 def parsed(schema: type[Schema], body: bytes) -> Schema:
-    """A body as a request.
+    """Parse a body as a request.
 
     Raises:
-        ApiError: no JSON, not of the schema, or with a field that is not supported.
+        ApiError: not JSON, not of the schema, or with an unsupported field.
     """
     try:
-        # Once as JSON, once as a request: messages then can name the place in what was sent.
+        # Parsed as JSON first, so that messages can give the place in the sent JSON.
         given = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise refused("body", f"no valid JSON ({error})") from None
+        raise refused("body", f"not valid JSON ({error})") from None
     if not isinstance(given, dict):
         raise refused("body", "must be a JSON object: {...}")
     try:
@@ -70,7 +70,7 @@ def parsed(schema: type[Schema], body: bytes) -> Schema:
     return request
 
 
-_CLOSE = {"Connection": "close"}  # what is still coming is not read
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
 def _too_large(settings: Settings) -> ApiError:

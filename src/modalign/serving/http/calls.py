@@ -1,4 +1,4 @@
-"""Tool calls in an answer, told from its text while it arrives."""
+"""Find tool calls in an answer's text while it arrives."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TAG = "<tool_call>"
 
 
 class CallReader:
-    """Holds back what may be a tool call; everything else can be shown at once.
+    """Holds back possible tool calls; all other text can be shown at once.
 
-    A call is a JSON mapping between ``<tool_call>`` tags, or an answer that is nothing but such a mapping
-    with the name of an offered tool. A call that is no valid JSON is text, and so is one within thoughts.
+    A call is a JSON mapping between ``<tool_call>`` tags, or an answer that consists only of such a mapping
+    with the name of an offered tool. Invalid JSON is text, and so is a call within thoughts.
 
     Args:
-        names: of the tools that were offered.
+        names: names of the offered tools.
         thinking: whether the prompt ends within thoughts.
     """
 
@@ -30,7 +30,7 @@ class CallReader:
         self._begun = False
 
     def feed(self, text: str) -> str:
-        """Take more text; return what can be shown."""
+        """Add text; return what can be shown."""
         self._text += text
         if not self._begun:
             self._shown = len(self._text) - len(self._text.lstrip())
@@ -40,11 +40,11 @@ class CallReader:
         if place < 0:
             place = len(rest) - _open_end(rest, TAG)
         if rest.lstrip().startswith("{") and not self._text[thoughts:begin].strip():
-            place = 0  # an answer that may be nothing but a call
+            place = 0  # an answer that may consist only of a call
         return self._show(begin + place)
 
     def end(self) -> tuple[str, list[dict[str, Any]]]:
-        """What remains: text, and calls in OpenAI's form."""
+        """Return the rest: text, and calls in OpenAI's format."""
         _, begin = self._places()
         thoughts, rest = self._show(begin), self._text[begin:]
         calls = [
@@ -64,7 +64,7 @@ class CallReader:
         ]
 
     def _places(self) -> tuple[int, int]:
-        """Where thoughts end, and where that begins which is neither thought nor shown."""
+        """Return where thoughts end, and where the held-back text begins."""
         thoughts = end_of_thoughts(self._text, self._thinking)
         return thoughts, max(self._shown, thoughts)
 
@@ -75,5 +75,5 @@ class CallReader:
 
 
 def _open_end(text: str, tag: str) -> int:
-    """Characters at the end of a text that may be the beginning of a tag."""
+    """Count the characters at the end of a text that may begin a tag."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)

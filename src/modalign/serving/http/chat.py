@@ -1,4 +1,4 @@
-"""/v1/chat/completions: a conversation becomes prompts, events become messages and chunks."""
+"""/v1/chat/completions: turn a conversation into prompts, and events into messages and chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prepare(request: ChatRequest, engine: Engine, reader: MediaReader, name: str
     """Decode and tokenise a conversation; called on a thread of the pool.
 
     Raises:
-        ApiError, PromptError: a field, a medium or the length is wrong.
+        ApiError, PromptError: a field, a medium or the length is invalid.
     """
     _check(request, engine)
     tools = _tools(request)
@@ -46,7 +46,7 @@ def _check(request: ChatRequest, engine: Engine) -> None:
         raise refused("top_logprobs", "needs logprobs: true")
     if request.tools and not engine.takes_tools:
         raise refused(
-            "tools", "this model's chat template has no place for tools", "unsupported_value"
+            "tools", "this model's chat template does not support tools", "unsupported_value"
         )
     if request.tool_choice not in (None, "auto", "none"):
         raise refused(
@@ -68,8 +68,8 @@ class ChatShape(Shape):
     """Answers of a chat.
 
     Args:
-        name: of the model.
-        readers: of the calls in each answer; None where no tools are offered.
+        name: name of the model.
+        readers: readers of the calls in each answer; None if no tools are offered.
         logprobs: whether tokens carry their log-probabilities.
         usage: whether chunks have the field ``usage``.
     """

@@ -1,4 +1,4 @@
-"""/v1/completions: prompts to go on from, or to be scored."""
+"""/v1/completions: continue or score prompts."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def prepare(request: CompletionRequest, engine: Engine, name: str, most_choices:
     """Tokenise prompts; called on a thread of the pool.
 
     Raises:
-        ApiError, PromptError: a field or a length is wrong.
+        ApiError, PromptError: a field or a length is invalid.
     """
     given, n = request.prompts, request.n or 1
     asked = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
     if len(given) * n > most_choices:
         raise refused(
             "prompt",
-            f"{len(given)} prompts with n={n} are more than the {most_choices} answers that one request may "
+            f"{len(given)} prompts with n={n} exceed the {most_choices} answers that one request may "
             "ask for: send several requests",
         )
     if not asked and not request.echo:
-        raise refused("max_tokens", "0 gives nothing without echo: ask for at least 1 token")
+        raise refused("max_tokens", "0 returns nothing without echo: request at least 1 token")
     prompts = [engine.text_prompt(prompt) for prompt in given]
     for prompt in prompts:
         room(engine, prompt, asked, "prompt")
-    # The text of ids is known to the engine alone: it comes with the scored prompt.
+    # Only the engine knows the text of ids: it comes with the scored prompt.
     unknown = any(not isinstance(prompt, str) for prompt in given)
     scored = bool(request.echo) and (request.logprobs is not None or unknown or not asked)
     if scored:
@@ -68,11 +68,11 @@ def _check_scores(prompts: Sequence[Prompt], n: int, alternatives: int) -> None:
 
 
 class CompletionShape(Shape):
-    """Answers that go on from prompts.
+    """Answers that continue prompts.
 
     Args:
-        name: of the model.
-        choices: how many answers.
+        name: name of the model.
+        choices: number of answers.
         echoed: the prompts' texts in the order of choices, None for one of ids; None without ``echo``.
         logprobs: how many alternatives tokens carry; None for no log-probabilities.
         usage: whether chunks have the field ``usage``.
@@ -129,7 +129,7 @@ class CompletionShape(Shape):
         return "".join(token.text for token in prompt) if prompt or text is None else text
 
     def _scores(self, choice: int, tokens: Sequence[Scored]) -> dict[str, Any]:
-        """OpenAI's four lists; the token that was taken is among its alternatives."""
+        """Return OpenAI's four lists; the chosen token is among its alternatives."""
         offsets = []
         for token in tokens:
             offsets.append(self._offsets[choice])
@@ -148,7 +148,7 @@ def _top(token: Scored) -> dict[str, float] | None:
     if token.logprob is None:
         return None
     top: dict[str, float] = {}
-    for other in token.top:  # names may be equal where tokens differ: the likeliest stays
+    for other in token.top:  # different tokens may have the same name: the most likely one stays
         top.setdefault(other.name, finite(other.logprob))
     top.setdefault(token.name, finite(token.logprob))
     return top

@@ -1,4 +1,4 @@
-"""A chat request's messages become turns of the engine: text, media, tool calls."""
+"""Convert a chat request's messages into the engine's turns: text, media, tool calls."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from modalign.serving.http.errors import refused
 from modalign.serving.http.media import MediaReader
 from modalign.serving.requests import Turn
 
-ROLES: dict[str, Any] = {"developer": "system"}  # the newer name of the same thing
+ROLES: dict[str, Any] = {"developer": "system"}  # the newer name for system
 
 
 def turns_of(messages: Sequence[schemas.Turn], reader: MediaReader, tools: bool) -> list[Turn]:
-    """Messages for the engine. Turns of tools stay mappings, which chat templates render.
+    """Convert messages. Turns with tools stay mappings, which chat templates render.
 
     Args:
-        messages: of the request.
-        reader: of their media.
+        messages: the request's messages.
+        reader: reader of their media.
         tools: whether the chat template renders tools.
 
     Raises:
-        ApiError: a medium that cannot be taken, or turns of tools where the template has none.
+        ApiError: a medium is unusable, or turns use tools that the template does not support.
     """
     turns: list[Turn] = []
     for number, message in enumerate(messages):
@@ -34,7 +34,7 @@ def turns_of(messages: Sequence[schemas.Turn], reader: MediaReader, tools: bool)
             if not tools:
                 raise refused(
                     f"messages[{number}]",
-                    "this model's chat template has no place for tool calls",
+                    "this model's chat template does not support tool calls",
                     "unsupported_value",
                 )
             turns.append(_tool_turn(message, parts))

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, whatever went wrong."""
+"""Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``, whatever went wrong."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from modalign.serving.requests import DrainingError, PromptError, QueueFullError
 
 log = logging.getLogger("modalign.serving")
 
-GONE = 499  # nobody reads it: the client has left; for the log and the metrics
+GONE = 499  # the client has disconnected; only for the log and the metrics
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-INTERNAL = "the server failed to answer; its log says why"
+INTERNAL = "the server failed to answer; see its log"
 
 
 class ApiError(ModalignError):
-    """A request that gets an error for an answer.
+    """An error response.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: what was wrong and what to do.
-        param: the field of the request that was wrong: ``messages[0].content``.
-        code: a word that programs can go by.
-        headers: further headers of the answer.
+        param: the invalid field of the request: ``messages[0].content``.
+        code: an error code for programs.
+        headers: further response headers.
     """
 
     def __init__(
@@ -50,30 +50,30 @@ class ApiError(ModalignError):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
+        """Return the response's JSON."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {"message": str(self), "type": _TYPES.get(self.status, kind)}
         return {"error": {**error, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Return the response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
 def refused(param: str, message: str, code: str | None = None) -> ApiError:
-    """A wrong field (400)."""
+    """Create the error for an invalid field (400)."""
     return ApiError(400, f"{param}: {message}", param=param, code=code)
 
 
 def draining() -> ApiError:
-    """The server takes no further request (503)."""
+    """Create the error of a server that is shutting down (503)."""
     return ApiError(
-        503, "the server is shutting down and takes no further request", code="draining"
+        503, "the server is shutting down and accepts no further requests", code="draining"
     )
 
 
 def api_error(error: Exception) -> ApiError:
-    """What a failure is to the client; what it cannot act on is told to the log alone."""
+    """Convert a failure for the client; what the client cannot fix goes only to the log."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFullError):
@@ -88,7 +88,7 @@ def api_error(error: Exception) -> ApiError:
 
 
 def wrong_fields(error: ValidationError, given: Any) -> ApiError:
-    """A request that is not of the schema: of all that was found the deepest, which is nearest to the cause."""
+    """Convert a schema error: the deepest location is closest to the cause."""
     found = [
         (_path(problem["loc"], given, problem["type"] == "missing"), _words(problem["msg"]))
         for problem in error.errors(include_url=False, include_context=False, include_input=False)
@@ -100,15 +100,15 @@ def wrong_fields(error: ValidationError, given: Any) -> ApiError:
 
 
 def _words(message: str) -> str:
-    """pydantic's message in the words of JSON."""
+    """Rephrase pydantic's message in JSON terms."""
     return re.sub(r"dictionary( or instance of \w+)?", "object", message)
 
 
 def _path(location: tuple[int | str, ...], given: Any, missing: bool) -> tuple[int | str, ...]:
-    """A location without the names of the schema's own branches: only what leads into the request.
+    """Reduce a location to the path into the request, without the schema's branches.
 
-    A branch may be called as a field is (a part's type "text"): of two ways the longer is meant, and of equal
-    ones that which ends where the location ends.
+    A branch may have the name of a field (a part's type "text"): the longer path is meant, and of equally long
+    ones the one that ends where the location ends.
     """
     if missing:
         return (*_path(location[:-1], given, False), location[-1])
@@ -132,7 +132,7 @@ def dotted(path: tuple[int | str, ...]) -> str:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Give every failure of an application OpenAI's shape."""
+    """Give every failure of an application OpenAI's format."""
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()
@@ -141,7 +141,7 @@ def add_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         shown = request.url.path[:200]
         if error.status_code == 404:
-            message = f"there is no {shown}; see /openapi.json for what there is"
+            message = f"there is no {shown}; see /openapi.json for the routes"
         elif error.status_code == 405:
             message = f"{shown} does not take {request.method}"
         else:

@@ -1,4 +1,4 @@
-"""Fetching media from the few hosts that were allowed, and from public addresses only.
+"""Fetch media from allowed hosts, and from public addresses only.
 
 A name is resolved once, every address it has is looked at, and the connection goes to an address that was
 looked at: a name whose address changes between the check and the connection (DNS rebinding) gains nothing.
@@ -64,7 +64,7 @@ class FetchError(DataError):
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """All addresses of a name.
+    """Return all addresses of a name.
 
     Raises:
         OSError: it has none.
@@ -88,14 +88,14 @@ class Fetcher:
     """Fetches from allowed hosts.
 
     Args:
-        allowed: ``name`` (at http's or https's own port) or ``name:port``.
-        most: bytes of a response.
-        seconds: for one medium, redirects included.
+        allowed: ``name`` (at the default port of http or https) or ``name:port``.
+        most: maximum bytes of a response.
+        seconds: for one medium, including redirects.
         resolver: name and port -> addresses.
         acceptable: whether an address may be connected to.
 
     Raises:
-        UsageError: an allowed host that is no host name.
+        UsageError: an allowed host is not a host name.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class Fetcher:
         self.acceptable = acceptable
 
     def fetch(self, url: str) -> bytes:
-        """The content behind an http(s) URL.
+        """Return the content of an http(s) URL.
 
         Raises:
-            FetchError: a host or address that is not allowed, too much, too slow, or no success.
+            FetchError: a host or address is not allowed, or the response is too large, too slow or an error.
         """
         limits = _Limits(self.most, self.seconds)
         for _ in range(REDIRECTS + 1):
@@ -174,14 +174,14 @@ class Fetcher:
         return FetchError(f"{_shown(url)}: not there within {self.seconds:g} s")
 
     def _checked(self, url: str) -> tuple[SplitResult, int]:
-        """The parts of a URL of an allowed host, and its port."""
+        """Check a URL and return its parts and port."""
         try:
             parts = urlsplit(url)
             port = parts.port or PORTS.get(parts.scheme, 0)
             host = (parts.hostname or "").encode("idna").decode("ascii") if parts.hostname else ""
             _target(parts).encode("ascii")
         except ValueError:  # UnicodeError is one
-            raise FetchError(f"{_shown(url)}: is no URL: percent-encode it") from None
+            raise FetchError(f"{_shown(url)}: is not a URL: percent-encode it") from None
         if parts.scheme not in PORTS:
             raise FetchError(f"{_shown(url)}: only http and https are fetched")
         if parts.username is not None or parts.password is not None:
@@ -203,8 +203,8 @@ class Fetcher:
             raise FetchError(f"{_shown(url)}: the name {host} has no address")
         if not all(map(self.acceptable, addresses)):
             raise FetchError(
-                f"{_shown(url)}: {host} leads to an address that is private, of this machine or "
-                "reserved; such are never fetched"
+                f"{_shown(url)}: {host} resolves to an address that is private, of this machine or "
+                "reserved; these are never fetched"
             )
         return addresses[0]
 
@@ -362,5 +362,5 @@ def _host(text: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """A URL without its query, which may hold a signature."""
+    """Return a URL without its query, which may contain a signature."""
     return url.partition("?")[0][:200]

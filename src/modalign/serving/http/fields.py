@@ -1,7 +1,7 @@
-"""Fields of OpenAI's API, and of other servers of it, that change nothing here or are not supported.
+"""Fields of OpenAI's API and of compatible servers that change nothing here or are not supported.
 
-A field that would change the answer and is not carried out is refused, by name: an answer that silently
-ignores what was asked for is a wrong one.
+A field that would change the answer but is not implemented is refused by name, because an answer that silently
+ignores it would be wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from modalign.errors import meant
 from modalign.serving.http.errors import ApiError, refused
 from modalign.serving.http.schemas import Sampled
 
-# For bookkeeping, for other servers' scheduling, or about how chunks are sent.
+# For bookkeeping, other servers' scheduling, or the way chunks are sent.
 HARMLESS = frozenset(
     [
         "user",
@@ -28,7 +28,7 @@ HARMLESS = frozenset(
     ]
 )
 
-# Values that ask for nothing (as null does); every other value is refused.
+# Values without effect (like null); every other value is refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -70,7 +70,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def refuse_unsupported(request: Sampled) -> None:
-    """Look at the fields that the schema does not name.
+    """Check the fields that the schema does not list.
 
     Raises:
         ApiError: one of them would change the answer, or is unknown.
@@ -90,7 +90,7 @@ def refuse_unsupported(request: Sampled) -> None:
 
 
 def further_fields(properties: dict[str, Any], model: str) -> dict[str, Any]:
-    """The JSON schema's part for these fields, and for the only name of a model."""
+    """Return the JSON schema of these fields, and of the only model name."""
     harmless: dict[str, Any] = {name: {"description": "Changes nothing."} for name in HARMLESS}
     neutral = {
         name: {"enum": [*values, None], "description": "Other values are not supported."}
@@ -106,5 +106,5 @@ def further_fields(properties: dict[str, Any], model: str) -> dict[str, Any]:
 def _unsupported(name: str, value: Any, neutral: tuple[Any, ...]) -> ApiError:
     others = f", or give {neutral[0]!r}" if neutral else ""
     return refused(
-        name, f"{str(value)[:60]} is not supported: leave it out{others}", "unsupported_value"
+        name, f"{str(value)[:60]} is not supported: remove it{others}", "unsupported_value"
     )

@@ -1,4 +1,4 @@
-"""What every request passes first: the Host header, the API key; and the line in the log that it leaves."""
+"""Checks before every request (Host header, API key), and its line in the log."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from modalign.serving.http.settings import Settings
 
 access = logging.getLogger("modalign.serving.access")
 
-OPEN = {"/health", *PATHS}  # without a key: these say nothing of any request
+OPEN = {"/health", *PATHS}  # accessible without a key: they reveal nothing about requests
 
 
 class Gate:
     """ASGI middleware before everything else.
 
     Args:
-        app: what is behind it.
-        settings: the key, and the names that the Host header may have.
-        metrics: told of every request.
+        app: the protected application.
+        settings: the key, and the allowed Host names.
+        metrics: counts every request.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
@@ -36,7 +36,7 @@ class Gate:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let one request through, or answer it."""
+        """Pass one request on, or answer it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -69,7 +69,7 @@ class Gate:
         if self.key is not None and scope["path"] not in OPEN:
             given = [value for name, value in headers if name == b"authorization"]
             scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
-            # Digests, so that neither characters nor the length of the key can be timed.
+            # Digests, so that timing reveals neither the key's characters nor its length.
             right = hmac.compare_digest(_digest(key.strip()), self.key)
             if not right or scheme.lower() != b"bearer":
                 return ApiError(
@@ -81,7 +81,7 @@ class Gate:
         return None
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        """A line of the log without query, body and headers; a path by its route, so metrics stay few."""
+        """Log a request without query, body and headers; the path is its route, so that metrics stay few."""
         route: Any = scope.get("route")
         self.metrics.done(getattr(route, "path", "other"), status, seconds)
         client = scope.get("client")
@@ -101,7 +101,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def _host(header: bytes) -> str:
-    """The name in a Host header, without the port."""
+    """Return the name in a Host header, without the port."""
     text = header.decode("latin-1").strip().lower()
     name = text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0]
     return name.rstrip(".")

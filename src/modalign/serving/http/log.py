@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
-    """Write the log of the room, and uvicorn's errors, as lines with a time, for as long as this lasts."""
+    """While active, write this room's log and uvicorn's errors as lines with a time."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = {

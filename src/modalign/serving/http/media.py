@@ -1,4 +1,4 @@
-"""Media in requests: base64, data URLs and fetched URLs become ``Media``; limits hold before decoding."""
+"""Media in requests: turn base64, data URLs and fetched URLs into ``Media``, with limits before decoding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MediaReader:
     """Reads the media of one request.
 
     Args:
-        modalities: that the model takes.
-        limits: of all media together.
+        modalities: modalities that the model takes.
+        limits: limits of all media together.
         fetcher: for http(s) URLs.
     """
 
@@ -29,13 +29,13 @@ class MediaReader:
         self.limits = limits
         self.fetcher = fetcher
         self._count = 0
-        self._sums: dict[str, float] = {}  # by the limit's name
+        self._sums: dict[str, float] = {}  # by limit
 
     def from_url(self, modality: str, url: str, param: str) -> Media:
-        """A medium behind a data URL or an allowed address.
+        """Read a medium from a data URL or an allowed address.
 
         Raises:
-            ApiError: of a modality that the model does not take, no such URL, or over a limit.
+            ApiError: an unsupported modality, an invalid URL, or over a limit.
         """
         self._taken(modality, param)
         scheme = url.partition(":")[0].lower()
@@ -56,19 +56,19 @@ class MediaReader:
         return self._checked(modality, content, param)
 
     def from_base64(self, modality: str, text: str, param: str) -> Media:
-        """A medium in base64.
+        """Read a medium from base64.
 
         Raises:
-            ApiError: of a modality that the model does not take, no base64, or over a limit.
+            ApiError: an unsupported modality, invalid base64, or over a limit.
         """
         self._taken(modality, param)
         return self._checked(modality, _base64(text, param), param)
 
     def from_value(self, modality: str, value: Any, param: str) -> Media:
-        """A medium that stands in the request itself: a series, say, or a row of a table.
+        """Read an inline medium: a series, for example, or a row of a table.
 
         Raises:
-            ApiError: of a modality that the model does not take.
+            ApiError: an unsupported modality.
         """
         self._taken(modality, param)
         return Media(modality, data=json.dumps(value).encode(), source=_source(param))
@@ -108,7 +108,7 @@ class MediaReader:
 
 
 def _source(param: str) -> Source:
-    """The medium's place in the request, as messages name it: ``messages[0].content:2``."""
+    """Return the medium's place in the request for messages: ``messages[0].content:2``."""
     place, _, index = param.partition("]")[2].partition("[")
     number = index.partition("]")[0]
     start = param.partition("]")[0] + "]" + place
@@ -116,22 +116,24 @@ def _source(param: str) -> Source:
 
 
 def _data_url(url: str, modality: str, param: str) -> bytes:
-    """The bytes of ``data:TYPE;base64,...`` whose type is the modality's, unknown or left out."""
+    """Decode ``data:TYPE;base64,...``, whose type must be the modality's, unknown or omitted."""
     head, comma, text = url.partition(",")
     kind, *options = head[len("data:") :].lower().split(";")
     if not comma or "base64" not in options:
         raise refused(param, "a data URL must be of the form data:TYPE;base64,...", "invalid_media")
     if kind not in ("", "application/octet-stream") and kind.partition("/")[0] != modality:
-        raise refused(param, f"a data URL of {kind[:60]} is no {modality}", "invalid_media")
+        raise refused(
+            param, f"a data URL of {kind[:60]} is not of type {modality}", "invalid_media"
+        )
     return _base64(text, param)
 
 
 def _base64(text: str, param: str) -> bytes:
     try:
         content = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
-    except ValueError as error:  # binascii.Error and UnicodeError are
+    except ValueError as error:  # includes binascii.Error and UnicodeError
         said = "a character outside ASCII" if isinstance(error, UnicodeError) else str(error)
-        raise refused(param, f"no valid base64 ({said})", "invalid_media") from None
+        raise refused(param, f"not valid base64 ({said})", "invalid_media") from None
     if not content:
         raise refused(param, "is empty", "invalid_media")
     return content

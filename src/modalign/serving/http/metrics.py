@@ -1,4 +1,4 @@
-"""Figures for Prometheus, in a registry of their own."""
+"""Prometheus metrics, in a separate registry."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ COUNTERS = {
     "prompt_tokens": "Prompt tokens read",
     "new_tokens": "Tokens made",
     "cached_tokens": "Prompt tokens taken from the prefix cache",
-    "media_hits": "Media whose encoding was known",
+    "media_hits": "Media whose encoding was cached",
     "media_misses": "Media that were encoded",
 }
 
 
 class Metrics:
-    """The server's figures.
+    """The server's metrics.
 
     Args:
-        state: the engine's figures of now, read when they are asked for.
+        state: returns the engine's current state.
     """
 
     def __init__(self, state: Callable[[], EngineState]) -> None:
@@ -50,13 +50,13 @@ class Metrics:
         )
         self.first_token = Histogram(
             "modalign_time_to_first_token_seconds",
-            "From submission to the engine to the first token, waiting included",
+            "From submission to the engine to the first token, including waiting",
             buckets=REQUEST_SECONDS,
             registry=self.registry,
         )
         self.token = Histogram(
             "modalign_time_per_token_seconds",
-            "Mean over an answer, its first token left out",
+            "Mean over an answer, without its first token",
             buckets=TOKEN_SECONDS,
             registry=self.registry,
         )
@@ -67,7 +67,7 @@ class Metrics:
         self.request.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

@@ -1,4 +1,4 @@
-"""The page at ``/``: a few files without a framework, under headers that let it speak to this server alone."""
+"""The page at ``/``: a few files without a framework, with headers that restrict it to this server."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
-    "Cache-Control": "no-cache",  # a newer version's page must not meet an older one's script
+    "Cache-Control": "no-cache",  # pages and scripts must be of the same version
 }
 _FILES = {
     "/" if file.name == "index.html" else f"/page/{file.name}": file
     for file in sorted(resources.files("modalign.serving").joinpath("page").iterdir(), key=str)
     if file.name.rpartition(".")[2] in _TYPES
 }
-PATHS = frozenset(_FILES)  # these say nothing of the model or of any request
+PATHS = frozenset(_FILES)  # they reveal nothing about the model or requests
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the page's files to an application; they are no part of its API's document."""
+    """Add the page's files to an application, without listing them in the API's document."""
     for path, file in _FILES.items():
         route = _giving(file.read_bytes(), _TYPES[file.name.rpartition(".")[2]])
         app.add_api_route(path, route, methods=["GET", "HEAD"], include_in_schema=False)

@@ -1,7 +1,7 @@
 """The answers of one HTTP request in the engine: submitted, awaited, cancelled together.
 
-Events come on the engine's thread. They are handed to the event loop in bundles: one wake-up for all that
-a step of the engine brought, and not one for every token of every client.
+Events come from the engine's thread and are handed to the event loop in bundles: one wake-up per step of the
+engine instead of one per token and client.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Relay:
         self._called = False
 
     def put(self, run: Run, choice: int, event: Event, more: bool = False) -> None:
-        """Take an event, from any thread; with ``more`` another follows, which wakes the loop."""
+        """Add an event, from any thread; with ``more`` another follows, which wakes the loop."""
         self._events.append((run, choice, event))
-        # Appended before it is looked at: a drain that is due will see it.
+        # Appended before the check, so that a scheduled drain sees it.
         if not more and not self._called:
             self._called = True
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: nobody is waiting
                 self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
@@ -58,7 +58,7 @@ class Relay:
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer that is wanted."""
+    """One requested answer."""
 
     prompt: Prompt
     sampling: Sampling
@@ -66,7 +66,7 @@ class Ask:
 
 @dataclass
 class _Choice:
-    """How far one answer is; times in seconds of the monotonic clock."""
+    """The state of one answer; times in seconds of the monotonic clock."""
 
     handle: Handle | None = None
     asked: float = 0.0
@@ -80,13 +80,13 @@ class _Choice:
 class Run:
     """All answers of one request.
 
-    What the engine has no place for waits here until one of this request's own answers is done.
+    Answers without a slot in the engine wait here until another of this request's answers is done.
 
     Args:
         engine: makes the answers.
-        relay: brings its events.
-        asks: what is wanted, in the order of the answer's choices.
-        metrics: told of times.
+        relay: delivers its events.
+        asks: the requested answers, in the order of the response's choices.
+        metrics: records times.
     """
 
     def __init__(self, engine: Engine, relay: Relay, asks: Sequence[Ask], metrics: Metrics) -> None:
@@ -100,10 +100,10 @@ class Run:
         self.open = len(asks)
 
     def start(self) -> None:
-        """Submit what the engine takes now.
+        """Submit as many answers as the engine accepts now.
 
         Raises:
-            QueueFullError, DrainingError, PromptError: it does not even take the first.
+            QueueFullError, DrainingError, PromptError: it does not even accept the first.
         """
         try:
             self._submit()
@@ -112,16 +112,16 @@ class Run:
             raise
 
     async def events(self) -> list[tuple[int, Event]]:
-        """Wait for events, (choice, event) in their order; all have been given when ``open`` is 0."""
+        """Wait for events, (choice, event) in order; all have been returned when ``open`` is 0."""
         await self._came.wait()
         self._came.clear()
         events, self._events = self._events, []
-        # Counted here and not where they come: what has come may not have been given yet.
+        # Counted on delivery, because received events may not have been returned yet.
         self.open -= sum(isinstance(event, Finished) for _, event in events)
         return events
 
     def cancel(self) -> None:
-        """Free every place that is still taken."""
+        """Free every slot that is still in use."""
         self._cancelled = True
         self._pending.clear()
         for choice in self._choices:
@@ -130,15 +130,15 @@ class Run:
 
     @property
     def new_tokens(self) -> int:
-        """Tokens made so far, of all answers."""
+        """Count the tokens generated so far, over all answers."""
         return sum(choice.tokens for choice in self._choices)
 
     def cached(self, choice: int) -> int:
-        """Prompt positions of an answer that were known already."""
+        """Return an answer's cached prompt positions."""
         return self._choices[choice].cached
 
     def take(self, number: int, event: Event) -> None:
-        """Take an event, on the event loop."""
+        """Process an event, on the event loop."""
         choice = self._choices[number]
         self._events.append((number, event))
         self._came.set()
@@ -161,12 +161,12 @@ class Run:
         self._submit_more()
 
     def _submit_more(self) -> None:
-        """Submit what waited for a place; a queue that others filled meanwhile is asked again."""
+        """Submit waiting answers; if others have filled the queue, try again later."""
         try:
             self._submit()
         except QueueFullError as error:
             asyncio.get_running_loop().call_later(error.retry_after, self._submit_more)
-        except ModalignError as error:  # the engine stopped taking requests half-way
+        except ModalignError as error:  # the engine stopped accepting requests in between
             reason: FinishReason = "cancelled" if isinstance(error, DrainingError) else "error"
             refused = list(self._pending)
             self._pending.clear()

@@ -1,4 +1,4 @@
-"""What both kinds of completions do with their common fields."""
+"""Handle the fields that both kinds of completions share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from modalign.serving.http.runs import Ask
 from modalign.serving.http.schemas import Sampled
 from modalign.serving.requests import Engine, Prompt, Sampling
 
-SEEDS = 2**63  # a seed is below
+SEEDS = 2**63  # seeds are below this
 
 
 def sampling_of(request: Sampled) -> Sampling:
-    """How answers are drawn; OpenAI's defaults where a field is left out."""
+    """Return the sampling settings, with OpenAI's defaults."""
     return Sampling(
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
@@ -25,7 +25,7 @@ def sampling_of(request: Sampled) -> Sampling:
 
 
 def asks_for(prompts: Sequence[Prompt], sampling: Sampling, n: int) -> list[Ask]:
-    """``n`` answers of every prompt, each with a seed of its own."""
+    """Request ``n`` answers per prompt, each with its own seed."""
     first = sampling.seed
     seeds: list[int | None] = [first]
     for number in range(1, n):
@@ -34,7 +34,7 @@ def asks_for(prompts: Sequence[Prompt], sampling: Sampling, n: int) -> list[Ask]
 
 
 def room(engine: Engine, prompt: Prompt, asked: int | None, param: str) -> int:
-    """Tokens that the answer may have: as asked, else all that are left.
+    """Return the maximum tokens of the answer: as requested, else all that are left.
 
     Raises:
         ApiError: prompt and answer are longer than the model takes.
@@ -46,10 +46,10 @@ def room(engine: Engine, prompt: Prompt, asked: int | None, param: str) -> int:
         return left if asked is None else asked
     media = sum(prompt.media_tokens.values())
     of_media = f" ({media} of them media)" if media else ""
-    advice = f", or ask for at most {left} tokens" if left > 0 else ""
+    advice = f", or request at most {left} tokens" if left > 0 else ""
     raise refused(
         param,
-        f"{length} tokens of prompt{of_media} and {wanted} of answer are more than the {engine.max_length} that "
+        f"{length} tokens of prompt{of_media} and {wanted} of answer exceed the {engine.max_length} that "
         f"this model takes: shorten the prompt{advice}",
         "context_length_exceeded",
     )

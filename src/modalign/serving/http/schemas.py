@@ -1,4 +1,4 @@
-"""What requests look like: OpenAI's fields that mean something here, and a few of our own."""
+"""Schemas of requests: the supported OpenAI fields, and a few of our own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MOST_TOKENS = 2**31 - 1
 
 
 class Given(BaseModel):
-    """Anything a client sends: values of another type and unknown fields are refused, never dropped.
+    """Base of everything a client sends: wrong types and unknown fields are refused, never dropped.
 
-    Unknown fields that are empty pass: clients send an answer's message back with all that it has not.
+    Empty unknown fields are accepted, because clients send back messages with empty fields.
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
@@ -32,18 +32,20 @@ class Given(BaseModel):
 class StreamOptions(Given):
     """Options of a streamed answer."""
 
-    include_usage: bool | None = Field(None, description="End with a chunk that holds the usage.")
+    include_usage: bool | None = Field(
+        None, description="End with a chunk that contains the usage."
+    )
 
 
 class Sampled(Given):
-    """What both kinds of completions share. Further fields are looked at by `modalign.serving.http.fields`."""
+    """Fields of both kinds of completions. `modalign.serving.http.fields` checks further fields."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
-    model: str | None = Field(None, description="A name that /v1/models lists; the only one.")
+    model: str | None = Field(None, description="The name listed by /v1/models.")
     n: Annotated[int, Field(ge=1, le=64)] | None = Field(None, description="Answers per prompt.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="0 is greedy; 1 where it is left out."
+        None, description="0 is greedy; default 1."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
@@ -57,7 +59,7 @@ class Sampled(Given):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = Field(
-        None, description="Go on behind end tokens up to max_tokens (benchmarks)."
+        None, description="Continue after end tokens up to max_tokens (for benchmarks)."
     )
 
     @property
@@ -67,7 +69,7 @@ class Sampled(Given):
 
 
 class CompletionRequest(Sampled):
-    """Text to go on from."""
+    """Text to continue."""
 
     prompt: (
         str
@@ -76,7 +78,7 @@ class CompletionRequest(Sampled):
         | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
     )
     max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = Field(
-        None, description="16 where it is left out; 0 with echo scores the prompt."
+        None, description="Default 16; 0 with echo scores the prompt."
     )
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -94,11 +96,11 @@ class CompletionRequest(Sampled):
 
 
 class Url(Given):
-    """Where a medium is: a data URL, or an address that the server was allowed to fetch from."""
+    """The URL of a medium: a data URL, or an address that the server may fetch from."""
 
     url: str
     detail: Literal["auto", "high"] | None = Field(
-        None, description="An image has one resolution, all of it: low is not supported."
+        None, description="Images are always used in full resolution: low is not supported."
     )
 
 
@@ -117,21 +119,21 @@ class TextPart(Given):
 
 
 class RefusalPart(Given):
-    """What an assistant said when it declined, in a conversation that is sent back."""
+    """An assistant's refusal, in a conversation that is sent back."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 class InputAudioPart(Given):
-    """A recording, as OpenAI's API has it."""
+    """A recording, as in OpenAI's API."""
 
     type: Literal["input_audio"]
     input_audio: AudioData
 
 
 def _media_part(modality: str) -> type[Given]:
-    """A medium: its value, where its modality's may stand in a request, else its URL."""
+    """Create the part type of a modality: its value if it may be inline, else its URL."""
     known = modality_of(modality)
     kind, held = f"{modality}_url", Url
     if known.inline is not None:
@@ -150,7 +152,7 @@ else:
 
 
 class CalledFunction(Given):
-    """A call that an assistant made."""
+    """A call made by an assistant."""
 
     name: str
     arguments: str = Field(description="JSON")
@@ -191,11 +193,11 @@ class Tool(Given):
 
 
 class ChatRequest(Sampled):
-    """A conversation to be answered."""
+    """A conversation to answer."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = Field(
-        None, description="Up to the model's length where it is left out."
+        None, description="Default: up to the model's length."
     )
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None

@@ -1,4 +1,4 @@
-"""Running the server: a socket, the ready line, signals, and an orderly end."""
+"""Run the server: socket, ready line, signals, and clean shutdown."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from modalign.serving.http.settings import Settings
 from modalign.serving.requests import Engine
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-# Seconds after which a thread gives way. The model's thread lets go of the interpreter at every operation and
-# would wait Python's 5 ms to have it back from the event loop: a third of the throughput of a small model.
+# Seconds after which a thread yields. The model's thread releases the interpreter at every operation and would
+# wait Python's 5 ms to get it back from the event loop: a third of a small model's throughput.
 SWITCH = 5e-5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,9 +35,9 @@ def is_loopback(host: str) -> bool:
 
 
 def accepted_hosts(host: str) -> frozenset[str]:
-    """Names that the Host header may have: of a loopback address only its own, else any.
+    """Return the allowed Host names: for a loopback address only its own, else any.
 
-    A page whose name's address was changed to this machine's (DNS rebinding) sends its own name.
+    A page that rebinds its DNS name to this machine sends its own name.
     """
     if not is_loopback(host):
         return frozenset()
@@ -45,15 +45,15 @@ def accepted_hosts(host: str) -> frozenset[str]:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+    """Open a listening socket; port 0 chooses a free one.
 
     Raises:
-        UsageError: the address or the port cannot be had.
+        UsageError: the address or port is not available.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        # With its protocol named: asyncio sends small packets at once only on sockets that say TCP.
+        # With its protocol, because asyncio sends small packets at once only on sockets marked as TCP.
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,7 +72,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket, host: str) -> str:
-    """The URL of a listening socket, without a path."""
+    """Return the URL of a listening socket, without a path."""
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{listener.getsockname()[1]}"
 
@@ -86,18 +86,18 @@ def serve(
     drain_seconds: float = 30.0,
     stopping: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serve until a signal comes, then finish what runs.
+    """Serve until a signal comes, then finish running requests.
 
     Args:
         engine: closed at the end.
         settings: of the server.
         listener: a listening socket.
-        ready: called when requests are answered.
-        drain_seconds: for running requests to end after the first signal; then they are cancelled.
+        ready: called when the server is ready.
+        drain_seconds: time for running requests to finish after the first signal; then they are cancelled.
         stopping: called at the first signal.
 
     Returns:
-        the exit code: 0, or 128 and the signal's number where a second one cut the end short.
+        The exit code: 0, or 128 plus the signal number if a second signal stopped it.
     """
     service = Service(engine, settings)
     server = StoppableServer(service, ready, stopping, drain_seconds)
@@ -112,13 +112,13 @@ def serve(
 
 
 class StoppableServer(uvicorn.Server):
-    """uvicorn with our signals: the first one ends it in order, the second at once.
+    """uvicorn with our signals: the first one shuts it down cleanly, the second at once.
 
     Args:
-        service: told that it takes no more.
-        ready: called when requests are answered.
+        service: marked as draining on shutdown.
+        ready: called when the server is ready.
         stopping: called at the first signal.
-        drain_seconds: for running requests to end.
+        drain_seconds: time for running requests to finish.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StoppableServer(uvicorn.Server):
                 lifespan="off",
                 ws="none",
                 log_config=None,
-                access_log=False,  # ours says less: no query
+                access_log=False,  # our own log omits the query
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=max(1, round(drain_seconds)),
@@ -145,18 +145,18 @@ class StoppableServer(uvicorn.Server):
         self.exit_code = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start answering."""
         await super().startup(sockets)
         self.ready()
 
     def stop(self) -> None:
-        """Take no more requests; end when those that run are done."""
+        """Stop accepting requests; end when running ones are done."""
         self.service.draining = True
         self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals for as long as the server runs; outside the main thread there are none."""
+        """Handle signals while the server runs; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

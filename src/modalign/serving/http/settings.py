@@ -1,4 +1,4 @@
-"""What the server is told when it starts: its name for the model, its key, and what it accepts."""
+"""Settings of a server: the model's name, the key, and what it accepts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """The most that the media of one request may be; checked before anything is decoded.
+    """Limits of the media of one request, checked before anything is decoded.
 
     Small files can decode to large pictures and long silence, and all media of a request are in memory together.
 
     Attributes:
-        count: media.
+        count: number of media.
         image_pixels: of all images together.
         audio_seconds: of all recordings together.
         video_seconds: of all videos together.
         video_pixels: width x height of a video's frames.
-        url_bytes: of a medium that is fetched.
-        url_seconds: for fetching it, redirects included.
+        url_bytes: of a fetched medium.
+        url_seconds: for fetching it, including redirects.
     """
 
     count: int = 64
@@ -40,15 +40,15 @@ class Settings:
     """One server's settings.
 
     Attributes:
-        name: what the model is called in requests and answers.
-        api_key: without it no key is asked for.
-        hosts: names that the Host header may have (any port); empty takes every name.
+        name: the model's name in requests and answers.
+        api_key: None: no key is required.
+        hosts: allowed Host names (any port); empty allows all.
         url_hosts: hosts that media may be fetched from, ``name`` or ``name:port``.
-        body_bytes: of a request's body.
-        body_seconds: for a request's body to arrive.
-        stalled_seconds: a client that takes nothing for so long is given up.
-        requests: how many are served at a time, those that wait for the engine included.
-        choices: prompts times ``n`` of one request.
+        body_bytes: maximum size of a request's body.
+        body_seconds: maximum time for a request's body to arrive.
+        stalled_seconds: a client that reads nothing for so long is dropped.
+        requests: maximum number served at a time, including those waiting for the engine.
+        choices: maximum prompts times ``n`` of one request.
         workers: threads that parse requests and prepare prompts.
         media: limits of media.
     """
@@ -67,10 +67,10 @@ class Settings:
 
 
 def read_key(file: Path, option: str = "--api-key-file") -> str:
-    """The API key in a file: its only line; ``option`` names where the file was given.
+    """Read the API key, the only line of a file; ``option`` is named in errors.
 
     Raises:
-        UsageError: no readable file, or not one line of visible ASCII characters.
+        UsageError: the file is unreadable, or not one line of visible ASCII characters.
     """
     try:
         key = file.read_text(encoding="ascii").strip()
@@ -80,7 +80,7 @@ def read_key(file: Path, option: str = "--api-key-file") -> str:
         key = ""
     if not key or not all("!" <= character <= "~" for character in key):
         raise UsageError(
-            f"{option} {file}: holds no key; write one line of letters, digits and signs into it, e.g. "
-            "by: openssl rand -hex 32"
+            f"{option} {file}: contains no key; write one line of letters, digits and signs into it, e.g. "
+            "with: openssl rand -hex 32"
         )
     return key

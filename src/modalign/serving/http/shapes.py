@@ -1,4 +1,4 @@
-"""How answers are written: what both kinds of completions share, whole and in chunks."""
+"""Format answers, whole and in chunks, for both kinds of completions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from modalign.serving.requests import Event, FinishReason, Scored
 
-LEAST = -9999.0  # what OpenAI gives for a probability of 0: JSON has no infinity
+LEAST = -9999.0  # OpenAI's value for a probability of 0, because JSON has no infinity
 
 
 @dataclass
 class Collected:
-    """One answer, put together."""
+    """One complete answer."""
 
     texts: list[str] = field(default_factory=list)
     prompt: tuple[Scored, ...] = ()
@@ -26,17 +26,17 @@ class Collected:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """Return the whole text."""
         return "".join(self.texts)
 
 
 class Shape(ABC):
-    """How the answers of one request are written.
+    """Formats the answers of one request.
 
     Args:
-        kind: what they are called, as a whole and in chunks.
-        prefix: of their id.
-        name: of the model.
+        kind: object names, whole and in chunks.
+        prefix: prefix of the ids.
+        name: name of the model.
         usage: whether chunks have the field ``usage``.
     """
 
@@ -47,21 +47,21 @@ class Shape(ABC):
             "created": int(time.time()),
             "model": name,
         }
-        # What all chunks share is written once: a chunk is made for every token of every client.
+        # The common part of all chunks is formatted once, because every token of every client has one.
         chunk = json.dumps(self._head | {"object": kind[1]}, separators=(",", ":"))
         self._chunk_head = f'data: {chunk[:-1]},"choices":['
         self._chunk_tail = ',"usage":null}\n\n' if usage else "}\n\n"
 
     @abstractmethod
     def chunk(self, choice: int, event: Event) -> str:
-        """Server-sent events for one event of the engine; empty where there is nothing to show."""
+        """Return server-sent events for one event of the engine; empty if there is nothing to show."""
 
     @abstractmethod
     def choice(self, place: int, answer: Collected) -> dict[str, Any]:
-        """One answer that is not streamed."""
+        """Return one answer that is not streamed."""
 
     def written(self, choice: int, content: str, logprobs: str, finish: str | None) -> str:
-        """A chunk of one choice; ``content`` and ``logprobs`` are JSON."""
+        """Format a chunk of one choice; ``content`` and ``logprobs`` are JSON."""
         reason = "null" if finish is None else f'"{finish}"'
         return (
             f'{self._chunk_head}{{"index":{choice},{content},"logprobs":{logprobs},'
@@ -69,15 +69,15 @@ class Shape(ABC):
         )
 
     def usage_chunk(self, usage: Mapping[str, Any]) -> str:
-        """The last chunk, where usage was asked for."""
+        """Return the last chunk, with the usage."""
         return f'{self._chunk_head}],"usage":{json.dumps(usage)}}}\n\n'
 
     def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer that is not streamed."""
+        """Return the answer that is not streamed."""
         choices = [self.choice(place, answer) for place, answer in enumerate(answers)]
         return {**self._head, "choices": choices, "usage": usage}
 
 
 def finite(logprob: float) -> float:
-    """A log-probability that JSON can hold."""
+    """Return a log-probability that JSON can represent."""
     return max(logprob, LEAST)

@@ -27,7 +27,7 @@ OPERATORS: dict[str, type[Operator]] = {
         AnswerBalance,
     )
 }
-"""In the order that the command line applies them: cheap ones first, the balance of what is left last."""
+"""In the order in which the command line applies them: cheap ones first, balancing the rest last."""
 
 __all__ = [
     "OPERATORS",

@@ -1,4 +1,4 @@
-"""Answers that make up too large a share of their question type: some of their rows go."""
+"""Drop rows of answers that make up too large a share of their question type."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from modalign.data.curation.store import Drop
 class AnswerBalance(Operator):
     """Cap the share of each answer among the rows of its question type.
 
-    Rows of too frequent answers are ordered by a hash of their id and the seed, and the last go: the
-    choice follows no order of the file, and is the same in every run. A type with k answers cannot get
-    below a share of 1 / k; then all its answers become equally frequent (and a single one stays).
+    Rows of too frequent answers are ordered by a hash of their id and the seed, and the last ones are dropped:
+    the choice is independent of the file's order and the same in every run. A type with k answers cannot get
+    below a share of 1 / k; then all its answers become equally frequent (and a single one is kept).
 
     Attributes:
-        max_share: the most that one answer may make up.
-        by: the type of a question: its row's `skill`, its first words (`question`), or the skill where
-            there is one, else the first words (`auto`).
-        words: how many first words.
+        max_share: the maximum share of one answer.
+        by: the type of a question: its row's `skill`, its first words (`question`), or the skill if there is
+            one, else the first words (`auto`).
+        words: number of first words.
         min_rows: types with fewer rows are left alone.
         seed: of the hash.
     """
@@ -41,7 +41,7 @@ class AnswerBalance(Operator):
 
     @property
     def waits(self) -> bool:
-        """Shares are known when all rows are."""
+        """Shares are known only after all rows."""
         return True
 
     def start(self, place: Workplace) -> Judge:
@@ -49,7 +49,7 @@ class AnswerBalance(Operator):
         return _Judge(self, place)
 
     def question_type(self, row: Row) -> str:
-        """The type a row's question is of."""
+        """Return the type of a row's question."""
         if self.by != "question" and row.record.skill:
             return f"skill {row.record.skill!r}"
         if self.by == "skill":
@@ -116,11 +116,11 @@ class _Judge(Judge):
 
 
 def answer_cap(counts: Sequence[tuple[int, int]], max_share: float) -> int:
-    """The most rows an answer may keep so that none exceeds the share of what is then left.
+    """Compute how many rows an answer may keep so that none exceeds the share of what then remains.
 
     Args:
-        counts: (rows, how many answers have so many).
-        max_share: of one answer; raised to 1 / (number of answers) where that is more.
+        counts: pairs (rows, number of answers with that many).
+        max_share: of one answer; raised to 1 / (number of answers) if that is more.
     """
     answers = sum(count for _, count in counts)
     share = max(max_share, 1 / answers)
@@ -129,7 +129,7 @@ def answer_cap(counts: Sequence[tuple[int, int]], max_share: float) -> int:
         left = sum(min(rows, cap) * count for rows, count in counts)
         return cap <= share * left + 1e-9
 
-    # left / cap falls as cap grows, so what fits is a range that begins at the rarest answer.
+    # left / cap falls as cap grows, so the answers that fit are a range starting at the rarest.
     low, high = min(rows for rows, _ in counts), max(rows for rows, _ in counts)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""The contract of an operator: its settings, and a judge that is shown rows and names those to drop."""
+"""The contract of an operator: its settings, and a judge that sees rows and returns those to drop."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Workplace:
         store: the working file; its tables are named with `prefix`.
         media: facts on media.
         prefix: of this operator's tables.
-        name_of: a position as people read it: file and row.
-        modalities: whose columns hold media.
-        progress: how far a slow preparation is.
+        name_of: formats a position as file and row.
+        modalities: the modalities whose columns hold media.
+        progress: called with the progress of a slow preparation.
     """
 
     store: Store
@@ -37,14 +37,14 @@ class Workplace:
 
 
 class Judge:
-    """Sees the rows that earlier operators left, in order, batch by batch."""
+    """Sees the rows that earlier operators kept, in order, batch by batch."""
 
     def judge(self, rows: Sequence[Row]) -> Iterator[Drop]:
-        """Name the rows of this batch to drop."""
+        """Return the rows of this batch to drop."""
         raise NotImplementedError
 
     def finish(self) -> Iterator[Drop]:
-        """Name rows to drop once all have been seen."""
+        """Return rows to drop after all have been seen."""
         return iter(())
 
 
@@ -55,13 +55,13 @@ class Operator(BaseModel, ABC):
 
     name: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose version can change its decisions."""
+    """Packages whose version can change its decisions."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Settings that are paths."""
 
     @property
     def needs(self) -> Need | None:
-        """What it wants to know of media: nothing, their content, or what images show."""
+        """What it needs to know about media: nothing, their content, or what images show."""
         return None
 
     @property
@@ -71,25 +71,25 @@ class Operator(BaseModel, ABC):
 
     @property
     def waits(self) -> bool:
-        """Whether it decides once it has seen all rows; operators behind it then take another pass."""
+        """Whether it decides only after all rows; later operators then need another pass."""
         return False
 
     @abstractmethod
     def start(self, place: Workplace) -> Judge:
-        """Begin, or go on after an interruption: what a judge knows is in the working file.
+        """Create the judge, or restore it after an interruption: its state is in the working file.
 
         Raises:
-            UsageError: a library, a model or a file that it needs cannot be had.
+            UsageError: a library, model or file that it needs is not available.
         """
 
     def references(self) -> Mapping[str, str]:
-        """Files and folders besides the inputs that decide, and their sha256."""
+        """Other files and folders that decisions depend on, with their sha256."""
         return {}
 
 
 @dataclass(frozen=True)
 class FilterJudge(Judge):
-    """Decides row by row."""
+    """A judge that decides row by row."""
 
     reason: Callable[[Row], str | None]
 

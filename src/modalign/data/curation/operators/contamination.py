@@ -1,4 +1,4 @@
-"""Rows that show what an evaluation set asks: its media, pictures that look like its, or its text."""
+"""Drop rows that contain evaluation data: its media, pictures that look like its own, or its text."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ WORD = re.compile(r"\w+")
 class Contamination(Operator):
     """Drop rows that share media, near-equal pictures or word n-grams with evaluation data.
 
-    A row without media whose text is shorter than an n-gram is dropped when the evaluation data has the
+    A row without media whose text is shorter than an n-gram is dropped if the evaluation data has the
     same text, also without media.
 
     Attributes:
         against: evaluation data sets.
-        media: whether rows with a medium of equal content go.
-        distance: bits by which the hash of a near-equal image may differ; null: no such search.
+        media: whether to drop rows with a medium of equal content.
+        distance: bits by which the hash of a near-equal image may differ; null: images are not compared.
         tolerance: by which its mean colours may differ, as in `near_images`.
-        ngram: words per n-gram (13: Brown et al., 2020, appendix C); null: no comparison of text.
+        ngram: words per n-gram (13: Brown et al., 2020, appendix C); null: texts are not compared.
         overlap: the share of a row's n-grams that the evaluation data must have.
     """
 
@@ -49,7 +49,7 @@ class Contamination(Operator):
 
     @property
     def needs(self) -> Need | None:
-        """Media are opened only for the comparisons that are made."""
+        """Media are opened only for the chosen comparisons."""
         if self.distance is not None:
             return "picture"
         return "content" if self.media else None
@@ -67,7 +67,7 @@ class Contamination(Operator):
         """Read the evaluation data.
 
         Raises:
-            DataError: a row of it cannot be read: what it asks could not be looked for.
+            DataError: it has an unreadable row, which could not be searched for.
         """
         return _Judge(self, place)
 
@@ -76,7 +76,7 @@ class _Judge(Judge):
     def __init__(self, settings: Contamination, place: Workplace) -> None:
         self._settings = settings
         self._contents: dict[bytes, str] = {}
-        self._names: list[str] = []  # of the images behind `looks`
+        self._names: list[str] = []  # names of the images of `looks`
         looks = [np.empty(0, dtype=LOOK)]
         grams = [np.empty(0, dtype=np.uint64)]
         for index, path in enumerate(settings.against):
@@ -134,7 +134,7 @@ class _Judge(Judge):
         return f"{share:.0%} of its n-grams are in the evaluation data: {example!r}"
 
     def _grams(self, row: Row) -> tuple[list[str], list[int]]:
-        """The distinct n-grams of a row's text, and their hashes."""
+        """Return the distinct n-grams of a row's text, and their hashes."""
         n = self._settings.ngram
         if n is None:
             return [], []
@@ -159,13 +159,13 @@ def _evaluation_rows(
         if problems:
             raise DataError(
                 f"contamination: the evaluation data has a row that cannot be read: {problems[0]}. "
-                "Correct it: what is not read cannot be looked for."
+                "Correct it, because an unreadable row cannot be searched for."
             )
         yield batch.rows
 
 
 def _member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Which values a sorted array holds."""
+    """Return which values occur in a sorted array."""
     if not ordered.size:
         return np.zeros(len(values), dtype=bool)
     index = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)

@@ -1,4 +1,4 @@
-"""Rows whose text and media are equal, byte for byte, to an earlier row's."""
+"""Drop rows whose text and media equal an earlier row's, byte for byte."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from modalign.data.curation.store import Drop
 class ExactDuplicates(Operator):
     """Keep the first of equal rows: same turns, same text, same media content in the same places.
 
-    Equal media under different names are the same. Ids, skills and further columns do not count.
+    Media are compared by content, not by name. Ids, skills and other columns do not count.
     """
 
     name: ClassVar[str] = "exact_duplicates"
 
     @property
     def needs(self) -> Need:
-        """Equal media are told by their content."""
+        """Media are compared by content."""
         return "content"
 
     def start(self, place: Workplace) -> Judge:
@@ -54,7 +54,7 @@ class _Judge(Judge):
 
 
 def content_digest(row: Row) -> bytes:
-    """128 bits over a row's turns with their text and the content of their media."""
+    """Hash a row's turns, with their text and the content of their media, to 128 bits."""
     digest = hashlib.blake2b(digest_size=16)
     media = iter(row.media)
     for message in row.record.messages:
@@ -69,7 +69,7 @@ def content_digest(row: Row) -> bytes:
 
 
 def media_salt(row: Row) -> int:
-    """64 bits over the content of a row's media, in order; 0 without any."""
+    """Hash the content of a row's media, in order, to 64 bits; 0 without media."""
     if not row.media:
         return 0
     contents = b"".join(facts.content for facts in row.media)

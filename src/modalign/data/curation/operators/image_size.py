@@ -1,4 +1,4 @@
-"""Rows with an image that is too small, too large or too narrow."""
+"""Drop rows with an image that is too small, too large or too narrow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows in other languages than those wanted, by py3langid (naive Bayes on byte n-grams)."""
+"""Drop rows in unwanted languages, as detected by py3langid (naive Bayes on byte n-grams)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from modalign.errors import UsageError
 
 
 class Language(Operator):
-    """Keep rows in one of `keep`, and rows of which the language cannot be told.
+    """Keep rows in one of `keep`, and rows whose language is uncertain.
 
     Attributes:
         keep: ISO 639 codes as py3langid has them (`zxx`: no language).
         of: the whole `text` (user and assistant), the `question` or the `answer`.
-        min_chars: shorter texts are kept: they say too little.
-        confidence: of the language found, from 0 to 1; below it a row is `uncertain`.
-        uncertain: what becomes of such rows.
+        min_chars: shorter texts are kept, because detection needs more text.
+        confidence: minimum for the detected language, from 0 to 1; below it a row is `uncertain`.
+        uncertain: what to do with such rows.
     """
 
     name: ClassVar[str] = "language"

@@ -1,4 +1,4 @@
-"""Rows whose text is too short or too long."""
+"""Drop rows whose text is too short or too long."""
 
 from __future__ import annotations
 

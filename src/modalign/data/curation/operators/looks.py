@@ -1,8 +1,8 @@
-"""What two images look like, compared: perceptual hashes, then mean colours.
+"""Compare what two images look like: perceptual hashes, then mean colours.
 
-The hash sees coarse contrasts only: two drawings that differ in the colour of one small object can have the
-same. So what it finds is also compared by the mean colours of 8 x 8 cells, which resizing and re-encoding
-hardly change.
+The hash sees only coarse contrasts: two drawings that differ in the colour of one small object can have the
+same hash. So candidates are also compared by the mean colours of 8 x 8 cells, which resizing and
+re-encoding hardly change.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 from modalign.data.curation.inputs import MediumFacts
 
 LOOK = np.dtype([("phash", np.uint64), ("cells", np.uint8, (192,))])
-"""Of one image: its hash, and 8 x 8 mean colours."""
+"""One image: its hash, and 8 x 8 mean colours."""
 
 
 def look_of(facts: MediumFacts) -> np.ndarray | None:
-    """Hash and miniature of an image, (1,) of `LOOK`; None if it has no hash."""
+    """Return hash and miniature of an image, (1,) of `LOOK`; None if it has no hash."""
     if facts.phash is None or facts.miniature is None:
         return None
     cells = np.frombuffer(facts.miniature, dtype=np.uint8)
@@ -24,7 +24,7 @@ def look_of(facts: MediumFacts) -> np.ndarray | None:
 
 
 def compare_looks(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bits by which hashes differ, and the largest difference of a cell's colour; broadcasts."""
+    """Return the differing bits of the hashes and the largest difference of a cell's colour; broadcasts."""
     distances = np.bitwise_count(first["phash"] ^ second["phash"])
     colours = np.abs(first["cells"].astype(np.int16) - second["cells"].astype(np.int16))
     return distances, colours.max(axis=-1)
@@ -33,6 +33,6 @@ def compare_looks(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 def is_near(
     distances: np.ndarray, differences: np.ndarray, distance: int, tolerance: int | None
 ) -> np.ndarray:
-    """Whether what `compare_looks` found is within the limits."""
+    """Whether the differences from `compare_looks` are within the limits."""
     near: np.ndarray = distances <= distance
     return near if tolerance is None else near & (differences <= tolerance)

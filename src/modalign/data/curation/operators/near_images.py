@@ -1,4 +1,4 @@
-"""Rows whose images look like an earlier kept row's: perceptual hashes find candidates, colours decide."""
+"""Drop rows whose images look like an earlier kept row's: hashes find candidates, colours decide."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ BITS = 64
 
 
 class NearImages(Operator):
-    """Keep the first of rows that have as many images, each a copy of the other's but for its encoding.
+    """Keep the first of rows with equally many images that differ only in their encoding.
 
     That is: the hashes differ in at most `distance` bits, and no cell's mean colour by more than
     `tolerance`.
 
-    Of 64 bits in `distance` + 1 bands, two hashes that differ in `distance` bits agree in a whole
-    band: the search finds every pair. Images of one colour have no hash and are never near.
+    If 64 bits are split into `distance` + 1 bands, two hashes that differ in `distance` bits agree in a
+    whole band, so the search finds every pair. Single-colour images have no hash and are never near.
 
     Attributes:
         distance: bits that may differ; resizing and re-encoding change few.
-        tolerance: of a colour channel, of 255; resizing and JPEG change few units. null: hashes decide.
-        text: `same`: only rows with equal normalised text are compared (ten questions on one image
-            are no duplicates); `any`: images alone decide.
+        tolerance: maximum difference of a colour channel, of 255, small after resizing and JPEG; null: only
+            hashes count.
+        text: `same`: only rows with equal normalised text are compared (ten questions about one image
+            are not duplicates); `any`: only images count.
     """
 
     name: ClassVar[str] = "near_images"
@@ -52,12 +53,12 @@ class NearImages(Operator):
 
     @property
     def hashes_images(self) -> bool:
-        """It compares them."""
+        """Hashes are compared."""
         return True
 
     @property
     def waits(self) -> bool:
-        """What is kept is decided in order, at the end."""
+        """Rows are decided in order, at the end."""
         return True
 
     def start(self, place: Workplace) -> Judge:
@@ -121,7 +122,7 @@ class _Judge(Judge):
 
 
 def looks_of(row: Row) -> np.ndarray | None:
-    """The looks of a row's images, (n,) of `LOOK`; None if it has none, or one of them has no hash."""
+    """Return the looks of a row's images, (n,) of `LOOK`; None without images or without a hash for one."""
     looks = [
         look_of(facts)
         for media, facts in zip(row.record.media(), row.media, strict=True)
@@ -132,7 +133,7 @@ def looks_of(row: Row) -> np.ndarray | None:
 
 
 def band_keys(hashes: np.ndarray, bands: int, salt: np.ndarray) -> np.ndarray:
-    """Keys (n, bands), int64, of 64-bit hashes (n,): equal where a band's bits and the salt are."""
+    """Return keys (n, bands) int64 of 64-bit hashes (n,): equal if a band's bits and the salt are."""
     edges = [BITS * band // bands for band in range(bands + 1)]
     bits = [
         (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)

@@ -1,4 +1,4 @@
-"""Rows whose text is nearly that of an earlier kept row: MinHash finds candidates, exact Jaccard decides."""
+"""Drop rows whose text is close to an earlier kept row's: MinHash proposes, exact Jaccard decides."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class NearTexts(Operator):
     """Keep the first of rows whose texts have a Jaccard similarity of at least `threshold`.
 
     Attributes:
-        threshold: on the sets of character n-grams of the normalised texts.
+        threshold: minimum similarity of the sets of character n-grams of the normalised texts.
         characters: n.
-        media: `same`: only rows with equal media are compared (one question on a thousand images is
-            no duplicate); `any`: text alone decides.
-        recall: the probability that a pair at the threshold becomes a candidate; above it, more.
+        media: `same`: only rows with equal media are compared (one question about a thousand images is
+            not a duplicate); `any`: only text counts.
+        recall: the probability that a pair at the threshold becomes a candidate; higher above it.
         seed: of the hash functions.
     """
 
@@ -40,12 +40,12 @@ class NearTexts(Operator):
 
     @property
     def needs(self) -> Need | None:
-        """Equal media are told by their content."""
+        """Media are compared by content."""
         return "content" if self.media == "same" else None
 
     @property
     def waits(self) -> bool:
-        """What is kept is decided in order, at the end."""
+        """Rows are decided in order, at the end."""
         return True
 
     def start(self, place: Workplace) -> Judge:
@@ -54,7 +54,7 @@ class NearTexts(Operator):
 
 
 class NearTextsJudge(Judge):
-    """Keeps band keys and normalised texts on disk."""
+    """A judge that keeps band keys and normalised texts on disk."""
 
     def __init__(self, settings: NearTexts, place: Workplace) -> None:
         self._settings, self._place = settings, place
@@ -68,7 +68,7 @@ class NearTextsJudge(Judge):
         )
 
     def judge(self, rows: Sequence[Row]) -> Iterator[Drop]:
-        """Take up the rows that have a text; none is dropped yet."""
+        """Add the rows that have a text; none is dropped yet."""
         texts = [(row, text) for row in rows if (text := normalise(row.text))]
         if not texts:
             return
@@ -84,7 +84,7 @@ class NearTextsJudge(Judge):
         yield from ()
 
     def finish(self) -> Iterator[Drop]:
-        """Drop what is near an earlier kept row."""
+        """Drop rows near an earlier kept row."""
         return self.neighbours.drops(self._near)
 
     def _near(self, position: int, candidates: Sequence[int]) -> str | None:
@@ -96,7 +96,7 @@ class NearTextsJudge(Judge):
         for candidate in candidates:
             other_size, other = self._text(candidate)
             if min(size, other_size) < threshold * max(size, other_size):
-                continue  # the smaller set over the larger one bounds their similarity
+                continue  # the ratio of the set sizes bounds the similarity
             similarity = jaccard(own, shingles(other, n))
             if similarity >= threshold:
                 return f"Jaccard {similarity:.3f} with {self._place.name_of(candidate)}"

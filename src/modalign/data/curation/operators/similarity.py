@@ -1,4 +1,4 @@
-"""Rows whose text does not fit their image, by a dual encoder (CLIP, SigLIP): cosine of the two embeddings."""
+"""Drop rows whose text does not fit their image: cosine of a dual encoder's embeddings (CLIP, SigLIP)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from modalign.errors import UsageError
 
 
 class ImageTextSimilarity(Operator):
-    """Keep rows whose image and text are similar enough; rows without an image or a text stay.
+    """Keep rows whose image and text are similar enough; rows without an image or a text are kept.
 
-    Of several images the mean of their cosines counts. Texts are cut at the encoder's length.
+    Cosines of several images are averaged. Texts are truncated to the encoder's length.
 
     Attributes:
         encoder: folder (or hub name) of a model with image and text features, and its processor.
-        min_similarity: the least cosine; or
+        min_similarity: the minimum cosine; or
         keep_share: the share of the scored rows to keep, the most similar ones.
         of: the whole `text` (user and assistant), the `question` or the `answer`.
         batch_size: images or texts encoded at a time.
@@ -57,11 +57,11 @@ class ImageTextSimilarity(Operator):
 
     @property
     def waits(self) -> bool:
-        """A share is known when all rows are."""
+        """A share is known only after all rows."""
         return self.keep_share is not None
 
     def references(self) -> Mapping[str, str]:
-        """The encoder, where it is a folder."""
+        """The encoder, if it is a folder."""
         folder = Path(self.encoder)
         return {self.encoder: hash_path(folder)} if folder.is_dir() else {}
 
@@ -118,7 +118,7 @@ class DualEncoder:
     """Normalised embeddings of images and texts.
 
     Raises:
-        UsageError: the folder holds no model with image and text features.
+        UsageError: the folder has no model with image and text features.
     """
 
     def __init__(self, name: str, device: str, batch_size: int) -> None:
@@ -137,14 +137,14 @@ class DualEncoder:
             if not hasattr(self._model, part):
                 kind = type(self._model).__name__
                 raise UsageError(
-                    f"image_text_similarity: {name} holds a {kind}, which has no {part}: give a "
+                    f"image_text_similarity: {name} is a {kind}, which has no {part}: give a "
                     "dual encoder such as CLIP or SigLIP"
                 )
         self._model.to(self._device).eval()
         self._length = self._model.config.text_config.max_position_embeddings
 
     def images(self, media: Sequence[Media]) -> np.ndarray:
-        """(n, d) of length 1."""
+        """Encode images as (n, d) of length 1."""
 
         def encode(chunk: Sequence[Media]) -> Any:
             pictures = [open_image(medium) for medium in chunk]
@@ -154,7 +154,7 @@ class DualEncoder:
         return self._encode(media, encode)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) of length 1. All are padded to the full length: SigLIP was trained so."""
+        """Encode texts as (n, d) of length 1, padded to the full length as in SigLIP's training."""
 
         def encode(chunk: Sequence[str]) -> Any:
             inputs = self._processor(

@@ -1,4 +1,4 @@
-"""Export into transformers' own classes, where one computes what the composed model computes."""
+"""Export to native transformers classes, if one computes what the composed model computes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from modalign.models.processing import ModalignProcessor
 
 Build = Callable[[ModalignForConditionalGeneration, ModalignProcessor], Native]
 
-# What a connector's `export_target` or `rungs.AUDIO` can name, and how it is made.
+# The names in a connector's `export_target` or `rungs.AUDIO`, and their builders.
 TARGETS: dict[str, Build] = {
     "Llava": llava.build,
-    "Blip2": blip2.build,  # only where it is asked for: it cannot answer without an image
+    "Blip2": blip2.build,  # only on request: it cannot answer without an image
     "Idefics": idefics.build,
     "Idefics2": idefics2.build,
     "Idefics3": idefics3.build,
@@ -32,7 +32,7 @@ TARGETS: dict[str, Build] = {
     "Voxtral": voxtral.build,
 }
 
-# What a user can do about connectors that name no class, and what stands against it.
+# For connectors without a class: what a user can do, or why there is none.
 _INSTEAD = {
     "avgpool_mlp": "Idefics3 holds it with the options depth 1 and bias false, where the blocks "
     "that are pooled tile the grid",
@@ -41,7 +41,7 @@ _INSTEAD = {
     "pool_linear": "Qwen2Audio averages before its encoder's last norm: linear, behind a Whisper "
     "encoder with the option form=qwen2_audio",
     "pixel_shuffle_mlp": "InternVL joins it to a tower of its own",
-    "qformer": "Blip2 takes no prompt without an image; ask for it by name where that will do",
+    "qformer": "Blip2 takes no prompt without an image; request it by name if that is enough",
     "resampler": "Idefics2's is in another form: swiglu_resampler",
 }
 
@@ -51,16 +51,16 @@ def build_native(
     processor: ModalignProcessor,
     target: str | None = None,
 ) -> Native:
-    """Put a native model together around the composed model's modules, and compare the two.
+    """Build a native model around the composed model's modules, and compare the two.
 
     Args:
-        model: with LoRA merged, if there was any.
+        model: with LoRA merged, if any.
         processor: the composed model's.
-        target: a key of ``TARGETS``; None for the one that the connector names.
+        target: a key of ``TARGETS``; None for the connector's.
 
     Raises:
         NotNativeError: there is no such class, or it would not compute the same; the message says
-            what stands against it.
+            why.
     """
     if target is None:
         target = _named(model)
@@ -78,17 +78,17 @@ def no_such_target(target: str, *others: str) -> str:
 
 
 def _named(model: ModalignForConditionalGeneration) -> str:
-    """The target that the model's only connector names."""
+    """Return the target of the model's only connector."""
     if len(model.connectors) != 1:
         found = " and ".join(model.connectors) or "no modality besides text"
-        raise NotNativeError(f"no class of transformers is made for {found}")
+        raise NotNativeError(f"no transformers class supports {found}")
     ((modality, connector),) = model.connectors.items()
     name = str(connector.name)
     target = AUDIO.get(name) if modality == "audio" else str(connector.export_target)
     if target is None or target == "remote-code":
         instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
         raise NotNativeError(
-            f"no class of transformers computes the same as {name!r} for every prompt with "
+            f"no transformers class computes the same as {name!r} for every prompt with "
             f"{modality}{instead}"
         )
     return target

@@ -1,8 +1,8 @@
 """What all native targets share: structural checks, the comparison that decides, saving.
 
-What a class of transformers can hold is told from the structure first, then measured: the class is
-put together around the composed model's very own modules, both processors are asked the same, and
-ids and logits are compared before anything is written.
+Structure tells first whether a class can hold the model; then it is measured: the class is built around the
+composed model's own modules, both processors get the same input, and ids and logits are compared before
+anything is written.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ C = TypeVar("C", bound=Connector)
 
 
 class NotNativeError(ValueError):
-    """The model cannot be of a native class; the message says what stands against it."""
+    """The model cannot be of a native class; the message says why."""
 
 
 @dataclass
 class Native:
-    """A model of transformers' own classes around the composed model's modules, shared not copied.
+    """A native transformers model around the composed model's modules, shared, not copied.
 
     Attributes:
         target: the class without its ending, ``Llava``.
-        model: holds the composed model's modules.
-        processor: gives it the ids that training saw.
-        canonical: the hub's name of a tensor from its name in ``model``.
+        model: the native model.
+        processor: its processor, which gives the same ids as in training.
+        canonical: maps a tensor's name in ``model`` to its name on the hub.
     """
 
     target: str
@@ -54,21 +54,21 @@ class Native:
 
 
 def only_modality(model: ModalignForConditionalGeneration, modality: str, target: str) -> Connector:
-    """The connector, if the model has this modality alone.
+    """Return the connector, if the model has only this modality.
 
     Raises:
         NotNativeError: it has others.
     """
     if set(model.connectors) != {modality}:
         found = " and ".join(sorted(model.connectors)) or "none"
-        raise NotNativeError(f"{target} has one modality, {modality}, and this model has {found}")
+        raise NotNativeError(f"{target} has one modality, {modality}, but this model has {found}")
     return model.connector(modality)
 
 
 def only_connector(
     model: ModalignForConditionalGeneration, modality: str, target: str, kind: type[C]
 ) -> C:
-    """The connector, if the model has this modality alone and joins it by this one.
+    """Return the connector, if the model has only this modality and this kind of connector.
 
     Raises:
         NotNativeError: it has others.
@@ -82,19 +82,19 @@ def only_connector(
 
 
 def image_tower(model: ModalignForConditionalGeneration) -> HuggingFaceTower:
-    """The image encoder, if it is a Hugging Face vision tower.
+    """Return the image encoder, if it is a Hugging Face vision tower.
 
     Raises:
         NotNativeError: it is not.
     """
     encoder = model.encoders["image"]
     if not isinstance(encoder, HuggingFaceTower):
-        raise NotNativeError("the encoder is no Hugging Face vision tower")
+        raise NotNativeError("the encoder is not a Hugging Face vision tower")
     return encoder
 
 
 def check_language_model(language: PreTrainedModel) -> None:
-    """A decoder below a linear head, built by AutoModel, whose embedding can be found and tied.
+    """Check for a decoder below a linear head, built by AutoModel, with an embedding that can be tied.
 
     Raises:
         NotNativeError: it is something else.
@@ -113,7 +113,7 @@ def check_language_model(language: PreTrainedModel) -> None:
 
 
 def check_auto_class(part: PreTrainedModel, what: str) -> None:
-    """AutoModel must build the same class from the part's configuration.
+    """Check that AutoModel builds the same class from the part's configuration.
 
     Raises:
         NotNativeError: it would build another.
@@ -129,13 +129,13 @@ def check_auto_class(part: PreTrainedModel, what: str) -> None:
 
 
 def set_dtype(dtype: torch.dtype, *configs: PreTrainedConfig) -> None:
-    """Write the number format into every part's configuration: each is read by itself."""
+    """Write the number format into every part's configuration, because each is read separately."""
     for config in configs:
         config.dtype = dtype
 
 
 def two_images() -> Conversation:
-    """What a model that sees is asked by :func:`compare`: two different images and words."""
+    """Return the conversation for :func:`compare` with images: two different images and words."""
     noise = torch.randint(0, 256, (2, 40, 56, 3), generator=torch.Generator().manual_seed(0))
     first, second = (Image.fromarray(each.byte().numpy()) for each in noise)
     parts: list[dict[str, Any]] = [
@@ -154,14 +154,14 @@ def compare(
     native: Native,
     conversation: Conversation,
 ) -> float:
-    """Ask both the same, through their own processors.
+    """Give both the same input, through their own processors.
 
     Returns:
         The largest difference of logits.
 
     Raises:
-        NotNativeError: the native processor gives other ids, or the native model other logits (for
-            a scaled or capped head, say), or one of them does not run.
+        NotNativeError: the native processor gives other ids, or the native model other logits (for example
+            with a scaled or capped head), or one of them does not run.
     """
     states = [(part, part.training) for part in (model, native.model)]
     model.eval()
@@ -183,7 +183,7 @@ def compare(
             part.train(training)
     difference = float((expected - found).abs().max())
     allowed = {torch.float32: 1e-5, torch.float64: 1e-8}.get(model.dtype, 2e-2)
-    if not difference <= allowed * max(1.0, float(expected.abs().max())):  # NaN is refused too
+    if not difference <= allowed * max(1.0, float(expected.abs().max())):  # refuses NaN too
         raise NotNativeError(
             f"{native.target} around these parts gives logits {difference:.1e} apart"
         )
@@ -202,7 +202,7 @@ def _check_ids(ours: list[int], theirs: list[int], native: Native) -> None:
 
 
 def save_native(native: Native, folder: Path) -> None:
-    """Write a folder with the keys that transformers 4 and 5 and vLLM read."""
+    """Write a folder with keys for transformers 4 and 5 and vLLM."""
     config = copy.deepcopy(native.model.config)
     config.architectures = [type(native.model).__name__]
     config.save_pretrained(folder)
@@ -220,7 +220,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def renamed(prefixes: Mapping[str, str]) -> Callable[[str], str]:
-    """A function that replaces the first prefix that a name has; other names stay."""
+    """Return a function that replaces a name's first matching prefix."""
 
     def canonical(key: str) -> str:
         for old, new in prefixes.items():
@@ -232,7 +232,7 @@ def renamed(prefixes: Mapping[str, str]) -> Callable[[str], str]:
 
 
 def tower_prefix(prefix: str, tower: PreTrainedModel) -> str:
-    """``prefix`` with the level below it that the hub's files have for this tower."""
+    """Return ``prefix`` with the additional level of the hub's files for this tower."""
     inner = tower.config.model_type in _TOWERS_WITH_INNER_LEVEL
     held = any(key.startswith("vision_model.") for key in tower.state_dict())
     return f"{prefix}vision_model." if inner and not held else prefix

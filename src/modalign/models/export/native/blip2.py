@@ -1,11 +1,11 @@
 """Blip2: a ViT's whole output, class token included, a Q-Former, one affine map, any causal LLM.
 
 Source: BLIP-2 (arXiv 2301.12597). Its tower is a pre-norm ViT with a fused query-key-value map:
-BLIP-2's own, or transformers' ``ViTModel``, whose three maps are laid side by side.
+BLIP-2's own, or transformers' ``ViTModel``, whose three maps are concatenated.
 
-Two things it does not share with the composed model, so that it is made only where it is asked
-for: it takes no prompt without an image, and it generates by the settings in its language model's
-configuration. The ends of an answer are written there; tokens that are never to be said cannot be.
+It differs from the composed model in two ways, so it is written only on request: it takes no prompt
+without an image, and it generates with its language model's configuration. End tokens are written there;
+suppressed tokens cannot be.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from modalign.models.processing import ModalignProcessor
 
 
 def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
-    """Put a Blip2 together from the composed model's modules (shared, but for a fused map).
+    """Build a Blip2 from the composed model's modules (shared, except a fused map).
 
     Raises:
         NotNativeError: Blip2 cannot hold this model, or it would not compute the same.
@@ -84,16 +84,16 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
 
 
 def _tower(encoder: HuggingFaceTower) -> tuple[Blip2VisionConfig, dict[str, Tensor]]:
-    """Configuration and tensors of the tower as BLIP-2's own."""
+    """Return configuration and tensors of the tower in BLIP-2's form."""
     tower = encoder.tower
     if not isinstance(tower, Blip2VisionModel | ViTModel):
         raise NotNativeError(
             "Blip2's vision tower is a ViT with a class token, norms before its blocks and one at "
-            f"its end (BLIP-2's own, or ViTModel), and this one is {tower.config.model_type}"
+            f"its end (BLIP-2's own, or ViTModel), but this one is {tower.config.model_type}"
         )
     if encoder.layer != ALL:
         raise NotNativeError(
-            "Blip2's Q-Former reads the tower's output with its class token, and this model "
+            "Blip2's Q-Former reads the tower's output with its class token, but this model reads "
             f"{encoder.layer!r}; train with feature_layer {ALL!r} for this class"
         )
     if isinstance(tower, Blip2VisionModel):
@@ -116,7 +116,7 @@ def _tower(encoder: HuggingFaceTower) -> tuple[Blip2VisionConfig, dict[str, Tens
 
 
 def _vit_state(tower: PreTrainedModel) -> dict[str, Tensor]:
-    """A ViT's tensors by BLIP-2's names; its pooling layer is not used."""
+    """Map a ViT's tensors to BLIP-2's names, without its pooling layer."""
     plain = {
         "embeddings.cls_token": "embeddings.class_embedding",
         "embeddings.position_embeddings": "embeddings.position_embedding",
@@ -145,7 +145,7 @@ def _vit_state(tower: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _qformer_state(qformer: QFormer) -> dict[str, Tensor]:
-    """Blip2's names for the Q-Former's tensors."""
+    """Map the Q-Former's tensors to Blip2's names."""
     modules: dict[str, nn.Module] = {"layernorm": qformer.norm}
     for number, layer in enumerate(typed(qformer.layers, QFormerLayer)):
         prefix = f"encoder.layer.{number}."

@@ -1,8 +1,8 @@
-"""Idefics: a CLIP tower read whole, gated blocks in a LLaMA decoder, with or without a resampler.
+"""Idefics: a CLIP tower with all its tokens, gated blocks in a LLaMA decoder, with or without a resampler.
 
 Source: IDEFICS (OBELICS, arXiv 2306.16527). Its blocks have the heads and the feed-forward of the
 decoder's own layers: ``idefics_cross_attention`` may have fewer heads and a narrower feed-forward,
-which are filled up with zeros (exact).
+padded with zeros (exact).
 
 Prompts are those of training, by a processor of modalign's own (``processing_idefics``).
 """
@@ -74,10 +74,10 @@ _VISION = (
 
 
 def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
-    """Put an Idefics together from the composed model's tensors.
+    """Build an Idefics from the composed model's tensors.
 
-    All are shared but keys and values of the blocks, which are one map there and two here, and what is
-    filled up with zeros.
+    All are shared except keys and values of the blocks (one map there, two here), and padded
+    tensors.
 
     Raises:
         NotNativeError: Idefics cannot hold this model, or it would not compute the same.
@@ -104,7 +104,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
     own = own_processor(ModalignIdeficsProcessor, processor)
     native = Native("Idefics", made, own, renamed({}))
     text = [{"role": "user", "content": [{"type": "text", "text": "a b"}]}]
-    for conversation in (two_images(), text):  # a text alone takes another way through the class
+    for conversation in (two_images(), text):  # a text alone takes another path through the class
         compare(model, processor, native, conversation)
     return native
 
@@ -115,32 +115,32 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
 def _decoder(language: PreTrainedModel) -> LlamaForCausalLM:
     if type(language) is not LlamaForCausalLM:
         raise NotNativeError(
-            f"Idefics's language model is LLaMA's, and this one is {type(language).__name__}"
+            f"Idefics's language model is LLaMA's, but this one is {type(language).__name__}"
         )
     config = language.config
     heads, width = config.num_attention_heads, config.hidden_size
     if config.num_key_value_heads != heads:
         raise NotNativeError(
-            f"Idefics's decoder has keys for each head, and this one {config.num_key_value_heads} for "
+            f"Idefics's decoder has keys for each head, but this one {config.num_key_value_heads} for "
             f"{heads} heads"
         )
     if config.head_dim * heads != width:
         raise NotNativeError(
-            f"Idefics's decoder has heads as wide as the model together, and this one {heads} of "
+            f"Idefics's decoder has heads as wide as the model together, but this one has {heads} of "
             f"{config.head_dim} at a width of {width}"
         )
     if config.attention_bias or config.mlp_bias:
-        raise NotNativeError("Idefics's decoder has no biases, and this one has")
+        raise NotNativeError("Idefics's decoder has no biases, but this one has")
     if config.hidden_act not in ("silu", "swish"):
         raise NotNativeError(
-            f"Idefics's blocks have the decoder's activation, {config.hidden_act!r}, and the "
+            f"Idefics's blocks have the decoder's activation, {config.hidden_act!r}, but the "
             "connector's have 'silu'"
         )
     return language
 
 
 def _check_sizes(connector: IdeficsCrossAttention, text: PreTrainedConfig) -> None:
-    """Refuse blocks that are larger than the decoder's layers, or of another form."""
+    """Refuse blocks that are larger than the decoder's layers or have another form."""
     options, width = connector.options, connector.widths.feature_size
     size = text.hidden_size // text.num_attention_heads
     if options.head_size != size:
@@ -201,7 +201,7 @@ def _config(
 
 
 def _block(block: IdeficsBlock, config: IdeficsConfig) -> dict[str, Tensor]:
-    """Idefics's names for a block's tensors, which are filled up to the decoder's sizes."""
+    """Map a block's tensors to Idefics's names, padded to the decoder's sizes."""
     keys, values = block.kv.weight.chunk(2)
     inner = config.hidden_size - block.q.out_features
     hidden = config.intermediate_size - block.ffn.gate.out_features
@@ -215,7 +215,9 @@ def _block(block: IdeficsBlock, config: IdeficsConfig) -> dict[str, Tensor]:
         "cross_attn.q_layer_norm.weight": block.q_norm.weight,
         "cross_attn.k_layer_norm.weight": block.k_norm.weight,
         "cross_attn.q_proj.weight": functional.pad(block.q.weight, below),
-        "cross_attn.k_proj.weight": functional.pad(keys, below).clone(),  # else one tensor's halves
+        "cross_attn.k_proj.weight": functional.pad(
+            keys, below
+        ).clone(),  # otherwise halves of one tensor
         "cross_attn.v_proj.weight": functional.pad(values, below).clone(),
         "cross_attn.o_proj.weight": functional.pad(block.out.weight, behind),
         "mlp.gate_proj.weight": functional.pad(block.ffn.gate.weight, (0, 0, 0, hidden)),
@@ -241,7 +243,7 @@ _RESAMPLER_NAMES = {
 
 
 def _resampler(core: ResamplerCore, prefix: str) -> dict[str, Tensor]:
-    """Idefics's names for the resampler's tensors."""
+    """Map the resampler's tensors to Idefics's names."""
     state = {f"{prefix}latents": core.latents.detach()}
     for key, value in core.norm.state_dict().items():
         state[f"{prefix}layer_norm.{key}"] = value
@@ -253,7 +255,7 @@ def _resampler(core: ResamplerCore, prefix: str) -> dict[str, Tensor]:
 
 
 def _count_positions(made: IdeficsForVisionText2Text, device: torch.device) -> None:
-    """Buffers that no file holds: a model that was made without memory has none in them."""
+    """Fill buffers that no file contains and that are empty after building on the meta device."""
     embeddings: Any = made.model.vision_model.embeddings
     embeddings.position_ids = torch.arange(embeddings.num_positions, device=device).expand(1, -1)
     for module in made.modules():

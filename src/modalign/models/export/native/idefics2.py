@@ -2,9 +2,9 @@
 
 Source: Idefics2 (arXiv 2405.02246). Its connector has the hidden width of the language model's own
 feed-forward, and four times the language model's width: ``swiglu_resampler`` may have narrower ones,
-which are filled up with zeros (``silu(0) * 0 = 0``: exact).
+padded with zeros (exact, because ``silu(0) * 0 = 0``).
 
-Prompts are those of training, as for Idefics3.
+Prompts are the same as in training, as for Idefics3.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from modalign.models.processing import ModalignProcessor
 
 
 def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
-    """Put an Idefics2 together from the composed model's modules (shared, not copied).
+    """Build an Idefics2 from the composed model's modules (shared, not copied).
 
     Raises:
         NotNativeError: Idefics2 cannot hold this model, or it would not compute the same.
@@ -88,7 +88,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
 
 
 def _check_sizes(connector: SwigluResampler, text: PreTrainedConfig) -> None:
-    """Refuse a connector that is larger than one around this language model, or of another form."""
+    """Refuse a connector that is too large for this language model or has another form."""
     act, width = getattr(text, "hidden_act", None), getattr(text, "intermediate_size", None)
     if act not in ("silu", "swish") or not isinstance(width, int):
         raise NotNativeError(
@@ -108,7 +108,7 @@ def _check_sizes(connector: SwigluResampler, text: PreTrainedConfig) -> None:
 
 
 def _connector_state(resampler: SwigluResampler, hidden: int) -> dict[str, Tensor]:
-    """Idefics2's names for the resampler's tensors."""
+    """Map the resampler's tensors to Idefics2's names."""
     perceiver = "perceiver_resampler."
     state = _swiglu(resampler.enter, "modality_projection.", hidden)
     state[perceiver + "latents"] = resampler.latents
@@ -131,7 +131,7 @@ def _connector_state(resampler: SwigluResampler, hidden: int) -> dict[str, Tenso
 
 
 def _swiglu(module: SwiGLU, prefix: str, hidden: int) -> dict[str, Tensor]:
-    """A SwiGLU of a larger hidden width that computes the same."""
+    """Pad a SwiGLU to a larger hidden width that computes the same."""
     missing = hidden - module.gate.out_features
     return {
         f"{prefix}gate_proj.weight": functional.pad(module.gate.weight, (0, 0, 0, missing)),

@@ -4,8 +4,8 @@ Source: Idefics3 (arXiv 2408.12637). ``pixel_shuffle_linear`` copies unchanged. 
 features before a matrix W is the same as folding them before [W W ... W] / k^2, so ``avgpool_mlp``
 of depth 1 without a bias has a place here as well.
 
-Prompts are those of training: one image is one square and its placeholders, without the marks
-that Idefics3's own processor adds.
+Prompts are the same as in training: an image is one square with its placeholders, without the markers that
+Idefics3's own processor adds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from modalign.models.processing import ModalignProcessor
 
 
 def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
-    """Put an Idefics3 together from the composed model's modules (shared, not copied).
+    """Build an Idefics3 from the composed model's modules (shared, not copied).
 
     Raises:
         NotNativeError: Idefics3 cannot hold this model, or it would not compute the same.
@@ -72,7 +72,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
 
 
 def _matrix(connector: nn.Module) -> tuple[Tensor, int]:
-    """The matrix (D, k^2 d) over folded features, and k."""
+    """Return the matrix (D, k^2 d) over folded features, and k."""
     if type(connector) is PixelShuffleLinearConnector:
         _check_square(connector.widths.grid)
         return connector.projection.weight, connector.options.factor
@@ -87,7 +87,7 @@ def _matrix(connector: nn.Module) -> tuple[Tensor, int]:
         side = _check_square(connector.widths.grid)
         if side % connector.side:
             raise NotNativeError(
-                f"Idefics3 folds whole blocks, and {connector.side} does not divide {side}"
+                f"Idefics3 folds whole blocks, but {connector.side} does not divide {side}"
             )
         factor = side // connector.side
         return first.weight.detach().repeat(1, factor**2) / factor**2, factor
@@ -98,5 +98,5 @@ def _matrix(connector: nn.Module) -> tuple[Tensor, int]:
 
 def _check_square(grid: tuple[int, int] | None) -> int:
     if grid is None or grid[0] != grid[1]:
-        raise NotNativeError(f"Idefics3 folds a square of features, and this grid is {grid}")
+        raise NotNativeError(f"Idefics3 folds a square of features, but this grid is {grid}")
     return grid[0]

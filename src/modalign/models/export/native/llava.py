@@ -33,7 +33,7 @@ from modalign.models.processing import ModalignProcessor
 
 
 def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
-    """Put a Llava together from the composed model's modules (shared, not copied).
+    """Build a Llava from the composed model's modules (shared, not copied).
 
     Raises:
         NotNativeError: Llava cannot hold this model, or it would not compute the same.
@@ -103,10 +103,10 @@ def _projector(connector: nn.Module) -> tuple[tuple[nn.Linear, nn.Linear], str]:
 
 
 def _feature_selection(encoder: HuggingFaceTower) -> tuple[int, str]:
-    """Patch size and strategy under which Llava reads the same features."""
+    """Return the patch size and strategy with which Llava reads the same features."""
     if isinstance(encoder.layer, str):
         raise NotNativeError(
-            "Llava reads a hidden layer of the tower, and this model its output after the last norm"
+            "Llava reads a hidden layer of the tower, but this model reads its output after the last norm"
         )
     patch = getattr(encoder.tower.config, "patch_size", None)
     if not isinstance(patch, int):

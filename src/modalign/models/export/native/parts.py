@@ -1,4 +1,4 @@
-"""Parts that several native classes are put together from: SigLIP towers, square images, prompts, sound."""
+"""Parts shared by several native classes: SigLIP towers, square images, prompts, sound."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ Tower = TypeVar("Tower", bound=PreTrainedModel)
 def square_tower(
     encoder: HuggingFaceTower, kind: type[Tower], name: str, layer: str, target: str
 ) -> Tower:
-    """The tower, where it is what a class has.
+    """Return the tower, if it fits a class.
 
     Args:
-        encoder: the model's.
+        encoder: the model's encoder.
         kind: the class's tower.
-        name: of that kind, for the messages.
-        layer: where the class reads it, ``OUTPUT`` or ``ALL``.
+        name: name of that kind, for messages.
+        layer: what the class reads, ``OUTPUT`` or ``ALL``.
         target: the class.
 
     Raises:
-        NotNativeError: it is another tower, is read elsewhere, or its images are no squares.
+        NotNativeError: it is another tower, is read at another layer, or its images are not square.
     """
     tower = encoder.tower
     if not isinstance(tower, kind):
         raise NotNativeError(
-            f"{target}'s vision tower is {name}'s, and this one is {tower.config.model_type}"
+            f"{target}'s vision tower is {name}'s, but this one is {tower.config.model_type}"
         )
     if encoder.layer != layer:
         where = "with its class token" if layer == ALL else "after its last norm"
         own = repr(encoder.layer)
         own = own if isinstance(encoder.layer, str) else f"hidden layer {own}"
         raise NotNativeError(
-            f"{target} reads the tower's output {where}, and this model {own}; train with "
+            f"{target} reads the tower's output {where}, but this model reads {own}; train with "
             f"feature_layer {layer!r} for this class"
         )
     side = tower.config.image_size
     if encoder.image_size != (side, side):
         raise NotNativeError(
-            f"{target}'s tower has positions for images of {side} x {side} pixels, and this model "
+            f"{target}'s tower has positions for images of {side} x {side} pixels, but this model "
             f"reads {encoder.image_size[0]} x {encoder.image_size[1]}"
         )
     return tower
 
 
 def siglip_tower(encoder: HuggingFaceTower, target: str) -> SiglipVisionModel:
-    """The tower, where it is what Idefics2 and Idefics3 have; raises as `square_tower`."""
+    """Return the tower, if it fits Idefics2 and Idefics3; raises as `square_tower`."""
     return square_tower(encoder, SiglipVisionModel, "SigLIP", OUTPUT, target)
 
 
 def siglip_sizes(tower: SiglipVisionModel) -> dict[str, Any]:
-    """A SigLIP configuration's fields by the names that Idefics2 and Idefics3 share with it."""
+    """Return a SigLIP configuration's fields under the names shared with Idefics2 and Idefics3."""
     names = (
         "hidden_size",
         "intermediate_size",
@@ -86,10 +86,10 @@ def siglip_sizes(tower: SiglipVisionModel) -> dict[str, Any]:
 
 @torch.no_grad()
 def take_siglip(vision: Any, tower: SiglipVisionModel, target: str) -> None:
-    """Give a module on the meta device the tower's tensors (shared); its pooling head is not used.
+    """Load the tower's tensors (shared) into a module on the meta device, without its pooling head.
 
-    The Idefics classes number patches by fractions of the image. In 32-bit numbers that is off by
-    one in some grids (of 19, 25 or 29 patches a side, not of 14, 16, 24, 27 or 32).
+    The Idefics classes number patches by fractions of the image, which in 32-bit arithmetic is off by one in
+    some grids (of 19, 25 or 29 patches per side, not of 14, 16, 24, 27 or 32).
 
     Raises:
         NotNativeError: patches would get other positions.
@@ -109,9 +109,9 @@ def take_siglip(vision: Any, tower: SiglipVisionModel, target: str) -> None:
 
 
 def square_images(processor: ModalignProcessor, side: int, target: str) -> Any:
-    """Idefics3's image processor set so that it gives the pixels of the composed model's.
+    """Configure Idefics3's image processor to give the composed model's pixels.
 
-    One image is one square, as in training: nothing is split, nothing keeps its proportions.
+    One image is one square, as in training: nothing is split, proportions are not kept.
 
     Raises:
         NotNativeError: the pixels would differ.
@@ -123,7 +123,7 @@ def square_images(processor: ModalignProcessor, side: int, target: str) -> Any:
         **settings,
         do_convert_rgb=True,
         do_image_splitting=False,
-        do_resize=False,  # of the longest edge; the square below is made in any case
+        do_resize=False,  # of the longest edge; the square below is made anyway
         max_image_size={"longest_edge": side},
     )
     images = [part["image"] for part in two_images()[0]["content"] if "image" in part]
@@ -131,20 +131,20 @@ def square_images(processor: ModalignProcessor, side: int, target: str) -> Any:
     found = made(images=[images], return_tensors="np")["pixel_values"][0]
     if wanted.shape != found.shape or not np.allclose(wanted, found, rtol=0, atol=1e-6):
         raise NotNativeError(
-            f"{type(ours).__name__} prepares images as {target}'s image processor cannot: that one "
+            f"{type(ours).__name__} prepares images in a way that {target}'s image processor cannot: that one "
             f"resizes every image to {side} x {side}, without cropping or padding"
         )
     return made
 
 
 def plain_prompts(processor: ModalignProcessor, image_processor: Any) -> ProcessorMixin:
-    """A processor of transformers' own that puts the placeholders into a prompt, and nothing else.
+    """Build a transformers processor that only inserts the placeholders into a prompt.
 
-    The processors of the Idefics classes put further marks around an image, and BLIP-2's moves it
-    to the front: prompts that training never saw.
+    The processors of the Idefics classes add markers around an image, and BLIP-2's moves it
+    to the front, unlike in training.
     """
     tokenizer: Any = copy.deepcopy(processor.tokenizer)
-    # An attribute that is only set would not be saved, and this processor reads it when loaded.
+    # An attribute set later would not be saved, but this processor reads it on loading.
     tokenizer._set_model_specific_special_tokens({"image_token": processor.image_token})
     return DeepseekVLProcessor(
         image_processor=image_processor,
@@ -155,7 +155,7 @@ def plain_prompts(processor: ModalignProcessor, image_processor: Any) -> Process
 
 
 def own_processor(cls: type[Processor], processor: ModalignProcessor) -> Processor:
-    """The composed model's processor as one of its subclasses, for a class that reads other inputs."""
+    """Convert the composed model's processor to a subclass, for a class with other inputs."""
     return cls(
         image_processor=processor.image_processor,
         tokenizer=processor.tokenizer,
@@ -175,10 +175,10 @@ def share_language_model(native: Any, model: ModalignForConditionalGeneration, n
 
 
 def two_clips(samples: int) -> Conversation:
-    """What a model that hears is asked by ``compare``: two clips of different lengths, and words.
+    """Return the conversation for ``compare`` with audio: two clips of different lengths, and words.
 
     Args:
-        samples: of the longest clip that it takes.
+        samples: samples of the longest accepted clip.
     """
     noise = torch.randn(samples, generator=torch.Generator().manual_seed(0)).numpy() / 10
     parts = [

@@ -1,12 +1,12 @@
 """Qwen2Audio: Whisper's encoder in Qwen2-Audio's form, one affine map, any decoder.
 
 Source: Qwen2-Audio (arXiv 2407.10759). Neighbours are averaged inside its encoder, before the last
-norm, and padding is hidden from attention; so the encoder must have been loaded in that form
-(``form: qwen2_audio``), and the connector is the affine map alone: ``linear``, or ``pool_linear`` of
-pool 1. The average of what Whisper's own norm gives is something else.
+norm, and padding is hidden from attention. So the encoder must be loaded in that form
+(``form: qwen2_audio``), and the connector must be a single affine map: ``linear``, or ``pool_linear`` with
+pool 1. Averaging after Whisper's own norm would differ.
 
-A prompt all of whose clips are of one position (under 80 ms) takes an older path through the class,
-which does not survive generation.
+If all clips of a prompt have one position (under 80 ms), the class takes an older path that fails in
+generation.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from modalign.models.processing import ModalignProcessor
 
 
 def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
-    """Put a Qwen2Audio together from the composed model's modules.
+    """Build a Qwen2Audio from the composed model's modules.
 
-    All are shared but a head that is tied to the embedding: the class ties none, so it is copied.
+    All are shared except a tied head: the class does not tie it, so it is copied.
 
     Raises:
         NotNativeError: Qwen2Audio cannot hold this model, or it would not compute the same.
@@ -113,7 +113,7 @@ def _projection(connector: Connector) -> nn.Linear:
         if connector.options.pool == 1:
             return connector.projection
         raise NotNativeError(
-            f"Qwen2Audio averages inside its encoder and nowhere else, and {connector.name!r} "
+            f"Qwen2Audio averages only inside its encoder, but {connector.name!r} "
             f"averages {connector.options.pool} of its features; take linear, or pool 1"
         )
     raise NotNativeError(f"Qwen2Audio has one affine map, which {connector.name!r} is not")

@@ -1,9 +1,9 @@
 """Voxtral: Whisper's encoder on its whole window, four features joined, an MLP, any decoder.
 
-Source: Voxtral (arXiv 2507.13264). A clip is as long as the window whatever its length, so the
-encoder must have been loaded in that form (``form: voxtral``); the connector is ``stack_mlp`` of 4.
+Source: Voxtral (arXiv 2507.13264). Every clip is as long as the window, so the encoder must be loaded in
+that form (``form: voxtral``); the connector is ``stack_mlp`` of 4.
 
-Prompts are those of training, by a processor of modalign's own (``processing_voxtral``).
+Prompts are the same as in training, by modalign's own processor (``processing_voxtral``).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
 from modalign.models.processing_voxtral import ModalignVoxtralProcessor
 
-STACK = 4  # features that Voxtral joins
+STACK = 4  # number of features that Voxtral joins
 
 
 def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor) -> Native:
-    """Put a Voxtral together from the composed model's modules.
+    """Build a Voxtral from the composed model's modules.
 
-    All are shared but a head that is tied to the embedding: the class ties none, so it is copied.
+    All are shared except a tied head: the class does not tie it, so it is copied.
 
     Raises:
         NotNativeError: Voxtral cannot hold this model, or it would not compute the same.
@@ -84,7 +84,7 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
 def _stacked(connector: StackMlpConnector) -> StackMlpConnector:
     if connector.options.stack != STACK:
         raise NotNativeError(
-            f"Voxtral joins {STACK} features, and this connector {connector.options.stack}; train it with the "
+            f"Voxtral joins {STACK} features, but this connector {connector.options.stack}; train it with the "
             f"option stack {STACK} for this class"
         )
     return connector
@@ -99,14 +99,14 @@ def _tower(encoder: SignalEncoder) -> VoxtralEncoder:
         )
     if encoder.num_features % STACK:
         raise NotNativeError(
-            f"Voxtral joins {STACK} features of a window, and this encoder's has "
+            f"Voxtral joins {STACK} features of a window, but this encoder's has "
             f"{encoder.num_features}"
         )
     return tower
 
 
 def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The decoder's, with a head size in it: where there is none, Voxtral reads 128 when loaded."""
+    """Return the decoder's configuration with an explicit head size, which Voxtral otherwise assumes to be 128."""
     written = copy.deepcopy(config)
     written.tie_word_embeddings = False
     if getattr(written, "head_dim", None) is None:
