@@ -151,7 +151,7 @@ def test_one_method_has_nobody_to_differ_from() -> None:
     assert found.differences == []
     assert found.verdict == (
         "Every method is better than the majority answer. "
-        "No method's share of yes is found to differ from the share of true ones."
+        "No method is found to say yes more or less often than it is true."
     )
 
 

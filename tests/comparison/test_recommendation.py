@@ -1,12 +1,14 @@
 """The rule picks what it says it picks, and its confidence means something."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
 
 from modalign.comparison import recommendation as rec
 from modalign.errors import UsageError
+from modalign.numbers.trainings import hierarchical_bootstrap
 
 
 def answers(accuracies, items=600, seeds=3, seed=0):
@@ -34,8 +36,46 @@ def test_cheaper_of_equals_wins():
         {"dear": same, "cheap": same}, {"dear": cost(inference=2e9), "cheap": cost(inference=1e9)}
     )
     assert (found.method, found.rule) == ("cheap", "cheapest-of-the-best")
-    assert found.confidence > 0.8  # below 1: other seeds of "dear" might have been better
-    assert "cheap is the cheapest: 1 GFLOPs per answer" in found.reason
+    assert found.confidence > 0.7  # below 1: other seeds of "dear" might have been better
+    assert found.reason.endswith("Of these cheap is the cheapest.")
+
+
+def test_the_price_is_named_beside_a_dearer_and_a_cheaper_method():
+    given = answers({"mid": 0.9, "dear": 0.85, "cheap": 0.6}, items=2000)
+    costs = {
+        "mid": cost(inference=27e6, tokens=9, parameters=34_000),
+        "dear": cost(inference=60e6, tokens=36, parameters=34_000),
+        "cheap": cost(inference=9e6, tokens=9, parameters=34_000),
+    }
+    found = rec.recommend(given, costs)
+    assert found.method == "mid"
+    told = re.fullmatch(
+        r"mid costs 34 k trainable parameters, 9 tokens an item and 27 MFLOPs an answer\. "
+        r"dear costs four times the tokens for (\d\.\d) points less \((-?[\d.]+) to ([\d.]+)\)\. "
+        r"cheap costs a third of the compute per answer for (\d+\.\d) points less \(.*\)\.",
+        found.price,
+    )
+    assert told is not None, found.price
+    value, low, high = map(float, told.groups()[:3])
+    assert value == pytest.approx(5, abs=1.5)
+    assert low < value < high
+
+
+def test_a_gap_that_may_be_none_names_both_directions():
+    same = answers({"x": 0.8})["x"]
+    found = rec.recommend({"a": same, "b": same}, {"a": cost(), "b": cost(tokens=128)})
+    assert re.search(
+        r"b costs twice the tokens for 0\.0 points more \([\d.]+ less to [\d.]+ more\)", found.price
+    )
+
+
+def test_another_comparison_is_less_sure_than_a_replicate_of_this_one():
+    """Both may be off: a lead of two standard errors is held by 92 of 100 others, not by 98."""
+    drawn = hierarchical_bootstrap(answers({"a": 0.7, "b": 0.7}, seeds=60, items=1000))
+    deviations = {name: drawn.values[name] - drawn.observed[name] for name in "ab"}
+    again = {name: drawn.again[name] - drawn.observed[name] for name in "ab"}
+    gap, other = (np.std(each["a"] - each["b"]) for each in (deviations, again))
+    assert other / gap == pytest.approx(np.sqrt(2), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,22 @@ def test_a_unit_says_how_an_estimate_is_written(value, unit, text):
     assert fmt.interval(estimate) == text
 
 
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (4.1, "four times the tokens"),
+        (2, "twice the tokens"),
+        (0.5, "half the tokens"),
+        (1.02, "about the same tokens"),
+        (0.07, "0.07 times the tokens"),
+        (2.5, "2.5 times the tokens"),
+        (1234, "1,234 times the tokens"),
+    ],
+)
+def test_times(ratio, text):
+    assert fmt.times(ratio, "tokens") == text
+
+
 def test_without_an_interval_the_value_stands_alone():
     estimate = Estimate(value=0.5, n=9)
     assert fmt.interval(estimate) == "50.0 %"

@@ -405,16 +405,29 @@ def _against_majority(
     ]
 
 
+def _on_trainings(methods: Sequence[MethodResult]) -> list[str]:
+    """Say where intervals know less about other trainings than they seem to."""
+    known = {m.name: m.accuracy_interval for m in methods if m.accuracy_interval is not None}
+    once = [name for name, found in known.items() if found.trainings == 1]
+    if any(known[name].by_trainings is None for name in once):
+        return [
+            "No method was trained twice: nothing is known of the spread between trainings, and every interval, "
+            "difference and confidence speaks of other questions alone. Train twice or more (--seeds 2)."
+        ]
+    if not once:
+        return []
+    return [
+        f"Trained once, and taken to vary from training to training as the others do: {', '.join(once)}."
+    ]
+
+
 def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfig) -> list[str]:
     notes = list(splits.notes)
     notes.append(
         "Learning-rate trials (a quarter of the budget) are run under the first seed and charged to every "
         "seed; the encoder's features are computed once and shared, and charged to no method."
     )
-    if any(not method.finalist and method.status == "ok" for method in methods):
-        notes.append(
-            "Methods that were not finalists were trained under one seed; their intervals cover questions only."
-        )
+    notes += _on_trainings(methods)
     if without := [m.name for m in methods if WITHOUT_STAGE_ONE in m.name]:
         notes.append(f"Without the connector's own pre-training: {', '.join(without)}.")
     return notes

@@ -160,7 +160,7 @@ def _bias(rates: Sequence[Difference]) -> list[str]:
         who = [f"{each.first} ({each.difference.value * 100:+.1f} points)" for each in told]
         if who:
             words.append(f"Yes is said {often} by {', '.join(who)}.")
-    return words or ["No method's share of yes is found to differ from the share of true ones."]
+    return words or ["No method is found to say yes more or less often than it is true."]
 
 
 def _between(pairs: Sequence[Difference]) -> list[str]:

@@ -32,7 +32,8 @@ from modalign.connectors.rungs import height
 from modalign.errors import UsageError
 from modalign.numbers import words as fmt
 from modalign.numbers.bootstrap import RESAMPLES, Floats, Groups
-from modalign.numbers.pairs import Difference, compare_with
+from modalign.numbers.estimate import Estimate
+from modalign.numbers.pairs import Difference, compare_with, difference_estimate
 from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.training.splits import few_to_choose_by
@@ -103,7 +104,8 @@ def recommend(
     return Recommendation(
         method=chosen,
         rule=rule,
-        reason=_reason(chosen, names[best], group, drawn, costs),
+        reason=_reason(chosen, names[best], group, drawn),
+        price=price(chosen, drawn, costs, keys),
         confidence=shares.get(chosen, 0.0),
         alternatives={name: share for name, share in shares.items() if name != chosen},
         best=names[best],
@@ -148,7 +150,13 @@ def checked(
         f"{fmt.percent(reached - nearest.difference.value)}; difference "
         f"{fmt.point_interval(nearest.difference)} points."
     )
-    changed = {"method": None, "rule": "none", "reason": reason, "advice": list(advice)}
+    changed = {
+        "method": None,
+        "rule": "none",
+        "reason": reason,
+        "price": "",
+        "advice": list(advice),
+    }
     return found.model_copy(
         update={**changed, "confidence": None, "alternatives": {}, "against": against}
     )
@@ -230,8 +238,8 @@ def _choose(
 def _replicate_picks(
     drawn: Replicates, tolerance: np.ndarray, names: Sequence[str], keys: Mapping[str, CostKey]
 ) -> Counter[str]:
-    """How often the same rule picks each method when seeds and questions are redrawn."""
-    replicates = drawn.values
+    """How often the same rule picks each method when all is done again, trainings and questions."""
+    replicates = drawn.again
     values = np.stack([replicates[name] for name in names], axis=1)
     return Counter(_choose(row, tolerance, names, keys)[0] for row in values)
 
@@ -247,7 +255,6 @@ def _reason(
     best: str,
     alike: Sequence[str],
     drawn: Replicates,
-    costs: Mapping[str, Cost],
 ) -> str:
     top = f"{best} has the highest validation accuracy ({fmt.percent(drawn.observed[best])})"
     if len(drawn.observed) == 1:
@@ -261,16 +268,52 @@ def _reason(
         f"({'at most ' if len(others) > 1 else ''}{gap * 100:.1f} points below, within one "
         f"standard error or the margin)"
     )
-    return f"{near}. Of these {chosen} is the cheapest: {_cost_words(costs[chosen])}."
+    return f"{near}. Of these {chosen} is the cheapest."
 
 
-def _cost_words(cost: Cost) -> str:
+def price(
+    chosen: str, drawn: Replicates, costs: Mapping[str, Cost], keys: Mapping[str, CostKey]
+) -> str:
+    """What the choice costs, and what the best of the dearer and of the cheaper methods give for their price."""
+    cost = costs[chosen]
     compute = (
-        f"{fmt.flops(cost.inference_flops)} per answer"
+        f"{fmt.flops(cost.inference_flops)} an answer"
         if cost.inference_flops is not None
         else f"{fmt.flops(cost.flops)} of training"
     )
-    return (
-        f"{compute}, {fmt.count(cost.tokens)} tokens, "
-        f"{fmt.count(cost.trainable_parameters)} trainable parameters"
+    told = [
+        f"{chosen} costs {fmt.count(cost.trainable_parameters)} trainable parameters, "
+        f"{fmt.count(cost.tokens)} tokens an item and {compute}."
+    ]
+    dearer = [name for name in drawn.observed if keys[name] > keys[chosen]]
+    cheaper = [name for name in drawn.observed if keys[name] < keys[chosen]]
+    for others in (dearer, cheaper):
+        if others:
+            other = max(others, key=lambda name: drawn.observed[name])
+            gap = difference_estimate(drawn, other, chosen)
+            told.append(f"{other} costs {_beside(costs[other], cost)} for {_gap(gap)}.")
+    return " ".join(told)
+
+
+def _beside(cost: Cost, other: Cost) -> str:
+    """A cost beside another, where they are furthest apart: ``four times the tokens``."""
+    pairs = (
+        ("tokens", cost.tokens, other.tokens),
+        ("trainable parameters", cost.trainable_parameters, other.trainable_parameters),
+        ("compute per answer", cost.inference_flops, other.inference_flops),
     )
+    ratios = {what: one / two for what, one, two in pairs if one and two}
+    what = max(ratios, key=lambda each: abs(math.log(ratios[each])), default="")
+    if not what or abs(ratios[what] - 1) < 0.05:
+        return "about as much"
+    return fmt.times(ratios[what], what)
+
+
+def _gap(gap: Estimate) -> str:
+    """``5.6 points less (2.1 to 9.0)``; both directions are named where the interval holds zero."""
+    sign, word, against = (1, "more", "less") if gap.value >= 0 else (-1, "less", "more")
+    value, (near, far) = sign * gap.value, sorted((sign * gap.low, sign * gap.high))
+    ends = f"{near * 100:.1f} to {far * 100:.1f}"
+    if near < 0:
+        ends = f"{-near * 100:.1f} {against} to {far * 100:.1f} {word}"
+    return f"{value * 100:.1f} points {word} ({ends})"

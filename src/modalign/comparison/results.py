@@ -134,6 +134,7 @@ class Recommendation(_Strict):
     method: str | None  # None: no finalist beats what a guess or an untrained model reaches
     rule: str
     reason: str
+    price: str = ""  # what it costs, and what dearer and cheaper methods give, in plain words
     advice: list[str] = Field(default_factory=list)  # what to change, where there is no choice
     confidence: float | None  # share of replicates of the validation data picking this method
     alternatives: dict[str, float] = Field(default_factory=dict)  # method -> share of replicates

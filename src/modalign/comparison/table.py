@@ -9,23 +9,28 @@ from rich.text import Text
 from modalign.comparison.report.quantities import ranked
 from modalign.comparison.results import Comparison, MethodResult, YesNo
 from modalign.numbers import words as fmt
+from modalign.numbers.estimate import Estimate
 
 _COLOURS = {"converter": "blue", "perceiver": "red", "tool": "green", "data": "magenta"}
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Rank, method, accuracy with interval, image gain and costs; the recommended one is marked."""
+    """Rank, method, accuracy with interval, image gain and costs; the recommended one is marked.
+
+    ``± q, t``: points that the interval would reach if only questions, or only trainings, were drawn again.
+    ``x``: how often a method was trained.
+    """
     table = Table(box=None, padding=(0, 1), header_style="bold", title=_title(comparison))
     table.add_column("#", justify="right")
-    table.add_column("Method", overflow="ellipsis", no_wrap=True, max_width=25)
-    for heading in ("Accuracy (95 %)", "Image", "Trainable", "Tokens", "Compute", "Time"):
+    table.add_column("Method", overflow="ellipsis", no_wrap=True, max_width=23)
+    for heading in ("Accuracy (95 %)", "± q, t", "x", "Image", "Trainable", "Tokens", "Time"):
         table.add_column(heading, justify="right", no_wrap=True)
     chosen = comparison.recommendation.method if comparison.recommendation else None
     for method in ranked(comparison.methods):
         _add_method(table, method, method.name == chosen)
     for row in comparison.references:
         accuracy = _accuracy(row.accuracy.value, row.accuracy.low, row.accuracy.high)
-        table.add_row("", Text(row.name), accuracy, "", "", "", "", "", style="dim")
+        table.add_row("", Text(row.name), accuracy, *[""] * 6, style="dim")
     return table
 
 
@@ -69,20 +74,27 @@ def _title(comparison: Comparison) -> str | None:
 def _add_method(table: Table, method: MethodResult, chosen: bool) -> None:
     name = Text(("* " if chosen else "  ") + method.name, style=_COLOURS[method.family])
     if method.status == "failed":
-        table.add_row(fmt.MISSING, name, "failed", "", "", "", "", "", style="dim")
+        table.add_row(fmt.MISSING, name, "failed", *[""] * 6, style="dim")
         return
     interval = method.accuracy_interval
     table.add_row(
         fmt.MISSING if method.rank is None else str(method.rank),
         name,
         fmt.MISSING if interval is None else _accuracy(interval.value, interval.low, interval.high),
+        fmt.MISSING if interval is None else _reaches(interval),
+        str(len(method.seeds)),
         fmt.points(method.image_gain_blank.value if method.image_gain_blank else None),
         fmt.count(method.trainable_parameters),
         fmt.count(method.tokens),
-        fmt.flops(method.flops).replace("FLOPs", "F"),
         fmt.seconds(method.seconds),
         style="bold" if chosen else "",
     )
+
+
+def _reaches(found: Estimate) -> str:
+    """How far questions and trainings reach alone, in points."""
+    parts = (found.by_questions, found.by_trainings)
+    return ", ".join(fmt.MISSING if each is None else f"{each * 100:.1f}" for each in parts)
 
 
 def _accuracy(value: float, low: float, high: float) -> str:

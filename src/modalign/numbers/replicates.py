@@ -78,6 +78,25 @@ class Replicates:
         """Method -> (R,) replicates of its figure."""
         return {name: self.of(name).values for name in self.parts}
 
+    @property
+    def again(self) -> dict[str, Floats]:
+        """Method -> (R,) figures that another comparison of the same size may find.
+
+        It would miss the truth as this one may have: the deviations of ``values`` are counted twice. And the
+        spread between trainings is only known to its degrees of freedom, so luck has Student's tails.
+        """
+        rng = np.random.default_rng(self.n)
+        found = {}
+        for name, part in self.parts.items():
+            drawn = self.of(name)
+            tails = np.ones(1)
+            if part.spread is not None and part.spread.variance:
+                freedom = part.spread.freedom
+                tails = np.sqrt(freedom / rng.chisquare(freedom, len(part.luck)))
+            deviations = drawn.replicates - drawn.value + (tails - 1) * part.luck
+            found[name] = np.clip(drawn.value + np.sqrt(2) * deviations, *self.bounds)
+        return found
+
     def of(self, first: str, second: str | None = None) -> Redrawn:
         """The replicates of one method's figure, or of the first one's minus the second one's."""
         one = self.parts[first]

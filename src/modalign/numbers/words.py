@@ -128,6 +128,20 @@ def names(values: list[str]) -> str:
     return f"{', '.join(values[:-1])} and {values[-1]}"
 
 
+_TIMES = {1 / 4: "a quarter of", 1 / 3: "a third of", 1 / 2: "half", 1: "", 2: "twice"} | {
+    number: f"{word} times"
+    for number, word in enumerate(("three", "four", "five", "six", "seven", "eight"), start=3)
+}
+
+
+def times(ratio: float, what: str) -> str:
+    """How much of something beside another's: ``four times the tokens``, ``half the tokens``."""
+    nearest = min(_TIMES, key=lambda each: abs(math.log(ratio / each)))
+    if abs(ratio / nearest - 1) > 0.06:
+        return f"{ratio:.2g} times the {what}" if ratio < 10 else f"{ratio:,.0f} times the {what}"
+    return f"about the same {what}" if nearest == 1 else f"{_TIMES[nearest]} the {what}"
+
+
 @_or_missing
 def _plain(value: float) -> str:
     """Two decimals, three for small numbers."""

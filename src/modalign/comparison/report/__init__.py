@@ -67,7 +67,7 @@ def report_of(comparison: Comparison) -> Report:
             "cost",
             "Quality against cost",
             "Up and to the left is better. The stairs are the Pareto front: no cheaper method is as good as "
-            "one on it. Bars are 95 % intervals; filled marks have several seeds, hollow ones a single one.",
+            "one on it. Bars are 95 % intervals over questions and trainings; hollow marks were trained once.",
             cost_figures(comparison),
         ),
         Section(
@@ -115,6 +115,7 @@ def _advice(comparison: Comparison) -> Advice:
         f"{found.rule}: {rule}" if found.method else rule,
         [
             found.reason,
+            *([found.price] if found.price else []),
             *([*found.advice, so_far] if found.method is None else []),
             "Chosen on validation data. Everything below is measured on evaluation data unless it says "
             "validation.",
@@ -178,13 +179,22 @@ def _ranking(comparison: Comparison) -> Section:
         )
         if finished
     ]
+    unknown = _unknown(comparison)
     lead = (
-        "By validation accuracy. Intervals are 95 %: questions redrawn by image, seeds redrawn where there "
-        "are several. Only finalists, trained under several seeds, can be recommended. Select a heading to "
-        "sort."
+        "By validation accuracy. Intervals are 95 %, over other questions (redrawn by image) and other "
+        f"trainings{unknown}. Only finalists, trained under several seeds, can be recommended. Select a "
+        "heading to sort."
     )
     parts = [table, *more] if comparison.methods or comparison.references else []
     return Section("ranking", "Ranking", lead, parts)
+
+
+def _unknown(comparison: Comparison) -> str:
+    """What to add where nothing is known of trainings."""
+    known = [m.accuracy_interval for m in comparison.methods if m.accuracy_interval is not None]
+    if any(each.trainings and each.by_trainings is None for each in known):
+        return " (here not: no method was trained twice, so nothing is known of the spread between trainings)"
+    return ""
 
 
 def _failed(method: MethodResult, first: Sequence[Quantity], columns: int) -> Row:
@@ -243,7 +253,7 @@ def _differences(comparison: Comparison) -> Section:
     )
     lead = (
         "Row minus column in points of accuracy, on the same questions, p-values corrected for the number of "
-        "pairs (Holm). A method with one seed borrows the spread of those with several. Blue: the row is "
+        f"pairs (Holm), over other questions and other trainings{_unknown(comparison)}. Blue: the row is "
         "better; orange: the column is. A dot means that no difference was found, which is not the same as "
         "being equal."
     )

@@ -69,6 +69,12 @@ def _accuracy(row: MethodResult | ReferenceRow) -> Estimate | None:
     return row.accuracy if isinstance(row, ReferenceRow) else row.accuracy_interval
 
 
+def _reach(row: MethodResult | ReferenceRow, part: str) -> Cell | None:
+    found = _accuracy(row)
+    reach = getattr(found, part) if found else None
+    return None if reach is None else Cell(f"±{reach * 100:.1f}", key=reach)
+
+
 def _serving(row: Any) -> Cell | None:
     """The rung, and what can serve the method."""
     if isinstance(row, ReferenceRow):
@@ -79,6 +85,24 @@ def _serving(row: Any) -> Cell | None:
 NAME = Quantity("Method", "name")
 ACCURACY = Quantity(
     "Accuracy (95 %)", _accuracy, "share", "on evaluation data, with its 95 % interval", drawn=True
+)
+TRAINED = Quantity(
+    "Trainings",
+    lambda row: len(row.seeds) if getattr(row, "seeds", None) else None,
+    "count",
+    "how often this method was trained; trained once, its spread is that of the others",
+)
+REACHES = (
+    Quantity(
+        "By questions",
+        lambda row: _reach(row, "by_questions"),
+        meaning="points that the interval would reach on each side if only questions were drawn again",
+    ),
+    Quantity(
+        "By trainings",
+        lambda row: _reach(row, "by_trainings"),
+        meaning="the same for trainings; a dash where no method was trained twice, and nothing is known of it",
+    ),
 )
 VALIDATION = Quantity(
     "Validation",
@@ -113,15 +137,11 @@ SERVING = Quantity(
     "files; tools: beside a language model), and what can serve it",
 )
 
-RANKING = (ACCURACY, VALIDATION, BLANK, TRAINABLE, TOKENS, INFERENCE, SECONDS, ANSWER)
+RANKING = (ACCURACY, TRAINED, VALIDATION, BLANK, TRAINABLE, TOKENS, INFERENCE, SECONDS, ANSWER)
 QUALITY = (
     Quantity("Family", "family"),
-    Quantity(
-        "Seeds",
-        lambda row: len(row.seeds) if getattr(row, "seeds", None) else None,
-        "count",
-        "trainings of this method; with one seed the interval covers questions only",
-    ),
+    TRAINED,
+    *REACHES,
     VALIDATION,
     Quantity(
         "Untrained",

@@ -32,7 +32,7 @@ def confidence_words(recommendation: Recommendation) -> str:
         if share >= least
     )
     return (
-        f"{sure}: with seeds and validation questions drawn again, the same rule picks "
+        f"{sure}: trained and asked again, with other seeds and other validation questions, the same rule picks "
         f"{recommendation.method} in {share * 100:.0f} of 100 cases."
     )
 
