@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from modalign.data.modalities import modality_of
 from modalign.serving.http import answers, chat, completions
 from modalign.serving.http.answering import Answer, Work
-from modalign.serving.http.body import Schema, parsed, read_body
+from modalign.serving.http.body import Bodies, Schema, parsed
 from modalign.serving.http.errors import GONE, ApiError, add_handlers, draining
 from modalign.serving.http.fetch import Fetcher
 from modalign.serving.http.fields import further_fields
@@ -44,7 +44,8 @@ class Service:
 
     Attributes:
         draining: new requests are refused.
-        serving: requests being read, prepared or answered.
+        serving: requests being prepared or answered; those whose body is still arriving do not count.
+        most: maximum of these at a time.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -55,7 +56,8 @@ class Service:
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="modalign-request")
         self.created = int(time.time())
         self.draining = False
-        self.serving = 0
+        self.serving, self.most = 0, settings.requests
+        self._bodies = Bodies(settings)
         self._relay: Relay | None = None
 
     async def answer(
@@ -66,28 +68,38 @@ class Service:
         Raises:
             ApiError: it is refused.
         """
+        self._admit()
+        async with self._bodies.read(request) as body:
+            self._admit()  # others may have come meanwhile
+            self.serving += 1
+            try:
+                run, work = await self._started(schema, prepare, body)
+            except BaseException:
+                self.serving -= 1
+                raise
+        return Answer(work, run, self.settings.stalled_seconds, self._left)
+
+    def _admit(self) -> None:
         if self.draining:
             raise draining()
-        if self.serving >= self.settings.requests:
+        if self.serving >= self.most:
             raise ApiError(
                 429,
                 f"{self.serving} requests are being served; try again soon",
                 code="too_many_requests",
                 headers={"Retry-After": "1"},
             )
-        self.serving += 1
-        try:
-            body = await read_body(request, self.settings)
-            loop = asyncio.get_running_loop()
-            work = await loop.run_in_executor(self.pool, self._prepared, schema, prepare, body)
-            if self._relay is None:
-                self._relay = Relay(loop)
-            run = Run(self.engine, self._relay, work.asks, self.metrics)
-            run.start()
-        except BaseException:
-            self.serving -= 1
-            raise
-        return Answer(work, run, self.settings.stalled_seconds, self._left)
+
+    async def _started(
+        self, schema: type[Schema], prepare: Callable[[Schema], Work], body: bytes
+    ) -> tuple[Run, Work]:
+        loop = asyncio.get_running_loop()
+        work = await loop.run_in_executor(self.pool, self._prepared, schema, prepare, body)
+        if self._relay is None:
+            self._relay = Relay(loop)
+        run = Run(self.engine, self._relay, work.asks, self.metrics)
+        run.start()
+        return run, work
 
     def _left(self) -> None:
         self.serving -= 1
@@ -95,7 +107,7 @@ class Service:
     def _prepared(
         self, schema: type[Schema], prepare: Callable[[Schema], Work], body: bytes
     ) -> Work:
-        request = parsed(schema, body)
+        request = parsed(schema, body, self.settings)
         if request.model is not None:
             self.known(request.model)
         return prepare(request)

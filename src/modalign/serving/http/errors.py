@@ -88,15 +88,23 @@ def api_error(error: Exception) -> ApiError:
 
 
 def wrong_fields(error: ValidationError, given: Any) -> ApiError:
-    """Convert a schema error: the deepest location is closest to the cause."""
+    """Convert a schema error: the deepest location is closest to the cause.
+
+    A list that may be of several kinds is read up to the first wrong element for each; the kind that got
+    furthest is meant.
+    """
     found = [
         (_path(problem["loc"], given, problem["type"] == "missing"), _words(problem["msg"]))
         for problem in error.errors(include_url=False, include_context=False, include_input=False)
     ]
-    deepest = max(found, key=lambda one: len(one[0]))[0]
+    deepest = max((path for path, _ in found), key=_reach)
     said = dict.fromkeys(message for path, message in found if path == deepest)
     param = dotted(deepest) or "body"
     return refused(param, ", or ".join(said)[:500])
+
+
+def _reach(path: tuple[int | str, ...]) -> tuple[int, list[int]]:
+    return len(path), [step for step in path if isinstance(step, int)]
 
 
 def _words(message: str) -> str:
@@ -127,7 +135,7 @@ def _path(location: tuple[int | str, ...], given: Any, missing: bool) -> tuple[i
 
 def dotted(path: tuple[int | str, ...]) -> str:
     """``messages[0].content``."""
-    words = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    words = "".join(f"[{step}]" if isinstance(step, int) else f".{step[:100]}" for step in path)
     return words.removeprefix(".")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import time
 from typing import Any
 
@@ -100,8 +101,12 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _host(header: bytes) -> str:
-    """Return the name in a Host header, without the port."""
-    text = header.decode("latin-1").strip().lower()
-    name = text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0]
-    return name.rstrip(".")
+_HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9_.-]*[a-z0-9_-])\.?(?::(\d{0,5}))?")
+
+
+def _host(header: bytes) -> str | None:
+    """Return the name in a Host header without the port, or None if it is malformed (RFC 9110, 7.2)."""
+    found = _HOST.fullmatch(header.lower())
+    if found is None or int(found[2] or 0) > 65535:
+        return None
+    return found[1].decode("ascii")

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from operator import getitem
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
@@ -10,6 +21,10 @@ from modalign.data.modalities import modality_names, modality_of
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 MOST_TOKENS = 2**31 - 1
+Item = TypeVar("Item")
+# Errors are looked for up to the first: of 250,000 wrong elements each would cost more than the request.
+Many = Annotated[list[Item], Field(fail_fast=True)]
+Some = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
 
 
 class Given(BaseModel):
@@ -53,7 +68,7 @@ class Sampled(Given):
     )
     stop: (
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+        | Annotated[Many[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
         | None
     ) = None
     stream: bool | None = None
@@ -71,12 +86,7 @@ class Sampled(Given):
 class CompletionRequest(Sampled):
     """Text to continue."""
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
-    )
+    prompt: str | Some[str] | Some[Token] | Some[Some[Token]]
     max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = Field(
         None, description="Default 16; 0 with echo scores the prompt."
     )
@@ -132,12 +142,26 @@ class InputAudioPart(Given):
     input_audio: AudioData
 
 
+def _to_the_first_error(kind: Any) -> Any:
+    """A type whose lists are read up to their first wrong element."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is None or origin is Literal:
+        return kind
+    if origin is Annotated:
+        return Annotated[_to_the_first_error(inner[0]), *inner[1:]]
+    read = tuple(map(_to_the_first_error, inner))
+    if origin in (Union, UnionType):
+        return getitem(Union, read)
+    many: Any = Many
+    return many[read[0]] if origin is list else origin[read]
+
+
 def _media_part(modality: str) -> type[Given]:
     """Create the part type of a modality: its value if it may be inline, else its URL."""
     known = modality_of(modality)
     kind, held = f"{modality}_url", Url
     if known.inline is not None:
-        kind, held = modality, known.inline.schema
+        kind, held = modality, _to_the_first_error(known.inline.schema)
     fields: dict[str, Any] = {"type": (Literal[kind], ...), kind: (held, ...)}
     return create_model(
         f"{modality.title()}Part", __base__=Given, __doc__=f"{known.words}.".capitalize(), **fields
@@ -170,8 +194,8 @@ class Turn(Given):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    tool_calls: list[Call] | None = None
+    content: str | Many[Part] | None = None
+    tool_calls: Many[Call] | None = None
     tool_call_id: str | None = None
 
 
@@ -195,12 +219,12 @@ class Tool(Given):
 class ChatRequest(Sampled):
     """A conversation to answer."""
 
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Some[Turn]
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = Field(
         None, description="Default: up to the model's length."
     )
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[Many[Tool], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = Field(None, description="auto or none.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import signal
@@ -16,6 +17,7 @@ import uvicorn
 
 from modalign.errors import UsageError
 from modalign.serving.http.app import Service, build_app
+from modalign.serving.http.connections import RESERVE, Connection, Door
 from modalign.serving.http.settings import Settings
 from modalign.serving.requests import Engine
 
@@ -131,6 +133,7 @@ class StoppableServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(service),
+                http=Connection,
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -143,11 +146,31 @@ class StoppableServer(uvicorn.Server):
         self.service = service
         self.ready, self.stopping = ready, stopping
         self.exit_code = 0
+        self._door = Door(service.settings, self._connection, self.server_state.connections)
+        self._accepting: list[asyncio.Task[None]] = []
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start answering."""
-        await super().startup(sockets)
+        await super().startup([])  # connections are accepted by the Door, not by uvicorn
+        self.service.most = min(self.service.most, self._door.limit - RESERVE)
+        self._accepting = [asyncio.create_task(self._door.accept(each)) for each in sockets or ()]
         self.ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections once a second."""
+        if counter % 10 == 0:
+            self._door.sweep()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and let those that are answered end."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
 
     def stop(self) -> None:
         """Stop accepting requests; end when running ones are done."""

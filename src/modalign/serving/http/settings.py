@@ -47,6 +47,11 @@ class Settings:
         body_bytes: maximum size of a request's body.
         body_seconds: maximum time for a request's body to arrive.
         stalled_seconds: a client that reads nothing for so long is dropped.
+        bodies_bytes: maximum size of all bodies together that are arriving or waiting to be parsed.
+        values: maximum number of values in a body, counted by its commas.
+        fields: maximum number of fields of one object in a body.
+        head_seconds: maximum time for a request's head to arrive, counted from the previous response.
+        connections: maximum number at a time; lower if the process may open fewer files.
         requests: maximum number served at a time, including those waiting for the engine.
         choices: maximum prompts times ``n`` of one request.
         workers: threads that parse requests and prepare prompts.
@@ -59,6 +64,11 @@ class Settings:
     url_hosts: tuple[str, ...] = ()
     body_bytes: int = 32 * MEGABYTE
     body_seconds: float = 60.0
+    bodies_bytes: int = 512 * MEGABYTE
+    values: int = 500_000
+    fields: int = 1000
+    head_seconds: float = 10.0
+    connections: int = 1024
     stalled_seconds: float = 60.0
     requests: int = 96
     choices: int = 256
