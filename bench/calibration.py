@@ -4,6 +4,16 @@ The demo's twelve methods are trained on the starter under ten seeds each, every
 of its own: 120 trainings, about ten minutes of one core a seed. Each is kept; what is there is not trained again.
 
     python -m bench.calibration train [--seeds 10] [--out runs/calibration]
+    python -m bench.calibration tables [--draws 200] [--out runs/calibration] [--write]
+
+``tables`` draws comparisons from the trainings again and again: two (or ``--trainings``) of every method, and the
+questions by image. What each would say is held against the trainings that it did not have:
+
+* (a) how often the 95 % interval of an accuracy holds the mean of the *other* trainings;
+* (b) of pairs called different, how many stand the other way round over all trainings;
+* (c) how often another comparison, of other trainings and questions, picks the same method, by stated confidence.
+
+``--write`` puts the tables into docs/report.md.
 """
 
 from __future__ import annotations
@@ -11,18 +21,34 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from bench.readme import ROOT, write_block
 from modalign.cache import cache_directory
 from modalign.cli.console import quiet_libraries, stdout
+from modalign.comparison.assemble import groups_of
 from modalign.comparison.config import CompareConfig, load_config
-from modalign.comparison.job import Job, load_scores, run_job
-from modalign.comparison.prepared import Prepared, prepare
+from modalign.comparison.job import Job, JobResult, load_scores, run_job
+from modalign.comparison.prepared import Prepared, StoredData, prepare
+from modalign.comparison.recommendation import Cost, recommend
+from modalign.numbers.bootstrap import RESAMPLES, Floats, cluster_ids
+from modalign.numbers.pairs import differences, resamples_for
+from modalign.numbers.trainings import hierarchical_bootstrap
+from modalign.pages.markdown import table
 from modalign.runs import run_folder
 
 SEEDS = 10
+START, END = (
+    "<!-- written by `python -m bench.calibration tables --write` -->",
+    "<!-- end of it -->",
+)
+BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def configuration(**changes: object) -> CompareConfig:
@@ -57,18 +83,244 @@ def train(out: Path, seeds: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Questions:
+    """Answers of all trainings to one set of questions.
+
+    Attributes:
+        answers: method -> (T, n) right answers.
+        groups: (n,) the image of each question.
+    """
+
+    answers: dict[str, Floats]
+    groups: Sequence[str | None]
+
+    def redrawn(
+        self, rng: np.random.Generator, chosen: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, Floats], list[str]]:
+        """The chosen trainings' answers to questions about redrawn images, each of which is a new one."""
+        clusters = cluster_ids(self.groups, len(self.groups))
+        members = np.split(np.argsort(clusters, kind="stable"), np.bincount(clusters).cumsum()[:-1])
+        drawn = rng.integers(len(members), size=len(members))
+        places = np.concatenate([members[each] for each in drawn])
+        labels = [str(new) for new, each in enumerate(drawn) for _ in members[each]]
+        return {name: self.answers[name][own][:, places] for name, own in chosen.items()}, labels
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Many trainings of every method: what is taken for the truth.
+
+    Attributes:
+        validation, evaluation: what they answered.
+        costs: method -> what it costs.
+    """
+
+    validation: Questions
+    evaluation: Questions
+    costs: dict[str, Cost]
+
+    @property
+    def count(self) -> int:
+        """Trainings of every method."""
+        return min(len(answers) for answers in self.evaluation.answers.values())
+
+    def some(
+        self, rng: np.random.Generator, trainings: int, within: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """Trainings of every method, drawn without replacement."""
+        names = self.evaluation.answers
+        return {name: rng.choice(within, trainings, replace=False) for name in names}
+
+
+def trained(out: Path) -> Trained:
+    """What has been trained so far, as many seeds as all methods have."""
+    config, data = configuration(), StoredData.read(out)
+    names = [method.name for method in config.resolved()]
+    seeds = 0
+    while all(Job(out, name, seeds).result() for name in names):
+        seeds += 1
+    if seeds < 2:
+        raise SystemExit(f"{out} has {seeds} seeds of all methods; two are needed at least")
+    runs = {name: [Job(out, name, seed).run for seed in range(seeds)] for name in names}
+
+    def answered(kind: str, samples: Sequence[object]) -> Questions:
+        scores = {
+            name: np.array([load_scores(run)[kind] for run in own], dtype=float)
+            for name, own in runs.items()
+        }
+        return Questions(scores, groups_of(samples))  # type: ignore[arg-type]
+
+    first = {name: Job(out, name, 0).result() for name in names}
+    return Trained(
+        answered("val", data.val),
+        answered("eval", data.evaluation),
+        {name: _cost(result) for name, result in first.items() if result is not None},
+    )
+
+
+def _cost(result: JobResult) -> Cost:
+    return Cost(
+        sum(result.trainable.values()),
+        result.tokens,
+        result.flops,
+        result.inference_flops,
+        result.seconds,
+        result.export_target,
+    )
+
+
+@dataclass
+class Found:
+    """What many drawn comparisons came to.
+
+    Attributes:
+        draws: comparisons.
+        misses: method -> intervals wholly below and wholly above the mean of the other trainings.
+        reaches: method -> half lengths of its intervals.
+        different: pairs called different, and how many of them stand the other way round.
+        picks: confidence of a choice, and whether another comparison made it again.
+    """
+
+    draws: int = 0
+    misses: dict[str, list[int]] = field(default_factory=dict)
+    reaches: dict[str, list[float]] = field(default_factory=dict)
+    different: list[int] = field(default_factory=lambda: [0, 0])
+    picks: list[tuple[float, bool]] = field(default_factory=list)
+
+    def covered(self, name: str) -> float:
+        """Share of a method's intervals that hold the mean of the others."""
+        return 1 - sum(self.misses[name]) / self.draws
+
+    @property
+    def reversed(self) -> float:
+        """Share of pairs called different that stand the other way round over all trainings."""
+        return self.different[1] / max(self.different[0], 1)
+
+    def bins(self) -> list[tuple[float, float, int]]:
+        """Mean stated confidence, share picked again, number; of each bin that has any."""
+        stated = np.array([confidence for confidence, _ in self.picks])
+        again = np.array([same for _, same in self.picks])
+        places = np.clip(np.digitize(stated, BINS) - 1, 0, len(BINS) - 2)
+        return [
+            (float(stated[own].mean()), float(again[own].mean()), int(own.sum()))
+            for place in range(len(BINS) - 1)
+            if (own := places == place).any()
+        ]
+
+
+def calibrate(given: Trained, trainings: int, draws: int, seed: int = 0) -> Found:
+    """Draw comparisons of so many trainings of every method, and hold them against the others."""
+    rng, found = np.random.default_rng(seed), Found(draws)
+    whole = {
+        name: float(own[: given.count].mean()) for name, own in given.evaluation.answers.items()
+    }
+    every = np.arange(given.count)
+    for _ in range(draws):
+        halves = np.array_split(rng.permutation(every), 2)
+        apart = min(map(len, halves)) >= trainings  # two comparisons without a training in common
+        chosen = given.some(rng, trainings, halves[0] if apart else every)
+        other = given.some(rng, trainings, halves[1] if apart else every)
+        _judge_intervals(found, given, chosen, whole, rng)
+        confidence, method = _choice(given, chosen, rng)
+        if confidence is not None:
+            found.picks.append((confidence, _choice(given, other, rng)[1] == method))
+    return found
+
+
+def _judge_intervals(
+    found: Found,
+    given: Trained,
+    chosen: Mapping[str, np.ndarray],
+    whole: Mapping[str, float],
+    rng: np.random.Generator,
+) -> None:
+    answers, groups = given.evaluation.redrawn(rng, chosen)
+    enough = resamples_for(len(answers))
+    drawn = hierarchical_bootstrap(answers, groups=groups, resamples=enough)
+    for name, own in chosen.items():
+        interval = drawn.estimate(name)
+        others = np.delete(given.evaluation.answers[name][: given.count], own, axis=0)
+        misses = found.misses.setdefault(name, [0, 0])
+        misses[0] += interval.high < others.mean()
+        misses[1] += interval.low > others.mean()
+        found.reaches.setdefault(name, []).append((interval.high - interval.low) / 2)
+    for pair in differences(drawn, combinations(answers, 2)):
+        if pair.verdict in ("first", "second"):
+            sign = 1 if pair.verdict == "first" else -1
+            found.different[0] += 1
+            found.different[1] += sign * (whole[pair.first] - whole[pair.second]) < 0
+
+
+def _choice(
+    given: Trained, chosen: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> tuple[float | None, str | None]:
+    """The confidence of a drawn comparison, and what it picks."""
+    answers, groups = given.validation.redrawn(rng, chosen)
+    found = recommend(answers, given.costs, groups=groups, resamples=RESAMPLES // 2)
+    return found.confidence, found.method
+
+
+def tables(given: Trained, found: Mapping[int, Found]) -> str:
+    """In Markdown; ``found`` by the number of trainings of a comparison."""
+    counts = list(found)
+    rows = []
+    for name, own in given.evaluation.answers.items():
+        means = own[: given.count].mean(axis=1) * 100
+        row = [name, f"{means.mean():.1f}", f"{means.std(ddof=1):.1f}"]
+        for each in found.values():
+            below, above = (miss / each.draws * 100 for miss in each.misses[name])
+            row += [
+                f"{each.covered(name) * 100:.0f} ({below:.0f}, {above:.0f})",
+                f"±{np.median(each.reaches[name]) * 100:.1f}",
+            ]
+        rows.append(row)
+    headings = ["method", "mean", "sd between trainings"]
+    for count in counts:
+        headings += [f"(a) held, {count} trainings", "interval"]
+    told = [table(headings, rows), ""]
+    for count, each in found.items():
+        told.append(
+            f"(b) With {count} trainings of every method, {each.reversed * 100:.1f} % of "
+            f"{each.different[0]:,} pairs called different stand the other way round over all trainings."
+        )
+    told += ["", "(c) Confidence, and how often another comparison made the same choice:", ""]
+    bins = [
+        [str(count), f"{stated * 100:.0f} %", f"{again * 100:.0f} %", str(number)]
+        for count, each in found.items()
+        for stated, again, number in each.bins()
+    ]
+    told.append(table(["trainings", "stated", "made again", "comparisons"], bins))
+    draws = next(iter(found.values())).draws
+    said = (
+        f"{given.count} trainings of each of {len(rows)} methods; {draws} comparisons drawn from them for each "
+        "number of trainings. In brackets: percent of intervals wholly below, and wholly above."
+    )
+    return "\n".join([said, "", *told])
+
+
 def main() -> None:
-    """Train."""
+    """Train, or print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=["train", "tables"])
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--trainings", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
+    parser.add_argument("--write", action="store_true", help="the tables into docs/report.md")
     options = parser.parse_args()
     quiet_libraries()
     if options.what == "train":
         train(options.out, options.seeds)
+        return
+    given = trained(options.out)
+    counts = [count for count in options.trainings if count < given.count]
+    text = tables(given, {count: calibrate(given, count, options.draws) for count in counts})
+    print(text)
+    if options.write:
+        write_block(ROOT / "docs" / "report.md", text, START, END)
 
 
 if __name__ == "__main__":

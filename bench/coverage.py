@@ -1,6 +1,6 @@
 """How often do the 95 % intervals of ``modalign.numbers`` hold the truth? By simulation, from known truths.
 
-Every kind of interval is made from samples of 20, 100 and 1,000 records (and 3 to 5 trainings where trainings
+Every kind of interval is made from samples of 20, 100 and 1,000 records (and 1 to 5 trainings where trainings
 are sampled too), 2,000 times each. Printed: the share of intervals that hold the truth, and the shares of
 those that lie wholly below and above it. With 2,000 draws a share of 95 % is known to within 1 point.
 
@@ -213,6 +213,22 @@ def paired(spread: float, other_spread: float, *, alone: bool = False) -> Draw:
     return draw
 
 
+def among_others(spread: float) -> Draw:
+    """Accuracy of one of twelve methods whose spreads are tenfold apart; the others are trained twice."""
+    spreads = np.geomspace(0.05, 0.5, 12)
+
+    def draw(rng: np.random.Generator, n: int, trainings: int) -> Estimate:
+        hard = difficulty(rng, n)
+        given = {
+            str(each): answers(rng, n, 2, 0.7, each, hard)
+            for each in np.delete(spreads, abs(spreads - spread).argmin())
+        }
+        given["judged"] = answers(rng, n, trainings, 0.7, spread, hard)
+        return hierarchical_bootstrap(given, seed=seed(rng), resamples=RESAMPLES).estimate("judged")
+
+    return draw
+
+
 def of_trainings(setting: str, truth: float, draw: Draw, kind: str = "hierarchical") -> World:
     """Records and trainings are both sampled."""
     return World(kind, setting, truth, draw, trainings=TRAININGS)
@@ -275,6 +291,16 @@ def worlds() -> list[World]:
             paired(small, small, alone=True),
         ),
     ]
+    for spread, words in ((0.05, "least"), (0.175, "middle"), (0.5, "largest")):
+        setting = (
+            f"accuracy, spread between trainings the {words} of twelve methods, 1 to 10 points"
+        )
+        truth = mean_logistic(0.7, HARD, spread)
+        found.append(
+            World(
+                "hierarchical", setting, truth, among_others(spread), (1000,), trainings=(1, 2, 3)
+            )
+        )
     return found
 
 

@@ -65,8 +65,8 @@ def block(comparison: Comparison, commit: str) -> str:
         f"What `make demo` printed on {os.cpu_count()} cores at commit `{commit}`, in "
         f"{seconds(setting.seconds)} after the installation. Accuracy is over {setting.eval_records:,} questions "
         "about handwriting that no part of any model has seen; *transfer* is a skill that no method was trained "
-        "on, which the language model knows from text. The interval of a row with one training speaks of "
-        "questions only: another training may lie outside it."
+        "on, which the language model knows from text. Intervals are about other questions and other "
+        "trainings."
     )
     said = (
         f"Recommended: **{chosen.method}**. {chosen.reason}" if chosen else "Nothing recommended."
@@ -76,17 +76,17 @@ def block(comparison: Comparison, commit: str) -> str:
     )
 
 
-def write_block(readme: Path, text: str) -> None:
-    """Replace what stands between the marks.
+def write_block(page: Path, text: str, first: str = START, last: str = END) -> None:
+    """Replace what stands between two marks.
 
     Raises:
-        SystemExit: the README has lost its marks.
+        SystemExit: the page has lost its marks.
     """
-    before, start, rest = readme.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
+    before, start, rest = page.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not start or not end:
-        sys.exit(f"{readme} has no lines {START} and {END}")
-    readme.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+        sys.exit(f"{page} has no lines {first} and {last}")
+    page.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ show (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, art. 3; in other fields calle
     1 / sigma_m^2      ~  chi2(d_0) / (d_0 s_0^2)
 
 s_0 is the spread usual here, d_0 says how alike the methods' spreads are: nine tenths of them lie within a
-factor of 30 with d_0 = 1, of 8 with d_0 = 2, of 1.5 with d_0 = 32. Both come from the methods at hand. Before
+factor of 30 with d_0 = 1, of 8 with d_0 = 2, of 2.4 with d_0 = 8. Both come from the methods at hand. Before
 these are seen every log s_0 is as likely as another, and so is every d_0 of ``ALIKE``; afterwards each pair has
 the weight with which it foretells the variances seen (a product of F densities). Given a pair, the mean of S_m
 trainings has Student's distribution with d_0 + d_m degrees of freedom and the variance::
@@ -37,7 +37,9 @@ from scipy.stats import f as fisher
 
 from modalign.numbers.bootstrap import TAIL, Floats
 
-ALIKE = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # d_0
+# d_0. None is large, lest the spreads of a few methods, alike by chance, pass for all alike: where they lie
+# tenfold apart, that would be paid by the methods with the largest.
+ALIKE = (0.5, 1.0, 2.0, 4.0, 8.0)
 _SCALES = np.linspace(-15, 15, 121)  # log s_0^2 about the middle of what is seen
 _QUANTILES = (0.8413, 1 - TAIL)
 _FREEDOMS = np.geomspace(0.5, 1e5, 400)
