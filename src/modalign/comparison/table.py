@@ -15,12 +15,12 @@ _COLOURS = {"converter": "blue", "perceiver": "red", "tool": "green", "data": "m
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Rank, method, accuracy with interval, image gain and costs; the recommended one is marked.
-
-    ``± q, t``: points that the interval would reach if only questions, or only trainings, were drawn again.
-    ``x``: how often a method was trained.
-    """
+    """Rank, method, accuracy with interval, image gain and costs; the recommended one is marked."""
     table = Table(box=None, padding=(0, 1), header_style="bold", title=_title(comparison))
+    table.caption = (
+        "± q, t: points that the interval would reach if only questions, or only trainings, were drawn again; "
+        "x: how often a method was trained."
+    )
     table.add_column("#", justify="right")
     table.add_column("Method", overflow="ellipsis", no_wrap=True, max_width=23)
     for heading in ("Accuracy (95 %)", "± q, t", "x", "Image", "Trainable", "Tokens", "Time"):
