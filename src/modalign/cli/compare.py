@@ -61,6 +61,7 @@ def compare(
     from modalign.cli.console import LiveTable, bars, print_json, quiet_libraries, stderr, stdout
     from modalign.comparison.compare import compare as run
     from modalign.comparison.config import load_config
+    from modalign.comparison.report.view import confidence_words
     from modalign.comparison.table import comparison_table, hallucination_table
 
     quiet_libraries()
@@ -102,7 +103,7 @@ def compare(
     saved = "Winner"
     if found and found.method is not None:
         stdout.print(f"\nRecommended: {found.method} ({found.rule}). {found.reason}", markup=False)
-        stdout.print(f"The same rule picks it in {found.confidence:.0%} of bootstrap replicates.")
+        stdout.print(f"{found.price}\n{confidence_words(found)}", markup=False, highlight=False)
     elif found:
         saved = f"No method is recommended, see above. Best so far, {found.best}"
     stderr.print(

@@ -136,8 +136,8 @@ class Recommendation(_Strict):
     reason: str
     price: str = ""  # what it costs, and what dearer and cheaper methods give, in plain words
     advice: list[str] = Field(default_factory=list)  # what to change, where there is no choice
-    confidence: float | None  # share of replicates of the validation data picking this method
-    alternatives: dict[str, float] = Field(default_factory=dict)  # method -> share of replicates
+    confidence: float | None  # how often another comparison of the same size picks this method
+    alternatives: dict[str, float] = Field(default_factory=dict)  # method -> how often it is picked
     best: str  # the finalist with the highest validation accuracy
     indistinguishable: list[str] = Field(default_factory=list)  # as good as the best, best included
     validation: dict[str, Estimate] = Field(default_factory=dict)  # finalist -> its accuracy there

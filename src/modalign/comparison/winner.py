@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from modalign.comparison.job import Job, JobResult, load_task
 from modalign.comparison.prepared import Prepared
+from modalign.comparison.report.view import confidence_words
 from modalign.comparison.results import Comparison, Example
 from modalign.data.modalities import modality_of
 from modalign.data.supervision import Sample
@@ -148,8 +149,8 @@ def _card(comparison: Comparison) -> str:
         f"**Not recommended.** `modalign compare` found no method {among} that is worth taking; this is the "
         f"best so far. {recommendation.reason}"
         if recommendation.method is None
-        else f"Chosen by `modalign compare` {among}: {recommendation.reason} The same rule picks it in "
-        f"{fmt.percent(recommendation.confidence)} of bootstrap replicates."
+        else f"Chosen by `modalign compare` {among}: {recommendation.reason} {recommendation.price} "
+        f"{confidence_words(recommendation)}"
     )
     lines = [
         said,
