@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from modalign.cli import data_build, data_curate, options
+from modalign.cli import data_build, data_curate, data_tables, options
 
 app = typer.Typer(
     help="Make instruction data, and curate what there is.",
@@ -21,3 +21,4 @@ def _data() -> None:
 
 app.command(epilog=options.EXIT_CODES)(data_build.build)
 app.command(epilog=options.EXIT_CODES)(data_curate.curate)
+app.command(epilog=options.EXIT_CODES)(data_tables.tables)

@@ -69,6 +69,7 @@ def build(
             help="What the image's width and height count in the boxes: 1 for shares, 1000; else pixels.",
         ),
     ] = None,
+    columns: options.Columns = None,
     skip_broken: Annotated[
         str, typer.Option("--skip-broken", help="Share of unusable rows to leave out, e.g. 1%.")
     ] = "0%",
@@ -95,6 +96,7 @@ def build(
       --endpoint http://localhost:8000/v1 --model qwen --per-record 3`
     """
     from modalign.cli.console import bars, print_json
+    from modalign.data.readers.columns import parse_columns
     from modalign.data.synthesis import Outputs, build_by_model, build_by_templates
 
     if (endpoint is None) != (model is None):
@@ -109,6 +111,7 @@ def build(
         "seed": seed,
         "media_root": media_root,
         "box_scale": box_scale,
+        "columns": parse_columns(columns),
         "skip_broken": skip_broken,
     }
     with bars(not json_output) as progress:

@@ -74,6 +74,7 @@ def curate(
     modality: Annotated[
         list[str] | None, typer.Option(help="Whose columns hold media (default: image); repeat it.")
     ] = None,
+    columns: options.Columns = None,
     skip_broken: options.SkipBroken = None,
     examples: Annotated[
         int, typer.Option(min=0, help="Dropped rows that the card shows per operator.")
@@ -111,6 +112,7 @@ def curate(
     from modalign.cli.console import bars, print_json, quiet_libraries
     from modalign.data import curation
     from modalign.data.curation.config import operators_from
+    from modalign.data.readers.columns import parse_columns
     from modalign.files import check_free
 
     chosen: dict[str, dict[str, Any]] = {
@@ -146,6 +148,7 @@ def curate(
                 card=card,
                 media_root=media_root,
                 modalities=tuple(modality or ("image",)),
+                columns=parse_columns(columns),
                 skip_broken=skip_broken or 0.0,
                 examples=examples,
                 resume=resume,

@@ -24,6 +24,7 @@ def diagnose(
     patch: options.Patches = None,
     train: options.TrainedOn = None,
     skip_broken: options.SkipBroken = None,
+    columns: options.Columns = None,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
@@ -42,6 +43,7 @@ def diagnose(
     - `modalign diagnose runs/train/model test.jsonl --patch fix.safetensors`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
+    from modalign.data.readers.columns import parse_columns
     from modalign.evaluation.diagnosis.diagnose import diagnose as look
     from modalign.evaluation.diagnosis.page import diagnosis_report, figures_table, sentences
     from modalign.files import check_free
@@ -59,6 +61,7 @@ def diagnose(
             limit=limit,
             seed=seed,
             train=train,
+            columns=parse_columns(columns),
             skip_broken=skip_broken or "0%",
             device=device or "auto",
             patches=patch or [],

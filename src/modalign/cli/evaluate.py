@@ -69,6 +69,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
     train: options.TrainedOn = None,
     skip_broken: options.SkipBroken = None,
+    columns: options.Columns = None,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
@@ -102,6 +103,7 @@ def evaluate(
         "--objects": objects,
         "--skip-broken": skip_broken,
         "--train": train,
+        "--columns": columns,
     }
     of_edits = {"--edits": edits, "--text": text, "--no-generate": no_generate}
     check_options(task, data, of_data, of_edits)
@@ -135,6 +137,7 @@ def evaluate(
         limit=limit,
         skip_broken=skip_broken or "0%",
         train=train,
+        columns=columns,
         patches=patch or [],
         device=device or "auto",
     )
@@ -145,8 +148,10 @@ def _evaluate_data(
 ) -> None:
     """Evaluate on a data file and print the tables."""
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.data.readers.columns import parse_columns
     from modalign.evaluation.tasks import make_task
 
+    settings["columns"] = parse_columns(settings["columns"])
     made = make_task(**task)  # a wrong name or a missing library is said before torch is loaded
     from modalign.evaluation.evaluate import evaluate_model
 

@@ -33,6 +33,7 @@ def export(
         typer.Option("--data", help="Records to compare on; else those of the model's own run."),
     ] = None,
     records: Annotated[int, typer.Option(min=1, help="How many of them.")] = 4,
+    columns: options.Columns = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -53,7 +54,7 @@ def export(
     Rungs: **native** is a class of transformers' own; **remote-code** carries its few Python files;
     a **gateway** holds encoder and connector only, the language model runs elsewhere. What was
     written is loaded in a clean process without modalign; ids, logits and greedy answers are
-    compared on real records. If they differ nothing is left on disk. A rung that the model does not
+    compared on real records. If they differ nothing is left on disk. A form that the model does not
     reach is refused (exit code 2), with the reason.
 
     **Examples**
@@ -67,6 +68,7 @@ def export(
     - `modalign export runs/codes/best --to native --target CausalLM -o codes`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.data.readers.columns import parse_columns
     from modalign.files import check_free
     from modalign.models.export.ladder import export_model
 
@@ -81,6 +83,7 @@ def export(
             target=target,
             data=data,
             records=records,
+            columns=parse_columns(columns),
             tolerance=tolerance,
             language_model=language_model,
             progress=progress,

@@ -39,7 +39,7 @@ def methods(
         _print_one(rows[0])
         return
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    for header in ("method", "family", "enters", "tokens", "rung"):
+    for header in ("method", "family", "enters", "tokens", "saved as"):
         table.add_column(header, no_wrap=True)
     table.add_column("source", overflow="fold")
     for row in rows:
@@ -48,7 +48,8 @@ def methods(
     stdout.print(table, width=min(WIDTH, stdout.width))
     stdout.print(
         "\nN features of an image, M tokens, P prefix tokens, s shuffle factor.\n"
-        "rung: how 'modalign export' can write it, for images.\n"
+        "saved as: native, a class of transformers; remote-code, with its own few files; tools, beside a "
+        "language model\n(for images; 'modalign export' tells more).\n"
         "'modalign methods NAME' tells more; NAME:published trains the published size.",
         highlight=False,
     )

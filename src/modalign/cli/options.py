@@ -73,6 +73,12 @@ TrainedOn = Annotated[
 SkipBroken = Annotated[
     str | None, typer.Option("--skip-broken", help="Share of broken records to drop, e.g. 1%.")
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns", help="Columns by your names: question=prompt,answer=response,image=file."
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete what is there from an earlier run, begin anew.")
 ]
@@ -96,6 +102,7 @@ CONFIGURATION = {  # parameter -> its option, and the field that it sets
     "device": (Device, "training.device"),
     "dtype": (Dtype, "training.dtype"),
     "skip_broken": (SkipBroken, "data.skip_broken"),
+    "columns": (Columns, "data.columns"),
     "allow_pickle": (AllowPickle, "parts.allow_pickle"),
     "assignments": (Set, None),
 }

@@ -75,6 +75,49 @@ def list_tools(
 
 @app.command(epilog=options.EXIT_CODES)
 @options.takes_media
+def run(
+    media: list[Media],
+    tools: Annotated[str, typer.Option("--tools", help=SPEC)] = "starter_tools",
+    json_output: options.Json = False,
+) -> None:
+    """Show what the tools of a chain write about media: the text that a language model would read.
+
+    **Examples**
+
+    - `modalign tools run --media sign.png --tools ocr`
+
+    - `modalign tools run --media image=a.png --media image=b.png --tools tools.yaml --json`
+    """
+    from modalign.cli.console import print_json, quiet_libraries, stderr, stdout
+    from modalign.tools.build import build_chain
+    from modalign.tools.planning.assistant import tokens_about
+    from modalign.tools.registry import chain_spec
+
+    if not media:
+        raise UsageError("name what the tools shall look at: --media MODALITY=FILE")
+    quiet_libraries()
+    chain = build_chain(chain_spec(tools), tokens_about)
+    try:
+        written = [{"medium": medium.label, "text": chain.text(medium)} for medium in media]
+        problems = chain.problems()
+    finally:
+        chain.close()
+    if json_output:
+        print_json({"tools": tools, "written": written, "problems": [vars(p) for p in problems]})
+    else:
+        for one in written:
+            if len(written) > 1:
+                stdout.print(f"{one['medium']}:", markup=False, highlight=False, soft_wrap=True)
+            stdout.print(one["text"], markup=False, highlight=False, soft_wrap=True)
+    for problem in problems:
+        said = f"{problem.tool}: {problem.kind} ({problem.count} media), {problem.example}"
+        stderr.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if problems and len(problems) == len(chain.uses) and not any(one["text"] for one in written):
+        raise typer.Exit(1)
+
+
+@app.command(epilog=options.EXIT_CODES)
+@options.takes_media
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     media: list[Media],

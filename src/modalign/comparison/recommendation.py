@@ -36,6 +36,7 @@ from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import Difference, compare_with, difference_estimate
 from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
+from modalign.training.budget import Budget
 from modalign.training.splits import few_to_choose_by
 
 MARGIN = 0.01
@@ -180,14 +181,14 @@ def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
     if len(losses) > 1 and losses[-1] < losses[-2]:
         advice.append(
             f"The validation loss of {best.name} was still falling at the end ({losses[-2]:.2f}, then "
-            f"{losses[-1]:.2f}): give more than {setting.budget} (--budget)."
+            f"{losses[-1]:.2f}): give more than {Budget.parse(setting.budget).words()} (--budget)."
         )
     else:
         advice.append(
             f"More budget alone may not help: the validation loss of {best.name} had stopped falling."
         )
     if setting.llm_mode != "full":
-        further = "lora or full" if setting.llm_mode == "frozen" else "full"
+        further = "lora, or full" if setting.llm_mode == "frozen" else "full"
         advice.append(
             f"The language model was trained as '{setting.llm_mode}': let more of it train "
             f"(--train-llm {further})."

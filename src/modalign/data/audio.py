@@ -21,7 +21,7 @@ import numpy as np
 from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
 from modalign.data.signals import SignalError, opened
-from modalign.errors import UsageError, first_line
+from modalign.errors import UsageError, extra, first_line
 
 MAX_SECONDS = 600.0
 RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong
@@ -196,9 +196,7 @@ def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UsageError(
-            f"reading audio needs the library {name}: pip install 'modalign[audio]'"
-        ) from None
+        raise UsageError(f"reading audio needs the library {name}: {extra('audio')}") from None
 
 
 def _recording(media: Media, stack: ExitStack) -> _Recording:

@@ -143,3 +143,16 @@ def _group(file: str, _changed: int, group: int, columns: tuple[str, ...]) -> An
 
     with pq.ParquetFile(file) as opened:
         return opened.read_row_group(group, columns=list(columns))
+
+
+def parquet_cells(media: Media, file: Path) -> list[list[Any]]:
+    """The names of a Parquet file's columns, and all rows.
+
+    Raises:
+        SignalError: the file is missing or no Parquet file.
+    """
+    names = parquet_names(media, file)
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(file).to_pydict()
+    return [names, *map(list, zip(*(columns[name] for name in names), strict=True))]

@@ -25,6 +25,11 @@ def mark(modality: str) -> str:
     return f"<{modality}>"
 
 
+def media_columns(modality: str) -> tuple[str, ...]:
+    """The column names that hold media of a modality: `image` and `images`, but `series` only."""
+    return (modality,) if modality.endswith("s") else (modality, f"{modality}s")
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a record was read: file and 1-based row (for people to find it)."""

@@ -18,7 +18,11 @@ from modalign.strict_json import loads
 
 Value = float | str | None
 Row = dict[str, Value]
-LARGEST = 3e38  # fits into 32 bits
+WHOLE = (
+    "whole tables go in as text or as pictures: modalign data tables DATA -o NEW.jsonl --as markdown "
+    "(or picture)"
+)
+LARGEST = 3e38  # what 32 bits hold
 
 
 def open_table(media: Media) -> Row:
@@ -32,6 +36,8 @@ def open_table(media: Media) -> Row:
         SignalError: unreadable, not a mapping, no columns, or an invalid value; the message names its column.
     """
     fields = _from_file(media, *media.located()) if media.data is None else inline_value(media)
+    if is_whole(fields):
+        raise SignalError(media, f"is a whole table, not a row of columns, and {WHOLE}")
     if not isinstance(fields, dict):
         raise SignalError(media, f"is {type(fields).__name__}, not a row of columns")
     if not fields:
@@ -57,10 +63,15 @@ def _from_file(media: Media, file: Path, part: str | None) -> Any:
     suffix = file.suffix.lower()
     if suffix == ".json" and part is None:
         return _json(media, file)
-    if suffix not in {".csv", ".tsv", ".parquet"} or part is None:
+    if suffix not in {".csv", ".tsv", ".parquet"}:
         raise SignalError(
             media,
             "name a row of a file: x.csv#0 or x.parquet#0, or write a mapping into the data's row",
+        )
+    if part is None:
+        raise SignalError(
+            media,
+            f"name a row of a file: {file.name}#0; the file as a whole is a table, and {WHOLE}",
         )
     row = row_number(media, part)
     if suffix == ".parquet":
@@ -98,9 +109,24 @@ def _value(media: Media, name: str, value: Any) -> Value:
     return None if math.isnan(number) else number
 
 
-def _is_row(value: Any) -> bool:
-    """Whether a value is a row: a mapping is a reference to one if it has no keys but a reference's."""
-    return isinstance(value, dict) and not (value and set(value) <= REFERENCE_KEYS)
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole table: a list of rows that are lists, or ``{"columns": ..., "rows": ...}``."""
+    if isinstance(value, dict):
+        rows = value.get("rows")
+        return set(value) <= {"columns", "header", "rows"} and isinstance(rows, list)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(row, list) for row in value)
+        and not any(isinstance(cell, list | dict) for row in value for cell in row)
+    )
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a row or a whole table; a mapping with no keys but a reference's is a reference."""
+    if isinstance(value, dict):
+        return not (value and set(value) <= REFERENCE_KEYS)
+    return is_whole(value)
 
 
 TABLE = Modality(
@@ -112,7 +138,7 @@ TABLE = Modality(
     loader="modalign.models.encoders.table",
     inline=Inline(
         words="a mapping of columns",
-        is_one=_is_row,
+        is_one=_is_table,
         schema=dict[str, str | float | bool | None],
         json="object",
     ),

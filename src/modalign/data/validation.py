@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 from modalign.data.modalities import DEFAULT, check_medium, modality_names, modality_of
 from modalign.data.readers.result import Kind, Problem, ReadResult
-from modalign.data.readers.rows import media_columns
-from modalign.data.records import Media, Record, Source, mark
+from modalign.data.records import Media, Record, Source, mark, media_columns
 from modalign.data.signals import SignalError
-from modalign.errors import DataError, UsageError
+from modalign.errors import DataError, UsageError, grouped
 
 SHOWN_PROBLEMS = 20
 CHUNK = 32
@@ -286,17 +285,21 @@ def _report(total: int, kept: int, problems: Sequence[Problem]) -> ValidationRep
     return ValidationReport(total, kept, total - kept, dict(kinds), ordered)
 
 
+def listed(problems: Sequence[Problem]) -> list[str]:
+    """Problems of rows as lines: those of many rows once, with an example."""
+    return grouped([(str(problem.source), problem.message) for problem in problems], SHOWN_PROBLEMS)
+
+
 def _describe(report: ValidationReport, allowed: float) -> str:
     if not report.total:
         return "no rows at all"
     lines = [f"{report.dropped} of {report.total} rows ({report.share:.2%}) cannot be used:"]
-    lines += [f"  {problem}" for problem in report.problems[:SHOWN_PROBLEMS]]
-    rest = len(report.problems) - SHOWN_PROBLEMS
-    if rest > 0:
-        lines.append(f"  ... and {rest} more")
+    lines += [f"  {line}" for line in listed(report.problems)]
     kinds = sorted(report.kinds.items(), key=lambda pair: (-pair[1], pair[0]))
     lines.append("rows by kind: " + ", ".join(f"{kind} {count}" for kind, count in kinds))
     if report.kept:
         limit = f"at most {allowed:.2%} may be skipped" if allowed else "no row may be skipped"
-        lines.append(f"{limit}: correct the rows, or allow a share with skip_broken")
+        lines.append(
+            f"{limit}: correct the rows, or allow a share with --skip-broken (skip_broken)"
+        )
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from modalign.data.records import Media
 from modalign.data.signals import SignalError, beginning, opened, refuse_thin
-from modalign.errors import UsageError
+from modalign.errors import UsageError, extra
 
 # Only containers: no playlists or file lists, with which FFmpeg would open other files or addresses.
 FORMATS = (
@@ -28,7 +28,7 @@ def pyav() -> Any:
         import av
     except ImportError:
         raise UsageError(
-            "videos are decoded by PyAV, which is not installed: pip install 'modalign[video]'"
+            f"videos are decoded by PyAV, which is not installed: {extra('video')}"
         ) from None
     return av
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ def evaluate_model(
     limit: int | None = None,
     train: str | None = None,
     skip_broken: str = "0%",
+    columns: Mapping[str, str] | None = None,
     device: str = "auto",
     patches: Sequence[Path] = (),
     progress: Progress | None = None,
@@ -106,6 +107,7 @@ def evaluate_model(
         limit: only the first records.
         train: training data, whose answers chance is made of; else what the model folder holds of them.
         skip_broken: share of broken records to drop.
+        columns: column that is read -> its name in the file.
         device: to answer on.
         patches: patch files put on top of the model, its weights untouched.
         progress: told how far each of the three passes is.
@@ -114,14 +116,16 @@ def evaluate_model(
         DataError: broken data, none, or records that lack what the task needs.
     """
     task, guess = task or Exact(), blind_guess(folder, train)
-    if not isinstance(task, Exact) and (known := read_records(data).records[:limit]):
+    if not isinstance(task, Exact) and (
+        known := read_records(data, columns=columns).records[:limit]
+    ):
         task.check(known)  # before the model is loaded; exact takes any record
     loaded, processor = open_model(folder, device=device)
     model = with_patches(loaded, tokenizer_of(processor), patches)
     taken = modalities_of(processor) or ["image"]  # which a language model then refuses
     specs = {modality: own["spec"] for modality, own in getattr(processor, "signals", {}).items()}
     records, _ = validate(
-        read_records(data, modalities=taken),
+        read_records(data, modalities=taken, columns=columns),
         modalities=taken,
         skip_broken=skip_broken,
         check=acceptance(specs),

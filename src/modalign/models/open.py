@@ -93,6 +93,11 @@ def _model_type(name: Path | str) -> str | None:
         )
         if on_hub and not folder.exists():
             return None
+        if folder.suffix == ".safetensors" and folder.is_file():
+            raise UsageError(
+                f"{name} is a file of weights or a patch, no model folder: 'modalign patch inspect {name}' shows "
+                "a patch, and --patch puts one on a model"
+            )
         raise UsageError(f"{name} contains no model: there is no such folder")
     if not (folder / "config.json").is_file():
         raise UsageError(f"{name} contains no model: it has no config.json")

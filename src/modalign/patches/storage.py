@@ -85,6 +85,10 @@ def load_patch(path: Path | str) -> Patch:
     """
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise DataError(
+                f"{path} is a folder, no patch file: 'modalign patch list {path}' shows what a model carries"
+            )
         raise DataError(f"there is no patch file {path}")
     try:
         with safe_open(path, framework="pt") as file:

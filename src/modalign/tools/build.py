@@ -33,6 +33,12 @@ _KINDS: dict[str, tuple[str, str | None, str | None, tuple[str, ...] | None]] = 
         "The scene's objects as the data itself states them.",
         modality_names(),
     ),
+    "table": (
+        "whole_table:TableTool",
+        "table",
+        "A table as a whole, written as {form}.",
+        ("table",),
+    ),
     "layout": (
         "layout:LayoutTool",
         "layout",

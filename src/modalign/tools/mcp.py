@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modalign.data.records import Media
-from modalign.errors import UsageError
+from modalign.errors import UsageError, extra
 from modalign.tools.base import (
     HashFile,
     Json,
@@ -265,7 +265,7 @@ def _find(connection: Connection, server: str, tool: str) -> Any:
         import mcp  # noqa: F401 - the official client
     except ImportError as error:
         raise UsageError(
-            f"tools of MCP servers need the mcp client ({error}): pip install 'modalign[tools]'"
+            f"tools of MCP servers need the mcp client ({error}): {extra('tools')}"
         ) from None
     try:
         offered = {each.name: each for each in connection.tools()}

@@ -16,7 +16,7 @@ import numpy as np
 
 from modalign.data.images import open_image
 from modalign.data.records import Media
-from modalign.errors import UsageError
+from modalign.errors import UsageError, extra
 from modalign.tools.base import LINES, HashFile, Json, Signature, Tool, ToolError, ToolTimeoutError
 from modalign.tools.onnx_parameters import onnx_parameters
 
@@ -171,7 +171,7 @@ def _models() -> dict[str, Path]:
         version("onnxruntime")  # rapidocr runs on it, and says so late
     except ImportError as error:
         raise UsageError(
-            f"reading text needs rapidocr and onnxruntime ({error}): pip install 'modalign[tools]'"
+            f"reading text needs rapidocr and onnxruntime ({error}): {extra('tools')}"
         ) from None
     folder = Path(rapidocr.__file__).parent / "models"
     found = {}

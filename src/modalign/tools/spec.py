@@ -131,6 +131,17 @@ class StructureSpec(CommonSpec):
     kind: Literal["structure"] = "structure"
 
 
+class TableSpec(CommonSpec):
+    """A whole table, as text.
+
+    Attributes:
+        form: how it is written.
+    """
+
+    kind: Literal["table"] = "table"
+    form: Literal["markdown", "csv", "json", "sentences"] = "markdown"
+
+
 class LayoutSpec(CommonSpec):
     """Where the things are that another tool finds: places, relations, counts.
 
@@ -154,6 +165,7 @@ ToolSpec = Annotated[
     | McpSpec
     | DigitReaderSpec
     | StructureSpec
+    | TableSpec
     | LayoutSpec,
     Field(discriminator="kind"),
 ]

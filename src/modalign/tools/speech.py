@@ -18,7 +18,7 @@ import numpy as np
 
 from modalign.data.audio import open_audio
 from modalign.data.records import Media
-from modalign.errors import UsageError
+from modalign.errors import UsageError, extra
 from modalign.tools.base import LINES, HashFile, Json, Signature, Tool
 
 RATE = 16_000  # Hz, that the model was trained on
@@ -91,7 +91,7 @@ def _check(words: Sequence[str]) -> None:
         from pocketsphinx import Decoder
     except ImportError as error:
         raise UsageError(
-            f"writing down speech needs pocketsphinx ({error}): pip install 'modalign[tools]'"
+            f"writing down speech needs pocketsphinx ({error}): {extra('tools')}"
         ) from None
     if not words:
         return

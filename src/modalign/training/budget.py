@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from modalign.errors import UsageError
+from modalign.numbers import words
 
 Currency = Literal["samples", "seconds", "flops"]
 _UNITS: dict[str, tuple[Currency, float]] = {
@@ -53,6 +54,12 @@ class Budget:
     def share(self, fraction: float) -> Budget:
         """Return that part of this budget."""
         return Budget(self.kind, self.amount * fraction)
+
+    def words(self) -> str:
+        """Write it for people: ``20,000 samples``, ``10 min``, ``300 TFLOPs``."""
+        if self.kind == "samples":
+            return f"{self.amount:,.0f} sample{'' if self.amount == 1 else 's'}"
+        return words.seconds(self.amount) if self.kind == "seconds" else words.flops(self.amount)
 
     def __str__(self) -> str:
         unit = {"samples": "samples", "seconds": "s", "flops": "flops"}[self.kind]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from modalign.data.features import FeatureStore, Grid, encoder_key
 from modalign.data.modalities import modality_names, modality_of
+from modalign.data.readers.columns import parse_columns
 from modalign.data.records import Media
 from modalign.errors import choose
 from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
@@ -108,6 +109,7 @@ class DataFiles(BaseModel):
         train, val, eval: records to train on, to choose by, to judge by.
         text: further records without media; read by recipes that mix text in, and by nothing else.
         media_root: the folder that relative media paths start from.
+        columns: column that is read -> its name in the files.
         skip_broken: share of broken records that may be dropped.
     """
 
@@ -118,6 +120,7 @@ class DataFiles(BaseModel):
     eval: BuiltIn | None = None
     text: str | None = None
     media_root: str | None = None
+    columns: Annotated[dict[str, str], BeforeValidator(parse_columns)] = Field(default_factory=dict)
     skip_broken: str = "0%"
 
 

@@ -11,6 +11,7 @@ import torch
 
 from modalign.data.modalities import DEFAULT, modality_of
 from modalign.data.readers import read_records
+from modalign.data.readers.columns import misspelt
 from modalign.data.records import Media, Record
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample, tokenise_all
@@ -75,7 +76,9 @@ def checked_records(
     Raises:
         DataError: more broken records than may be skipped.
     """
-    found = read_records(path, media_root=files.media_root, modalities=modalities)
+    found = read_records(
+        path, media_root=files.media_root, modalities=modalities, columns=files.columns
+    )
     tell = within(f"checking {name}", progress)
     return validate(found, modalities=modalities, skip_broken=skip_broken, progress=tell)
 
@@ -102,6 +105,7 @@ def load_splits(
             files, name, path, files.skip_broken, progress, modalities
         )
         dropped += report.dropped
+        notes.extend(misspelt(records))
         if report.dropped:
             notes.append(
                 f"{report.dropped} broken records of {name} ({path}) were dropped under the quota."
@@ -113,11 +117,11 @@ def load_splits(
     source = "given"
     if files.val is None:
         train, val = split_validation(train)
-        source = "a fixed tenth of the training data, grouped by source image"
+        source = "a fixed tenth of the training data, media never on both sides"
     leaks = leakage(train, evaluation) if evaluation else []
     if leaks:
         notes.append(
-            f"{len(leaks)} images are in the training and in the evaluation data, "
+            f"Media are in the training and in the evaluation data ({len(leaks)}), "
             f"{leaks[0].train} and {leaks[0].evaluation} among them."
         )
     return Splits(

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.tracking import TensorBoardTracker
 from accelerate.utils import is_tensorboard_available
 
-from modalign.errors import UsageError
+from modalign.errors import UsageError, extra
 from modalign.training.settings import TrainSettings
 
 Track = Callable[[dict[str, float], int], None]
@@ -22,8 +22,7 @@ def check_tracker(settings: TrainSettings) -> None:
     """
     if settings.tracker == "tensorboard" and not is_tensorboard_available():
         raise UsageError(
-            "tracker tensorboard is not installed; pip install 'modalign[tensorboard]', or set "
-            "tracker to none"
+            f"tracker tensorboard is not installed; {extra('tensorboard')}, or set tracker to none"
         )
 
 

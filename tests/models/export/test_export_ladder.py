@@ -106,7 +106,11 @@ def test_without_a_rung_the_highest_is_taken(
     [
         ("resampler", "native", r"cannot be a native model: .*'resampler'.*can be remote-code"),
         ("llama_adapter", "gateway", r"'llama_adapter' acts inside"),
-        ("mlp", "heaven", r"no rung 'heaven'; choose from native, remote-code, gateway"),
+        (
+            "mlp",
+            "heaven",
+            r"no form 'heaven' to export to; choose from native, remote-code, gateway",
+        ),
     ],
 )
 def test_a_rung_that_is_not_reached_is_refused(

@@ -48,6 +48,7 @@ from modalign.pages.parts import (
     text_rows,
 )
 from modalign.pages.report import Report
+from modalign.training.budget import Budget
 
 UNKNOWN = "No method could be recommended: none finished."
 
@@ -92,7 +93,7 @@ def report_of(comparison: Comparison) -> Report:
     )
     return Report(
         "Comparison of alignment methods",
-        f"{len(comparison.methods)} methods, {view.budget_words(setting.budget)}; {setting.finished}",
+        f"{len(comparison.methods)} methods, {Budget.parse(setting.budget).words()}; {setting.finished}",
         [section for section in sections if section.parts],
         f"Written by modalign {setting.version}. The same content as data: report.json (schema version "
         f"{comparison.schema_version}).",

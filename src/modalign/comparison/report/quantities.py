@@ -133,7 +133,7 @@ ANSWER = Quantity(
 SERVING = Quantity(
     "Serving",
     _serving,
-    meaning="the rung of the export ladder (native: a class of transformers; remote-code: with its own few "
+    meaning="the form it is saved in (native: a class of transformers; remote-code: with its own few "
     "files; tools: beside a language model), and what can serve it",
 )
 

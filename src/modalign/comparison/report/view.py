@@ -119,19 +119,11 @@ def image_data(example: Example) -> str | None:
     return encoded if decoded.startswith(_PNG) else None
 
 
-def budget_words(budget: str) -> str:
-    """Write a budget for people: ``20,000 samples``, ``10 min``, ``300 TFLOPs``."""
-    given = Budget.parse(budget)
-    if given.kind == "samples":
-        return f"{given.amount:,.0f} samples"
-    return fmt.seconds(given.amount) if given.kind == "seconds" else fmt.flops(given.amount)
-
-
 def setting_rows(comparison: Comparison) -> list[tuple[str, str]]:
     """How the comparison was run, for people."""
     s = comparison.setting
     return [
-        ("Budget", budget_words(s.budget)),
+        ("Budget", Budget.parse(s.budget).words()),
         ("Language model", f"{s.llm} ({s.llm_mode})"),
         ("Encoder", f"{s.encoder} ({s.encoder_mode})"),
         ("Seeds", f"{', '.join(map(str, s.seeds))} for {s.finalists} finalists, one for the rest"),

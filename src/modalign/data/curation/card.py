@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modalign.data.curation.distribution import Bin, Distributions
 from modalign.errors import DataError
@@ -97,6 +97,7 @@ class Card(_Model):
     inputs: list[CardInput]
     media_root: str | None
     modalities: list[str]
+    columns: dict[str, str] = Field(default_factory=dict)
     examples_per_operator: int
     rows: int
     broken: CardBroken

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Request:
         card: the data card to write (`.json`; a `.md` goes beside it); default: named after `out`.
         media_root: the base folder of relative media paths (default: each input's own).
         modalities: the modalities whose columns hold media.
+        columns: column that is read -> its name in the inputs; the output has the names that are read.
         skip_broken: the share of rows that may be unreadable: 0.01 or "1%".
         examples: dropped rows to show per operator.
         resume: continue an interrupted run.
@@ -34,6 +35,7 @@ class Request:
     card: Path | None = None
     media_root: Path | None = None
     modalities: tuple[str, ...] = ("image",)
+    columns: Mapping[str, str] = field(default_factory=dict)
     skip_broken: float | str = 0.0
     examples: int = 5
     resume: bool = False

@@ -124,6 +124,7 @@ def replay(
         card=card_path if same else None,
         media_root=root,
         modalities=tuple(card.modalities),
+        columns=card.columns,
         skip_broken=card.broken.allowed,
         examples=card.examples_per_operator,
         resume=resume,
@@ -219,6 +220,7 @@ def _card(pipeline: Pipeline, written: Written) -> Card:
         ],
         media_root=_to_card(folder, str(request.media_root)) if request.media_root else None,
         modalities=list(request.modalities),
+        columns=dict(request.columns),
         examples_per_operator=request.examples,
         rows=pipeline.rows,
         broken=CardBroken(

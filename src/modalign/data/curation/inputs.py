@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -151,6 +151,7 @@ def batches(
     *,
     media_root: str | Path | None,
     modalities: Sequence[str],
+    columns: Mapping[str, str] | None = None,
     dropped: Dropped = lambda first, last: (),
     after: int = -1,
 ) -> Iterator[Batch]:
@@ -160,13 +161,16 @@ def batches(
         item: the data set.
         media_root: the base folder of relative media paths (default: the data's own).
         modalities: the modalities whose columns hold media.
+        columns: column that is read -> its name in the data set.
         dropped: rows to leave out.
         after: rows up to this position are skipped.
 
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    rows, context = open_rows(item.path, media_root=media_root, modalities=modalities)
+    rows, context = open_rows(
+        item.path, media_root=media_root, modalities=modalities, columns=columns
+    )
     pending: list[tuple[int, dict[str, Any] | RowError]] = []
     size = 0
     for number, fields in rows:

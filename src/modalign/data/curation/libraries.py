@@ -6,7 +6,7 @@ import importlib
 from importlib.metadata import version
 from typing import Any
 
-from modalign.errors import UsageError
+from modalign.errors import UsageError, extra
 
 DISTRIBUTIONS = {"imagehash": "ImageHash", "py3langid": "py3langid"}
 
@@ -21,7 +21,7 @@ def required(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise UsageError(
-            f"{what} need(s) {module}, which is not installed: pip install 'modalign[data]'"
+            f"{what} need(s) {module}, which is not installed: {extra('data')}"
         ) from None
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from modalign.data.curation.inputs import Row
 from modalign.data.modalities import modality_names
 from modalign.data.readers.inline import is_inline
-from modalign.data.readers.rows import Context, media_columns
+from modalign.data.readers.rows import Context
 from modalign.data.readers.writer import plain_json, store_media
-from modalign.data.records import Media
+from modalign.data.records import Media, media_columns
 from modalign.errors import DataError
 from modalign.strict_json import dumps, loads
 

@@ -126,6 +126,7 @@ class Pipeline:
             },
             "media root": str(request.media_root) if request.media_root else None,
             "modalities": list(request.modalities),
+            "columns": dict(request.columns),
         }
         return cast("dict[str, Any]", json.loads(json.dumps(identity)))
 
@@ -192,6 +193,7 @@ class Pipeline:
                 item,
                 media_root=self.request.media_root,
                 modalities=self.request.modalities,
+                columns=self.request.columns,
                 dropped=(lambda first, last: ()) if all_rows else self.store.dropped_between,
                 after=after,
             )

@@ -7,7 +7,7 @@ and the shape of its rows (chat, LLaVA, flat) are independent: any shape may com
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from modalign.data.readers.arrow_files import (
     read_parquet,
     read_saved_dataset,
 )
+from modalign.data.readers.columns import parse_columns, renamed
 from modalign.data.readers.csv_files import read_csv
 from modalign.data.readers.json_files import read_json, read_jsonl
 from modalign.data.readers.result import Kind, Problem, RawRows, ReadResult, RowError
@@ -37,6 +38,7 @@ def read_records(
     *,
     media_root: str | Path | None = None,
     modalities: Sequence[str] = DEFAULT,
+    columns: Mapping[str, str] | None = None,
 ) -> ReadResult:
     """Read a data set in any supported format.
 
@@ -45,6 +47,7 @@ def read_records(
             splits.
         media_root: the base folder of relative media paths (default: the data's own).
         modalities: modalities whose columns (`image`, `images`) hold media; other columns go to `extra`.
+        columns: column that is read -> its name in the file.
 
     Returns:
         The records, and one problem for each row that could not be read.
@@ -53,7 +56,7 @@ def read_records(
         DataError: the file cannot be read at all: missing, empty, of an unknown format, a pickle.
         UsageError: an unknown modality.
     """
-    rows, context = open_rows(path, media_root=media_root, modalities=modalities)
+    rows, context = open_rows(path, media_root=media_root, modalities=modalities, columns=columns)
     result = _collect(rows, context)
     if result.total == 0:
         raise DataError(f"{path}: holds no rows")
@@ -65,6 +68,7 @@ def open_rows(
     *,
     media_root: str | Path | None = None,
     modalities: Sequence[str] = DEFAULT,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[RawRows, Context]:
     """Iterate over the rows of a data set, without holding all in memory.
 
@@ -81,7 +85,8 @@ def open_rows(
     folder = file if file.is_dir() else file.parent
     root = Path(media_root) if media_root is not None else folder
     context = Context(str(path), Path(os.path.abspath(root)), tuple(modalities))
-    return _rows(file, split, modalities), context
+    rows = _rows(file, split, modalities)
+    return renamed(rows, parse_columns(columns), str(path)) if columns else rows, context
 
 
 def _collect(rows: RawRows, context: Context) -> ReadResult:

@@ -28,9 +28,20 @@ from typing import Any, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from modalign.data.modalities import DEFAULT, modality_names, modality_of
+from modalign.data.readers.columns import translated, turn_of
 from modalign.data.readers.inline import is_inline, to_json
 from modalign.data.readers.result import Fields, RowError
-from modalign.data.records import REFERENCE_KEYS, Media, Message, Part, Record, Role, Source, mark
+from modalign.data.records import (
+    REFERENCE_KEYS,
+    Media,
+    Message,
+    Part,
+    Record,
+    Role,
+    Source,
+    mark,
+    media_columns,
+)
 from modalign.errors import choose, meant
 from modalign.strict_json import loads
 
@@ -60,11 +71,6 @@ class Context:
     def source(self) -> Source:
         """The place of the row."""
         return Source(self.file, self.row)
-
-
-def media_columns(modality: str) -> tuple[str, ...]:
-    """Return the column names for media of a modality: `image` and `images`, but only `series`."""
-    return (modality,) if modality.endswith("s") else (modality, f"{modality}s")
 
 
 class Supply:
@@ -129,6 +135,7 @@ def build_record(fields: Fields, context: Context, row: int) -> Record:
         RowError: the row has none of the known shapes, or something in it is unusable.
     """
     _refuse_surrogates(fields)
+    fields = translated(fields)
     context = replace(context, row=row)
     columns = [c for m in context.modalities for c in media_columns(m)]
     supply = Supply({m: _column_media(fields, m, context) for m in context.modalities})
@@ -141,6 +148,7 @@ def build_record(fields: Fields, context: Context, row: int) -> Record:
     else:
         messages, used = _flat_messages(fields, supply)
     supply.check()
+    messages, used = _with_system(fields, messages, used)
     empty = {name for name in ("messages", "conversations") if not _given(fields, name)}
     known = {*used, *columns, *COMMON_FIELDS, *empty}
     return Record(
@@ -178,38 +186,62 @@ def _chat_messages(value: Any, supply: Supply, context: Context) -> tuple[Messag
 
 def _llava_messages(value: Any, supply: Supply) -> tuple[Message, ...]:
     messages = []
-    for turn in _turns(value, "conversations", {"from", "value"}):
-        role = _role(turn, "from")
-        text = turn.get("value")
+    for turn in _turns(value, "conversations", {"role", "content"}):
+        role = _role(turn, "role")
+        text = turn.get("content")
         if not isinstance(text, str):
             raise RowError("row", f"the value of a {role} turn is {_kind_of(text)}, not text")
         messages.append(Message(role, supply.place(text)))
     return tuple(messages)
 
 
-def _flat_messages(
-    fields: Fields, supply: Supply
-) -> tuple[tuple[Message, ...], tuple[str, str] | tuple[str]]:
+def _flat_messages(fields: Fields, supply: Supply) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     answer_field = "answer" if _given(fields, "answer") else "caption"
     if answer_field not in fields and "answer" not in fields:
         names = ", ".join(map(str, fields)) or "none"
+        near = [hint for name in fields if (hint := meant(name, ("answer", "messages", "caption")))]
         raise RowError(
             "row",
-            "no messages, conversations, answer or caption: rename the columns to one of these "
-            f"(columns found: {names})",
+            "no messages, conversations, answer or caption: rename the columns to one of these, or name yours "
+            f"with --columns answer=YOURS (columns found: {names}{'; ' + near[0] if near else ''})",
         )
     if not _given(fields, answer_field):
         raise RowError("empty-answer", "the answer is empty: fill it in or remove the row")
     question = _text(fields["question"], "question") if _given(fields, "question") else ""
-    if supply.has_marks(question):
-        parts = supply.place(question)
+    texts = [*_earlier(fields), question]
+    if any(supply.has_marks(text) for text in texts):
+        placed = [supply.place(text) for text in texts]
     else:
-        parts = (*supply.all(), *((question,) if question else ()))
-    if not parts:
-        raise RowError("row", "neither a question nor a medium: add one, or remove the row")
-    answer = supply.place(_text(fields[answer_field], answer_field))
-    messages = (Message("user", parts), Message("assistant", answer))
-    return messages, (answer_field, "question")
+        placed = [(text,) if text else () for text in texts]
+        placed[0] = (*supply.all(), *placed[0])
+    if not all(placed):
+        raise RowError("row", "neither a question nor a medium: the model would be asked nothing")
+    placed.append(supply.place(_text(fields[answer_field], answer_field)))
+    roles: tuple[Role, Role] = ("user", "assistant")
+    messages = tuple(Message(roles[n % 2], parts) for n, parts in enumerate(placed))
+    return messages, (answer_field, "question", "history")
+
+
+def _with_system(
+    fields: Fields, messages: tuple[Message, ...], used: tuple[str, ...]
+) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """A column ``system`` is the first turn."""
+    if not _given(fields, "system"):
+        return messages, used
+    if messages[0].role == "system":
+        raise RowError("row", "both the column system and a system turn: keep one")
+    turn = Message("system", (_text(fields["system"], "system"),))
+    return (turn, *messages), (*used, "system")
+
+
+def _earlier(fields: Fields) -> list[str]:
+    """The texts of ``history``: questions and answers in turn."""
+    if not _given(fields, "history"):
+        return []
+    pairs = _decoded(fields["history"], "history")
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise RowError("row", "history is no list of pairs, [[question, answer], ...]")
+    return [_text(text, "history") for pair in pairs for text in pair]
 
 
 def _turns(value: Any, name: str, known: set[str]) -> list[Fields]:
@@ -219,6 +251,8 @@ def _turns(value: Any, name: str, known: set[str]) -> list[Fields]:
     for turn in turns:
         if not isinstance(turn, dict):
             raise RowError("row", f"{name} holds {_kind_of(turn)} where a turn should be")
+    turns = [turn_of(turn) for turn in turns]
+    for turn in turns:
         _refuse_unknown(turn, known, f"a turn of {name}")
     return cast("list[Fields]", turns)
 

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from modalign.data.modalities import modality_names, modality_of
 from modalign.data.readers.result import Fields, RawRows, RowError
-from modalign.data.readers.rows import media_columns
-from modalign.data.records import Media
+from modalign.data.records import Media, media_columns
 from modalign.errors import DataError
 from modalign.strict_json import loads
 

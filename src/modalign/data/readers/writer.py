@@ -11,8 +11,8 @@ from typing import Any
 
 from modalign.data.modalities import DEFAULT
 from modalign.data.readers.inline import from_json
-from modalign.data.readers.rows import COMMON_FIELDS, media_columns
-from modalign.data.records import Media, Part, Record
+from modalign.data.readers.rows import COMMON_FIELDS
+from modalign.data.records import Media, Part, Record, media_columns
 from modalign.errors import DataError
 from modalign.files import replacing, write_atomically
 from modalign.strict_json import dumps

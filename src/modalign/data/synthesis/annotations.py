@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,8 @@ from typing import Any, Literal
 from modalign.data.images import stored_size
 from modalign.data.readers import Problem, open_rows
 from modalign.data.readers.result import Fields, RawRow, RowError
-from modalign.data.readers.rows import Context, build_record, media_columns
-from modalign.data.records import Media, Record, Source
+from modalign.data.readers.rows import Context, build_record
+from modalign.data.records import Media, Record, Source, media_columns
 from modalign.data.signals import SignalError
 from modalign.errors import DataError
 from modalign.strict_json import loads
@@ -78,6 +78,7 @@ def read_items(
     kind: From,
     media_root: str | Path | None = None,
     box_scale: float | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[Item], list[Problem]]:
     """Read a file's annotated media; rows that cannot be used become problems.
 
@@ -86,13 +87,14 @@ def read_items(
         kind: which annotations are read.
         media_root: the folder that relative media paths start from.
         box_scale: what the image's width and height count in the boxes (1: shares); else they are in pixels.
+        columns: column that is read -> its name in the file.
 
     Raises:
         DataError: the file cannot be read at all.
     """
     coco = _coco(Path(path))
     if coco is None:
-        rows, context = open_rows(path, media_root=media_root)
+        rows, context = open_rows(path, media_root=media_root, columns=columns)
     else:
         root = Path(media_root) if media_root is not None else Path(path).parent
         rows, context = coco, Context(str(path), Path(os.path.abspath(root)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from modalign.data.synthesis.by_template import Dropped, make_by_templates
 from modalign.data.synthesis.card import Card, by_skill, one_answer, sha256_of, tally
 from modalign.data.synthesis.prompts import Prompt
 from modalign.data.synthesis.templates import load_templates
-from modalign.data.validation import parse_share
+from modalign.data.validation import listed, parse_share
 from modalign.errors import DataError, UsageError
 from modalign.files import check_free, write_atomically
 from modalign.progress import Progress
-
-SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ def build_by_templates(
     seed: int = 0,
     media_root: str | None = None,
     box_scale: float | None = None,
+    columns: Mapping[str, str] | None = None,
     skip_broken: str = "0%",
     progress: Progress | None = None,
 ) -> Card:
@@ -91,7 +90,7 @@ def build_by_templates(
         DataError: rows without usable annotations above the quota, or no question to ask.
     """
     loaded = load_templates(kind, templates)
-    items, problems = _usable(source, kind, media_root, skip_broken, box_scale)
+    items, problems = _usable(source, kind, media_root, skip_broken, box_scale, columns)
     records, dropped, _ = make_by_templates(items, kind, loaded, per_record, seed, progress)
     settings = {"templates": [kind, *templates], "per_record": per_record, "seed": seed}
     settings |= {} if box_scale is None else {"box_scale": box_scale}
@@ -113,6 +112,7 @@ def build_by_model(
     seed: int = 0,
     media_root: str | None = None,
     box_scale: float | None = None,
+    columns: Mapping[str, str] | None = None,
     skip_broken: str = "0%",
     progress: Progress | None = None,
 ) -> Card:
@@ -123,7 +123,7 @@ def build_by_model(
         DataError: rows without usable annotations above the quota, or no usable reply.
     """
     asking = Prompt(prompt, kind, per_record)
-    items, problems = _usable(source, kind, media_root, skip_broken, box_scale)
+    items, problems = _usable(source, kind, media_root, skip_broken, box_scale, columns)
     written = make_by_model(
         items, client, asking, settings=settings, images=send_images, seed=seed, progress=progress
     )
@@ -151,18 +151,17 @@ def _usable(
     media_root: str | None,
     skip_broken: str,
     box_scale: float | None,
+    columns: Mapping[str, str] | None,
 ) -> tuple[list[Item], list[Problem]]:
     allowed = parse_share(skip_broken)
-    items, problems = read_items(source, kind, media_root, box_scale)
+    items, problems = read_items(source, kind, media_root, box_scale, columns)
     total = len(items) + len(problems)
     if not total:
         raise DataError(f"{source}: holds no rows")
     if not items or len(problems) > allowed * total:
-        shown = "\n  ".join(str(problem) for problem in problems[:SHOWN_PROBLEMS])
-        more = len(problems) - SHOWN_PROBLEMS
-        rest = f"\n  ... and {more} more" if more > 0 else ""
+        shown = "\n  ".join(listed(problems))
         raise DataError(
-            f"{len(problems)} of {total} rows have no usable {kind}:\n  {shown}{rest}\ncorrect "
+            f"{len(problems)} of {total} rows have no usable {kind}:\n  {shown}\ncorrect "
             "them, or allow a share with --skip-broken"
         )
     return _with_own_ids(items), problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def diagnose(
     seed: int = 0,
     train: str | None = None,
     skip_broken: str = "0%",
+    columns: Mapping[str, str] | None = None,
     device: str = "auto",
     patches: Sequence[Path] = (),
     command: str = "",
@@ -65,6 +66,7 @@ def diagnose(
         seed: of the draw, the pairings, the noise and the intervals.
         train: training data, whose answers chance is made of; else what the model folder holds of them.
         skip_broken: share of broken records to drop.
+        columns: column that is read -> its name in the file.
         device: to compute on.
         patches: patch files put on top of the model, its weights untouched.
         command: how it was called, for the report.
@@ -79,7 +81,7 @@ def diagnose(
     model: Any = with_patches(loaded, tokenizer_of(processor), patches)
     subject = ObservedModel(model, processor)
     records, _ = validate(
-        read_records(data, modalities=subject.modalities),
+        read_records(data, modalities=subject.modalities, columns=columns),
         modalities=subject.modalities,
         skip_broken=skip_broken,
     )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modalign.data.records import Record
-from modalign.errors import DataError, UsageError
+from modalign.errors import DataError, UsageError, extra, grouped
 from modalign.evaluation.guessing import BlindGuess
 from modalign.numbers.bootstrap import Groups, estimate_of_sums, ratio
 from modalign.numbers.estimate import Estimate
@@ -90,7 +90,7 @@ class Task(ABC):
         if missing:
             raise UsageError(
                 f"task {self.name} needs {', '.join(missing)}, which cannot be imported: "
-                "pip install 'modalign[metrics]'"
+                f"{extra('metrics')}"
             )
 
     def check(self, records: Sequence[Record]) -> None:
@@ -99,11 +99,10 @@ class Task(ABC):
         Raises:
             DataError: names file, row and problem of the first ten, and how many there are.
         """
-        found = [f"{r.source}: {words}" for r in records if (words := self.problem(r)) is not None]
+        found = [(str(r.source), words) for r in records if (words := self.problem(r)) is not None]
         if not found:
             return
-        more = [f"... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        lines = "\n  ".join([*found[:SHOWN], *more])
+        lines = "\n  ".join(grouped(found, SHOWN))
         raise DataError(
             f"task {self.name} cannot use {len(found)} of {len(records)} records:\n  {lines}\n{self.advice}"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,6 +104,7 @@ def export_model(
     target: str | None = None,
     data: str | None = None,
     records: int = RECORDS,
+    columns: Mapping[str, str] | None = None,
     tolerance: float | None = None,
     language_model: Path | str | None = None,
     progress: Progress | None = None,
@@ -118,6 +119,7 @@ def export_model(
         data: records to compare on; None for those of the run that made the model, then, if the
             model takes images, the starter's.
         records: number of records.
+        columns: column that is read -> its name in the data.
         tolerance: for logits, relative to the largest where that is above 1; None: by number format.
         language_model: with a gateway, the folder for the plain language model.
         progress: called with the progress.
@@ -133,7 +135,7 @@ def export_model(
     tell = progress or (lambda *_: None)
     tell("exporting (loading)", 0, 3)
     model, processor = load_model(folder)
-    chosen, origin = records_for(folder, processor, data, records)
+    chosen, origin = records_for(folder, processor, data, records, columns)
     conversations = [conversation_of(record, processor) for record in chosen]
     if isinstance(model, ModalignForConditionalGeneration):
         for conversation in conversations:
@@ -176,7 +178,7 @@ def _check_request(
 ) -> None:
     """Refuse invalid requests before anything is loaded."""
     if to is not None and to not in get_args(Rung):
-        raise UsageError(f"there is no rung {to!r}; {choose(to, get_args(Rung))}")
+        raise UsageError(f"there is no form {to!r} to export to; {choose(to, get_args(Rung))}")
     if target is not None and target not in (*TARGETS, TARGET):
         raise UsageError(no_such_target(target, TARGET))
     if target is not None and to not in (None, "native"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from modalign.starter.build import located, starter
 
 
 def records_for(
-    folder: Path, processor: Any, data: str | None, count: int
+    folder: Path,
+    processor: Any,
+    data: str | None,
+    count: int,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[Record], str]:
     """Return records for the comparison, preferring those with media, and their origin.
 
@@ -31,7 +36,7 @@ def records_for(
             f"there are no records to compare the export of {folder} on: give records of "
             f"{' and '.join(taken) or 'text'} with --data"
         )
-    found = read_records(origin, modalities=taken or ["image"]).records
+    found = read_records(origin, modalities=taken or ["image"], columns=columns).records
     found = [record for record in found if record.messages[0].role != "assistant"]
     chosen = [record for record in found if any(True for _ in record.media())] or found
     if not chosen:

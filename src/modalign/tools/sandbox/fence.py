@@ -17,7 +17,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from modalign.errors import ModalignError, UsageError
+from modalign.errors import ModalignError, UsageError, extra
 
 _FOLDER = Path(__file__).parent
 _START = "import sys; sys.path[:0] = sys.argv[1:3]; from inside.main import main; main()"
@@ -121,6 +121,6 @@ def restricted_python() -> Path:
     found = find_spec("RestrictedPython")
     if found is None or found.origin is None:
         raise UsageError(
-            "programs need RestrictedPython, which is not installed: pip install 'modalign[tools]'"
+            f"programs need RestrictedPython, which is not installed: {extra('tools')}"
         )
     return Path(found.origin).parent

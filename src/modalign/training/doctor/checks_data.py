@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from modalign.chat_templates import has_marks
+from modalign.data.readers.columns import misspelt
 from modalign.data.records import Record
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample, tokenise_all
@@ -54,7 +55,7 @@ def examine_data(
         if split is None:
             return None
         train, val = split
-    source = "given" if data.val else "a tenth of the training data, no image on both sides"
+    source = "given" if data.val else "a tenth of the training data, no medium on both sides"
     counts = f"{len(train)} to train on, {len(val)} for validation ({source})"
     found.add("data", "split", f"{counts}, {len(evaluation)} for evaluation")
     if few := few_to_choose_by(len(val)):
@@ -101,6 +102,10 @@ def _examine_file(
         )
     else:
         found.add("data", f"{name} file", detail)
+    for text in misspelt(records):
+        found.add(
+            "data", f"{name} columns", text, "rename it, or name it with --columns OURS=YOURS"
+        )
     return records
 
 
@@ -110,11 +115,15 @@ def _examine_leaks(
     for name, other in (("validation", val), ("evaluation", evaluation)):
         leaks = leakage(train, other) if other else []
         if leaks:
-            detail = f"{len(leaks)} images are in the training and in the {name} data"
+            detail = f"{_media(leaks)} in the training and in the {name} data"
             places = f"{leaks[0].train} and {leaks[0].evaluation}"
             found.add("data", f"{name} leakage", detail, f"remove them from one side: {places}")
         elif other:
-            found.add("data", f"{name} leakage", f"no image is also in the {name} data")
+            found.add("data", f"{name} leakage", f"no medium is also in the {name} data")
+
+
+def _media(leaks: Sequence[object]) -> str:
+    return "1 medium is" if len(leaks) == 1 else f"{len(leaks)} media are"
 
 
 def examine_text(found: Diagnosis, splits: Splits, tokenizer: Any) -> None:
@@ -134,7 +143,7 @@ def examine_text(found: Diagnosis, splits: Splits, tokenizer: Any) -> None:
     )
     found.add("text", "supervised tokens", detail)
     for text in no_media(splits.train):
-        found.add("text", "media", text, "check the image fields of the training file")
+        found.add("text", "media", text, "check the columns of the training file that name media")
     sample = next((sample for sample in splits.train if sample.media), splits.train[0])
     found.sample_source = str(sample.record.source)
     found.sample = segments(sample, tokenizer)

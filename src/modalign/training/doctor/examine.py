@@ -137,7 +137,11 @@ def _measure(
     facts.steps = steps_of(subject, budget) if budget is not None else None
     facts.memory = estimate_memory(subject, baseline=baseline)
     kept = "read in the layers" if facts.enters == "in-layer" else "in the text"
-    detail = f"{facts.features} tokens per medium {kept}, placeholders agree"
+    detail = (
+        "tried with text alone, as no training record holds a medium"
+        if facts.features is None
+        else f"{facts.features} tokens per medium {kept}, placeholders agree"
+    )
     facts.references = reference_flops(subject)
     for name, flops in facts.references.items():
         detail += f"; terms read {name}, {flops:.3g} FLOPs a record"
@@ -146,10 +150,10 @@ def _measure(
 
 def _complaint(facts: MethodFacts, settings: TrainSettings) -> str | None:
     if facts.padding > MUCH_PADDING and not settings.packing:
-        return f"{facts.padding:.0%} of the positions are padding: set training.packing=true"
+        return f"{facts.padding:.0%} of the positions are padding: --set training.packing=true"
     few = min((facts.steps or {"": FEW_STEPS}).values())
     if few < FEW_STEPS:
-        return f"the budget pays for {few} steps only: raise it, or lower training.batch_size"
+        return f"the budget pays for {few} steps only: raise it (--budget), or lower --set training.batch_size"
     return None
 
 

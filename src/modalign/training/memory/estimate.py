@@ -72,9 +72,9 @@ class MemoryEstimate(BaseModel):
         many = f"{processes} processes of {readable(self.total)} each" if processes > 1 else ""
         return (
             f"training takes about {many or readable(self.total)} on {self.device} at its peak (while "
-            f"{self.phase}), but {readable(self.available)} are available: reduce training.batch_size "
-            f"(now {self.rows} rows of {self.length} tokens) or raise training.accumulate, set "
-            "training.gradient_checkpointing=true, train less (--train-llm lora), or run fewer --jobs"
+            f"{self.phase}), but {readable(self.available)} are available: reduce --set training.batch_size "
+            f"(now {self.rows} rows of {self.length} tokens) or raise --set training.accumulate, "
+            "--set training.gradient_checkpointing=true, train less (--train-llm lora), or run fewer --jobs"
         )
 
 
