@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,9 +109,7 @@ def test_all_problems_come_together(lines: Lines, faulty: Path) -> None:
     message = str(caught.value)
     assert message.startswith("35 of 36 rows (97.22%) cannot be used:\n")
     assert message.count(f"{path}:") == len(rows) + 1  # one names the row that took its id
-    assert (
-        "(and 19 more rows like it: 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, ...)" in message
-    )
+    assert re.search(r"not valid JSON .*\(and \d+ more rows like it: ", message), message
     assert "rows by kind: row 21, " in message
     assert "no row may be skipped" in message
     assert [p.source.row for p in caught.value.problems] == list(range(2, 37))
