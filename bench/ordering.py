@@ -36,7 +36,6 @@ def run(scenes: int, budget: str, seeds: int, out: Path) -> Comparison:
                 methods=[*CONVERTERS, *QUERIES],
                 budget=budget,
                 seeds=seeds,
-                finalists=None,
                 data={split: str(data / f"{split}.jsonl") for split in ("train", "val", "eval")},
                 training={"llm": "full"},
             )

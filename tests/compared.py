@@ -1,4 +1,4 @@
-"""One small comparison that many tests look at: three methods, two seeds, two finalists."""
+"""One small comparison that many tests look at: three methods, trained twice each and then where it decides."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ class Compared:
         return prepare(self.config, out or self.out, self.cache)
 
 
-def results(prepared: Prepared) -> tuple[list[JobResult], list[JobResult]]:
-    """Finished jobs of the first seed, and of the second."""
+def results(prepared: Prepared) -> list[JobResult]:
+    """Finished jobs, all first trainings before the second ones."""
     found = [
-        [Job(prepared.out, m.name, seed).result() for m in prepared.methods] for seed in (0, 1)
+        Job(prepared.out, method.name, seed).result()
+        for seed in range(9)
+        for method in prepared.methods
     ]
-    first, second = ([result for result in row if result is not None] for row in found)
-    return first, second
+    return [result for result in found if result is not None]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -114,8 +115,7 @@ def small_config(
             },
             "methods": METHODS,
             "budget": "480samples",
-            "seeds": 2,
-            "finalists": 2,
+            "total": "7trainings",
             "examples": 2,
             "jobs": 2,
             "training": {

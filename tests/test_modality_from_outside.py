@@ -83,7 +83,6 @@ def work(
     compared = {
         "methods": ["linear"],
         "seeds": 1,
-        "finalists": 1,
         "budget": "16samples",
         "data": {**config["data"], "eval": "test.jsonl"},
     }

@@ -42,6 +42,15 @@ def test_a_run_is_resumed_with_its_own_configuration_only(tmp_path: Path) -> Non
     changes = r"seed was 0, now 1; training.layers was \[1, 2\], now \[1\]"
     with pytest.raises(UsageError, match=changes), run_folder(tmp_path, other, resume=True):
         pass
+    with run_folder(tmp_path, {**GIVEN, "seed": 1}, resume=True, free=["seed"]):
+        pass
+    with (
+        pytest.raises(
+            UsageError, match=r"configuration: training.layers was \[1, 2\], now \[1\]\."
+        ),
+        run_folder(tmp_path, other, resume=True, free=["seed"]),
+    ):
+        pass
     with run_folder(tmp_path, other, resume=True, fixed=False) as folder:
         folder.begin()
     assert yaml.safe_load((tmp_path / RECORD).read_text()) == other

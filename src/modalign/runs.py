@@ -12,7 +12,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,6 +61,7 @@ def run_folder(
     resume: bool = False,
     overwrite: bool = False,
     fixed: bool = True,
+    free: Collection[str] = (),
 ) -> Iterator[RunFolder]:
     """Hold a folder for one run; a folder in which no run began is left as it was found.
 
@@ -70,6 +71,7 @@ def run_folder(
         resume: go on with the run that the folder holds, if any.
         overwrite: delete the run that the folder holds, if any. Files that were there before it stay.
         fixed: a run is resumed with the same configuration only; else another one is recorded.
+        free: fields of it that may be others all the same: they change no finished work.
 
     Raises:
         UsageError: the folder holds a run, or one of another configuration; another process writes
@@ -92,7 +94,7 @@ def run_folder(
         raise unusable(path, error) from None
     folder = RunFolder(path, configuration)
     try:
-        _admit(folder, resume, overwrite, fixed)
+        _admit(folder, resume, overwrite, fixed, free)
         yield folder
     finally:
         if not (path / RECORD).exists():
@@ -103,7 +105,9 @@ def run_folder(
         lock.release()
 
 
-def _admit(folder: RunFolder, resume: bool, overwrite: bool, fixed: bool) -> None:
+def _admit(
+    folder: RunFolder, resume: bool, overwrite: bool, fixed: bool, free: Collection[str]
+) -> None:
     """Refuse, continue or clear what the folder holds, and say who writes there from now on."""
     path, record = folder.path, folder.path / RECORD
     found = _found(path)
@@ -120,7 +124,7 @@ def _admit(folder: RunFolder, resume: bool, overwrite: bool, fixed: bool) -> Non
                 "choose another --out"
             )
         elif fixed:
-            _refuse_changes(folder)
+            _refuse_changes(folder, free)
     held = [entry.name for entry in path.iterdir()] if found is None else found
     writer = {
         "process": os.getpid(),
@@ -135,13 +139,16 @@ def _admit(folder: RunFolder, resume: bool, overwrite: bool, fixed: bool) -> Non
         raise unusable(path, error) from None
 
 
-def _refuse_changes(folder: RunFolder) -> None:
+def _refuse_changes(folder: RunFolder, free: Collection[str]) -> None:
     record = folder.path / RECORD
     try:
         before = read_yaml(record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{record} cannot be read ({error}); choose another --out") from error
-    if changed := differences(before, _plain(folder.configuration)):
+    now = _plain(folder.configuration)
+    if isinstance(before, dict):
+        before |= {name: now[name] for name in free}
+    if changed := differences(before, now):
         raise UsageError(
             f"{folder.path} was started with another configuration: {'; '.join(changed)}. Resume it "
             "with the same options, or choose another --out"

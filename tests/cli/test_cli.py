@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,11 +194,40 @@ def test_resumed_when_all_is_done_prints_the_report_as_json(cli, compared: Compa
     assert times == [path.stat().st_mtime_ns for path in results]
 
 
+def test_a_training_gives_the_same_bits_again(cli, compared, tmp_path):
+    """Where the report lies, and from a copy without the trainings; other bits are found."""
+    code, out, _ = cli("compare", "--verify", compared.out / "report.json")
+    assert (code, out.count("gave the same bits")) == (0, 1)
+    for name in ("config.yaml", "report.json"):
+        shutil.copy(compared.out / name, tmp_path / name)
+    shutil.copytree(compared.out / "data", tmp_path / "data")
+    report = tmp_path / "report.json"
+    found = json.loads(report.read_text())
+    for method in found["methods"]:
+        for run in method["seeds"]:
+            run["weights"] = "0" * 64
+    found["setting"]["libraries"]["torch"] = "1.0"
+    report.write_text(json.dumps(found))
+    code, out, _ = cli("compare", "--verify", report, "--json")
+    said = json.loads(out)
+    assert (code, said["same"], said["differs"]) == (1, False, ["weights"])
+    assert said["job"].endswith("/seed-0")  # nobody knows the others' learning rates here
+    (elsewhere,) = said["elsewhere"]
+    assert elsewhere.startswith("torch: 1.0 then, ")
+    for wrong, words in (
+        (tmp_path / "gone.json", "cannot be read"),
+        (tmp_path / "config.yaml", "is not"),
+    ):
+        code, _, err = cli("compare", "--verify", wrong)
+        assert (code, words in err) == (2, True)
+
+
 def test_nothing_learnt_is_said_first_and_last(cli, small_config, tmp_path):
-    file = small_config(methods=["linear"], budget="32samples", seeds=1, finalists=None, examples=0)
+    file = small_config(methods=["linear"], budget="32samples", examples=0)
     code, out, err = cli("compare", file, "--out", tmp_path / "out")
     assert code == 0
     assert out.startswith("No method is recommended. No method is better on validation")
+    assert "Stopped after 2 trainings: no method was better on validation than what" in out
     assert "--budget" in out.partition("Accuracy (95 %)")[0]
     assert "Recommended: none; best so far: linear" in out
     last = " ".join(err.rpartition("No method is recommended")[2].split())

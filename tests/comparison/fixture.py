@@ -1,4 +1,4 @@
-"""A made-up but realistic comparison: twenty methods, one failed, six finalists."""
+"""A made-up but realistic comparison: twenty methods, one failed, six candidates."""
 
 import base64
 import io
@@ -49,7 +49,7 @@ METHODS = (
     ("captions_as_text", "tool", "text", 48, 0, 0.35, None, "tools"),
     ("mlp+caption_first", "data", "prefix", 64, 440_000, 1.5, 3.05, "native:Llava"),
 )
-FINALISTS = (
+CANDIDATES = (
     "mlp",
     "c_abstractor",
     "avgpool_mlp",
@@ -186,7 +186,7 @@ def _method(row, rng, drawn, correct, blank, groups):
     skills = {skill: part.estimate(name) for skill, part in drawn.skills.items()}
     return MethodResult(
         **common,
-        finalist=name in FINALISTS,
+        candidate=name in CANDIDATES,
         accuracy=drawn.observed[name],
         accuracy_interval=drawn.estimate(name),
         skills=skills,
@@ -224,7 +224,6 @@ def _setting():
         llm_mode="full",
         encoder_mode="frozen",
         seeds=[0, 1, 2],
-        finalists=6,
         device="cpu",
         dtype="float32",
         threads=2,
@@ -244,7 +243,7 @@ def make_comparison(items=800):
     rng = np.random.default_rng(20)
     groups = [f"image {i // 4}" for i in range(items)]
     skills = [SKILLS[i % 8] for i in range(items)]
-    seeds = {row[0]: 3 if row[0] in FINALISTS else 1 for row in METHODS}
+    seeds = {row[0]: 3 if row[0] in CANDIDATES else 1 for row in METHODS}
     correct = _answers(rng, seeds, rng.normal(0, 0.8, items))
     validation = _answers(rng, seeds, rng.normal(0, 0.8, items))
     del correct["clipcap"], validation["clipcap"]
@@ -265,7 +264,7 @@ def make_comparison(items=800):
     pairs = compare_all(correct, groups=groups)
     return Comparison(
         methods=methods,
-        recommendation=recommend({n: validation[n] for n in FINALISTS}, costs, groups=groups),
+        recommendation=recommend({n: validation[n] for n in CANDIDATES}, costs, groups=groups),
         references=_references(items),
         differences=pairs,
         hallucination=_hallucination(correct, groups),

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ def selection(comparison: Comparison) -> dict[str, object]:
         "methods": {
             m.name: (
                 m.rank,
-                m.finalist,
+                m.candidate,
                 m.learning_rate,
                 m.val_accuracy,
                 [trial.model_dump() for trial in m.trials],
@@ -65,15 +67,24 @@ def test_report_says_at_the_top_what_counts(compared: Compared):
         assert (compared.out / name).is_file(), name
 
 
-def test_two_finalists_have_two_seeds(compared: Compared):
-    finalists = [m for m in compared.comparison.methods if m.finalist]
-    assert sorted(m.rank or 0 for m in finalists) == [1, 2]
-    assert all([run.seed for run in m.seeds] == [0, 1] for m in finalists)
-    others = [m for m in compared.comparison.methods if not m.finalist]
-    assert all([run.seed for run in m.seeds] == [0] for m in others)
-    recommended = compared.comparison.recommendation
+def test_every_method_is_trained_twice_and_more_where_it_decides(compared: Compared):
+    comparison = compared.comparison
+    schedule, recommended = comparison.schedule, comparison.recommendation
+    assert schedule is not None
     assert recommended is not None
-    assert recommended.saved in {m.name for m in finalists}
+    seeds = {m.name: [run.seed for run in m.seeds] for m in comparison.methods}
+    assert all(each == list(range(len(each))) and len(each) >= 2 for each in seeds.values())
+    assert all(m.candidate for m in comparison.methods)
+    assert schedule.rounds[0].trainings == 6
+    for before, after in pairwise(schedule.rounds):
+        assert after.trainings == before.trainings + len(after.added)
+    again = Counter(name for each in schedule.rounds for name in each.added)
+    assert seeds == {m.name: list(range(2 + again[m.name])) for m in comparison.methods}
+    last = schedule.rounds[-1]
+    assert (last.method, last.trainings) == (recommended.method, sum(map(len, seeds.values())))
+    assert last.confidence == recommended.confidence
+    for name in ("report.html", "report.md"):
+        assert f"Stopped after {last.trainings} trainings" in (compared.out / name).read_text()
 
 
 def test_every_method_spends_the_budget(compared: Compared):
@@ -168,11 +179,12 @@ def test_killed_resumed_and_with_other_test_answers_it_selects_the_same(
     assert encoded == [0]
     assert times == [path.stat().st_mtime_ns for path in kept]
     trained = sorted((compared.out / "runs").glob("*/seed-*/trained.safetensors"))
-    assert len(trained) == 5
+    assert len(trained) == len(results(compared.prepared()))
     for path in trained:
         other = out / path.relative_to(compared.out)
         assert other.read_bytes() == path.read_bytes(), other
     assert selection(again) == selection(compared.comparison)
+    assert again.schedule == compared.comparison.schedule
     assert [m.accuracy for m in again.methods] != [m.accuracy for m in compared.comparison.methods]
 
 
@@ -192,7 +204,7 @@ def test_a_wrong_configuration_leaves_the_folder_free(small_config, small_cache,
 
 def test_teacher_forced_scores_are_those_of_generation(compared: Compared):
     prepared = compared.prepared()
-    first, _ = results(prepared)
+    first = [result for result in results(prepared) if result.seed == 0]
     for method, result in zip(prepared.methods, first, strict=True):
         assert result.method == method.name
         job = Job(compared.out, method.name, 0)
@@ -222,13 +234,12 @@ def test_one_method_one_seed_without_further_files(
         data={"val": None, "eval": None},
         methods=["linear"],
         seeds=1,
-        finalists=None,
         budget="32samples",
         examples=1,
     )
     found = compare(file, out=tmp_path / "out", cache=compared.cache)
     (method,) = found.methods
-    assert method.finalist
+    assert method.candidate
     assert [run.seed for run in method.seeds] == [0]
     assert method.accuracy == method.val_accuracy
     assert method.image_gain_blank is None

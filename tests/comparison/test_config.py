@@ -40,7 +40,7 @@ def written(folder, name="c.yaml", **values):
 def test_without_a_file_the_starter():
     config, changed = load_config(None)
     assert config.parts.llm == "starter-llm"
-    assert config.finalists is None
+    assert (config.seeds, config.total, config.first_seed) == ("auto", None, 0)
     assert changed == {}
 
 

@@ -128,7 +128,7 @@ def test_equal_validation_counts_are_a_coin_toss():
 
 def test_evaluation_data_has_no_way_in():
     names = set(inspect.signature(rec.recommend).parameters)
-    assert names == {"correct", "costs", "groups", "margin", "resamples", "seed"}
+    assert names == {"correct", "costs", "groups", "margin", "resamples", "seed", "drawn"}
 
 
 def test_groups_reach_the_bootstrap():
@@ -139,9 +139,9 @@ def test_groups_reach_the_bootstrap():
     assert plain.validation["a"] != grouped.validation["a"]
 
 
-def test_single_finalist():
+def test_single_candidate():
     found = rec.recommend(answers({"a": 0.7}), {"a": cost()})
-    assert (found.rule, found.confidence, found.alternatives) == ("only-finalist", 1.0, {})
+    assert (found.rule, found.confidence, found.alternatives) == ("only-candidate", 1.0, {})
 
 
 def test_unknown_cost_is_an_error():
@@ -154,7 +154,7 @@ def test_ranking_is_by_validation_accuracy():
 
 
 def test_every_rule_is_explained():
-    assert set(rec.RULES) == {"cheapest-of-the-best", "clear-winner", "only-finalist", "none"}
+    assert set(rec.RULES) == {"cheapest-of-the-best", "clear-winner", "only-candidate", "none"}
 
 
 BARS = {"chance": np.full(200, 0.25), "majority answer": np.tile([1.0, 0.0], 100)}

@@ -230,7 +230,7 @@ def test_every_reported_figure_is_in_every_form(page, comparison):
 
 
 def test_ties_are_shown_as_ties(comparison):
-    """Two finalists that validation cannot tell apart, two methods of equal accuracy, and the rest."""
+    """Two methods that validation cannot tell apart, two methods of equal accuracy, and the rest."""
     values = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.7, "e": 0.5}
     some = [m for m in comparison.methods if m.status == "ok"][:5]
     methods = [

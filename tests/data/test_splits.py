@@ -75,6 +75,10 @@ def test_size_is_near_the_share(salt: int, share: float) -> None:
     records = [record(i, [b"%d %d" % (salt, i // 3)]) for i in range(300)]
     _, held = split_validation(records, share)
     assert abs(len(held) - share * 300) <= 1.5 + 1e-6
+    train, other = split_validation(records, share, seed=salt)
+    assert abs(len(other) - share * 300) <= 1.5 + 1e-6
+    assert {r.id for r in other} != {r.id for r in held}
+    assert not ties(train) & ties(other)
 
 
 def test_default_is_a_tenth_in_the_order_of_the_rows() -> None:

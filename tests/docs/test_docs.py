@@ -225,8 +225,8 @@ def test_starter_values_in_compare_page(monkeypatch: pytest.MonkeyPatch, tmp_pat
     config, _ = load_config(None)
     text = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
     assert f"| `budget` | `20000samples` | `{config.budget}` |" in text
-    assert f"| `seeds` | 3 | {config.seeds} |" in text
-    assert f"| `finalists` | null (all) | {config.finalists} |" in text
+    assert f"| `seeds` | auto | {config.seeds} |" in text
+    assert f"| `total` | null | `{config.total}` |" in text
     assert f"| `training.batch_size` | 32 | {config.training.batch_size} |" in text
 
 

@@ -29,7 +29,7 @@ def test_it_equals_the_comparison_record_by_record(compared: Compared, evaluated
     prepared = compared.prepared()
     chosen = compared.comparison.recommendation
     assert chosen is not None
-    runs = [r for part in results(prepared) for r in part if r.method == chosen.saved]
+    runs = [r for r in results(prepared) if r.method == chosen.saved]
     best = min(runs, key=lambda result: result.val_loss)
     (method,) = [m for m in prepared.methods if m.name == chosen.saved]
     scores = load_scores(Job(compared.out, method.name, best.seed).run)

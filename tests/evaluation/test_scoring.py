@@ -78,6 +78,25 @@ def test_scores_equal_greedy_generation(
     assert scores.mean_loss == pytest.approx(scores.loss.sum() / scores.tokens.sum())
 
 
+def test_equal_questions_are_computed_once(
+    compose_tiny: Callable[..., Any], small_data: Path
+) -> None:
+    model, _, samples, collator = parts("mlp", compose_tiny, small_data)
+    model.eval()
+    rows: list[int] = []
+
+    def call(**inputs: Any) -> Any:
+        rows.append(len(inputs["input_ids"]))
+        return model(**inputs)
+
+    alone = score(call, samples[:4], collator, CPU)
+    twice = score(call, [*samples[:4], *samples[3::-1]], collator, CPU)
+    assert rows == [4, 4]
+    for name in ("correct", "loss", "tokens", "said_yes"):
+        one = getattr(alone, name)
+        assert getattr(twice, name).tolist() == [*one, *one[::-1]]
+
+
 def test_only_the_last_turn_is_scored(tokenizer: Any) -> None:
     sample = tokenise(tiny.record("a", "yes", "b", "no"), tokenizer)
     ids = sample.ids[final_turn(sample).supervised]

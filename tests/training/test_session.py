@@ -8,13 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_session import Plan, assert_same, trained
 
 from modalign.errors import ModalignError, UsageError
-from modalign.training.session import TRIAL_FACTORS, TRIAL_SHARE, LearningRateTrial, _best
+from modalign.training.learners import ModelLearner
 from modalign.training.trainer import StepProgress, Trainer
+from modalign.training.trials import (
+    NEXT_SEED,
+    TRIAL_FACTORS,
+    TRIAL_SEEDS,
+    TRIAL_SHARE,
+    LearningRateTrial,
+    TrialRun,
+    best,
+    new_connectors,
+)
 
 Make = Callable[..., Plan]
 BATCH = 8
@@ -33,18 +44,20 @@ def test_trials_spend_their_share_and_leave_no_trace(plan: Make, tmp_path: Path)
     result = made.run(tmp_path / "trials", session)
     share, main = 480 * TRIAL_SHARE, 480 * (1 - TRIAL_SHARE)
     spent = {name: samples for name, samples in seen.items() if name.startswith("trial")}
-    rungs = sorted(spent.values())
-    assert len(rungs) == 3
-    assert share / 5 <= rungs[0] < share / 5 + BATCH  # one trial stopped half-way
-    assert all(2 * share / 5 <= samples < 2 * share / 5 + BATCH for samples in rungs[1:])
-    assert sorted(trial.samples for trial in result.trials) == rungs
+    each = share / (TRIAL_SEEDS * len(TRIAL_FACTORS))
+    assert len(spent) == TRIAL_SEEDS * len(TRIAL_FACTORS)
+    assert all(each <= samples < each + BATCH for samples in spent.values())
+    assert sum(trial.samples for trial in result.trials) == sum(spent.values())
     assert main <= seen["train"] < main + BATCH
     assert result.ledger.samples == sum(seen.values())
-    starts = {loss[0] for name, loss in losses.items() if name.startswith("trial")}
-    assert len(starts) == 1  # the same weights and the same batch
+    starts = [
+        {loss[0] for name, loss in losses.items() if name.endswith(f"seed-{seed}")}
+        for seed in (0, NEXT_SEED)
+    ]
+    assert [len(each) for each in starts] == [1, 1]  # factors share weights and batches
+    assert starts[0] != starts[1]  # seeds do not
     kept = [trial for trial in result.trials if trial.kept]
     assert [trial.factor for trial in kept] == [result.factor]
-    assert kept[0].loss == min(trial.loss for trial in result.trials)
     assert [path.name for path in sorted((tmp_path / "trials").iterdir())] == [
         "train",
         "trials.json",
@@ -64,14 +77,15 @@ def break_trials(monkeypatch: pytest.MonkeyPatch, *factors: float, after: int = 
     whole = Trainer._step
 
     def step(self: Trainer, fraction: float) -> Any:
-        if self.step == after and self.folder.name in [f"trial-x{f:.3g}" for f in factors]:
+        tried = [f"trial-x{factor:.3g}-seed-" for factor in factors]
+        if self.step == after and self.folder.name.startswith(tuple(tried)):
             self._stop("loss", math.nan, [0])
         return whole(self, fraction)
 
     monkeypatch.setattr(Trainer, "_step", step)
 
 
-@pytest.mark.parametrize("after", [1, 5])
+@pytest.mark.parametrize("after", [1, 2])
 def test_a_trial_that_breaks_down_is_survived(
     plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -79,7 +93,7 @@ def test_a_trial_that_breaks_down_is_survived(
     result = plan(factor=None, budget="480samples").run(tmp_path)
     broken = next(trial for trial in result.trials if trial.factor == 3.0)
     assert broken.val_loss is None
-    assert broken.samples == after * BATCH
+    assert broken.samples == TRIAL_SEEDS * after * BATCH
     assert result.factor in {1 / 3, 1.0}
     assert result.ledger.samples >= 480 * (1 - TRIAL_SHARE) + sum(t.samples for t in result.trials)
 
@@ -99,6 +113,37 @@ def test_without_validation_data_the_middle_factor_is_kept(plan: Make, tmp_path:
     assert result.factor == 1.0
     assert result.ledger.samples == 48
     assert all(point["val_loss"] is None for point in result.curve)
+
+
+def test_text_alone_costs_nothing_where_it_trains_nothing(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights, bit for bit, as when the whole model runs on it; with LoRA it trains, and runs."""
+    calls: list[int] = []
+    whole = ModelLearner.outputs
+
+    def outputs(self: ModelLearner, call: Any, batch: Any) -> Any:
+        calls.append(sum(len(sample.media) for sample in batch.samples))
+        return whole(self, call, batch)
+
+    monkeypatch.setattr(ModelLearner, "outputs", outputs)
+    short = {"budget": "96samples", "settings": {"batch_size": 2}}
+    weights, spared = trained(plan(**short), tmp_path / "spared")
+    assert calls
+    assert all(calls)
+    assert all(point["train_loss"] is not None for point in spared.curve[1:])
+    steps = len(calls)
+    calls.clear()
+    trained(plan(**{**short, "settings": {"batch_size": 2, "llm": "lora"}}), tmp_path / "lora")
+    assert 0 in calls
+    calls.clear()
+    monkeypatch.setattr(ModelLearner, "idles", lambda *_: False)
+    same, spent = trained(plan(**short), tmp_path / "run")
+    assert 0 in calls
+    assert len(calls) > steps
+    assert_same(weights, same)
+    assert spared.ledger.samples == spent.ledger.samples
+    assert spared.ledger.flops < spent.ledger.flops
 
 
 def test_stages_share_the_budget_and_hand_on_the_connector(plan: Make, tmp_path: Path) -> None:
@@ -145,19 +190,43 @@ def test_lora_is_merged_into_a_plain_language_model(plan: Make, tmp_path: Path) 
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
-def test_a_factor_must_be_clearly_better_than_the_given_rate() -> None:
-    def trial(factor: float, losses: list[float]) -> LearningRateTrial:
-        return LearningRateTrial(factor, 10, sum(losses) / len(losses), losses=losses)
+def tried(factor: float, *losses: list[float]) -> LearningRateTrial:
+    return LearningRateTrial(factor, [TrialRun(float(np.mean(each)), each) for each in losses])
 
-    base = trial(1.0, [1.0, 1.0, 1.0, 1.0])
+
+def test_a_factor_must_be_clearly_better_than_the_given_rate_under_every_seed() -> None:
+    even = [1.0, 1.0, 1.0, 1.0]
+    base = tried(1.0, even, even)
     # A gain of 0.1 everywhere is clear; the same gain on average, from one sample, is not.
-    clear, noisy = trial(3.0, [0.9] * 4), trial(1 / 3, [0.6, 1.0, 1.0, 1.0])
-    assert _best([noisy, base, clear]) == [2, 1, 0]
-    assert _best([noisy, base]) == [1, 0]
-    worse = trial(3.0, [1.2] * 4)
-    assert _best([worse, base, noisy]) == [1, 2, 0]
-    broken = LearningRateTrial(1.0)
-    assert _best([broken, noisy]) == [1, 0]
+    clear, noisy = tried(3.0, [0.9] * 4, [0.9] * 4), tried(1 / 3, [0.6, 1, 1, 1], [0.6, 1, 1, 1])
+    assert best([noisy, base, clear]) is clear
+    assert best([noisy, base]) is base
+    once = tried(3.0, [0.5] * 4, [1.1] * 4)  # better on average, worse under the second seed
+    assert best([once, base, noisy]) is base
+    broken = LearningRateTrial(3.0, [TrialRun(0.5, [0.5] * 4), TrialRun(failure="not finite")])
+    assert best([base, broken]) is base
+    assert best([broken]) is None
+    assert best([LearningRateTrial(1.0, [TrialRun()]), noisy]) is noisy
+
+
+def test_a_factor_is_charged_for_its_spread() -> None:
+    base = tried(1.0, [1.0] * 4, [1.0] * 4)
+    steady, jumpy = tried(1 / 3, [0.8] * 4, [0.8] * 4), tried(3.0, [0.5] * 4, [0.9] * 4)
+    assert jumpy.val_loss < steady.val_loss  # and 0.7 plus a standard deviation of 0.28
+    assert jumpy.charged == pytest.approx(0.7 + 0.2 * math.sqrt(2))
+    assert best([steady, base, jumpy]) is steady
+    assert LearningRateTrial.of(jumpy.state()) == jumpy
+
+
+def test_trials_of_another_seed_begin_with_its_connectors(plan: Make) -> None:
+    own, other = plan().session(), plan(seed=NEXT_SEED).session()
+    new = new_connectors(own.model, NEXT_SEED)
+    assert_same(new, new_connectors(other.model, NEXT_SEED))  # whatever the model's own are
+    names = [name for name in own.trained_state() if name.startswith("connectors.")]
+    assert sorted(new) == sorted(names)
+    for name, old in own.trained_state().items():
+        assert not torch.equal(new[name], old)
+        assert 0.5 < new[name].std() / old.std() < 2
 
 
 def test_what_an_earlier_stage_trained_is_kept_and_rebuilt(plan: Make, tmp_path: Path) -> None:

@@ -25,9 +25,19 @@ def compare(
             help="Data recipes that every connector is crossed with: names or all (docs/recipes.md).",
         ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Trainings per finalist.")] = None,
-    finalists: Annotated[
-        int | None, typer.Option(help="Methods that go on to all seeds; 0 means every method.")
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Trainings of every method; auto adds them where they decide."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of the recommendation, at which auto adds no more.")
+    ] = None,
+    total: Annotated[
+        str | None,
+        typer.Option(help="That auto may spend on all trainings: 40trainings, 10m, 3e15flops."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Shifts everything random; two shifts are two repetitions.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Methods trained at the same time.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of runs, report and winner.")] = Path(
@@ -37,6 +47,13 @@ def compare(
         bool, typer.Option("--resume", help="Go on in --out; finished methods are kept.")
     ] = False,
     overwrite: options.Overwrite = False,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify",
+            help="A report.json: run one of its trainings again and say whether it gives the same bits.",
+        ),
+    ] = None,
     json_output: options.Json = False,
 ) -> None:
     """Compare ways of joining a modality to a language model, under one budget.
@@ -57,6 +74,8 @@ def compare(
     - `modalign compare --methods mlp,resampler --recipes all --out runs/recipes`
 
     - `modalign compare experiment.yaml --out runs/mine --resume`
+
+    - `modalign compare --verify runs/mine/report.json` : does one training give the same bits here?
     """
     from modalign.cli.console import LiveTable, bars, print_json, quiet_libraries, stderr, stdout
     from modalign.comparison.compare import compare as run
@@ -65,15 +84,19 @@ def compare(
     from modalign.comparison.table import comparison_table, hallucination_table
 
     quiet_libraries()
+    if verify is not None:
+        _verify(verify, json_output)
+        return
     own: dict[str, Any] = {
-        "seeds": seeds,
+        "seeds": int(seeds) if seeds and seeds.isdecimal() else seeds,
+        "confidence": confidence,
+        "total": total,
+        "seed": seed,
         "jobs": jobs,
         "methods": methods and methods.split(","),
         "recipes": recipes and recipes.split(","),
     }
     changes |= {name: value for name, value in own.items() if value is not None}
-    if finalists is not None:
-        changes["finalists"] = finalists or None
     with bars() as progress:
         resolved, changed = load_config(config, changes, progress)
     with LiveTable() as table:
@@ -106,8 +129,26 @@ def compare(
         stdout.print(f"{found.price}\n{confidence_words(found)}", markup=False, highlight=False)
     elif found:
         saved = f"No method is recommended, see above. Best so far, {found.best}"
+    if comparison.schedule is not None:
+        stdout.print(comparison.schedule.words, markup=False, highlight=False)
     stderr.print(
         f"\nReport: {out / 'report.html'}\n{saved}: {out / 'best'}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _verify(report: Path, json_output: bool) -> None:
+    """Say whether a training gives the same bits again; exit code 1 where it does not."""
+    from modalign.cli.console import bars, print_json, stdout
+    from modalign.comparison.verify import verify
+
+    with bars() as progress:
+        found = verify(report, progress)
+    if json_output:
+        print_json(found.model_dump_json(indent=2))
+    else:
+        for line in (found.words, *(f"- {each}" for each in found.elsewhere)):
+            stdout.print(line, markup=False, highlight=False)
+    if not found.same:
+        raise typer.Exit(1)

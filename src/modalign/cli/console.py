@@ -90,7 +90,7 @@ class LiveTable:
         self.rows: dict[Job, dict[str, str | float]] = {}
         self.live: Live | None = None
         self.began = time.monotonic()
-        self.doing = ""
+        self.doing = self.standing = ""
 
     def __enter__(self) -> LiveTable:
         if stderr.is_terminal:
@@ -106,7 +106,7 @@ class LiveTable:
         seconds = time.monotonic() - self.began
         table = Table(
             title=f"comparing, {seconds // 60:.0f} min {seconds % 60:02.0f} s",
-            caption=self.doing,
+            caption="\n".join(filter(None, (self.standing, self.doing))),
             expand=False,
         )
         for header in ("method", "seed", "trains", "stage", "budget", "", "loss"):
@@ -134,6 +134,11 @@ class LiveTable:
     def _say(self, text: str) -> None:
         if self.live is None:
             stderr.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def decided(self, said: str) -> None:
+        """How the comparison stands."""
+        self.standing = said
+        self._say(said)
 
     def started(self, job: Job) -> None:
         """A job's process was started."""

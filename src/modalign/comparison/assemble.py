@@ -16,6 +16,7 @@ from modalign.comparison.config import CompareConfig
 from modalign.comparison.hallucination import MAJORITY, hallucination, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
 from modalign.comparison.published import check
+from modalign.comparison.racing import Total
 from modalign.comparison.recommendation import (
     Cost,
     against_bars,
@@ -33,12 +34,14 @@ from modalign.comparison.results import (
     Setting,
 )
 from modalign.data.supervision import Sample
+from modalign.devices import processor
 from modalign.evaluation.guessing import BlindGuess
 from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
-from modalign.numbers.pairs import compare_all, compare_with
+from modalign.numbers.pairs import Difference, compare_all, compare_with
 from modalign.numbers.trainings import estimate_means
 from modalign.starter.build import WEIGHTS
+from modalign.training.budget import Budget
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
 from modalign.training.parallel import device_of
 from modalign.training.splits import Splits
@@ -51,24 +54,24 @@ class Gathered:
 
     Attributes:
         splits: the data.
-        first: every method under the first seed.
-        others: finalists under further seeds.
+        results: of all trainings.
         runs: folder of a method's and seed's job.
     """
 
     splits: Splits
-    first: list[JobResult]
-    others: list[JobResult]
+    results: list[JobResult]
     runs: Path
 
     def of(self, method: str) -> list[JobResult]:
         """Successful trainings of a method, by seed, the search for its learning rate charged to each."""
-        found = [r for r in (*self.first, *self.others) if r.method == method and r.failure is None]
-        searched = next((r.search for r in self.first if r.method == method), None)
-        return [
-            _charged(result, searched) if searched and not result.trials else result
-            for result in sorted(found, key=lambda result: result.seed)
-        ]
+        found = [r for r in self.results if r.method == method and r.failure is None]
+        found.sort(key=lambda result: result.seed)
+        return [result if result.trials else _charged(result, found[0].search) for result in found]
+
+    def failed(self, method: str) -> list[JobResult]:
+        """Trainings of a method that failed, by seed."""
+        found = [r for r in self.results if r.method == method and r.failure is not None]
+        return sorted(found, key=lambda result: result.seed)
 
     def scores(self, method: str, name: str) -> np.ndarray:
         """(S, n) of one kind of answers; empty where there are none."""
@@ -109,38 +112,71 @@ def groups_of(samples: Sequence[Sample]) -> list[str | None]:
     ]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the recommendation rests on: validation data alone.
+
+    Attributes:
+        answers: candidate -> (S, n) right answers.
+        costs: candidate -> what it costs.
+        against: candidates minus what they must beat.
+    """
+
+    answers: dict[str, np.ndarray]
+    costs: dict[str, Cost]
+    against: list[Difference]
+
+    @property
+    def learnt(self) -> bool:
+        """Whether any candidate beats what needs no training."""
+        return any(pair.verdict == "first" for pair in self.against)
+
+
+def candidates(gathered: Gathered, methods: Sequence[Method]) -> list[str]:
+    """Methods that may be recommended: no control, and no fewer than two trainings where others have them."""
+    counts = {m.name: len(gathered.of(m.name)) for m in methods if not m.control}
+    least = min(2, max(counts.values(), default=0))
+    return [name for name, count in counts.items() if count and count >= least]
+
+
+def choice(gathered: Gathered, methods: Sequence[Method]) -> Choice:
+    """Gather what the recommendation among the candidates rests on."""
+    names, groups = candidates(gathered, methods), groups_of(gathered.splits.val)
+    controls = [method.name for method in methods if method.control and gathered.of(method.name)]
+    costed = {m.name: _costed(gathered, m) for m in methods if m.name in names}
+    answers = {name: gathered.scores(name, "val") for name in names}
+    bars = {name: _bars(gathered, costed[name], controls) for name in names}
+    return Choice(
+        answers,
+        {name: _cost(costed[name]) for name in names},
+        against_bars(answers, bars, groups=groups) if names else [],
+    )
+
+
 def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method]) -> Comparison:
     """Build the comparison from what the jobs found.
 
-    Ranking, finalists and recommendation come from validation answers; evaluation answers are only
-    reported.
+    Ranking and recommendation come from validation answers; evaluation answers are only reported.
     """
     splits = gathered.splits
     judged = splits.evaluation or splits.val
     kind = "eval" if splits.evaluation else "val"
     working = [method.name for method in methods if gathered.of(method.name)]
-    finalists = _finalists(gathered, working, config)
     results = {method.name: _method(gathered, method, judged, kind) for method in methods}
     trained = seen_in_training(judged, splits.train)
     finished = {name: results[name] for name in working}
     add_accuracies(finished, gathered.scores, Asked(judged, groups_of(judged), trained, kind))
-    validation = {name: gathered.scores(name, "val") for name in working}
-    for rank, name in enumerate(_ranking(validation, finalists), start=1):
+    means = {name: float(gathered.scores(name, "val").mean()) for name in working}
+    for rank, name in enumerate(rank_by_validation(means), start=1):
         results[name].rank = rank
-        results[name].finalist = name in finalists
-    setting = _setting(config, splits, len(finalists))
-    recommendation = None
-    controls = [method.name for method in methods if method.control and method.name in working]
-    if candidates := [name for name in finalists if name not in controls]:
-        answers, groups = {name: validation[name] for name in candidates}, groups_of(splits.val)
-        costs = {name: _cost(results[name]) for name in candidates}
-        recommendation = recommend(answers, costs, groups=groups)
-        bars = {name: _bars(gathered, results[name], controls) for name in candidates}
-        recommendation = checked(
-            recommendation,
-            against_bars(answers, bars, groups=groups),
-            what_to_change(results[recommendation.best], setting),
-        )
+    setting = _setting(config, gathered)
+    recommendation, found = None, choice(gathered, methods)
+    if found.answers:
+        for name in found.answers:
+            results[name].candidate = True
+        recommendation = recommend(found.answers, found.costs, groups=groups_of(splits.val))
+        advice = what_to_change(results[recommendation.best], setting)
+        recommendation = checked(recommendation, found.against, advice)
     correct = {name: gathered.scores(name, kind)[:, trained] for name in working}
     fixed = untrained(finished)
     pairs = compare_all(correct, groups=_take(groups_of(judged), trained), fixed=fixed)
@@ -200,22 +236,6 @@ def _take(values: Sequence[str | None], mask: np.ndarray) -> list[str | None]:
     return [value for value, kept in zip(values, mask, strict=True) if kept]
 
 
-def _finalists(gathered: Gathered, working: Sequence[str], config: CompareConfig) -> list[str]:
-    """Methods with the full number of seeds; where some failed, those with the most."""
-    counts = {name: len(gathered.of(name)) for name in working}
-    if not counts:
-        return []
-    most = max(counts.values())
-    return [name for name in working if counts[name] == most]
-
-
-def _ranking(validation: dict[str, np.ndarray], finalists: Sequence[str]) -> list[str]:
-    """Finalists first, both groups by mean validation accuracy."""
-    means = {name: float(values.mean()) for name, values in validation.items()}
-    order = rank_by_validation(means)
-    return [n for n in order if n in finalists] + [n for n in order if n not in finalists]
-
-
 def _cost(result: MethodResult) -> Cost:
     return Cost(
         trainable_parameters=result.trainable_parameters or 0,
@@ -227,9 +247,8 @@ def _cost(result: MethodResult) -> Cost:
     )
 
 
-def _method(
-    gathered: Gathered, method: Method, judged: Sequence[Sample], kind: str
-) -> MethodResult:
+def _costed(gathered: Gathered, method: Method) -> MethodResult:
+    """What a method is, and what it costs."""
     cls = method.facts
     base = MethodResult(
         name=method.name,
@@ -239,17 +258,26 @@ def _method(
         enters=cls.enters,
         papers=list(cls.papers),
     )
-    runs = gathered.of(method.name)
+    if runs := gathered.of(method.name):
+        _add_costs(base, runs)
+    return base
+
+
+def _method(
+    gathered: Gathered, method: Method, judged: Sequence[Sample], kind: str
+) -> MethodResult:
+    base, runs, failed = (
+        _costed(gathered, method),
+        gathered.of(method.name),
+        gathered.failed(method.name),
+    )
     if not runs:
         base.status = "failed"
-        failures = [r.failure for r in gathered.first if r.method == method.name and r.failure]
-        base.failure = failures[0] if failures else "it was not run"
+        base.failure = failed[0].failure if failed else "it was not run"
         return base
-    _add_costs(base, runs)
     base.seeds = [
         _seed_run(gathered, method.name, index, run, kind, judged) for index, run in enumerate(runs)
     ]
-    failed = [r for r in gathered.others if r.method == method.name and r.failure]
     if failed:
         base.failure = f"seed {failed[0].seed} failed: {failed[0].failure}"
     return base
@@ -293,6 +321,8 @@ def _seed_run(
         seconds=run.seconds,
         flops=run.flops,
         curve=run.curve,
+        weights=run.weights,
+        answers=run.answers,
     )
 
 
@@ -335,8 +365,8 @@ def _reference_interval(values: Sequence[float], name: str) -> Estimate:
     return estimate_means({name: np.asarray(values)[None]}, fixed={name})[name]
 
 
-def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
-    libraries = ("torch", "transformers", "peft", "accelerate", "numpy")
+def _setting(config: CompareConfig, gathered: Gathered) -> Setting:
+    splits = gathered.splits
     return Setting(
         command="",
         version=__version__,
@@ -348,18 +378,41 @@ def _setting(config: CompareConfig, splits: Splits, finalists: int) -> Setting:
         encoder=", ".join(map(shown_part, config.parts.encoder.values())) or "none",
         llm_mode=config.training.llm,
         encoder_mode=config.training.encoder,
-        seeds=list(range(config.seeds)),
-        finalists=finalists,
+        seeds=sorted({result.seed for result in gathered.results}),
         device=str(device_of(config.training)),
         dtype=config.training.dtype,
         threads=config.threads,
+        processor=processor(),
+        may_differ=_may_differ(config),
         train_records=len(splits.train),
         val_records=len(splits.val),
         eval_records=len(splits.evaluation),
         val_source=splits.val_source,
         hashes=_hashes(config),
-        libraries={name: importlib.metadata.version(name) for name in libraries},
+        libraries=installed(),
     )
+
+
+def installed() -> dict[str, str]:
+    """Versions of the libraries that figures depend on."""
+    names = ("torch", "transformers", "peft", "accelerate", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _may_differ(config: CompareConfig) -> list[str]:
+    """Why the same command may give other bits than this one."""
+    found = [
+        f"On another kind of processor than {processor()}, or with other versions of the libraries, sums are "
+        "rounded otherwise.",
+        f"With another number of threads than {config.threads} sums are taken in another order.",
+    ]
+    if device_of(config.training).type != "cpu":
+        found.append("A GPU takes some sums in an order that changes from run to run.")
+    if Budget.parse(config.budget).kind == "seconds":
+        found.append("A budget in seconds pays for as many steps as the machine manages.")
+    if config.total and Total.parse(config.total).kind == "seconds":
+        found.append("A total in seconds pays for as many trainings as the machine manages.")
+    return found
 
 
 def shown_part(name: str) -> str:
@@ -424,8 +477,8 @@ def _on_trainings(methods: Sequence[MethodResult]) -> list[str]:
 def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfig) -> list[str]:
     notes = list(splits.notes)
     notes.append(
-        "Learning-rate trials (a quarter of the budget) are run under the first seed and charged to every "
-        "seed; the encoder's features are computed once and shared, and charged to no method."
+        "Learning-rate trials (a quarter of the budget) are run before a method's first training and charged to "
+        "each; the encoder's features are computed once and shared, and charged to no method."
     )
     notes += _on_trainings(methods)
     if without := [m.name for m in methods if WITHOUT_STAGE_ONE in m.name]:

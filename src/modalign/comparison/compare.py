@@ -1,28 +1,42 @@
 """Compare methods: plan -> run -> statistics -> recommendation -> report, and the winner's folder.
 
-Selection (learning rates, finalists, ranking, recommendation) reads validation answers only.
+Selection (learning rates, who is trained again, ranking, recommendation) reads validation answers only.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from modalign.cache import cache_directory
-from modalign.comparison.assemble import Gathered, assemble
+from modalign.comparison.assemble import Gathered, assemble, candidates, choice, groups_of
 from modalign.comparison.config import CompareConfig, load_config
-from modalign.comparison.job import RUNS, Job, JobResult, load_scores
+from modalign.comparison.job import RUNS, Job, JobResult
 from modalign.comparison.prepared import Prepared, prepare
+from modalign.comparison.racing import (
+    BEGINNING,
+    NOTHING_LEARNT,
+    USUAL,
+    Standing,
+    Total,
+    luck_in_picks,
+    race,
+)
+from modalign.comparison.recommendation import recommend, replicate_picks
 from modalign.comparison.report import write_report
-from modalign.comparison.results import Comparison
+from modalign.comparison.results import Comparison, Schedule
 from modalign.comparison.runner import Silent, Watcher, refuse_unguarded, run_jobs
-from modalign.comparison.winner import answer_examples, save_winner
+from modalign.comparison.winner import examples, save_winner
 from modalign.errors import ModalignError
+from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.progress import Progress
 from modalign.runs import command_line, run_folder
+
+SCHEDULING = ("seeds", "confidence", "total")  # fields that a resumed comparison may change
 
 
 def compare(
@@ -63,8 +77,9 @@ def compare(
     if not isinstance(config, CompareConfig):
         config, found = load_config(config, changes, progress)
         changed = {**found, **(changed or {})}
+    recorded = config.model_dump(mode="json")
     with run_folder(
-        Path(out), config.model_dump(mode="json"), resume=resume, overwrite=overwrite
+        Path(out), recorded, resume=resume, overwrite=overwrite, free=SCHEDULING
     ) as folder:
         prepared = prepare(config, folder.path, cache or cache_directory(), progress)
         folder.begin()
@@ -80,16 +95,17 @@ def _compare(
     watcher: Watcher,
 ) -> Comparison:
     """Run what is missing, assemble the report, save the winner."""
-    first, others = run_all(prepared, watcher)
-    gathered = Gathered(prepared.splits, first, others, prepared.out / RUNS)
+    schedule, results = run_all(prepared, watcher)
+    gathered = Gathered(prepared.splits, results, prepared.out / RUNS)
     comparison = assemble(gathered, prepared.config, prepared.methods)
+    comparison.schedule = schedule
     comparison.setting.changed = changed
     comparison.setting.command = command_line()
     comparison.setting.started = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
     try:
         if comparison.recommendation is not None:
-            comparison.examples = answer_examples(prepared, first, progress)
-            save_winner(prepared, comparison, [*first, *others], progress)
+            comparison.examples = examples(prepared, results)
+            save_winner(prepared, comparison, results, progress)
     except ModalignError as error:
         comparison.notes.append(f"The winner was not saved: {error}")
         raise
@@ -103,34 +119,72 @@ def _compare(
     return comparison
 
 
-def run_all(prepared: Prepared, watcher: Watcher) -> tuple[list[JobResult], list[JobResult]]:
-    """Every method under the first seed; the finalists, by validation accuracy, under the others."""
-    config, out = prepared.config, prepared.out
+def run_all(prepared: Prepared, watcher: Watcher) -> tuple[Schedule, list[JobResult]]:
+    """Run every training that the configuration asks for, or that the race adds."""
+    config, names = prepared.config, [method.name for method in prepared.methods]
+    trainings = Running(prepared, watcher)
+    if config.seeds == "auto":
+        usual = Total(USUAL * len(names))
+        total = usual if config.total is None else Total.parse(config.total)
+        return race(trainings, names, config.confidence, total), trainings.results
+    first = min(config.seeds, BEGINNING)
+    trainings.add([name for _ in range(first) for name in names])
+    if config.seeds > first and trainings.standing().method is None:
+        said = f"Stopped after {first} trainings of every method: {NOTHING_LEARNT}."
+        return Schedule(seeds=config.seeds, stop="nothing learnt", words=said), trainings.results
+    trainings.add([name for _ in range(config.seeds - first) for name in names])
+    often = "once" if config.seeds == 1 else f"{config.seeds} times"
+    said = f"Every method was trained {often}."
+    return Schedule(seeds=config.seeds, stop="all trained", words=said), trainings.results
 
-    def run(jobs: list[Job]) -> list[JobResult]:
-        cache = prepared.cache
-        found = run_jobs(jobs, config.workers, config.threads, cache, watcher, filled=True)
-        return [found[job] for job in jobs]
 
-    first = run([Job(out, method.name, 0) for method in prepared.methods])
-    chosen = finalists(prepared, first, config.finalists)
-    later = [
-        Job(out, method.name, seed)
-        for seed in range(1, config.seeds)
-        for method in prepared.methods
-        if method.name in chosen
-    ]
-    return first, run(later)
+class Running:
+    """A comparison's trainings as a race sees them."""
 
+    def __init__(self, prepared: Prepared, watcher: Watcher) -> None:
+        self.prepared, self.watcher = prepared, watcher
+        self.results: list[JobResult] = []
 
-def finalists(prepared: Prepared, first: Sequence[JobResult], count: int | None) -> list[str]:
-    """The methods with the best validation accuracy under the first seed."""
-    accuracy: dict[str, float] = {}
-    for result in first:
-        if result.failure is None:
-            scores = load_scores(Job(prepared.out, result.method, result.seed).run)
-            accuracy[result.method] = float(scores["val"].mean())
-    ranked = sorted(accuracy, key=lambda name: (-accuracy[name], name))
-    if count is None:
-        return ranked
-    return [name for name in ranked if not prepared.method(name).control][:count]
+    def add(self, methods: Sequence[str]) -> None:
+        """Train each of these once more, under its next seed."""
+        config, jobs = self.prepared.config, []
+        next_seed = Counter(dict.fromkeys(methods, config.first_seed))
+        next_seed.update(result.method for result in self.results if result.method in next_seed)
+        for name in methods:
+            jobs.append(Job(self.prepared.out, name, next_seed[name], config.first_seed))
+            next_seed[name] += 1
+        cache = self.prepared.cache
+        found = run_jobs(jobs, config.workers, config.threads, cache, self.watcher, filled=True)
+        self.results += [found[job] for job in jobs]
+
+    def counts(self) -> dict[str, int]:
+        """Trainings of the candidates; a method that failed once is not trained again."""
+        gathered = self._gathered()
+        names = candidates(gathered, self.prepared.methods)
+        return {n: len(gathered.of(n)) for n in names if not gathered.failed(n)}
+
+    def spent(self, kind: str, method: str | None = None) -> float:
+        """What trainings have spent, learning-rate trials once."""
+        own = [r for r in self.results if r.failure is None and method in (None, r.method)]
+        return float(len(own) if kind == "trainings" else sum(getattr(r, kind) for r in own))
+
+    def standing(self) -> Standing:
+        """What validation says of the methods."""
+        found, groups = choice(self._gathered(), self.prepared.methods), self._groups
+        if not found.learnt:
+            return Standing(None, None, {})
+        drawn = hierarchical_bootstrap(found.answers, groups=groups)
+        chosen = recommend(found.answers, found.costs, drawn=drawn)
+        doubt = luck_in_picks(drawn, replicate_picks(drawn, found.costs))
+        return Standing(chosen.method, chosen.confidence, doubt)
+
+    def tell(self, said: str) -> None:
+        """Pass on how the race goes."""
+        self.watcher.decided(said)
+
+    def _gathered(self) -> Gathered:
+        return Gathered(self.prepared.splits, self.results, self.prepared.out / RUNS)
+
+    @property
+    def _groups(self) -> list[str | None]:
+        return groups_of(self.prepared.splits.val)

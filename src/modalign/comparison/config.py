@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -29,9 +30,11 @@ DEMO: Fields = {
         "gated_cross_attention",
         "llama_adapter",
     ],
-    "seeds": 3,
-    "finalists": 3,
+    "total": "30trainings",
 }
+
+
+SHIFT = 1000  # more trainings of one method than a comparison has
 
 
 class CompareConfig(Experiment):
@@ -39,8 +42,13 @@ class CompareConfig(Experiment):
 
     Attributes:
         methods: names, families or ``all``.
-        seeds: trainings per finalist, each under a seed of its own.
-        finalists: methods that go on to all seeds, by validation accuracy; None means all.
+        seeds: trainings of every method, each under a seed of its own; ``auto`` adds them where they decide
+            (:mod:`modalign.comparison.racing`).
+        confidence: of the recommendation, at which no more are added.
+        total: that all trainings together may spend before no more are added: ``40trainings``, or a budget. None:
+            three trainings per method.
+        seed: shifts everything that is random: the trainings' seeds, and the split where validation data is
+            set aside. Comparisons under two shifts share nothing but the data.
         recipes: named recipes that every connector is crossed with, or ``all``; those that name one
             (``mlp+captions_first``) stay as they are.
         jobs: methods trained at the same time, each in a process with its share of the cores.
@@ -48,8 +56,10 @@ class CompareConfig(Experiment):
     """
 
     methods: list[str] = Field(default_factory=lambda: ["all"])
-    seeds: PositiveInt = 3
-    finalists: PositiveInt | None = None
+    seeds: PositiveInt | Literal["auto"] = "auto"
+    confidence: float = Field(default=0.9, gt=0, lt=1)
+    total: str | None = None
+    seed: NonNegativeInt = 0
     recipes: list[str] = Field(default_factory=list)
     jobs: NonNegativeInt = 0
     examples: NonNegativeInt = 8
@@ -61,6 +71,11 @@ class CompareConfig(Experiment):
             UsageError: an unknown name.
         """
         return resolve_methods(self.methods, self.stages, self.recipes, list(self.parts.tools))
+
+    @property
+    def first_seed(self) -> int:
+        """Of a method's trainings; the others' follow it."""
+        return self.seed * SHIFT
 
     @property
     def workers(self) -> int:

@@ -7,6 +7,7 @@ A process of its own makes its peak memory its own, and its death nobody else's.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import statistics
 import time
 import zipfile
@@ -32,8 +33,9 @@ from modalign.data.supervision import Sample
 from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.diagnosis.connector_figures import connector_diagnostics
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
+from modalign.evaluation.generation import generate_answers
 from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
-from modalign.files import replacing, write_atomically
+from modalign.files import replacing, sha256, write_atomically
 from modalign.memory import peak_resident, return_freed_memory
 from modalign.models.collation import Collator, RawSignals
 from modalign.runs import RECORD
@@ -58,11 +60,13 @@ class Job:
         folder: of the comparison.
         method: the method's name.
         seed: of new weights and data order.
+        first: seed of the method's first training, which finds the learning rate of all.
     """
 
     folder: Path
     method: str
     seed: int
+    first: int = 0
 
     @property
     def key(self) -> str:
@@ -73,6 +77,11 @@ class Job:
     def name(self) -> str:
         """Its name for people."""
         return f"{self.method} seed {self.seed}"
+
+    @property
+    def before(self) -> Job | None:
+        """The job that must be finished first."""
+        return None if self.seed == self.first else replace(self, seed=self.first)
 
     @property
     def run(self) -> Path:
@@ -132,7 +141,12 @@ class JobResult(BaseModel):
     mir: float | None = None
     diagnostics: dict[str, float] = {}
     val_loss: float | None = None
+    weights: str | None = None
+    answers: str | None = None
     untrained_loss: float | None = None
+    examples: list[
+        str
+    ] = []  # answers to the questions that the report shows, of the first training
     export_target: str = "remote-code"  # the rung of the export ladder
     gateway: bool = False
     served_by: list[str] = []
@@ -169,7 +183,7 @@ def run_job(
         task.fill()
     torch.set_num_threads(task.config.threads)
     task.run.mkdir(parents=True, exist_ok=True)
-    result = _train_and_measure(task, channel)
+    result = train_and_measure(task, channel)
     write_atomically(task.run / "result.json", result.model_dump_json(indent=1))
     return result
 
@@ -227,10 +241,11 @@ def load_task(folder: Path, key: str, cache: Path, own_trials: bool = False) -> 
     if method is None or not seed.isdecimal():
         raise UsageError(f"{folder} has no job {key!r}: a job is METHOD/seed-N")
     factor = None
-    if int(seed) and not own_trials:
-        first = read_result(folder / RUNS / name / "seed-0")
+    if int(seed) != config.first_seed and not own_trials:
+        given = f"{name}/seed-{config.first_seed}"
+        first = read_result(folder / RUNS / given)
         if first is None:
-            raise UsageError(f"{key} trains at the learning rate of {name}/seed-0: run that first")
+            raise UsageError(f"{key} trains at the learning rate of {given}: run that first")
         factor = first.factor
     data = StoredData.read(folder)
     return Task(folder / RUNS / key, config, data, method, int(seed), factor, cache)
@@ -251,14 +266,17 @@ def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
     return tell
 
 
-def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
+def train_and_measure(task: Task, channel: Connection | None = None) -> JobResult:
+    """Do a job's work; everything but its result is then in its folder."""
     data, track = task.data, open_tracker(task.config.training, task.run)
     session = task.session(_teller(channel), track)
     counts = session.parts_table()
     if channel is not None:
         channel.send(("parts", counts))
     session.model.eval()
-    untrained, untrained_val = _score(session, data.evaluation), _score(session, data.val)
+    untrained_val = _score(session, data.val)
+    first = task.seed == task.config.first_seed
+    untrained = {"untrained": _score(session, data.evaluation).correct} if first else {}
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
     peak = peak_resident()  # of training, before measuring adds its own
     if session.device.type == "cuda":
@@ -273,9 +291,9 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
     rate = session.rates.llm if session.method.tools else session.rates.connector
     scores = {
         "val": val.correct,
-        "untrained": untrained.correct,
         "untrained_val": untrained_val.correct,
-        **_evaluate(session, data.evaluation, data.blanks),
+        **untrained,  # under the first seed alone: it is no training
+        **_evaluate(session, data.evaluation, data.blanks, task.config.seed),
     }
     with replacing(task.run / "scores.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **scores)
@@ -289,6 +307,7 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
                 learning_rate=rate * trial.factor,
                 samples=trial.samples,
                 val_loss=trial.val_loss,
+                val_losses=trial.val_losses or [],
                 kept=trial.kept,
             )
             for trial in found.trials
@@ -310,7 +329,10 @@ def _train_and_measure(task: Task, channel: Connection | None) -> JobResult:
         else modality_integration_rate(model, data.val, session.collator, session.device),
         diagnostics=connector_diagnostics(model, data.val, session.collator, session.device),
         val_loss=val.mean_loss,
+        weights=sha256(task.run / "trained.safetensors"),
+        answers=answers_hash(scores),
         untrained_loss=untrained_val.mean_loss,
+        examples=_example_answers(session, task) if first else [],
         export_target=standing.rung,
         gateway=standing.gateway,
         served_by=list(standing.served_by),
@@ -328,7 +350,7 @@ def _score(session: Session, samples: Sequence[Sample]) -> Scores:
 
 
 def _evaluate(
-    session: Session, samples: Sequence[Sample], blanks: dict[str, Media]
+    session: Session, samples: Sequence[Sample], blanks: dict[str, Media], seed: int
 ) -> dict[str, np.ndarray]:
     """Answers with the right media, with blank ones and with somebody else's."""
     if not samples:
@@ -338,7 +360,7 @@ def _evaluate(
         "eval": real.correct,
         "yes": real.said_yes,
         "blank": _score(session, blanked(samples, blanks)).correct,
-        "shuffled": _score(session, shuffled(samples)).correct,
+        "shuffled": _score(session, shuffled(samples, seed)).correct,
     }
 
 
@@ -390,6 +412,40 @@ def _tokens(session: Session) -> int:
     if session.chain is None:
         return session.collator.tokens_per_medium
     return round(session.chain.cost().mean_tokens)
+
+
+def _example_answers(session: Session, task: Task) -> list[str]:
+    samples = chosen_examples(task.data.evaluation or task.data.val, task.config.examples)
+    tokenizer = session.processor.tokenizer
+    return generate_answers(session.model, session.collator, samples, tokenizer) if samples else []
+
+
+def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Questions about different images, one skill after the other, in file order."""
+    by_skill: dict[str | None, list[Sample]] = {}
+    for sample in samples:
+        if sample.media:
+            by_skill.setdefault(sample.record.skill, []).append(sample)
+    chosen: list[Sample] = []
+    used: set[object] = set()
+    while len(chosen) < count and any(by_skill.values()):
+        for queue in by_skill.values():
+            while queue:
+                sample = queue.pop(0)
+                if sample.media[0] not in used:
+                    used.add(sample.media[0])
+                    chosen.append(sample)
+                    break
+    return chosen[:count]
+
+
+def answers_hash(scores: dict[str, np.ndarray]) -> str:
+    """SHA-256 of which answers of a job were right."""
+    digest = hashlib.sha256()
+    for name in sorted(scores):
+        digest.update(f"{name} {len(scores[name])} ".encode())
+        digest.update(np.packbits(scores[name]).tobytes())
+    return digest.hexdigest()
 
 
 def load_scores(folder: Path) -> dict[str, np.ndarray]:

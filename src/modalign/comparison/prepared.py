@@ -68,7 +68,7 @@ class StoredData:
     """The data of a comparison as its jobs read them.
 
     Attributes:
-        train, val, evaluation: samples.
+        train, val, evaluation: samples; the last two are gone through many times, and so decoded here.
         text: further records without media, for recipes that mix them in.
         blanks: modality -> the medium that stands for none.
     """
@@ -94,7 +94,7 @@ class StoredData:
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder} holds no prepared data ({error})") from error
         blanks = {sample.media[0].modality: sample.media[0] for sample in blank}
-        return cls(train, val, evaluation, text, blanks)
+        return cls(train, val[:], evaluation[:], text, blanks)
 
 
 def prepare(
@@ -106,7 +106,7 @@ def prepare(
         check_stages(method.stages, everywhere=True)
     Budget.parse(config.budget)
     llm = config.parts.load_llm()
-    splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities)
+    splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities, config.seed)
     splits = that_fit(splits, config.parts, config.data, progress)
     if not splits.evaluation:
         splits.notes.append(

@@ -2,7 +2,7 @@
 
 Nothing here takes evaluation data: what chose the method must not also judge it.
 
-The rule, **cheapest-of-the-best**: of the finalists that cannot be told from the best on
+The rule, **cheapest-of-the-best**: of the candidates that cannot be told from the best on
 validation, take the cheapest. "Cannot be told": the gap to the best is at most one standard error
 of the paired difference (the one-standard-error rule of Breiman et al., CART, 1984, section 3.4.3),
 or at most one point, whichever is larger. "Cheapest": fewest FLOPs per answer (training FLOPs where
@@ -10,10 +10,10 @@ those are unknown; equal to two digits counts as equal), then fewest tokens, the
 parameters, then the easiest to serve, then the higher validation accuracy. When the best stands
 alone the rule is called **clear-winner**.
 
-**None** is recommended where no finalist beats what it must: the best, on validation, of chance, the
+**None** is recommended where no candidate beats what it must: the best, on validation, of chance, the
 majority answer, every control (the language model without the medium) and, for a method that trains,
 its own model before the first step. It beats that where a difference is found (:mod:`~modalign.numbers.pairs`:
-corrected for the number of finalists). Questions are redrawn, trainings are not: whether the models at
+corrected for the number of candidates). Questions are redrawn, trainings are not: whether the models at
 hand have learnt anything is not a question about other trainings of them.
 """
 
@@ -44,7 +44,7 @@ UNKNOWN_WORDS = 6.0  # nats per token of an answer before training
 RULES = {
     "cheapest-of-the-best": "the cheapest of the methods that validation cannot tell from the best",
     "clear-winner": "the best method on validation, which stands alone",
-    "only-finalist": "the only method that was left to choose from",
+    "only-candidate": "the only method that was left to choose from",
     "none": "no method beats what a guess, a control or the untrained model reaches",
 }
 
@@ -77,29 +77,31 @@ def recommend(
     margin: float = MARGIN,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    drawn: Replicates | None = None,
 ) -> Recommendation:
-    """Choose among finalists and say how sure the choice is.
+    """Choose among candidates and say how sure the choice is.
 
     Args:
-        correct: finalist -> (S, n) right answers on **validation** questions, the same for all.
-        costs: finalist -> what it costs.
+        correct: candidate -> (S, n) right answers on **validation** questions, the same for all.
+        costs: candidate -> what it costs.
         groups: (n,) questions about one image share a label and are redrawn together.
         margin: accuracy gap that is never worth paying for.
         resamples: bootstrap replicates behind the confidence.
         seed: of the random generator.
+        drawn: replicates of the answers, where they were made before.
     """
     missing = sorted(set(correct) - set(costs))
     if missing:
         raise UsageError(f"no cost is known for {fmt.names(missing)}")
-    drawn = hierarchical_bootstrap(correct, groups=groups, resamples=resamples, seed=seed)
+    drawn = drawn or hierarchical_bootstrap(correct, groups=groups, resamples=resamples, seed=seed)
     names = list(drawn.observed)
     keys = cost_keys({name: costs[name] for name in names})
     tolerance = _tolerance(drawn, names, margin)
     observed = np.array([drawn.observed[name] for name in names])
     chosen, alike = _choose(observed, tolerance, names, keys)
     best = int(observed.argmax())
-    picks = _replicate_picks(drawn, tolerance, names, keys)
-    shares = {name: count / resamples for name, count in picks.most_common()}
+    picks = Counter(_picks(drawn, tolerance, names, keys))
+    shares = {name: count / picks.total() for name, count in picks.most_common()}
     rule = _rule_name(len(names), len(alike))
     group = rank_by_validation({name: drawn.observed[name] for name in alike})
     return Recommendation(
@@ -140,7 +142,7 @@ def against_bars(
 def checked(
     found: Recommendation, against: list[Difference], advice: Sequence[str]
 ) -> Recommendation:
-    """The recommendation as it is where some finalist beats what it must; else none, with advice."""
+    """The recommendation as it is where some candidate beats what it must; else none, with advice."""
     if any(pair.verdict == "first" for pair in against):
         return found.model_copy(update={"against": against})
     nearest = next(pair for pair in against if pair.first == found.best)
@@ -167,7 +169,7 @@ def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
     """What would have to change where nothing was learnt, from what the run showed.
 
     Args:
-        best: the finalist with the highest validation accuracy.
+        best: the candidate with the highest validation accuracy.
         setting: how the comparison was run.
     """
     advice = []
@@ -236,18 +238,25 @@ def _choose(
     return names[pick], [names[i] for i in alike]
 
 
-def _replicate_picks(
+def replicate_picks(
+    drawn: Replicates, costs: Mapping[str, Cost], margin: float = MARGIN
+) -> list[str]:
+    """The method that the rule picks in each replicate."""
+    names = list(drawn.observed)
+    return _picks(drawn, _tolerance(drawn, names, margin), names, cost_keys(costs))
+
+
+def _picks(
     drawn: Replicates, tolerance: np.ndarray, names: Sequence[str], keys: Mapping[str, CostKey]
-) -> Counter[str]:
-    """How often the same rule picks each method when all is done again, trainings and questions."""
+) -> list[str]:
     replicates = drawn.again
     values = np.stack([replicates[name] for name in names], axis=1)
-    return Counter(_choose(row, tolerance, names, keys)[0] for row in values)
+    return [_choose(row, tolerance, names, keys)[0] for row in values]
 
 
-def _rule_name(finalists: int, alike: int) -> str:
-    if finalists == 1:
-        return "only-finalist"
+def _rule_name(candidates: int, alike: int) -> str:
+    if candidates == 1:
+        return "only-candidate"
     return "clear-winner" if alike == 1 else "cheapest-of-the-best"
 
 
@@ -259,9 +268,9 @@ def _reason(
 ) -> str:
     top = f"{best} has the highest validation accuracy ({fmt.percent(drawn.observed[best])})"
     if len(drawn.observed) == 1:
-        return f"{top}; no other method was a finalist."
+        return f"{top}; there was no other method to choose."
     if len(alike) == 1:
-        return f"{top} and every other finalist lies more than one standard error below it."
+        return f"{top} and every other method lies more than one standard error below it."
     others = [name for name in alike if name != best]
     gap = drawn.observed[best] - min(drawn.observed[name] for name in alike)
     near = (

@@ -46,8 +46,9 @@ class Trial(_Strict):
     """One learning-rate trial, paid from the method's budget."""
 
     learning_rate: float
-    samples: int
-    val_loss: float | None
+    samples: int  # under all seeds of the trials
+    val_loss: float | None  # mean over them
+    val_losses: list[float] = Field(default_factory=list)  # under each; none where one broke down
     kept: bool
 
 
@@ -62,6 +63,8 @@ class SeedRun(_Strict):
     seconds: float
     flops: float
     curve: list[CurvePoint] = Field(default_factory=list)
+    weights: str | None = None  # SHA-256 of trained.safetensors
+    answers: str | None = None  # SHA-256 of which were right
 
 
 class MethodResult(_Strict):
@@ -75,7 +78,7 @@ class MethodResult(_Strict):
     papers: list[str]
     status: Literal["ok", "failed"] = "ok"
     failure: str | None = None
-    finalist: bool = False
+    candidate: bool = False  # open to recommendation
     rank: int | None = None  # 1 is best; by validation, never by evaluation data
     accuracy: float | None = None
     accuracy_interval: Estimate | None = None
@@ -131,22 +134,44 @@ class Hallucination(_Strict):
 class Recommendation(_Strict):
     """The choice, the rule that made it, and how often the rule makes it again."""
 
-    method: str | None  # None: no finalist beats what a guess or an untrained model reaches
+    method: str | None  # None: no candidate beats what a guess or an untrained model reaches
     rule: str
     reason: str
     price: str = ""  # what it costs, and what dearer and cheaper methods give, in plain words
     advice: list[str] = Field(default_factory=list)  # what to change, where there is no choice
     confidence: float | None  # how often another comparison of the same size picks this method
     alternatives: dict[str, float] = Field(default_factory=dict)  # method -> how often it is picked
-    best: str  # the finalist with the highest validation accuracy
+    best: str  # the candidate with the highest validation accuracy
     indistinguishable: list[str] = Field(default_factory=list)  # as good as the best, best included
-    validation: dict[str, Estimate] = Field(default_factory=dict)  # finalist -> its accuracy there
-    against: list[Difference] = Field(default_factory=list)  # finalists minus what they must beat
+    validation: dict[str, Estimate] = Field(default_factory=dict)  # candidate -> its accuracy there
+    against: list[Difference] = Field(default_factory=list)  # candidates minus what they must beat
 
     @property
     def saved(self) -> str:
         """The method in ``best/``: the choice, or the best so far where there is none."""
         return self.method or self.best
+
+
+Stop = Literal["all trained", "sure enough", "total spent", "undecidable", "nothing learnt"]
+
+
+class Round(_Strict):
+    """One look at the trainings so far."""
+
+    added: list[str] = Field(default_factory=list)  # methods trained again since the last look
+    trainings: int  # of all methods, so far
+    method: str | None  # the choice
+    confidence: float | None  # that the rule picks it again
+
+
+class Schedule(_Strict):
+    """Which trainings were run, and why no more."""
+
+    seeds: int | Literal["auto"]  # trainings of every method; auto: added where they decide
+    wanted: float | None = None  # confidence that was asked for
+    rounds: list[Round] = Field(default_factory=list)
+    stop: Stop
+    words: str
 
 
 class Contradiction(_Strict):
@@ -186,10 +211,11 @@ class Setting(_Strict):
     llm_mode: str
     encoder_mode: str
     seeds: list[int]
-    finalists: int
     device: str
     dtype: str
-    threads: int
+    threads: int  # of a training
+    processor: str = ""
+    may_differ: list[str] = Field(default_factory=list)  # why the same command may give other bits
     train_records: int
     val_records: int
     eval_records: int
@@ -208,6 +234,7 @@ class Comparison(_Strict):
     references: list[ReferenceRow]
     differences: list[Difference]
     hallucination: Hallucination | None = None
+    schedule: Schedule | None = None
     contradictions: list[Contradiction]
     examples: list[Example]
     setting: Setting

@@ -66,6 +66,9 @@ class Watcher(Protocol):
     def finished(self, job: Job, result: JobResult) -> None:
         """A job ended, well or not."""
 
+    def decided(self, said: str) -> None:
+        """How the comparison stands, and what is trained next or why nothing is."""
+
 
 class Silent:
     """Tells nobody."""
@@ -73,7 +76,7 @@ class Silent:
     def started(self, *_: Any, **__: Any) -> None:
         """Ignore whatever happens."""
 
-    described = advanced = finished = started
+    described = advanced = finished = decided = started
 
 
 def _context(threads: int) -> ForkServerContext:
@@ -155,7 +158,7 @@ def run_jobs(
     *,
     filled: bool = False,
 ) -> dict[Job, JobResult]:
-    """Run jobs in order; finished ones are taken from their folders.
+    """Run jobs; finished ones are taken from their folders, and a job waits for its learning rate.
 
     Args:
         jobs: a worker is told the folder and the key of one, and reads everything else.
@@ -186,10 +189,15 @@ def run_jobs(
     running: list[_Running] = []
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
+            for job in _ready(waiting, running)[: workers - len(running)]:
+                waiting.remove(job)
+                if (failed := _without_rate(job, results)) is not None:
+                    results[job] = failed
+                    watcher.finished(job, failed)
+                    continue
                 running.append(_start(context, (job, cache, filled), watcher))
-            _listen(running, watcher)
+            if running:
+                _listen(running, watcher)
             for entry in [entry for entry in running if not entry.process.is_alive()]:
                 running.remove(entry)
                 results[entry.job] = _finish(entry, watcher)
@@ -198,6 +206,21 @@ def run_jobs(
             entry.process.kill()
             entry.process.join()
     return results
+
+
+def _ready(waiting: list[Job], running: list[_Running]) -> list[Job]:
+    """The waiting jobs whose learning rate is known, or will never be."""
+    unfinished = {*waiting, *(entry.job for entry in running)}
+    return [job for job in waiting if job.before not in unfinished]
+
+
+def _without_rate(job: Job, results: dict[Job, JobResult]) -> JobResult | None:
+    """The result of a job whose learning rate was not found."""
+    first = results.get(job.before) if job.before else None
+    if first is None or first.failure is None:
+        return None
+    reason = f"its first training, which finds the learning rate, failed: {first.failure}"
+    return JobResult(method=job.method, seed=job.seed, failure=reason)
 
 
 def _start(context: ForkServerContext, told: tuple[Job, Path, bool], watcher: Watcher) -> _Running:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from modalign.comparison.job import Job, JobResult, load_task
+from modalign.comparison.job import Job, JobResult, chosen_examples, load_task
 from modalign.comparison.prepared import Prepared
 from modalign.comparison.report.view import confidence_words
 from modalign.comparison.results import Comparison, Example
 from modalign.data.modalities import modality_of
 from modalign.data.supervision import Sample
-from modalign.evaluation.generation import generate_answers
 from modalign.evaluation.guessing import BlindGuess
 from modalign.models.asking import conversation_of
 from modalign.models.export import (
@@ -40,25 +39,6 @@ def trained_session(job: Job, cache: Path) -> Session:
     return session
 
 
-def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Questions about different images, one skill after the other, in file order."""
-    by_skill: dict[str | None, list[Sample]] = {}
-    for sample in samples:
-        if sample.media:
-            by_skill.setdefault(sample.record.skill, []).append(sample)
-    chosen: list[Sample] = []
-    used: set[object] = set()
-    while len(chosen) < count and any(by_skill.values()):
-        for queue in by_skill.values():
-            while queue:
-                sample = queue.pop(0)
-                if sample.media[0] not in used:
-                    used.add(sample.media[0])
-                    chosen.append(sample)
-                    break
-    return chosen[:count]
-
-
 def _picture(sample: Sample) -> str | None:
     """A picture of the first medium, where its modality has one."""
     first = sample.media[0]
@@ -66,14 +46,12 @@ def _picture(sample: Sample) -> str | None:
     return base64.b64encode(picture(first)).decode() if picture is not None else None
 
 
-def answer_examples(
-    prepared: Prepared, first: Sequence[JobResult], progress: Progress | None = None
-) -> list[Example]:
-    """Let every trained method generate an answer to the same questions."""
+def examples(prepared: Prepared, results: Sequence[JobResult]) -> list[Example]:
+    """The questions that every method answered when it was first trained, with the answers."""
     samples = chosen_examples(
         prepared.splits.evaluation or prepared.splits.val, prepared.config.examples
     )
-    examples = [
+    found = [
         Example(
             id=sample.record.id,
             image_png_base64=_picture(sample),
@@ -83,19 +61,11 @@ def answer_examples(
         )
         for sample in samples
     ]
-    working = [result for result in first if result.failure is None]
-    for number, result in enumerate(working):
-        job = Job(prepared.out, result.method, result.seed)
-        session = trained_session(job, prepared.cache)
-        answers = generate_answers(
-            session.model, session.collator, samples, session.processor.tokenizer
-        )
-        for example, answer in zip(examples, answers, strict=True):
+    for result in results:
+        for example, answer in zip(found, result.examples, strict=False):
             example.answers[result.method] = answer
             example.correct[result.method] = answer.strip() == example.expected.strip()
-        if progress:
-            progress("answering examples", number + 1, len(working))
-    return examples
+    return found
 
 
 def save_winner(

@@ -26,12 +26,13 @@ class Leak:
 
 
 def split_validation(
-    records: Sequence[Record], share: float = 0.1
+    records: Sequence[Record], share: float = 0.1, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
     """Hold out about `share` of the records, in whole groups.
 
     Groups are taken in the order of their hash as long as this brings the size closer to `share`;
     if all are too large, the smallest is taken. Both sides keep the order of the records.
+    Another `seed` gives other hashes, hence another split.
 
     Returns:
         The training records, and those held out.
@@ -51,7 +52,7 @@ def split_validation(
             f"{len(records)} record(s) in {len(sizes)} group: nothing can be held out without "
             "sharing an image with the rest. Add data, or give separate validation data."
         )
-    chosen = _choose(sizes, share * len(records))
+    chosen = _choose(sizes, share * len(records), seed)
     train = [record for record, name in zip(records, names, strict=True) if name not in chosen]
     held = [record for record, name in zip(records, names, strict=True) if name in chosen]
     return train, held
@@ -77,11 +78,14 @@ def _first_seen(records: Iterable[Record], hashes: dict[Media, str]) -> dict[str
     return first
 
 
-def _choose(sizes: dict[str, int], target: float) -> set[str]:
+def _choose(sizes: dict[str, int], target: float, seed: int) -> set[str]:
+    def place(name: str) -> str:
+        return hashlib.sha256(f"{seed} {name}".encode()).hexdigest() if seed else name
+
     total = sum(sizes.values())
     chosen: set[str] = set()
     size = 0
-    for name in sorted(sizes):
+    for name in sorted(sizes, key=place):
         after = size + sizes[name]
         if abs(after - target) < abs(size - target) and after < total:
             chosen.add(name)

@@ -149,7 +149,7 @@ def _text(record: Record) -> str:
 
 
 def _record(text: str) -> Record:
-    values = json.loads(text, object_hook=_bytes_back)
+    values = json.loads(text, object_hook=_bytes_back if BYTES in text else None)
     messages = tuple(
         Message(role, tuple(_part_back(part) for part in parts))
         for role, parts in values.pop("messages")

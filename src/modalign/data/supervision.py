@@ -52,17 +52,17 @@ class Sample:
             DataError: placeholders and media differ in number.
         """
         labels = np.where(self.supervised, self.ids, IGNORE)
-        places = np.flatnonzero(np.isin(self.ids, list(placeholders)))
+        places = [place for place, token in enumerate(self.ids.tolist()) if token in placeholders]
         if len(places) != len(stand_ins):
             raise DataError(
                 f"{self.record.source}: {len(places)} placeholders do not match its "
                 f"{len(stand_ins)} media"
             )
-        if not len(places):
+        if not places:
             return self.ids, labels
         ids_parts, label_parts = [], []
         start = 0
-        for place, stand_in in zip(places.tolist(), stand_ins, strict=True):
+        for place, stand_in in zip(places, stand_ins, strict=True):
             ids_parts += [self.ids[start:place], stand_in]
             label_parts += [labels[start:place], np.full(len(stand_in), IGNORE, dtype=labels.dtype)]
             start = place + 1

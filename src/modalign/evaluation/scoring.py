@@ -51,14 +51,20 @@ def score(
     batch_size: int = 64,
     yes_tokens: Collection[int] = (),
 ) -> Scores:
-    """Score samples (their last answers) with a model in evaluation mode."""
-    n = len(samples)
+    """Score samples (their last answers) with a model in evaluation mode; equal ones are computed once."""
+    finals = [final_turn(sample) for sample in samples]
+    seen: dict[tuple[bytes, bytes, tuple[Media, ...]], int] = {}
+    same = [
+        seen.setdefault((each.ids.tobytes(), each.supervised.tobytes(), each.media), index)
+        for index, each in enumerate(finals)
+    ]
+    n = len(finals)
     correct, loss = np.zeros(n, dtype=bool), np.zeros(n)
     tokens, yes = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
-    order = sorted(range(n), key=lambda i: (len(samples[i].media), len(samples[i].ids)))
-    for start in range(0, n, batch_size):
+    order = sorted(seen.values(), key=lambda i: (len(finals[i].media), len(finals[i].ids)))
+    for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = collator([final_turn(samples[i]) for i in chosen]).to(device)
+        batch = collator([finals[i] for i in chosen]).to(device)
         logits = call(**batch.model_inputs(), use_cache=False).logits.float()
         guessed = logits.argmax(-1)
         losses = functional.cross_entropy(logits, batch.targets, reduction="none").cpu().numpy()
@@ -70,7 +76,7 @@ def score(
             loss[index], tokens[index] = losses[own].sum(), own.sum()
             if own.any():
                 yes[index] = int(guessed[own][0]) in yes_tokens
-    return Scores(correct, loss, tokens, yes)
+    return Scores(correct[same], loss[same], tokens[same], yes[same])
 
 
 def with_media(samples: Sequence[Sample], media: Sequence[tuple[Media, ...]]) -> list[Sample]:

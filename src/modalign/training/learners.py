@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from modalign.connectors.base import PrefixConnector
 from modalign.data.batching import BatchOrder
+from modalign.data.stored import StoredSamples
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
 from modalign.models.collation import CachedFeatures, Collator
@@ -70,6 +71,12 @@ class ModelLearner:
         self.encoder = stage.encoder or subject.settings.encoder
         self.modality_dropout = subject.settings.modality_dropout
         connectors = self.module.connectors.values()
+        parts = [*connectors, *self.module.encoders.values()]
+        own = {id(parameter) for part in parts for parameter in part.parameters()}
+        trained = {id(p) for p in self.module.parameters() if p.requires_grad}
+        # In-layer connectors stand in the path of text, too; terms on weights need no batch at all.
+        prefixes = all(isinstance(connector, PrefixConnector) for connector in connectors)
+        self.media_alone = prefixes and trained <= own and "weights" not in self.needs
         if self.media_rows and not any(isinstance(c, PrefixConnector) for c in connectors):
             raise UsageError(
                 f"{subject.method.name}: stage {stage.name!r} reads the positions of media, but this "
@@ -106,6 +113,14 @@ class ModelLearner:
             role_names=self.roles.names if self.roles else (),
         )
         return batch.whole(batch.count(), 1.0)
+
+    def idles(self, indices: Sequence[int]) -> bool:
+        """Whether no gradient can come from these: text alone, and only what media pass through trains."""
+        if not self.media_alone:
+            return False
+        if isinstance(self.samples, StoredSamples):  # known without decoding any
+            return not self.samples.media[list(indices)].any()
+        return not any(self.samples[index].media for index in indices)
 
     def idle(self) -> TrainBatch:
         """Return the first sample with nothing that counts."""
@@ -194,6 +209,10 @@ class StageOneLearner:
     """
 
     splits = False
+
+    def idles(self, indices: Sequence[int]) -> bool:
+        """Never: every sample has its medium."""
+        return False
 
     def __init__(
         self,

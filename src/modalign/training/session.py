@@ -9,10 +9,9 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import LoraModel
 from torch import Tensor
@@ -47,29 +46,18 @@ from modalign.training.trainer import (
     cosine,
     trapezoid,
 )
-
-TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
-# Of a method's budget, for all trials: three for a fifth of it each, the better two as long again.
-TRIAL_SHARE = 0.25
+from modalign.training.trials import (
+    NEXT_SEED,
+    TRIAL_FACTORS,
+    TRIAL_SEEDS,
+    TRIAL_SHARE,
+    LearningRateTrial,
+    TrialRun,
+    best,
+    new_connectors,
+)
 
 Report = Callable[[str, StepProgress], None]
-
-
-@dataclass
-class LearningRateTrial:
-    """One factor on all learning rates, and how it did on validation data."""
-
-    factor: float
-    samples: int = 0
-    val_loss: float | None = None
-    kept: bool = False
-    failure: str | None = None
-    losses: list[float] = field(default_factory=list)  # of validation samples, by their tokens
-
-    @property
-    def loss(self) -> float:
-        """Validation loss; infinite where the trial broke down or did not run."""
-        return float("inf") if self.val_loss is None else self.val_loss
 
 
 @dataclass
@@ -238,11 +226,13 @@ class Session(Composed):
         folder: Path,
         salt: int,
         factor: float = 1.0,
-        trial: bool = False,
+        trial_seed: int | None = None,
         track: Track | None = None,
     ) -> Trainer:
         freeze_for(self.model, stage, self.settings)
-        torch.manual_seed(self.seed * 1000 + salt)  # decides stage one's text branch
+        trial = trial_seed is not None
+        seed = self.seed if trial_seed is None else trial_seed
+        torch.manual_seed(seed * 1000 + salt)  # decides stage one's text branch
         learner = self._learner(stage)
         validate = self._validate(stage) if stage.runs == "model" else None
         return Trainer(
@@ -252,7 +242,7 @@ class Session(Composed):
             self.rates_of(stage).scaled(factor),
             budget,
             folder,
-            self.seed,
+            seed,
             self.parallel,
             schedule=trapezoid if trial else cosine,
             validate=validate,
@@ -313,75 +303,70 @@ class Session(Composed):
     def _find_factor(
         self, stage: Stage, budget: Budget, folder: Path
     ) -> tuple[list[LearningRateTrial], Ledger]:
-        """Successive halving over x1/3, x1, x3, on validation loss.
+        """Try all factors under all seeds of the trials, and keep one (:mod:`modalign.training.trials`).
 
-        The rate stays constant in the first rung and falls to zero at the end of the second. A
-        factor other than 1 must be better than 1 by more than two standard errors of the paired
-        difference: short trials are noisy, and the given rate is somebody's experience.
-
-        Every trial starts from the state the session is in, and leaves it so. Without validation
-        data the middle factor is kept and nothing is spent.
+        Trials of the first seed start from the state the session is in, and all leave it so. Without
+        validation data factor 1 is kept and nothing is spent.
         """
         trials = [LearningRateTrial(factor) for factor in TRIAL_FACTORS]
         if not self.val_samples:
-            trials[1].kept = True
+            next(trial for trial in trials if trial.factor == 1).kept = True
             return trials, Ledger()
-        # A trial's whole budget is two rungs; the first rung stops half-way.
-        whole, todo = budget.share(2 / 5), [(number, 0.5) for number in range(len(trials))]
-        ledgers = [Ledger() for _ in trials]
         record = folder / "trials.json"
         if record.exists():
-            saved = json.loads(record.read_text())
-            trials = [LearningRateTrial(**trial) for trial in saved["trials"]]
-            ledgers, todo = [Ledger(**spent) for spent in saved["ledgers"]], saved["todo"]
+            trials = [LearningRateTrial.of(state) for state in json.loads(record.read_text())]
+        share = budget.share(1 / (TRIAL_SEEDS * len(trials)))
         start = checkpoint.trainable_state(self.model)
-        while todo:
-            (number, until), *todo = todo
-            checkpoint.load_trainable(self.model, start)
-            ledgers[number] = self._try(stage, whole, folder, trials[number], until)
-            if not todo and until < 1:
-                todo = [(number, 1.0) for number in _best(trials)[:2]]
-            if not todo and trials[best := _best(trials)[0]].val_loss is not None:
-                trials[best].kept = True
-            if self.parallel.main:
-                state = {
-                    "trials": [asdict(trial) for trial in trials],
-                    "ledgers": [ledger.state() for ledger in ledgers],
-                    "todo": todo,
-                }
-                checkpoint.write_json(record, state)
+        for number in range(TRIAL_SEEDS):
+            seed = self.seed + number * NEXT_SEED
+            begin = self._begun(start, seed) if number else start
+            for trial in trials:
+                if len(trial.runs) > number:
+                    continue
+                checkpoint.load_trainable(self.model, begin)
+                place = folder / f"trial-x{trial.factor:.3g}-seed-{seed}"
+                trial.runs.append(self._try(stage, share, place, trial.factor, seed))
+                if self.parallel.main:
+                    checkpoint.write_json(record, [each.state() for each in trials])
         checkpoint.load_trainable(self.model, start)
-        if not any(trial.kept for trial in trials):
+        kept = best(trials)
+        if kept is None:
             raise ModalignError(
                 f"{self.method.name}: every learning-rate trial ended in a loss that is not finite; "
                 f"the one at the lowest rate: {trials[0].failure or 'its validation loss is not finite'}"
             )
+        kept.kept = True
         if self.parallel.main:
-            for trial in trials:
-                shutil.rmtree(_trial_folder(folder, trial), ignore_errors=True)
+            for place in folder.glob("trial-*"):
+                shutil.rmtree(place, ignore_errors=True)
         spent = Ledger()
-        for ledger in ledgers:
-            spent.add(ledger)
+        for run in (run for trial in trials for run in trial.runs):
+            spent.add(run.ledger)
         return trials, spent
 
+    def _begun(self, start: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """Return what trials of another seed start from: new connectors, unless an earlier stage made them."""
+        if len(self.method.stages) > 1:
+            return start
+        new = new_connectors(self.model, seed)
+        return {name: new.get(name, value) for name, value in start.items()}
+
     def _try(
-        self, stage: Stage, budget: Budget, folder: Path, trial: LearningRateTrial, until: float
-    ) -> Ledger:
-        trainer = self._trainer(
-            stage, budget, _trial_folder(folder, trial), 50, trial.factor, trial=True
-        )
+        self, stage: Stage, budget: Budget, folder: Path, factor: float, seed: int
+    ) -> TrialRun:
+        trainer = self._trainer(stage, budget, folder, 50, factor, trial_seed=seed)
         self.val_losses = []
         try:
-            loss = trainer.run(until).val_loss
+            loss, failure = trainer.run().val_loss, None
         except NonFiniteLossError as error:
-            loss, trial.failure = None, str(error)
-        trial.val_loss = loss if loss is not None and math.isfinite(loss) else None
-        trial.samples = trainer.ledger.samples
-        if trial.val_loss is not None and not self.val_losses:  # resumed after its last validation
-            assert trainer.validate is not None
-            trainer.validate()
-        trial.losses = self.val_losses if trial.val_loss is not None else []
-        return trainer.ledger
+            loss, failure = None, str(error)
+        run = TrialRun(failure=failure, ledger=trainer.ledger)
+        if loss is not None and math.isfinite(loss):
+            if not self.val_losses:  # resumed after its last validation
+                assert trainer.validate is not None
+                trainer.validate()
+            run.val_loss, run.losses = loss, self.val_losses
+        return run
 
     # ------------------------------------------------------------------ the trained state
 
@@ -430,28 +415,3 @@ def _left(budget: Budget, spent: Ledger, method: str) -> Budget:
 def _under(stage: str, track: Track) -> Track:
     """Return the same tracker with the stage's name before every value's."""
     return lambda values, step: track({f"{stage}/{key}": x for key, x in values.items()}, step)
-
-
-def _best(trials: Sequence[LearningRateTrial]) -> list[int]:
-    """Numbers of the trials, best first; factor 1 before what is not clearly better than it."""
-    base = next((trial for trial in trials if trial.factor == 1), None)
-
-    def key(number: int) -> tuple[float, bool, float]:
-        trial = trials[number]
-        if base is None or trial is base or not _barely_better(trial, base):
-            return trial.loss, False, trial.loss
-        return base.loss, True, trial.loss
-
-    return sorted(range(len(trials)), key=key)
-
-
-def _barely_better(trial: LearningRateTrial, base: LearningRateTrial) -> bool:
-    """Better than the base, but by no more than two standard errors of the paired difference."""
-    if len(trial.losses) != len(base.losses) or len(trial.losses) < 2:
-        return False
-    gains = np.subtract(base.losses, trial.losses)
-    return bool(0 < gains.mean() <= 2 * gains.std(ddof=1) / np.sqrt(len(gains)))
-
-
-def _trial_folder(folder: Path, trial: LearningRateTrial) -> Path:
-    return folder / f"trial-x{trial.factor:.3g}"

@@ -88,8 +88,9 @@ def load_splits(
     tokenizer: Any,
     progress: Progress | None = None,
     modalities: Sequence[str] = DEFAULT,
+    seed: int = 0,
 ) -> Splits:
-    """Read, validate, split and tokenise.
+    """Read, validate, split (as the seed says, where no validation data is given) and tokenise.
 
     Raises:
         DataError: broken data above the quota, every problem with file and row.
@@ -116,7 +117,7 @@ def load_splits(
     evaluation = load(files.eval, "eval")
     source = "given"
     if files.val is None:
-        train, val = split_validation(train)
+        train, val = split_validation(train, seed=seed)
         source = "a fixed tenth of the training data, media never on both sides"
     leaks = leakage(train, evaluation) if evaluation else []
     if leaks:

@@ -168,25 +168,26 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, until: float = 1.0) -> StageOutcome:
-        """Train until that fraction of the budget is spent; go on from the newest checkpoint.
+    def run(self) -> StageOutcome:
+        """Train until the budget is spent; go on from the newest checkpoint.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is not finite, now or in the run that is resumed.
         """
         self._restore()
         check = FrozenCheck(self.learner.module) if self.step == 0 else None
-        while (fraction := self.ledger.fraction(self.budget)) < until:
+        while (fraction := self.ledger.fraction(self.budget)) < 1:
             self._validate_if_due(fraction)
             started = time.monotonic()
             loss, flops, samples, padding = self._step(fraction)
             self.step += 1
             self.ledger.spend(samples, self._mean(time.monotonic() - started), flops)
-            self.recent.append(loss)
+            if loss is not None:
+                self.recent.append(loss)
             if check is not None:
                 check.verify(self.learner.module)
                 check = None
-            self._tell(fraction, loss, padding)
+            self._tell(fraction, loss if loss is not None else math.nan, padding)
             if self.ledger.seconds - self._saved_at > self.settings.checkpoint_seconds:
                 self.save()
         self._validate()
@@ -200,12 +201,16 @@ class Trainer:
     def _sum(self, value: float) -> float:
         return self.parallel.sum(value) if self.shares > 1 else value
 
-    def _step(self, fraction: float) -> tuple[float, float, int, float]:
+    def _step(self, fraction: float) -> tuple[float | None, float, int, float]:
+        """Take a step; returns its loss, FLOPs, samples and padding. No loss: nothing in the batch trains."""
         factor = self.schedule(fraction, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self._seed()
         indices = self.order.batch(self.step)
+        if self.shares == 1 and self.budget.kind != "flops" and self.learner.idles(indices):
+            self._update(indices)
+            return None, 0.0, len(indices), 0.0
         batches = self._counted(self._micro_batches(indices))
         spent = 0.0
         if self.objective.whole and len(batches) * self.shares > 1:
@@ -218,6 +223,12 @@ class Trainer:
         loss, flops = self._sum(float(torch.stack(losses).sum())), self._sum(spent)
         if not math.isfinite(loss):
             self._stop("loss", loss, indices)
+        self._update(indices)
+        padding = sum(getattr(batch, "padding", 0.0) for batch in batches) / len(batches)
+        return loss, flops, len(indices), padding
+
+    def _update(self, indices: list[int]) -> None:
+        """Let the optimizer take the gradients there are."""
         for parameter in self.parameters:  # what this batch did not use goes on with its momentum
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -227,8 +238,6 @@ class Trainer:
             self._stop("gradient", length, indices)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        padding = sum(getattr(batch, "padding", 0.0) for batch in batches) / len(batches)
-        return loss, flops, len(indices), padding
 
     def _seed(self) -> None:
         """Let every draw of this step follow from seed, step and rank."""

@@ -28,7 +28,7 @@ from modalign.comparison.report.quantities import (
     rank_of,
     ranked,
 )
-from modalign.comparison.results import Comparison, MethodResult
+from modalign.comparison.results import Comparison, MethodResult, Schedule
 from modalign.numbers import words as fmt
 from modalign.numbers.pairs import NO_DIFFERENCE, Difference
 from modalign.pages.parts import (
@@ -117,6 +117,7 @@ def _advice(comparison: Comparison) -> Advice:
         [
             found.reason,
             *([found.price] if found.price else []),
+            *([comparison.schedule.words] if comparison.schedule else []),
             *([*found.advice, so_far] if found.method is None else []),
             "Chosen on validation data. Everything below is measured on evaluation data unless it says "
             "validation.",
@@ -183,8 +184,7 @@ def _ranking(comparison: Comparison) -> Section:
     unknown = _unknown(comparison)
     lead = (
         "By validation accuracy. Intervals are 95 %, over other questions (redrawn by image) and other "
-        f"trainings{unknown}. Only finalists, trained under several seeds, can be recommended. Select a "
-        "heading to sort."
+        f"trainings{unknown}. Select a heading to sort."
     )
     parts = [table, *more] if comparison.methods or comparison.references else []
     return Section("ranking", "Ranking", lead, parts)
@@ -367,6 +367,27 @@ def _setting(comparison: Comparison) -> Section:
         ),
         Table("inputs", "Data, weights and libraries", "/setting", ["", ""], text_rows(inputs)),
     ]
+    if comparison.schedule and len(comparison.schedule.rounds) > 1:
+        parts.append(_rounds(comparison.schedule))
     if comparison.notes:
         parts.append(Words("notes", "Notes", "/notes", comparison.notes, "list"))
     return Section("setting", "Setting", "Enough to repeat it.", parts)
+
+
+def _rounds(schedule: Schedule) -> Table:
+    """What was trained again, and what was known before."""
+    rows = [
+        Row(
+            [
+                Cell(str(each.trainings)),
+                Cell(", ".join(each.added) or "every method twice"),
+                Cell(each.method or "none"),
+                Cell(fmt.percent(each.confidence)),
+            ]
+        )
+        for each in schedule.rounds
+    ]
+    headings = ["Trainings so far", "Trained last", "Choice", "Sure"]
+    return Table(
+        "rounds", "Where trainings were added", "/schedule/rounds", headings, rows, folded=True
+    )

@@ -155,7 +155,7 @@ def curve_figure(comparison: Comparison) -> Figure | None:
     chart = Chart("lines", title, words, points, series, samples, loss, height=360)
     trainings = [{"method": m, "run": run} for m in ranked(comparison.methods) for run in m.seeds]
     table = tabulate(("trainings", "Trainings", "/methods"), TRAININGS, trainings, sortable=True)
-    first = sorted(shown, key=lambda m: not m.finalist)[:SHOWN_CURVES]
+    first = shown[:SHOWN_CURVES]
     hidden = [m.name for m in shown if m not in first]
     return Figure("curves-figure", title, "/methods", [chart], table, hidden=hidden)
 

@@ -29,7 +29,7 @@ def ranked(methods: Sequence[MethodResult]) -> list[MethodResult]:
 def places(comparison: Comparison) -> dict[str, str]:
     """Ranks as they are shown: ``=2`` for methods that validation cannot tell from each other.
 
-    These are the best finalist with those as good as it, and methods of equal validation accuracy.
+    These are the best method with those as good as it, and methods of equal validation accuracy.
     """
     methods = [m for m in ranked(comparison.methods) if m.rank is not None]
     found = comparison.recommendation
@@ -59,7 +59,7 @@ def method_of(comparison: Comparison) -> Quantity:
     def cell(row: MethodResult | ReferenceRow) -> Cell:
         if isinstance(row, ReferenceRow):
             return Cell(row.name, key=row.name)
-        note = "recommended" if row.name == chosen else "finalist" if row.finalist else ""
+        note = "recommended" if row.name == chosen else ""
         return Cell(row.name, note, row.name, mark=FAMILIES[row.family], hint=row.family)
 
     return Quantity("Method", cell)

@@ -9,7 +9,7 @@ from modalign.training.costs import CostModel
 from modalign.training.doctor.checks_model import lengths
 from modalign.training.learners import Composed, ModelLearner
 from modalign.training.objectives import Objective
-from modalign.training.session import TRIAL_SHARE
+from modalign.training.trials import TRIAL_SHARE
 
 FIRST_BATCHES = 8
 

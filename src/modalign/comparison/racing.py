@@ -1,0 +1,204 @@
+"""Trainings go where they decide: who is trained again, and when a comparison stops.
+
+Every method begins with two trainings. Then rounds of a few are added, each to the method whose luck in training
+decides most about the choice, until the choice is sure enough or the total is spent (identification of
+the best arm with fixed confidence: Kaufmann, Cappé and Garivier 2016, J. Mach. Learn. Res. 17).
+
+**Who is next.** In every replicate of the methods' validation accuracy the rule picks a method. What a method's
+trainings have to do with that is the part of the picks' variance that its luck explains, to first order: the sum
+over k of cov(1[k is picked], r)^2 / var(r) (Sobol 1993; Saltelli 2002), r being the rank of its luck among the
+replicates, since luck has heavy tails. One training more takes 1 / (S + 1) off the variance of a mean over S, so
+the next is the method with the largest part / (S + 1). The luck of a method that is certainly worse, or certainly
+best, changes no pick: it is not trained again.
+
+What is added follows from results alone, never from the order in which they came or from the number of
+cores: a comparison that is resumed goes on as if it had not been interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from scipy.stats import rankdata
+
+from modalign.comparison.results import Round, Schedule, Stop
+from modalign.errors import UsageError
+from modalign.numbers import words as fmt
+from modalign.numbers.replicates import Replicates
+from modalign.training.budget import Budget
+
+BEGINNING = 2  # trainings of every method
+ROUND = 4  # trainings between two looks; a constant, so that machines of any size add the same
+USUAL = 3  # trainings per method that may be spent where no total is given
+NOTHING_LEARNT = "no method was better on validation than what needs no training"
+NOISE = 4.0  # parts of variance below so many times their sampling error are nothing
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the trainings so far say.
+
+    Attributes:
+        method: the choice; None where no method beats what needs no training.
+        confidence: that the rule picks it again.
+        doubt: method -> part of the picks' variance that its luck in training explains.
+    """
+
+    method: str | None
+    confidence: float | None
+    doubt: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Total:
+    """What all trainings of a comparison may spend: a number of them, or an amount of a budget's kind."""
+
+    amount: float
+    kind: Literal["trainings", "samples", "seconds", "flops"] = "trainings"
+
+    @classmethod
+    def parse(cls, text: str) -> Total:
+        """Read ``40trainings``, or what :meth:`Budget.parse` reads.
+
+        Raises:
+            UsageError: neither.
+        """
+        number = text.strip().removesuffix("trainings").removesuffix("training").strip()
+        if number.isdecimal() and number != text.strip():
+            if int(number):
+                return cls(int(number))
+            raise UsageError("a total of 0 trainings leaves nothing to compare")
+        try:
+            budget = Budget.parse(text)
+        except UsageError:
+            raise UsageError(
+                f"total {text!r} is not understood; write 40trainings, 10m, 500000samples or 3e15flops"
+            ) from None
+        return cls(budget.amount, budget.kind)
+
+    def __str__(self) -> str:
+        if self.kind == "trainings":
+            return f"{self.amount:.0f} trainings"
+        return str(Budget(self.kind, self.amount))
+
+
+class Trainings(Protocol):
+    """The trainings of a comparison: real ones, or simulated."""
+
+    def add(self, methods: Sequence[str]) -> None:
+        """Train each of these once more (a method may stand there several times)."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Trainings of every method that can be trained again."""
+
+    def spent(self, kind: str, method: str | None = None) -> float:
+        """What all trainings, or those of a method, have spent."""
+
+    def standing(self) -> Standing:
+        """What they say."""
+
+    def tell(self, said: str) -> None:
+        """Say how the comparison goes."""
+
+
+def luck_in_picks(drawn: Replicates, picks: Sequence[str]) -> dict[str, float]:
+    """Method -> part of the picks' variance that its luck in training explains; 0 where that may be chance."""
+    chosen = np.array(picks)
+    indicators = np.stack([chosen == name for name in sorted(set(picks))]).astype(float)
+    indicators -= indicators.mean(axis=1, keepdims=True)
+    whole = float((indicators**2).mean(axis=1).sum())
+    found = {}
+    for name, part in drawn.parts.items():
+        ranks = rankdata(part.luck)
+        ranks -= ranks.mean()
+        covariances = indicators @ ranks / len(ranks)
+        explained = float((covariances**2).sum()) / max(float(ranks.var()), 1e-12)
+        found[name] = explained if explained > NOISE * whole / len(part.luck) else 0.0
+    return found
+
+
+def next_round(doubt: Mapping[str, float], counts: Mapping[str, int], room: int) -> list[str]:
+    """The methods to train once more, one after the other, each where the next training takes most doubt away.
+
+    Args:
+        doubt: as :func:`luck_in_picks` gives it.
+        counts: trainings of the methods that may be trained again.
+        room: trainings at most.
+    """
+    now, added = dict(counts), []
+    left = {name: doubt.get(name, 0.0) for name in counts}
+    for _ in range(room):
+        name = min(now, key=lambda each: (-left[each] / (now[each] + 1), each), default=None)
+        if name is None or not left[name]:
+            break
+        added.append(name)
+        now[name] += 1
+        left[name] *= (now[name] - 1) / now[name]  # the variance of its mean falls so
+    return added
+
+
+def race(trainings: Trainings, methods: Sequence[str], confidence: float, total: Total) -> Schedule:
+    """Begin with two trainings each, then add where it decides.
+
+    Raises:
+        UsageError: the total does not pay for the beginning.
+    """
+    least = BEGINNING * len(methods)
+    if total.kind == "trainings" and total.amount < least:
+        raise UsageError(
+            f"a total of {total.amount:.0f} trainings is less than two for each of {len(methods)} methods: "
+            f"give {least} or more (--total), a number of trainings for every method (--seeds 1), or fewer methods"
+        )
+    trainings.add([name for _ in range(BEGINNING) for name in methods])
+    rounds: list[Round] = []
+    added: list[str] = []
+    while True:
+        standing = trainings.standing()
+        done = round(trainings.spent("trainings"))
+        looked = {"method": standing.method, "confidence": standing.confidence}
+        rounds.append(Round(added=added, trainings=done, **looked))
+        stop, added = _decide(trainings, standing, confidence, total)
+        if stop is not None:
+            said = _words(stop, standing, confidence, total, done)
+            trainings.tell(said)
+            return Schedule(seeds="auto", wanted=confidence, rounds=rounds, stop=stop, words=said)
+        sure = f"{standing.confidence:.0%} sure of {standing.method}"
+        trainings.tell(f"{done} trainings, {sure}; next: {', '.join(added)}")
+        trainings.add(added)
+
+
+def _decide(
+    trainings: Trainings, standing: Standing, confidence: float, total: Total
+) -> tuple[Stop | None, list[str]]:
+    if standing.method is None or standing.confidence is None:
+        return "nothing learnt", []
+    if standing.confidence >= confidence:
+        return "sure enough", []
+    counts = trainings.counts()
+    left = total.amount - trainings.spent(total.kind)
+    room = min(ROUND, int(left)) if total.kind == "trainings" else ROUND
+    if total.kind != "trainings":
+        counts = {
+            name: count
+            for name, count in counts.items()
+            if trainings.spent(total.kind, name) / count <= left
+        }
+    if room < 1 or not counts:
+        return "total spent", []
+    added = next_round(standing.doubt, counts, room)
+    return (None, added) if added else ("undecidable", [])
+
+
+def _words(stop: Stop, standing: Standing, confidence: float, total: Total, done: int) -> str:
+    sure, wanted = fmt.percent(standing.confidence), fmt.percent(confidence)
+    reasons = {
+        "nothing learnt": NOTHING_LEARNT,
+        "sure enough": f"the choice was {sure} sure, and {wanted} were asked for",
+        "total spent": f"the total of {total} was spent; the choice was {sure} sure, and {wanted} were asked for",
+        "undecidable": f"the choice was {sure} sure, and what is left in doubt comes from the validation "
+        "questions, not from trainings: more of those (--val) would help",
+    }
+    return f"Stopped after {done} trainings: {reasons[stop]}."
