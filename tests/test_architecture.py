@@ -26,11 +26,14 @@ GROUND = {
     "errors",
     "files",
     "hashing",
+    "lengths",
     "memory",
     "progress",
     "runs",
     "strict_json",
+    "trust",
     "version",
+    "visible",
 }
 
 # What each room may import beside the ground; from the top of the house down, as in docs/architecture.md.

@@ -200,7 +200,6 @@ def test_commands_and_options_exist(page: Path) -> None:
         "--lambda",
     }
     foreign |= {"--no-deps", "--no-build-isolation", "--quick", "--continuous-batching"}
-    foreign |= {"--trust-remote-code"}  # of transformers serve
     for option in re.findall(r"`(--[a-z][\w-]*)", text):
         assert option in everything | foreign, f"{page.name}: {option}"
 

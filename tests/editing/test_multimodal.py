@@ -173,7 +173,9 @@ def test_plain_text_requests_are_those_of_the_papers(llm_folder: Any):
     model, tokenizer = open_model(llm_folder("llama"))
     edit = Edit("1", "seven", "after seven comes", 6, "two")
     contexts = ("one is odd", "two is even")
-    [found] = Rewriter(ModelSpec.detect(model), tokenizer, Rewriting()).of(edit, contexts)
+    [found] = Rewriter(ModelSpec.detect(model), tokenizer, Rewriting(template="plain")).of(
+        edit, contexts
+    )
     prompts = [edit.prompt, *(f"{context}. {edit.prompt}" for context in contexts)]
     read = [tuple(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     of_subject = [len(tokenizer(p[: p.index("seven") + 5])["input_ids"]) - 1 for p in prompts]
@@ -186,7 +188,7 @@ def test_plain_text_requests_are_those_of_the_papers(llm_folder: Any):
         target=tuple(tokenizer(" two", add_special_tokens=False)["input_ids"]),
         kl=Row(general, len(tokenizer("seven")["input_ids"]) - 1),
     )
-    [chat] = Rewriter(ModelSpec.detect(model), tokenizer, Rewriting(template="chat")).of(edit, ())
+    [chat] = Rewriter(ModelSpec.detect(model), tokenizer, Rewriting()).of(edit, ())
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": edit.prompt}], add_generation_prompt=True, return_dict=True
     )

@@ -31,6 +31,7 @@ from modalign.cli import (
 )
 from modalign.errors import ModalignError, first_line
 from modalign.version import __version__
+from modalign.visible import visible
 
 INTERRUPTED = 130  # 128 and the number of SIGINT
 
@@ -106,6 +107,7 @@ def main() -> None:
         sys.exit(getattr(error, "exit_code", 2))
     except Exception as error:
         if debug:
+            sys.excepthook = _tell_whole
             raise
         system = isinstance(error, OSError) and error.strerror
         _tell(first_line(error) if system else _unexpected(error), ModalignError.exit_code)
@@ -122,6 +124,10 @@ def resumable(arguments: list[str]) -> bool:
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
     return any("--resume" in option.opts for option in command.params)
+
+
+def _tell_whole(*error: Any) -> None:
+    print(visible("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
 
 
 def _unexpected(error: Exception) -> str:
@@ -148,7 +154,7 @@ def _tell(message: str, exit_code: int) -> None:
     from rich.console import Console
 
     Console(stderr=True).print("[bold red]error:[/] ", end="")
-    print(message, file=sys.stderr)
+    print(visible(message), file=sys.stderr)
 
 
 def _tell_usage(error: Any) -> None:
@@ -158,4 +164,5 @@ def _tell_usage(error: Any) -> None:
         return
     from typer import rich_utils
 
+    error.message = visible(error.format_message())
     rich_utils.rich_format_error(error)

@@ -19,6 +19,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     patch: options.Patches = None,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
 ) -> None:
     """Ask a model about images, sounds or other media, or any language model in text.

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import rich.console
+from rich.console import ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -22,12 +23,27 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
+
+from modalign.visible import visible
 
 if TYPE_CHECKING:
     from modalign.comparison.job import Job, JobResult
     from modalign.comparison.runner import JobProgress
     from modalign.training.trainable import PartCount
+
+
+class Console(rich.console.Console):
+    """Shows controls in texts instead of carrying them out: names and answers come from files and models."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Turn anything into segments; rich's own controls are segments of another kind."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
 
 # Everything for people goes to the error stream: standard output is for results.
 stderr = Console(stderr=True)
@@ -38,15 +54,17 @@ stdout = Console(width=PIPED_WIDTH if _piped else None)
 
 def print_json(value: Any) -> None:
     """The result as JSON, without colours whatever the environment asks for."""
-    print(value if isinstance(value, str) else json.dumps(value, indent=2))
+    print(visible(value if isinstance(value, str) else json.dumps(value, indent=2)))
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own bars and warnings off the terminal."""
-    import transformers
+    """Keep transformers' own bars, warnings and questions off the terminal."""
+    import transformers.dynamic_module_utils
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # Without an answer to wait for, transformers refuses code that it would ask about.
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     for name in ("transformers", "peft", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

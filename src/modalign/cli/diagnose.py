@@ -26,6 +26,7 @@ def diagnose(
     skip_broken: options.SkipBroken = None,
     columns: options.Columns = None,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
 ) -> None:
     """Look into a model: does it use its media, and how far are they from text inside it?

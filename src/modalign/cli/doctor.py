@@ -55,7 +55,7 @@ def doctor(
     - `modalign doctor --llm Qwen/Qwen2.5-0.5B --train train.jsonl --train-llm lora --json`
     """
     from modalign.cache import cache_directory
-    from modalign.cli.console import bars, quiet_libraries, stderr
+    from modalign.cli.console import bars, print_json, quiet_libraries, stderr
     from modalign.comparison.config import load_config
     from modalign.training.budget import Budget
     from modalign.training.doctor.examine import examine
@@ -78,7 +78,7 @@ def doctor(
             progress=progress,
         )
     if json_output:
-        print(found.model_dump_json(indent=2))
+        print_json(found.model_dump_json(indent=2))
     else:
         show(found)
     if found.exit_code:

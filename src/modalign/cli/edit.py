@@ -74,6 +74,7 @@ def run(
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first edits.")] = None,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.WeightsDtype = None,
     cache: Cache = None,
     json_output: options.Json = False,
@@ -147,7 +148,10 @@ def _show(result: Any, stdout: Any) -> None:
     table = Table(
         title=f"{header.method}: {len(header.editing.edits)} edits, {result.seconds:.1f} s"
     )
-    for name in ("id", "subject", "target", "p(value)", "p(patched)", "steps"):
+    forms = {"p(chat)": "written", "p(plain)": "plain"}
+    if header.settings.get("template") != "chat":
+        forms = {"p(patched)": "written"}
+    for name in ("id", "subject", "target", "p(value)", *forms, "steps"):
         table.add_column(name, justify="right" if name.startswith(("p(", "steps")) else "left")
     shown = header.editing.edits[:20]
     for edit in shown:
@@ -155,8 +159,10 @@ def _show(result: Any, stdout: Any) -> None:
             escape(edit.id),
             escape(edit.subject) or "-",
             escape(edit.target),
-            "-" if edit.probability is None else f"{edit.probability:.2f}",
-            "-" if edit.written is None else f"{edit.written:.2f}",
+            *(
+                "-" if value is None else f"{value:.2f}"
+                for value in (edit.probability, *(getattr(edit, each) for each in forms.values()))
+            ),
             "-" if edit.steps is None else str(edit.steps),
         )
     stdout.print(table)
@@ -182,6 +188,7 @@ def stats(
     ] = 131_072,
     seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.WeightsDtype = None,
     cache: Cache = None,
     json_output: options.Json = False,

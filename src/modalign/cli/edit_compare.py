@@ -66,6 +66,7 @@ def compare(
     ] = False,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.WeightsDtype = None,
     json_output: options.Json = False,
 ) -> None:

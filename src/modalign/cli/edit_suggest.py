@@ -30,6 +30,7 @@ def suggest(
     ] = None,
     overwrite: options.Replace = False,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.WeightsDtype = None,
     json_output: options.Json = False,
 ) -> None:

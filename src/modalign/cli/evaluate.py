@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -55,6 +55,14 @@ def evaluate(
         Path | None,
         typer.Option("--text", help="For tasks of edits: held-out text for perplexity and drift."),
     ] = None,
+    form: Annotated[
+        Literal["auto", "plain", "chat", "both"],
+        typer.Option(
+            "--form",
+            help="For tasks of edits: prompts as they stand, in the chat template, or both; auto is both where "
+            "the model has a template (mmedit: chat).",
+        ),
+    ] = "auto",
     no_generate: Annotated[
         bool, typer.Option("--no-generate", help="For tasks of edits: teacher-forced numbers only.")
     ] = False,
@@ -71,6 +79,7 @@ def evaluate(
     skip_broken: options.SkipBroken = None,
     columns: options.Columns = None,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
 ) -> None:
     """Put every question to a model and score the answers by a task, per skill and overall.
@@ -105,7 +114,8 @@ def evaluate(
         "--train": train,
         "--columns": columns,
     }
-    of_edits = {"--edits": edits, "--text": text, "--no-generate": no_generate}
+    of_edits = {"--edits": edits, "--text": text, "--no-generate": no_generate,
+                "--form": form if form != "auto" else None}  # fmt: skip
     check_options(task, data, of_data, of_edits)
     if out is not None:
         check_free(out, overwrite=overwrite)
@@ -119,6 +129,7 @@ def evaluate(
             text=text,
             out=out,
             limit=limit,
+            form=form,
             generate=not no_generate,
             seed=seed,
             device=device,

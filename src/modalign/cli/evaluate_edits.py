@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from modalign.errors import UsageError, choose
 from modalign.numbers import words
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from modalign.editing.benchmarks.scores import Task
 
 TASKS = ("counterfact", "zsre", "mmedit")
+Form = Literal["auto", "plain", "chat", "both"]
 HEADLINES = {"S", "score", "reliability", "text_locality", "image_locality"}
 
 
@@ -65,6 +67,7 @@ def evaluate_edits(
     text: Path | None,
     out: Path | None,
     limit: int | None,
+    form: Form,
     generate: bool,
     seed: int,
     device: str | None,
@@ -74,21 +77,25 @@ def evaluate_edits(
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
     from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
     from modalign.editing.benchmarks.multimodal import evaluate_multimodal
+    from modalign.editing.engine.asking import Asking, has_template
     from modalign.editing.engine.corpus import read_corpus
     from modalign.editing.readers import read_edits, validate_against_tokenizer
     from modalign.files import write_atomically
+    from modalign.lengths import declared_length
     from modalign.models.asking import tokenizer_of
     from modalign.models.open import open_model
     from modalign.patches import check_tokenizer, load_patch, view
 
     quiet_libraries()
+    if task == "mmedit" and form == "both":
+        raise UsageError("--task mmedit asks in one form: --form chat or --form plain")
     said: list[str] = []
     read = read_edits(edits, conflicting="first", limit=limit, warn=said.append)
     documents = read_corpus(text).documents if text is not None else None
     loaded = [load_patch(path) for path in patches]
     base, reader = open_model(model, device=device or "auto")
     tokenizer = tokenizer_of(reader)
-    validate_against_tokenizer(read, tokenizer)
+    validate_against_tokenizer(read, tokenizer, declared_length(base.config))
     edited: Any = base
     for patch in loaded:
         check_tokenizer(patch, tokenizer)
@@ -97,29 +104,52 @@ def evaluate_edits(
     with bars(not json_output) as progress:
         asked: dict[str, Any] = {"generate": generate, "seed": seed, "progress": progress}
         if task == "mmedit":
-            result = evaluate_multimodal(edited, reader, read, base=before, **asked)
+            one = cast("Any", form)
+            results = [
+                evaluate_multimodal(edited, reader, read, base=before, template=one, **asked)
+            ]
         else:
-            asked |= {"base": before, "text": documents}
-            result = evaluate(edited, tokenizer, read, cast("Task", task), **asked)
-    result.model, result.edits = str(model), str(edits)
-    result.patches = [patch.header.name for patch in loaded]
+            results = []
+            for each in _forms(form, has_template(reader)):
+                asking = Asking(reader, each)
+                more = asked | {"base": before, "text": None if results else documents}
+                results.append(evaluate(edited, asking, read, cast("Task", task), **more))
+    for found in results:
+        found.model, found.edits = str(model), str(edits)
+        found.patches = [patch.header.name for patch in loaded]
+    result = results[0]
     result.notes = said + result.notes
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, "".join(row.model_dump_json() + "\n" for row in result.rows))
+        rows = [json.loads(row.model_dump_json()) | {"form": result.form} for row in result.rows]
+        for other in results[1:]:
+            for line, row in zip(rows, other.rows, strict=True):
+                line["in_chat"] = json.loads(row.model_dump_json())["prompts"]
+        write_atomically(out, "".join(json.dumps(row) + "\n" for row in rows))
     if json_output:
+        result.in_chat = results[1] if len(results) > 1 else None
         print_json(result.model_dump_json(indent=2))
         return
-    stdout.print(_table(result))
-    for note in result.notes:
-        stdout.print(f"note: {note}", markup=False, highlight=False)
+    for found in results:
+        stdout.print(_table(found))
+        for note in found.notes:
+            stdout.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _forms(form: Form, template: bool) -> list[Literal["plain", "chat"]]:
+    """What is asked: of a model with a chat template both, unless one is wanted."""
+    if form == "both" or (form == "auto" and template):
+        return ["plain", "chat"]
+    return ["chat"] if form == "chat" else ["plain"]
 
 
 def _table(result: EditEvaluation) -> object:
     from rich.table import Table
 
     what = f"{result.model} + {' + '.join(result.patches)}" if result.patches else result.model
-    table = Table(title=f"{what}: {result.task}, {result.n} edits, 95 % intervals")
+    table = Table(
+        title=f"{what}: {result.task}, {result.form} form, {result.n} edits, 95 % intervals"
+    )
     table.add_column("metric")
     if result.before is not None:
         table.add_column("before", justify="right")

@@ -12,6 +12,7 @@ import typer
 
 from modalign.data.modalities import DEFAULT, medium_from, modality_names
 from modalign.data.records import Media
+from modalign.trust import trust_remote_code
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, 3 unusable data."
@@ -52,12 +53,32 @@ EncoderMode = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")]
+SaveDtype = Annotated[
+    str | None,
+    typer.Option("--save-dtype", help="Of the saved model: given (as the LLM is), float32, ..."),
+]
 WeightsDtype = Annotated[
     str | None, typer.Option("--dtype", help="Load the weights as float32, bfloat16, ...")
 ]
 AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Also read weights that are a pickle (as weights only)."),
+]
+
+
+def _trust(context: typer.Context, allowed: bool) -> bool:
+    trust_remote_code(allowed)
+    context.call_on_close(lambda: trust_remote_code(None))
+    return allowed
+
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        callback=_trust,
+        help="Run Python code that the model's folder brings along: only where you have read it.",
+    ),
 ]
 Patches = Annotated[
     list[Path] | None,
@@ -101,6 +122,7 @@ CONFIGURATION = {  # parameter -> its option, and the field that it sets
     "encoder_mode": (EncoderMode, "training.encoder"),
     "device": (Device, "training.device"),
     "dtype": (Dtype, "training.dtype"),
+    "save_dtype": (SaveDtype, "training.save_dtype"),
     "skip_broken": (SkipBroken, "data.skip_broken"),
     "columns": (Columns, "data.columns"),
     "allow_pickle": (AllowPickle, "parts.allow_pickle"),

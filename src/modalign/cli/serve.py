@@ -21,6 +21,7 @@ def serve(
     ] = None,
     patch: options.Patches = None,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     max_batch: Annotated[
         int, typer.Option("--max-batch", min=1, help="Answers made at a time.")
     ] = 16,

@@ -91,4 +91,4 @@ def train(
         f"{result.steps} steps, {result.samples} samples, {result.seconds:.1f} s; validation loss "
         f"{loss}; learning rate x{result.factor:.3g}"
     )
-    stderr.print(f"Model: {out / 'model'}", highlight=False, soft_wrap=True)
+    stderr.print(f"Model: {out / 'model'}, in {result.dtype}", highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from modalign.models.export import (
     verify_in_clean_process,
     verify_saved,
 )
+from modalign.models.export.folder import widest_dtype
 from modalign.models.export.verify import NEW_TOKENS, tolerance_of
 from modalign.numbers import words as fmt
 from modalign.progress import Progress
@@ -96,7 +97,8 @@ def save_winner(
         save_with_tools(session, folder, _card(comparison))
         guess.save(folder)
         return folder
-    saved = save_model(session.model, session.processor, folder, card=_card(comparison))
+    card, dtype = _card(comparison), session.saved_dtype
+    saved = save_model(session.model, session.processor, folder, card=card, dtype=dtype)
     guess.save(folder)
     samples = [s for s in prepared.splits.val if s.media][:4] or prepared.splits.val[:4]
     conversations = [conversation_of(sample.record, session.processor) for sample in samples]
@@ -104,7 +106,10 @@ def save_winner(
     verify_saved(folder, session.model, session.processor, conversations, seen=seen)
     if saved.kind == "remote-code":
         limit = tolerance_of(session.model)
-        verify_in_clean_process([Expected(folder, conversations, seen, limit, NEW_TOKENS)])
+        wanted = Expected(
+            folder, conversations, seen, limit, NEW_TOKENS, dtype=widest_dtype(session.model)
+        )
+        verify_in_clean_process([wanted])
     if progress:
         progress("saving the winner", 1, 1)
     return folder

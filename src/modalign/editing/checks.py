@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from modalign.editing.computation import Computation, Solution
-from modalign.editing.engine.forward import logits_at
+from modalign.editing.engine.asking import Asking
+from modalign.editing.engine.forward import Row, logits_at
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, evaluating
 from modalign.editing.readers.rows import shown
@@ -82,6 +83,7 @@ def edit_records(
     helps = ", ".join(words for name, words in HELPS.items() if name in settings)
     requests = computation.plan.requests
     written = _probabilities(computation.spec, requests)
+    plain = _plain_probabilities(computation)
     near = _near_keys(requests, solution)
     large = _absurd_norms(computation, solution)
     parts = []
@@ -111,6 +113,7 @@ def edit_records(
                 steps=value.steps if value else None,
                 probability=value.probability if value else None,
                 written=written[number].probability,
+                plain=plain.get(number),
                 value_norm=value.relative_norm if value else None,
                 warnings=(*warnings, *near.get(number, ())),
             )
@@ -147,6 +150,7 @@ def _one_record(parts: Sequence[EditRecord], more: Sequence[str]) -> EditRecord:
         "lookup": "; ".join(str(part.lookup) for part in parts),
         "probability": least("probability"),
         "written": least("written"),
+        "plain": least("plain"),
         "steps": most("steps"),
         "value_norm": most("value_norm"),
         "warnings": (*warnings, *more),
@@ -175,6 +179,25 @@ def _probabilities(spec: ModelSpec, requests: Sequence[Request]) -> list[_Writte
             hit = bool((mine.argmax(-1) == target).all())
             found.append(_Written(float(chosen.exp()), hit))
     return found
+
+
+def _plain_probabilities(computation: Computation) -> dict[int, float]:
+    """Of the targets of requests in the chat form, asked in the plain one: by the request's number."""
+    rewriter = computation.plan.rewriter
+    if not rewriter.asking.chat:
+        return {}
+    asking = Asking(rewriter.asking.tokenizer, "plain")
+    asked = {
+        number: replace(
+            request,
+            prompts=(Row(asking.text(request.edit.prompt).ids, 0),),
+            target=asking.target(request.edit.target, request.edit.prompt),
+        )
+        for number, request in enumerate(computation.plan.requests)
+        if not request.lookup.startswith("image")
+    }
+    found = _probabilities(computation.spec, list(asked.values()))
+    return {number: one.probability for number, one in zip(asked, found, strict=True)}
 
 
 def _near_keys(requests: Sequence[Request], solution: Solution) -> dict[int, list[str]]:

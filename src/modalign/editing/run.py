@@ -16,6 +16,7 @@ from modalign.editing.benchmarks.scoring import already_known
 from modalign.editing.checks import refuse_unwritten, refuse_warnings
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
+from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.methods import Method, method_named
 from modalign.editing.multimodal.pictures import read_pictures
@@ -23,6 +24,7 @@ from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.editing.readers.rows import shown
 from modalign.errors import DataError, UsageError
 from modalign.files import check_free
+from modalign.lengths import declared_length
 from modalign.models.asking import tokenizer_of
 from modalign.models.open import open_model
 from modalign.patches import applied, check_tokenizer, load_patch, save_patch
@@ -109,8 +111,9 @@ def run_edit(
     tokenizer = tokenizer_of(reader)
     for patch in below:
         check_tokenizer(patch, tokenizer)
-    validate_against_tokenizer(edits, tokenizer)
-    edits = _unknown(model, tokenizer, edits, below, request.skip_known, progress, said)
+    validate_against_tokenizer(edits, tokenizer, declared_length(model.config))
+    asking = Asking(reader, method.config.template)
+    edits = _unknown(model, asking, edits, below, request.skip_known, progress, said)
     options = Options(
         corpus=corpus,
         pictures=pictures,
@@ -155,7 +158,7 @@ def dtype_named(name: str | None) -> torch.dtype | None:
 
 def _unknown(
     model: Any,
-    tokenizer: Any,
+    asking: Asking,
     edits: list[Edit],
     below: Sequence[Patch],
     skip: bool,
@@ -171,7 +174,7 @@ def _unknown(
     with ExitStack() as stack:
         for patch in below:
             stack.enter_context(applied(model, patch))
-        known = already_known(model, tokenizer, textual, progress=progress) if textual else []
+        known = already_known(model, asking, textual, progress=progress) if textual else []
     same = [edit for edit, found in zip(textual, known, strict=True) if found]
     if not same:
         return edits

@@ -117,10 +117,11 @@ def imported(path: str, arguments: dict[str, Any]) -> nn.Module:
         raise EncoderError(
             f"encoder {path!r} cannot be imported ({error}); give package.module:Class"
         ) from error
+    # Looked at before it is called: a folder's description may name any callable there is.
+    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+        raise EncoderError(f"encoder {path!r} is not a torch.nn.Module")
     try:
         module = factory(**arguments)
     except TypeError as error:
         raise EncoderError(f"encoder {path!r} cannot be created: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise EncoderError(f"encoder {path!r} is not a torch.nn.Module")
     return module.eval()

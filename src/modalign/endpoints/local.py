@@ -23,6 +23,7 @@ from modalign.endpoints.tool_calls import (
     with_mappings,
 )
 from modalign.errors import DataError, UsageError
+from modalign.lengths import declared_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +119,7 @@ class LocalChat:
 
     def _limit(self, length: int, asked: int | None) -> int:
         """Return the maximum reply after a prompt of this length; the default is cut to the available room."""
-        context = getattr(self.language_model.config, "max_position_embeddings", None)
+        context = declared_length(self.language_model.config)
         wanted = self.max_tokens if asked is None else int(asked)
         room = wanted if context is None else context - length
         if room <= 0 or (asked is not None and room < wanted):

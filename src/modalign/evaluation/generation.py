@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from modalign.chat_templates import end_ids, pad_id
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.supervision import Sample
 from modalign.errors import DataError
+from modalign.lengths import check_length, declared_length
 from modalign.models.asking import (
     conversation_of,
     media_inputs,
@@ -25,6 +27,8 @@ from modalign.models.asking import (
 from modalign.models.collation import Collator
 from modalign.models.probe import placed
 from modalign.models.tool_text import ToolReader
+
+log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -48,7 +52,8 @@ def generate_answers(
         batch = replace(collator, pack_length=None)([prompts[i] for i in chosen]).to(device)
         inputs: dict[str, Any] = {k: v for k, v in batch.model_inputs().items() if v is not None}
         del inputs["logits_to_keep"], inputs["position_ids"]
-        made = _greedy(model, tokenizer, inputs, max_new_tokens)
+        where = [str(prompts[i].record.source) for i in chosen]
+        made = _greedy(model, tokenizer, inputs, max_new_tokens, where)
         for index, text in zip(chosen, made, strict=True):
             answers[index] = text
     return answers
@@ -80,6 +85,8 @@ def answer_records(
     else:  # prompts of equal length together, no padding
         prompts = [_text_ids(tokenizer, record) for record in records]
         sizes = [len(ids) for ids in prompts]
+        for size, record in zip(sizes, records, strict=True):  # before the first is answered
+            check_length(size, declared_length(model.config), str(record.source))
     for chosen in _batches(sizes, batch_size):
         if prompts:
             ids = torch.tensor([prompts[i] for i in chosen])
@@ -90,7 +97,8 @@ def answer_records(
                 [conversation_of(records[i], processor) for i in chosen],
                 [str(records[i].source) for i in chosen],
             )
-        made = _greedy(model, tokenizer, placed(inputs, model), max_new_tokens)
+        where = [str(records[i].source) for i in chosen]
+        made = _greedy(model, tokenizer, placed(inputs, model), max_new_tokens, where)
         for index, text in zip(chosen, made, strict=True):
             answers[index] = text
         done += len(chosen)
@@ -116,17 +124,33 @@ def _batches(sizes: Sequence[Hashable], most: int) -> Iterator[list[int]]:
 
 
 def _greedy(
-    model: Any, tokenizer: Any, inputs: dict[str, Tensor], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    inputs: dict[str, Tensor],
+    max_new_tokens: int,
+    where: Sequence[str],
 ) -> list[str]:
-    """The answers to a batch of prompts (B, T)."""
+    """The answers to a batch of prompts (B, T), each as long as asked for or as the model has positions."""
+    limit, sizes = declared_length(model.config), inputs["attention_mask"].sum(1).tolist()
+    for size, place in zip(sizes, where, strict=True):
+        check_length(size, limit, place)
+    left = max_new_tokens if limit is None else min(max_new_tokens, limit - max(sizes))
+    ends = end_ids(tokenizer, model.generation_config)
     made = model.generate(
         **inputs,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=left,
         do_sample=False,
-        eos_token_id=end_ids(tokenizer, model.generation_config) or None,
+        eos_token_id=ends or None,
         pad_token_id=pad_id(tokenizer),
     )
     new = made[:, inputs["input_ids"].shape[1] :]
+    if left < max_new_tokens:
+        for ids, size, place in zip(new.tolist(), sizes, where, strict=True):
+            if not set(ids) & set(ends):
+                log.warning(
+                    "%s: the answer is cut after %d tokens, where the %d positions that the model reads end "
+                    "(%d are the prompt's)", place, left, limit, size,
+                )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 

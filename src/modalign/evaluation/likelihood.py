@@ -17,6 +17,7 @@ from modalign.data.supervision import tokenise
 from modalign.errors import DataError
 from modalign.evaluation.scoring import score
 from modalign.evaluation.tasks.base import OptionScore
+from modalign.lengths import check_length, declared_length
 from modalign.models.asking import answer_ids, conversation_of, media_inputs, text_ids
 from modalign.models.probe import Conversation, placed
 from modalign.models.tool_text import ToolReader
@@ -86,6 +87,8 @@ def _of_record(
         prompt = torch.tensor([ids] * len(options))
         inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
     answers = [_answer_ids(processor, conversation, option, record) for option in options]
+    size, longest = int(inputs["attention_mask"][0].sum()), max(map(len, answers))
+    check_length(size, declared_length(model.config), str(record.source), longest)
     sums = _log_likelihoods(model, inputs, answers)
     return tuple(
         OptionScore(option, value, len(ids))

@@ -15,6 +15,7 @@ from modalign.data.features import FeatureStore
 from modalign.data.records import Media, mark
 from modalign.data.supervision import IGNORE, Sample
 from modalign.errors import DataError
+from modalign.lengths import declared_length
 from modalign.models.bridges import Features, signal_names
 from modalign.models.compose import token_table
 from modalign.models.encoders.loading import Encoder
@@ -218,7 +219,7 @@ class Collator:
             entries=entries,
             pad_id=tokenizer.pad_token_id or 0,
             pack_length=pack_length,
-            max_length=getattr(model.config.text_config, "max_position_embeddings", None),
+            max_length=declared_length(model.config),
         )
 
     @property

@@ -27,20 +27,20 @@ from modalign.connectors.frames import fitted
 from modalign.connectors.registry import connector_class
 from modalign.data.records import mark
 from modalign.encoders.base import SignalEncoder
-from modalign.errors import UsageError, first_line
+from modalign.errors import UsageError
 from modalign.models.configuration import ModalignConfig
 from modalign.models.encoders.image import plain_processor
 from modalign.models.encoders.loading import Encoder
 from modalign.models.licences import origin
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import decoder_layers, hidden_size
+from modalign.models.pretrained import check_vocabulary, read_pretrained
 from modalign.models.processing import ModalignProcessor
 from modalign.models.templates import (
     adds_tokens,
     let_template_add_tokens,
     multimodal_template,
 )
-from modalign.models.weights import pickle_hint, safetensors_only
 
 IMAGE_TOKEN = mark("image")
 
@@ -61,11 +61,12 @@ DEFAULT_CHAT_TEMPLATE = """\
 
 @dataclass
 class LanguageModel:
-    """A causal language model with its tokenizer and origin."""
+    """A causal language model with its tokenizer, origin, and the dtype its weights were stored in."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    stored: torch.dtype = torch.float32
 
 
 def load_language_model(
@@ -79,24 +80,21 @@ def load_language_model(
 
     Args:
         name: hub name or folder.
-        dtype: dtype of the weights.
+        dtype: of the weights in memory.
         modalities: modalities that get a placeholder token.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
 
     Raises:
         UsageError: it cannot be loaded; the message says why.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=safetensors_only(allow_pickle)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"the language model {name!r} cannot be loaded: {first_line(error)}{pickle_hint(error)}"
-        ) from error
+    kind, what = AutoModelForCausalLM, "language model"
+    model = read_pretrained(kind, name, what, dtype="auto", allow_pickle=allow_pickle)
+    tokenizer = read_pretrained(AutoTokenizer, name, what)
+    tokenizer.chat_template = one_template(tokenizer.chat_template)
+    check_vocabulary(name, model, tokenizer)
     prepare_tokenizer(tokenizer, modalities)
-    return LanguageModel(name, model, tokenizer)
+    stored = model.dtype
+    return LanguageModel(name, model.to(dtype), tokenizer, stored)
 
 
 def prepare_tokenizer(

@@ -22,10 +22,11 @@ from transformers import (
 
 from modalign.chat_templates import one_template
 from modalign.devices import device_named
-from modalign.errors import UsageError, first_line
+from modalign.errors import UsageError
 from modalign.models.asking import Reader, tokenizer_of
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.folder import load_model
+from modalign.models.pretrained import check_vocabulary, read_pretrained
 from modalign.models.tool_text import ToolReader, saved_tools
 
 
@@ -110,25 +111,17 @@ def _model_type(name: Path | str) -> str | None:
 
 
 def _configuration(name: Path | str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"the model {str(name)!r} cannot be loaded: {first_line(error)}"
-        ) from error
+    found: PreTrainedConfig = read_pretrained(AutoConfig, name)
+    return found
 
 
 def _open_causal(
     name: str, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     wanted: Any = dtype or "auto"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        tokenizer.chat_template = one_template(tokenizer.chat_template)
-    except (OSError, ValueError, KeyError) as error:
-        hint = "; weights are read from safetensors only" if "safetensors" in str(error) else ""
-        raise UsageError(
-            f"the language model {name!r} cannot be loaded: {first_line(error)}{hint}"
-        ) from error
+    kind, what = AutoModelForCausalLM, "language model"
+    model = read_pretrained(kind, name, what, dtype=wanted, use_safetensors=True)
+    tokenizer = read_pretrained(AutoTokenizer, name, what)
+    tokenizer.chat_template = one_template(tokenizer.chat_template)
+    check_vocabulary(name, model, tokenizer)
     return model, tokenizer

@@ -157,6 +157,11 @@ class FedByCodes(FedByGateway):
         return torch.cat([prompt, made[:, prompt.shape[1] :]], dim=1)
 
 
+def _seen_in(model: Any, dtype: str | None) -> Any:
+    """A model in the dtype in which the one that was saved was seen."""
+    return model if dtype is None else model.to(getattr(torch, dtype))
+
+
 def load(item: dict[str, Any]) -> tuple[Any, Any]:
     """Load a model and its processor with plain transformers, or a stand-in that answers like it."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
@@ -166,10 +171,11 @@ def load(item: dict[str, Any]) -> tuple[Any, Any]:
     if item["form"] == "whole":
         model = AutoWhole.from_pretrained(folder, trust_remote_code=item["trust_model"])
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=item["trust_processor"])
-        return model.eval(), processor
+        return _seen_in(model, item["dtype"]).eval(), processor
     side = item["media"]
     media = AutoModel.from_pretrained(side, trust_remote_code=True)
-    language = AutoModelForCausalLM.from_pretrained(item["language_model"])
+    language = AutoModelForCausalLM.from_pretrained(item["language_model"], trust_remote_code=False)
+    media, language = _seen_in(media, item["dtype"]), _seen_in(language, item["dtype"])
     joined = (FedByGateway if item["form"] == "gateway" else FedByCodes)(media, language)
     return joined, AutoProcessor.from_pretrained(side, trust_remote_code=True)
 

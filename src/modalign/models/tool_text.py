@@ -17,7 +17,8 @@ from modalign.files import write_atomically
 from modalign.models.collation import Collator, Entry
 from modalign.tools.build import build_chain
 from modalign.tools.chain import ToolChain
-from modalign.tools.spec import ChainSpec
+from modalign.tools.spec import CallableSpec, ChainSpec, LayoutSpec, McpSpec
+from modalign.trust import refuse_untrusted
 
 TOOLS = "tools.json"  # in a model folder: the chain whose text the model reads
 
@@ -111,9 +112,20 @@ def save_tools(folder: Path, spec: ChainSpec, modalities: Sequence[str]) -> None
 
 
 def saved_tools(folder: Path) -> tuple[ChainSpec, list[str]] | None:
-    """Return the chain saved in a model folder, and its modalities; None if there is none."""
+    """Return the chain saved in a model folder, and its modalities; None if there is none.
+
+    Raises:
+        UsageError: it names a program, and the verb was not told to trust it.
+    """
     file = folder / TOOLS
     if not file.is_file():
         return None
     values = json.loads(file.read_text(encoding="utf-8"))
-    return ChainSpec.model_validate(values["chain"]), list(values["modalities"])
+    spec = ChainSpec.model_validate(values["chain"])
+    for tool in spec.tools:
+        while isinstance(tool, LayoutSpec):
+            tool = tool.of
+        if isinstance(tool, CallableSpec | McpSpec):
+            runs = tool.target if isinstance(tool, CallableSpec) else " ".join(tool.command)
+            refuse_untrusted(f"{file} names a program to run, {runs!r}")
+    return spec, list(values["modalities"])

@@ -66,6 +66,7 @@ class EditRecord(BaseModel):
     steps: int | None = None  # evaluations of the value's optimisation
     probability: float | None = None  # of the target with the optimised value put in
     written: float | None = None  # the target's probability with the patch; least of its prompts
+    plain: float | None = None  # the same without the chat template that it was written in
     value_norm: float | None = None  # |delta| / |initial value|
     warnings: tuple[str, ...] = ()
 

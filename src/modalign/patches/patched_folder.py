@@ -124,12 +124,13 @@ class PatchedFolder:
             return
         from transformers import AutoTokenizer  # here: what only reads weights needs none
 
+        from modalign.models.pretrained import read_pretrained
+
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError, KeyError) as error:
+            tokenizer = read_pretrained(AutoTokenizer, self.folder, "tokenizer in")
+        except UsageError as error:
             raise DataError(
-                f"the patch {patch.header.name!r} names the tokenizer it was computed for, and the one "
-                f"in {self.folder} cannot be loaded to compare: {str(error).splitlines()[0]}"
+                f"the patch {patch.header.name!r} names the tokenizer it was computed for: {error}"
             ) from error
         check_tokenizer(patch, tokenizer)
 

@@ -23,6 +23,7 @@ import torch
 
 from modalign.devices import device_named
 from modalign.errors import UsageError
+from modalign.lengths import declared_length, served_length
 from modalign.models.asking import tokenizer_of
 from modalign.models.export.gateway import REFERENCE
 from modalign.models.open import open_model
@@ -122,7 +123,7 @@ class LocalEngine:
         self.prompts = Prompts(reader)
         self.modalities = self.prompts.modalities
         self.takes_tools = self.prompts.takes_tools
-        self.max_length = max_length or _declared_length(model)
+        self.max_length = served_length(max_length, declared_length(model.config))
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.runner = runner_of(model, self.modalities if self.prompts.has_media else ())
         self.settled = Settled.of(model, self.prompts.tokenizer)
@@ -459,12 +460,3 @@ def _side_by_side(known: Sequence[list[KeysValues]]) -> list[KeysValues]:
         (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
         for layer in layers
     ]
-
-
-def _declared_length(model: Any) -> int:
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        found = getattr(config, name, None)
-        if isinstance(found, int) and found > 0:
-            return found
-    return 2**20

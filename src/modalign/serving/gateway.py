@@ -28,6 +28,7 @@ import torch
 from modalign.chat_templates import end_ids
 from modalign.devices import device_named
 from modalign.errors import ModalignError, UsageError
+from modalign.lengths import served_length
 from modalign.models.export.gateway import Gateway, load_gateway
 from modalign.serving.prompts import Prompts
 from modalign.serving.requests import (
@@ -96,7 +97,7 @@ def open_gateway(
         Backend(address, served["id"], headers, timeout),
         max_batch=max_batch,
         max_waiting=max_waiting,
-        max_length=max_length or declared or 2**20,
+        max_length=served_length(max_length, declared),
     )
 
 

@@ -132,6 +132,7 @@ class PipelineTool(Tool):
             model=self._model,
             revision=_revision(self._model),
             device=self._device,
+            trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
 

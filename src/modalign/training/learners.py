@@ -38,6 +38,7 @@ class Composed:
     """A method's model with its data and how it trains: a session, or what the doctor puts together."""
 
     model: Any
+    processor: Any
     collator: Collator
     settings: TrainSettings
     train_samples: Sequence[Sample]

@@ -29,6 +29,7 @@ from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import open_model
 from modalign.models.parts import embedding, hidden_size
+from modalign.models.pretrained import read_pretrained
 from modalign.models.tool_text import ToolReader
 from modalign.training.costs import CostModel
 from modalign.training.objectives import Objective
@@ -233,11 +234,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """Refuse another vocabulary; returns how many ids, from 0 on, mean the same in both."""
-    try:
-        other = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the reference {name!r} cannot be loaded: {first}") from error
+    other = read_pretrained(AutoTokenizer, folder, f"reference {name}, in")
     marks = _marks()
     own, theirs = (
         {text: number for text, number in each.get_vocab().items() if text not in marks}
@@ -270,10 +267,6 @@ def _load(
                 f"the reference {name!r} is a {type(model).__name__}; a reference is a model that "
                 "modalign saved, a Llava, or a causal language model"
             )
-        rows = embedding(model).num_embeddings
-        missing = max(len(tokenizer) - rows, 0)
-        if missing:
-            raise UsageError(f"the reference {name!r}: its tokenizer has {missing} ids too many")
         model, _ = compose(LanguageModel(folder, model, tokenizer), [], {})
     model = model.to(device).eval().requires_grad_(False)
     sources = {

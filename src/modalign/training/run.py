@@ -11,12 +11,12 @@ from typing import Any
 from modalign.cache import cache_directory
 from modalign.evaluation.guessing import BlindGuess
 from modalign.memory import return_freed_memory
-from modalign.models.asking import conversation_of
 from modalign.models.export import save_model, verify_saved
 from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training import checkpoint
 from modalign.training.budget import Budget
+from modalign.training.doctor.checks_saving import check_room, probes_of
 from modalign.training.doctor.preflight import preflight_session
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
@@ -45,6 +45,7 @@ class TrainResult:
     flops: float
     val_loss: float | None
     saved: str = ""
+    dtype: str = ""
     difference: float | None = None
     notes: list[str] = field(default_factory=list)
     main: bool = True
@@ -110,6 +111,7 @@ def train_method(
         )
         notes = [*splits.notes, *seen, *preflight_session(session, processes=parallel.world)]
         table = [*session.parts_table(), *session.references.table()]
+        check_room(session, out)
         if described and parallel.main:
             described(table, notes)
         if folder is not None:
@@ -119,6 +121,7 @@ def train_method(
         result = _result(name, out, session, found, table, notes)
         if parallel.main:
             session.merge_lora()
+            result.dtype = str(session.saved_dtype).removeprefix("torch.")
             _save(session, splits, result)
             checkpoint.write_json(out / "result.json", result.summary())
         parallel.barrier()
@@ -166,8 +169,9 @@ def _save(session: Session, splits: Splits, result: TrainResult) -> None:
         guess.save(folder)
         result.saved, result.difference = session.method.facts.export_target, 0.0
         return
-    result.saved = save_model(session.model, session.processor, folder).kind
+    result.saved = save_model(
+        session.model, session.processor, folder, dtype=session.saved_dtype
+    ).kind
     guess.save(folder)
-    samples = [sample for sample in (*splits.val, *splits.train) if sample.media][:4]
-    probes = [conversation_of(sample.record, session.processor) for sample in samples]
+    probes = probes_of(session, splits.val)
     result.difference = verify_saved(folder, session.model, session.processor, probes)

@@ -150,6 +150,7 @@ class Session(Composed):
         self.parallel = parallel or Parallel(settings)
         self.device = self.parallel.device
         llm = parts.load_llm()
+        self.stored = llm.stored
         torch.manual_seed(seed)  # decides encoders that have no weights yet
         raw = method.facts.raw_input
         self.encoders = [] if method.tools else parts.load_encoders(MediaOf(train), raw)
@@ -398,6 +399,13 @@ class Session(Composed):
         if self.lora is not None:
             self.model.language_model = self.lora.merge_and_unload()
             self.lora = None
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """What the finished model is saved in."""
+        asked = self.settings.save_dtype
+        found: torch.dtype = self.stored if asked == "given" else getattr(torch, asked)
+        return found
 
 
 def _left(budget: Budget, spent: Ledger, method: str) -> Budget:

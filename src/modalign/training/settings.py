@@ -96,7 +96,11 @@ class Stage(_Strict):
 
 
 class TrainSettings(_Strict):
-    """How to train, equal for every method of a comparison."""
+    """How to train, equal for every method of a comparison.
+
+    Weights are float32 while they train; ``dtype`` is what is computed in (autocast), and ``save_dtype`` what the
+    finished model is saved in: ``given`` is what the language model was stored in.
+    """
 
     llm: LLMMode = "frozen"
     encoder: EncoderMode = "frozen"
@@ -113,6 +117,7 @@ class TrainSettings(_Strict):
     lora_alpha: PositiveFloat = 32.0
     gradient_checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    save_dtype: Literal["given", "float32", "bfloat16", "float16"] = "given"
     device: str = "auto"
     checkpoint_seconds: PositiveFloat = 30.0
     val_points: PositiveInt = 8

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from modalign.chat_templates import turn_end_ids
 from modalign.data.features import FeatureStore, Grid, encoder_key
 from modalign.data.modalities import modality_names, modality_of
 from modalign.data.readers.columns import parse_columns
 from modalign.data.records import Media
-from modalign.errors import choose
+from modalign.errors import UsageError, choose
 from modalign.models.collation import CachedFeatures, MediaSource, RawSignals
 from modalign.models.compose import LanguageModel, load_language_model
 from modalign.models.encoders.loading import Encoder, load_encoder
@@ -72,10 +73,22 @@ class Parts(BaseModel):
         return [modality for modality in modality_names() if modality in self.encoder]
 
     def load_llm(self) -> LanguageModel:
-        """Load the language model and its tokenizer."""
-        return load_language_model(
+        """Load the language model and its tokenizer.
+
+        Raises:
+            UsageError: it cannot be loaded, or batches cannot be padded nor answers ended.
+        """
+        found = load_language_model(
             self.llm, modalities=self.modalities, allow_pickle=self.allow_pickle
         )
+        if found.tokenizer.pad_token is None:  # the end token would have taken its place
+            ends = found.tokenizer.convert_ids_to_tokens(turn_end_ids(found.tokenizer))
+            hint = f"; its chat template ends turns with {ends[0]!r}" if ends else ""
+            raise UsageError(
+                f"the tokenizer of {self.llm!r} has neither a padding nor an end token: batches cannot be padded, "
+                f"and no answer would end. Set its eos_token and save it{hint}"
+            )
+        return found
 
     def chain(self, name: str) -> ChainSpec:
         """The description of a tool chain: one of these parts, a built-in one, or a file."""

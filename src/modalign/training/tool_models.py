@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from modalign.errors import ModalignError
 from modalign.files import new_folder
-from modalign.models.export.folder import savable
+from modalign.models.export.folder import savable, stored_as
+from modalign.models.pretrained import read_pretrained
 from modalign.models.tool_text import save_tools
 from modalign.training.session import Session
 
@@ -33,14 +34,14 @@ def save_with_tools(session: Session, folder: Path, card: str = "") -> None:
     assert session.method.tools is not None
     model = session.model.language_model
     model.generation_config = savable(model.generation_config)
-    with new_folder(folder) as temporary:
+    with new_folder(folder) as temporary, stored_as(session.saved_dtype, model):
         model.save_pretrained(temporary)
         session.processor.tokenizer.save_pretrained(temporary)
         if session.method.tools.chain:
             spec = session.parts.chain(session.method.tools.chain)
             save_tools(temporary, spec, session.parts.modalities)
         (temporary / "README.md").write_text(CARD.format(card=card), encoding="utf-8")
-    again = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).state_dict()
+    again = read_pretrained(AutoModelForCausalLM, folder, use_safetensors=True).state_dict()
     for name, tensor in model.state_dict().items():
-        if name not in again or not torch.equal(again[name], tensor.cpu()):
+        if name not in again or not torch.equal(again[name].to(tensor.dtype), tensor.cpu()):
             raise ModalignError(f"{folder}: {name} differs after loading")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from modalign.editing.benchmarks.calling import device_of, judging, logits_at
 from modalign.editing.engine.tokens import Rows
+from modalign.lengths import check_length, declared_length
 from modalign.models.caches import CACHE
 from modalign.progress import Progress
 
@@ -38,7 +39,7 @@ def decode(
     Args:
         model: anything called like a transformers causal LM; left as it is.
         prompts: ids.
-        limits: new tokens of each prompt at most.
+        limits: new tokens of each prompt at most; no more than the model reads.
         ends: ids after which a row stops; they are kept at its end.
         top_k: sample among this many likeliest tokens; None for the likeliest.
         seed: of the sampling. A prompt's sample depends on it and on the prompt's place only, not
@@ -52,7 +53,11 @@ def decode(
     """
     made: list[tuple[int, ...]] = [()] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    device = device_of(model)
+    device, most = device_of(model), declared_length(getattr(model, "config", None))
+    if most is not None:
+        for ids in prompts:
+            check_length(len(ids), most, "a prompt to go on from")
+        limits = [min(limit, most - len(ids)) for limit, ids in zip(limits, prompts, strict=True)]
     with judging(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]

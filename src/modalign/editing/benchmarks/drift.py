@@ -23,6 +23,7 @@ from modalign.editing.benchmarks.results import TEACHER_FORCED, metric
 from modalign.editing.benchmarks.scoring import LOGITS
 from modalign.editing.engine.tokens import pad
 from modalign.errors import DataError
+from modalign.lengths import declared_length
 from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
 from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
@@ -50,7 +51,7 @@ def drift(
         tokenizer: of both.
         texts: documents, each read in windows of its own.
         base: the model before; None for the perplexity alone.
-        window: ids read together.
+        window: ids read together; no more than the model reads.
         tokens: ids read at most.
         resamples: of the windows, for the intervals.
         seed: of the resampling.
@@ -59,6 +60,7 @@ def drift(
     Raises:
         DataError: there is not one window of two tokens.
     """
+    window = min(window, declared_length(getattr(edited, "config", None)) or window)
     windows = list(_windows(tokenizer, texts, window, tokens))
     if not windows:
         raise DataError("the held-out text has no two tokens in a row: give a longer one")

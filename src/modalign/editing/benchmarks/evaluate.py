@@ -24,7 +24,9 @@ from modalign.editing.benchmarks.scores import (
 )
 from modalign.editing.benchmarks.texts import text_metrics, write_texts
 from modalign.editing.edits import Edit
+from modalign.editing.engine.asking import Asking
 from modalign.errors import UsageError, choose
+from modalign.models.asking import tokenizer_of
 from modalign.numbers.bootstrap import RESAMPLES
 from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
@@ -36,6 +38,7 @@ class EditEvaluation(BaseModel):
 
     Attributes:
         task: whose metrics.
+        form: ``plain`` where prompts were asked as they stand, ``chat`` where in the chat template.
         n: edits.
         metrics: of the model; with a base also its drift from it.
         before: the same of the base, the reference row; None without a base.
@@ -47,10 +50,12 @@ class EditEvaluation(BaseModel):
         edits: the file's name, where given.
         patches: names of what was applied.
         harness: what measured.
+        in_chat: the same in the chat form, where both were asked for.
         rows: every prompt of every edit; not in the JSON, written to a file of their own.
     """
 
     task: Task | Literal["mmedit"]
+    form: Literal["plain", "chat"] = "plain"
     n: int
     metrics: dict[str, Estimate]
     before: dict[str, Estimate] | None = None
@@ -62,6 +67,7 @@ class EditEvaluation(BaseModel):
     edits: str = ""
     patches: list[str] = Field(default_factory=list)
     harness: str = f"modalign {__version__}"
+    in_chat: EditEvaluation | None = None
     rows: list[EditRow] = Field(default_factory=list, exclude=True)
 
 
@@ -82,7 +88,7 @@ def evaluate_edits(
 
     Args:
         model: edited or not: anything called like a transformers causal LM.
-        tokenizer: the model's.
+        tokenizer: the model's, or an :class:`Asking` for the form in which it is asked.
         edits: what was to be changed, and what was not.
         task: whose metrics: ``counterfact`` or ``zsre``.
         base: the model before the edits, for the reference row and the drift; it may share weights.
@@ -123,7 +129,9 @@ def evaluate_edits(
     then = judge(base, _prefixed(progress, "before")) if base is not None else None
     now = judge(model, _prefixed(progress, "after") if then else progress)
     if text is not None:
-        now.metrics |= drift(model, tokenizer, text, base=base, progress=progress, **drawing)
+        now.metrics |= drift(
+            model, tokenizer_of(tokenizer), text, base=base, progress=progress, **drawing
+        )
     notes = _notes(edits, now, task)
     if then is not None:
         for prompt, former in zip(now.scores.prompts, then.scores.prompts, strict=True):
@@ -131,6 +139,7 @@ def evaluate_edits(
         notes += _known(then.scores.prompts)
     return EditEvaluation(
         task=task,
+        form=Asking.of(tokenizer).template,
         n=len(edits),
         metrics=now.metrics,
         before=then.metrics if then else None,

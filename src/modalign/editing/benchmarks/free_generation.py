@@ -48,6 +48,7 @@ def generate_answers(
     for one in asked:
         wanted = len(coder.target(one.wanted, one.prompt)) + SPARE
         limits[one.prompt] = max(wanted, limits.get(one.prompt, 0))
+    tokenizer = coder.tokenizer
     ends = frozenset(end_ids(tokenizer, getattr(model, "generation_config", None)))
     made = decode(
         model,

@@ -179,6 +179,7 @@ def evaluate_multimodal(
     drawing: dict[str, Any] = {"seed": seed, "resamples": resamples}
     same = _metrics(probes, before, before, len(edits), drawing)
     return EditEvaluation(
+        form=asking.template,
         task="mmedit",
         n=len(edits),
         metrics=_metrics(probes, after, before, len(edits), drawing) if base is not None else same,

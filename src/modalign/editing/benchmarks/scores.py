@@ -46,6 +46,7 @@ from modalign.editing.benchmarks.rows import KINDS, Answer, EditRow, Kind, Promp
 from modalign.editing.benchmarks.scoring import Question, Score, score
 from modalign.editing.edits import Edit
 from modalign.errors import DataError, UsageError
+from modalign.models.asking import tokenizer_of
 from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
 from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
@@ -122,7 +123,7 @@ def score_edits(
     rows = [EditRow.model_validate(edit, from_attributes=True) for edit in edits]
     by_sum = []
     for (number, kind, question, wanted), scores in zip(asked, found, strict=True):
-        answer_row = _answer(kind, scores, tokenizer)
+        answer_row = _answer(kind, scores, tokenizer_of(tokenizer))
         row = PromptRow(kind=kind, prompt=question.prompt, wanted=wanted, after=answer_row)
         rows[number].prompts.append(row)
         if task == "counterfact":

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from modalign.editing.benchmarks.calling import device_of, judging, logits_at, vocabulary_of
 from modalign.editing.edits import Edit
-from modalign.editing.engine.tokens import encode_prompt, encode_target, pad
+from modalign.editing.engine.asking import Asking
+from modalign.editing.engine.tokens import pad
+from modalign.lengths import check_length, declared_length
 from modalign.progress import Progress
 
 BATCH_TOKENS = 8192
@@ -90,7 +92,7 @@ def score(
 
     Args:
         model: anything called like a transformers causal LM; left as it is.
-        tokenizer: the model's.
+        tokenizer: the model's, or an :class:`Asking` for the form in which it is asked.
         questions: prompts with their answers.
         batch_tokens: ids run at a time, padding included.
         progress: told how many rows are done.
@@ -102,6 +104,10 @@ def score(
     coder = Coder(tokenizer)
     asked = [[coder.asked(q, target) for target in q.targets] for q in questions]
     flat = [one for row in asked for one in row]
+    limit = declared_length(getattr(model, "config", None))
+    for question, row in zip(questions, asked, strict=True):
+        for one in row:
+            check_length(one.first + 1, limit, f"the prompt {question.prompt!r}", len(one.target))
     owner = _sharing({one.ids for one in flat})
     rows: dict[Ids, list[int]] = {}
     for number, one in enumerate(flat):
@@ -119,24 +125,29 @@ def score(
 
 
 class Coder:
-    """Prompts and answers as ids, each tokenised once."""
+    """Prompts and answers as ids, each tokenised once.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    Args:
+        reader: an :class:`Asking`, or a tokenizer for prompts as they stand.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self.asking = Asking.of(reader)
+        self.tokenizer = self.asking.tokenizer
         self._prompts: dict[str, Ids] = {}
         self._targets: dict[tuple[str, str], Ids] = {}
 
     def prompt(self, text: str) -> Ids:
         """A prompt's ids."""
         if text not in self._prompts:
-            self._prompts[text] = encode_prompt(self.tokenizer, text).ids
+            self._prompts[text] = self.asking.text(text).ids
         return self._prompts[text]
 
     def target(self, target: str, prompt: str) -> Ids:
         """An answer's ids; of the prompt, only its last character matters."""
         key = (target, prompt[-1:])
         if key not in self._targets:
-            self._targets[key] = encode_target(self.tokenizer, target, prompt)
+            self._targets[key] = self.asking.target(target, prompt)
         return self._targets[key]
 
     def asked(self, question: Question, target: str) -> _Asked:

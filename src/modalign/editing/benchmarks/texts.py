@@ -84,6 +84,7 @@ def write_texts(
 ) -> list[list[str]]:
     """One sample per generation prompt of every edit (top 5, 100 tokens in all), prompt included."""
     coder = Coder(tokenizer)
+    tokenizer = coder.tokenizer
     prompts = [coder.prompt(prompt) for edit in edits for prompt in edit.generation_prompts]
     limits = [max(1, TOKENS - len(ids)) for ids in prompts]
     made = decode(

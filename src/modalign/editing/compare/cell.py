@@ -26,6 +26,7 @@ from modalign.editing.compare.plan import ONE_AFTER_ANOTHER, Planned
 from modalign.editing.compare.results import CellResult, Outcome
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
+from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.corpus import Corpus
 from modalign.editing.methods import Method
 from modalign.errors import ModalignError, first_line
@@ -43,6 +44,7 @@ class Workbench:
 
     Attributes:
         model, tokenizer: opened once; the model is the same bit for bit after every cell.
+        asking: the form in which the model is edited and asked.
         edits: all of the file.
         methods: by name, configured.
         layers: method -> the layers it writes.
@@ -58,6 +60,7 @@ class Workbench:
 
     model: PreTrainedModel
     tokenizer: Any
+    asking: Asking
     edits: Sequence[Edit]
     methods: Mapping[str, Method]
     layers: Mapping[str, list[int]]
@@ -127,7 +130,7 @@ def _fill(cell: CellResult, bench: Workbench, planned: Planned, share: int) -> N
     edits = [bench.edits[i] for i in planned.edits]
     found = evaluate_edits(
         edited,
-        bench.tokenizer,
+        bench.asking,
         edits,
         bench.task,
         generate=bench.generate,
@@ -192,7 +195,7 @@ def _hold(bench: Workbench, edits: Sequence[Edit], patches: Sequence[Patch]) -> 
         for patch in patches:
             stack.enter_context(applied(bench.model, patch))
         found = evaluate_edits(
-            bench.model, bench.tokenizer, bare, bench.task, generate=False, resamples=1
+            bench.model, bench.asking, bare, bench.task, generate=False, resamples=1
         )
     return [all(succeeded(bench.task, p.after) for p in row.prompts) for row in found.rows]
 

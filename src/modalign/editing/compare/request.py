@@ -89,7 +89,9 @@ class CompareRequest:
         methods = {}
         for name in self.methods:
             mine = {key: value for key, value in shared.items() if key in known[name]}
-            methods[name] = configured(name, mine | dict(self.settings.get(name, {})))
+            # The benchmarks' prompts are beginnings of sentences: published scores are of these.
+            mine = {"template": "plain"} | mine | dict(self.settings.get(name, {}))
+            methods[name] = configured(name, mine)
         if self.task is not None and self.task not in TASKS:
             raise UsageError(f"no task {self.task!r}: {choose(self.task, TASKS)}")
         if wrong := [mode for mode in self.modes if mode not in MODES]:

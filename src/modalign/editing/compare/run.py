@@ -21,6 +21,7 @@ from modalign.editing.compare.plan import Plan, make_plan, without_edited_neighb
 from modalign.editing.compare.report import report_of, view
 from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import CellResult, ComparisonSetting, EditComparison
+from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import weights_hash
@@ -30,6 +31,7 @@ from modalign.editing.run import dtype_named
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
 from modalign.hashing import tokenizer_hash
+from modalign.lengths import declared_length
 from modalign.models.asking import tokenizer_of
 from modalign.models.open import open_model
 from modalign.numbers.pairs import resamples_for
@@ -127,6 +129,11 @@ def _open(
         notes.append(message)
         said(message)
 
+    templates = {method.config.template for method in methods.values()}
+    if len(templates) > 1:
+        raise UsageError(
+            "the methods of one comparison are asked in one form: set template for all"
+        )
     edits = read_edits(request.edits, conflicting="first", limit=request.limit, warn=tell)
     pictured = [edit for edit in edits if edit.image is not None]
     if pictured:
@@ -142,12 +149,13 @@ def _open(
         tell("the held-out text is that of the key statistics: its drift is flattered")
     model, reader = open_model(request.model, dtype_named(request.dtype), request.device)
     tokenizer = tokenizer_of(reader)
-    validate_against_tokenizer(edits, tokenizer)
+    validate_against_tokenizer(edits, tokenizer, declared_length(model.config))
     task: Task = request.task or ("zsre" if edits[0].protocol == "zsre" else "counterfact")
     spec = ModelSpec.detect(model)
     bench = Workbench(
         model=model,
         tokenizer=tokenizer,
+        asking=Asking(tokenizer, templates.pop()),
         edits=edits,
         methods=methods,
         # A layer that the model lacks is refused before the hours.
@@ -221,7 +229,7 @@ def _before(out: Path, bench: Workbench, plan: Plan) -> dict[int, EditRow]:
     bare = [replace(bench.edits[i], generation_prompts=()) for i in used]
     found = evaluate_edits(
         bench.model,
-        bench.tokenizer,
+        bench.asking,
         bare,
         bench.task,
         generate=bench.generate,

@@ -40,14 +40,18 @@ class Asked:
     inputs: dict[str, Any] | None = None
 
 
+def has_template(reader: Any) -> bool:
+    """Whether a tokenizer or a processor has a chat template."""
+    return any(getattr(part, "chat_template", None) for part in (reader, tokenizer_of(reader)))
+
+
 class Asking:
     """The form in which one model is asked.
 
     Args:
         reader: the model's tokenizer, or its processor where it takes pictures.
-        template: ``chat`` for its chat template, ``plain`` for prompts as they stand; ``auto`` for
-            the chat template of a model that takes pictures, where it has one, and plain prompts for a
-            causal language model (the benchmarks' prompts are beginnings of sentences).
+        template: ``chat`` for its chat template, ``plain`` for prompts as they stand; ``auto`` for its
+            chat template where it has one, as ``modalign ask`` asks it.
 
     Raises:
         UsageError: ``chat`` without a chat template.
@@ -57,17 +61,17 @@ class Asking:
         self.reader = reader
         self.tokenizer: Any = tokenizer_of(reader)
         self.takes_pictures = self.tokenizer is not reader
-        has_template = any(
-            getattr(part, "chat_template", None) for part in (reader, self.tokenizer)
-        )
-        if template == "chat" and not has_template:
-            raise UsageError(f"{type(reader).__name__} has no chat template; use --template plain")
-        self.chat = template == "chat" or (
-            template == "auto" and self.takes_pictures and has_template
-        )
+        if template == "chat" and not has_template(reader):
+            raise UsageError(f"{type(reader).__name__} has no chat template: ask in the plain form")
+        self.chat = template != "plain" and has_template(reader)
+
+    @classmethod
+    def of(cls, reader: Any) -> Asking:
+        """What asks with a tokenizer: prompts as they stand; or the asking itself."""
+        return reader if isinstance(reader, Asking) else cls(reader, "plain")
 
     @property
-    def template(self) -> Template:
+    def template(self) -> Literal["chat", "plain"]:
         """``chat`` or ``plain``."""
         return "chat" if self.chat else "plain"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
 from modalign.errors import ModalignError
+from modalign.lengths import declared_length
 from modalign.models.caches import CACHE
 
 STARTS = ("The", "Therefore", "Because", "I", "You")  # of MEMIT's released code
@@ -79,6 +80,7 @@ def own_samples(
     Each starts from the model's own start token, or, without one, from a random token.
     """
     generator = torch.Generator().manual_seed(_mixed(seed, -1))
+    length = min(DOCUMENT, declared_length(spec.language.config) or DOCUMENT)
     start = getattr(tokenizer, "bos_token_id", None)
     documents: list[list[int]] = []
     while sum(map(len, documents)) < tokens:
@@ -86,5 +88,5 @@ def own_samples(
             first = torch.full((DOCUMENTS, 1), int(start))
         else:
             first = torch.randint(len(tokenizer), (DOCUMENTS, 1), generator=generator)
-        documents += sample(spec, first, DOCUMENT - 1, generator).tolist()
+        documents += sample(spec, first, length - 1, generator).tolist()
     return documents

@@ -32,10 +32,11 @@ from modalign.editing.multimodal.pictures import PictureRows
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.hashing import tensor_hash, tokenizer_hash
+from modalign.lengths import declared_length
 from modalign.progress import Progress
 
 TOKENS = 131_072
-LENGTH = 512  # tokens of a document, whatever the model's own limit is
+LENGTH = 512  # tokens of a document, or as many as the model reads
 BATCH_TOKENS = 4096
 SAVE_EVERY = 32_768  # tokens between two writes of what is done
 OWN = "the model's own samples"
@@ -174,7 +175,7 @@ def _fingerprint(
     """Of weights, tokens and text; what the model writes itself depends on all of its weights."""
     digest = _weights_below(spec, layers)
     text = corpus.sha256 if corpus else f"own {weights_hash(spec)}"
-    what = [sorted(layers), text, tokenizer_hash(tokenizer), tokens, seed, LENGTH]
+    what = [sorted(layers), text, tokenizer_hash(tokenizer), tokens, seed, _length(spec)]
     digest.update(json.dumps(what).encode())
     return digest.hexdigest()
 
@@ -231,21 +232,25 @@ class _Sums:
 def _documents(
     spec: ModelSpec, tokenizer: Any, corpus: Corpus | None, tokens: int, seed: int
 ) -> list[list[int]]:
-    """Token ids of documents in random order, cut at ``LENGTH``, ``tokens`` in all."""
+    """Token ids of documents in random order, cut at the model's length, ``tokens`` in all."""
     if corpus is None:
         return _limited(own_samples(spec, tokenizer, tokens, seed=seed), tokens)
     order = torch.randperm(len(corpus.documents), generator=torch.Generator().manual_seed(seed))
     chosen: list[list[int]] = []
-    count = 0
+    count, length = 0, _length(spec)
     for number in order.tolist():
         ids = list(tokenizer(corpus.documents[number])["input_ids"])
         # A long document is read to its end, in pieces.
-        pieces = [ids[start : start + LENGTH] for start in range(0, len(ids), LENGTH)]
+        pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
         chosen += pieces
         count += len(ids)
         if count >= tokens:
             break
     return _limited(chosen, tokens)
+
+
+def _length(spec: ModelSpec) -> int:
+    return min(LENGTH, declared_length(spec.language.config) or LENGTH)
 
 
 def _limited(documents: list[list[int]], tokens: int) -> list[list[int]]:

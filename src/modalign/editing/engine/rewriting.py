@@ -24,6 +24,7 @@ from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.multimodal.eyes import Eyes
 from modalign.editing.multimodal.variants import MOST, variants
 from modalign.errors import UsageError
+from modalign.lengths import check_length, declared_length
 
 ImageKeys = Literal["own", "joint"]
 RewrittenRows = Literal["both", "text", "image"]
@@ -34,7 +35,7 @@ class Rewriting(BaseModel):
 
     Attributes:
         template: the form in which the model is asked: ``chat`` (its chat template), ``plain``, or
-            ``auto``: chat for a model that takes pictures, plain for a causal language model.
+            ``auto``: chat where the model has a template, as ``modalign ask`` asks it.
         lookup: the token an edit is written at: ``subject`` (its last token), ``last`` (of the
             prompt), ``visual`` (the picture's last), or ``auto``: the subject where the text names
             it, else the last.
@@ -93,6 +94,10 @@ class Rewriter:
             parts.append(self._text(edit, contexts))
         if picture:
             parts.append(self._picture(edit))
+        limit = declared_length(self.spec.model.config)
+        for part in parts:
+            longest = max(map(len, part.prompts))
+            check_length(longest, limit, _where(edit), len(part.target))
         if len(parts) == 2 and self.settings.image_keys == "joint":
             return [_joined(parts[0], parts[1], self.settings.image_share)]
         return parts

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from modalign.chat_templates import plain_ids
 from modalign.editing.edits import Edit
 from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers.conflicts import conflict_free, conflicts, repetitions
 from modalign.editing.readers.layouts import build
 from modalign.editing.readers.rows import FileRow, read_rows, shown
 from modalign.errors import DataError
+from modalign.lengths import check_length
 
 __all__ = ["conflict_free", "read_edits", "validate_against_tokenizer"]
 
@@ -113,30 +115,38 @@ def _describe(file: Path, total: int, problems: Sequence[Problem]) -> str:
     return "\n".join(lines)
 
 
-def validate_against_tokenizer(edits: Sequence[Edit], tokenizer: Any) -> None:
+def validate_against_tokenizer(
+    edits: Sequence[Edit], tokenizer: Any, limit: int | None = None
+) -> None:
     """Check that every edit can be written in a model's tokens.
 
-    Its subject's last token must be found, and each answer must have tokens of its own.
+    Its subject's last token must be found, each answer must have tokens of its own, and no prompt may be longer
+    than what the model reads.
+
+    Args:
+        edits: as they were read.
+        tokenizer: the model's.
+        limit: positions that the model reads; None: what the tokenizer says.
 
     Raises:
         DataError: everything that is wrong, each with its file and line.
     """
+    limit = limit or getattr(tokenizer, "model_max_length", None)
     problems = [
         f"  {edit.source or edit.id}: {message}"
         for edit in edits
-        for message in _token_problems(edit, tokenizer)
+        for message in _token_problems(edit, tokenizer, limit)
     ]
     if problems:
         head = f"{len(problems)} problems with {type(tokenizer).__name__}:"
         raise DataError("\n".join([head, *shown(problems)]))
 
 
-def _token_problems(edit: Edit, tokenizer: Any) -> list[str]:
+def _token_problems(edit: Edit, tokenizer: Any, limit: int | None) -> list[str]:
     problems: list[str] = []
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown == getattr(tokenizer, "eos_token_id", None):
         unknown = None  # GPT-2 names its end of text so, and knows every byte
-    longest = getattr(tokenizer, "model_max_length", None) or 10**9
     try:
         prompt = encode_prompt(tokenizer, edit.prompt, edit.subject, edit.subject_at)
         answers = {"target": edit.target} | ({"truth": edit.truth} if edit.truth else {})
@@ -146,11 +156,11 @@ def _token_problems(edit: Edit, tokenizer: Any) -> list[str]:
                 problems.append(
                     f"the {name} {answer!r} has characters the tokenizer has no token for"
                 )
-            if len(prompt.ids) + len(ids) > longest:
-                problems.append(
-                    f"prompt and {name} have {len(prompt.ids) + len(ids)} tokens, "
-                    f"more than the {longest} that the model takes"
-                )
+            check_length(len(prompt.ids), limit, f"prompt and {name}", len(ids))
+        others = [("paraphrase", text) for text in edit.paraphrases]
+        others += [("neighbour", each.prompt) for each in edit.neighbours]
+        for name, text in others:
+            check_length(len(plain_ids(tokenizer, text)), limit, f"the {name} {text[:40]!r}")
     except DataError as error:
         problems.append(str(error))
     return problems

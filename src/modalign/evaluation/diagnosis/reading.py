@@ -27,6 +27,7 @@ from modalign.evaluation.diagnosis.finding import (
     placeholder,
 )
 from modalign.evaluation.passes import with_other_media
+from modalign.lengths import check_length, declared_length
 from modalign.models.asking import answer_ids, conversation_of, media_inputs, modalities_of, said
 from modalign.models.probe import placed
 from modalign.models.tool_text import ToolReader
@@ -132,6 +133,7 @@ class ObservedModel:
         whole = [*asked, said(self.tokenizer, record.answer)]
         found = media_inputs(self.processor, [whole], [str(record.source)], answered=True)
         length = found["input_ids"].shape[1]
+        check_length(length, declared_length(self.model.config), str(record.source), answer=0)
         start = length - after - len(answer)
         if found["input_ids"][0, start : start + len(answer)].tolist() != answer:
             raise DataError(f"{record.source}: the processor gives other tokens than its tokenizer")

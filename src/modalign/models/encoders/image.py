@@ -21,6 +21,7 @@ from modalign.encoders.image import build
 from modalign.errors import UsageError, first_line
 from modalign.models.encoders.loading import Encoder
 from modalign.models.encoders.plain import plain_config
+from modalign.models.pretrained import read_pretrained
 from modalign.models.weights import pickle_hint, safetensors_only
 
 
@@ -103,9 +104,9 @@ def plain_processor(image_size: int) -> SiglipImageProcessorPil:
 
 
 def _load_tower(name: str, layer: int | str, allow_pickle: bool) -> Encoder:
-    config = AutoConfig.from_pretrained(name)
+    config = read_pretrained(AutoConfig, name, "image encoder")
     vision: PreTrainedConfig = getattr(config, "vision_config", None) or config
-    processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    processor = read_pretrained(AutoImageProcessor, name, "image encoder", backend="pil")
     pixels = processor(images=[Image.new("RGB", (512, 512))], return_tensors="pt")["pixel_values"]
     spec = {
         "kind": "tower",

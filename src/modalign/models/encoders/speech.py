@@ -25,10 +25,10 @@ from modalign.encoders.speech import (
     patch_rows,
     speech_part,
 )
-from modalign.errors import UsageError, first_line
+from modalign.errors import UsageError
 from modalign.models.encoders.measure import steps_of
 from modalign.models.encoders.plain import plain_config
-from modalign.models.weights import pickle_hint, safetensors_only
+from modalign.models.pretrained import read_pretrained
 
 # Pre-training regularisation that would mask or skip parts of an encoder trained here.
 PLAIN = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
@@ -58,13 +58,8 @@ def describe_speech(name: str, layer: int, form: str = "own") -> dict[str, Any]:
         UsageError: there is no such model, or it does not read speech.
         EncoderError: the model cannot be used.
     """
-    try:
-        config = AutoConfig.from_pretrained(name)
-        extractor = AutoFeatureExtractor.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"the audio encoder {name!r} cannot be loaded: {first_line(error)}"
-        ) from error
+    config = read_pretrained(AutoConfig, name, "audio encoder")
+    extractor = read_pretrained(AutoFeatureExtractor, name, "audio encoder")
     config.update({key: value for key, value in PLAIN.items() if hasattr(config, key)})
     if form != "own":
         _check_form(name, config, layer, form)
@@ -186,14 +181,9 @@ def load_weights(encoder: SignalEncoder, name: str, allow_pickle: bool) -> None:
         UsageError: they cannot be read, or some are missing.
     """
     tower: Any = encoder.tower
-    try:
-        model, info = AutoModel.from_pretrained(
-            name, output_loading_info=True, use_safetensors=safetensors_only(allow_pickle)
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"the audio encoder {name!r} cannot be loaded: {first_line(error)}{pickle_hint(error)}"
-        ) from error
+    model, info = read_pretrained(
+        AutoModel, name, "audio encoder", allow_pickle=allow_pickle, output_loading_info=True
+    )
     inside = speech_part(model.config) is not None
     missing = [
         key

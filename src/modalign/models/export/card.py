@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from modalign.data.modalities import modality_of
 from modalign.models.configuration import ModalignConfig
 
@@ -33,6 +35,7 @@ def model_card(
     notes: list[str],
     text: str | None,
     *,
+    dtype: Any,
     processor_code: bool = False,
 ) -> str:
     """Write the README.md of a saved model.
@@ -42,6 +45,7 @@ def model_card(
         kind: ``remote-code``, or ``native:`` and the class.
         notes: what users must know.
         text: measurements.
+        dtype: of the weights.
         processor_code: whether a native model's processor is Python files in the folder.
     """
     remote = kind == "remote-code"
@@ -70,6 +74,8 @@ def model_card(
             f"| {modality} connector | {bridge['connector']['name']} | trained here | |",
         ]
     lines += [
+        "",
+        f"The weights are {str(dtype).removeprefix('torch.')}.",
         "",
         "## Loading",
         "",

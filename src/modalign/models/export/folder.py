@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForMultimodalLM,
     AutoProcessor,
     GenerationConfig,
@@ -23,7 +22,7 @@ from transformers import (
 
 from modalign.connectors.base import Connector
 from modalign.encoders.image import ImportedEncoder
-from modalign.errors import ModalignError, UsageError, first_line
+from modalign.errors import ModalignError, UsageError
 from modalign.files import new_folder
 from modalign.models.bridges import Bridges
 from modalign.models.configuration import ModalignConfig
@@ -36,6 +35,7 @@ from modalign.models.export.remote_code import (
     write_processor,
 )
 from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.pretrained import check_vocabulary, read_pretrained
 from modalign.models.processing import ModalignProcessor
 from modalign.models.processing_idefics import ModalignIdeficsProcessor
 from modalign.models.processing_voxtral import ModalignVoxtralProcessor
@@ -74,6 +74,7 @@ def save_model(
     *,
     card: str | None = None,
     target: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> SavedModel:
     """Write the model so that it loads without modalign; an existing one is replaced at the end.
 
@@ -84,6 +85,7 @@ def save_model(
         card: text for the model card, such as the measured comparison.
         target: a key of ``native.TARGETS`` or ``remote-code``, without alternative; None for
             the native class if it computes the same, otherwise remote code.
+        dtype: of the saved weights, to which the model's own are rounded; None: theirs.
 
     Raises:
         UsageError: the folder contains something that is not a model.
@@ -96,14 +98,15 @@ def save_model(
         raise ModalignError("the language model still carries LoRA adapters; merge them first")
     with new_folder(folder) as temporary:
         native, notes = _native(model, processor, target)
-        if native is None:
-            kind = "remote-code"
-            notes += _save_remote(model, processor, temporary)
-        else:
-            kind = f"native:{native.target}"
-            native.model.generation_config = savable(native.model.generation_config)
-            save_native(native, temporary)
-            notes += _save_processor_code(native.processor, temporary)
+        with stored_as(dtype, model, *([native.model] if native else [])) as stored:
+            if native is None:
+                kind = "remote-code"
+                notes += _save_remote(model, processor, temporary)
+            else:
+                kind = f"native:{native.target}"
+                native.model.generation_config = savable(native.model.generation_config)
+                save_native(native, temporary)
+                notes += _save_processor_code(native.processor, temporary)
         for file in temporary.glob("*config.json"):
             forget_places(file)
         (temporary / "README.md").write_text(
@@ -112,12 +115,46 @@ def save_model(
                 kind,
                 notes,
                 card,
+                dtype=stored,
                 processor_code=native is not None
                 and isinstance(native.processor, ModalignProcessor),
             ),
             encoding="utf-8",
         )
     return SavedModel(kind, folder, tuple(notes))
+
+
+@contextmanager
+def stored_as(dtype: torch.dtype | None, *models: nn.Module) -> Iterator[torch.dtype]:
+    """Models in the dtype that is saved; afterwards in the former one, rounded to what was saved."""
+    before = widest_dtype(models[0])
+    if dtype is None or dtype == before:
+        yield before
+        return
+    _cast(models, dtype)
+    try:
+        yield dtype
+    finally:
+        _cast(models, before)
+
+
+def _cast(models: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """What is saved of models; what is not (frequencies of rotary positions) keeps its precision."""
+    for model in models:
+        for tensor in model.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+
+def save_parts(
+    model: ModalignForConditionalGeneration, processor: ModalignProcessor, folder: Path
+) -> None:
+    """Write all of a model but its weights into an empty folder, and read it back: a rehearsal of saving."""
+    model.config.save_pretrained(folder)
+    savable(model.generation_config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    load_processor(folder)
+    model_card(model.config, "remote-code", [], None, dtype=model.dtype)
 
 
 def _native(
@@ -249,17 +286,12 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} contains no model: it has no config.json")
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    try:
-        if values.get("model_type") == ModalignConfig.model_type:
-            own = ModalignForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
-            return own.eval(), load_processor(folder)
-        config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForMultimodalLM.from_pretrained(
-            folder, config=config, use_safetensors=True
-        )
-        return model.eval(), load_processor(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+    own = values.get("model_type") == ModalignConfig.model_type
+    kind = ModalignForConditionalGeneration if own else AutoModelForMultimodalLM
+    model = read_pretrained(kind, folder, use_safetensors=True)
+    processor = load_processor(folder)
+    check_vocabulary(folder, model, processor.tokenizer)
+    return model.eval(), processor
 
 
 def load_processor(folder: Path) -> ProcessorMixin:
@@ -269,4 +301,5 @@ def load_processor(folder: Path) -> ProcessorMixin:
     own = next(
         (each for each in PROCESSORS if each.__name__ == values.get("processor_class")), None
     )
-    return (own or AutoProcessor).from_pretrained(folder)
+    found: ProcessorMixin = read_pretrained(own or AutoProcessor, folder, "processor of the model")
+    return found

@@ -26,11 +26,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from modalign.errors import ModalignError, UsageError, first_line
 from modalign.files import write_atomically
 from modalign.hashing import canonical, tensor_hash
+from modalign.lengths import declared_length
 from modalign.models.export.folder import savable
 from modalign.models.export.media import embedding_rows, refuse_in_layer, save_media
 from modalign.models.media import ModalignMedia
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import embedding
+from modalign.models.pretrained import read_pretrained
 from modalign.models.probe import Conversation, placed, prepare
 from modalign.models.processing import ModalignProcessor
 
@@ -137,12 +139,8 @@ class Gateway:
             UsageError: it cannot be loaded.
             ModalignError: it is another one; the message names the first differing tensor.
         """
-        try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"the language model {str(name)!r} cannot be loaded: {first_line(error)}"
-            ) from error
+        kind, what = AutoModelForCausalLM, "language model"
+        model = read_pretrained(kind, name, what, dtype="auto", use_safetensors=True)
         expected = self.language_model["tensors"]
         found = _digests(model, self.language_model["rows"])
         for tensor in sorted(expected.keys() | found.keys()):
@@ -169,8 +167,8 @@ def load_gateway(folder: Path | str, device: torch.device | str = "cpu") -> Gate
         )
     try:
         reference = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))
-        model = ModalignMedia.from_pretrained(folder, use_safetensors=True)
-        processor = ModalignProcessor.from_pretrained(folder)
+        model = read_pretrained(ModalignMedia, folder, "gateway", use_safetensors=True)
+        processor = read_pretrained(ModalignProcessor, folder, "processor of the gateway")
         generation = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
@@ -250,7 +248,7 @@ def describe_language_model(
         "hidden_size": module.weight.shape[1],
         "rows": rows,
         "dtype": str(language.dtype).removeprefix("torch."),
-        "max_position_embeddings": getattr(language.config, "max_position_embeddings", None),
+        "max_position_embeddings": declared_length(language.config),
         "embedding_factor": round(float(given.norm() / some.norm().clamp(min=1e-30)), 4),
         "sha256": hashlib.sha256(canonical(digests)).hexdigest(),
         "tensors": digests,

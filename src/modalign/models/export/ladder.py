@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from transformers import LlavaForConditionalGeneration
 
 from modalign.errors import ModalignError, UsageError, choose
@@ -23,9 +24,12 @@ from modalign.models.asking import conversation_of
 from modalign.models.export.codes import SIGNAL, TARGET, check_codes, save_codes
 from modalign.models.export.folder import (
     TRAINING_ANSWERS,
+    SavedModel,
     check_folder,
     load_model,
     save_model,
+    stored_as,
+    widest_dtype,
 )
 from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.export.gateway import REFERENCE, save_gateway, save_language_model
@@ -83,13 +87,17 @@ class Exported:
 
 @dataclass
 class _Source:
-    """The model to export, and its answers to the conversations used for comparison."""
+    """The model to export, and its answers to the conversations used for comparison.
+
+    It computes in float32, so that rounding does not differ, and is written in ``stored``.
+    """
 
     folder: Path
     model: Any
     processor: Any
     conversations: list[Conversation]
     seen: dict[str, Any]
+    stored: torch.dtype
 
     @property
     def composed(self) -> bool:
@@ -135,6 +143,8 @@ def export_model(
     tell = progress or (lambda *_: None)
     tell("exporting (loading)", 0, 3)
     model, processor = load_model(folder)
+    stored = widest_dtype(model)
+    model = model.float()
     chosen, origin = records_for(folder, processor, data, records, columns)
     conversations = [conversation_of(record, processor) for record in chosen]
     if isinstance(model, ModalignForConditionalGeneration):
@@ -143,7 +153,7 @@ def export_model(
     seen = observe(model, processor, conversations, NEW_TOKENS)
     if to in ("gateway", "remote-code") and isinstance(model, LlavaForConditionalGeneration):
         model, processor = composed_from_llava(model, processor)
-    given = _Source(folder, model, processor, conversations, seen)
+    given = _Source(folder, model, processor, conversations, seen, stored)
     limit = tolerance_of(model) if tolerance is None else tolerance
     tell("exporting (writing)", 1, 3)
     with ExitStack() as stack:
@@ -155,7 +165,8 @@ def export_model(
         if rung == "gateway":
             beside = new_folder(Path(language_model)) if language_model else _passing()
             plain = stack.enter_context(beside)
-            save_language_model(model, processor, plain)
+            with stored_as(stored, model):
+                save_language_model(model, processor, plain)
         tell("exporting (comparing in a clean process)", 2, 3)
         difference = _check(given, temporary, plain, limit, out)
     tell("exporting", 3, 3)
@@ -214,9 +225,11 @@ def _write(
     if not source.composed:
         return _copied(source, folder, to, target)
     if to == "gateway":
-        return "gateway", "ModalignMedia", save_gateway(source.model, source.processor, folder)
+        with stored_as(source.stored, source.model):
+            notes = save_gateway(source.model, source.processor, folder)
+        return "gateway", "ModalignMedia", notes
     if to == "remote-code":
-        saved = save_model(source.model, source.processor, folder, target="remote-code")
+        saved = _save(source, folder, "remote-code")
         return "remote-code", type(source.model).__name__, list(saved.notes)
     try:
         return _native(source, folder, target)
@@ -225,19 +238,24 @@ def _write(
             raise UsageError(
                 f"{source.folder} cannot be a native model: {reason}. It can be remote-code"
             ) from reason
-        saved = save_model(source.model, source.processor, folder, target="remote-code")
+        saved = _save(source, folder, "remote-code")
         notes = [f"It cannot be a native model: {reason}.", *saved.notes[1:]]
         return "remote-code", type(source.model).__name__, notes
+
+
+def _save(source: _Source, folder: Path, target: str | None) -> SavedModel:
+    return save_model(source.model, source.processor, folder, target=target, dtype=source.stored)
 
 
 def _native(source: _Source, folder: Path, target: str | None) -> tuple[Rung, str, list[str]]:
     if target is None:
         target = _codes_or_none(source.model)
     if target == TARGET:
-        notes = save_codes(source.model, source.processor, folder)
+        with stored_as(source.stored, source.model):
+            notes = save_codes(source.model, source.processor, folder)
         return "native", type(source.model.language_model).__name__, notes
     try:
-        saved = save_model(source.model, source.processor, folder, target=target)
+        saved = _save(source, folder, target)
     except ModalignError as error:
         if isinstance(error.__cause__, NotNativeError):
             raise error.__cause__ from error
@@ -293,6 +311,7 @@ def _check(
         form=form,
         media=media,
         language_model=language_model,
+        dtype=widest_dtype(source.model),
     )
     try:
         return verify_in_clean_process([expected])[0]

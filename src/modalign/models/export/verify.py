@@ -22,7 +22,7 @@ from modalign.chat_templates import prompt_ids
 from modalign.encoders.registry import prepare_signals
 from modalign.errors import ModalignError
 from modalign.models import probe
-from modalign.models.export.folder import load_model
+from modalign.models.export.folder import load_model, widest_dtype
 from modalign.models.probe import Conversation, observe
 
 TOLERANCE = 1e-5  # for fp32 logits, relative to their size where that is above 1
@@ -44,6 +44,7 @@ class Expected:
             language model.
         media: folder of the part in front of it.
         language_model: folder of that language model.
+        dtype: dtype of the model when it was seen; None: the stored one.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Expected:
     form: Literal["whole", "gateway", "codes"] = "whole"
     media: Path | None = None
     language_model: Path | None = None
+    dtype: torch.dtype | None = None
 
 
 def tolerance_of(model: nn.Module) -> float:
@@ -98,7 +100,7 @@ def verify_saved(
     asked = list(conversations)
     expected = observe(model, processor, asked, max_new_tokens) if seen is None else seen
     again, its_processor = load_model(folder)
-    again.to(model.device)
+    again.to(model.device, widest_dtype(model))
     _check_end_ids(model, again, folder)
     answers = observe(again, its_processor, asked, max_new_tokens)
     return compare(expected, answers, limit, str(folder))
@@ -207,6 +209,7 @@ def verify_in_clean_process(
                     "max_new_tokens": item.max_new_tokens,
                     "out": str(work / f"{number}.safetensors"),
                     "form": item.form,
+                    "dtype": item.dtype and str(item.dtype).removeprefix("torch."),
                     "media": str((item.media or item.folder).resolve()),
                     "language_model": str((item.language_model or item.folder).resolve()),
                 }

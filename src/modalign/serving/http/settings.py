@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modalign.errors import UsageError
+
+log = logging.getLogger("modalign.serving")
 
 MEGABYTE = 2**20
 
@@ -83,6 +86,8 @@ def read_key(file: Path, option: str = "--api-key-file") -> str:
         UsageError: the file is unreadable, or not one line of visible ASCII characters.
     """
     try:
+        if file.stat().st_mode & 0o077:
+            log.warning("%s %s: others can read the key; chmod 600 keeps it to you", option, file)
         key = file.read_text(encoding="ascii").strip()
     except OSError as error:
         raise UsageError(f"{option} {file}: cannot be read ({error.strerror or error})") from None

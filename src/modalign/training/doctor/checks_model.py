@@ -13,6 +13,7 @@ from modalign.errors import DataError, ModalignError
 from modalign.models.bridges import PlaceholderError
 from modalign.models.collation import Batch
 from modalign.models.parts import PartNotFoundError
+from modalign.training.doctor.checks_saving import rehearse_saving
 from modalign.training.learners import Composed, ModelLearner, captions
 from modalign.training.methods import Method
 from modalign.training.objectives import Objective
@@ -59,6 +60,7 @@ def try_out(subject: Composed, samples: Sequence[Sample], whole: bool = True) ->
     _refuse_too_long(subject, samples)
     _refuse_without_pairs(subject)
     given = _features_given(subject, whole)
+    rehearse_saving(subject)
     for stage in subject.method.stages:
         if stage.runs == "model":
             _compute_objective(subject, stage)

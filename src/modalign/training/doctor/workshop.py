@@ -91,7 +91,7 @@ class Workshop:
                     method.tools, self.parts, processor.tokenizer, self.cache
                 )
             given = (self.train, self.val, method, self.references, self.text)
-            yield Composed(model, collator, settings, *given)
+            yield Composed(model, processor, collator, settings, *given)
         finally:
             if adapters is not None:
                 adapters.unload()

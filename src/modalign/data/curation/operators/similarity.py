@@ -129,8 +129,10 @@ class DualEncoder:
         self._batch_size = batch_size
         self._device = device_named(device)
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(name)
-            self._model: Any = AutoModel.from_pretrained(name, use_safetensors=True)
+            self._processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            self._model: Any = AutoModel.from_pretrained(
+                name, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UsageError(f"image_text_similarity: cannot load {name} ({error})") from None
         for part in ("get_image_features", "get_text_features"):

@@ -1,0 +1,67 @@
+"""What can be wrong with saving a model and asking it: found before step 0, not after the last one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from modalign.data.supervision import Sample
+from modalign.errors import ModalignError, UsageError, first_line
+from modalign.memory import readable
+from modalign.models.asking import conversation_of
+from modalign.models.export.folder import save_parts
+from modalign.models.export.verify import check_trained_ids
+from modalign.models.probe import Conversation
+from modalign.training.learners import Composed
+
+PROBES = 4  # conversations that a saved model is compared on
+
+
+def probes_of(subject: Composed, samples: Sequence[Sample] = ()) -> list[Conversation]:
+    """Conversations that a saved model is compared on: with media where there are any, validation's first."""
+    known = [*samples, *subject.train_samples]
+    chosen = [sample for sample in known if sample.media] or known
+    asked = [conversation_of(sample.record, subject.processor) for sample in chosen[:PROBES]]
+    # Where answers stand alone, something is asked.
+    plain: Conversation = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    return [conversation or plain for conversation in asked]
+
+
+def rehearse_saving(subject: Composed) -> None:
+    """Write and read back all of a model's folder but its weights, and ask as it will be asked.
+
+    Raises:
+        ModalignError: it would fail after training; the message says why.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            save_parts(subject.model, subject.processor, Path(name))
+        if not subject.method.tools:
+            for conversation in probes_of(subject)[:1]:
+                check_trained_ids(subject.processor, conversation)
+    except ModalignError:
+        raise
+    except (
+        Exception
+    ) as error:  # templates, tokenizers and configurations of others may raise anything
+        raise ModalignError(
+            f"{subject.method.name}: the model could not be saved and asked after training: {first_line(error)}"
+        ) from error
+
+
+def check_room(subject: Composed, folder: Path) -> None:
+    """See that the disk takes the trained model.
+
+    Raises:
+        UsageError: it does not.
+    """
+    needed = sum(p.numel() * p.element_size() for p in subject.model.parameters())
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"{folder}: the trained model takes {readable(needed)}, and {readable(free)} are free: "
+            "choose another place"
+        )

@@ -1,0 +1,119 @@
+"""A model is saved in the dtype that it was given in, unless asked otherwise, and that is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+import tiny
+from modalign.models.compose import load_language_model
+from modalign.models.export import save_model
+
+Cli = Callable[..., tuple[int, str, str]]
+NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@pytest.fixture(scope="module")
+def stored(
+    llm_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A tiny language model by the dtype of its weights."""
+
+    def make(dtype: str) -> Path:
+        folder: Path = tmp_path_factory.getbasetemp() / f"stored-{dtype}"
+        if not folder.exists():
+            saved: Any = AutoTokenizer.from_pretrained(llm_folder("llama"))
+            model: Any = tiny.language_model("llama", len(saved))
+            model.to(getattr(torch, dtype)).save_pretrained(folder)
+            saved.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def dtypes(folder: Path) -> set[str]:
+    """Of the tensors in a folder's weight files."""
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as held:
+            found |= {held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
+    return found
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("mode", "method"),
+    [("frozen", "linear"), ("lora", "linear"), ("full", "gated_cross_attention")],
+)
+def test_train_saves_what_was_given(
+    cli: Cli, stored: Callable[[str], Path], small_data: Path, tmp_path: Path, given: str, mode: str, method: str
+) -> None:  # fmt: skip
+    """Reported: a bfloat16 model is saved as float32 without a word."""
+    code, _, err = cli(
+        "train", "--llm", stored(given), "--train", small_data / "data.jsonl", "--encoder", "none",
+        "--method", method, "--set", "parts.image_size=32", "--set", "parts.patch_size=8",
+        "--train-llm", mode, "--budget", "8samples", "--factor", "1", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    folder = tmp_path / "out" / "model"
+    assert dtypes(folder) == {NAMES[given]}
+    assert given in err
+    assert f"The weights are {given}." in (folder / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["dtype"] == given
+
+
+def test_another_dtype_is_had_for_the_asking(
+    cli: Cli, stored: Callable[[str], Path], small_data: Path, tmp_path: Path
+) -> None:
+    code, _, err = cli(
+        "train", "--llm", stored("bfloat16"), "--train", small_data / "data.jsonl", "--encoder", "none",
+        "--method", "linear", "--set", "parts.image_size=32", "--set", "parts.patch_size=8",
+        "--save-dtype", "float32", "--budget", "8samples", "--factor", "1", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert dtypes(tmp_path / "out" / "model") == {"F32"}
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "float16"])
+def test_edits_and_patches_keep_it(
+    cli: Cli, stored: Callable[[str], Path], tmp_path: Path, given: str
+) -> None:
+    edits = tiny.write_jsonl(
+        tmp_path / "edits.jsonl",
+        [{"subject": "one", "prompt": "{} is", "target": "two", "truth": "seven"}],
+    )
+    patch, folder = tmp_path / "fix.safetensors", tmp_path / "fixed"
+    method = ["--method", "ft", "--set", "epochs=1"]
+    code, _, err = cli("edit", "run", stored(given), edits, "-o", patch, *method)
+    assert code == 0, err
+    code, _, err = cli("patch", "apply", stored(given), patch, "-o", folder)
+    assert code == 0, err
+    assert dtypes(folder) == {NAMES[given]}
+    assert json.loads((folder / "config.json").read_text())["dtype"] == given
+
+
+@pytest.mark.parametrize("rung", ["gateway"])  # by which the others go, too
+def test_an_export_keeps_it(
+    cli: Cli, compose_tiny: Callable[..., Any], tmp_path: Path, rung: str
+) -> None:
+    model, processor = compose_tiny("linear", tower="clip")
+    save_model(model, processor, tmp_path / "model", target="remote-code", dtype=torch.bfloat16)
+    more = ["--language-model", tmp_path / "plain"] if rung == "gateway" else []
+    code, _, err = cli("export", tmp_path / "model", "--to", rung, "-o", tmp_path / rung, *more)
+    assert code == 0, err
+    assert dtypes(tmp_path / rung) == {"BF16"}
+    if more:
+        assert dtypes(tmp_path / "plain") == {"BF16"}
+
+
+def test_a_winner_and_tools_keep_it(stored: Callable[[str], Path], tmp_path: Path) -> None:
+    """What compare and a tool method save goes by the same property."""
+    assert load_language_model(str(stored("float16"))).stored == torch.float16
+    assert load_language_model(str(stored("float16"))).model.dtype == torch.float32
