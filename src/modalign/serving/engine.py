@@ -263,7 +263,7 @@ class LocalEngine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._rows or self._waiting or self._teller.ready or self._closed):
+            while not (self._rows or self._ready() or self._teller.ready or self._closed):
                 self._changed.wait()
             return not self._closed
 
@@ -277,6 +277,8 @@ class LocalEngine:
             read += sum(len(row.prompt.ids) for row in group)
             self._guarded(group, partial(self._prefill, group))
             self._drop_finished()
+            if group[0].scored and self._rows:
+                break
         if self._rows:
             self._step()
 
@@ -289,21 +291,27 @@ class LocalEngine:
             for row in list(rows):
                 row.finish("error", f"{type(error).__name__}: {error}")
 
+    def _ready(self) -> list[Row]:
+        """Waiting requests that can be read: others overtake scored prompts while too many are being told."""
+        return [row for row in self._waiting if self._teller.room or not row.scored]
+
     def _next_group(self) -> list[Row]:
         """Return waiting requests to read together, and drop cancelled ones."""
         with self._changed:
             for row in [row for row in self._waiting if row.cancelled]:
                 self._waiting.remove(row)
                 row.finish("cancelled")
-            free = self.max_batch - len(self._rows) - len(self._teller.rows)
+            free = self.max_batch - len(self._rows)
+            ready = self._ready()
             group: list[Row] = []
-            if free > 0 and self._waiting:
-                length = len(self._waiting[0].prompt.ids)
+            if free > 0 and ready:
+                length = len(ready[0].prompt.ids)
                 most = min(free, TOGETHER) if self.runner.groups else 1
-                for row in list(self._waiting):
-                    if len(row.prompt.ids) == length and len(group) < most:
-                        group.append(row)
-                        self._waiting.remove(row)
+                if ready[0].scored and self._rows:
+                    most = 1  # nobody reads it word by word: those that run come first
+                group = [row for row in ready if len(row.prompt.ids) == length][:most]
+                for row in group:
+                    self._waiting.remove(row)
             if not self._waiting:
                 self._changed.notify_all()
             return group
@@ -313,20 +321,20 @@ class LocalEngine:
         alike: dict[tuple[int, bool], list[tuple[Row, list[KeysValues]]]] = {}
         for row in group:
             known = self._known(row)
-            kind = (known[0][0].shape[2] if known else 0, row.sampling.prompt_logprobs)
+            kind = (known[0][0].shape[2] if known else 0, row.scored)
             alike.setdefault(kind, []).append((row, known))
         for members in alike.values():
             self._read_prompts(members)
 
     def _known(self, row: Row) -> list[KeysValues]:
-        if not self.runner.shares or row.sampling.prompt_logprobs:
+        if not self.runner.shares or row.scored:
             return []
         return self.prefixes.longest(row.prompt)
 
     def _read_prompts(self, members: Sequence[tuple[Row, list[KeysValues]]]) -> None:
         """Read prompts of equal length with equally long known prefixes."""
         rows = [row for row, _ in members]
-        scoring = rows[0].sampling.prompt_logprobs
+        scoring = rows[0].scored
         try:
             known = _side_by_side([each for _, each in members])
             found = self.runner.prefill([row.prompt for row in rows], known, all_logits=scoring)
@@ -346,7 +354,7 @@ class LocalEngine:
         self._cached += cached
         row.memory = found.memories[number]
         logits = found.logits[number]
-        if not row.sampling.prompt_logprobs:
+        if not row.scored:
             row.start((), cached)
             self._join(Told(row, logits[-1], found.layers), number)
             return

@@ -87,7 +87,7 @@ class Sampling:
         return self.temperature < GREEDY
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Alternative:
     """A possible token at a position.
 
@@ -103,7 +103,7 @@ class Alternative:
     logprob: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scored:
     """A token with its natural-log probability and the most likely tokens at its position.
 

@@ -77,6 +77,11 @@ class Row:
         greedy = self._generator is None and not self._processors
         return greedy and self.sampling.logprobs is None
 
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's tokens get log-probabilities."""
+        return self.sampling.prompt_logprobs
+
     def cancel(self) -> None:
         """Free its slot after the running step."""
         self.cancelled = True

@@ -19,6 +19,7 @@ from modalign.serving.rows import Row
 from modalign.serving.sampling import Likely
 from modalign.serving.slots import KeysValues
 
+MOST = 4  # prompts that wait to be told, or a few more
 log = logging.getLogger(__name__)
 
 
@@ -61,6 +62,11 @@ class Teller:
         with self._changed:
             self.ready.append(told)
             self._changed.notify_all()
+
+    @property
+    def room(self) -> bool:
+        """Whether further rows should come: each holds its scores, and keys and values."""
+        return len(self.rows) < MOST
 
     def next(self) -> Told | None:
         """One that is ready, which leaves."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from modalign.serving.http.errors import GONE, ApiError, draining
@@ -126,10 +126,8 @@ class Answer(Response):
         if error is None:
             usage = self.work.usage(self.run)
             # A scored prompt is megabytes of JSON, which no other client should wait for.
-            response = await asyncio.to_thread(
-                lambda: JSONResponse(self.work.shape.whole(answers, usage))
-            )
-            await response(scope, receive, send)
+            body = await asyncio.to_thread(self.work.shape.written_whole, answers, usage)
+            await Response(body, media_type="application/json")(scope, receive, send)
         else:
             await error.response()(scope, receive, send)
         return True

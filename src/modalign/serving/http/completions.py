@@ -11,7 +11,7 @@ from modalign.serving.http.answering import Work
 from modalign.serving.http.errors import refused
 from modalign.serving.http.sampled import asks_for, room, sampling_of
 from modalign.serving.http.schemas import CompletionRequest
-from modalign.serving.http.shapes import Collected, Shape, finite
+from modalign.serving.http.shapes import Collected, Shape, finite, in_pieces
 from modalign.serving.requests import Delta, Engine, Event, Prompt, Scored, Started
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -107,7 +107,7 @@ class CompletionShape(Shape):
         if not text and not tokens and finish is None:
             return ""
         shown = self._logprobs is not None and tokens
-        logprobs = json.dumps(self._scores(choice, tokens)) if shown else "null"
+        logprobs = in_pieces(self._scores(choice, tokens)) if shown else "null"
         return self.written(choice, f'"text":{json.dumps(text)}', logprobs, finish)
 
     def choice(self, place: int, answer: Collected) -> dict[str, Any]:

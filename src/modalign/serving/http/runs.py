@@ -31,6 +31,8 @@ from modalign.serving.requests import (
     Started,
 )
 
+MOST = 32  # answers of one request in the engine at a time: others need places, too
+
 
 class Relay:
     """Hands events from any thread to one event loop."""
@@ -175,6 +177,8 @@ class Run:
 
     def _submit(self) -> None:
         while self._pending and not self._cancelled:
+            if sum(each.handle is not None and not each.done for each in self._choices) >= MOST:
+                return
             number = self._pending[0]
             ask, choice = self._asks[number], self._choices[number]
             choice.asked = choice.asked or time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import signal
 import socket
@@ -104,6 +105,9 @@ def serve(
     service = Service(engine, settings)
     server = StoppableServer(service, ready, stopping, drain_seconds)
     sys.setswitchinterval(SWITCH)
+    # A collection over all that was loaded stops every thread, for up to a second: leave it out from now on.
+    gc.collect()
+    gc.freeze()
     try:
         server.run(sockets=[listener])
     finally:

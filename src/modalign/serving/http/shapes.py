@@ -12,6 +12,8 @@ from typing import Any
 
 from modalign.serving.requests import Event, FinishReason, Scored
 
+PIECE = 512  # elements of a list
+_write = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 LEAST = -9999.0  # OpenAI's value for a probability of 0, because JSON has no infinity
 
 
@@ -72,10 +74,27 @@ class Shape(ABC):
         """Return the last chunk, with the usage."""
         return f'{self._chunk_head}],"usage":{json.dumps(usage)}}}\n\n'
 
+    def written_whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> bytes:
+        """Write the response that is not streamed."""
+        return in_pieces(self.whole(answers, usage)).encode()
+
     def whole(self, answers: Sequence[Collected], usage: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer that is not streamed."""
         choices = [self.choice(place, answer) for place, answer in enumerate(answers)]
         return {**self._head, "choices": choices, "usage": usage}
+
+
+def in_pieces(value: Any, depth: int = 5) -> str:
+    """Write JSON piece by piece: other threads cannot run within one."""
+    if depth and isinstance(value, dict):
+        members = (f"{_write(name)}:{in_pieces(each, depth - 1)}" for name, each in value.items())
+        return f"{{{','.join(members)}}}"
+    if depth and isinstance(value, list) and value:
+        if isinstance(value[0], dict) and len(value) <= PIECE:
+            return f"[{','.join(in_pieces(each, depth - 1) for each in value)}]"
+        starts = range(0, len(value), PIECE)
+        return f"[{','.join(_write(value[n : n + PIECE])[1:-1] for n in starts)}]"
+    return _write(value)
 
 
 def finite(logprob: float) -> float:
