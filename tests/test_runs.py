@@ -28,7 +28,7 @@ def test_a_run_is_recorded_and_refused_a_second_time(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run"
     begun(path)
     assert yaml.safe_load((path / RECORD).read_text()) == GIVEN
-    with pytest.raises(UsageError, match="--resume goes on with it, --overwrite begins anew"):
+    with pytest.raises(UsageError, match="--resume continues it, --overwrite starts again"):
         begun(path)
     assert (path / "result").read_text() == "of the run"
 
@@ -65,7 +65,7 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
         folder.begin()
     assert yaml.safe_load((tmp_path / RECORD).read_text()) == {"seed": 1}
     with (
-        pytest.raises(UsageError, match="give one of them"),
+        pytest.raises(UsageError, match="give only one of them"),
         run_folder(tmp_path, GIVEN, resume=True, overwrite=True),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Where everything lies that can be made again: features, statistics, tools' results, the starter's data."""
+"""The folder for everything that can be recomputed: features, statistics, tools' results, the starter's data."""
 
 from __future__ import annotations
 

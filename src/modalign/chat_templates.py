@@ -1,8 +1,8 @@
-"""How a tokenizer writes a conversation: the one place that applies a chat template.
+"""How a tokenizer renders a conversation: the only module that applies chat templates.
 
-From messages to text and token ids, which stretches of them the assistant says, and which ids end an answer.
-Tokenizers and processors are known here by what they do, so this file needs neither torch nor any room: it
-lies on the ground, where supervision, a local endpoint and all the rooms above share it.
+From messages to text and token ids, with the spans that the assistant says and the ids that end an answer.
+Tokenizers and processors are duck-typed, so this file needs neither torch nor any room: supervision, local
+endpoints and all rooms above share it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 from modalign.errors import DataError, first_line
 
 Messages = Sequence[Mapping[str, Any]]
-Spans = list[tuple[int, int]]  # characters, first and one after the last
+Spans = list[tuple[int, int]]  # in characters, end exclusive
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _FROM, _TO = (
     "\U000f0000",
     "\U000f0001",
-)  # around a control token that is text; transformers' own marks
+)  # surround a control token that is text; transformers' own markers
 _PIECES = re.compile(f"{_FROM}(?P<plain>.*?){_TO}|[^{_FROM}{_TO}]+", re.DOTALL)
 _CONTROLS: WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = WeakKeyDictionary()
 _TURN_ENDS: WeakKeyDictionary[Any, tuple[Any, list[int]]] = WeakKeyDictionary()
@@ -30,12 +30,12 @@ _TURN_ENDS: WeakKeyDictionary[Any, tuple[Any, list[int]]] = WeakKeyDictionary()
 def rendered(
     reader: Any, messages: Messages, *, answered: bool = False, tools: Sequence[Any] | None = None
 ) -> str:
-    """A conversation as the chat template writes it.
+    """Render a conversation with the chat template.
 
     Args:
-        reader: a tokenizer, or a processor with a template of its own.
-        messages: as the template takes them.
-        answered: whether the last message is the answer; if not, the text ends where it would begin.
+        reader: a tokenizer, or a processor with its own template.
+        messages: in the template's form.
+        answered: whether the last message is the answer; if not, the text ends where the answer would begin.
         tools: schemas of tools that the model may call.
 
     Raises:
@@ -49,20 +49,20 @@ def rendered(
             **({"tools": list(tools)} if tools else {}),
         )
     except Exception as error:
-        # a template is a program of the model's maker: it may raise anything
+        # a template is a program from the model's maker and may raise anything
         raise _refusal(error) from error
     return text
 
 
 def as_text(tokenizer: Any, value: Any) -> Any:
-    """A message's content, in which no text is a control token any more.
+    """Mark a message's content so that no text in it is a control token.
 
-    A user's ``<|im_start|>`` opens no turn, an answer's ``</s>`` ends none: special tokens that stand in the
-    text are marked, and are tokenised as the characters they are. Placeholders of media are put in afterwards.
+    A user's ``<|im_start|>`` opens no turn and an answer's ``</s>`` ends none: special tokens in the text are
+    marked and tokenised as ordinary characters. Placeholders of media are inserted afterwards.
 
     Args:
-        tokenizer: whose special tokens count.
-        value: a text, or lists and mappings that hold some; all else stays as it is.
+        tokenizer: the tokenizer with the special tokens.
+        value: a text, or lists and mappings of texts; everything else is unchanged.
     """
     if isinstance(value, str):
         bare = value.replace(_FROM, "").replace(_TO, "")
@@ -75,7 +75,7 @@ def as_text(tokenizer: Any, value: Any) -> Any:
 
 
 def _controls(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the special tokens, longest first."""
+    """Compile a pattern of the special tokens, longest first."""
     known = _CONTROLS.get(tokenizer)
     if known is None or known[0] != len(tokenizer):
         added = tokenizer.added_tokens_decoder.values()
@@ -86,7 +86,7 @@ def _controls(tokenizer: Any) -> re.Pattern[str]:
 
 
 def prompt_ids(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
-    """Token ids of a conversation, up to where the answer begins.
+    """Return the token ids of a conversation, up to the answer.
 
     Raises:
         DataError: the template refuses the conversation.
@@ -95,14 +95,14 @@ def prompt_ids(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None =
 
 
 def supervised(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
-    """An answered conversation as text, and the stretches of it that the assistant says.
+    """Render an answered conversation, and return the spans that the assistant says.
 
-    They come from the template's generation marks; without marks from what each assistant turn adds to the
+    They come from the template's generation marks; without them, from what each assistant turn adds to the
     conversation before it.
 
     Raises:
-        DataError: the template refuses the conversation, asks otherwise than it writes what was answered, or
-            writes a turn differently once more follow.
+        DataError: the template refuses the conversation, prompts differently from its rendering of answers, or
+            renders a turn differently when more turns follow.
     """
     if not has_marks(tokenizer):
         return _by_prefix(tokenizer, messages)
@@ -132,32 +132,32 @@ def _by_prefix(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
         check_asked(before, after)
         if not whole.startswith(after):
             raise DataError(
-                f"the chat template renders turn {turn + 1} differently once more turns follow, so its "
-                "supervised tokens cannot be told; add {% generation %} marks to the template"
+                f"the chat template renders turn {turn + 1} differently when more turns follow, so its "
+                "supervised tokens are unknown; add {% generation %} marks to the template"
             )
         spans.append((len(before), len(after)))
     return whole, spans
 
 
 def check_asked(asked: str, answered: str) -> None:
-    """See that what is asked is what stands before the answer in training.
+    """Check that the prompt equals what precedes the answer in training.
 
     Raises:
-        DataError: it is not; the message shows where the two part.
+        DataError: they differ; the message shows where.
     """
     if answered.startswith(asked):
         return
     pairs = enumerate(zip(asked, answered, strict=False))
     place = next((at for at, (one, other) in pairs if one != other), min(len(asked), len(answered)))
     raise DataError(
-        f"the chat template asks with {asked[max(place - 20, 0) :]!r} where an answered conversation has "
-        f"{answered[max(place - 20, 0) : place + 20]!r}: the model would be asked otherwise than it was "
-        "trained; give the tokenizer a template whose generation prompt is what stands before answers"
+        f"the chat template prompts with {asked[max(place - 20, 0) :]!r} but an answered conversation has "
+        f"{answered[max(place - 20, 0) : place + 20]!r}: the model would be prompted differently than it was "
+        "trained; give the tokenizer a template whose generation prompt equals what precedes answers"
     )
 
 
 def _opening(tokenizer: Any, message: Mapping[str, Any]) -> str:
-    """What the template writes before an answer that nothing was asked for: what all such answers share."""
+    """Return what the template writes before an answer without a question."""
     first, second = (
         rendered(tokenizer, [{**message, "content": each}], answered=True) for each in ("a", "b")
     )
@@ -166,12 +166,12 @@ def _opening(tokenizer: Any, message: Mapping[str, Any]) -> str:
 
 
 def has_marks(tokenizer: Any) -> bool:
-    """Whether the chat template says itself what the assistant generates."""
+    """Whether the chat template marks what the assistant generates."""
     return _MARK.search(tokenizer.get_chat_template()) is not None
 
 
 def one_template(template: Any) -> str | None:
-    """A tokenizer's chat template; of several by name (``default``, ``tool_use``) one that chooses as they do.
+    """Return a tokenizer's chat template; several named ones (``default``, ``tool_use``) become one.
 
     Raises:
         DataError: none of them is called ``default``.
@@ -180,22 +180,22 @@ def one_template(template: Any) -> str | None:
         return template
     if "default" not in template:
         raise DataError(
-            f"the tokenizer has chat templates by name ({', '.join(sorted(template))}) and none called "
+            f"the tokenizer has named chat templates ({', '.join(sorted(template))}) but none called "
             "default: save it with the one to use as its chat_template"
         )
     default = str(template["default"])
     if "tool_use" not in template:
         return default
-    # A line break after a tag is dropped (trim_blocks), so that both begin as they did.
+    # A line break after a tag is dropped (trim_blocks), so both keep their beginnings.
     return f"{{% if tools %}}\n{template['tool_use']}{{% else %}}\n{default}{{% endif %}}"
 
 
 def takes_tools(reader: Any, question: Any = "?") -> bool:
-    """Whether the chat template shows the model the tools it is given.
+    """Whether the chat template renders tools.
 
     Args:
-        reader: a tokenizer, or a processor with a template of its own.
-        question: a message's content as the template takes it.
+        reader: a tokenizer, or a processor with its own template.
+        question: a message's content in the template's form.
     """
     asked = [{"role": "user", "content": question}]
     schema = {"type": "object", "properties": {}}
@@ -210,7 +210,7 @@ def takes_tools(reader: Any, question: Any = "?") -> bool:
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a rendered conversation or a part of it."""
+    """Return the token ids of a rendered conversation or a part of it."""
     if _FROM in text or _TO in text:
         return _marked(tokenizer, text)[0]
     return list(_encoded(tokenizer, text, add_special_tokens=False)["input_ids"])
@@ -219,15 +219,15 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 def ids_and_offsets(
     tokenizer: Any, text: str, *, add_special_tokens: bool = False
 ) -> tuple[list[int], Spans]:
-    """Token ids of a text, and the characters each stands for.
+    """Return the token ids of a text, and the characters of each.
 
     Raises:
-        DataError: the tokenizer does not know the characters.
+        DataError: the tokenizer gives no offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed to tell "
-            "which token stands for what"
+            f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed to find "
+            "the characters of each token"
         )
     if _FROM in text or _TO in text:
         return _marked(tokenizer, text)
@@ -240,12 +240,12 @@ def ids_and_offsets(
 def _encoded(tokenizer: Any, text: str, **how: bool) -> Any:
     try:
         return tokenizer(text, **how)
-    except Exception as error:  # a lone surrogate, or whatever else a tokenizer does not take
+    except Exception as error:  # a lone surrogate, or anything else that a tokenizer refuses
         raise DataError(f"the tokenizer refuses the text: {first_line(error)}") from error
 
 
 def _marked(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
-    """Ids and offsets of a text with marks: piece by piece, as transformers' processors do."""
+    """Return ids and offsets of a text with marks, piece by piece, as transformers' processors do."""
     ids: list[int] = []
     offsets: Spans = []
     for match in _PIECES.finditer(text):
@@ -255,7 +255,7 @@ def _marked(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
             begin, control = match.start("plain"), match["plain"]
             pieces = [_piece(tokenizer, control, begin, plain=True)]
             if tokenizer.added_tokens_encoder.get(control) in pieces[0][0]:
-                # A vocabulary of unigrams writes it itself: letter by letter it cannot.
+                # A unigram vocabulary has it as a whole: it cannot spell it.
                 pieces = [
                     _piece(tokenizer, c, begin + i, plain=True) for i, c in enumerate(control)
                 ]
@@ -266,9 +266,9 @@ def _marked(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
 
 
 def _piece(tokenizer: Any, piece: str, begin: int, *, plain: bool) -> tuple[list[int], Spans]:
-    """Ids and offsets of what stands at a place of a text.
+    """Return ids and offsets of a piece at a position of a text.
 
-    It is encoded after a line break, since SentencePiece puts a space before what comes first.
+    It is encoded after a line break, because SentencePiece puts a space before the first piece.
     """
     for front in ("\n", "") if begin else ("",):
         encoded = _encoded(
@@ -289,16 +289,16 @@ def _piece(tokenizer: Any, piece: str, begin: int, *, plain: bool) -> tuple[list
 
 
 def ids_after(tokenizer: Any, before: str, text: str, *, fixed: bool = True) -> list[int]:
-    """Token ids of a text that stands after another.
+    """Return the token ids of a text that follows another.
 
-    Both are tokenised together, as in training: alone, many tokenizers would put a space in front.
+    Both are tokenised together, as in training: alone, many tokenizers would add a leading space.
 
     Args:
         tokenizer: a fast one.
         before: the text before it.
         text: what comes then.
-        fixed: whether the first text's own ids are given. Then, where a token reaches over the border, a line
-            break takes the first text's place; if not, that token belongs to the second.
+        fixed: whether the first text's own ids are given. Then, if a token spans the border, a line
+            break replaces the first text; otherwise that token belongs to the second.
     """
     found: list[tuple[int, int]] = []
     least = 0
@@ -316,13 +316,13 @@ def ids_after(tokenizer: Any, before: str, text: str, *, fixed: bool = True) -> 
 
 
 def until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """Ids up to the first end mark, which is kept."""
+    """Return the ids up to and including the first end mark."""
     last = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return list(ids[: last + 1])
 
 
 def without_end(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """Ids without the special tokens that some tokenizers put after every text (T5's </s>, BERT's [SEP])."""
+    """Remove the special tokens that some tokenizers append to every text (T5's </s>, BERT's [SEP])."""
     special = set(getattr(tokenizer, "all_special_ids", None) or [])
     stop = len(ids)
     while stop > 1 and ids[stop - 1] in special:
@@ -331,7 +331,7 @@ def without_end(tokenizer: Any, ids: Sequence[int]) -> list[int]:
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text to go on from: with what the tokenizer puts before it, not with what it puts after.
+    """Return the ids of a text to continue: with the tokenizer's leading special tokens, not trailing ones.
 
     Raises:
         DataError: it has no tokens.
@@ -343,11 +343,11 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def end_ids(tokenizer: Any, generation: Any = None) -> list[int]:
-    """Every id that ends an answer.
+    """Return every id that ends an answer.
 
     Args:
-        tokenizer: its end token counts, and the mark that its chat template puts after a turn.
-        generation: the model's generation configuration, whose ends count first.
+        tokenizer: contributes its end token, and the mark that its chat template puts after a turn.
+        generation: the model's generation configuration, whose end ids come first.
     """
     declared = getattr(generation, "eos_token_id", None)
     found = list(declared) if isinstance(declared, list | tuple) else [declared]
@@ -356,7 +356,7 @@ def end_ids(tokenizer: Any, generation: Any = None) -> list[int]:
 
 
 def turn_end_ids(tokenizer: Any) -> list[int]:
-    """The special token that the chat template puts after an assistant's turn, if it puts one."""
+    """Return the special token that the chat template puts after an assistant's turn, if any."""
     template = getattr(tokenizer, "chat_template", None)
     if template is None:
         return []
@@ -372,7 +372,7 @@ def _turn_end_ids(tokenizer: Any) -> list[int]:
         talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
         try:
             texts.append(rendered(tokenizer, talk, answered=True))
-        except DataError:  # a template of another form of messages says nothing here
+        except DataError:  # a template with another message format does not help here
             return []
     first, second = (ids_of(tokenizer, text) for text in texts)
     shared = 0
@@ -383,13 +383,13 @@ def _turn_end_ids(tokenizer: Any) -> list[int]:
 
 
 def opens_thoughts(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Whether a prompt ends within thoughts, as some templates begin every answer."""
+    """Whether a prompt ends within thoughts: some templates begin every answer with them."""
     end = str(tokenizer.decode(list(ids[-8:]), skip_special_tokens=False))
     return end.rstrip().endswith("<think>")
 
 
 def pad_id(tokenizer: Any) -> int:
-    """An id to fill rows with, which a mask hides: the padding token, else the end token, else 0."""
+    """Return the id of masked padding: the padding token, else the end token, else 0."""
     for name in ("pad_token_id", "eos_token_id"):
         found = getattr(tokenizer, name, None)
         if found is not None:

@@ -1,4 +1,4 @@
-"""Configurations: fields from YAML files and options, one over the other, and errors that name the field."""
+"""Configurations: merge fields from YAML files and options, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML (or JSON) text.
+    """Parse a YAML (or JSON) text.
 
     Raises:
         ValueError: it is not YAML, or nested too deeply.
@@ -31,14 +31,14 @@ def read_yaml(text: str) -> Any:
     else:
         if not is_deep(value):
             return value
-    raise ValueError(f"more than {DEPTH} lists and mappings within one another: flatten it")
+    raise ValueError(f"more than {DEPTH} nested lists and mappings: flatten it")
 
 
 def read_fields(path: Path) -> Fields:
-    """The fields of a YAML (or JSON) file.
+    """Read the fields of a YAML (or JSON) file.
 
     Raises:
-        UsageError: the file cannot be read, or holds something else.
+        UsageError: the file cannot be read, or contains something else.
     """
     try:
         values = read_yaml(path.read_text(encoding="utf-8")) or {}
@@ -50,7 +50,7 @@ def read_fields(path: Path) -> Fields:
 
 
 def merged(base: Fields, changes: Fields) -> Fields:
-    """``base`` with some fields changed; mappings are merged field by field."""
+    """Return ``base`` with changes; mappings are merged field by field."""
     whole = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(whole.get(key), dict)
@@ -62,21 +62,21 @@ def assign(target: Fields, path: str, value: Any) -> None:
     """Set a nested field by its dotted path.
 
     Raises:
-        UsageError: the path leads through a value that has no fields.
+        UsageError: the path goes through a value without fields.
     """
     *parents, last = path.split(".")
     for key in parents:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise UsageError(f"{path}: {key} is a value here, it has no fields")
+            raise UsageError(f"{path}: {key} is a value here and has no fields")
     target[last] = value
 
 
 def assigned(items: Iterable[str] | None, changes: Fields | None = None) -> Fields:
-    """``field=value`` options over ``changes``: dotted paths make nested fields, values are YAML.
+    """Apply ``field=value`` options to ``changes``: dotted paths make nested fields, values are YAML.
 
     Raises:
-        UsageError: an item of another form.
+        UsageError: an item has another form.
     """
     found = {} if changes is None else changes
     for item in items or ():
@@ -92,10 +92,10 @@ def assigned(items: Iterable[str] | None, changes: Fields | None = None) -> Fiel
 
 
 def validated(schema: type[M], values: Any, where: str) -> M:
-    """The values as a model of ``schema``.
+    """Validate values as a model of ``schema``.
 
     Raises:
-        UsageError: an unknown field or a wrong value, and ``where`` it stands.
+        UsageError: an unknown field or a wrong value; the message says ``where``.
     """
     try:
         return schema.model_validate(values)
@@ -104,11 +104,11 @@ def validated(schema: type[M], values: Any, where: str) -> M:
 
 
 def explained(error: ValidationError, schema: type[BaseModel] | None = None) -> str:
-    """A validation error in one line: which fields, and what was wrong with each.
+    """Format a validation error in one line: the fields, and what is wrong with each.
 
     Args:
-        error: what pydantic found.
-        schema: whose fields are named in place of one that does not exist.
+        error: pydantic's error.
+        schema: the schema whose fields are suggested for an unknown one.
     """
     found = []
     for problem in error.errors():
@@ -122,7 +122,7 @@ def explained(error: ValidationError, schema: type[BaseModel] | None = None) -> 
 
 
 def _fields_beside(schema: Any, place: tuple[int | str, ...]) -> list[str]:
-    """The fields of the model that holds the last one of a path; none where it is no single model."""
+    """Return the fields of the model that contains the last field of a path, if it is a single model."""
     for name in place[:-1]:
         if isinstance(name, str):
             field = getattr(schema, "model_fields", {}).get(name)
@@ -131,7 +131,7 @@ def _fields_beside(schema: Any, place: tuple[int | str, ...]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> Any:
-    """The one model that a type names: of ``list[Stage]`` or ``Stage | None`` it is ``Stage``."""
+    """Return the only model in a type: for ``list[Stage]`` or ``Stage | None``, ``Stage``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)

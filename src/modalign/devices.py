@@ -11,10 +11,10 @@ from modalign.errors import UsageError
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
+    """Return the device of a name; ``auto`` is CUDA if available.
 
     Raises:
-        UsageError: there is none of this name here.
+        UsageError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""What differs between two sets of nested fields, for a folder that was started with others."""
+"""Differences between two sets of nested fields, for a folder started with another configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by their dotted paths."""
+    """Flatten nested fields to dotted paths."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -17,7 +17,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Any, now: dict[str, Any]) -> list[str]:
-    """``field was A, now B`` for every field that differs; anything but a mapping has no fields."""
+    """Return ``field was A, now B`` for every field that differs; only mappings have fields."""
     old, new = flat(before if isinstance(before, dict) else {}), flat(now)
     return [
         f"{key} was {old.get(key, 'not there')}, now {new.get(key, 'not there')}"

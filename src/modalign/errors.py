@@ -20,13 +20,13 @@ class UsageError(ModalignError):
 
 
 class DataError(ModalignError):
-    """Input data that cannot be used (exit code 3)."""
+    """Unusable input data (exit code 3)."""
 
     exit_code = 3
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return an error's message in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -48,7 +48,7 @@ def meant(name: object, known: Iterable[str], least: float = 0.65) -> str:
 
 
 def choose(name: object, known: Iterable[str]) -> str:
-    """What to write in place of a name that does not exist: the nearest, and all that there are."""
+    """Suggest what to write instead of an unknown name: similar names, and all names."""
     names = list(known)
     return f"{meant(name, names)} choose from {', '.join(names)}".strip()
 

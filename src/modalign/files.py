@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: readers see the old content or the new one."""
+"""Atomic files: readers see either the old content or the new one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import BinaryIO
 
 from modalign.errors import UsageError
 
-PROBE = 4096  # bytes that must fit on the disk before anything is computed
+PROBE = 4096  # bytes written to test the disk before any work
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its place when the block ends without an error."""
+    """Write to a file beside ``path`` that replaces it if the block succeeds."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file; text as UTF-8."""
+    """Write a file atomically; text as UTF-8."""
     with replacing(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -45,15 +45,15 @@ def sha256(path: Path) -> str:
 
 
 def check_free(*paths: Path, overwrite: bool = False, folders: bool = False) -> None:
-    """Refuse files that exist or cannot be written: before the work, not after it.
+    """Refuse files that exist or cannot be written: before the work.
 
     Args:
-        paths: what is to be written; folders above may be missing.
-        overwrite: what exists may be replaced.
-        folders: folders are to be written, not files; empty ones are free.
+        paths: files to write; parent folders may be missing.
+        overwrite: existing files may be replaced.
+        folders: paths are folders, not files; empty ones are free.
 
     Raises:
-        UsageError: in one line, with what to do.
+        UsageError: with what to do.
     """
     for path in paths:
         _check_one(path, overwrite, folders)
@@ -77,13 +77,13 @@ def _check_one(path: Path, overwrite: bool, folder: bool) -> None:
 
 
 def unusable(path: Path, error: OSError) -> UsageError:
-    """A place to which nothing can be written."""
+    """Create the error for a path that cannot be written."""
     return UsageError(f"{path} cannot be written ({error.strerror}): choose another place")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one that takes its place only if all went well."""
+    """Write to a folder beside ``folder`` that replaces it if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     new, old = work / "new", work / "old"

@@ -1,7 +1,7 @@
 """SHA-256 of tensors by their values and of tokenizers by their tokens.
 
-A tensor's hash is over its values in float32, so that it is the same for a bfloat16 file and for what
-that file becomes when it is loaded in float32. It names the values, not how they are stored.
+A tensor's hash covers its values in float32, so it is the same for a bfloat16 file and for that file loaded
+in float32: it identifies the values, not their storage.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ CHUNK = 1 << 22  # elements converted at once
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's shape and of its values as little-endian float32 (float64 if it is that).
+    """Hash a tensor's shape and its values as little-endian float32 (or float64).
 
-    The same on every device, for every memory layout and for every way of storing the same values in
+    The result is the same on every device, for every memory layout and for every storage of the same values in
     16 or 32 bits.
     """
     double = tensor.dtype == torch.float64
@@ -32,7 +32,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Parts in row-major order, none of more than CHUNK elements where its rows allow it."""
+    """Yield parts in row-major order, of at most CHUNK elements if the rows allow it."""
     if tensor.is_contiguous():
         yield from tensor.reshape(-1).split(CHUNK)
     elif tensor.dim() > 1 and tensor.shape[0]:
@@ -43,7 +43,7 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def little_endian(tensor: Tensor) -> bytes:
-    """A CPU tensor's values in row-major order."""
+    """Return a CPU tensor's values in row-major order, little-endian."""
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.int16)  # numpy has no bfloat16; the bytes are the same
     array = tensor.numpy()
@@ -51,10 +51,10 @@ def little_endian(tensor: Tensor) -> bytes:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of what decides a text's token ids: vocabulary, special tokens, the backend's pipeline.
+    """Hash what determines a text's token ids: vocabulary, special tokens, the backend's pipeline.
 
     Padding, truncation and the chat template are left out: they change from call to call, or are
-    not about single texts.
+    do not concern single texts.
     """
     content: dict[str, Any] = {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
@@ -75,5 +75,5 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def canonical(value: Any) -> bytes:
-    """A value as JSON that is always the same."""
+    """Encode a value as canonical JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

@@ -1,4 +1,4 @@
-"""What this process and its machine have in main memory, and glibc told to give freed memory back."""
+"""Main memory of this process and machine, and returning freed memory with glibc."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     import torch
 
 MAPPED_FROM = 2**20  # bytes
-M_MMAP_THRESHOLD = -3  # its number in malloc.h
+M_MMAP_THRESHOLD = -3  # the number in malloc.h
 
 _returning = False
 
 
 def readable(count: float) -> str:
-    """Bytes for people: 1.5 GiB."""
+    """Format bytes for people: 1.5 GiB."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"
@@ -26,15 +26,14 @@ def readable(count: float) -> str:
 
 
 def return_freed_memory() -> bool:
-    """Make glibc give tensors of a mebibyte and more back to the system as soon as they are freed.
+    """Make glibc return tensors of a mebibyte or more to the system as soon as they are freed.
 
-    Left alone it raises that limit to 32 MiB as tensors are freed, keeps them on its heap, and the heap
-    falls to pieces: training then held 1.4 (everything trains) to 2.3 times (LoRA) of what was alive.
-    Call it once, before a model is loaded in a process that trains on a CPU. Speed did not change
-    measurably.
+    By default it raises that limit to 32 MiB as tensors are freed and keeps them on its heap, which fragments:
+    training then used 1.4 (training everything) to 2.3 times (LoRA) the memory in use. Call it once, before a
+    model is loaded in a process that trains on a CPU. Speed did not change measurably.
 
     Returns:
-        whether the C library could be told (glibc only).
+        Whether the C library supports it (glibc only).
     """
     global _returning  # noqa: PLW0603 (a property of the process)
     if not _returning:
@@ -46,19 +45,19 @@ def return_freed_memory() -> bool:
 
 
 def returns_freed_memory() -> bool:
-    """Whether :func:`return_freed_memory` has been called with success."""
+    """Whether :func:`return_freed_memory` was called successfully."""
     return _returning
 
 
 def resident() -> int:
-    """Bytes of this process in main memory."""
+    """Return the bytes of this process in main memory."""
     return _status("VmRSS")
 
 
 def peak_resident() -> int:
-    """The most bytes this process ever had in main memory.
+    """Return the peak bytes of this process in main memory.
 
-    Not ``ru_maxrss`` where ``/proc`` exists: a process started by another inherits that one's.
+    Avoids ``ru_maxrss`` if ``/proc`` exists, because a child process inherits its parent's.
     """
     return _status("VmHWM")
 
@@ -78,7 +77,7 @@ def _status(name: str) -> int:
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that this process can have on a device, what it has already included."""
+    """Return the bytes that this process can use on a device, including those it already uses."""
     if device.type == "cuda":
         import torch
 
@@ -103,7 +102,7 @@ def _machine_free() -> int | None:
 
 
 def _group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container's own limit leaves."""
+    """Return what a container's own limit leaves."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

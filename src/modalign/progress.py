@@ -1,4 +1,4 @@
-"""How far a piece of work is: what every long step tells whoever asked for it."""
+"""Progress callbacks of long steps."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ Progress = Callable[[str, int, int], None]  # name, done, total
 
 
 def within(name: str, progress: Progress | None) -> Callable[[int, int], None] | None:
-    """The same for one named step: called with done and total."""
+    """Return a callback for one named step, called with done and total."""
     return (lambda done, total: progress(name, done, total)) if progress else None

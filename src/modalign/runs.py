@@ -1,7 +1,7 @@
-"""The folder of a run: free or refused before the work, written by one process, recorded, taken up again.
+"""The folder of a run: checked before the work, written by one process, recorded, resumable.
 
-One rule for every verb that writes a folder: what exists is refused, ``--resume`` goes on in it,
-``--overwrite`` begins anew. A verb that writes a file asks :func:`modalign.files.check_free`.
+One rule for every verb that writes a folder: an existing run is refused, ``--resume`` continues it, and
+``--overwrite`` starts again. A verb that writes a file calls :func:`modalign.files.check_free`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from modalign.differences import differences
 from modalign.errors import UsageError
 from modalign.files import unusable, write_atomically
 
-RECORD = "config.yaml"  # what the run was started with
-WRITER = ".run.json"  # who writes here, and what was here before
+RECORD = "config.yaml"  # the run's configuration
+WRITER = ".run.json"  # the writing process, and the earlier contents
 LOCK = ".run.lock"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that belongs to this process as long as :func:`run_folder` holds it.
+    """A folder owned by this process while :func:`run_folder` holds it.
 
     Attributes:
         path: of the folder.
@@ -45,10 +45,9 @@ class RunFolder:
     configuration: dict[str, Any]
 
     def begin(self) -> None:
-        """Record the configuration: from now on the folder holds a run.
+        """Record the configuration: from now on the folder contains a run.
 
-        Call it when everything given has proved usable, so that a corrected command finds the folder
-        free.
+        Call it when all inputs have proved usable, so that a corrected command finds the folder free.
         """
         write_atomically(self.path / RECORD, yaml.safe_dump(self.configuration, sort_keys=False))
 
@@ -63,7 +62,7 @@ def run_folder(
     fixed: bool = True,
     free: Collection[str] = (),
 ) -> Iterator[RunFolder]:
-    """Hold a folder for one run; a folder in which no run began is left as it was found.
+    """Hold a folder for one run; if no run began, it is left unchanged.
 
     Args:
         path: of the folder; made if it is not there.
@@ -74,15 +73,15 @@ def run_folder(
         free: fields of it that may be others all the same: they change no finished work.
 
     Raises:
-        UsageError: the folder holds a run, or one of another configuration; another process writes
-            there; or nothing can be written.
+        UsageError: the folder contains a run, or one with another configuration; another process writes
+            to it; or it cannot be written.
     """
     if resume and overwrite:
-        raise UsageError("--resume goes on, --overwrite begins anew: give one of them")
+        raise UsageError("--resume continues, --overwrite starts again: give only one of them")
     try:
         made = not path.exists()
         if not made and not path.is_dir():
-            raise UsageError(f"{path} is a file: --out names a folder")
+            raise UsageError(f"{path} is a file, but --out must be a folder")
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK)
         lock.acquire(timeout=0)
@@ -115,12 +114,12 @@ def _admit(
         if overwrite:
             if found is None:
                 raise UsageError(
-                    f"{record} may be of something else than a run: choose another --out"
+                    f"{record} may belong to something other than a run: choose another --out"
                 )
             _clear(path, found)
         elif not resume:
             raise UsageError(
-                f"{path} holds a run already: --resume goes on with it, --overwrite begins anew; or "
+                f"{path} already contains a run: --resume continues it, --overwrite starts again; or "
                 "choose another --out"
             )
         elif fixed:
@@ -156,12 +155,12 @@ def _refuse_changes(folder: RunFolder, free: Collection[str]) -> None:
 
 
 def _plain(values: Any) -> Any:
-    """The values as they are read back."""
+    """Return the values as they would be read back."""
     return yaml.safe_load(yaml.safe_dump(values))
 
 
 def _clear(path: Path, found: list[str]) -> None:
-    """Delete what the run has written."""
+    """Delete the run's files."""
     for entry in path.iterdir():
         if entry.name in (*found, LOCK):
             continue
@@ -172,7 +171,7 @@ def _clear(path: Path, found: list[str]) -> None:
 
 
 def _found(path: Path) -> list[str] | None:
-    """What the folder held before a run wrote to it; None: no run has."""
+    """Return what the folder contained before a run; None if there was no run."""
     try:
         return [str(name) for name in json.loads((path / WRITER).read_text("utf-8"))["found"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -188,7 +187,7 @@ def _writer(path: Path) -> str:
 
 
 def command_line() -> str:
-    """What was typed, as far as it can be known."""
+    """Return the command line, as far as it is known."""
     program = Path(sys.argv[0])
     name = "python -m modalign" if program.name == "__main__.py" else program.name
     return " ".join([name, *map(shlex.quote, sys.argv[1:])])

@@ -1,8 +1,9 @@
 """Strict JSON (RFC 8259).
 
-Python's own reader also takes ``NaN`` and ``Infinity``, turns 1e999 into infinity, and of equal names in one
-object keeps the last: each would train on something that the file does not say. It makes half characters of
-``\\ud800``, which no file or terminal takes, and values so deep that writing them again overflows the stack.
+Python's own parser also accepts ``NaN`` and ``Infinity``, turns 1e999 into infinity, and keeps the last of
+duplicate keys in one object: each would train on something that the file does not say. It turns ``\\ud800``
+into half a character, which no file or terminal accepts, and accepts nesting so deep that writing the value
+overflows the stack.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-DEPTH = 200  # lists and objects within one another; what pydantic reads, too
+DEPTH = 200  # maximum nesting of lists and objects; pydantic's limit, too
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -24,7 +25,7 @@ def _not_a_number(name: str) -> Any:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text[:40]} is larger than a number can be: correct it")
+        raise ValueError(f"{text[:40]} is too large for a number: correct it")
     return value
 
 
@@ -38,23 +39,23 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Decoder(json.JSONDecoder):
-    """Python's reader, held to the standard and to a depth."""
+    """Python's parser, restricted to the standard and to a depth."""
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
-        """A value and where it ends; `decode` reads by this, too."""
+        """Return a value and its end; `decode` uses this, too."""
         try:
             value, end = super().raw_decode(s, idx)
         except RecursionError:
             raise ValueError(_TOO_DEEP) from None
         if s.count("[", idx, end) + s.count("{", idx, end) > DEPTH and is_deep(value):
             raise ValueError(_TOO_DEEP)
-        # Text that was no UTF-8 has halves of its own, which whoever read it tells.
+        # Text that was not UTF-8 already has such halves, which its reader reports.
         if _HALF.search(s, idx, end) and _has_half(value) and not _has_half(s[idx:end]):
-            raise ValueError("a \\u escape stands for half a character: write both halves, or none")
+            raise ValueError("a \\u escape is half a character: write both halves, or none")
         return value, end
 
 
-_TOO_DEEP = f"more than {DEPTH} lists and objects within one another: flatten it"
+_TOO_DEEP = f"more than {DEPTH} nested lists and objects: flatten it"
 
 DECODER = _Decoder(
     object_pairs_hook=_without_repeats, parse_constant=_not_a_number, parse_float=_finite
@@ -62,7 +63,7 @@ DECODER = _Decoder(
 
 
 def is_deep(value: Any) -> bool:
-    """Whether more than `DEPTH` lists and objects stand within one another."""
+    """Whether more than `DEPTH` lists and objects are nested."""
     level = [value]
     for _ in range(DEPTH + 1):
         level = [
@@ -88,8 +89,8 @@ def loads(text: str | bytes) -> Any:
     """Read one JSON value.
 
     Raises:
-        ValueError: not JSON (a JSONDecodeError, with its place), or one of the things above.
-        UnicodeDecodeError: bytes that are no UTF-8.
+        ValueError: not JSON (a JSONDecodeError, with its position), or one of the cases above.
+        UnicodeDecodeError: bytes that are not UTF-8.
     """
     return DECODER.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
 

@@ -111,7 +111,7 @@ def test_apply_list_remove(cli, plain, files, tmp_path):
     assert code == 0
     assert "two" in out
     code, out, _ = cli("patch", "remove", edited, "--all")
-    assert "carries no patches" in out
+    assert "has no patches" in out
     assert (edited / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
     code, _, err = cli("patch", "remove", edited)
     assert code == 2
@@ -127,7 +127,7 @@ def test_list_reports_what_is_not_as_logged(cli, plain, files, tmp_path):
     code, out, err = cli("patch", "list", tmp_path / "e")
     assert code == 3
     assert "one" in out
-    assert "not what its log says" in err
+    assert "does not match its log" in err
     code, out, _ = cli("patch", "list", tmp_path / "e", "--json")
     assert code == 3
     assert "the log says" in json.loads(out)["error"]
@@ -142,7 +142,7 @@ def test_an_interrupted_change_is_put_right(cli, plain, files, tmp_path):
     assert "--repair" in err
     code, out, _ = cli("patch", "list", tmp_path / "e", "--repair")
     assert code == 0
-    assert "put right" in out
+    assert "repaired" in out
 
 
 def test_inspect(cli, plain, files):

@@ -132,7 +132,7 @@ def test_sigterm_ends_it_in_order(running: tuple[str, subprocess.Popen[str]]) ->
     assert out == ""
     assert "POST /v1/chat/completions 200" in err
     assert "GET /v1/models 401" in err
-    assert "finishing what runs" in err
+    assert "finishing running requests" in err
     assert KEY not in err
     assert "base64" not in err
     assert "Traceback" not in err

@@ -119,7 +119,7 @@ def test_rubbish_is_refused_in_words(
         _, err = capsys.readouterr()
         assert end.value.code in {1, 2, 3}, (words, err)
         assert "Traceback" not in err, (words, err)
-        assert "This was not expected" not in err, (words, err)
+        assert "This is a bug" not in err, (words, err)
 
 
 def test_what_nobody_foresaw_is_one_line_with_its_place(

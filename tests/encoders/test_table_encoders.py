@@ -166,7 +166,7 @@ def test_kinds_can_be_forced() -> None:
     spec, _ = load(None, media, {"categorical": ["code"]})
     assert spec["columns"][0] == {"name": "code", "categories": ["1", "2.5"]}
     assert prepare(spec, [{"code": 2.5}]).values[0, 0].tolist() == [0, 4]
-    with pytest.raises(SignalError, match="column 'sex' is 'f', asked to be numeric"):
+    with pytest.raises(SignalError, match="column 'sex' is 'f', but it was declared numeric"):
         load(None, MEDIA, {"numeric": ["sex"]})
     with pytest.raises(UsageError, match="no column 'six' in the tables; columns: age, sex, pet"):
         load(None, MEDIA, {"categorical": ["six"]})

@@ -100,7 +100,7 @@ def test_wrong_settings() -> None:
         load(None, media, {"standardize": True})
     with pytest.raises(UsageError, match="max_vectors"):
         load(None, media, {"max_vectors": "many"})
-    with pytest.raises(UsageError, match="the encoder is none, not 'bert'"):
+    with pytest.raises(UsageError, match="the encoder must be none, not 'bert'"):
         load("bert", media, {})
     with pytest.raises(UsageError, match="no vectors in the training data"):
         load(None, [], {})

@@ -136,7 +136,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused(llm_folder: Callable[...
     tokenizer.chat_template = (
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
-    with pytest.raises(DataError, match=r"data\.jsonl:1: the chat template asks with"):
+    with pytest.raises(DataError, match=r"data\.jsonl:1: the chat template prompts with"):
         score_options(model, tokenizer, [tiny.record("what?", "?")], [OPTIONS])
 
 

@@ -48,7 +48,7 @@ def test_the_depth_is_counted(levels: int, objects: bool) -> None:
         assert loads(text) == json.loads(text)
         assert loads(dumps(loads(text), str)) == loads(text)
     else:
-        with pytest.raises(ValueError, match="within one another"):
+        with pytest.raises(ValueError, match="nested lists and"):
             loads(text)
 
 
@@ -101,7 +101,7 @@ def test_what_a_model_wrote(text: str) -> None:
 
 @deep
 def test_what_a_server_sent(text: str) -> None:
-    with pytest.raises(EndpointError, match="no JSON"):
+    with pytest.raises(EndpointError, match="not JSON"):
         parsed_json(text.encode(), "http://localhost")
     assert listed_models(text.encode()) == []
     assert server_message(text.encode())[1] is None

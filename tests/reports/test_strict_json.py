@@ -23,7 +23,7 @@ from modalign.strict_json import dumps, loads
 BAD = {
     "nan": ('{"question": "q", "answer": NaN}', "NaN is not a JSON number"),
     "infinity": ('{"question": "q", "answer": -Infinity}', "-Infinity is not a JSON number"),
-    "overflow": ('{"question": "q", "answer": 1e999}', "1e999 is larger than a number can be"),
+    "overflow": ('{"question": "q", "answer": 1e999}', "1e999 is too large for a number"),
     "twice": ('{"answer": "a", "question": "q", "answer": "b"}', "'answer' occurs twice"),
     "deep": ('{"question": "q", "answer": "b", "extra": [{"x": 1, "x": 2}]}', "'x' occurs twice"),
 }

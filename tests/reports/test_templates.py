@@ -52,7 +52,7 @@ def test_a_prompt_that_opens_thoughts_is_not_what_is_trained(answer: str, record
     """Protects: trained on `[assistant]b`, asked with `[assistant]<think>`; the reason given was another."""
     template = TURNS.replace("ANSWER", answer)
     tokenizer = tokenizer_with(template.replace("PROMPT", "<think>\n"))
-    with pytest.raises(DataError, match=r"data\.jsonl:5: the chat template asks with .*<think>"):
+    with pytest.raises(DataError, match=r"data\.jsonl:5: the chat template prompts with .*<think>"):
         tokenise(record, tokenizer)
     tokenizer.chat_template = template.replace("PROMPT", "")
     assert tokenise(record, tokenizer).supervised.any()
@@ -70,7 +70,9 @@ def test_one_template_renders_as_those_by_name(templates: dict[str, str]) -> Non
 
 
 def test_names_without_a_default_are_refused() -> None:
-    with pytest.raises(DataError, match=r"by name .rag, tool_use. and none called default"):
+    with pytest.raises(
+        DataError, match=r"named chat templates .rag, tool_use. but none called default"
+    ):
         one_template({"tool_use": WITH_TOOLS, "rag": DEFAULT})
 
 

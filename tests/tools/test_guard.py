@@ -49,7 +49,7 @@ both = pytest.mark.parametrize("trusted", [True, False], ids=["in process", "iso
         ("raises", "raised", "ValueError: no such luck"),
         ("leaves", "raised", "SystemExit: 3"),
         ("gives_binary", "not-text", "2,048 bytes that are not UTF-8 text"),
-        ("gives_an_object", "not-text", "holds a object"),
+        ("gives_an_object", "not-text", "contains a object"),
         ("gives_too_much", "too-long", "10,000,000 characters, cut at 500"),
         ("gives_many_lines", "too-long", "characters, cut at 500"),
         ("hangs", "timeout", "no answer within 0.3 s"),
@@ -149,7 +149,7 @@ def test_only_an_isolated_callable_runs_elsewhere(make: Make) -> None:
     ("target", "message"),
     [
         ("nowhere.py:f", "there is no file"),
-        ("json", "names no callable"),
+        ("json", "is not a callable"),
         ("json:nothing", "has no 'nothing'"),
         ("no_such_module:f", "cannot be imported"),
         (f"{FILE}:FILE", "has no 'FILE'"),

@@ -60,7 +60,7 @@ def test_rapidocr_reads_print() -> None:
 
 
 def test_rapidocr_takes_no_language() -> None:
-    with pytest.raises(UsageError, match="take tesseract"):
+    with pytest.raises(UsageError, match="use tesseract"):
         build_tool(OcrSpec(language="deu"))
 
 

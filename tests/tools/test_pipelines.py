@@ -202,7 +202,11 @@ def test_a_broken_model_is_an_outcome(classifier: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "model", "message"),
     [
-        ("fill-mask", "x", "no tool is made of the pipeline 'fill-mask'; choose from audio-class"),
+        (
+            "fill-mask",
+            "x",
+            "the pipeline 'fill-mask' is not supported as a tool; choose from audio-class",
+        ),
         ("object-detection", "no/such-model", "no/such-model is not a folder here, and the hub"),
     ],
 )

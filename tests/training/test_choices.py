@@ -97,7 +97,7 @@ def test_stage_one_is_a_choice() -> None:
         ("mlp:large", "no method is called"),
         ("xyzzy", "'modalign methods' lists them"),
         ("converterss", "no method is called"),
-        (" , ", "no method was named"),
+        (" , ", "no method was given"),
     ],
 )
 def test_unknown_methods(name: str, message: str) -> None:

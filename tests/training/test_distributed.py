@@ -181,5 +181,5 @@ def test_launchers_that_connect_their_processes_are_named() -> None:
 def test_a_world_of_another_size_is_refused(world: World) -> None:
     for rank in range(2):
         error = world.two("mismatch", rank)["error"]
-        assert error.startswith("UsageError: 1 processes were asked for, but 2 are connected")
+        assert error.startswith("UsageError: 1 processes were requested, but 2 are connected")
     assert not checkpoint.checkpoints(world.root / "two/mismatch/train")

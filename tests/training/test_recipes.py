@@ -258,7 +258,7 @@ def test_crossing() -> None:
     ]  # fmt: skip
     tools = resolve_methods("mlp,tool:none", recipes=["instruction"])
     assert [method.name for method in tools] == ["mlp+instruction", "tool:none"]
-    with pytest.raises(UsageError, match="a control alone tells nothing"):
+    with pytest.raises(UsageError, match="a control alone shows nothing"):
         resolve_methods("mlp,linear", recipes=["shuffled_pairs"])
 
 

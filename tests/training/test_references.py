@@ -199,9 +199,7 @@ def test_sizes_that_differ_by_padding_are_cut_to_the_common_part(
 def test_positions_of_media_that_differ_are_refused(plan: Make, teacher: Any) -> None:
     session = plan(method="avgpool_mlp").session()
     _, batch = batch_of(session)
-    with pytest.raises(
-        UsageError, match=r"'teacher' has 80 media positions where the model has 20"
-    ):
+    with pytest.raises(UsageError, match=r"'teacher' has 80 media positions, but the model has 20"):
         loaded(session, teacher("mlp")).outputs(batch, ["media_logits"])
 
 

@@ -44,7 +44,7 @@ def test_names() -> None:
         "perceiver",
         "tool",
     }
-    with pytest.raises(UsageError, match="names no tool chain"):
+    with pytest.raises(UsageError, match="has no tool chain"):
         resolve_method("tool:")
 
 

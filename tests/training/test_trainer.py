@@ -239,6 +239,6 @@ def test_another_number_of_processes_is_refused_before_anything_is_loaded(
 ) -> None:
     made = plan(settings={"processes": 2})
     monkeypatch.setattr(Parts, "load_llm", lambda _: pytest.fail("too late"))
-    message = "2 processes were asked for, but 1 are connected.*torchrun"
+    message = "2 processes were requested, but 1 are connected.*torchrun"
     with pytest.raises(UsageError, match=message):
         made.session()

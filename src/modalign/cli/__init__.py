@@ -59,14 +59,14 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
     debug: bool = typer.Option(
-        False, "--debug", help="Show the whole traceback of an error that modalign did not expect."
+        False, "--debug", help="Show the whole traceback of an unexpected error."
     ),
 ) -> None:
-    # transformers and tokenizers write to the terminal on their own; our tables are live there.
+    # transformers and tokenizers print to the terminal, which would disturb our live tables.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-GROUPS: dict[str, dict[str, Any]] = {  # as `modalign --help` shows the verbs
+GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help`
     "Build": {
         "compare": compare.compare,
         "train": train.train,
@@ -90,8 +90,8 @@ for group, verbs in GROUPS.items():
 def main() -> None:
     """Run the command line; every error becomes one message and an exit code.
 
-    An error that modalign raised itself says what to do, and the system's own says of which file. Any other is a
-    defect: it is told in one line with its place, and in full with ``--debug``, which may stand anywhere.
+    modalign's own errors say what to do, and the system's name the file. Any other error is a bug: it is shown in
+    one line with its place, and in full with ``--debug``, which may be given anywhere.
     """
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
@@ -113,13 +113,13 @@ def main() -> None:
         _tell(first_line(error) if system else _unexpected(error), ModalignError.exit_code)
         sys.exit(ModalignError.exit_code)
     if code == INTERRUPTED:
-        kept = "; finished work is kept, --resume goes on" if resumable(sys.argv[1:]) else ""
+        kept = "; finished work is kept, --resume continues" if resumable(sys.argv[1:]) else ""
         print(f"interrupted{kept}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def resumable(arguments: list[str]) -> bool:
-    """Whether the verb that was called can go on where it was interrupted."""
+    """Whether the verb can continue after an interruption."""
     command: Any = typer.main.get_command(app)
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
@@ -131,7 +131,7 @@ def _tell_whole(*error: Any) -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    """One line about an error that nobody foresaw: what it is, and the last place in modalign that it passed."""
+    """Describe an unexpected error in one line, with the last place in modalign that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
     home = Path(__file__).parents[1]
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(home)]
@@ -142,8 +142,8 @@ def _unexpected(error: Exception) -> str:
     )
     said = first_line(error) or "no message"
     return (
-        f"{type(error).__name__} at {place}: {said}. This was not expected; modalign --debug VERB ... "
-        "shows the whole traceback, which belongs into a bug report"
+        f"{type(error).__name__} at {place}: {said}. This is a bug; modalign --debug VERB ... "
+        "shows the whole traceback for a bug report"
     )
 
 
@@ -158,7 +158,7 @@ def _tell(message: str, exit_code: int) -> None:
 
 
 def _tell_usage(error: Any) -> None:
-    """An unknown option, a missing argument, a value of the wrong kind."""
+    """Report an unknown option, a missing argument or a wrong value."""
     if "--json" in sys.argv:
         _tell(error.format_message() or "no command was given", error.exit_code)
         return

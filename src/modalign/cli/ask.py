@@ -16,15 +16,17 @@ def ask(
     model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
     question: Annotated[str, typer.Argument(help="The question.")],
     media: list[Media],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of the answer in tokens.")
+    ] = 64,
     patch: options.Patches = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
 ) -> None:
-    """Ask a model about images, sounds or other media, or any language model in text.
+    """Ask a model about images, sounds or other media, or any language model about text.
 
-    A language model without a chat template completes the question's text.
+    A language model without a chat template continues the question's text.
 
     **Examples**
 

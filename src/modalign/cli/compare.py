@@ -22,7 +22,7 @@ def compare(
         str | None,
         typer.Option(
             "--recipes",
-            help="Data recipes that every connector is crossed with: names or all (docs/recipes.md).",
+            help="Data recipes to combine with every connector: names or all (docs/recipes.md).",
         ),
     ] = None,
     seeds: Annotated[
@@ -44,7 +44,7 @@ def compare(
         "runs/compare"
     ),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in --out; finished methods are kept.")
+        bool, typer.Option("--resume", help="Continue in --out; finished methods are kept.")
     ] = False,
     overwrite: options.Overwrite = False,
     verify: Annotated[

@@ -1,4 +1,4 @@
-"""What the verbs share: the console, quiet libraries, progress bars, the live table of a comparison."""
+"""Shared by the verbs: the console, quiet libraries, progress bars, the live table of a comparison."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def quiet_libraries() -> None:
 
 
 class Bars:
-    """Named progress bars, made on first mention: ``bars(name, done, total)``."""
+    """Named progress bars, created on first use: ``bars(name, done, total)``."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -78,7 +78,7 @@ class Bars:
 
     def __call__(self, name: str, done: int, total: int) -> None:
         """Set one bar."""
-        key = name.partition(" (")[0]  # what follows, a loss for one, changes as it goes
+        key = name.partition(" (")[0]  # the rest, such as a loss, changes
         if key not in self.tasks:
             self.tasks[key] = self.progress.add_task(name, total=total)
         self.progress.update(self.tasks[key], description=name, completed=done, total=total)
@@ -86,7 +86,7 @@ class Bars:
 
 @contextmanager
 def bars(enabled: bool = True) -> Iterator[Bars]:
-    """Progress bars for as long as the context lasts."""
+    """Show progress bars in a context."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -99,9 +99,9 @@ def bars(enabled: bool = True) -> Iterator[Bars]:
 
 
 class LiveTable:
-    """The live table of a comparison: a row per method, how far it is, its loss, its result.
+    """The live table of a comparison: a row per method with progress, loss and result.
 
-    Where the error stream is not a terminal (a log file, CI) a line is printed per event instead.
+    If the error stream is not a terminal (a log file, CI), a line is printed per event instead.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class LiveTable:
         return table
 
     def prepare(self, name: str, done: int, total: int) -> None:
-        """What is done before, between and after the jobs."""
+        """Show work before, between and after the jobs."""
         if self.live is None and name != self.doing.partition(":")[0]:
             self._say(name)
         self.doing = f"{name}: {done} of {total}" if done < total else name
@@ -159,19 +159,19 @@ class LiveTable:
         self._say(said)
 
     def started(self, job: Job) -> None:
-        """A job's process was started."""
-        self.doing = ""  # what came before the jobs is over
+        """Show that a job's process was started."""
+        self.doing = ""  # the work before the jobs is done
         self.rows[job] = {"stage": "loading", "fraction": 0.0, "loss": ""}
         self._say(f"{job.name}: started")
 
     def described(self, job: Job, parts: list[PartCount]) -> None:
-        """A job says what trains in it."""
+        """Show what trains in a job."""
         words = [f"{part.part} {part.trainable:,} of {part.parameters:,}" for part in parts]
         self.rows[job]["trains"] = f"{sum(part.trainable for part in parts):,}"
         self._say(f"{job.name}: trains {', '.join(words)}")
 
     def advanced(self, progress: JobProgress) -> None:
-        """A running job made progress."""
+        """Show the progress of a running job."""
         self.rows[progress.job] |= {
             "stage": progress.stage,
             "fraction": min(progress.fraction, 1.0),
@@ -179,7 +179,7 @@ class LiveTable:
         }
 
     def finished(self, job: Job, result: JobResult) -> None:
-        """A job ended."""
+        """Show that a job ended."""
         done = "failed" if result.failure else "done"
         loss = result.val_loss if result.val_loss is not None else ""
         self.rows[job] = self.rows.get(job, {}) | {

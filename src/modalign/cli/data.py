@@ -7,7 +7,7 @@ import typer
 from modalign.cli import data_build, data_curate, data_tables, options
 
 app = typer.Typer(
-    help="Make instruction data, and curate what there is.",
+    help="Build instruction data, and curate existing data.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     epilog=options.EXIT_CODES,

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def build(
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Annotated data: any form we read, or COCO.")
+        str, typer.Argument(metavar="INPUT", help="Annotated data: any supported format, or COCO.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines file to write.")],
     kind: Annotated[
         Literal["captions", "boxes", "structure"],
-        typer.Option("--from", help="Which annotations are read."),
+        typer.Option("--from", help="Kind of annotations to read."),
     ],
     templates: Annotated[
         list[str] | None,
@@ -32,57 +32,59 @@ def build(
     ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option("--endpoint", help="OpenAI-compatible address: a chat model writes instead."),
+        typer.Option(
+            "--endpoint", help="OpenAI-compatible address of a chat model to use instead."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The chat model's name.")] = None,
     prompt: Annotated[
-        Path | None, typer.Option("--prompt", help="Jinja file, in place of the built-in prompt.")
+        Path | None, typer.Option("--prompt", help="Jinja file that replaces the built-in prompt.")
     ] = None,
     per_record: Annotated[
-        int, typer.Option("--per-record", min=1, help="Records made of one row, at most.")
+        int, typer.Option("--per-record", min=1, help="Maximum records per row.")
     ] = 4,
-    seed: Annotated[int, typer.Option(help="Another seed, other questions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed; another one gives other questions.")] = 0,
     send_images: Annotated[
-        bool, typer.Option("--send-images", help="Send the images, not only the annotations' text.")
+        bool, typer.Option("--send-images", help="Send the images with the annotations' text.")
     ] = False,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Of the chat model; else its server's default.")
+        float | None, typer.Option(min=0, help="For the chat model; default: its server's.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the chat model.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum reply of the chat model.")] = 1024,
     per_minute: Annotated[
-        float | None, typer.Option("--per-minute", min=0.01, help="Requests per minute, at most.")
+        float | None, typer.Option("--per-minute", min=0.01, help="Maximum requests per minute.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
+    concurrency: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
     key_variable: Annotated[
         str | None,
-        typer.Option("--key-variable", help="Environment variable that holds the endpoint's key."),
+        typer.Option("--key-variable", help="Environment variable with the endpoint's key."),
     ] = None,
     media_root: Annotated[
         str | None,
-        typer.Option("--media-root", help="Folder that relative media paths start from."),
+        typer.Option("--media-root", help="Base folder of relative media paths."),
     ] = None,
     box_scale: Annotated[
         float | None,
         typer.Option(
             "--box-scale",
             min=1e-6,
-            help="What the image's width and height count in the boxes: 1 for shares, 1000; else pixels.",
+            help="The image's width and height in box units: 1 for shares, 1000; default: pixels.",
         ),
     ] = None,
     columns: options.Columns = None,
     skip_broken: Annotated[
-        str, typer.Option("--skip-broken", help="Share of unusable rows to leave out, e.g. 1%.")
+        str, typer.Option("--skip-broken", help="Share of unusable rows to skip, e.g. 1%.")
     ] = "0%",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with -o; no reply is asked for twice.")
+        bool, typer.Option("--resume", help="Continue with -o; no request is repeated.")
     ] = False,
     overwrite: options.Replace = False,
     json_output: options.Json = False,
 ) -> None:
-    """Make instruction records from captions, boxes or structured annotations.
+    """Build instruction records from captions, boxes or structured annotations.
 
-    By templates, unless `--endpoint` names a chat model. Writes OUT.jsonl, a card of what was made and
-    set aside (OUT.card.json) and what could not be used (OUT.rejected.jsonl).
+    Uses templates, unless `--endpoint` names a chat model. Writes OUT.jsonl, a card of the records
+    (OUT.card.json) and what could not be used (OUT.rejected.jsonl).
 
     **Examples**
 
@@ -153,9 +155,9 @@ def build(
 
 
 def _refuse_foreign(by_model: bool, *, templates: Any, prompt: Any, images: bool) -> None:
-    """Options of the other way of making records would be silently ignored."""
+    """Refuse options that would be silently ignored."""
     if by_model and templates:
-        raise UsageError("--templates are not read where --endpoint names a chat model")
+        raise UsageError("--templates are not used if --endpoint names a chat model")
     if not by_model and (prompt or images):
         raise UsageError("--prompt and --send-images need --endpoint and --model")
 

@@ -1,4 +1,4 @@
-"""``modalign data curate``: keep the rows that operators let through, and write a card."""
+"""``modalign data curate``: drop rows with operators, and write a card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def curate(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[INPUT]...", help="Data sets of any known form, in this order."),
+        typer.Argument(
+            metavar="[INPUT]...", help="Data sets in any supported format, in this order."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The JSON Lines file to write.")
@@ -31,7 +33,7 @@ def curate(
     near_text: Annotated[
         float | None,
         typer.Option(
-            "--near-text", help="Drop texts of at least this Jaccard similarity, e.g. 0.8."
+            "--near-text", help="Drop texts with at least this Jaccard similarity, e.g. 0.8."
         ),
     ] = None,
     near_image: Annotated[
@@ -43,27 +45,29 @@ def curate(
     language: Annotated[
         str | None, typer.Option("--language", help="Languages to keep, e.g. en,de.")
     ] = None,
-    min_side: Annotated[int | None, typer.Option(help="Least shorter side of an image.")] = None,
-    max_side: Annotated[int | None, typer.Option(help="Greatest longer side of an image.")] = None,
+    min_side: Annotated[int | None, typer.Option(help="Minimum shorter side of an image.")] = None,
+    max_side: Annotated[int | None, typer.Option(help="Maximum longer side of an image.")] = None,
     max_aspect: Annotated[
-        float | None, typer.Option(help="Longer side over shorter side, at most.")
+        float | None, typer.Option(help="Maximum of longer over shorter side.")
     ] = None,
     balance: Annotated[
         float | None,
-        typer.Option("--balance", help="Greatest share of one answer per skill or question type."),
+        typer.Option("--balance", help="Maximum share of one answer per skill or question type."),
     ] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Folder of a CLIP or SigLIP-like dual encoder.")
     ] = None,
     min_similarity: Annotated[
-        float | None, typer.Option(help="With --encoder: least cosine of image and text.")
+        float | None, typer.Option(help="With --encoder: minimum cosine of image and text.")
     ] = None,
     keep_share: Annotated[
         float | None, typer.Option(help="With --encoder: share of the most similar rows to keep.")
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", help="Evaluation data that no kept row may show; repeat it."),
+        typer.Option(
+            "--against", help="Evaluation data that kept rows must not contain; repeatable."
+        ),
     ] = None,
     card: Annotated[
         Path | None, typer.Option("--card", help="The data card (default: OUT's name.card.json).")
@@ -72,30 +76,30 @@ def curate(
         Path | None, typer.Option(help="Folder of relative media paths (default: the data's own).")
     ] = None,
     modality: Annotated[
-        list[str] | None, typer.Option(help="Whose columns hold media (default: image); repeat it.")
+        list[str] | None,
+        typer.Option(help="Modality of the media columns (default: image); repeatable."),
     ] = None,
     columns: options.Columns = None,
     skip_broken: options.SkipBroken = None,
     examples: Annotated[
-        int, typer.Option(min=0, help="Dropped rows that the card shows per operator.")
+        int, typer.Option(min=0, help="Dropped rows to show in the card per operator.")
     ] = 5,
     replay: Annotated[
-        Path | None, typer.Option("--replay", help="Do again what a card says; no other settings.")
+        Path | None,
+        typer.Option("--replay", help="Repeat the curation of a card; takes no other settings."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: options.Replace = False,
     json_output: options.Json = False,
 ) -> None:
-    """Keep the rows that operators let through; write them as they were, and a data card.
+    """Drop rows with operators; write the others unchanged, and a data card.
 
-    Operators are given by options, and are then applied in this order: exact duplicates, length,
+    Options apply the operators in this order: exact duplicates, length,
     language, image size, contamination, near texts, near images, image-text similarity, answer
-    balance. `--config` gives them with all their settings and in any order.
+    balance. `--config` applies them with all their settings and in any order.
 
-    The card (JSON, and Markdown beside it) says what went in, what each operator dropped and what
-    came out. `--replay` does the same again, byte for byte, or names the input that changed.
+    The card (JSON and Markdown) lists the inputs, what each operator dropped and the output.
+    `--replay` repeats it byte for byte, or names the input that changed.
 
     **Examples**
 
@@ -163,7 +167,7 @@ def curate(
 
 
 def _check_replay(card_path: Path, out: Path | None, overwrite: bool) -> None:
-    """Refuse a replay that would replace anything but the rows that it makes again."""
+    """Refuse a replay that would replace anything but its own rows."""
     from modalign.data.curation import load_card
     from modalign.files import check_free, sha256
 

@@ -18,9 +18,11 @@ def diagnose(
     ] = None,
     overwrite: options.Replace = False,
     limit: Annotated[
-        int, typer.Option(min=4, help="Records to look at per modality, drawn at random.")
+        int, typer.Option(min=4, help="Records per modality, sampled at random.")
     ] = 200,
-    seed: Annotated[int, typer.Option(help="Of the draw, pairings, noise and intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the sample, pairings, noise and intervals.")
+    ] = 0,
     patch: options.Patches = None,
     train: options.TrainedOn = None,
     skip_broken: options.SkipBroken = None,
@@ -29,11 +31,11 @@ def diagnose(
     trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
 ) -> None:
-    """Look into a model: does it use its media, and how far are they from text inside it?
+    """Diagnose a model: does it use its media, and how far are they from text inside it?
 
-    Per modality: accuracy and answers without the medium, modality gap, lengths at layer 0, modality
+    Per modality: accuracy and answers without the medium, modality gap, norms at layer 0, modality
     integration rate by layer, similarity of encoder and connector with the texts, logit lens, attention
-    on the modality. Every figure has its n, a 95 % interval, and chance where chance is known.
+    on the modality. Every figure has its n, a 95 % interval, and the chance level if known.
 
     **Examples**
 

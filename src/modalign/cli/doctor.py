@@ -1,4 +1,4 @@
-"""``modalign doctor``: what would go wrong, said before step 0."""
+"""``modalign doctor``: find problems before step 0."""
 
 from __future__ import annotations
 
@@ -33,15 +33,13 @@ def doctor(
     *,
     config: options.Config = None,
     changes: dict[str, Any],
-    method: Annotated[
-        str | None, typer.Option("--method", help="Look at this method only.")
-    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Check only this method.")] = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Names, converters, perceivers or all.")
     ] = None,
     json_output: options.Json = False,
 ) -> None:
-    """Look for what would go wrong, before anything trains.
+    """Find problems before anything trains.
 
     Opens every file, shows one decoded sample with its supervised tokens marked, builds every method's
     model and runs it on real samples, and estimates steps and memory. Takes the options of `compare`.
@@ -135,9 +133,7 @@ def _show_sample(found: Diagnosis) -> None:
             text.append(f"[[{segment.text}]]", style="bold green")
         else:
             text.append(segment.text, style="dim")
-    stdout.print(
-        f"  A sample ({found.sample_source}); what is learnt stands in [[ ]]:", markup=False
-    )
+    stdout.print(f"  A sample ({found.sample_source}); supervised text in [[ ]]:", markup=False)
     stdout.print(Padding(text, (0, 0, 0, 6)))
 
 
@@ -148,7 +144,7 @@ def _table(methods: list[MethodFacts]) -> Table:
 
     table = Table(caption="trains: connector + language model + encoder parameters")
     headers = ("method", "tokens", "longest", "trains", "padding", "steps", "memory")
-    table.add_column(headers[0], no_wrap=True)  # a name is never broken, whatever the width
+    table.add_column(headers[0], no_wrap=True)  # names are never wrapped
     for header in headers[1:]:
         table.add_column(header, justify="right")
     for facts in methods:

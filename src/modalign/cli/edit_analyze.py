@@ -1,4 +1,4 @@
-"""``modalign edit analyze``: what attention and FFN do with the facts a model knows."""
+"""``modalign edit analyze``: what attention and FFN contribute to facts that a model knows."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def analyze(
         typer.Argument(help="Facts (subject, prompt or template, attribute), or a file of edits."),
     ],
     number: Annotated[
-        int, typer.Option("--facts", min=1, help="Known facts to use, drawn at random.")
+        int, typer.Option("--facts", min=1, help="Known facts to use, sampled at random.")
     ] = 200,
     projection: Annotated[
         str,
         typer.Option(
             help="How vectors become tokens for the Jaccard similarity: lens (final norm and head) "
-            "or embedding (as the paper's notebook does)."
+            "or embedding (as in the paper's notebook)."
         ),
     ] = "lens",
-    seed: Annotated[int, typer.Option(help="Of the draw and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample and the bootstrap.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write a page with drawings (.html) or .json here.")
+        Path | None, typer.Option("--out", help="Write a page with figures (.html) or .json here.")
     ] = None,
     overwrite: options.Replace = False,
     device: options.Device = None,
@@ -36,11 +36,11 @@ def analyze(
     dtype: options.WeightsDtype = None,
     json_output: options.Json = False,
 ) -> None:
-    """Compare what attention and FFN take in and put out, layer by layer: PMET's analysis.
+    """Compare input and output of attention and FFN, layer by layer: PMET's analysis.
 
     At the last token of the prompt, averaged over facts the model knows: cosine similarity of input
-    and output, Jaccard similarity of the 50 tokens they say most, and the attribute's probability
-    read out of each. What it says for this model follows from the numbers by stated rules.
+    and output, Jaccard similarity of their 50 highest-scoring tokens, and the attribute's probability
+    read from each. The conclusions follow from the numbers by fixed rules.
 
     **Examples**
 
@@ -58,7 +58,7 @@ def analyze(
     check_page(out, overwrite)
     quiet_libraries()
     if projection not in ("lens", "embedding"):
-        raise UsageError(f"--projection {projection}: lens or embedding")
+        raise UsageError(f"--projection {projection}: choose lens or embedding")
     read = read_facts(facts)
     loaded, tokenizer = opened(model, device, dtype)
     with bars(not json_output) as progress:
@@ -84,10 +84,10 @@ def analyze(
 
 
 def opened(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
-    """The model and its tokenizer.
+    """Open the model and its tokenizer.
 
     Raises:
-        UsageError: no model, or an unknown type of numbers.
+        UsageError: there is no model, or an unknown dtype.
     """
     from modalign.editing.run import dtype_named
     from modalign.models.asking import tokenizer_of

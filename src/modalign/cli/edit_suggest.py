@@ -17,16 +17,18 @@ def suggest(
         typer.Argument(help="Facts (subject, prompt or template, attribute), or a file of edits."),
     ],
     facts: Annotated[
-        int, typer.Option("--facts", min=1, help="Known facts to use, drawn at random.")
+        int, typer.Option("--facts", min=1, help="Known facts to use, sampled at random.")
     ] = 24,
     samples: Annotated[int, typer.Option(min=1, help="Noise samples per fact.")] = 10,
     noise: Annotated[
         float, typer.Option(min=0.0, help="Noise, in standard deviations of the embeddings.")
     ] = 3.0,
-    rows: Annotated[int, typer.Option(min=1, help="Runs of the trace in one batch.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the draw, the noise and the other answers.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Batch size of the trace.")] = 256,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the sample, the noise and the other answers.")
+    ] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write a page with drawings (.html) or .json here.")
+        Path | None, typer.Option("--out", help="Write a page with figures (.html) or .json here.")
     ] = None,
     overwrite: options.Replace = False,
     device: options.Device = None,
@@ -36,13 +38,13 @@ def suggest(
 ) -> None:
     """Propose the layers to edit, from measurements on facts the model knows.
 
-    Two signals, and both must say yes: a causal trace (does the state at the subject's last token
-    carry the fact?), and vectors put there at every layer (do they make the model give another
-    answer?). Where no layer works it says so and why; that is a result, so the exit code is 0 and
+    Two signals must agree: a causal trace (does the state at the subject's last token
+    carry the fact?), and vectors added there at every layer (do they make the model give another
+    answer?). If no layer works, it says so and why; that is a result, so the exit code is 0 and
     `layers` is empty in `--json`.
 
     PROBES are facts (`subject`, a `prompt` or a `template` with `{}`, `attribute`) or a file of
-    edits, whose truths are asked for. Facts the model does not know are left out and counted.
+    edits, whose truths are the facts. Facts that the model does not know are left out and counted.
 
     **Examples**
 

@@ -33,18 +33,18 @@ def evaluate(
         str,
         typer.Option(
             "--task",
-            help="exact, vqa, anls, choice, caption, wer, pope or chair; of edits: counterfact, zsre or mmedit.",
+            help="exact, vqa, anls, choice, caption, wer, pope or chair; for edits: counterfact, zsre or mmedit.",
         ),
     ] = "exact",
     letters: Annotated[
         bool,
-        typer.Option("--letters", help="With choice: show shuffled options, score their letters."),
+        typer.Option(
+            "--letters", help="With choice: list shuffled options and score their letters."
+        ),
     ] = False,
     objects: Annotated[
         Path | None,
-        typer.Option(
-            "--objects", help="With chair: JSON file of objects with other words for them."
-        ),
+        typer.Option("--objects", help="With chair: JSON file of objects with synonyms."),
     ] = None,
     edits: Annotated[
         Path | None,
@@ -66,14 +66,18 @@ def evaluate(
     no_generate: Annotated[
         bool, typer.Option("--no-generate", help="For tasks of edits: teacher-forced numbers only.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of intervals, options' order and edits' texts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of intervals, options' order and edits' texts.")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Write every record's prompts, outputs and scores here."),
     ] = None,
     overwrite: options.Replace = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of answers in tokens.")
+    ] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
     train: options.TrainedOn = None,
     skip_broken: options.SkipBroken = None,
@@ -82,12 +86,12 @@ def evaluate(
     trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
 ) -> None:
-    """Put every question to a model and score the answers by a task, per skill and overall.
+    """Ask a model every question and score the answers with a task, per skill and overall.
 
-    Without --task an answer is right when it equals an expected one. The same questions are asked with
-    blank and with shuffled media: what is left of the score then does not come from them. Questions
-    about several modalities are also asked with each alone. Beside it stand the data's most frequent
-    answer and chance: an even guess among the options offered, else among the training answers.
+    Without --task an answer is correct if it equals an expected one. The same questions are asked with
+    blank and with shuffled media: the score that remains does not come from the media. Questions
+    about several modalities are also asked with each alone. The table also shows the data's most frequent
+    answer and chance: a uniform guess among the options, else among the training answers.
 
     The tasks counterfact, zsre and mmedit score a model on edits of its facts, as in the papers; with
     --patch the model without it stands beside it.
@@ -180,12 +184,12 @@ def _evaluate_data(
 
 
 def _table(result: Evaluation) -> Table:
-    """Every measure of every skill, the reference rows of the same measure beside it."""
+    """Build the table of every measure of every skill, with its reference rows."""
     from rich.table import Table
 
     several = len(result.overall.measures) > 1
     shown = [row for row in SHOWN_REFERENCES if row in result.overall.references]
-    # Narrow, and names whole: ten columns must be read on a terminal of 80.
+    # Narrow, without wrapping names: ten columns must fit on a terminal of 80.
     table = Table(title=_title(result), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     left = ("skill", "measure") if several else ("skill",)
     for header in left:
@@ -216,10 +220,10 @@ def _title(result: Evaluation) -> str:
 
 
 def _available(result: Evaluation) -> Table:
-    """The headline on records of several modalities, by what was left in them."""
+    """Build the table of the headline on multimodal records, by the modalities kept."""
     from rich.table import Table
 
-    table = Table(title="records of several modalities, by what was left in them")
+    table = Table(title="records of several modalities, by the modalities kept")
     for header in ("modalities", "n", result.headline, "interval"):
         table.add_column(header, justify="left" if header == "modalities" else "right")
     for name, found in result.available.items():

@@ -26,8 +26,8 @@ def check_options(
     Args:
         task: ``--task``.
         data: the positional data file.
-        of_data: options that only data files take, as given.
-        of_edits: options that only edits take, as given.
+        of_data: given options that only apply to data files.
+        of_edits: given options that only apply to edits.
 
     Raises:
         UsageError: options that do not go together; the message says what to do.
@@ -36,12 +36,12 @@ def check_options(
 
     if task not in (*OF_DATA, *TASKS):
         hint = choose(task, [*OF_DATA, *TASKS])
-        raise UsageError(f"no task {task!r}: {hint} (of edits: {', '.join(TASKS)})")
+        raise UsageError(f"no task {task!r}: {hint} (for edits: {', '.join(TASKS)})")
     if task not in TASKS:
         alone = sorted(name for name, value in of_edits.items() if value)
         if alone:
             tasks = ", ".join(TASKS)
-            raise UsageError(f"{', '.join(alone)} needs a --task of edits: choose from {tasks}")
+            raise UsageError(f"{', '.join(alone)} needs a --task for edits: choose from {tasks}")
         if data is None:
             raise UsageError(
                 f"give a data file with expected answers, or --edits with --task {', '.join(TASKS)}"
@@ -73,7 +73,7 @@ def evaluate_edits(
     device: str | None,
     json_output: bool,
 ) -> None:
-    """Score edits and print the result; with patches the model without them is the reference row."""
+    """Score edits and print the result; with patches, the model without them is the reference row."""
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
     from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
     from modalign.editing.benchmarks.multimodal import evaluate_multimodal

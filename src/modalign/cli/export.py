@@ -20,9 +20,7 @@ def export(
     ],
     to: Annotated[
         str | None,
-        typer.Option(
-            "--to", help="native, remote-code or gateway; without it the highest that it reaches."
-        ),
+        typer.Option("--to", help="native, remote-code or gateway; default: the highest possible."),
     ] = None,
     target: Annotated[
         str | None,
@@ -30,14 +28,14 @@ def export(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Records to compare on; else those of the model's own run."),
+        typer.Option("--data", help="Records to compare on; default: those of the model's run."),
     ] = None,
     records: Annotated[int, typer.Option(min=1, help="How many of them.")] = 4,
     columns: options.Columns = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Largest difference of logits; else 1e-5, in half precision 2e-2."
+            min=0, help="Maximum difference of logits; default: 1e-5, in half precision 2e-2."
         ),
     ] = None,
     language_model: Annotated[
@@ -49,7 +47,7 @@ def export(
     overwrite: options.Replace = False,
     json_output: options.Json = False,
 ) -> None:
-    """Write a model so that others can load or serve it, and prove that it answers the same.
+    """Write a model so that others can load or serve it, and check that it gives the same answers.
 
     Rungs: **native** is a class of transformers' own; **remote-code** carries its few Python files;
     a **gateway** holds encoder and connector only, the language model runs elsewhere. What was

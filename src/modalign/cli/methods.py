@@ -14,10 +14,10 @@ WIDTH = 100  # columns of the table
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method; without it, all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One method; default: all.")] = None,
     json_output: options.Json = False,
 ) -> None:
-    """List the methods: family, where they enter, what they cost, where they come from.
+    """List the methods: family, where they enter, cost, source.
 
     **Examples**
 
@@ -56,7 +56,7 @@ def methods(
 
 
 def listed() -> Iterator[dict[str, Any]]:
-    """The methods that have a line of their own; none is loaded, so that this needs no torch."""
+    """Yield the methods with their own line, without loading them or torch."""
     from modalign.connectors.catalogue import catalogue
     from modalign.tools.registry import BUILT_IN
     from modalign.training.settings import STAGE_ONE, WITHOUT_STAGE_ONE, Stage
@@ -75,7 +75,7 @@ def listed() -> Iterator[dict[str, Any]]:
 
 
 def _resolved(name: str | None) -> dict[str, Any]:
-    """A method with options, of another size or with a recipe; an unknown one is refused."""
+    """Resolve a method with options, another size or a recipe; an unknown one is refused."""
     from modalign.training.methods import resolve_method
 
     method = resolve_method(str(name))
@@ -87,12 +87,12 @@ def _resolved(name: str | None) -> dict[str, Any]:
 def _row(
     name: str, family: str, group: str, stages: Sequence[str], facts: Any, *, tools: bool = False
 ) -> dict[str, Any]:
-    """A method's line.
+    """Return a method's line.
 
     Args:
         name, family, group, stages: of the method.
         facts: its connector's class or entry in the catalogue, or its tools.
-        tools: whether they are tools.
+        tools: whether it is a tool method.
     """
     from modalign.connectors.rungs import standing_of
 

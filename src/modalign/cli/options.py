@@ -1,4 +1,4 @@
-"""Options that several verbs take, and how they become changes of a configuration."""
+"""Options shared by several verbs, and their conversion to changes of a configuration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ EXIT_CODES = (
 )
 
 MEDIA = (
-    "MODALITY=FILE, or FILE where its ending tells; FILE#PART is part of a file, such as people.csv#3 or "
-    "features.npy#12. Repeat it for several."
+    "MODALITY=FILE, or FILE if its ending is known; FILE#PART is part of a file, such as people.csv#3 or "
+    "features.npy#12. Repeatable."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Config = Annotated[
-    str | None, typer.Argument(help="YAML file; without it the built-in starter is used.")
-]
+Config = Annotated[str | None, typer.Argument(help="YAML file; default: the built-in starter.")]
 Llm = Annotated[
     str | None, typer.Option("--llm", help="Language model: hub name or folder of a causal LM.")
 ]
@@ -39,17 +37,18 @@ Encoder = Annotated[
 ]
 Train = Annotated[str | None, typer.Option("--train", help="Training data file.")]
 Val = Annotated[
-    str | None, typer.Option("--val", help="Validation data; else a tenth of the training data.")
+    str | None,
+    typer.Option("--val", help="Validation data; default: a tenth of the training data."),
 ]
 Eval = Annotated[str | None, typer.Option("--eval", help="Evaluation data file.")]
 Budget = Annotated[
     str | None, typer.Option("--budget", help="Per method: 20000samples, 90s, 10m or 3e14flops.")
 ]
 LlmMode = Annotated[
-    str | None, typer.Option("--train-llm", help="What of the LLM trains: frozen, lora or full.")
+    str | None, typer.Option("--train-llm", help="How the LLM trains: frozen, lora or full.")
 ]
 EncoderMode = Annotated[
-    str | None, typer.Option("--train-encoder", help="What of the encoder trains: frozen or full.")
+    str | None, typer.Option("--train-encoder", help="How the encoder trains: frozen or full.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")]
@@ -84,12 +83,12 @@ Patches = Annotated[
     list[Path] | None,
     typer.Option(
         "--patch",
-        help="Patch file to put on top of the model; repeat it for several, lowest first.",
+        help="Patch file to apply to the model; repeatable, lowest first.",
     ),
 ]
 TrainedOn = Annotated[
     str | None,
-    typer.Option("--train", help="Training data, for chance; else what the model folder says."),
+    typer.Option("--train", help="Training data, for chance; default: from the model folder."),
 ]
 SkipBroken = Annotated[
     str | None, typer.Option("--skip-broken", help="Share of broken records to drop, e.g. 1%.")
@@ -101,9 +100,9 @@ Columns = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Delete what is there from an earlier run, begin anew.")
+    bool, typer.Option("--overwrite", help="Delete an earlier run and start again.")
 ]
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any field of the configuration: training.batch_size=64."),
@@ -111,7 +110,7 @@ Set = Annotated[
 
 
 V = TypeVar("V", bound=Callable[..., Any])
-CONFIGURATION = {  # parameter -> its option, and the field that it sets
+CONFIGURATION = {  # parameter -> its option and configuration field
     "llm": (Llm, "parts.llm"),
     "encoder": (Encoder, "parts.encoder"),
     "train_file": (Train, "data.train"),
@@ -134,7 +133,7 @@ def takes_media(verb: V) -> V:
     """Give a verb ``--media MODALITY=FILE``, and the short form ``--MODALITY FILE`` of every modality.
 
     Args:
-        verb: with a parameter ``media``, which is then given all media, those of ``--media`` first.
+        verb: with a parameter ``media``, which gets all media, those of ``--media`` first.
     """
     taken = inspect.signature(verb).parameters
     short = [name for name in modality_names() if name not in taken]
@@ -153,7 +152,7 @@ def configures(verb: V) -> V:
     """Give a verb the options that change a configuration.
 
     Args:
-        verb: with a parameter ``changes``, which is then given the nested changes.
+        verb: with a parameter ``changes``, which gets the nested changes.
     """
 
     def gathered(assignments: list[str] | None, **given: Any) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def configures(verb: V) -> V:
 def _with_options(
     verb: V, parameter: str, options: Mapping[str, Any], gathered: Callable[..., Any]
 ) -> V:
-    """Put options in the place of a verb's parameter, which is given what is gathered from them."""
+    """Replace a verb's parameter by options; it gets the value gathered from them."""
 
     @functools.wraps(verb)
     def extended(**given: Any) -> Any:
@@ -208,7 +207,7 @@ def _pairs(items: list[str]) -> dict[str, str]:
 
 
 def parts_table(parts: list[Any]) -> Any:
-    """What trains, as a table: part, parameters, trainable."""
+    """Build the table of trained parts: part, parameters, trainable."""
     from rich.table import Table
 
     table = Table(title="what trains")

@@ -1,4 +1,4 @@
-"""``modalign patch``: patches in files and in model folders; those made from others: ``patch_making``."""
+"""``modalign patch``: patches in files and model folders; see ``patch_making`` for combining them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modalign.cli.patch_output import say, show, show_inspection
 from modalign.errors import DataError, UsageError
 
 app = typer.Typer(
-    help="Apply, inspect, take back and combine patches: changes of a model kept in one small file.",
+    help="Apply, inspect, remove and combine patches: changes of a model in one small file.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     epilog=options.EXIT_CODES,
@@ -31,7 +31,7 @@ def list_(
     ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Show which patches are in a model folder, and whether its weights are what its log says.
+    """Show which patches are in a model folder, and whether its weights match its log.
 
     **Examples**
 
@@ -44,14 +44,14 @@ def list_(
     repaired = repair and repair_folder(folder)
     status = folder_status(folder)
     if repaired and not json_output:
-        say("An interrupted change was put right.")
+        say("An interrupted change was repaired.")
     show(status, json_output, repaired=repaired)
     if status.interrupted:
         raise DataError(
-            f"{folder}: a change was interrupted; `modalign patch list {folder} --repair` puts it right"
+            f"{folder}: a change was interrupted; `modalign patch list {folder} --repair` repairs it"
         )
     if status.problems:
-        raise DataError(f"{folder} is not what its log says: {'; '.join(status.problems)}")
+        raise DataError(f"{folder} does not match its log: {'; '.join(status.problems)}")
 
 
 @app.command(epilog=options.EXIT_CODES)
@@ -108,7 +108,7 @@ def verify(patch: PatchFile, model: Model = None, json_output: options.Json = Fa
         print_json({"patch": str(patch), "sha256": sha256, "whole": True, "tensors": tensors,
                     "model": None if model is None else str(model)})  # fmt: skip
         return
-    say(f"{patch} is whole: {sha256}")
+    say(f"{patch} is intact: {sha256}")
     if tensors is not None:
         say(f"It fits {model}: {len(tensors)} tensors have the values it expects.")
 
@@ -120,17 +120,17 @@ def apply(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="New model folder. Without it a patched MODEL is changed in place."
+            "--out", "-o", help="New model folder. Default: change a patched MODEL in place."
         ),
     ] = None,
     any_tokenizer: Annotated[
-        bool, typer.Option("--any-tokenizer", help="Also a patch made for another tokenizer.")
+        bool, typer.Option("--any-tokenizer", help="Accept a patch made for another tokenizer.")
     ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Write a model folder with patches in its weights; `remove` takes them out bit for bit.
+    """Write a model folder with patches in its weights; `remove` removes them bit for bit.
 
-    Only the touched tensors differ. The new folder keeps the patches, the originals and a log in
+    Only the changed tensors differ. The new folder keeps the patches, the originals and a log in
     `patches/`. To use a patch without writing a model, give `--patch` to `ask` or `eval`.
 
     **Examples**
@@ -154,10 +154,10 @@ def remove(
     patches: Annotated[
         list[str] | None, typer.Argument(help="Name, beginning of the hash, or file of a patch.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Take out every patch.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Remove every patch.")] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Take patches out of a folder's weights: they are then bit for bit as without them.
+    """Remove patches from a folder's weights: the result is bit for bit as without them.
 
     **Examples**
 

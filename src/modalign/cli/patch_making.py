@@ -1,4 +1,4 @@
-"""Verbs of ``modalign patch`` that make a patch from others, from two models, or into a LoRA folder."""
+"""Verbs of ``modalign patch`` that build a patch from others or from two models, or write a LoRA folder."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ PatchFile = Annotated[Path, typer.Argument(help="Patch file.", metavar="PATCH")]
 PatchFiles = Annotated[list[Path], typer.Argument(help="Patch files of one base model.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="New patch file.")]
 Name = Annotated[
-    str | None, typer.Option("--name", help="Of the new patch; its file's stem by default.")
+    str | None, typer.Option("--name", help="Name of the new patch; default: its file's stem.")
 ]
 Weights = Annotated[
     list[float] | None,
-    typer.Option("--weight", help="Of a patch, in their order; 1 each by default."),
+    typer.Option("--weight", help="Weight of a patch, in their order; default: 1 each."),
 ]
 
 
 def drop(
     patch: PatchFile,
-    edit_id: Annotated[list[str], typer.Option("--id", help="Id of an edit; repeat for several.")],
+    edit_id: Annotated[list[str], typer.Option("--id", help="Id of an edit; repeatable.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="New patch file; PATCH-without-ID by default."),
+        typer.Option("--out", "-o", help="New patch file; default: PATCH-without-ID."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Also compute the patch anew on this model, and compare."),
+        typer.Option("--model", help="Also recompute the patch on this model, and compare."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="With --model: the text of the key statistics.")
     ] = None,
     json_output: options.Json = False,
 ) -> None:
-    """Take single edits out of a patch: solved again over the other edits, without the model.
+    """Remove single edits from a patch: it is solved again for the other edits, without the model.
 
     **Examples**
 
@@ -56,7 +56,7 @@ def drop(
     from modalign.patches import load_patch
 
     if text is not None and model is None:
-        raise UsageError("--text belongs to --model")
+        raise UsageError("--text needs --model")
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(edit_id[:3]))
     target = out or patch.with_name(f"{patch.stem}-without-{safe}{patch.suffix}")
     dropped = without(load_patch(patch), edit_id)
@@ -67,7 +67,7 @@ def drop(
 def _compare_with_fresh(
     dropped: Patch, model: str, text: Path | None, json_output: bool
 ) -> dict[str, Any]:
-    """The distance from a patch computed without the edits, for people or for JSON."""
+    """Return the distance from a patch computed without the edits, printed or as JSON."""
     from modalign.cli.console import bars, quiet_libraries, stderr, stdout
     from modalign.editing.fresh import distance_from_fresh
 
@@ -76,7 +76,7 @@ def _compare_with_fresh(
         found = distance_from_fresh(dropped, model, text=text, progress=progress, said=stderr.print)
     if not json_output:
         for name, value in found.tensors.items():
-            stdout.print(f"{name}: {value:.2e} from a patch computed anew", highlight=False)
+            stdout.print(f"{name}: {value:.2e} from a recomputed patch", highlight=False)
         if not found.same_statistics:
             stdout.print("(its key statistics differ: give the same --text)", highlight=False)
     return {"distance": found.tensors, "same_statistics": found.same_statistics}
@@ -88,11 +88,13 @@ def merge(
     name: Name = None,
     allow_conflicts: Annotated[
         bool,
-        typer.Option("--allow-conflicts", help="Also if edits give one prompt different targets."),
+        typer.Option(
+            "--allow-conflicts", help="Merge even if edits give one prompt different targets."
+        ),
     ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Join patches of one model: solved together where they can be, else added up.
+    """Join patches of one model: solved together if possible, else added.
 
     **Example**
 
@@ -108,7 +110,7 @@ def merge(
 
 def scale(
     patch: PatchFile,
-    factor: Annotated[float, typer.Argument(help="What its changes are multiplied by.")],
+    factor: Annotated[float, typer.Argument(help="Factor of its changes.")],
     out: Out,
     name: Name = None,
     json_output: options.Json = False,
@@ -134,9 +136,9 @@ def sum_(
     name: Name = None,
     json_output: options.Json = False,
 ) -> None:
-    """Add patches up, each times its weight, into one ordinary patch.
+    """Add weighted patches into one ordinary patch.
 
-    Unlike `merge`, edits are never solved together, and contradicting ones are added up too.
+    Unlike `merge`, edits are never solved together, and contradicting ones are added, too.
 
     **Example**
 
@@ -156,9 +158,9 @@ def soup(
     name: Name = None,
     json_output: options.Json = False,
 ) -> None:
-    """Keep patches and their weights together in one file; they are added up when it is applied.
+    """Keep patches and their weights together in one file; they are added when it is applied.
 
-    The parents' hashes and weights stay in it (`patch inspect` shows them), and their edits can still
+    It keeps the parents' hashes and weights (`patch inspect` shows them), and their edits can still
     be dropped.
 
     **Example**
@@ -182,16 +184,16 @@ def diff(
         typer.Option(
             "--tolerance",
             min=0,
-            help="Relative error allowed of a matrix kept as factors; 0: exact.",
+            help="Maximum relative error of a matrix stored as factors; 0: exact.",
         ),
     ] = 0.0,
     max_rank: Annotated[
-        int, typer.Option("--max-rank", min=1, help="Look for factors of so many columns at most.")
+        int, typer.Option("--max-rank", min=1, help="Maximum columns of factors.")
     ] = 64,
     name: Name = None,
     json_output: options.Json = False,
 ) -> None:
-    """Make a patch of what was done to a model: BASE with the patch has FOLDER's values.
+    """Make a patch from a changed model: BASE with the patch has FOLDER's values.
 
     Without --tolerance the patch is exact, or refused with the reason.
 
@@ -222,20 +224,20 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="New LoRA folder.")],
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="Base model folder: peft's logits are compared with it."),
+        typer.Option("--model", help="Base model folder: compares peft's logits with it."),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base", help="Model that peft loads; by default --model, or the patch's own."
-        ),
+        typer.Option("--base", help="Model that peft loads; default: --model, or the patch's own."),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Keep at most so many directions a layer.")
+        int | None, typer.Option("--rank", min=1, help="Maximum rank per layer.")
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option("--max-error", min=0, max=1, help="Relative error of a layer's change."),
+        typer.Option(
+            "--max-error", min=0, max=1, help="Maximum relative error of a layer's change."
+        ),
     ] = None,
     json_output: options.Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the verbs of ``modalign patch`` print."""
+"""Output of the verbs of ``modalign patch``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 12  # digits of a hash
 
 
 def say(what: Any) -> None:
-    """Print words, or whatever rich can show."""
+    """Print text, or anything that rich can show."""
     from modalign.cli.console import stdout
 
     if isinstance(what, str):
@@ -26,7 +26,7 @@ def say(what: Any) -> None:
 
 
 def plain_table(*headers: str, title: str | None = None) -> Any:
-    """A table without lines, numbers to the right."""
+    """Build a table without lines, with numbers right-aligned."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), header_style="bold", title=title, title_justify="left")
@@ -46,19 +46,19 @@ def plain_table(*headers: str, title: str | None = None) -> Any:
 
 
 def show(status: FolderStatus, json_output: bool, **more: Any) -> None:
-    """What a folder carries."""
+    """Print a folder's patches."""
     from rich.markup import escape
 
     from modalign.cli.console import print_json
 
     if json_output and (status.problems or status.interrupted):
-        return  # the error is the JSON then
+        return  # in this case the error is the JSON
     if json_output:
         applied = [entry.model_dump() for entry in status.stack]
         print_json({"folder": str(status.folder), "applied": applied, **more})
         return
     if not status.stack:
-        say(f"{status.folder} carries no patches.")
+        say(f"{status.folder} has no patches.")
         return
     table = plain_table(
         "patch", "hash", "applied", "tensors", title=f"{status.folder}, lowest first"
@@ -70,7 +70,7 @@ def show(status: FolderStatus, json_output: bool, **more: Any) -> None:
 
 
 def show_inspection(found: Inspection, shown: int) -> None:
-    """A patch's header, its tensors and so many of its edits."""
+    """Print a patch's header, its tensors and some of its edits."""
     from rich.markup import escape
 
     header = found.header
@@ -117,7 +117,7 @@ def show_inspection(found: Inspection, shown: int) -> None:
 
 
 def write(patch: Patch, out: Path, json_output: bool, more: dict[str, Any] | None = None) -> None:
-    """Save a patch made from others, read it back, and say what it is."""
+    """Save a patch made from others, read it back, and describe it."""
     from modalign.cli.console import print_json
     from modalign.patches import load_patch, save_patch
     from modalign.patches.header import patch_hash

@@ -14,36 +14,38 @@ def serve(
     model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 chooses a free one.")
     ] = 8000,
     served_name: Annotated[
-        str | None, typer.Option("--served-name", help="The model's name; else its folder's.")
+        str | None, typer.Option("--served-name", help="The model's name; default: its folder's.")
     ] = None,
     patch: options.Patches = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     max_batch: Annotated[
-        int, typer.Option("--max-batch", min=1, help="Answers made at a time.")
+        int, typer.Option("--max-batch", min=1, help="Answers generated at the same time.")
     ] = 16,
     max_waiting: Annotated[
-        int, typer.Option("--max-waiting", min=0, help="Answers that may wait; then 429.")
+        int, typer.Option("--max-waiting", min=0, help="Answers that may wait; beyond that, 429.")
     ] = 64,
     max_length: Annotated[
         int | None,
         typer.Option(
-            "--max-length", min=2, help="Positions of prompt and answer; else the model's."
+            "--max-length", min=2, help="Positions of prompt and answer; default: the model's."
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="Of a model on the CPU; else measured at the start."),
+        typer.Option(
+            "--threads", min=1, help="Threads of a model on the CPU; default: measured at start."
+        ),
     ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
             "--backend",
             help="Address of the language model's server (vLLM with --enable-prompt-embeds); MODEL is then "
-            "a gateway's folder.",
+            "a gateway folder.",
         ),
     ] = None,
     backend_model: Annotated[
@@ -51,7 +53,7 @@ def serve(
         typer.Option("--backend-model", help="The model's name there, if it has several."),
     ] = None,
     backend_key_file: Annotated[
-        Path | None, typer.Option("--backend-key-file", help="File with the key it wants.")
+        Path | None, typer.Option("--backend-key-file", help="File with its API key.")
     ] = None,
     api_key_file: Annotated[
         Path | None,
@@ -59,33 +61,41 @@ def serve(
     ] = None,
     no_api_key: Annotated[
         bool,
-        typer.Option("--no-api-key", help="Let anybody in who reaches --host (a proxy's network)."),
+        typer.Option(
+            "--no-api-key", help="Accept everybody who reaches --host (in a proxy's network)."
+        ),
     ] = False,
     allow_url: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-url", help="HOST or HOST:PORT that media may be fetched from; repeat it."
+            "--allow-url", help="HOST or HOST:PORT that media may be fetched from; repeatable."
         ),
     ] = None,
     max_body_mb: Annotated[
-        float, typer.Option("--max-body-mb", min=0.001, help="Largest body of a request.")
+        float, typer.Option("--max-body-mb", min=0.001, help="Maximum body of a request.")
     ] = 32.0,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Most pixels of a request's images.")
+        int, typer.Option("--max-pixels", min=1, help="Maximum pixels of a request's images.")
     ] = 64_000_000,
     max_seconds: Annotated[
         float,
-        typer.Option("--max-seconds", min=0.001, help="Most sound, and most video, of a request."),
+        typer.Option(
+            "--max-seconds",
+            min=0.001,
+            help="Maximum seconds of a request's sound, and of its video.",
+        ),
     ] = 600.0,
     drain_seconds: Annotated[
         float,
-        typer.Option("--drain-seconds", min=1, help="For running answers to end after a signal."),
+        typer.Option(
+            "--drain-seconds", min=1, help="Time for running answers to finish after a signal."
+        ),
     ] = 30.0,
 ) -> None:
     """Serve a model behind the OpenAI API: chat with media, completions, models, health, metrics.
 
-    Only this machine is answered unless --host says otherwise. The first Ctrl-C or SIGTERM finishes what
-    runs, the second ends at once.
+    Only this machine can connect unless --host says otherwise. The first Ctrl-C or SIGTERM finishes running
+    requests, the second stops at once.
 
     **Examples**
 
@@ -112,15 +122,15 @@ def serve(
 
     if backend is not None and patch:
         raise UsageError(
-            "--patch changes a language model, and with --backend that runs elsewhere: put the patch on it "
+            "--patch changes a language model, which with --backend runs elsewhere: apply the patch "
             "there ('modalign patch apply' writes the changed model)"
         )
     if api_key_file is not None and no_api_key:
-        raise UsageError("--api-key-file and --no-api-key contradict each other: give one")
+        raise UsageError("--api-key-file and --no-api-key contradict each other: give only one")
     if not is_loopback(host) and api_key_file is None and not no_api_key:
         raise UsageError(
             f"--host {host} lets other machines in: give --api-key-file, or --no-api-key if something else "
-            "guards the way"
+            "protects it"
         )
     body = round(max_body_mb * MEGABYTE)
     limits = MediaLimits(
@@ -138,7 +148,7 @@ def serve(
         requests=max_batch + max_waiting + 16,
         media=limits,
     )
-    # A wrong host is found before the model loads.
+    # A wrong host is reported before the model loads.
     Fetcher(settings.url_hosts, body, limits.url_seconds)
     listener = listening(host, port)
     quiet_libraries()
@@ -149,7 +159,7 @@ def serve(
         stdout.file.flush()
 
     def stopping() -> None:
-        stderr.print("finishing what runs; once more to end at once", highlight=False)
+        stderr.print("finishing running requests; press again to stop at once", highlight=False)
 
     with listener, logging_to_stderr():
         stderr.print(f"loading {model}", markup=False, highlight=False, soft_wrap=True)

@@ -48,7 +48,7 @@ def build(
 
 @app.command(epilog=options.EXIT_CODES)
 def show(json_output: options.Json = False) -> None:
-    """Write the scenes to the cache, if they are not there, and say where everything is.
+    """Write the scenes to the cache if missing, and print all paths.
 
     **Example**
 

@@ -1,4 +1,4 @@
-"""``modalign tools``: what tools there are, and one question answered with their help."""
+"""``modalign tools``: list tools, and answer a question with them."""
 
 from __future__ import annotations
 
@@ -138,12 +138,14 @@ def ask(
         typer.Option("--key-variable", help="Environment variable that holds the endpoint's key."),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest reply, in tokens; else the model's default.")
+        int | None, typer.Option(min=1, help="Maximum reply in tokens; default: the model's.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of --way plan: replies with calls.")] = 6,
-    repairs: Annotated[int, typer.Option(min=0, help="Of --way code: programs repaired.")] = 1,
+    steps: Annotated[
+        int, typer.Option(min=1, help="With --way plan: maximum replies with calls.")
+    ] = 6,
+    repairs: Annotated[int, typer.Option(min=0, help="With --way code: maximum repairs.")] = 1,
     unsafe_code: Annotated[
-        bool, typer.Option("--unsafe-code", help="Run programs where no kernel fence holds them.")
+        bool, typer.Option("--unsafe-code", help="Run programs without a kernel fence.")
     ] = False,
     transcript: Annotated[
         Path | None, typer.Option("--transcript", help="Write every step and its cost as JSON.")
@@ -154,7 +156,7 @@ def ask(
 ) -> None:
     """Answer a question about media with a language model that uses tools.
 
-    `--way code` runs what the model wrote, behind a kernel fence; without one it refuses, unless
+    `--way code` runs the model's program behind a kernel fence; without one it refuses, unless
     `--unsafe-code` is given.
 
     **Examples**

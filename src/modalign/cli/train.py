@@ -23,17 +23,17 @@ def train(
         str | None,
         typer.Option("--recipe", help="Data recipe, e.g. captions_first (docs/recipes.md)."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of new weights and of the data order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of new weights and the data order.")] = 0,
     factor: Annotated[
         float | None,
         typer.Option(
-            help="On all learning rates; without it a quarter of the budget finds it, and with it "
+            help="Factor on all learning rates; without it a quarter of the budget finds it, with it "
             "that quarter is left unspent."
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/train"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the last checkpoint.")
     ] = False,
     overwrite: options.Overwrite = False,
     json_output: options.Json = False,

@@ -192,7 +192,6 @@ def _refuse(media: Media, message: str) -> NoReturn:
 
 
 def _library(name: str) -> ModuleType:
-    """Import an optional library of the extra ``audio``."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -114,7 +114,6 @@ def _group_names(records: Sequence[Record]) -> list[str]:
 
 
 def _keys(record: Record, hashes: dict[Media, str]) -> list[str]:
-    """Return the hashes of everything that ties a record to others."""
     ties = [f"media {hashes[media]}" for media in record.media()]
     if record.group is not None:
         ties.append(f"group {record.group}")

@@ -91,8 +91,6 @@ class StoredSamples(Sequence[Sample]):
 
 @dataclass(frozen=True)
 class _Batch:
-    """The memory-mapped columns of one batch."""
-
     ids: np.ndarray
     supervised: np.ndarray
     starts: np.ndarray

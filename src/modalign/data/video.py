@@ -260,13 +260,11 @@ def _shown_at(
 
 
 def _shrunk(frame: Any, smallest_side: int | None) -> tuple[int, int]:
-    """Return the (width, height) to keep frames at."""
     factor = max(min(frame.width, frame.height) // smallest_side, 1) if smallest_side else 1
     return frame.width // factor, frame.height // factor
 
 
 def _to_rgb(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """Convert a frame to (H, W, 3) uint8, rotated upright."""
     form = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
     pixels = frame.to_ndarray(format=form, width=size[0], height=size[1], interpolation="AREA")
     if form == "rgba":

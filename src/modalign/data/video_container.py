@@ -66,7 +66,6 @@ def _what_instead(file: BinaryIO, error: Exception) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """Return FFmpeg's message without the number and the file's name."""
     return str(getattr(error, "strerror", None) or error)
 
 

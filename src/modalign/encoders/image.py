@@ -50,7 +50,6 @@ class ImageEncoder(SignalEncoder):
 
 
 def _flat(features: Tensor) -> Tensor:
-    """Flatten maps (n, d, h, w) to (n, N, d)."""
     return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
 
 

@@ -135,7 +135,6 @@ def category(value: float | str) -> str:
 
 
 def _coded(column: Mapping[str, Any], value: float | str | None) -> tuple[float, int]:
-    """Return the number and the state code of one cell."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return 0.0, MISSING
     if "categories" in column:

@@ -83,7 +83,6 @@ class FramesEncoder(SignalEncoder):
         return features, prefix_mask(present.clamp(max=slots) * self.places, features.shape[1])
 
     def _in_space(self, features: Tensor) -> Tensor:
-        """Pool features of frames (P, M, d) -> (P, places, d)."""
         if self.places == features.shape[1]:
             return features
         if self.places == 1:
@@ -153,7 +152,6 @@ def _slots(temporal_pooling: str, frames: int) -> int:
 
 
 def _pooled_places(image: ImageEncoder, spatial_pooling: int | str) -> tuple[int, Grid | None]:
-    """Return the number of features of a frame and their grid, after pooling."""
     if spatial_pooling == "mean":
         return 1, (1, 1)
     if not isinstance(spatial_pooling, int) or spatial_pooling < 1:

@@ -182,7 +182,6 @@ class ChatEndpoint:
                     self.pace.clock.sleep(wait)
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Make one attempt and return the response's JSON."""
         url = f"{self.base_url}/chat/completions"
         try:
             with self._client.stream("POST", url, json=body) as response:
@@ -200,7 +199,6 @@ class ChatEndpoint:
         raise self._refused(status, headers, content)
 
     def _refused(self, status: int, headers: httpx2.Headers, content: bytes) -> EndpointError:
-        """Create the error for a status other than 200."""
         said, code = server_message(content)
         where = f"{self.base_url} ({status}): {said}"
         if status in {401, 403}:
@@ -218,7 +216,6 @@ class ChatEndpoint:
         )
 
     def _advice(self) -> str:
-        """Suggest a correction for a missing model or address."""
         try:
             response = self._client.get(f"{self.base_url}/models")
             names = listed_models(response.content) if response.status_code == 200 else []
@@ -255,7 +252,6 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 
 def _bounded(response: httpx2.Response) -> bytes:
-    """Read the body, at most ``MAX_BYTES``."""
     content = bytearray()
     for chunk in response.iter_bytes():
         content += chunk

@@ -104,7 +104,6 @@ class LocalChat:
     def _prompt(
         self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] | None
     ) -> Tensor:
-        """Return the conversation's token ids, (1, T) int64."""
         import torch
 
         if self.knows_tools:
@@ -130,7 +129,6 @@ class LocalChat:
         return min(wanted, room)
 
     def _generate(self, ids: Tensor, limit: int, sample: int, settings: dict[str, Any]) -> Tensor:
-        """Generate the reply's ids (new,)."""
         import torch
 
         temperature = float(settings.get("temperature", 0.0))

@@ -232,7 +232,6 @@ class Collator:
         return len(sample.ids) + sum(len(ids) - 1 for ids in self._stand_ins(sample))
 
     def _stand_ins(self, sample: Sample) -> list[np.ndarray]:
-        """Return, per medium in reading order, the ids that replace it."""
         found: dict[str, Iterator[np.ndarray]] = {}
         for modality in {medium.modality for medium in sample.media}:
             own = [medium for medium in sample.media if medium.modality == modality]
@@ -297,7 +296,6 @@ class Collator:
         )
 
     def _fetched(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Return the batch's media, modality by modality, as forward arguments."""
         features: dict[str, Features] = {}
         signals: dict[str, Tensor] = {}
         for modality, entry in self.entries.items():

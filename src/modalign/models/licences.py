@@ -32,7 +32,6 @@ def origin(name: str | None) -> dict[str, str]:
 
 
 def _cached(name: str) -> Path | None:
-    """Return the hub's model card, if it is cached on this machine."""
     try:
         found = try_to_load_from_cache(name, CARD)
     except HFValidationError:  # for example a user's own class: not a hub name
@@ -41,7 +40,6 @@ def _cached(name: str) -> Path | None:
 
 
 def _stated(card: Path) -> str | None:
-    """Return the licence in a model card's front matter: its identifier, or another's name."""
     try:
         text = card.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -136,7 +136,6 @@ def _joined(parts: list[str], stand_ins: Iterator[str]) -> Iterator[str]:
 
 
 def _parts(conversations: list[Any], modality: str) -> Iterator[Any]:
-    """Yield the contents of a modality's parts, in reading order."""
     for conversation in conversations:
         for message in conversation:
             for part in message["content"] if isinstance(message["content"], list) else []:

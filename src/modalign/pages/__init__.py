@@ -1,1 +1,1 @@
-"""What pages are made of: drawings and self-contained HTML, for whichever room has numbers to show."""
+"""Reports: figures and self-contained HTML for any room with numbers to show."""

@@ -1,4 +1,4 @@
-"""Charts of quantities: what a table shows in columns, drawn."""
+"""Charts of quantities."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from modalign.pages.parts import Quantity, ends_of, show
 def point_of(
     quantity: Quantity, row: Any, at: float | str, series: str, words: str | None = None
 ) -> Point | None:
-    """One value as a point; None where the row has none.
+    """Return one value as a point; None if the row has none.
 
     Args:
-        quantity: what is drawn.
-        row: the result it is read from.
-        at: its place on the other axis.
+        quantity: the quantity to draw.
+        row: the result to read it from.
+        at: its position on the other axis.
         series: the series it belongs to.
-        words: what it is called; place and series where nothing is given.
+        words: its name; default: position and series.
     """
     found = quantity.of(row)
     if found is None:
@@ -42,18 +42,18 @@ def line_chart(
     rules: Sequence[Rule] = (),
     references: Sequence[Quantity] = (),
 ) -> Chart:
-    """A line per quantity over the rows, with intervals.
+    """Draw a line per quantity over the rows, with intervals.
 
     Args:
-        title: what it shows.
-        quantities: a line each.
+        title: title of the chart.
+        quantities: one line each.
         rows: the results, from left to right.
-        at: where a row stands on the horizontal axis.
+        at: a row's position on the horizontal axis.
         values: the vertical axis.
-        place: the horizontal axis, where its title and unit alone do not say it.
-        band: part of the horizontal axis to be marked.
+        place: the horizontal axis, if title and unit are not enough.
+        band: marked part of the horizontal axis.
         rules: reference lines.
-        references: lines in grey, to compare the others with.
+        references: grey lines for comparison.
     """
     series = [Series(quantity.name, number) for number, quantity in enumerate(quantities)]
     series += [Series(quantity.name, -1) for quantity in references]
@@ -88,16 +88,16 @@ def row_chart(
     series: Sequence[Series] = (),
     of: Sequence[str] = (),
 ) -> Chart:
-    """A value with its interval per named row.
+    """Draw a value with its interval per named row.
 
     Args:
-        title: what it shows.
-        quantity: what is drawn.
+        title: title of the chart.
+        quantity: the quantity to draw.
         rows: the results, from top to bottom.
-        name: what a row is called.
+        name: a row's name.
         values: the horizontal axis.
         rules: reference lines.
-        series: groups of rows that differ in colour; none: all are alike.
+        series: groups of rows by colour; empty: one colour.
         of: the series of each row.
     """
     names = of or [quantity.name] * len(rows)

@@ -1,9 +1,8 @@
 """Figures as Vega-Lite specifications: points, lines and bars with intervals, for any room's numbers.
 
 Vega (arXiv 1609.08463) draws them in the reader's browser, where it gives tooltips, zoom, text for screen
-readers and colours of the page's style sheet. What a figure shows is decided here; how scales, ticks and
-marks are laid out is left to Vega. Colours are the style sheet's variables, so one drawing serves light and
-dark pages.
+readers and colours of the page's style sheet. This module decides what a figure shows; Vega lays out scales,
+ticks and marks. Colours are the style sheet's variables, so one figure serves light and dark pages.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from typing import Any, Literal
 
 SHAPES = ("circle", "square", "triangle-up", "diamond")
 COLOURS = 8
-LEAST_FACTOR = 4.0  # of a logarithmic axis: costs that are close look close
-LEAST_SHARE = 0.1  # of an axis of shares
+LEAST_FACTOR = 4.0  # minimum range of a logarithmic axis: close costs look close
+LEAST_SHARE = 0.1  # minimum range of an axis of shares
 ROW = 24  # pixels
-DODGE = 0.012  # of the axis, between lines whose points stand at one place
+DODGE = 0.012  # share of the axis between lines with points at one position
 
 Spec = dict[str, Any]
 
-# Unit -> how a tick is written, as an expression of Vega; other units are plain numbers.
+# Unit -> Vega expression of a tick's label; other units are plain numbers.
 _TICKS = {
     "share": "format(datum.value * 100, '~r') + ' %'",
     "percent": "format(datum.value, '~r') + ' %'",
@@ -37,15 +36,15 @@ _TICKS = {
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis measures.
+    """An axis.
 
     Attributes:
         title: in words.
-        unit: how its ticks are written.
-        log: logarithmic; a value of 0 gets a place of its own at the lower end.
-        bounds: least extent; None leaves an end to the values.
+        unit: format of its ticks.
+        log: logarithmic; a value of 0 gets a separate position at the lower end.
+        bounds: minimum range; None leaves an end to the values.
         whole: ticks at whole numbers only.
-        cut: the upper end, where larger values are cut off.
+        cut: the upper end; larger values are cut off.
     """
 
     title: str
@@ -61,8 +60,8 @@ class Series:
     """A named group of points; its number chooses colour and shape.
 
     Attributes:
-        name: as the legend shows it.
-        number: of the colour and the shape.
+        name: name in the legend.
+        number: number of colour and shape.
     """
 
     name: str
@@ -70,12 +69,12 @@ class Series:
 
     @property
     def colour(self) -> str:
-        """The style sheet's variable."""
+        """Return the style sheet's variable."""
         return f"var(--s{self.number % COLOURS})" if self.number >= 0 else "var(--muted)"
 
     @property
     def shape(self) -> str:
-        """Vega's name of the mark."""
+        """Return Vega's name of the mark."""
         return SHAPES[self.number % len(SHAPES)] if self.number >= 0 else SHAPES[0]
 
 
@@ -84,11 +83,11 @@ class Point:
     """One measured value with its interval.
 
     Attributes:
-        at: where it stands on the other axis: a number, or the name of a row.
-        value: itself.
+        at: position on the other axis: a number, or the name of a row.
+        value: the measured value.
         low, high: ends of its interval; None where there is none.
         series: name of its series.
-        words: what is read out and shown under the pointer.
+        words: the tooltip, also read out.
         label: written beside the mark.
         hollow: the mark is drawn hollow.
     """
@@ -108,7 +107,7 @@ class Rule:
     """A reference line across the plot.
 
     Attributes:
-        value: where it stands on the axis of values.
+        value: position on the value axis.
         name: what it marks.
     """
 
@@ -124,16 +123,16 @@ class Chart:
         kind: ``lines`` (connected points), ``scatter`` (labelled points), ``rows`` (a value per named
             row, the values along the horizontal axis), ``cloud`` (positions on equal scales) or ``stack``
             (parts of a whole per named row).
-        title: what it shows; it stands above the plot where a figure has several.
-        description: for readers who do not see it.
+        title: title, shown if a figure has several plots.
+        description: text for screen readers.
         points: in drawing order.
-        series: those that the points belong to.
+        series: series of the points.
         place: axis of ``at``; of rows its title alone is used.
         values: axis of ``value``.
         rules: reference lines.
-        band: part of the horizontal axis to be marked.
+        band: marked part of the horizontal axis.
         front: points (at, value) of a staircase, from left to right.
-        winner: label of the point to be ringed.
+        winner: label of the ringed point.
         height: in pixels; of named rows it follows from their number.
     """
 
@@ -151,7 +150,7 @@ class Chart:
     height: int = 300
 
     def spec(self) -> Spec:
-        """The Vega-Lite specification; the page adds the theme and the looks of each style."""
+        """Return the Vega-Lite specification; the page adds theme and styles."""
         named = self.kind in ("rows", "stack")
         layers = {"rows": _rows, "stack": _stack, "cloud": _cloud}.get(self.kind, _plane)(self)
         return {
@@ -169,15 +168,14 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Both ends of an axis, Vega's words for it, and the place of values that are moved."""
+    """Both ends of an axis, its Vega encoding, and the position of moved values."""
 
     axis: Axis
     low: float
     high: float
-    zero: float | None = None  # where 0 stands on a logarithmic axis
+    zero: float | None = None  # position of 0 on a logarithmic axis
 
     def encoding(self, field: str) -> Spec:
-        """A quantitative channel."""
         tick = _TICKS.get(self.axis.unit, "format(datum.value, '~r')")
         label: Spec = {"title": self.axis.title or None, "labelExpr": tick}
         if self.axis.whole:
@@ -190,12 +188,11 @@ class _Scale:
         return {"field": field, "type": "quantitative", "scale": scale, "axis": label}
 
     def place(self, value: float | str) -> float | str:
-        """Where a value stands."""
         moved = self.zero is not None and not isinstance(value, str) and value <= 0
         return self.zero if moved and self.zero is not None else value
 
     def beside(self, value: float, step: float) -> float:
-        """A share of the axis further on."""
+        """Return a position shifted by a share of the axis."""
         if self.axis.log:
             return value * (self.high / self.low) ** step
         return value + (self.high - self.low) * step
@@ -208,7 +205,7 @@ def _scale(axis: Axis, values: Iterable[float]) -> _Scale:
 
 
 def _linear(axis: Axis, known: Sequence[float]) -> _Scale:
-    """All values, the least extent, and never an empty range."""
+    """Scale to all values and the minimum range, never empty."""
     ends = [bound for bound in axis.bounds if bound is not None]
     low, high = min([*known, *ends]), max([*known, *ends])
     if axis.unit == "share" and high - low < LEAST_SHARE:
@@ -221,7 +218,7 @@ def _linear(axis: Axis, known: Sequence[float]) -> _Scale:
 
 
 def _logarithmic(axis: Axis, known: Sequence[float]) -> _Scale:
-    """At least ``LEAST_FACTOR`` from end to end; Vega's scale has no place for 0, so one is made."""
+    """Scale with at least ``LEAST_FACTOR``; Vega has no position for 0, so one is added."""
     positive = [value for value in known if value > 0] or [1.0]
     low, high = min(positive), max(positive)
     widen = max(1.15, math.sqrt(LEAST_FACTOR / (high / low)))
@@ -233,7 +230,7 @@ def _logarithmic(axis: Axis, known: Sequence[float]) -> _Scale:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Decades inside a range, finer where they are few; needed only beside a place for 0."""
+    """Return decades inside a range, or finer ticks; only needed with a position for 0."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
         ticks = [f * 10.0**d for d in decades for f in factors if low * 1.5 < f * 10.0**d <= high]
@@ -246,7 +243,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _layer(name: str, mark: str, encoding: Spec, rows: Sequence[Spec], **more: Any) -> Spec:
-    """One layer of marks; the page says what its name looks like."""
+    """Build one layer of marks; the page styles it by name."""
     shown = {"filter": "indexof(hidden, datum.series) < 0"}
     return {
         "name": name,
@@ -259,7 +256,7 @@ def _layer(name: str, mark: str, encoding: Spec, rows: Sequence[Spec], **more: A
 
 
 def _records(points: Sequence[Point], across: _Scale | None = None) -> list[Spec]:
-    """The points as rows of data; an interval without ends is the value itself."""
+    """Convert points to rows of data; a missing interval is the value itself."""
     return [
         {
             "at": across.place(p.at) if across else p.at,
@@ -276,7 +273,6 @@ def _records(points: Sequence[Point], across: _Scale | None = None) -> list[Spec
 
 
 def _by_series(chart: Chart, *channels: str) -> Spec:
-    """Colour and shape of each series."""
     names = [s.name for s in chart.series]
     ranges = {"shape": [s.shape for s in chart.series]}
     colours = [s.colour for s in chart.series]
@@ -292,12 +288,12 @@ def _by_series(chart: Chart, *channels: str) -> Spec:
 
 
 def _said() -> Spec:
-    """What is shown under the pointer, and read out."""
+    """Encode the tooltip, which is also read out."""
     return {"tooltip": {"field": "words"}, "description": {"field": "words"}}
 
 
 def _marks(chart: Chart, encoding: Spec, rows: Sequence[Spec], zoomed: str, style: str) -> Spec:
-    """The points themselves, which can be moved and zoomed along some axes."""
+    """Draw the points, with panning and zooming along some axes."""
     select = {"type": "interval", "encodings": list(zoomed), "zoom": "wheel![event.shiftKey]"}
     own = _by_series(chart, "fill", "stroke", "shape")
     own["fill"] |= {"condition": {"test": "datum.hollow", "value": "var(--surface)"}}
@@ -307,7 +303,7 @@ def _marks(chart: Chart, encoding: Spec, rows: Sequence[Spec], zoomed: str, styl
 
 
 def _interval(chart: Chart, encoding: Spec, rows: Sequence[Spec], along: str) -> Spec:
-    """The interval of each point along an axis (``x`` or ``y``)."""
+    """Draw the interval of each point along an axis (``x`` or ``y``)."""
     ends = {along: encoding[along] | {"field": "low"}, f"{along}2": {"field": "high"}}
     return _layer("bars", "rule", encoding | ends | _by_series(chart, "color"), rows)
 
@@ -319,7 +315,6 @@ def _rule_layers(chart: Chart, along: str) -> list[Spec]:
 
 
 def _plane(chart: Chart) -> list[Spec]:
-    """Lines and scatter: numbers on both axes."""
     lines = chart.kind == "lines"
     across = _scale(chart.place, [p.at for p in chart.points if not isinstance(p.at, str)])
     up = _scale(chart.values, _ends(chart))
@@ -342,19 +337,18 @@ def _plane(chart: Chart) -> list[Spec]:
     if ringed:
         layers.append(_layer("ring", "point", both, ringed))
     layers.append(_marks(chart, both, rows, "xy", "small" if lines else "points"))
-    if any(p.label for p in chart.points):  # the page has Vega's own label transform place them
+    if any(p.label for p in chart.points):  # the page places them with Vega's label transform
         layers.append(_layer("labels", "text", both | {"text": {"field": "label"}}, rows))
     return layers
 
 
 def _ends(chart: Chart) -> list[float]:
-    """All that must be seen on the axis of values."""
     points = [v for p in chart.points for v in (p.low, p.value, p.high) if v is not None]
     return [*points, *(rule.value for rule in chart.rules)]
 
 
 def _dodged(chart: Chart, across: _Scale) -> list[Point]:
-    """Points with each series moved a little, so that intervals at one place stand side by side."""
+    """Shift each series slightly, so that intervals at one position are side by side."""
     names = [s.name for s in chart.series]
     if len(names) < 2 or not any(p.low is not None for p in chart.points):
         return list(chart.points)
@@ -364,14 +358,12 @@ def _dodged(chart: Chart, across: _Scale) -> list[Point]:
 
 
 def _names(chart: Chart) -> Spec:
-    """The axis of named rows, in the order of the points."""
     order = list(dict.fromkeys(str(p.at) for p in chart.points))
     axis = {"title": chart.place.title or None, "grid": False, "labelLimit": 190, "ticks": False}
     return {"field": "at", "type": "nominal", "sort": order, "axis": axis}
 
 
 def _rows(chart: Chart) -> list[Spec]:
-    """One value with its interval per named row."""
     both = {"x": _scale(chart.values, _ends(chart)).encoding("value"), "y": _names(chart)}
     rows = _records(chart.points)
     layers = [_interval(chart, both, rows, "x"), _marks(chart, both, rows, "x", "points")]
@@ -379,7 +371,6 @@ def _rows(chart: Chart) -> list[Spec]:
 
 
 def _stack(chart: Chart) -> list[Spec]:
-    """Parts of a whole: a bar per named row, in the order of the series."""
     order = {s.name: number for number, s in enumerate(chart.series)}
     rows = [row | {"order": order[row["series"]]} for row in _records(chart.points)]
     axis = {"title": chart.values.title or None, "labelExpr": _TICKS["share"]}
@@ -389,7 +380,6 @@ def _stack(chart: Chart) -> list[Spec]:
 
 
 def _cloud(chart: Chart) -> list[Spec]:
-    """Positions in a plane on equal scales."""
     axes = ([float(p.at) for p in chart.points], [p.value for p in chart.points])
     reach = max(max(values) - min(values) for values in axes) * 0.525 or 1.0
     middles = [(max(values) + min(values)) / 2 for values in axes]

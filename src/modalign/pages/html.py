@@ -1,4 +1,4 @@
-"""A report as one HTML page: style, figures and scripts inside, nothing asked of the network.
+"""A report as one HTML page: style, figures and scripts included, without network requests.
 
 Its policy allows the page's own scripts by their hashes and nothing else. Figures are drawn by Vega, whose
 JavaScript the package ``vl-convert-python`` carries; expressions are interpreted, since the policy forbids
@@ -21,10 +21,10 @@ from modalign.pages.parts import Document, Figure, Table
 
 
 def render(report: Document) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        report: every text in it is escaped.
+        report: the report; all its text is escaped.
     """
     scripts = [_resource("page.js")]
     if any(isinstance(part, Figure) for section in report.sections for part in section.parts):
@@ -44,7 +44,6 @@ def render(report: Document) -> str:
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script."""
     import vl_convert
 
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
@@ -57,7 +56,7 @@ def _resource(name: str) -> str:
 
 @cache
 def _template() -> Template:
-    """Everything is escaped, and a name that it does not get is an error."""
+    """Load the template; everything is escaped, and an undefined name is an error."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -65,16 +64,14 @@ def _template() -> Template:
 
 
 def _hash(script: str) -> str:
-    """What the policy knows a script by."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _spec(chart: Chart) -> Markup:
-    """A specification as JSON that cannot end its element."""
+    """Encode a specification as JSON that cannot close its element."""
     return Markup(json.dumps(chart.spec(), allow_nan=False).replace("<", "\\u003c"))
 
 
 def _numeric(table: Table, column: int) -> bool:
-    """Whether a column holds numbers."""
     cells = [row.cells[column] for row in table.rows if len(row.cells) > column]
     return bool(cells) and any(cell.number for cell in cells)

@@ -1,4 +1,4 @@
-"""A report as Markdown: words and tables; and text that stays text in them."""
+"""A report as Markdown: words and tables, with escaped text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from modalign.pages.parts import (
 
 
 def render(report: Document) -> str:
-    """The whole report; of figures the table that holds every value, of entries nothing."""
+    """Render a report: figures as tables of their values, without entries."""
     parts = [f"# {escape(report.title)}", escape(report.lead)]
     for section in report.sections:
         parts += _section(section)
@@ -98,12 +98,12 @@ def _gallery(part: Gallery) -> list[str]:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are escaped already."""
+    """Format a Markdown table of already escaped cells."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def escape(text: str) -> str:
-    """Text that stays text in a Markdown table: no markup, no HTML, no line ends."""
+    """Escape text for a Markdown table: no markup, HTML or line ends."""
     flat = html.escape(" ".join(text.split()), quote=False)
     return "".join("\\" + c if c in "\\`*_[]|#!~" else c for c in flat)

@@ -1,8 +1,7 @@
-"""What a report consists of: sections of words, tables, figures, galleries and entries over one set of results.
+"""Parts of a report: sections of words, tables, figures, galleries and entries over one set of results.
 
-Every part names in ``source`` where in the results' JSON its figures stand (a JSON pointer, RFC 6901). A
-figure that is reported is declared once, as a :class:`Quantity`: its name, its unit, how it is shown, and the
-field it is read from.
+Every part has a ``source``: the JSON pointer (RFC 6901) of its figures in the results. Each reported figure is
+declared once, as a :class:`Quantity`: its name, its unit, its format, and the field it is read from.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ Tone = Literal["", "chosen", "reference", "better", "worse", "same", "failed", "
 
 
 def show(value: Any, unit: str = "") -> str:
-    """A number, a text or an estimate in words: ``71.3 % (68.0 to 74.4)``."""
+    """Format a number, a text or an estimate: ``71.3 % (68.0 to 74.4)``."""
     if isinstance(value, Estimate):
         return words.value(value) if ends_of(value)[1] is None else words.interval(value)
     return value if isinstance(value, str) else words.in_unit(value, unit)
 
 
 def ends_of(value: Estimate | float) -> tuple[float, tuple[float, float] | None]:
-    """The number itself, and its interval where it has one."""
+    """Return the number, and its interval if it has one."""
     if isinstance(value, Estimate):
         known = value.bounded and value.interval != "exact"
         return value.value, (value.low, value.high) if known else None
@@ -35,17 +34,17 @@ def ends_of(value: Estimate | float) -> tuple[float, tuple[float, float] | None]
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of a table.
+    """A cell of a table.
 
     Attributes:
-        text: the value in words.
-        note: smaller, after it.
-        key: what its column is sorted by; None goes last.
-        tone: how it is emphasised.
-        mark: the series whose mark stands before the text.
+        text: the formatted value.
+        note: smaller text after it.
+        key: sort key; None goes last.
+        tone: emphasis.
+        mark: the series whose mark precedes the text.
         span: an interval drawn beside the text, as shares of the column's range: low, value, high.
-        hint: shown under the pointer, and read out.
-        columns: columns that it takes.
+        hint: tooltip, also read out.
+        columns: number of columns spanned.
     """
 
     text: str
@@ -59,21 +58,21 @@ class Cell:
 
     @property
     def number(self) -> bool:
-        """Whether it is set flush right."""
+        """Whether it is right-aligned."""
         return isinstance(self.key, int | float) or self.text == words.MISSING
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure that is reported, declared once.
+    """A reported figure, declared once.
 
     Attributes:
         name: the heading of its column and the title of its axis.
-        field: where it stands in a row of the results: attributes, joined by dots; or a function of the row.
-        unit: how a bare number is written (``words.UNITS``); an estimate knows its own.
+        field: its field in a row of the results: a dotted path of attributes, or a function of the row.
+        unit: unit of a bare number (``words.UNITS``); an estimate has its own.
         meaning: a sentence without its full stop.
-        drawn: an estimate's interval is drawn beside the number.
-        bare: an estimate is written without its interval, in ``unit``.
+        drawn: draw an estimate's interval beside the number.
+        bare: show an estimate without its interval, in ``unit``.
     """
 
     name: str
@@ -84,7 +83,7 @@ class Quantity:
     bare: bool = False
 
     def of(self, row: Any) -> Any:
-        """The value: a number, a text, an estimate or None."""
+        """Return the value: a number, a text, an estimate or None."""
         if callable(self.field):
             return self.field(row)
         found = row
@@ -95,19 +94,19 @@ class Quantity:
         return found
 
     def number(self, row: Any) -> float | None:
-        """The value as a number: an estimate without its interval."""
+        """Return the value as a number: an estimate without its interval."""
         found = self.of(row)
         return None if found is None else ends_of(found)[0]
 
     def text(self, row: Any) -> str:
-        """The value in words."""
+        """Return the formatted value."""
         found = self.of(row)
         if isinstance(found, Cell):
             return found.text
         return show(self.number(row) if self.bare else found, self.unit)
 
     def cell(self, row: Any, scale: tuple[float, float] | None = None) -> Cell:
-        """The value as a cell; ``scale`` is the range of the drawn interval."""
+        """Return the value as a cell; ``scale`` is the range of the drawn interval."""
         found = self.of(row)
         if isinstance(found, Cell):
             return found
@@ -123,7 +122,7 @@ class Quantity:
         return Cell(self.text(row).removesuffix(note).rstrip(), note, value, span=span)
 
     def scale(self, rows: Iterable[Any]) -> tuple[float, float] | None:
-        """The range of all values and intervals."""
+        """Return the range of all values and intervals."""
         found = [ends_of(value) for row in rows if (value := self.of(row)) is not None]
         ends = [end for value, known in found for end in (value, *(known or ()))]
         return (min(ends), max(ends)) if ends else None
@@ -131,7 +130,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; ``tone`` says what it is (``chosen``, or a ``reference`` that nobody trained)."""
+    """A row of a table; ``tone`` is ``chosen``, or ``reference`` for an untrained one."""
 
     cells: Sequence[Cell]
     tone: Tone = ""
@@ -139,11 +138,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """What every part of a section has.
+    """Base of all parts of a section.
 
     Attributes:
-        id: its own in the page.
-        caption: what it shows.
+        id: id in the page.
+        caption: caption.
         source: JSON pointer of its figures in the report.
     """
 
@@ -162,15 +161,15 @@ class Words(Part):
 
 @dataclass(frozen=True)
 class Advice(Part):
-    """The answer in large words, what speaks for it, and tiles of figures.
+    """The answer in large type, its reasons, and tiles of figures.
 
     Attributes:
         name: the answer.
-        rule: how it was found, in a few words.
+        rule: the rule that found it.
         sentences: the reasons.
-        sure: how sure it is.
+        sure: its confidence.
         shares: alternatives with their shares of one, most frequent first.
-        tiles: name, value and a word below it.
+        tiles: name, value and a note.
     """
 
     name: str = ""
@@ -186,12 +185,12 @@ class Table(Part):
     """Rows under headings.
 
     Attributes:
-        headings: of the columns.
+        headings: column headings.
         rows: from top to bottom.
-        meanings: heading -> what it means.
-        sortable: whether its headings sort it.
-        folded: it is closed until opened.
-        compact: a matrix: narrow cells, centred.
+        meanings: heading -> meaning.
+        sortable: headings sort the table.
+        folded: collapsed at first.
+        compact: a matrix with narrow, centred cells.
         header: the column that names a row.
     """
 
@@ -206,13 +205,13 @@ class Table(Part):
 
 @dataclass(frozen=True)
 class Figure(Part):
-    """Charts under one legend, and the table that holds every value of them.
+    """Charts under one legend, and the table of their values.
 
     Attributes:
-        charts: beside each other where there is room.
-        table: the same as numbers.
-        least: width below which charts stand under each other, in pixels.
-        hidden: series that are switched off at first.
+        charts: side by side if there is room.
+        table: the values.
+        least: width in pixels below which charts are stacked.
+        hidden: series hidden at first.
     """
 
     charts: Sequence[Chart] = ()
@@ -222,13 +221,13 @@ class Figure(Part):
 
     @property
     def series(self) -> list[Series]:
-        """Those of all charts, in order."""
+        """Return the series of all charts, in order."""
         return list(dict.fromkeys(series for chart in self.charts for series in chart.series))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What somebody answered."""
+    """One answer."""
 
     text: str
     right: bool
@@ -258,9 +257,9 @@ class Tag:
 
     Attributes:
         text: the word.
-        series: the number of its colour.
-        facets: facet -> value, what it is found by.
-        hint: shown under the pointer.
+        series: colour number.
+        facets: facet -> value, for filtering.
+        hint: tooltip.
     """
 
     text: str
@@ -271,15 +270,15 @@ class Tag:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line that opens.
+    """An expandable line.
 
     Attributes:
         title: the line.
-        note: smaller, after it.
-        search: what a search looks in.
+        note: smaller text after it.
+        search: searchable text.
         tags: group -> words on the entry.
-        sentences: inside, first.
-        tables: inside.
+        sentences: first part of the content.
+        tables: second part of the content.
     """
 
     title: str
@@ -292,7 +291,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Entries(Part):
-    """Lines that open, searched by words and by the facets of their tags; the page only.
+    """Expandable lines, searchable by words and facets; only on the page.
 
     Attributes:
         entries: in order.
@@ -305,7 +304,7 @@ class Entries(Part):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: its id, its heading, a sentence under it, and what it shows."""
+    """A section of a report: id, heading, a sentence, and parts."""
 
     id: str
     title: str
@@ -315,13 +314,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What a page and its Markdown show.
+    """The content of a page and its Markdown.
 
     Attributes:
-        title: what it is.
-        lead: of what, when.
+        title: title.
+        lead: subject and date.
         sections: in order.
-        foot: how it was made.
+        foot: footer: how it was made.
     """
 
     title: str
@@ -339,13 +338,13 @@ def tabulate(
     sortable: bool = False,
     folded: bool = False,
 ) -> Table:
-    """A table of quantities: a row per result, a column per quantity that any row has.
+    """Build a table: a row per result, a column per quantity that any row has.
 
     Args:
         part: id, caption and JSON pointer of the table.
         quantities: the columns, in order.
         rows: the results.
-        tone: what a row is.
+        tone: a row's tone.
         sortable, folded: see :class:`Table`.
     """
     known = [q for q in quantities if any(q.of(row) is not None for row in rows)]
@@ -361,12 +360,12 @@ def tabulate(
 
 
 def _row(cells: Sequence[Cell], tone: Tone) -> Row:
-    """A row; what a reference cannot have stays empty."""
+    """Build a row; values that a reference lacks stay empty."""
     if tone == "reference":
         cells = [Cell("") if cell.text == words.MISSING else cell for cell in cells]
     return Row(cells, tone)
 
 
 def text_rows(rows: Iterable[Sequence[str]]) -> list[Row]:
-    """Rows of plain texts."""
+    """Build rows of plain texts."""
     return [Row([Cell(text) for text in row]) for row in rows]

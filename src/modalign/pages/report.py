@@ -19,36 +19,36 @@ from modalign.pages.parts import Document
 
 @dataclass(frozen=True)
 class Report(Document):
-    """Results with their page, their Markdown and their schema.
+    """Results with page, Markdown and schema.
 
     Attributes:
-        results: what all figures are read from.
+        results: the results that all figures are read from.
     """
 
     results: BaseModel
 
     def json(self) -> str:
-        """The results."""
+        """Return the results as JSON."""
         return self.results.model_dump_json(indent=2) + "\n"
 
     def schema(self) -> str:
-        """The JSON schema of the results, generated from their classes."""
+        """Return the JSON schema of the results, generated from their classes."""
         return schema_of(type(self.results))
 
     def html(self) -> str:
-        """One page that asks the network for nothing."""
+        """Return one page without network requests."""
         return html.render(self)
 
     def markdown(self) -> str:
-        """Words and tables."""
+        """Return words and tables."""
         return markdown.render(self)
 
     def write(self, folder: Path, name: str = "report") -> None:
-        """Write :func:`files_of` the folder, each whole or not at all."""
+        """Write :func:`files_of` the folder, each atomically."""
         self.write_as(folder / f"{name}.html")
 
     def write_as(self, out: Path) -> None:
-        """Write :func:`files_as` that name, each whole or not at all."""
+        """Write :func:`files_as` that name, each atomically."""
         out.parent.mkdir(parents=True, exist_ok=True)
         forms = (self.json, self.schema, self.markdown, self.html)
         for path, form in zip(files_as(out), forms, strict=False):
@@ -56,15 +56,15 @@ class Report(Document):
 
 
 def files_of(folder: Path, name: str = "report") -> list[Path]:
-    """NAME.json, NAME.schema.json, NAME.md and NAME.html in a folder."""
+    """Return NAME.json, NAME.schema.json, NAME.md and NAME.html in a folder."""
     return [folder / f"{name}.{form}" for form in ("json", "schema.json", "md", "html")]
 
 
 def files_as(out: Path) -> list[Path]:
-    """The JSON alone for a name that ends in ``.json``, else all forms under its stem."""
+    """Return only the JSON for a name that ends in ``.json``, else all forms under its stem."""
     return [out] if out.suffix == ".json" else files_of(out.parent, out.stem)
 
 
 def schema_of(results: type[BaseModel]) -> str:
-    """The JSON schema of a class of results."""
+    """Return the JSON schema of a class of results."""
     return json.dumps(results.model_json_schema(), indent=2) + "\n"

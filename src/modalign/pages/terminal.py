@@ -11,7 +11,7 @@ _STYLES: dict[Tone, str] = {"chosen": "bold", "reference": "dim"}
 
 
 def terminal(table: Table, title: str = "") -> rich.Table:
-    """The table under its caption, or under another title; wide cells wrap."""
+    """Render a table under its caption or another title; wide cells wrap."""
     made = rich.Table(title=Text(title or table.caption))
     for place, heading in enumerate(table.headings):
         right = any(len(row.cells) > place and row.cells[place].number for row in table.rows)

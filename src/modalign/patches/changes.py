@@ -149,16 +149,13 @@ class _Columns(Change):
 
     @property
     def layout(self) -> list[int]:
-        """See :class:`Change`."""
         return list(self.edits)
 
     @property
     def columns(self) -> int:
-        """See :class:`Change`."""
         return len(self.edits)
 
     def problem(self, edits: int) -> str:
-        """See :class:`Change`."""
         if wrong := super().problem(edits):
             return wrong
         widths = {value.shape[1] for value in self.tensors().values()}
@@ -169,7 +166,6 @@ class _Columns(Change):
         return ""
 
     def edit_norms(self) -> dict[int, float]:
-        """See :class:`Change`."""
         found = self.low_rank()
         assert found is not None
         norms = (found.left.norm(dim=0) * found.right.norm(dim=0)).tolist()

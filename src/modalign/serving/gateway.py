@@ -154,8 +154,6 @@ class Backend:
 
 @dataclass(eq=False)
 class _Asked:
-    """One request in progress."""
-
     prompt: Prompt
     sampling: Sampling
     listener: Listener

@@ -128,7 +128,6 @@ class Row:
         self.listener(Started(prompt, cached))
 
     def _scored(self, pieces: Sequence[Piece]) -> tuple[Scored, ...]:
-        """Return delivered tokens with their scores, if requested."""
         if not self._scores:
             return ()
         found = []

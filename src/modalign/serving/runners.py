@@ -285,7 +285,6 @@ class NativeRunner(Runner):
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=pooled)}}
 
     def _image_features(self, prompt: Prompt) -> list[Tensor]:
-        """Return projected features of each image of a prompt, (M, D)."""
         key = tuple(content for _, content in prompt.media)
         known = self.media.get(key)
         if known is None:

@@ -44,7 +44,6 @@ def why_not_batched(runner: Runner, prompts: Prompts) -> str:
 
 
 def _questions(prompts: Prompts) -> list[Prompt]:
-    """Return prompts of different lengths, with media if the model takes them."""
     ids = prompts.text("one two three").ids
     asked = [Prompt(ids), Prompt(ids + ids + ids), Prompt(ids + ids)]
     if prompts.has_media and "image" in prompts.modalities:

@@ -1,7 +1,7 @@
 """The starter's files: shipped weights, and the scenes as an ordinary data set on disk.
 
 ``modalign starter build`` pretrains both models again from seed; the data set is written on first use to
-the user's cache directory, as PNG files and chat JSON Lines, and read back like any user's data.
+the user's cache directory, as PNG files and chat JSON Lines, and read like any other data.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from modalign.starter.scenes import (
 DATA_VERSION = 3
 SCENES = {"train": 5000, "val": 350, "eval": 900}
 QUESTIONS_PER_SCENE = 2
-# Of the training scenes: asked in one conversation of several turns; described; joined by a text-only row.
+# Shares of training scenes: with one conversation of several turns; with a caption; with a text-only row.
 CONVERSATION_SHARE = 0.4
 CAPTION_SHARE = 0.4
 TEXT_ONLY_SHARE = 0.3
 
-PREFIX = "starter:"  # of the names of the starter's parts
+PREFIX = "starter:"  # prefix of the names of the starter's parts
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
 class Starter:
-    """Where the starter's parts are."""
+    """Paths of the starter's parts."""
 
     llm: Path
     encoder: Path
@@ -69,7 +69,7 @@ def build_models(out: Path = WEIGHTS, progress: Progress | None = None) -> None:
 
 
 def starter(progress: Progress | None = None) -> Starter:
-    """Return the starter, its data set written if it is not there yet."""
+    """Return the starter, and write its data set if missing."""
     folder = _data_folder()
     if not (folder / "complete").exists():
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -78,7 +78,7 @@ def starter(progress: Progress | None = None) -> Starter:
         (temporary / "complete").touch()
         try:
             temporary.rename(folder)
-        except OSError:  # another process was first; both wrote the same
+        except OSError:  # another process was faster; both wrote the same
             shutil.rmtree(temporary, ignore_errors=True)
     return _starter()
 
@@ -99,7 +99,7 @@ def _starter() -> Starter:
 
 
 def named(path: str) -> str:
-    """A part of the starter by its name, ``starter:llm``, so that another installation finds its own."""
+    """Replace the path of a starter part by its name, ``starter:llm``, which works in any installation."""
     for part, own in asdict(_starter()).items():
         if os.path.abspath(path) == os.path.abspath(own):
             return PREFIX + part
@@ -107,7 +107,7 @@ def named(path: str) -> str:
 
 
 def located(name: str) -> str:
-    """The path of a part of the starter; what is not named so is returned as it is.
+    """Return the path of a starter part; other names are returned unchanged.
 
     Raises:
         ValueError: the starter has no such part.
@@ -125,7 +125,7 @@ def located(name: str) -> str:
 
 BuiltIn = Annotated[
     str, AfterValidator(located), PlainSerializer(named, str, when_used="json")
-]  # a path or a name; parts of the starter are stored by their name
+]  # a path or a name; starter parts are stored by name
 
 
 def write_data(
@@ -145,7 +145,7 @@ def _write_split(
     skills = [*TRAINED_SKILLS, *([TRANSFER_SKILL] if split == "eval" else [])]
     rows: list[dict[str, Any]] = []
     for index in range(count):
-        # The first question's skill decides the scene, so every skill is asked equally often.
+        # The first question's skill determines the scene, so every skill occurs equally often.
         scene, question = draw_for_skill(rng, split, skills[index % len(skills)])
         name = f"{split}-{index:05d}"
         (images / f"{name}.png").write_bytes(to_png(render(scene, rng)))
@@ -171,7 +171,7 @@ def _write_split(
 def _extra_rows(
     rng: np.random.Generator, scene: Scene, name: str, path: str
 ) -> list[dict[str, Any]]:
-    """Captions, and rows without an image, as instruction data has them."""
+    """Make captions, and rows without an image, as in instruction data."""
     rows = []
     if rng.random() < CAPTION_SHARE:
         rows.append(

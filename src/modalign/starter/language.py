@@ -1,8 +1,8 @@
 """The starter's language model: a Llama of about 0.4 M parameters that knows number facts from text.
 
-It is pretrained on generated text alone: number facts, and conversations about scenes described in
-words ("top left seven, bottom right three"). It has never seen an image. Every skill, the held-out
-one too, occurs in its text: a connector that reaches these facts shows it in the transfer column.
+It is pretrained only on generated text: number facts, and conversations about scenes described in
+words ("top left seven, bottom right three"). It has never seen an image. Every skill, including the held-out
+one, occurs in its text: a connector that reaches these facts shows it in the transfer column.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def _facts(rng: Generator) -> str:
 
 
 def conversation(*turns: tuple[str, str]) -> str:
-    """Questions and answers in turn, in the chat template's own form."""
+    """Render questions and answers in the chat template's format."""
     return "".join(f"{USER}{asked}{ASSISTANT}{answer}{END}" for asked, answer in turns)
 
 
 def _scene_talk(rng: Generator) -> str:
-    """A described scene and one to four questions about it; later turns do not describe it again."""
+    """Write a described scene with one to four questions; later turns do not repeat the description."""
     skills = (*TRAINED_SKILLS, TRANSFER_SKILL)
     scene, question = draw_for_skill(rng, "train", str(rng.choice(skills)))
     count = int(rng.choice(4, p=[0.55, 0.15, 0.15, 0.15])) + 1
@@ -104,7 +104,7 @@ def _fact_talk(rng: Generator) -> str:
 
 
 def corpus(seed: int) -> Iterator[str]:
-    """An endless stream of documents, each ending with the end token."""
+    """Yield an endless stream of documents, each ending with the end token."""
     rng = np.random.default_rng(seed)
     makers: list[Callable[[Generator], str]] = [_scene_talk, _description, _fact_talk]
     while True:
@@ -116,7 +116,7 @@ def corpus(seed: int) -> Iterator[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the corpus: every string can be written, known words are one token."""
+    """Train a byte-level BPE on the corpus: every string is representable, known words are one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -158,7 +158,7 @@ def build_config(vocab_size: int) -> LlamaConfig:
 
 
 def _chunks(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
-    """Documents joined and cut to (BATCH, LENGTH + 1) token ids."""
+    """Join documents and cut them to (BATCH, LENGTH + 1) token ids."""
     documents, buffer = corpus(seed), list[int]()
     while True:
         while len(buffer) < BATCH * (LENGTH + 1):

@@ -1,11 +1,11 @@
 """Handwriting scenes: scikit-learn's scanned digits on a 2 x 2 grid, with questions of known answers.
 
-Source images (1,797 scans of 8 x 8 pixels, Alpaydin & Kaynak 1998) are divided by scan before any
-scene is composed, so no scan that a model or the encoder was trained on is ever evaluated.
+Source images (1,797 scans of 8 x 8 pixels, Alpaydin & Kaynak 1998) are split by scan before any
+scene is composed, so no evaluation scan was used to train a model or the encoder.
 
 Skills: naming, position, counting, comparing, parity, arithmetic, presence ("is there a seven",
-for hallucination), and ``next``, which appears in no training data: what a model answers there it
-has from the language model ("transfer").
+for hallucination), and ``next``, which is not in the training data: its answers must come from the
+language model ("transfer").
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scene:
 
     @property
     def digits(self) -> list[int]:
-        """Digits in reading order."""
+        """Return the digits in reading order."""
         return [digit for digit in self.cells if digit is not None]
 
     def describe(self) -> str:
@@ -72,7 +72,7 @@ def scans() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def split_scans(split: Split) -> np.ndarray:
-    """Row numbers of the scans of one split: 60 % train, 12 % val, 28 % eval, fixed for ever."""
+    """Return the scan indices of one split: 60 % train, 12 % val, 28 % eval, never changed."""
     order = np.random.default_rng(20231107).permutation(len(scans()[1]))
     first, second = int(0.60 * len(order)), int(0.72 * len(order))
     return {"train": order[:first], "val": order[first:second], "eval": order[second:]}[split]
@@ -168,7 +168,7 @@ def _next(scene: Scene, _: Generator) -> Iterator[tuple[str, str]]:
         yield "which number comes next?", WORDS[scene.digits[0] + 1]
 
 
-# Skill -> what asks about it, and how many digits its scenes have.
+# Skill -> its questions, and how many digits its scenes have.
 _SKILLS: dict[
     str, tuple[Callable[[Scene, Generator], Iterator[tuple[str, str]]], tuple[int, ...]]
 ] = {
@@ -195,7 +195,7 @@ def draw_for_skill(rng: Generator, split: Split, skill: str) -> tuple[Scene, Que
 def ask_several(
     scene: Scene, skills: Sequence[str], count: int, rng: Generator, first: Question | None = None
 ) -> list[Question]:
-    """Up to ``count`` different questions about one scene, of skills in random order."""
+    """Ask up to ``count`` different questions about one scene, with skills in random order."""
     asked = [first] if first is not None else []
     for skill in rng.permutation(list(skills) * 2):
         if len(asked) >= count:
@@ -207,7 +207,7 @@ def ask_several(
 
 
 def ask(scene: Scene, skill: str, rng: Generator) -> Question | None:
-    """Return one question of the skill about this scene, or None where it makes no sense."""
+    """Return one question of the skill about this scene, or None if it makes no sense."""
     choices = list(_SKILLS[skill][0](scene, rng))
     if not choices:
         return None

@@ -1,8 +1,8 @@
 """The starter's vision encoder: a SigLIP-shaped tower pretrained without any language.
 
-It learns to say which digit class, if any, each cell of a scene holds (a linear head that is thrown
-away), on scenes of the training scans only. Its features are linear in what is where, as a large
-pretrained tower's are; how a language model gets to read them is what connectors are compared on.
+It learns to predict the digit, if any, in each cell of a scene (with a linear head that is discarded),
+only on scenes of the training scans. Its features are linear in what is where, like those of a large
+pretrained tower; connectors are compared on how a language model gets to read them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 96
 LEARNING_RATE = 2e-3
 PATCH = 8
 CLASSES = 11  # ten digits and "empty"
-COPIES = 24  # augmented, of each training scan
+COPIES = 24  # augmented copies of each training scan
 
 
 def build_config() -> SiglipVisionConfig:
@@ -62,7 +62,7 @@ def _augmented(scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _bank(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Every training scan, with augmented copies: images (K, DIGIT, DIGIT) and labels (K,)."""
+    """Return every training scan with augmented copies: images (K, DIGIT, DIGIT) and labels (K,)."""
     rows = split_scans("train")
     images, labels = scans()
     made = [_augmented(images[row], rng) for row in rows for _ in range(COPIES)]
@@ -70,7 +70,7 @@ def _bank(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batch(rng: np.random.Generator, bank: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Scenes (BATCH, 3, SIDE, SIDE) in -1..1 and the class of each of their cells (BATCH, 4)."""
+    """Draw scenes (BATCH, 3, SIDE, SIDE) in -1..1 and the class of each cell (BATCH, 4)."""
     canvas = np.zeros((BATCH, SIDE, SIDE), dtype=np.float32)
     targets = np.full((BATCH, 4), CLASSES - 1)
     for item in range(BATCH):
@@ -86,7 +86,7 @@ def _batch(rng: np.random.Generator, bank: np.ndarray, labels: np.ndarray) -> tu
 
 
 def cell_means(features: Tensor) -> Tensor:
-    """Mean feature of each cell: (B, 36, d) -> (B, 4, d)."""
+    """Return the mean feature of each cell: (B, 36, d) -> (B, 4, d)."""
     side, per_cell = SIDE // PATCH, CELL // PATCH
     B, _, d = features.shape
     grid = features.view(B, side // per_cell, per_cell, side // per_cell, per_cell, d)

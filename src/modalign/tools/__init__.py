@@ -1,1 +1,1 @@
-"""Tools: somebody else perceives, and the language model reads text."""
+"""Tools: they describe media as text, which the language model reads."""

@@ -1,11 +1,11 @@
-"""The contract of a tool: it looks at a medium and says what it found, as JSON-able data.
+"""The contract of a tool: it takes a medium and returns what it found as JSON-able data.
 
-A tool has a name, a typed signature, a description and a cost. It trains nothing: what the language model
-gets of an image, a recording or a table is the text that tools made of it (surveyed as *tool learning* in
+A tool has a name, a typed signature, a description and a cost. It trains nothing: the language model gets an
+image, a recording or a table as the text that tools make of it (surveyed as *tool learning* in
 arXiv 2311.07594, section on tool assistance).
 
-``tool(medium, **arguments)`` may raise, hang or return rubbish. Nothing in modalign calls a tool that
-way: :func:`modalign.tools.guard.call_safely` does, with a deadline and a bound on what comes back.
+``tool(medium, **arguments)`` may raise, hang or return rubbish. modalign never calls a tool directly:
+:func:`modalign.tools.guard.call_safely` does, with a deadline and a bound on the result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LINES: Mapping[str, Any] = {
         "required": ["text"],
     },
 }
-# A program or a plan says which medium it means by this argument; no tool may have one of its own.
+# Programs and plans select a medium by this argument; a tool must not have one of that name.
 MEDIUM = "medium"
 TIMEOUT = 60.0  # seconds
 MAX_CHARACTERS = 20_000
@@ -76,7 +76,7 @@ class NotTextError(ToolError):
 
 @dataclass(frozen=True)
 class Signature:
-    """Arguments beside the medium, and the result, in JSON schema.
+    """Arguments besides the medium, and the result, in JSON schema.
 
     Attributes:
         properties: argument name -> its schema.
@@ -89,10 +89,10 @@ class Signature:
     result: Mapping[str, Any] = field(default_factory=lambda: TEXT)
 
     def check(self, arguments: Mapping[str, Any]) -> None:
-        """Hold arguments against the signature: names, and the type each schema states.
+        """Check arguments against the signature: names, and the type in each schema.
 
         Raises:
-            ToolArgumentError: an unknown, missing or mistyped argument; the message names what is known.
+            ToolArgumentError: an unknown, missing or mistyped argument; the message lists the known ones.
         """
         known = ", ".join(self.properties) or "none"
         if unknown := sorted(set(arguments) - set(self.properties)):
@@ -109,14 +109,14 @@ class Signature:
 
 @dataclass
 class ToolCost:
-    """What tools cost: stated or counted parameters, measured seconds, tokens of their text.
+    """The cost of tools: stated or counted parameters, measured seconds, tokens of their text.
 
     Attributes:
-        parameters: of the tools' models together.
-        calls: how often they ran (for a chain: media described).
-        seconds: that the calls took, together.
-        tokens: that the language model reads of the calls' text, together.
-        unstated: names of tools whose parameters nobody can count (a server's, a callable's).
+        parameters: total of the tools' models.
+        calls: number of calls (for a chain: media described).
+        seconds: total duration of the calls.
+        tokens: total tokens of the calls' text.
+        unstated: names of tools with unknown parameters (servers, callables).
     """
 
     parameters: int = 0
@@ -137,22 +137,22 @@ class ToolCost:
 
 
 class Tool(ABC):
-    """Something that looks at a medium and answers with JSON-able data.
+    """A tool that takes a medium and returns JSON-able data.
 
     The result is a text, or a list of texts or objects: ``{"text": ..., "score": 0..1, "box": [x0, y0, x1,
-    y1]}`` with score and box where there are any.
+    y1]}`` with score and box if there are any.
 
     Args:
         name: an identifier, unique in its chain.
         description: what it does, for people and for a language model that chooses tools.
-        signature: its arguments beside the medium.
-        modalities: of the media it takes.
+        signature: its arguments besides the medium.
+        modalities: modalities that it accepts.
         reads_annotations: whether the result depends on ``Media.annotations`` too.
-        timeout: seconds after which a call is given up.
-        max_characters: of a result; what is longer is cut.
+        timeout: seconds after which a call is abandoned.
+        max_characters: maximum of a result; longer ones are cut.
     """
 
-    keeps_deadline: ClassVar[bool] = False  # whether run() itself ends at the timeout
+    keeps_deadline: ClassVar[bool] = False  # whether run() itself keeps the timeout
 
     def __init__(
         self,
@@ -166,38 +166,38 @@ class Tool(ABC):
         max_characters: int = MAX_CHARACTERS,
     ) -> None:
         if not name.isidentifier():
-            raise UsageError(f"a tool is called {name!r}: letters, digits and _ only")
+            raise UsageError(f"invalid tool name {name!r}: use letters, digits and _ only")
         self.name = name
         self.description = description
         self.signature = signature or Signature()
         if MEDIUM in self.signature.properties:
             raise UsageError(
-                f"tool {name!r} has an argument {MEDIUM!r}, which stands for the medium itself"
+                f"tool {name!r} has an argument {MEDIUM!r}, which is reserved for the medium"
             )
         self.modalities = modalities or modality_names()
         self.reads_annotations = reads_annotations
         self.timeout = timeout
         self.max_characters = max_characters
-        # Kept by the guard: calls so far, their seconds, and how many of the last ones in a row hung.
+        # Kept by the guard: calls so far, their seconds, and how many of the latest in a row hung.
         self.calls = 0
         self.seconds = 0.0
         self.timeouts = 0
 
     @abstractmethod
     def run(self, medium: Media, **arguments: Any) -> Any:
-        """Look at a medium; may raise anything. The arguments are those of the signature."""
+        """Process a medium; may raise anything. The arguments are those of the signature."""
 
     @abstractmethod
     def identity(self, hash_file: HashFile) -> Json:
-        """What the results depend on besides medium and arguments: kind, options, weights, version.
+        """Return what results depend on besides medium and arguments: kind, options, weights, version.
 
         Args:
-            hash_file: content hash of a file, remembered between runs.
+            hash_file: content hash of a file, cached between runs.
         """
 
     @property
     def parameters(self) -> int | None:
-        """Of the tool's models; None where nobody can count them."""
+        """Return the parameters of the tool's models; None if unknown."""
         return None
 
     def __call__(self, medium: Media, **arguments: Any) -> Any:
@@ -210,7 +210,7 @@ class Tool(ABC):
         return self.run(medium, **arguments)
 
     def check(self, medium: Media, arguments: Mapping[str, Any]) -> None:
-        """Hold medium and arguments against the signature.
+        """Check medium and arguments against the signature.
 
         Raises:
             ToolArgumentError: wrong arguments or modality.
@@ -222,7 +222,7 @@ class Tool(ABC):
         self.signature.check(arguments)
 
     def fingerprint(self, hash_file: HashFile) -> str:
-        """Hash of :meth:`identity`: equal tools give equal results."""
+        """Return the hash of :meth:`identity`: equal tools give equal results."""
         return json_hash(self.identity(hash_file))[:32]
 
     def cost(self) -> ToolCost:
@@ -236,7 +236,7 @@ class Tool(ABC):
         )
 
     def to_schema(self, media: int = 1) -> dict[str, Any]:
-        """The tool as an OpenAI function; with several media, ``medium`` (from 0) says which."""
+        """Return the tool as an OpenAI function; with several media, ``medium`` (from 0) selects one."""
         properties = {name: dict(schema) for name, schema in self.signature.properties.items()}
         required = list(self.signature.required)
         if media > 1:
@@ -258,10 +258,10 @@ class Tool(ABC):
         }
 
     def load(self) -> None:  # noqa: B027 - most tools need nothing
-        """Make ready what calls need (a model, a process): before the deadline runs, charged to nobody."""
+        """Prepare what calls need (a model, a process), outside the deadline and the cost."""
 
     def close(self) -> None:  # noqa: B027 - most tools hold nothing
-        """Let go of processes and models."""
+        """Release processes and models."""
 
 
 def json_hash(value: Json) -> str:

@@ -1,13 +1,13 @@
-"""The text block that a language model reads in place of a medium, within a token budget.
+"""The text block that replaces a medium for the language model, within a token budget.
 
-Natural-language-assisted tool use: captions, tags, lines of OCR and detections are written by a template.
-Where the block is longer than the budget, its least informative lines go first.
+Natural-language-assisted tool use: a template formats captions, tags, lines of OCR and detections. If the
+block exceeds the budget, its least informative lines are dropped first.
 
-How informative a line is: its score (the tool's confidence) times its *novelty*, the share of its words
-that no more informative line has said already, each word weighted by its inverse frequency among all
-lines of the block. Lines are ranked greedily by that product, as in maximal marginal relevance (Carbonell &
-Goldstein 1998): a repeated line, and a line that only rephrases others, has novelty 0 and goes first.
-Ties keep the order of the tools. Nothing depends on chance or on other media.
+A line's informativeness is its score (the tool's confidence) times its *novelty*, the share of its words that
+no more informative line contains, each word weighted by its inverse frequency among all lines of the block.
+Lines are ranked greedily by that product, as in maximal marginal relevance (Carbonell &
+Goldstein 1998): a repeated line, or one that only rephrases others, has novelty 0 and is dropped first.
+Ties keep the order of the tools. The result is deterministic and independent of other media.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class ToolLines:
 
 
 class Block:
-    """Lines become a text of at most so many tokens.
+    """Formats lines as a text within a token budget.
 
     Args:
         names: of the tools.
         template: jinja2, over ``tools``: each has a ``name`` and ``lines``, each of these ``text``,
             ``score`` and ``box``. It runs in a sandbox.
         budget: tokens of the text.
-        count: tokens of a text, by the language model's own tokenizer.
+        count: counts tokens with the language model's tokenizer.
 
     Raises:
         UsageError: the template is wrong, or is longer than the budget without any line.
@@ -72,7 +72,7 @@ class Block:
     def write(self, sections: Sequence[ToolLines]) -> str:
         """Return the text of some tools' lines.
 
-        Whole lines are dropped until the text fits. Only where a single line is left and still does
+        Whole lines are dropped until the text fits. Only if a single line is left and still does
         not fit is that line cut, between words if it has several.
         """
         text = self._rendered(sections)
@@ -131,7 +131,7 @@ class Block:
 
 
 def rank(lines: Sequence[Line]) -> list[int]:
-    """Numbers of lines, the most informative first (see the module's text)."""
+    """Rank the lines, most informative first (see the module's docstring)."""
     words = [frozenset(_WORD.findall(line.text.casefold())) for line in lines]
     frequency = Counter(word for said in words for word in said)
     said: set[str] = set()
@@ -141,7 +141,7 @@ def rank(lines: Sequence[Line]) -> list[int]:
         new = sum(1 / frequency[word] for word in sorted(words[number] - said))
         return lines[number].score * (new / whole if whole else 0.0)
 
-    # Values only fall while others are chosen: the first in the heap is compared anew, the rest is not.
+    # Values only decrease while others are chosen: only the first in the heap is compared again.
     heap = [(-value(number), number) for number in range(len(lines))]
     heapq.heapify(heap)
     order: list[int] = []
@@ -157,9 +157,9 @@ def rank(lines: Sequence[Line]) -> list[int]:
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """Return the most of something, up to a limit, that was found to fit, by bisection; else 0.
+    """Find by bisection the largest amount up to a limit that fits; else 0.
 
-    A text with more in it is nearly always longer in tokens; where it is not, less is kept than could be.
+    More content nearly always means more tokens; otherwise less is kept than possible.
     """
     low, high = 0, limit
     while low < high:

@@ -1,4 +1,4 @@
-"""From configuration to tools: each kind is imported only when one of it is built."""
+"""Build tools from configuration; each kind is imported only when needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modalign.tools.chain import ToolChain, Use
 from modalign.tools.spec import ChainSpec, CommonSpec, LayoutSpec, ToolSpec
 
 _IMAGE = ("image",)
-# kind -> what makes it, and its own name, description and modalities
+# kind -> its builder, name, description and modalities
 _KINDS: dict[str, tuple[str, str | None, str | None, tuple[str, ...] | None]] = {
     "callable": ("callables:callable_tool", None, None, modality_names()),
     "pipeline": ("pipelines:pipeline_tool", None, None, None),
@@ -30,7 +30,7 @@ _KINDS: dict[str, tuple[str, str | None, str | None, tuple[str, ...] | None]] = 
     "structure": (
         "structure:StructureTool",
         "structure",
-        "The scene's objects as the data itself states them.",
+        "The scene's objects as annotated in the data.",
         modality_names(),
     ),
     "table": (
@@ -42,7 +42,7 @@ _KINDS: dict[str, tuple[str, str | None, str | None, tuple[str, ...] | None]] = 
     "layout": (
         "layout:LayoutTool",
         "layout",
-        "Where the things are that {of.name} finds: places, relations, counts.",
+        "The positions of what {of.name} finds: places, relations, counts.",
         _IMAGE,
     ),
 }
@@ -54,17 +54,17 @@ def build_chain(spec: ChainSpec, count: Count, cache: Path | None = None) -> Too
     Args:
         spec: tools, template, budget.
         count: tokens of a text, by the language model's own tokenizer.
-        cache: folder in which results are remembered; None: in memory.
+        cache: folder of cached results; None: in memory.
 
     Raises:
-        UsageError: a tool that cannot be made, or a chain that cannot be used.
+        UsageError: a tool cannot be built, or the chain is unusable.
     """
     uses = [Use(build_tool(tool), tool.arguments) for tool in spec.tools]
     return ToolChain(uses, spec.template, spec.budget, count, ResultCache(cache))
 
 
 def build_tool(spec: ToolSpec) -> Tool:
-    """Return a tool from its configuration; what that leaves out is the kind's own.
+    """Build a tool from its configuration, with the kind's defaults.
 
     Raises:
         UsageError: a missing library (the message names the extra), file, model or server.

@@ -1,8 +1,8 @@
-"""What tools said, remembered: each tool looks at each medium once, for all methods, seeds and runs.
+"""The cache of tools' results: each tool processes each medium once, for all methods, seeds and runs.
 
-One SQLite file. A result lies under the hash of the tool's fingerprint, its arguments and the medium's
-content (and the medium's annotations, for a tool that reads them). The seconds that the call took are kept
-with it: a comparison that finds everything remembered charges the same cost as the one that did the work.
+It is one SQLite file. A result's key is the hash of the tool's fingerprint, its arguments and the medium's
+content (and the medium's annotations, if the tool reads them). The seconds of the call are stored with it: a
+comparison that finds everything in the cache charges the same cost as the one that did the work.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from modalign.errors import DataError
 from modalign.tools.base import Tool, json_hash
 from modalign.tools.guard import CallOutcome
 
-FILE = "tools-1.sqlite"  # the number is the format's
-WAIT_SECONDS = 60.0  # for another process that is writing
+FILE = "tools-1.sqlite"  # the number is the format version
+WAIT_SECONDS = 60.0  # wait for another process that is writing
 _TABLES = """
 CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, tool TEXT, outcome TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (
@@ -33,7 +33,7 @@ class ResultCache:
     """Outcomes by key; safe for several processes, and across a fork.
 
     Args:
-        folder: where the file is, made if needed; None: remembered in memory only.
+        folder: folder of the file, created if needed; None: in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -43,7 +43,7 @@ class ResultCache:
         self._fingerprints: dict[Tool, str] = {}
 
     def key(self, tool: Tool, arguments: dict[str, Any], medium: Media) -> str:
-        """Under what a call's outcome lies."""
+        """Return the key of a call's outcome."""
         if tool not in self._fingerprints:
             self._fingerprints[tool] = tool.fingerprint(self.file_hash)
         parts = [self._fingerprints[tool], arguments, medium.modality, self.content(medium)]
@@ -52,7 +52,7 @@ class ResultCache:
         return json_hash(parts)
 
     def content(self, medium: Media) -> str:
-        """Content hash of a medium, computed once.
+        """Return the content hash of a medium, computed once.
 
         Raises:
             DataError: its file cannot be read.
@@ -67,22 +67,22 @@ class ResultCache:
         return known
 
     def get(self, key: str) -> CallOutcome | None:
-        """Return what is remembered, or None."""
+        """Return a cached outcome, or None."""
         found = self._database.execute("SELECT outcome FROM results WHERE key = ?", (key,))
         row = found.fetchone()
         return CallOutcome(**json.loads(row[0])) if row else None
 
     def put(self, key: str, tool: str, outcome: CallOutcome) -> None:
-        """Remember an outcome from the next :meth:`commit` on."""
+        """Store an outcome with the next :meth:`commit`."""
         text = json.dumps(asdict(outcome))
         self._database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (key, tool, text))
 
     def commit(self) -> None:
-        """Write what was put; releases the file to other writers."""
+        """Write stored outcomes and release the file to other writers."""
         self._database.commit()
 
     def file_hash(self, path: Path) -> str:
-        """sha256 of a file's content; of a file with known path, size and time it is not read again."""
+        """Return the sha256 of a file; one with known path, size and time is not read again."""
         state = path.stat()
         known = (str(path.resolve()), state.st_size, state.st_mtime_ns)
         row = self._database.execute(
@@ -112,5 +112,7 @@ class ResultCache:
         try:
             database.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
-            raise DataError(f"{self._folder} holds a damaged {FILE} ({error}): delete it") from None
+            raise DataError(
+                f"{self._folder} contains a damaged {FILE} ({error}): delete it"
+            ) from None
         return database

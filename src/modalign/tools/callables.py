@@ -1,4 +1,4 @@
-"""Tools that are Python callables: in a process of their own, or, if trusted, in this one."""
+"""Python callables as tools: in a separate process, or, if trusted, in this one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class CallableTool(Tool):
     """A callable, wherever it runs.
 
     Args:
-        says: what it says of itself; the configuration overrides it.
-        key: what identifies it beside its source file.
+        says: its own description; the configuration overrides it.
+        key: what identifies it besides its source file.
         **settings: of :class:`~modalign.tools.base.Tool`.
     """
 
@@ -58,11 +58,11 @@ class FunctionTool(CallableTool):
 
 
 class IsolatedTool(CallableTool):
-    """A callable in a child process, which is ended when a call hangs and started anew for the next.
+    """A callable in a child process, which is terminated when a call hangs and restarted for the next.
 
     Args:
         target: ``package.module:function`` or ``file.py:function``.
-        key: what identifies it beside its source file.
+        key: what identifies it besides its source file.
         **settings: of :class:`~modalign.tools.base.Tool`.
 
     Raises:
@@ -80,10 +80,10 @@ class IsolatedTool(CallableTool):
         super().__init__(Description(signature, **said), key, **settings)
 
     def load(self) -> None:
-        """Start the process anew if a call has ended it.
+        """Restart the process if a call has terminated it.
 
         Raises:
-            ToolError: it does not come up.
+            ToolError: it does not start.
         """
         if not self._process.alive:
             self._process = WorkerProcess(self._target, self.max_characters)

@@ -1,4 +1,4 @@
-"""A chain of tools: what the language model reads in place of a medium, and what that costs."""
+"""A chain of tools: the text that replaces a medium for the language model, and its cost."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from modalign.tools.block import Block, Count, ToolLines
 from modalign.tools.cache import ResultCache
 from modalign.tools.guard import PASSING, call_safely
 
-COMMIT_SECONDS = 2.0  # what a killed run loses at most
-Keys = tuple[str, ...]  # of one medium, a result's key per tool that takes it
+COMMIT_SECONDS = 2.0  # at most this much work is lost when a run is killed
+Keys = tuple[str, ...]  # of one medium: a result's key per tool
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Use:
 
 @dataclass(frozen=True)
 class ToolProblem:
-    """Calls of a tool that went wrong in one way.
+    """Failed calls of a tool of one kind.
 
     Attributes:
         tool: its name.
@@ -54,17 +54,17 @@ class _Described:
 
 
 class ToolChain:
-    """Tools asked in order; their lines become one text within a token budget.
+    """Calls tools in order and formats their lines as one text within a token budget.
 
     Args:
         uses: tools with their arguments; names are unique.
         template: see :class:`~modalign.tools.block.Block`.
         budget: tokens of the text.
         count: tokens of a text, by the language model's own tokenizer.
-        cache: where results are remembered.
+        cache: cache of results.
 
     Raises:
-        UsageError: two tools of one name, arguments that a tool does not take, an unusable template.
+        UsageError: duplicate names, invalid arguments, or an unusable template.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class ToolChain:
 
     @property
     def modalities(self) -> set[str]:
-        """Of the media that at least one tool takes."""
+        """Return the modalities that at least one tool accepts."""
         return {modality for use in self.uses for modality in use.tool.modalities}
 
     def fill(self, media: Iterable[Media], progress: Progress | None = None) -> int:
-        """Run what is not remembered yet; return how many tool calls were made.
+        """Run what is not cached; return the number of tool calls.
 
-        Calls that once hung, died or were given up are tried again; other failures are remembered as
-        the tool's answer. What was done is kept when this is interrupted.
+        Calls that hung, died or were abandoned are tried again; other failures are cached as
+        the tool's answer. Completed work survives an interruption.
 
         Raises:
             UsageError: a medium of a modality that no tool takes.
@@ -112,7 +112,7 @@ class ToolChain:
         return made
 
     def text(self, medium: Media) -> str:
-        """What the language model reads of a medium; tools that have not looked at it yet do so now.
+        """Return a medium's text for the language model; missing results are computed now.
 
         Raises:
             UsageError: no tool takes its modality.
@@ -125,7 +125,7 @@ class ToolChain:
         return self._described[keys].text
 
     def cost(self) -> ToolCost:
-        """Of the different media described so far: parameters, seconds and tokens."""
+        """Return the cost of the distinct media described so far: parameters, seconds and tokens."""
         tools = [use.tool for use in self.uses]
         return ToolCost(
             parameters=sum(tool.parameters or 0 for tool in tools),
@@ -136,7 +136,7 @@ class ToolChain:
         )
 
     def problems(self) -> list[ToolProblem]:
-        """Return what went wrong on the media described so far, the most frequent first."""
+        """Return the problems with the media described so far, the most frequent first."""
         found = [one for described in self._described.values() for one in described.problems]
         counts = Counter((tool, kind) for tool, kind, _ in found)
         examples = {(tool, kind): text for tool, kind, text in reversed(found)}
@@ -146,7 +146,7 @@ class ToolChain:
         ]
 
     def close(self) -> None:
-        """Let go of the tools' processes and models."""
+        """Release the tools' processes and models."""
         for use in self.uses:
             use.tool.close()
 
@@ -164,7 +164,7 @@ class ToolChain:
         return tuple(self._cache.key(use.tool, use.arguments, medium) for use in uses)
 
     def _ask(self, keys: Keys, medium: Media, again: bool = False) -> int:
-        """Have the tools look that have not; with ``again`` those too that passing trouble hindered."""
+        """Run missing tools; with ``again`` also those that failed temporarily."""
         made = 0
         for use, key in zip(self._uses_for(medium), keys, strict=True):
             known = self._cache.get(key)
@@ -193,7 +193,7 @@ class ToolChain:
 def _check(uses: Sequence[Use]) -> None:
     names = [use.tool.name for use in uses]
     if double := [name for name, count in Counter(names).items() if count > 1]:
-        raise UsageError(f"two tools are called {double[0]!r}: give one another name")
+        raise UsageError(f"two tools are called {double[0]!r}: rename one")
     for use in uses:
         try:
             use.tool.signature.check(use.arguments)

@@ -1,9 +1,9 @@
-"""The starter's digit reader: finds the handwritten digits of a scene and says which they are.
+"""The starter's digit reader: finds and recognises the handwritten digits of a scene.
 
 A kernel machine: 256 landmarks of the training crops (Nystroem approximation of an RBF kernel; Williams &
 Seeger 2001), then multinomial logistic regression, both scikit-learn's. It is fitted on first use, in about a
-second, on the scans that the starter's training scenes are made of and on no other; `docs/tools.md` states
-its accuracy on evaluation scenes. The fitted numbers are kept as safetensors; reading takes numpy only.
+second, only on the scans of the starter's training scenes; `docs/tools.md` states its accuracy on evaluation
+scenes. The fitted arrays are stored as safetensors; reading needs only numpy.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DigitReader(Tool):
     """Reads the starter's scenes: ``[{"text": "seven", "score": 0.98, "box": [26, 1, 44, 19]}, ...]``.
 
     Args:
-        folder: where the fitted classifier is kept; default: the cache directory.
+        folder: folder of the fitted classifier; default: the cache directory.
         **settings: of :class:`~modalign.tools.base.Tool`.
     """
 
@@ -53,7 +53,7 @@ class DigitReader(Tool):
 
     @cached_property
     def weights(self) -> ReaderWeights:
-        """The classifier, fitted if it is not there yet."""
+        """Return the classifier, fitted if missing."""
         return fitted(self._folder)
 
     @property
@@ -111,7 +111,7 @@ class ReaderWeights:
 def find_digits(grey: Array) -> list[Box]:
     """Boxes (x0, y0, x1, y1) of the ink in each cell of a scene's 2 x 2 grid, grey values (h, w) in 0..255.
 
-    Neighbouring digits may touch, so ink is parted by cells, not by what hangs together.
+    Neighbouring digits may touch, so ink is separated by cells, not by connected components.
     """
     boxes = []
     for top in range(0, grey.shape[0], CELL):
@@ -124,7 +124,7 @@ def find_digits(grey: Array) -> list[Box]:
 
 
 def crop(grey: Array, box: Box) -> Array:
-    """A box of a picture as the classifier sees it: stretched to SIDE x SIDE, (SIDE * SIDE,) in 0..1."""
+    """Crop a box of a picture for the classifier: stretched to SIDE x SIDE, (SIDE * SIDE,) in 0..1."""
     left, top, right, bottom = box
     cut = Image.fromarray(grey[top:bottom, left:right])
     small = cut.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
@@ -137,7 +137,7 @@ def fitted(folder: Path | None = None) -> ReaderWeights:
     path = folder / f"digit-reader-{VERSION}.safetensors"
     try:
         return ReaderWeights(**load_file(path))
-    except (FileNotFoundError, SafetensorError, TypeError):  # not there, or damaged: made anew
+    except (FileNotFoundError, SafetensorError, TypeError):  # missing or damaged: fit again
         weights = fit()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(vars(weights)))

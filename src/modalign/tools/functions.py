@@ -1,4 +1,4 @@
-"""A Python callable by import path: finding it, reading its signature, handing it a medium."""
+"""A Python callable by import path: find it, read its signature, pass it a medium."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ HOW = "give package.module:function or file.py:function"
 
 @dataclass(frozen=True)
 class Description:
-    """What a callable says of itself.
+    """A callable's own description.
 
     Attributes:
-        signature: of the parameters after the medium; each needs a name, its type becomes JSON schema.
+        signature: of the parameters after the medium; types become JSON schemas.
         description: first paragraph of its docstring.
         reads_annotations: its attribute of that name.
         source: sha256 of the file that it is defined in, or "".
@@ -79,11 +79,11 @@ def load(target: str) -> ToolFunction:
     """Import a callable.
 
     Raises:
-        UsageError: there is no such module, file or callable, or it has no parameter for the medium.
+        UsageError: the module, file or callable does not exist, or has no parameter for the medium.
     """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
-        raise UsageError(f"{target!r} names no callable: {HOW}")
+        raise UsageError(f"{target!r} is not a callable: {HOW}")
     found: Any = _module(where)
     for part in name.split("."):
         if not hasattr(found, part):
@@ -95,7 +95,7 @@ def load(target: str) -> ToolFunction:
 
 
 def inspect_function(function: Callable[..., Any], name: str) -> ToolFunction:
-    """Read what a callable says of itself.
+    """Read a callable's own description.
 
     Raises:
         UsageError: it has no parameter for the medium.
@@ -126,7 +126,7 @@ def inspect_function(function: Callable[..., Any], name: str) -> ToolFunction:
 
 @contextmanager
 def as_file(medium: Media) -> Iterator[Path]:
-    """The medium as a file; bytes are written to a temporary one."""
+    """Provide the medium as a file; bytes are written to a temporary one."""
     if medium.data is None and medium.path is not None:
         yield Path(medium.path)
         return
@@ -169,7 +169,7 @@ def _module(where: str) -> Any:
     path = Path(where).resolve()
     if not path.is_file():
         raise UsageError(f"there is no file {where}: {HOW}")
-    # Registered under a name of its own: dataclasses and pickles look their module up there.
+    # Registered under its own name, because dataclasses and pickles look up their module there.
     name = f"modalign_tool_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -1,10 +1,10 @@
-"""The one way in which modalign calls a tool: whatever the tool does, the caller goes on.
+"""The only way in which modalign calls a tool: whatever the tool does, the caller continues.
 
 A tool that raises, hangs, dies, returns binary data or far too much gives an :class:`Outcome` that
-says so: its text is bounded, its problem can be counted. Where a deadline is kept by a process that can
-be killed (callables by import path, MCP servers, tesseract), the tool does it itself. All others (pipelines,
-OCR and speech models, modalign's own) run in a daemon thread: sharing the model's memory is worth more
-there than being able to kill it, so a call that hangs is left behind, and after `GIVE_UP_AFTER` of
+records it: its text is bounded, its problem counted. If a process that can be killed keeps the deadline
+(callables by import path, MCP servers, tesseract), the tool does so itself. All others (pipelines,
+OCR and speech models, modalign's own) run in a daemon thread, because sharing the model's memory is worth
+more there than being able to kill it: a hanging call is abandoned, and after `GIVE_UP_AFTER` of
 them in a row the tool is not called any more.
 """
 
@@ -22,7 +22,7 @@ from modalign.tools.results import Line, bounded, lines
 GIVE_UP_AFTER = 3
 NO_RESULT = "no result"
 MAX_MESSAGE = 300
-# Problems that may be gone at another time; all others are the tool's answer to this medium.
+# Temporary problems; all others are the tool's answer to this medium.
 PASSING = ("timeout", "died", "given-up")
 
 
@@ -31,7 +31,7 @@ class CallOutcome:
     """The result of one call.
 
     Attributes:
-        result: bounded JSON-able data; None where there is none.
+        result: bounded JSON-able data; None if there is none.
         seconds: that the call took.
         problem: None, or a word to count: ``raised``, ``arguments``, ``timeout``, ``given-up``, ``died``,
             ``not-text``, or ``too-long`` (the result is there, but cut).
@@ -50,19 +50,19 @@ class CallOutcome:
 
     @property
     def lines(self) -> list[Line]:
-        """What was found; of a failed call the one line `NO_RESULT`, worth nothing."""
+        """Return the lines found; for a failed call the single line `NO_RESULT` with score 0."""
         return [Line(NO_RESULT, 0.0)] if self.failed else lines(self.result)
 
     @property
     def text(self) -> str:
-        """The lines as one text: an observation for a language model, the reason of a failure included."""
+        """Return the lines as one text, including a failure's reason, as an observation for a language model."""
         if self.failed:
             return f"{NO_RESULT}: {self.message}"
         return "\n".join(line.text for line in self.lines)
 
 
 def call_safely(tool: Tool, medium: Media, **arguments: Any) -> CallOutcome:
-    """Call a tool; never raises what the tool raises, never waits much longer than its timeout."""
+    """Call a tool; never raise its exceptions, never wait much longer than its timeout."""
     if tool.timeouts >= GIVE_UP_AFTER:
         hung = f"{tool.name} is not called any more: it hung {tool.timeouts} times in a row"
         return CallOutcome(None, 0.0, "given-up", hung)

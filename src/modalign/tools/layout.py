@@ -1,4 +1,4 @@
-"""Where things are: places, relations and counts, from the boxes that another tool finds."""
+"""Places, relations and counts from the boxes that another tool finds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from modalign.tools.results import Line, bounded, lines
 
 ROWS = {2: ("top", "bottom"), 3: ("top", "", "bottom")}
 COLUMNS = {2: ("left", "right"), 3: ("left", "", "right")}
-MOST_RELATED = 6  # things whose relations are said: the surest
+MOST_RELATED = 6  # number of objects with relations: the most certain
 SAY = ("places", "relations", "counts")
 
 
 class LayoutTool(Tool):
-    """Says where the things are that another tool finds in a picture.
+    """Describes the positions of what another tool finds in a picture.
 
     Args:
         of: a tool whose results have boxes ``[x0, y0, x1, y1]`` in pixels.
-        grid: cells per side that places are named by: 2 or 3.
+        grid: cells per side for naming places: 2 or 3.
         say: which of places, relations and counts.
         **settings: of :class:`~modalign.tools.base.Tool`.
     """
@@ -41,15 +41,15 @@ class LayoutTool(Tool):
 
     @property
     def parameters(self) -> int | None:
-        """Those of the tool that finds the things."""
+        """Return the parameters of the other tool."""
         return self._of.parameters
 
     def load(self) -> None:
-        """Make the other tool ready."""
+        """Prepare the other tool."""
         self._of.load()
 
     def run(self, medium: Media, **arguments: Any) -> list[dict[str, Any]]:
-        """Ask the other tool, and say where its findings are."""
+        """Call the other tool and describe the positions of its findings."""
         found = lines(bounded(self._of(medium, **arguments), self._of.max_characters).value)
         things = [PlacedThing.of(line) for line in found if line.box is not None]
         width, height = open_image(medium).size
@@ -66,7 +66,7 @@ class LayoutTool(Tool):
         return ["layout", 1, self._grid, list(self._say), self._of.identity(hash_file)]
 
     def close(self) -> None:
-        """Let go of the other tool."""
+        """Release the other tool."""
         self._of.close()
 
 
@@ -81,7 +81,7 @@ class PlacedThing:
 
     @classmethod
     def of(cls, line: Line) -> PlacedThing:
-        """Return the thing that a line with a box tells of."""
+        """Return the object of a line with a box."""
         assert line.box is not None
         left, top, right, bottom = line.box
         return cls(line.text, line.score, (left + right) / 2, (top + bottom) / 2)
@@ -105,7 +105,7 @@ def places(
 
 
 def relations(things: Sequence[PlacedThing]) -> list[dict[str, Any]]:
-    """``seven left of three``: each pair of the surest things, along the axis that parts them more."""
+    """``seven left of three``: each pair of the most certain objects, along the axis that separates them more."""
     surest = sorted(sorted(things, key=lambda thing: -thing.score)[:MOST_RELATED], key=things.index)
     found = []
     for one, other in combinations(surest, 2):

@@ -1,8 +1,8 @@
 """A tool of a Model Context Protocol server, through the official client (``mcp``, version 2).
 
-Tools of one command share its server process. The medium goes into one argument of the server's tool (see
-:mod:`modalign.tools.mcp_media`). A call that is not answered in time, or a server that dies, ends the
-connection; the next call starts the server anew.
+Tools of one command share its server process. The medium is passed in one argument of the server's tool (see
+:mod:`modalign.tools.mcp_media`). A call without a timely answer, or a server that dies, closes the
+connection; the next call restarts the server.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class McpTool(Tool):
     Args:
         command: program and arguments of a stdio server, or one URL.
         tool: its name on the server.
-        environment: further variables of the server's.
-        media_argument, media_as: where the medium goes, and in which form; by default as the tool's
-            input schema tells.
+        environment: further environment variables of the server.
+        media_argument, media_as: argument and form of the medium; default: from the tool's
+            input schema.
         **settings: of :class:`~modalign.tools.base.Tool`.
 
     Raises:
-        UsageError: mcp is not installed, the server does not come up or has no such tool, or its input
-            schema does not tell where the medium goes.
+        UsageError: mcp is not installed, the server does not start or has no such tool, or its input
+            schema does not show where the medium goes.
     """
 
     keeps_deadline = True
@@ -84,10 +84,10 @@ class McpTool(Tool):
         super().__init__(**settings, signature=Signature(properties, required, result={}))
 
     def load(self) -> None:
-        """Start the server anew if a call has ended it.
+        """Restart the server if a call has terminated it.
 
         Raises:
-            ToolDiedError: it does not come up.
+            ToolDiedError: it does not start.
         """
         self._connection.connect()
 
@@ -114,11 +114,11 @@ class McpTool(Tool):
 
 
 class Connection:
-    """A client in a thread of its own, connected when it is needed.
+    """A client in its own thread, connected on demand.
 
     Args:
         command: program and arguments of a stdio server, or one URL.
-        environment: further variables of the server's.
+        environment: further environment variables of the server.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -131,14 +131,14 @@ class Connection:
 
     @classmethod
     def to(cls, command: Sequence[str], environment: Mapping[str, str]) -> Connection:
-        """The connection to a server, shared by all who ask for the same; each closes it once."""
+        """Return the shared connection to a server; each user closes it once."""
         key = (os.getpid(), tuple(command), tuple(sorted(environment.items())))
         connection = _CONNECTIONS.setdefault(key, cls(command, environment))
         connection._users += 1
         return connection
 
     def tools(self) -> list[Any]:
-        """Return what the server offers, in the protocol's own form.
+        """Return the server's tools, in the protocol's format.
 
         Raises:
             ToolError: it cannot be reached.
@@ -165,25 +165,25 @@ class Connection:
         return result
 
     def close(self) -> None:
-        """End the server when its last user closes it."""
+        """Stop the server when its last user closes it."""
         self._users -= 1
         if self._users <= 0:
             self._drop()
 
     def _drop(self) -> None:
-        """End the connection and the server; the next call makes new ones.
+        """Close the connection and the server; the next call opens new ones.
 
-        In a thread of its own: a server that does not end by itself is waited for, then killed.
+        Runs in its own thread, because a server that does not exit is waited for, then killed.
         """
         if self._stack is not None:
             threading.Thread(target=self._stack.close).start()
         self._stack = self._client = self._portal = None
 
     def connect(self) -> Client:
-        """Return the client, connected now if it is not.
+        """Return the client, connected if necessary.
 
         Raises:
-            ToolDiedError: the server does not come up.
+            ToolDiedError: the server does not start.
         """
         if self._client is None:
             from anyio.from_thread import start_blocking_portal
@@ -246,7 +246,7 @@ _CONNECTIONS: dict[tuple[object, ...], Connection] = {}
 
 
 def _result(answer: CallToolResult) -> Any:
-    """The structured result where there is one (MCP wraps what is not an object as ``result``), else the texts."""
+    """Return the structured result (MCP wraps non-objects as ``result``) if there is one, else the texts."""
     texts = [block.text for block in answer.content if block.type == "text"]
     if answer.is_error:
         raise ToolError(" ".join(texts) or "the server's tool failed and did not say why")
@@ -278,7 +278,7 @@ def _find(connection: Connection, server: str, tool: str) -> Any:
 
 
 def _identifier(name: str) -> str:
-    """A server's name for its tool with ``_`` for what no identifier may have (``read-text``)."""
+    """Convert a server's tool name to an identifier (``read-text``)."""
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
 
 

@@ -1,4 +1,4 @@
-"""Where a medium goes in the arguments of a server's tool, and in which form."""
+"""Choose the argument of a server's tool for the medium, and its form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modalign.errors import UsageError
 from modalign.tools.functions import as_file
 
 Form = Literal["path", "base64", "data_url"]
-# Words of an argument's name that tell how it takes a medium, the surest first.
+# Words in an argument's name that show how it takes a medium, the most certain first.
 _FORMS: tuple[tuple[Form, tuple[str, ...]], ...] = (
     ("base64", ("base64", "b64", "bytes", "blob")),
     ("data_url", ("url", "uri")),
@@ -27,12 +27,12 @@ def media_place(
 ) -> tuple[str, Form]:
     """Return the argument that takes the medium, and in which form.
 
-    What the configuration says holds. Else the argument is the one whose schema has ``contentEncoding:
+    The configuration takes precedence. Else it is the argument whose schema has ``contentEncoding:
     base64`` or ``format: uri``, else the one whose name has a word like path, file, url, image or data;
-    else the only required text. The form follows from the same signs; without any it is a path.
+    else the only required text. The form follows from the same criteria; the default is a path.
 
     Raises:
-        UsageError: nothing tells, or the named argument does not exist.
+        UsageError: nothing matches, or the given argument does not exist.
     """
     texts = {
         name: one
@@ -53,14 +53,14 @@ def media_place(
         name, likely = only[0], "path"
     else:
         raise UsageError(
-            f"the input schema of tool {tool!r} does not tell where the medium goes "
+            f"the input schema of tool {tool!r} does not show where the medium goes "
             f"(arguments: {', '.join(texts) or 'none'}): set media_argument and media_as"
         )
     return name, form or likely
 
 
 def _sign(name: str, schema: Mapping[str, Any]) -> tuple[int, Form]:
-    """Return how sure it is that an argument takes a medium (0: surest), and the form."""
+    """Return how certain it is that an argument takes a medium (0: most), and the form."""
     if schema.get("contentEncoding") == "base64":
         return -1, "base64"
     if schema.get("format") == "uri":
@@ -74,7 +74,7 @@ def _sign(name: str, schema: Mapping[str, Any]) -> tuple[int, Form]:
 
 @contextmanager
 def written(medium: Media, form: Form) -> Iterator[str]:
-    """The medium as that argument's value; bytes that need a path are in a file while it lasts."""
+    """Provide the medium as that argument's value; bytes that need a path are in a temporary file."""
     if form == "path":
         with as_file(medium) as path:
             yield str(path.resolve())

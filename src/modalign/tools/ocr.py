@@ -1,4 +1,4 @@
-"""Reading text in pictures: rapidocr (onnxruntime, its models in its wheel) or the program tesseract."""
+"""Read text in pictures: rapidocr (onnxruntime, its models in its wheel) or the program tesseract."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ocr_tool(engine: str, min_score: float, language: str | None, **settings: An
     if engine == "tesseract":
         return Tesseract(min_score, language, **settings)
     if language is not None:
-        raise UsageError("rapidocr takes no language option: leave it out, or take tesseract")
+        raise UsageError("rapidocr has no language option: remove it, or use tesseract")
     return RapidOcr(min_score, **settings)
 
 
@@ -58,7 +58,7 @@ class RapidOcr(Tool):
         given: dict[str, Any] = {
             "Global.log_level": "error",
             "Global.text_score": 0.0,
-            # As torch and BLAS: more threads than cores make it many times slower.
+            # As for torch and BLAS, more threads than cores make it many times slower.
             "EngineConfig.onnxruntime.intra_op_num_threads": int(
                 os.environ.get("OMP_NUM_THREADS", "-1")
             ),
@@ -72,11 +72,11 @@ class RapidOcr(Tool):
 
     @cached_property
     def parameters(self) -> int:
-        """Of detection, orientation and recognition, counted in the ONNX files."""
+        """Count detection, orientation and recognition in the ONNX files."""
         return sum(onnx_parameters(path) for path in self._models.values())
 
     def run(self, medium: Media, **arguments: Any) -> list[dict[str, Any]]:
-        """Read a picture's lines, as rapidocr orders them: top to bottom."""
+        """Read a picture's lines in rapidocr's order, top to bottom."""
         blue_first = np.asarray(open_image(medium))[:, :, ::-1]
         found = self._engine(np.ascontiguousarray(blue_first))
         if not found.txts:
@@ -94,7 +94,7 @@ class RapidOcr(Tool):
 
 
 class Tesseract(Tool):
-    """The installed program; each call is a process that is ended at the timeout.
+    """The installed program; each call is a process that is terminated at the timeout.
 
     Raises:
         UsageError: tesseract is not installed.
@@ -106,7 +106,7 @@ class Tesseract(Tool):
         super().__init__(**settings, signature=Signature(result=LINES))
         program = shutil.which("tesseract")
         if program is None:
-            raise UsageError("tesseract is not installed: install it, or take engine rapidocr")
+            raise UsageError("tesseract is not installed: install it, or use engine rapidocr")
         self._program = program
         self._min_score = min_score
         self._language = ["-l", language] if language else []
@@ -115,7 +115,7 @@ class Tesseract(Tool):
         """Read a picture's lines.
 
         Raises:
-            ToolTimeoutError, ToolError: no answer in time; a failure, with what the program said.
+            ToolTimeoutError, ToolError: no answer in time, or a failure with the program's message.
         """
         picture = io.BytesIO()
         open_image(medium).save(picture, "PNG")
@@ -164,11 +164,11 @@ def tesseract_lines(table: str, min_score: float) -> list[dict[str, Any]]:
 
 
 def _models() -> dict[str, Path]:
-    """The models in rapidocr's wheel; named one by one, so that nothing is ever downloaded."""
+    """Return the models in rapidocr's wheel explicitly, so that nothing is ever downloaded."""
     try:
         import rapidocr
 
-        version("onnxruntime")  # rapidocr runs on it, and says so late
+        version("onnxruntime")  # rapidocr needs it, but reports that late
     except ImportError as error:
         raise UsageError(
             f"reading text needs rapidocr and onnxruntime ({error}): {extra('tools')}"
@@ -179,7 +179,7 @@ def _models() -> dict[str, Path]:
         files = sorted(folder.glob(f"*_{name}_*.onnx"))
         if len(files) != 1:
             raise UsageError(
-                f"{folder} holds {len(files)} {name} models, not 1: install rapidocr anew"
+                f"{folder} contains {len(files)} {name} models, not 1: reinstall rapidocr"
             )
         found[part] = files[0]
     return found

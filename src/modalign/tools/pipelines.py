@@ -1,6 +1,6 @@
 """Tools that are transformers pipelines, from a hub name or a folder.
 
-Transformers 5 dropped the ``image-to-text`` pipeline: ``image-text-to-text`` does its work, and the old name
+Transformers 5 dropped the ``image-to-text`` pipeline: ``image-text-to-text`` replaces it, and the old name
 still works here. Weights are read from safetensors only.
 """
 
@@ -28,13 +28,13 @@ Call = Callable[[Any, Media, dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class PipelineTask:
-    """How a pipeline's task is a tool.
+    """A pipeline's task as a tool.
 
     Attributes:
         modality: of the medium.
         description: what it does.
         call: (pipeline, medium, options and arguments) -> its result.
-        arguments: beside the medium, name -> JSON schema.
+        arguments: besides the medium, name -> JSON schema.
         required: of these.
     """
 
@@ -55,7 +55,7 @@ def _caption(pipe: Any, medium: Media, options: dict[str, Any]) -> Any:
     if getattr(pipe.processor, "chat_template", None):
         content = [{"type": "image", "image": image}, {"type": "text", "text": prompt or CAPTION}]
         return pipe(text=[{"role": "user", "content": content}], **options)
-    # A captioner without conversations (BLIP, GIT) goes on from a text: from its beginning, unless asked.
+    # A captioner without conversations (BLIP, GIT) continues a text: by default an empty one.
     tokenizer = pipe.processor.tokenizer
     start = "" if tokenizer("")["input_ids"] else tokenizer.bos_token or CAPTION
     return pipe(images=image, text=prompt or start, **options)
@@ -97,9 +97,11 @@ TASKS = {
         ("question",),
     ),
     "automatic-speech-recognition": PipelineTask(
-        "audio", "Writes down what is said in a recording.", _on_audio, {}
+        "audio", "Transcribes a recording.", _on_audio, {}
     ),
-    "audio-classification": PipelineTask("audio", "Names what a recording holds.", _on_audio, {}),
+    "audio-classification": PipelineTask(
+        "audio", "Names what a recording contains.", _on_audio, {}
+    ),
 }
 ALIASES = {"image-to-text": "image-text-to-text", "document-qa": "document-question-answering"}
 
@@ -159,7 +161,7 @@ class PipelineTool(Tool):
         return ["pipeline", self._task, self._options, version("transformers"), content]
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self.__dict__.pop("_pipeline", None)
 
 
@@ -173,7 +175,9 @@ def pipeline_tool(
     """
     known = ALIASES.get(task, task)
     if known not in TASKS:
-        raise UsageError(f"no tool is made of the pipeline {task!r}; {choose(task, sorted(TASKS))}")
+        raise UsageError(
+            f"the pipeline {task!r} is not supported as a tool; {choose(task, sorted(TASKS))}"
+        )
     _revision(model)
     settings["name"] = settings["name"] or known.replace("-", "_")
     settings["description"] = settings["description"] or TASKS[known].description
@@ -182,7 +186,7 @@ def pipeline_tool(
 
 
 def _revision(model: str) -> str | None:
-    """Return the commit of a hub's model, fetched if needed; None of a folder.
+    """Return the commit of a hub model, fetched if needed; None for a folder.
 
     Raises:
         UsageError: there is neither a folder nor such a model.

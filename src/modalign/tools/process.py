@@ -1,4 +1,4 @@
-"""The parent's side of a worker process: ask with a deadline, kill what does not answer."""
+"""The parent's side of a worker process: send requests with a deadline, kill what does not answer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class WorkerProcess:
         limit: characters of a result.
 
     Attributes:
-        description: what the callable says of itself, or ``{"error": ...}``.
+        description: the callable's own description, or ``{"error": ...}``.
 
     Raises:
-        ToolDiedError, ToolTimeoutError: the process did not come up.
+        ToolDiedError, ToolTimeoutError: the process did not start.
     """
 
     def __init__(self, target: str, limit: int) -> None:
@@ -50,7 +50,7 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it is running."""
         return self.kill.alive and self._process.poll() is None
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class WorkerProcess:
 
         Raises:
             ToolTimeoutError: nothing within ``timeout`` seconds.
-            ToolDiedError: the process ended, or broke off in its answer.
+            ToolDiedError: the process ended, possibly within its answer.
         """
         deadline = time.monotonic() + timeout
         try:
@@ -75,7 +75,7 @@ class WorkerProcess:
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:  # a forked copy of the owner is going away, not the owner
+    if os.getpid() != owner:  # a forked copy of the owner is exiting, not the owner
         return
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)

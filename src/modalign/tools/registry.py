@@ -1,4 +1,4 @@
-"""Named chains: those that come with modalign, those of a configuration, and files that hold one."""
+"""Named chains: built-in ones, those of a configuration, and files with one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tool returned, made safe: JSON-able, readable as text, of bounded length; and as lines."""
+"""Make a tool's result safe: JSON-able, readable as text, of bounded length; and split it into lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from modalign.tools.base import Json, NotTextError
 
 MAX_DEPTH = 20
-# A text with more unprintable characters than this share is binary data that somebody decoded.
+# A text with a larger share of unprintable characters is decoded binary data.
 UNPRINTABLE_SHARE = 0.1
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _TEXT_KEYS = ("text", "generated_text", "label", "answer", "word")
@@ -21,12 +21,12 @@ _TEXT_KEYS = ("text", "generated_text", "label", "answer", "word")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that a tool found.
+    """One finding of a tool.
 
     Attributes:
         text: without line breaks.
-        score: the tool's confidence, 0 to 1; 1 where it states none.
-        box: (x0, y0, x1, y1) in the medium's own units, where the tool gives one.
+        score: the tool's confidence, 0 to 1; 1 if it states none.
+        box: (x0, y0, x1, y1) in the medium's own units, if the tool gives one.
     """
 
     text: str
@@ -68,7 +68,9 @@ def _unpacked(value: Any) -> Any:
         return dataclasses.asdict(value)
     if callable(getattr(value, "tolist", None)):
         return value.tolist()
-    raise NotTextError(f"the result holds a {type(value).__name__}, which is neither text nor JSON")
+    raise NotTextError(
+        f"the result contains a {type(value).__name__}, which is neither text nor JSON"
+    )
 
 
 def readable(text: str) -> str:
@@ -93,10 +95,10 @@ def _decoded(data: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A result of at most so many characters.
+    """A result of bounded length.
 
     Attributes:
-        value: the result, cut where it was longer.
+        value: the result, cut if it was longer.
         length: its characters before.
     """
 
@@ -130,7 +132,7 @@ def _cut(value: Json, limit: int) -> Json:
         kept: list[Any] = []
         used = -1
         for item in value:
-            used += _length(item) + 1  # and what parts it from the next
+            used += _length(item) + 1  # and the separator
             if used > limit:
                 break
             kept.append(item)

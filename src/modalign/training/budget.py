@@ -44,7 +44,7 @@ class Budget:
         unit = _UNITS.get(match.group(2).lower()) if match else None
         if match is None or unit is None:
             raise UsageError(
-                f"budget {text!r} is not understood; write 20000samples, 90s, 10m, 1h or 3e14flops"
+                f"budget {text!r} is invalid; write 20000samples, 90s, 10m, 1h or 3e14flops"
             )
         amount = float(match.group(1).replace("_", "")) * unit[1]
         if not 0 < amount < math.inf:
@@ -69,7 +69,7 @@ class Budget:
 
 @dataclass
 class Ledger:
-    """What has been spent, in all three currencies, whichever of them the budget is in."""
+    """What has been spent, in all three units, whichever the budget uses."""
 
     samples: int = 0
     seconds: float = 0.0
@@ -82,13 +82,13 @@ class Ledger:
         self.flops += flops
 
     def add(self, other: Ledger) -> None:
-        """Add all that another ledger holds."""
+        """Add another ledger."""
         self.spend(other.samples, other.seconds, other.flops)
 
     def fraction(self, budget: Budget) -> float:
-        """Share of the budget that is spent (1 or more: nothing is left)."""
+        """Return the spent share of the budget (1 or more: nothing is left)."""
         return float(getattr(self, budget.kind)) / budget.amount
 
     def state(self) -> dict[str, float]:
-        """As JSON."""
+        """Return the amounts as JSON."""
         return asdict(self)

@@ -1,9 +1,8 @@
 """Checkpoints without pickle: tensors in safetensors, everything else in JSON, written atomically.
 
-A checkpoint is a folder that appears whole, by one rename. It holds what changes in training (the
-trainable tensors, the optimizer's moments) and the state that makes the next step the same as if
-nothing had happened: step, ledger, curve. It holds no random state: the draws of a step follow from
-the seed and the step's number.
+A checkpoint is a folder that appears atomically, by one rename. It holds what changes in training (the
+trainable tensors, the optimizer's moments) and the state that determines the next step: step, ledger, curve.
+It holds no random state, because the draws of a step depend only on the seed and the step's number.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if own.keys() != state.keys():
         odd = sorted(own.keys() ^ state.keys())[:3]
-        raise ModalignError(f"the checkpoint does not fit the model: {odd} on one side only")
+        raise ModalignError(f"the checkpoint does not fit the model: {odd} exists only on one side")
     for name, parameter in own.items():
         if parameter.shape != state[name].shape:
             raise ModalignError(f"the checkpoint's {name} has shape {tuple(state[name].shape)}")
@@ -101,9 +100,9 @@ def save_checkpoint(
     moments: dict[str, Tensor],
     state: dict[str, Any],
 ) -> Path:
-    """Write ``folder/step-N`` whole, then drop all but the newest two."""
+    """Write ``folder/step-N`` atomically, then drop all but the newest two."""
     final = folder / f"step-{step:08d}"
-    if final.exists():  # the tensors of this step are there; the curve may have grown
+    if final.exists():  # the tensors of this step exist; the curve may have grown
         write_json(final / "state.json", {"step": step, **state})
         return final
     temporary = folder / f".{final.name}"
@@ -117,7 +116,9 @@ def save_checkpoint(
     temporary.rename(final)
     _sync(folder)
     for old in checkpoints(folder)[:-KEEP]:
-        old.rename(folder / f".{old.name}")  # out of sight first: half of one is never seen
+        old.rename(
+            folder / f".{old.name}"
+        )  # renamed first, so that no partial checkpoint is visible
     clean(folder)
     return final
 
@@ -128,7 +129,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed process left half-written or half-deleted."""
+    """Remove what a killed process left partly written or deleted."""
     for left in folder.glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)
 

@@ -2,10 +2,10 @@
 
 Forward: 2 x parameters x positions for every matrix of the language model, 4 T^2 times the heads'
 joint width per layer for attention scores and sums, the output projection only where it is needed.
-Backward: as much again for gradients of activations, and as much again for gradients of weights
-where they train; attention has two activations to every product, so it always costs twice its
-forward. With a frozen language model nothing flows below the first layer that a connector enters.
-A frozen encoder whose features are cached is shared by all methods and not charged to any.
+Backward: as much again for gradients of activations, and as much again for gradients of trained weights;
+attention has two activations in every product, so it always costs twice its forward. With a frozen language
+model nothing flows below the first layer that a connector enters. A frozen encoder whose features are cached
+is shared by all methods and charged to none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from modalign.training.settings import EncoderMode, LLMMode
 
 
 def _matrix_parameters(module: nn.Module, only: str = "") -> int:
-    """Parameters that multiply every position: all but embeddings and vectors."""
+    """Count the parameters that multiply every position: all except embeddings and vectors."""
     return sum(
         parameter.numel()
         for name, parameter in module.named_parameters()
@@ -31,7 +31,7 @@ def _matrix_parameters(module: nn.Module, only: str = "") -> int:
 
 
 def _attention_width(config: Any) -> int:
-    """Width of all heads together; the model's own width where no size of a head is given."""
+    """Return the width of all heads together; without a head size, the model's width."""
     head = getattr(config, "head_dim", None)
     return head * config.num_attention_heads if head else config.hidden_size
 

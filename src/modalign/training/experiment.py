@@ -1,4 +1,4 @@
-"""The configuration of an experiment: parts, data, budget and training, as a parent plus the changed fields."""
+"""The configuration of an experiment: parts, data, budget and training, as a parent plus changed fields."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ STARTER_TRAINING: Fields = {
 
 
 class Experiment(BaseModel):
-    """What every verb that trains is told.
+    """The configuration of every verb that trains.
 
     Attributes:
         parts: language model and encoder.
-        data: data files; without ``val`` a fixed tenth of the training data is set aside.
-        budget: of one method under one seed, e.g. ``20000samples``, ``10m``, ``3e14flops``.
-        training: how to train.
-        stages: the recipe of every method, in place of a single stage; a connector's own stage one
-            stays before it.
+        data: data files; without ``val`` a fixed tenth of the training data is held out.
+        budget: for one method and seed, e.g. ``20000samples``, ``10m``, ``3e14flops``.
+        training: training settings.
+        stages: the recipe of every method, instead of a single stage; a connector's own stage one runs
+            before it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -75,22 +75,22 @@ def load_experiment(
 ) -> tuple[E, dict[str, str]]:
     """Resolve a configuration file and options against their parent.
 
-    A file names its parent by ``extends: starter`` or ``extends: other.yaml``; one that names none
-    says everything itself. Without a file the parent is the starter. Relative paths in a file count
-    from its folder.
+    A file names its parent by ``extends: starter`` or ``extends: other.yaml``; without a parent it must be
+    complete. Without a file, the parent is the starter. Relative paths in a file are relative to its
+    folder.
 
     Args:
-        schema: what is configured.
+        schema: the configuration's schema.
         path: of the file.
         changes: fields that replace the file's.
-        progress: told how far the starter's data are written, at their first use.
-        also: fields of the schema's own that the starter has, too.
+        progress: called while the starter's data is written on first use.
+        also: further fields of the schema that the starter sets.
 
     Returns:
-        the configuration, and what differs from the parent as ``field -> value``.
+        The configuration, and its differences from the parent as ``field -> value``.
 
     Raises:
-        UsageError: an unreadable file, an unknown field, a value of the wrong kind.
+        UsageError: an unreadable file, an unknown field, a wrong value.
     """
 
     def built_in() -> Fields:
@@ -123,8 +123,8 @@ def _resolved(
 def _extended(base: Fields, changes: Fields) -> Fields:
     """Return a configuration with some fields changed.
 
-    With other training data go the parent's validation and evaluation data, with another encoder
-    the description of the parent's, with another language model the starter's learning rates.
+    New training data also replaces the parent's validation and evaluation data, a new encoder its
+    description, and a new language model the starter's learning rates.
     """
     base = dict(base)
     if _differs(base, changes, "parts", "llm") and base.get("training") == STARTER_TRAINING:
@@ -144,7 +144,7 @@ def _differs(base: Fields, changes: Fields, section: str, field: str) -> bool:
 
 
 def _read(path: Path) -> Fields:
-    """Return a file's fields, relative paths as from its folder."""
+    """Return a file's fields, with paths resolved from its folder."""
     values = read_fields(path)
     data, parts = values.get("data"), values.get("parts")
     if isinstance(data, dict):
@@ -163,7 +163,7 @@ def _read(path: Path) -> Fields:
 
 
 def _name_folders(names: Fields, root: Path) -> None:
-    """Of names that may be the hub's, those of folders beside the file become paths."""
+    """Convert names of folders beside the file to paths; other names may be the hub's."""
     for key, value in names.items():
         if isinstance(value, str) and (root / value).is_dir():
             names[key] = str(root / value)

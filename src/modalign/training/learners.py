@@ -1,6 +1,6 @@
 """What a stage optimises: the whole model, or a connector's own pre-training without the LLM.
 
-A learner turns sample numbers into batches and batches into outputs; the trainer knows no more.
+A learner turns sample numbers into batches and batches into outputs; the trainer knows nothing else.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from modalign.training.references import References
 from modalign.training.roles import RoleOrder, Roles
 from modalign.training.settings import Stage, TrainSettings
 
-STARTING_MEDIA = 256  # whose features choose the first values of stage one
+STARTING_MEDIA = 256  # media whose features initialise stage one
 
 
 @dataclass(eq=False)
 class Composed:
-    """A method's model with its data and how it trains: a session, or what the doctor puts together."""
+    """A method's model with its data and how it trains: a session, or one built by the doctor."""
 
     model: Any
     processor: Any
@@ -50,13 +50,13 @@ class Composed:
 
 
 class ModelLearner:
-    """The composed model, trained through its language model on the records that a stage asks for.
+    """The composed model, trained through its language model on a stage's records.
 
     Raises:
-        UsageError: the data has none of them, or the stage's terms cannot be fed.
+        UsageError: there are no such records, or the stage's terms cannot be computed.
     """
 
-    splits = True  # a batch may be cut into parts, over micro-batches and processes
+    splits = True  # a batch may be cut into parts, into micro-batches and processes
 
     def __init__(self, subject: Composed, stage: Stage) -> None:
         self.module, self.collator = subject.model, subject.collator
@@ -80,19 +80,19 @@ class ModelLearner:
         self.media_alone = prefixes and trained <= own and "weights" not in self.needs
         if self.media_rows and not any(isinstance(c, PrefixConnector) for c in connectors):
             raise UsageError(
-                f"{subject.method.name}: stage {stage.name!r} reads the positions of media, but this "
+                f"{subject.method.name}: stage {stage.name!r} reads media positions, but this "
                 "method puts none into the sequence (its media are read in the layers, or as words); "
                 "use a prefix connector, or a term about answers"
             )
 
     def order(self, batch_size: int, seed: int) -> BatchOrder | RoleOrder:
-        """Samples of like length together; with roles, each in every batch."""
+        """Return batches of similar lengths; with roles, each role in every batch."""
         if self.roles is not None:
             return self.roles.order(batch_size, seed)
         return BatchOrder.of(self.samples, batch_size, seed)
 
     def collate(self, indices: Sequence[int]) -> TrainBatch:
-        """Build a batch of token ids and features; in training some modalities may be left out."""
+        """Build a batch of token ids and features; in training some modalities may be dropped."""
         chosen = [self.samples[index] for index in indices]
         if self.modality_dropout:
             tokens = {name: entry.token_id for name, entry in self.collator.entries.items()}
@@ -124,7 +124,7 @@ class ModelLearner:
         return not any(self.samples[index].media for index in indices)
 
     def idle(self) -> TrainBatch:
-        """Return the first sample with nothing that counts."""
+        """Return the first sample with zero counts."""
         batch = self.collate([0])
         nowhere = torch.zeros_like(batch.keep)
         batch = replace(
@@ -139,7 +139,7 @@ class ModelLearner:
         return batch.whole(batch.count(), 1.0)
 
     def outputs(self, call: Callable[..., Any], batch: TrainBatch) -> Outputs:
-        """Return what the stage's terms need of the model."""
+        """Return what the stage's terms need from the model."""
         found = read(self.module, call, batch, self.needs)
         found.codes = self._codes(batch)
         if "weights" in self.needs:
@@ -148,14 +148,14 @@ class ModelLearner:
         return found
 
     def _codes(self, batch: TrainBatch) -> list[Any]:
-        """What connectors left for objective terms; none of an idle batch or a medium made up."""
+        """Return what connectors left for objective terms; nothing for an idle batch or artificial medium."""
         own = {medium.modality for sample in batch.samples for medium in sample.media}
         left = {name: part.take_code() for name, part in self.module.connectors.items()}
         counted = own if bool((batch.numbers >= 0).any()) else set()
         return [code for name, code in left.items() if name in counted and code is not None]
 
     def flops(self, batch: TrainBatch) -> float:
-        """By the cost model, padding included."""
+        """Return the FLOPs by the cost model, including padding."""
         rows, length = batch.input_ids.shape
         media = sum(len(sample.media) for sample in batch.samples)
         shown = int(batch.shown(self.needs).sum())
@@ -163,7 +163,7 @@ class ModelLearner:
 
 
 def captions(samples: Sequence[Sample]) -> list[Sample]:
-    """One sample per medium, the one whose answer is longest; those of several media are left out."""
+    """Return one sample per medium, that with the longest answer; skip those with several media."""
     best: dict[Any, Sample] = {}
     for sample in samples:
         if len(sample.media) == 1:
@@ -184,11 +184,11 @@ class MediaBatch:
     texts: dict[str, Tensor] = field(default_factory=dict)
 
     def count(self) -> dict[str, float]:
-        """Return what the batch counts."""
+        """Return the batch's counts."""
         return {"num_supervised": self.num_supervised, "num_media": self.num_media}
 
     def whole(self, counts: dict[str, float], share: float) -> Self:
-        """Return the batch itself: stage one is never cut."""
+        """Return the batch itself: stage one is never split."""
         return self
 
     def to(self, device: torch.device) -> Self:
@@ -205,7 +205,7 @@ class MediaBatch:
 class StageOneLearner:
     """A connector's own pre-training on media alone, without the language model.
 
-    A batch is never cut (texts are contrasted with all others of their batch): every process runs
+    A batch is never split (texts are contrasted with all others in the batch): every process runs
     all of it.
     """
 
@@ -224,11 +224,11 @@ class StageOneLearner:
         self.connector: Any = model.connector(source.modality)
         self.samples, self.source = captions(samples), source
         if not self.samples:
-            raise UsageError("stage one needs records of one medium each; there is none")
+            raise UsageError("stage one needs records with one medium each, but there are none")
         self.module: nn.Module = self._build(model)
 
     def _build(self, model: ModalignForConditionalGeneration) -> nn.Module:
-        """The network of stage one, its first values chosen by media from all over the data."""
+        """Build the network of stage one, initialised from media spread over the data."""
         step = max(len(self.samples) // STARTING_MEDIA, 1)
         features = self._features(self.samples[::step][:STARTING_MEDIA])
         device = next(self.connector.parameters()).device
@@ -240,11 +240,11 @@ class StageOneLearner:
         return fetched["features"][self.source.modality]
 
     def order(self, batch_size: int, seed: int) -> BatchOrder:
-        """Samples of like length together."""
+        """Return batches of similar lengths."""
         return BatchOrder.of(self.samples, batch_size, seed)
 
     def collate(self, indices: Sequence[int]) -> MediaBatch:
-        """Features of the samples' media."""
+        """Return the features of the samples' media."""
         chosen = [self.samples[index] for index in indices]
         return MediaBatch(self._features(chosen), chosen, len(chosen), len(chosen))
 
@@ -254,7 +254,7 @@ class StageOneLearner:
         return call(features.values, features.mask, features.grid, **batch.texts)
 
     def flops(self, batch: MediaBatch) -> float:
-        """Forward and backward."""
+        """Return forward and backward FLOPs."""
         B, N = batch.features.mask.shape
         return 3.0 * B * self.module.flops(N)  # type: ignore[operator]
 
@@ -263,7 +263,7 @@ class PairLearner(StageOneLearner):
     """Stage one of a connector that needs a text with every medium.
 
     The text is the answer; equal texts share their contrastive target. The language model's
-    tokenizer supplies the words, and the text branch learns its own embeddings of them.
+    tokenizer supplies the words; the text branch learns its own embeddings.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class PairLearner(StageOneLearner):
         return self.connector.build_stage_one(embedding(model).num_embeddings, longest + 1)
 
     def collate(self, indices: Sequence[int]) -> MediaBatch:
-        """Pairs, texts right-padded; pairs of one text borrow another to be told from."""
+        """Return pairs with right-padded texts; if all share one text, another is added for contrast."""
         indices = [*indices, *self._other_text(indices)]
         chosen = [self.samples[index] for index in indices]
         texts = [self.texts[index] for index in indices]
@@ -310,7 +310,7 @@ class PairLearner(StageOneLearner):
         return [next(index for index in around if self.texts[index].tobytes() != first)]
 
     def flops(self, batch: MediaBatch) -> float:
-        """Query passes for three losses and the text passes, forward and backward."""
+        """Return FLOPs of the query passes for three losses and the text passes, forward and backward."""
         B, T = batch.texts["text_ids"].shape
         N = batch.features.values.shape[1]
         return 3 * B * (5 * self.connector.flops(N) + 3 * 2.0 * self.parameters * T)
@@ -325,11 +325,11 @@ def stage_one_learner(
     """Return the learner of the connector's own pre-training, with or without texts.
 
     Raises:
-        UsageError: the connector has none, or the data does not do for it.
+        UsageError: the connector has none, or the data is unsuitable.
     """
     connector = model.connector(source.modality)
     if not connector.stage_one_terms():
-        raise UsageError(f"connector {connector.name!r} has no stage one of its own")
+        raise UsageError(f"connector {connector.name!r} has no stage one")
     if connector.stage_one_needs_text:
         return PairLearner(model, samples, source, pad_id)
     return StageOneLearner(model, samples, source)

@@ -31,9 +31,9 @@ class Method:
         connector: registered name; empty for a tool chain.
         variant: ``matched`` to the language model's width, or the ``published`` size.
         stages: the recipe; shares add up to 1.
-        options: of the connector, in place of the variant's.
-        recipe: the named recipe that the stages come from, if one was asked for.
-        tools: the tool chain that stands in for a connector.
+        options: options of the connector that replace the variant's.
+        recipe: the named recipe that the stages come from, if any.
+        tools: the tool chain that replaces a connector.
     """
 
     name: str
@@ -46,33 +46,33 @@ class Method:
 
     @property
     def key(self) -> str:
-        """Its name where file systems must like it: of folders."""
+        """Return its name in a form suitable for folders."""
         return method_key(self.name)
 
     @property
     def control(self) -> bool:
-        """Whether it only shows what is reached without the media: it is never recommended."""
+        """Whether it only shows the score without media; controls are never recommended."""
         blind = self.tools is not None and not self.tools.chain
         return blind or (self.recipe is not None and self.recipe.control)
 
     @property
     def family(self) -> Family:
-        """The survey's family: a method told apart by its recipe is a data-driven one."""
+        """The survey's family: a method with a recipe is data-driven."""
         family: Family = "tool" if self.tools else self.facts.family  # type: ignore[assignment]
         return "data" if self.recipe else family
 
     @property
     def group(self) -> str:
-        """The group within the family."""
+        """Return the group within the family."""
         return f"data-driven: {self.recipe.title}" if self.recipe else self.facts.group
 
     @property
     def facts(self) -> type[Connector] | ToolMethod:
-        """What enters, and how: the connector's class, or the tool chain."""
+        """Return the connector's class, or the tool chain."""
         return self.tools or connector_class(self.connector)
 
     def trains(self, llm: LLMMode) -> bool:
-        """Whether anything is trained; ``llm`` says what of the language model is, by the settings."""
+        """Whether anything is trained; ``llm`` is the language model's setting."""
         return self.tools is None or any((s.llm or llm) != "frozen" for s in self.stages)
 
 
@@ -84,7 +84,7 @@ def method_key(name: str) -> str:
 def _stages(
     cls: type[Connector], stage_one: bool, options: dict[str, Any], recipe: Sequence[Stage]
 ) -> tuple[Stage, ...]:
-    """The connector's own stage one, if wanted, then the recipe in what is left of the budget."""
+    """Return the connector's own stage one, if wanted, then the recipe with the rest of the budget."""
     terms = cls.stage_one_terms(**options) if stage_one else {}
     whole = sum(stage.share for stage in recipe)
     left = 1 - STAGE_ONE_SHARE if terms else 1.0
@@ -102,13 +102,13 @@ def _stages(
         runs="stage_one",
         objective=terms,
         data="media",
-        pairs=recipe[-1].pairs,  # a control must not see true pairs here either
+        pairs=recipe[-1].pairs,  # a control must not see true pairs in stage one either
     )
     return (first, *rest)
 
 
 def _as_connector_has_it(stage: Stage, cls: type[Connector], options: dict[str, Any]) -> Stage:
-    """The stage with the connector's own terms (the recipe's weights win) and what it keeps frozen."""
+    """Add the connector's own terms (the recipe's weights win) and frozen parts to a stage."""
     changes: dict[str, Any] = {}
     if stage.runs == "model":
         changes["objective"] = {**cls.model_terms(**options), **stage.objective}
@@ -118,7 +118,7 @@ def _as_connector_has_it(stage: Stage, cls: type[Connector], options: dict[str, 
 
 
 def method_names(variant: Variant = "matched") -> list[str]:
-    """Every method's name at one size, converters first."""
+    """Return every method's name at one size, converters first."""
     names: list[str] = []
     for name, cls in connectors().items():
         names.append(name)
@@ -136,11 +136,11 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
     Args:
         name: a registered name, with ``:published`` for that size, with connector options in
             brackets: ``mlp[depth=3]``, ``c_abstractor[depth=2;num_tokens=16]:published``.
-        recipe: stages in place of the ordinary single one. A connector's own stage one stays
-            before them. A recipe named after a plus, ``mlp+captions_first``, goes before it.
+        recipe: stages instead of the ordinary single one. A connector's own stage one runs before
+            them. A recipe given after a plus, ``mlp+captions_first``, takes precedence.
 
     Raises:
-        UsageError: there is none, and the message names the nearest; or an option is unknown.
+        UsageError: there is none (the message suggests the nearest), or an option is unknown.
     """
     check_stages(recipe)
     whole, (name, named) = name, _split_recipe(name)
@@ -164,7 +164,7 @@ def resolve_method(name: str, recipe: Sequence[Stage] = (Stage(),)) -> Method:
 
 
 def _split_recipe(name: str) -> tuple[str, Recipe | None]:
-    """``mlp+captions_first`` is a connector and a recipe; a plus within brackets is an option's."""
+    """Split ``mlp+captions_first`` into connector and recipe; ignore a plus within brackets."""
     plain, plus, recipe = name.rpartition(SEPARATOR)
     return (plain, resolve_recipe(recipe)) if plus and "]" not in recipe else (name, None)
 
@@ -196,9 +196,9 @@ def resolve_methods(
 
     Args:
         choice: a list, or names with commas between them.
-        recipe: stages of methods that name no recipe.
-        recipes: names that every method is crossed with, or ``all``.
-        chains: tool chains that ``all`` and ``tool`` stand for.
+        recipe: stages of methods without a named recipe.
+        recipes: recipe names to combine with every method, or ``all``.
+        chains: tool chains selected by ``all`` and ``tool``.
 
     Raises:
         UsageError: an unknown name.
@@ -218,16 +218,16 @@ def resolve_methods(
         elif word:
             names.append(word)
     if not names:
-        raise UsageError("no method was named; 'modalign methods' lists them")
+        raise UsageError("no method was given; 'modalign methods' lists them")
     methods = [resolve_method(name, recipe) for name in dict.fromkeys(names)]
     return crossed(methods, recipes) if recipes else methods
 
 
 def crossed(methods: Sequence[Method], recipes: Sequence[str]) -> list[Method]:
-    """Every connector under every recipe; tools, and what names its recipe itself, stay as they are.
+    """Combine connectors with recipes; tools, and methods with a named recipe, are unchanged.
 
     Raises:
-        UsageError: an unknown recipe, or nothing but controls, with nothing to compare them with.
+        UsageError: an unknown recipe, or only controls, with nothing to compare them with.
     """
     names: list[str] = []
     for method in methods:
@@ -236,6 +236,6 @@ def crossed(methods: Sequence[Method], recipes: Sequence[str]) -> list[Method]:
     found = [resolve_method(name) for name in dict.fromkeys(names)]
     if all(method.control for method in found):
         raise UsageError(
-            f"{', '.join(recipes)}: a control alone tells nothing; compare it with another recipe"
+            f"{', '.join(recipes)}: a control alone shows nothing; compare it with another recipe"
         )
     return found

@@ -1,7 +1,7 @@
-"""Modality dropout: in training, a record of several modalities loses some of them at random.
+"""Modality dropout: in training, records with several modalities lose some of them at random.
 
-A model that always saw all of them learns to lean on one; with dropout it answers from whatever a record
-has (Neverova et al., ModDrop, arXiv 1501.00102).
+A model that has always seen all modalities learns to rely on one; with dropout it answers from whatever a
+record has (Neverova et al., ModDrop, arXiv 1501.00102).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from modalign.data.supervision import Sample
 
 
 def without(sample: Sample, modality: str, token_id: int) -> Sample:
-    """Return the sample without its media of one modality, nor their placeholders."""
+    """Return the sample without one modality's media and placeholders."""
     kept = sample.ids != token_id
     media = tuple(medium for medium in sample.media if medium.modality != modality)
     return replace(sample, ids=sample.ids[kept], supervised=sample.supervised[kept], media=media)
 
 
 def dropped(sample: Sample, probability: float, token_ids: Mapping[str, int]) -> Sample:
-    """Drop each modality of a sample that has several; at least one stays.
+    """Drop modalities of a sample with several at random; at least one stays.
 
     Args:
-        sample: of any number of media.
-        probability: of each modality's being dropped.
+        sample: with any number of media.
+        probability: of dropping each modality.
         token_ids: modality -> its placeholder.
 
     Draws from torch's default generator, which the trainer seeds at every step.

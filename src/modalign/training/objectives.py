@@ -4,22 +4,22 @@ A stage's objective is ``{term: weight}`` or ``{term: {"weight": 1.0, option: va
 normalised by counts over the *whole* batch, all micro-batches and devices together, so that summing over
 them gives the batch's value: the mean over supervised tokens is never a mean of unequal means.
 
-A term declares what it reads of the model that trains (``needs``) and of a reference (``reads``); only
+A term declares what it reads from the trained model (``needs``) and from a reference (``reads``); only
 what some term of the stage declares is computed:
 
 ===================  ==================================================================================
 ``logits``           at the K supervised positions
-``media_logits``     at the I positions that media take in the sequence
+``media_logits``     at the I media positions of the sequence
 ``hidden:LAYER``     hidden states after a layer (0: the embeddings; negative: from the end) at the
                      supervised positions; ``hidden:LAYER:media`` and ``:tokens`` at others
 ``pooled``           one vector per record: its last token's, or ``pooled:mean``
-``codes``            of connectors with a code
-``weights``          the parameters that train
+``codes``            codes of connectors that have them
+``weights``          the trained parameters
 ``stage_one``        outputs of a connector's own pre-training
 ===================  ==================================================================================
 
-In both, ``{option}`` stands for an option's value: ``hidden:{layer}``. The terms that come with modalign
-are in :mod:`modalign.training.terms`; a third party's come by entry points of the group
+In both, ``{option}`` is replaced by an option's value: ``hidden:{layer}``. modalign's own terms
+are in :mod:`modalign.training.terms`; third parties add theirs by entry points in the group
 ``modalign.objective_terms``.
 """
 
@@ -53,11 +53,11 @@ F = TypeVar("F", bound=Callable[..., Tensor])
 
 
 class TermSetting(BaseModel):
-    """What a stage says of a term; each term's own options are further fields.
+    """A stage's settings of a term; each term's options are further fields.
 
     Attributes:
         weight: its factor in the sum.
-        role: it reads records of this role alone; None: all.
+        role: it reads only records of this role; None: all.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -73,10 +73,10 @@ class ObjectiveTerm:
     Attributes:
         name: exact.
         function: ``(outputs, batch, references, **options) -> scalar``.
-        needs: what it reads of the model that trains.
-        reads: what it reads of the reference that its option ``reference`` names.
-        whole: it cannot be summed over parts of a batch (contrasts): it gets the pooled vectors of
-            the whole batch, of which those of its own part carry gradients.
+        needs: what it reads from the trained model.
+        reads: what it reads from the reference named by its option ``reference``.
+        whole: it cannot be summed over parts of a batch (contrastive terms): it gets the pooled vectors of
+            the whole batch, where those of its own part carry gradients.
         setting: weight, role, and its keyword-only parameters.
     """
 
@@ -106,10 +106,10 @@ def objective_term(
     An option ``reference_X`` that is None takes the value of the option ``X``.
 
     Args:
-        name: what objectives call it.
-        needs: what it reads of the model that trains; see this module.
-        reads: what it reads of the reference named by its option ``reference``.
-        whole: it needs the pooled vectors of the whole batch at once.
+        name: its name in objectives.
+        needs: what it reads from the trained model; see this module.
+        reads: what it reads from the reference named by its option ``reference``.
+        whole: it needs the pooled vectors of the whole batch.
 
     Raises:
         UsageError: the name is taken, or a need is unknown.
@@ -134,12 +134,12 @@ def objective_term(
 
 
 def _source(function: Callable[..., Tensor]) -> tuple[str, str]:
-    """File and name: equal where a script is also found by its entry point."""
+    """Return file and name, which are equal if a script is also found by its entry point."""
     return inspect.getfile(function), function.__qualname__
 
 
 def _setting_of(name: str, function: Callable[..., Tensor]) -> type[TermSetting]:
-    """Weight, role, and a function's keyword-only parameters: types, limits and defaults."""
+    """Build the settings: weight, role, and keyword-only parameters with types, limits and defaults."""
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         parameter.name: (
@@ -154,7 +154,7 @@ def _setting_of(name: str, function: Callable[..., Tensor]) -> type[TermSetting]
 
 @cache
 def _load_all() -> frozenset[str]:
-    """Load modalign's own terms and third parties'; returns the names that every process has."""
+    """Load modalign's own terms and third parties'; return the names that every process has."""
     terms = importlib.import_module(OWN_TERMS)
     for module in pkgutil.iter_modules(terms.__path__):
         importlib.import_module(f"{OWN_TERMS}.{module.name}")
@@ -194,9 +194,9 @@ class WeightedTerm:
     """A term of a stage with its weight and options.
 
     Attributes:
-        term: what is computed.
+        term: the term.
         weight: its factor in the sum.
-        role: it reads records of this role alone; None: all.
+        role: it reads only records of this role; None: all.
         options: its own, checked, defaults filled in.
     """
 
@@ -210,7 +210,7 @@ class WeightedTerm:
         """Read ``weight`` or ``{"weight": ..., "role": ..., option: ...}``.
 
         Raises:
-            UsageError: an unknown term or option, or a value of the wrong kind.
+            UsageError: an unknown term or option, or a wrong value.
         """
         known = term(name)
         given = setting if isinstance(setting, Mapping) else {"weight": setting}
@@ -229,17 +229,17 @@ class WeightedTerm:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads of the model that trains."""
+        """Return what it reads from the trained model."""
         return frozenset(_complete(need, self.options) for need in self.term.needs)
 
     @property
     def reads(self) -> frozenset[str]:
-        """What it reads of its reference."""
+        """Return what it reads from its reference."""
         return frozenset(_complete(need, self.options) for need in self.term.reads)
 
     @property
     def reference(self) -> str | None:
-        """Name of the reference it reads."""
+        """Return the name of the reference it reads."""
         return self.options.get("reference") if self.term.reads else None
 
     def value(self, outputs: Outputs, batch: Any, references: Mapping[str, Outputs]) -> Tensor:
@@ -250,12 +250,12 @@ class WeightedTerm:
             }
             outputs, batch = outputs.of_role(batch, self.role), batch.of_role(self.role)
         found = self.term(outputs, batch, references, **self.options)
-        if self.term.whole:  # all parts compute it; only gradients of a part's own rows are new
+        if self.term.whole:  # every part computes it; only its own rows contribute gradients
             found = found - (1 - batch.share) * found.detach()
         return self.weight * found
 
     def faults(self, stage: Stage) -> Iterator[str]:
-        """Say why the stage cannot feed it."""
+        """Yield the reasons why the stage cannot compute it."""
         needs, named = self.needs - {"codes"}, [*stage.references, START]
         if stage.runs == "stage_one" and needs - {"stage_one"}:
             yield "needs the language model, which a connector's own stage one runs without"
@@ -311,27 +311,27 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What some term reads of the model that trains."""
+        """Return what the terms read from the trained model."""
         return frozenset().union(*(each.needs for each in self.terms))
 
     @property
     def whole(self) -> bool:
-        """Whether some term needs the pooled vectors of the whole batch."""
+        """Whether a term needs the pooled vectors of the whole batch."""
         return any(each.term.whole for each in self.terms)
 
     def reads(self, reference: str) -> frozenset[str]:
-        """Return what some term reads of a reference."""
+        """Return what the terms read from a reference."""
         return frozenset().union(
             *(each.reads for each in self.terms if each.reference == reference)
         )
 
     @property
     def references(self) -> list[str]:
-        """Names of the references that terms read."""
+        """Return the names of the references that terms read."""
         return sorted({each.reference for each in self.terms if each.reference is not None})
 
     def value(self, outputs: Outputs, batch: Any, references: Mapping[str, Outputs]) -> Tensor:
-        """Weighted sum of the terms on a micro-batch: its share of the whole batch's value."""
+        """Return the weighted sum of the terms on a micro-batch: its share of the batch's value."""
         return torch.stack([each.value(outputs, batch, references) for each in self.terms]).sum()
 
     def _check(self, stage: Stage) -> None:
@@ -353,14 +353,14 @@ class Objective:
 
 
 def check_stages(stages: Collection[Stage], *, everywhere: bool = False) -> None:
-    """Refuse what would end a training in its first step.
+    """Refuse anything that would end a training in its first step.
 
     Args:
         stages: a recipe.
-        everywhere: the terms must exist in other processes, too.
+        everywhere: whether the terms must exist in other processes, too.
 
     Raises:
-        UsageError: see :meth:`Objective.of`; a term that only this process has.
+        UsageError: see :meth:`Objective.of`; or a term exists only in this process.
     """
     for stage in stages:
         objective = Objective.of(stage)

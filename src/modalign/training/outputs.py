@@ -1,8 +1,8 @@
-"""What objective terms read: a micro-batch with its counts, and what a model made of it.
+"""What objective terms read: a micro-batch with its counts, and a model's outputs for it.
 
-Values stand in rows: K supervised positions (``answers``), I positions that media take (``media``), all T
-positions with a token (``tokens``), n records. Only what a stage's terms need is computed: without hidden
-states no hook is set, and only the positions whose logits are read are projected to the vocabulary.
+Values are rows: K supervised positions (``answers``), I media positions (``media``), all T positions with a
+token (``tokens``), n records. Only what a stage's terms need is computed: without hidden states no hook is
+set, and only the positions whose logits are read are projected to the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ At = Literal["answers", "media", "tokens"]
 
 @dataclass(kw_only=True)
 class TrainBatch(Batch):
-    """A batch of the model, with what terms divide by and choose by.
+    """A batch of the model, with the counts and labels for terms.
 
     Attributes:
-        places: (B, T) bool, positions that media take by a connector.
-        numbers: (n,) each record's place in the whole batch; -1 for one that counts nowhere.
+        places: (B, T) bool, media positions of connectors.
+        numbers: (n,) each record's index in the whole batch; -1 for an uncounted one.
         roles: (n,) number of its role, -1 for none.
-        keys: (n,) number of its group: records of one group hold the same thing.
+        keys: (n,) number of its group: records of one group have the same content.
         role_names: names of the roles.
-        counts: of this part, then of the whole batch: ``num_...``, and ``num_.../role``.
-        share: this part's share of the whole batch: all parts' add up to 1.
-        everyone: records of the whole batch, where a term contrasts them.
+        counts: first of this part, then of the whole batch: ``num_...``, and ``num_.../role``.
+        share: this part's share of the whole batch; shares sum to 1.
+        everyone: records of the whole batch, if a term contrasts them.
         num_samples: records of the whole batch.
         num_media_positions: positions of media, likewise.
         num_media_samples: records with media, likewise.
@@ -64,7 +64,7 @@ class TrainBatch(Batch):
         return {"answers": self.keep, "media": self.places, "tokens": self.segments >= 0}[at]
 
     def count(self) -> dict[str, float]:
-        """Return what this part counts, for all records and for those of each role."""
+        """Return this part's counts, for all records and for each role."""
         media = torch.tensor([len(sample.media) for sample in self.samples])
         n = len(media)
         of_record = {
@@ -98,9 +98,9 @@ class TrainBatch(Batch):
         return (self.roles == self.role_names.index(role)) & (self.numbers >= 0)
 
     def of_role(self, role: str) -> TrainBatch:
-        """Return the part as if it held the records of one role alone, with that role's counts."""
+        """Return the part restricted to one role, with that role's counts."""
         chosen = self.members(role)
-        new = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # their numbers among the chosen
+        new = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # their indices among the chosen
         segments = torch.where(self.segments >= 0, new[self.segments], -1)
         rows = chosen[self.owner]
         counts = {name: self.counts[f"{name}/{role}"] for name in self.counts if "/" not in name}
@@ -120,7 +120,7 @@ class TrainBatch(Batch):
 
 @dataclass
 class Everyone:
-    """Records of the whole batch, in its order, for terms that contrast them.
+    """The records of the whole batch, in order, for contrastive terms.
 
     Attributes:
         pooled: way of pooling -> (N, D); without gradients.
@@ -135,13 +135,13 @@ class Everyone:
 
 @dataclass
 class Outputs:
-    """What a model made of a micro-batch; what no term needs is left empty.
+    """A model's outputs for a micro-batch; those that no term needs are empty.
 
     Attributes:
         logits: (K, V) at the supervised positions.
-        media_logits: (I, V) at the positions of media.
+        media_logits: (I, V) at media positions.
         rows: need -> hidden states (K | I | T, D), or pooled vectors (n, D).
-        codes: what connectors with a code left.
+        codes: outputs of connectors with a code.
         weights: name -> parameter.
     """
 
@@ -152,15 +152,15 @@ class Outputs:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def hidden(self, layer: int, at: At = "answers") -> Tensor:
-        """Hidden states after a layer, in the rows of these positions."""
+        """Return hidden states after a layer, in the rows of these positions."""
         return self.rows[f"hidden:{layer}:{at}"]
 
     def pooled(self, pooling: str = "last") -> Tensor:
-        """(n, D), one vector per record."""
+        """Return (n, D), one vector per record."""
         return self.rows[f"pooled:{pooling}"]
 
     def chosen(self, rows: Mapping[str, Tensor]) -> Outputs:
-        """Some of the rows: ``answers``, ``media``, ``tokens``, ``records`` -> index."""
+        """Select rows: ``answers``, ``media``, ``tokens``, ``records`` -> index."""
         logits, media_logits = (
             values[rows[at]] if len(values) else values
             for at, values in (("answers", self.logits), ("media", self.media_logits))
@@ -176,7 +176,7 @@ class Outputs:
 
 
 def prefix_places(model: Any, collator: Collator, input_ids: Tensor) -> Tensor:
-    """(B, T) bool: the positions that prefix connectors fill."""
+    """Return (B, T) bool: the positions that prefix connectors fill."""
     ids = [
         entry.token_id
         for modality, entry in collator.entries.items()
@@ -187,7 +187,7 @@ def prefix_places(model: Any, collator: Collator, input_ids: Tensor) -> Tensor:
 
 
 def row_kind(need: str) -> str:
-    """Return which rows a need's values stand in."""
+    """Return the kind of rows of a need's values."""
     if need.startswith("hidden:"):
         return need.rpartition(":")[2]
     return {"logits": "answers", "media_logits": "media"}.get(need, "records")
@@ -200,12 +200,12 @@ def read(
 
     Args:
         model: a composed model.
-        call: what to call in its place (wrapped for several processes).
+        call: what to call instead (wrapped for several processes).
         batch: on the model's device.
         needs: of all terms together.
 
     Raises:
-        UsageError: a layer that the model does not have.
+        UsageError: the model does not have a layer.
     """
     shown = batch.shown(needs)
     rows: dict[str, Tensor] = {}
@@ -232,7 +232,7 @@ def read(
 
 
 def everyone(outputs: Outputs, batch: TrainBatch, pooling: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors (N, D), roles (N,) and groups (N,) of the whole batch; gradients reach this part's own."""
+    """Return vectors (N, D), roles (N,) and groups (N,) of the whole batch; gradients reach this part's."""
     own = outputs.pooled(pooling)
     if batch.everyone is None:
         return own, batch.roles, batch.keys
@@ -242,7 +242,7 @@ def everyone(outputs: Outputs, batch: TrainBatch, pooling: str) -> tuple[Tensor,
 
 
 def _hidden(model: Any, layer: int) -> AbstractContextManager[list[Tensor]]:
-    """Keep what a decoder layer gives, (B, T, D); 0: what enters the first."""
+    """Keep the output of a decoder layer, (B, T, D); 0: the input of the first."""
     layers = decoder_layers(model.language_model)
     number = layer if layer >= 0 else len(layers) + 1 + layer
     if not 0 <= number <= len(layers):
@@ -254,7 +254,7 @@ def _hidden(model: Any, layer: int) -> AbstractContextManager[list[Tensor]]:
 
 @contextmanager
 def _kept(module: nn.Module, entering: bool = False) -> Iterator[list[Tensor]]:
-    """Keep the first output of a module, or what enters it, during its calls."""
+    """Keep the first output or the input of a module during its calls."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, given: Any, output: Any = None) -> None:

@@ -1,7 +1,7 @@
-"""One process or many: what the trainer asks of its companions, by accelerate and torch.
+"""One process or many: collective operations of the trainer, with accelerate and torch.
 
-A world of another size than the one asked for is an error: on a CPU, accelerate silently starts
-unconnected processes that would each train a model of their own.
+A world size other than the requested one is an error: on a CPU, accelerate silently starts
+unconnected processes that would each train their own model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Call = Callable[..., Any]
 
 
 def device_of(settings: TrainSettings) -> torch.device:
-    """Return the device asked for; ``auto`` is CUDA where there is one."""
+    """Return the requested device; ``auto`` is CUDA if available."""
     return device_named(settings.device)
 
 
@@ -40,7 +40,7 @@ class Parallel:
         self.rank, self.world = state.process_index, state.num_processes
         if self.world != settings.processes:
             raise UsageError(
-                f"{settings.processes} processes were asked for, but {self.world} are connected; "
+                f"{settings.processes} processes were requested, but {self.world} are connected; "
                 f"start with 'torchrun --nproc_per_node {settings.processes} -m modalign train ...' "
                 "(on GPUs also 'accelerate launch --multi_gpu'), and set training.processes to "
                 "their number"
@@ -52,22 +52,22 @@ class Parallel:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> Call:
-        """Make the model's gradients agree over processes; returns what to call in its place.
+        """Synchronise the model's gradients over processes; return what to call instead.
 
         Raises:
-            UsageError: other parts of a sharded model train than when it was sharded.
+            UsageError: a sharded model trains other parts than when it was sharded.
         """
         if self.world == 1:
             return model
         trains = [name for name, p in model.named_parameters() if p.requires_grad]
         if self._wrapped is not None and self._wrapped[0] is model:
-            if self._wrapped[1] == trains:  # trials and the training after them share one wrapping
+            if self._wrapped[1] == trains:  # trials and training share one wrapping
                 return self._wrapped[2]
             if self.kind == "fsdp":
                 raise UsageError("with fsdp the same parts must train in every stage; use ddp")
         else:
             model.register_forward_hook(_use_all if self.kind == "ddp" else _use_bridges)
-        self._wrapped = None  # the hooks of an older wrapping go with it
+        self._wrapped = None  # also removes the hooks of an older wrapping
         call = self._shard(model) if self.kind == "fsdp" else self._replicate(model)
         self._wrapped = (model, trains, call)
         return call
@@ -83,23 +83,23 @@ class Parallel:
         mesh = init_device_mesh(self.device.type, (self.world,))
         for layer in decoder_layers(model.language_model):  # type: ignore[arg-type]
             fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)  # in place: the model stays what is called
+        fully_shard(model, mesh=mesh)  # in place: the model itself is still called
         return model
 
     @staticmethod
     def settle(model: nn.Module) -> None:
-        """Shard again what a forward pass without a backward pass has left gathered."""
+        """Reshard what a forward pass without a backward pass has left gathered."""
         for module in model.modules():
             if hasattr(module, "reshard"):
                 module.reshard()  # type: ignore[operator]
 
     @staticmethod
     def accumulating(call: Call) -> AbstractContextManager[None]:
-        """Under it replicas keep their gradients to themselves: more micro-batches follow."""
+        """Return a context without gradient exchange, for all but the last micro-batch."""
         return call.no_sync() if isinstance(call, DistributedDataParallel) else nullcontext()
 
     def sum(self, value: float) -> float:
-        """Sum of a number over all processes."""
+        """Sum a number over all processes."""
         if self.world == 1:
             return value
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -108,7 +108,7 @@ class Parallel:
         return float(total)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over all processes, element by element."""
+        """Sum a tensor over all processes, element by element."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
@@ -120,16 +120,16 @@ class Parallel:
 
 
 def _use_all(module: nn.Module, _: Any, output: Any) -> None:
-    """Give whatever a batch leaves out a gradient of zero, as the trainer does in one process.
+    """Give unused parameters a gradient of zero, as the trainer does in one process.
 
-    Replicas exchange gradients only of what all of them have used. Told to look for the unused ones,
-    torch walks the graph at every step, and warns on every rank where it finds none.
+    Replicas only exchange gradients that all of them have used. Asked to find unused ones, torch walks the
+    graph at every step, and warns on every rank if it finds none.
     """
     _use(module.parameters(), output)
 
 
 def _use_bridges(module: nn.Module, _: Any, output: Any) -> None:
-    """The same for what a batch without media leaves out; a sharded layer is out of reach here."""
+    """Do the same for what a batch without media leaves out; sharded layers are not reachable here."""
     _use(chain(module.connectors.parameters(), module.encoders.parameters()), output)  # type: ignore[union-attr]
 
 

@@ -1,13 +1,13 @@
-"""Recipes: what a connector is taught with, and in which order (the survey's data-driven family).
+"""Recipes: which data a connector is trained on, and in which order (the survey's data-driven family).
 
-The connector stays; a recipe's stages choose the records. Every recipe runs under the same budget,
-so two of them differ in data and curriculum alone. A method's name carries its recipe after a plus:
+A recipe changes only the records of the stages, not the connector. Every recipe runs under the same budget,
+so two of them differ only in data and curriculum. A method's name includes its recipe after a plus:
 ``mlp+captions_first``.
 
 Every record has one kind:
 
 * ``text``: no media;
-* ``captions``: it describes its media and was asked nothing: its only user turn holds media alone,
+* ``captions``: it describes its media without a question: its only user turn contains only media,
   or its skill, or a field ``kind`` of its row, is ``caption``;
 * ``instructions``: every other record with media.
 
@@ -42,9 +42,9 @@ class Recipe(BaseModel):
 
     Attributes:
         name: exact, e.g. ``captions_first``.
-        title: as the report's group calls it.
+        title: name of the report's group.
         stages: with shares that add up to 1.
-        control: shows what a method reaches without what it is judged by; never recommended.
+        control: shows the score without what is being tested; never recommended.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,7 +62,7 @@ RECIPES = {
 
 
 def resolve_recipe(name: str) -> Recipe:
-    """Return the recipe of exactly this name; ``domain_first:counting`` names its domain.
+    """Return the recipe of exactly this name; ``domain_first:counting`` gives its domain.
 
     Raises:
         UsageError: there is none.
@@ -81,7 +81,7 @@ def resolve_recipe(name: str) -> Recipe:
 
 
 def recipe_names(choice: Sequence[str]) -> list[str]:
-    """Names in order without repeats, ``all`` spelt out.
+    """Return names in order without repeats, with ``all`` expanded.
 
     Raises:
         UsageError: an unknown name.
@@ -113,15 +113,15 @@ def select(
 
     Args:
         samples: the training data.
-        stage: its ``data``, ``pairs`` and ``mix`` are read.
-        seed: of what is mixed in and who gets whose media.
-        text: further records without media (``data.text``), for ``text`` alone.
+        stage: the stage, of which ``data``, ``pairs`` and ``mix`` are used.
+        seed: seed of the mixing and shuffling.
+        text: further records without media (``data.text``), only for ``text``.
 
     Raises:
-        UsageError: the data has no record that the stage asks for, and what to do.
+        UsageError: the data lacks records for the stage; the message says what to do.
     """
     if stage.data == "all" and stage.pairs == "true" and not stage.mix:
-        return samples  # unread: they may be millions
+        return samples  # not iterated: there may be millions
     chosen = of_selector(samples, stage.data, stage, text)
     room = 1 - sum(stage.mix.values())
     rng = np.random.default_rng([seed, 2311])
@@ -136,17 +136,17 @@ def select(
 def check_data(
     name: str, stages: Sequence[Stage], samples: Sequence[Sample], text: Sequence[Sample] = ()
 ) -> list[str]:
-    """Check, before step 0, that the data has what every stage of a method asks for.
+    """Check, before step 0, that the data has the records of every stage of a method.
 
     Returns:
-        what the stages see, for the report; nothing for one stage over all records.
+        The stages' data, for the report; empty for one stage over all records.
 
     Raises:
         UsageError: see :func:`select`.
     """
     seen = []
     for stage in stages:
-        if stage.runs == "stage_one":  # has checks of its own
+        if stage.runs == "stage_one":  # has its own checks
             continue
         if stage.roles:
             pools = {r: of_selector(samples, data, stage, text) for r, data in stage.roles.items()}
@@ -156,7 +156,7 @@ def check_data(
         found = select(samples, stage, 0, text)
         data = DOMAIN + largest_domain(samples) if stage.data == DOMAIN + LARGEST else stage.data
         added = "".join(f" with {share:.0%} {kind}" for kind, share in stage.mix.items())
-        whose = ", everyone's media somebody else's" if stage.pairs == "shuffled" else ""
+        whose = ", every medium replaced by another record's" if stage.pairs == "shuffled" else ""
         seen.append(f"{stage.name} {data}{added} ({len(found):,} records{whose})")
     plain = (stage.data == "all" and stage.pairs == "true" for stage in stages)
     if all(plain) and not any(stage.mix or stage.roles for stage in stages):
@@ -167,7 +167,7 @@ def check_data(
 def of_selector(
     samples: Sequence[Sample], data: str, stage: Stage, text: Sequence[Sample]
 ) -> list[Sample]:
-    """Return the samples that ``data`` of a stage, or one of its roles, asks for.
+    """Return the samples of a stage's ``data``, or of one of its roles.
 
     Raises:
         UsageError: there is none.
@@ -216,10 +216,10 @@ def _missing(data: str, samples: Sequence[Sample]) -> str:
 
 
 def largest_domain(samples: Sequence[Sample]) -> str:
-    """Return the skill that most instruction records have; the first by name of equal ones.
+    """Return the most frequent skill of instruction records; the first by name of equal ones.
 
     Raises:
-        UsageError: no instruction record names its skill.
+        UsageError: no instruction record has a skill.
     """
     records = [sample.record for sample in samples]
     counts = Counter(r.skill for r in records if r.skill and kind_of(r) == "instructions")
@@ -232,17 +232,17 @@ def largest_domain(samples: Sequence[Sample]) -> str:
 
 
 def _drawn(pool: Sequence[Sample], count: int, rng: np.random.Generator) -> list[Sample]:
-    """``count`` of the pool, each as often as any other (give or take one), in random order."""
+    """Draw ``count`` of the pool, each equally often (within one), in random order."""
     rounds = max(-(-count // len(pool)), 1)
     order = np.concatenate([rng.permutation(len(pool)) for _ in range(rounds)])
     return [pool[int(place)] for place in order[:count]]
 
 
 def shuffled_pairs(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-    """Every medium replaced by one of the same modality from a record of another group.
+    """Replace every medium by a random one of the same modality from another group.
 
-    Each is drawn anew: were one image always exchanged for the same other one, a model could learn
-    by heart which answers go with it.
+    Each is drawn separately: if one image always replaced another, a model could memorise
+    the answers that go with it.
 
     Raises:
         UsageError: a medium is the only one of its modality, or all are of one group.

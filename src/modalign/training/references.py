@@ -1,7 +1,7 @@
 """Reference models: frozen, read by objective terms, charged to the budget.
 
-A reference reads the same records as the model that trains, through its own encoders and connectors, in the
-dtype it was saved in. Its rows come in the order of the trained model's rows.
+A reference reads the same records as the trained model, through its own encoders and connectors, in the
+dtype it was saved in. Its rows are in the order of the trained model's.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def _marks() -> set[str]:
 
 
 class Reference(ABC):
-    """A frozen model that terms read.
+    """A frozen model for terms.
 
     Args:
-        model: what reads the records.
-        weights: name -> tensor, what it adds to the memory of a training.
+        model: the model.
+        weights: name -> tensor, the memory it adds to a training.
     """
 
     def __init__(
@@ -58,35 +58,35 @@ class Reference(ABC):
 
     @property
     def parameters(self) -> int:
-        """Number of its weights."""
+        """Return the number of its weights."""
         return sum(tensor.numel() for tensor in self.weights.values())
 
     @torch.no_grad()
     def outputs(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
-        """Return what it makes of a batch, in the rows of the model that trains.
+        """Return its outputs for a batch, in the rows of the trained model.
 
         Raises:
-            UsageError: it does not take the records' media, or its rows differ in number from the
+            UsageError: it does not accept the records' media, or its number of rows differs from the
                 model's.
         """
         found = self._read(batch, needs) if computed(batch, needs) else self._nothing(batch, needs)
         return replace(found, weights=self.weights)
 
     def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
-        """Return the FLOPs of that: one forward pass, where there is one."""
+        """Return the FLOPs of this: one forward pass, if any."""
         if not computed(batch, needs):
             return 0.0
         return forward_flops(self.costs, self._own(batch), needs)
 
     def _own(self, batch: TrainBatch) -> TrainBatch:
-        """Return the batch as this model reads it."""
+        """Return the batch in this model's form."""
         return batch
 
     @abstractmethod
     def _read(self, batch: TrainBatch, needs: Collection[str]) -> Outputs: ...
 
     def _nothing(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
-        """Outputs of a batch that counts nowhere, or of which only weights are read: no rows."""
+        """Return empty outputs, for an uncounted batch or if only weights are read."""
         D, V = hidden_size(self.model), embedding(self.model).num_embeddings
         none = torch.zeros(0, V, device=batch.input_ids.device)
         rows = {
@@ -98,7 +98,7 @@ class Reference(ABC):
 
 
 class StartReference(Reference):
-    """The model as the stage found it: its own modules, with the trained tensors of that time."""
+    """The model as the stage found it: its own modules with their initial trained tensors."""
 
     def __init__(self, model: ModalignForConditionalGeneration) -> None:
         own = model.named_parameters()
@@ -116,11 +116,11 @@ class FolderReference(Reference):
     """A saved model.
 
     Args:
-        name: as the stage calls it.
-        folder: of a model that modalign saved, a Llava, or a causal language model.
-        tokenizer: of the model that trains.
+        name: name in the stage.
+        folder: folder of a model saved by modalign, a Llava, or a causal language model.
+        tokenizer: the trained model's.
         vocabulary: rows of its embedding table.
-        device: where the reference runs.
+        device: the reference's device.
 
     Raises:
         UsageError: it cannot be loaded, or has another vocabulary.
@@ -145,7 +145,7 @@ class FolderReference(Reference):
             int(tokenizer.convert_tokens_to_ids(text)): int(own.convert_tokens_to_ids(text))
             for text in _marks() & both
         }
-        self._last: tuple[TrainBatch, TrainBatch] | None = None  # a batch, and as it is read here
+        self._last: tuple[TrainBatch, TrainBatch] | None = None  # a batch, and its form here
 
     def _read(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
         own = self._own(batch)
@@ -156,7 +156,7 @@ class FolderReference(Reference):
         return self._aligned(found, own, batch, needs)
 
     def _own(self, batch: TrainBatch) -> TrainBatch:
-        """The records as this model reads them; the same for all that is asked of a batch."""
+        """Return the records in this model's form, cached per batch."""
         if self._last is None or self._last[0] is not batch:
             plain = self.collator([self._translated(sample) for sample in batch.samples])
             signals = {
@@ -174,7 +174,7 @@ class FolderReference(Reference):
         return self._last[1]
 
     def _translated(self, sample: Sample) -> Sample:
-        """Return the sample with this model's own ids of the marks that stand for media."""
+        """Return the sample with this model's ids of placeholders."""
         foreign = {medium.modality for medium in sample.media} - set(self.collator.entries)
         if foreign:
             raise UsageError(
@@ -190,7 +190,7 @@ class FolderReference(Reference):
     def _aligned(
         self, found: Outputs, own: TrainBatch, batch: TrainBatch, needs: Collection[str]
     ) -> Outputs:
-        """Rows in the trained model's order; within a record both have the same."""
+        """Return rows in the trained model's order; within a record both agree."""
         kinds = {row_kind(need) for need in needs} & {"answers", "media", "tokens"}
         rows: dict[str, Tensor] = {"records": torch.arange(len(batch.samples))}
         for at in sorted(kinds):
@@ -198,7 +198,7 @@ class FolderReference(Reference):
             if not torch.equal(mine.sort().values, wanted.sort().values):
                 where = {"answers": "supervised", "media": "media"}.get(at, "filled")
                 raise UsageError(
-                    f"the reference {self.name!r} has {len(mine)} {where} positions where the model "
+                    f"the reference {self.name!r} has {len(mine)} {where} positions, but the model "
                     f"has {len(wanted)}, so their values cannot be compared one by one; give both "
                     "connectors with the same number of tokens, or use a term about answers"
                 )
@@ -208,12 +208,12 @@ class FolderReference(Reference):
 
 
 def computed(batch: TrainBatch, needs: Collection[str]) -> bool:
-    """Whether a forward pass is needed; weights alone need none, nor does a batch that counts nowhere."""
+    """Whether a forward pass is needed; not for weights alone or an uncounted batch."""
     return bool(set(needs) - {"weights"}) and bool((batch.numbers >= 0).any())
 
 
 def forward_flops(costs: CostModel, batch: TrainBatch, needs: Collection[str]) -> float:
-    """Return the FLOPs of a forward pass over a batch, the encoders' where they run."""
+    """Return the FLOPs of a forward pass over a batch, including encoders that run."""
     media = sum(len(sample.media) for sample in batch.samples)
     rows, length = batch.input_ids.shape
     shown = int(batch.shown(needs).sum())
@@ -222,7 +222,7 @@ def forward_flops(costs: CostModel, batch: TrainBatch, needs: Collection[str]) -
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every submodule is in the mode it was in."""
+    """Set evaluation mode temporarily; restore every submodule's mode afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -287,7 +287,7 @@ def _load(
 def readings(
     references: Mapping[str, Reference], objective: Objective, batch: TrainBatch
 ) -> dict[str, Outputs]:
-    """Return what each reference makes of a batch, as far as the objective's terms read it."""
+    """Return each reference's outputs for a batch, as far as the objective's terms read them."""
     return {
         name: reference.outputs(batch, objective.reads(name))
         for name, reference in references.items()
@@ -298,8 +298,8 @@ class References:
     """The references of a recipe, each loaded once.
 
     Args:
-        tokenizer: of the model that trains.
-        device: where references run.
+        tokenizer: the trained model's.
+        device: the references' device.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
@@ -307,7 +307,7 @@ class References:
         self._loaded: dict[str, FolderReference] = {}
 
     def table(self) -> list[PartCount]:
-        """Those loaded so far, for the table of what trains."""
+        """Return those loaded so far, for the table of trained parts."""
         own = self._loaded.values()
         return [PartCount(f"{each.name} (reference)", each.parameters, 0) for each in own]
 

@@ -20,14 +20,14 @@ from modalign.training.settings import Stage
 
 @dataclass(frozen=True)
 class Roles:
-    """Samples of all roles, one role after the other; a record with two roles is in it twice.
+    """Samples of all roles, role by role; a record with two roles occurs twice.
 
     Attributes:
         names: of the roles.
         samples: of all.
         of: (len(samples),) number of each one's role.
         keys: (len(samples),) number of each one's group.
-        matched: the records of a batch go together by their group.
+        matched: the records of a batch belong together by their group.
     """
 
     names: tuple[str, ...]
@@ -61,18 +61,18 @@ class Roles:
         return roles
 
     def labels(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Roles and groups of some samples, (n,) each."""
+        """Return roles and groups of samples, (n,) each."""
         return torch.from_numpy(self.of[list(indices)]), torch.from_numpy(self.keys[list(indices)])
 
     def by_key(self, role: int) -> dict[int, list[int]]:
-        """Group -> numbers of the role's samples."""
+        """Return group -> indices of the role's samples."""
         found = defaultdict(list)
         for place in np.flatnonzero(self.of == role).tolist():
             found[int(self.keys[place])].append(place)
         return found
 
     def usable(self) -> np.ndarray:
-        """(len(samples),) bool: all, or those of groups with a record of every role, if matched."""
+        """Return (len(samples),) bool: all, or if matched those of groups with a record of every role."""
         if not self.matched:
             return np.ones(len(self.of), dtype=bool)
         of_role = (self.keys[self.of == role] for role in range(len(self.names)))
@@ -93,7 +93,7 @@ class Roles:
 
 
 class RoleOrder:
-    """Batches of records of all roles, in equal numbers (the first roles get what is left over)."""
+    """Batches of records of all roles, in equal numbers (the first roles get the remainder)."""
 
     def __init__(self, roles: Roles, batch_size: int, seed: int) -> None:
         self.roles, self.seed = roles, seed
@@ -108,7 +108,7 @@ class RoleOrder:
             self.orders.append(BatchOrder.of(own, size, seed))
 
     def batch(self, step: int) -> list[int]:
-        """Sample numbers of the batch of a global step, role by role; matched ones in one order."""
+        """Return a global step's sample indices, role by role; matched ones in one order."""
         found = [
             int(places[i])
             for places, order in zip(self.places, self.orders, strict=True)

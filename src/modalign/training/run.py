@@ -33,7 +33,7 @@ from modalign.training.trainer import StepProgress
 
 @dataclass
 class TrainResult:
-    """What ``modalign train`` reports."""
+    """The result of ``modalign train``."""
 
     method: str
     folder: Path
@@ -51,7 +51,7 @@ class TrainResult:
     main: bool = True
 
     def summary(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the result as JSON."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -71,11 +71,11 @@ def train_method(
     progress: Progress | None = None,
     described: Callable[[list[PartCount], list[str]], None] | None = None,
 ) -> TrainResult:
-    """Train one method, save it to ``out/model``, load it again and compare.
+    """Train one method, save it to ``out/model``, reload it and compare.
 
     Raises:
-        UsageError: a wrong name or budget, a folder that holds a run already, or cannot be written.
-        DataError: broken data.
+        UsageError: an invalid name or budget, or a folder that contains a run or cannot be written.
+        DataError: invalid data.
     """
     return_freed_memory()
     method, allowance = resolve_method(name, recipe), Budget.parse(budget)
@@ -161,7 +161,7 @@ def _result(
 
 
 def _save(session: Session, splits: Splits, result: TrainResult) -> None:
-    """Write the model folder, load it again and compare."""
+    """Write the model folder, reload it and compare."""
     folder = result.folder / "model"
     guess = BlindGuess.of(sample.record for sample in splits.train)
     if session.method.tools:

@@ -65,11 +65,11 @@ class SessionResult:
     """The result of training one method under one seed.
 
     Attributes:
-        factor: on all learning rates.
+        factor: factor on all learning rates.
         ledger: everything spent: earlier stages, trials, training.
-        curve: of the last stage.
-        trials: learning-rate trials (empty where the factor was given).
-        search: what the trials spent, of ``ledger``.
+        curve: learning curve of the last stage.
+        trials: learning-rate trials (empty if the factor was given).
+        search: the part of ``ledger`` spent by trials.
     """
 
     factor: float
@@ -88,9 +88,9 @@ def composed(
     device: torch.device,
     fixed: Mapping[str, str] | None = None,
 ) -> tuple[ModalignForConditionalGeneration, ModalignProcessor, LoraModel | None]:
-    """A method's model on its device, ready for its last stage; its processor; LoRA, if there is any.
+    """Return a method's model on its device, ready for its last stage, its processor, and LoRA, if any.
 
-    ``fixed`` names connectors of modalities that do not have the method's.
+    ``fixed`` gives the connectors of modalities that do not use the method's.
     """
     model, processor = compose(
         llm,
@@ -114,15 +114,15 @@ class Session(Composed):
     Args:
         method: connector, size and recipe.
         parts: language model and encoder.
-        settings: how to train.
+        settings: training settings.
         train, val: tokenised samples.
         cache: directory of the feature cache.
-        seed: of new weights and of the data order.
+        seed: seed of new weights and of the data order.
         text: further records without media, for recipes that mix them in.
-        filled: the feature cache is known to hold what frozen encoders give for all media.
-        parallel: companions of this process.
+        filled: the feature cache is known to contain frozen encoders' features of all media.
+        parallel: the other processes.
         report: called after every step with the stage's name.
-        track: logs values of a step, in place of ``settings.tracker``.
+        track: logs values of a step, instead of ``settings.tracker``.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Session(Composed):
         torch.manual_seed(seed)  # decides encoders that have no weights yet
         raw = method.facts.raw_input
         self.encoders = [] if method.tools else parts.load_encoders(MediaOf(train), raw)
-        torch.manual_seed(seed)  # decides connectors and the LoRA matrices
+        torch.manual_seed(seed)  # determines connectors and LoRA matrices
         self.val_losses: list[float] = []  # of the last validation, per sample
         self.model, self.processor, self.lora = composed(
             method, llm, self.encoders, settings, self.device, parts.connector
@@ -177,7 +177,7 @@ class Session(Composed):
         )
 
     def parts_table(self) -> list[PartCount]:
-        """Parameters per part and how many train in the last stage."""
+        """Return parameters per part and how many train in the last stage."""
         return count_parts(self.model)
 
     # ------------------------------------------------------------------ running
@@ -185,8 +185,8 @@ class Session(Composed):
     def run(self, budget: Budget, folder: Path, factor: float | None = None) -> SessionResult:
         """Spend the budget: earlier stages, trials unless ``factor`` is given, training.
 
-        Trials take a fixed share of the budget whether they are run here or were run under
-        another seed, so every seed trains equally long. Resumes whatever ``folder`` holds.
+        Trials take a fixed share of the budget, whether they run here or ran under
+        another seed, so every seed trains equally long. Resumes from ``folder``.
         """
         spent = Ledger(seconds=self._tool_seconds())
         if not self.method.trains(self.settings.llm):
@@ -213,7 +213,7 @@ class Session(Composed):
         return SessionResult(factor, spent, outcome.curve, outcome.steps, trials, search)
 
     def _tool_seconds(self) -> float:
-        """Return what the tools took for the training media; remembered where they ran before."""
+        """Return the tools' seconds for the training media, cached from earlier runs."""
         if self.chain is None:
             return 0.0
         media = {medium for sample in self.train_samples for medium in sample.media}
@@ -268,7 +268,7 @@ class Session(Composed):
         return ModelLearner(self, stage)
 
     def _stage_one_source(self) -> CachedFeatures:
-        """Features of the one modality that stage one aligns; its encoder is frozen there."""
+        """Return the features of the modality that stage one aligns; its encoder is frozen."""
         modalities = [encoder.modality for encoder in self.encoders]
         if len(modalities) != 1:
             raise UsageError(
@@ -278,8 +278,8 @@ class Session(Composed):
         source = self._sources("frozen")[modalities[0]]
         if not isinstance(source, CachedFeatures):
             raise UsageError(
-                f"{self.method.name}: its stage one needs an encoder with weights of its own, and the "
-                f"{modalities[0]} encoder's are new; use the method without its stage one"
+                f"{self.method.name}: its stage one needs a pretrained encoder, but the "
+                f"{modalities[0]} encoder is new; use the method without its stage one"
             )
         return source
 
@@ -372,7 +372,7 @@ class Session(Composed):
     # ------------------------------------------------------------------ the trained state
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return what any stage trained, by name: enough to rebuild the model from its parts."""
+        """Return everything that a stage trained, by name: enough to rebuild the model from its parts."""
         state: dict[str, Tensor] = {}
         for stage in self.method.stages:
             freeze_for(self.model, stage, self.settings)
@@ -381,7 +381,7 @@ class Session(Composed):
         return state
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
-        """Put what :meth:`trained_state` gave back into a session built from the same parts.
+        """Restore :meth:`trained_state` into a session built from the same parts.
 
         Raises:
             ModalignError: the state is another model's.
@@ -395,7 +395,7 @@ class Session(Composed):
                 parameters[name].copy_(value)
 
     def merge_lora(self) -> None:
-        """Fold LoRA into the weights it sits on: afterwards the language model is a plain one."""
+        """Merge LoRA into its weights, which leaves a plain language model."""
         if self.lora is not None:
             self.model.language_model = self.lora.merge_and_unload()
             self.lora = None
@@ -409,7 +409,7 @@ class Session(Composed):
 
 
 def _left(budget: Budget, spent: Ledger, method: str) -> Budget:
-    """What is left of a budget of seconds once the tools have looked at the training media."""
+    """Return what remains of a budget in seconds after the tools have processed the training media."""
     if budget.kind != "seconds" or not spent.seconds:
         return budget
     if spent.seconds >= budget.amount:

@@ -1,4 +1,4 @@
-"""What a training is told: stages, learning rates, batch, precision. From YAML, printed resolved."""
+"""Settings of a training: stages, learning rates, batch, precision. From YAML, printed resolved."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 LLMMode = Literal["frozen", "lora", "full"]
 EncoderMode = Literal["frozen", "full"]
-RecordKind = Literal["captions", "instructions", "text"]  # of a record; each has exactly one
+RecordKind = Literal["captions", "instructions", "text"]  # each record has exactly one
 Selector = Annotated[str, Field(pattern=r"^(all|media|captions|instructions|text|domain:.+)$")]
 
 
-STAGE_ONE = "stage_one"  # name of the stage that is a connector's own
-WITHOUT_STAGE_ONE = "_no_stage_one"  # ends the name of a method that leaves its own out
+STAGE_ONE = "stage_one"  # name of a connector's own stage
+WITHOUT_STAGE_ONE = "_no_stage_one"  # suffix of a method without its own stage one
 
 
 class _Strict(BaseModel):
@@ -28,11 +28,11 @@ class LearningRates(_Strict):
     encoder: float = Field(default=2e-6, ge=0)
 
     def scaled(self, factor: float) -> LearningRates:
-        """All rates times a factor (a learning-rate trial)."""
+        """Return all rates times a factor (for a learning-rate trial)."""
         return LearningRates(**{part: rate * factor for part, rate in self.model_dump().items()})
 
 
-LORA_RATE = 2e-4  # published recipes tune adapters about ten times faster than whole weights
+LORA_RATE = 2e-4  # published recipes use about ten times the rate of full tuning for adapters
 
 
 START = "start"  # the reference that every stage has: the model as the stage finds it
@@ -50,16 +50,16 @@ class Stage(_Strict):
             (:mod:`modalign.training.objectives`).
         references: name -> folder of a frozen model that terms read. ``start``, the model as the
             stage finds it, needs no folder.
-        roles: role -> which records have it, as in ``data``: every batch holds records of all roles
-            in equal numbers, and a term reads those of its ``role``.
-        matched: the records of a batch go together by their group: one of each role.
+        roles: role -> its records, selected as in ``data``: every batch contains all roles in equal
+            numbers, and a term reads those of its ``role``.
+        matched: the records of a batch belong together by their group: one of each role.
         data: which records (:func:`modalign.training.recipes.select`): ``all``, those with media
             (``media``), ``captions``, ``instructions``, those without media (``text``), or those of
             a skill, domain or source: ``domain:counting``; ``domain:*`` is the largest skill.
-        pairs: ``true``, or ``shuffled``: every medium is replaced by somebody else's (a control).
-        mix: kind -> its share of the records that the stage sees, beside ``data``.
-        llm, encoder: overrides of what trains in this stage.
-        learning_rates: of this stage, in place of the run's.
+        pairs: ``true``, or ``shuffled``: every medium is replaced by another record's (a control).
+        mix: kind -> its share of the stage's records, besides ``data``.
+        llm, encoder: overrides for this stage.
+        learning_rates: of this stage, instead of the run's.
     """
 
     name: str = "train"
@@ -79,9 +79,9 @@ class Stage(_Strict):
     @model_validator(mode="after")
     def _fields_agree(self) -> Stage:
         if sum(self.mix.values()) >= 1:
-            raise ValueError("the shares of mix add up to 1 or more, so nothing is left for data")
+            raise ValueError("the shares of mix sum to 1 or more, so nothing is left for data")
         if self.data in self.mix:
-            raise ValueError(f"mix adds {self.data}, which is the stage's data already")
+            raise ValueError(f"mix adds {self.data}, which is already the stage's data")
         if self.roles and (self.data != "all" or self.mix or self.pairs != "true"):
             raise ValueError("roles choose the records: leave out data, mix and pairs")
         if self.runs == "stage_one" and (self.roles or self.references):
@@ -128,7 +128,7 @@ class TrainSettings(_Strict):
 
     @property
     def packed(self) -> int | None:
-        """Positions of a packed row, or None where rows are padded."""
+        """Return the positions of a packed row, or None if rows are padded."""
         return self.pack_length if self.packing else None
 
     @model_validator(mode="after")

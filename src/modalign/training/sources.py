@@ -1,4 +1,4 @@
-"""What is joined and what it is trained on: the part of a configuration that every verb shares."""
+"""The model's parts and data: the part of a configuration that every verb shares."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Parts(BaseModel):
     Attributes:
         llm: hub name or folder of a causal language model, or ``starter:llm``.
         encoder: modality -> hub name, folder, ``starter:encoder``, ``package.module:Class``, ``none`` (raw
-            patches of an image or a spectrogram, the vectors themselves), or a small encoder of modalign's own.
-        connector: modality -> the connector that it always has, whatever method is trained or compared;
-            modalities that are not named here have the method's.
+            patches of an image or a spectrogram, the vectors themselves), or one of modalign's small encoders.
+        connector: modality -> its fixed connector, whatever method is trained or compared; other
+            modalities use the method's.
         options: modality -> options of its encoder.
-        feature_layer: hidden layer of an image tower that is read (LLaVA reads -2), or "output": the
-            tower's own output, after its last norm where it has one; or "all": that output with its
-            class token, which BLIP-2's Q-Former reads.
+        feature_layer: hidden layer of an image tower to read (LLaVA reads -2), or "output": the tower's own
+            output, after its last norm if it has one; or "all": that output with its class token, as read by
+            BLIP-2's Q-Former.
         image_size, patch_size: for raw patches and imported modules.
-        tools: tool chains by name: their description, or nothing for a built-in one or a file.
+        tools: tool chains by name: their description, or empty for a built-in one or a file.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
     """
 
@@ -69,7 +69,7 @@ class Parts(BaseModel):
 
     @property
     def modalities(self) -> list[str]:
-        """What the model takes besides text."""
+        """Return the modalities that the model takes besides text."""
         return [modality for modality in modality_names() if modality in self.encoder]
 
     def load_llm(self) -> LanguageModel:
@@ -91,7 +91,7 @@ class Parts(BaseModel):
         return found
 
     def chain(self, name: str) -> ChainSpec:
-        """The description of a tool chain: one of these parts, a built-in one, or a file."""
+        """Return the description of a tool chain: one of these parts, a built-in one, or a file."""
         return chain_spec(name, {key: value for key, value in self.tools.items() if value})
 
     def load_encoders(
@@ -100,7 +100,7 @@ class Parts(BaseModel):
         """Load the encoder of every modality.
 
         Args:
-            media: of the training data, for encoders that must know it.
+            media: of the training data, for encoders that depend on it.
             raw: raw patches instead of the image encoder, for methods that read those.
             only: these modalities.
         """
@@ -116,7 +116,7 @@ class Parts(BaseModel):
 
 
 class DataFiles(BaseModel):
-    """Data files, in any form that the readers know.
+    """Data files, in any supported format.
 
     Attributes:
         train, val, eval: records to train on, to choose by, to judge by.
@@ -138,11 +138,11 @@ class DataFiles(BaseModel):
 
 
 def runs_with_model(encoder: Encoder, mode: EncoderMode, raw: bool = False) -> bool:
-    """Whether an encoder trains, so that no feature of it can be cached.
+    """Whether an encoder trains, so that its features cannot be cached.
 
     Args:
-        encoder: of one modality.
-        mode: of pretrained encoders.
+        encoder: encoder of one modality.
+        mode: mode of pretrained encoders.
         raw: the method reads raw patches of images.
     """
     trains = encoder.module.fresh or (
@@ -159,10 +159,10 @@ def sources_of(
     media: Sequence[Media] | None,
     raw: bool = False,
 ) -> dict[str, MediaSource]:
-    """Where each modality's media come from: the feature cache, filled, or the encoder in the model.
+    """Return each modality's source of media: the filled feature cache, or the encoder in the model.
 
     Args:
-        media: what will be asked for; None: what is missing is encoded when it is asked for.
+        media: media to encode now; None: missing ones are encoded on demand.
     """
     sources: dict[str, MediaSource] = {}
     for encoder in encoders:
@@ -178,28 +178,28 @@ def sources_of(
 
 
 class OnDemand(CachedFeatures):
-    """Features from the store; what it lacks is encoded when it is asked for."""
+    """Features from the store; missing ones are encoded on demand."""
 
     def __init__(self, encoder: Encoder, cache: Path, device: torch.device) -> None:
         super().__init__(feature_store(encoder, cache), encoder.modality)
         self.encoder, self.device = encoder, device
 
     def counts(self, media: Sequence[Media]) -> list[int]:
-        """Features that each medium gives."""
+        """Return the number of features of each medium."""
         grid = self.encoder.module.grid
-        if grid is not None:  # as many for every medium: nothing need be encoded to know
+        if grid is not None:  # equally many for every medium, known without encoding
             return [self.encoder.module.num_features] * len(media)
         fill_store(self.store, self.encoder, media, self.device)
         return super().counts(media)
 
     def fetch(self, media: Sequence[Media]) -> dict[str, Any]:
-        """Features of the media, in order."""
+        """Return the features of the media, in order."""
         fill_store(self.store, self.encoder, media, self.device)
         return super().fetch(media)
 
 
 def feature_store(encoder: Encoder, cache: Path) -> FeatureStore:
-    """The store of this encoder's features."""
+    """Open the store of this encoder's features."""
     return FeatureStore(
         cache / "features", encoder_key(encoder.module, encoder.spec, encoder.processor)
     )

@@ -1,4 +1,4 @@
-"""The splits: read, opened, split, tokenised, and fitted to what the encoders take."""
+"""The splits: read, validated, split, tokenised, and checked against the encoders' limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from modalign.models.encoders.loading import acceptance
 from modalign.progress import Progress, within
 from modalign.training.sources import DataFiles, Parts
 
-FEW_RECORDS = 100  # of validation; fewer know an accuracy to 10 points at best
+FEW_RECORDS = 100  # validation records; with fewer, an accuracy is known to 10 points at best
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Splits:
 
     Attributes:
         train, val, evaluation: samples.
-        val_source: where validation data came from, for the report.
+        val_source: origin of the validation data, for the report.
         dropped: broken records dropped under the quota.
-        notes: what the report must say.
+        notes: notes for the report.
         text: further records without media, for recipes that mix them in.
     """
 
@@ -45,20 +45,20 @@ class Splits:
     text: list[Sample] = field(default_factory=list)
 
     def media(self) -> list[Media]:
-        """Every medium, once."""
+        """Return every distinct medium."""
         samples = [*self.train, *self.val, *self.evaluation]
         return list({medium: None for sample in samples for medium in sample.media})
 
 
 def few_to_choose_by(records: int) -> str | None:
-    """What so few validation records cannot decide; None where there are enough."""
+    """Return a warning about too few validation records; None if there are enough."""
     if records >= FEW_RECORDS:
         return None
     points = 100 * min(
         1.0, 0.98 / math.sqrt(max(records, 1))
     )  # half of a 95 % interval around 50 %
     return (
-        f"few validation records ({records}): an accuracy among them is known to about {points:.0f} points "
+        f"few validation records ({records}): an accuracy on them is known only to about {points:.0f} points "
         "either way, so they can hardly choose a method"
     )
 
@@ -71,10 +71,10 @@ def checked_records(
     progress: Progress | None = None,
     modalities: Sequence[str] = DEFAULT,
 ) -> Validated:
-    """Read one of the files and open everything that it names.
+    """Read one of the files and open all its media.
 
     Raises:
-        DataError: more broken records than may be skipped.
+        DataError: more records are broken than may be skipped.
     """
     found = read_records(
         path, media_root=files.media_root, modalities=modalities, columns=files.columns
@@ -93,7 +93,7 @@ def load_splits(
     """Read, validate, split (as the seed says, where no validation data is given) and tokenise.
 
     Raises:
-        DataError: broken data above the quota, every problem with file and row.
+        DataError: more records are broken than allowed; the message lists file and row.
     """
     dropped = 0
     notes: list[str] = []
@@ -139,13 +139,13 @@ def load_splits(
 def that_fit(
     splits: Splits, parts: Parts, files: DataFiles, progress: Progress | None = None
 ) -> Splits:
-    """The splits without media that the encoders cannot take: clips, series, sets of vectors that are too long.
+    """Drop records whose media exceed the encoders' limits: clips, series or sets of vectors too long.
 
-    An encoder's limits come from the training data; what exceeds them is found here, before the
-    run, and counts as broken. Media of modalities without such limits (images) are not looked at again.
+    An encoder's limits come from the training data; media that exceed them are found here, before the
+    run, and count as broken. Media of modalities without such limits (images) are not checked again.
 
     Raises:
-        DataError: more of them in a split than may be skipped, each with file and row.
+        DataError: a split has more of them than may be skipped; the message lists file and row.
     """
     limited = [name for name in parts.modalities if not modality_of(name).any_size]
     if not limited:

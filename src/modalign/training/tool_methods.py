@@ -23,11 +23,11 @@ TEXT_ONLY = "text_only"
 
 @dataclass(frozen=True)
 class ToolMethod:
-    """What a tool method says about itself, under the names that a connector's class has.
+    """A tool method's facts, under the names of a connector's class.
 
     Attributes:
-        chain: name of the tool chain; empty: none, the control that reads the text alone.
-        llm: what of the language model is tuned on the chain's text.
+        chain: name of the tool chain; empty: the control that reads only the text.
+        llm: how the language model is tuned on the chain's text.
     """
 
     chain: str
@@ -46,11 +46,11 @@ class ToolMethod:
 
     @property
     def group(self) -> str:
-        """The survey's sub-group."""
+        """Return the survey's sub-group."""
         return "natural-language-assisted" if self.chain else "control: text only"
 
     def stages(self, recipe: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Return the recipe, with the language model as this method has it."""
+        """Return the recipe with this method's language model setting."""
         whole = sum(stage.share for stage in recipe)
         return tuple(
             stage.model_copy(update={"llm": self.llm, "share": stage.share / whole})
@@ -63,12 +63,12 @@ class ToolMethod:
 
 
 def tool_names(chains: Sequence[str]) -> list[str]:
-    """Methods of these chains: the language model frozen, and tuned on their text."""
+    """Return the methods of these chains: with frozen and tuned language model."""
     return [name for chain in chains for name in (PREFIX + chain, f"{PREFIX}{chain}:full")]
 
 
 def parse_tool_method(name: str) -> ToolMethod | None:
-    """``tool:CHAIN``, with ``:full`` or ``:lora`` after it, or ``text_only``; None for any other name.
+    """Parse ``tool:CHAIN``, optionally with ``:full`` or ``:lora``, or ``text_only``; None for any other name.
 
     Raises:
         UsageError: the chain has no name.
@@ -83,14 +83,14 @@ def parse_tool_method(name: str) -> ToolMethod | None:
         return None
     chain = plain.removeprefix(PREFIX)
     if not chain:
-        raise UsageError(f"method {name!r} names no tool chain: write {PREFIX}CHAIN")
+        raise UsageError(f"method {name!r} has no tool chain: write {PREFIX}CHAIN")
     return ToolMethod(chain, modes.get(mode, "frozen"))
 
 
 def entries_of(
     tools: ToolMethod, parts: Parts, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> tuple[ToolChain | None, dict[str, Entry]]:
-    """How each modality enters through the tools, and the chain; None for the control without one."""
+    """Return how each modality enters through the tools, and the chain (None for the control)."""
     from modalign.models.tool_text import (  # methods are listed without
         no_media_entries,
         tool_entries,

@@ -15,21 +15,21 @@ from modalign.models.tool_text import save_tools
 from modalign.training.session import Session
 
 CARD = """\
-# A language model that is told what its tools see
+# A language model that reads the text of tools
 
-The folder holds a plain causal language model and its tokenizer; `tools.json` describes the tools whose
-text stands where the question names a medium. `modalign ask` and `modalign eval` run both together;
-plain transformers loads the language model alone.
+The folder contains a plain causal language model and its tokenizer; `tools.json` describes the tools whose
+text replaces media in the question. `modalign ask` and `modalign eval` run both together;
+plain transformers loads only the language model.
 
 {card}
 """
 
 
 def save_with_tools(session: Session, folder: Path, card: str = "") -> None:
-    """Write a tool method's model, and see that it loads with the same weights.
+    """Write a tool method's model, and check that it loads with the same weights.
 
     Raises:
-        ModalignError: what was loaded again differs.
+        ModalignError: the reloaded model differs.
     """
     assert session.method.tools is not None
     model = session.model.language_model

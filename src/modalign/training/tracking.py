@@ -1,4 +1,4 @@
-"""Losses and learning rates to TensorBoard, by accelerate's tracker. Nothing leaves the machine."""
+"""Log losses and learning rates to TensorBoard with accelerate's tracker. Nothing leaves the machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_tracker(settings: TrainSettings) -> None:
 
 
 def open_tracker(settings: TrainSettings, folder: Path) -> Track | None:
-    """Return what logs a step's values under ``folder/tensorboard``; None for no tracker."""
+    """Return a function that logs a step's values to ``folder/tensorboard``; None without a tracker."""
     check_tracker(settings)
     if settings.tracker == "none":
         return None

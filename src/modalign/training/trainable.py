@@ -1,4 +1,4 @@
-"""The one place that decides what trains: freezing, LoRA, parameter groups, table and check."""
+"""The only module that decides what trains: freezing, LoRA, parameter groups, table and check."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PREFIXES = {"connectors.": "connector", "language_model.": "llm", "encoders.": 
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """Every parameter with its name and the part it belongs to.
+    """Yield every parameter with its part and name.
 
-    An encoder that was never trained belongs to the connector: the two learn together.
+    An untrained encoder belongs to the connector: they learn together.
     """
     encoders = getattr(model, "encoders", {})
     fresh = tuple(f"encoders.{name}." for name in encoders if encoders[name].fresh)
@@ -41,7 +41,7 @@ class PartCount:
 
 
 def add_lora(model: ModalignForConditionalGeneration, settings: TrainSettings) -> LoraModel:
-    """Put LoRA on every linear map inside the decoder layers, and nowhere else.
+    """Add LoRA to every linear layer inside the decoder layers, and nowhere else.
 
     peft's ``all-linear`` would also reach the tower and the connector. The adapters are injected in
     place; keep the returned object to merge them.
@@ -55,9 +55,7 @@ def add_lora(model: ModalignForConditionalGeneration, settings: TrainSettings) -
         if isinstance(module, nn.Linear | Conv1D)
     ]
     if not targets:
-        raise UsageError(
-            f"{type(language_model).__name__} has no linear maps for LoRA in its layers"
-        )
+        raise UsageError(f"{type(language_model).__name__} has no linear layers for LoRA")
     fused = any(isinstance(module, Conv1D) for module in layers.modules())
     config = LoraConfig(
         r=settings.lora_rank,
@@ -74,7 +72,7 @@ def freeze(
     encoder: EncoderMode,
     rates: LearningRates,
 ) -> None:
-    """Set ``requires_grad`` of every parameter, and train mode of what trains."""
+    """Set ``requires_grad`` of every parameter, and train mode of trained parts."""
     model.train()
     for name, part, parameter in parts_of(model):
         if part == "connector":
@@ -97,18 +95,18 @@ def freeze(
 def freeze_for(
     model: ModalignForConditionalGeneration, stage: Stage, settings: TrainSettings
 ) -> None:
-    """What trains in a stage, and the modes that gradient checkpointing needs."""
+    """Set what trains in a stage, and the modes that gradient checkpointing needs."""
     llm, encoder = stage.llm or settings.llm, stage.encoder or settings.encoder
     freeze(model, llm, encoder, stage.learning_rates or settings.learning_rates)
     if settings.gradient_checkpointing and llm == "frozen":
-        # transformers checkpoints layers in training mode only; what is inside stays as it is.
-        # A layer that drops out by itself is left alone.
+        # transformers checkpoints layers only in training mode; submodules stay unchanged.
+        # A layer with its own dropout is left unchanged.
         for layer in decoder_layers(model.language_model):
             layer.training = not getattr(layer, "dropout", 0.0)
 
 
 def count_parts(model: nn.Module) -> list[PartCount]:
-    """Parameters per part, for the table of what trains."""
+    """Count parameters per part, for the table of trained parts."""
     total = dict.fromkeys(PARTS, 0)
     trainable = dict.fromkeys(PARTS, 0)
     for _, part, parameter in parts_of(model):
@@ -118,7 +116,7 @@ def count_parts(model: nn.Module) -> list[PartCount]:
 
 
 def parameter_groups(model: nn.Module, rates: LearningRates, weight_decay: float) -> list[dict]:
-    """AdamW groups: a learning rate per part, no weight decay on vectors (biases, norms, gates)."""
+    """Return AdamW groups: a learning rate per part, no weight decay on vectors (biases, norms, gates)."""
     by_part = rates.model_dump()
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for _, part, parameter in parts_of(model):
@@ -150,7 +148,7 @@ class FrozenCheck:
                 yield name, _fingerprint(parameter)
 
     def verify(self, model: nn.Module) -> None:
-        """Raise when a frozen tensor changed."""
+        """Raise if a frozen tensor changed."""
         changed = [
             name
             for name, value in self._fingerprints(model)
@@ -159,13 +157,15 @@ class FrozenCheck:
         if changed:
             raise ModalignError(
                 f"{len(changed)} frozen tensors changed in the first step, {changed[0]} among "
-                "them; this is a defect in the connector or in the model's own code"
+                "them; this is a bug in the connector or in the model's own code"
             )
 
 
 def _fingerprint(tensor: Tensor) -> int:
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    raw = local.detach().flatten().contiguous().view(torch.uint8)  # a number has no bytes to view
+    raw = (
+        local.detach().flatten().contiguous().view(torch.uint8)
+    )  # a scalar cannot be viewed as bytes
     usable = raw.numel() // 4 * 4
     words = raw[:usable].view(torch.int32)
     return (

@@ -1,8 +1,8 @@
 """The trainer: one loop for every stage of every method.
 
 It spends a budget step by step, keeps the state that makes a resumed run equal to an uninterrupted
-one, checks frozen tensors after the first step, and stops at a loss that is not finite, with all that is
-needed to look into it.
+one, checks frozen tensors after the first step, and stops at a loss that is not finite, with everything
+needed to investigate it.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class StageOutcome:
 
     @property
     def val_loss(self) -> float | None:
-        """The last validation loss."""
+        """Return the last validation loss."""
         values = [point["val_loss"] for point in self.curve if point.get("val_loss") is not None]
         return values[-1] if values else None
 
 
 def cosine(fraction: float, warmup: float) -> float:
-    """Linear warm-up over the first share of the budget, then a cosine to zero."""
+    """Linear warm-up over the first share of the budget, then cosine decay to zero."""
     if fraction < warmup:
         return (fraction + 0.1 * warmup) / (1.1 * warmup)
     done = min((fraction - warmup) / (1 - warmup), 1.0)
@@ -76,10 +76,10 @@ def cosine(fraction: float, warmup: float) -> float:
 
 
 def trapezoid(fraction: float, warmup: float) -> float:
-    """Linear warm-up, constant, then a linear fall to zero over the last 30 %.
+    """Linear warm-up, constant, then linear decay to zero over the last 30 %.
 
-    What a learning-rate trial runs at (warm-up, stable, decay: MiniCPM, arXiv 2404.06395). Without the
-    fall, high rates look worse than they are: their loss is noise that the fall takes away.
+    The schedule of learning-rate trials (warm-up, stable, decay: MiniCPM, arXiv 2404.06395). Without the
+    decay, high rates look worse than they are, because of noise that the decay removes.
     """
     rising = (fraction + 0.1 * warmup) / (1.1 * warmup) if warmup else 1.0
     return max(min(rising, 1.0, (1 - fraction) / 0.3), 0.0)
@@ -98,14 +98,14 @@ class Trainer:
         stage: objective and share.
         settings: batch size, precision and the like.
         rates: learning rates of this stage.
-        budget: what this stage may spend.
-        folder: where checkpoints and the log go.
-        seed: of the data order and of every step's draws.
-        parallel: the companions of this process.
+        budget: budget of this stage.
+        folder: folder of checkpoints and log.
+        seed: seed of the data order and of every step's draws.
+        parallel: the other processes.
         schedule: learning-rate multiplier by spent fraction of the budget.
         validate: returns validation loss and accuracy; called at the start, at every ``val_points``-th part of
             the budget and at the end.
-        val_points: 0 validates at the end only.
+        val_points: 0 validates only at the end.
         report: called after every step.
         references: frozen models that terms may read.
     """
@@ -145,7 +145,7 @@ class Trainer:
         whole = START in self.references or "weights" in self.objective.needs
         if settings.parallel == "fsdp" and parallel.world > 1 and whole:
             raise UsageError(
-                "a sharded model has no whole weights to compare: terms that read the reference "
+                "a sharded model has no complete weights to compare: terms that read the reference "
                 f"{START!r} or weights need training.parallel=ddp"
             )
         self.order = learner.order(settings.batch_size, seed)
@@ -154,7 +154,7 @@ class Trainer:
         self.recent: list[float] = []  # losses since the last point of the curve
         self._saved: tuple[int, int] | None = None  # step and points of the newest checkpoint
         self._saved_at = 0.0  # seconds of training
-        self.plan = {  # what must be the same for a resumed run to be the same run
+        self.plan = {  # what must be the same for a resumed run
             "budget": asdict(budget),
             "seed": seed,
             "samples": len(learner.samples),
@@ -172,7 +172,7 @@ class Trainer:
         """Train until the budget is spent; go on from the newest checkpoint.
 
         Raises:
-            NonFiniteLossError: the loss or its gradient is not finite, now or in the run that is resumed.
+            NonFiniteLossError: the loss or its gradient is not finite, now or in the resumed run.
         """
         self._restore()
         check = FrozenCheck(self.learner.module) if self.step == 0 else None
@@ -195,7 +195,7 @@ class Trainer:
         return StageOutcome(self.step, self.ledger, self.curve)
 
     def _mean(self, seconds: float) -> float:
-        """Return the mean over processes: all of them then save and stop at the same step."""
+        """Return the mean over processes, so that all save and stop at the same step."""
         return self.parallel.sum(seconds) / self.parallel.world
 
     def _sum(self, value: float) -> float:
@@ -240,7 +240,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _seed(self) -> None:
-        """Let every draw of this step follow from seed, step and rank."""
+        """Make every draw of this step depend only on seed, step and rank."""
         draws = np.random.SeedSequence([self.seed, self.step, self.rank])
         number = int(draws.generate_state(1)[0])
         torch.default_generator.manual_seed(number)  # torch.manual_seed takes milliseconds
@@ -248,7 +248,7 @@ class Trainer:
             torch.cuda.manual_seed(number)
 
     def _backward(self, batch: Any, last: bool) -> Tensor:
-        """Add this micro-batch's share of the gradient; returns its share of the loss."""
+        """Add this micro-batch's share of the gradient; return its share of the loss."""
         with ExitStack() as stack:
             if not last:
                 stack.enter_context(self.parallel.accumulating(self.call))
@@ -257,18 +257,18 @@ class Trainer:
                 found = readings(self.references, self.objective, batch)
                 value = self.objective.value(outputs, batch, found)
             if self.shares > 1 and "logits" not in self.objective.needs:
-                value = value + 0 * outputs.logits.sum()  # through which all parameters are reached
-            if value.requires_grad:  # text alone trains nothing where the language model is frozen
-                (value * self.shares).backward()  # processes average their gradients
+                value = value + 0 * outputs.logits.sum()  # reaches all parameters
+            if value.requires_grad:  # text trains nothing if the language model is frozen
+                (value * self.shares).backward()  # compensates for averaging over processes
         return value.detach()
 
     def _flops(self, batch: Any) -> float:
-        """FLOPs of a micro-batch, those of the references included."""
+        """Return the FLOPs of a micro-batch, including references."""
         theirs = (r.flops(batch, self.objective.reads(name)) for name, r in self.references.items())
         return self.learner.flops(batch) + sum(theirs)
 
     def _micro_batches(self, indices: list[int]) -> list[Any]:
-        """This process's part of a batch, in as many pieces as every other process makes."""
+        """Return this process's part of a batch, in equally many pieces on every process."""
         if not isinstance(self.learner, ModelLearner):
             return [self.learner.collate(indices)]
         own = list(enumerate(indices))[self.rank :: self.shares]
@@ -285,7 +285,7 @@ class Trainer:
         return batches
 
     def _counted(self, batches: list[Any]) -> list[Any]:
-        """Micro-batches with the counts of the whole batch: terms divide by those."""
+        """Return micro-batches with the counts of the whole batch, by which terms divide."""
         totals: dict[str, float] = {}
         for batch in batches:
             for name, count in batch.count().items():
@@ -295,10 +295,10 @@ class Trainer:
         return [batch.whole(totals, share) for batch in batches]
 
     def _with_everyone(self, batches: list[Any], indices: list[int]) -> tuple[list[Any], float]:
-        """Micro-batches that know the vectors of all records, and the FLOPs of finding them.
+        """Return micro-batches with the vectors of all records, and the FLOPs of computing them.
 
-        One pass without gradients gives all vectors, a second one, draw by draw the same, those of each
-        micro-batch with its gradients: together the gradient of the undivided batch (gradient
+        One pass without gradients computes all vectors; a second one, with the same draws, those of each
+        micro-batch with gradients: together the gradient of the undivided batch (gradient
         caching: Gao et al., arXiv 2101.06983).
         """
         learner = self.learner
@@ -328,7 +328,7 @@ class Trainer:
     # ------------------------------------------------------------------ what is kept
 
     def _stop(self, what: str, value: float, indices: list[int]) -> None:
-        """Stop at a number that is not finite; save the state before the step."""
+        """Stop at a non-finite number; save the state before the step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.save()
         ids = [self.learner.samples[index].record.id for index in indices]
@@ -377,7 +377,7 @@ class Trainer:
             self.track({"loss": loss, "learning_rate": rate, **self.ledger.state()}, self.step)
 
     def save(self) -> None:
-        """Write a checkpoint now, unless the newest one says all there is to say."""
+        """Write a checkpoint now, unless the newest one is current."""
         if self._saved == (self.step, len(self.curve)):
             return
         tensors = checkpoint.trainable_state(self.learner.module)
@@ -407,7 +407,7 @@ class Trainer:
             key = changed[0]
             raise UsageError(
                 f"{self.folder} holds a training with another {key} ({state['plan'].get(key)}, now "
-                f"{self.plan[key]}); choose another folder, or delete this one to start anew"
+                f"{self.plan[key]}); choose another folder, or delete this one to start again"
             )
         checkpoint.load_trainable(self.learner.module, tensors)
         checkpoint.load_optimizer(self.learner.module, self.optimizer, moments)

@@ -117,6 +117,6 @@ def test_words_need_no_new_rows(saved: dict[str, tuple[Path, Any, Any]]) -> None
 
 def test_what_has_no_codes_is_refused(compose_tiny: Compose, tmp_path: Path) -> None:
     model, processor = compose_tiny("mlp")
-    with pytest.raises(NotNativeError, match="'mlp' are no discrete codes"):
+    with pytest.raises(NotNativeError, match="'mlp' are not discrete codes"):
         save_codes(model, processor, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -181,7 +181,9 @@ def test_records_are_those_of_the_run_else_asked_for(
 ) -> None:
     model, processor, _ = every_modality.composed(str(llm_folder()), ("series",), "linear")
     save_model(model, processor, tmp_path / "run" / "model")
-    with pytest.raises(DataError, match=r"nothing to compare .* on: give records of series by"):
+    with pytest.raises(
+        DataError, match=r"no records to compare .* on: give records of series with"
+    ):
         export_model(tmp_path / "run" / "model", tmp_path / "out")
     rows = [{"series": [[float(i), 1.0]] * 16, "question": "up?", "answer": "no"} for i in range(6)]
     train = tiny.write_jsonl(tmp_path / "train.jsonl", rows)

@@ -192,5 +192,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape text for a table cell."""
     return " ".join(text.replace("|", "\\|").split()) or "(empty)"

@@ -210,7 +210,6 @@ def _batch(
 
 
 def _weight(fields: Any) -> int:
-    """Estimate the bytes in a row's values."""
     if isinstance(fields, dict):
         return sum(map(_weight, fields.values()))
     if isinstance(fields, list):

@@ -154,5 +154,4 @@ def miniature(image: Image.Image) -> bytes:
 
 
 def _signed(value: int) -> int:
-    """Convert a 64-bit pattern to SQLite's signed integer."""
     return value - 2**64 if value >= 2**63 else value

@@ -117,7 +117,6 @@ class Neighbours:
 
 
 def _shared(keys: np.ndarray) -> np.ndarray:
-    """Indices, in order, of the keys that occur more than once."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     equal = ordered[1:] == ordered[:-1]

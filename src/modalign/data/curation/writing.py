@@ -71,7 +71,6 @@ def write_kept(pipeline: Pipeline, check: Callable[[Written], None]) -> Written:
 
 
 def _rows(pipeline: Pipeline) -> Iterator[tuple[Row, bool]]:
-    """Yield every readable row, and whether it is kept."""
     done, total = 0, pipeline.rows
     for batch in pipeline.batches(all_rows=True):
         gone = pipeline.store.dropped_between(batch.first, batch.last)
@@ -83,7 +82,6 @@ def _rows(pipeline: Pipeline) -> Iterator[tuple[Row, bool]]:
 
 
 def _shown(pipeline: Pipeline) -> set[int]:
-    """Return the positions of the rows that the card shows."""
     operators = range(BROKEN, len(pipeline.request.operators))
     count = pipeline.request.examples
     return {p for op in operators for p, _ in pipeline.store.first_dropped(op, count)}

@@ -140,7 +140,6 @@ class JsonText:
         self._marked = self._at
 
     def _place(self, position: int) -> tuple[int, int]:
-        """Return line and column of a position of the buffer, after the marked one."""
         read = self._buffer[self._marked : position]
         lines = read.count("\n")
         if lines:

@@ -133,7 +133,6 @@ def _item(
 
 
 def _media_of(fields: Fields, context: Context, number: int) -> Record:
-    """Read the row's media and id, whatever else it contains."""
     if fields.get("messages") or fields.get("conversations"):
         return build_record(fields, context, number)
     kept = {"id", "group", *(c for m in context.modalities for c in media_columns(m))}

@@ -35,8 +35,6 @@ class Client(Protocol):
 
 @dataclass
 class _State:
-    """The state of one item's pairs."""
-
     item: Item
     questions: set[str] = field(default_factory=set)
     pairs: list[Pair] = field(default_factory=list)
@@ -120,7 +118,6 @@ def _replies(
 
 
 def _take(state: _State, reply: Reply, prompt: Prompt) -> Checked:
-    """Add a reply's usable pairs to the item's."""
     checked = read_reply(reply.text, state.questions, prompt.count - len(state.pairs))
     if reply.finish == "length" and checked.faults:
         checked.faults = [("cut off at the length limit", reply.text)]

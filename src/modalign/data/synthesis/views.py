@@ -267,7 +267,6 @@ def _third(share: float) -> int | None:
 
 
 def _in_cell(thing: Thing, place: str) -> bool:
-    """Whether any part of an object lies in a ninth of the image."""
     column = next((i for i, word in enumerate(COLUMNS) if word in place.split()), 1)
     row = next((i for i, word in enumerate(ROWS) if word in place.split()), 1)
     if place == "center":
@@ -314,7 +313,6 @@ def _name(chosen: Mapping[str, str], words: Words) -> str:
 
 
 def _kinds(things: Sequence[Mapping[str, Any]], words: Words) -> Counter[str]:
-    """Count the objects that each description fits."""
     return Counter(
         _name(chosen, words) for thing in things for chosen in _subsets(_said(thing, words))
     )

@@ -162,7 +162,6 @@ def _extracted(extractor: Any, samples: int, inputs: str) -> np.ndarray:
 
 
 def _states(part: nn.Module, inputs: str, values: np.ndarray, layer: int) -> torch.Tensor:
-    """Return the features of one input on the meta device (shapes only)."""
     with torch.no_grad():
         given = {inputs: torch.empty(1, *values.shape, device="meta")}
         output = part(**given, output_hidden_states=True)

@@ -103,7 +103,6 @@ def model_card(
 
 
 def _code(kind: str, processor_code: bool) -> str:
-    """Describe the code in the folder and its requirements."""
     if kind == "remote-code":
         return (
             "The folder contains the few Python files of this model; read them before trusting them. "

@@ -172,7 +172,6 @@ def _factor(model: ModalignForConditionalGeneration) -> Tensor:
 
 
 def _fill(tokenizer: Any, size: int) -> None:
-    """Name the additional rows of a padded embedding."""
     spare = [f"<unused:{number}>" for number in range(len(tokenizer), size)]
     if spare:
         tokenizer.add_tokens([AddedToken(name, normalized=False) for name in spare])

@@ -67,8 +67,6 @@ def composed_from_llava(
 
 
 class _Reader:
-    """The needed parts of a processor."""
-
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
@@ -78,7 +76,6 @@ class _Reader:
 
 
 def _language_model(llava: LlavaForConditionalGeneration) -> PreTrainedModel:
-    """Build the causal language model around the Llava's decoder and head."""
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(llava.config.text_config)
     setattr(causal, causal.base_model_prefix, llava.model.language_model)

@@ -322,6 +322,5 @@ def _check(
 
 @contextmanager
 def _passing() -> Iterator[Path]:
-    """Make a temporary folder for the block."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)

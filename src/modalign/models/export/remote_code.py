@@ -141,7 +141,6 @@ def _write(folder: Path, files: dict[str, str], entry: str) -> list[str]:
 
 
 def _source(module: str) -> tuple[str, str]:
-    """Return file and text of a module's source."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

@@ -140,7 +140,6 @@ class Service:
 
 
 def _medium(modality: str) -> dict[str, Any]:
-    """Describe how the page recognises files of a modality."""
     known = modality_of(modality)
     json = known.inline.json if known.inline is not None else None
     return {"name": modality, "words": known.words, "endings": known.endings, "json": json}

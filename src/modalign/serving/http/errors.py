@@ -108,7 +108,6 @@ def _reach(path: tuple[int | str, ...]) -> tuple[int, list[int]]:
 
 
 def _words(message: str) -> str:
-    """Rephrase pydantic's message in JSON terms."""
     return re.sub(r"dictionary( or instance of \w+)?", "object", message)
 
 

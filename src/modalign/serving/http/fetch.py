@@ -274,15 +274,12 @@ class _Stream(httpcore2.NetworkStream):
         self._inner, self._limits = inner, limits
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what is there."""
         return self._limits.count(self._inner.read(max_bytes, self._limits.wait(timeout)))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all of it."""
         self._inner.write(buffer, self._limits.wait(timeout))
 
     def close(self) -> None:
-        """Close the connection."""
         self._inner.close()
 
     def start_tls(
@@ -296,7 +293,6 @@ class _Stream(httpcore2.NetworkStream):
         return _Stream(self._inner.start_tls(ssl_context, server_hostname, wait), self._limits)
 
     def get_extra_info(self, info: str) -> Any:
-        """As the connection."""
         return self._inner.get_extra_info(info)
 
 
@@ -315,7 +311,6 @@ class _Backend(httpcore2.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        """Connect."""
         wait = self._limits.wait(timeout)
         inner = super().connect_tcp(self._address, port, wait, local_address, socket_options)
         return _Stream(inner, self._limits)

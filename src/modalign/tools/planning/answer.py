@@ -1,4 +1,4 @@
-"""The result of a question: the answer, the steps on the way to it, what it cost, what went wrong."""
+"""The result of a question: the answer, the steps, the cost, the failures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from modalign.endpoints import Chat, EndpointError, EndpointUsageError, Reply
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that happened.
+    """One step.
 
     Attributes:
-        kind: ``reply`` (the language model wrote), ``program`` (one was run), ``call`` (a tool was called)
+        kind: ``reply`` (of the language model), ``program`` (that was run), ``call`` (of a tool)
             or ``failure``.
-        content: what, JSON-able.
-        seconds: that it took.
+        content: JSON-able content.
+        seconds: duration.
     """
 
     kind: str
@@ -30,7 +30,7 @@ class Step:
 
 @dataclass
 class Spent:
-    """What an answer cost; a reply from the cache counts with the tokens it once had.
+    """The cost of an answer; cached replies count with their original tokens.
 
     Attributes:
         replies: of the language model.
@@ -51,13 +51,13 @@ class Spent:
 
 @dataclass(frozen=True)
 class AssistedAnswer:
-    """The outcome of one question; there is always one, whatever tools and model did.
+    """The outcome of one question, whatever tools and model did.
 
     Attributes:
-        text: the answer; None where there is none.
-        steps: what happened, in order.
-        cost: what was spent.
-        failures: kind -> how often: of programs, calls and replies that were of no use.
+        text: the answer; None if there is none.
+        steps: the steps, in order.
+        cost: the cost.
+        failures: kind -> count of failed programs, calls and replies.
     """
 
     text: str | None
@@ -72,7 +72,7 @@ class AssistedAnswer:
 
 @dataclass
 class Transcript:
-    """The steps of one question as they happen.
+    """Records the steps of one question.
 
     Args:
         chat: the language model.
@@ -89,10 +89,10 @@ class Transcript:
     def ask(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
     ) -> Reply | None:
-        """Return the model's next reply; None, and a failure, where there is none.
+        """Return the model's next reply; None, and a recorded failure, if there is none.
 
         Raises:
-            EndpointUsageError: no reply can be had at all.
+            EndpointUsageError: no reply is possible at all.
         """
         began = time.monotonic()
         try:
@@ -109,7 +109,7 @@ class Transcript:
         return reply
 
     def called(self, content: dict[str, Any], seconds: float, problem: str | None) -> None:
-        """Note a tool call."""
+        """Record a tool call."""
         self.spent.calls += 1
         self.spent.tool_seconds += seconds
         self.steps.append(Step("call", content, seconds))
@@ -117,12 +117,12 @@ class Transcript:
             self.failures[f"tool-{problem}"] += 1
 
     def fail(self, kind: str, message: str) -> None:
-        """Note a reply, program or call that was of no use."""
+        """Record a failed reply, program or call."""
         self.failures[kind] += 1
         self.steps.append(Step("failure", {"kind": kind, "message": message}))
 
     def end(self, text: str | None) -> AssistedAnswer:
-        """Close with an answer; blank text is none."""
+        """Finish with an answer; blank text means none."""
         self.spent.seconds = time.monotonic() - self.began
         said = (text or "").strip() or None
         return AssistedAnswer(said, tuple(self.steps), self.spent, dict(self.failures))

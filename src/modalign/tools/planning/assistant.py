@@ -1,4 +1,4 @@
-"""From configuration to one of the three ways in which a language model uses tools."""
+"""Build one of the three ways in which a language model uses tools."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from modalign.tools.spec import ChainSpec
 Way = Literal["text", "code", "plan"]
 WAYS: tuple[Way, ...] = ("text", "code", "plan")
 Assistant = TextAssisted | CodeAssisted | Planned
-_WORD_CHARACTERS = 4  # of a token, where a server's tokenizer is not at hand
+_WORD_CHARACTERS = 4  # characters per token, if a server's tokenizer is unknown
 
 
 def tokens_about(text: str) -> int:
-    """Tokens of a text where nobody can count them: a quarter of its characters."""
+    """Estimate the tokens of a text as a quarter of its characters."""
     return -(-len(text) // _WORD_CHARACTERS)
 
 
@@ -35,19 +35,19 @@ def assistant(
     repairs: int = 1,
     settings: dict[str, Any] | None = None,
 ) -> tuple[Assistant, ToolChain]:
-    """Return a language model with the tools of a chain, and the chain, which is to be closed.
+    """Return a language model with the tools of a chain, and the chain, which the caller must close.
 
     Args:
         way: ``text``, ``code`` or ``plan``.
-        spec: the tools; their template and budget are the text way's.
+        spec: the tools; template and budget are only used by ``text``.
         chat: the language model.
-        unsafe: of the code way: run programs where no kernel fence holds them.
-        steps: of the plan way: replies with calls, at most.
-        repairs: of the code way: how often a failing program is given back.
+        unsafe: for ``code``: run programs even without a kernel fence.
+        steps: for ``plan``: maximum replies with calls.
+        repairs: for ``code``: how often a failing program is returned to the model.
         settings: of each reply: max_tokens, temperature, ...
 
     Raises:
-        UsageError: no such way; no kernel fence; tools that cannot be made.
+        UsageError: an unknown way, no kernel fence, or tools that cannot be built.
     """
     if way not in WAYS:
         raise UsageError(f"no way is called {way!r}: choose {', '.join(WAYS)}")

@@ -1,7 +1,7 @@
-"""*Code-assisted* tool use: the model writes a short program against the tools, which is then run.
+"""*Code-assisted* tool use: the model writes a short program that calls the tools, which is then run.
 
-Loops, counting and comparing are the program's, not the model's (ViperGPT, arXiv 2303.08128). A program
-that fails is given back with its error, so many times; it runs in :mod:`modalign.tools.sandbox`.
+Loops, counting and comparing are done by the program, not the model (ViperGPT, arXiv 2303.08128). A failing
+program is returned with its error, a limited number of times; it runs in :mod:`modalign.tools.sandbox`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class CodeAssisted:
         tools: that programs may call.
         chat: the language model.
         limits: of each program.
-        repairs: how often a failing program is given back.
-        unsafe: run programs without a kernel fence where the machine has none.
+        repairs: how often a failing program is returned to the model.
+        unsafe: run programs without a kernel fence if the machine has none.
         settings: of each reply: max_tokens, temperature, ...
 
     Raises:
@@ -68,10 +68,10 @@ class CodeAssisted:
         self.fence = fence_for(unsafe)
 
     def answer(self, question: str, media: Sequence[Media]) -> AssistedAnswer:
-        """Have a program written and run, and repaired where it fails.
+        """Let the model write a program, run it, and have it repaired if it fails.
 
         Raises:
-            UsageError: no tool takes the media, or the language model cannot be asked at all.
+            UsageError: no tool takes the media, or the language model is not reachable.
         """
         transcript = Transcript(self.chat, self.settings)
         toolbox = Toolbox(self.tools, media, transcript)
@@ -111,7 +111,7 @@ class CodeAssisted:
 
 
 def first_block(text: str) -> str | None:
-    """The first fenced block of Python (or of no stated language); one never closed goes to the end."""
+    """Return the first fenced block of Python (or without a language); an unclosed one extends to the end."""
     label, block = None, list[str]()
     for line in text.splitlines():
         fenced = line.strip().startswith(_FENCE)

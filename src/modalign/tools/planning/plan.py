@@ -1,7 +1,7 @@
-"""*Planned* tool use, the survey's "both": the model calls tools, reads what they found, goes on or answers.
+"""*Planned* tool use, the survey's "both": the model calls tools, reads results, and continues or answers.
 
-Calls go through the model's own form of them: the chat template's tools of a local model, the ``tools`` of
-an OpenAI-compatible request. Reasoning and acting take turns as in ReAct (arXiv 2210.03629).
+Calls use the model's own format: a local model's chat template, or the ``tools`` of an OpenAI-compatible
+request. Reasoning and acting alternate as in ReAct (arXiv 2210.03629).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Planned:
     Args:
         tools: that may be called.
         chat: the language model.
-        steps: replies with calls, at most; then it must answer.
-        calls: of one reply, at most; further ones are not made, and it is told so.
-        observation: characters of what a call returns to it.
+        steps: maximum replies with calls; then it must answer.
+        calls: maximum calls per reply; further ones are refused.
+        observation: maximum characters of a call's result.
         settings: of each reply: max_tokens, temperature, ...
     """
 
@@ -50,7 +50,7 @@ class Planned:
         """Let the model plan, act and observe until it answers.
 
         Raises:
-            UsageError: no tool takes the media, or the language model cannot be asked at all.
+            UsageError: no tool takes the media, or the language model is not reachable.
         """
         transcript = Transcript(self.chat, self.settings)
         toolbox = Toolbox(self.tools, media, transcript, self.observation)
@@ -92,7 +92,7 @@ class Planned:
 
 
 def _sound(call: ToolCall) -> ToolCall:
-    """A call that can stand in the conversation: servers refuse a turn with malformed ones."""
+    """Return a call that is valid in the conversation: servers refuse turns with malformed ones."""
     try:
         well_formed = isinstance(loads(call.arguments), dict)
     except ValueError:

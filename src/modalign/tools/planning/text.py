@@ -1,6 +1,6 @@
-"""*Natural-language-assisted* tool use: the tools' text stands where the media would, then the question.
+"""*Natural-language-assisted* tool use: the tools' text replaces the media, followed by the question.
 
-Nothing else is said, as in training and comparison on tool text: a small model knows no other form.
+Nothing else is added, as in training and comparison on tool text: a small model knows no other format.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextAssisted:
         """Describe the media, and ask once.
 
         Raises:
-            UsageError: no tool takes one of the media, or the language model cannot be asked at all.
+            UsageError: no tool takes one of the media, or the language model is not reachable.
         """
         transcript = Transcript(self.chat, self.settings)
         before, known = self.chain.cost(), self._problems()

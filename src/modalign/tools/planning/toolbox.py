@@ -29,12 +29,12 @@ _TYPES = {
 class Toolbox:
     """Tools over the media of one question.
 
-    A call names the medium by its place, from 0; with one medium that may be left out.
+    A call selects the medium by its index, from 0; with one medium this is optional.
 
     Args:
-        tools: those that take none of the media's modalities are left out.
+        tools: tools; those that accept none of the media's modalities are left out.
         media: of the question, in order.
-        transcript: where calls are noted.
+        transcript: records the calls.
         limit: characters of an observation.
 
     Raises:
@@ -58,15 +58,15 @@ class Toolbox:
         self.tools = fitting
 
     def listing(self) -> str:
-        """Return the media, for a prompt: which place is of which modality."""
+        """Return the media for a prompt: the modality of each index."""
         return ", ".join(f"{place} ({medium.modality})" for place, medium in enumerate(self.media))
 
     def schemas(self) -> list[dict[str, Any]]:
-        """Return the tools as a chat request takes them."""
+        """Return the tools for a chat request."""
         return [tool.to_schema(len(self.media)) for tool in self.tools]
 
     def signatures(self) -> str:
-        """The tools as Python functions: name, typed arguments, what they do, what they return."""
+        """Return the tools as Python signatures with descriptions and results."""
         return "\n\n".join(map(self._signature, self.tools))
 
     def functions(self) -> Mapping[str, Function]:
@@ -74,7 +74,7 @@ class Toolbox:
         return {tool.name: Function(self._order(tool), self._function(tool)) for tool in self.tools}
 
     def observe(self, name: str, arguments: str) -> str:
-        """Make the call that a model wrote; return the result, or why the call is malformed."""
+        """Execute a model's call; return the result, or why the call is malformed."""
         try:
             values = loads(arguments)
         except ValueError as error:
@@ -99,7 +99,7 @@ class Toolbox:
         """Call a tool with untrusted arguments.
 
         Raises:
-            ToolArgumentError: arguments or a medium that it does not take.
+            ToolArgumentError: it does not accept the arguments or the medium.
         """
         values = dict(arguments)
         place = values.pop(MEDIUM, self._default(tool))

@@ -1,1 +1,1 @@
-"""Programs that a language model wrote, run where they can do nothing but compute and ask tools."""
+"""Run programs of a language model where they can only compute and call tools."""

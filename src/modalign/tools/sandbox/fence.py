@@ -1,8 +1,8 @@
-"""The kernel fence that a program's process stands in: which one this machine offers, and how to enter it.
+"""The kernel fence around a program's process: which one this machine offers, and how to enter it.
 
-bubblewrap where it is installed, else new user, mount, network, process, IPC and host name spaces by
-``unshare``. Inside either the process takes a seccomp filter and, where it may, an empty root
-(:mod:`inside.confine`); it sees a program only after it found that opening, connecting and forking fail.
+bubblewrap if it is installed, else new user, mount, network, process, IPC and host-name namespaces by
+``unshare``. Inside, the process installs a seccomp filter and, if possible, an empty root
+(:mod:`inside.confine`); it gets a program only after checking that opening, connecting and forking fail.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Fence:
 
     Attributes:
         name: ``bubblewrap``, ``namespaces`` or ``none``.
-        command: what comes before the interpreter.
-        outside: the namespaces it must have left, by name, before it puts an empty file system in the
-            machine's place; empty where the fence itself hides the machine's files.
+        command: the command before the interpreter.
+        outside: the namespaces it must have left, by name, before it replaces the machine's file system by
+            an empty one; empty if the fence itself hides the machine's files.
     """
 
     name: str
@@ -65,7 +65,7 @@ NO_FENCE = Fence("none", (), {})
 
 
 def bubblewrap() -> Fence:
-    """bubblewrap, with nothing to be seen but the interpreter and its libraries, read-only.
+    """bubblewrap, with only the interpreter and its libraries visible, read-only.
 
     Raises:
         SandboxError: it is not installed.
@@ -90,7 +90,7 @@ def namespaces() -> Fence:
     """New namespaces by util-linux's ``unshare``; the process empties its root itself.
 
     Raises:
-        SandboxError: there is no ``unshare``, or no Linux.
+        SandboxError: there is no ``unshare``, or this is not Linux.
     """
     program = shutil.which("unshare")
     if program is None:
@@ -103,7 +103,7 @@ def namespaces() -> Fence:
 
 
 def _interpreter() -> Sequence[Path]:
-    """What an interpreter needs to start: its executable, a virtual environment's note, the standard library."""
+    """Return what an interpreter needs to start: executable, pyvenv.cfg, standard library."""
     executable = Path(sys.executable)
     needed = [executable, executable.resolve(), Path(sysconfig.get_path("stdlib"))]
     needed.append(Path(sys.prefix) / "pyvenv.cfg")

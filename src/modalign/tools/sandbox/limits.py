@@ -1,4 +1,4 @@
-"""What a program may use."""
+"""Resource limits of a program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Limits:
     """Bounds of one program's run.
 
     Attributes:
-        seconds: of wall-clock time, the time that tools take not counted.
+        seconds: of wall-clock time, without the time of tools.
         cpu: seconds of CPU time (RLIMIT_CPU).
         memory: MiB of address space, the interpreter's own 40 or so included (RLIMIT_AS).
         calls: of tools.

@@ -1,4 +1,4 @@
-"""What can be wrong with the files, the split, the chat template and the supervised tokens."""
+"""Check the files, the split, the chat template and the supervised tokens."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from modalign.training.sources import DataFiles
 from modalign.training.splits import FEW_RECORDS, Splits, checked_records, few_to_choose_by
 
 T = TypeVar("T")
-_ANY_SHARE = 1 - 1e-9  # go on with whatever rows are left, to find more than one problem at a time
+_ANY_SHARE = 1 - 1e-9  # continue with the remaining rows, to find more than one problem
 
 
 def attempt(found: Diagnosis, section: str, name: str, make: Callable[[], T]) -> T | None:
-    """Return what ``make`` returns; None, and an error noted, where it raises."""
+    """Return the result of ``make``; if it raises, record the error and return None."""
     try:
         return make()
     except ModalignError as error:
@@ -42,7 +42,7 @@ def examine_data(
     progress: Progress | None,
     modalities: Sequence[str] = ("image",),
 ) -> Splits | None:
-    """Files, split and tokens; None where the rest cannot be examined."""
+    """Check files, split and tokens; None if the rest cannot be checked."""
     files = [
         _examine_file(found, name, path, data, progress, modalities)
         for name, path in (("train", data.train), ("val", data.val), ("eval", data.eval))
@@ -81,7 +81,7 @@ def _examine_file(
     progress: Progress | None,
     modalities: Sequence[str],
 ) -> list[Record] | None:
-    """Usable records of a file (none at all without a path); None where the rest cannot be examined."""
+    """Return a file's usable records (empty without a path); None if the rest cannot be checked."""
     if path is None:
         return []
     try:
@@ -97,9 +97,7 @@ def _examine_file(
     elif report.dropped:
         shown = ", ".join(str(problem.source) for problem in report.problems[:5])
         more = ", ..." if len(report.problems) > 5 else ""
-        found.add(
-            "data", f"{name} file", detail, f"look at the rows that are dropped: {shown}{more}"
-        )
+        found.add("data", f"{name} file", detail, f"check the dropped rows: {shown}{more}")
     else:
         found.add("data", f"{name} file", detail)
     for text in misspelt(records):
@@ -127,7 +125,7 @@ def _media(leaks: Sequence[object]) -> str:
 
 
 def examine_text(found: Diagnosis, splits: Splits, tokenizer: Any) -> None:
-    """The chat template, what is supervised, and one sample as the model will see it."""
+    """Check the chat template, the supervision, and one sample as the model sees it."""
     template = tokenizer.chat_template or ""
     marks = has_marks(tokenizer)
     how = "by its generation marks" if marks else "by prefix difference (it has no marks)"
@@ -150,7 +148,7 @@ def examine_text(found: Diagnosis, splits: Splits, tokenizer: Any) -> None:
 
 
 def segments(sample: Sample, tokenizer: Any) -> list[Segment]:
-    """Return a sample decoded, in stretches that are supervised or not."""
+    """Return a decoded sample as supervised and unsupervised segments."""
     flags = sample.supervised.tolist()
     bounds = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
     return [

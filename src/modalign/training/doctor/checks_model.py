@@ -1,4 +1,4 @@
-"""What can be wrong with one method's model on this data."""
+"""Check one method's model on this data."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from modalign.training.objectives import Objective
 from modalign.training.references import readings
 from modalign.training.settings import Stage
 
-TRIED = 4  # records that a stage's terms are tried on
+TRIED = 4  # records for trying a stage's terms
 REFUSALS = (ModalignError, ConnectorError, PartNotFoundError, PlaceholderError)
 
 
 def refusal(method: Method, error: Exception) -> ModalignError:
-    """One of the refusals as an error that names the method."""
+    """Convert a refusal to an error that names the method."""
     return error if isinstance(error, ModalignError) else ModalignError(f"{method.name}: {error}")
 
 
 def no_media(samples: Sequence[Sample]) -> list[str]:
-    """Return a warning where no record holds a medium."""
+    """Return a warning if no record contains a medium."""
     if any(sample.media for sample in samples):
         return []
-    return ["no training record holds a medium, so connectors have nothing to learn from"]
+    return ["no training record contains a medium, so connectors have nothing to learn from"]
 
 
 def lengths(subject: Composed, samples: Sequence[Sample]) -> list[int]:
-    """Positions of every sample; one placeholder per medium was made sure of before."""
+    """Return the positions of every sample, each checked for one placeholder per medium."""
     return [subject.collator.length(sample) for sample in samples]
 
 
 def try_out(subject: Composed, samples: Sequence[Sample], whole: bool = True) -> int | None:
-    """Hold all samples against the model's limits, and run it on real ones.
+    """Check all samples against the model's limits, and run it on real ones.
 
     Args:
-        subject: a session or what stands for it.
-        samples: all that it will read.
+        subject: a session or a stand-in.
+        samples: all its samples.
         whole: also run the language model.
 
     Returns:
-        Tokens per medium that the connector gave (for in-layer methods: that its layers read).
-        None where no sample holds a medium.
+        The connector's tokens per medium (for in-layer methods: those that its layers read).
+        None if no sample contains a medium.
 
     Raises:
-        DataError: samples that are too long, no pairs for a stage one, or placeholders and features
-            that differ in number.
+        DataError: samples are too long, a stage one has no pairs, or placeholders and features
+            differ in number.
     """
     _refuse_too_long(subject, samples)
     _refuse_without_pairs(subject)
@@ -101,7 +101,7 @@ def _features_given(subject: Composed, whole: bool) -> int | None:
     if not chosen:
         return None
     model, method = subject.model, subject.method
-    if method.tools:  # text only: there is nothing that could disagree
+    if method.tools:  # text only: nothing can disagree
         return None
     device = next(model.parameters()).device
     with torch.no_grad(), torch.random.fork_rng():
@@ -122,14 +122,14 @@ def _features_given(subject: Composed, whole: bool) -> int | None:
             raise DataError(
                 f"{method.name}: {places} placeholders for {media} {modality} media, but the connector "
                 f"gave {expected} tokens; its num_tokens() and its forward() disagree, or the encoder's "
-                "grid is not what it says"
+                "grid differs from its declaration"
             )
     return max(max(tokens) for tokens in given.values()) if given else None
 
 
 @torch.no_grad()
 def _compute_objective(subject: Composed, stage: Stage) -> None:
-    """Compute a stage's terms on a few of its records: what they cannot compare shows before step 0."""
+    """Compute a stage's terms on a few of its records: so that mismatches appear before step 0."""
     objective = Objective.of(stage)
     if not (stage.roles or objective.references or objective.needs - {"logits", "codes"}):
         return
@@ -144,7 +144,7 @@ def _compute_objective(subject: Composed, stage: Stage) -> None:
 
 
 def _others(subject: Composed, chosen: Sequence[Sample]) -> list[Sample]:
-    """Return a sample for each modality that the chosen ones lack."""
+    """Return a sample for each modality missing from the chosen ones."""
     known = {medium.modality for sample in chosen for medium in sample.media}
     found = []
     for sample in subject.train_samples:
@@ -156,7 +156,7 @@ def _others(subject: Composed, chosen: Sequence[Sample]) -> list[Sample]:
 
 
 def _connect(model: Any, batch: Batch) -> dict[str, list[int]]:
-    """Tokens that each modality's connector gives, per medium."""
+    """Return the tokens per medium of each modality's connector."""
     given = {}
     for modality, features in model.encoded(batch.features, **batch.signals).items():
         connector = model.connector(modality)

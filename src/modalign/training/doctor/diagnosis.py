@@ -1,4 +1,4 @@
-"""What the doctor says: checks with a status, facts of every method, a decoded sample."""
+"""The doctor's result: checks with a status, facts of every method, a decoded sample."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Status = Literal["ok", "warning", "error"]
 
 
 class Check(BaseModel):
-    """One thing that was looked at.
+    """One check.
 
     Attributes:
         section: data, text, encoder, methods or machine.
-        name: of the check; unique together with the method it names.
+        name: unique together with the method it names.
         status: ok, warning or error.
-        detail: what was found.
+        detail: the finding.
         advice: what to do about it.
         exit_code: of an error: 3 data, 2 usage, 1 other.
     """
@@ -34,7 +34,7 @@ class Check(BaseModel):
 
 
 class Segment(BaseModel):
-    """A stretch of the decoded sample."""
+    """A segment of the decoded sample."""
 
     text: str
     supervised: bool
@@ -45,12 +45,12 @@ class MethodFacts(BaseModel):
 
     Attributes:
         tokens: positions one medium takes in the language model (a mark for in-layer methods).
-        features: what the connector really gave for one medium; None if it could not be run.
-        longest: tokens of the longest sample; ``limit`` what the language model reads.
+        features: the connector's actual tokens for one medium; None if it could not be run.
+        longest: tokens of the longest sample; ``limit`` is the language model's maximum.
         padding: share of positions without a token in the first batches.
-        steps: optimizer steps of each stage that the budget pays for, trials aside; None if the
+        steps: optimizer steps of each stage that the budget pays for, without trials; None if the
             budget is in seconds.
-        parts: what trains.
+        parts: trained parameters per part.
         memory: the estimated peak.
         references: FLOPs per record of each reference that terms read.
     """
@@ -70,7 +70,7 @@ class MethodFacts(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """Everything that was found."""
+    """The complete result."""
 
     checks: list[Check] = []
     sample: list[Segment] = []
@@ -79,23 +79,23 @@ class Diagnosis(BaseModel):
     methods: list[MethodFacts] = []
 
     def add(self, section: str, name: str, detail: str, advice: str | None = None) -> None:
-        """Note that something is as it should be, or (with advice) that it is not quite."""
+        """Record a passed check, or with advice a warning."""
         status: Status = "warning" if advice else "ok"
         check = Check(section=section, name=name, status=status, detail=detail, advice=advice)
         self.checks.append(check)
 
     def fail(self, section: str, name: str, error: Exception) -> None:
-        """Note an error."""
+        """Record an error."""
         code = error.exit_code if isinstance(error, ModalignError) else 1
         check = Check(section=section, name=name, status="error", detail=str(error), exit_code=code)
         self.checks.append(check)
 
     def of(self, status: Status) -> list[Check]:
-        """Checks with a status."""
+        """Return the checks with a status."""
         return [check for check in self.checks if check.status == status]
 
     @property
     def exit_code(self) -> int:
-        """That of the first error; 0 without one."""
+        """Return the first error's exit code; 0 without errors."""
         errors = self.of("error")
         return errors[0].exit_code if errors else 0

@@ -1,4 +1,4 @@
-"""The whole examination: everything is looked at, and nothing stops it."""
+"""The full examination: it checks everything without stopping."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def examine(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Look at everything that a training of these methods would need.
+    """Check everything that a training of these methods needs.
 
     Args:
         parts: language model and encoder.
         data: files.
         settings: how to train.
-        methods: all that are to be trained.
-        cache: of encoder features (only the media that are looked at are encoded).
-        budget: of one method, for the number of steps.
-        processes: how many trainings run at the same time.
-        progress: told (name, done, total).
+        methods: methods to train.
+        cache: directory of encoder features (only the checked media are encoded).
+        budget: budget of one method, for the number of steps.
+        processes: number of simultaneous trainings.
+        progress: called with (name, done, total).
     """
     return_freed_memory()
     baseline = resident()
@@ -78,7 +78,7 @@ def examine(
 
 
 def _examine_encoders(found: Diagnosis, shop: Workshop, raw: bool) -> bool:
-    """Load every modality's encoder; whether all could be."""
+    """Load every modality's encoder; return whether all were loaded."""
     encoders = attempt(found, "encoder", "encoders", lambda: shop.encoders(raw))
     for encoder in encoders or []:
         key = "patches" if raw and modality_of(encoder.modality).raw_patches else encoder.modality
@@ -128,7 +128,9 @@ def _measure(
     facts.parts = count_parts(subject.model)
     if not method.trains(subject.settings.llm):
         try_out(subject, samples)
-        found.add("methods", method.name, "nothing trains: the tools' text is read as it is")
+        found.add(
+            "methods", method.name, "nothing trains: the model reads the tools' text unchanged"
+        )
         return
     if sum(part.trainable for part in facts.parts) == 0:
         raise ModalignError(f"{method.name}: nothing trains; raise a learning rate above 0")

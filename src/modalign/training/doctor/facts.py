@@ -15,19 +15,19 @@ FIRST_BATCHES = 8
 
 
 def padding_of(subject: Composed) -> float:
-    """Share of padding in the first batches, counted from lengths (rows are not packed here)."""
+    """Return the share of padding in the first batches, from lengths (without packing)."""
     sizes = [lengths(subject, batch) for batch in _first_batches(subject)]
     places = sum(len(batch) * max(batch) for batch in sizes)
     return 1 - sum(sum(batch) for batch in sizes) / places
 
 
 def steps_of(subject: Composed, budget: Budget) -> dict[str, int] | None:
-    """Steps of each stage that a budget pays for after its learning-rate trials."""
+    """Return the steps of each stage that a budget pays for after its learning-rate trials."""
     if budget.kind == "seconds":
         return None
     stages = subject.method.stages
     per_step: float = min(subject.settings.batch_size, len(subject.train_samples))
-    if budget.kind == "flops":  # an earlier stage costs something else per step
+    if budget.kind == "flops":  # an earlier stage has another cost per step
         per_step, stages = _flops_per_step(subject), stages[-1:]
     whole = budget.amount * (1 - TRIAL_SHARE)
     return {stage.name: max(int(whole * stage.share / per_step), 1) for stage in stages}
@@ -47,7 +47,7 @@ def _flops_per_step(subject: Composed) -> float:
 
 
 def reference_flops(subject: Composed) -> dict[str, float]:
-    """FLOPs per record of each reference that the last stage's terms read, by a few records."""
+    """FLOPs per record of each reference that the last stage's terms read, from a few records."""
     stage = subject.method.stages[-1]
     references = subject.references.of(stage, subject.model)
     if not references:

@@ -1,4 +1,4 @@
-"""The cheap part of the examination, before every training."""
+"""The quick part of the examination, before every training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def preflight(
     processes: int = 1,
     optional: Collection[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
-    """Look for what would end the training of any of these methods.
+    """Check for anything that would end the training of any of these methods.
 
     Every method's connector is built and run on real samples; one prefix and one in-layer method run
     through the language model; memory is estimated for the method with the most tokens.
@@ -38,19 +38,19 @@ def preflight(
         parts: language model and encoder.
         splits: tokenised data.
         settings: how to train.
-        methods: all that are to be trained.
-        cache: of encoder features.
-        llm: the language model, where it is loaded already; its weights stay, but not which of
-            them train, and it may gain a row for the placeholder.
-        processes: how many trainings run at the same time.
-        optional: names of methods that may prove impossible (those that ``all`` stood for).
+        methods: methods to train.
+        cache: directory of encoder features.
+        llm: the language model, if already loaded; its weights stay, but not which of them train, and it
+            may gain a row for the placeholder.
+        processes: number of simultaneous trainings.
+        optional: names of methods that may prove impossible (those selected by ``all``).
 
     Returns:
-        Warnings, and the optional methods that cannot work between these parts, with the reason.
+        Warnings, and the optional methods that cannot work with these parts, with the reason.
 
     Raises:
-        DataError: a sample that is too long for a method; placeholders unlike features.
-        ModalignError: a connector that cannot work between these parts.
+        DataError: a sample is too long for a method, or placeholders and features differ.
+        ModalignError: a connector cannot work with these parts.
     """
     return_freed_memory()
     loaded = llm or parts.load_llm()
@@ -86,7 +86,7 @@ def preflight(
 
 
 def preflight_session(session: Composed, *, processes: int = 1) -> list[str]:
-    """The same for one session that is composed already; its random state and weights stay."""
+    """Check one composed session, without changing its random state and weights."""
     try_out(session, [*session.train_samples, *session.val_samples])
     if not session.method.trains(session.settings.llm):
         return no_media(session.train_samples)

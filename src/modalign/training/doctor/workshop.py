@@ -1,4 +1,4 @@
-"""Every method's model around one language model, one after the other, each taken apart again."""
+"""Build every method's model around one language model, one after the other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from modalign.training.tool_methods import entries_of
 
 @dataclass
 class Workshop:
-    """Parts, loaded once, and the models that are built around them one after the other."""
+    """Parts, loaded once, and the models built around them one after the other."""
 
     parts: Parts
     llm: LanguageModel
@@ -64,11 +64,11 @@ class Workshop:
 
     @contextmanager
     def subject(self, method: Method, lora: bool = True) -> Iterator[Composed]:
-        """A method's model; hooks and LoRA are taken out afterwards. No random number is drawn.
+        """Build a method's model; hooks and LoRA are removed afterwards. Draws no random number.
 
         Args:
             method: what to compose.
-            lora: put LoRA in where the settings ask for it; otherwise the language model is frozen.
+            lora: add LoRA if the settings request it; otherwise the language model is frozen.
         """
         raw, settings = method.facts.raw_input, self.settings
         if settings.llm == "lora" and not lora:

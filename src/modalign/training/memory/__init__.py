@@ -1,1 +1,1 @@
-"""How much memory a training will take."""
+"""Estimate the memory of a training."""

@@ -1,10 +1,10 @@
-"""How much memory training will take, before it starts.
+"""Estimate the memory of a training before it starts.
 
-Activations are measured, not guessed: one real forward pass over the longest batch tells which
-tensors autograd keeps, in which order, and the backward pass is replayed over them on paper (a kept
-tensor is freed after its use, a weight's gradient appears). Gradients and AdamW's moments follow
-from what trains. On top of what is resident anyway, the peak is that of the most expensive phase:
-forward and backward, the optimizer's step, writing a checkpoint, the check of frozen tensors.
+Activations are measured: one real forward pass over the longest batch records which tensors autograd keeps
+and in which order, and the backward pass is simulated over them (a kept tensor is freed after its use, a
+weight's gradient appears). Gradients and AdamW's moments follow from what trains. Added to the resident
+baseline, the peak is that of the most expensive phase: forward and backward, the optimizer's step, writing a
+checkpoint, the check of frozen tensors.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from modalign.training.parallel import device_of
 from modalign.training.references import Reference
 
 MEASURED_POSITIONS = 2048  # a larger batch is measured on fewer rows and scaled: exact, and cheap
-SLACK = 1.05  # rounding: pages on a CPU, blocks of torch's own pool on CUDA
-FRAGMENTS = 1.8  # glibc's heap left as it is: 1.4 to 2.3 times of what lives (return_freed_memory)
+SLACK = 1.05  # rounding: pages on a CPU, blocks of torch's pool on CUDA
+FRAGMENTS = 1.8  # unmodified glibc heap: 1.4 to 2.3 times the live memory (return_freed_memory)
 LIBRARIES = 48 * 2**20  # loaded once training runs: torch's optimizers, the compiler they import
 MOMENTS = 2  # AdamW keeps two tensors per trainable parameter
 WHOLE_NUMBER_SUM = 2.5  # FrozenCheck, on a CPU: an int32 tensor as int64, and half of it once more
 
 
 class MemoryEstimate(BaseModel):
-    """Bytes that training takes at its peak.
+    """Peak bytes of a training.
 
     Attributes:
-        device: where they are taken.
-        baseline: what the process holds without the model (Python, libraries); 0 on CUDA.
+        device: the device.
+        baseline: the process without the model (Python, libraries); 0 on CUDA.
         parameters: the model's weights and buffers.
         gradients: of all trainable parameters.
         optimizer: AdamW's moments.
         activations: tensors that autograd keeps at the end of the longest batch's forward pass.
-        logits: output values of that batch, alive next to what autograd keeps.
-        phases: phase -> bytes on top of baseline and parameters.
+        logits: output values of that batch, alive in addition to activations.
+        phases: phase -> bytes in addition to baseline and parameters.
         total: the peak.
-        available: bytes that can still be had, this process's own included; None if unknown.
+        available: available bytes, including this process's own; None if unknown.
         rows, length: shape of the longest batch.
     """
 
@@ -62,11 +62,11 @@ class MemoryEstimate(BaseModel):
 
     @property
     def phase(self) -> str:
-        """The phase of the peak."""
+        """Return the phase of the peak."""
         return max(self.phases, key=lambda name: self.phases[name])
 
     def warning(self, processes: int = 1) -> str | None:
-        """Return what to say when that many processes like this one do not fit."""
+        """Return a warning if this many processes do not fit."""
         if self.available is None or self.total * processes <= self.available:
             return None
         many = f"{processes} processes of {readable(self.total)} each" if processes > 1 else ""
@@ -82,9 +82,9 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
     """Estimate the peak of training a session's last stage.
 
     Args:
-        target: a session, or anything that holds the same.
-        baseline: resident bytes of the process without the model; by default what is resident
-            now, less the model's own. 0 on CUDA.
+        target: a session, or an equivalent.
+        baseline: resident bytes of the process without the model; default: the current resident
+            bytes minus the model's. 0 on CUDA.
     """
     settings, stage = target.settings, target.method.stages[-1]
     learner = ModelLearner(target, stage)
@@ -96,7 +96,7 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
     trace.scale(scale)
     own = module_bytes(target.model) + sum(map(_resident_bytes, references.values()))
     _touch(target.model)
-    gc.collect()  # models that were let go hang in reference cycles
+    gc.collect()  # released models may be in reference cycles
     if device.type != "cpu":
         baseline = 0
     elif baseline is None:
@@ -142,7 +142,7 @@ def _sum_up(
 
 
 def longest_batch(target: Composed, learner: ModelLearner) -> list[int]:
-    """Numbers of the samples of the (micro-)batch of the first epoch that holds the most positions."""
+    """Return the sample indices of the first epoch's (micro-)batch with the most positions."""
     collator, settings = target.collator, target.settings
     lengths = [collator.length(sample) for sample in learner.samples]
     matched = learner.roles is not None and learner.roles.matched  # pairs stay together
@@ -157,7 +157,7 @@ def longest_batch(target: Composed, learner: ModelLearner) -> list[int]:
 def _affordable(
     target: Composed, learner: ModelLearner, chosen: list[int]
 ) -> tuple[TrainBatch, float]:
-    """Return the batch, or its longest rows where it is large, and how much larger the whole is."""
+    """Return the batch, or its longest rows if it is large, and the factor to the whole."""
     if learner.roles is not None and learner.roles.matched:
         pieces = target.settings.accumulate * target.settings.processes
         return learner.collate(chosen), 1 / pieces
@@ -167,12 +167,12 @@ def _affordable(
 
 
 def _resident_bytes(reference: Reference) -> int:
-    """Bytes that a reference adds: a folder's model, or the tensors kept from a stage's start."""
+    """Return a reference's bytes: a folder's model, or the tensors kept from a stage's start."""
     return sum(bytes_of(tensor) for tensor in reference.weights.values())
 
 
 def _touch(module: nn.Module) -> None:
-    """Read every weight once: files mapped into memory become resident, as they will in training."""
+    """Read every weight once: memory-mapped files become resident, as in training."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.device.type == "cpu" and parameter.numel():

@@ -1,4 +1,4 @@
-"""Which tensors a forward pass keeps for the backward pass, and the most that is alive in that pass."""
+"""Record the tensors that a forward pass keeps for the backward pass, and the latter's peak."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from modalign.training.references import Reference, readings
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.trainer import autocast
 
-IN_FLIGHT = 2  # gradients alive around one operation of the backward pass: coming in, going out
+IN_FLIGHT = 2  # gradients alive around one operation of the backward pass: incoming and outgoing
 
 
 @dataclass
 class MemoryTrace:
-    """Tensors kept for the backward pass, in the order in which they were kept.
+    """Tensors kept for the backward pass, in order.
 
     Attributes:
-        events: (storage, bytes of it) for activations, (parameter, -bytes) for weights that train.
+        events: (storage, bytes of it) for activations, (parameter, -bytes) for trained weights.
         logits: bytes of the outputs.
         unseen: bytes of trainable parameters that no operation kept.
         layer: bytes that recomputing one layer keeps, under gradient checkpointing.
@@ -41,16 +41,16 @@ class MemoryTrace:
 
     @property
     def kept(self) -> int:
-        """Bytes of activations at the end of the forward pass."""
+        """Return the bytes of activations at the end of the forward pass."""
         return int(sum({key: size for key, size in self.events if size > 0}.values()))
 
     def scale(self, factor: float) -> None:
-        """Make activations those of a batch that is larger by a factor."""
+        """Scale activations to a batch larger by a factor."""
         self.events = [(key, size * factor if size > 0 else size) for key, size in self.events]
         self.logits, self.layer = int(self.logits * factor), self.layer * factor
 
     def peak(self, gradients_exist: bool = False) -> int:
-        """Replay the backward pass; the most that is alive at once.
+        """Simulate the backward pass and return its peak.
 
         Args:
             gradients_exist: an earlier micro-batch has left its gradients.
@@ -79,9 +79,9 @@ def trace_forward(
     settings: TrainSettings,
     references: Mapping[str, Reference] = MappingProxyType({}),
 ) -> MemoryTrace:
-    """Run one forward pass and its objective; note every tensor that autograd keeps.
+    """Run one forward pass and its objective; record every tensor that autograd keeps.
 
-    The random state and the model are left as they were; nothing is computed backwards.
+    The random state and the model stay unchanged; no backward pass is run.
     """
     module, objective = learner.module, Objective.of(stage)
 
@@ -142,7 +142,7 @@ def _record(
 
 
 def _tied_gradient(module: nn.Module) -> int:
-    """A weight that is both embedding and projection has two gradients for a moment."""
+    """Return the bytes of a tied weight, which briefly has two gradients."""
     weights = []
     for name in ("get_input_embeddings", "get_output_embeddings"):
         layer = getattr(module, name, lambda: None)()
@@ -161,6 +161,6 @@ def bytes_of(tensor: Tensor) -> int:
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers; a storage that is shared counts once."""
+    """Bytes of a module's parameters and buffers; shared storage counts once."""
     tensors: Iterable[Tensor] = (*module.parameters(), *module.buffers())
     return sum({_key(t): t.untyped_storage().nbytes() for t in tensors}.values())

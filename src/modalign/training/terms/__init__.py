@@ -1,1 +1,1 @@
-"""The objective terms that come with modalign, a file per subject."""
+"""modalign's objective terms, a file per subject."""

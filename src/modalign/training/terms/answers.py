@@ -1,4 +1,4 @@
-"""Terms about the words of answers: learn them, or forget what records of a role say."""
+"""Terms about the text of answers: learn it, or forget that of a role."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 def cross_entropy(outputs: Any, batch: Any, references: Mapping[str, Any]) -> Tensor:
     """Next-token loss over supervised tokens.
 
-    ``outputs.logits`` (K, V) stand at the K supervised positions, ``batch.targets`` (K,) are their
+    ``outputs.logits`` (K, V) are at the K supervised positions, ``batch.targets`` (K,) are their
     ids, ``batch.num_supervised`` counts them over the whole batch.
     """
     loss = functional.cross_entropy(outputs.logits.float(), batch.targets, reduction="sum")
@@ -32,8 +32,8 @@ def ascent(
 ) -> Tensor:
     """Minus the next-token loss (gradient ascent, arXiv 2210.01504); without a limit it does not stop.
 
-    A token whose loss has reached ``limit`` nats is left alone. With ``cross_entropy`` on records to retain
-    it is "gradient difference".
+    Tokens whose loss has reached ``limit`` nats are ignored. Combined with ``cross_entropy`` on records to
+    retain it is "gradient difference".
     """
     losses = functional.cross_entropy(outputs.logits.float(), batch.targets, reduction="none")
     if limit is not None:
@@ -53,8 +53,8 @@ def npo(
     """Negative preference optimisation (arXiv 2404.05868), mean over records.
 
     (2 / beta) softplus(beta log(p / p_ref)), where p is the probability of a record's supervised tokens
-    together. At a small beta it is ascent; a record that is forgotten already (p far below p_ref) has no
-    gradient left.
+    together. At a small beta it is ascent; an already forgotten record (p far below p_ref) has no
+    gradient.
     """
     theirs = references[reference].logits
     width = min(outputs.logits.shape[-1], theirs.shape[-1])

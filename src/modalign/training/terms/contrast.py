@@ -17,8 +17,8 @@ from modalign.training.outputs import everyone
 def contrast(anchors: Tensor, positives: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """InfoNCE of P pairs in both directions, averaged: (P, D), (P, D), (P,) numbers of the pairs' groups.
 
-    -log softmax of cos(a_i, p_j) / temperature at j = i. Pairs of the same group hold the same thing and
-    are left out of each other's negatives.
+    -log softmax of cos(a_i, p_j) / temperature at j = i. Pairs of the same group have the same content and
+    are excluded from each other's negatives.
     """
     a, p = (functional.normalize(each.float(), dim=-1) for each in (anchors, positives))
     alike = a @ p.T / temperature
@@ -42,7 +42,7 @@ def info_nce(
     temperature: Annotated[float, Field(gt=0)] = 0.05,
     pooling: Literal["last", "mean"] = "last",
 ) -> Tensor:
-    """Anchors find their positives among those of the whole batch (CPC, arXiv 1807.03748; CLIP's symmetry).
+    """InfoNCE of anchors and positives over the whole batch (CPC, arXiv 1807.03748; symmetric as in CLIP).
 
     Needs a stage of matched roles; the vectors of all micro-batches and processes are contrasted.
     """

@@ -2,7 +2,7 @@
 
 Sources: distillation with a temperature (Hinton et al., arXiv 1503.02531); the generalised Jensen-Shannon
 divergence (GKD, arXiv 2306.13649); divergence at image positions and relations between them (LLaVA-KD,
-arXiv 2410.16236). Logits beyond a reference's own vocabulary are left out, and the rest is renormalised.
+arXiv 2410.16236). Logits beyond a reference's vocabulary are dropped, and the rest is renormalised.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def divergence(logits: Tensor, reference: Tensor, temperature: float, beta: floa
 
     With P the reference's and Q the model's distribution at a temperature, and M = beta P + (1 - beta) Q:
     beta KL(P || M) + (1 - beta) KL(Q || M); at beta 0 its slope KL(P || Q), at beta 1 KL(Q || P). Times
-    the temperature's square, which keeps gradients as large as at temperature 1.
+    the squared temperature, which keeps the scale of gradients.
     """
     width = min(logits.shape[-1], reference.shape[-1])
     q = (logits[:, :width].float() / temperature).log_softmax(-1)
@@ -71,7 +71,7 @@ def _divergence_term(rows: str, count: str) -> Callable[..., Tensor]:
     return term
 
 
-# At supervised positions, and at those that media take: any number of media in a record.
+# At supervised positions and at media positions, for any number of media in a record.
 for _name, _rows, _count in (
     ("kl_answer", "logits", "num_supervised"),
     ("kl_visual", "media_logits", "num_media_positions"),
@@ -85,7 +85,7 @@ def relation(
 ) -> Tensor:
     """1 - cos(vec(Z Z'), vec(T T')) of a record's logits at media positions, mean over records with media.
 
-    Z (I, V) are the model's, T the reference's: how alike its positions are to each other.
+    Z (I, V) are the model's, T the reference's: the similarities between positions.
     """
     own, theirs = outputs.media_logits.float(), references[reference].media_logits.float()
     width = min(own.shape[-1], theirs.shape[-1])
@@ -114,16 +114,16 @@ def hidden(
 ) -> Tensor:
     """Distance of hidden states from the reference's, mean over positions (FitNets, arXiv 1412.6550).
 
-    ``cosine`` is 1 - cos, ``mse`` the mean over the D values of the squared difference. Layer 0 are the
-    embeddings, n what the n-th decoder layer gives, -1 what the last one gives, before the final norm.
-    The reference's layer is the same unless it is given.
+    ``cosine`` is 1 - cos, ``mse`` the mean over the D values of the squared difference. Layer 0 is the
+    embeddings, n the output of the n-th decoder layer, -1 that of the last one, before the final norm.
+    The reference's layer defaults to the same.
     """
     own = outputs.hidden(layer, at).float()
     assert reference_layer is not None
     theirs = references[reference].hidden(reference_layer, at).float()
     if own.shape != theirs.shape:
         raise UsageError(
-            f"the term hidden compares states of one width; the model's are {own.shape[-1]} wide, those "
+            f"the term hidden compares states of one width; the model's have width {own.shape[-1]}, those "
             f"of the reference {reference!r} {theirs.shape[-1]}"
         )
     if distance == "mse":

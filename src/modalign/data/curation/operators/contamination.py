@@ -134,7 +134,6 @@ class _Judge(Judge):
         return f"{share:.0%} of its n-grams are in the evaluation data: {example!r}"
 
     def _grams(self, row: Row) -> tuple[list[str], list[int]]:
-        """Return the distinct n-grams of a row's text, and their hashes."""
         n = self._settings.ngram
         if n is None:
             return [], []
@@ -165,7 +164,6 @@ def _evaluation_rows(
 
 
 def _member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Return which values occur in a sorted array."""
     if not ordered.size:
         return np.zeros(len(values), dtype=bool)
     index = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)

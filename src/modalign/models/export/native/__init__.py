@@ -78,7 +78,6 @@ def no_such_target(target: str, *others: str) -> str:
 
 
 def _named(model: ModalignForConditionalGeneration) -> str:
-    """Return the target of the model's only connector."""
     if len(model.connectors) != 1:
         found = " and ".join(model.connectors) or "no modality besides text"
         raise NotNativeError(f"no transformers class supports {found}")

@@ -84,7 +84,6 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
 
 
 def _tower(encoder: HuggingFaceTower) -> tuple[Blip2VisionConfig, dict[str, Tensor]]:
-    """Return configuration and tensors of the tower in BLIP-2's form."""
     tower = encoder.tower
     if not isinstance(tower, Blip2VisionModel | ViTModel):
         raise NotNativeError(
@@ -145,7 +144,6 @@ def _vit_state(tower: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _qformer_state(qformer: QFormer) -> dict[str, Tensor]:
-    """Map the Q-Former's tensors to Blip2's names."""
     modules: dict[str, nn.Module] = {"layernorm": qformer.norm}
     for number, layer in enumerate(typed(qformer.layers, QFormerLayer)):
         prefix = f"encoder.layer.{number}."

@@ -243,7 +243,6 @@ _RESAMPLER_NAMES = {
 
 
 def _resampler(core: ResamplerCore, prefix: str) -> dict[str, Tensor]:
-    """Map the resampler's tensors to Idefics's names."""
     state = {f"{prefix}latents": core.latents.detach()}
     for key, value in core.norm.state_dict().items():
         state[f"{prefix}layer_norm.{key}"] = value

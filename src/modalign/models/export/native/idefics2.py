@@ -108,7 +108,6 @@ def _check_sizes(connector: SwigluResampler, text: PreTrainedConfig) -> None:
 
 
 def _connector_state(resampler: SwigluResampler, hidden: int) -> dict[str, Tensor]:
-    """Map the resampler's tensors to Idefics2's names."""
     perceiver = "perceiver_resampler."
     state = _swiglu(resampler.enter, "modality_projection.", hidden)
     state[perceiver + "latents"] = resampler.latents

@@ -72,7 +72,6 @@ def build(model: ModalignForConditionalGeneration, processor: ModalignProcessor)
 
 
 def _matrix(connector: nn.Module) -> tuple[Tensor, int]:
-    """Return the matrix (D, k^2 d) over folded features, and k."""
     if type(connector) is PixelShuffleLinearConnector:
         _check_square(connector.widths.grid)
         return connector.projection.weight, connector.options.factor

@@ -1,6 +1,6 @@
-"""What the process gives up before it sees a program: files, capabilities, resources, system calls.
+"""Give up files, capabilities, resources and system calls before running a program.
 
-By then everything it needs is imported, so that nothing has to be left visible.
+Everything needed is already imported, so nothing has to stay visible.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _EINVAL = 22
 
 
 class ConfinementError(Exception):
-    """The fence does not stand."""
+    """The fence does not work."""
 
 
 def confine(limits: dict[str, Any], outside: dict[str, str], strict: bool) -> None:
-    """Give everything up, and try whether it is really gone.
+    """Give everything up, and check that it is really gone.
 
     Args:
         limits: ``memory`` in bytes, ``cpu`` in seconds.
-        outside: the namespaces of whoever started the process. Where they are named, this process must
-            be in others, and puts an empty read-only file system in the place of the machine's.
-        strict: the kernel must hold the fence; else what it offers is taken.
+        outside: the namespaces of the starting process. If given, this process must be in others, and
+            replaces the machine's file system by an empty read-only one.
+        strict: the kernel must provide the fence; otherwise use what it offers.
 
     Raises:
-        ConfinementError: something could not be given up, or is still there.
+        ConfinementError: something could not be given up, or is still available.
     """
     try:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -69,14 +69,14 @@ def _checked(status: int, what: str) -> None:
 
 
 def _check_namespaces(outside: dict[str, str]) -> None:
-    """Be sure that what is done next is not done to the machine itself."""
+    """Check that the following steps cannot affect the machine itself."""
     for name, link in outside.items():
         if os.readlink(f"/proc/self/ns/{name}") == link:
             raise ConfinementError(f"the {name} namespace is the machine's own")
 
 
 def _enter_empty_root(libc: ctypes.CDLL, pivot_root: int) -> None:
-    """Mount an empty file system over a folder, make it the root, and let go of the old one.
+    """Mount an empty file system over a folder, make it the root, and detach the old one.
 
     ``pivot_root(".", ".")`` stacks the old root on the new one, where it is detached: pivot_root(2), Notes.
     """
@@ -94,10 +94,10 @@ def _enter_empty_root(libc: ctypes.CDLL, pivot_root: int) -> None:
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """No capability is left, not even over the namespaces, and none can be got again."""
+    """Drop all capabilities, including those over the namespaces, irrevocably."""
     for capability in range(64):
         if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            if ctypes.get_errno() == _EINVAL:  # past the last one
+            if ctypes.get_errno() == _EINVAL:  # after the last one
                 break
             _checked(-1, "prctl(PR_CAPBSET_DROP)")
     _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
@@ -122,13 +122,13 @@ def _limit(limits: dict[str, Any]) -> None:
 
 
 def _try_fence(libc: ctypes.CDLL) -> None:
-    """Open the root, make a socket and a process: none may work."""
+    """Try to open the root, a socket and a process: all must fail."""
     for what, status in (
         ("open", libc.open(b"/", os.O_RDONLY)),
         ("socket", libc.socket(2, 1, 0)),
         ("fork", libc.fork()),
     ):
         if status == 0 and what == "fork":
-            os._exit(1)  # the child that should not be
+            os._exit(1)  # the child that should not exist
         if status >= 0:
             raise ConfinementError(f"{what} still works")

@@ -1,8 +1,8 @@
 """The Python that a program may be written in: RestrictedPython's, without classes and imports of files.
 
-RestrictedPython rewrites the program so that every attribute, item and assignment asks a guard; names
-and attributes that begin with ``_`` do not exist. Two things that programs do all the time and it
-refuses are put in its words first: annotations are dropped, ``counts[key] += 1`` becomes an assignment.
+RestrictedPython rewrites the program so that every attribute, item and assignment passes a guard; names
+and attributes that begin with ``_`` do not exist. Two common constructs that it refuses are rewritten first:
+annotations are dropped, ``counts[key] += 1`` becomes an assignment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from RestrictedPython.Guards import (
 
 NAME = "<program>"
 ANSWER = "answer"
-FINAL = "final_value"  # where the value of a last line that is an expression goes
+FINAL = "final_value"  # variable for the value of a final expression
 
 _TAKEN_OUT = {"__build_class__", "_getattr_", "setattr", "delattr", "id"}
 _ADDED = (
@@ -68,7 +68,7 @@ _IN_PLACE: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 class _Facade:
-    """Chosen names of a module, without the module: its own imports are not reachable."""
+    """Selected names of a module; its own imports are not reachable."""
 
     def __init__(self, module: Any, names: str) -> None:
         for name in names.split():
@@ -99,7 +99,7 @@ class _Simplify(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        """``a[i] += x`` is ``a[i] = a[i] + x`` where ``a[i]`` calls nothing, so that twice is as once."""
+        """``a[i] += x`` is ``a[i] = a[i] + x`` where ``a[i]`` calls nothing, so twice is safe."""
         self.generic_visit(node)
         target = node.target
         if not isinstance(target, ast.Subscript):
@@ -121,10 +121,10 @@ class _Policy(RestrictingNodeTransformer):
 
 
 def compile_program(source: str, restricted: bool) -> CodeType:
-    """A program as code; the value of a last line that is an expression is kept under ``FINAL``.
+    """Compile a program; the value of a final expression is stored in ``FINAL``.
 
     Raises:
-        SyntaxError: it is not Python, or holds something that is not allowed.
+        SyntaxError: it is not Python, or contains something that is not allowed.
     """
     tree = ast.parse(source, NAME)
     if tree.body and isinstance(last := tree.body[-1], ast.Expr):
@@ -149,7 +149,7 @@ def names_for(write: Callable[[str], None], functions: Mapping[str, Any]) -> dic
     """
 
     class Printer:
-        """What RestrictedPython turns ``print`` into."""
+        """RestrictedPython's replacement for ``print``."""
 
         def __init__(self, _getattr_: Any = None) -> None:
             pass

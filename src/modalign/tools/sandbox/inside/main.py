@@ -1,7 +1,8 @@
-"""The sandboxed process: confine, take one program, run it, say what came of it; in lines of JSON.
+"""The sandboxed process: confine, receive one program, run it, report the outcome, in lines of JSON.
 
-Out ``{"ready": true}`` or ``{"refused": why}``; in the task; out ``{"call": name, "arguments": {...}}``
-for each tool call, in ``{"result": ...}`` or ``{"error": ...}``; out ``{"done": {...}}`` at the end.
+It writes ``{"ready": true}`` or ``{"refused": why}`` and reads the task. For each tool call it writes
+``{"call": name, "arguments": {...}}`` and reads ``{"result": ...}`` or ``{"error": ...}``. At the end it writes
+``{"done": {...}}``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Pipes:
         self.sent.flush()
 
     def receive(self) -> Any:
-        """Read one line; without one there is nobody left to work for."""
+        """Read one line; exit if the other side is gone."""
         line = self.received.readline()
         if not line:
             os._exit(1)
@@ -43,21 +44,23 @@ class Pipes:
 
 
 class Printed:
-    """Printed text, of at most so many characters."""
+    """Printed text, of bounded length."""
 
     def __init__(self, limit: int) -> None:
         self.parts: list[str] = []
         self.room = limit
 
     def write(self, text: str) -> None:
-        """Keep what there is room for."""
+        """Keep as much as fits."""
         if self.room > 0:
-            kept = str.__getitem__(text, slice(self.room))  # a text of a class of the program's own
+            kept = str.__getitem__(
+                text, slice(self.room)
+            )  # may be a subclass defined by the program
             self.parts.append(kept)
             self.room -= len(kept)
 
     def text(self) -> str:
-        """All of it."""
+        """Return the text."""
         return "".join(self.parts)
 
 
@@ -78,7 +81,7 @@ def main() -> None:
 
 
 def _channel() -> Pipes:
-    """Take stdin and stdout for the conversation; whatever else writes there writes nowhere."""
+    """Take stdin and stdout for the protocol; other output to them is discarded."""
     received, sent = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -104,7 +107,7 @@ def _outcome(task: dict[str, Any], channel: Pipes, printed: Printed) -> dict[str
         exec(code, names)
     except MemoryError:
         failure = {"kind": "memory", "message": "out of memory"}
-    except BaseException as error:  # SystemExit and its like too
+    except BaseException as error:  # including SystemExit
         failure = {"kind": "raised", "message": _message(error)}
     if failure is None:
         return _answer(names)
@@ -154,7 +157,7 @@ def _message(error: BaseException) -> str:
 
 
 def _said(error: BaseException) -> str:
-    """An error's message; its text may be an endless one, or raise an error of its own."""
+    """An error's message; its text may be endless, or raise an error itself."""
     try:
         return str.__str__(str(error))
     except BaseException as failure:
@@ -162,7 +165,7 @@ def _said(error: BaseException) -> str:
 
 
 def _tool(name: str, order: list[str], channel: Pipes) -> Callable[..., Any]:
-    """Return a function of the program that asks the other process."""
+    """Return a function for the program that calls the other process."""
 
     def call(*values: Any, **arguments: Any) -> Any:
         if len(values) > len(order):

@@ -1,7 +1,7 @@
-"""A list of the system calls that remain, through libseccomp; every other one fails with EPERM.
+"""An allow list of system calls, through libseccomp; every other call fails with EPERM.
 
 libseccomp knows the numbers of calls on each architecture and is on practically every Linux machine
-(apt and systemd need it); its Python binding on PyPI is not kept, and five functions by ctypes do.
+(apt and systemd need it). Its Python binding on PyPI is unmaintained; five functions by ctypes suffice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 
-# What the interpreter itself still needs: memory, the two pipes, time, signals, its end. No file is
+# What the interpreter itself still needs: memory, the two pipes, time, signals, exit. No file is
 # opened, nothing is executed, no process or thread is made, no signal is sent, no socket exists.
 ALLOWED = (
     "read", "write", "close", "lseek", "fstat",
@@ -44,22 +44,22 @@ def library() -> ctypes.CDLL:
 
 
 def number(loaded: ctypes.CDLL, name: str) -> int:
-    """The number of a system call here; negative where this architecture has none of that name."""
+    """The number of a system call here; negative if this architecture has none of that name."""
     return int(loaded.seccomp_syscall_resolve_name(name.encode()))
 
 
 def load_filter(loaded: ctypes.CDLL) -> None:
-    """Confine this process for good (``no_new_privs`` is set as well).
+    """Confine this process irrevocably (``no_new_privs`` is set as well).
 
     Raises:
-        OSError: the kernel does not take the filter.
+        OSError: the kernel refuses the filter.
     """
     context = loaded.seccomp_init(_FAIL_WITH_EPERM)
     if not context:
         raise OSError("seccomp_init failed")
     for name in ALLOWED:
         call = number(loaded, name)
-        if call < 0:  # not on this architecture
+        if call < 0:  # not available on this architecture
             continue
         if status := loaded.seccomp_rule_add(context, _ALLOW, call, 0):
             raise OSError(-status, f"seccomp_rule_add({name}) failed")
