@@ -10,6 +10,8 @@ import pytest
 from compared import Compared, results
 from modalign.comparison.assemble import Gathered, assemble, seen_in_training, shown_part
 from modalign.comparison.job import JobResult, load_scores
+from modalign.comparison.prepared import prepare
+from modalign.errors import UsageError
 
 KEPT = {"rank", "candidate", "val_accuracy", "learning_rate", "trials", "flops", "seconds", "name"}
 
@@ -109,3 +111,22 @@ def test_who_does_not_beat_the_majority_is_said(compared: Compared, prepared, tm
     notes = assemble(gathered, compared.config, prepared.methods).notes
     assert notes[0].startswith("Not every method is better")
     assert notes[0].endswith(f"no difference was found, or a worse figure, for {one}.")
+
+
+def test_a_larger_budget_is_asked_of_the_curves(compared: Compared, prepared):
+    config = compared.config.model_copy(update={"plan_for": "100000samples"})
+    gathered = Gathered(prepared.splits, results(prepared), compared.out / "runs")
+    found = assemble(gathered, config, prepared.methods).plan
+    assert found is not None
+    assert found.budget == "100000samples"
+    assert "100,000 samples" in found.words
+    if found.methods:
+        assert {each.method for each in found.methods} <= {m.name for m in prepared.methods}
+        assert sum(each.best for each in found.methods) == pytest.approx(1)
+    assert compared.comparison.plan is None
+
+
+def test_a_plan_for_less_is_refused_before_anything_is_read(compared: Compared, tmp_path):
+    config = compared.config.model_copy(update={"plan_for": "10samples"})
+    with pytest.raises(UsageError, match="10samples is not larger than --budget"):
+        prepare(config, tmp_path, compared.cache)

@@ -44,7 +44,7 @@ def test_the_price_is_named_beside_a_dearer_and_a_cheaper_method():
     given = answers({"mid": 0.9, "dear": 0.85, "cheap": 0.6}, items=2000)
     costs = {
         "mid": cost(inference=27e6, tokens=9, parameters=34_000),
-        "dear": cost(inference=60e6, tokens=36, parameters=34_000),
+        "dear": cost(inference=60e6, tokens=36, parameters=1_000),  # in parameters it is not
         "cheap": cost(inference=9e6, tokens=9, parameters=34_000),
     }
     found = rec.recommend(given, costs)

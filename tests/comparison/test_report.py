@@ -18,12 +18,13 @@ from rich.console import Console
 from modalign.comparison import recommendation
 from modalign.comparison.report import charts, report_of, view, write_report
 from modalign.comparison.report.quantities import COSTS, QUALITY, RANKING, SERVING, YES_NO, places
-from modalign.comparison.results import Comparison
+from modalign.comparison.results import Comparison, Crossing, Foretold, Plan
 from modalign.comparison.table import comparison_table, hallucination_table
 from modalign.numbers import words as fmt
 from modalign.numbers.estimate import Estimate
 from modalign.pages.figures import LEAST_SHARE
 from modalign.pages.markdown import escape
+from modalign.training.budget import Budget
 from pages.browser import in_browser, opened, overhanging, violations
 
 
@@ -280,6 +281,28 @@ def test_without_questions_of_yes_and_no_there_is_no_section(comparison):
     assert hallucination_table(without) is None
 
 
+def test_a_plan_is_in_both_forms(comparison):
+    ends = {"low": 0.7, "high": 0.95, "n": 800}
+    foretold = Foretold(
+        method="mlp",
+        accuracy=Estimate(value=0.87, **ends),
+        best=0.41,
+        rate=0.52,
+        past=Estimate(value=0.38, low=0.1, high=1.3, n=800, unit="nats"),
+        happened=0.253,
+    )
+    crossing = Crossing(leader="mlp", behind="ldp", budget=84_000, probability=0.52)
+    told = "The curves cannot tell which method is best at 50,000 samples."
+    plan = Plan(
+        budget="50000samples", method=None, words=told, methods=[foretold], crossings=[crossing]
+    )
+    made = comparison.model_copy(update={"plan": plan})
+    for text in (html_of(made), markdown_of(made)):
+        for words in (told, "Foretold for 50,000 samples", "87.0 %", "41.0 %", "84 k", "52.0 %"):
+            assert words in text
+    assert "At a larger budget" not in markdown_of(comparison)
+
+
 def test_empty_comparison_renders():
     bare = empty()
     assert "No method could be recommended" in html_of(bare)
@@ -430,4 +453,4 @@ def test_every_field_is_documented():
     [("20000samples", "20,000 samples"), ("10m", "10 min"), ("3e14flops", "300 TFLOPs")],
 )
 def test_a_budget_is_written_for_people(given: str, words: str) -> None:
-    assert view.budget_words(given) == words
+    assert Budget.parse(given).words() == words

@@ -47,6 +47,10 @@ def compare(
         bool, typer.Option("--resume", help="Continue in --out; finished methods are kept.")
     ] = False,
     overwrite: options.Overwrite = False,
+    plan_for: Annotated[
+        str | None,
+        typer.Option(help="A larger budget: which method would be best there? (docs/report.md)"),
+    ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +95,7 @@ def compare(
         "seeds": int(seeds) if seeds and seeds.isdecimal() else seeds,
         "confidence": confidence,
         "total": total,
+        "plan_for": plan_for,
         "seed": seed,
         "jobs": jobs,
         "methods": methods and methods.split(","),
@@ -129,6 +134,8 @@ def compare(
         stdout.print(f"{found.price}\n{confidence_words(found)}", markup=False, highlight=False)
     elif found:
         saved = f"No method is recommended, see above. Best so far, {found.best}"
+    if comparison.plan is not None:
+        stdout.print(comparison.plan.words, markup=False, highlight=False)
     if comparison.schedule is not None:
         stdout.print(comparison.schedule.words, markup=False, highlight=False)
     stderr.print(

@@ -15,6 +15,7 @@ from modalign.comparison.accuracies import Asked, add_accuracies, untrained
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.hallucination import MAJORITY, hallucination, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
+from modalign.comparison.planning import plan
 from modalign.comparison.published import check
 from modalign.comparison.racing import Total
 from modalign.comparison.recommendation import (
@@ -39,7 +40,7 @@ from modalign.evaluation.guessing import BlindGuess
 from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import Difference, compare_all, compare_with
-from modalign.numbers.trainings import estimate_means
+from modalign.numbers.trainings import estimate_means, hierarchical_bootstrap
 from modalign.starter.build import WEIGHTS
 from modalign.training.budget import Budget
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
@@ -177,6 +178,14 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         recommendation = recommend(found.answers, found.costs, groups=groups_of(splits.val))
         advice = what_to_change(results[recommendation.best], setting)
         recommendation = checked(recommendation, found.against, advice)
+    planned = None
+    if config.plan_for is not None:
+        known = (
+            hierarchical_bootstrap(found.answers, groups=groups_of(splits.val))
+            if found.answers
+            else None
+        )
+        planned = plan(list(results.values()), known, config.budget, config.plan_for)
     correct = {name: gathered.scores(name, kind)[:, trained] for name in working}
     fixed = untrained(finished)
     pairs = compare_all(correct, groups=_take(groups_of(judged), trained), fixed=fixed)
@@ -187,6 +196,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         references=references(splits.train, judged),
         differences=pairs,
         hallucination=_hallucination(gathered, working, judged, kind, fixed),
+        plan=planned,
         contradictions=check(ordered, pairs, config.training.llm),
         examples=[],
         setting=setting,

@@ -36,7 +36,8 @@ from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.progress import Progress
 from modalign.runs import command_line, run_folder
 
-SCHEDULING = ("seeds", "confidence", "total")  # fields that a resumed comparison may change
+# Fields that a resumed comparison may change.
+SCHEDULING = ("seeds", "confidence", "total", "plan_for")
 
 
 def compare(

@@ -49,6 +49,8 @@ class CompareConfig(Experiment):
             three trainings per method.
         seed: shifts everything that is random: the trainings' seeds, and the split where validation data is
             set aside. Comparisons under two shifts share nothing but the data.
+        plan_for: a larger budget, for which the learning curves are asked which method is best
+            (:mod:`modalign.comparison.planning`).
         recipes: named recipes that every connector is crossed with, or ``all``; those that name one
             (``mlp+captions_first``) stay as they are.
         jobs: methods trained at the same time, each in a process with its share of the cores.
@@ -60,6 +62,7 @@ class CompareConfig(Experiment):
     confidence: float = Field(default=0.9, gt=0, lt=1)
     total: str | None = None
     seed: NonNegativeInt = 0
+    plan_for: str | None = None
     recipes: list[str] = Field(default_factory=list)
     jobs: NonNegativeInt = 0
     examples: NonNegativeInt = 8

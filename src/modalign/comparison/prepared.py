@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modalign.comparison.config import CompareConfig
+from modalign.comparison.planning import plan_budget
 from modalign.data.modalities import blank_like
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.stored import MediaOf, StoredSamples, write_samples
@@ -105,6 +106,8 @@ def prepare(
     for method in methods:
         check_stages(method.stages, everywhere=True)
     Budget.parse(config.budget)
+    if config.plan_for is not None:
+        plan_budget(config.plan_for, config.budget)
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities, config.seed)
     splits = that_fit(splits, config.parts, config.data, progress)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -297,23 +297,23 @@ def price(
     ]
     dearer = [name for name in drawn.observed if keys[name] > keys[chosen]]
     cheaper = [name for name in drawn.observed if keys[name] < keys[chosen]]
-    for others in (dearer, cheaper):
+    for others, furthest in ((dearer, max), (cheaper, min)):
         if others:
             other = max(others, key=lambda name: drawn.observed[name])
             gap = difference_estimate(drawn, other, chosen)
-            told.append(f"{other} costs {_beside(costs[other], cost)} for {_gap(gap)}.")
+            told.append(f"{other} costs {_beside(costs[other], cost, furthest)} for {_gap(gap)}.")
     return " ".join(told)
 
 
-def _beside(cost: Cost, other: Cost) -> str:
-    """A cost beside another, where they are furthest apart: ``four times the tokens``."""
+def _beside(cost: Cost, other: Cost, furthest: Callable[..., str]) -> str:
+    """A cost beside another, where it is most above it (``max``) or below: ``four times the tokens``."""
     pairs = (
         ("tokens", cost.tokens, other.tokens),
         ("trainable parameters", cost.trainable_parameters, other.trainable_parameters),
         ("compute per answer", cost.inference_flops, other.inference_flops),
     )
     ratios = {what: one / two for what, one, two in pairs if one and two}
-    what = max(ratios, key=lambda each: abs(math.log(ratios[each])), default="")
+    what = furthest(ratios, key=lambda each: ratios[each], default="")
     if not what or abs(ratios[what] - 1) < 0.05:
         return "about as much"
     return fmt.times(ratios[what], what)

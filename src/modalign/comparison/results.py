@@ -174,6 +174,36 @@ class Schedule(_Strict):
     words: str
 
 
+class Foretold(_Strict):
+    """A method at a larger budget, from its learning curves."""
+
+    method: str
+    accuracy: Estimate  # on validation questions
+    best: float  # probability that it is the best there
+    rate: float  # at which log losses fell, per log of samples
+    past: Estimate  # loss foretold from its trial for the end of training, at the others' rates
+    happened: float  # the loss there
+
+
+class Crossing(_Strict):
+    """Two methods whose order is foretold to turn."""
+
+    leader: str  # now
+    behind: str
+    budget: float  # at which they are level, in the budget's unit
+    probability: float  # that it has turned at the larger budget
+
+
+class Plan(_Strict):
+    """What learning curves foretell for a larger budget."""
+
+    budget: str
+    method: str | None  # the best there; None: the curves cannot tell
+    words: str
+    methods: list[Foretold] = Field(default_factory=list)
+    crossings: list[Crossing] = Field(default_factory=list)
+
+
 class Contradiction(_Strict):
     """A place where our ordering and a published one disagree, or agree, or cannot be compared."""
 
@@ -235,6 +265,7 @@ class Comparison(_Strict):
     differences: list[Difference]
     hallucination: Hallucination | None = None
     schedule: Schedule | None = None
+    plan: Plan | None = None  # where a larger budget was asked about
     contradictions: list[Contradiction]
     examples: list[Example]
     setting: Setting

@@ -17,6 +17,8 @@ from modalign.comparison.report.quantities import (
     ALL_COSTS,
     ANSWER,
     BLANK,
+    CROSSINGS,
+    FORETOLD,
     INFERENCE,
     NAME,
     QUALITY,
@@ -86,6 +88,7 @@ def report_of(comparison: Comparison) -> Report:
             "budget.",
             [figure] if (figure := curve_figure(comparison)) else [],
         ),
+        _plan(comparison),
         _differences(comparison),
         _literature(comparison),
         _examples(comparison),
@@ -238,6 +241,39 @@ def _codes(comparison: Comparison) -> Section:
         else []
     )
     return Section("codes", "Codes", lead, parts)
+
+
+def _plan(comparison: Comparison) -> Section:
+    found = comparison.plan
+    if found is None:
+        return Section("plan", "At a larger budget", "", [])
+    parts: list[Part] = [Words("plan-words", "", "/plan/words", [found.words])]
+    if found.methods:
+        parts.append(
+            tabulate(
+                (
+                    "plan-table",
+                    f"Foretold for {Budget.parse(found.budget).words()}",
+                    "/plan/methods",
+                ),
+                FORETOLD,
+                found.methods,
+                sortable=True,
+            )
+        )
+    if found.crossings:
+        parts.append(
+            tabulate(
+                ("crossings", "Where the order is foretold to turn", "/plan/crossings"),
+                CROSSINGS,
+                found.crossings,
+            )
+        )
+    lead = (
+        "From the learning curves: each goes on at a rate between its own and the mean of all, as uncertain as "
+        "rates differ among the methods."
+    )
+    return Section("plan", "At a larger budget", lead, parts)
 
 
 def _differences(comparison: Comparison) -> Section:

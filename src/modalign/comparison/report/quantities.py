@@ -194,6 +194,24 @@ YES_NO = (
     Quantity("F1", "f1", meaning="harmonic mean of precision and recall"),
     Quantity("Says yes", "yes_rate", meaning="share of questions answered yes"),
 )
+FORETOLD = (
+    Quantity("Method", "method"),
+    Quantity("Accuracy there (95 %)", "accuracy", "share", "on validation questions", drawn=True),
+    Quantity("Best there", "best", "share", "probability that it is the best"),
+    Quantity("Rate", "rate", "score", "of the fall of log losses, from the trial to the end"),
+    Quantity(
+        "Loss foretold by the trial",
+        "past",
+        meaning="for the end of training, from its trial and the rates of the other methods",
+    ),
+    Quantity("Loss that happened", "happened"),
+)
+CROSSINGS = (
+    Quantity("Leads now", "leader"),
+    Quantity("Is behind now", "behind"),
+    Quantity("Level at", "budget", "count", "in the unit of the budget"),
+    Quantity("Turned by then", "probability", "share", "probability at the larger budget"),
+)
 TRAININGS = (
     Quantity("Method", "method.name"),
     Quantity("Seed", "run.seed", "count"),
