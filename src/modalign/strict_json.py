@@ -63,18 +63,18 @@ DECODER = _Decoder(
 
 
 def is_deep(value: Any) -> bool:
-    """Whether more than `DEPTH` lists and objects are nested."""
-    level = [value]
-    for _ in range(DEPTH + 1):
-        level = [
-            inner
+    """Tell whether more than `DEPTH` lists and objects are nested, or one contains itself (as in YAML)."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEPTH):
+        # Each once: YAML's aliases make one object of many, and a few lines could mean billions.
+        inner = {
+            id(item): item
             for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return True
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        }
+        level = list(inner.values())
+    return bool(level)
 
 
 def _has_half(value: Any) -> bool:

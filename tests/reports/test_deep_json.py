@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from modalign.configuration import assigned, read_fields
+from modalign.configuration import assigned, read_fields, read_yaml
 from modalign.data.readers import read_records
 from modalign.data.records import Media
 from modalign.data.synthesis.templates import load_templates
@@ -157,3 +157,17 @@ def test_configurations(tmp_path: Path, text: str) -> None:
 def test_a_date_that_does_not_exist_is_no_traceback() -> None:
     with pytest.raises(UsageError, match="not YAML"):
         assigned(["a=2026-13-45"])
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "&a [*a, *a]", "&a {b: *a, c: {d: *a}}"])
+def test_a_value_within_itself_is_too_deep(text: str) -> None:
+    with pytest.raises(ValueError, match=r"within one another|nested"):
+        read_yaml(text)
+
+
+def test_aliases_are_looked_at_once() -> None:
+    """Of `lines` each has ten of the one before: 10 ** 20 values in a kilobyte."""
+    lines = ["l0: &l0 [x]"] + [
+        f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 21)
+    ]
+    assert len(read_yaml("\n".join(lines))["l20"]) == 10

@@ -21,7 +21,7 @@ from modalign.serving.engine import open_engine
 from modalign.serving.gateway import GatewayEngine, open_gateway
 from modalign.serving.requests import Engine, PromptError, QueueFullError, Sampling
 from serving import backend
-from serving.collected import Heard, ask_all
+from serving.collected import Heard, ask, ask_all
 
 NEW = 6
 
@@ -127,6 +127,31 @@ def test_the_wire_carries_the_whole_templated_prompt(parts: Any) -> None:
     assert body["stream"] is True
     assert body["stop_token_ids"]
     assert "messages" not in body
+
+
+def test_requests_before_a_backend_are_apart(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temperature that overflows is greedy, and whatever one request's answer raises ends that one."""
+    model, processor, folder = parts
+    take = GatewayEngine._take
+
+    def fails(engine: GatewayEngine, asked: Any, chunk: Any) -> Any:
+        if asked.sampling.seed == 7:
+            raise ValueError("a chunk that cannot be")
+        return take(engine, asked, chunk)
+
+    monkeypatch.setattr(GatewayEngine, "_take", fails)
+    with (
+        backend.running(model.language_model, processor.tokenizer) as server,
+        opened(folder, server.url) as engine,
+    ):
+        prompt = engine.text_prompt("how many")
+        asked = [ask(engine, prompt, max_tokens=NEW, seed=seed) for seed in (6, 7, 8)]
+        cold = ask(engine, prompt, max_tokens=NEW, temperature=5e-38, logprobs=1)
+        said = [heard.wait() for heard in (*asked, cold)]
+        assert {body["temperature"] for body in server.bodies} == {0.0}
+    assert said[1].finished.error == "ValueError: a chunk that cannot be"
+    assert said[0].text == said[2].text == said[3].text
+    assert [heard.finished.reason == "error" for heard in said] == [False, True, False, False]
 
 
 def test_a_continuation_is_told_as_the_whole_model_tells_it(parts: Any) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -76,6 +77,27 @@ def test_a_signal_lets_running_answers_end(number: int) -> None:
     assert run(engine, act)[0] == 0
     assert said.endswith(b"data: [DONE]\n\n")
     assert b'"finish_reason":"stop"' in said
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_twenty_four_running_answers_are_finished(stream: bool) -> None:
+    engine = FakeEngine(steps=1, max_batch=24)
+
+    def act(url: str) -> None:
+        def one(_: int) -> str:
+            asked = {"prompt": "a", "stream": stream}
+            return httpx2.post(f"{url}/v1/completions", json=asked, timeout=30).text
+
+        with ThreadPoolExecutor(24) as pool:
+            answers = [pool.submit(one, number) for number in range(24)]
+            engine.wait_for(lambda: len(engine.running) == 24)
+            os.kill(os.getpid(), signal.SIGTERM)
+            refused(url)
+            engine.allow(None)
+            assert all('"finish_reason":"stop"' in answer.result() for answer in answers)
+
+    assert run(engine, act)[0] == 0
+    assert not any(row.cancelled for row in engine.submitted)
 
 
 def refused(url: str) -> None:
