@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modalign.cli import options
+
+if TYPE_CHECKING:
+    from modalign.comparison.config import CompareConfig
 
 
 @options.configures
@@ -58,6 +61,12 @@ def compare(
             help="A report.json: run one of its trainings again and say whether it gives the same bits.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Train nothing; say what it would take, from a few measured steps."
+        ),
+    ] = False,
     json_output: options.Json = False,
 ) -> None:
     """Compare ways of joining a modality to a language model, under one budget.
@@ -80,10 +89,12 @@ def compare(
     - `modalign compare experiment.yaml --out runs/mine --resume`
 
     - `modalign compare --verify runs/mine/report.json` : does one training give the same bits here?
+    - `modalign compare experiment.yaml --dry-run`
     """
     from modalign.cli.console import LiveTable, bars, print_json, quiet_libraries, stderr, stdout
     from modalign.comparison.compare import compare as run
     from modalign.comparison.config import load_config
+    from modalign.comparison.dry_run import expected_trainings
     from modalign.comparison.report.view import confidence_words
     from modalign.comparison.table import comparison_table, hallucination_table
 
@@ -104,7 +115,10 @@ def compare(
     changes |= {name: value for name, value in own.items() if value is not None}
     with bars() as progress:
         resolved, changed = load_config(config, changes, progress)
-    with LiveTable() as table:
+    if dry_run:
+        _forecast(resolved, json_output)
+        return
+    with LiveTable(expected_trainings(resolved, len(resolved.resolved()))) as table:
         comparison = run(
             resolved,
             out=out,
@@ -159,3 +173,35 @@ def _verify(report: Path, json_output: bool) -> None:
             stdout.print(line, markup=False, highlight=False)
     if not found.same:
         raise typer.Exit(1)
+
+
+def _forecast(config: CompareConfig, json_output: bool) -> None:
+    """Print what a comparison would take."""
+    from rich.table import Table
+
+    from modalign.cli.console import bars, print_json, stderr, stdout
+    from modalign.comparison.dry_run import dry_run
+    from modalign.memory import readable
+    from modalign.numbers.words import seconds, size
+
+    with bars() as progress:
+        found = dry_run(config, progress=progress)
+    if json_output:
+        print_json(found.model_dump_json(indent=2))
+        return
+    table = Table(title="one training of each method, from a few measured steps")
+    table.add_column("method", no_wrap=True)
+    for header in ("time", "of it starting and scoring", "memory", "disk"):
+        table.add_column(header, justify="right")
+    for method in found.methods:
+        times = (seconds(method.seconds), seconds(method.fixed))
+        table.add_row(method.name, *times, readable(method.memory), size(method.disk))
+    stdout.print(table)
+    for name, why in found.failures.items():
+        stderr.print(f"{name}: cannot be trained: {why}", markup=False, highlight=False)
+    stdout.print(
+        f"\nThe whole: at most about {seconds(found.seconds)} for {found.trainings} trainings, {found.workers} "
+        f"at a time, with {readable(found.memory)} of memory and {size(found.disk)} on the disk.",
+        markup=False,
+        highlight=False,
+    )

@@ -21,11 +21,13 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 
+from modalign.numbers import words
 from modalign.visible import visible
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Console(rich.console.Console):
 # Everything for people goes to the error stream: standard output is for results.
 stderr = Console(stderr=True)
 PIPED_WIDTH = 110
+SILENCE = 15.0  # seconds between two lines about a long step, where there is no terminal
 _piped = not Console().is_terminal and "COLUMNS" not in os.environ
 stdout = Console(width=PIPED_WIDTH if _piped else None)
 
@@ -69,30 +72,61 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-class Bars:
-    """Named progress bars, created on first use: ``bars(name, done, total)``."""
+def left_words(seconds: float, share: float) -> str:
+    """``34 %, about 2 min left``: how much is done, and what is left at the pace so far."""
+    said = f"{share:.0%}"
+    if share <= 0 or seconds < 1:
+        return said
+    left = seconds * (1 - share) / share
+    return f"{said}, about {words.seconds(left)} left" if share < 1 else said
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+
+class Bars:
+    """Named progress bars, made on first mention: ``bars(name, done, total)``.
+
+    Where the error stream is no terminal, a line now and then says how far a long step is.
+    """
+
+    def __init__(self, progress: Progress | None, tell: bool = True) -> None:
+        self.progress, self.tell = progress, tell
         self.tasks: dict[str, TaskID] = {}
+        self.began: dict[str, float] = {}
+        self.told = time.monotonic()
 
     def __call__(self, name: str, done: int, total: int) -> None:
         """Set one bar."""
-        key = name.partition(" (")[0]  # the rest, such as a loss, changes
+        key = name.partition(" (")[0]  # what follows, a loss for one, changes as it goes
+        if self.progress is None:
+            self._line(key, name, done, total)
+            return
         if key not in self.tasks:
             self.tasks[key] = self.progress.add_task(name, total=total)
         self.progress.update(self.tasks[key], description=name, completed=done, total=total)
 
+    def _line(self, key: str, name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began = self.began.setdefault(key, now)
+        if not self.tell or not total or now - self.told < SILENCE:
+            return
+        self.told = now
+        said = left_words(now - began, done / total)
+        stderr.print(f"{name}: {said}", markup=False, highlight=False, soft_wrap=True)
+
 
 @contextmanager
 def bars(enabled: bool = True) -> Iterator[Bars]:
-    """Show progress bars in a context."""
+    """Progress bars for as long as the context lasts."""
+    if not stderr.is_terminal:
+        yield Bars(None, enabled)
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr, disable=not enabled) as progress:
         yield Bars(progress)
@@ -101,10 +135,17 @@ def bars(enabled: bool = True) -> Iterator[Bars]:
 class LiveTable:
     """The live table of a comparison: a row per method with progress, loss and result.
 
-    If the error stream is not a terminal (a log file, CI), a line is printed per event instead.
+    Where the error stream is not a terminal (a log file, CI) a line is printed per event instead, with the share
+    that is done and the time left, and now and then between events.
+
+    Args:
+        expected: trainings that there will be, as far as is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int = 0) -> None:
+        self.expected = expected
+        self.training_since: float | None = None
+        self.told = time.monotonic()
         self.rows: dict[Job, dict[str, str | float]] = {}
         self.live: Live | None = None
         self.began = time.monotonic()
@@ -123,7 +164,7 @@ class LiveTable:
     def _table(self) -> Table:
         seconds = time.monotonic() - self.began
         table = Table(
-            title=f"comparing, {seconds // 60:.0f} min {seconds % 60:02.0f} s",
+            title=f"comparing, {seconds // 60:.0f} min {seconds % 60:02.0f} s; {self.ahead()}",
             caption="\n".join(filter(None, (self.standing, self.doing))),
             expand=False,
         )
@@ -143,6 +184,13 @@ class LiveTable:
             )
         return table
 
+    def ahead(self) -> str:
+        """How much of all trainings is done, and about how long the rest takes."""
+        done = sum(float(row["fraction"]) for row in self.rows.values())
+        total = max(self.expected, len(self.rows), 1)
+        since = self.training_since
+        return left_words(0.0 if since is None else time.monotonic() - since, done / total)
+
     def prepare(self, name: str, done: int, total: int) -> None:
         """Show work before, between and after the jobs."""
         if self.live is None and name != self.doing.partition(":")[0]:
@@ -150,6 +198,7 @@ class LiveTable:
         self.doing = f"{name}: {done} of {total}" if done < total else name
 
     def _say(self, text: str) -> None:
+        self.told = time.monotonic()
         if self.live is None:
             stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -159,8 +208,10 @@ class LiveTable:
         self._say(said)
 
     def started(self, job: Job) -> None:
-        """Show that a job's process was started."""
-        self.doing = ""  # the work before the jobs is done
+        """A job's process was started."""
+        self.doing = ""  # what came before the jobs is over
+        if self.training_since is None:
+            self.training_since = time.monotonic()
         self.rows[job] = {"stage": "loading", "fraction": 0.0, "loss": ""}
         self._say(f"{job.name}: started")
 
@@ -177,6 +228,9 @@ class LiveTable:
             "fraction": min(progress.fraction, 1.0),
             "loss": progress.loss,
         }
+        if time.monotonic() - self.told > SILENCE:
+            job, share = progress.job, min(progress.fraction, 1.0)
+            self._say(f"{job.name}: {progress.stage} {share:.0%}; in all {self.ahead()}")
 
     def finished(self, job: Job, result: JobResult) -> None:
         """Show that a job ended."""
@@ -190,4 +244,4 @@ class LiveTable:
         detail = f", validation loss {loss:.3f}" if isinstance(loss, float) else ""
         if result.failure:
             detail = f": {result.failure}"
-        self._say(f"{job.name}: {done}{detail}")
+        self._say(f"{job.name}: {done}{detail}; in all {self.ahead()}")

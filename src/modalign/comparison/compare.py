@@ -32,6 +32,7 @@ from modalign.comparison.results import Comparison, Schedule
 from modalign.comparison.runner import Silent, Watcher, refuse_unguarded, run_jobs
 from modalign.comparison.winner import examples, save_winner
 from modalign.errors import ModalignError
+from modalign.models.quiet import quietly
 from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.progress import Progress
 from modalign.runs import command_line, run_folder
@@ -40,6 +41,7 @@ from modalign.runs import command_line, run_folder
 SCHEDULING = ("seeds", "confidence", "total", "plan_for")
 
 
+@quietly()
 def compare(
     config: str | Path | CompareConfig | None = None,
     *,

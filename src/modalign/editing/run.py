@@ -27,6 +27,7 @@ from modalign.files import check_free
 from modalign.lengths import declared_length
 from modalign.models.asking import tokenizer_of
 from modalign.models.open import open_model
+from modalign.models.quiet import quietly
 from modalign.patches import applied, check_tokenizer, load_patch, save_patch
 from modalign.patches.patch import Patch
 from modalign.progress import Progress
@@ -82,6 +83,7 @@ class RunResult:
     seconds: float
 
 
+@quietly()
 def run_edit(
     request: RunRequest,
     progress: Progress | None = None,

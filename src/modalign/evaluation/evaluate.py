@@ -26,6 +26,7 @@ from modalign.files import write_atomically
 from modalign.models.asking import modalities_of, tokenizer_of
 from modalign.models.encoders.loading import acceptance
 from modalign.models.open import open_model
+from modalign.models.quiet import quietly
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
@@ -77,6 +78,7 @@ class _JudgedPass:
     scores: Sequence[Score]
 
 
+@quietly()
 def evaluate_model(
     folder: Path,
     data: str,

@@ -36,6 +36,7 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import decoder_layers, hidden_size
 from modalign.models.pretrained import check_vocabulary, read_pretrained
 from modalign.models.processing import ModalignProcessor
+from modalign.models.quiet import quietly
 from modalign.models.templates import (
     adds_tokens,
     let_template_add_tokens,
@@ -69,6 +70,7 @@ class LanguageModel:
     stored: torch.dtype = torch.float32
 
 
+@quietly()
 def load_language_model(
     name: str,
     dtype: torch.dtype = torch.float32,

@@ -27,9 +27,11 @@ from modalign.models.asking import Reader, tokenizer_of
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.folder import load_model
 from modalign.models.pretrained import check_vocabulary, read_pretrained
+from modalign.models.quiet import quietly
 from modalign.models.tool_text import ToolReader, saved_tools
 
 
+@quietly()
 def open_model(
     name: Path | str, dtype: torch.dtype | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, Reader]:

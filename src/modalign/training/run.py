@@ -12,6 +12,7 @@ from modalign.cache import cache_directory
 from modalign.evaluation.guessing import BlindGuess
 from modalign.memory import return_freed_memory
 from modalign.models.export import save_model, verify_saved
+from modalign.models.quiet import quietly
 from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training import checkpoint
@@ -55,6 +56,7 @@ class TrainResult:
         return {**asdict(self), "folder": str(self.folder)}
 
 
+@quietly()
 def train_method(
     name: str,
     parts: Parts,

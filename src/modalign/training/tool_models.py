@@ -11,6 +11,7 @@ from modalign.errors import ModalignError
 from modalign.files import new_folder
 from modalign.models.export.folder import savable, stored_as
 from modalign.models.pretrained import read_pretrained
+from modalign.models.quiet import quietly
 from modalign.models.tool_text import save_tools
 from modalign.training.session import Session
 
@@ -25,6 +26,7 @@ plain transformers loads only the language model.
 """
 
 
+@quietly()
 def save_with_tools(session: Session, folder: Path, card: str = "") -> None:
     """Write a tool method's model, and check that it loads with the same weights.
 

@@ -34,6 +34,7 @@ from modalign.hashing import tokenizer_hash
 from modalign.lengths import declared_length
 from modalign.models.asking import tokenizer_of
 from modalign.models.open import open_model
+from modalign.models.quiet import quietly
 from modalign.numbers.pairs import resamples_for
 from modalign.progress import Progress
 from modalign.runs import RunFolder, command_line, run_folder
@@ -42,6 +43,7 @@ from modalign.version import __version__
 Say = Callable[[str], None]
 
 
+@quietly()
 def compare_edits(
     request: CompareRequest, progress: Progress | None = None, said: Say = lambda message: None
 ) -> EditComparison:

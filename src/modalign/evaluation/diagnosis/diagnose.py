@@ -34,6 +34,7 @@ from modalign.evaluation.guessing import blind_guess
 from modalign.models.asking import tokenizer_of
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import open_model
+from modalign.models.quiet import quietly
 from modalign.numbers.sampling import Sampling
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
@@ -43,6 +44,7 @@ RECORDS = 200  # MIR's authors find 100 enough
 FEWEST = 4  # records of a modality below which nothing is said about it
 
 
+@quietly()
 def diagnose(
     folder: Path,
     data: str,

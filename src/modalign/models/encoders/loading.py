@@ -13,6 +13,7 @@ from modalign.data.validation import Check
 from modalign.encoders.base import EncoderError, Prepared, SignalEncoder
 from modalign.encoders.registry import prepare_signals
 from modalign.errors import UsageError
+from modalign.models.quiet import quietly
 
 
 @dataclass
@@ -75,6 +76,7 @@ def _loader(modality: str) -> Any:
     return importlib.import_module(modality_of(modality).loader)
 
 
+@quietly()
 def load_encoder(
     modality: str,
     name: str | None,

@@ -39,6 +39,7 @@ from modalign.models.pretrained import check_vocabulary, read_pretrained
 from modalign.models.processing import ModalignProcessor
 from modalign.models.processing_idefics import ModalignIdeficsProcessor
 from modalign.models.processing_voxtral import ModalignVoxtralProcessor
+from modalign.models.quiet import quietly
 
 PROCESSORS = (ModalignProcessor, ModalignIdeficsProcessor, ModalignVoxtralProcessor)
 
@@ -67,6 +68,7 @@ class SavedModel:
     notes: tuple[str, ...] = ()
 
 
+@quietly()
 def save_model(
     model: ModalignForConditionalGeneration,
     processor: ModalignProcessor,
@@ -274,6 +276,7 @@ def widest_dtype(model: nn.Module) -> torch.dtype:
     return dtype
 
 
+@quietly()
 def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a saved model with its processor, in evaluation mode.
 

@@ -45,6 +45,7 @@ from modalign.models.export.verify import (
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import takes_media
 from modalign.models.probe import Conversation, observe
+from modalign.models.quiet import quietly
 from modalign.models.tool_text import TOOLS
 from modalign.progress import Progress
 
@@ -104,6 +105,7 @@ class _Source:
         return isinstance(self.model, ModalignForConditionalGeneration)
 
 
+@quietly()
 def export_model(
     source: Path | str,
     out: Path | str,

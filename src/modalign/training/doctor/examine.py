@@ -9,6 +9,7 @@ from modalign.data.modalities import modality_of
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
 from modalign.memory import readable, resident, return_freed_memory
+from modalign.models.quiet import quietly
 from modalign.progress import Progress
 from modalign.training.budget import Budget
 from modalign.training.doctor.checks_data import attempt, examine_data, examine_text
@@ -28,6 +29,7 @@ MUCH_PADDING = 0.3
 FEW_STEPS = 50
 
 
+@quietly()
 def examine(
     parts: Parts,
     data: DataFiles,

@@ -1,0 +1,187 @@
+"""What a comparison will take, before it is run: measured on a few steps of every method, then extrapolated.
+
+Every method is trained for a few steps and scored as it will be, in processes of their own as in the
+comparison. What does not depend on the budget (starting, scoring) is measured as it is, seconds per
+sample are multiplied by the budget.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from modalign.cache import cache_directory
+from modalign.comparison.config import CompareConfig
+from modalign.comparison.job import Job, JobResult
+from modalign.comparison.prepared import prepare
+from modalign.comparison.racing import BEGINNING, USUAL, Total
+from modalign.comparison.runner import JobProgress, run_jobs
+from modalign.errors import ModalignError
+from modalign.models.quiet import quietly
+from modalign.progress import Progress
+from modalign.runs import RECORD, run_folder
+from modalign.training.budget import Budget
+from modalign.training.trainable import PartCount
+
+STEPS = 8  # of every method, its learning-rate trials included
+
+
+class MethodForecast(BaseModel):
+    """One training of one method.
+
+    Attributes:
+        fixed: seconds that it takes whatever the budget: starting, scoring.
+        seconds: all of it.
+        memory: bytes at the peak.
+        disk: bytes that it leaves.
+    """
+
+    name: str
+    fixed: float
+    seconds: float
+    memory: int
+    disk: int
+
+
+class Forecast(BaseModel):
+    """A whole comparison.
+
+    Attributes:
+        trainings: of all methods together, at most.
+        seconds: of the whole, with so many ``workers`` at a time.
+        memory: bytes of all workers together.
+        disk: bytes of the folder; encoders' features are in the cache by now.
+        failures: method -> why it cannot be trained.
+    """
+
+    methods: list[MethodForecast]
+    trainings: int
+    workers: int
+    seconds: float
+    memory: int
+    disk: int
+    failures: dict[str, str] = {}
+
+
+class _Clock:
+    """When every job began and ended; others are told as well."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.began: dict[Job, float] = {}
+        self.took: dict[Job, float] = {}
+        self.progress, self.total = progress, total
+        if progress:
+            progress("measuring methods", 0, total)
+
+    def started(self, job: Job) -> None:
+        self.began[job] = time.monotonic()
+
+    def described(self, job: Job, parts: list[PartCount]) -> None:
+        """Nothing is measured here."""
+
+    def advanced(self, progress: JobProgress) -> None:
+        """Nothing is measured here."""
+
+    def decided(self, said: str) -> None:
+        """Nothing is measured here."""
+
+    def finished(self, job: Job, result: JobResult) -> None:
+        self.took[job] = time.monotonic() - self.began.get(job, time.monotonic())
+        if self.progress:
+            self.progress("measuring methods", len(self.took), self.total)
+
+
+@quietly()
+def dry_run(
+    config: CompareConfig, *, cache: Path | None = None, progress: Progress | None = None
+) -> Forecast:
+    """Measure a few steps of every method, and say what the whole will take.
+
+    Args:
+        config: of the comparison.
+        cache: of encoder features, which are computed here if they are not there yet.
+        progress: told how far it is.
+
+    Raises:
+        UsageError, DataError: as :func:`~modalign.comparison.compare.compare`.
+        ModalignError: no method can be trained.
+    """
+    cache = cache or cache_directory()
+    small = config.model_copy(
+        update={"budget": f"{STEPS * config.training.batch_size}samples", "examples": 0}
+    )
+    with tempfile.TemporaryDirectory(prefix="modalign-dry-run-") as name:
+        out = Path(name) / "run"
+        with run_folder(out, small.model_dump(mode="json")) as folder:
+            prepared = prepare(small, out, cache, progress)
+            folder.begin()
+            prepared.store()
+            clock = _Clock(progress, len(prepared.methods))
+            jobs = [
+                Job(out, method.name, config.first_seed, config.first_seed)
+                for method in prepared.methods
+            ]
+            found = run_jobs(jobs, config.workers, config.threads, cache, clock, filled=True)
+            working = [job for job in jobs if found[job].failure is None]
+            own = [_forecast(config, found[job], clock.took[job], job.run) for job in working]
+            shared = _size(path for path in out.iterdir() if path.name not in ("runs", RECORD))
+    failures = {job.method: found[job].failure or "" for job in jobs if job not in working}
+    if not own:
+        raise ModalignError("; ".join(f"{name}: {why}" for name, why in failures.items()))
+    return _whole(config, own, failures, shared)
+
+
+def _forecast(
+    config: CompareConfig, result: JobResult, wall: float, folder: Path
+) -> MethodForecast:
+    budget = Budget.parse(config.budget)
+    spent = float(getattr(result, budget.kind)) or 1.0
+    trains = result.seconds * budget.amount / spent if result.samples else 0.0
+    fixed = max(wall - result.seconds, 0.0)
+    return MethodForecast(
+        name=result.method,
+        fixed=fixed,
+        seconds=fixed + trains,
+        memory=result.peak_memory or 0,
+        disk=_size([folder]),
+    )
+
+
+def _whole(
+    config: CompareConfig, methods: list[MethodForecast], failures: dict[str, str], shared: int
+) -> Forecast:
+    """All trainings; those that a race adds are the costliest method's, as nobody knows yet whose they are."""
+    each = config.seeds if isinstance(config.seeds, int) else BEGINNING
+    longest = max(method.seconds for method in methods)
+    trainings = expected_trainings(config, len(methods))
+    added = trainings - each * len(methods)
+    seconds = each * sum(method.seconds for method in methods) + added * longest
+    disk = max(method.disk for method in methods)
+    return Forecast(
+        methods=methods,
+        trainings=trainings,
+        workers=config.workers,
+        seconds=max(seconds / config.workers, longest),
+        memory=sum(sorted((m.memory for m in methods), reverse=True)[: config.workers]),
+        disk=shared + trainings * disk,
+        failures=failures,
+    )
+
+
+def expected_trainings(config: CompareConfig, methods: int) -> int:
+    """Trainings of a comparison of so many methods; at most, where a race may end earlier."""
+    if isinstance(config.seeds, int):
+        return config.seeds * methods
+    total = Total.parse(config.total) if config.total else None
+    most = int(total.amount) if total and total.kind == "trainings" else USUAL * methods
+    return max(most, BEGINNING * methods)
+
+
+def _size(paths: Iterable[Path]) -> int:
+    """Bytes of files, and of all files of folders."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    return sum(file.stat().st_size for file in files if file.is_file())
