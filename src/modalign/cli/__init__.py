@@ -24,6 +24,7 @@ from modalign.cli import (
     methods,
     options,
     patch,
+    report,
     serve,
     starter,
     tools,
@@ -75,7 +76,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
         "starter": starter.app,
     },
     "Correct": {"edit": edit.app, "patch": patch.app},
-    "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose},
+    "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose, "report": report.report},
     "Use": {"ask": ask.ask, "serve": serve.serve, "export": export.export, "tools": tools.app},
     "Data": {"data": data.app},
 }
