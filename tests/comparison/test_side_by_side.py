@@ -58,7 +58,7 @@ def test_settings_and_methods_of_both(compared: Compared, tmp_path: Path, cli):
     code, out, _ = cli("report", compared.out, other, "--out", tmp_path / "page", "--json")
     assert code == 0
     assert json.loads(out) == json.loads((tmp_path / "page" / "report.json").read_text())
-    assert "llm_mode was" in (tmp_path / "page" / "report.md").read_text()
+    assert "budget was" in (tmp_path / "page" / "report.md").read_text()
 
 
 def test_other_questions_have_no_difference(compared: Compared, tmp_path: Path):
