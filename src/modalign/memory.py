@@ -54,6 +54,11 @@ def resident() -> int:
     return _status("VmRSS")
 
 
+def virtual() -> int:
+    """Bytes of this process's address space that are mapped."""
+    return _status("VmSize")
+
+
 def peak_resident() -> int:
     """Return the peak bytes of this process in main memory.
 

@@ -102,6 +102,7 @@ class FakeEngine:
 
     script: Script = lambda prompt, sampling: ("Hello", " there", "!")
     modalities: tuple[str, ...] = modality_names()
+    signals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_length: int = 4096
     takes_tools: bool = True
     max_batch: int = 4
@@ -261,4 +262,4 @@ def served(
         thread.join(10)
         listener.close()
         engine.close()
-        service.pool.shutdown(wait=False)
+        service.close()

@@ -9,6 +9,8 @@ import typer
 
 from modalign.cli import options
 
+MAX_RATE = 60  # frames a second of the longest video
+
 
 def serve(
     model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
@@ -85,6 +87,10 @@ def serve(
             help="Maximum seconds of a request's sound, and of its video.",
         ),
     ] = 600.0,
+    decode_seconds: Annotated[
+        float,
+        typer.Option("--decode-seconds", min=0.1, help="Longest that a request's media decode."),
+    ] = 30.0,
     drain_seconds: Annotated[
         float,
         typer.Option(
@@ -137,6 +143,8 @@ def serve(
         image_pixels=max_pixels,
         audio_seconds=max_seconds,
         video_seconds=max_seconds,
+        video_frames=round(MAX_RATE * max_seconds),
+        decode_seconds=decode_seconds,
         url_bytes=body,
     )
     settings = Settings(

@@ -20,14 +20,14 @@ import numpy as np
 
 from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, opened
+from modalign.data.signals import SignalError, opened, too_much_memory
 from modalign.errors import UsageError, extra, first_line
 
 MAX_SECONDS = 600.0
 RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong
 MAX_AMPLITUDE = 32.0  # times full scale (30 dB); larger values are not on the scale of floats
 CANCELLED = 1e-3  # share of the channels' level; the mean of channels in opposite phase is below it
-BLOCK = 65_536  # samples per channel decoded at a time
+BLOCK = 65_536  # samples decoded at a time, of all channels together if there are many
 
 # Only plain audio formats: no playlists, scripts or other programs' data.
 SOUNDFILE_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "MP3", "OGG", "AIFF", "AU", "CAF")
@@ -55,13 +55,31 @@ def open_audio(
     """
     with ExitStack() as stack:
         recording = _recording(media, stack)
-        blocks = list(_mono(recording, media, max_seconds or MAX_SECONDS, crop))
-    samples = np.concatenate(blocks)
-    if recording.rate != rate:
-        samples = _library("soxr").resample(samples, recording.rate, rate, quality="HQ")
+        blocks = _mono(recording, media, max_seconds or MAX_SECONDS, crop)
+        if recording.rate != rate:
+            blocks = _resampled(blocks, recording.rate, rate)
+        samples = np.concatenate(list(blocks))
     if not len(samples):
         _refuse(media, f"less than one sample at {rate} Hz: remove the row")
     return samples
+
+
+def _resampled(blocks: Iterator[np.ndarray], given: int, wanted: int) -> Iterator[np.ndarray]:
+    """The same as resampling all at once; what a header says of its rate never fills the memory."""
+    stream = _library("soxr").ResampleStream(given, wanted, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def decode_audio(media: Media, spec: dict[str, Any]) -> np.ndarray:
+    """Read a clip as an encoder takes it: mono, at its rate.
+
+    Raises:
+        SignalError: it cannot be read, or is longer than the encoder takes.
+    """
+    crop = spec["longer"] == "crop"
+    return open_audio(media, spec["rate"], spec["max_seconds"], crop=crop)
 
 
 def check_audio(media: Media, *, max_seconds: float = MAX_SECONDS) -> None:
@@ -180,6 +198,8 @@ def _mono(
 def _decoded(recording: _Recording, media: Media) -> Iterator[np.ndarray]:
     try:
         yield from recording.blocks
+    except MemoryError:
+        raise too_much_memory(media) from None
     except Exception as error:  # damage can cause any exception in a decoder
         _refuse(media, f"damaged audio ({first_line(error)}): copy it again")
 
@@ -241,7 +261,8 @@ def _by_soundfile(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recordin
 
 
 def _soundfile_blocks(file: Any) -> Iterator[np.ndarray]:
-    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+    size = max(BLOCK // file.channels, 1)
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
         yield block
 
 
@@ -290,7 +311,7 @@ def _by_pyav(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording:
     if not container.streams.audio:
         _refuse(media, "the file contains no audio: remove the row")
     track = container.streams.audio[0]
-    if not track.rate:
+    if track.codec_context is None or not track.rate:
         _refuse(media, "damaged audio (no sample rate): copy it again")
     return _Recording(track.rate, None, _pyav_blocks(av, container, track))
 
@@ -312,6 +333,7 @@ AUDIO = Modality(
     endings=(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".aif"),
     further_parts=("input_audio",),
     amounts=seconds,
+    decode=decode_audio,
     title="A language model that hears",
     chat_part='{"type": "audio", "audio": samples}',
     chat_note="samples: (S,) float32 at the encoder's rate",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import io
-from contextlib import suppress
-from typing import BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, beginning, opened, refuse_thin
+from modalign.data.signals import SignalError, beginning, opened, refuse_thin, too_much_memory
+from modalign.errors import first_line
 
 MAX_PIXELS = 64_000_000
+MAX_SCANS = 100  # of a progressive JPEG, each over all pixels; cameras write about ten
+_SCAN = b"\xff\xda"  # begins a scan; cannot occur in coded pixels
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
 # Only pixel formats: no plug-ins that start a program (EPS) or draw vectors.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
@@ -36,6 +41,13 @@ def open_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise SignalError(
             media, f"cannot be converted to RGB ({error}): save it as PNG or JPEG"
         ) from None
+    except MemoryError:
+        raise too_much_memory(media) from None
+
+
+def decode_image(media: Media, spec: dict[str, Any]) -> Image.Image:
+    """Decode an image for an encoder's processor, which resizes it."""
+    return open_image(media)
 
 
 def check_image(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -55,15 +67,26 @@ def stored_size(media: Media) -> tuple[int, int]:
     Raises:
         SignalError: missing, or not an image.
     """
-    try:
-        with opened(media) as stream, Image.open(stream, formats=_formats()) as image:
-            return image.size
-    except UnidentifiedImageError:
-        raise SignalError(
-            media, "not a known image format: give PNG, JPEG or WebP", "not-an-image"
-        ) from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SignalError(media, f"has no readable header ({error})", "not-an-image") from None
+    with _header(media) as (image, _):
+        return image.size
+
+
+@contextmanager
+def _header(media: Media) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Open an image without decoding it; give it and its bytes."""
+    with opened(media) as stream:
+        try:
+            image = Image.open(stream, formats=_formats())
+        except UnidentifiedImageError:
+            raise SignalError(
+                media, "not a known image format: give PNG, JPEG or WebP", "not-an-image"
+            ) from None
+        except Exception as error:  # damage can cause any exception in a reader
+            raise SignalError(
+                media, f"has no readable header ({first_line(error)})", "not-an-image"
+            ) from None
+        with image:
+            yield image, stream
 
 
 def blank_image(width: int, height: int) -> Media:
@@ -80,9 +103,11 @@ def blank_like(media: Media) -> Media:
 
 def pixels(media: Media) -> list[Amount]:
     """Return the amount that a server limits: the pixels according to the header."""
-    width, height = stored_size(media)
-    refuse_thin(media, width, height)
-    return [Amount("image_pixels", width * height, f"{width} x {height} pixels")]
+    with _header(media) as (image, stream):
+        count, sides = _to_decode(image)
+        refuse_thin(media, *image.size)
+        _refuse_scans(image, stream, media)
+    return [Amount("image_pixels", count, f"{sides} pixels")]
 
 
 def _decode(media: Media, max_pixels: int, *, small: bool = False) -> Image.Image:
@@ -91,6 +116,7 @@ def _decode(media: Media, max_pixels: int, *, small: bool = False) -> Image.Imag
         try:
             image = Image.open(stream, formats=_formats())
             _refuse_too_large(image, media, max_pixels)
+            _refuse_scans(image, stream, media)
             if small:
                 image.draft("RGB", (1, 1))
             image.load()
@@ -102,6 +128,8 @@ def _decode(media: Media, max_pixels: int, *, small: bool = False) -> Image.Imag
             raise SignalError(
                 media, f"{error} Shrink it or remove the row.", "image-too-large"
             ) from None
+        except MemoryError:
+            raise too_much_memory(media) from None
         except Exception as error:  # damage can cause any exception in a decoder
             raise SignalError(
                 media, f"truncated or damaged image ({error}): copy it again"
@@ -116,13 +144,38 @@ def _formats() -> tuple[str, ...]:
 
 
 def _refuse_too_large(image: Image.Image, media: Media, max_pixels: int) -> None:
-    width, height = image.size
-    refuse_thin(media, width, height)
-    if width * height > max_pixels:
+    refuse_thin(media, *image.size)
+    count, sides = _to_decode(image)
+    if count > max_pixels:
         raise SignalError(
             media,
-            f"{width} x {height} = {width * height:,} pixels, more than the limit of "
-            f"{max_pixels:,}: shrink it",
+            f"{sides} = {count:,} pixels, more than the limit of {max_pixels:,}: shrink it",
+            "image-too-large",
+        )
+
+
+def _to_decode(image: Image.Image) -> tuple[int, str]:
+    """Return how many pixels a decoder allocates, and the sides in words: a TIFF's tiles are whole ones."""
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(_TILE_WIDTH), tags.get(_TILE_LENGTH)
+    width, height = (
+        -(-side // whole) * whole if isinstance(whole, int) and whole > 0 else side
+        for side, whole in zip(image.size, tile, strict=True)
+    )
+    tiles = "" if (width, height) == image.size else "tiles of "
+    return width * height, f"{tiles}{width} x {height}"
+
+
+def _refuse_scans(image: Image.Image, stream: BinaryIO, media: Media) -> None:
+    """Refuse a JPEG of which every one of many scans is decoded over the whole picture."""
+    if not image.info.get("progressive"):
+        return
+    stream.seek(0)
+    scans = stream.read().count(_SCAN)
+    if scans > MAX_SCANS:
+        raise SignalError(
+            media,
+            f"a progressive JPEG of {scans} scans, more than the limit of {MAX_SCANS}: save it anew",
             "image-too-large",
         )
 
@@ -184,6 +237,7 @@ IMAGE = Modality(
     raw_patches=True,
     any_size=True,
     amounts=pixels,
+    decode=decode_image,
     picture=Media.read,
     title="A language model that sees",
     chat_part='{"type": "image", "url": "photo.jpg"}',

@@ -86,6 +86,8 @@ class Modality:
         any_size: whether its encoder takes every medium that can be opened; otherwise media are decoded for
             the encoder before training.
         amounts: amounts that a server limits before decoding; None: only the request's bytes.
+        decode: decodes a medium like the loader's ``decode``, without importing the loader, so that a server can
+            decode in a separate process. None: the server uses the loader's, in its own process.
         picture: makes the bytes of a picture of a medium, for reports; None: reports show only the question.
         no_noise: why a noise medium is undefined; empty if it is defined.
         title: of a model card: "A language model that sees".
@@ -107,6 +109,7 @@ class Modality:
     raw_patches: bool = False
     any_size: bool = False
     amounts: Callable[[Media], list[Amount]] | None = None
+    decode: Callable[[Media, dict[str, Any]], Any] | None = None
     picture: Callable[[Media], bytes] | None = None
     no_noise: str = ""
     title: str = "A language model and its senses"

@@ -53,6 +53,7 @@ class Media:
         annotations: structured notes about this signal (boxes, a scene, a transcript). Only tools read them;
             they do not affect the signal's identity.
         source: for messages, the row that a medium without a path was read from.
+        decoded: the result of its loader's ``decode``, if another process has already decoded it.
     """
 
     modality: str
@@ -60,6 +61,7 @@ class Media:
     data: bytes | None = field(default=None, repr=False)
     annotations: Any = field(default=None, repr=False, hash=False, compare=False)
     source: Source | None = field(default=None, repr=False, hash=False, compare=False)
+    decoded: Any = field(default=None, repr=False, hash=False, compare=False)
 
     def read(self) -> bytes:
         """Return the encoded bytes (a PNG file's, say)."""

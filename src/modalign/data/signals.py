@@ -69,6 +69,11 @@ def missing(media: Media) -> SignalError:
     )
 
 
+def too_much_memory(media: Media) -> SignalError:
+    """What is raised where decoding needs more memory than there is, or than is allowed."""
+    return SignalError(media, "decoding it takes more memory than there is: shrink it, or cut it")
+
+
 def beginning(stream: BinaryIO) -> str | None:
     """Return the text at the start of a file of unknown format, for messages; None if it is empty."""
     stream.seek(0)

@@ -35,6 +35,7 @@ from modalign.data.video_container import decoded_frames, opened_video, pyav
 from modalign.errors import UsageError, choose
 
 MAX_PIXELS = 33_177_600  # of a frame: 7680 x 4320
+MARGIN = 2  # frames are kept at no less than this many times the side that an encoder reads
 MAX_FRAMES = 200_000  # of a video, kept or not: 111 minutes at 30 frames a second
 
 
@@ -95,6 +96,13 @@ def open_video(
     return Clip(np.stack(kept), np.array(times) - timeline.times[0])
 
 
+def decode_video(media: Media, spec: dict[str, Any]) -> Clip:
+    """Decode the frames that an encoder looks at, shrunk where they are far larger than it needs."""
+    resize = spec["pixels"]["resize"]
+    side = None if resize is None else MARGIN * int(np.max(resize))
+    return open_video(media, spec["frames"], spec["sampling"], smallest_side=side)
+
+
 def check_video(
     media: Media, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
 ) -> None:
@@ -137,11 +145,12 @@ def grey_video(width: int, height: int, times: np.ndarray) -> Media:
 
 
 def amounts(media: Media) -> list[Amount]:
-    """Return the amounts that a server limits: frame size, and the time from first to last packet."""
-    begin, end = float("inf"), 0.0
+    """Return the amounts that a server limits: frame size, number of frames, and the time they take."""
+    begin, end, frames = float("inf"), 0.0, 0
     with opened_video(media, MAX_PIXELS) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
         for packet in container.demux(stream):
+            frames += packet.size > 0
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
                 begin = min(begin, float(stamp * packet.time_base))
@@ -150,6 +159,7 @@ def amounts(media: Media) -> list[Amount]:
     return [
         Amount("video_pixels", width * height, f"{width} x {height} pixels", adds_up=False),
         Amount("video_seconds", shown, f"{shown:.1f} s"),
+        Amount("video_frames", frames, f"{frames:,} frames"),
     ]
 
 
@@ -298,6 +308,7 @@ VIDEO = Modality(
     loader="modalign.models.encoders.video",
     endings=(".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v"),
     amounts=amounts,
+    decode=decode_video,
     picture=first_picture,
     chat_part='{"type": "video", "video": frames}',
     chat_note="frames: (F, H, W, 3) uint8",

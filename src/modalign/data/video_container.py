@@ -11,6 +11,7 @@ from modalign.data.records import Media
 from modalign.data.signals import SignalError, beginning, opened, refuse_thin
 from modalign.errors import UsageError, extra
 
+MAX_STREAMS = 64  # each is probed when a file is opened
 # Only containers: no playlists or file lists, with which FFmpeg would open other files or addresses.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,apng,ivf,"
@@ -39,9 +40,8 @@ def opened_video(media: Media, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     av = pyav()
     with opened(media) as file:
         try:
-            container = av.open(
-                file, options={"format_whitelist": FORMATS}, metadata_errors="replace"
-            )
+            options = {"format_whitelist": FORMATS, "max_streams": str(MAX_STREAMS)}
+            container = av.open(file, options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise SignalError(media, _what_instead(file, error)) from None
         with container:
@@ -76,6 +76,8 @@ def _video_stream(container: Any, media: Media) -> Any:
         kinds = sorted({other.type for other in container.streams if other is not stream})
         holds = ", ".join(kinds) or "nothing"
         raise SignalError(media, f"has no video stream: holds {holds}")
+    if stream.codec_context is None:
+        raise SignalError(media, "damaged video (of an unknown codec): copy it anew")
     return stream
 
 

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -122,6 +122,7 @@ class LocalEngine:
         self.model = model
         self.prompts = Prompts(reader)
         self.modalities = self.prompts.modalities
+        self.signals: Mapping[str, Mapping[str, Any]] = self.prompts.signals
         self.takes_tools = self.prompts.takes_tools
         self.max_length = served_length(max_length, declared_length(model.config))
         self.max_batch, self.max_waiting = max_batch, max_waiting

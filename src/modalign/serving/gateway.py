@@ -201,6 +201,7 @@ class GatewayEngine:
         self.spelling = Spelling(self.prompts.tokenizer)
         self.ends = end_ids(self.prompts.tokenizer, gateway.generation)
         self.modalities = self.prompts.modalities
+        self.signals: Mapping[str, Mapping[str, Any]] = self.prompts.signals
         self.takes_tools = self.prompts.takes_tools
         self.max_batch, self.max_waiting, self.max_length = max_batch, max_waiting, max_length
         self.media = MediaCache()

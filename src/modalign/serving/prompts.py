@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,12 +18,14 @@ from modalign.models.asking import (
     media_inputs,
     modalities_of,
     prompt_sample,
+    signals_of,
     text_ids,
     tokenizer_of,
 )
 from modalign.models.tool_text import ToolReader
 from modalign.serving.requests import Prompt, PromptError, Turn
 
+LARGE_PIXELS = 16_000_000  # of a prompt's pictures
 _BAD = (ModalignError, ValueError, TypeError, KeyError, OSError)
 
 
@@ -38,12 +41,17 @@ class Prompts:
         self.tokenizer: Any = tokenizer_of(reader)
         self.has_media = isinstance(reader, ProcessorMixin)
         self.modalities = tuple(modalities_of(reader))
+        self.signals: Mapping[str, Mapping[str, Any]] = (
+            {m: own["spec"] for m, own in signals_of(reader).items()} if self.has_media else {}
+        )
         self.placeholders = self._placeholders() if self.has_media else {}
         # For tool chains, a prompt is rendered as in training, without other tools.
         question: Any = [{"type": "text", "text": "?"}] if self.has_media else "?"
         self.takes_tools = not isinstance(reader, ToolReader) and takes_tools(reader, question)
-        # Tokenizers and processors have state (padding, truncation).
-        self._lock = threading.Lock()
+        # Tokenizers and processors have state (padding, truncation). Large pictures have a processor to
+        # themselves: nothing else waits until they are resized.
+        self._lock, self._quick_lock = threading.Lock(), threading.Lock()
+        self._quick_reader = copy.deepcopy(reader) if self.has_media else reader
 
     def _placeholders(self) -> dict[int, str]:
         """Token id -> the modality it stands for."""
@@ -76,7 +84,7 @@ class Prompts:
             ]
             if self.has_media:
                 return self._with_media(conversation, media, tools)
-            with self._lock:
+            with self._quick_lock:
                 ids = tuple(text_ids(self.tokenizer, conversation, tools))
             return Prompt(ids, thinking=opens_thoughts(self.tokenizer, ids))
         except PromptError:
@@ -92,8 +100,8 @@ class Prompts:
         """
         if isinstance(text, str):
             try:
-                with self._lock:
-                    ids = plain_ids(self.tokenizer, text)
+                with self._quick_lock:
+                    ids = plain_ids(tokenizer_of(self._quick_reader), text)
             except DataError as error:
                 raise PromptError(str(error)) from error
         else:
@@ -120,10 +128,12 @@ class Prompts:
     def _with_media(
         self, conversation: list[dict[str, Any]], media: Sequence[Media], tools: Any
     ) -> Prompt:
-        with self._lock:
-            inputs: dict[str, Any] = media_inputs(
-                self.reader, [conversation], ["messages"], tools=tools
-            )
+        large = sum(map(_pixels, media)) > LARGE_PIXELS
+        reader, lock = (
+            (self.reader, self._lock) if large else (self._quick_reader, self._quick_lock)
+        )
+        with lock:
+            inputs: dict[str, Any] = media_inputs(reader, [conversation], ["messages"], tools=tools)
         ids = inputs.pop("input_ids")[0].tolist()
         for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
             inputs.pop(name, None)
@@ -162,6 +172,10 @@ class Prompts:
             sample = prompt_sample(record, self.tokenizer)
             ids = self.reader.collator([sample]).input_ids[0].tolist()
         return Prompt(tuple(ids))
+
+
+def _pixels(medium: Media) -> int:
+    return getattr(medium.decoded, "width", 0) * getattr(medium.decoded, "height", 0)
 
 
 def _as_mapping(turn: Turn) -> dict[str, Any]:

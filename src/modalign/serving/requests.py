@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -225,6 +225,7 @@ class Engine(Protocol):
     """The interface between the HTTP layer and what generates the answers (a local model, a gateway)."""
 
     modalities: tuple[str, ...]  # accepted besides text
+    signals: Mapping[str, Mapping[str, Any]]  # modality -> its encoder's spec, for decoding
     max_length: int  # positions of prompt and answer together
     takes_tools: bool  # the chat template renders tools
 

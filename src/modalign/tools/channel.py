@@ -1,4 +1,7 @@
-"""Lines of JSON to and from a process that may hang or lie: bounded in size, with a deadline."""
+"""Lines of JSON to and from a process that may hang or lie: bounded in size, with a deadline.
+
+Both ends stand here: :class:`Channel` is the asking side's, :func:`own_channel` that of the process which answers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import select
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from modalign.strict_json import loads
 
@@ -75,7 +78,38 @@ class Channel:
             DeadlineError: it was not taken in time.
             EndedError: nobody reads any more.
         """
-        rest = memoryview(json.dumps(message).encode() + b"\n")
+        self.send_bytes(json.dumps(message).encode() + b"\n", deadline)
+
+    def receive_into(self, place: bytearray, deadline: float) -> None:
+        """Fill a place with the bytes that follow a line.
+
+        Raises:
+            DeadlineError: they did not come in time.
+            EndedError: they will not come.
+        """
+        rest = memoryview(place)
+        known = min(len(rest), len(self._buffer))
+        rest[:known] = self._buffer[:known]
+        del self._buffer[:known]
+        rest = rest[known:]
+        while rest:
+            self._wait(self._incoming, select.POLLIN, deadline)
+            try:
+                count = os.readv(self._incoming, [rest])
+            except BlockingIOError:
+                continue
+            if not count:
+                raise EndedError("the process ended")
+            rest = rest[count:]
+
+    def send_bytes(self, data: bytes, deadline: float) -> None:
+        """Write bytes as they are.
+
+        Raises:
+            DeadlineError: they were not taken in time.
+            EndedError: nobody reads any more.
+        """
+        rest = memoryview(data)
         while rest:
             self._wait(self._outgoing, select.POLLOUT, deadline)
             try:
@@ -91,6 +125,17 @@ class Channel:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             raise DeadlineError("the time is up")
+
+
+def own_channel() -> tuple[BinaryIO, BinaryIO]:
+    """This process's input and output, for the conversation alone: what is printed goes nowhere."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    return requests, answers
 
 
 def _mapping(line: bytes) -> dict[str, Any]:

@@ -8,12 +8,12 @@ First line in: ``{"target": ...}``; first line out: what the callable says of it
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from modalign.errors import UsageError
 from modalign.tools.base import ToolError
+from modalign.tools.channel import own_channel
 from modalign.tools.functions import ToolFunction, decode_medium, load
 from modalign.tools.results import bounded
 
@@ -22,7 +22,7 @@ MAX_ERROR = 1000
 
 def main() -> None:
     """Answer calls until the input ends."""
-    requests, answers = _channels()
+    requests, answers = own_channel()
     target = json.loads(requests.readline())["target"]
     try:
         function = load(target)
@@ -32,17 +32,6 @@ def main() -> None:
     _send(answers, asdict(function.says))
     for line in requests:
         _send(answers, _call(function, json.loads(line)))
-
-
-def _channels() -> tuple[BinaryIO, BinaryIO]:
-    """Take stdin and stdout for the conversation; the callable gets the null device instead."""
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    os.close(null)
-    return requests, answers
 
 
 def _call(function: ToolFunction, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from modalign.data.audio import MAX_SECONDS, duration, open_audio
+from modalign.data.audio import MAX_SECONDS, decode_audio, duration
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.encoders.audio import build
@@ -139,14 +139,7 @@ def load(
         raise UsageError(f"the audio encoder {name!r} cannot be loaded: {error}") from error
 
 
-def decode(media: Media, spec: dict[str, Any]) -> np.ndarray:
-    """Read a clip for the model: mono, at the encoder's rate.
-
-    Raises:
-        SignalError: it cannot be read, or is longer than the encoder takes.
-    """
-    crop = spec["longer"] == "crop"
-    return open_audio(media, spec["rate"], spec["max_seconds"], crop=crop)
+decode = decode_audio
 
 
 # --- the four kinds -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from modalign.data.images import open_image
+from modalign.data.images import decode_image
 from modalign.data.records import Media
 from modalign.encoders.base import EncoderError, SignalEncoder
 from modalign.encoders.image import build
@@ -88,10 +88,7 @@ def load(
     return found.spec, found.module, found.processor
 
 
-def decode(media: Media, spec: dict[str, Any]) -> Image.Image:
-    """Decode an image for the encoder's processor, which resizes it."""
-    return open_image(media)
-
+decode = decode_image
 
 # Names of the tower in checkpoints of whole models that transformers does not expect.
 _OF_A_WHOLE_MODEL = {"blip_2_vision_model": {r"^vision_model\.": ""}}

@@ -53,6 +53,8 @@ def decode_medium(medium: Media, spec: dict[str, Any]) -> Any:
     Raises:
         DataError: it is unusable.
     """
+    if medium.decoded is not None:
+        return medium.decoded
     return _loader(medium.modality).decode(medium, spec)
 
 

@@ -12,15 +12,13 @@ from pydantic import Field, PositiveInt
 
 from modalign.data.frame_sampling import Sampling
 from modalign.data.records import Media
-from modalign.data.video import Clip, open_video
+from modalign.data.video import decode_video
 from modalign.encoders.base import EncoderError
 from modalign.encoders.image import ImageEncoder
 from modalign.encoders.video import FramesEncoder, frame_pixels
 from modalign.errors import UsageError
 from modalign.models.encoders.image import load_image_encoder
 from modalign.models.encoders.options import Options
-
-MARGIN = 2  # frames keep at least this many times the encoder's image side
 
 
 class VideoOptions(Options):
@@ -103,11 +101,7 @@ def load(
     return spec, encoder.eval()
 
 
-def decode(media: Media, spec: dict[str, Any]) -> Clip:
-    """Decode the frames for the encoder, shrunk if they are far larger than needed."""
-    resize = spec["pixels"]["resize"]
-    side = None if resize is None else MARGIN * int(np.max(resize))
-    return open_video(media, spec["frames"], spec["sampling"], smallest_side=side)
+decode = decode_video
 
 
 def pixel_recipe(processor: Any) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +18,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 
 from modalign.data.modalities import modality_of
+from modalign.serving.decoding import Decoders, DecodingLimits, memory_for
 from modalign.serving.http import answers, chat, completions
 from modalign.serving.http.answering import Answer, Work
 from modalign.serving.http.body import Bodies, Schema, parsed
@@ -26,7 +30,7 @@ from modalign.serving.http.media import MediaReader
 from modalign.serving.http.metrics import Metrics
 from modalign.serving.http.page import add_page
 from modalign.serving.http.runs import Relay, Run
-from modalign.serving.http.schemas import ChatRequest, CompletionRequest
+from modalign.serving.http.schemas import ChatRequest, CompletionRequest, Sampled
 from modalign.serving.http.settings import Settings
 from modalign.serving.requests import Engine
 from modalign.version import __version__
@@ -53,7 +57,17 @@ class Service:
         self.metrics = Metrics(engine.state)
         media = settings.media
         self.fetcher = Fetcher(settings.url_hosts, media.url_bytes, media.url_seconds)
+        self.decoders = Decoders(
+            DecodingLimits(
+                media.decode_seconds, memory_for(max(media.image_pixels, media.video_pixels))
+            )
+        )
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="modalign-request")
+        # Requests with media wait for hosts and decoders: on threads of their own, which cost little.
+        self.media_pool = ThreadPoolExecutor(
+            settings.requests, thread_name_prefix="modalign-request-media"
+        )
+        self._media: Counter[str] = Counter()  # requests whose media are read now, by client
         self.created = int(time.time())
         self.draining = False
         self.serving, self.most = 0, settings.requests
@@ -69,14 +83,19 @@ class Service:
             ApiError: it is refused.
         """
         self._admit()
-        async with self._bodies.read(request) as body:
-            self._admit()  # others may have come meanwhile
-            self.serving += 1
-            try:
-                run, work = await self._started(schema, prepare, body)
-            except BaseException:
-                self.serving -= 1
-                raise
+        counted = 0
+        try:
+            async with self._bodies.read(request) as body:  # let go before media are waited for
+                self._admit()  # others may have come meanwhile
+                counted = 1
+                self.serving += 1
+                loop = asyncio.get_running_loop()
+                given = await loop.run_in_executor(self.pool, self._parsed, schema, body)
+                del body
+            run, work = await self._started(request, given, prepare)
+        except BaseException:
+            self.serving -= counted
+            raise
         return Answer(work, run, self.settings.stalled_seconds, self._left)
 
     def _admit(self) -> None:
@@ -91,10 +110,11 @@ class Service:
             )
 
     async def _started(
-        self, schema: type[Schema], prepare: Callable[[Schema], Work], body: bytes
+        self, request: Request, given: Schema, prepare: Callable[[Schema], Work]
     ) -> tuple[Run, Work]:
         loop = asyncio.get_running_loop()
-        work = await loop.run_in_executor(self.pool, self._prepared, schema, prepare, body)
+        with self._place(given, client_of(request)) as pool:
+            work = await loop.run_in_executor(pool, prepare, given)
         if self._relay is None:
             self._relay = Relay(loop)
         run = Run(self.engine, self._relay, work.asks, self.metrics)
@@ -104,13 +124,42 @@ class Service:
     def _left(self) -> None:
         self.serving -= 1
 
-    def _prepared(
-        self, schema: type[Schema], prepare: Callable[[Schema], Work], body: bytes
-    ) -> Work:
+    def _parsed(self, schema: type[Schema], body: bytes) -> Schema:
         request = parsed(schema, body, self.settings)
         if request.model is not None:
             self.known(request.model)
-        return prepare(request)
+        return request
+
+    @contextmanager
+    def _place(self, request: Sampled, client: str) -> Iterator[ThreadPoolExecutor]:
+        """Give the threads that prepare a request; with media, clients leave one another and texts a share.
+
+        Raises:
+            ApiError: too many requests with media are being prepared (429).
+        """
+        if not request.has_media:
+            yield self.pool
+            return
+        most = max(self.settings.requests // 2, 1)
+        if self._media.total() >= most or self._media[client] >= max(3 * most // 4, 1):
+            raise ApiError(
+                429,
+                f"the media of {self._media.total()} requests are being read; try again soon",
+                code="too_many_requests",
+                headers={"Retry-After": "1"},
+            )
+        self._media[client] += 1
+        try:
+            yield self.media_pool
+        finally:
+            self._media[client] -= 1
+            self._media += Counter()  # without those that have none
+
+    def close(self) -> None:
+        """Let threads and processes end."""
+        for pool in (self.pool, self.media_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.decoders.close()
 
     def known(self, name: str) -> None:
         """Refuse the name of another model (404)."""
@@ -122,9 +171,10 @@ class Service:
                 code="model_not_found",
             )
 
-    def media(self) -> MediaReader:
+    def media(self, client: str) -> MediaReader:
         """Return a reader for the media of one request."""
-        return MediaReader(self.engine.modalities, self.settings.media, self.fetcher)
+        decode = partial(self.decoders.decoded, specs=self.engine.signals, client=client)
+        return MediaReader(self.engine.modalities, self.settings.media, self.fetcher, decode)
 
     def model(self) -> dict[str, Any]:
         """Describe the model as listed by /v1/models."""
@@ -137,6 +187,11 @@ class Service:
             "modalities": ["text", *self.engine.modalities],
             "media": [_medium(name) for name in self.engine.modalities],
         }
+
+
+def client_of(request: Request) -> str:
+    """Who asks, by address: clients of one address share what one client is given."""
+    return request.client.host if request.client is not None else ""
 
 
 def _medium(modality: str) -> dict[str, Any]:
@@ -183,7 +238,9 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         return await ask(
             request,
             ChatRequest,
-            lambda given: chat.prepare(given, engine, service.media(), settings.name),
+            lambda given: chat.prepare(
+                given, engine, service.media(client_of(request)), settings.name
+            ),
         )
 
     @app.post("/v1/completions", **_described(CompletionRequest, answers.Completion))

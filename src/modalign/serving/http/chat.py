@@ -28,7 +28,8 @@ def prepare(request: ChatRequest, engine: Engine, reader: MediaReader, name: str
     _check(request, engine)
     tools = _tools(request)
     turns = turns_of(request.messages, reader, engine.takes_tools)
-    prompt = engine.chat_prompt(turns, tools)
+    with reader.decoded(turns) as decoded:
+        prompt = engine.chat_prompt(decoded, tools)
     asked = request.max_completion_tokens or request.max_tokens
     most = room(engine, prompt, asked, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None

@@ -1,18 +1,23 @@
-"""Media in requests: turn base64, data URLs and fetched URLs into ``Media``, with limits before decoding."""
+"""Media in requests: turn base64, data URLs and fetched URLs into ``Media``, and decode them under limits."""
 
 from __future__ import annotations
 
 import binascii
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from modalign.data.modalities import Amount, modality_of
-from modalign.data.records import Media, Source
-from modalign.data.signals import SignalError
+from modalign.data.records import Media, Message, Source
 from modalign.errors import DataError
-from modalign.serving.http.errors import refused
+from modalign.serving.decoding import UndecodedError
+from modalign.serving.fair import BusyError
+from modalign.serving.http.errors import ApiError, refused
 from modalign.serving.http.fetch import Fetcher
 from modalign.serving.http.settings import MediaLimits
+from modalign.serving.requests import Turn
 
 
 class MediaReader:
@@ -22,12 +27,21 @@ class MediaReader:
         modalities: modalities that the model takes.
         limits: limits of all media together.
         fetcher: for http(s) URLs.
+        decode: :meth:`modalign.serving.decoding.Decoders.decoded`, for one model and client; None: not here.
     """
 
-    def __init__(self, modalities: tuple[str, ...], limits: MediaLimits, fetcher: Fetcher) -> None:
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        limits: MediaLimits,
+        fetcher: Fetcher,
+        decode: Callable[..., AbstractContextManager[list[Any]]] | None = None,
+    ) -> None:
         self.modalities = modalities
         self.limits = limits
         self.fetcher = fetcher
+        self._decode = decode
+        self._undecoded: list[tuple[str, Media]] = []  # each with its field
         self._count = 0
         self._sums: dict[str, float] = {}  # by limit
 
@@ -83,28 +97,82 @@ class MediaReader:
                 param, f"more than this server's {self.limits.count} media in one request"
             )
 
+    @contextmanager
+    def decoded(self, turns: Sequence[Turn]) -> Iterator[list[Turn]]:
+        """Give turns with all media that were read decoded, as long as a prompt is made of them.
+
+        Raises:
+            ApiError: over a limit, not decodable, or the server is busy decoding others' (503).
+        """
+        if not self._undecoded or self._decode is None:
+            yield list(turns)
+            return
+        params, media = zip(*self._undecoded, strict=True)
+
+        before = dict(self._sums)
+
+        def judge(amounts: list[list[Amount]]) -> float:
+            self._sums = dict(before)  # a second try counts them anew
+            judged = zip(params, media, amounts, strict=True)
+            return max(self._judge(*one) for one in judged)
+
+        try:
+            with self._decode(media, judge=judge) as signals:
+                found = dict(zip(map(id, media), signals, strict=True))
+                yield [_with_signals(turn, found) for turn in turns]
+        except UndecodedError as error:
+            raise refused(params[error.at], str(error), "invalid_media") from None
+        except BusyError:
+            raise ApiError(
+                503,
+                "the server is busy decoding other requests' media: try again soon",
+                code="busy",
+                headers={"Retry-After": "5"},
+            ) from None
+
     def _checked(self, modality: str, content: bytes, param: str) -> Media:
         medium = Media(modality, data=content, source=_source(param))
-        measured = modality_of(modality).amounts
-        try:
-            for amount in measured(medium) if measured is not None else ():
-                self._add(medium, amount)
-        except DataError as error:
-            raise refused(param, getattr(error, "reason", str(error)), "invalid_media") from None
+        known = modality_of(modality)
+        if known.decode is not None:
+            self._undecoded.append((param, medium))
+        elif known.amounts is not None:
+            try:
+                self._judge(param, medium, known.amounts(medium))
+            except DataError as error:
+                reason = getattr(error, "reason", str(error))
+                raise refused(param, reason, "invalid_media") from None
         return medium
 
-    def _add(self, medium: Media, amount: Amount) -> None:
-        limit = getattr(self.limits, amount.limit)
-        found = amount.value
-        if amount.adds_up:
-            found = self._sums[amount.limit] = self._sums.get(amount.limit, 0) + amount.value
-        if found > limit:
-            unit = amount.words.rpartition(" ")[2]
-            raise SignalError(
-                medium,
-                f"with its {amount.words} the request has more {medium.modality} than this server's "
-                f"{limit:,.10g} {unit}: shrink it, or cut it",
-            )
+    def _judge(self, param: str, medium: Media, amounts: Sequence[Amount]) -> float:
+        """Refuse what is over a limit; the largest share of one that is used up."""
+        share = 0.0
+        for amount in amounts:
+            limit = getattr(self.limits, amount.limit)
+            found = amount.value
+            if amount.adds_up:
+                found = self._sums[amount.limit] = self._sums.get(amount.limit, 0) + amount.value
+            if found > limit:
+                unit = amount.words.rpartition(" ")[2]
+                raise refused(
+                    param,
+                    f"with its {amount.words} the request has more {medium.modality} than this server's "
+                    f"{limit:,.10g} {unit}: shrink it, or cut it",
+                    "invalid_media",
+                )
+            share = max(share, found / limit if amount.adds_up else 0.0)
+        return share
+
+
+def _with_signals(turn: Turn, signals: Mapping[int, Any]) -> Turn:
+    """A turn whose media carry what they were decoded to, by their identity."""
+    given: Any = turn["content"] if isinstance(turn, Mapping) else turn.parts
+    parts = tuple(
+        replace(part, decoded=signals.get(id(part))) if isinstance(part, Media) else part
+        for part in given
+    )
+    if isinstance(turn, Mapping):
+        return {**turn, "content": parts}
+    return Message(turn.role, parts)
 
 
 def _source(param: str) -> Source:

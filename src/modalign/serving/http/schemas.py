@@ -78,6 +78,11 @@ class Sampled(Given):
     )
 
     @property
+    def has_media(self) -> bool:
+        """Whether media are to be read before it can be answered."""
+        return False
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -228,3 +233,9 @@ class ChatRequest(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[Many[Tool], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = Field(None, description="auto or none.")
+
+    @property
+    def has_media(self) -> bool:
+        """Whether media are to be read before it can be answered."""
+        contents = (turn.content for turn in self.messages if isinstance(turn.content, list))
+        return any(part.type not in ("text", "refusal") for content in contents for part in content)

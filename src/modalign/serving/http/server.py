@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from modalign.errors import UsageError
+from modalign.memory import return_freed_memory
 from modalign.serving.http.app import Service, build_app
 from modalign.serving.http.connections import RESERVE, Connection, Door
 from modalign.serving.http.settings import Settings
@@ -102,7 +103,10 @@ def serve(
     Returns:
         The exit code: 0, or 128 plus the signal number if a second signal stopped it.
     """
+    return_freed_memory()  # large pictures would stay in memory for ever
     service = Service(engine, settings)
+    if engine.modalities:
+        service.decoders.start()
     server = StoppableServer(service, ready, stopping, drain_seconds)
     sys.setswitchinterval(SWITCH)
     # A collection over all that was loaded stops every thread, for up to a second: leave it out from now on.
@@ -113,7 +117,7 @@ def serve(
     finally:
         listener.close()
         engine.close()
-        service.pool.shutdown(wait=False, cancel_futures=True)
+        service.close()
     return server.exit_code
 
 

@@ -18,13 +18,16 @@ class MediaLimits:
     """Limits of the media of one request, checked before anything is decoded.
 
     Small files can decode to large pictures and long silence, and all media of a request are in memory together.
+    What headers do not say, limits of the decoding process's time and memory hold.
 
     Attributes:
         count: number of media.
         image_pixels: of all images together.
         audio_seconds: of all recordings together.
         video_seconds: of all videos together.
+        video_frames: of all videos together, shown or not.
         video_pixels: width x height of a video's frames.
+        decode_seconds: for decoding all media of a request.
         url_bytes: of a fetched medium.
         url_seconds: for fetching it, including redirects.
     """
@@ -33,7 +36,9 @@ class MediaLimits:
     image_pixels: int = 64_000_000
     audio_seconds: float = 600.0
     video_seconds: float = 600.0
+    video_frames: int = 36_000
     video_pixels: int = 4096 * 2304
+    decode_seconds: float = 30.0
     url_bytes: int = 32 * MEGABYTE
     url_seconds: float = 20.0
 
@@ -57,7 +62,7 @@ class Settings:
         connections: maximum number at a time; lower if the process may open fewer files.
         requests: maximum number served at a time, including those waiting for the engine.
         choices: maximum prompts times ``n`` of one request.
-        workers: threads that parse requests and prepare prompts.
+        workers: threads that parse requests and prepare prompts without media.
         media: limits of media.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+from collections.abc import Mapping
 from typing import Any
 
 from . import seccomp
@@ -107,18 +108,16 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def _limit(limits: dict[str, Any]) -> None:
-    for name, value in (
-        ("RLIMIT_CPU", limits["cpu"]),
-        ("RLIMIT_AS", limits["memory"]),
-        ("RLIMIT_FSIZE", 0),
-        ("RLIMIT_CORE", 0),
-        ("RLIMIT_NPROC", 0),
-        ("RLIMIT_NOFILE", 0),
-        ("RLIMIT_MEMLOCK", 0),
-        ("RLIMIT_MSGQUEUE", 0),
-    ):
-        if hasattr(resource, name):
-            resource.setrlimit(getattr(resource, name), (value, value))
+    nothing = ("FSIZE", "CORE", "NPROC", "NOFILE", "MEMLOCK", "MSGQUEUE")
+    limit_resources({"CPU": limits["cpu"], "AS": limits["memory"], **dict.fromkeys(nothing, 0)})
+
+
+def limit_resources(limits: Mapping[str, int]) -> None:
+    """Limit what this process may use, for good: ``AS`` is ``RLIMIT_AS``; what the system lacks is left out."""
+    for name, value in limits.items():
+        number = getattr(resource, f"RLIMIT_{name}", None)
+        if number is not None:
+            resource.setrlimit(number, (value, value))
 
 
 def _try_fence(libc: ctypes.CDLL) -> None:
