@@ -91,6 +91,12 @@ def test_nan_of_a_parquet_column_is_missing(tmp_path: Path) -> None:
     assert again.extra == {"note": None}
 
 
+def test_one_name_of_many_twice_is_found_at_once() -> None:
+    text = "{" + ",".join(f'"k{number}":0' for number in range(200_000)) + ',"k199999":1}'
+    with pytest.raises(ValueError, match="'k199999'"):
+        loads(text)
+
+
 values = st.recursive(
     st.none()
     | st.booleans()

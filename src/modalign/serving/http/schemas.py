@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from modalign.data.modalities import modality_names, modality_of
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# What a text may yet become is looked at with every token, on the thread that runs all rows.
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 MOST_TOKENS = 2**31 - 1
 Item = TypeVar("Item")
 # Errors are looked for up to the first: of 250,000 wrong elements each would cost more than the request.
@@ -66,11 +68,7 @@ class Sampled(Given):
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
         None, description="Equal requests with equal seeds get equal answers."
     )
-    stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[Many[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
-        | None
-    ) = None
+    stop: Stop | Annotated[Many[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = Field(
