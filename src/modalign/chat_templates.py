@@ -8,11 +8,11 @@ endpoints and all rooms above share it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from modalign.errors import DataError, first_line
+from modalign.errors import DataError, UsageError, choose, first_line
 
 Messages = Sequence[Mapping[str, Any]]
 Spans = list[tuple[int, int]]  # in characters, end exclusive
@@ -23,6 +23,7 @@ _FROM, _TO = (
     "\U000f0001",
 )  # surround a control token that is text; transformers' own markers
 _PIECES = re.compile(f"{_FROM}(?P<plain>.*?){_TO}|[^{_FROM}{_TO}]+", re.DOTALL)
+_IN_TEXT = "control_tokens_in_text"  # of a tokenizer's configuration: see let_through
 _CONTROLS: WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = WeakKeyDictionary()
 _TURN_ENDS: WeakKeyDictionary[Any, tuple[Any, list[int]]] = WeakKeyDictionary()
 
@@ -74,13 +75,37 @@ def as_text(tokenizer: Any, value: Any) -> Any:
     return value
 
 
+def let_through(tokenizer: Any, texts: Iterable[str]) -> None:
+    """Let special tokens be what they are where a text holds them, for models that need it.
+
+    The tokenizer keeps it when it is saved, so that a model is asked as it was trained. Where others write
+    the texts, mind what the tokens do: a turn's mark opens a turn.
+
+    Raises:
+        UsageError: one of them is not a special token.
+    """
+    special = _special(tokenizer)
+    for text in texts:
+        if text not in special:
+            raise UsageError(f"--control-token {text!r}: {choose(text, sorted(special))}")
+    kept = {*tokenizer.init_kwargs.get(_IN_TEXT, ()), *texts}
+    if kept:
+        tokenizer.init_kwargs[_IN_TEXT] = sorted(kept)
+        _CONTROLS.pop(tokenizer, None)
+
+
+def _special(tokenizer: Any) -> set[str]:
+    added = tokenizer.added_tokens_decoder.values()
+    return {each.content for each in added if each.special and each.content.strip()}
+
+
 def _controls(tokenizer: Any) -> re.Pattern[str]:
-    """Compile a pattern of the special tokens, longest first."""
+    """Compile a pattern of the special tokens that texts may not use, longest first."""
     known = _CONTROLS.get(tokenizer)
     if known is None or known[0] != len(tokenizer):
-        added = tokenizer.added_tokens_decoder.values()
-        texts = sorted({each.content for each in added if each.special}, key=len, reverse=True)
-        pattern = "|".join(re.escape(text) for text in texts if text.strip()) or "(?!)"
+        through = getattr(tokenizer, "init_kwargs", {}).get(_IN_TEXT, ())
+        texts = sorted(_special(tokenizer).difference(through), key=len, reverse=True)
+        pattern = "|".join(re.escape(text) for text in texts) or "(?!)"
         known = _CONTROLS[tokenizer] = (len(tokenizer), re.compile(pattern))
     return known[1]
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import tiny
-from modalign.chat_templates import as_text, end_ids, ids_of, prompt_ids
+from modalign.chat_templates import as_text, end_ids, ids_of, let_through, prompt_ids
 from modalign.data.supervision import tokenise
 from modalign.editing.engine.asking import Asking
-from modalign.errors import DataError
+from modalign.errors import DataError, UsageError
 from modalign.evaluation.generation import answer_records
 from modalign.evaluation.likelihood import score_options
 from modalign.models.asking import conversation_of, text_ids
@@ -121,3 +121,45 @@ def test_edits_refuse_them(llm_folder: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="holds a control token"):
         asking.text(f"the red {tokenizer.eos_token} ball")
     assert end_ids(tokenizer, model.generation_config)
+
+
+def test_a_model_that_needs_them_may_have_them(tmp_path: Path) -> None:
+    """An option lets named tokens through; it is saved, so that asking and training agree."""
+    tokenizer = made("byte level", CHATML)
+    fresh = Path(tmp_path / "fresh")
+    tokenizer.save_pretrained(fresh)
+    known: Any = AutoTokenizer.from_pretrained(fresh)
+    token = known.convert_tokens_to_ids("<|im_end|>")
+    record = tiny.record("the <|im_end|> cat", "</s> here")
+    plain = (tokenise(record, known).ids == token).sum()
+    let_through(known, ["<|im_end|>"])
+    known.save_pretrained(tmp_path / "saved")
+    again: Any = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for each in (known, again):
+        ids = tokenise(record, each).ids
+        assert (ids == token).sum() == plain + 1
+        assert (ids == each.convert_tokens_to_ids("</s>")).sum() == 0
+    with pytest.raises(UsageError, match="--control-token 'cat'"):
+        let_through(known, ["cat"])
+
+
+def test_every_verb_takes_the_option(
+    cli: Callable[..., tuple[int, str, str]], llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = llm_folder("gpt2")
+    rows = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"question": "one?", "answer": "two"}] * 20)
+    edits = tiny.write_jsonl(
+        tmp_path / "e.jsonl",
+        [{"subject": "one", "prompt": "{} is", "target": "two", "truth": "six"}],
+    )
+    for words in (
+        ["ask", model, "one?"],
+        ["eval", model, rows],
+        ["eval", model, "--task", "zsre", "--edits", edits],
+        ["serve", model, "--port", "0"],
+        ["edit", "run", model, edits, "-o", tmp_path / "p.safetensors"],
+        ["train", "--llm", model, "--encoder", "none", "--train", rows, "--out", tmp_path / "out"],
+    ):
+        code, _, err = cli(*words, "--control-token", "<|nonsense|>")
+        assert code == 2
+        assert "--control-token '<|nonsense|>'" in err

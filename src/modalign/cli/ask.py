@@ -20,6 +20,7 @@ def ask(
         int, typer.Option(min=1, help="Maximum length of the answer in tokens.")
     ] = 64,
     patch: options.Patches = None,
+    control_token: options.ControlTokens = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
@@ -40,6 +41,7 @@ def ask(
 
     - `modalign ask my-model --patch fix.safetensors "The capital of Australia is"`
     """
+    from modalign.chat_templates import let_through
     from modalign.cli.console import print_json, quiet_libraries, stdout
     from modalign.evaluation.generation import answer
     from modalign.models.asking import tokenizer_of
@@ -48,6 +50,7 @@ def ask(
 
     quiet_libraries()
     loaded, processor = open_model(model, device=device or "auto")
+    let_through(tokenizer_of(processor), control_token or [])
     patched = with_patches(loaded, tokenizer_of(processor), patch or [])
     text = answer(patched, processor, question, media, max_new_tokens)
     if json_output:

@@ -71,6 +71,7 @@ def run(
         bool, typer.Option("--skip-known", help="Leave out edits that the model already gives.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first edits.")] = None,
+    control_token: options.ControlTokens = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.WeightsDtype = None,
@@ -113,6 +114,7 @@ def run(
         strict=strict,
         skip_known=skip_known,
         limit=limit,
+        control_tokens=tuple(control_token or ()),
         device=device,
         dtype=dtype,
         cache=cache,

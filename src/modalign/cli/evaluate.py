@@ -82,6 +82,7 @@ def evaluate(
     train: options.TrainedOn = None,
     skip_broken: options.SkipBroken = None,
     columns: options.Columns = None,
+    control_token: options.ControlTokens = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json_output: options.Json = False,
@@ -136,6 +137,7 @@ def evaluate(
             form=form,
             generate=not no_generate,
             seed=seed,
+            control_tokens=control_token or [],
             device=device,
             json_output=json_output,
         )
@@ -154,6 +156,7 @@ def evaluate(
         train=train,
         columns=columns,
         patches=patch or [],
+        control_tokens=control_token or [],
         device=device or "auto",
     )
 

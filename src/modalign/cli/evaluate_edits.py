@@ -70,17 +70,18 @@ def evaluate_edits(
     form: Form,
     generate: bool,
     seed: int,
+    control_tokens: list[str],
     device: str | None,
     json_output: bool,
 ) -> None:
     """Score edits and print the result; with patches, the model without them is the reference row."""
+    from modalign.chat_templates import let_through
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
     from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
     from modalign.editing.benchmarks.multimodal import evaluate_multimodal
     from modalign.editing.engine.asking import Asking, has_template
     from modalign.editing.engine.corpus import read_corpus
     from modalign.editing.readers import read_edits, validate_against_tokenizer
-    from modalign.files import write_atomically
     from modalign.lengths import declared_length
     from modalign.models.asking import tokenizer_of
     from modalign.models.open import open_model
@@ -95,6 +96,7 @@ def evaluate_edits(
     loaded = [load_patch(path) for path in patches]
     base, reader = open_model(model, device=device or "auto")
     tokenizer = tokenizer_of(reader)
+    let_through(tokenizer, control_tokens)
     validate_against_tokenizer(read, tokenizer, declared_length(base.config))
     edited: Any = base
     for patch in loaded:
@@ -120,12 +122,7 @@ def evaluate_edits(
     result = results[0]
     result.notes = said + result.notes
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        rows = [json.loads(row.model_dump_json()) | {"form": result.form} for row in result.rows]
-        for other in results[1:]:
-            for line, row in zip(rows, other.rows, strict=True):
-                line["in_chat"] = json.loads(row.model_dump_json())["prompts"]
-        write_atomically(out, "".join(json.dumps(row) + "\n" for row in rows))
+        _write_rows(out, results)
     if json_output:
         result.in_chat = results[1] if len(results) > 1 else None
         print_json(result.model_dump_json(indent=2))
@@ -134,6 +131,20 @@ def evaluate_edits(
         stdout.print(_table(found))
         for note in found.notes:
             stdout.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _write_rows(out: Path, results: list[EditEvaluation]) -> None:
+    """A line per edit; the chat form's prompts beside the plain ones where both were asked."""
+    from modalign.files import write_atomically
+
+    rows = [
+        json.loads(row.model_dump_json()) | {"form": results[0].form} for row in results[0].rows
+    ]
+    for other in results[1:]:
+        for line, row in zip(rows, other.rows, strict=True):
+            line["in_chat"] = json.loads(row.model_dump_json())["prompts"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _forms(form: Form, template: bool) -> list[Literal["plain", "chat"]]:

@@ -52,6 +52,13 @@ EncoderMode = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")]
+ControlTokens = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control-token",
+        help="A special token that is one where a text holds it, too; repeat it. Otherwise texts are only text.",
+    ),
+]
 SaveDtype = Annotated[
     str | None,
     typer.Option("--save-dtype", help="Of the saved model: given (as the LLM is), float32, ..."),
@@ -122,6 +129,7 @@ CONFIGURATION = {  # parameter -> its option and configuration field
     "device": (Device, "training.device"),
     "dtype": (Dtype, "training.dtype"),
     "save_dtype": (SaveDtype, "training.save_dtype"),
+    "control_tokens": (ControlTokens, "parts.control_tokens"),
     "skip_broken": (SkipBroken, "data.skip_broken"),
     "columns": (Columns, "data.columns"),
     "allow_pickle": (AllowPickle, "parts.allow_pickle"),

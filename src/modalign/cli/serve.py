@@ -22,6 +22,7 @@ def serve(
         str | None, typer.Option("--served-name", help="The model's name; default: its folder's.")
     ] = None,
     patch: options.Patches = None,
+    control_token: options.ControlTokens = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     max_batch: Annotated[
@@ -176,6 +177,7 @@ def serve(
             engine = open_engine(
                 model,
                 device=device or "auto",
+                control_tokens=control_token or [],
                 patches=patch or [],
                 max_batch=max_batch,
                 max_waiting=max_waiting,

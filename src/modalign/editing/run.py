@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from modalign.chat_templates import let_through
 from modalign.configuration import validated
 from modalign.editing.benchmarks.scoring import already_known
 from modalign.editing.checks import refuse_unwritten, refuse_warnings
@@ -51,6 +52,7 @@ class RunRequest:
         strict: refuse a patch with warnings.
         skip_known: leave out edits whose target the model says already, instead of refusing.
         limit: only the first edits.
+        control_tokens: special tokens that are such where a text holds them, too.
         device, dtype: of the model.
         cache: folder of statistics and values.
     """
@@ -68,6 +70,7 @@ class RunRequest:
     strict: bool = False
     skip_known: bool = False
     limit: int | None = None
+    control_tokens: tuple[str, ...] = ()
     device: str | None = None
     dtype: str | None = None
     cache: Path | None = None
@@ -111,6 +114,7 @@ def run_edit(
     below = tuple(load_patch(path) for path in request.on)
     model, reader = open_model(request.model, dtype_named(request.dtype), request.device)
     tokenizer = tokenizer_of(reader)
+    let_through(tokenizer, request.control_tokens)
     for patch in below:
         check_tokenizer(patch, tokenizer)
     validate_against_tokenizer(edits, tokenizer, declared_length(model.config))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from modalign.chat_templates import let_through
 from modalign.data.readers import read_records
 from modalign.data.records import Record
 from modalign.data.validation import validate
@@ -92,6 +93,7 @@ def evaluate_model(
     skip_broken: str = "0%",
     columns: Mapping[str, str] | None = None,
     device: str = "auto",
+    control_tokens: Sequence[str] = (),
     patches: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -111,6 +113,7 @@ def evaluate_model(
         skip_broken: share of broken records to drop.
         columns: column that is read -> its name in the file.
         device: to answer on.
+        control_tokens: special tokens that are such where a text holds them, too.
         patches: patch files put on top of the model, its weights untouched.
         progress: told how far each of the three passes is.
 
@@ -123,6 +126,7 @@ def evaluate_model(
     ):
         task.check(known)  # before the model is loaded; exact takes any record
     loaded, processor = open_model(folder, device=device)
+    let_through(tokenizer_of(processor), control_tokens)
     model = with_patches(loaded, tokenizer_of(processor), patches)
     taken = modalities_of(processor) or ["image"]  # which a language model then refuses
     specs = {modality: own["spec"] for modality, own in getattr(processor, "signals", {}).items()}

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from modalign.chat_templates import let_through
 from modalign.devices import device_named
 from modalign.errors import UsageError
 from modalign.lengths import declared_length, served_length
@@ -61,6 +62,7 @@ def open_engine(
     model: Path | str,
     *,
     device: str = "auto",
+    control_tokens: Sequence[str] = (),
     patches: Sequence[Path] = (),
     max_batch: int = 16,
     max_waiting: int = 64,
@@ -83,6 +85,7 @@ def open_engine(
     on_cpu = device_named(device).type == "cpu"
     with alone() if on_cpu else nullcontext() as most:
         loaded, reader = open_model(model, device=device)
+        let_through(tokenizer_of(reader), control_tokens)
         patched = with_patches(loaded, tokenizer_of(reader), patches)
         engine = LocalEngine(
             patched,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from modalign.chat_templates import turn_end_ids
+from modalign.chat_templates import let_through, turn_end_ids
 from modalign.data.features import FeatureStore, Grid, encoder_key
 from modalign.data.modalities import modality_names, modality_of
 from modalign.data.readers.columns import parse_columns
@@ -41,6 +41,7 @@ class Parts(BaseModel):
             BLIP-2's Q-Former.
         image_size, patch_size: for raw patches and imported modules.
         tools: tool chains by name: their description, or empty for a built-in one or a file.
+        control_tokens: special tokens that are such where a text holds them, too.
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
     """
 
@@ -54,6 +55,7 @@ class Parts(BaseModel):
     feature_layer: int | Literal["output", "all"] = -2
     image_size: int = 224
     patch_size: int = 16
+    control_tokens: list[str] = Field(default_factory=list)
     allow_pickle: bool = False
 
     @model_validator(mode="after")
@@ -81,6 +83,7 @@ class Parts(BaseModel):
         found = load_language_model(
             self.llm, modalities=self.modalities, allow_pickle=self.allow_pickle
         )
+        let_through(found.tokenizer, self.control_tokens)
         if found.tokenizer.pad_token is None:  # the end token would have taken its place
             ends = found.tokenizer.convert_ids_to_tokens(turn_end_ids(found.tokenizer))
             hint = f"; its chat template ends turns with {ends[0]!r}" if ends else ""
