@@ -325,7 +325,7 @@ def test_no_place_of_this_machine_is_saved(
     connector: str, towers: dict[str, str], tmp_path: Path
 ) -> None:
     parts = tmp_path / "parts"
-    small(LlamaForCausalLM, 300).save_pretrained(parts)
+    small(LlamaForCausalLM, len(language.build_tokenizer())).save_pretrained(parts)
     language.build_tokenizer().save_pretrained(parts)
     llm = load_language_model(str(parts))
     encoder = load_image_encoder(towers["clip"])

@@ -90,7 +90,7 @@ def test_edits_and_patches_keep_it(
         [{"subject": "one", "prompt": "{} is", "target": "two", "truth": "seven"}],
     )
     patch, folder = tmp_path / "fix.safetensors", tmp_path / "fixed"
-    method = ["--method", "ft", "--set", "epochs=1"]
+    method = ["--method", "ft", "--set", "epochs=40", "--set", "lr=0.02"]
     code, _, err = cli("edit", "run", stored(given), edits, "-o", patch, *method)
     assert code == 0, err
     code, _, err = cli("patch", "apply", stored(given), patch, "-o", folder)

@@ -79,7 +79,7 @@ def test_a_patch_with_escapes_in_its_ids(
     }  # fmt: skip
     edits.write_text(json.dumps([edit]))
     patch = tmp_path / "fix.safetensors"
-    method = ["--method", "ft", "--set", "epochs=1"]
+    method = ["--method", "ft", "--set", "epochs=40", "--set", "lr=0.02"]
     code, out, err = cli("edit", "run", llm_folder("gpt2"), edits, "-o", patch, *method)
     assert code == 0, err
     _clean(out, err)
