@@ -20,7 +20,7 @@ import numpy as np
 
 from modalign.data.modalities import Amount, Modality
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, opened, too_much_memory
+from modalign.data.signals import MAX_STREAMS, SignalError, opened, too_much_memory
 from modalign.errors import UsageError, extra, first_line
 
 MAX_SECONDS = 600.0
@@ -302,7 +302,8 @@ def _by_pyav(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording:
     av = _library("av")
     try:
         # An open file, and only formats that cannot refer to others: nothing else is ever opened.
-        container = stack.enter_context(av.open(stream, options={"format_whitelist": PYAV_FORMATS}))
+        options = {"format_whitelist": PYAV_FORMATS, "max_streams": str(MAX_STREAMS)}
+        container = stack.enter_context(av.open(stream, options=options))
     except (av.FFmpegError, ValueError) as error:
         _refuse(
             media,

@@ -10,6 +10,7 @@ from modalign.data.records import Media
 from modalign.errors import DataError
 from modalign.strict_json import loads
 
+MAX_STREAMS = 64  # of a file; FFmpeg probes each when it opens one
 MAX_RATIO = 100  # of a picture's sides: with a shorter side of 800 pixels it has 64 million pixels
 
 

@@ -8,10 +8,9 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 from modalign.data.records import Media
-from modalign.data.signals import SignalError, beginning, opened, refuse_thin
+from modalign.data.signals import MAX_STREAMS, SignalError, beginning, opened, refuse_thin
 from modalign.errors import UsageError, extra
 
-MAX_STREAMS = 64  # each is probed when a file is opened
 # Only containers: no playlists or file lists, with which FFmpeg would open other files or addresses.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,apng,ivf,"
