@@ -19,6 +19,7 @@ from modalign.training.budget import Budget
 from modalign.training.doctor.checks_data import segments
 from modalign.training.doctor.diagnosis import Diagnosis
 from modalign.training.doctor.examine import examine
+from modalign.training.doctor.facts import unknown_words
 from modalign.training.doctor.preflight import preflight, preflight_session
 from modalign.training.methods import Method, method_names, resolve_methods
 from modalign.training.session import Session
@@ -128,6 +129,14 @@ def test_a_language_model_that_cannot_be_loaded_is_a_usage_error(
     found = look(absent, files, tmp_path)
     assert found.exit_code == 2
     assert found.of("ok"), "the data was examined all the same"
+
+
+def test_words_that_the_language_model_does_not_know_are_a_warning() -> None:
+    said = unknown_words("mlp", 9.4)
+    assert said is not None
+    assert "costs mlp 9.4 nats; an even guess among 403 tokens costs 6" in said
+    assert unknown_words("mlp", 5.9) is None
+    assert unknown_words("mlp", None) is None
 
 
 def test_leaking_images_are_a_warning(parts: Parts, files: DataFiles, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ hand have learnt anything is not a question about other trainings of them.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,10 +36,10 @@ from modalign.numbers.pairs import Difference, compare_with, difference_estimate
 from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.training.budget import Budget
+from modalign.training.doctor.facts import unknown_words
 from modalign.training.splits import few_to_choose_by
 
 MARGIN = 0.01
-UNKNOWN_WORDS = 6.0  # nats per token of an answer before training
 RULES = {
     "cheapest-of-the-best": "the cheapest of the methods that validation cannot tell from the best",
     "clear-winner": "the best method on validation, which stands alone",
@@ -173,12 +172,8 @@ def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
         setting: how the comparison was run.
     """
     advice = []
-    if best.untrained_loss is not None and best.untrained_loss > UNKNOWN_WORDS:
-        advice.append(
-            f"Before training a token of an answer costs {best.name} {best.untrained_loss:.1f} nats; an even "
-            f"guess among {round(math.exp(UNKNOWN_WORDS))} tokens costs {UNKNOWN_WORDS:.0f}. The language model "
-            "hardly knows these words: choose another (--llm)."
-        )
+    if unknown := unknown_words(best.name, best.untrained_loss):
+        advice.append(f"{unknown}: choose another (--llm).")
     losses = [point.val_loss for point in best.seeds[0].curve if point.val_loss is not None]
     if len(losses) > 1 and losses[-1] < losses[-2]:
         advice.append(

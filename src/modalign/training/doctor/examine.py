@@ -15,7 +15,13 @@ from modalign.training.budget import Budget
 from modalign.training.doctor.checks_data import attempt, examine_data, examine_text
 from modalign.training.doctor.checks_model import REFUSALS, lengths, refusal, try_out
 from modalign.training.doctor.diagnosis import Diagnosis, MethodFacts
-from modalign.training.doctor.facts import padding_of, reference_flops, steps_of
+from modalign.training.doctor.facts import (
+    padding_of,
+    reference_flops,
+    steps_of,
+    unknown_words,
+    untrained_loss,
+)
 from modalign.training.doctor.workshop import Workshop
 from modalign.training.learners import Composed
 from modalign.training.memory.estimate import estimate_memory
@@ -140,6 +146,7 @@ def _measure(
     facts.padding = padding_of(subject)
     facts.steps = steps_of(subject, budget) if budget is not None else None
     facts.memory = estimate_memory(subject, baseline=baseline)
+    _examine_words(found, method.name, subject)
     kept = "read in the layers" if facts.enters == "in-layer" else "in the text"
     detail = (
         "tried with text alone, as no training record holds a medium"
@@ -150,6 +157,20 @@ def _measure(
     for name, flops in facts.references.items():
         detail += f"; terms read {name}, {flops:.3g} FLOPs a record"
     found.add("methods", method.name, detail, _complaint(facts, subject.settings))
+
+
+def _examine_words(found: Diagnosis, name: str, subject: Composed) -> None:
+    """What answers cost before training, with the first method that trains."""
+    if any(check.name == "words" for check in found.checks):
+        return
+    loss = untrained_loss(subject)
+    if unknown := unknown_words(name, loss):
+        advice = (
+            "choose a language model that knows them (--llm), or let it train (--train-llm lora)"
+        )
+        found.add("text", "words", unknown, advice)
+    elif loss is not None:
+        found.add("text", "words", f"a token of an answer costs {loss:.1f} nats before training")
 
 
 def _complaint(facts: MethodFacts, settings: TrainSettings) -> str | None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+
 from modalign.data.batching import BatchOrder
 from modalign.data.supervision import Sample
+from modalign.evaluation.scoring import score
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
 from modalign.training.doctor.checks_model import lengths
@@ -12,6 +17,8 @@ from modalign.training.objectives import Objective
 from modalign.training.trials import TRIAL_SHARE
 
 FIRST_BATCHES = 8
+LOOKED_AT = 32  # validation records whose answers are scored before training
+UNKNOWN_WORDS = 6.0  # nats per token of an answer before training
 
 
 def padding_of(subject: Composed) -> float:
@@ -19,6 +26,32 @@ def padding_of(subject: Composed) -> float:
     sizes = [lengths(subject, batch) for batch in _first_batches(subject)]
     places = sum(len(batch) * max(batch) for batch in sizes)
     return 1 - sum(sum(batch) for batch in sizes) / places
+
+
+def untrained_loss(subject: Composed) -> float | None:
+    """Nats per token of answers before the first step, by a few validation records; None without any."""
+    samples = subject.val_samples[:LOOKED_AT]
+    if not samples:
+        return None
+    model, training = subject.model, subject.model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            found = score(model, samples, subject.collator, next(model.parameters()).device)
+    finally:
+        model.train(training)
+    return float(found.mean_loss)
+
+
+def unknown_words(name: str, loss: float | None) -> str | None:
+    """Say that a language model hardly knows the answers' words, where their loss before training tells so."""
+    if loss is None or loss <= UNKNOWN_WORDS:
+        return None
+    return (
+        f"Before training, a token of an answer costs {name} {loss:.1f} nats; an even guess among "
+        f"{round(math.exp(UNKNOWN_WORDS))} tokens costs {UNKNOWN_WORDS:.0f}. The language model hardly knows "
+        "these words"
+    )
 
 
 def steps_of(subject: Composed, budget: Budget) -> dict[str, int] | None:
