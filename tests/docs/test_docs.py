@@ -37,7 +37,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: ``python run`` is run, ``jsonl read`` is read as data."""
+    """A fenced block: ``python run`` is run, ``sh not-run`` is not, ``jsonl read`` is read as data."""
 
     page: Path
     number: int
@@ -97,6 +97,16 @@ def test_data_examples_are_read_without_a_problem(block: Block, tmp_path: Path) 
     records, report = validate(read_records(file))
     assert report.dropped == 0
     assert records
+
+
+def test_every_block_of_code_is_run_or_says_that_it_is_not() -> None:
+    unmarked = [
+        str(block)
+        for block in BLOCKS
+        if block.words[:1] in (("python",), ("sh",), ("bash",))
+        and block.words[1:] not in (("run",), ("not-run",))
+    ]
+    assert not unmarked, "mark each: ```sh run, or ```sh not-run"
 
 
 def test_there_are_snippets_of_every_kind() -> None:
