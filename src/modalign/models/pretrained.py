@@ -76,7 +76,9 @@ def check_vocabulary(name: Path | str, model: Any, tokenizer: Any) -> None:
     Raises:
         UsageError: one has none.
     """
-    rows = int(embedding(model).weight.shape[0])
+    config = model.config.get_text_config()
+    own = int(embedding(model).weight.shape[0])
+    rows = own + (getattr(config, "additional_vocab_size", None) or 0)  # Idefics' second table
     outside = {text: token for text, token in tokenizer.get_vocab().items() if token >= rows}
     if outside:
         special = {each.content for each in tokenizer.added_tokens_decoder.values() if each.special}
@@ -88,10 +90,10 @@ def check_vocabulary(name: Path | str, model: Any, tokenizer: Any) -> None:
             f"the model {str(name)!r}: its tokenizer has ids up to {last} ({text!r}), and its embedding has "
             f"{rows} rows; give it the tokenizer that it was trained with, or an embedding with a row for every id"
         )
-    stated = getattr(model.config.get_text_config(), "vocab_size", rows)
-    if stated != rows:
+    stated = getattr(config, "vocab_size", own)
+    if stated != own:
         raise UsageError(
-            f"the model {str(name)!r}: its config.json says vocab_size {stated}, and its embedding has {rows} "
+            f"the model {str(name)!r}: its config.json says vocab_size {stated}, and its embedding has {own} "
             "rows; correct the configuration"
         )
     for place, key, token, written in _special_ids(model):
