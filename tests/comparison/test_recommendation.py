@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from modalign.comparison import recommendation as rec
+from modalign.comparison.report.view import confidence_words
 from modalign.errors import UsageError
 from modalign.numbers.trainings import hierarchical_bootstrap
 
@@ -67,6 +68,17 @@ def test_a_gap_that_may_be_none_names_both_directions():
     assert re.search(
         r"b costs twice the tokens for 0\.0 points more \([\d.]+ less to [\d.]+ more\)", found.price
     )
+
+
+def test_confidence_after_one_training_says_what_it_does_not_know():
+    costs = {"a": cost(), "b": cost()}
+    once, twice = (
+        confidence_words(rec.recommend(answers({"a": 0.9, "b": 0.6}, seeds=seeds), costs))
+        for seeds in (1, 2)
+    )
+    assert "nothing is known of other trainings" in once
+    assert "other seeds" not in once
+    assert "trained and asked again, with other seeds" in twice
 
 
 def test_another_comparison_is_less_sure_than_a_replicate_of_this_one():

@@ -472,7 +472,7 @@ def _on_trainings(methods: Sequence[MethodResult]) -> list[str]:
     """Say where intervals know less about other trainings than they seem to."""
     known = {m.name: m.accuracy_interval for m in methods if m.accuracy_interval is not None}
     once = [name for name, found in known.items() if found.trainings == 1]
-    if any(known[name].by_trainings is None for name in once):
+    if any(known[name].of_questions_alone for name in once):
         return [
             "No method was trained twice: nothing is known of the spread between trainings, and every interval, "
             "difference and confidence speaks of other questions alone. Train twice or more (--seeds 2)."

@@ -85,6 +85,11 @@ class Estimate(BaseModel):
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
+    def of_questions_alone(self) -> bool:
+        """Whether a model was trained, but nothing is known of how its trainings differ."""
+        return self.trainings is not None and self.by_trainings is None
+
+    @property
     def sign(self) -> int:
         """1 where the whole interval lies above zero, -1 below, 0 where it holds zero or is unknown."""
         return (self.low > 0) - (self.high < 0)

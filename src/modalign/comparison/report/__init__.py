@@ -196,7 +196,7 @@ def _ranking(comparison: Comparison) -> Section:
 def _unknown(comparison: Comparison) -> str:
     """What to add where nothing is known of trainings."""
     known = [m.accuracy_interval for m in comparison.methods if m.accuracy_interval is not None]
-    if any(each.trainings and each.by_trainings is None for each in known):
+    if any(each.of_questions_alone for each in known):
         return " (here not: no method was trained twice, so nothing is known of the spread between trainings)"
     return ""
 

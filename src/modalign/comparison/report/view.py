@@ -31,10 +31,11 @@ def confidence_words(recommendation: Recommendation) -> str:
         )
         if share >= least
     )
-    return (
-        f"{sure}: trained and asked again, with other seeds and other validation questions, the same rule picks "
-        f"{recommendation.method} in {share * 100:.0f} of 100 cases."
-    )
+    again = "trained and asked again, with other seeds and other validation questions"
+    if any(each.of_questions_alone for each in recommendation.validation.values()):
+        again = "asked other validation questions (nothing is known of other trainings)"
+    picked = f"{recommendation.method} in {share * 100:.0f} of 100 cases"
+    return f"{sure}: {again}, the same rule picks {picked}."
 
 
 def alternatives(recommendation: Recommendation) -> list[tuple[str, float]]:
