@@ -120,8 +120,12 @@ def test_the_same_results_give_the_same_race() -> None:
 
 
 def test_the_total_must_pay_for_the_beginning() -> None:
-    with pytest.raises(UsageError, match=r"11 trainings is less than two for each of 6"):
-        race(Simulated(TRUTH, 0), list(TRUTH), 0.9, Total(11))
+    with pytest.raises(
+        UsageError, match=r"11 trainings is less than two for each of 6 methods: give 12"
+    ):
+        Total.of("11trainings", 6)
+    assert Total.of("12trainings", 6) == Total(12)
+    assert [Total.of(None, methods) for methods in (1, 6, 12)] == [Total(6), Total(16), Total(30)]
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -103,7 +103,7 @@ def compare(
         _verify(verify, json_output)
         return
     own: dict[str, Any] = {
-        "seeds": int(seeds) if seeds and seeds.isdecimal() else seeds,
+        "seeds": seeds,
         "confidence": confidence,
         "total": total,
         "plan_for": plan_for,

@@ -20,7 +20,6 @@ from modalign.comparison.prepared import Prepared, prepare
 from modalign.comparison.racing import (
     BEGINNING,
     NOTHING_LEARNT,
-    USUAL,
     Standing,
     Total,
     luck_in_picks,
@@ -127,8 +126,7 @@ def run_all(prepared: Prepared, watcher: Watcher) -> tuple[Schedule, list[JobRes
     config, names = prepared.config, [method.name for method in prepared.methods]
     trainings = Running(prepared, watcher)
     if config.seeds == "auto":
-        usual = Total(USUAL * len(names))
-        total = usual if config.total is None else Total.parse(config.total)
+        total = Total.of(config.total, len(names))
         return race(trainings, names, config.confidence, total), trainings.results
     first = min(config.seeds, BEGINNING)
     trainings.add([name for _ in range(first) for name in names])

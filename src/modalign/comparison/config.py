@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from modalign.configuration import Fields
 from modalign.progress import Progress
@@ -30,7 +30,6 @@ DEMO: Fields = {
         "gated_cross_attention",
         "llama_adapter",
     ],
-    "total": "30trainings",
 }
 
 
@@ -46,7 +45,7 @@ class CompareConfig(Experiment):
             (:mod:`modalign.comparison.racing`).
         confidence: of the recommendation, at which no more are added.
         total: that all trainings together may spend before no more are added: ``40trainings``, or a budget. None:
-            three trainings per method.
+            a quarter more trainings than two per method, and four more at least.
         seed: shifts everything that is random: the trainings' seeds, and the split where validation data is
             set aside. Comparisons under two shifts share nothing but the data.
         plan_for: a larger budget, for which the learning curves are asked which method is best
@@ -66,6 +65,14 @@ class CompareConfig(Experiment):
     recipes: list[str] = Field(default_factory=list)
     jobs: NonNegativeInt = 0
     examples: NonNegativeInt = 8
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _a_number_or_auto(cls, value: Any) -> Any:
+        number = int(value) if str(value).isdecimal() else value
+        if number != "auto" and not (isinstance(number, int) and number > 0):
+            raise ValueError("give a number of trainings, 1 or more, or auto")
+        return number
 
     def resolved(self) -> list[Method]:
         """The methods that are named.

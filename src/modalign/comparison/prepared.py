@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.planning import plan_budget
+from modalign.comparison.racing import Total
 from modalign.data.modalities import blank_like
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.stored import MediaOf, StoredSamples, write_samples
@@ -108,6 +109,8 @@ def prepare(
     Budget.parse(config.budget)
     if config.plan_for is not None:
         plan_budget(config.plan_for, config.budget)
+    if config.seeds == "auto":
+        Total.of(config.total, len(methods))
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities, config.seed)
     splits = that_fit(splits, config.parts, config.data, progress)

@@ -32,7 +32,6 @@ from modalign.training.budget import Budget
 
 BEGINNING = 2  # trainings of every method
 ROUND = 4  # trainings between two looks; a constant, so that machines of any size add the same
-USUAL = 3  # trainings per method that may be spent where no total is given
 NOTHING_LEARNT = "no method was better on validation than what needs no training"
 NOISE = 4.0  # parts of variance below so many times their sampling error are nothing
 
@@ -58,6 +57,22 @@ class Total:
 
     amount: float
     kind: Literal["trainings", "samples", "seconds", "flops"] = "trainings"
+
+    @classmethod
+    def of(cls, text: str | None, methods: int) -> Total:
+        """Read what a comparison of so many methods may spend; None: a quarter more than the beginning.
+
+        Raises:
+            UsageError: it is not understood, or does not pay for the beginning.
+        """
+        least = BEGINNING * methods
+        found = cls(least + max(ROUND, least // 4)) if text is None else cls.parse(text)
+        if found.kind == "trainings" and found.amount < least:
+            raise UsageError(
+                f"a total of {found} is less than two for each of {methods} methods: give {least} or more "
+                "(--total), a number of trainings of every method (--seeds 1), or fewer methods"
+            )
+        return found
 
     @classmethod
     def parse(cls, text: str) -> Total:
@@ -141,17 +156,7 @@ def next_round(doubt: Mapping[str, float], counts: Mapping[str, int], room: int)
 
 
 def race(trainings: Trainings, methods: Sequence[str], confidence: float, total: Total) -> Schedule:
-    """Begin with two trainings each, then add where it decides.
-
-    Raises:
-        UsageError: the total does not pay for the beginning.
-    """
-    least = BEGINNING * len(methods)
-    if total.kind == "trainings" and total.amount < least:
-        raise UsageError(
-            f"a total of {total.amount:.0f} trainings is less than two for each of {len(methods)} methods: "
-            f"give {least} or more (--total), a number of trainings for every method (--seeds 1), or fewer methods"
-        )
+    """Begin with two trainings each, then add where it decides."""
     trainings.add([name for _ in range(BEGINNING) for name in methods])
     rounds: list[Round] = []
     added: list[str] = []
