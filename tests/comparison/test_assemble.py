@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from compared import Compared, results
-from modalign.comparison.assemble import Gathered, assemble, seen_in_training, shown_part
+from modalign.comparison.assemble import (
+    Gathered,
+    assemble,
+    candidates,
+    seen_in_training,
+    shown_part,
+)
 from modalign.comparison.job import JobResult, load_scores
 from modalign.comparison.prepared import prepare
 from modalign.errors import UsageError
@@ -53,6 +59,18 @@ def test_the_search_is_charged_to_every_seed(compared: Compared, prepared):
     for method in compared.comparison.methods:
         samples = [run.samples for run in method.seeds]
         assert max(samples) - min(samples) <= 16, method.name
+
+
+def test_who_was_trained_once_is_no_candidate_where_others_were_twice(prepared, tmp_path):
+    """Unless nothing trains in it."""
+    twice, once, fixed = (method.name for method in prepared.methods)
+
+    def found(*runs: tuple[str, int, int]) -> list[str]:
+        made = [JobResult(method=m, seed=seed, trainable={"llm": n}) for m, seed, n in runs]
+        return candidates(Gathered(prepared.splits, made, tmp_path), prepared.methods)
+
+    assert found((twice, 0, 9), (twice, 1, 9), (once, 0, 9), (fixed, 0, 0)) == [twice, fixed]
+    assert found((twice, 0, 9), (once, 0, 9)) == [twice, once]
 
 
 def test_parts_are_named_without_the_folders_they_lie_in(compared: Compared, tmp_path, monkeypatch):

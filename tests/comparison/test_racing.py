@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modalign.comparison import compare
+from modalign.comparison.config import CompareConfig
+from modalign.comparison.job import Job, JobResult
 from modalign.comparison.racing import (
     BEGINNING,
     ROUND,
@@ -20,6 +26,7 @@ from modalign.comparison.racing import (
     race,
 )
 from modalign.comparison.recommendation import Cost, recommend, replicate_picks
+from modalign.comparison.runner import Silent
 from modalign.errors import UsageError
 from modalign.numbers.replicates import Part, Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
@@ -90,6 +97,35 @@ def test_the_best_is_found_as_often_as_said_and_for_less_than_equal_shares_cost(
     assert np.mean(right) >= np.mean(sure) - 0.15  # two standard errors of 12 races
     assert np.mean(spent) < 0.75 * np.mean(equal)
     assert {name: counts[name] for name in "def"} == dict.fromkeys("def", BEGINNING * 12)
+
+
+def test_trainings_take_the_next_seed_of_the_shift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one in which nothing trains is run once."""
+    ran: list[Job] = []
+
+    def run_jobs(jobs: list[Job], *_: object, **__: object) -> dict[Job, JobResult]:
+        ran.extend(jobs)
+        return {job: JobResult(method=job.method, seed=job.seed) for job in jobs}
+
+    monkeypatch.setattr(compare, "run_jobs", run_jobs)
+    parts = {"llm": "l", "encoder": {"image": "e"}}
+    config = CompareConfig.model_validate({"parts": parts, "data": {"train": "t"}, "seed": 2})
+    still = {"tool": SimpleNamespace(trains=lambda _: False)}
+    able = SimpleNamespace(trains=lambda _: True)
+    prepared: Any = SimpleNamespace(
+        config=config, out=Path("out"), cache=Path("cache"), method=lambda n: still.get(n, able)
+    )
+    running = compare.Running(prepared, Silent())
+    running.add(["a", "tool", "a", "tool"])
+    running.add(["a"])
+    assert [job.key for job in ran] == [
+        "a/seed-2000",
+        "tool/seed-2000",
+        "a/seed-2001",
+        "a/seed-2002",
+    ]
+    assert [job.before for job in ran] == [None, None, ran[0], ran[0]]
+    assert running.spent("trainings") == 4
 
 
 def test_a_race_ends_at_its_total() -> None:

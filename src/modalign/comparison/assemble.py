@@ -40,6 +40,7 @@ from modalign.evaluation.guessing import BlindGuess
 from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import Difference, compare_all, compare_with
+from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import estimate_means, hierarchical_bootstrap
 from modalign.starter.build import WEIGHTS
 from modalign.training.budget import Budget
@@ -121,23 +122,34 @@ class Choice:
         answers: candidate -> (S, n) right answers.
         costs: candidate -> what it costs.
         against: candidates minus what they must beat.
+        groups: (n,) questions that are redrawn together.
     """
 
     answers: dict[str, np.ndarray]
     costs: dict[str, Cost]
     against: list[Difference]
+    groups: list[str | None]
 
     @property
     def learnt(self) -> bool:
         """Whether any candidate beats what needs no training."""
         return any(pair.verdict == "first" for pair in self.against)
 
+    def drawn(self) -> Replicates:
+        """Replicates of the candidates' accuracy; where nothing trains, another training is the same again."""
+        fixed = {name for name, cost in self.costs.items() if not cost.trainable_parameters}
+        return hierarchical_bootstrap(self.answers, groups=self.groups, fixed=fixed)
+
 
 def candidates(gathered: Gathered, methods: Sequence[Method]) -> list[str]:
-    """Methods that may be recommended: no control, and no fewer than two trainings where others have them."""
-    counts = {m.name: len(gathered.of(m.name)) for m in methods if not m.control}
-    least = min(2, max(counts.values(), default=0))
-    return [name for name, count in counts.items() if count and count >= least]
+    """Methods that may be recommended: no control, and not trained once where others have two trainings."""
+    runs = {m.name: gathered.of(m.name) for m in methods if not m.control}
+    least = min(2, max(map(len, runs.values()), default=0))
+    return [
+        name
+        for name, own in runs.items()
+        if own and (len(own) >= least or not any(own[0].trainable.values()))
+    ]
 
 
 def choice(gathered: Gathered, methods: Sequence[Method]) -> Choice:
@@ -151,6 +163,7 @@ def choice(gathered: Gathered, methods: Sequence[Method]) -> Choice:
         answers,
         {name: _cost(costed[name]) for name in names},
         against_bars(answers, bars, groups=groups) if names else [],
+        groups,
     )
 
 
@@ -175,7 +188,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
     if found.answers:
         for name in found.answers:
             results[name].candidate = True
-        recommendation = recommend(found.answers, found.costs, groups=groups_of(splits.val))
+        recommendation = recommend(found.answers, found.costs, drawn=found.drawn())
         advice = what_to_change(results[recommendation.best], setting)
         recommendation = checked(recommendation, found.against, advice)
     planned = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modalign.cache import cache_directory
-from modalign.comparison.assemble import Gathered, assemble, candidates, choice, groups_of
+from modalign.comparison.assemble import Gathered, assemble, candidates, choice
 from modalign.comparison.config import CompareConfig, load_config
 from modalign.comparison.job import RUNS, Job, JobResult
 from modalign.comparison.prepared import Prepared, prepare
@@ -32,7 +32,6 @@ from modalign.comparison.runner import Silent, Watcher, refuse_unguarded, run_jo
 from modalign.comparison.winner import examples, save_winner
 from modalign.errors import ModalignError
 from modalign.models.quiet import quietly
-from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.progress import Progress
 from modalign.runs import command_line, run_folder
 
@@ -147,11 +146,14 @@ class Running:
         self.results: list[JobResult] = []
 
     def add(self, methods: Sequence[str]) -> None:
-        """Train each of these once more, under its next seed."""
+        """Train each of these once more, under its next seed; one in which nothing trains is run once."""
         config, jobs = self.prepared.config, []
         next_seed = Counter(dict.fromkeys(methods, config.first_seed))
         next_seed.update(result.method for result in self.results if result.method in next_seed)
         for name in methods:
+            again = next_seed[name] > config.first_seed
+            if again and not self.prepared.method(name).trains(config.training.llm):
+                continue
             jobs.append(Job(self.prepared.out, name, next_seed[name], config.first_seed))
             next_seed[name] += 1
         cache = self.prepared.cache
@@ -171,10 +173,10 @@ class Running:
 
     def standing(self) -> Standing:
         """What validation says of the methods."""
-        found, groups = choice(self._gathered(), self.prepared.methods), self._groups
+        found = choice(self._gathered(), self.prepared.methods)
         if not found.learnt:
             return Standing(None, None, {})
-        drawn = hierarchical_bootstrap(found.answers, groups=groups)
+        drawn = found.drawn()
         chosen = recommend(found.answers, found.costs, drawn=drawn)
         doubt = luck_in_picks(drawn, replicate_picks(drawn, found.costs))
         return Standing(chosen.method, chosen.confidence, doubt)
@@ -185,7 +187,3 @@ class Running:
 
     def _gathered(self) -> Gathered:
         return Gathered(self.prepared.splits, self.results, self.prepared.out / RUNS)
-
-    @property
-    def _groups(self) -> list[str | None]:
-        return groups_of(self.prepared.splits.val)
