@@ -18,7 +18,7 @@ from modalign.cache import cache_directory
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.job import Job, JobResult
 from modalign.comparison.prepared import prepare
-from modalign.comparison.racing import BEGINNING, USUAL, Total
+from modalign.comparison.racing import BEGINNING, Total
 from modalign.comparison.runner import JobProgress, run_jobs
 from modalign.errors import ModalignError
 from modalign.models.quiet import quietly
@@ -176,9 +176,8 @@ def expected_trainings(config: CompareConfig, methods: int) -> int:
     """Trainings of a comparison of so many methods; at most, where a race may end earlier."""
     if isinstance(config.seeds, int):
         return config.seeds * methods
-    total = Total.parse(config.total) if config.total else None
-    most = int(total.amount) if total and total.kind == "trainings" else USUAL * methods
-    return max(most, BEGINNING * methods)
+    total = Total.of(config.total, methods)
+    return int((total if total.kind == "trainings" else Total.of(None, methods)).amount)
 
 
 def _size(paths: Iterable[Path]) -> int:
