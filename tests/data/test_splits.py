@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modalign.data.records import Media, Message, Record, Source
-from modalign.data.splits import leakage, split_validation
+from modalign.data.splits import drawn_over_skills, leakage, split_validation
 from modalign.errors import DataError, UsageError
 
 ANSWER = Message("assistant", ("a",))
@@ -124,3 +125,21 @@ def test_errors_name_the_row_and_the_share(tmp_path: Path) -> None:
             call()
     with pytest.raises(UsageError, match="share is 1"):
         split_validation([missing], 1)
+
+
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(1, 60), st.integers(0, 3)
+)
+def test_a_draw_over_skills_holds_each_by_its_share(
+    skills: list[str], limit: int, seed: int
+) -> None:
+    turns = (Message("user", ("q",)), Message("assistant", ("a",)))
+    records = [Record(str(n), turns, Source("x", n), skill=skill) for n, skill in enumerate(skills)]
+    found = drawn_over_skills(records, limit, seed)
+    assert len(found) == min(limit, len(records))
+    assert [records.index(r) for r in found] == sorted(records.index(r) for r in found)
+    counts = Counter(record.skill for record in found)
+    if limit >= len(set(skills)):
+        assert set(counts) == set(skills)
+    for skill, count in Counter(skills).items():
+        assert abs(counts[skill] - count * len(found) / len(skills)) <= 3

@@ -78,7 +78,9 @@ def evaluate(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum length of answers in tokens.")
     ] = 32,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first records.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many records, drawn over skills by --seed.")
+    ] = None,
     train: options.TrainedOn = None,
     skip_broken: options.SkipBroken = None,
     columns: options.Columns = None,

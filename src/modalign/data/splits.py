@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from modalign.data.records import Media, Record, Source
 from modalign.errors import DataError, UsageError
 
@@ -132,3 +134,24 @@ def _content_hashes(records: Iterable[Record]) -> dict[Media, str]:
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(first, pool.map(content_hash, first.items()), strict=True))
+
+
+def drawn_over_skills(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
+    """So many records at random, every skill by its share and at least once where there is room.
+
+    Args:
+        records: all of them; they keep their order.
+        limit: how many; None for all.
+        seed: of the draw.
+    """
+    if limit is None or limit >= len(records):
+        return list(records)
+    places: dict[str | None, list[int]] = {}
+    for place in np.random.default_rng(seed).permutation(len(records)).tolist():
+        places.setdefault(records[place].skill, []).append(place)
+    ranked = sorted(
+        ((number + 0.5) / len(own) if number else 0.0, place)
+        for own in places.values()
+        for number, place in enumerate(own)
+    )
+    return [records[place] for place in sorted(place for _, place in ranked[:limit])]

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from modalign.chat_templates import let_through
 from modalign.data.readers import read_records
 from modalign.data.records import Record
+from modalign.data.splits import drawn_over_skills
 from modalign.data.validation import validate
 from modalign.errors import DataError
 from modalign.evaluation.generation import answer_records
@@ -108,7 +109,7 @@ def evaluate_model(
         out: JSON Lines of every record's prompt, output and score, where given.
         batch_size: questions answered together.
         max_new_tokens: longest answer.
-        limit: only the first records.
+        limit: only so many records, drawn over skills by the task's seed.
         train: training data, whose answers chance is made of; else what the model folder holds of them.
         skip_broken: share of broken records to drop.
         columns: column that is read -> its name in the file.
@@ -122,7 +123,7 @@ def evaluate_model(
     """
     task, guess = task or Exact(), blind_guess(folder, train)
     if not isinstance(task, Exact) and (
-        known := read_records(data, columns=columns).records[:limit]
+        known := drawn_over_skills(read_records(data, columns=columns).records, limit, task.seed)
     ):
         task.check(known)  # before the model is loaded; exact takes any record
     loaded, processor = open_model(folder, device=device)
@@ -136,7 +137,7 @@ def evaluate_model(
         skip_broken=skip_broken,
         check=acceptance(specs),
     )
-    records = records[:limit]
+    records = drawn_over_skills(records, limit, task.seed)
     if not records:
         raise DataError(f"{data} holds no record to evaluate on")
     task.check(records)
