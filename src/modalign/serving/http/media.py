@@ -121,7 +121,8 @@ class MediaReader:
                 found = dict(zip(map(id, media), signals, strict=True))
                 yield [_with_signals(turn, found) for turn in turns]
         except UndecodedError as error:
-            raise refused(params[error.at], str(error), "invalid_media") from None
+            param, place = params[error.at], media[error.at].label
+            raise ApiError(400, f"{place}: {error}", param=param, code="invalid_media") from None
         except BusyError:
             raise ApiError(
                 503,
