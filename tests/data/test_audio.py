@@ -254,5 +254,5 @@ def test_less_than_one_sample() -> None:
 def test_a_missing_library_is_a_usage_error(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = by_pyav("mp4", "aac", 16000) if library == "av" else encoded(tone())
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UsageError, match=rf"library {library}: pip install 'modalign\[audio\]'"):
+    with pytest.raises(UsageError, match=rf"library {library}: pip install '.\[audio\]'"):
         open_audio(audio(data), 22050)

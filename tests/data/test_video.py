@@ -442,7 +442,7 @@ def test_options_that_make_no_sense() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(UsageError, match=r"pip install 'modalign\[video\]'"):
+    with pytest.raises(UsageError, match=r"pip install '.\[video\]'"):
         check_video(clip(b"x"))
 
 

@@ -10,7 +10,7 @@ from modalign.serving.http.conversation import turns_of
 from modalign.serving.http.fetch import Fetcher
 from modalign.serving.http.media import MediaReader
 from modalign.serving.http.schemas import ChatRequest
-from modalign.serving.http.settings import MediaLimits
+from modalign.serving.http.settings import MediaLimits, Settings
 from modalign.serving.prompts import Prompts
 
 TEMPLATE = """{%- if tools %}tools {% for tool in tools %}{{ tool.function.name }} {% endfor %}{% endif -%}
@@ -33,7 +33,7 @@ def test_calls_results_and_tools_reach_the_template(tokenizer: Any) -> None:
     prompts = Prompts(tokenizer)
     assert prompts.takes_tools
     reader = MediaReader((), MediaLimits(), Fetcher((), 1, 1.0))
-    turns = turns_of(parsed(ChatRequest, BODY).messages, reader, tools=True)
+    turns = turns_of(parsed(ChatRequest, BODY, Settings("tiny")).messages, reader, tools=True)
     expected = (
         "tools count [user]how many[assistant]count of red[tool]seven[user]and two[assistant]"
     )
