@@ -227,7 +227,7 @@ def test_language_that_does_not_exist(dropped) -> None:
 )
 def test_a_missing_library_names_the_extra(monkeypatch, dropped, module, operator) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=r"pip install 'modalign\[data\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[data\]'"):
         dropped(operator, [ask("a")])
     assert not dropped(ExactDuplicates(), [ask("a")])
 

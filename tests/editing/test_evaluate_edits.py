@@ -188,10 +188,10 @@ def test_the_command_line(cli: Any, llm_folder: Callable[..., Path], tmp_path: P
     ("arguments", "code", "said"),
     [
         ([], 2, "--edits with --task"),
-        (["x.jsonl", "--edits", "e.json"], 2, "--edits needs a --task of edits"),
-        (["x.jsonl", "--text", "t.txt"], 2, "--text needs a --task of edits"),
+        (["x.jsonl", "--edits", "e.json"], 2, "--edits needs a --task for edits"),
+        (["x.jsonl", "--text", "t.txt"], 2, "--text needs a --task for edits"),
         (["--task", "counterfact"], 2, "needs --edits"),
-        (["--task", "mcf", "--edits", "e.json"], 2, "of edits: counterfact, zsre"),
+        (["--task", "mcf", "--edits", "e.json"], 2, "for edits: counterfact, zsre"),
         (["x.jsonl", "--task", "zsre", "--edits", "e.json"], 2, "not as x.jsonl"),
         (["--task", "zsre", "--edits", "e.json", "--skip-broken", "1%"], 2, "--skip-broken"),
         (["--task", "zsre", "--edits", "none.json"], 3, "none.json: cannot be read"),

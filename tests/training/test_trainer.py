@@ -230,7 +230,7 @@ def test_a_missing_tracker_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr(tracking, "is_tensorboard_available", lambda: False)
     monkeypatch.setattr(Session, "_sources", lambda _: pytest.fail("too late"))
-    with pytest.raises(UsageError, match=r"pip install 'modalign\[tensorboard\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[tensorboard\]'"):
         plan().session(tracker="tensorboard")
 
 

@@ -1,1 +1,1 @@
-"""Plan, run, statistics, recommendation, report: compare methods under one budget."""
+"""Compare methods under one budget: plan, run, statistics, recommendation and report."""

@@ -1,4 +1,4 @@
-"""What the methods of a comparison reach, all together: a spread between trainings is learnt from all of them."""
+"""Accuracies of all methods of a comparison together, since they share an estimate of the spread."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Answers = Callable[[str, str], np.ndarray]  # method, kind of answers -> (S, n)
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions that methods are judged by.
+    """The questions used for scoring.
 
     Attributes:
         samples: all of them.
-        groups: (n,) questions about one image share a label and are redrawn together.
-        trained: (n,) False for skills that nobody trained on: they measure transfer.
-        kind: ``eval``, or ``val`` where there are no evaluation data.
+        groups: (n,) labels of questions by image; they are resampled together.
+        trained: (n,) False for skills absent from training, which measure transfer.
+        kind: ``eval``, or ``val`` without evaluation data.
     """
 
     samples: Sequence[Sample]
@@ -37,15 +37,15 @@ class Asked:
 
 
 def untrained(methods: Mapping[str, MethodResult]) -> set[str]:
-    """Methods in which nothing trains: another training of them is the same again."""
+    """Return methods without trainable parts, which give the same result every time."""
     return {name for name, method in methods.items() if method.trainable_parameters == 0}
 
 
 def add_accuracies(methods: Mapping[str, MethodResult], answers: Answers, asked: Asked) -> None:
-    """Add to every method what it reaches: in all, by skill, without its media, on yes and no.
+    """Add every method's accuracies: overall, by skill, without its media, on yes/no questions.
 
     Args:
-        methods: those that finished, by name; they are filled in.
+        methods: finished ones by name; modified in place.
         answers: what they answered.
         asked: the questions.
     """
@@ -81,7 +81,7 @@ def _add_gains(
     asked: Asked,
     fixed: Collection[str],
 ) -> None:
-    """What is lost without the medium, and what the models reach before their first step."""
+    """Add the losses without the medium and the accuracies before the first step."""
     groups = asked.groups_at(asked.trained)
     for kind in ("blank", "shuffled"):
         lost = {name: own - answers(name, kind)[:, asked.trained] for name, own in seen.items()}

@@ -1,4 +1,4 @@
-"""Results of all jobs become one :class:`Comparison`: intervals, differences, recommendation."""
+"""Combine the results of all jobs into a :class:`Comparison`: intervals, differences, recommendation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from modalign.version import __version__
 
 @dataclass
 class Gathered:
-    """Everything the jobs left behind.
+    """The outputs of all jobs.
 
     Attributes:
         splits: the data.
@@ -65,7 +65,7 @@ class Gathered:
     runs: Path
 
     def of(self, method: str) -> list[JobResult]:
-        """Successful trainings of a method, by seed, the search for its learning rate charged to each."""
+        """Return a method's successful trainings by seed, each charged with the learning-rate search."""
         found = [r for r in self.results if r.method == method and r.failure is None]
         found.sort(key=lambda result: result.seed)
         return [result if result.trials else _charged(result, found[0].search) for result in found]
@@ -76,7 +76,7 @@ class Gathered:
         return sorted(found, key=lambda result: result.seed)
 
     def scores(self, method: str, name: str) -> np.ndarray:
-        """(S, n) of one kind of answers; empty where there are none."""
+        """Return (S, n) of one kind of answers, or an empty array."""
         folders = [self.runs / method_key(method) / f"seed-{r.seed}" for r in self.of(method)]
         rows = [load_scores(folder).get(name) for folder in folders]
         return np.array([row for row in rows if row is not None], dtype=float)
@@ -98,7 +98,7 @@ def skills_of(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def seen_in_training(judged: Sequence[Sample], train: Sequence[Sample]) -> np.ndarray:
-    """(n,) False for questions of a skill that no training record has: they measure transfer."""
+    """Return (n,) False for questions of skills absent from training, which measure transfer."""
     known = {sample.record.skill for sample in train}
     seen = np.array([sample.record.skill in known for sample in judged], dtype=bool)
     return (
@@ -107,7 +107,7 @@ def seen_in_training(judged: Sequence[Sample], train: Sequence[Sample]) -> np.nd
 
 
 def groups_of(samples: Sequence[Sample]) -> list[str | None]:
-    """Questions about one image share a label: they are redrawn together."""
+    """Label questions by image; they are resampled together."""
     return [
         sample.record.group or (sample.media[0].label if sample.media else None)
         for sample in samples
@@ -116,11 +116,11 @@ def groups_of(samples: Sequence[Sample]) -> list[str | None]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the recommendation rests on: validation data alone.
+    """The inputs of the recommendation, from validation data only.
 
     Attributes:
         answers: candidate -> (S, n) right answers.
-        costs: candidate -> what it costs.
+        costs: candidate -> its cost.
         against: candidates minus what they must beat.
         groups: (n,) questions that are redrawn together.
     """
@@ -153,7 +153,7 @@ def candidates(gathered: Gathered, methods: Sequence[Method]) -> list[str]:
 
 
 def choice(gathered: Gathered, methods: Sequence[Method]) -> Choice:
-    """Gather what the recommendation among the candidates rests on."""
+    """Collect the inputs of the recommendation."""
     names, groups = candidates(gathered, methods), groups_of(gathered.splits.val)
     controls = [method.name for method in methods if method.control and gathered.of(method.name)]
     costed = {m.name: _costed(gathered, m) for m in methods if m.name in names}
@@ -168,7 +168,7 @@ def choice(gathered: Gathered, methods: Sequence[Method]) -> Choice:
 
 
 def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method]) -> Comparison:
-    """Build the comparison from what the jobs found.
+    """Build the comparison from the jobs' results.
 
     Ranking and recommendation come from validation answers; evaluation answers are only reported.
     """
@@ -242,7 +242,7 @@ def _hallucination(
 def _bars(
     gathered: Gathered, method: MethodResult, controls: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """What a method must beat on validation: row -> (n,) share of right answers to each question."""
+    """Return what a method must beat on validation: row -> (n,) share of right answers per question."""
     train, val = gathered.splits.train, gathered.splits.val
     bars = {
         "chance": np.array(_chance(train, val)),
@@ -271,7 +271,7 @@ def _cost(result: MethodResult) -> Cost:
 
 
 def _costed(gathered: Gathered, method: Method) -> MethodResult:
-    """What a method is, and what it costs."""
+    """Describe a method and its costs."""
     cls = method.facts
     base = MethodResult(
         name=method.name,
@@ -359,7 +359,7 @@ def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[Refere
 
 
 def _chance(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
-    """How often an even guess of somebody blind is right."""
+    """Return the accuracy of a uniform blind guess per question."""
     guess = BlindGuess.of(sample.record for sample in train)
     return [share or 0.0 for share in guess.chance([sample.record for sample in judged])]
 
@@ -423,7 +423,7 @@ def installed() -> dict[str, str]:
 
 
 def _may_differ(config: CompareConfig) -> list[str]:
-    """Why the same command may give other bits than this one."""
+    """Return why the same command may not be bit-identical."""
     found = [
         f"On another kind of processor than {processor()}, or with other versions of the libraries, sums are "
         "rounded otherwise.",
@@ -439,7 +439,7 @@ def _may_differ(config: CompareConfig) -> list[str]:
 
 
 def shown_part(name: str) -> str:
-    """A part's name for readers elsewhere: of a folder its last component, else the name itself."""
+    """Return a part's name for display: of a folder its last component, else the name itself."""
     if not Path(name).exists():
         return name
     shipped = {"language": "starter language model", "vision": "starter vision encoder"}
@@ -465,7 +465,7 @@ def _against_majority(
     kind: str,
     fixed: Collection[str],
 ) -> list[str]:
-    """Say which methods are not better than always giving the most frequent answer."""
+    """Return a note on methods not better than always giving the most frequent answer."""
     seen = seen_in_training(judged, gathered.splits.train)
     kept = [sample for sample, known in zip(judged, seen, strict=True) if known]
     majority, groups = np.array(_majority(gathered.splits.train, kept)), groups_of(kept)
@@ -482,7 +482,7 @@ def _against_majority(
 
 
 def _on_trainings(methods: Sequence[MethodResult]) -> list[str]:
-    """Say where intervals know less about other trainings than they seem to."""
+    """Return notes on intervals that do not fully cover other trainings."""
     known = {m.name: m.accuracy_interval for m in methods if m.accuracy_interval is not None}
     once = [name for name, found in known.items() if found.trainings == 1]
     if any(known[name].of_questions_alone for name in once):

@@ -1,6 +1,6 @@
 """Compare methods: plan -> run -> statistics -> recommendation -> report, and the winner's folder.
 
-Selection (learning rates, who is trained again, ranking, recommendation) reads validation answers only.
+Selection (learning rates, additional trainings, ranking, recommendation) uses validation answers only.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ def compare(
     Args:
         config: a YAML file, a resolved configuration, or None for the built-in starter.
         out: folder of the runs, ``report.html``, ``report.json``, ``report.md`` and ``best/``.
-        resume: go on in a folder that holds a comparison; finished methods are kept.
-        overwrite: delete the comparison that the folder holds, and begin anew.
+        resume: continue the comparison in the folder; finished methods are kept.
+        overwrite: delete the comparison in the folder and start again.
         cache: of encoder features; the user's cache directory by default.
-        progress: told of preparation (name, done, total).
-        watcher: told of the jobs.
-        changed: what differs from the parent configuration, for the report.
-        **changes: fields that replace the configuration's.
+        progress: called during preparation with (name, done, total).
+        watcher: notified about the jobs.
+        changed: differences from the parent configuration, for the report.
+        **changes: fields to override.
 
     Returns:
-        everything found: the contents of ``report.json``.
+        The contents of ``report.json``.
 
     Raises:
-        UsageError: a wrong configuration, or a folder that holds a comparison already, or cannot be written.
+        UsageError: wrong configuration, or a folder that contains a comparison or is not writable.
         DataError: broken data.
         ModalignError: no method could be trained, or the calling script has no main guard.
     """
@@ -95,7 +95,7 @@ def _compare(
     progress: Progress | None,
     watcher: Watcher,
 ) -> Comparison:
-    """Run what is missing, assemble the report, save the winner."""
+    """Run missing jobs, assemble the report and save the winner."""
     schedule, results = run_all(prepared, watcher)
     gathered = Gathered(prepared.splits, results, prepared.out / RUNS)
     comparison = assemble(gathered, prepared.config, prepared.methods)
@@ -110,7 +110,7 @@ def _compare(
     except ModalignError as error:
         comparison.notes.append(f"The winner was not saved: {error}")
         raise
-    finally:  # what was measured is kept whatever becomes of the winner
+    finally:  # keep the measurements even if saving the winner fails
         comparison.setting.finished = datetime.now(UTC).isoformat(timespec="seconds")
         comparison.setting.seconds = time.time() - started
         write_report(comparison, prepared.out)
@@ -121,7 +121,7 @@ def _compare(
 
 
 def run_all(prepared: Prepared, watcher: Watcher) -> tuple[Schedule, list[JobResult]]:
-    """Run every training that the configuration asks for, or that the race adds."""
+    """Run all trainings of the configuration, or those that the race adds."""
     config, names = prepared.config, [method.name for method in prepared.methods]
     trainings = Running(prepared, watcher)
     if config.seeds == "auto":
@@ -139,7 +139,7 @@ def run_all(prepared: Prepared, watcher: Watcher) -> tuple[Schedule, list[JobRes
 
 
 class Running:
-    """A comparison's trainings as a race sees them."""
+    """A comparison's trainings, as the race's interface."""
 
     def __init__(self, prepared: Prepared, watcher: Watcher) -> None:
         self.prepared, self.watcher = prepared, watcher
@@ -167,7 +167,7 @@ class Running:
         return {n: len(gathered.of(n)) for n in names if not gathered.failed(n)}
 
     def spent(self, kind: str, method: str | None = None) -> float:
-        """What trainings have spent, learning-rate trials once."""
+        """Return what the trainings have spent, counting learning-rate trials once."""
         own = [r for r in self.results if r.failure is None and method in (None, r.method)]
         return float(len(own) if kind == "trainings" else sum(getattr(r, kind) for r in own))
 
@@ -182,7 +182,7 @@ class Running:
         return Standing(chosen.method, chosen.confidence, doubt)
 
     def tell(self, said: str) -> None:
-        """Pass on how the race goes."""
+        """Report the progress of the race."""
         self.watcher.decided(said)
 
     def _gathered(self) -> Gathered:

@@ -14,7 +14,7 @@ from modalign.training.experiment import Experiment, load_experiment
 from modalign.training.methods import Method, resolve_methods
 from modalign.training.parallel import device_of
 
-# Twelve methods of both families, matched in width, that a first look needs eight minutes for.
+# Twelve methods of both families, matched in width; they take eight minutes.
 DEMO: Fields = {
     "methods": [
         "linear",
@@ -33,15 +33,15 @@ DEMO: Fields = {
 }
 
 
-SHIFT = 1000  # more trainings of one method than a comparison has
+SHIFT = 1000  # more than the trainings of one method in a comparison
 
 
 class CompareConfig(Experiment):
-    """A whole comparison: an experiment (its fields stand there), and how methods are compared.
+    """The configuration of a comparison, with the fields of an experiment.
 
     Attributes:
         methods: names, families or ``all``.
-        seeds: trainings of every method, each under a seed of its own; ``auto`` adds them where they decide
+        seeds: trainings per method, each with its own seed; ``auto`` adds them where they affect the choice
             (:mod:`modalign.comparison.racing`).
         confidence: of the recommendation, at which no more are added.
         total: that all trainings together may spend before no more are added: ``40trainings``, or a budget. None:
@@ -50,10 +50,10 @@ class CompareConfig(Experiment):
             set aside. Comparisons under two shifts share nothing but the data.
         plan_for: a larger budget, for which the learning curves are asked which method is best
             (:mod:`modalign.comparison.planning`).
-        recipes: named recipes that every connector is crossed with, or ``all``; those that name one
+        recipes: named recipes to combine with every connector, or ``all``; those that name one
             (``mlp+captions_first``) stay as they are.
-        jobs: methods trained at the same time, each in a process with its share of the cores.
-        examples: evaluation questions answered by every method in the report.
+        jobs: methods to train at the same time, each in a process with its share of the cores.
+        examples: evaluation questions whose answers the report shows.
     """
 
     methods: list[str] = Field(default_factory=lambda: ["all"])
@@ -75,7 +75,7 @@ class CompareConfig(Experiment):
         return number
 
     def resolved(self) -> list[Method]:
-        """The methods that are named.
+        """Return the named methods.
 
         Raises:
             UsageError: an unknown name.
@@ -84,12 +84,12 @@ class CompareConfig(Experiment):
 
     @property
     def first_seed(self) -> int:
-        """Of a method's trainings; the others' follow it."""
+        """Seed of a method's first training; the others follow."""
         return self.seed * SHIFT
 
     @property
     def workers(self) -> int:
-        """Processes at a time: one per core on a CPU, one on an accelerator."""
+        """Number of processes: one per core on a CPU, one on an accelerator."""
         if self.jobs:
             return self.jobs
         if device_of(self.training).type != "cpu":
@@ -98,7 +98,7 @@ class CompareConfig(Experiment):
 
     @property
     def threads(self) -> int:
-        """Threads of one process."""
+        """Threads per process."""
         return max(1, _cores() // self.workers)
 
 
@@ -112,5 +112,5 @@ def _cores() -> int:
 def load_config(
     path: str | Path | None, changes: Fields | None = None, progress: Progress | None = None
 ) -> tuple[CompareConfig, dict[str, str]]:
-    """Resolve a configuration (see :func:`load_experiment`); without a file, the demonstration."""
+    """Resolve a configuration (see :func:`load_experiment`); without a file, the starter."""
     return load_experiment(CompareConfig, path, changes, progress, also=DEMO)

@@ -1,8 +1,7 @@
-"""What a comparison will take, before it is run: measured on a few steps of every method, then extrapolated.
+"""Forecast the cost of a comparison from a few steps of every method.
 
-Every method is trained for a few steps and scored as it will be, in processes of their own as in the
-comparison. What does not depend on the budget (starting, scoring) is measured as it is, seconds per
-sample are multiplied by the budget.
+Every method is trained for a few steps and scored, in separate processes as in the comparison. Costs independent
+of the budget (startup, scoring) are measured directly; seconds per sample are multiplied by the budget.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from modalign.runs import RECORD, run_folder
 from modalign.training.budget import Budget
 from modalign.training.trainable import PartCount
 
-STEPS = 8  # of every method, its learning-rate trials included
+STEPS = 8  # per method, including learning-rate trials
 
 
 class MethodForecast(BaseModel):
     """One training of one method.
 
     Attributes:
-        fixed: seconds that it takes whatever the budget: starting, scoring.
-        seconds: all of it.
-        memory: bytes at the peak.
-        disk: bytes that it leaves.
+        fixed: seconds independent of the budget: startup, scoring.
+        seconds: in total.
+        memory: peak, in bytes.
+        disk: bytes written.
     """
 
     name: str
@@ -48,13 +47,13 @@ class MethodForecast(BaseModel):
 
 
 class Forecast(BaseModel):
-    """A whole comparison.
+    """The forecast of a comparison.
 
     Attributes:
         trainings: of all methods together, at most.
-        seconds: of the whole, with so many ``workers`` at a time.
+        seconds: in total, with ``workers`` processes.
         memory: bytes of all workers together.
-        disk: bytes of the folder; encoders' features are in the cache by now.
+        disk: bytes of the folder, without the cached encoder features.
         failures: method -> why it cannot be trained.
     """
 
@@ -68,7 +67,7 @@ class Forecast(BaseModel):
 
 
 class _Clock:
-    """When every job began and ended; others are told as well."""
+    """Records start and end of every job, and forwards to another watcher."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.began: dict[Job, float] = {}
@@ -99,12 +98,12 @@ class _Clock:
 def dry_run(
     config: CompareConfig, *, cache: Path | None = None, progress: Progress | None = None
 ) -> Forecast:
-    """Measure a few steps of every method, and say what the whole will take.
+    """Measure a few steps of every method and forecast the comparison.
 
     Args:
         config: of the comparison.
-        cache: of encoder features, which are computed here if they are not there yet.
-        progress: told how far it is.
+        cache: of encoder features, which are computed if missing.
+        progress: called with the progress.
 
     Raises:
         UsageError, DataError: as :func:`~modalign.comparison.compare.compare`.
@@ -154,7 +153,7 @@ def _forecast(
 def _whole(
     config: CompareConfig, methods: list[MethodForecast], failures: dict[str, str], shared: int
 ) -> Forecast:
-    """All trainings; those that a race adds are the costliest method's, as nobody knows yet whose they are."""
+    """Forecast all trainings; those added by a race are assumed to be of the costliest method."""
     each = config.seeds if isinstance(config.seeds, int) else BEGINNING
     longest = max(method.seconds for method in methods)
     trainings = expected_trainings(config, len(methods))
@@ -173,7 +172,7 @@ def _whole(
 
 
 def expected_trainings(config: CompareConfig, methods: int) -> int:
-    """Trainings of a comparison of so many methods; at most, where a race may end earlier."""
+    """Return the number of trainings for so many methods; with a race, the maximum."""
     if isinstance(config.seeds, int):
         return config.seeds * methods
     total = Total.of(config.total, methods)
@@ -181,6 +180,6 @@ def expected_trainings(config: CompareConfig, methods: int) -> int:
 
 
 def _size(paths: Iterable[Path]) -> int:
-    """Bytes of files, and of all files of folders."""
+    """Return the size of files and folders in bytes."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
     return sum(file.stat().st_size for file in files if file.is_file())

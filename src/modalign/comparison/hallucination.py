@@ -1,8 +1,8 @@
-"""Hallucination on questions of yes and no: POPE's measures (Li et al. 2023, arXiv 2305.10355).
+"""Hallucination on yes/no questions: POPE's measures (Li et al. 2023, arXiv 2305.10355).
 
-``yes`` is the positive class. As everywhere in a comparison an answer is right when it is exactly the
-expected one; "yes" is said when the answer begins with it. An answer that is neither yes nor no is
-wrong and stays in every denominator.
+``yes`` is the positive class. As elsewhere in a comparison, an answer must equal the expected one exactly to be
+right; it says yes if it begins with "yes". Answers that are neither yes nor no are wrong and stay in every
+denominator.
 
 Precision, recall and F1 are ratios of sums over questions, whose intervals come from the ratio's linearisation.
 """
@@ -26,12 +26,12 @@ TRUE = "share of true ones"
 
 @dataclass(frozen=True)
 class YesNoQuestions:
-    """The questions whose expected answer is yes or no.
+    """Questions whose expected answer is yes or no.
 
     Attributes:
-        places: (n,) where they stand among all questions.
-        expected: (n,) True where the answer is yes.
-        groups: (n,) questions about one image share a label.
+        places: (n,) indices among all questions.
+        expected: (n,) True if the answer is yes.
+        groups: (n,) labels by image.
         skills: their skills, by name.
     """
 
@@ -44,12 +44,12 @@ class YesNoQuestions:
 def yes_no_questions(
     samples: Sequence[Sample], groups: Sequence[str | None], seen: np.ndarray
 ) -> YesNoQuestions | None:
-    """The questions of yes and no; None unless both answers occur.
+    """Select the yes/no questions; None unless both answers occur.
 
     Args:
-        samples: everything that was asked.
+        samples: all questions.
         groups: (n,) label of each one's image.
-        seen: (n,) False for skills that nobody trained on.
+        seen: (n,) False for skills absent from training.
     """
     answers = [sample.record.answer.strip().casefold() for sample in samples]
     places = np.flatnonzero(np.isin(answers, ["yes", "no"]) & seen)
@@ -73,10 +73,10 @@ def measure(
     """All measures of every method.
 
     Args:
-        questions: what was asked.
-        correct: method -> (S, n) of these questions alone, 1 for the right answer.
-        said_yes: method -> (S, n) 1 where the answer begins with yes.
-        fixed: methods that nobody trains.
+        questions: the questions.
+        correct: method -> (S, n) on these questions only, 1 for the right answer.
+        said_yes: method -> (S, n) 1 if the answer begins with yes.
+        fixed: methods without training.
     """
     expected = {
         name: np.broadcast_to(questions.expected, own.shape).astype(float)
@@ -109,17 +109,17 @@ def hallucination(
     majority: np.ndarray,
     fixed: Collection[str] = (),
 ) -> Hallucination:
-    """Reference rows, differences between methods, and what they come to in words.
+    """Compute reference rows, differences between methods, and a verdict in words.
 
     Args:
-        questions: what was asked.
-        correct: method -> (S, n) of these questions alone.
-        said_yes: method -> (S, n) 1 where the answer begins with yes.
-        majority: (n,) 1 where the training data's most frequent answer to the skill is right.
-        fixed: methods that nobody trains.
+        questions: the questions.
+        correct: method -> (S, n) on these questions only.
+        said_yes: method -> (S, n) 1 if the answer begins with yes.
+        majority: (n,) 1 if the training data's most frequent answer to the question is right.
+        fixed: methods without training.
     """
     yes, groups = questions.expected.astype(float), questions.groups
-    says_yes = np.where(majority > 0, yes, 1 - yes)  # of an answer that is yes or no in any case
+    says_yes = np.where(majority > 0, yes, 1 - yes)  # the majority answer is always yes or no
     pairs = compare_all(correct, groups=groups, fixed=fixed)
     against = compare_with(MAJORITY, majority, correct, groups=groups, fixed=fixed)
     rates = compare_with(
@@ -143,14 +143,14 @@ def hallucination(
 def _claimed(
     questions: YesNoQuestions, correct: Mapping[str, np.ndarray], said_yes: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Answers that say yes; a right one does where yes is expected, however it begins."""
+    """Return which answers say yes; a right answer does if yes is expected."""
     return {
         name: np.maximum(said_yes[name], own * questions.expected) for name, own in correct.items()
     }
 
 
 def _bias(rates: Sequence[Difference]) -> list[str]:
-    """Who says yes more, or less, often than it is true."""
+    """Return which methods say yes too often or too rarely."""
     words = []
     for verdict, often in (("first", "too often"), ("second", "too seldom")):
         told = sorted(

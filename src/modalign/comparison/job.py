@@ -1,7 +1,7 @@
-"""One job of a comparison: train one method under one seed in a process of its own, and measure it.
+"""A job of a comparison: train and measure one method with one seed in a separate process.
 
-Everything a job finds is written to its folder; a job whose ``result.json`` exists is never run again.
-A process of its own makes its peak memory its own, and its death nobody else's.
+A job writes all its results to its folder; a job with a ``result.json`` is never run again. A separate process
+isolates its peak memory and its crashes.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from modalign.training.trainer import StepProgress
 LATENCY_REPEATS = 7
 
 
-RUNS = "runs"  # of a comparison's folder: what its jobs write
+RUNS = "runs"  # folder within a comparison for the jobs' outputs
 
 
 @dataclass(frozen=True)
 class Job:
-    """One method under one seed; everything else that a worker needs lies in the comparison's folder.
+    """One method with one seed; a worker reads everything else from the comparison's folder.
 
     Attributes:
         folder: of the comparison.
         method: the method's name.
         seed: of new weights and data order.
-        first: seed of the method's first training, which finds the learning rate of all.
+        first: seed of the method's first training, which finds the learning rate for all.
     """
 
     folder: Path
@@ -70,22 +70,22 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Where it lies among the folder's runs."""
+        """Its path among the folder's runs."""
         return f"{method_key(self.method)}/seed-{self.seed}"
 
     @property
     def name(self) -> str:
-        """Its name for people."""
+        """Its displayed name."""
         return f"{self.method} seed {self.seed}"
 
     @property
     def before(self) -> Job | None:
-        """The job that must be finished first."""
+        """The job that must finish first."""
         return None if self.seed == self.first else replace(self, seed=self.first)
 
     @property
     def run(self) -> Path:
-        """The folder that it writes."""
+        """Its output folder."""
         return self.folder / RUNS / self.key
 
     def result(self) -> JobResult | None:
@@ -94,7 +94,7 @@ class Job:
 
 
 def read_result(run: Path) -> JobResult | None:
-    """The result in a job's folder, if it is finished.
+    """Return the result in a job's folder, if finished.
 
     Raises:
         ModalignError: the file is damaged.
@@ -111,7 +111,7 @@ def read_result(run: Path) -> JobResult | None:
 
 
 class Spent(BaseModel):
-    """What something cost."""
+    """The cost of a step."""
 
     samples: int = 0
     seconds: float = 0.0
@@ -119,7 +119,7 @@ class Spent(BaseModel):
 
 
 class JobResult(BaseModel):
-    """What a job found. Right and wrong answers are in ``scores.npz`` beside it."""
+    """The result of a job. Its answers are in ``scores.npz``."""
 
     method: str
     seed: int
@@ -131,7 +131,7 @@ class JobResult(BaseModel):
     samples: int = 0
     seconds: float = 0.0
     flops: float = 0.0
-    search: Spent = Spent()  # of these, learning-rate trials; none where the factor was given
+    search: Spent = Spent()  # the part spent on learning-rate trials; empty if the factor was given
     inference_flops: float | None = None
     parameters: dict[str, int] = {}
     trainable: dict[str, int] = {}
@@ -144,9 +144,7 @@ class JobResult(BaseModel):
     weights: str | None = None
     answers: str | None = None
     untrained_loss: float | None = None
-    examples: list[
-        str
-    ] = []  # answers to the questions that the report shows, of the first training
+    examples: list[str] = []  # answers shown in the report, from the first training
     export_target: str = "remote-code"  # the rung of the export ladder
     gateway: bool = False
     served_by: list[str] = []
@@ -163,19 +161,19 @@ def run_job(
 ) -> JobResult:
     """Train and measure; write ``result.json``, ``scores.npz`` and ``trained.safetensors``.
 
-    Any machine that sees the folder, its parts and its media can run a job of it; ``modalign compare
-    --resume`` then finds the result. A job that fails writes none: ``--resume`` tries it again.
+    Any machine with access to the folder, the parts and the media can run a job; ``modalign compare
+    --resume`` then finds the result. A failed job writes no result and is retried by ``--resume``.
 
     Args:
         folder: of the comparison.
-        key: ``METHOD/seed-N``. Seeds but the first train at the rate that the first one found.
+        key: ``METHOD/seed-N``. Later seeds use the learning rate found by the first.
         cache: of encoder features and tools' results; the user's by default.
-        filled: the cache is known to hold what the job needs.
-        own_trials: look for the learning rate anew, whatever the first seed found.
-        channel: told how far the job is.
+        filled: whether the cache already contains everything the job needs.
+        own_trials: search the learning rate again, regardless of the first seed's.
+        channel: receives the job's progress.
 
     Raises:
-        UsageError: the folder has no such job, or it is not this one's turn.
+        UsageError: the folder has no such job, or an earlier job must run first.
     """
     return_freed_memory()
     task = load_task(Path(folder), key, cache or cache_directory(), own_trials)
@@ -190,11 +188,11 @@ def run_job(
 
 @dataclass(frozen=True)
 class Task:
-    """A job with what its comparison's folder says of it.
+    """A job with its data from the comparison's folder.
 
     Attributes:
         run: the folder that it writes.
-        factor: on all learning rates; None means: find it, by trials.
+        factor: factor for all learning rates; None: find it by trials.
     """
 
     run: Path
@@ -206,7 +204,7 @@ class Task:
     cache: Path
 
     def fill(self) -> None:
-        """Compute what the cache lacks of features and tools' results."""
+        """Compute features and tool results missing from the cache."""
         config, data = self.config, self.data
         media = [*MediaOf(data.train, data.val, data.evaluation), *data.blanks.values()]
         tokenizer = config.parts.load_llm().tokenizer
@@ -230,10 +228,10 @@ class Task:
 
 
 def load_task(folder: Path, key: str, cache: Path, own_trials: bool = False) -> Task:
-    """Read what a job needs from its comparison's folder.
+    """Load a job from its comparison's folder.
 
     Raises:
-        UsageError: the folder holds no comparison or no such job, or a seed's turn has not come.
+        UsageError: the folder contains no comparison or no such job, or an earlier job must run first.
     """
     config = validated(CompareConfig, read_fields(folder / RECORD), str(folder / RECORD))
     name, _, seed = key.partition("/seed-")
@@ -267,7 +265,7 @@ def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
 
 
 def train_and_measure(task: Task, channel: Connection | None = None) -> JobResult:
-    """Do a job's work; everything but its result is then in its folder."""
+    """Train and measure, writing everything except ``result.json``."""
     data, track = task.data, open_tracker(task.config.training, task.run)
     session = task.session(_teller(channel), track)
     counts = session.parts_table()
@@ -278,7 +276,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     first = task.seed == task.config.first_seed
     untrained = {"untrained": _score(session, data.evaluation).correct} if first else {}
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
-    peak = peak_resident()  # of training, before measuring adds its own
+    peak = peak_resident()  # of training only, before measuring
     if session.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     save_file(session.trained_state(), task.run / "trained.safetensors")
@@ -287,12 +285,12 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     val = _score(session, data.val)
     model = session.model
     standing = standing_of([(m, model.connector(m), model.encoders[m]) for m in model.connectors])
-    # What the trial factor is applied to: the connector's rate, or else the language model's.
+    # The base rate for the trial factor: the connector's rate, or else the language model's.
     rate = session.rates.llm if session.method.tools else session.rates.connector
     scores = {
         "val": val.correct,
         "untrained_val": untrained_val.correct,
-        **untrained,  # under the first seed alone: it is no training
+        **untrained,  # only with the first seed, since nothing is trained
         **_evaluate(session, data.evaluation, data.blanks, task.config.seed),
     }
     with replacing(task.run / "scores.npz") as file:
@@ -324,7 +322,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
         tokens=_tokens(session),
         peak_memory=int(peak),
         time_to_first_answer=_time_to_first_answer(session, data.val),
-        mir=None  # where a medium enters as words
+        mir=None  # if media enter as words
         if session.method.tools
         else modality_integration_rate(model, data.val, session.collator, session.device),
         diagnostics=connector_diagnostics(model, data.val, session.collator, session.device),
@@ -340,7 +338,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
 
 
 def _score(session: Session, samples: Sequence[Sample]) -> Scores:
-    # As the answers in the data begin: a template may put a space before them, or a capital.
+    # As answers begin in the data, since a template may add a space or a capital.
     yes = {
         int(sample.ids[sample.prompt_length])
         for sample in samples
@@ -352,7 +350,7 @@ def _score(session: Session, samples: Sequence[Sample]) -> Scores:
 def _evaluate(
     session: Session, samples: Sequence[Sample], blanks: dict[str, Media], seed: int
 ) -> dict[str, np.ndarray]:
-    """Answers with the right media, with blank ones and with somebody else's."""
+    """Answer with the right, blank and other records' media."""
     if not samples:
         return {}
     real = _score(session, samples)
@@ -365,7 +363,7 @@ def _evaluate(
 
 
 def _inference_flops(session: Session, samples: Sequence[Sample]) -> float | None:
-    """Forward FLOPs of a question of median length about one image, encoder included."""
+    """Return the forward FLOPs of a question of median length about one image, including the encoder."""
     collator = session.collator
     lengths = [collator.length(sample) for sample in samples if len(sample.media) == 1]
     if not lengths:
@@ -376,7 +374,7 @@ def _inference_flops(session: Session, samples: Sequence[Sample]) -> float | Non
 
 @torch.inference_mode()
 def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float | None:
-    """Median seconds from the signal to the first token, one question at a time, after a warm-up."""
+    """Return the median seconds from signal to first token, for single questions after a warm-up."""
     chosen = [sample for sample in samples if len(sample.media) == 1][:LATENCY_REPEATS]
     if not chosen:
         return None
@@ -385,16 +383,16 @@ def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float 
     seconds: list[float] = []
     for sample in [chosen[0], *chosen]:
         flags = np.zeros_like(sample.supervised)
-        flags[sample.prompt_length] = True  # only the first answer token is asked for
+        flags[sample.prompt_length] = True  # only the first answer token is needed
         started = time.perf_counter()
         batch = collator([replace(final_turn(sample), supervised=flags)]).to(session.device)
         session.model(**batch.model_inputs(), use_cache=True).logits.argmax(-1).cpu()
-        seconds.append(time.perf_counter() - started + tools)  # tools: remembered, not run again
+        seconds.append(time.perf_counter() - started + tools)  # tool time comes from the cache
     return statistics.median(seconds[1:])
 
 
 def _from_raw_signals(session: Session) -> Collator:
-    """The session's collator, with every encoder running in the model."""
+    """Return the session's collator, with every encoder running in the model."""
     if session.method.tools:
         return session.collator
     entries = {
@@ -408,7 +406,7 @@ def _from_raw_signals(session: Session) -> Collator:
 
 
 def _tokens(session: Session) -> int:
-    """Positions of a medium: the most that a connector gives, the mean of what tools say."""
+    """Return the positions per medium: a connector's maximum, or the mean for tools."""
     if session.chain is None:
         return session.collator.tokens_per_medium
     return round(session.chain.cost().mean_tokens)
@@ -421,7 +419,7 @@ def _example_answers(session: Session, task: Task) -> list[str]:
 
 
 def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Questions about different images, one skill after the other, in file order."""
+    """Choose questions about different images, cycling through skills in file order."""
     by_skill: dict[str | None, list[Sample]] = {}
     for sample in samples:
         if sample.media:
@@ -440,7 +438,7 @@ def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def answers_hash(scores: dict[str, np.ndarray]) -> str:
-    """SHA-256 of which answers of a job were right."""
+    """Return the SHA-256 of which answers of a job were right."""
     digest = hashlib.sha256()
     for name in sorted(scores):
         digest.update(f"{name} {len(scores[name])} ".encode())

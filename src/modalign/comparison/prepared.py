@@ -1,4 +1,4 @@
-"""What a comparison is made of: checked before step 0, and stored in its folder for the jobs."""
+"""The inputs of a comparison: checked before step 0 and stored in its folder for the jobs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from modalign.training.sources import feature_store, fill_store, runs_with_model
 from modalign.training.splits import Splits, few_to_choose_by, load_splits, that_fit
 from modalign.training.tool_methods import entries_of
 
-DATA = "data"  # of a comparison's folder: what its jobs read
+DATA = "data"  # folder within a comparison for the jobs' inputs
 
 
 @dataclass
 class Prepared:
-    """What all jobs share."""
+    """Inputs shared by all jobs."""
 
     config: CompareConfig
     methods: list[Method]
@@ -43,11 +43,11 @@ class Prepared:
     out: Path
 
     def method(self, name: str) -> Method:
-        """The method of this name."""
+        """Return the method with this name."""
         return next(method for method in self.methods if method.name == name)
 
     def store(self) -> None:
-        """Write the data to the folder, where every job maps it into memory."""
+        """Write the data to the folder, for memory-mapping by the jobs."""
         splits = self.splits
         for name, samples in (
             ("train", splits.train),
@@ -60,19 +60,19 @@ class Prepared:
 
 
 def _alone(medium: Media) -> Sample:
-    """A medium as a sample of its own, without tokens."""
+    """Wrap a medium as a sample without tokens."""
     record = Record(medium.modality, (Message("user", (medium,)),), Source("blank", 1))
     return Sample(record, np.zeros(0, np.int64), np.zeros(0, bool), (medium,))
 
 
 @dataclass(frozen=True)
 class StoredData:
-    """The data of a comparison as its jobs read them.
+    """The data of a comparison, as read by its jobs.
 
     Attributes:
-        train, val, evaluation: samples; the last two are gone through many times, and so decoded here.
-        text: further records without media, for recipes that mix them in.
-        blanks: modality -> the medium that stands for none.
+        train, val, evaluation: samples; the last two are decoded, since they are read many times.
+        text: text-only records, for recipes that mix them in.
+        blanks: modality -> its blank medium.
     """
 
     train: Sequence[Sample]
@@ -83,10 +83,10 @@ class StoredData:
 
     @classmethod
     def read(cls, folder: Path) -> StoredData:
-        """Map a comparison's data into memory.
+        """Memory-map a comparison's data.
 
         Raises:
-            UsageError: the folder holds none.
+            UsageError: the folder contains none.
         """
         try:
             train, val, evaluation, text, blank = (
@@ -154,16 +154,16 @@ def fill_caches(
     tokenizer: PreTrainedTokenizerBase,
     progress: Progress | None = None,
 ) -> None:
-    """Compute what is the same for every training: frozen encoders' features, and what tools say.
+    """Compute everything shared by all trainings: features of frozen encoders and tool results.
 
     Args:
         config: of the comparison.
-        methods: whose encoders and tools are run.
-        train: the training media, from which some encoders are described.
-        media: all that will be asked for.
-        cache: where features and results are kept.
+        methods: methods whose encoders and tools to run.
+        train: the training media, which define some encoders.
+        media: all media needed.
+        cache: folder of features and results.
         tokenizer: of the language model.
-        progress: told how far it is.
+        progress: called with the progress.
     """
     for tools in dict.fromkeys(method.tools for method in methods if method.tools):
         chain, _ = entries_of(tools, config.parts, tokenizer, cache)

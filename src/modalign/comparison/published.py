@@ -1,9 +1,9 @@
-"""Orderings other people measured, and whether ours agree.
+"""Published rankings, and whether ours agree.
 
 A small comparison that contradicts several large ones has more likely found a bad learning rate, a
-bad initial scale or a bug than news. Each :class:`Claim` (``published.yaml``) is one published ordering with
-the conditions under which it was measured; :func:`check` looks it up in our own paired differences and
-says *agrees*, *contradicts*, *no difference found*, or *not comparable* and why.
+bad initial scale or a bug than a discovery. Each :class:`Claim` (``published.yaml``) is a published ranking with
+its conditions; :func:`check` looks it up in our paired differences and
+returns *agrees*, *contradicts*, *no difference found*, or *not comparable* with the reason.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Mode = Literal["frozen", "lora", "full"]
 Outcome = Literal["agrees", "contradicts", "no difference found", "not comparable"]
 
 ADVICE = "suspect learning rate, initial scale or a bug before claiming news"
-TOKEN_TOLERANCE = 0.1  # token counts within a tenth count as equal
+TOKEN_TOLERANCE = 0.1  # token counts within 10 % are treated as equal
 
 
 class Claim(BaseModel):
-    """One published ordering.
+    """A published ranking.
 
     Attributes:
-        text: what was found, with its numbers.
-        source: who found it.
+        text: the result, with its figures.
+        source: the publication.
         pairs: (better, worse) method names, without variant.
-        modes: how the language model was trained there; ours must be one of these.
-        equal_tokens: both methods must cost our language model the same tokens.
-        skills: the claim is about skills whose name contains one of these; empty: about accuracy.
+        modes: how its language model was trained; ours must match.
+        equal_tokens: both methods must use equally many tokens in our language model.
+        skills: skills whose names contain one of these; empty: overall accuracy.
         ties_agree: the published gap is small, so "no difference found" supports the claim.
     """
 
@@ -64,10 +64,10 @@ _MODE_WORDS: dict[Mode, str] = {
 def check(
     methods: Sequence[MethodResult], differences: Sequence[Difference], llm_mode: str
 ) -> list[Contradiction]:
-    """Look every claim up in our results; contradictions first.
+    """Check every claim against our results; contradictions come first.
 
     Args:
-        methods: our methods; "resampler:published" speaks for the claims about "resampler".
+        methods: our methods; "resampler:published" is used for claims about "resampler".
         differences: our paired differences with Holm-corrected verdicts.
         llm_mode: how our language model was trained: "frozen", "lora" or anything else for full.
     """
@@ -79,7 +79,7 @@ def check(
 
 
 def training_mode(llm_mode: str) -> Mode:
-    """Frozen, lora or full, from the setting's word for it."""
+    """Convert the setting to frozen, lora or full."""
     word = llm_mode.lower()
     if "lora" in word:
         return "lora"
@@ -87,7 +87,7 @@ def training_mode(llm_mode: str) -> Mode:
 
 
 def base_name(method: str) -> str:
-    """A method's name without its variant; one with a recipe keeps it, since no claim is about those."""
+    """Return a method's name without its variant; recipes are kept, since no claim is about those."""
     plain, plus, recipe = method.partition("+")
     return re.split(r"[:\[]", plain, maxsplit=1)[0] + plus + recipe
 
@@ -152,7 +152,7 @@ def _check_pair(
 
 
 def _check_skill(claim: Claim, better: MethodResult, worse: MethodResult) -> Contradiction:
-    """Skills have no corrected p-values: only intervals that do not touch count as a difference."""
+    """Check a claim about skills: without corrected p-values, only disjoint intervals count."""
     shared = [s for s in better.skills if s in worse.skills]
     skill = next((s for word in claim.skills for s in shared if word in s.lower()), None)
     if skill is None:

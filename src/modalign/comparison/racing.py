@@ -1,18 +1,18 @@
-"""Trainings go where they decide: who is trained again, and when a comparison stops.
+"""Add trainings where they affect the choice, and decide when to stop.
 
-Every method begins with two trainings. Then rounds of a few are added, each to the method whose luck in training
-decides most about the choice, until the choice is sure enough or the total is spent (identification of
+Every method begins with two trainings. Then small rounds are added, each to the method whose training luck
+affects the choice most, until the choice is sure enough or the total is spent (identification of
 the best arm with fixed confidence: Kaufmann, Cappé and Garivier 2016, J. Mach. Learn. Res. 17).
 
-**Who is next.** In every replicate of the methods' validation accuracy the rule picks a method. What a method's
-trainings have to do with that is the part of the picks' variance that its luck explains, to first order: the sum
-over k of cov(1[k is picked], r)^2 / var(r) (Sobol 1993; Saltelli 2002), r being the rank of its luck among the
-replicates, since luck has heavy tails. One training more takes 1 / (S + 1) off the variance of a mean over S, so
-the next is the method with the largest part / (S + 1). The luck of a method that is certainly worse, or certainly
-best, changes no pick: it is not trained again.
+**The next method.** In every replicate of the methods' validation accuracies the rule picks a method. A method's
+influence is the part of the picks' variance explained by its training luck, to first order: the sum over k of
+cov(1[k is picked], r)^2 / var(r) (Sobol 1993; Saltelli 2002), r being the rank of its luck among the replicates,
+since luck has heavy tails. Another training reduces the variance of a mean over S by 1 / (S + 1), so the next
+method is the one with the largest influence / (S + 1). The luck of a method that is clearly worse, or clearly
+best, changes no pick, so it is not trained again.
 
-What is added follows from results alone, never from the order in which they came or from the number of
-cores: a comparison that is resumed goes on as if it had not been interrupted.
+Additions depend only on results, not on the order in which they arrive or the number of cores, so a resumed
+comparison continues as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from modalign.training.budget import Budget
 BEGINNING = 2  # trainings of every method
 ROUND = 4  # trainings between two looks; a constant, so that machines of any size add the same
 NOTHING_LEARNT = "no method was better on validation than what needs no training"
-NOISE = 4.0  # parts of variance below so many times their sampling error are nothing
+NOISE = 4.0  # multiples of the sampling error below which parts of variance count as zero
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What the trainings so far say.
+    """The state of the race.
 
     Attributes:
-        method: the choice; None where no method beats what needs no training.
+        method: the choice; None if no method beats what needs no training.
         confidence: that the rule picks it again.
-        doubt: method -> part of the picks' variance that its luck in training explains.
+        doubt: method -> part of the picks' variance explained by its training luck.
     """
 
     method: str | None
@@ -53,7 +53,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Total:
-    """What all trainings of a comparison may spend: a number of them, or an amount of a budget's kind."""
+    """The limit on all trainings of a comparison: their number, or a budget."""
 
     amount: float
     kind: Literal["trainings", "samples", "seconds", "flops"] = "trainings"
@@ -76,10 +76,10 @@ class Total:
 
     @classmethod
     def parse(cls, text: str) -> Total:
-        """Read ``40trainings``, or what :meth:`Budget.parse` reads.
+        """Read ``40trainings``, or a budget as in :meth:`Budget.parse`.
 
         Raises:
-            UsageError: neither.
+            UsageError: the text is neither.
         """
         number = text.strip().removesuffix("trainings").removesuffix("training").strip()
         if number.isdecimal() and number != text.strip():
@@ -101,26 +101,26 @@ class Total:
 
 
 class Trainings(Protocol):
-    """The trainings of a comparison: real ones, or simulated."""
+    """The trainings of a comparison, real or simulated."""
 
     def add(self, methods: Sequence[str]) -> None:
-        """Train each of these once more (a method may stand there several times)."""
+        """Train each of these once more (methods may be repeated)."""
 
     def counts(self) -> Mapping[str, int]:
         """Trainings of every method that can be trained again."""
 
     def spent(self, kind: str, method: str | None = None) -> float:
-        """What all trainings, or those of a method, have spent."""
+        """Return what all trainings, or those of a method, have spent."""
 
     def standing(self) -> Standing:
-        """What they say."""
+        """Return the current state."""
 
     def tell(self, said: str) -> None:
-        """Say how the comparison goes."""
+        """Report progress."""
 
 
 def luck_in_picks(drawn: Replicates, picks: Sequence[str]) -> dict[str, float]:
-    """Method -> part of the picks' variance that its luck in training explains; 0 where that may be chance."""
+    """Return method -> part of the picks' variance explained by its training luck; 0 if not significant."""
     chosen = np.array(picks)
     indicators = np.stack([chosen == name for name in sorted(set(picks))]).astype(float)
     indicators -= indicators.mean(axis=1, keepdims=True)
@@ -136,12 +136,12 @@ def luck_in_picks(drawn: Replicates, picks: Sequence[str]) -> dict[str, float]:
 
 
 def next_round(doubt: Mapping[str, float], counts: Mapping[str, int], room: int) -> list[str]:
-    """The methods to train once more, one after the other, each where the next training takes most doubt away.
+    """Choose the methods to train once more, each time the one that reduces the doubt most.
 
     Args:
-        doubt: as :func:`luck_in_picks` gives it.
+        doubt: from :func:`luck_in_picks`.
         counts: trainings of the methods that may be trained again.
-        room: trainings at most.
+        room: maximum number of trainings.
     """
     now, added = dict(counts), []
     left = {name: doubt.get(name, 0.0) for name in counts}
@@ -151,7 +151,9 @@ def next_round(doubt: Mapping[str, float], counts: Mapping[str, int], room: int)
             break
         added.append(name)
         now[name] += 1
-        left[name] *= (now[name] - 1) / now[name]  # the variance of its mean falls so
+        left[name] *= (now[name] - 1) / now[
+            name
+        ]  # the variance of its mean decreases by this factor
     return added
 
 

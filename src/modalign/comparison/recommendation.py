@@ -1,20 +1,20 @@
-"""Which method to take: a rule with a name, applied to validation data only.
+"""The choice of a method by a named rule, from validation data only.
 
-Nothing here takes evaluation data: what chose the method must not also judge it.
+Evaluation data is not used here, because data that selected a method must not also judge it.
 
-The rule, **cheapest-of-the-best**: of the candidates that cannot be told from the best on
-validation, take the cheapest. "Cannot be told": the gap to the best is at most one standard error
+The rule, **cheapest-of-the-best**: of the candidates that are indistinguishable from the best on
+validation, take the cheapest. "Indistinguishable": the gap to the best is at most one standard error
 of the paired difference (the one-standard-error rule of Breiman et al., CART, 1984, section 3.4.3),
-or at most one point, whichever is larger. "Cheapest": fewest FLOPs per answer (training FLOPs where
-those are unknown; equal to two digits counts as equal), then fewest tokens, then fewest trainable
-parameters, then the easiest to serve, then the higher validation accuracy. When the best stands
-alone the rule is called **clear-winner**.
+or at most one point, whichever is larger. "Cheapest": fewest FLOPs per answer (training FLOPs if
+unknown; rounded to two digits), then fewest tokens, then fewest trainable
+parameters, then the easiest to serve, then the higher validation accuracy. If the best stands
+alone, the rule is called **clear-winner**.
 
-**None** is recommended where no candidate beats what it must: the best, on validation, of chance, the
+**None** is recommended if no candidate beats what it must: the best, on validation, of chance, the
 majority answer, every control (the language model without the medium) and, for a method that trains,
-its own model before the first step. It beats that where a difference is found (:mod:`~modalign.numbers.pairs`:
-corrected for the number of candidates). Questions are redrawn, trainings are not: whether the models at
-hand have learnt anything is not a question about other trainings of them.
+its own model before the first step. It must do so by a significant difference (:mod:`~modalign.numbers.pairs`,
+corrected for the number of candidates). Questions are resampled but trainings are not, because whether these
+models have learnt anything does not depend on other trainings.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs; everything but accuracy that the rule looks at."""
+    """A method's costs, the rule's criteria besides accuracy."""
 
     trainable_parameters: int
     tokens: int
@@ -64,7 +64,7 @@ CostKey = tuple[float, float, float, float]
 
 
 def rank_by_validation(val_accuracy: Mapping[str, float]) -> list[str]:
-    """Methods from best to worst by validation accuracy; ties by name."""
+    """Sort methods from best to worst by validation accuracy; ties by name."""
     return sorted(val_accuracy, key=lambda name: (-val_accuracy[name], name))
 
 
@@ -78,16 +78,16 @@ def recommend(
     seed: int = 0,
     drawn: Replicates | None = None,
 ) -> Recommendation:
-    """Choose among candidates and say how sure the choice is.
+    """Choose among candidates and estimate the confidence of the choice.
 
     Args:
         correct: candidate -> (S, n) right answers on **validation** questions, the same for all.
-        costs: candidate -> what it costs.
-        groups: (n,) questions about one image share a label and are redrawn together.
-        margin: accuracy gap that is never worth paying for.
+        costs: candidate -> its cost.
+        groups: (n,) labels of questions by image; they are resampled together.
+        margin: accuracy gap that does not justify a higher cost.
         resamples: bootstrap replicates behind the confidence.
         seed: of the random generator.
-        drawn: replicates of the answers, where they were made before.
+        drawn: replicates of the answers, if already computed.
     """
     missing = sorted(set(correct) - set(costs))
     if missing:
@@ -122,12 +122,12 @@ def against_bars(
     *,
     groups: Groups | None = None,
 ) -> list[Difference]:
-    """Compare every method's trainings, as they are, with the best of the rows that they must beat.
+    """Compare every method's trainings, held fixed, with the best row that they must beat.
 
     Args:
         correct: method -> (S, n) right answers on **validation** questions.
         bars: method -> row -> (n,) its share of right answers to each question.
-        groups: (n,) questions that are redrawn together.
+        groups: (n,) labels of questions resampled together.
     """
     best = {name: max(bars[name], key=lambda row: bars[name][row].mean()) for name in correct}
     gains = {
@@ -141,7 +141,7 @@ def against_bars(
 def checked(
     found: Recommendation, against: list[Difference], advice: Sequence[str]
 ) -> Recommendation:
-    """The recommendation as it is where some candidate beats what it must; else none, with advice."""
+    """Return the recommendation if some candidate beats what it must; else none, with advice."""
     if any(pair.verdict == "first" for pair in against):
         return found.model_copy(update={"against": against})
     nearest = next(pair for pair in against if pair.first == found.best)
@@ -165,7 +165,7 @@ def checked(
 
 
 def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
-    """What would have to change where nothing was learnt, from what the run showed.
+    """Advise what to change if nothing was learnt, from the run's results.
 
     Args:
         best: the candidate with the highest validation accuracy.
@@ -197,7 +197,7 @@ def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
 
 
 def cost_keys(costs: Mapping[str, Cost]) -> dict[str, CostKey]:
-    """What the rule sorts by; FLOPs per answer only where every method has them."""
+    """Return the rule's sort keys; FLOPs per answer only if known for every method."""
     per_answer = all(cost.inference_flops is not None for cost in costs.values())
     return {
         name: (
@@ -215,7 +215,7 @@ def _two_digits(value: float) -> float:
 
 
 def _tolerance(drawn: Replicates, names: Sequence[str], margin: float) -> np.ndarray:
-    """(m, m) gap up to which two methods count as alike: one standard error, or the margin."""
+    """Return the (m, m) gap up to which two methods are indistinguishable: one standard error, or the margin."""
     replicates = drawn.values
     values = np.stack([replicates[name] for name in names])
     errors = (values[:, None, :] - values[None, :, :]).std(axis=2)
@@ -225,7 +225,7 @@ def _tolerance(drawn: Replicates, names: Sequence[str], margin: float) -> np.nda
 def _choose(
     accuracy: np.ndarray, tolerance: np.ndarray, names: Sequence[str], keys: Mapping[str, CostKey]
 ) -> tuple[str, list[str]]:
-    """The method the rule picks and those it counts as alike."""
+    """Return the rule's choice and the methods indistinguishable from the best."""
     best = int(accuracy.argmax())
     gaps = accuracy[best] - accuracy
     alike = [i for i in range(len(names)) if gaps[i] <= tolerance[best, i] + 1e-12]
@@ -236,7 +236,7 @@ def _choose(
 def replicate_picks(
     drawn: Replicates, costs: Mapping[str, Cost], margin: float = MARGIN
 ) -> list[str]:
-    """The method that the rule picks in each replicate."""
+    """Return the rule's choice in each replicate."""
     names = list(drawn.observed)
     return _picks(drawn, _tolerance(drawn, names, margin), names, cost_keys(costs))
 
@@ -279,7 +279,7 @@ def _reason(
 def price(
     chosen: str, drawn: Replicates, costs: Mapping[str, Cost], keys: Mapping[str, CostKey]
 ) -> str:
-    """What the choice costs, and what the best of the dearer and of the cheaper methods give for their price."""
+    """Describe the cost of the choice against the best more expensive and the best cheaper method."""
     cost = costs[chosen]
     compute = (
         f"{fmt.flops(cost.inference_flops)} an answer"
@@ -301,7 +301,7 @@ def price(
 
 
 def _beside(cost: Cost, other: Cost, furthest: Callable[..., str]) -> str:
-    """A cost beside another, where it is most above it (``max``) or below: ``four times the tokens``."""
+    """Compare two costs where the first is most above the second (``max``) or below: ``four times the tokens``."""
     pairs = (
         ("tokens", cost.tokens, other.tokens),
         ("trainable parameters", cost.trainable_parameters, other.trainable_parameters),
@@ -315,7 +315,7 @@ def _beside(cost: Cost, other: Cost, furthest: Callable[..., str]) -> str:
 
 
 def _gap(gap: Estimate) -> str:
-    """``5.6 points less (2.1 to 9.0)``; both directions are named where the interval holds zero."""
+    """``5.6 points less (2.1 to 9.0)``; both directions are named if the interval contains zero."""
     sign, word, against = (1, "more", "less") if gap.value >= 0 else (-1, "less", "more")
     value, (near, far) = sign * gap.value, sorted((sign * gap.low, sign * gap.high))
     ends = f"{near * 100:.1f} to {far * 100:.1f}"

@@ -1,6 +1,6 @@
-"""What a comparison found: the contents of ``report.json``, versioned.
+"""The results of a comparison: the versioned contents of ``report.json``.
 
-The report files are renderings of :class:`Comparison`; nothing in them is computed anywhere else.
+The other report files are renderings of :class:`Comparison` and compute nothing.
 """
 
 from __future__ import annotations

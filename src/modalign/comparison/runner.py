@@ -1,4 +1,4 @@
-"""Run jobs in processes of their own, several at a time; one that dies takes nobody with it."""
+"""Run jobs in parallel, each in its own process, so that a crash does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from modalign.training.trainable import PartCount
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a running job is."""
+    """Progress of a running job."""
 
     job: Job
     stage: str
@@ -42,7 +42,7 @@ _NEVER_BEGAN = f"a process ended before its work began (its own error is above):
 
 
 def refuse_unguarded() -> None:
-    """Refuse to work in a process that is still importing its parent's script.
+    """Raise an error in a process that is still importing its parent's script.
 
     Raises:
         ModalignError: how to write the script.
@@ -52,13 +52,13 @@ def refuse_unguarded() -> None:
 
 
 class Watcher(Protocol):
-    """Who is told how the jobs go (a live table, a log, nobody)."""
+    """Receives events of the jobs (a live table, a log, or nothing)."""
 
     def started(self, job: Job) -> None:
         """A job's process was started."""
 
     def described(self, job: Job, parts: list[PartCount]) -> None:
-        """A job says what trains in it."""
+        """A job described its trainable parts."""
 
     def advanced(self, progress: JobProgress) -> None:
         """A running job made progress."""
@@ -67,11 +67,11 @@ class Watcher(Protocol):
         """A job ended, well or not."""
 
     def decided(self, said: str) -> None:
-        """How the comparison stands, and what is trained next or why nothing is."""
+        """The race decided what to train next, or to stop."""
 
 
 class Silent:
-    """Tells nobody."""
+    """Ignores all events."""
 
     def started(self, *_: Any, **__: Any) -> None:
         """Ignore whatever happens."""
@@ -80,19 +80,19 @@ class Silent:
 
 
 def _context(threads: int) -> ForkServerContext:
-    """Workers are forked from a server that has imported torch but never computed with it.
+    """Return a context that forks workers from a server that has imported torch but never used it.
 
-    The server reads the number of threads from its environment: set later, some libraries would
-    still start one per core, and processes that compete so are many times slower.
+    The server reads the number of threads from its environment. If it is set later, some libraries still start one
+    thread per core, and the competing processes become many times slower.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["modalign.comparison.job"])
     if threading.current_thread() is not threading.main_thread():
-        return context  # only that one may say what becomes of signals
-    # The terminal's Ctrl-C reaches the whole group. Workers ignore it, from before their first import on: the
-    # parent decides what becomes of its jobs.
+        return context  # only that one may set signal handlers
+    # Ctrl-C in the terminal reaches the whole process group. Workers ignore it from before their first import, so
+    # that the parent decides what happens to its jobs.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         multiprocessing.forkserver.ensure_running()
@@ -107,12 +107,12 @@ def _work(job: Job, cache: Path, filled: bool, channel: Connection) -> None:
     try:
         channel.send(("began",))
         _run_and_tell(job, cache, filled, channel)
-    except BrokenPipeError:  # nobody listens any more
+    except BrokenPipeError:  # the parent has gone
         os._exit(1)
 
 
 def _run_and_tell(job: Job, cache: Path, filled: bool, channel: Connection) -> None:
-    """Run a job; a failure is told, and written down in full where nobody foresaw it."""
+    """Run a job; report failures, and write unexpected ones to a file in full."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -133,7 +133,7 @@ def _run_and_tell(job: Job, cache: Path, filled: bool, channel: Connection) -> N
 
 
 def _end_with_parent() -> None:
-    """End at once when the parent is gone: nobody is left to read what this process finds."""
+    """Exit at once if the parent has gone."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -158,21 +158,21 @@ def run_jobs(
     *,
     filled: bool = False,
 ) -> dict[Job, JobResult]:
-    """Run jobs; finished ones are taken from their folders, and a job waits for its learning rate.
+    """Run jobs; finished ones are read from their folders, and a job waits for its learning rate.
 
     Args:
-        jobs: a worker is told the folder and the key of one, and reads everything else.
-        workers: processes at a time.
-        threads: of one process.
+        jobs: jobs to run; a worker gets only a job's folder and key.
+        workers: number of processes.
+        threads: per process.
         cache: of encoder features and tools' results.
-        watcher: told how the jobs go.
-        filled: the cache is known to hold what the jobs need.
+        watcher: receives events of the jobs.
+        filled: whether the cache already contains everything the jobs need.
 
     Returns:
-        results by job, failed ones too (their ``failure`` says why).
+        Results by job, including failed ones (see their ``failure``).
 
     Raises:
-        ModalignError: processes cannot be started: the calling script has no main guard.
+        ModalignError: processes cannot be started because the calling script has no main guard.
     """
     refuse_unguarded()
     watcher = watcher or Silent()
@@ -209,13 +209,13 @@ def run_jobs(
 
 
 def _ready(waiting: list[Job], running: list[_Running]) -> list[Job]:
-    """The waiting jobs whose learning rate is known, or will never be."""
+    """Return the waiting jobs whose learning rate is known or cannot be found."""
     unfinished = {*waiting, *(entry.job for entry in running)}
     return [job for job in waiting if job.before not in unfinished]
 
 
 def _without_rate(job: Job, results: dict[Job, JobResult]) -> JobResult | None:
-    """The result of a job whose learning rate was not found."""
+    """Return the result of a job whose learning rate was not found."""
     first = results.get(job.before) if job.before else None
     if first is None or first.failure is None:
         return None
@@ -229,7 +229,7 @@ def _start(context: ForkServerContext, told: tuple[Job, Path, bool], watcher: Wa
     process = context.Process(target=_work, args=(*told, sender), name=job.name, daemon=True)
     try:
         process.start()
-    except (BrokenPipeError, EOFError) as error:  # it has ended before it had read its job
+    except (BrokenPipeError, EOFError) as error:  # it ended before reading its job
         raise ModalignError(_NEVER_BEGAN) from error
     sender.close()
     watcher.started(job)
@@ -237,7 +237,7 @@ def _start(context: ForkServerContext, told: tuple[Job, Path, bool], watcher: Wa
 
 
 def _listen(running: list[_Running], watcher: Watcher) -> None:
-    """Wait for a message or an end, and pass messages on."""
+    """Wait for messages or exits, and forward messages."""
     sentinels = [entry.process.sentinel for entry in running]
     multiprocessing.connection.wait(
         [*(entry.channel for entry in running), *sentinels], timeout=1.0
@@ -254,7 +254,7 @@ def _listen(running: list[_Running], watcher: Watcher) -> None:
                     watcher.described(entry.job, message[1])
                 else:
                     watcher.advanced(JobProgress(entry.job, *message))
-        except (EOFError, OSError):  # it has ended, maybe in the middle of a message
+        except (EOFError, OSError):  # it has ended, possibly in the middle of a message
             entry.process.join()
 
 
@@ -271,7 +271,7 @@ def _finish(entry: _Running, watcher: Watcher) -> JobResult:
 
 
 def _death(code: int | None) -> str:
-    """Why a process ended without saying so."""
+    """Explain why a process ended without a message."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory, most likely)" if name == "SIGKILL" else ""

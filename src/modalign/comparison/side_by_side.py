@@ -1,8 +1,8 @@
-"""Two comparisons beside each other: what was changed between them, and what came of it.
+"""Two comparisons side by side: changed settings and their effect.
 
-The two were trained apart, so a difference is one of independent estimates. Its interval puts the
-half-widths of both together (the square-and-add rule: Newcombe 1998, Statistics in Medicine 17:873; Zou and
-Donner 2008, ibid. 27:1693). Where the questions or their number differ, no difference is stated.
+Both were trained independently, so a difference is one of independent estimates. Its interval combines the
+half-widths of both (the square-and-add rule: Newcombe 1998, Statistics in Medicine 17:873; Zou and
+Donner 2008, ibid. 27:1693). If the questions or their number differ, no difference is computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modalign.numbers.estimate import Estimate
 from modalign.pages.parts import Quantity, Section, Table, Words, tabulate, text_rows
 from modalign.pages.report import Report
 
-SAME = ("train", "val", "eval")  # hashes of data without which accuracies mean different things
+SAME = ("train", "val", "eval")  # data that must be equal for accuracies to be comparable
 NOT_COMPARED = (
     *("command", "started", "finished", "seconds", "hashes", "libraries", "changed", "threads"),
     *("train_records", "val_records", "eval_records", "val_source", "version"),
@@ -28,13 +28,13 @@ NOT_COMPARED = (
 
 
 class Side(BaseModel):
-    """One of the two.
+    """One of the two comparisons.
 
     Attributes:
         folder: of the comparison.
-        recommended: the method; None: none is.
+        recommended: the method, or None.
         reason: why.
-        setting: how it was run.
+        setting: settings of the run.
     """
 
     folder: str
@@ -44,7 +44,7 @@ class Side(BaseModel):
 
 
 class Pair(BaseModel):
-    """One method, or reference row, in both; what one of them lacks is None.
+    """One method, or reference row, in both; missing values are None.
 
     Attributes:
         difference: the second's accuracy minus the first's.
@@ -71,10 +71,10 @@ class SideBySide(BaseModel):
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Read what a comparison left.
+    """Read the report of a comparison.
 
     Raises:
-        UsageError: the folder holds no finished comparison.
+        UsageError: the folder contains no finished comparison.
         DataError: its report is damaged, or of another version of modalign.
     """
     path = folder / "report.json"
@@ -93,7 +93,7 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def side_by_side(first: Path, second: Path) -> SideBySide:
-    """Put two comparisons beside each other.
+    """Compare two comparisons.
 
     Args:
         first, second: folders of finished comparisons; differences are the second's minus the first's.
@@ -154,7 +154,7 @@ def _paired(pair: Pair, first: Estimate | None, second: Estimate | None, same: b
 
 
 def apart(first: Estimate, second: Estimate) -> Estimate:
-    """The second minus the first, of two estimates that know nothing of each other."""
+    """Return the second minus the first of two independent estimates."""
     value = second.value - first.value
     return Estimate(
         value=value,
@@ -184,27 +184,27 @@ def _columns(first: str, second: str) -> list[Quantity]:
 
 
 def _two(pair: Pair, name: str) -> str:
-    """One figure of both, once where they are the same."""
+    """Format a figure of both, only once if equal."""
     values = [getattr(found, name, None) for found in (pair.first, pair.second)]
     shown = ["-" if v is None else f"{len(v) if isinstance(v, list) else v:,}" for v in values]
     return shown[0] if shown[0] == shown[1] else " / ".join(shown)
 
 
 def methods_table(found: SideBySide) -> Table:
-    """Every method and reference row of both."""
+    """Return a table of every method and reference row of both."""
     first, second = short_names(found)
     rows = [*found.methods, *found.references]
     return tabulate(("methods", "Methods", "/methods"), _columns(first, second), rows)
 
 
 def short_names(found: SideBySide) -> tuple[str, str]:
-    """The folders' last names, or whole where these are the same."""
+    """Return the folders' last components, or full paths if these are equal."""
     one, two = (Path(side.folder) for side in found.sides)
     return (one.name, two.name) if one.name != two.name else (str(one), str(two))
 
 
 def sentences(found: SideBySide) -> list[str]:
-    """What was changed, and what was recommended, in words."""
+    """Describe the changes and the recommendations."""
     said = [
         f"{name} recommends {side.recommended or 'no method'}. {side.reason}"
         for name, side in zip(short_names(found), found.sides, strict=True)
@@ -232,7 +232,7 @@ def sentences(found: SideBySide) -> list[str]:
 
 
 def side_by_side_report(found: SideBySide) -> Report:
-    """The page of two comparisons."""
+    """Build the page of two comparisons."""
     words = Words("summary", "", "/sides", sentences(found))
     settings = Table(
         "settings",

@@ -1,4 +1,4 @@
-"""The ranking for the terminal: what fits into 100 columns."""
+"""The ranking for the terminal, in 100 columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = {"converter": "blue", "perceiver": "red", "tool": "green", "data": "m
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Rank, method, accuracy with interval, image gain and costs; the recommended one is marked."""
+    """Rank, method, accuracy with interval, image gain and costs; the recommended method is marked."""
     table = Table(box=None, padding=(0, 1), header_style="bold", title=_title(comparison))
     table.caption = (
         "± q, t: points that the interval would reach if only questions, or only trainings, were drawn again; "
@@ -35,7 +35,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def hallucination_table(comparison: Comparison) -> Table | None:
-    """POPE's measures on questions of yes and no; None where the data have none."""
+    """Return POPE's measures on yes/no questions; None if the data have none."""
     found = comparison.hallucination
     if found is None:
         return None
@@ -92,7 +92,7 @@ def _add_method(table: Table, method: MethodResult, chosen: bool) -> None:
 
 
 def _reaches(found: Estimate) -> str:
-    """How far questions and trainings reach alone, in points."""
+    """Format the half-widths by questions and by trainings, in points."""
     parts = (found.by_questions, found.by_trainings)
     return ", ".join(fmt.MISSING if each is None else f"{each * 100:.1f}" for each in parts)
 

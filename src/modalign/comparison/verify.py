@@ -1,4 +1,4 @@
-"""Does a comparison come out again, bit for bit? One of its trainings is run again and compared."""
+"""Verify bit-identical results by rerunning one training of a comparison."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from modalign.training.methods import method_key
 
 
 class Verified(BaseModel):
-    """A training that was run again.
+    """The outcome of rerunning a training.
 
     Attributes:
         job: METHOD/seed-N.
-        same: whether it gave the same weights and the same answers.
-        differs: what came out otherwise.
-        elsewhere: what was otherwise about the machine.
+        same: whether weights and answers are identical.
+        differs: which results differ.
+        elsewhere: differences between the machines.
     """
 
     job: str
@@ -36,21 +36,21 @@ class Verified(BaseModel):
 
     @property
     def words(self) -> str:
-        """The outcome as a sentence."""
+        """Describe the outcome in a sentence."""
         if self.same:
             return f"{self.job} gave the same bits: the same weights and the same answers."
         return f"{self.job} did not give the same bits: other {' and '.join(self.differs)}."
 
 
 def verify(report: Path, progress: Progress | None = None) -> Verified:
-    """Run the shortest training of a comparison again, in a folder of its own, and compare.
+    """Rerun the shortest training of a comparison in a separate folder and compare.
 
     Args:
         report: ``report.json``, in the comparison's folder (``config.yaml`` and ``data/`` beside it).
-        progress: told how far it is.
+        progress: called with the progress.
 
     Raises:
-        UsageError: there is no such report, or not its folder.
+        UsageError: the report or its folder is missing.
     """
     found = _read(report)
     folder = report.parent
@@ -79,7 +79,7 @@ def _read(report: Path) -> Comparison:
 
 
 def _shortest(found: Comparison, folder: Path) -> tuple[str, SeedRun]:
-    """The training that takes least: one that needs no trials, if the rate that they found is there."""
+    """Return the shortest training, preferably one without trials if their result is available."""
     known = []
     for method in found.methods:
         first = min((run.seed for run in method.seeds), default=0)
@@ -98,7 +98,7 @@ def _shortest(found: Comparison, folder: Path) -> tuple[str, SeedRun]:
 
 
 def _elsewhere(found: Comparison) -> list[str]:
-    """What is otherwise here than where the report was written."""
+    """List differences from the machine that wrote the report."""
     here = {"processor": processor(), **installed()}
     there = {"processor": found.setting.processor, **found.setting.libraries}
     return [

@@ -1,4 +1,4 @@
-"""The winner's folder, and the example scenes that every method answers."""
+"""The winner's folder, and the examples that every method answers."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def trained_session(job: Job, cache: Path) -> Session:
 
 
 def _picture(sample: Sample) -> str | None:
-    """A picture of the first medium, where its modality has one."""
+    """Return a picture of the first medium, if its modality has one."""
     first = sample.media[0]
     picture = modality_of(first.modality).picture
     return base64.b64encode(picture(first)).decode() if picture is not None else None
 
 
 def examples(prepared: Prepared, results: Sequence[JobResult]) -> list[Example]:
-    """The questions that every method answered when it was first trained, with the answers."""
+    """Return the example questions with the answers of every method's first training."""
     samples = chosen_examples(
         prepared.splits.evaluation or prepared.splits.val, prepared.config.examples
     )
@@ -77,10 +77,10 @@ def save_winner(
 ) -> Path:
     """Save the chosen method's best seed (by validation) as a Hugging Face folder, and check it.
 
-    Where no method is recommended it is the best so far, and the card says so.
+    If no method is recommended, save the best so far and say so in the card.
 
-    What is saved is loaded again and compared with the trained model before this returns; a folder
-    with its own code is also loaded by plain transformers where modalign cannot be imported.
+    The saved model is reloaded and compared with the trained one; a folder
+    with its own code is also loaded by transformers without modalign.
     """
     assert comparison.recommendation is not None
     name = comparison.recommendation.saved

@@ -42,7 +42,7 @@ class SkillRow(BaseModel):
         skill: the records' skill.
         measures: name -> measure with the right media.
         references: row (``blank media``, ``shuffled media``, ``chance``, ``most frequent answer here``, ...) ->
-            the same measures; of chance, those that it is known for.
+            the same measures; of chance, only those for which it is known.
     """
 
     skill: str
@@ -51,7 +51,7 @@ class SkillRow(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """What an evaluation found, with all that is needed to repeat it."""
+    """The results of an evaluation, with everything needed to reproduce them."""
 
     model: str
     data: str
@@ -59,10 +59,10 @@ class Evaluation(BaseModel):
     task: str
     task_version: int
     task_settings: dict[str, Any]
-    headline: str  # the measure to look at first
+    headline: str  # the main measure
     lower_is_better: bool
     generation: dict[str, Any]
-    patches: list[str] = []  # on top of the model, by name and hash
+    patches: list[str] = []  # applied to the model, by name and hash
     skills: list[SkillRow]
     overall: SkillRow
     available: dict[
@@ -73,7 +73,7 @@ class Evaluation(BaseModel):
 
 @dataclass(frozen=True)
 class _JudgedPass:
-    """Records of one pass, what was answered, and the scores."""
+    """Records of one pass with their answers and scores."""
 
     records: Sequence[Record]
     outputs: Sequence[Output]
@@ -98,7 +98,7 @@ def evaluate_model(
     patches: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Put a data file's questions with the right, with blank and with somebody else's media.
+    """Evaluate a model on a data file with the right, blank and other records' media.
 
     Questions about several modalities are also asked with each of them alone.
 
@@ -112,14 +112,14 @@ def evaluate_model(
         limit: only so many records, drawn over skills by the task's seed.
         train: training data, whose answers chance is made of; else what the model folder holds of them.
         skip_broken: share of broken records to drop.
-        columns: column that is read -> its name in the file.
-        device: to answer on.
+        columns: expected column -> its name in the file.
+        device: device to compute on.
         control_tokens: special tokens that are such where a text holds them, too.
-        patches: patch files put on top of the model, its weights untouched.
-        progress: told how far each of the three passes is.
+        patches: patch files to apply to the loaded model.
+        progress: called with the progress of each of the three passes.
 
     Raises:
-        DataError: broken data, none, or records that lack what the task needs.
+        DataError: broken or empty data, or records that lack what the task needs.
     """
     task, guess = task or Exact(), blind_guess(folder, train)
     if not isinstance(task, Exact) and (
@@ -231,7 +231,7 @@ def _unknown_chance(task: Task, records: Sequence[Record], guess: BlindGuess) ->
 
 
 def _available(task: Task, judged: dict[str, _JudgedPass]) -> dict[str, Estimate]:
-    """The headline on mixed records by what was left in them."""
+    """The headline on records with several modalities, by the modalities kept."""
     alone = {name: found for name, found in judged.items() if name.endswith(" only")}
     if not alone:
         return {}
@@ -252,7 +252,7 @@ def _available(task: Task, judged: dict[str, _JudgedPass]) -> dict[str, Estimate
 def _write_outputs(
     out: Path, task: Task, found: Evaluation, judged: dict[str, _JudgedPass]
 ) -> None:
-    """One line per record: what was asked and answered, as it came and as it was compared."""
+    """Write one line per record: prompt, raw output and normalised output."""
     right = judged[RIGHT]
     same = {
         "generation": found.generation,

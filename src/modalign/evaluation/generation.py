@@ -40,9 +40,9 @@ def generate_answers(
     max_new_tokens: int = 32,
     batch_size: int = 16,
 ) -> list[str]:
-    """Greedy answers, one per sample, in order.
+    """Generate greedy answers, one per sample, in order.
 
-    Prompts of equal length are generated together, so no padding enters any of them.
+    Each batch holds prompts of equal length, so there is no padding.
     """
     answers = [""] * len(samples)
     device = next(model.parameters()).device
@@ -68,10 +68,10 @@ def answer_records(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Greedy answers to records' last turns; media are decoded batch by batch.
+    """Generate greedy answers to the records' last turns; media are decoded batch by batch.
 
-    A causal language model comes with its tokenizer for a processor; it answers text only, and
-    completes the text where the tokenizer has no chat template.
+    For a causal language model the processor is its tokenizer; it answers text only, and
+    completes the text if the tokenizer has no chat template.
     """
     tokenizer: Any = tokenizer_of(processor)
     if isinstance(processor, ToolReader):
@@ -115,7 +115,7 @@ def _text_ids(tokenizer: Any, record: Record) -> list[int]:
 
 
 def _batches(sizes: Sequence[Hashable], most: int) -> Iterator[list[int]]:
-    """Places of equal sizes, at most so many together."""
+    """Yield batches of indices with equal sizes."""
     groups: dict[Hashable, list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(size, []).append(index)
@@ -130,7 +130,7 @@ def _greedy(
     max_new_tokens: int,
     where: Sequence[str],
 ) -> list[str]:
-    """The answers to a batch of prompts (B, T), each as long as asked for or as the model has positions."""
+    """Answer a batch of prompts (B, T), up to the requested length or the model's last position."""
     limit, sizes = declared_length(model.config), inputs["attention_mask"].sum(1).tolist()
     for size, place in zip(sizes, where, strict=True):
         check_length(size, limit, place)

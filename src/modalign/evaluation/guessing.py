@@ -1,8 +1,8 @@
-"""What somebody could answer who knows the training answers and never sees a medium.
+"""A blind guesser, which knows the training answers but sees no media.
 
-A blind guesser reads the question. Offered options, it takes any of them; else it guesses among the
-answers that training gave to the same question, where that was asked often, or among all training
-answers. Columns that no model sees (a skill, say) tell it nothing, and neither do the rows at hand.
+Given options, it picks any of them; otherwise it guesses among the training answers to the same question, if
+that was asked often, or else among all training answers. Columns that the model does not see (such as a skill)
+do not help it, and neither do the evaluation rows.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from modalign.files import write_atomically
 from modalign.models.export.folder import TRAINING_ANSWERS
 from modalign.strict_json import loads
 
-OFTEN = 10  # times that a question was asked in training, to be known by its answers
-KEPT = 1000  # answers to one question that are named in a model folder; of the rest, how many
+OFTEN = 10  # times a question must occur in training for its answers to be kept separately
+KEPT = 1000  # answers to one question saved by name in a model folder; the rest are only counted
 
 
 def question_of(record: Record) -> str:
-    """The last question of a record, as one is told from another."""
+    """Return the last question of a record, normalised for comparison."""
     asked = [message.text for message in record.messages if message.role == "user"]
     return " ".join(asked[-1].split()).casefold() if asked else ""
 
 
 @dataclass
 class BlindGuess:
-    """Training answers: to every question that was asked often, and to all of them.
+    """Training answers, to each frequent question and overall.
 
     Attributes:
-        questions: question -> how often it had which answer.
+        questions: question -> answer -> count.
         everything: the same over all questions.
-        unnamed: question, or None for all -> distinct answers that were left out.
+        unnamed: question, or None for all -> number of distinct answers left out.
     """
 
     questions: dict[str, Counter[str]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class BlindGuess:
 
     @classmethod
     def of(cls, training: Iterable[Record]) -> BlindGuess:
-        """What these records teach."""
+        """Count the answers of these training records."""
         found = cls()
         for record in training:
             found.questions.setdefault(question_of(record), Counter())[record.answer] += 1
@@ -62,7 +62,7 @@ class BlindGuess:
         return self.everything, self.unnamed.get(None, 0)
 
     def chance(self, records: Sequence[Record]) -> list[float | None]:
-        """(n,) how often an even guess is right; None where neither options nor training answers are known."""
+        """Return (n,) accuracies of a uniform guess; None if neither options nor training answers are known."""
         return [self._chance(record) for record in records]
 
     def _chance(self, record: Record) -> float | None:
@@ -75,17 +75,17 @@ class BlindGuess:
         return len(accepted & answers.keys()) / (len(answers) + further)
 
     def majority(self, records: Sequence[Record]) -> list[str]:
-        """(n,) the most frequent training answer to each question."""
+        """Return (n,) most frequent training answers to each question."""
         common = [self._known(record)[0].most_common(1) for record in records]
         return [found[0][0] if found else "" for found in common]
 
     def mean_chance(self, records: Sequence[Record]) -> float | None:
-        """How often an even guess is right over all of them; None where it is not known of each."""
+        """Return the mean accuracy of a uniform guess; None if it is unknown for any record."""
         known = [share for share in self.chance(records) if share is not None]
         return sum(known) / len(known) if known and len(known) == len(records) else None
 
     def save(self, folder: Path) -> None:
-        """Put it into a model folder, for ``eval`` and ``diagnose``."""
+        """Save it to a model folder, for ``eval`` and ``diagnose``."""
         questions = {question: self._kept(question, c) for question, c in self.questions.items()}
         value = {"all": self._kept(None, self.everything), "questions": questions}
         write_atomically(
@@ -98,10 +98,10 @@ class BlindGuess:
 
 
 def blind_guess(folder: Path, train: str | None = None) -> BlindGuess:
-    """What a model's training taught a blind guesser: by a training file, else by the model folder.
+    """Load a model's training answers from a training file, or else from the model folder.
 
     Args:
-        folder: of the model; nothing is known where it says nothing.
+        folder: model folder; may hold no training answers.
         train: data file that the model was trained on.
 
     Raises:

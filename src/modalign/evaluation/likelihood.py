@@ -1,4 +1,4 @@
-"""How likely a model finds given answers: summed log-likelihoods, without generating anything."""
+"""Summed log-likelihoods of given answers, without generation."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def score_options(
     options: Sequence[Sequence[str]],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[OptionScore, ...]]:
-    """Log-likelihood of every option as the answer to its record's last question, in nats.
+    """Return the log-likelihood, in nats, of every option as answer to its record's last question.
 
-    The options of one record go through the model together after the same prompt, so nothing is
-    padded on the left; on the right causal attention makes padding harmless. An answer is tokenised as
+    The options of one record form a batch after the same prompt, so nothing is
+    padded on the left; padding on the right is harmless under causal attention. An answer is tokenised as
     the chat template writes it and ends with its end mark, where the template has one. A causal
-    language model without a template is given the question, a space and the option.
+    language model without a template gets the question, a space and the option.
 
     Args:
         model: as :func:`modalign.models.open.open_model` gives it.
         processor: the same.
         records: their last turn is replaced by each option.
         options: (records, options) texts.
-        progress: told how far it is.
+        progress: called with the progress.
     """
     found = []
     for place, (record, offered) in enumerate(zip(records, options, strict=True)):
@@ -108,7 +108,7 @@ def _answer_ids(reader: Any, conversation: Conversation, option: str, record: Re
 def _log_likelihoods(
     model: Any, inputs: dict[str, Tensor], answers: Sequence[Sequence[int]]
 ) -> list[float]:
-    """Summed log-likelihood of each row's answer after its prompt; prompts are equally long.
+    """Return the summed log-likelihood of each row's answer after its prompt; prompts have equal lengths.
 
     Args:
         model: the model.
@@ -122,9 +122,11 @@ def _log_likelihoods(
     longer = {
         name: torch.cat([value, torch.zeros_like(added, dtype=value.dtype)], dim=1)
         for name, value in inputs.items()
-        if name.endswith("token_type_ids")  # grows with the text
+        if name.endswith("token_type_ids")  # as long as the text
     }
-    if "image_attention_mask" in inputs:  # of Idefics: an answer reads what the prompt's end reads
+    if (
+        "image_attention_mask" in inputs
+    ):  # of Idefics: an answer attends to the same images as the end of the prompt
         read = inputs["image_attention_mask"]
         after = read[:, -1:].expand(-1, added.shape[1], -1)
         longer["image_attention_mask"] = torch.cat([read, after], dim=1)
@@ -132,7 +134,7 @@ def _log_likelihoods(
     mask = inputs["attention_mask"]
     longer["attention_mask"] = torch.cat([mask, present.to(mask.dtype)], dim=1)
     moved: dict[str, Any] = {**placed({**inputs, **longer}, model)}
-    width = added.shape[1] + 1  # the last prompt position tells the first answer token
+    width = added.shape[1] + 1  # the last prompt position predicts the first answer token
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         moved["logits_to_keep"] = width
     logits = model(**moved, use_cache=False).logits[:, -width:-1].float()

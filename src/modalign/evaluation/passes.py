@@ -1,4 +1,4 @@
-"""The same questions with other media: blank ones, somebody else's, one modality alone."""
+"""The same questions with other media: blank, another record's, one modality alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RIGHT, BLANK, SHUFFLED = "right media", "blank media", "shuffled media"
 
 
 def passes_over(records: list[Record], modalities: Sequence[str]) -> dict[str, list[Record]]:
-    """Pass -> its records: the records as they are, blank and shuffled where there are media.
+    """Return pass -> records: unchanged, and with blank and shuffled media if there are any.
 
-    Records of several modalities are also asked with each alone, in a pass called ``image only``.
+    Records with several modalities are also asked with each alone, in a pass called ``image only``.
     """
     passes = {RIGHT: records}
     if any(True for record in records for _ in record.media()):
@@ -24,18 +24,18 @@ def passes_over(records: list[Record], modalities: Sequence[str]) -> dict[str, l
 
 
 def blanked(records: Sequence[Record]) -> list[Record]:
-    """Every medium replaced by a blank one of its kind."""
+    """Replace every medium by a blank one of its kind."""
     return [with_other_media(r, [blank_like(medium) for medium in r.media()]) for r in records]
 
 
 def shuffled(records: Sequence[Record]) -> list[Record]:
-    """Every record with somebody else's media."""
+    """Give every record another record's media."""
     given = exchanged([tuple(record.media()) for record in records])
     return [with_other_media(record, media) for record, media in zip(records, given, strict=True)]
 
 
 def alone(modality: str, records: Sequence[Record]) -> list[Record]:
-    """Records that hold this modality and others, without the others."""
+    """Return records with this modality and others, without the others."""
     return [
         _without_others(modality, record)
         for record in records
@@ -59,7 +59,7 @@ def _without_others(modality: str, record: Record) -> Record:
 
 
 def with_other_media(record: Record, media: Sequence[Media]) -> Record:
-    """The record with these media, in reading order, in place of its own."""
+    """Replace the record's media by these, in reading order."""
     queue = list(media)
     messages = tuple(
         Message(m.role, tuple(queue.pop(0) if isinstance(p, Media) else p for p in m.parts))

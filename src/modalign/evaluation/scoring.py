@@ -1,8 +1,8 @@
 """Exact-match accuracy of the greedy answer, without generating it.
 
-The greedy answer equals the reference exactly when, fed with the reference, the model's most likely
-token at every answer position (end mark included) is the reference's: one forward pass decides it.
-An answer that is wrong, unfinished or not an answer at all counts as wrong.
+The greedy answer equals the reference exactly if, fed with the reference, the model's most likely token at every
+answer position (end mark included) is the reference's. One forward pass therefore decides it. Wrong, unfinished
+and missing answers count as wrong.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from modalign.models.collation import Collator
 
 @dataclass(frozen=True)
 class Scores:
-    """Per sample: was the greedy answer right, and the loss summed over its answer tokens."""
+    """Per sample: whether the greedy answer is right, and the loss summed over its answer tokens."""
 
     correct: np.ndarray  # (n,) bool
     loss: np.ndarray  # (n,)
     tokens: np.ndarray  # (n,)
-    said_yes: np.ndarray  # (n,) bool, the first answer token is one that "yes" begins with
+    said_yes: np.ndarray  # (n,) bool, the first answer token can begin "yes"
 
     @property
     def mean_loss(self) -> float:
-        """Loss per supervised token."""
+        """The mean loss per supervised token."""
         return float(self.loss.sum() / max(self.tokens.sum(), 1))
 
 
 def final_turn(sample: Sample) -> Sample:
-    """Supervise the last answer only: what an evaluation scores."""
+    """Supervise the last answer only, as evaluation scores it."""
     flags = np.zeros_like(sample.supervised)
     flags[sample.prompt_length :] = sample.supervised[sample.prompt_length :]
     return replace(sample, supervised=flags)
@@ -51,7 +51,7 @@ def score(
     batch_size: int = 64,
     yes_tokens: Collection[int] = (),
 ) -> Scores:
-    """Score samples (their last answers) with a model in evaluation mode; equal ones are computed once."""
+    """Score samples (their last answers) with a model in evaluation mode; equal samples are computed once."""
     finals = [final_turn(sample) for sample in samples]
     seen: dict[tuple[bytes, bytes, tuple[Media, ...]], int] = {}
     same = [
@@ -80,26 +80,26 @@ def score(
 
 
 def with_media(samples: Sequence[Sample], media: Sequence[tuple[Media, ...]]) -> list[Sample]:
-    """The same questions about other media."""
+    """Ask the same questions about other media."""
     return [replace(sample, media=other) for sample, other in zip(samples, media, strict=True)]
 
 
 def blanked(samples: Sequence[Sample], blanks: Mapping[str, Media]) -> list[Sample]:
-    """Every medium replaced by its modality's blank one."""
+    """Replace every medium by its modality's blank one."""
     given = [tuple(blanks[medium.modality] for medium in sample.media) for sample in samples]
     return with_media(samples, given)
 
 
 def shuffled(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Every sample with somebody else's media; see :func:`exchanged`."""
+    """Give every sample another sample's media; see :func:`exchanged`."""
     return with_media(samples, exchanged([sample.media for sample in samples], seed))
 
 
 def exchanged(media: Sequence[tuple[Media, ...]], seed: int = 0) -> list[tuple[Media, ...]]:
-    """Everybody's media given to somebody else who has as many of the same modalities.
+    """Exchange media between owners with equally many media of the same modalities.
 
-    Owners of the same media stand together in a random order that is turned by the largest such
-    group: none keeps its own media, unless most have the same.
+    Owners of the same media are placed together in a random order, which is rotated by the size of the largest
+    such group: none keeps its own media, unless most have the same.
     """
     result = list(media)
     rng = np.random.default_rng(seed)

@@ -1,1 +1,1 @@
-"""Estimates, how their intervals are made, which differences count, and how numbers are shown."""
+"""Estimates and their intervals, tests of differences, and the formatting of numbers."""

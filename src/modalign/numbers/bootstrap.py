@@ -1,12 +1,12 @@
-"""The bootstrap: what is summed over records is summed over redrawn records (Efron 1979).
+"""The bootstrap: sums over records become sums over resampled records (Efron 1979).
 
 Every statistic here is a function of sums over records: a mean is a sum over a count, a ratio is a sum over
-a sum, a harmonic mean combines three means. So sums are redrawn once, for all statistics together, and
-whatever is computed from one replicate stays paired. Records with one label (questions about one image) stand
-or fall together and are redrawn together (cluster bootstrap).
+a sum, a harmonic mean combines three means. So sums are resampled once for all statistics, and everything
+computed from one replicate stays paired. Records with the same label (questions about one image) are
+correlated and are resampled together (cluster bootstrap).
 
-Intervals are *expanded percentiles* (Hesterberg 2015, Am. Stat. 69): plain percentiles of G redrawn
-units are too narrow, by the factor sqrt((G - 1) / G) and by a normal quantile where Student's belongs. So the
+Intervals are *expanded percentiles* (Hesterberg 2015, Am. Stat. 69): plain percentiles of G resampled
+units are too narrow, by the factor sqrt((G - 1) / G) and by a normal quantile instead of Student's. So the
 2.5 % are replaced by Phi(-sqrt(G / (G - 1)) t), t the 97.5 % quantile of Student's distribution with G - 1
 degrees of freedom: 1.6 % at G = 20, 2.5 % for large G. The ends stay within the statistic's own range.
 
@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from modalign.numbers.estimate import Estimate
 
 RESAMPLES = 2000
-TAIL = 0.025  # what a 95 % interval leaves out on each side
+TAIL = 0.025  # share outside a 95 % interval on each side
 _CHUNK = 4_000_000  # numbers drawn at a time
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ Groups = Sequence[str | None]
 
 
 def cluster_ids(groups: Groups | None, n: int) -> NDArray[np.intp]:
-    """Number the groups of n records, (n,); a record whose label is None is a group of its own."""
+    """Number the groups of n records, (n,); a record without a label forms its own group."""
     if groups is None:
         return np.arange(n)
     if len(groups) != n:
@@ -53,7 +53,7 @@ def cluster_sums(columns: Floats, groups: Groups | None = None) -> Floats:
 
 
 def redraw(sums: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Redraw groups with replacement and add up what they sum to.
+    """Resample groups with replacement and add up their sums.
 
     Args:
         sums: (G, K) of each group, as :func:`cluster_sums` gives them.
@@ -76,7 +76,7 @@ def redraw(sums: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats
 
 
 def expanded_tail(units: int) -> float:
-    """Share of replicates of G redrawn units that a 95 % interval leaves out on each side."""
+    """Return the share of replicates of G units outside a 95 % interval on each side."""
     if units < 2:
         return 0.0
     reach = np.sqrt(units / (units - 1)) * student.ppf(1 - TAIL, units - 1)
@@ -89,10 +89,10 @@ def estimate(
     """Make an estimate of a statistic's value and its replicates.
 
     Args:
-        drawn: (1 + R,) the value first; replicates that are NaN (where the statistic is not defined)
-            are left out.
-        n: reported beside it.
-        units: G, how many units were redrawn; n where it is not given.
+        drawn: (1 + R,) the value first; undefined (NaN) replicates
+            are ignored.
+        n: sample size to report.
+        units: G, number of resampled units; n by default.
         scale: factor of the value and the ends; 100 makes percent of shares.
         said: further fields of the estimate.
     """
@@ -123,15 +123,15 @@ def estimate_of_sums(
 
     Args:
         columns: (records, K) what is summed.
-        combine: sums (R, K) -> values (R,); NaN where it is not defined.
-        n: reported beside it; the number of records where it is not given.
-        groups: (records,) labels of what is redrawn together; None is a group of its own.
+        combine: sums (R, K) -> values (R,); NaN if undefined.
+        n: sample size to report; the number of records by default.
+        groups: (records,) labels of records resampled together; None forms its own group.
         seed: of the random generator.
         resamples: R.
         said: further fields of the estimate.
 
     Returns:
-        The estimate; None where it is not defined on the data themselves.
+        The estimate; None if it is undefined on the data themselves.
     """
     table = np.asarray(columns, dtype=np.float64)
     if not len(table):
@@ -146,7 +146,7 @@ def estimate_of_sums(
 
 
 def ratio(sums: Floats) -> Floats:
-    """Divide the first column by the second; NaN where that is zero."""
+    """Divide the first column by the second; NaN if that is zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
 
@@ -154,15 +154,15 @@ def ratio(sums: Floats) -> Floats:
 def redrawn_means(
     columns: Mapping[str, Floats], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Floats]:
-    """Means over records of several columns, as observed and then of redrawn records.
+    """Return means over records of several columns, observed and then resampled.
 
     Args:
-        columns: name -> (n,), NaN where a record has no value.
-        resamples: R, redrawn jointly for all columns (a combination of them stays paired).
+        columns: name -> (n,), NaN for missing values.
+        resamples: R, resampled jointly for all columns (combinations stay paired).
         seed: of the random generator.
 
     Returns:
-        name -> (1 + R,); NaN where no record with a value was drawn.
+        name -> (1 + R,); NaN if no record with a value was drawn.
     """
     table = np.stack(list(columns.values()), axis=1)
     known = ~np.isnan(table)
@@ -174,9 +174,9 @@ def redrawn_means(
 
 
 def mean_of_few(values: ArrayLike, **said: Any) -> Estimate:
-    """Estimate the mean of a few independent values by Student's t; two at least.
+    """Estimate the mean of a few independent values by Student's t.
 
-    For draws or trainings, of which there are too few to redraw.
+    For at least two draws or trainings, when there are too few to resample.
     """
     array = np.asarray(values, dtype=np.float64)
     n = len(array)

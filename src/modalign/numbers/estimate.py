@@ -1,4 +1,4 @@
-"""A number estimated from a sample, with its 95 % interval and what it was taken over."""
+"""A number estimated from a sample, with its 95 % interval and sample."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ class Estimate(BaseModel):
 
     Attributes:
         value: the estimate, in ``unit``.
-        low, high: ends of the interval; NaN (``null`` in JSON) where there is none, so that every
+        low, high: ends of the interval; NaN (``null`` in JSON) if there is none, so that every
             comparison with them is false.
-        n: how many of ``over`` it was taken over, or what it is a share of.
-        over: what was sampled: records, questions, edits, windows of text.
-        trainings: trainings (seeds) of the model that the interval speaks of; None where the
-            model is given.
-        by_questions, by_trainings: how far the interval would reach on each side if only questions, or
-            only trainings, were drawn again; None where the model is given, and ``by_trainings`` where
-            nothing is known of the spread between trainings: the interval is then about questions alone.
-        interval: how the interval was made; None where there is none, or where it is not said.
+        n: the number of ``over`` sampled, or the denominator of a share.
+        over: the kind of item sampled: records, questions, edits, windows of text.
+        trainings: trainings (seeds) that the interval covers; None if the
+            model is fixed.
+        by_questions, by_trainings: half-width of the interval if only questions, or
+            only trainings, were resampled; None if the model is fixed, and ``by_trainings`` also if
+            the spread between trainings is unknown: the interval then covers questions only.
+        interval: method of the interval; None if there is none or it is unknown.
         unit: ``share`` (of 1), ``difference of shares`` (of 1, shown in percentage points),
             ``percent``, ``percentage points``, ``points`` (of 100), ``score``, ``nats`` and so on;
             see :data:`modalign.numbers.words.UNITS`.
-        protocol: how the model was asked; numbers of different protocols are not comparable.
-        chance: what it would be without any relation, where that is known.
-        chance_high: 97.5 % quantile of what chance gives.
-        p: share of random pairings that give as much.
+        protocol: how the model was prompted; figures of different protocols are not comparable.
+        chance: expected value by chance, if known.
+        chance_high: 97.5 % quantile by chance.
+        p: share of random pairings that reach the value.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -91,10 +91,10 @@ class Estimate(BaseModel):
 
     @property
     def sign(self) -> int:
-        """1 where the whole interval lies above zero, -1 below, 0 where it holds zero or is unknown."""
+        """1 if the whole interval is above zero, -1 if below, 0 if it contains zero or is unknown."""
         return (self.low > 0) - (self.high < 0)
 
 
 def exactly(value: float, n: int, unit: str = "share", over: str = "records") -> Estimate:
-    """A number that is known rather than estimated, such as chance."""
+    """Return a known rather than estimated number, such as chance."""
     return Estimate(value=value, low=value, high=value, n=n, over=over, unit=unit, interval="exact")

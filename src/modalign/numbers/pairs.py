@@ -1,12 +1,12 @@
 """Paired differences: one test, one correction, one verdict.
 
-Two methods answered the same questions, so a replicate gives both, and its difference is paired. The two-sided
+Both methods answered the same questions, so differences are paired within each replicate. The two-sided
 p-value is twice the smaller tail of the replicates beyond zero, each tail (1 + count) / (R + 1) (Davison and
 Hinkley 1997, section 4.2), and never below 2^(1 - G), the smallest that changing the signs of G independent
-differences could give: a bootstrap of two records that agree would be sure of anything. P-values of one family
+differences could give: otherwise two agreeing records would be conclusive in a bootstrap. P-values of one family
 are corrected for their number (Holm 1979).
 
-**Verdict**: a difference is found where the corrected p-value is below 5 % *and* the 95 % interval leaves out
+**Verdict**: a difference is found if the corrected p-value is below 5 % *and* the 95 % interval excludes
 zero.
 """
 
@@ -39,8 +39,8 @@ class Difference(BaseModel):
         first, second: the methods.
         difference: the first one's figure minus the second one's.
         p_value: two-sided.
-        p_holm: corrected for the pairs that were tested with it.
-        verdict: which is better, or ``no difference found``.
+        p_holm: corrected for the number of pairs tested.
+        verdict: the better method, or ``no difference found``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,17 +54,17 @@ class Difference(BaseModel):
 
 
 def resamples_for(methods: int) -> int:
-    """Replicates enough for Holm's smallest step among all pairs of ``methods``.
+    """Return enough replicates for Holm's smallest step among all pairs of ``methods``.
 
-    The smallest p-value R replicates can give is 2 / (R + 1); times the number of pairs it must
-    lie well below 5 % (here 1 %), or no difference could ever be found.
+    The smallest p-value of R replicates is 2 / (R + 1). Multiplied by the number of pairs it must be well below
+    5 % (here 1 %), or no difference could ever be found.
     """
     pairs = methods * (methods - 1) // 2
     return max(RESAMPLES, 200 * pairs)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979), in the order given.
+    """Adjust p-values for their number (Holm 1979), keeping their order.
 
     The smallest is multiplied by m, the next by m - 1 and so on; a later one is never smaller than
     an earlier one, and none exceeds 1.
@@ -79,7 +79,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Estimate, p_holm: float) -> Verdict:
-    """Say which of two is better, by the rule above."""
+    """Return which of two is better by the rule above."""
     if p_holm >= ALPHA or difference.sign == 0:
         return NO_DIFFERENCE
     return "first" if difference.sign > 0 else "second"
@@ -114,8 +114,8 @@ def difference_estimate(
 def p_value(drawn: Replicates, first: str, second: str) -> float:
     """Test a paired difference; two-sided.
 
-    Where the spread is known to few degrees of freedom, zero is looked for where Student's distribution has as
-    much beyond it as the replicates, which are normal, would have.
+    If the spread has few degrees of freedom, zero is replaced by the point beyond which Student's distribution
+    has as much probability as the normal replicates have beyond theirs.
     """
     found = drawn.of(first, second)
     known = found.replicates[np.isfinite(found.replicates)]
@@ -163,13 +163,13 @@ def compare_all(
 ) -> list[Difference]:
     """Compare every pair of methods that answered the same questions.
 
-    There are replicates enough for the number of pairs.
+    The number of replicates suits the number of pairs.
 
     Args:
         correct: method -> (S, n); none or one method has no pairs.
-        groups: (n,) questions that are redrawn together.
+        groups: (n,) labels of questions resampled together.
         seed: of the random generator.
-        fixed: methods that nobody trains.
+        fixed: methods without training.
     """
     if len(correct) < 2:
         return []
@@ -188,15 +188,15 @@ def compare_with(
     seed: int = 0,
     fixed: Collection[str] = (),
 ) -> list[Difference]:
-    """Compare every method with a row that no model was trained for.
+    """Compare every method with an untrained reference row.
 
     Args:
         reference: its name.
-        answers: (n,) its right answers.
+        answers: (n,) its correct answers.
         correct: method -> (S, n).
-        groups: (n,) questions that are redrawn together.
+        groups: (n,) labels of questions resampled together.
         seed: of the random generator.
-        fixed: methods that nobody trains.
+        fixed: methods without training.
     """
     gains = {name: np.asarray(values, dtype=float) - answers for name, values in correct.items()}
     enough = resamples_for(len(gains) + 1)
@@ -206,7 +206,7 @@ def compare_with(
 
 
 def sample_replicates(drawn: Mapping[str, Floats], n: int) -> Replicates:
-    """Replicates of figures of one sample of n units, from their values and replicates, (1 + R,) each."""
+    """Create replicates from the values and replicates, (1 + R,) each, of figures of one sample of n units."""
     widened = np.sqrt(n / (n - 1)) if n > 1 else 1.0
     parts = {
         name: Part(float(values[0]), widened * (values[1:] - values[0]), np.zeros(len(values) - 1))

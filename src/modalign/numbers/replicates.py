@@ -1,9 +1,9 @@
-"""Replicates of figures and what their variance comes from: intervals with Student's tails for each source.
+"""Replicates of figures by source of variance, with Student intervals for each source.
 
-A part of the variance that is known to few degrees of freedom widens the interval, and no more than its part:
-the 95 % interval reaches sqrt(t_s^2 V_s + t_q^2 V_q) far, V_s coming from trainings and V_q from questions, each
-t being Student's quantile for its degrees of freedom (Banerjee 1960, Sankhya 22). For normal means this covers
-95 % or more, exactly 95 % where one part is all there is. Intervals of shares are made on the logit scale, so
+A variance component with few degrees of freedom should widen the interval only by its share. So the 95 %
+interval has half-width sqrt(t_s^2 V_s + t_q^2 V_q), V_s coming from trainings and V_q from questions, each t
+being Student's quantile for its degrees of freedom (Banerjee 1960, Sankhya 22). For normal means this covers 95
+% or more, and exactly 95 % if there is only one component. Intervals of shares are made on the logit scale, so
 that they stay within 0 and 1.
 """
 
@@ -28,15 +28,15 @@ NORMAL = float(norm.ppf(1 - TAIL))
 
 @dataclass(frozen=True)
 class Part:
-    """What one method adds to the replicates of a figure.
+    """One method's components of a figure's replicates.
 
     Attributes:
         observed: the mean over trainings and questions.
-        questions: (R,) deviations by redrawn questions.
-        luck: (R,) deviations by redrawn trainings.
-        twice: V_e, what of the variance is in both.
-        spread: V_s with its degrees of freedom; None where nothing is known of it.
-        trainings: S; None where the figure is not a model's.
+        questions: (R,) deviations by resampled questions.
+        luck: (R,) deviations by resampled trainings.
+        twice: V_e, the variance contained in both.
+        spread: V_s with its degrees of freedom; None if unknown.
+        trainings: S; None for figures without a model.
     """
 
     observed: float
@@ -52,13 +52,13 @@ class Replicates:
     """Replicates of every method's figure on one set of questions, paired across methods.
 
     Attributes:
-        parts: method -> what its replicates are made of.
+        parts: method -> components of its replicates.
         n: questions.
-        units: G, groups of questions that were redrawn.
+        units: G, resampled groups of questions.
         bounds: the smallest and the largest value of an answer.
-        freedom: sum of S - 1 over the methods: what all spreads together are known to. A method's spread may
-            be known to more than its own share, but what it borrows it shares with the others.
-        skills: skill -> the same for the questions of that skill alone.
+        freedom: sum of S - 1 over the methods, the degrees of freedom of all spreads together. A method's spread
+            may have more than its own share, but borrowed ones are shared with the others.
+        skills: skill -> replicates for the questions of that skill only.
     """
 
     parts: dict[str, Part]
@@ -70,20 +70,20 @@ class Replicates:
 
     @property
     def observed(self) -> dict[str, float]:
-        """Method -> figure."""
+        """Return method -> figure."""
         return {name: part.observed for name, part in self.parts.items()}
 
     @property
     def values(self) -> dict[str, Floats]:
-        """Method -> (R,) replicates of its figure."""
+        """Return method -> (R,) replicates of its figure."""
         return {name: self.of(name).values for name in self.parts}
 
     @property
     def again(self) -> dict[str, Floats]:
-        """Method -> (R,) figures that another comparison of the same size may find.
+        """Return method -> (R,) figures that another comparison of the same size might find.
 
-        It would miss the truth as this one may have: the deviations of ``values`` are counted twice. And the
-        spread between trainings is only known to its degrees of freedom, so luck has Student's tails.
+        Both comparisons have sampling error, so the deviations of ``values`` are counted twice. The spread between
+        trainings has few degrees of freedom, so deviations between trainings have Student's tails.
         """
         rng = np.random.default_rng(self.n)
         found = {}
@@ -98,7 +98,7 @@ class Replicates:
         return found
 
     def of(self, first: str, second: str | None = None) -> Redrawn:
-        """The replicates of one method's figure, or of the first one's minus the second one's."""
+        """Return the replicates of a method's figure, or of the difference of two."""
         one = self.parts[first]
         other = self.parts[second] if second is not None else _NOTHING
         questions = one.questions - other.questions
@@ -117,7 +117,7 @@ class Replicates:
         )
 
     def reaches(self, found: Redrawn, *methods: str) -> dict[str, float | None]:
-        """How far questions and trainings reach, where any of the methods is trained."""
+        """Return the half-widths by questions and by trainings, if any of the methods is trained."""
         if all(self.parts[name].trainings is None for name in methods):
             return {}
         return {"by_questions": found.by_questions, "by_trainings": found.by_trainings}
@@ -134,7 +134,7 @@ class Replicates:
         is_share = unit == "share" and self.bounds == (0.0, 1.0)
         low, high = found.ends(logistic=is_share)
         if is_share and found.value in self.bounds:
-            alike = share([found.value] * self.units)  # redrawing what is all alike says nothing
+            alike = share([found.value] * self.units)  # resampling equal values gives no spread
             low, high = alike.low, alike.high
         return Estimate(
             value=found.value,
@@ -151,7 +151,7 @@ class Replicates:
 
 @dataclass(frozen=True)
 class Redrawn:
-    """A figure with its replicates, (R,), and where their variance comes from."""
+    """A figure with its replicates, (R,), and the sources of their variance."""
 
     value: float
     replicates: Floats
@@ -166,17 +166,17 @@ class Redrawn:
 
     @property
     def by_questions(self) -> float:
-        """How far the 95 % interval would reach on each side if questions alone were redrawn."""
+        """The half-width of the 95 % interval if only questions were resampled."""
         return self.questions.reach
 
     @property
     def by_trainings(self) -> float | None:
-        """The same for trainings alone; None where nothing is known of their spread."""
+        """The same for trainings only; None if their spread is unknown."""
         return None if self.trainings is None else self.trainings.reach
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of the Student's distribution that reaches as far as both parts together."""
+        """Degrees of freedom of the Student distribution with the half-width of both parts together."""
         parts = [part for part in (self.questions, self.trainings) if part and part.variance]
         total = sum(part.variance for part in parts)
         if not total:
@@ -186,8 +186,8 @@ class Redrawn:
     def ends(self, logistic: bool = False) -> tuple[float, float]:
         """Ends of the 95 % interval.
 
-        Percentiles, their deviations from the value stretched as Student's distribution is against the normal
-        one; ``logistic`` makes them on the logit scale.
+        Percentiles whose deviations from the value are stretched from the normal to Student's distribution;
+        ``logistic`` computes them on the logit scale.
         """
         known = self.replicates[np.isfinite(self.replicates)]
         if not len(known):
@@ -204,7 +204,7 @@ _NOTHING = Part(0.0, np.zeros(1), np.zeros(1))
 
 
 def freedom_of(reach: float) -> float:
-    """Degrees of freedom, 0.5 to a million, whose Student's distribution has this 97.5 % quantile."""
+    """Return the degrees of freedom, 0.5 to a million, of the Student distribution with this 97.5 % quantile."""
     least, most = 0.5, 1e6
     if reach <= student.ppf(1 - TAIL, most):
         return most
@@ -214,12 +214,12 @@ def freedom_of(reach: float) -> float:
 
 
 def satterthwaite(parts: Sequence[Spread]) -> float:
-    """Degrees of freedom of a sum of independent variances (Satterthwaite 1946)."""
+    """Return the degrees of freedom of a sum of independent variances (Satterthwaite 1946)."""
     doubt = sum(part.variance**2 / part.freedom for part in parts)
     return sum(part.variance for part in parts) ** 2 / doubt if doubt else 1.0
 
 
 def on_logit_scale(value: float, low: float, high: float) -> tuple[float, float]:
-    """Ends of a share's interval from its deviations below and above, by the delta method on logits."""
+    """Return the ends of a share's interval from its deviations below and above, by the delta method on logits."""
     slope = value * (1 - value)
     return float(expit(logit(value) + low / slope)), float(expit(logit(value) + high / slope))

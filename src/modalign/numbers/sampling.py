@@ -1,12 +1,12 @@
 """95 % intervals over labelled records: bootstrap for means, delete-a-group jackknife for everything else.
 
-A bootstrap sample holds records twice. That does not matter to a mean; but doubled records are each
+A bootstrap sample contains records twice. A mean is not affected; but duplicated records are each
 other's nearest neighbours, add to an off-diagonal kernel, and shrink a covariance. So statistics that are
-not means are computed anew without each of G groups of records instead (Quenouille 1956, Tukey 1958; with
+not means are recomputed without each of G groups of records in turn (Quenouille 1956, Tukey 1958; with
 groups Kott 2001): s^2 = (G - 1) / G sum_g (theta_g - mean)^2, and the interval is theta +- t s with G - 1
 degrees of freedom.
 
-Records about the same media stand or fall together in both.
+Both keep records about the same media together.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Integers = NDArray[np.int64]
 
 
 class Sampling:
-    """What an interval redraws: records, labelled by what stands or falls together.
+    """Records to resample, with labels of dependent ones.
 
     Args:
-        labels: one per record; equal ones belong together.
-        seed: of the draws.
+        labels: one per record; records with equal labels stay together.
+        seed: of the random generator.
     """
 
     def __init__(self, labels: Sequence[str], seed: int) -> None:
         self.labels, self.seed, self.n = list(labels), seed, len(labels)
 
     def mean(self, values: Floats, unit: str = "", chance: float | None = None) -> Estimate:
-        """Estimate the mean of (n,) values, NaN left out, by bootstrap."""
+        """Estimate the mean of (n,) values, ignoring NaN, by bootstrap."""
         places = np.flatnonzero(~np.isnan(values))
         columns = np.stack([values[places], np.ones(len(places))], axis=1)
         groups = [self.labels[place] for place in places]
@@ -54,11 +54,11 @@ class Sampling:
         """Find the lower and upper ends of a statistic of the records.
 
         Args:
-            statistic: numbers of the records that are kept -> (k,) values.
-            groups: G; the number of labels where that is less.
+            statistic: indices of the records kept -> (k,) values.
+            groups: G, at most the number of labels.
 
         Returns:
-            The ends, (k,) each; NaN where all records have one label.
+            The ends, (k,) each; NaN if all records have the same label.
         """
         whole = np.asarray(statistic(np.arange(self.n)), dtype=float)
         _, label = np.unique(np.array(self.labels), return_inverse=True)
@@ -66,7 +66,7 @@ class Sampling:
         count = min(groups, len(order))
         if count < 2:
             return np.full_like(whole, np.nan), np.full_like(whole, np.nan)
-        group = (order % count)[label]  # equal sizes but for one
+        group = (order % count)[label]  # sizes differ by at most one
         without = np.stack(
             [np.asarray(statistic(np.flatnonzero(group != g)), dtype=float) for g in range(count)]
         )

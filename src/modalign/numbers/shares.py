@@ -1,4 +1,4 @@
-"""Shares of records, with Wilson's interval; records with one label count for less."""
+"""Shares of records with Wilson's interval, corrected for clustering."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from modalign.numbers.estimate import Estimate
 def share(flags: ArrayLike, groups: Groups | None = None, *, over: str = "records") -> Estimate:
     """Estimate the share of records whose flag is 1, with its score interval (Wilson 1927).
 
-    Records that stand or fall together tell less than their number: n is divided by the design effect (the
-    variance over groups by that of independent records, Kish 1965) and, for few groups, by Student's quantile
-    over the normal one, squared (Korn and Graubard 1998). Where all flags are equal the groups count.
+    Dependent records carry less information: n is divided by the design effect (the variance over groups by that
+    of independent records, Kish 1965) and, for few groups, by the squared ratio of Student's to the normal
+    quantile (Korn and Graubard 1998). If all flags are equal, n is the number of groups.
 
     Args:
-        flags: (n,) 0 or 1, one record at least.
-        groups: (n,) labels of records that belong together; None is a group of its own.
-        over: what the records are.
+        flags: (n,) 0 or 1, at least one record.
+        groups: (n,) labels of dependent records; None forms its own group.
+        over: the kind of record.
     """
     values = np.asarray(flags, dtype=np.float64)
     n = len(values)
@@ -42,7 +42,7 @@ def share(flags: ArrayLike, groups: Groups | None = None, *, over: str = "record
 
 
 def _effective(values: Floats, groups: Groups | None) -> float:
-    """The number of independent records that would tell as much."""
+    """Return the number of independent records with the same information."""
     n, mean = len(values), values.mean()
     sums = cluster_sums(np.stack([values - mean, np.ones(n)], axis=1), groups)
     count = len(sums)

@@ -1,28 +1,28 @@
-"""The spread between trainings of methods that were trained few times, from the trainings of all methods.
+"""The spread between trainings, estimated jointly over methods that were each trained only a few times.
 
-Two trainings hardly show how far apart a method's trainings lie: Student's interval of one degree of freedom
-is 12.7 standard errors long on each side. But there are other methods, trained on the same data. With s_m^2 the
-variance between the S_m trainings of method m, d_m = S_m - 1, and sigma_m^2 the variance that many trainings would
-show (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, art. 3; in other fields called moderated t)::
+Two trainings hardly show how much trainings of a method vary: Student's interval with one degree of freedom is
+12.7 standard errors long on each side. But other methods were trained on the same data. With s_m^2 the
+variance between the S_m trainings of method m, d_m = S_m - 1, and sigma_m^2 the true variance
+(Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, art. 3; known as moderated t)::
 
     s_m^2 | sigma_m^2  ~  sigma_m^2 chi2(d_m) / d_m
     1 / sigma_m^2      ~  chi2(d_0) / (d_0 s_0^2)
 
-s_0 is the spread usual here, d_0 says how alike the methods' spreads are: nine tenths of them lie within a
-factor of 30 with d_0 = 1, of 8 with d_0 = 2, of 2.4 with d_0 = 8. Both come from the methods at hand. Before
-these are seen every log s_0 is as likely as another, and so is every d_0 of ``ALIKE``; afterwards each pair has
-the weight with which it foretells the variances seen (a product of F densities). Given a pair, the mean of S_m
-trainings has Student's distribution with d_0 + d_m degrees of freedom and the variance::
+s_0 is the typical spread, and d_0 says how similar the methods' spreads are: nine tenths of them lie within a
+factor of 30 with d_0 = 1, of 8 with d_0 = 2, of 2.4 with d_0 = 8. Both are estimated from the methods at hand. The
+prior is uniform over log s_0 and over the d_0 of ``ALIKE``; each pair is weighted by the likelihood of the
+observed variances (a product of F densities). Given a pair, the mean of S_m trainings follows Student's
+distribution with d_0 + d_m degrees of freedom and the variance::
 
     (d_0 s_0^2 + d_m s_m^2) / (d_0 + d_m) / S_m
 
-The mixture over pairs is told as the Student's distribution with the same 84.1 and 97.5 % quantiles. One method
-alone has Student's interval of its own trainings; the more methods there are, and the more alike, the shorter.
+The mixture over pairs is summarised by the Student distribution with the same 84.1 and 97.5 % quantiles. A single
+method gets the ordinary Student interval of its trainings; more, and more similar, methods make it shorter.
 
-**Never less than its own trainings show**: the variance is at least s_m^2. What a method shares with the others
-are degrees of freedom, and a larger spread, never a smaller one.
+**Never below its own spread**: the variance is at least s_m^2. A method borrows degrees of freedom from the
+others, and a larger spread, but never a smaller one.
 
-Where no method was trained twice nothing is known of spreads, and nothing is made up.
+If no method was trained twice, the spread is unknown.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from scipy.stats import f as fisher
 
 from modalign.numbers.bootstrap import TAIL, Floats
 
-# d_0. None is large, lest the spreads of a few methods, alike by chance, pass for all alike: where they lie
-# tenfold apart, that would be paid by the methods with the largest.
+# d_0. Large values are excluded, so that a few spreads that are similar by chance do not pass for equal: if they
+# differ tenfold, the intervals of the methods with the largest would be too short.
 ALIKE = (0.5, 1.0, 2.0, 4.0, 8.0)
-_SCALES = np.linspace(-15, 15, 121)  # log s_0^2 about the middle of what is seen
+_SCALES = np.linspace(-15, 15, 121)  # log s_0^2 around the middle of the observed ones
 _QUANTILES = (0.8413, 1 - TAIL)
 _FREEDOMS = np.geomspace(0.5, 1e5, 400)
 _RATIOS = stdtrit(_FREEDOMS, _QUANTILES[1]) / stdtrit(_FREEDOMS, _QUANTILES[0])  # falling
@@ -49,30 +49,30 @@ _NEGLIGIBLE = 1e-4  # weight of a pair, as a share of the largest
 
 @dataclass(frozen=True)
 class Spread:
-    """A variance and the degrees of freedom to which it is known."""
+    """A variance with its degrees of freedom."""
 
     variance: float = 0.0
     freedom: float = 1.0
 
     @property
     def reach(self) -> float:
-        """Half the length of the 95 % interval of what has this variance."""
+        """The half-width of the 95 % interval with this variance."""
         return float(stdtrit(self.freedom, 1 - TAIL) * np.sqrt(self.variance))
 
     def over(self, count: int) -> Spread:
-        """Of the mean of so many."""
+        """Return the spread of the mean of ``count`` values."""
         return Spread(self.variance / count, self.freedom)
 
 
 def shared_spreads(variances: ArrayLike, trainings: Sequence[int]) -> list[Spread] | None:
-    """Find the variance between trainings of every method, by the model above.
+    """Estimate every method's variance between trainings by the model above.
 
     Args:
-        variances: s_m^2, of one training; whatever it says is ignored where there is one training.
+        variances: s_m^2, of one training; ignored for methods with one training.
         trainings: S_m.
 
     Returns:
-        the variance of *one* training of each method with its degrees of freedom; None where no two
+        The variance of *one* training of each method with its degrees of freedom; None if no two
         trainings of a method differ.
     """
     freedom = np.asarray(trainings, dtype=np.float64) - 1
@@ -80,7 +80,7 @@ def shared_spreads(variances: ArrayLike, trainings: Sequence[int]) -> list[Sprea
     seen = own > 0
     if not seen.any():
         return None
-    # Trainings that agree to the last question still differ: next to nothing, not nothing.
+    # Trainings that agree on every question get a tiny variance, not zero.
     floor = 1e-4 * float(own[seen].mean())
     own = np.where(freedom > 0, np.maximum(own, floor), 0.0)
     weights, alike, usual = _pairs(own[freedom > 0], freedom[freedom > 0])
@@ -93,7 +93,7 @@ def shared_spreads(variances: ArrayLike, trainings: Sequence[int]) -> list[Sprea
 
 
 def _pairs(own: Floats, freedom: Floats) -> tuple[Floats, Floats, Floats]:
-    """Weights of pairs, their d_0 and their s_0^2, (K,) each; those without weight left out."""
+    """Return weights, d_0 and s_0^2 of the pairs with non-negligible weight, (K,) each."""
     centre = np.log(own).mean()
     alike, usual = (
         each.ravel() for each in np.meshgrid(ALIKE, np.exp(centre + _SCALES), indexing="ij")
@@ -106,7 +106,7 @@ def _pairs(own: Floats, freedom: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _quantile(level: float, weights: Floats, freedom: Floats, scale: Floats) -> Floats:
-    """(M,) quantile of mixtures of Student's distributions, (K, M), by Newton's steps in logarithms."""
+    """Return (M,) quantiles of mixtures of Student's distributions, (K, M), by Newton's steps in logarithms."""
     ends = np.log(scale * stdtrit(freedom, level))
     low, high, at = ends.min(axis=0), ends.max(axis=0), weights @ ends
     height = np.exp(gammaln((freedom + 1) / 2) - gammaln(freedom / 2)) / np.sqrt(np.pi * freedom)

@@ -1,22 +1,22 @@
-"""How sure a model's accuracy is when both its questions and its trainings are samples.
+"""The uncertainty of a model's accuracy over both questions and trainings.
 
-A method was trained S times (seeds) and every training answered the same n questions. Another training and
-other questions would give another accuracy. Both are redrawn:
+A method was trained S times (seeds), and every training answered the same n questions. Another training or
+other questions would give another accuracy. Both are resampled:
 
-* **questions** are redrawn once per replicate and *shared by all methods*, so differences are paired. Questions
-  with one label (about one image) are redrawn together; there are G such groups.
-* **trainings** are redrawn for each method on its own, from the normal distribution that their accuracies
-  and those of all methods suggest (:mod:`~modalign.numbers.spreads`), methods trained once included. Where no
-  method was trained twice, questions are redrawn only, and intervals say nothing about another training.
+* **questions** are resampled once per replicate and *shared by all methods*, so differences are paired. Questions
+  with the same label (about one image) are resampled together; there are G such groups.
+* **trainings** are drawn for each method separately, from the normal distribution estimated from their accuracies
+  and those of all methods (:mod:`~modalign.numbers.spreads`), including methods trained once. If no
+  method was trained twice, only questions are resampled, and intervals do not cover other trainings.
 
 Trainings and questions are crossed, not nested. With m_t the accuracy of training t, V_s = var(m_t) / S, V_q the
-variance that redrawn questions give to the mean over trainings, and V_e that of training and question together
-(the residual of the two-way table), V_s and V_q each hold V_e once, and the mean over trainings has the variance
-V_s + V_q - V_e (Owen 2007, Ann. Appl. Stat. 1, on the pigeonhole bootstrap; Searle, Casella and McCulloch
-1992, ch. 4). So what the questions give is shrunk by sqrt(1 - V_e / V_q).
+variance of the mean over trainings by resampled questions, and V_e that of the interaction of training and
+question (the residual of the two-way table), V_s and V_q each contain V_e once, and the mean over trainings has
+the variance V_s + V_q - V_e (Owen 2007, Ann. Appl. Stat. 1, on the pigeonhole bootstrap; Searle, Casella and
+McCulloch 1992, ch. 4). So the deviations by questions are shrunk by sqrt(1 - V_e / V_q).
 
-V_s is known to S - 1 degrees of freedom and what the other methods add, the rest to G - 1: ``replicates`` makes
-intervals of that.
+V_s has S - 1 degrees of freedom plus those borrowed from the other methods; the rest has G - 1. ``replicates``
+combines them into intervals.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def hierarchical_bootstrap(
     seed: int = 0,
     fixed: Collection[str] = (),
 ) -> Replicates:
-    """Redraw trainings and questions; questions are shared by all methods.
+    """Resample trainings and questions; questions are shared by all methods.
 
     Args:
-        correct: method -> (S, n), 1 where a question was answered rightly (any number is allowed:
+        correct: method -> (S, n), 1 if a question was answered correctly (any number is allowed:
             partial credit, or a difference of two conditions). S may differ, n may not.
-        groups: (n,) questions with an equal label are redrawn together; None is a group of its own.
-        skills: (n,) the skill each question belongs to; None belongs to none.
+        groups: (n,) labels of questions resampled together; None forms its own group.
+        skills: (n,) the skill of each question, or None.
         resamples: R. For tests of many pairs use :func:`modalign.numbers.pairs.resamples_for`.
         seed: of the random generator; equal seeds give equal replicates.
-        fixed: methods that nobody trains: their answers would be the same again.
+        fixed: methods without training, whose answers never change.
     """
     arrays = _checked(correct)
     n = next(iter(arrays.values())).shape[1]
@@ -93,7 +93,7 @@ def estimate_mean(
     seed: int = 0,
     unit: str = "share",
 ) -> Estimate:
-    """Estimate the mean of (S, n) or (n,) values of one model alone."""
+    """Estimate the mean of (S, n) or (n,) values of a single model."""
     array = np.atleast_2d(np.asarray(values, dtype=np.float64))
     drawn = hierarchical_bootstrap({"": array}, groups=groups, resamples=resamples, seed=seed)
     return drawn.estimate("", unit=unit)
@@ -102,7 +102,7 @@ def estimate_mean(
 def estimate_ratio(
     above: ArrayLike, below: ArrayLike, *, groups: Groups | None = None
 ) -> Estimate | None:
-    """Estimate the ratio of one model alone; see :func:`estimate_ratios`."""
+    """Estimate the ratio of a single model; see :func:`estimate_ratios`."""
     found = estimate_ratios({"": np.atleast_2d(above)}, {"": np.atleast_2d(below)}, groups=groups)
     return found[""]
 
@@ -114,10 +114,11 @@ def estimate_ratios(
     groups: Groups | None = None,
     fixed: Collection[str] = (),
 ) -> dict[str, Estimate | None]:
-    """Estimate shares of sums, ``above`` over ``below``, method -> (S, n); None where the sum below is zero.
+    """Estimate ratios of sums, ``above`` over ``below``, method -> (S, n); None if the denominator is zero.
 
-    By linearisation (Woodruff 1971, J. Am. Stat. Assoc. 66): a question's part in r = sum(a) / sum(b) is
-    r + (a - r b) / mean(b), whose mean is r. ``n`` counts the questions below, the mean over trainings.
+    By linearisation (Woodruff 1971, J. Am. Stat. Assoc. 66): a question's contribution to r = sum(a) / sum(b) is
+    r + (a - r b) / mean(b), whose mean is r. ``n`` is the number of questions in the denominator, averaged over
+    trainings.
     """
     pairs = {
         name: (np.asarray(above[name], dtype=np.float64), np.asarray(below[name], dtype=np.float64))
@@ -136,7 +137,7 @@ def estimate_ratios(
 
 
 def _as_share(linear: Estimate, value: float, below: Floats) -> Estimate:
-    """A ratio's estimate from that of its parts."""
+    """Convert the estimate of the linearised values to that of the ratio."""
     n = round(float((below > 0).sum(axis=1).mean()))
     if value in (0.0, 1.0):
         found = share([value] * max(n, 1))
@@ -148,7 +149,7 @@ def _as_share(linear: Estimate, value: float, below: Floats) -> Estimate:
 
 
 def _checked(correct: Mapping[str, ArrayLike]) -> dict[str, Floats]:
-    """Every array as (S, n) floats; ValueError where shapes or values cannot be used."""
+    """Return every array as (S, n) floats; raise ValueError for unusable shapes or values."""
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in correct.items()}
     if not arrays:
         raise ValueError("no method to resample")
@@ -164,7 +165,7 @@ def _checked(correct: Mapping[str, ArrayLike]) -> dict[str, Floats]:
 
 
 def _skill_masks(skills: Sequence[str | None], n: int) -> tuple[list[str], Floats]:
-    """Names of the skills and (K, n) membership."""
+    """Return the names of the skills and (K, n) membership."""
     if len(skills) != n:
         raise ValueError(f"{len(skills)} skills for {n} items")
     names = sorted({skill for skill in skills if skill is not None})
@@ -187,7 +188,7 @@ class _Table:
 
     @property
     def units(self) -> NDArray[np.intp]:
-        """(K,) groups that have questions of the set."""
+        """(K,) numbers of groups with questions in the set."""
         return np.asarray((self.sizes > 0).sum(axis=0))
 
 
@@ -246,7 +247,7 @@ def _tabulate(arrays: Mapping[str, Floats], members: Floats, groups: Groups | No
 
 
 def _twice(table: _Table, k: int, rows: slice) -> float:
-    """V_e: variance of the mean over trainings that both trainings and questions bring, by the residuals."""
+    """Return V_e, the interaction variance of the mean over trainings, from the residuals."""
     units, trainings = int(table.units[k]), rows.stop - rows.start
     if units < 2 or trainings == 1:
         return 0.0
@@ -259,10 +260,10 @@ def _twice(table: _Table, k: int, rows: slice) -> float:
 def _spreads(
     table: _Table, k: int, twice: Mapping[str, float], fixed: Collection[str], shares: bool
 ) -> dict[str, Spread | None]:
-    """V_s of every method, by :mod:`modalign.numbers.spreads`; None where nothing is known of it.
+    """Return V_s of every method, by :mod:`modalign.numbers.spreads`; None if unknown.
 
-    Shares are compared on the logit scale: at 95 % right there is less room for trainings to differ in than
-    at 60 %. A method trained once gets the variance between trainings without V_e, which its questions hold.
+    Shares are compared on the logit scale, since at 95 % there is less room for trainings to differ than
+    at 60 %. A method trained once gets the variance between trainings without V_e, which its questions contain.
     """
     trained = [name for name in table.rows if name not in fixed]
     accuracies = [table.means[k, table.rows[name]] for name in trained]

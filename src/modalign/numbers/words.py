@@ -1,4 +1,4 @@
-"""Numbers written for people: the one place where a figure becomes text.
+"""Formatting of numbers for people: the only place where figures become text.
 
 Units are decimal (1 MB is 1,000,000 bytes); unknown values are an en dash, the minus is U+2212.
 """
@@ -22,7 +22,7 @@ Options = ParamSpec("Options")
 def _or_missing(
     write: Callable[Concatenate[float, Options], str],
 ) -> Callable[Concatenate[float | None, Options], str]:
-    """Write a dash for a number that is not known."""
+    """Write a dash for an unknown number."""
 
     @functools.wraps(write)
     def written(value: float | None, *options: Options.args, **named: Options.kwargs) -> str:
@@ -34,7 +34,7 @@ def _or_missing(
 
 
 def _digits(value: float) -> str:
-    """At least two significant digits and no more than one decimal: 3.4, 34, 340."""
+    """Format with at least two significant digits and at most one decimal: 3.4, 34, 340."""
     return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"
 
 
@@ -52,28 +52,28 @@ def _signed(text: str, value: float) -> str:
 
 @_or_missing
 def count(value: float) -> str:
-    """Parameters, samples, tokens: ``1.2 M``."""
+    """Format parameters, samples or tokens: ``1.2 M``."""
     digits, prefix = _scaled(abs(value), _COUNT_PREFIXES)
     return _signed(f"{digits} {prefix}".strip(), value)
 
 
 @_or_missing
 def flops(value: float) -> str:
-    """Floating-point operations: ``34 TFLOPs``."""
+    """Format floating-point operations: ``34 TFLOPs``."""
     digits, prefix = _scaled(abs(value), _PREFIXES)
     return _signed(f"{digits} {prefix}FLOPs", value)
 
 
 @_or_missing
 def size(value: float) -> str:
-    """Bytes: ``512 MB``."""
+    """Format bytes: ``512 MB``."""
     digits, prefix = _scaled(abs(value), _PREFIXES)
     return _signed(f"{digits} {prefix}B", value)
 
 
 @_or_missing
 def seconds(value: float) -> str:
-    """Durations: ``85 ms``, ``12.3 s``, ``14 min``, ``3.2 h``."""
+    """Format a duration: ``85 ms``, ``12.3 s``, ``14 min``, ``3.2 h``."""
     amount = abs(value)
     if amount == 0:
         return "0 s"
@@ -90,13 +90,13 @@ def seconds(value: float) -> str:
 
 @_or_missing
 def percent(value: float) -> str:
-    """A share of one: ``71.3 %``."""
+    """Format a share of one: ``71.3 %``."""
     return _signed(f"{abs(value) * 100:.1f} %", round(value, 3))
 
 
 @_or_missing
 def points(value: float) -> str:
-    """A difference of two shares in percentage points, signed: ``+4.1``."""
+    """Format a difference of two shares in signed percentage points: ``+4.1``."""
     rounded = round(value * 100, 1)
     if rounded == 0:
         return "0.0"
@@ -105,24 +105,24 @@ def points(value: float) -> str:
 
 @_or_missing
 def number(value: float, decimals: int = 2) -> str:
-    """A plain number: ``3.18``."""
+    """Format a plain number: ``3.18``."""
     return _signed(f"{abs(value):.{decimals}f}", round(value, decimals))
 
 
 @_or_missing
 def scientific(value: float) -> str:
-    """A learning rate: ``0.001``, ``3e-05``."""
+    """Format a learning rate: ``0.001``, ``3e-05``."""
     return f"{value:g}"
 
 
 @_or_missing
 def p_value(value: float) -> str:
-    """A probability: ``0.032``, ``< 0.001``."""
+    """Format a probability: ``0.032``, ``< 0.001``."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def names(values: list[str]) -> str:
-    """A list in a sentence: ``a, b and c``."""
+    """Join a list for a sentence: ``a, b and c``."""
     if len(values) < 2:
         return "".join(values)
     return f"{', '.join(values[:-1])} and {values[-1]}"
@@ -135,7 +135,7 @@ _TIMES = {1 / 4: "a quarter of", 1 / 3: "a third of", 1 / 2: "half", 1: "", 2: "
 
 
 def times(ratio: float, what: str) -> str:
-    """How much of something beside another's: ``four times the tokens``, ``half the tokens``."""
+    """Compare two amounts in words: ``four times the tokens``, ``half the tokens``."""
     nearest = min(_TIMES, key=lambda each: abs(math.log(ratio / each)))
     if abs(ratio / nearest - 1) > 0.06:
         return f"{ratio:.2g} times the {what}" if ratio < 10 else f"{ratio:,.0f} times the {what}"
@@ -144,7 +144,7 @@ def times(ratio: float, what: str) -> str:
 
 @_or_missing
 def _plain(value: float) -> str:
-    """Two decimals, three for small numbers."""
+    """Format with two decimals, or three for small numbers."""
     return number(value, 3 if 0 < abs(value) < 0.1 else 2)
 
 
@@ -152,7 +152,7 @@ def _decimals(digits: int) -> Callable[[float | None], str]:
     return lambda value: number(value, digits)
 
 
-# Unit -> how one of its values is written. Units that are not here are plain numbers.
+# Unit -> format of its values. Other units are plain numbers.
 UNITS: dict[str, Callable[[float | None], str]] = {
     "share": percent,
     "difference of shares": points,
@@ -172,17 +172,17 @@ UNITS: dict[str, Callable[[float | None], str]] = {
 
 
 def in_unit(value: float | None, unit: str) -> str:
-    """A number as its unit is written: a share ``71.3 %``, a difference of shares ``+4.1``."""
+    """Format a number by its unit: a share ``71.3 %``, a difference of shares ``+4.1``."""
     return UNITS.get(unit, _plain)(value)
 
 
 def value(estimate: Estimate | None) -> str:
-    """The value alone, as its unit is written."""
+    """Format only the value, by its unit."""
     return MISSING if estimate is None else in_unit(estimate.value, estimate.unit)
 
 
 def ends(estimate: Estimate | None) -> str:
-    """The 95 % interval alone: ``68.0 to 74.4``; a dash where there is none."""
+    """Format only the 95 % interval: ``68.0 to 74.4``, or a dash if there is none."""
     if estimate is None or not estimate.bounded:
         return MISSING
     low, high = (in_unit(end, estimate.unit) for end in (estimate.low, estimate.high))
@@ -190,14 +190,14 @@ def ends(estimate: Estimate | None) -> str:
 
 
 def interval(estimate: Estimate | None) -> str:
-    """An estimate with its 95 % interval, as its unit is written: ``71.3 % (68.0 to 74.4)``."""
+    """Format an estimate with its 95 % interval, by its unit: ``71.3 % (68.0 to 74.4)``."""
     if estimate is None or not estimate.bounded:
         return value(estimate)
     return f"{value(estimate)} ({ends(estimate)})"
 
 
 def point_interval(estimate: Estimate | None) -> str:
-    """A difference of shares with its 95 % interval: ``+4.1 (+1.0 to +7.2)``."""
+    """Format a difference of shares with its 95 % interval: ``+4.1 (+1.0 to +7.2)``."""
     if estimate is None:
         return MISSING
     return interval(estimate.model_copy(update={"unit": "difference of shares"}))

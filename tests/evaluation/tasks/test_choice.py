@@ -131,7 +131,7 @@ def test_a_missing_library_is_said(task: str, module: str, monkeypatch: Any) -> 
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UsageError, match="pip install 'modalign\\[metrics\\]'") as error:
+    with pytest.raises(UsageError, match="pip install '\\.\\[metrics\\]'") as error:
         make_task(task)
     assert module in str(error.value)
 

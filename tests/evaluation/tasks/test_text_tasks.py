@@ -115,7 +115,7 @@ def test_vqa_needs_ten_answers() -> None:
     words = str(error.value)
     assert "13 of 14 records" in words
     assert "rows.jsonl:2: 0 answers, not ten" in words
-    assert "... and 3 more" in words
+    assert "and 12 more rows like it" in words
     assert '"answers"' in words
 
 

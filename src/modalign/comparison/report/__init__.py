@@ -56,12 +56,12 @@ UNKNOWN = "No method could be recommended: none finished."
 
 
 def write_report(comparison: Comparison, out: Path) -> None:
-    """Write the report into a folder; each file whole or not at all."""
+    """Write the report into a folder, each file atomically."""
     report_of(comparison).write(out)
 
 
 def report_of(comparison: Comparison) -> Report:
-    """The report with all sections that have something to show."""
+    """Build the report with all non-empty sections."""
     setting = comparison.setting
     sections = (
         Section("recommendation", "Recommendation", "", [_advice(comparison)]),
@@ -132,7 +132,7 @@ def _advice(comparison: Comparison) -> Advice:
 
 
 def _tiles(method: MethodResult) -> list[tuple[str, str, str]]:
-    """What the recommended method reaches and costs."""
+    """Return accuracy and costs of the recommended method."""
     tiles = (
         ("Accuracy", fmt.value(method.accuracy_interval), fmt.ends(method.accuracy_interval)),
         ("Gain", BLANK.text(method), "points over blank media"),
@@ -194,7 +194,7 @@ def _ranking(comparison: Comparison) -> Section:
 
 
 def _unknown(comparison: Comparison) -> str:
-    """What to add where nothing is known of trainings."""
+    """Return a remark if the spread between trainings is unknown."""
     known = [m.accuracy_interval for m in comparison.methods if m.accuracy_interval is not None]
     if any(each.of_questions_alone for each in known):
         return " (here not: no method was trained twice, so nothing is known of the spread between trainings)"
@@ -312,7 +312,7 @@ def _pair(found: Difference) -> Row:
 
 
 def _matrix(comparison: Comparison) -> Table:
-    """Row minus column for every pair, in ranking order; failed methods are left out."""
+    """Row minus column for every pair, in ranking order; without failed methods."""
     known = {(d.first, d.second): d for d in comparison.differences}
     involved = {name for pair in known for name in pair}
     names = [m.name for m in ranked(comparison.methods) if m.name in involved]
@@ -411,7 +411,7 @@ def _setting(comparison: Comparison) -> Section:
 
 
 def _rounds(schedule: Schedule) -> Table:
-    """What was trained again, and what was known before."""
+    """List which methods were trained again, and the state before."""
     rows = [
         Row(
             [

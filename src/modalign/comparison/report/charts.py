@@ -25,8 +25,8 @@ from modalign.pages.figures import Axis, Chart, Point, Rule, Series
 from modalign.pages.parts import Figure, Quantity, tabulate
 
 CURVE_POINTS = 120  # a longer curve is thinned to this
-SHOWN_CURVES = 8  # at first; the others are a click away
-DRAWN_COSTS = (  # what they are called in titles, and whether their axis is logarithmic
+SHOWN_CURVES = 8  # initially; the others can be switched on
+DRAWN_COSTS = (  # name in titles, and whether the axis is logarithmic
     (TRAINABLE, "trainable parameters", True),
     (TOKENS, "tokens per item", False),
     (FLOPS, "training compute", True),
@@ -35,7 +35,7 @@ DRAWN_COSTS = (  # what they are called in titles, and whether their axis is log
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points no other point beats: (cost, quality) with every cheaper one being worse."""
+    """Return the points (cost, quality) that no cheaper point matches."""
     front: list[tuple[float, float]] = []
     for cost, quality in sorted(points, key=lambda p: (p[0], -p[1])):
         if not front or quality > front[-1][1]:
@@ -44,7 +44,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def cost_figures(comparison: Comparison) -> list[Figure]:
-    """Accuracy against each cost that is known, with the front of each as a table."""
+    """Plot accuracy against each known cost, with the Pareto front as a table."""
     return [
         figure
         for cost, name, log in DRAWN_COSTS
@@ -53,7 +53,7 @@ def cost_figures(comparison: Comparison) -> list[Figure]:
 
 
 def _cost_figure(comparison: Comparison, cost: Quantity, name: str, log: bool) -> Figure | None:
-    """Accuracy with intervals against one cost, the Pareto front, every point named."""
+    """Plot accuracy with intervals against one cost, with the Pareto front."""
     shown = [
         (m, value, m.accuracy_interval)
         for m in ranked(comparison.methods)
@@ -98,7 +98,7 @@ def _cost_figure(comparison: Comparison, cost: Quantity, name: str, log: bool) -
 
 
 def skill_figure(comparison: Comparison) -> Figure | None:
-    """One chart per skill, one row per method, chance in each, and all of it as a table."""
+    """Plot one chart per skill with a row per method and chance, and a table."""
     shown = [m for m in ranked(comparison.methods) if m.skills]
     names = sorted({skill for m in shown for skill in m.skills})
     if not names:
@@ -131,7 +131,7 @@ def _of_skill(skill: str) -> Quantity:
 
 
 def curve_figure(comparison: Comparison) -> Figure | None:
-    """Validation loss against samples, a line per method: the mean over its seeds."""
+    """Plot validation loss against samples, one line per method (mean over seeds)."""
     shown = [m for m in ranked(comparison.methods) if _mean_curve(m.seeds)]
     if not shown:
         return None
@@ -171,10 +171,10 @@ def _curve(run: SeedRun) -> list[tuple[float, float]]:
 
 
 def _mean_curve(runs: Sequence[SeedRun]) -> list[tuple[float, float, str]]:
-    """Samples, mean validation loss of the seeds, and the seeds' range in words.
+    """Return samples, mean validation loss over seeds, and the seeds' range in words.
 
-    Taken at every sample count that all seeds have passed: they are measured at slightly different
-    counts (batches have different lengths), so each curve is read off between its own points.
+    Seeds are measured at slightly different sample counts (batches differ in length), so each curve is
+    interpolated at every count that all seeds have passed.
     """
     curves = [curve for run in runs if (curve := _curve(run))]
     if not curves:

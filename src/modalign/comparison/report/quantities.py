@@ -1,6 +1,6 @@
-"""Every figure that is reported of a method: its name, where it stands, its unit and what it means.
+"""The reported figures of a method: name, field, unit and meaning.
 
-Tables, charts, Markdown and the terminal take them from here.
+Shared by tables, charts, Markdown and the terminal.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def ranked(methods: Sequence[MethodResult]) -> list[MethodResult]:
 
 
 def places(comparison: Comparison) -> dict[str, str]:
-    """Ranks as they are shown: ``=2`` for methods that validation cannot tell from each other.
+    """Return displayed ranks: ``=2`` for methods that are indistinguishable on validation data.
 
-    These are the best method with those as good as it, and methods of equal validation accuracy.
+    These are the best method with those as good as it, and methods with equal validation accuracy.
     """
     methods = [m for m in ranked(comparison.methods) if m.rank is not None]
     found = comparison.recommendation
@@ -53,7 +53,7 @@ def rank_of(comparison: Comparison) -> Quantity:
 
 
 def method_of(comparison: Comparison) -> Quantity:
-    """The name with its family's mark, and what became of it."""
+    """The name with its family's mark, and its status."""
     chosen = comparison.recommendation.method if comparison.recommendation else None
 
     def cell(row: MethodResult | ReferenceRow) -> Cell:
@@ -76,7 +76,7 @@ def _reach(row: MethodResult | ReferenceRow, part: str) -> Cell | None:
 
 
 def _serving(row: Any) -> Cell | None:
-    """The rung, and what can serve the method."""
+    """The export rung, and programs that can serve the method."""
     if isinstance(row, ReferenceRow):
         return None
     return Cell(row.serving, ", ".join(row.served_by), key=row.serving)

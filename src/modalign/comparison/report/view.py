@@ -1,4 +1,4 @@
-"""What the report says in words, and the examples it shows."""
+"""The report's sentences and examples."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from modalign.numbers import words as fmt
 from modalign.training.budget import Budget
 
 LONGEST_ANSWER = 240
-LARGEST_IMAGE = 700_000  # base64 characters; larger pictures are left out of the page
+LARGEST_IMAGE = 700_000  # base64 characters; larger pictures are omitted from the page
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def confidence_words(recommendation: Recommendation) -> str:
-    """The confidence as a sentence that says what was repeated."""
+    """Describe the confidence in a sentence."""
     share = recommendation.confidence
     if share is None:
         return ""
@@ -39,7 +39,7 @@ def confidence_words(recommendation: Recommendation) -> str:
 
 
 def alternatives(recommendation: Recommendation) -> list[tuple[str, float]]:
-    """Every pick of the replicates, most frequent first."""
+    """Return every pick of the replicates, most frequent first."""
     picks = dict(recommendation.alternatives)
     if recommendation.method is not None and recommendation.confidence is not None:
         picks[recommendation.method] = recommendation.confidence
@@ -48,7 +48,7 @@ def alternatives(recommendation: Recommendation) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Finding:
-    """A published ordering with those of our pairs that met it in the same way."""
+    """A published ranking with our pairs that have the same outcome."""
 
     outcome: str
     claim: str
@@ -58,7 +58,7 @@ class Finding:
 
 
 def literature(comparison: Comparison, comparable: bool) -> list[Finding]:
-    """Published orderings that could be compared with ours, or those that could not."""
+    """Return published rankings that are comparable with ours, or those that are not."""
     found: dict[tuple[str, str, str], Finding] = {}
     for c in comparison.contradictions:
         if (c.outcome != "not comparable") == comparable:
@@ -78,7 +78,7 @@ class AnswerGroup:
 
 
 def answer_groups(example: Example, order: Sequence[str]) -> list[AnswerGroup]:
-    """Answers of one example, right ones first, then the more frequent ones."""
+    """Group the answers to an example, right ones first, then by frequency."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for name in sorted(example.answers, key=lambda n: order.index(n) if n in order else len(order)):
         answer = example.answers[name]
@@ -90,7 +90,7 @@ def answer_groups(example: Example, order: Sequence[str]) -> list[AnswerGroup]:
 
 
 def is_right(example: Example, method: str) -> bool:
-    """Right by the task's metric where that was recorded, else by equality of the words."""
+    """Whether an answer is right by the task's recorded metric, or else by equality."""
     if method in example.correct:
         return example.correct[method]
     return _plain(example.answers[method]) == _plain(example.expected)
@@ -101,7 +101,7 @@ def _plain(answer: str) -> str:
 
 
 def shorten(answer: str) -> str:
-    """An answer short enough to show; empty ones say so."""
+    """Shorten an answer for display; mark empty ones."""
     words = " ".join(answer.split())
     if not words:
         return "(nothing)"
@@ -109,7 +109,7 @@ def shorten(answer: str) -> str:
 
 
 def image_data(example: Example) -> str | None:
-    """The picture as base64 when it is a PNG of bearable size, else None."""
+    """Return the picture as base64 if it is a PNG of moderate size, else None."""
     encoded = example.image_png_base64
     if not encoded or len(encoded) > LARGEST_IMAGE:
         return None
@@ -121,7 +121,7 @@ def image_data(example: Example) -> str | None:
 
 
 def setting_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """How the comparison was run, for people."""
+    """Return the displayed settings of the run."""
     s = comparison.setting
     return [
         ("Budget", Budget.parse(s.budget).words()),
@@ -139,7 +139,7 @@ def setting_rows(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def hallucination_words(comparison: Comparison) -> str:
-    """What was asked, and how the figures are read."""
+    """Describe the questions and how to read the figures."""
     found = comparison.hallucination
     if found is None:
         return ""

@@ -1,1 +1,1 @@
-"""The gap between a modality and text inside a model, one diagnostic a file, and what they need to see."""
+"""The gap between a modality and text inside a model, one diagnostic per file, and what they share."""

@@ -1,9 +1,8 @@
-"""Attention mass: how much of what predicts the answer is read from a modality's positions.
+"""Attention mass: how much attention the answer pays to a modality's positions.
 
-Per layer, mean over heads and over the positions that predict the answer's tokens, of the attention
-weights on the modality's positions. Chance is uniform attention: the share of the readable positions
-that are the modality's. Weights say what is read, not what it is used for (Jain and Wallace 2019, arXiv
-1902.10186).
+Per layer: the attention weights on the modality's positions, averaged over heads and over the positions that
+predict the answer's tokens. Chance is uniform attention: the modality's share of the visible positions. Weights
+show what is read, not what it is used for (Jain and Wallace 2019, arXiv 1902.10186).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from modalign.numbers.sampling import Sampling
 
 
 def attention_mass(attention: Tensor, rows: Tensor, places: Tensor) -> float:
-    """Mean over heads and rows of the weights on places.
+    """Return the mean over heads and rows of the attention weights on ``places``.
 
     Args:
         attention: (heads, T, T), rows sum to 1.
@@ -31,7 +30,7 @@ def attention_mass(attention: Tensor, rows: Tensor, places: Tensor) -> float:
 
 
 def uniform_mass(rows: Tensor, places: Tensor) -> float:
-    """The same for attention that is equal over all positions up to the reading one."""
+    """Return the same for uniform attention over all positions up to the reading one."""
     readable = (places[None] <= rows[:, None]).double().sum(dim=1)
     return float((readable / (rows + 1)).mean())
 
@@ -47,7 +46,7 @@ class AttentionMass:
     def add(
         self, attentions: Sequence[Tensor] | None, start: int, length: int, places: Tensor
     ) -> None:
-        """One record whose answer stands at ``start`` and is ``length`` tokens long."""
+        """Add a record whose answer begins at ``start`` and is ``length`` tokens long."""
         if attentions is None:
             self.masses.append(None)
             return
@@ -56,7 +55,7 @@ class AttentionMass:
         self.uniform.append(uniform_mass(rows, places))
 
     def result(self, why_not: str | None) -> Diagnostic:
-        """A curve over layers and its mean, or why there is none."""
+        """Return a curve over layers and its mean, or why they are undefined."""
         found = diagnostic("attention_mass")
         known = [each for each in self.masses if each is not None]
         if not known:

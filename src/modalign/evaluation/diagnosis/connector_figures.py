@@ -1,4 +1,4 @@
-"""What a trained connector says of itself over media: code usage, divergence, whatever it reports."""
+"""Figures that a trained connector reports on media: code usage, divergence and others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def connector_diagnostics(
     collator: Collator,
     device: torch.device,
 ) -> dict[str, float]:
-    """Figures of :meth:`Connector.diagnose` over the samples' media, each counted once.
+    """Collect the figures of :meth:`Connector.diagnose` over the samples' distinct media.
 
     With several modalities a figure's name begins with its modality's.
     """
@@ -42,7 +42,7 @@ def connector_diagnostics(
 
 
 def _first_of_each(samples: Sequence[Sample], modality: str) -> list[Sample]:
-    """Samples that bring a medium which none before them has brought."""
+    """Return the samples that contain a medium not seen before."""
     seen: set[Media] = set()
     chosen = []
     for sample in samples:

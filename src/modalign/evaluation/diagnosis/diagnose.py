@@ -1,4 +1,4 @@
-"""``modalign diagnose``: every diagnostic of every modality of a saved model, in one reading of the data."""
+"""``modalign diagnose``: every diagnostic of every modality of a saved model, in one pass over the data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from modalign.progress import Progress
 from modalign.version import __version__
 
 RECORDS = 200  # MIR's authors find 100 enough
-FEWEST = 4  # records of a modality below which nothing is said about it
+FEWEST = 4  # records of a modality below which it is not diagnosed
 
 
 @quietly()
@@ -59,20 +59,20 @@ def diagnose(
     command: str = "",
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Look into a saved model over a data file's records.
+    """Diagnose a saved model on the records of a data file.
 
     Args:
         folder: model folder, ours or an image-text model of transformers.
         data: data file; the last assistant turn is the expected answer.
-        limit: records to look at per modality, drawn at random.
+        limit: records per modality, drawn at random.
         seed: of the draw, the pairings, the noise and the intervals.
-        train: training data, whose answers chance is made of; else what the model folder holds of them.
+        train: training data for chance; by default the answers saved in the model folder.
         skip_broken: share of broken records to drop.
-        columns: column that is read -> its name in the file.
-        device: to compute on.
-        patches: patch files put on top of the model, its weights untouched.
-        command: how it was called, for the report.
-        progress: told how far each modality is.
+        columns: expected column -> its name in the file.
+        device: device to compute on.
+        patches: patch files to apply to the loaded model.
+        command: command line, for the report.
+        progress: called with the progress per modality.
 
     Raises:
         UsageError: the model has no connector, or does not show what is needed.
@@ -114,21 +114,21 @@ def diagnose(
 
 
 def _drawn(records: list[Record], limit: int, seed: int) -> list[Record]:
-    """So many at random, in the order of the file."""
+    """Draw ``limit`` records at random, in file order."""
     order = np.random.default_rng(seed).permutation(len(records))[:limit]
     return [records[place] for place in sorted(order)]
 
 
 @dataclass
 class _Items:
-    """Distinct media of a modality with everything that is said of them."""
+    """Distinct media of a modality with all texts about them."""
 
     texts: dict[tuple[Media, ...], list[str]] = field(default_factory=dict)
     features: list[np.ndarray] = field(default_factory=list)  # (d,) each
     outputs: list[np.ndarray] = field(default_factory=list)  # (w,) each
 
     def add(self, record: Record, modality: str, seen: Seen) -> None:
-        """Features are kept of the first record that holds the media."""
+        """Add a record; features come from the first record with these media."""
         own = media_of(record, modality)
         if own not in self.texts:
             for kept, found in ((self.features, seen.features), (self.outputs, seen.outputs)):
@@ -196,7 +196,7 @@ def _modality(
 
 
 def _sampling(modality: str, records: Sequence[Record], seed: int) -> Sampling:
-    """Records about the same media are redrawn together."""
+    """Group records about the same media, so that they are resampled together."""
     known: dict[tuple[Media, ...], str] = {}
     labels = [known.setdefault(media_of(record, modality), str(len(known))) for record in records]
     return Sampling(labels, seed)
@@ -205,7 +205,7 @@ def _sampling(modality: str, records: Sequence[Record], seed: int) -> Sampling:
 def _similarities(
     subject: ObservedModel, modality: str, items: _Items, seed: int, progress: Progress | None
 ) -> list[Diagnostic]:
-    """Encoder features, and connector outputs, against the language model's layers."""
+    """Compare encoder features and connector outputs with the language model's layers."""
     texts = []
     for number, said in enumerate(items.texts.values()):
         states = subject.read_text(subject.text_ids(" ".join(said)))
@@ -224,7 +224,7 @@ def _similarities(
 
 
 def _names(subject: ObservedModel, modality: str) -> tuple[str, str]:
-    """Of the encoder and the connector."""
+    """Return the names of the encoder and the connector."""
     model = subject.model
     if isinstance(model, ModalignForConditionalGeneration):
         bridge = (model.config.bridges or {})[modality]

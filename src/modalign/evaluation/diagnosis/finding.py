@@ -1,4 +1,4 @@
-"""Where a model keeps what the diagnostics look at: found by its configuration and structure."""
+"""Locate a model's parts for the diagnostics by its configuration and structure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modalign.models.modeling import ModalignForConditionalGeneration
 
 
 def placeholder(model: Any, modality: str) -> int:
-    """The token id that stands in a sequence for a modality's tokens (or marks its medium).
+    """Return the placeholder token id of a modality.
 
     Raises:
         UsageError: the model has none.
@@ -38,7 +38,7 @@ def enters(model: Any, modality: str) -> str:
 
 
 def decoder(model: Any) -> nn.Module:
-    """What receives the embeddings of text and media together."""
+    """Return the module that receives the embeddings of text and media."""
     if isinstance(model, ModalignForConditionalGeneration):
         return model.language_model
     found: nn.Module = model.get_decoder()
@@ -48,7 +48,7 @@ def decoder(model: Any) -> nn.Module:
 
 
 def encoder_of(model: Any, modality: str) -> nn.Module | None:
-    """The encoder of a modality; None where a model of transformers does not say which it is."""
+    """Return a modality's encoder, or None if a transformers model does not reveal it."""
     if isinstance(model, ModalignForConditionalGeneration):
         return model.encoders[modality]
     found = model.get_encoder(modality=modality)
@@ -56,7 +56,7 @@ def encoder_of(model: Any, modality: str) -> nn.Module | None:
 
 
 def kept_features(model: Any, modality: str, inputs: dict[str, Tensor]) -> Callable[..., Any]:
-    """What is kept of an encoder's output for these inputs: values (n, N, d), mask (n, N), grid."""
+    """Return a function that extracts from an encoder's output: values (n, N, d), mask (n, N), grid."""
     if isinstance(model, ModalignForConditionalGeneration):
         grid = model.encoders[modality].grid
         return lambda args, kwargs, output: (output[0], output[1], grid)
@@ -75,7 +75,7 @@ def kept_features(model: Any, modality: str, inputs: dict[str, Tensor]) -> Calla
 
 
 def _present(values: Tensor, signal: Tensor | None) -> Tensor:
-    """(n, N) bool: which features (n, N, d) are of the signal, whose own mask is (n, T), and not of padding."""
+    """Return (n, N) bool: features (n, N, d) of signal, not padding, given the signal's mask (n, T)."""
     n, N = values.shape[:2]
     if signal is None or len(signal) != n:
         return torch.ones(n, N, dtype=torch.bool, device=values.device)
@@ -84,7 +84,7 @@ def _present(values: Tensor, signal: Tensor | None) -> Tensor:
 
 
 def ask_for_attention(model: Any) -> str | None:
-    """Switch to the attention that shows its weights; why not, where it cannot be had."""
+    """Switch to attention that returns its weights; return the reason if this fails."""
     try:
         model.set_attn_implementation("eager")
     except (ValueError, AttributeError, ImportError) as error:

@@ -1,9 +1,9 @@
-"""The modality gap: how far what a connector gives lies from the embeddings of text.
+"""The modality gap: the distance between connector outputs and text embeddings.
 
 Source: *Mind the Gap* (Liang et al. 2022, arXiv 2203.02053): the difference of the centroids of
-L2-normalised embeddings. Here of the connector's tokens and of the token embeddings of the records'
-texts, which are what the language model takes in for either. A distance of centroids can be made small
-by spreading or shrinking the sets, so the mean cosine inside each and between both stands beside it.
+L2-normalised embeddings. Here they are the connector's tokens and the token embeddings of the records' texts,
+since both are inputs of the language model. Spreading or shrinking the sets also reduces the distance of
+centroids, so the mean cosine within each and between both is reported beside it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor
 from modalign.evaluation.diagnosis.results import Diagnostic, diagnostic, jackknifed
 from modalign.numbers.sampling import Sampling
 
-KEPT = 400  # points of each cloud that are drawn
+KEPT = 400  # points plotted per cloud
 
 Floats = NDArray[np.float64]
 NAMES = ("gap", "cosine inside modality", "cosine inside text", "cosine between")
 
 
 def normalised(points: Floats) -> Floats:
-    """(n, D) rows of length 1; rows of zeros stay zeros."""
+    """Scale (n, D) rows to length 1; rows of zeros stay zeros."""
     norms = np.linalg.norm(points, axis=1, keepdims=True)
     return points / np.where(norms > 0, norms, 1.0)
 
 
 @dataclass
 class _UnitSums:
-    """Of normalised rows, one entry per record: enough for centroids and mean cosines."""
+    """Sums of normalised rows per record, enough for centroids and mean cosines."""
 
     totals: list[Floats] = field(default_factory=list)  # (D,) each
     squares: list[float] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Gap:
         self.media, self.text = _UnitSums(), _UnitSums()
 
     def add(self, outputs: Tensor, text: Tensor) -> None:
-        """One record: connector tokens (M, D) and its text's token embeddings (t, D)."""
+        """Add a record: connector tokens (M, D) and its text's token embeddings (t, D)."""
         self.media.add(outputs.double().cpu().numpy(), self.rng)
         self.text.add(text.double().cpu().numpy(), self.rng)
 
@@ -74,7 +74,7 @@ class Gap:
         )
 
     def _floor(self) -> float:
-        """The gap between two random halves of the records' texts: what no gap looks like."""
+        """The gap between two random halves of the records' texts, as a baseline."""
         n = len(self.text.counts)
         gaps = []
         for _ in range(20):
@@ -84,7 +84,7 @@ class Gap:
         return float(np.mean(gaps))
 
     def result(self) -> Diagnostic:
-        """The figures, and both clouds on their two directions of largest spread."""
+        """Return the figures, and both clouds on their first two principal components."""
         names = [name.replace("modality", self.modality) for name in NAMES]
         found = jackknifed(self.sampling, self._statistics)
         figures = dict(zip(names, found, strict=True))

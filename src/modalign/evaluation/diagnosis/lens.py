@@ -1,9 +1,9 @@
-"""The logit lens at a modality's positions: which words the language model makes of them, layer by layer.
+"""The logit lens at a modality's positions: the words that the language model reads from them, layer by layer.
 
 Source: nostalgebraist 2020 (interpreting GPT: the logit lens); on image tokens Neo et al. 2024 (arXiv
-2410.07149). A layer's hidden state is read through the model's own final norm and head. The last layer
-says what the model would say next; whether states before it say words of the answer shows whether the
-connector's tokens have become text-like.
+2410.07149). A layer's hidden states are read through the model's own final norm and head. The last layer
+predicts the next token; if earlier states contain words of the answer, the connector's tokens have become
+text-like.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from modalign.evaluation.diagnosis.results import Diagnostic, WordShare, diagnos
 from modalign.models.parts import PartNotFoundError, decoder_layers
 from modalign.numbers.sampling import Sampling
 
-TOP = 5  # tokens of a position among which a word of the answer counts
-SHOWN = 6  # likeliest tokens listed per layer
-OTHERS = 20  # other records' answers that chance is taken over
+TOP = 5  # most likely tokens of a position searched for words of the answer
+SHOWN = 6  # most likely tokens listed per layer
+OTHERS = 20  # other records' answers used for chance
 SAYS = "says a word of the answer"
 ROWS = 256  # positions read at a time
 
@@ -40,10 +40,10 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def find_readout(subject: ObservedModel) -> Readout | None:
-    """What makes logits of the last layer's output: the modules that run after it, and the head.
+    """Find the modules that turn the last layer's output into logits.
 
-    Found by running two tokens; None where what was found does not give the model's own logits (they are
-    scaled or capped on the way).
+    Found by running two tokens; None if the result differs from the model's own logits (which may be
+    scaled or capped).
     """
     head = subject.model.get_output_embeddings()
     try:
@@ -82,7 +82,7 @@ def find_readout(subject: ObservedModel) -> Readout | None:
 
 
 def answer_tokens(tokenizer: Any, text: str) -> set[int]:
-    """Ids of the tokens of a text, at the start of a line and after a space, that hold a letter or digit."""
+    """Return ids of a text's tokens with letters or digits, at the start of a line and after a space."""
     ids = set()
     for written in (text, " " + text):
         ids |= set(tokenizer(written, add_special_tokens=False)["input_ids"])
@@ -90,10 +90,10 @@ def answer_tokens(tokenizer: Any, text: str) -> set[int]:
 
 
 class LogitLens:
-    """Collects what the lens reads, record by record."""
+    """Collects the lens's readings record by record."""
 
     def __init__(self, subject: ObservedModel, answers: Sequence[str], sampling: Sampling) -> None:
-        """``answers``: of all records, in the order they will be added in."""
+        """``answers``: of all records, in the order of :meth:`add`."""
         self.subject, self.sampling = subject, sampling
         self.readout = find_readout(subject)
         self.answers = [answer_tokens(subject.tokenizer, answer) for answer in answers]
@@ -106,7 +106,7 @@ class LogitLens:
 
     @torch.inference_mode()
     def add(self, number: int, seen: Seen, places: Tensor) -> None:
-        """One record: ``number`` among the answers, and where its modality stands."""
+        """Add a record: its ``number`` among the answers, and its modality's positions."""
         if self.readout is None:
             return
         drawn = self.rng.permutation(len(self.answers))[: OTHERS + 1].tolist()
@@ -126,7 +126,7 @@ class LogitLens:
         self.chances.append(chances)
 
     def _read(self, states: Tensor, normed: bool) -> tuple[Tensor, Tensor]:
-        """Entropies (M,) and likeliest tokens (M, TOP) of states; the last are normed already."""
+        """Return entropies (M,) and most likely tokens (M, TOP) of states, which may be normed already."""
         assert self.readout is not None
         head = self.subject.model.get_output_embeddings()
         parts = [(head if normed else self.readout)(part) for part in states.split(ROWS)]
@@ -138,7 +138,7 @@ class LogitLens:
         return float(torch.isin(top, wanted).any(dim=1).double().mean())
 
     def result(self) -> Diagnostic:
-        """Curves over layers, the likeliest words, and the layer that says most of the answer."""
+        """Return curves over layers, the most likely words, and the layer with most of the answer."""
         found = diagnostic("logit_lens")
         if not self.shares:
             found.undefined = (

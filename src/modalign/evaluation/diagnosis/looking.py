@@ -1,9 +1,9 @@
-"""Does it look? The same questions with the right, a blank, somebody else's and a noise medium.
+"""Does the model look? The same questions with the right, a blank, another record's and a noise medium.
 
-Many connectors reach a decent loss on what the language model guesses from the question alone. What
-is lost when the medium is taken away is what it is used for: the accuracy of the greedy answer
-(teacher-forced, as in ``scoring``), and the Kullback-Leibler divergence of the answer's distribution with
-the right medium from the one with the other, in nats, mean over the answer's tokens.
+Many connectors reach a decent loss on what the language model guesses from the question alone. What is lost
+without the medium shows its use: the accuracy of the greedy answer (teacher-forced, as in ``scoring``), and the
+Kullback-Leibler divergence, in nats and averaged over the answer's tokens, of the answer's distribution with the
+right medium from the one with the other.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ WITHOUT = ("blank", "shuffled", "noise")
 
 
 def divergence(right: Tensor, other: Tensor) -> float:
-    """Mean over A tokens of KL(right || other) in nats, both logits (A, V)."""
+    """Return the mean over A tokens of KL(right || other) in nats, from logits (A, V)."""
     p, q = (torch.log_softmax(each.double(), dim=-1) for each in (right, other))
     return float((p.exp() * (p - q)).sum(dim=-1).mean().clamp(min=0))
 
 
 def is_right(logits: Tensor, answer: Tensor) -> bool:
-    """Whether the greedy answer is the reference: the likeliest token is, at every place."""
+    """Whether the greedy answer equals the reference at every position."""
     return bool((logits.argmax(dim=-1) == answer).all())
 
 
 def noise_like(values: Tensor, mask: Tensor | None, seed: int) -> Tensor:
-    """Gaussian noise with the mean and deviation of signals (n, ...), gaps and padding kept.
+    """Return Gaussian noise with the mean and deviation of signals (n, ...); gaps and padding stay.
 
     Args:
-        values: what an encoder reads; may hold NaN where nothing was measured.
+        values: encoder inputs; NaN marks missing values.
         mask: (n, T) True where there is signal, or None.
         seed: of the noise.
     """
@@ -71,14 +71,14 @@ class Looking:
         sampling: Sampling,
         chance: float | None = None,
     ) -> None:
-        self.chance = chance  # how often somebody blind is right
+        self.chance = chance  # accuracy of a blind guesser
         self.subject, self.modality, self.sampling = subject, modality, sampling
         self.shuffled = exchanged([media_of(record, modality) for record in records], sampling.seed)
         self.right: dict[str, list[float]] = {"right": [], **{name: [] for name in WITHOUT}}
         self.divergences: dict[str, list[float]] = {name: [] for name in WITHOUT}
 
     def add(self, number: int, record: Record, given: RecordInputs, logits: Tensor) -> None:
-        """One record: its number among all, its inputs, and (A, V) logits with the right media."""
+        """Add a record: its number among all, its inputs, and (A, V) logits with the right media."""
         self.right["right"].append(is_right(logits, given.answer))
         own = media_of(record, self.modality)
         others = {
@@ -109,7 +109,7 @@ class Looking:
         self.divergences[name].append(nothing if other is None else divergence(right, other))
 
     def result(self) -> Diagnostic:
-        """Accuracies, what is lost without the medium, and divergences."""
+        """Return accuracies, the losses without the medium, and divergences."""
         found = diagnostic("image_gain")
         right = {name: np.array(values, dtype=float) for name, values in self.right.items()}
         found.figures[f"accuracy, right {self.modality}"] = self.sampling.mean(

@@ -1,4 +1,4 @@
-"""Modality integration rate: how far a modality's tokens stay from text inside the language model.
+"""Modality integration rate: the distance of a modality's tokens from text inside the language model.
 
 Source: *Deciphering Cross-Modal Alignment ... with Modality Integration Rate* (arXiv 2410.07167): per
 layer, hidden states at modality and at text positions are divided by the mean text norm, outliers beyond
@@ -24,9 +24,9 @@ from modalign.models.collation import Collator
 from modalign.numbers.sampling import Sampling
 
 OUTLIER_SIGMAS = 3.0
-GROUPS = 10  # of the jackknife: every one costs a whole MIR
+GROUPS = 10  # of the jackknife; each costs a full MIR
 MOST_VALUES = 400_000_000  # numbers kept over all records, layers and positions
-LEAST = 1e-12  # of the sum under the logarithm
+LEAST = 1e-12  # lower bound of the sum under the logarithm
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -42,7 +42,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _root(points: np.ndarray) -> np.ndarray:
-    """R (r, D) with R^T R the covariance of (n, D) points, r the smaller of n and D."""
+    """Return R (r, D) with R^T R the covariance of (n, D) points, r the smaller of n and D."""
     points = points.astype(float)
     centred = (points - points.mean(axis=0)) / np.sqrt(max(len(points) - 1, 1))
     if len(centred) <= centred.shape[1]:
@@ -58,13 +58,13 @@ def without_outliers(points: np.ndarray) -> np.ndarray:
 
 
 def layer_distance(modality: np.ndarray, text: np.ndarray) -> float:
-    """Frechet distance of one layer after the text-norm scaling and outlier removal."""
+    """Return the Frechet distance of one layer after the text-norm scaling and outlier removal."""
     scale = np.linalg.norm(text, axis=1).mean()
     return frechet_distance(without_outliers(modality / scale), without_outliers(text / scale))
 
 
 def integration_rate(distances: Sequence[float]) -> float:
-    """log10 of the sum over layers."""
+    """Return log10 of the sum over layers."""
     return float(np.log10(max(sum(distances), LEAST)))
 
 
@@ -72,11 +72,13 @@ def integration_rate(distances: Sequence[float]) -> float:
 def modality_integration_rate(
     call: Callable[..., Any], samples: Sequence[Sample], collator: Collator, device: torch.device
 ) -> float | None:
-    """MIR over the given samples (100 are enough); None where no modality token enters the sequence."""
+    """Return MIR over the samples (100 are enough), or None if no modality token enters the sequence."""
     chosen = [sample for sample in samples if sample.media][:100]
     if not chosen or collator.tokens_per_medium < 2:
         return None
-    collator = replace(collator, pack_length=None)  # a sample per row: the mask tells what is text
+    collator = replace(
+        collator, pack_length=None
+    )  # one sample per row, so that the mask marks text
     modality: dict[int, list[np.ndarray]] = defaultdict(list)
     text: dict[int, list[np.ndarray]] = defaultdict(list)
     for start in range(0, len(chosen), 25):
@@ -107,7 +109,7 @@ class IntegrationRate:
         self.thinned = 0
 
     def add(self, states: Sequence[Tensor], places: Tensor, words: Tensor) -> None:
-        """One record: L + 1 hidden states (T, D), positions of the modality and of text."""
+        """Add a record: L + 1 hidden states (T, D), positions of the modality and of text."""
         width = len(states) * states[0].shape[1]
         most = max(4, MOST_VALUES // (2 * width * self.sampling.n))
         for kept, chosen in ((self.media, places), (self.text, words)):

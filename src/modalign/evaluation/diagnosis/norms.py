@@ -1,8 +1,8 @@
-"""Lengths at layer 0: what a connector gives against the token embeddings beside it.
+"""Vector lengths at layer 0: connector tokens against token embeddings.
 
-A language model's first layers are tuned to the lengths of its embeddings. Connector tokens many times
-longer drown the text in the residual stream and make a training start unstable; many times shorter ones
-are hardly seen before norms scale them up.
+A language model's first layers are tuned to the lengths of its embeddings. Much longer connector tokens drown
+the text in the residual stream and make training unstable at the start; much shorter ones have little effect
+until norms scale them up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Norms:
         self.rows: list[tuple[float, int, float, int]] = []
 
     def add(self, outputs: Tensor, text: Tensor) -> None:
-        """One record: connector tokens (M, D) and the embeddings of its text positions (t, D)."""
+        """Add a record: connector tokens (M, D) and the embeddings of its text positions (t, D)."""
         media, words = (each.double().norm(dim=1) for each in (outputs, text))
         self.rows.append((float(media.sum()), len(media), float(words.sum()), len(words)))
 

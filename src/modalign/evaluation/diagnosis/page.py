@@ -1,4 +1,4 @@
-"""The report of ``diagnose``: what each figure says, its drawing, and every number in a table."""
+"""The report of ``diagnose``: explanations, charts and tables of all figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Named(NamedTuple):
 
 
 def _chance(named: Named) -> str | None:
-    """Chance, and what it reaches in 97.5 % of cases where that is known."""
+    """Chance, and its 97.5 % quantile if known."""
     figure = named.figure
     if figure.chance is None:
         return None
@@ -49,14 +49,14 @@ COLUMNS = (
 
 
 def figures_table(found: Diagnostic, name: str = "figures", source: str = "/modalities") -> Table:
-    """Every figure of a diagnostic under its title; without rows where it is not defined."""
+    """Return a table of a diagnostic's figures; it has no rows if the diagnostic is undefined."""
     rows = [Named(*item) for item in found.figures.items()]
     undefined = f": not defined, {found.undefined}" if found.undefined else ""
     return tabulate((name, f"{found.title}{undefined}", source), COLUMNS, rows)
 
 
 def diagnosis_report(found: Diagnosis) -> Report:
-    """The whole diagnosis."""
+    """Build the report of a diagnosis."""
     sections = []
     for place, each in enumerate(found.modalities):
         source = f"/modalities/{place}"
@@ -146,7 +146,7 @@ def _cloud(found: Diagnostic) -> Chart:
 
 
 def _curve(name: str, curve: Sequence[Estimate], logarithmic: bool) -> Chart:
-    """A figure over layers with its chance beside it; on a logarithmic axis intervals reach down a decade."""
+    """A figure over layers with chance; on a logarithmic axis intervals reach at most one decade down."""
     unit = curve[0].unit
     caption = f"{name[0].upper()}{name[1:]} by layer" + (", logarithmic" if logarithmic else "")
 
@@ -199,7 +199,7 @@ def _about(found: ModalityDiagnosis) -> str:
 
 
 def sentences(found: ModalityDiagnosis) -> list[str]:
-    """The answer in a few sentences that the figures bear; a number and its sign stay on one line."""
+    """Summarise the figures in a few sentences; a number and its sign stay on one line."""
     looking = found.diagnostic("image_gain")
     right = next(iter(looking.figures.values()))
     said = [

@@ -1,7 +1,7 @@
-"""What a model takes in and makes of one record: embeddings, hidden states, attention, logits.
+"""One record inside a model: embeddings, hidden states, attention, logits.
 
-Works on modalign's own models and on transformers' image-text models whose images stand in the token ids
-as placeholders (Llava and its like). Records are read one at a time, so no padding enters any figure.
+Works on modalign's own models and on transformers' image-text models that mark images in the token ids
+by placeholders, as Llava does. Records are read one at a time, so no figure includes padding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RecordInputs:
 
     Attributes:
         inputs: arguments of the model's forward, batch of one.
-        answer: (A,) the last answer's token ids, end mark included; they are the last ones but for
+        answer: (A,) the last answer's token ids, end mark included; these come last, except for
             what the chat template puts after the end mark.
         start: position of the first of them.
     """
@@ -58,17 +58,17 @@ class RecordInputs:
 
 @dataclass(frozen=True)
 class Seen:
-    """One forward pass over one record. T positions, L layers, V words, D the LLM's width.
+    """One forward pass over one record, with T positions, L layers, V words, D the LLM's width.
 
     Attributes:
-        logits: (A, V) float32, what predicted each token of the answer.
-        embeds: (T, D) what the language model took in; empty for a pass that was not looked into.
+        logits: (A, V) float32, predictions of each answer token.
+        embeds: (T, D) inputs of the language model; empty if the pass was not recorded.
         states: L + 1 of (T, D), the last after the final norm.
         attentions: L of (heads, T, T), or None.
-        places: modality -> positions where its connector's tokens stand; none for in-layer connectors.
+        places: modality -> positions of its connector's tokens; none for in-layer connectors.
         words: positions of text.
-        features: modality -> (N, d), what its encoder made of the record's media, padding left out.
-        outputs: modality -> (M, w), what its connector made of that.
+        features: modality -> (N, d), encoder features of the record's media, without padding.
+        outputs: modality -> (M, w), connector outputs.
     """
 
     logits: Tensor
@@ -82,12 +82,12 @@ class Seen:
 
 
 class ObservedModel:
-    """A model that is looked into, with what turns records into its inputs.
+    """A model under diagnosis, with the preprocessing of its inputs.
 
     Attributes:
-        modalities: what it takes besides text.
+        modalities: modalities other than text.
         enters: modality -> ``prefix`` or ``in-layer``.
-        no_attention: why attention weights cannot be had; None: they can.
+        no_attention: why attention weights are unavailable, or None.
 
     Raises:
         UsageError: the model takes no media, reads tools' text, or keeps no placeholders.
@@ -118,7 +118,7 @@ class ObservedModel:
         return found
 
     def given(self, record: Record) -> RecordInputs:
-        """The inputs of a record with its last answer.
+        """Return the inputs of a record with its last answer.
 
         Raises:
             DataError: it has no answer, or its chat template renders no token for it.
@@ -147,28 +147,28 @@ class ObservedModel:
 
     @torch.inference_mode()
     def embedded(self, ids: Tensor) -> Tensor:
-        """(t,) -> (t, D) token embeddings."""
+        """Embed (t,) token ids as (t, D)."""
         found: Tensor = self.model.get_input_embeddings()(ids)
         return found
 
     @torch.inference_mode()
     def read_text(self, ids: Tensor) -> list[Tensor]:
-        """Hidden states of a text without media, (t,) -> L + 1 of (t, D)."""
+        """Return the hidden states of a text without media, (t,) -> L + 1 of (t, D)."""
         output = self.model(input_ids=ids[None], use_cache=False, output_hidden_states=True)
         return [state[0] for state in output.hidden_states]
 
     @torch.inference_mode()
     def answer_logits(self, given: RecordInputs, inputs: dict[str, Tensor] | None = None) -> Tensor:
-        """(A, V) float32: what predicts each token of the answer."""
+        """Return (A, V) float32 logits that predict each answer token."""
         output = self.model(**(inputs or given.inputs), use_cache=False, **_kept(given))
         return _answering(output.logits[0], given)
 
     @torch.inference_mode()
     def look(self, given: RecordInputs) -> Seen:
-        """Run a record and keep what the diagnostics need of the pass.
+        """Run a record and record what the diagnostics need.
 
         Raises:
-            UsageError: the model does not show its embeddings where this looks for them.
+            UsageError: the model's embeddings cannot be located.
         """
         caught: dict[str, Any] = {}
         watching = self._watch(given)
@@ -214,7 +214,7 @@ class ObservedModel:
         )
 
     def _watch(self, given: RecordInputs) -> dict[str, tuple[nn.Module, bool, Callable[..., Any]]]:
-        """Modules whose inputs (True) or outputs are caught, by modality, and what is kept of them."""
+        """Modules whose inputs (True) or outputs to capture, by modality, and how to extract values."""
         watching: dict[str, tuple[nn.Module, bool, Callable[..., Any]]] = {
             "embeds": (self.decoder, True, lambda args, kwargs: kwargs.get("inputs_embeds"))
         }
@@ -226,7 +226,7 @@ class ObservedModel:
         return watching
 
     def _memory(self, modality: str, features: tuple[Tensor, Tensor, Any]) -> Tensor:
-        """(M, w), what an in-layer connector makes of a record's media for the layers to read."""
+        """(M, w) outputs of an in-layer connector that the layers read."""
         connector: InLayerConnector = self.model.connector(modality)
         values, mask, grid = features
         values = values.to(next(connector.parameters()).dtype)
@@ -249,7 +249,7 @@ def _catch(caught: dict[str, Any], name: str, note: Callable[..., Any]) -> Calla
 
 
 def _kept(given: RecordInputs) -> dict[str, int]:
-    """Ask for no more logits than the answer needs."""
+    """Request only the logits that the answer needs."""
     return {"logits_to_keep": len(given.ids) - given.start + 1}
 
 
@@ -259,18 +259,18 @@ def _answering(logits: Tensor, given: RecordInputs) -> Tensor:
 
 
 def text_of(record: Record) -> str:
-    """What is asked and said in a record, without media and template."""
+    """Return the questions and answers of a record without media and template."""
     turns = (message.text.strip() for message in record.messages if message.role != "system")
     return " ".join(turn for turn in turns if turn)
 
 
 def media_of(record: Record, modality: str) -> tuple[Media, ...]:
-    """The record's media of one modality, in reading order."""
+    """Return the record's media of one modality, in reading order."""
     return tuple(medium for medium in record.media() if medium.modality == modality)
 
 
 def with_media_of(record: Record, modality: str, media: Sequence[Media]) -> Record:
-    """The same record with other media of one modality; those of others stay."""
+    """Replace the record's media of one modality."""
     queue = iter(media)
     mixed = [next(queue) if own.modality == modality else own for own in record.media()]
     return with_other_media(record, mixed)

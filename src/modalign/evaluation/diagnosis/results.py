@@ -1,4 +1,4 @@
-"""What a diagnosis found: figures with n, interval and chance; curves over layers; words; points."""
+"""Results of a diagnosis: figures with n, interval and chance; curves over layers; words; points."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from pydantic import BaseModel
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.sampling import GROUPS, Sampling
 
-# name -> title, lead (what its figures say) and, where it has no meaning there, in_layer: why not.
+# name -> title, lead and, if undefined for in-layer connectors, in_layer: the reason
 DIAGNOSTICS: dict[str, dict[str, str]] = yaml.safe_load(
     Path(__file__).with_name("diagnostics.yaml").read_text(encoding="utf-8")
 )
 
 
 class WordShare(BaseModel):
-    """A token that the lens reads, and the share of positions where it is the likeliest."""
+    """A token read by the lens, and the share of positions where it is the most likely."""
 
     token: str
     share: float
 
 
 class Diagnostic(BaseModel):
-    """One way to look.
+    """One diagnostic.
 
     Attributes:
         name: e.g. ``modality_gap``.
-        title: for people.
-        undefined: why there are no figures; None: there are.
-        notes: what limits them here.
+        title: displayed title.
+        undefined: why there are no figures, or None.
+        notes: limits of the figures.
         figures: by name.
-        curves: by name, a figure per layer; layer 0 is what the language model takes in.
-        words: per layer, the likeliest tokens (lens).
-        points: cloud -> positions on the two directions of largest spread (gap).
+        curves: by name, a figure per layer; layer 0 is the language model's input.
+        words: per layer, the most likely tokens (lens).
+        points: cloud -> positions on the first two principal components (gap).
     """
 
     name: str
@@ -52,7 +52,7 @@ class Diagnostic(BaseModel):
 
 
 def diagnostic(name: str, **fields: Any) -> Diagnostic:
-    """Make the diagnostic of a name in ``DIAGNOSTICS``."""
+    """Create the diagnostic with a name in ``DIAGNOSTICS``."""
     return Diagnostic(name=name, title=DIAGNOSTICS[name]["title"], **fields)
 
 
@@ -74,11 +74,11 @@ class ModalityDiagnosis(BaseModel):
     """All diagnostics of one modality.
 
     Attributes:
-        modality: which.
+        modality: its name.
         enters: ``prefix`` or ``in-layer``.
         encoder, connector: their names.
-        records: that hold it.
-        media: distinct ones.
+        records: number of records with this modality.
+        media: number of distinct media.
         diagnostics: in the order they are shown.
     """
 
@@ -91,20 +91,20 @@ class ModalityDiagnosis(BaseModel):
     diagnostics: list[Diagnostic]
 
     def diagnostic(self, name: str) -> Diagnostic:
-        """The one of that name."""
+        """Return the diagnostic with that name."""
         return next(each for each in self.diagnostics if each.name == name)
 
 
 class Diagnosis(BaseModel):
-    """What was found, with all that is needed to repeat it."""
+    """The results, with everything needed to reproduce them."""
 
     model: str
     data: str
     command: str
     version: str
     seed: int
-    available: int  # records with media that the model takes
-    records: int  # looked at
+    available: int  # records with media that the model accepts
+    records: int  # records used
     patches: list[str] = []
     device: str
     dtype: str

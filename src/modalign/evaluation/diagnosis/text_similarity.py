@@ -1,10 +1,10 @@
-"""Whether media that are alike are texts that are alike: mutual nearest neighbours and unbiased CKA.
+"""Do similar media have similar texts? Mutual nearest neighbours and unbiased CKA.
 
 Sources: mutual-kNN alignment from *The Platonic Representation Hypothesis* (Huh et al. 2024, arXiv
 2405.07987); CKA with a linear kernel from Kornblith et al. 2019 (arXiv 1905.00414), with the unbiased
 HSIC of Song et al. 2012 (JMLR 13, eq. 5), as Nguyen et al. 2021 (arXiv 2010.15327) use it. Both are
-written as sums of products of two (n, n) matrices, so that random pairings of the items cost one
-reordering: chance is what such pairings give.
+sums of products of two (n, n) matrices, so a random pairing of the items only reorders one of them; chance is
+estimated from such pairings.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from modalign.numbers.sampling import Sampling
 
 NEIGHBOURS = 10
 PAIRINGS = 200
-FEWEST = 12  # items below which neither figure means anything
-_DECIMALS = 9  # similarities closer than this are ties: equal texts, say
+FEWEST = 12  # fewest items for which the figures are meaningful
+_DECIMALS = 9  # similarities that agree to this many are ties (equal texts, for example)
 
 Floats = NDArray[np.float64]
 
 
 def neighbour_weights(features: Floats, k: int) -> Floats:
-    """(n, n), 1 where the column is among the row's k nearest by cosine, itself left out.
+    """Return (n, n): 1 if the column is among the row's k nearest by cosine, excluding itself.
 
-    Ties at the k-th place share what is left of it, which is the mean over all ways to break them:
-    items with equal texts count for no more than they are.
+    Ties at the k-th place share the remaining weight, which is the mean over all ways to break them.
 
     Args:
         features: (n, d).
@@ -47,7 +46,7 @@ def neighbour_weights(features: Floats, k: int) -> Floats:
 
 
 def centred_kernel(features: Floats) -> Floats:
-    """(n, n) linear kernel, U-centred: its products with another sum to n (n - 3) unbiased HSIC.
+    """Return the (n, n) U-centred linear kernel: its products with another sum to n (n - 3) unbiased HSIC.
 
     (Szekely and Rizzo 2014, definition 2, is the same centring.)
     """
@@ -61,13 +60,13 @@ def centred_kernel(features: Floats) -> Floats:
 
 
 def _unit(matrix: Floats) -> Floats:
-    """Divided by its own length, so that products of two are at most 1; zeros stay zeros."""
+    """Divide a matrix by its norm, so that products of two are at most 1; zeros stay zeros."""
     return matrix / max(float(np.linalg.norm(matrix)), 1e-300)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A similarity of two spaces: the matrix of each, whose product is summed."""
+    """A similarity of two spaces: the sum of the product of their matrices."""
 
     name: str
     relation: Callable[[Floats, int], Floats]  # features, k -> (n, n)
@@ -84,7 +83,7 @@ MEASURES = (
 def compare(
     first: Floats, layers: Sequence[Floats], measure: Measure, seed: int
 ) -> tuple[Estimate, list[Estimate]]:
-    """One space against several of the same items.
+    """Compare a space with several others of the same items.
 
     Args:
         first: (n, d).
@@ -93,8 +92,8 @@ def compare(
         seed: of pairings and of the jackknife.
 
     Returns:
-        The largest of the layers, its chance being the largest of the same pairing's layers (so the
-        choice of the layer is paid for), and the figure of every layer.
+        The largest value over layers, whose chance is the largest over layers of a random pairing (which
+        accounts for the choice of the layer), and the figure of every layer.
     """
     n, k = len(first), neighbours(len(first))
     rng = np.random.default_rng(seed)
@@ -139,14 +138,14 @@ def _figure(
 
 
 def neighbours(n: int) -> int:
-    """k for n items: ten, or fewer where that would be most of them."""
+    """Return k for n items: ten, or fewer if that is most of them."""
     return max(1, min(NEIGHBOURS, n // 5))
 
 
 def similarity(
     name: str, features: Sequence[Floats], texts: Sequence[Sequence[Floats]], seed: int
 ) -> Diagnostic:
-    """The diagnostic of one space against the language model's layers.
+    """Compare one space with the language model's layers.
 
     Args:
         name: of the diagnostic.

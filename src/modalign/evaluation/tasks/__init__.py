@@ -1,4 +1,4 @@
-"""Evaluation tasks by exact name: what ``modalign eval MODEL DATA --task`` takes."""
+"""Evaluation tasks by exact name, for ``modalign eval MODEL DATA --task``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ TASKS: dict[str, type[Task]] = {
 def make_task(
     name: str, *, seed: int = 0, letters: bool = False, objects: Path | None = None
 ) -> Task:
-    """The task of this name.
+    """Create the task with this name.
 
     Args:
         name: one of ``TASKS``.
-        seed: of intervals, and of the order of options.
+        seed: of intervals and of the order of options.
         letters: for ``choice``.
         objects: for ``chair``.
 
     Raises:
-        UsageError: no such task, an option of another task, or a library that is not installed.
+        UsageError: unknown task, an option of another task, or a missing library.
         DataError: the file of objects cannot be used.
     """
     if name not in TASKS:

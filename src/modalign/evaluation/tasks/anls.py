@@ -12,14 +12,14 @@ THRESHOLD = 0.5
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces."""
+    """Return the text in lower case with single spaces."""
     return " ".join(text.lower().split())
 
 
 def similarity(output: str, answers: Sequence[str]) -> float:
-    """The largest ``1 - NL`` over the answers, 0 where the distance NL is 0.5 or more.
+    """Return the largest ``1 - NL`` over the answers, 0 if the distance NL is 0.5 or more.
 
-    NL is the Levenshtein distance over the longer text's length; texts are normalised already.
+    NL is the Levenshtein distance over the longer text's length; texts must be normalised.
     """
     from rapidfuzz.distance import Levenshtein
 

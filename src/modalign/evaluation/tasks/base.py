@@ -1,7 +1,7 @@
-"""What an evaluation task is: which records it takes, what it asks, how it scores the answers.
+"""The base of evaluation tasks: accepted records, prompts and scoring.
 
-A task never sees a model. It is given records and what was answered, so the same scorer judges the
-right media, blank ones, somebody else's, and rows that no model made (the most frequent answer, say).
+A task never sees a model, only records and outputs. So the same scorer judges the right media, blank ones,
+other records' media, and reference rows without a model (such as the most frequent answer).
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ from modalign.numbers.bootstrap import Groups, estimate_of_sums, ratio
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.shares import share
 
-MOST_FREQUENT = (
-    "most frequent answer here"  # in these data; compare's majority answer is the training data's
-)
+MOST_FREQUENT = "most frequent answer here"  # compare's majority answer is of the training data
 CHANCE = "chance"
 SHOWN = 10  # records named in one error
 
 
 @dataclass(frozen=True)
 class OptionScore:
-    """How likely one offered option is: the summed log-likelihood of its tokens, and their number."""
+    """The summed log-likelihood of an offered option's tokens, and their number."""
 
     text: str
     loglikelihood: float
@@ -40,7 +38,7 @@ class OptionScore:
 
 @dataclass(frozen=True)
 class Output:
-    """What was answered: a generated text, or the likelihood of every option offered."""
+    """A model's output: generated text, or the likelihood of every offered option."""
 
     text: str = ""
     options: tuple[OptionScore, ...] = ()
@@ -51,9 +49,9 @@ class Score:
     """One record's score.
 
     Attributes:
-        value: the score; its meaning is the task's.
+        value: the score; its meaning depends on the task.
         normalised: the output as it was compared.
-        counts: whatever else the task's measures are made of.
+        counts: further numbers for the task's measures.
     """
 
     value: float
@@ -66,12 +64,12 @@ class Task(ABC):
 
     Attributes:
         name: exact name on the command line.
-        version: raised whenever a score of the same output would change.
-        headline: the measure that stands beside the reference rows.
-        guessed: the measures that chance stands beside.
+        version: increases whenever scores of the same output change.
+        headline: the measure compared with the reference rows.
+        guessed: the measures compared with chance.
         lower_is_better: whether less is better.
         by_likelihood: options are scored by likelihood and nothing is generated.
-        needs: libraries of the extra ``metrics`` by the module that is imported.
+        needs: modules required from the extra ``metrics``.
         advice: what to do about records that the task cannot use.
     """
 
@@ -94,7 +92,7 @@ class Task(ABC):
             )
 
     def check(self, records: Sequence[Record]) -> None:
-        """Make sure that every record has what the task needs.
+        """Check that every record has what the task needs.
 
         Raises:
             DataError: names file, row and problem of the first ten, and how many there are.
@@ -108,15 +106,15 @@ class Task(ABC):
         )
 
     def problem(self, record: Record) -> str | None:
-        """What is wrong with a record for this task, if anything."""
+        """Return why this task cannot use a record, or None."""
         return None
 
     def asked(self, record: Record) -> Record:
-        """The record as it is put to the model."""
+        """Return the record as the model is asked it."""
         return record
 
     def offered(self, record: Record) -> tuple[str, ...]:
-        """The options whose likelihood is wanted, in the order shown."""
+        """Return the options to score by likelihood, in the order shown."""
         return record.options
 
     def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
@@ -129,30 +127,30 @@ class Task(ABC):
 
     @abstractmethod
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
-        """All measures over some records' scores; one that is not defined there is left out."""
+        """Return all measures over some records' scores, without undefined ones."""
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """Reference rows that no model made: name -> outputs. Here the most frequent answer per skill."""
+        """Return reference rows: name -> outputs. By default the most frequent answer per skill."""
         return {MOST_FREQUENT: most_frequent_outputs(records)}
 
     def chance(self, records: Sequence[Record], guess: BlindGuess) -> Sequence[float | None] | None:
-        """(n,) expected score of somebody blind; None where it is not known, or not defined at all."""
+        """Return (n,) expected scores of a blind guesser; None if unknown or undefined."""
         return None
 
     def settings(self) -> dict[str, Any]:
-        """What else must be known to repeat it."""
+        """Return further settings needed to reproduce the scores."""
         return {}
 
     def notes(self) -> list[str]:
-        """What must be said beside the scores."""
+        """Return remarks to show with the scores."""
         return []
 
     def share(self, scores: Sequence[Score], groups: Groups) -> Estimate:
-        """The share of scores that are 1, with a Wilson interval."""
+        """Return the share of scores that are 1, with a Wilson interval."""
         return share([score.value == 1 for score in scores], groups)
 
     def mean(self, scores: Sequence[Score], groups: Groups, unit: str = "share") -> Estimate:
-        """The mean score with a bootstrap interval."""
+        """Return the mean score with a bootstrap interval."""
         columns = np.array([[score.value, 1.0] for score in scores])
         found = estimate_of_sums(columns, ratio, groups=groups, unit=unit, seed=self.seed)
         assert found is not None
@@ -161,9 +159,9 @@ class Task(ABC):
     def of_counts(
         self, scores: Sequence[Score], above: Sequence[str], below: Sequence[str], groups: Groups
     ) -> Estimate | None:
-        """Sums of some counts over sums of others, with a bootstrap interval.
+        """Return the ratio of the sums of some counts to those of others, with a bootstrap interval.
 
-        ``n`` is the sum below. None where that is zero.
+        ``n`` is the denominator. None if it is zero.
         """
         columns = np.array(
             [
@@ -177,7 +175,7 @@ class Task(ABC):
 
 
 def most_frequent_outputs(records: Sequence[Record]) -> list[Output]:
-    """Every record answered by its skill's most frequent answer in these data."""
+    """Answer every record with its skill's most frequent answer in these data."""
     counts: dict[str | None, Counter[str]] = {}
     for record in records:
         counts.setdefault(record.skill, Counter())[record.answer] += 1
@@ -186,7 +184,7 @@ def most_frequent_outputs(records: Sequence[Record]) -> list[Output]:
 
 
 def groups_of(records: Sequence[Record]) -> list[str | None]:
-    """Questions about one medium share a label: the bootstrap redraws them together."""
+    """Label questions by medium, so that the bootstrap resamples them together."""
     return [
         record.group or next((medium.label for medium in record.media()), None)
         for record in records

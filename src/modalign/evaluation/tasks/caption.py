@@ -2,7 +2,7 @@
 
 CIDEr-D is 10 times a mean of tf-idf cosines over n-grams of one to four words, clipped, with a
 Gaussian penalty on the difference in length (Vedantam et al. 2015, arXiv 1411.5726, section 8). Its
-document frequencies come from the references given, all records together. Published scores count
+document frequencies come from the references of all given records. Published scores count
 words after a Java tokeniser (PTB); here a regular expression splits them.
 """
 
@@ -26,12 +26,12 @@ NOT_PTB = (
     "tokeniser, CIDEr's with the document frequencies of the whole reference corpus; here the "
     "frequencies come from {n} records. CIDEr is on the formula's scale of 0 to 10; papers print it times 100."
 )
-FEW = 500  # records below which CIDEr's document frequencies say little
+FEW = 500  # records below which CIDEr's document frequencies are unreliable
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
 def words(text: str) -> str:
-    """Lower-case words with single spaces between, without punctuation: what CIDEr counts."""
+    """Return lower-case words separated by single spaces, without punctuation, as CIDEr counts them."""
     return " ".join(_WORD.findall(text.lower()))
 
 
@@ -47,7 +47,7 @@ class Caption(Task):
         self.records = 0
 
     def check(self, records: Sequence[Record]) -> None:
-        """There are two records or more, or every document frequency would be the same."""
+        """Require two records, since with one every document frequency is the same."""
         if len(records) < 2:
             raise DataError(
                 f"task {self.name} has {len(records)} record: CIDEr weighs words by how many records "
@@ -70,7 +70,7 @@ class Caption(Task):
         ]
 
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
-        """BLEU of the whole (0 to 100), mean ROUGE-L F1, mean CIDEr (0 to 10)."""
+        """Return corpus BLEU (0 to 100), mean ROUGE-L F1, mean CIDEr (0 to 10)."""
         rouge = [Score(score.counts["rouge_l"], "") for score in scores]
         bleu = estimate_of_sums(
             np.array([score.counts["bleu"] for score in scores], dtype=float),
@@ -87,7 +87,7 @@ class Caption(Task):
         }
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """None: captions have no most frequent one."""
+        """Return none: captions have no most frequent one."""
         return {}
 
     def settings(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Caption(Task):
         return {"bleu": signature, "cider": "CIDEr-D, own tokenisation, not PTB", **libraries}
 
     def notes(self) -> list[str]:
-        """What these scores may not be compared with."""
+        """Return which scores these cannot be compared with."""
         notes = [NOT_PTB.format(n=self.records)]
         if self.records < FEW:
             notes.append(
@@ -124,7 +124,7 @@ def _cider(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> list[
 
 
 def _rouge(output: str, references: Sequence[str]) -> float:
-    """The largest F1 over the references, of the longest common subsequence of words."""
+    """Return the largest F1, over the references, of the longest common word subsequence."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
@@ -132,7 +132,7 @@ def _rouge(output: str, references: Sequence[str]) -> float:
 
 
 def _bleu_counts(output: str, references: Sequence[str]) -> list[int]:
-    """Matches and totals of n-grams of one to four, and both lengths: sums of these make BLEU."""
+    """Return n-gram matches and totals (n = 1 to 4) and both lengths, whose sums give BLEU."""
     from sacrebleu.metrics.bleu import BLEU
 
     found = BLEU().corpus_score([output], [[reference] for reference in references])

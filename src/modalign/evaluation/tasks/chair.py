@@ -1,10 +1,10 @@
-"""CHAIR: objects that a caption names and the image does not hold (Rohrbach et al. 2018, arXiv 1809.02156).
+"""CHAIR: objects that a caption names but the image does not contain (Rohrbach et al. 2018, arXiv 1809.02156).
 
     CHAIR-i = hallucinated mentions / all mentions of objects
     CHAIR-s = captions with a hallucinated object / all captions
 
 An object is in the image when the record lists it or a reference caption names it, as in the paper.
-Only objects of the vocabulary count as mentions: all that any record or the object file names.
+Only objects of the vocabulary count as mentions: all names in the records and the object file.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def phrase(text: str) -> tuple[str, ...]:
-    """A name as it is looked for: its words in lower case."""
+    """Return the words of a name in lower case, for matching."""
     return tuple(_WORD.findall(text.lower()))
 
 
 def plural(word: str) -> str:
-    """The regular plural of a noun; irregular ones belong among the synonyms."""
+    """Return the regular plural of a noun; list irregular ones as synonyms."""
     if word.endswith("y") and word[-2:-1] not in "aeiou":
         return word[:-1] + "ies"
     return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 class Vocabulary:
-    """Names of objects, each with the object it stands for; the longest name in a text wins."""
+    """Names mapped to objects; the longest matching name in a text wins."""
 
     def __init__(self, synonyms: Mapping[str, Sequence[str]]) -> None:
         self._names: dict[tuple[str, ...], str] = {}
@@ -48,10 +48,10 @@ class Vocabulary:
                 self.add(other, name)
 
     def add(self, word: str, name: str) -> None:
-        """Let a word, and its plural, stand for an object.
+        """Map a word and its plural to an object.
 
         Raises:
-            DataError: it stands for another one already.
+            DataError: the word is already mapped to another object.
         """
         known = self._names.setdefault(phrase(word), name)
         if known != name:
@@ -62,11 +62,11 @@ class Vocabulary:
         self._plurals.setdefault((*before, plural(last)), name)
 
     def find(self, words: tuple[str, ...]) -> str | None:
-        """The object that these words stand for."""
+        """Return the object that these words name."""
         return self._names.get(words) or self._plurals.get(words)
 
     def mentions(self, text: str) -> list[str]:
-        """The objects that a text names, in order, each as often as it is named."""
+        """Return every mention of an object in a text, in order."""
         words, found, place = phrase(text), [], 0
         longest = max(map(len, self._names), default=0)
         while place < len(words):
@@ -103,7 +103,7 @@ class Chair(Task):
         self.given = {} if objects is None else _read_objects(objects)
 
     def check(self, records: Sequence[Record]) -> None:
-        """Every record lists its objects, and no word stands for two."""
+        """Check that every record lists its objects and that no word names two."""
         super().check(records)
         self.vocabulary(records)
 
@@ -125,7 +125,7 @@ class Chair(Task):
         return None
 
     def vocabulary(self, records: Sequence[Record]) -> Vocabulary:
-        """All objects of the file and of the records, with all their synonyms."""
+        """Return all objects of the file and the records with their synonyms."""
         found = Vocabulary(self.given)
         for record in records:
             for name, words in record.extra.get("synonyms", {}).items():
@@ -139,7 +139,7 @@ class Chair(Task):
         return found
 
     def score(self, records: Sequence[Record], outputs: Sequence[Output]) -> list[Score]:
-        """1 for a caption that names an object which is not there, else 0."""
+        """Score 1 for a caption that names an absent object, else 0."""
         vocabulary = self.vocabulary(records)
         return [
             _score(vocabulary, record, output)
@@ -156,7 +156,7 @@ class Chair(Task):
         return {name: measure for name, measure in found.items() if measure is not None}
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """None: captions have no most frequent one."""
+        """Return none: captions have no most frequent one."""
         return {}
 
     def settings(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Multiple choice by log-likelihood over the options offered; nothing is generated.
 
-The option is taken whose tokens the model finds likeliest after the question: once by the sum of
-their log-likelihoods (end mark included, where the chat template has one), once by that sum over the
-option's UTF-8 bytes, which does not favour short options. The right option must be strictly the
-likeliest: a tie is wrong.
+The option with the largest log-likelihood after the question wins: in one measure the sum over its tokens (end
+mark included, if the chat template has one), in the other that sum per UTF-8 byte of the option, which does not
+favour short options. Ties count as wrong.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class Choice(Task):
     """Accuracy over the options offered.
 
     Args:
-        letters: show the options under letters, in an order drawn per record, and score the letters;
-            otherwise the question is asked as it is and the options' own words are scored.
-        seed: of that order and of intervals.
+        letters: show the options with letters, in a random order per record, and score the letters;
+            otherwise ask the question unchanged and score the options' own words.
+        seed: of this order and of intervals.
     """
 
     name = "choice"
@@ -68,7 +67,7 @@ class Choice(Task):
         return None
 
     def shown(self, record: Record) -> tuple[str, ...]:
-        """The options in the order shown; with letters drawn from seed and record id alone."""
+        """Return the options in the order shown; with letters it depends only on the seed and the record id."""
         if not self.letters:
             return record.options
         digest = hashlib.sha256(f"{self.seed}:{record.id}".encode()).digest()
@@ -78,7 +77,7 @@ class Choice(Task):
         return tuple(record.options[place] for place in order)
 
     def asked(self, record: Record) -> Record:
-        """With letters: the last question followed by a line per option."""
+        """With letters, add one line per option to the last question."""
         if not self.letters:
             return record
         lines = [f"{letter}. {o}" for letter, o in zip(LETTERS, self.shown(record), strict=False)]
@@ -88,15 +87,15 @@ class Choice(Task):
         return replace(record, messages=(*before, asked, answer))
 
     def offered(self, record: Record) -> tuple[str, ...]:
-        """The letters, or the options themselves."""
+        """Return the letters, or the options themselves."""
         return tuple(LETTERS[: len(record.options)]) if self.letters else record.options
 
     def score_one(self, record: Record, output: Output) -> Score:
-        """1 where the right option has the largest summed log-likelihood."""
+        """Score 1 if the right option has the largest summed log-likelihood."""
         shown = self.shown(record)
         right = [plain(option) for option in shown].index(plain(record.answer))
         summed = _likeliest(output.options, lambda option: option.loglikelihood)
-        # A letter has no length of its own to speak of: with letters both numbers are the same.
+        # All letters have the same length, so both numbers are the same.
         per_byte = _likeliest(output.options, lambda o: o.loglikelihood / len(o.text.encode()))
         return Score(
             float(summed == right),
@@ -119,7 +118,7 @@ class Choice(Task):
         }
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """The skill's most frequent right option, taken wherever it is offered."""
+        """Choose the skill's most frequent right option wherever it is offered."""
         rows = []
         for record, said in zip(records, most_frequent_outputs(records), strict=True):
             taken = plain(said.text)
@@ -135,7 +134,7 @@ class Choice(Task):
         return {MOST_FREQUENT: rows}
 
     def chance(self, records: Sequence[Record], guess: BlindGuess) -> list[float]:
-        """One over the options."""
+        """Return one over the number of options."""
         return [1 / len(record.options) for record in records]
 
     def settings(self) -> dict[str, Any]:
@@ -144,7 +143,7 @@ class Choice(Task):
 
 
 def _likeliest(options: Sequence[OptionScore], value: Callable[[OptionScore], float]) -> int | None:
-    """Place of the largest value; None where two are the largest."""
+    """Index of the largest value; None for a tie."""
     values = [value(option) for option in options]
     best = max(values)
     return values.index(best) if values.count(best) == 1 else None

@@ -1,4 +1,4 @@
-"""Exact match of the greedy answer, letter case and outer spaces apart: judge-free, the default."""
+"""Exact match of the greedy answer, ignoring case and outer spaces; the default task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modalign.numbers.estimate import Estimate
 
 
 def plain(text: str) -> str:
-    """A text as it is compared."""
+    """Normalise a text for comparison."""
     return text.strip().casefold()
 
 
@@ -30,5 +30,5 @@ class Exact(Task):
         return {"accuracy": self.share(scores, groups)}
 
     def chance(self, records: Sequence[Record], guess: BlindGuess) -> list[float | None]:
-        """An even guess among the options offered, or among the training answers."""
+        """A uniform guess among the offered options, or among the training answers."""
         return guess.chance(records)

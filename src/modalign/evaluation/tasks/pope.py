@@ -1,8 +1,8 @@
-"""POPE: is something there that is not? Yes and no questions (Li et al. 2023, arXiv 2305.10355).
+"""POPE: yes/no questions about objects that may be absent (Li et al. 2023, arXiv 2305.10355).
 
-``yes`` is the positive class. An output counts as what its first word says; one that begins with
-neither word is invalid: it is wrong and stays in every denominator. The public script takes everything
-without a "no" or "not" for a yes, so a model that rambles scores differently there.
+``yes`` is the positive class. Only the first word of an output counts. An output that begins with neither word is
+invalid: it is wrong and stays in every denominator. The public script counts everything without a "no" or "not" as
+a yes, so rambling outputs score differently there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FIRST = re.compile(r"\W*(\w+)")
 
 
 def first_word(text: str) -> str:
-    """``yes``, ``no``, or nothing where an answer begins with neither."""
+    """Return ``yes``, ``no``, or an empty string if an answer begins with neither."""
     found = _FIRST.match(text)
     word = found.group(1).casefold() if found else ""
     return word if word in (YES, NO) else ""
@@ -48,7 +48,7 @@ class Pope(Task):
         return f"the answer is {record.answer!r}, not yes or no"
 
     def score_one(self, record: Record, output: Output) -> Score:
-        """1 for the right word."""
+        """Score 1 for the right word."""
         said, expected = first_word(output.text), record.answer.strip().casefold()
         counts = {
             "true_positive": int(said == expected == YES),
@@ -81,5 +81,5 @@ class Pope(Task):
         return {MOST_FREQUENT: most_frequent_outputs(records), ALWAYS_YES: always}
 
     def chance(self, records: Sequence[Record], guess: BlindGuess) -> list[float]:
-        """A coin."""
+        """One half."""
         return [0.5] * len(records)

@@ -1,9 +1,9 @@
 """VQA accuracy over ten human answers (Antol et al. 2015, arXiv 1505.00468, section 3).
 
-A person's answer is judged by nine others: ``min(1, matches / 3)``, averaged over the ten ways to
-leave one answer out. Texts are compared after the normaliser of the public evaluation script:
-punctuation, numbers as digits, articles, contractions. The script leaves texts as they are where all
-ten answers agree; here every text is normalised, as the challenge's server and TextVQA do.
+Each human answer is left out in turn; the output scores ``min(1, matches / 3)`` against the other nine, and the
+ten scores are averaged. Texts are compared after the normaliser of the public evaluation script: punctuation,
+numbers as digits, articles, contractions. The script skips normalisation if all ten answers agree; here every
+text is normalised, as the challenge's server and TextVQA do.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from modalign.evaluation.tasks.base import Groups, Output, Score, Task
 from modalign.numbers.estimate import Estimate
 
 PEOPLE = 10
-ENOUGH = 3  # matches that make an answer fully right
+ENOUGH = 3  # matches for full marks
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = {"a", "an", "the"}
 _WORDS_FOR_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0", "zero": "0"} | {
     word: str(number) for number, word in enumerate(_WORDS_FOR_NUMBERS, 1)
 }
-# Words as they should be written; each is also known with one of its apostrophes left out.
+# Words as they should be written; each also matches without one of its apostrophes.
 WORDS = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't "
     "haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't "
@@ -46,14 +46,14 @@ _PERIOD = re.compile(r"\.(?!\d)")  # "1.5" keeps its point
 
 
 def normalise(text: str) -> str:
-    """A text as VQA compares it: ``"The two dogs, please."`` -> ``"2 dogs please"``."""
+    """Normalise a text as VQA does: ``"The two dogs, please."`` -> ``"2 dogs please"``."""
     text = _without_punctuation(" ".join(text.split()))
     words = [DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark beside a space goes; between words it becomes a space; in "10,000" all marks go."""
+    """Delete marks beside a space and in numbers such as "10,000"; others become spaces."""
     number = _NUMBER_COMMA.search(text) is not None
     result = text
     for sign in PUNCTUATION:
@@ -63,7 +63,7 @@ def _without_punctuation(text: str) -> str:
 
 
 def vqa_accuracy(output: str, answers: Sequence[str]) -> float:
-    """Mean over leaving one answer out of ``min(1, matches / 3)``; all texts normalised already.
+    """Return the mean of ``min(1, matches / 3)`` over leaving out one answer; texts must be normalised.
 
     With m matches among k answers this is ``(m min(1, (m - 1) / 3) + (k - m) min(1, m / 3)) / k``.
     """
@@ -84,7 +84,7 @@ class Vqa(Task):
         return None if count == PEOPLE else f"{count} answers, not ten"
 
     def score_one(self, record: Record, output: Output) -> Score:
-        """The share of agreement, 0 to 1."""
+        """Return the agreement, 0 to 1."""
         said, answers = normalise(output.text), [normalise(a) for a in record.answers]
         return Score(vqa_accuracy(said, answers), said, {"matches": answers.count(said)})
 

@@ -19,7 +19,7 @@ _APART = re.compile(r"(?<!\w)'|'(?!\w)|[^\w'\s]|_")
 
 
 def normalise(text: str) -> str:
-    """A transcript as it is compared: ``"It's  HERE!"`` -> ``"it's here"``."""
+    """Normalise a transcript: ``"It's  HERE!"`` -> ``"it's here"``."""
     text = unicodedata.normalize("NFKC", text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     return " ".join(_APART.sub(" ", text.lower()).split())
 
@@ -40,7 +40,7 @@ class Wer(Task):
         return None if normalise(record.answer) else f"no word in the transcript {record.answer!r}"
 
     def score_one(self, record: Record, output: Output) -> Score:
-        """Each record's own rate, and the counts that it is made of."""
+        """Return each record's rate, and the counts behind it."""
         import jiwer
 
         expected, said = normalise(record.answer), normalise(output.text)
@@ -62,7 +62,7 @@ class Wer(Task):
         return {name: measure for name, measure in found.items() if measure is not None}
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
-        """None: transcripts have no most frequent one. Saying nothing at all has a rate of 1."""
+        """Return none: transcripts have no most frequent one, and an empty output has a rate of 1."""
         return {}
 
     def settings(self) -> dict[str, Any]:
