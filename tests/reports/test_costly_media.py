@@ -162,10 +162,10 @@ def test_signals_are_those_that_the_loader_decodes(decoders: Callable[..., Decod
 def test_a_medium_that_takes_too_long_is_named_and_others_go_on(
     decoders: Callable[..., Decoders],
 ) -> None:
-    short = decoders(seconds=0.05)
+    short = decoders(seconds=0.5)
     slow = image(progressive(4000, 80))
     with (
-        pytest.raises(UndecodedError, match=r"not decoded within 0\.05 s") as caught,
+        pytest.raises(UndecodedError, match=r"not decoded within 0\.5 s") as caught,
         short.decoded([tiny.image(0), slow], {"image": {}}, nothing, "a"),
     ):
         pass
