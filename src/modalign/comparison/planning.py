@@ -7,11 +7,12 @@ the loss fell at the rate, or exponent of a power law without floor::
     b = log(L_0 / L_1) / log(n_1 / n_0)
 
 A curve need not go on so: some methods are near their floor and slow down, others have hardly begun and will be
-faster. How different rates can be is seen in the methods of the comparison. So the rate of what comes next is
-drawn about half-way between the method's own and the mean of all, with the standard deviation of all and Student's
-tails (M - 1 degrees of freedom for M methods), but never below zero. The loss foretold is L_1 x^(-b) at x times
-the budget; accuracy follows on the logit scale, by the slope that accuracies have against log losses along all
-curves, from the accuracy reached.
+faster, and nothing in their curves says when. On the starter, seven methods whose rates had been 0.01 to 0.13 up
+to 5,000 samples went on to 20,000 at rates of 0.14 to 0.94. So the rate of what comes next is drawn about half-way
+between the method's own and the mean of all, with Student's tails (M - 1 degrees of freedom for M methods) and the
+standard deviation of all, but no less than ``RESTLESS``; and never below zero. The loss foretold is L_1 x^(-b) at
+x times the budget; accuracy follows on the logit scale, by the slope that accuracies have against log losses along
+all curves, from the accuracy reached.
 
 The same is asked of the past, leaving each method out: from its trial, at the rates of the other methods, what
 would have been foretold for the end of its training? The report shows that beside what happened.
@@ -37,6 +38,7 @@ from modalign.numbers.replicates import Replicates
 from modalign.training.budget import Budget
 
 LEAST = 3  # methods whose rates show how different rates can be
+RESTLESS = 0.5  # standard deviation of rates, at least
 OWN = 0.5  # weight of a method's own rate; the rest is that of the mean of all
 SURE = 0.5  # a method that is best less often is not named
 
@@ -120,12 +122,14 @@ def plan(
         )
         return Plan(budget=target, method=None, words=words)
     rng, rates = np.random.default_rng(seed), np.array([fall.rate for fall in falls.values()])
-    spread, freedom = float(rates.std(ddof=1)), len(falls) - 1
+    spread, freedom = max(float(rates.std(ddof=1)), RESTLESS), len(falls) - 1
     paths: dict[str, tuple[Floats, Floats]] = {}
+    paces: dict[str, float] = {}
     for name, fall in falls.items():
         now = drawn.values[name]
         tails = student.rvs(freedom, size=len(now), random_state=rng)
-        rate = OWN * fall.rate + (1 - OWN) * float(rates.mean()) + spread * tails
+        middle = OWN * fall.rate + (1 - OWN) * float(rates.mean())
+        rate, paces[name] = middle + spread * tails, -slope * middle
         edge = 0.5 / drawn.n
         paths[name] = logit(np.clip(now, edge, 1 - edge)), -slope * np.maximum(rate, 0.0)
     reached = {name: expit(now + gain * ahead) for name, (now, gain) in paths.items()}
@@ -142,7 +146,7 @@ def plan(
         method=first.method if first.best >= SURE else None,
         words=_words(found, budget, target),
         methods=found,
-        crossings=_crossings(paths, ahead, budget),
+        crossings=_crossings(paths, paces, ahead, budget),
     )
 
 
@@ -169,9 +173,10 @@ def _foretold(
 ) -> Foretold:
     fall = falls[name]
     others = np.array([each.rate for other, each in falls.items() if other != name])
-    reach = float(student.ppf(1 - TAIL, len(others) - 1) * others.std(ddof=1))
+    spread = max(float(others.std(ddof=1)), RESTLESS)
+    reach = float(student.ppf(1 - TAIL, len(others) - 1)) * spread
     usual, low, high = (
-        math.exp(fall.before - (float(others.mean()) + side * reach) * fall.reach)
+        math.exp(fall.before - max(float(others.mean()) + side * reach, 0.0) * fall.reach)
         for side in (0, 1, -1)
     )
     low_end, middle, high_end = np.quantile(reached, [TAIL, 0.5, 1 - TAIL]).tolist()
@@ -193,7 +198,10 @@ def _foretold(
 
 
 def _crossings(
-    paths: Mapping[str, tuple[Floats, Floats]], ahead: float, budget: str
+    paths: Mapping[str, tuple[Floats, Floats]],
+    paces: Mapping[str, float],
+    ahead: float,
+    budget: str,
 ) -> list[Crossing]:
     """Pairs whose order is foretold to turn, where, and how probably; the surest first."""
     given, found = Budget.parse(budget), []
@@ -202,7 +210,7 @@ def _crossings(
         leads = float(np.median(now - theirs))
         behind, leader = (one, other) if leads < 0 else (other, one)
         turned = np.sign(now + gain * ahead - theirs - their_gain * ahead) == -np.sign(leads)
-        pace = float(np.median(their_gain - gain))
+        pace = paces[other] - paces[one]
         place = leads / pace if pace else math.inf
         if leads and 0 < place <= ahead:
             at = Budget(given.kind, given.amount * math.exp(place))
