@@ -1,4 +1,7 @@
-"""Is the recommended method the right one? Small real tasks, none of which was used to set anything.
+"""Is the recommended method the right one? Asked on small real tasks.
+
+Nine of the thirteen were used to set nothing. Rates and budgets of other benches were chosen on nlvr,
+spoken_digits, breast cancer and wine, so those four flatter the result.
 
 For each task: a pilot, ``modalign compare`` of six methods at a budget b, which recommends; then the truth, the
 same methods at 8 b with three trainings each. Printed: how often the recommendation is right (the best, or within
