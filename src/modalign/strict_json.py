@@ -61,6 +61,7 @@ _TOO_DEEP = f"more than {DEPTH} nested lists and objects: flatten it"
 DECODER = _Decoder(
     object_pairs_hook=_without_repeats, parse_constant=_not_a_number, parse_float=_finite
 )
+_OF_ARRAYS = _Decoder(object_pairs_hook=_without_repeats)
 
 
 def is_deep(value: Any) -> bool:
@@ -86,14 +87,19 @@ def _has_half(value: Any) -> bool:
     return False
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes, *, nan: bool = False) -> Any:
     """Read one JSON value.
+
+    Args:
+        text: the JSON text, or its UTF-8 bytes.
+        nan: accept NaN and infinities: a signal's reader takes the former as missing and names the latter's place.
 
     Raises:
         ValueError: not JSON (a JSONDecodeError, with its position), or one of the cases above.
         UnicodeDecodeError: bytes that are not UTF-8.
     """
-    return DECODER.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    decoder = _OF_ARRAYS if nan else DECODER
+    return decoder.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
 
 
 def dumps(value: Any, default: Callable[[Any], Any]) -> str:

@@ -100,7 +100,7 @@ def test_a_wrong_objective_is_refused_before_anything_is_read(cli, verb, objecti
         (["--set", "budget=1samples", "--set", "budget.x=1"], "no fields"),
         (["--device", "banana"], "banana"),
         (["--nope"], "--nope"),
-        (["--seeds", "many"], "--seeds"),
+        (["--seeds", "many"], "seeds: Value error, give a number of trainings"),
     ],
 )
 def test_wrong_usage_ends_with_two(cli, small_config, tmp_path, arguments, said):
@@ -127,9 +127,11 @@ def test_an_unknown_field_of_a_file_is_named(cli, small_config, tmp_path):
 
 def test_interrupted_work_spills_no_traceback(small_config, tmp_path):
     """Ctrl-C reaches every process of the terminal's group."""
-    program = [sys.executable, "-m", "modalign", "compare", str(small_config())]
+    # Workers of pytest ignore Ctrl-C, and what they start would inherit that.
+    program = ["env", "--default-signal=INT", sys.executable, "-m", "modalign", "compare"]
     process = subprocess.Popen(
-        [*program, "--out", str(tmp_path / "out")],
+        [*program, str(small_config()), "--out", str(tmp_path / "out")],
+        env={**os.environ, "MODALIGN_CACHE": str(tmp_path / "cache")},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -140,7 +142,7 @@ def test_interrupted_work_spills_no_traceback(small_config, tmp_path):
     rest = process.stderr.read()
     assert process.wait() == 130
     assert "Traceback" not in rest
-    assert "interrupted; finished work is kept, --resume goes on" in rest
+    assert "interrupted; finished work is kept, --resume continues" in rest
 
 
 def test_broken_data_ends_with_three(cli, small_config, scenes_folder, tmp_path):
@@ -148,7 +150,8 @@ def test_broken_data_ends_with_three(cli, small_config, scenes_folder, tmp_path)
     rows[4]["messages"][0]["content"][0]["image"] = "gone.png"
     write_rows(tmp_path / "broken.jsonl", rows)
     for verb in (["compare"], ["train", "--method", "linear"]):
-        file = small_config(data={"val": str(tmp_path / "broken.jsonl")})
+        val = {"val": str(tmp_path / "broken.jsonl"), "media_root": str(scenes_folder)}
+        file = small_config(data=val)
         code, out, err = cli(*verb, file, "--out", tmp_path / verb[0])
         assert (code, out) == (3, "")
         assert "broken.jsonl:5" in err.replace("\n", "")

@@ -240,7 +240,7 @@ def test_coco_with_a_crowd(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "said_"),
     [
-        ({"label": "cat", "bbox": [90, 0, 20, 10]}, "extends beyond the image of 100 x 80"),
+        ({"label": "cat", "bbox": [90, 0, 20, 10]}, "leaves the image of 100 x 80"),
         ({"label": "cat", "box": [30, 30, 20, 40]}, "empty or turned"),
         ({"label": "cat", "bbox": [1, 2, 3]}, "not four numbers"),
         ({"bbox": [1, 2, 3, 4]}, "has no name"),
@@ -412,7 +412,7 @@ def test_wrong_templates(tmp_path: Path, question: str, said_: str) -> None:
     [
         ("from: captions", "its templates read captions, but --from is boxes"),
         ("from: boxes\ncolour: red", "colour: there is no such field"),
-        ("from: boxes\nwithout: [nothing]", "without names nothing"),
+        ("from: boxes\nwithout: [nothing]", "without lists 'nothing', which is not a template"),
         (OWN.replace("each: label", "each: caption") % ("q", "a"), "each 'caption'; boxes have"),
     ],
 )

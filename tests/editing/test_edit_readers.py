@@ -215,7 +215,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ({"neighbors": ["x"]}, "unknown field neighbors: did you mean neighbours?"),
         ({"id": True}, "id must be a text or a whole number"),
         ({"image": "none.png"}, "the image none.png:"),
-        ({"target": "\ud83d"}, "lone surrogate"),
+        ({"target": "\ud83d"}, "half a character"),
     ],
 )
 def test_one_wrong_record_is_told(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -507,7 +507,11 @@ def test_modules_that_will_not_do(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (None, {"patches": 3}, "no option 'patches'; choose from bands, hop, longer, max_seconds"),
+        (
+            None,
+            {"patches": 3},
+            r"no option 'patches'; did you mean patch\? choose from bands, hop, longer, max_seconds",
+        ),
         ("conv", {"kernel": 4}, "must be odd"),
         ("conv", {"patch": 4}, "no option 'patch'"),
         ("none", {"longer": "cut"}, "'refuse' or 'crop'"),

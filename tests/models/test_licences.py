@@ -53,7 +53,7 @@ def test_the_card_of_a_model_names_its_parts_licences(
     llm = shutil.copytree(llm_folder("llama"), tmp_path / "small-llama")
     tower = shutil.copytree(tower_folder("siglip"), tmp_path / "small-siglip")
     plain = saved_card(llm, tower, tmp_path / "plain")
-    assert "| language model | llama | small-llama | not stated where it came from |" in plain
+    assert "| language model | llama | small-llama | not stated at its source |" in plain
     assert "\nlicense:" not in plain
     (llm / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (tower / "README.md").write_text("---\nlicense: apache-2.0\n---\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -132,8 +133,16 @@ def test_two_processes_train_as_one(world: World, name: str) -> None:
     assert "error" not in one_process, one_process
     assert "error" not in two, two["error"]
     assert [stage for stage, _ in two["losses"]] == [stage for stage, _ in one_process["losses"]]
-    expected = [loss for _, loss in one_process["losses"]]
-    assert [loss for _, loss in two["losses"]] == pytest.approx(expected, rel=TOLERANCE)
+    # One process skips a batch of text alone, which moves nothing, and so knows no loss of it.
+    losses = [
+        (of_two, of_one)
+        for (_, of_two), (_, of_one) in zip(two["losses"], one_process["losses"], strict=True)
+        if not math.isnan(of_one)
+    ]
+    assert len(losses) >= len(two["losses"]) - 1
+    assert [loss for loss, _ in losses] == pytest.approx(
+        [loss for _, loss in losses], rel=TOLERANCE
+    )
     assert two["val"] == pytest.approx(one_process["val"], rel=TOLERANCE)
     assert (two["samples"], two["factor"]) == (one_process["samples"], one_process["factor"])
     weights = [

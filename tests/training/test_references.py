@@ -171,7 +171,7 @@ def test_another_vocabulary_is_refused_before_weights_are_read(
     monkeypatch.setattr(references, "open_model", lambda *_: pytest.fail("read weights"))
     with pytest.raises(UsageError, match=r"'teacher' .*another vocabulary.*'quokka'"):
         loaded(session, tmp_path)
-    with pytest.raises(UsageError, match="'teacher' cannot be loaded"):
+    with pytest.raises(UsageError, match=r"the reference teacher, in '.*' cannot be loaded"):
         loaded(session, tmp_path / "nowhere")
 
 

@@ -106,7 +106,7 @@ def test_distance_of_hidden_states() -> None:
     squares = float(((own - theirs) ** 2).mean(-1).sum())
     assert found(distance="mse", at="media") == pytest.approx(squares / 16, rel=1e-5)
     reference.hidden = lambda layer, at: drawn(4, 5)
-    with pytest.raises(UsageError, match="6 wide, those of the reference 't' 5"):
+    with pytest.raises(UsageError, match="width 6, those of the reference 't' 5"):
         found()
 
 

@@ -39,12 +39,18 @@ def tables(
     from modalign.data.readers.columns import parse_columns
     from modalign.data.validation import validate
     from modalign.data.whole_tables import check_whole, with_tables_as
+    from modalign.errors import DataError
     from modalign.files import check_free
 
     check_free(out, overwrite=overwrite)
     found = read_records(source, modalities=modality_names(), columns=parse_columns(columns))
     records, report = validate(found, skip_broken=skip_broken or "0%", check=check_whole)
     tables = sum(medium.modality == "table" for record in records for medium in record.media())
+    if not tables:
+        raise DataError(
+            f"{source}: none of the {len(records):,} rows has a table: put it in a column 'table', or name "
+            "its column with --columns table=COLUMN"
+        )
     write_records([with_tables_as(record, form) for record in records], out)
     result = {"out": str(out), "records": len(records), "tables": tables, "dropped": report.dropped}
     if json_output:

@@ -93,6 +93,6 @@ def inline_value(media: Media) -> Any:
     """
     assert media.data is not None
     try:
-        return loads(media.data)
+        return loads(media.data, nan=True)
     except ValueError as error:
         raise SignalError(media, f"the value in the row is not JSON ({error})") from None

@@ -70,6 +70,14 @@ class EditRecord(BaseModel):
     value_norm: float | None = None  # |delta| / |initial value|
     warnings: tuple[str, ...] = ()
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older patches lack, so that their hashes stay."""
+        fields: dict[str, Any] = handler(self)
+        if self.plain is None:
+            del fields["plain"]
+        return fields
+
 
 class EditingOrigin(BaseModel):
     """What only a patch made of edits says of itself.

@@ -162,7 +162,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Qwen2Audio", "mlp", {}, "one affine map, which 'mlp' is not"),
     ("Qwen2Audio", "pool_linear", {"pool": 2}, "averages 2 of its features"),
     ("Voxtral", "mlp", VOXTRAL, "no connector like 'mlp', only like 'stack_mlp'"),
-    ("Voxtral", "stack_mlp", VOXTRAL | {"stack": 5}, "joins 4 features, and this connector 5"),
+    ("Voxtral", "stack_mlp", VOXTRAL | {"stack": 5}, "joins 4 features, but this connector 5"),
     ("Voxtral", "stack_mlp", {"form": "own"}, "option form=voxtral"),
     ("Voxtral", "stack_mlp", VOXTRAL | {"family": "gpt2"}, "GPT2Model has no embed_tokens"),
 ]

@@ -288,7 +288,12 @@ SHUFFLE, LATENTS = {"connector": "pixel_shuffle_linear"}, {"connector": "swiglu_
 REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("siglip", SHUFFLE | {"layer": -1}, None, "Idefics3 reads the tower's output.*layer -1"),
     ("clip", SHUFFLE, None, "tower is SigLIP's, but this one is clip_vision_model"),
-    ("cropping", SHUFFLE, None, "CLIPImageProcessorPil prepares images as Idefics3's"),
+    (
+        "cropping",
+        SHUFFLE,
+        None,
+        "CLIPImageProcessorPil prepares images in a way that Idefics3's image processor cannot",
+    ),
     ("siglip", SHUFFLE | {"family": "gpt2"}, None, "GPT2Model has no embed_tokens"),
     ("siglip", {"connector": "avgpool_mlp"}, None, "options depth 1 and bias false"),
     ("siglip", {"connector": "avgpool_mlp", **MATRIX, "bias": True}, "Idefics3", "without a bias"),

@@ -114,7 +114,9 @@ def load_templates(kind: From, files: Sequence[str] = ()) -> TemplateSet:
             _check(template, kind, name)
             found[template.name] = template
         if unknown := sorted(set(file.without) - set(found)):
-            raise UsageError(f"{name}: without lists {', '.join(unknown)}, which is not a template")
+            raise UsageError(
+                f"{name}: without lists {', '.join(map(repr, unknown))}, which is not a template"
+            )
         found = {key: value for key, value in found.items() if key not in file.without}
         for attribute, said in file.words.items():
             words[attribute] = {**words.get(attribute, {}), **said}

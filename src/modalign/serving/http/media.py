@@ -121,8 +121,7 @@ class MediaReader:
                 found = dict(zip(map(id, media), signals, strict=True))
                 yield [_with_signals(turn, found) for turn in turns]
         except UndecodedError as error:
-            param, place = params[error.at], media[error.at].label
-            raise ApiError(400, f"{place}: {error}", param=param, code="invalid_media") from None
+            raise refused(params[error.at], str(error), "invalid_media") from None
         except BusyError:
             raise ApiError(
                 503,
