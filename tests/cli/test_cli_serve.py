@@ -107,7 +107,7 @@ def test_a_broken_image_is_the_clients_mistake(client: openai.OpenAI) -> None:
             model="scenes",
             messages=[{"role": "user", "content": [part]}],  # type: ignore[list-item]
         )
-    assert "messages[0].content:0: truncated or damaged image" in str(caught.value)
+    assert "messages[0].content[0].image_url.url: truncated or damaged image" in str(caught.value)
 
 
 def test_texts_are_scored(client: openai.OpenAI) -> None:

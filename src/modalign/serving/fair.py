@@ -15,6 +15,10 @@ class BusyError(Exception):
     """No place became free in time."""
 
 
+def _now() -> float:
+    return time.monotonic()
+
+
 @dataclass(eq=False)
 class Place:
     """A place that was asked for.
@@ -44,7 +48,7 @@ class _Use:
 
     now: int = 0
     seconds: float = 0.0
-    at: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=_now)
 
     def used(self, now: float) -> float:
         """Seconds that still count."""
