@@ -1,6 +1,6 @@
 # make demo    install, compare twelve methods on the built-in starter (the README says how long that takes)
 # make test    install, lint, type-check and test
-# make report  the full comparison: every method, twice the budget (docs/report.md)
+# make report  the full comparison: every method, over three times the budget (docs/report.md)
 # make readme  run the demo again and write its table and pictures into the README
 # make bench   measured comparisons: training, editing and serving speed, the published ordering
 # make docs    the documentation as a site in build/site
