@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from modalign.data.readers import read_records
-from modalign.data.readers.columns import misspelt, parse_columns
+from modalign.data.readers.columns import parse_columns, unread
 from modalign.errors import DataError, UsageError, grouped
 
 TURN = [("user", "name it"), ("assistant", "seven")]
@@ -99,7 +99,7 @@ def test_wrong_names_are_refused(text: str, said: str) -> None:
 
 def test_almost_a_known_column_is_reported(tmp_path: Path) -> None:
     rows = [{"imgae": "a.png", "question_id": 3, "question": "q", "answer": "a", "skil": "x"}] * 2
-    found = misspelt(read_records(tiny.write_jsonl(tmp_path / "x.jsonl", rows)).records)
+    found = unread(read_records(tiny.write_jsonl(tmp_path / "x.jsonl", rows)).records)
     assert len(found) == 2
     assert "did you mean image?" in found[0]
     assert "'skil' of 2 rows is not read: did you mean skill?" in found[1]
@@ -117,3 +117,15 @@ def test_complaints_of_one_kind_stand_once() -> None:
     different = [(f"a:{n}", word) for n, word in enumerate(("one", "two", "three", "four"))]
     assert grouped(different, most=3) == ["a:0: one", "a:1: two", "a:2: three", "... and 1 more"]
     assert json.dumps(grouped([])) == "[]"
+
+
+def test_files_in_a_column_that_is_not_read_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"picture": "a.png", "question": "what?", "answer": "one"},
+        {"picture": "b.JPG", "question": "what?", "answer": "two"},
+        {"image": "c.png", "thumbnail": "d.png", "question": "what?", "answer": "three"},
+    ]
+    found = unread(read_records(tiny.write_jsonl(tmp_path / "x.jsonl", rows)).records)
+    assert len(found) == 1
+    assert "'picture' of 2 rows" in found[0]
+    assert "--columns image=picture" in found[0]

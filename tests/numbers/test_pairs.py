@@ -192,3 +192,10 @@ def test_spreads_of_few_trainings_lower_the_degrees_of_freedom() -> None:
     # halfway between the squares of 1.96 and 4.30
     reach = student.ppf(0.975, both.of("a").freedom)
     assert reach == pytest.approx(np.sqrt((1.962**2 + 4.303**2) / 2), rel=0.03)
+
+
+def test_a_difference_without_any_spread_lies_within_its_interval() -> None:
+    """All wrong against an even guess of two: every replicate differs by half."""
+    (found,) = compare_with("chance", np.full(20, 0.5), {"a": np.zeros((2, 20))})
+    assert (found.difference.value, found.difference.low, found.difference.high) == (-0.5,) * 3
+    assert found.verdict == "second"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 
 from modalign.chat_templates import let_through
 from modalign.data.readers import read_records
+from modalign.data.readers.columns import unread
 from modalign.data.records import Record
 from modalign.data.splits import drawn_over_skills
 from modalign.data.validation import validate
@@ -33,6 +35,8 @@ from modalign.numbers.estimate import Estimate, exactly
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
 from modalign.version import __version__
+
+log = logging.getLogger(__name__)
 
 
 class SkillRow(BaseModel):
@@ -140,6 +144,8 @@ def evaluate_model(
     records = drawn_over_skills(records, limit, task.seed)
     if not records:
         raise DataError(f"{data} holds no record to evaluate on")
+    for text in unread(records):
+        log.warning("%s", text)
     task.check(records)
     judged: dict[str, _JudgedPass] = {}
     for name, asked in passes_over(records, taken).items():

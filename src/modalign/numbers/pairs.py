@@ -13,6 +13,7 @@ zero.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Literal
 
@@ -202,6 +203,10 @@ def compare_with(
     enough = resamples_for(len(gains) + 1)
     drawn = hierarchical_bootstrap(gains, groups=groups, resamples=enough, seed=seed, fixed=fixed)
     drawn.parts[reference] = Part(0.0, np.zeros(enough), np.zeros(enough))
+    low, high = drawn.bounds
+    drawn = replace(
+        drawn, bounds=(min(low, 0.0), max(high, 0.0))
+    )  # where the reference's gain lies, too
     return differences(drawn, [(name, reference) for name in gains])
 
 

@@ -11,7 +11,7 @@ import torch
 
 from modalign.data.modalities import DEFAULT, modality_of
 from modalign.data.readers import read_records
-from modalign.data.readers.columns import misspelt
+from modalign.data.readers.columns import unread
 from modalign.data.records import Media, Record
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample, tokenise_all
@@ -106,7 +106,7 @@ def load_splits(
             files, name, path, files.skip_broken, progress, modalities
         )
         dropped += report.dropped
-        notes.extend(misspelt(records))
+        notes.extend(unread(records))
         if report.dropped:
             notes.append(
                 f"{report.dropped} broken records of {name} ({path}) were dropped under the quota."

@@ -8,8 +8,9 @@ earlier questions and answers.
 
 from __future__ import annotations
 
+import mimetypes
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modalign.data.modalities import modality_names
@@ -100,19 +101,39 @@ def translated(fields: Fields) -> Fields:
     return {**rest, "question": question, "answer": said}
 
 
-def misspelt(records: Iterable[Record]) -> list[str]:
-    """Say which columns nothing reads but are called almost like one that is."""
+def unread(records: Sequence[Record]) -> list[str]:
+    """Say which unread columns are named almost like one that is read, or name media that the rows lack."""
     names = Counter(name for record in records for name in record.extra)
     media = [column for modality in modality_names() for column in media_columns(modality)]
-    return list(_complaints(names, (*READ, *media)))
+    hints = dict(_hints(names, (*READ, *media)))
+    misspelt = [
+        f"The column {name!r} of {names[name]} rows is not read: {hint}"
+        for name, hint in hints.items()
+    ]
+    return [*misspelt, *_unread_media(records, hints)]
 
 
-def _complaints(names: Counter[str], known: Iterable[str]) -> Iterator[str]:
-    known = tuple(known)
-    for name, count in names.items():
+def _unread_media(records: Sequence[Record], misspelt: Container[str]) -> Iterator[str]:
+    found = Counter(
+        (name, kind.partition("/")[0])
+        for record in records
+        if not any(record.media())
+        for name, value in record.extra.items()
+        if isinstance(value, str) and (kind := mimetypes.guess_type(value)[0])
+    )
+    for (name, modality), count in found.items():
+        if modality in modality_names() and name not in misspelt:
+            yield (
+                f"The column {name!r} of {count} rows without media is not read, and names files of {modality}: "
+                f"give --columns {modality}={name}"
+            )
+
+
+def _hints(names: Iterable[str], known: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
         alike = [each for each in known if abs(len(each) - len(name)) < 2 and each != name]
         if name not in known and (hint := meant(name, alike, least=0.8)):
-            yield f"The column {name!r} of {count} rows is not read: {hint}"
+            yield name, hint
 
 
 def turn_of(turn: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from modalign.data.readers import read_records
+from modalign.data.readers.columns import unread
 from modalign.data.records import Media, Record
 from modalign.data.validation import validate
 from modalign.errors import DataError
@@ -39,6 +41,8 @@ from modalign.numbers.sampling import Sampling
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
 from modalign.version import __version__
+
+log = logging.getLogger(__name__)
 
 RECORDS = 200  # MIR's authors find 100 enough
 FEWEST = 4  # records of a modality below which it is not diagnosed
@@ -90,6 +94,8 @@ def diagnose(
     held = {m: [r for r in records if media_of(r, m)] for m in subject.modalities}
     chosen = {m: _drawn(own, limit, seed) for m, own in held.items() if len(own) >= FEWEST}
     if not chosen:
+        for text in unread(records):
+            log.warning("%s", text)
         counted = ", ".join(f"{len(own)} with {m}" for m, own in held.items())
         raise DataError(
             f"{data}: {len(records)} records, {counted}; at least {FEWEST} of a modality are needed"

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from modalign.chat_templates import has_marks
-from modalign.data.readers.columns import misspelt
+from modalign.data.readers.columns import unread
 from modalign.data.records import Record
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample, tokenise_all
@@ -100,7 +100,7 @@ def _examine_file(
         found.add("data", f"{name} file", detail, f"check the dropped rows: {shown}{more}")
     else:
         found.add("data", f"{name} file", detail)
-    for text in misspelt(records):
+    for text in unread(records):
         found.add(
             "data", f"{name} columns", text, "rename it, or name it with --columns OURS=YOURS"
         )
