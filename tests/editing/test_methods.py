@@ -12,11 +12,11 @@ import torch
 from bench.editable import Editable
 from bench.invented import counterfactuals
 
+from modalign.data.corpus import Corpus
 from modalign.editing.checks import StrictError, refuse_warnings
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine import covariance
-from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.covariance import collect
 from modalign.editing.engine.forward import PartialForward
 from modalign.editing.engine.keys import read_keys, read_outputs

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import tiny
+from modalign.data.corpus import Corpus
 from modalign.editing.benchmarks.multimodal import evaluate_multimodal, probes_of
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.asking import Asking
-from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.covariance import collect, collect_rows, combined
 from modalign.editing.engine.forward import Row, logits_at
 from modalign.editing.engine.keys import read_keys

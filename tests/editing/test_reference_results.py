@@ -14,9 +14,9 @@ from typing import Any
 import plain
 import pytest
 
+from modalign.data.corpus import Corpus
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit, Neighbour
-from modalign.editing.engine.corpus import Corpus
 from modalign.editing.methods import (
     MEMIT,
     PMET,

@@ -13,9 +13,9 @@ import torch
 from bench.editable import Editable
 from bench.invented import counterfactuals
 
+from modalign.data.corpus import Corpus, read_corpus
 from modalign.editing.computation import Options
 from modalign.editing.engine import covariance, memory
-from modalign.editing.engine.corpus import Corpus, read_corpus
 from modalign.editing.engine.covariance import OWN, collect
 from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.spec import ModelSpec

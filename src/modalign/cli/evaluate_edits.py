@@ -77,10 +77,10 @@ def evaluate_edits(
     """Score edits and print the result; with patches, the model without them is the reference row."""
     from modalign.chat_templates import let_through
     from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.data.corpus import read_corpus
     from modalign.editing.benchmarks.evaluate import evaluate_edits as evaluate
     from modalign.editing.benchmarks.multimodal import evaluate_multimodal
     from modalign.editing.engine.asking import Asking, has_template
-    from modalign.editing.engine.corpus import read_corpus
     from modalign.editing.readers import read_edits, validate_against_tokenizer
     from modalign.lengths import declared_length
     from modalign.models.asking import tokenizer_of

@@ -42,7 +42,8 @@ from modalign.runs import RECORD
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
 from modalign.training.methods import Method, method_key
-from modalign.training.session import Report, Session
+from modalign.training.session import Session
+from modalign.training.staged import Report
 from modalign.training.tracking import Track, open_tracker
 from modalign.training.trainer import StepProgress
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from modalign.cache import cache_directory
+from modalign.data.corpus import Corpus
 from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
 from modalign.editing.engine.contexts import sample_contexts
-from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.covariance import (
     Covariance,
     collect,

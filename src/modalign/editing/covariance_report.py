@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from modalign.data.corpus import read_corpus
 from modalign.editing.config import EditConfig
-from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.engine.covariance import collect
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.run import dtype_named

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from modalign.data.corpus import read_corpus
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
-from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.methods import method_named
 from modalign.editing.run import configured
 from modalign.errors import DataError

@@ -13,12 +13,12 @@ import torch
 
 from modalign.chat_templates import let_through
 from modalign.configuration import validated
+from modalign.data.corpus import read_corpus
 from modalign.editing.benchmarks.scoring import already_known
 from modalign.editing.checks import refuse_unwritten, refuse_warnings
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asking
-from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.methods import Method, method_named
 from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer

@@ -93,6 +93,7 @@ class ToolReader:
 
     Attributes:
         tokenizer: the language model's, with the placeholders.
+        spec: the tools.
         modalities: modalities that the tools accept.
         collator: inserts the tools' text where media are.
     """
@@ -100,7 +101,7 @@ class ToolReader:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, spec: ChainSpec, modalities: Sequence[str]
     ) -> None:
-        self.tokenizer, self.modalities = tokenizer, list(modalities)
+        self.tokenizer, self.spec, self.modalities = tokenizer, spec, list(modalities)
         self.chain, entries = tool_entries(spec, tokenizer, modalities)
         self.collator = Collator(entries, pad_id=int(tokenizer.pad_token_id or 0))
 

@@ -10,27 +10,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modalign.data.modalities import modality_names
 from modalign.data.records import mark
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
-from modalign.models.collation import Collator, RawSignals
-from modalign.models.compose import LanguageModel, compose
-from modalign.models.encoders.loading import Encoder
-from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.modeling import ModalignForConditionalGeneration
-from modalign.models.open import open_model
 from modalign.models.parts import embedding, hidden_size
 from modalign.models.pretrained import read_pretrained
-from modalign.models.tool_text import ToolReader
+from modalign.models.saved import open_composed
 from modalign.training.costs import CostModel
 from modalign.training.objectives import Objective
 from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read, row_kind
@@ -135,7 +129,9 @@ class FolderReference(Reference):
         device: torch.device,
     ) -> None:
         shared = _check_vocabulary(name, folder, tokenizer)
-        model, self.collator, own = _load(name, folder, device)
+        opened = open_composed(folder, f"the reference {name!r}")
+        model = opened.model.to(device).eval().requires_grad_(False)
+        self.collator, own = opened.collator(), opened.tokenizer
         super().__init__(model, dict(model.named_parameters()))
         self.name, self.dtype = name, model.dtype
         rows = embedding(model).num_embeddings
@@ -248,40 +244,6 @@ def _check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase
             "model's tokenizer"
         )
     return max(own.values()) + 1
-
-
-def _load(
-    name: str, folder: str, device: torch.device
-) -> tuple[ModalignForConditionalGeneration, Collator, PreTrainedTokenizerBase]:
-    """Return a saved model in the composed form, frozen, with its collator and tokenizer."""
-    if not Path(folder).is_dir():
-        raise UsageError(f"the reference {name!r}: {folder} is not a folder")
-    model, reader = open_model(folder)
-    if isinstance(model, LlavaForConditionalGeneration):
-        model, reader = composed_from_llava(model, reader)
-    tokenizer: Any = getattr(reader, "tokenizer", reader)
-    collator = reader.collator if isinstance(reader, ToolReader) else None
-    if not isinstance(model, ModalignForConditionalGeneration):
-        if not isinstance(reader, PreTrainedTokenizerBase | ToolReader):
-            raise UsageError(
-                f"the reference {name!r} is a {type(model).__name__}; a reference is a model that "
-                "modalign saved, a Llava, or a causal language model"
-            )
-        model, _ = compose(LanguageModel(folder, model, tokenizer), [], {})
-    model = model.to(device).eval().requires_grad_(False)
-    sources = {
-        modality: RawSignals(
-            Encoder(
-                folder,
-                bridge["encoder"],
-                model.encoders[modality],
-                getattr(reader, "image_processor", None),
-                modality,
-            )
-        )
-        for modality, bridge in (model.config.bridges or {}).items()
-    }
-    return model, collator or Collator.of(model, tokenizer, sources, None), tokenizer
 
 
 def readings(

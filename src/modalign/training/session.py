@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from torch import Tensor
 from modalign.data.stored import MediaOf
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError, UsageError
-from modalign.evaluation.scoring import score
 from modalign.models.collation import CachedFeatures, Collator, MediaSource
 from modalign.models.compose import LanguageModel, compose
 from modalign.models.encoders.loading import Encoder
@@ -28,23 +27,19 @@ from modalign.models.processing import ModalignProcessor
 from modalign.tools.chain import ToolChain
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
-from modalign.training.learners import Composed, Learner, ModelLearner, stage_one_learner
+from modalign.training.learners import Learner, stage_one_learner
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
 from modalign.training.recipes import select
 from modalign.training.references import References
-from modalign.training.settings import EncoderMode, LearningRates, Stage, TrainSettings
+from modalign.training.settings import EncoderMode, Stage, TrainSettings
 from modalign.training.sources import Parts, sources_of
+from modalign.training.staged import Report, Staged
 from modalign.training.tool_methods import entries_of
 from modalign.training.tracking import Track, check_tracker, open_tracker
 from modalign.training.trainable import PartCount, add_lora, count_parts, freeze_for
 from modalign.training.trainer import (
     NonFiniteLossError,
-    StepProgress,
-    Trainer,
-    Validate,
-    cosine,
-    trapezoid,
 )
 from modalign.training.trials import (
     NEXT_SEED,
@@ -56,8 +51,6 @@ from modalign.training.trials import (
     best,
     new_connectors,
 )
-
-Report = Callable[[str, StepProgress], None]
 
 
 @dataclass
@@ -108,7 +101,7 @@ def composed(
     return model, processor, lora
 
 
-class Session(Composed):
+class Session(Staged):
     """One method under one seed: its model, processor, data and spending.
 
     Args:
@@ -148,7 +141,6 @@ class Session(Composed):
         self.cache, self.seed, self.report, self.track = cache, seed, report, track
         check_tracker(settings)
         self.parallel = parallel or Parallel(settings)
-        self.device = self.parallel.device
         llm = parts.load_llm()
         self.stored = llm.stored
         torch.manual_seed(seed)  # decides encoders that have no weights yet
@@ -220,52 +212,12 @@ class Session(Composed):
         self.chain.fill(media)
         return self.chain.cost().mean_seconds * len(media)
 
-    def _trainer(
-        self,
-        stage: Stage,
-        budget: Budget,
-        folder: Path,
-        salt: int,
-        factor: float = 1.0,
-        trial_seed: int | None = None,
-        track: Track | None = None,
-    ) -> Trainer:
-        freeze_for(self.model, stage, self.settings)
-        trial = trial_seed is not None
-        seed = self.seed if trial_seed is None else trial_seed
-        torch.manual_seed(seed * 1000 + salt)  # decides stage one's text branch
-        learner = self._learner(stage)
-        validate = self._validate(stage) if stage.runs == "model" else None
-        return Trainer(
-            learner,
-            stage,
-            self.settings,
-            self.rates_of(stage).scaled(factor),
-            budget,
-            folder,
-            seed,
-            self.parallel,
-            schedule=trapezoid if trial else cosine,
-            validate=validate,
-            report=(lambda step: self.report(folder.name, step)) if self.report else None,  # type: ignore[misc]
-            track=None if trial or track is None else _under(stage.name, track),
-            val_points=0 if trial else None,
-            references=self.references.of(stage, self.model),
-        )
-
-    def rates_of(self, stage: Stage) -> LearningRates:
-        """Return a stage's learning rates, the connector's scaled as its papers do."""
-        rates = stage.learning_rates or self.settings.learning_rates
-        return rates.model_copy(
-            update={"connector": rates.connector * self.method.facts.rate_scale}
-        )
-
     def _learner(self, stage: Stage) -> Learner:
         if stage.runs == "stage_one":
             samples = select(self.train_samples, stage, self.seed, self.text_samples)
             source = self._stage_one_source()
             return stage_one_learner(self.model, samples, source, self.collator.pad_id)
-        return ModelLearner(self, stage)
+        return super()._learner(stage)
 
     def _stage_one_source(self) -> CachedFeatures:
         """Return the features of the modality that stage one aligns; its encoder is frozen."""
@@ -282,22 +234,6 @@ class Session(Composed):
                 f"{modalities[0]} encoder is new; use the method without its stage one"
             )
         return source
-
-    def _validate(self, stage: Stage) -> Validate | None:
-        if not self.val_samples:
-            return None
-        chosen = sorted(self.val_samples, key=lambda sample: sample.record.id)
-        step = max(len(chosen) // self.settings.val_samples, 1)
-        chosen = chosen[::step][: self.settings.val_samples]
-
-        def validate() -> tuple[float, float]:
-            self.model.eval()
-            found = score(self.model, chosen, self.collator, self.device)
-            freeze_for(self.model, stage, self.settings)
-            self.val_losses = (found.loss * len(found.loss) / found.tokens.sum()).tolist()
-            return found.mean_loss, float(found.correct.mean())
-
-        return validate
 
     # ------------------------------------------------------------------ learning rate
 
@@ -369,44 +305,6 @@ class Session(Composed):
             run.val_loss, run.losses = loss, self.val_losses
         return run
 
-    # ------------------------------------------------------------------ the trained state
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Return everything that a stage trained, by name: enough to rebuild the model from its parts."""
-        state: dict[str, Tensor] = {}
-        for stage in self.method.stages:
-            freeze_for(self.model, stage, self.settings)
-            state.update(checkpoint.trainable_state(self.model))
-        self.model.eval()
-        return state
-
-    def load_trained(self, state: dict[str, Tensor]) -> None:
-        """Restore :meth:`trained_state` into a session built from the same parts.
-
-        Raises:
-            ModalignError: the state is another model's.
-        """
-        parameters = dict(self.model.named_parameters())
-        odd = [name for name in state if name not in parameters]
-        if odd:
-            raise ModalignError(f"the trained weights do not fit the model: {odd[0]} is not in it")
-        with torch.no_grad():
-            for name, value in state.items():
-                parameters[name].copy_(value)
-
-    def merge_lora(self) -> None:
-        """Merge LoRA into its weights, which leaves a plain language model."""
-        if self.lora is not None:
-            self.model.language_model = self.lora.merge_and_unload()
-            self.lora = None
-
-    @property
-    def saved_dtype(self) -> torch.dtype:
-        """What the finished model is saved in."""
-        asked = self.settings.save_dtype
-        found: torch.dtype = self.stored if asked == "given" else getattr(torch, asked)
-        return found
-
 
 def _left(budget: Budget, spent: Ledger, method: str) -> Budget:
     """Return what remains of a budget in seconds after the tools have processed the training media."""
@@ -418,8 +316,3 @@ def _left(budget: Budget, spent: Ledger, method: str) -> Budget:
             f"{budget}; raise it, or tune on fewer records"
         )
     return Budget("seconds", budget.amount - spent.seconds)
-
-
-def _under(stage: str, track: Track) -> Track:
-    """Return the same tracker with the stage's name before every value's."""
-    return lambda values, step: track({f"{stage}/{key}": x for key, x in values.items()}, step)

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from modalign.errors import ModalignError
-from modalign.files import new_folder
-from modalign.models.export.folder import savable, stored_as
-from modalign.models.pretrained import read_pretrained
-from modalign.models.quiet import quietly
-from modalign.models.tool_text import save_tools
+from modalign.models.saved import save_language_model
 from modalign.training.session import Session
 
 CARD = """\
@@ -26,7 +18,6 @@ plain transformers loads only the language model.
 """
 
 
-@quietly()
 def save_with_tools(session: Session, folder: Path, card: str = "") -> None:
     """Write a tool method's model, and check that it loads with the same weights.
 
@@ -34,16 +25,12 @@ def save_with_tools(session: Session, folder: Path, card: str = "") -> None:
         ModalignError: the reloaded model differs.
     """
     assert session.method.tools is not None
-    model = session.model.language_model
-    model.generation_config = savable(model.generation_config)
-    with new_folder(folder) as temporary, stored_as(session.saved_dtype, model):
-        model.save_pretrained(temporary)
-        session.processor.tokenizer.save_pretrained(temporary)
-        if session.method.tools.chain:
-            spec = session.parts.chain(session.method.tools.chain)
-            save_tools(temporary, spec, session.parts.modalities)
-        (temporary / "README.md").write_text(CARD.format(card=card), encoding="utf-8")
-    again = read_pretrained(AutoModelForCausalLM, folder, use_safetensors=True).state_dict()
-    for name, tensor in model.state_dict().items():
-        if name not in again or not torch.equal(again[name].to(tensor.dtype), tensor.cpu()):
-            raise ModalignError(f"{folder}: {name} differs after loading")
+    chain = session.method.tools.chain
+    save_language_model(
+        session.model.language_model,
+        session.processor.tokenizer,
+        folder,
+        dtype=session.saved_dtype,
+        card=CARD.format(card=card),
+        tools=(session.parts.chain(chain), session.parts.modalities) if chain else None,
+    )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from modalign.data.corpus import Corpus
 from modalign.editing.benchmarks.drift import TOKENS, drift
 from modalign.editing.benchmarks.evaluate import EditEvaluation, evaluate_edits
 from modalign.editing.benchmarks.rows import EditRow
@@ -27,7 +28,6 @@ from modalign.editing.compare.results import CellResult, Outcome
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asking
-from modalign.editing.engine.corpus import Corpus
 from modalign.editing.methods import Method
 from modalign.errors import ModalignError, first_line
 from modalign.numbers.estimate import Estimate

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from modalign.data.corpus import read_corpus
 from modalign.editing.benchmarks.evaluate import evaluate_edits
 from modalign.editing.benchmarks.rows import EditRow
 from modalign.editing.benchmarks.scores import Task
@@ -22,7 +23,6 @@ from modalign.editing.compare.report import report_of, view
 from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import CellResult, ComparisonSetting, EditComparison
 from modalign.editing.engine.asking import Asking
-from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import weights_hash
 from modalign.editing.methods.base import Method, versions

@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from modalign.cache import cache_directory
+from modalign.data.corpus import Corpus
 from modalign.editing.engine.contexts import own_samples
-from modalign.editing.engine.corpus import Corpus
 from modalign.editing.engine.forward import Inputs, Row, StopForwardError
 from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
 from modalign.editing.engine.store import config_text, weights_hash

@@ -10,10 +10,12 @@ from pathlib import Path
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError, UsageError, first_line
 from modalign.memory import readable
-from modalign.models.asking import conversation_of
+from modalign.models.asking import conversation_of, tokenizer_of
 from modalign.models.export.folder import save_parts
 from modalign.models.export.verify import check_trained_ids
 from modalign.models.probe import Conversation
+from modalign.models.processing import ModalignProcessor
+from modalign.models.saved import save_language_parts
 from modalign.training.learners import Composed
 
 PROBES = 4  # conversations that a saved model is compared on
@@ -37,7 +39,12 @@ def rehearse_saving(subject: Composed) -> None:
     """
     try:
         with tempfile.TemporaryDirectory() as name:
-            save_parts(subject.model, subject.processor, Path(name))
+            if isinstance(subject.processor, ModalignProcessor):
+                save_parts(subject.model, subject.processor, Path(name))
+            else:
+                save_language_parts(
+                    subject.model.language_model, tokenizer_of(subject.processor), Path(name)
+                )
         if not subject.method.tools:
             for conversation in probes_of(subject)[:1]:
                 check_trained_ids(subject.processor, conversation)

@@ -88,7 +88,9 @@ def preflight(
 def preflight_session(session: Composed, *, processes: int = 1) -> list[str]:
     """Check one composed session, without changing its random state and weights."""
     try_out(session, [*session.train_samples, *session.val_samples])
-    if not session.method.trains(session.settings.llm):
-        return no_media(session.train_samples)
-    warning = estimate_memory(session).warning(processes)
-    return [*no_media(session.train_samples), *([warning] if warning else [])]
+    found = no_media(session.train_samples) if len(session.model.connectors) else []
+    if session.method.trains(session.settings.llm) and (
+        warning := estimate_memory(session).warning(processes)
+    ):
+        found.append(warning)
+    return found

@@ -1,4 +1,4 @@
-"""Text for key statistics: any file the user names, or what the model itself writes."""
+"""Plain text: documents of any file the user names, and windows of them to train on or to measure by."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from modalign.data.records import Message, Record, Source
+from modalign.data.supervision import Sample
 from modalign.errors import DataError, first_line
 from modalign.strict_json import loads
 
@@ -61,6 +65,55 @@ def read_corpus(source: Path) -> Corpus:
     if not documents:
         raise DataError(f"{source}: holds no text")
     return Corpus(source.name, documents)
+
+
+def is_corpus(source: Path) -> bool:
+    """Whether a file holds plain text, not records: a text file, or JSON Lines whose first row has only a text."""
+    if source.suffix in {".txt", ".md"}:
+        return True
+    if source.suffix != ".jsonl" or not source.is_file():
+        return False
+    with source.open(encoding="utf-8", errors="replace") as file:
+        first = next((line for line in file if line.strip()), "")
+    try:
+        row = loads(first)
+    except ValueError:
+        return False
+    keys = set(row) if isinstance(row, dict) else set()
+    return isinstance(row, str) or (bool(keys & set(TEXT_KEYS)) and keys <= {*TEXT_KEYS, "id"})
+
+
+def windows(corpus: Corpus, tokenizer: Any, length: int) -> list[Sample]:
+    """Cut documents into samples for language modelling: plain text, in which every token is supervised.
+
+    Each document begins as the tokenizer begins a text; no window holds two documents.
+
+    Args:
+        corpus: the documents.
+        tokenizer: the model's.
+        length: tokens of a window; the last of a document may be shorter.
+
+    Raises:
+        DataError: no document has two tokens, so that nothing could be predicted.
+    """
+    samples = []
+    for number, document in enumerate(corpus.documents, 1):
+        ids = np.asarray(tokenizer(document)["input_ids"], dtype=np.int64)
+        for start in range(0, len(ids), length):
+            window = ids[start : start + length]
+            if len(window) < 2:
+                continue
+            text = tokenizer.decode(window, skip_special_tokens=True)
+            record = Record(
+                id=f"{corpus.name}:{number}:{start}",
+                messages=(Message("assistant", (text,)),),
+                source=Source(corpus.name, number),
+                group=f"{corpus.name}:{number}",
+            )
+            samples.append(Sample(record, window, np.ones(len(window), dtype=bool)))
+    if not samples:
+        raise DataError(f"{corpus.name}: no document has two tokens or more")
+    return samples
 
 
 def _text(source: Path) -> str:
