@@ -168,7 +168,7 @@ def test_another_vocabulary_is_refused_before_weights_are_read(
     other.add_tokens(["quokka"])
     other.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    monkeypatch.setattr(references, "open_model", lambda *_: pytest.fail("read weights"))
+    monkeypatch.setattr(references, "open_composed", lambda *_: pytest.fail("read weights"))
     with pytest.raises(UsageError, match=r"'teacher' .*another vocabulary.*'quokka'"):
         loaded(session, tmp_path)
     with pytest.raises(UsageError, match=r"the reference teacher, in '.*' cannot be loaded"):
@@ -234,7 +234,7 @@ def test_it_is_loaded_once_and_the_budget_pays_for_it(
         opened.append(name)
         return open_model(name)
 
-    monkeypatch.setattr(references, "open_model", counted)
+    monkeypatch.setattr(references, "open_composed", counted)
     folder = str(teacher("mlp"))
     terms = {
         "objective": {"cross_entropy": 1.0, "kl_answer": 0.5},
