@@ -228,11 +228,11 @@ def test_it_is_loaded_once_and_the_budget_pays_for_it(
     plan: Make, teacher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    open_model = references.open_model
+    open_composed = references.open_composed
 
-    def counted(name: str) -> Any:
+    def counted(name: str, what: str) -> Any:
         opened.append(name)
-        return open_model(name)
+        return open_composed(name, what)
 
     monkeypatch.setattr(references, "open_composed", counted)
     folder = str(teacher("mlp"))
