@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from modalign.data.corpus import Corpus
 from modalign.editing.benchmarks.multimodal import evaluate_multimodal
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
-from modalign.data.corpus import Corpus
 from modalign.editing.methods import method_named
 from modalign.editing.multimodal.pictures import Pictures, read_pictures
 from modalign.editing.readers import read_edits
