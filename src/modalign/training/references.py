@@ -128,7 +128,7 @@ class FolderReference(Reference):
         vocabulary: int,
         device: torch.device,
     ) -> None:
-        shared = _check_vocabulary(name, folder, tokenizer)
+        shared = check_vocabulary(name, folder, tokenizer)
         opened = open_composed(folder, f"the reference {name!r}")
         model = opened.model.to(device).eval().requires_grad_(False)
         self.collator, own = opened.collator(), opened.tokenizer
@@ -228,7 +228,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """Refuse another vocabulary; returns how many ids, from 0 on, mean the same in both."""
     other = read_pretrained(AutoTokenizer, folder, f"reference {name}, in")
     marks = _marks()
@@ -240,8 +240,8 @@ def _check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase
         odd = min(own.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
         raise UsageError(
             f"the reference {name!r} ({folder}) has another vocabulary: {len(theirs):,} tokens, the "
-            f"model {len(own):,}; they differ at {odd[0]!r} (id {odd[1]}). Choose a reference with the "
-            "model's tokenizer"
+            f"model ({tokenizer.name_or_path}) {len(own):,}; they differ at {odd[0]!r} (id {odd[1]}). "
+            "Choose a reference with the model's tokenizer"
         )
     return max(own.values()) + 1
 

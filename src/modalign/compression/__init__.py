@@ -1,0 +1,1 @@
+"""Smaller models: pruned by structure, or distilled from a larger one."""

@@ -1,0 +1,201 @@
+"""What the trainings of one distillation share: checked models, data, and the rows they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from modalign.compression.distillation.config import DistillConfig
+from modalign.compression.distillation.judging import NOTHING, Judged, judge
+from modalign.compression.distillation.students import StudentPlan, plan_layers
+from modalign.connectors.base import InLayerConnector
+from modalign.data.corpus import is_corpus
+from modalign.data.splits import leakage, split_validation
+from modalign.data.supervision import Sample
+from modalign.devices import device_named
+from modalign.errors import DataError, UsageError
+from modalign.files import write_atomically
+from modalign.models.saved import OpenedModel, open_composed
+from modalign.progress import Progress
+from modalign.training.references import check_vocabulary
+from modalign.training.tuning import read_samples
+
+R = TypeVar("R", bound=BaseModel)
+TEACHER, BEFORE = "teacher", "student before"
+
+
+class Known(BaseModel):
+    """A model as it stands before any training: its size, and how it is judged."""
+
+    parameters: int
+    judged: Judged
+
+
+@dataclass
+class Bench:
+    """Everything that the trainings of one run share.
+
+    Attributes:
+        config: what was asked for.
+        out: folder of the run.
+        plan: how the student comes about.
+        train, evaluation: samples.
+        text: whether they are windows of plain text.
+        media: whether the student takes media.
+        device: where it trains.
+        references: the teacher and the student before, by name.
+        warnings, notes: for the report.
+    """
+
+    config: DistillConfig
+    out: Path
+    plan: StudentPlan
+    train: Sequence[Sample]
+    evaluation: Sequence[Sample]
+    text: bool
+    media: bool
+    device: torch.device
+    progress: Progress | None
+    references: dict[str, Known] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(config: DistillConfig, out: Path, progress: Progress | None) -> Bench:
+    """Open and check models and data; judge the teacher and the student as they are.
+
+    Raises:
+        UsageError: the models do not fit each other, or the student cannot be made.
+        DataError: data that cannot be used.
+    """
+    device = device_named(config.training.device)
+    plan = StudentPlan(config.teacher, config.student, (), config.student_connector)
+    if not (config.student or config.student_layers or config.student_connector):
+        raise UsageError(
+            "there is no student: name its folder with --student, or have it made from the teacher with "
+            "--student-layers or --student-connector"
+        )
+    whole = plan.make(config.seed)
+    check_vocabulary(TEACHER, config.teacher, whole.tokenizer)
+    train, evaluation, warnings = _data(config, whole, progress)
+    if config.student_layers:
+        plan = _cut(config, plan, whole, train)
+    del whole
+    student, teacher = plan.make(config.seed), open_composed(config.teacher, "the teacher")
+    bench = Bench(
+        config,
+        out,
+        plan,
+        train,
+        evaluation,
+        text=is_corpus(Path(config.data)),
+        media=bool(student.encoders),
+        device=device,
+        progress=progress,
+        warnings=warnings,
+    )
+    _check(bench, teacher, student)
+    for name, opened in ((TEACHER, teacher), (BEFORE, student)):
+        bench.references[name] = _known(bench, name, opened)
+    _look(bench, teacher)
+    return bench
+
+
+def _data(
+    config: DistillConfig, opened: OpenedModel, progress: Progress | None
+) -> tuple[list[Sample], list[Sample], list[str]]:
+    """Return training and evaluation samples, and warnings about them."""
+    samples = read_samples(Path(config.data), opened, length=config.length, progress=progress)
+    if config.evaluation is None:
+        _, held = split_validation([sample.record for sample in samples])
+        ids = {record.id for record in held}
+        train = [sample for sample in samples if sample.record.id not in ids]
+        return train, [sample for sample in samples if sample.record.id in ids], []
+    evaluation = read_samples(
+        Path(config.evaluation), opened, length=config.length, progress=progress
+    )
+    leaks = leakage([s.record for s in samples], [s.record for s in evaluation])
+    if not leaks:
+        return samples, evaluation, []
+    return (
+        samples,
+        evaluation,
+        [
+            f"{len(leaks)} media are in the training and in the evaluation data, {leaks[0].train} and "
+            f"{leaks[0].evaluation} among them."
+        ],
+    )
+
+
+def _cut(
+    config: DistillConfig, plan: StudentPlan, whole: OpenedModel, train: Sequence[Sample]
+) -> StudentPlan:
+    """Return the plan with the layers that the student keeps."""
+    connectors = whole.model.connectors.values()
+    if any(isinstance(connector, InLayerConnector) for connector in connectors):
+        raise UsageError(
+            "--student-layers: the student's connector acts inside its decoder layers, which cannot be cut below "
+            "it; give the student another connector with --student-connector"
+        )
+    assert config.student_layers is not None
+    kept = plan_layers(whole, config.student_layers, config.layers_by, train)
+    return StudentPlan(plan.teacher, plan.folder, tuple(kept), plan.connector)
+
+
+def _check(bench: Bench, teacher: OpenedModel, student: OpenedModel) -> None:
+    """Refuse what cannot work, and note what is unusual."""
+    pictured = any(sample.media for sample in (*bench.train, *bench.evaluation))
+    if pictured and not teacher.encoders:
+        raise DataError(f"the records hold media, but the teacher {teacher.name} takes none")
+    if bench.plan.layers:
+        bench.notes.append(
+            f"The student keeps the layers {', '.join(map(str, bench.plan.layers))} of {student.name}."
+        )
+    sizes = [_parameters(each) for each in (teacher, student)]
+    if sizes[1] > sizes[0]:
+        bench.warnings.append(
+            f"The student ({sizes[1]:,} parameters) is larger than its teacher ({sizes[0]:,})."
+        )
+
+
+def _known(bench: Bench, name: str, opened: OpenedModel) -> Known:
+    """Judge a model as it is, once for all attempts at this run."""
+    file = bench.out / "judged" / f"{name.replace(' ', '_')}.json"
+    if (found := read_result(file, Known)) is not None:
+        return found
+    if bench.progress:
+        bench.progress(f"judging the {name}", 0, 1)
+    found = Known(
+        parameters=_parameters(opened), judged=judge(opened, bench.evaluation, bench.device)
+    )
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, found.model_dump_json())
+    return found
+
+
+def read_result(file: Path, kind: type[R]) -> R | None:
+    """Read a finished result; None if there is none."""
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _parameters(opened: OpenedModel) -> int:
+    return sum(parameter.numel() for parameter in opened.model.parameters())
+
+
+def _look(bench: Bench, teacher: OpenedModel) -> None:
+    """Warn of a teacher that does not look at its media."""
+    moved = bench.references[TEACHER].judged.moved
+    if moved and max(moved) < NOTHING:
+        bench.warnings.append(
+            "The teacher does not look: blank media in place of the right ones move its answers by "
+            f"{max(moved):.1e} nats at most, over {len(moved)} records. A student learns nothing about media "
+            "from it."
+        )
