@@ -41,13 +41,14 @@ GROUND = {
 _READING = ("connectors", "data", "encoders", "endpoints", "models", "starter", "tools")
 _JUDGING = (*_READING, "evaluation", "numbers", "pages", "patches")
 ROOMS: dict[str, tuple[str, ...]] = {
-    "cli": (*_JUDGING, "comparison", "compression", "editing", "serving", "training"),
+    "cli": (*_JUDGING, "comparison", "compression", "editing", "index", "serving", "training"),
     "comparison": (*_JUDGING, "training"),
     "serving": (*_READING, "evaluation", "patches"),
     "editing": (*_JUDGING, "training"),
     "compression": (*_JUDGING, "training"),
     "training": (*_READING, "evaluation", "numbers", "patches"),
     "evaluation": (*_READING, "numbers", "pages", "patches"),
+    "index": ("data", "models", "patches"),
     "patches": ("data", "models"),
     "models": ("connectors", "data", "encoders", "endpoints", "starter", "tools"),
     "connectors": (),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CHUNK = 1 << 22  # elements converted at once
 
@@ -72,6 +72,14 @@ def tokenizer_hash(tokenizer: Any) -> str:
             if key not in ("padding", "truncation", "version")
         }
     return hashlib.sha256(canonical(content)).hexdigest()
+
+
+def model_hash(model: nn.Module) -> str:
+    """Hash a model as it computes: every parameter and buffer that it saves, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor_hash(value)}\n".encode())
+    return digest.hexdigest()
 
 
 def canonical(value: Any) -> bytes:

@@ -132,6 +132,31 @@ def test_contrast_is_the_slow_loop(keys: list[int], temperature: float, seed: in
     assert float(found) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_contrast_is_sentence_transformers_loss(hard: bool, symmetric: bool) -> None:
+    losses = pytest.importorskip("sentence_transformers.losses")
+    a, p, n = drawn(7, 5), drawn(7, 5, seed=1), drawn(7, 5, seed=2)
+    names = {True: "MultipleNegativesSymmetricRankingLoss", False: "MultipleNegativesRankingLoss"}
+    theirs = getattr(losses, names[symmetric])(None, scale=20.0)
+    columns = [a, p, n] if hard else [a, p]
+    expected = theirs.compute_loss_from_embeddings(columns, None)
+    found = contrast(a, p, torch.arange(7), 0.05, n if hard else None, symmetric)
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("keys", [[0], [0, 1, 2], [0, 0, 1], [2, 2, 2]])
+def test_hard_negatives_are_candidates_of_every_anchor(keys: list[int]) -> None:
+    a, p, n = drawn(len(keys), 5), drawn(len(keys), 5, seed=1), drawn(3, 5, seed=9)
+    found = contrast(a, p, torch.tensor(keys), 0.5, n, symmetric=False)
+    total = 0.0
+    for i, key in enumerate(keys):
+        near = [(1 - cosine(a[i].double().numpy(), x.double().numpy())) / 0.5 for x in (*p, *n)]
+        there = [near[j] for j, foreign in enumerate(keys) if j == i or foreign != key]
+        total += math.log(sum(math.exp(s - near[i]) for s in [*there, *near[len(keys) :]]))
+    assert float(found) == pytest.approx(total / len(keys), rel=1e-3, abs=1e-5)
+
+
 def test_half_the_squared_distance_of_weights() -> None:
     weights = {"a": drawn(2, 3), "b": drawn(4, seed=1)}
     before = {"a": drawn(2, 3, seed=2), "b": drawn(4, seed=3), "c": drawn(1)}

@@ -14,12 +14,14 @@ from typer.exceptions import TyperException
 
 from modalign.cli import (
     ask,
+    choose,
     compare,
     data,
     diagnose,
     distill,
     doctor,
     edit,
+    embed,
     evaluate,
     export,
     methods,
@@ -79,7 +81,14 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
     "Correct": {"edit": edit.app, "patch": patch.app},
     "Shrink": {"distill": distill.app},
     "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose, "report": report.report},
-    "Use": {"ask": ask.ask, "serve": serve.serve, "export": export.export, "tools": tools.app},
+    "Use": {
+        "ask": ask.ask,
+        "choose": choose.choose,
+        "embed": embed.embed,
+        "serve": serve.serve,
+        "export": export.export,
+        "tools": tools.app,
+    },
     "Data": {"data": data.app},
 }
 for group, verbs in GROUPS.items():

@@ -7,18 +7,19 @@ set, and only the positions whose logits are read are projected to the vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modalign.connectors.base import PrefixConnector
 from modalign.errors import UsageError
 from modalign.models.collation import Batch, Collator, Placeholders
 from modalign.models.parts import decoder_layers
+from modalign.models.pooled import pool, states_of
 
 At = Literal["answers", "media", "tokens"]
 
@@ -216,13 +217,13 @@ def read(
             if need.startswith("hidden:")
         }
         pooled = [need for need in needs if need.startswith("pooled:")]
-        last = stack.enter_context(_kept(model.language_model.base_model)) if pooled else []
+        last = stack.enter_context(states_of(model.language_model.base_model)) if pooled else []
         inputs = batch.model_inputs() | {"logits_to_keep": shown}
         found = call(**inputs, use_cache=False).logits
     for need, kept in hidden.items():
         rows[need] = kept[0][batch.at(row_kind(need))]  # type: ignore[arg-type]
     for need in pooled:
-        rows[need] = _pooled(last[0], batch, need.partition(":")[2])
+        rows[need] = pool(last[0], batch.segments, len(batch.samples), need.partition(":")[2])
     if "media_logits" not in needs:
         return Outputs(found, found[:0], rows)
     projected = shown.flatten().nonzero().squeeze(1)
@@ -249,33 +250,4 @@ def _hidden(model: Any, layer: int) -> AbstractContextManager[list[Tensor]]:
         raise UsageError(
             f"an objective term reads layer {layer}, but the language model has {len(layers)}"
         )
-    return _kept(layers[number - 1]) if number else _kept(layers[0], entering=True)
-
-
-@contextmanager
-def _kept(module: nn.Module, entering: bool = False) -> Iterator[list[Tensor]]:
-    """Keep the first output or the input of a module during its calls."""
-    kept: list[Tensor] = []
-
-    def keep(_: nn.Module, given: Any, output: Any = None) -> None:
-        value = given if entering else output
-        kept.append(value if isinstance(value, Tensor) else value[0])
-
-    hook: Any = module.register_forward_pre_hook if entering else module.register_forward_hook
-    handle = hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()
-
-
-def _pooled(states: Tensor, batch: TrainBatch, pooling: str) -> Tensor:
-    """(B, T, D) -> (n, D): each record's last token, or the mean of its tokens."""
-    flat, segments = states.flatten(0, 1), batch.segments.flatten()
-    tokens = (segments >= 0).nonzero().squeeze(1)
-    owner, n = segments[tokens], len(batch.samples)
-    if pooling == "mean":
-        total = flat.new_zeros(n, flat.shape[1]).index_add(0, owner, flat[tokens])
-        return total / torch.bincount(owner, minlength=n).clamp(min=1).unsqueeze(1)
-    last = tokens.new_zeros(n).scatter_reduce(0, owner, tokens, "amax")
-    return flat[last]
+    return states_of(layers[number - 1]) if number else states_of(layers[0], entering=True)

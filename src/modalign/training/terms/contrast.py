@@ -14,11 +14,25 @@ from modalign.training.objectives import objective_term
 from modalign.training.outputs import everyone
 
 
-def contrast(anchors: Tensor, positives: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of P pairs in both directions, averaged: (P, D), (P, D), (P,) numbers of the pairs' groups.
+def contrast(
+    anchors: Tensor,
+    positives: Tensor,
+    keys: Tensor,
+    temperature: float,
+    negatives: Tensor | None = None,
+    symmetric: bool = True,
+) -> Tensor:
+    """InfoNCE of P pairs: -log softmax of cos(a_i, p_j) / temperature at j = i.
 
-    -log softmax of cos(a_i, p_j) / temperature at j = i. Pairs of the same group have the same content and
-    are excluded from each other's negatives.
+    Pairs of the same group have the same content or are further positives, and are excluded from each
+    other's negatives.
+
+    Args:
+        anchors, positives: (P, D).
+        keys: (P,) numbers of the pairs' groups.
+        temperature: of the softmax.
+        negatives: (H, D) hard negatives, which every anchor must not find.
+        symmetric: average with the direction from positives to anchors, which has no hard negatives.
     """
     a, p = (functional.normalize(each.float(), dim=-1) for each in (anchors, positives))
     alike = a @ p.T / temperature
@@ -26,9 +40,12 @@ def contrast(anchors: Tensor, positives: Tensor, keys: Tensor, temperature: floa
     alike = alike.masked_fill(
         same & ~torch.eye(len(keys), dtype=torch.bool, device=a.device), -torch.inf
     )
-    targets = torch.arange(len(keys), device=a.device)
-    forth, back = (functional.cross_entropy(logits, targets) for logits in (alike, alike.T))
-    return (forth + back) / 2
+    targets, there = torch.arange(len(keys), device=a.device), alike
+    if negatives is not None:
+        hard = a @ functional.normalize(negatives.float(), dim=-1).T / temperature
+        there = torch.cat([alike, hard], dim=1)
+    forth = functional.cross_entropy(there, targets)
+    return (forth + functional.cross_entropy(alike.T, targets)) / 2 if symmetric else forth
 
 
 @objective_term("info_nce", needs={"pooled:{pooling}"}, whole=True)
@@ -39,13 +56,20 @@ def info_nce(
     *,
     anchor: str = "anchor",
     positive: str = "positive",
+    negative: str | None = None,
+    symmetric: bool = True,
     temperature: Annotated[float, Field(gt=0)] = 0.05,
     pooling: Literal["last", "mean"] = "last",
 ) -> Tensor:
     """InfoNCE of anchors and positives over the whole batch (CPC, arXiv 1807.03748; symmetric as in CLIP).
 
-    Needs a stage of matched roles; the vectors of all micro-batches and processes are contrasted.
+    Needs a stage of matched roles; the vectors of all micro-batches and processes are contrasted. The role
+    ``negative`` holds hard negatives, one for each anchor.
     """
     vectors, roles, keys = everyone(outputs, batch, pooling)
-    own, theirs = (roles == batch.role_names.index(role) for role in (anchor, positive))
-    return contrast(vectors[own], vectors[theirs], keys[own], temperature)
+    own, theirs, hard = (
+        None if role is None else roles == batch.role_names.index(role)
+        for role in (anchor, positive, negative)
+    )
+    negatives = None if hard is None else vectors[hard]
+    return contrast(vectors[own], vectors[theirs], keys[own], temperature, negatives, symmetric)
