@@ -41,7 +41,17 @@ GROUND = {
 _READING = ("connectors", "data", "encoders", "endpoints", "models", "starter", "tools")
 _JUDGING = (*_READING, "evaluation", "numbers", "pages", "patches")
 ROOMS: dict[str, tuple[str, ...]] = {
-    "cli": (*_JUDGING, "comparison", "compression", "editing", "index", "serving", "training"),
+    "cli": (
+        *_JUDGING,
+        "applications",
+        "comparison",
+        "compression",
+        "editing",
+        "index",
+        "serving",
+        "training",
+    ),
+    "applications": (*_JUDGING, "index", "training"),
     "comparison": (*_JUDGING, "training"),
     "serving": (*_READING, "evaluation", "patches"),
     "editing": (*_JUDGING, "training"),

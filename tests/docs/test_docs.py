@@ -182,8 +182,8 @@ def _called(line: str, commands: dict[str, set[str]]) -> tuple[str, list[str]] |
     if match is None:
         return None
     words = match.group(1).split()
-    verb = " ".join(words[:2])
-    verb = verb if verb in commands else words[0]
+    names = [" ".join(words[:count]) for count in (3, 2)]
+    verb = next((name for name in names if name in commands), words[0])
     return verb, [word.partition("=")[0] for word in words if word.startswith("--")]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
+from modalign.cli import app as applications
 from modalign.cli import (
     ask,
     choose,
@@ -82,6 +83,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
     "Shrink": {"distill": distill.app},
     "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose, "report": report.report},
     "Use": {
+        "app": applications.app,
         "ask": ask.ask,
         "choose": choose.choose,
         "embed": embed.embed,

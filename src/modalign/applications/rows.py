@@ -1,0 +1,101 @@
+"""Rows of an application's own data, in any container that modalign reads, checked before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel
+
+from modalign.data.readers import open_rows
+from modalign.data.readers.result import RowError
+from modalign.data.records import Source
+from modalign.errors import DataError, choose, first_line, grouped
+
+T = TypeVar("T")
+Saved = TypeVar("Saved", bound=BaseModel)
+
+
+class Row(NamedTuple):
+    """A row and its place."""
+
+    fields: dict[str, Any]
+    source: Source
+
+    def text(self, name: str) -> str:
+        """Return a field that must be text with something in it.
+
+        Raises:
+            ValueError: it is not.
+        """
+        value = self.fields.get(name)
+        if name not in self.fields:
+            raise ValueError(f"no column {name!r}; {choose(name, map(str, self.fields))}")
+        if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+            raise ValueError(f"{name} is {value!r}, not text with something in it")
+        return str(value)
+
+
+def read_all(path: str | Path, read: Callable[[Row], T]) -> list[T]:
+    """Read every row of a file; all that cannot be read are named together.
+
+    Args:
+        path: of the file.
+        read: makes one thing of a row, or raises ValueError with what is wrong.
+
+    Raises:
+        DataError: rows that cannot be used, or none at all.
+    """
+    found: list[T] = []
+    problems: list[tuple[str, str]] = []
+    count = 0
+    rows, context = open_rows(path)
+    for number, fields in rows:
+        count, source = number, Source(context.file, number)
+        try:
+            if isinstance(fields, RowError):
+                raise ValueError(str(fields))
+            if not isinstance(fields, dict):
+                raise ValueError("the row is no object with columns")
+            found.append(read(Row(fields, source)))
+        except ValueError as error:
+            problems.append((str(source), str(error)))
+    if problems:
+        lines = "\n  ".join(grouped(problems, 10))
+        raise DataError(f"{len(problems)} of {count} rows cannot be used:\n  {lines}")
+    if not found:
+        raise DataError(f"{path}: holds no rows")
+    return found
+
+
+def refuse_repeated(named: Iterable[tuple[str, Source]], what: str) -> None:
+    """Refuse names that occur twice.
+
+    Raises:
+        DataError: one does; the message names both places.
+    """
+    first: dict[str, Source] = {}
+    for name, source in named:
+        if name in first:
+            raise DataError(f"{source}: the {what} {name!r} is taken by {first[name]}")
+        first[name] = source
+
+
+def load_saved(path: Path, kind: type[Saved], verb: str) -> Saved:
+    """Read what an application's ``train`` wrote.
+
+    Args:
+        path: of the JSON file.
+        kind: its class.
+        verb: that writes it, for the error.
+
+    Raises:
+        DataError: it is something else.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} was not written by 'modalign app {verb}' ({first_line(error)})"
+        ) from error

@@ -1,0 +1,12 @@
+"""``modalign app``: applications of the rooms that the other verbs are made of."""
+
+from __future__ import annotations
+
+import typer
+
+from modalign.cli import app_link
+
+app = typer.Typer(
+    help="Applications, each with its simple rule and its report.", no_args_is_help=True
+)
+app.add_typer(app_link.app, name="link")
