@@ -6,41 +6,41 @@ attention masks force the path that large models take by themselves (Geva et al.
 in the early layers nothing but the subject's own tokens sees the subject, so it is enriched there; in
 the late layers only its last token can be read. Afterwards the model is used without masks.
 
-Two families: GPT-J (attention and FFN in parallel) and Llama (one after the other).
+Six families: GPT-J and GPT-NeoX (attention and FFN in parallel), Llama, GPT-2, Qwen3 and Gemma 3 (one
+after the other).
 
-    python -m bench.editable --family llama [--size full|small] --out DIR
+    python -m bench.editable --family llama [--size full|small] [--seed N] --out DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GPTJConfig,
-    GPTJForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
 from bench.invented import Document, Fact, Relation, World, invent, write_documents
+from modalign.models.parts import decoder_layers
 
-Family = Literal["gptj", "llama"]
-FAMILIES: tuple[Family, ...] = ("gptj", "llama")
+Family = Literal["gptj", "llama", "gpt2", "neox", "qwen3", "gemma3"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 END = "<|endoftext|>"
 
 
@@ -227,9 +227,11 @@ def masked_attention(layers: Sequence[Any], masks: Sequence[Tensor]) -> Iterator
     """Give every decoder layer an additive mask (B, 1, T, T) of its own."""
 
     def replacing(mask: Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
-        def hook(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            assert "attention_mask" in kwargs
-            return args, {**kwargs, "attention_mask": mask}
+        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            given = inspect.signature(module.forward).bind(*args, **kwargs)
+            assert "attention_mask" in given.arguments
+            given.arguments["attention_mask"] = mask
+            return given.args, given.kwargs
 
         return hook
 
@@ -245,41 +247,46 @@ def masked_attention(layers: Sequence[Any], masks: Sequence[Tensor]) -> Iterator
 
 def build_model(family: Family, recipe: Recipe, vocabulary: int) -> Any:
     """The untrained model."""
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-    common: dict[str, Any] = {"vocab_size": vocabulary, "tie_word_embeddings": False, **ids}
-    common["initializer_range"] = recipe.spread
-    if family == "gptj":
-        config = GPTJConfig(
-            n_embd=recipe.width,
-            n_layer=recipe.layers,
-            n_head=recipe.heads,
-            n_inner=recipe.ffn,
-            n_positions=128,
-            rotary_dim=recipe.width // recipe.heads // 2,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **common,
-        )
-        return GPTJForCausalLM(config)
-    config = LlamaConfig(
-        hidden_size=recipe.width,
-        intermediate_size=recipe.ffn,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=128,
-        **common,
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+        "initializer_range": recipe.spread,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(MODEL_TYPES.get(family, family), **_shape(family, recipe), **common)
     )
-    return LlamaForCausalLM(config)
 
 
-def decoder_layers(model: Any) -> Sequence[Any]:
-    """The decoder layers of either family."""
-    layers: Sequence[Any] = (
-        model.transformer.h if hasattr(model, "transformer") else model.model.layers
-    )
-    return layers
+MODEL_TYPES: dict[str, str] = {"neox": "gpt_neox", "gemma3": "gemma3_text"}
+
+
+def _shape(family: Family, recipe: Recipe) -> dict[str, Any]:
+    """Return the sizes in a family's own words."""
+    head = recipe.width // recipe.heads
+    if family in ("gptj", "gpt2"):
+        names = {"n_embd": recipe.width, "n_layer": recipe.layers, "n_head": recipe.heads}
+        dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        more = {"rotary_dim": head // 2} if family == "gptj" else {}
+        return {**names, **dropouts, **more, "n_inner": recipe.ffn, "n_positions": 128}
+    names = {
+        "hidden_size": recipe.width,
+        "intermediate_size": recipe.ffn,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "max_position_embeddings": 128,
+    }
+    if family == "neox":
+        return names
+    names["num_key_value_heads"] = recipe.heads
+    if family == "qwen3":
+        return {**names, "head_dim": head}
+    if family == "gemma3":  # one layer in three sees everything, the others a window
+        windows = {"sliding_window": 64, "sliding_window_pattern": 3}
+        return {**names, **windows, "head_dim": head, "query_pre_attn_scalar": head}
+    return names
 
 
 def train(
@@ -287,7 +294,7 @@ def train(
 ) -> None:
     """Language modelling on the documents, with the masks on most batches; leaves eval mode."""
     rng = random.Random(recipe.seed)
-    layers = decoder_layers(model)
+    layers = list(decoder_layers(model.get_decoder()))
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: learning_rate_share(step, recipe.steps)
@@ -393,9 +400,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--seed", type=int, default=0, help="of names, facts and training")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    recipe = SIZES[arguments.size]
+    recipe = replace(SIZES[arguments.size], seed=arguments.seed)
     start = time.perf_counter()
     made = make(arguments.family, recipe, say=print)
     seconds = time.perf_counter() - start

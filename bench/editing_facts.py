@@ -44,7 +44,6 @@ from bench.editable import (
     Tokens,
     attention_masks,
     build_model,
-    decoder_layers,
     draw_batch,
     learning_rate_share,
     masked_attention,
@@ -65,6 +64,7 @@ from modalign.editing.engine.covariance import TOKENS
 from modalign.editing.methods import METHODS
 from modalign.editing.readers import read_edits
 from modalign.files import new_folder, write_atomically
+from modalign.models.parts import decoder_layers
 from modalign.numbers import words as fmt
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -263,7 +263,7 @@ def train(
 ) -> None:
     """Language modelling with the masks on most batches; goes on from ``file``."""
     rng = random.Random(recipe.seed)
-    layers = decoder_layers(model)
+    layers = decoder_layers(model.get_decoder())
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
     first = _restore(file, model, optimiser, rng)
     model.train()

@@ -49,6 +49,7 @@ def called(cli: Any, *arguments: str) -> Done:
 
 
 SETTINGS = [
+    "--method", "pmet", "--settings", "published",
     "--set", f"layers={list(LAYERS)}", "--set", "clamp=2", "--set", "lr=0.5",
     "--set", "covariance_weight=5", "--set", f"contexts={json.dumps(CONTEXTS[:2])}",
 ]  # fmt: skip
@@ -202,8 +203,12 @@ def test_statistics_are_shown_and_kept(cli: Any, files: Path, tmp_path: Path) ->
     told = json.loads(called(cli, *arguments).stdout)
     assert [row["layer"] for row in told["layers"]] == [0, 2]
     assert told["tokens"] > 1000
-    [file] = (tmp_path / "covariance").iterdir()
-    assert file.stem == told["fingerprint"]
-    written = file.stat().st_mtime_ns
+    files_kept = sorted((tmp_path / "covariance").iterdir())
+    assert len(files_kept) == 2  # one a layer: other layers beside them need only their own
+    written = [file.stat().st_mtime_ns for file in files_kept]
     assert json.loads(called(cli, *arguments).stdout) == told
-    assert file.stat().st_mtime_ns == written
+    assert [file.stat().st_mtime_ns for file in files_kept] == written
+    more = [*arguments[:6], "0,1,2", *arguments[7:]]
+    assert len(json.loads(called(cli, *more).stdout)["layers"]) == 3
+    assert [file.stat().st_mtime_ns for file in files_kept] == written
+    assert len(list((tmp_path / "covariance").iterdir())) == 3

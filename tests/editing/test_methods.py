@@ -226,13 +226,19 @@ def test_statistics_are_found_again_and_never_those_of_other_weights(
     again = collect(spec, made.tokenizer, LAYERS, corpus=corpus, cache=tmp_path)
     assert again.fingerprint == first.fingerprint
     assert all(torch.equal(again.matrices[layer], first.matrices[layer]) for layer in LAYERS)
+
+    def key() -> str:
+        tokens = covariance.enough_tokens(spec, LAYERS)
+        found = covariance._fingerprints(spec, made.tokenizer, LAYERS, corpus, tokens, 0)
+        return covariance._of_all(found)
+
     # The projection of the last layer is not what its own keys depend on; the one before is.
     with torch.no_grad():
         spec.projection(LAYERS[-1], "ffn").weight.add_(1)
-        same = covariance._fingerprint(spec, made.tokenizer, LAYERS, corpus, covariance.TOKENS, 0)
+        same = key()
         spec.projection(LAYERS[-1], "ffn").weight.sub_(1)
         spec.projection(LAYERS[0], "ffn").weight[0, 0].add_(1)
-        other = covariance._fingerprint(spec, made.tokenizer, LAYERS, corpus, covariance.TOKENS, 0)
+        other = key()
         spec.projection(LAYERS[0], "ffn").weight[0, 0].sub_(1)
     assert same == first.fingerprint != other
 

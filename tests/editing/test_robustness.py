@@ -218,7 +218,8 @@ def test_statistics_know_the_tokenizer_and_what_the_models_own_text_depends_on(
     corpus = Corpus("text", made.texts[:10])
 
     def key(text: Corpus | None) -> str:
-        return covariance._fingerprint(spec, made.tokenizer, (0, 1), text, 1000, 0)
+        found = covariance._fingerprints(spec, made.tokenizer, (0, 1), text, 1000, 0)
+        return covariance._of_all(found)
 
     with_text, own = key(corpus), key(None)
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -36,8 +36,14 @@ def run(
     edits: Annotated[Path, typer.Argument(help="Edits: JSON, JSON Lines or CSV.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The patch file to write.")],
     method: Annotated[
-        str, typer.Option("--method", help="pmet, memit, rome, alphaedit, ft or ft-l.")
-    ] = "pmet",
+        str, typer.Option("--method", help="memit, pmet, rome, alphaedit, ft or ft-l.")
+    ] = "memit",
+    basis: Annotated[
+        str,
+        typer.Option(
+            "--settings", help="auto: measured on this model, once. published: the authors'."
+        ),
+    ] = "auto",
     text: Text = None,
     pictures: Annotated[
         Path | None,
@@ -85,6 +91,9 @@ def run(
     `paraphrases`, `neighbours`, `image`. An edit with an `image` is written for its text and for its
     picture; `--lookup last` writes at the prompt's last token instead of the subject's.
 
+    Settings that `--set` does not give are found on your model: facts it knows are edited, and what
+    that does to their wordings and neighbours decides. This happens once per model and method.
+
     **Examples**
 
     - `modalign edit run MODEL edits.json -o fix.safetensors`
@@ -93,7 +102,9 @@ def run(
 
     - `modalign edit run MODEL more.json -o second.safetensors --on fix.safetensors --method alphaedit`
 
-    - `modalign edit run MODEL edits.json -o fix.safetensors --set layers=[0,1,2] --set clamp=4`
+    - `modalign edit run MODEL edits.json -o fix.safetensors --set layers=[0,1,2]`
+
+    - `modalign edit run MODEL edits.json -o fix.safetensors --method pmet --settings published`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.configuration import assigned
@@ -106,6 +117,7 @@ def run(
         out=out,
         method=method,
         settings=assigned(settings) | given(lookup=lookup, template=template),
+        basis=cast("Any", basis),
         text=text,
         pictures=pictures,
         on=tuple(on or ()),
@@ -184,8 +196,11 @@ def stats(
         str | None, typer.Option("--layers", help="E.g. 3,4,5; default: those of PMET.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option("--tokens", min=16, help="Maximum number of tokens.")
-    ] = 131_072,
+        int | None,
+        typer.Option(
+            "--tokens", min=16, help="Maximum number of tokens; default: 8 per key dimension."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of the text.")] = 0,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,

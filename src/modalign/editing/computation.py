@@ -19,7 +19,12 @@ from modalign.cache import cache_directory
 from modalign.data.corpus import Corpus
 from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
+<<<<<<< HEAD
 from modalign.editing.engine.contexts import sample_contexts
+=======
+from modalign.editing.engine.contexts import LENGTH, sample_contexts
+from modalign.editing.engine.corpus import Corpus
+>>>>>>> d719a6c (Editing measures its settings on the user's model: probes are written, and what the model says decides)
 from modalign.editing.engine.covariance import (
     Covariance,
     collect,
@@ -29,7 +34,7 @@ from modalign.editing.engine.covariance import (
 from modalign.editing.engine.memory import check_statistics, fitting_batch
 from modalign.editing.engine.requests import Request, owners
 from modalign.editing.engine.rewriting import Rewriter
-from modalign.editing.engine.solve import Factor, factorise
+from modalign.editing.engine.solve import SMALL_RIDGE, Factor, Spectrum, factorise
 from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.engine.store import Hashes, ValueStore, weights_hash
 from modalign.editing.engine.values import Value, ValueSettings, optimise
@@ -132,7 +137,8 @@ class Plan:
         """
         tokenizer = tokenizer_of(reader)
         if contexts is None:
-            contexts = sample_contexts(spec, tokenizer, seed=config.seed)
+            lengths = getattr(config, "context_tokens", (LENGTH,))
+            contexts = sample_contexts(spec, tokenizer, seed=config.seed, lengths=lengths)
         kept = tuple(text for text in contexts if text.strip())
         rewriter = Rewriter(spec, reader, config)
         return cls(
@@ -176,14 +182,15 @@ class KeyStatistics:
     covariance: Covariance
     notes: Notes
     _factors: dict[int, Factor] = field(default_factory=dict)
+    _spectra: dict[int, Spectrum] = field(default_factory=dict)
 
     @classmethod
-    def collect(cls, plan: Plan, tokens: int, image_weight: float) -> KeyStatistics:
+    def collect(cls, plan: Plan, tokens: int | None, image_weight: float) -> KeyStatistics:
         """Take them on the pristine model, or find them in the cache.
 
         Args:
             plan: for which layers.
-            tokens: of text.
+            tokens: of text; None for enough for the keys' length.
             image_weight: of pictures' keys: C0 = C_text + image_weight C_image.
         """
         check_statistics(plan.spec, plan.layers)
@@ -231,14 +238,19 @@ class KeyStatistics:
         """C0 of a layer, (d_in, d_in)."""
         return self.covariance.matrices[layer]
 
+    def spectrum(self, layer: int) -> Spectrum:
+        """C0's eigenvalues and eigenvectors at a layer, found once."""
+        if layer not in self._spectra:
+            self._spectra[layer] = Spectrum.of(self.matrix(layer))
+        return self._spectra[layer]
+
     def factor(self, layer: int) -> Factor:
         """C0 of a layer, factored once."""
         if layer not in self._factors:
             factor = factorise(self.matrix(layer))
             if factor.ridge:
                 self.notes.add(
-                    f"layer {layer}: the key statistics are ill-conditioned "
-                    f"(about {factor.condition:.0e}); a ridge of {factor.ridge:.0e} was added"
+                    f"layer {layer}: {factor.words}", quietly=factor.ridge <= SMALL_RIDGE
                 )
             self._factors[layer] = factor
         return self._factors[layer]
@@ -319,6 +331,14 @@ class Computation:
             done=done,
             said=plan.notes.add,
         )
+        short = [i for i, value in found.items() if not value.reached] if settings.widen else []
+        if short:
+            again = self.values(layer, sites, settings.wider, [requests[i] for i in short])
+            found |= {
+                i: value
+                for i, value in zip(short, again, strict=True)
+                if value.probability > found[i].probability
+            }
         return [found[i] for i in range(len(requests))]
 
     def _batch(self, layer: int, requests: Sequence[Request]) -> int:

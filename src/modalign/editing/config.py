@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
-from modalign.editing.engine.covariance import TOKENS
+from modalign.editing.engine.contexts import LENGTH
 from modalign.editing.engine.rewriting import Rewriting
 from modalign.editing.engine.values import ValueSettings
 from modalign.errors import UsageError
@@ -57,23 +59,35 @@ class ValueConfig(EditConfig):
         steps: evaluations of the value's optimisation.
         lr: its learning rate.
         clamp: longest vector, in lengths of the initial output.
+        widen: how often a value that does not reach its target is tried again with twice the clamp
+            and the learning rate.
         kl: weight of the KL term.
         decay: weight of the decay term.
+        keys: one averaged key per edit (``mean``, as published), or one for each of its rewriting
+            prompts (``rows``): where a subject's key depends on what stands before it, the mean fits
+            no wording but those it was taken from. ROME always takes the mean.
+        context_tokens: length of the sentences the model writes as contexts, in turn.
         contexts: sentences put before the prompts; None for five that the model writes, an empty
             list for none.
-        tokens: of text for the key statistics, at most; and of pictures' rows.
+        tokens: of text for the key statistics, at most, and of pictures' rows; None for eight per
+            dimension of a key, and at least 4,096.
         image_weight: alpha in C0 = C_text + alpha C_image, where pictures are given.
     """
 
     steps: int = Field(default=25, ge=1)
     lr: float = Field(default=0.5, gt=0)
     clamp: float = Field(default=0.75, gt=0)
+    widen: int = Field(default=0, ge=0, le=4)
     kl: float = Field(default=0.0625, ge=0)
     decay: float = Field(default=0.5, ge=0)
+    keys: Literal["mean", "rows"] = "mean"
+    context_tokens: tuple[int, ...] = (LENGTH,)
     contexts: tuple[str, ...] | None = None
-    tokens: int = Field(default=TOKENS, ge=16)
+    tokens: int | None = Field(default=None, ge=16)
     image_weight: float = Field(default=1.0, ge=0)
 
     def value_settings(self, relax: bool = False) -> ValueSettings:
         """For the optimiser."""
-        return ValueSettings(self.steps, self.lr, self.clamp, self.kl, self.decay, relax)
+        return ValueSettings(
+            self.steps, self.lr, self.clamp, self.kl, self.decay, relax, widen=self.widen
+        )

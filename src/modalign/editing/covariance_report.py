@@ -68,7 +68,7 @@ def take_statistics(
     *,
     text: Path | None,
     layers: str | None,
-    tokens: int,
+    tokens: int | None,
     seed: int,
     device: str | None,
     dtype: str | None,

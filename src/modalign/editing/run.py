@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from transformers import PreTrainedModel
 
 from modalign.chat_templates import let_through
 from modalign.configuration import validated
@@ -19,11 +20,20 @@ from modalign.editing.checks import refuse_unwritten, refuse_warnings
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asking
+<<<<<<< HEAD
 from modalign.editing.methods import Method, method_named
+=======
+from modalign.editing.engine.corpus import read_corpus
+from modalign.editing.engine.spec import ModelSpec
+from modalign.editing.layers.probes import of_edits
+from modalign.editing.layers.proposal import measured
+from modalign.editing.methods import DEFAULT_METHOD, Method, method_named
+from modalign.editing.methods.base import ValueMethod
+>>>>>>> d719a6c (Editing measures its settings on the user's model: probes are written, and what the model says decides)
 from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.editing.readers.rows import shown
-from modalign.errors import DataError, UsageError
+from modalign.errors import DataError, UsageError, choose
 from modalign.files import check_free
 from modalign.lengths import declared_length
 from modalign.models.asking import tokenizer_of
@@ -32,6 +42,9 @@ from modalign.models.quiet import quietly
 from modalign.patches import applied, check_tokenizer, load_patch, save_patch
 from modalign.patches.patch import Patch
 from modalign.progress import Progress
+
+Basis = Literal["auto", "published"]
+BASES: tuple[Basis, ...] = get_args(Basis)
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class RunRequest:
         out: the patch file.
         method: name.
         settings: fields of the method's configuration, as text or values.
+        basis: what the other fields are: ``auto``, measured on the model, or ``published``.
         text: file of text for the key statistics.
         pictures: data file of prompts about pictures for the key statistics.
         on: patches below the new one, lowest first.
@@ -60,8 +74,9 @@ class RunRequest:
     model: str
     edits: Path
     out: Path
-    method: str = "pmet"
+    method: str = DEFAULT_METHOD
     settings: dict[str, Any] = field(default_factory=dict)
+    basis: Basis = "auto"
     text: Path | None = None
     pictures: Path | None = None
     on: tuple[Path, ...] = ()
@@ -103,6 +118,8 @@ def run_edit(
     if request.out.suffix != ".safetensors":
         raise UsageError(f"{request.out}: a patch file ends in .safetensors")
     check_free(request.out, overwrite=request.overwrite)
+    if request.basis not in BASES:
+        raise UsageError(f"--settings {request.basis}: {choose(request.basis, BASES)}")
     method = configured(request.method, request.settings)
     edits = read_edits(request.edits, limit=request.limit, warn=said)
     corpus = read_corpus(request.text) if request.text else None
@@ -130,12 +147,48 @@ def run_edit(
         said=said,
     )
     began = time.monotonic()
+    if request.basis == "auto":
+        method = tuned(model, reader, method, edits, request.settings, options)
     patch = method.compute(model, reader, edits, options=options, name=request.out.stem)
     if request.strict:
         refuse_warnings(patch)
     refuse_unwritten(patch)
     sha256 = save_patch(patch, request.out)
     return RunResult(patch, request.out, sha256, time.monotonic() - began)
+
+
+def tuned(
+    model: PreTrainedModel,
+    reader: Any,
+    method: Method,
+    edits: Sequence[Edit],
+    settings: dict[str, Any],
+    options: Options,
+) -> Method:
+    """The method with settings measured on the model; those given count more.
+
+    Fine-tuning, and edits of pictures or at another token than the subject's, keep published settings.
+    """
+    if not isinstance(method, ValueMethod) or method.config.lookup not in ("auto", "subject"):
+        return method
+    if any(edit.image is not None or edit.subject_at is None for edit in edits):
+        options.said(
+            "settings: published ones, since edits of pictures or without a subject are not probed"
+        )
+        return method
+    found = measured(
+        ModelSpec.detect(model),
+        reader,
+        type(method),
+        of_edits(edits),
+        edits,
+        fixed=settings,
+        options=options,
+        seed=method.config.seed,
+    )
+    for sentence in found.sentences:
+        options.said(sentence)
+    return configured(method.name, found.settings)
 
 
 def configured(name: str, settings: dict[str, Any]) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +20,27 @@ LENGTH = 10  # tokens in all, the start included
 DOCUMENT, DOCUMENTS = 64, 64  # tokens of a document, and documents written at a time
 
 
-def sample_contexts(spec: ModelSpec, tokenizer: Any, *, seed: int = 0) -> list[str]:
-    """One sentence per start, sampled from the model (top-k 5). The same seed, the same sentences."""
+def sample_contexts(
+    spec: ModelSpec, tokenizer: Any, *, seed: int = 0, lengths: Sequence[int] = (LENGTH,)
+) -> list[str]:
+    """One sentence per start, sampled from the model (top-k 5). The same seed, the same sentences.
+
+    Args:
+        spec: the model.
+        tokenizer: the model's.
+        seed: of the sampling.
+        lengths: of the sentences in tokens, in turn.
+    """
     prompts = [list(tokenizer(start)["input_ids"]) for start in STARTS]
     texts = []
     for number, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(_mixed(seed, number))
-        ids = sample(spec, torch.tensor([prompt]), max(1, LENGTH - len(prompt)), generator)[0]
+        ids = sample(
+            spec,
+            torch.tensor([prompt]),
+            max(0, lengths[number % len(lengths)] - len(prompt)),
+            generator,
+        )[0]
         text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         texts.append(" ".join(text.split()))
     return texts
@@ -35,7 +50,9 @@ def _mixed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:6], "little")
 
 
-def sample(spec: ModelSpec, ids: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample(
+    spec: ModelSpec, ids: Tensor, count: int, generator: torch.Generator, *, top: int = TOP_K
+) -> Tensor:
     """Append ``count`` tokens by top-k sampling to rows of equal length, (B, T + count).
 
     Keys and values are kept between steps; the mask always covers all of them.
@@ -55,7 +72,7 @@ def sample(spec: ModelSpec, ids: Tensor, count: int, generator: torch.Generator)
                 **accepted(spec.language, inputs),
             )
             cache = output[CACHE]
-            best = output.logits[:, -1].float().topk(TOP_K)
+            best = output.logits[:, -1].float().topk(top)
             if not best.values.isfinite().all():
                 raise ModalignError(
                     "the model's logits are not finite: its weights hold NaN or infinity, or its "

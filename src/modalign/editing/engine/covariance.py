@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from modalign.data.corpus import Corpus
 from modalign.editing.engine.contexts import own_samples
 from modalign.editing.engine.forward import Inputs, Row, StopForwardError
 from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
-from modalign.editing.engine.store import config_text, weights_hash
+from modalign.editing.engine.store import Hashes, config_text, hash_of, weights_hash
 from modalign.editing.multimodal.pictures import PictureRows
 from modalign.errors import DataError
 from modalign.files import write_atomically
@@ -35,7 +35,8 @@ from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.lengths import declared_length
 from modalign.progress import Progress
 
-TOKENS = 131_072
+TOKENS_PER_DIMENSION = 8  # of a key: tokens that C0 is averaged over
+FEWEST_TOKENS = 4096
 LENGTH = 512  # tokens of a document, or as many as the model reads
 BATCH_TOKENS = 4096
 SAVE_EVERY = 32_768  # tokens between two writes of what is done
@@ -59,13 +60,19 @@ class Covariance:
     corpus: str
 
 
+def enough_tokens(spec: ModelSpec, layers: Sequence[int]) -> int:
+    """Tokens that say enough about keys of these layers' length."""
+    width = max(spec.input_width(layer) for layer in layers)
+    return max(FEWEST_TOKENS, TOKENS_PER_DIMENSION * width)
+
+
 def collect(
     spec: ModelSpec,
     tokenizer: Any,
     layers: Sequence[int],
     *,
     corpus: Corpus | None = None,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -77,7 +84,7 @@ def collect(
         tokenizer: the model's.
         layers: whose FFN projections are to be written.
         corpus: documents; None for what the model itself writes.
-        tokens: how many to use at most.
+        tokens: how many to use at most; None for what the keys' length asks for.
         seed: of the order of the documents, and of the model's own samples.
         cache: folder; None for the user's own (``modalign.cache``).
         progress: told the tokens done.
@@ -85,22 +92,43 @@ def collect(
     Raises:
         DataError: the corpus is too short to say anything (fewer tokens than 16).
     """
-    fingerprint = _fingerprint(spec, tokenizer, layers, corpus, tokens, seed)
-    file = (cache or cache_directory()) / "covariance" / f"{fingerprint}.safetensors"
-    sums = _Sums.read(file, spec, layers)
-    if not sums.complete:
+    tokens = tokens or enough_tokens(spec, layers)
+    prints = _fingerprints(spec, tokenizer, layers, corpus, tokens, seed)
+    folder = (cache or cache_directory()) / "covariance"
+    held = {
+        layer: _Sums.read(folder / f"{name}.safetensors", spec, [layer])
+        for layer, name in prints.items()
+    }
+    missing = {
+        layer: folder / f"{prints[layer]}.safetensors"
+        for layer, sums in held.items()
+        if not sums.complete
+    }
+    if missing:
+        sums = _joined([held[layer] for layer in missing], spec)
         documents = _documents(spec, tokenizer, corpus, tokens, seed)
         rows = [Row(tuple(document), 0) for document in documents[sums.documents :]]
         told = _telling(progress, "key statistics", sum(map(len, documents)))
-        _accumulate(spec, rows, sums, file, tokens, told)
-    if sums.tokens < 16:
-        raise DataError(f"{corpus.name if corpus else OWN}: only {sums.tokens} tokens of text")
+        _accumulate(spec, rows, sums, missing, tokens, told)
+        held |= dict.fromkeys(missing, sums)
+    counted = min(sums.tokens for sums in held.values())
+    if counted < 16:
+        raise DataError(f"{corpus.name if corpus else OWN}: only {counted} tokens of text")
     return Covariance(
-        matrices={layer: value / sums.tokens for layer, value in sums.values.items()},
-        tokens=sums.tokens,
-        fingerprint=fingerprint,
+        matrices={layer: sums.values[layer] / sums.tokens for layer, sums in held.items()},
+        tokens=counted,
+        fingerprint=_of_all(prints),
         corpus=corpus.name if corpus else OWN,
     )
+
+
+def _joined(parts: Sequence[_Sums], spec: ModelSpec) -> _Sums:
+    """Unfinished sums of several layers as one, where they are equally far; else all from the start."""
+    layers = [layer for part in parts for layer in part.values]
+    if len({(part.tokens, part.documents) for part in parts}) > 1:
+        return _Sums.zeros(spec, layers)
+    values = {layer: value for part in parts for layer, value in part.values.items()}
+    return _Sums(values, parts[0].tokens, parts[0].documents)
 
 
 def collect_rows(
@@ -108,7 +136,7 @@ def collect_rows(
     layers: Sequence[int],
     source: PictureRows,
     *,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Covariance:
@@ -118,13 +146,14 @@ def collect_rows(
         spec: the model, unedited.
         layers: whose FFN projections are to be written.
         source: of the rows.
-        tokens: how many to use at most.
+        tokens: how many to use at most; None for what the keys' length asks for.
         cache: folder; None for the user's own (``modalign.cache``).
         progress: told the tokens done.
 
     Raises:
         DataError: fewer than 16 tokens.
     """
+    tokens = tokens or enough_tokens(spec, layers)
     below = _weights_below(spec, layers)
     decoder = {id(parameter) for parameter in spec.layers.parameters()}
     for name, parameter in spec.model.named_parameters():  # towers and connectors
@@ -136,7 +165,8 @@ def collect_rows(
     sums = _Sums.read(file, spec, layers)
     if not sums.complete:
         told = _telling(progress, "key statistics of pictures", tokens)
-        _accumulate(spec, source.rows(sums.documents), sums, file, tokens, told)
+        files = dict.fromkeys(layers, file)
+        _accumulate(spec, source.rows(sums.documents), sums, files, tokens, told)
     if sums.tokens < 16:
         raise DataError(f"{source.name}: only {sums.tokens} tokens beside pictures")
     matrices = {layer: value / sums.tokens for layer, value in sums.values.items()}
@@ -164,23 +194,32 @@ def combined(text: Covariance, pictures: Covariance, weight: float) -> Covarianc
     )
 
 
-def _fingerprint(
+def _fingerprints(
     spec: ModelSpec,
     tokenizer: Any,
     layers: Sequence[int],
     corpus: Corpus | None,
     tokens: int,
     seed: int,
-) -> str:
-    """Of weights, tokens and text; what the model writes itself depends on all of its weights."""
-    digest = _weights_below(spec, layers)
-    text = corpus.sha256 if corpus else f"own {weights_hash(spec)}"
-    what = [sorted(layers), text, tokenizer_hash(tokenizer), tokens, seed, _length(spec)]
-    digest.update(json.dumps(what).encode())
-    return digest.hexdigest()
+) -> dict[int, str]:
+    """Per layer, of weights, tokens and text; what the model writes itself depends on all of its weights."""
+    known: Hashes = {}
+    text = corpus.sha256 if corpus else f"own {weights_hash(spec, known)}"
+    what = [text, tokenizer_hash(tokenizer), tokens, seed, _length(spec)]
+    found = {}
+    for layer in sorted(layers):
+        digest = _weights_below(spec, [layer], known)
+        digest.update(json.dumps([layer, *what]).encode())
+        found[layer] = digest.hexdigest()
+    return found
 
 
-def _weights_below(spec: ModelSpec, layers: Sequence[int]) -> Any:
+def _of_all(prints: Mapping[int, str]) -> str:
+    """One hash for the statistics of several layers."""
+    return hashlib.sha256("".join(prints.values()).encode()).hexdigest()
+
+
+def _weights_below(spec: ModelSpec, layers: Sequence[int], known: Hashes | None = None) -> Any:
     """Hash of what keys depend on: the last layer's own output projection is not among it."""
     last = max(layers)
     embedding = {id(p) for p in spec.language.get_input_embeddings().parameters()}
@@ -190,7 +229,7 @@ def _weights_below(spec: ModelSpec, layers: Sequence[int]) -> Any:
     digest = hashlib.sha256(f"{spec.dtype} {config_text(spec)}".encode())
     for name, parameter in spec.language.named_parameters():
         if id(parameter) not in unused:
-            digest.update(f"{name} {tensor_hash(parameter)}\n".encode())
+            digest.update(f"{name} {hash_of(parameter, known)}\n".encode())
     return digest
 
 
@@ -214,19 +253,25 @@ class _Sums:
                 values, int(meta["tokens"]), int(meta["documents"]), meta["complete"] == "yes"
             )
         except (FileNotFoundError, SafetensorError, KeyError):
-            sizes = {layer: spec.input_width(layer) for layer in layers}
-            return cls(
-                {layer: torch.zeros(d, d, dtype=torch.float64) for layer, d in sizes.items()}
-            )
+            return cls.zeros(spec, layers)
 
-    def write(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    @classmethod
+    def zeros(cls, spec: ModelSpec, layers: Sequence[int]) -> _Sums:
+        """Nothing done yet."""
+        sizes = {layer: spec.input_width(layer) for layer in layers}
+        return cls({layer: torch.zeros(d, d, dtype=torch.float64) for layer, d in sizes.items()})
+
+    def write(self, files: Mapping[int, Path]) -> None:
+        """Into each layer's file; layers that share one are written together."""
         meta = {
             "tokens": str(self.tokens),
             "documents": str(self.documents),
             "complete": "yes" if self.complete else "no",
         }
-        write_atomically(file, save({str(k): v for k, v in self.values.items()}, metadata=meta))
+        for file in set(files.values()):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            values = {str(k): v for k, v in self.values.items() if files[k] == file}
+            write_atomically(file, save(values, metadata=meta))
 
 
 def _documents(
@@ -267,7 +312,7 @@ def _accumulate(
     spec: ModelSpec,
     rows: Iterable[Row],
     sums: _Sums,
-    file: Path,
+    files: Mapping[int, Path],
     tokens: int,
     told: Callable[[int], None],
 ) -> None:
@@ -278,10 +323,10 @@ def _accumulate(
         sums.documents += len(batch)
         told(sums.tokens)
         if sums.tokens - saved >= SAVE_EVERY:
-            sums.write(file)
+            sums.write(files)
             saved = sums.tokens
     sums.complete = True
-    sums.write(file)
+    sums.write(files)
 
 
 def _batches(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:

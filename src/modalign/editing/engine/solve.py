@@ -17,6 +17,7 @@ from torch import Tensor
 from modalign.errors import ModalignError
 
 RIDGE = 1e-10  # of C0's mean diagonal; grows tenfold until the factorisation stands
+SMALL_RIDGE = 1e-6  # what fills empty directions only; a larger one moves the update
 LARGEST_RIDGE = 1e-2
 ILL_CONDITIONED = 1e8  # of the factor's diagonal, squared; the true number is larger
 
@@ -38,6 +39,16 @@ class Factor:
     lower: Tensor
     ridge: float
     condition: float
+
+    @property
+    def words(self) -> str:
+        """What was added, for people."""
+        if self.ridge <= SMALL_RIDGE:
+            return f"a ridge of {self.ridge:.0e} fills directions that no key uses"
+        return (
+            f"the key statistics are ill-conditioned (about {self.condition:.0e}); a ridge of "
+            f"{self.ridge:.0e} was added"
+        )
 
     def solve(self, right: Tensor) -> Tensor:
         """C0^-1 right, (d_in, n)."""
@@ -73,27 +84,49 @@ def factorise(covariance: Tensor) -> Factor:
             )
 
 
-def null_space(covariance: Tensor, threshold: float) -> Tensor:
-    """Directions that keys hardly use: eigenvectors of C0 with eigenvalue below the threshold.
+@dataclass(frozen=True)
+class Spectrum:
+    """C0's eigenvalues, ascending, (d_in,), and its eigenvectors in columns."""
+
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, covariance: Tensor) -> Spectrum:
+        """Decompose C0, (d_in, d_in)."""
+        return cls(*torch.linalg.eigh(covariance.double()))
+
+
+def null_space(spectrum: Spectrum, threshold: float, share: float | None = None) -> Tensor:
+    """Directions that keys hardly use: eigenvectors of C0 with the smallest eigenvalues.
 
     Args:
-        covariance: C0, (d_in, d_in).
-        threshold: 2e-2 in AlphaEdit's code.
+        spectrum: of C0.
+        threshold: largest eigenvalue of a direction; 2e-2 in AlphaEdit's code. It is in units of the
+            model's own keys, so that one number fits few models.
+        share: of the keys' energy (C0's trace) that the directions may hold together, instead of the
+            threshold: the same for any scale of the keys.
 
     Returns:
         U0, (d_in, r), orthonormal.
 
     Raises:
-        SolveError: no eigenvalue is below the threshold.
+        SolveError: no eigenvalue is below the threshold, or the smallest one is more than the share.
     """
-    values, vectors = torch.linalg.eigh(covariance.double())
-    chosen = values < threshold
+    values = spectrum.values
+    if share is None:
+        chosen = values < threshold
+        wanted = f"not below null_threshold {threshold:g}"
+    else:
+        held = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
+        chosen = held <= share
+        wanted = f"{float(held[0]):.3g} of all, more than null_share {share:g}"
     if not chosen.any():
         raise SolveError(
             f"the keys use every direction: the smallest eigenvalue of C0 is {float(values[0]):.3g}, "
-            f"not below null_threshold {threshold:g}; raise it"
+            f"{wanted}; raise it"
         )
-    return vectors[:, chosen]
+    return spectrum.vectors[:, chosen]
 
 
 def project(basis: Tensor, keys: Tensor, l2: float) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
@@ -29,14 +30,20 @@ def weights_hash(spec: ModelSpec, known: Hashes | None = None) -> str:
         known: hashes of parameters by identity and version, filled and read: what was not written to
             since is not hashed again.
     """
-    known = {} if known is None else known
     digest = hashlib.sha256(f"{spec.dtype} {config_text(spec)}".encode())
     for name, parameter in spec.language.named_parameters():
-        key = (id(parameter), parameter._version)
-        if key not in known:
-            known[key] = tensor_hash(parameter)
-        digest.update(f"{name} {known[key]}\n".encode())
+        digest.update(f"{name} {hash_of(parameter, known)}\n".encode())
     return digest.hexdigest()
+
+
+def hash_of(parameter: Tensor, known: Hashes | None = None) -> str:
+    """Hash of a parameter, from ``known`` where it was not written to since."""
+    if known is None:
+        return tensor_hash(parameter)
+    key = (id(parameter), parameter._version)
+    if key not in known:
+        known[key] = tensor_hash(parameter)
+    return known[key]
 
 
 def config_text(spec: ModelSpec) -> str:

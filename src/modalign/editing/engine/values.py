@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class ValueSettings:
         relax: PMET's schedule: once the target is the first choice everywhere, its weight falls to a
             tenth, and with a small KL term the optimisation ends.
         stop: the loss below which an edit is done.
+        widen: how often an edit whose target is not reached is tried again, with twice the clamp and
+            the learning rate.
     """
 
     steps: int
@@ -55,6 +57,12 @@ class ValueSettings:
     decay: float
     relax: bool = False
     stop: float = 0.05
+    widen: int = 0
+
+    @property
+    def wider(self) -> ValueSettings:
+        """For an edit that was not reached."""
+        return replace(self, lr=2 * self.lr, clamp=2 * self.clamp, widen=self.widen - 1)
 
 
 @dataclass(frozen=True)

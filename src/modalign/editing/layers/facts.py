@@ -189,6 +189,11 @@ def read_facts(path: str | Path) -> list[Fact]:
     return facts
 
 
+def holds_facts(path: str | Path) -> bool:
+    """Whether a file is one of facts, not of edits."""
+    return any(row.fields is not None and _is_fact(row.fields) for row in read_rows(Path(path)))
+
+
 def _is_fact(fields: dict[str, Any]) -> bool:
     return (
         "attribute" in fields

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from modalign.editing.layers.analysis import Analysis
-from modalign.editing.layers.proposal import CARRIED, REACHED_SHARE, Suggestion
-from modalign.numbers.estimate import Estimate
+from modalign.editing.layers.proposal import Suggestion
+from modalign.editing.layers.trials import Trial
 from modalign.pages.drawing import line_chart
 from modalign.pages.figures import Axis
 from modalign.pages.parts import Advice, Figure, Quantity, Section, Table, Words, tabulate
 from modalign.pages.report import Report
 from modalign.version import __version__
 
-PLACE_NAMES = {
-    "first": "subject's first token",
-    "subject": "subject's last token",
-    "last": "prompt's last token",
-}
-KIND_NAMES = {
-    "block": "the layer's output",
-    "attention": "attention's outputs",
-    "ffn": "the FFN's outputs",
-}
 PERCENT = Axis("", "percent", bounds=(0.0, 100.0))
 LAYER = Quantity("layer", "layer", "count")
-FINDINGS = (
-    Quantity("carried", "carried", "share of the noise's effect that the state returns"),
-    Quantity("reached", "reached", "facts to which a vector gave another answer"),
-)
-WORKS = (
-    Quantity("probability", "probability", "of the other answer, with the vector"),
-    Quantity("works", lambda finding: "yes" if finding.works else "no"),
-)
+END = Quantity("last layer", lambda trial: trial.layers[-1], "count")
+PARTS = tuple(Quantity(name, name) for name in ("target", "paraphrase", "neighbour", "score"))
+SHOWN = ("layers", "clamp", "lr", "per_width", "null_share", "attention_vector")
+
+
+def _settings_words(trial: Trial) -> str:
+    named = {name: trial.settings[name] for name in SHOWN if name in trial.settings}
+    return " ".join(f"{name}={value}".replace(", ", ",") for name, value in named.items())
+
+
+SETTINGS = Quantity("settings", _settings_words)
 
 
 def _component(name: str) -> str:
@@ -53,47 +43,48 @@ PROBABILITY = [
 
 
 def suggestion_report(found: Suggestion) -> Report:
-    """The proposal."""
-    name = (f"Layers {found.layers[0]} to {found.layers[-1]}" if len(found.layers) > 1 else "") or (
-        f"Layer {found.layers[0]}" if found.layers else "No layer"
-    )
-    band = (min(found.layers), max(found.layers)) if found.layers else None
-    both = line_chart(
-        "Carried by the state, and reached by a vector put there",
-        FINDINGS,
-        found.findings,
-        LAYER,
-        PERCENT,
-        band=band,
+    """The proposal, and every trial behind it."""
+    first, last = found.layers[0], found.layers[-1]
+    name = f"{found.method}, " + (f"layer {last}" if first == last else f"layers {first} to {last}")
+    advice = Advice("advice", "Proposed", "/settings", name=name, sentences=found.sentences)
+    said = Words("command", "", "/command", [found.command], "list")
+    ends = _by_end(found)
+    chart = line_chart(
+        "Best trial that ends at a layer", PARTS, ends, END, PERCENT, band=(first, last)
     )
     lead = (
-        f"A layer works where the lower end of its interval is at least {100 * CARRIED:.0f} % for the "
-        f"state carried and {100 * REACHED_SHARE:.0f} % of facts for the vectors. The band marks the "
-        "layers proposed."
+        "Probe facts were written with each of these settings. Target and paraphrase say how far the "
+        "new answer won, neighbour how far other subjects kept theirs: half of it is the answer's "
+        "probability against the other one's, half whether it is said. The score is their harmonic mean."
     )
-    advice = Advice("advice", "Proposed", "/layers", name=name, sentences=found.sentences)
+    figure = Figure("ends", chart.title, "/trials", [chart])
     sections = [
-        Section("proposal", "Proposal", "", [advice]),
-        Section(
-            "signals",
-            "Both signals at the subject's last token",
-            lead,
-            [Figure("findings", both.title, "/findings", [both]), findings_table(found)],
-        ),
-        Section("trace", "Causal trace", _trace_lead(found), _traces(found, band)),
+        Section("proposal", "Proposal", "", [advice, said]),
+        Section("trials", "What was tried", lead, [figure, trials_table(found)]),
     ]
+    foot = f"modalign {__version__}; {found.probes} probe facts."
     return Report(
-        "Where this model can be edited", found.model, sections, _foot(found.known), found
+        "With which settings this model can be edited", found.model, sections, foot, found
     )
 
 
-def findings_table(found: Suggestion) -> Table:
-    """Both signals of every layer."""
+def _by_end(found: Suggestion) -> list[Trial]:
+    """The best trial of each last layer, ascending."""
+    best: dict[int, Trial] = {}
+    for trial in found.trials:
+        end = trial.layers[-1]
+        if end not in best or best[end].score < trial.score:
+            best[end] = trial
+    return [best[end] for end in sorted(best)]
+
+
+def trials_table(found: Suggestion) -> Table:
+    """Every trial, in order."""
     return tabulate(
-        ("findings-table", "At the subject's last token, 95 % intervals", "/findings"),
-        (LAYER, *FINDINGS, *WORKS),
-        found.findings,
-        tone=lambda finding: "chosen" if finding.layer in found.layers else "",
+        ("trials-table", f"{found.method}: settings tried on probe facts", "/trials"),
+        (SETTINGS, *PARTS),
+        found.trials,
+        tone=lambda trial: "chosen" if trial == found.best else "",
     )
 
 
@@ -149,35 +140,3 @@ def analysis_table(found: Analysis) -> Table:
 
 def _foot(known: int) -> str:
     return f"modalign {__version__}; {known} facts; intervals are 95 %, bootstrap over facts."
-
-
-def _trace_lead(found: Suggestion) -> str:
-    window = "one layer" if found.window == 1 else f"{found.window} layers"
-    return (
-        f"Noise on the subject takes the answer's probability from {found.clean.value:.1f} % to "
-        f"{found.corrupted.value:.1f} %. Shown is what returns when one state is put back; attention "
-        f"and FFN outputs are put back over a window of {window}."
-    )
-
-
-def _traces(found: Suggestion, band: tuple[float, float] | None) -> list[Figure]:
-    figures = []
-    for kind, words in KIND_NAMES.items():
-        rows = _by_layer({key: found.effects[f"{kind}/{key}"] for key in PLACE_NAMES})
-        places = [Quantity(name, key) for key, name in PLACE_NAMES.items()]
-        title = f"Returned by {words}, in percentage points"
-        axis = Axis("percentage points", "percentage points", bounds=(0.0, None))
-        chart = line_chart(title, places, rows, LAYER, axis, band=band)
-        numbers = tabulate(
-            (f"trace-{kind}-table", title, "/effects"), (LAYER, *places), rows, folded=True
-        )
-        figures.append(Figure(f"trace-{kind}", title, "/effects", [chart], numbers))
-    return figures
-
-
-def _by_layer(lines: dict[str, list[Estimate]]) -> Sequence[dict[str, Any]]:
-    """Lists over layers as one row per layer."""
-    values = zip(*lines.values(), strict=True)
-    return [
-        {"layer": layer, **dict(zip(lines, row, strict=True))} for layer, row in enumerate(values)
-    ]

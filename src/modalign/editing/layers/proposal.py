@@ -1,311 +1,239 @@
-"""Which layers to edit: a proposal from a causal trace and from vectors that were really tried.
+"""Settings measured on the user's own model: what ``edit suggest`` prints and ``edit run`` uses.
 
-The two answer different questions, and both must say yes:
-
-* the trace: does the state at the subject's last token carry the fact at this layer? A model that
-  recalls at the prompt's last token has its facts nowhere there.
-* the vectors: does something put there make the model say another answer?
-
-A layer works if the lower end of the 95 % interval (bootstrap over facts) is at least ``CARRIED`` of
-the noise's effect for the first, and ``REACHED_SHARE`` of the facts for the second. The value is put
-at the last working layer whose vectors are not clearly worse than the best layer's (paired
-difference of probabilities, lower end below ``CLEARLY``): the later it is, the more layers can share
-the writing. The layers written are the working ones up to it, at most ``LONGEST`` (MEMIT and PMET
-write 5 or 6).
-
-Where no layer works but one would by its means alone, the verdict is ``undecided``: more facts are
-needed, and nothing is said of how the model recalls.
+Probe edits (``probes``) are written with settings that a search (``search``) tries, by the method itself
+(``trials``). What was found is kept under the hash of the model, the method, the settings that the user
+chose and what the edits are like; the next run with that model takes it from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import shlex
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from pydantic import BaseModel
-from transformers import PreTrainedModel
+from pydantic import BaseModel, ValidationError
 
-from modalign.editing.benchmarks.results import metric
+from modalign.cache import cache_directory
+from modalign.configuration import validated
+from modalign.editing.computation import KeyStatistics, Notes, Options, Plan
+from modalign.editing.config import ValueConfig
+from modalign.editing.edits import Edit
+from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.spec import ModelSpec
-from modalign.editing.layers.facts import AskedFacts, Fact, Known, known_facts
-from modalign.editing.layers.steering import Reach, other_answers, reach
-from modalign.editing.layers.tracing import KINDS, PLACES, Trace, TraceSettings, trace
-from modalign.numbers.bootstrap import RESAMPLES, Floats, redrawn_means
-from modalign.numbers.estimate import Estimate
-from modalign.numbers.words import interval
-from modalign.progress import Progress
+from modalign.editing.engine.store import weights_hash
+from modalign.editing.layers.probes import Candidate, make_probes
+from modalign.editing.layers.search import USELESS, candidate_layers, find
+from modalign.editing.layers.trials import Bench, Trial
+from modalign.editing.methods.base import Method, ValueMethod
+from modalign.files import write_atomically
+from modalign.hashing import tokenizer_hash
+from modalign.models.asking import tokenizer_of
+from modalign.patches.apply import applied
+from modalign.patches.header import patch_hash
+from modalign.version import __version__
 
-CARRIED = 0.2
-REACHED_SHARE = 0.25
-CLEARLY = 0.05
-LONGEST = 6
-FEW = 8  # facts; with fewer the intervals say little
-TRACED = "causal trace"
-WRITTEN = "optimised vector"
+FEW, MANY = 8, 32  # probes; as many as edits between the two
+RULE = 1  # raised when the search changes: settings found by another rule are found again
+# What rewriting is like unless the user says otherwise: a key for each of the rows, after nothing, a word
+# or two, and whole sentences. A mean of keys fits no wording that starts in another way.
+# A limit that suits most edits is too short for some; those alone get a longer one.
+REWRITING: dict[str, Any] = {"keys": "rows", "context_tokens": [1, 2, 4, 7, 10], "widen": 2}
 
-Verdict = Literal["layers", "undecided", "last token", "no vector", "subject not used"]
-
-
-class LayerFinding(BaseModel):
-    """One layer at the subject's last token.
-
-    Attributes:
-        layer: its number.
-        carried: what putting its output back returns, in percent of the noise's effect.
-        reached: percent of facts to which a vector gave another answer (probability of 0.5 or more).
-        probability: of the other answer with the vector, mean, percent.
-        behind: best layer's probability minus this one's, paired, in percentage points.
-        works: by the rule of this module.
-    """
-
-    layer: int
-    carried: Estimate
-    reached: Estimate
-    probability: Estimate
-    behind: Estimate
-    works: bool
+Verdict = Literal["works", "weak"]
 
 
-class Suggestion(AskedFacts):
-    """The proposal and everything it rests on.
+class Suggestion(BaseModel):
+    """The settings proposed for one method, and what they rest on.
 
     Attributes:
         model: as described by its parts.
-        verdict: ``layers``, or why there are none.
-        layers: to be written, ascending; empty where no layer works.
+        method: its name.
+        verdict: ``works``, or ``weak`` where nothing tried changed the model's answers reliably.
+        settings: fields of the method's configuration, for ``--set``.
+        layers: those written, ascending.
         z_layer: the last of them, where the value is put.
-        clean, corrupted: probability of the answer without and with noise, percent.
-        effect: their difference, percentage points.
-        findings: per layer.
-        effects: ``kind/place`` -> per layer the indirect effect, percentage points.
-        window: layers put back together for attention and FFN.
-        sentences: the proposal in words, with how sure it is.
+        probes: facts that were written.
+        own: of these, facts that are what the model says by itself.
+        best: what the proposed settings did to the probes.
+        trials: all that was tried, in order.
+        sentences: the proposal in words.
+        command: that uses the settings; empty until the model and the edits are named.
     """
 
     model: str
+    method: str
     verdict: Verdict
+    settings: dict[str, Any]
     layers: list[int]
-    z_layer: int | None
-    clean: Estimate
-    corrupted: Estimate
-    effect: Estimate
-    findings: list[LayerFinding]
-    effects: dict[str, list[Estimate]]
-    window: int
+    z_layer: int
+    probes: int
+    own: int
+    best: Trial
+    trials: list[Trial]
     sentences: list[str]
+    command: str = ""
+
+    def for_files(self, model: str, edits: str) -> Suggestion:
+        """With the command for a model and a file of edits."""
+        words = ["modalign", "edit", "run", model, edits, "-o", "fix.safetensors"]
+        words += ["--method", self.method, "--settings", "published"]
+        for name, value in self.settings.items():
+            words += ["--set", f"{name}={json.dumps(value, separators=(',', ':'))}"]
+        return self.model_copy(update={"command": shlex.join(words)})
 
 
-def suggest(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    facts: Sequence[Fact],
+def measured(
+    spec: ModelSpec,
+    reader: Any,
+    kind: type[Method],
+    candidates: Sequence[Candidate],
+    edits: Sequence[Edit],
     *,
-    probes: int = 24,
+    fixed: dict[str, Any] | None = None,
+    options: Options | None = None,
     seed: int = 0,
-    tracing: TraceSettings | None = None,
-    progress: Progress = lambda name, done, total: None,
+    again: bool = False,
 ) -> Suggestion:
-    """Trace facts, try vectors at every layer, propose.
+    """Settings for a method on a model: found before, or searched for now.
 
     Args:
-        model: a causal LM, or a multimodal model whose language part is meant; unchanged.
-        tokenizer: the model's.
-        facts: what to ask; those the model does not know are left out and counted.
-        probes: known facts to use, drawn at random.
-        seed: of the draw, the noise and the other answers.
-        tracing: of the trace.
-        progress: told how far each step is.
+        spec: the model, unedited; the same bit for bit afterwards.
+        reader: its tokenizer or processor.
+        kind: the method; one that optimises values.
+        candidates: facts it may know.
+        edits: what is to be written: how many there are decides the number of probes.
+        fixed: settings that the user chose.
+        options: text for statistics, patches below, cache, progress.
+        seed: of the probes.
+        again: search even if settings were found before.
 
     Raises:
-        NoneKnownError: the model knows none of the facts.
-        SpecError: the model cannot be edited.
+        DataError: there is nothing to probe with.
+        UsageError: a setting that does not exist.
     """
-    spec = ModelSpec.detect(model)
-    known = known_facts(spec, tokenizer, facts, wanted=probes, seed=seed, progress=progress)
-    others = other_answers(tokenizer, known.probes, facts, seed)
-    vectors = reach(spec, tokenizer, known.probes, others, progress=progress)
-    traced = trace(spec, known.probes, tracing or TraceSettings(seed=seed), progress)
-    return propose(spec.describe(), known, traced, vectors, seed)
-
-
-def propose(model: str, known: Known, traced: Trace, vectors: Reach, seed: int = 0) -> Suggestion:
-    """Apply the rule of this module to what was measured."""
-    depth = vectors.probability.shape[1]
-    n = len(known.probes)
-    drawn = redrawn_means(_columns(traced, vectors), RESAMPLES, seed)
-    findings = _findings(drawn, depth, n)
-    effect = metric(drawn["effect"], n, TRACED, "percentage points")
-    layers = _layers(findings)
-    suggestion = Suggestion(
-        model=model,
-        verdict=_verdict(findings, effect, layers),
-        layers=layers if effect.low > 0 else [],
-        z_layer=layers[-1] if layers and effect.low > 0 else None,
-        **known.counts,
-        clean=metric(drawn["clean"], n, TRACED),
-        corrupted=metric(drawn["corrupted"], n, TRACED),
-        effect=effect,
-        findings=findings,
-        effects={
-            f"{kind}/{place}": [
-                metric(drawn[f"{kind}/{place}/{layer}"], n, TRACED, "percentage points")
-                for layer in range(depth)
-            ]
-            for kind in KINDS
-            for place in PLACES
-        },
-        window=traced.window,
-        sentences=[],
-    )
-    suggestion.sentences = [*_words(suggestion), known.describe() + "."]
-    return suggestion
-
-
-def _columns(traced: Trace, vectors: Reach) -> dict[str, Floats]:
-    """Everything measured, by name, one number per fact: means are redrawn together."""
-    columns = {
-        "clean": traced.clean,
-        "corrupted": traced.corrupted,
-        "effect": traced.clean - traced.corrupted,
-    }
-    for layer in range(vectors.probability.shape[1]):
-        columns[f"probability/{layer}"] = vectors.probability[:, layer]
-        columns[f"reached/{layer}"] = vectors.reached[:, layer]
-        for kind in KINDS:
-            for place in PLACES:
-                columns[f"{kind}/{place}/{layer}"] = traced.effects(kind, place)[:, layer]
-    return columns
-
-
-def _findings(drawn: Mapping[str, Floats], depth: int, n: int) -> list[LayerFinding]:
-    best = max(range(depth), key=lambda layer: float(drawn[f"probability/{layer}"][0]))
-    found = []
-    for layer in range(depth):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share = drawn[f"block/subject/{layer}"] / drawn["effect"]
-        carried = metric(np.where(np.isfinite(share), share, np.nan), n, TRACED)
-        reached = metric(drawn[f"reached/{layer}"], n, WRITTEN)
-        behind = drawn[f"probability/{best}"] - drawn[f"probability/{layer}"]
-        found.append(
-            LayerFinding(
-                layer=layer,
-                carried=carried,
-                reached=reached,
-                probability=metric(drawn[f"probability/{layer}"], n, WRITTEN),
-                behind=metric(behind, n, WRITTEN, "percentage points"),
-                works=carried.low >= 100 * CARRIED and reached.low >= 100 * REACHED_SHARE,
-            )
+    options, fixed = options or Options(), REWRITING | dict(fixed or {})
+    assert issubclass(kind, ValueMethod)
+    if "contexts" in fixed or kind.name == "rome":
+        fixed.pop("context_tokens" if "contexts" in fixed else "keys", None)
+    fixed["template"] = Asking(reader, fixed.get("template", "auto")).template
+    count = min(MANY, max(FEW, len(edits)))
+    file = _file(spec, reader, kind, fixed, count, options, seed)
+    if not again and (kept := _kept(file)) is not None:
+        return kept
+    bench = _bench(spec, reader, kind, candidates, edits, fixed, options, count, seed)
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as values:
+        for patch in options.below:
+            stack.enter_context(applied(spec.model, patch))
+        bench.plan = replace(
+            bench.plan, options=replace(bench.plan.options, cache=Path(values), resume=True)
         )
+        best = find(bench, FEW, options.progress or (lambda name, done, total: None))
+    found = _suggestion(spec, kind.name, bench, best)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, found.model_dump_json(indent=1).encode())
     return found
 
 
-def _layers(findings: Sequence[LayerFinding]) -> list[int]:
-    """The layers to write: contiguous, working, ending where the value is put."""
-    last = [each.layer for each in findings if each.works and each.behind.low < 100 * CLEARLY]
-    if not last:
-        return []
-    first = last[-1]
-    while first > 0 and findings[first - 1].works and last[-1] - first + 1 < LONGEST:
-        first -= 1
-    return list(range(first, last[-1] + 1))
+def _bench(
+    spec: ModelSpec,
+    reader: Any,
+    kind: type[ValueMethod],
+    candidates: Sequence[Candidate],
+    edits: Sequence[Edit],
+    fixed: dict[str, Any],
+    options: Options,
+    count: int,
+    seed: int,
+) -> Bench:
+    method = kind(validated(kind.config_class, fixed, kind.name))
+    config: ValueConfig = method.config
+    asking = Asking(reader, config.template)
+    probes = make_probes(spec, asking, candidates, edits, wanted=count, seed=seed)
+    layers = candidate_layers(spec, fixed.get("layers"))
+    plan = Plan.make(
+        spec, reader, probes.edits, config, options, layers=layers, contexts=method.contexts()
+    )
+    statistics = KeyStatistics.collect(plan, config.tokens, config.image_weight)
+    quiet = replace(plan, options=Options(below=options.below), notes=Notes(lambda message: None))
+    return Bench(spec, kind, fixed, quiet, replace(statistics, notes=quiet.notes), probes)
 
 
-def _verdict(findings: Sequence[LayerFinding], effect: Estimate, layers: Sequence[int]) -> Verdict:
-    if effect.low <= 0:
-        return "subject not used"
-    if layers:
-        return "layers"
-    if any(_by_means(each) for each in findings):
-        return "undecided"
-    reaching = any(each.reached.low >= 100 * REACHED_SHARE for each in findings)
-    return "last token" if reaching or not _carries(findings) else "no vector"
+def _file(
+    spec: ModelSpec,
+    reader: Any,
+    kind: type[Method],
+    fixed: dict[str, Any],
+    count: int,
+    options: Options,
+    seed: int,
+) -> Path:
+    """Where settings for this model are kept."""
+    what = [
+        RULE,
+        weights_hash(spec),
+        tokenizer_hash(tokenizer_of(reader)),
+        kind.name,
+        fixed,
+        count > 2 * FEW,
+        options.corpus.sha256 if options.corpus else None,
+        [patch_hash(patch) for patch in options.below],
+        seed,
+        __version__,
+    ]
+    name = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+    return (options.cache or cache_directory()) / "edit-settings" / f"{name}.json"
 
 
-def _by_means(finding: LayerFinding) -> bool:
-    """Whether the means are high enough, whatever their intervals."""
-    carried, reached = finding.carried.value, finding.reached.value
-    return carried >= 100 * CARRIED and reached >= 100 * REACHED_SHARE
+def _kept(file: Path) -> Suggestion | None:
+    try:
+        return Suggestion.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
-def _carries(findings: Sequence[LayerFinding]) -> bool:
-    return any(each.carried.low >= 100 * CARRIED for each in findings)
+def _suggestion(spec: ModelSpec, method: str, bench: Bench, best: Trial) -> Suggestion:
+    found = Suggestion(
+        model=spec.describe(),
+        method=method,
+        verdict="works" if best.score >= USELESS else "weak",
+        settings=best.settings,
+        layers=best.layers,
+        z_layer=best.layers[-1],
+        probes=len(bench.probes.edits),
+        own=bench.probes.own,
+        best=best,
+        trials=bench.done,
+        sentences=[],
+    )
+    found.sentences = _words(found)
+    return found
 
 
 def _words(found: Suggestion) -> list[str]:
-    noise = (
-        f"Noise on the subject takes the answer's probability from {found.clean.value:.1f} % to "
-        f"{found.corrupted.value:.1f} %"
-    )
-    reaching = max(found.findings, key=lambda each: each.probability.value)
-    carrying = max(found.findings, key=lambda each: each.carried.value)
-    vector = (
-        f"At layer {reaching.layer}, the best one, a vector at the subject's last token made the "
-        f"model give another answer to {interval(reaching.reached)} of the facts."
-    )
-    carried = (
-        f"{noise}; putting back layer {carrying.layer}'s output at the subject's last token, the "
-        f"most that any layer returns, gives back {interval(carrying.carried)} of that."
-    )
-    if found.verdict == "layers":
-        words = _words_of_layers(found, noise, reaching)
-    elif found.verdict == "undecided":
-        words = _words_of_doubt(found)
-    elif found.verdict == "last token":
-        words = [
-            "No layer works: this model recalls at its last token; closed-form editing at the "
-            "subject will score 0 or little.",
-            carried,
-            f"{vector} Such a vector replaces the subject before it is read: more than that share "
-            "cannot be reached by forcing this layer.",
-        ]
-    elif found.verdict == "no vector":
-        words = [
-            "No layer works: the subject's last token carries the facts, but no vector put there "
-            "makes this model say something else; closed-form editing will score 0.",
-            vector,
-            carried,
-        ]
-    else:
-        words = [
-            "No layer can be named: noise on the subject does not change this model's answers "
-            f"(by {interval(found.effect)} points), so it does not use the subject.",
-        ]
-    few = (
-        f"Only {found.known} facts: the intervals say little; give more."
-        if found.known < FEW
+    best, first, last = found.best, found.layers[0], found.layers[-1]
+    named = f"layer {last}" if first == last else f"layers {first} to {last}"
+    own = (
+        f" {found.own} of them are what the model says by itself, since too few of the facts given are "
+        "known to it."
+        if found.own
         else ""
     )
-    return [*words, few] if few else words
-
-
-def _words_of_doubt(found: Suggestion) -> list[str]:
-    close = [each for each in found.findings if _by_means(each)]
-    best = max(close, key=lambda each: (each.reached.value, each.carried.value))
-    named = ", ".join(str(each.layer) for each in close)
-    return [
-        f"Undecided: by their means layers {named} would work, but the intervals are too wide to say "
-        "so; give more facts that the model knows.",
-        f"At layer {best.layer} a vector at the subject's last token made the model give another answer "
-        f"to {interval(best.reached)} of {found.known} facts, and its output carries "
-        f"{interval(best.carried)} of what noise on the subject takes away.",
-    ]
-
-
-def _words_of_layers(found: Suggestion, noise: str, best: LayerFinding) -> list[str]:
-    chosen = next(each for each in found.findings if each.layer == found.z_layer)
-    first, last = found.layers[0], found.layers[-1]
-    named = f"layer {first}" if first == last else f"layers {first} to {last}"
-    numbers = ",".join(str(layer) for layer in found.layers)
-    compared = (
-        "No layer did better."
-        if best.layer == chosen.layer
-        else f"The best, layer {best.layer}: {interval(best.reached)}."
+    said = (
+        f"Of {len(found.trials)} settings tried on {found.probes} probe facts, {found.method} does best "
+        f"at {named}: the new answer wins by {best.target:.0f} %, after other wordings by "
+        f"{best.paraphrase:.0f} %, and other subjects keep theirs by {best.neighbour:.0f} %.{own}"
     )
+    if found.verdict == "works":
+        return [said]
     return [
-        f"Write to {named}, with the value at layer {last}: --set layers=[{numbers}]",
-        f"At layer {last} a vector at the subject's last token made the model give another answer "
-        f"to {interval(chosen.reached)} of {found.known} facts. {compared}",
-        f"{noise}; putting back layer {last}'s output at the subject's last token returns "
-        f"{interval(chosen.carried)} of that.",
+        f"Nothing that was tried edits this model reliably with {found.method}: closed-form editing at "
+        "the subject may score 0 or little; it may recall its facts at the prompt's last token "
+        "(--lookup last).",
+        said,
     ]

@@ -10,6 +10,7 @@ from modalign.editing.methods.pmet import PMET, PMETConfig
 from modalign.editing.methods.rome import ROME, ROMEConfig
 from modalign.errors import UsageError, choose
 
+DEFAULT_METHOD = "memit"  # best on models that nobody tuned for (docs/editing-untuned.md)
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (PMET, MEMIT, ROME, FT, FTL, AlphaEdit)
 }
@@ -27,6 +28,7 @@ def method_named(name: str) -> type[Method]:
 
 
 __all__ = [
+    "DEFAULT_METHOD",
     "FT",
     "FTL",
     "MEMIT",

@@ -30,11 +30,15 @@ class AlphaEditConfig(ValueConfig):
 
     Attributes:
         null_threshold: eigenvalues of C0 below it are directions to write in.
+        null_share: instead, the share of the keys' energy that these directions may hold together.
         l2: weight of the update's own size.
+        l2_share: instead, in parts of what the edits' keys have in the null space, on average.
     """
 
     null_threshold: float = Field(default=2e-2, gt=0)
+    null_share: float | None = Field(default=None, gt=0, lt=1)
     l2: float = Field(default=10.0, gt=0)
+    l2_share: float | None = Field(default=None, gt=0)
 
 
 class AlphaEdit(ClosedForm):
@@ -46,16 +50,25 @@ class AlphaEdit(ClosedForm):
     config: AlphaEditConfig
 
     def change(
-        self, computation: Computation, layer: int, keys: Tensor, residuals: Tensor
+        self,
+        computation: Computation,
+        layer: int,
+        keys: Tensor,
+        residuals: Tensor,
+        edits: tuple[int, ...],
     ) -> SolvedChange:
         """See :class:`ClosedForm`."""
         earlier = computation.earlier_keys(layer)
-        edits = computation.plan.owners + (-1,) * earlier.shape[1]
         both = torch.cat([keys, earlier], dim=1)
-        basis = null_space(computation.key_statistics.matrix(layer), self.config.null_threshold)
+        config = self.config
+        spectrum = computation.key_statistics.spectrum(layer)
+        basis = null_space(spectrum, config.null_threshold, config.null_share)
         computation.plan.notes.add(
             f"layer {layer}: null space of {basis.shape[1]} of {len(keys)} directions"
         )
+        owners = edits + (-1,) * earlier.shape[1]
         still = residuals.new_zeros(len(residuals), earlier.shape[1])
-        dual = project(basis, both, self.config.l2)
-        return SolvedChange(both, dual, torch.cat([residuals, still], dim=1), edits)
+        held = float((basis.T @ keys).square().sum(0).mean())
+        l2 = config.l2 if config.l2_share is None else config.l2_share * held
+        dual = project(basis, both, l2)
+        return SolvedChange(both, dual, torch.cat([residuals, still], dim=1), owners)

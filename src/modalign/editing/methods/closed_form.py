@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from modalign.editing.computation import Computation, Solution
 from modalign.editing.engine.keys import read_keys, read_outputs
+from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import Site
 from modalign.editing.methods.base import ValueMethod
 from modalign.patches.changes import SolvedChange
@@ -36,7 +39,12 @@ class ClosedForm(ValueMethod):
 
     @abstractmethod
     def change(
-        self, computation: Computation, layer: int, keys: Tensor, residuals: Tensor
+        self,
+        computation: Computation,
+        layer: int,
+        keys: Tensor,
+        residuals: Tensor,
+        edits: tuple[int, ...],
     ) -> SolvedChange:
         """The change of one layer's weight.
 
@@ -45,6 +53,7 @@ class ClosedForm(ValueMethod):
             layer: which.
             keys: K, (d_in, n).
             residuals: R, (D, n), already spread.
+            edits: number of each column's edit, (n,).
         """
 
     def solve(self, computation: Computation) -> Solution:
@@ -54,16 +63,35 @@ class ClosedForm(ValueMethod):
         values = computation.values(
             layers[-1], self.sites(), self.config.value_settings(self.relax), requests
         )
-        wanted = torch.stack([value.wanted(self.reads) for value in values], dim=1).double()
+        columns, owners = requests, plan.owners
+        shifts = torch.stack([value.deltas[self.reads] for value in values], dim=1).double()
+        if self.config.keys == "rows":
+            columns, origins = _rows(requests)
+            owners = tuple(plan.owners[i] for i in origins)
+            shifts = shifts[:, origins]
+        wanted = read_outputs(spec, layers[-1], self.reads, columns) + shifts
         changes: dict[str, SolvedChange] = {}
         for number, layer in enumerate(layers):
             plan.tell("writing", number, len(layers))
-            keys = read_keys(spec, layer, requests)
-            missing = wanted - read_outputs(spec, layers[-1], self.reads, requests)
+            keys = read_keys(spec, layer, columns)
+            missing = wanted - read_outputs(spec, layers[-1], self.reads, columns)
             residuals = missing / self.spread(len(layers) - number)
-            change = self.change(computation, layer, keys, residuals)
+            change = self.change(computation, layer, keys, residuals, owners)
             name = spec.weight_name(layer)
             computation.weights.add(name, change.delta(), spec.transposed(layer))
             changes[name] = change
         plan.tell("writing", len(layers), len(layers))
         return Solution(changes, values)
+
+
+def _rows(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
+    """Each rewriting row as a request of its own, the bare ones first, and where each came from."""
+    longest = max(len(request.prompts) for request in requests)
+    found, origins = [], []
+    for row in range(longest):
+        for number, request in enumerate(requests):
+            if row < len(request.prompts):
+                prompts = request.prompts[row : row + 1]
+                found.append(replace(request, prompts=prompts, groups=(0,), shares=(1.0,)))
+                origins.append(number)
+    return found, origins

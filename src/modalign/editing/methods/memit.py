@@ -48,9 +48,14 @@ class MEMIT(ClosedForm):
     config: MEMITConfig
 
     def change(
-        self, computation: Computation, layer: int, keys: Tensor, residuals: Tensor
+        self,
+        computation: Computation,
+        layer: int,
+        keys: Tensor,
+        residuals: Tensor,
+        edits: tuple[int, ...],
     ) -> SolvedChange:
         """See :class:`ClosedForm`."""
         weight = self.config.weight(len(keys))
         dual = computation.key_statistics.factor(layer).solve(keys) / weight
-        return SolvedChange(keys, dual, residuals, computation.plan.owners)
+        return SolvedChange(keys, dual, residuals, edits)

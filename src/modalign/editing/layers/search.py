@@ -1,0 +1,175 @@
+"""The search behind every default: settings are tried on probe edits, and what works best is taken.
+
+1. Layers. At some places of the depth the probes are written to the layers that end there; at the two
+   best places shorter and longer stretches are tried.
+2. Reach. How long a vector may be, in lengths of the layer's output: a site's own output may be many
+   times shorter. From it follow the learning rate (a value is at its limit after a few steps) and the
+   decay (at the limit it costs less than the loss at which the optimisation stops).
+3. Strength. Lambda, or for AlphaEdit its null space and L2, by factors of ten.
+
+Steps 2 and 3 climb: on as long as the score rises. With more edits to come there are more probes, since
+what fits ten edits may be too short, or too weak, for a hundred.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from modalign.editing.engine.spec import ModelSpec, Site
+from modalign.editing.layers.trials import Bench, Trial
+from modalign.progress import Progress
+
+PLACES = (0.0, 0.08, 0.17, 0.27, 0.37, 0.5)  # of the depth, in models too deep to try every layer
+SHALLOW = 8  # layers up to which every one is tried
+LONGEST = 6  # layers written together: GPT-J's of 28 (MEMIT, PMET)
+REACHES = (0.75, 1.5, 3.0)  # lengths of the layer's output; 0.75 is MEMIT's
+RISE = 4  # steps in which a value can be at its limit
+DECAY = 0.02  # what the decay costs at the limit; the optimisation stops at a loss of 0.05
+BETTER = 0.5  # of the score, for a change to count
+USELESS = 20.0  # a score below it is no edit
+STRENGTHS: dict[str, tuple[dict[str, float], ...]] = {
+    "memit": tuple({"per_width": x} for x in (1.0, 0.1, 0.01)),
+    "pmet": tuple({"per_width": x} for x in (1.0, 0.1, 0.01)),
+    "alphaedit": tuple(
+        {"null_share": s, "l2_share": weight} for s in (0.001, 0.01, 0.1) for weight in (0.1,)
+    ),
+}
+SITES: dict[str, Site] = {"pmet": "ffn", "rome": "ffn"}  # where the others' vectors are the block's
+
+
+def places(depth: int) -> list[int]:
+    """Last layers of the stretches that are tried first."""
+    if depth <= SHALLOW:
+        return list(range(depth))
+    return sorted({round(place * (depth - 1)) for place in PLACES})
+
+
+def longest(spec: ModelSpec) -> int:
+    """Layers written together at most."""
+    return max(3, min(LONGEST, round(spec.depth * LONGEST / 28)))
+
+
+def candidate_layers(spec: ModelSpec, given: Sequence[int] | None) -> tuple[int, ...]:
+    """Every layer that a trial may write: those whose key statistics are needed."""
+    if given is not None:
+        return tuple(given)
+    most = longest(spec)
+    found = {
+        layer for last in places(spec.depth) for layer in range(max(0, last - most + 1), last + 1)
+    }
+    return tuple(sorted(found))
+
+
+def find(bench: Bench, few: int, progress: Progress = lambda name, done, total: None) -> Trial:
+    """Search; every trial is in ``bench.done``.
+
+    Args:
+        bench: the model, the method and the probes.
+        few: probes for the first step; the others use all.
+        progress: told after each trial.
+    """
+    return _Search(bench, few, progress).run()
+
+
+class _Search:
+    def __init__(self, bench: Bench, few: int, progress: Progress) -> None:
+        self.bench, self.few, self.progress = bench, few, progress
+        self.name = bench.kind.name
+        self.site: Site = SITES.get(self.name, "block")
+        self.strengths = STRENGTHS.get(self.name, ({},))
+        self.tried = 0
+
+    def run(self) -> Trial:
+        stretches = self._stretches()
+        middle = self.strengths[len(self.strengths) // 2]
+        best = [self._climb_reach(layers, middle) for layers in stretches]
+        top = max(best, key=lambda trial: trial.score)
+        top = self._climb_strength(top)
+        return self._variants(top)
+
+    def _trial(self, settings: dict[str, Any], probes: int | None = None) -> Trial:
+        found = self.bench.run(settings, probes)
+        self.tried += 1
+        self.progress(
+            f"trying {self.name} on probe facts", self.tried, max(self.expected, self.tried)
+        )
+        return found
+
+    @property
+    def expected(self) -> int:
+        """About how many trials there will be."""
+        return len(places(self.bench.spec.depth)) + 12
+
+    def _stretches(self) -> list[list[int]]:
+        """The best two stretches of layers."""
+        given = self.bench.fixed.get("layers")
+        if given is not None:
+            return [list(given)]
+        spec = self.bench.spec
+        most = 1 if self.name == "rome" else longest(spec)
+        middle = self.strengths[len(self.strengths) // 2]
+
+        def tried(last: int, length: int) -> Trial:
+            layers = list(range(max(0, last - length + 1), last + 1))
+            return self._trial(self._settings(layers, REACHES[0], middle), self.few)
+
+        ends = sorted((tried(last, most) for last in places(spec.depth)), key=_score, reverse=True)
+        found = list(ends)
+        for end in ends[:2]:
+            found += [tried(end.layers[-1], length) for length in {1, (most + 1) // 2}]
+        found.sort(key=_score, reverse=True)
+        once: list[list[int]] = []
+        for trial in found:
+            if trial.layers not in once:
+                once.append(trial.layers)
+        return once[:2]
+
+    def _settings(
+        self, layers: Sequence[int], reach: float, strength: dict[str, Any]
+    ) -> dict[str, Any]:
+        """All settings that follow from a stretch, a reach and a strength."""
+        bench, last = self.bench, layers[-1]
+        own = bench.length(last, self.site)
+        limit = reach * bench.length(last, "block")
+        return {
+            "layers": list(layers),
+            "clamp": _rounded(limit / own),
+            "lr": _rounded(limit / RISE / math.sqrt(bench.spec.width)),
+            "decay": _rounded(min(0.5, DECAY * own**2 / limit)),
+            **strength,
+        }
+
+    def _climb_reach(self, layers: Sequence[int], strength: dict[str, Any]) -> Trial:
+        return self._climb(REACHES, lambda reach: self._settings(layers, reach, strength))
+
+    def _climb_strength(self, top: Trial) -> Trial:
+        tried = [self._trial(top.settings | each) for each in self.strengths]
+        return max([top, *tried], key=lambda t: t.score + (BETTER if t is top else 0.0))
+
+    def _climb(self, values: Sequence[float], made: Callable[[float], dict[str, Any]]) -> Trial:
+        """The first value after which the score rises no more."""
+        best = self._trial(made(values[0]))
+        for value in values[1:]:
+            found = self._trial(made(value))
+            if found.score <= best.score + BETTER:
+                break
+            best = found
+        return best
+
+    def _variants(self, top: Trial) -> Trial:
+        """PMET: with the FFN's vector alone, where that is better."""
+        if self.name != "pmet":
+            return top
+        found = self._trial(top.settings | {"attention_vector": False})
+        return found if found.score > top.score + BETTER else top
+
+
+def _score(trial: Trial) -> float:
+    return trial.score
+
+
+def _rounded(value: float) -> float:
+    """Three digits, so that what is printed is what was tried."""
+    return float(f"{value:.3g}")
