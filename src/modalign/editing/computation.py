@@ -19,12 +19,7 @@ from modalign.cache import cache_directory
 from modalign.data.corpus import Corpus
 from modalign.editing.config import EditConfig
 from modalign.editing.edits import Edit
-<<<<<<< HEAD
-from modalign.editing.engine.contexts import sample_contexts
-=======
 from modalign.editing.engine.contexts import LENGTH, sample_contexts
-from modalign.editing.engine.corpus import Corpus
->>>>>>> d719a6c (Editing measures its settings on the user's model: probes are written, and what the model says decides)
 from modalign.editing.engine.covariance import (
     Covariance,
     collect,

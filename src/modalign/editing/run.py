@@ -20,16 +20,11 @@ from modalign.editing.checks import refuse_unwritten, refuse_warnings
 from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asking
-<<<<<<< HEAD
-from modalign.editing.methods import Method, method_named
-=======
-from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.probes import of_edits
 from modalign.editing.layers.proposal import measured
 from modalign.editing.methods import DEFAULT_METHOD, Method, method_named
 from modalign.editing.methods.base import ValueMethod
->>>>>>> d719a6c (Editing measures its settings on the user's model: probes are written, and what the model says decides)
 from modalign.editing.multimodal.pictures import read_pictures
 from modalign.editing.readers import read_edits, validate_against_tokenizer
 from modalign.editing.readers.rows import shown

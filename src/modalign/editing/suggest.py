@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modalign.data.corpus import read_corpus
 from modalign.editing.computation import Options
-from modalign.editing.engine.corpus import read_corpus
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.facts import holds_facts, read_facts
 from modalign.editing.layers.probes import of_edits, of_facts
