@@ -99,3 +99,15 @@ def load_saved(path: Path, kind: type[Saved], verb: str) -> Saved:
         raise DataError(
             f"{path} was not written by 'modalign app {verb}' ({first_line(error)})"
         ) from error
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as text ({first_line(error)})") from error
