@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from modalign.cli import app_fingerprint, app_link
+from modalign.cli import app_documents, app_fingerprint, app_link
 
 app = typer.Typer(
     help="Applications, each with its simple rule and its report.", no_args_is_help=True
 )
 app.add_typer(app_link.app, name="link")
 app.add_typer(app_fingerprint.app, name="fingerprint")
+app.add_typer(app_documents.app, name="documents")

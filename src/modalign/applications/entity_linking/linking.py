@@ -111,4 +111,4 @@ def chosen(
 
 
 def _shown(entity: Entity) -> str:
-    return f"{entity.name}: {entity.description[:120]}" if entity.description else entity.name
+    return f"{entity.name}: {entity.description[:60]}" if entity.description else entity.name
