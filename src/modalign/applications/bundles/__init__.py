@@ -1,0 +1,1 @@
+"""``modalign app bundle``: complete a bundle of items."""

@@ -1,0 +1,69 @@
+"""Complete a bundle: by titles, by what was bought together, by a model's choice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from modalign.applications.bundles.data import Bundle, Catalogue, Question
+from modalign.data.records import Message, Record, Source
+from modalign.index.lexical import Lexical, Scores
+
+POPULAR, TOGETHER, TITLES, BOTH = (
+    "popularity",
+    "co-occurrence",
+    "title TF-IDF",
+    "title TF-IDF + co-occurrence",
+)
+TEMPLATE = "A bundle of products holds:\n{shown}\nWhich product belongs to it?"
+
+
+class Completer:
+    """Scores of items for a bundle.
+
+    Args:
+        catalogue: all items.
+        train: bundles that are known.
+        alike: (items, items) cosines of titles, if they were computed before.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, train: Sequence[Bundle], alike: Scores | None = None
+    ) -> None:
+        self.alike = likeness(catalogue) if alike is None else alike
+        self.popular = Counter(item for bundle in train for item in bundle.items)
+        self.together: Counter[tuple[int, int]] = Counter(
+            (a, b) for bundle in train for a in bundle.items for b in bundle.items if a != b
+        )
+
+    def score(self, way: str, shown: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
+        """Return (candidates,) scores."""
+        titles = self.alike[np.ix_(list(shown), list(candidates))].mean(0)
+        pairs = np.array([sum(self.together[s, c] for s in shown) for c in candidates], dtype=float)
+        if way == POPULAR:
+            return np.array([float(self.popular[c]) for c in candidates])
+        return {TOGETHER: pairs, TITLES: titles, BOTH: titles + pairs / (1 + pairs)}[way].round(9)
+
+    def best(self, shown: Sequence[int], k: int) -> list[tuple[int, float]]:
+        """Return the k likeliest items and their scores, by both titles and pairs."""
+        others = [item for item in range(len(self.alike)) if item not in set(shown)]
+        scores = self.score(BOTH, shown, others)
+        order = np.argsort(-scores, kind="stable")[:k]
+        return [(others[at], float(scores[at])) for at in order]
+
+
+def likeness(catalogue: Catalogue) -> Scores:
+    """Return (items, items) cosines of titles, by words and pairs of words."""
+    return Lexical(catalogue.titles, "words").scores(catalogue.titles)
+
+
+def record_of(question: Question, catalogue: Catalogue, number: int) -> Record | None:
+    """Return the question to a model, the right title as its answer; None if two candidates have one title."""
+    titles = [catalogue.titles[item] for item in question.candidates]
+    if len({title.casefold().strip() for title in titles}) < len(titles) or len(titles) < 2:
+        return None
+    shown = "\n".join(f"- {catalogue.titles[item]}" for item in question.shown)
+    turns = (Message("user", (TEMPLATE.format(shown=shown),)), Message("assistant", (titles[0],)))
+    return Record(f"bundle-{number}", turns, Source("the bundles", number), options=tuple(titles))
