@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from modalign.data.supervision import IGNORE, Sample, tokenise, tokenise_all
 from modalign.errors import DataError
+from modalign.models.asking import answer_ids, conversation_of, text_ids
 from modalign.models.compose import DEFAULT_CHAT_TEMPLATE, prepare_tokenizer
 
 CHATML = """\
@@ -280,3 +281,15 @@ def test_prompt_length_against_a_loop(sample: Sample) -> None:
     while place > 0 and flags[place - 1]:
         place -= 1
     assert sample.prompt_length == place
+
+
+def test_without_a_template_a_model_is_trained_as_it_is_asked(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    record = tiny.record("what is this?", "a cat", "and two dogs?", "yes be brief", system="Q:")
+    sample = tokenise(record, tokenizer)
+    asked = conversation_of(record, tokenizer)
+    prompt, answer = text_ids(tokenizer, asked), answer_ids(tokenizer, asked, "yes be brief")[0]
+    assert sample.ids.tolist() == [*prompt, *answer]
+    assert sample.supervised.tolist() == [False] * len(prompt) + [True] * len(answer)
+    with pytest.raises(DataError, match="no token is supervised"):
+        tokenise(tiny.record("what is this?"), tokenizer)

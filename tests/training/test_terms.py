@@ -218,3 +218,47 @@ def test_ascent_stops_at_its_limit() -> None:
     assert float(found) == pytest.approx(-np.minimum(losses, limit).mean(), rel=1e-5)
     (slope,) = torch.autograd.grad(found, logits)
     assert (slope.abs().sum(1) > 0).tolist() == (losses < limit).tolist()
+
+
+def test_simple_preference_is_per_token() -> None:
+    logits, batch = answers()
+    sums, lengths, beta, delta = log_likelihoods(logits, batch), [2, 1, 3], 1.7, 0.4
+    margins = [beta * (-s / n - delta) for s, n in zip(sums, lengths, strict=True)]
+    expected = sum(-2 / beta * math.log(1 / (1 + math.exp(-m))) for m in margins) / 3
+    outputs = SimpleNamespace(logits=logits)
+    found = term("simnpo")(outputs, batch, {}, beta=beta, delta=delta)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    batch.numbers = torch.tensor([0, -1, 1])  # the second only pads
+    left = sum(-2 / beta * math.log(1 / (1 + math.exp(-margins[i]))) for i in (0, 2)) / 3
+    assert term("simnpo")(outputs, batch, {}, beta=beta, delta=delta).item() == pytest.approx(left)
+
+
+def test_self_distillation_lowers_the_true_tokens_logit_alone() -> None:
+    (own, batch), (before, _) = answers(), answers(1)
+    lowered = before.detach().clone()
+    for row, target in enumerate(batch.targets.tolist()):
+        lowered[row, target] -= 4
+    expected = -(distribution(lowered) * np.log(distribution(own.detach()))).sum() / 6
+    outputs, reference = SimpleNamespace(logits=own), SimpleNamespace(logits=before.detach())
+    found = term("undial")(outputs, batch, {"start": reference}, beta=4.0)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(reference.logits, before.detach())  # the reference is read, not changed
+
+
+def test_misdirection_is_towards_one_direction_of_relative_length() -> None:
+    own, before = drawn(4, 6), drawn(4, 6, seed=1)
+    outputs = SimpleNamespace(hidden=lambda layer, at: {(2, "tokens"): own}[layer, at])
+    reference = SimpleNamespace(hidden=lambda layer, at: {(2, "tokens"): before}[layer, at])
+    batch = SimpleNamespace(num_positions=8.0)
+
+    def found(states: Tensor, **more: Any) -> float:
+        outputs.hidden = lambda layer, at: states
+        return float(term("rmu")(outputs, batch, {"start": reference}, layer=2, scale=3.0, **more))
+
+    unit = torch.randn(6, generator=torch.Generator().manual_seed(7)).numpy()
+    unit /= np.linalg.norm(unit)
+    wanted = 3 * np.linalg.norm(before.numpy(), axis=1, keepdims=True) * unit
+    expected = ((own.numpy() - wanted) ** 2).mean(1).sum() / 8
+    assert found(own, direction=7) == pytest.approx(expected, rel=1e-4)
+    assert found(torch.tensor(wanted, dtype=torch.float32), direction=7) < 1e-10
+    assert found(own, direction=8) != pytest.approx(expected, rel=1e-2)

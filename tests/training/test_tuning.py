@@ -12,8 +12,10 @@ import torch
 from distributed_work import CutOffError, stop_before
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
+import tiny
 from modalign.data.corpus import Corpus, is_corpus, windows
 from modalign.errors import DataError, UsageError
+from modalign.evaluation.likelihood import score_options
 from modalign.models.export import save_model
 from modalign.models.open import open_model
 from modalign.models.saved import open_composed
@@ -138,3 +140,22 @@ def test_a_model_with_media_learns_and_stays_what_it_was(
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the teacher: .*nowhere is not a folder"):
         open_composed(tmp_path / "nowhere", "the teacher")
+
+
+def test_a_model_without_a_chat_template_stays_without_one(
+    llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    opened = open_composed(llm_folder())
+    opened.tokenizer.chat_template = None
+    opened.save(tmp_path / "plain")
+    again = open_composed(tmp_path / "plain")
+    rows = [{"question": f"what is {n}?", "answer": "a cat"} for n in ("one", "two")]
+    samples = read_samples(tiny.write_jsonl(tmp_path / "rows.jsonl", rows), again)
+    tuning = Tuning(again, [Stage()], settings(val_points=1), samples, samples)
+    tuning.check()
+    tuning.run(BUDGET, tmp_path / "run")
+    tuning.save(tmp_path / "model")
+    model, tokenizer = open_model(tmp_path / "model")
+    assert tokenizer.chat_template is None
+    assert {options[0].loglikelihood > -0.5 for options in score_options(
+        model, tokenizer, [sample.record for sample in samples], [["a cat"]] * 2)} == {True}  # fmt: skip

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from modalign.chat_templates import as_text, end_ids, ids_and_offsets, supervised
+from modalign.chat_templates import (
+    as_text,
+    end_ids,
+    ids_after,
+    ids_and_offsets,
+    plain_ids,
+    supervised,
+)
 from modalign.data.modalities import modality_names
 from modalign.data.records import Media, Message, Record, mark
 from modalign.errors import DataError
@@ -96,8 +103,16 @@ def template_messages(messages: Sequence[Message], tokenizer: Any) -> list[dict[
 def _labelled(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
     """Return token ids, and whether the model must produce each: the assistant's text up to its end mark.
 
-    Texts are compared, not ids: a token may span the border between prompt and answer.
+    Texts are compared, not ids: a token may span the border between prompt and answer. Without a chat template
+    the text is as such a model is asked (:func:`modalign.models.asking.text_ids`): the messages a line each,
+    and the last answer after a space; only that is supervised, and no end mark follows.
     """
+    if tokenizer.chat_template is None:
+        before = "\n".join(str(message["content"]) for message in messages[:-1])
+        asked = plain_ids(tokenizer, before) if before else []
+        answered = messages[-1]["role"] == "assistant"
+        said = ids_after(tokenizer, before, f" {messages[-1]['content']}") if answered else []
+        return [*asked, *said], [False] * len(asked) + [True] * len(said)
     text, spans = supervised(tokenizer, messages)
     ids, offsets = ids_and_offsets(tokenizer, text)
     ends = end_ids(tokenizer)

@@ -221,13 +221,14 @@ def _processor(
     images = next((encoder for encoder in encoders if encoder.modality == "image"), None)
     tokens = {e.modality: token_table(model.connector(e.modality), e.module) for e in encoders}
     marks = {encoder.modality: mark(encoder.modality) for encoder in encoders}
+    template = tokenizer.chat_template  # a saved language model may have none
     return ModalignProcessor(
         # A processor without an image processor cannot be reloaded; this one is never used.
         image_processor=images.processor if images else plain_processor(1),
         tokenizer=tokenizer,
         num_image_tokens=tokens["image"][-1] if images else 0,
         image_token=IMAGE_TOKEN,
-        chat_template=multimodal_template(tokenizer.chat_template, marks),
+        chat_template=None if template is None else multimodal_template(template, marks),
         signals={
             encoder.modality: {
                 "spec": encoder.spec,
