@@ -91,7 +91,7 @@ def undial(
     reference: str = START,
     beta: Positive = 10.0,
 ) -> Tensor:
-    """Cross-entropy to softmax(z - beta at the true token), where z are the reference's logits; mean over tokens."""
+    """Cross-entropy to softmax(z - beta at the true token), z the reference's logits; mean over tokens."""
     theirs = references[reference].logits
     width = min(outputs.logits.shape[-1], theirs.shape[-1])
     lowered = theirs[:, :width].float().clone()
