@@ -17,6 +17,8 @@ from torch import Tensor
 
 from modalign.errors import UsageError
 from modalign.training.objectives import term
+from modalign.training.outputs import TopWords
+from modalign.training.terms import distillation
 from modalign.training.terms.contrast import contrast
 from modalign.training.terms.distillation import divergence
 
@@ -262,3 +264,48 @@ def test_misdirection_is_towards_one_direction_of_relative_length() -> None:
     assert found(own, direction=7) == pytest.approx(expected, rel=1e-4)
     assert found(torch.tensor(wanted, dtype=torch.float32), direction=7) < 1e-10
     assert found(own, direction=8) != pytest.approx(expected, rel=1e-2)
+
+
+@given(st.integers(1, V), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
+def test_a_stored_reference_is_compared_over_its_words_and_the_rest(
+    k: int, beta: float, seed: int
+) -> None:
+    """Against the divergence of the coarse distributions by scipy; it never exceeds that of the whole ones."""
+    own, whole = drawn(3, V, seed=seed), drawn(3, V, seed=seed + 1)
+    values, ids = whole.log_softmax(-1).topk(k)
+    others = whole.log_softmax(-1).scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    stored = TopWords(ids, torch.cat([values, others.clamp(min=-1e4)], -1), V)
+    found = divergence(own, stored, 1.0, beta)
+    q, p = (np.take_along_axis(distribution(each), ids.numpy(), 1) for each in (own, whole))
+    q, p = (
+        np.concatenate([each, 1 - each.sum(1, keepdims=True)], 1).clip(1e-12) for each in (q, p)
+    )
+    m = beta * p + (1 - beta) * q
+    expected = {0.0: rel_entr(p, q), 1.0: rel_entr(q, p)}.get(
+        beta, beta * rel_entr(p, m) + (1 - beta) * rel_entr(q, m)
+    )
+    assert found.tolist() == pytest.approx(expected.sum(-1).tolist(), rel=1e-3, abs=1e-5)
+    assert (found <= divergence(own, whole, 1.0, beta) + 1e-5).all()
+
+
+def test_in_chunks_it_is_the_same_and_keeps_only_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, reference = drawn(64, V).requires_grad_(), drawn(64, V, seed=1)
+
+    def taken() -> tuple[Tensor, Tensor, int]:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            value = divergence(own, reference, 1.3, 0.4)
+        (gradient,) = torch.autograd.grad(value.sum(), own)
+        return value.detach(), gradient, sum(kept.values())
+
+    whole = taken()
+    monkeypatch.setattr(distillation, "CHUNK", 5 * V)
+    chunked = taken()
+    torch.testing.assert_close(whole[0], chunked[0])
+    torch.testing.assert_close(whole[1], chunked[1])
+    assert chunked[2] <= 2 * own.nbytes < whole[2]

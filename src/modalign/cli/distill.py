@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -140,4 +140,59 @@ def distill(
     stdout.print(terminal(differences_table(found)))
     stderr.print(
         f"\nModel: {found.model}\nReport: {out / 'report.html'}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command(epilog=options.EXIT_CODES)
+def store(
+    teacher: Annotated[str, typer.Argument(help="Model folder.")],
+    data: Annotated[str, typer.Argument(help="Records, or plain text, that students train on.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the store.")],
+    top: Annotated[int, typer.Option(min=1, help="Words kept of every position.")] = 64,
+    at: Annotated[
+        str, typer.Option(help="Positions: answers, media or answers,media.")
+    ] = "answers",
+    temperature: Annotated[float, typer.Option(help="Of the log-probabilities.")] = 1.0,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a window of plain text.")] = 256,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted store.")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    json_output: options.Json = False,
+) -> None:
+    """Store a teacher: run it over the data once, and keep its most likely words on disk.
+
+    The store is bound to the teacher's weights, the data and the tokenizer. `--teacher STORE` reads it in place
+    of the teacher, which then never enters memory.
+
+    **Examples**
+
+    - `modalign distill store BIG train.jsonl -o runs/big-64`
+
+    - `modalign distill store BIG train.jsonl -o runs/big-64 --at answers,media --resume`
+
+    - `modalign distill --teacher runs/big-64 --student SMALL --data train.jsonl
+      --schedule throughout-relation-kl_visual -o runs/kd`
+    """
+    from modalign.cli.console import bars, print_json, quiet_libraries, stdout
+    from modalign.compression.distillation.store import StoreRequest
+    from modalign.compression.distillation.store import store as run
+    from modalign.numbers.words import size
+
+    quiet_libraries()
+    places: Any = tuple(name.strip() for name in at.split(",") if name.strip())
+    request = StoreRequest(teacher, data, out, top, places, temperature, length, device or "auto")
+    with bars(not json_output) as progress:
+        found = run(request, resume=resume, overwrite=overwrite, progress=progress)
+    if json_output:
+        print_json(found.summary())
+        return
+    each = found.summary()["bytes_per_1000_records"]
+    stdout.print(
+        f"{found.header.records:,} records, {found.positions:,} positions, {found.header.top} words each: "
+        f"{size(found.bytes)} ({size(each)} per 1,000 records) in {out}",
+        highlight=False,
+        soft_wrap=True,
     )

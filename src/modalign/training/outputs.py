@@ -134,20 +134,41 @@ class Everyone:
     keys: Tensor
 
 
+@dataclass(frozen=True)
+class TopWords:
+    """A reference's predictions, of its most likely words alone.
+
+    Attributes:
+        ids: (R, k) those words.
+        values: (R, k + 1) their log-probabilities, and that of all others together.
+        vocabulary: V, how many words there are.
+    """
+
+    ids: Tensor
+    values: Tensor
+    vocabulary: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Any) -> TopWords:
+        return replace(self, ids=self.ids[rows], values=self.values[rows])
+
+
 @dataclass
 class Outputs:
     """A model's outputs for a micro-batch; those that no term needs are empty.
 
     Attributes:
-        logits: (K, V) at the supervised positions.
-        media_logits: (I, V) at media positions.
+        logits: (K, V) at the supervised positions; a stored reference's are :class:`TopWords`.
+        media_logits: (I, V) at media positions; likewise.
         rows: need -> hidden states (K | I | T, D), or pooled vectors (n, D).
         codes: outputs of connectors with a code.
         weights: name -> parameter.
     """
 
-    logits: Tensor
-    media_logits: Tensor
+    logits: Any
+    media_logits: Any
     rows: dict[str, Tensor] = field(default_factory=dict)
     codes: list[Any] = field(default_factory=list)
     weights: Mapping[str, Tensor] = field(default_factory=dict)

@@ -7,9 +7,10 @@ dtype it was saved in. Its rows are in the order of the trained model's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +21,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from modalign.data.modalities import modality_names
 from modalign.data.records import mark
 from modalign.data.supervision import Sample
-from modalign.errors import UsageError
+from modalign.errors import DataError, UsageError
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.parts import embedding, hidden_size
 from modalign.models.pretrained import read_pretrained
 from modalign.models.saved import open_composed
 from modalign.training.costs import CostModel
-from modalign.training.objectives import Objective
-from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read, row_kind
+from modalign.training.objectives import Objective, WeightedTerm
+from modalign.training.outputs import Outputs, TopWords, TrainBatch, prefix_places, read, row_kind
 from modalign.training.settings import START, Stage
+from modalign.training.stored import NEEDS, READERS, Place, Store, is_store, sample_keys
 from modalign.training.trainable import PartCount
 
 
@@ -246,6 +248,87 @@ def check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase)
     return max(own.values()) + 1
 
 
+class StoredReference(Reference):
+    """A stored teacher as a reference: no model runs, and nothing is charged.
+
+    Args:
+        name: in the stage.
+        folder: of the store.
+        tokenizer: the trained model's.
+
+    Raises:
+        UsageError: it lacks what a term reads, or has another vocabulary.
+    """
+
+    def __init__(self, name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_vocabulary(name, folder, tokenizer)
+        self.weights = {}
+        self.name, self.store, self.tokenizer = name, Store(Path(folder)), tokenizer
+
+    def serve(self, terms: Iterable[WeightedTerm]) -> None:
+        """Refuse terms that it cannot serve."""
+        header, where = self.store.header, f"the reference {self.name!r} ({self.store.folder})"
+        for each in terms:
+            lacking = each.reads - {NEEDS[at] for at in header.at}
+            if each.term.name not in READERS:
+                raise UsageError(
+                    f"{where} is a stored teacher: it holds the {header.top} most likely words of a position, and "
+                    f"{each.term.name} reads more. Leave the term out, or name the teacher's own folder"
+                )
+            if lacking:
+                raise UsageError(
+                    f"{where} holds no media positions, which {each.term.name} reads: store the teacher "
+                    "again with --at answers,media, or leave the term out"
+                )
+            if each.options["temperature"] != header.temperature:
+                raise UsageError(
+                    f"{where} was stored at temperature {header.temperature:g}, but {each.term.name} asks for "
+                    f"{each.options['temperature']:g}: store it again with that --temperature"
+                )
+
+    def lacking(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return the samples that it does not hold."""
+        keys = sample_keys(samples, self.tokenizer)
+        return [s for s, key in zip(samples, keys, strict=True) if key not in self.store.places]
+
+    def _read(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+        """Return the stored rows of a batch; DataError if it lacks a record, or holds other positions of it."""
+        none = torch.zeros(0, 1, device=batch.input_ids.device)
+        read = {at: self._rows(batch, at) for at, need in NEEDS.items() if need in needs}
+        return Outputs(read.get("answers", none), read.get("media", none))
+
+    def flops(self, batch: TrainBatch, needs: Collection[str]) -> float:
+        """Return 0: it was paid when it was stored."""
+        return 0.0
+
+    def _nothing(self, batch: TrainBatch, needs: Collection[str]) -> Outputs:
+        return self._read(batch, needs)  # of an uncounted batch: no rows
+
+    def _rows(self, batch: TrainBatch, at: Place) -> TopWords:
+        owners = batch.owners(at).cpu()
+        k = self.store.header.top
+        ids = torch.zeros(len(owners), k, dtype=torch.long)
+        values = torch.zeros(len(owners), k + 1)
+        wanted = owners.unique().tolist()
+        samples = [batch.samples[number] for number in wanted]
+        for number, key in zip(wanted, sample_keys(samples, self.tokenizer), strict=True):
+            own, where = owners == number, batch.samples[number].record.source
+            if key not in self.store.places:
+                raise DataError(
+                    f"{where}: the stored teacher {self.store.folder} does not hold this record; it was made from "
+                    "other data, or with another chat template"
+                )
+            words, found = self.store.rows(key, at)
+            if len(words) != int(own.sum()):
+                raise DataError(
+                    f"{where}: the stored teacher {self.store.folder} has {len(words)} {at} positions, the model "
+                    f"{int(own.sum())}; use a connector with as many tokens as the teacher's"
+                )
+            ids[own], values[own] = words.long(), found.float()
+        device = batch.input_ids.device
+        return TopWords(ids.to(device), values.to(device), self.store.header.vocabulary)
+
+
 def readings(
     references: Mapping[str, Reference], objective: Objective, batch: TrainBatch
 ) -> dict[str, Outputs]:
@@ -266,7 +349,7 @@ class References:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self.tokenizer, self.device = tokenizer, device
-        self._loaded: dict[str, FolderReference] = {}
+        self._loaded: dict[str, FolderReference | StoredReference] = {}
 
     def table(self) -> list[PartCount]:
         """Return those loaded so far, for the table of trained parts."""
@@ -276,15 +359,20 @@ class References:
     def of(self, stage: Stage, model: ModalignForConditionalGeneration) -> dict[str, Reference]:
         """Return the references that a stage's terms read; ``start`` is the model as it is now."""
         found: dict[str, Reference] = {}
-        for name in Objective.of(stage).references:
+        objective = Objective.of(stage)
+        for name in objective.references:
             if name == START:
                 found[name] = StartReference(model)
                 continue
             folder = stage.references[name]
-            if folder not in self._loaded:
+            if folder not in self._loaded and is_store(folder):
+                self._loaded[folder] = StoredReference(name, folder, self.tokenizer)
+            elif folder not in self._loaded:
                 vocabulary = embedding(model).num_embeddings
                 self._loaded[folder] = FolderReference(
                     name, folder, self.tokenizer, vocabulary, self.device
                 )
-            found[name] = self._loaded[folder]
+            found[name] = known = self._loaded[folder]
+            if isinstance(known, StoredReference):
+                known.serve(each for each in objective.terms if each.reference == name)
         return found

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from modalign.compression.distillation.config import DistillConfig
 from modalign.compression.distillation.judging import NOTHING, Judged, judge
 from modalign.compression.distillation.students import StudentPlan, plan_layers
-from modalign.connectors.base import InLayerConnector
 from modalign.data.corpus import is_corpus
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample
@@ -22,7 +22,8 @@ from modalign.errors import DataError, UsageError
 from modalign.files import write_atomically
 from modalign.models.saved import OpenedModel, open_composed
 from modalign.progress import Progress
-from modalign.training.references import check_vocabulary
+from modalign.training.references import StoredReference, check_vocabulary
+from modalign.training.stored import Store, StoreHeader, is_store
 from modalign.training.tuning import read_samples
 
 R = TypeVar("R", bound=BaseModel)
@@ -67,7 +68,7 @@ class Bench:
 
 
 def prepare(config: DistillConfig, out: Path, progress: Progress | None) -> Bench:
-    """Open and check models and data; judge the teacher and the student as they are.
+    """Open and check models and data; nothing is written.
 
     Raises:
         UsageError: the models do not fit each other, or the student cannot be made.
@@ -80,13 +81,19 @@ def prepare(config: DistillConfig, out: Path, progress: Progress | None) -> Benc
             "there is no student: name its folder with --student, or have it made from the teacher with "
             "--student-layers or --student-connector"
         )
+    stored = Path(config.teacher) if is_store(config.teacher) else None
+    if stored and not config.student:
+        raise UsageError(
+            f"{config.teacher} is a stored teacher, from which no student can be made: name the "
+            "student's folder with --student"
+        )
     whole = plan.make(config.seed)
     check_vocabulary(TEACHER, config.teacher, whole.tokenizer)
     train, evaluation, warnings = _data(config, whole, progress)
     if config.student_layers:
         plan = _cut(config, plan, whole, train)
     del whole
-    student, teacher = plan.make(config.seed), open_composed(config.teacher, "the teacher")
+    student = plan.make(config.seed)
     bench = Bench(
         config,
         out,
@@ -99,11 +106,51 @@ def prepare(config: DistillConfig, out: Path, progress: Progress | None) -> Benc
         progress=progress,
         warnings=warnings,
     )
-    _check(bench, teacher, student)
-    for name, opened in ((TEACHER, teacher), (BEFORE, student)):
-        bench.references[name] = _known(bench, name, opened)
-    _look(bench, teacher)
+    if stored:
+        header = _stored(bench, stored, student.tokenizer)
+        _check(bench, student, header.parameters)
+    else:
+        teacher = open_composed(config.teacher, "the teacher")
+        pictured = any(sample.media for sample in (*train, *evaluation))
+        if pictured and not teacher.encoders:
+            raise DataError(f"the records hold media, but the teacher {teacher.name} takes none")
+        _check(bench, student, _parameters(teacher))
     return bench
+
+
+def judge_references(bench: Bench) -> None:
+    """Judge the teacher and the student as they are, and warn of a teacher that does not look at its media."""
+    folder = bench.config.teacher
+    if is_store(folder):
+        moved = Store(Path(folder)).header.moved
+    else:
+        teacher = open_composed(folder, "the teacher")
+        bench.references[TEACHER] = _known(bench, TEACHER, teacher)
+        moved = bench.references[TEACHER].judged.moved
+    bench.references[BEFORE] = _known(bench, BEFORE, bench.plan.make(bench.config.seed))
+    if moved and max(moved) < NOTHING:
+        bench.warnings.append(
+            "The teacher does not look: blank media in place of the right ones move its answers by "
+            f"{max(moved):.1e} nats at most, over {len(moved)} records. A student learns nothing about media "
+            "from it."
+        )
+
+
+def _stored(bench: Bench, folder: Path, tokenizer: PreTrainedTokenizerBase) -> StoreHeader:
+    """Return what a stored teacher is of, if it holds all training records."""
+    reference = StoredReference(TEACHER, str(folder), tokenizer)
+    found = reference.store.header
+    if lacking := reference.lacking(bench.train):
+        raise UsageError(
+            f"{folder} holds {found.records:,} records, but not {len(lacking):,} of the {len(bench.train):,} to "
+            f"train on, {lacking[0].record.source} among them: it was made from other data. Store it again: "
+            f"modalign distill store {found.teacher} {bench.config.data} -o FOLDER"
+        )
+    bench.notes.append(
+        f"The teacher is stored: its {found.top} most likely words of every position, at temperature "
+        f"{found.temperature:g}. It was {found.teacher} (weights {found.sha256[:12]})."
+    )
+    return found
 
 
 def _data(
@@ -136,30 +183,20 @@ def _cut(
     config: DistillConfig, plan: StudentPlan, whole: OpenedModel, train: Sequence[Sample]
 ) -> StudentPlan:
     """Return the plan with the layers that the student keeps."""
-    connectors = whole.model.connectors.values()
-    if any(isinstance(connector, InLayerConnector) for connector in connectors):
-        raise UsageError(
-            "--student-layers: the student's connector acts inside its decoder layers, which cannot be cut below "
-            "it; give the student another connector with --student-connector"
-        )
     assert config.student_layers is not None
     kept = plan_layers(whole, config.student_layers, config.layers_by, train)
     return StudentPlan(plan.teacher, plan.folder, tuple(kept), plan.connector)
 
 
-def _check(bench: Bench, teacher: OpenedModel, student: OpenedModel) -> None:
-    """Refuse what cannot work, and note what is unusual."""
-    pictured = any(sample.media for sample in (*bench.train, *bench.evaluation))
-    if pictured and not teacher.encoders:
-        raise DataError(f"the records hold media, but the teacher {teacher.name} takes none")
+def _check(bench: Bench, student: OpenedModel, teacher: int) -> None:
+    """Note what is unusual; ``teacher`` is its number of parameters."""
     if bench.plan.layers:
         bench.notes.append(
             f"The student keeps the layers {', '.join(map(str, bench.plan.layers))} of {student.name}."
         )
-    sizes = [_parameters(each) for each in (teacher, student)]
-    if sizes[1] > sizes[0]:
+    if (own := _parameters(student)) > teacher:
         bench.warnings.append(
-            f"The student ({sizes[1]:,} parameters) is larger than its teacher ({sizes[0]:,})."
+            f"The student ({own:,} parameters) is larger than its teacher ({teacher:,})."
         )
 
 
@@ -188,14 +225,3 @@ def read_result(file: Path, kind: type[R]) -> R | None:
 
 def _parameters(opened: OpenedModel) -> int:
     return sum(parameter.numel() for parameter in opened.model.parameters())
-
-
-def _look(bench: Bench, teacher: OpenedModel) -> None:
-    """Warn of a teacher that does not look at its media."""
-    moved = bench.references[TEACHER].judged.moved
-    if moved and max(moved) < NOTHING:
-        bench.warnings.append(
-            "The teacher does not look: blank media in place of the right ones move its answers by "
-            f"{max(moved):.1e} nats at most, over {len(moved)} records. A student learns nothing about media "
-            "from it."
-        )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from modalign.compression.distillation.bench import Bench, prepare, read_result
+from modalign.compression.distillation.bench import Bench, judge_references, prepare, read_result
 from modalign.compression.distillation.config import DistillConfig
 from modalign.compression.distillation.judging import Judged, judge
 from modalign.compression.distillation.report import assemble, report_of
@@ -75,9 +75,12 @@ def distill(
     values = config.model_dump(mode="json")
     with run_folder(out, values, resume=resume, overwrite=overwrite) as folder:
         bench = prepare(config, out, progress)
+        for variant in variants:
+            _rehearse(bench, variant)
+        folder.begin()
+        judge_references(bench)
         for message in (*bench.warnings, *bench.notes):
             said(message)
-        folder.begin()
         trained: dict[str, list[Trained]] = {}
         for variant in variants:
             first = trained.get(variants[0].name)
@@ -90,22 +93,38 @@ def distill(
     return found
 
 
-def _training(bench: Bench, variant: Variant, seed: int, main: Trained | None) -> Trained:
-    """Train one variant under one seed, unless it is done; the first one of all is saved."""
-    place = bench.out / "runs" / method_key(variant.name) / f"seed-{seed}"
-    if (found := read_result(place / RESULT, Trained)) is not None:
-        return found
+def _place(bench: Bench, variant: Variant, seed: int) -> Path:
+    return bench.out / "runs" / method_key(variant.name) / f"seed-{seed}"
+
+
+def _tuning(bench: Bench, variant: Variant, seed: int) -> Tuning:
     config = bench.config
-    stages = variant.stages_for(config.teacher, config.terms, connectors=bench.media)
-    tuning = Tuning(
+    return Tuning(
         bench.plan.make(seed),
-        stages,
+        variant.stages_for(config.teacher, config.terms, connectors=bench.media),
         config.training,
         bench.train,
         seed=seed,
         report=_reporting(bench.progress, f"{variant.name}, seed {seed}"),
     )
-    bench.notes += [note for note in tuning.check() if note not in bench.notes]
+
+
+def _rehearse(bench: Bench, variant: Variant) -> None:
+    """Try a batch of every stage before anything is trained, unless the variant is done."""
+    config = bench.config
+    seeds = range(config.seed, config.seed + config.seeds)
+    if not all((_place(bench, variant, seed) / RESULT).exists() for seed in seeds):
+        found = _tuning(bench, variant, config.seed).check()
+        bench.notes += [note for note in found if note not in bench.notes]
+
+
+def _training(bench: Bench, variant: Variant, seed: int, main: Trained | None) -> Trained:
+    """Train one variant under one seed, unless it is done; the first one of all is saved."""
+    place = _place(bench, variant, seed)
+    if (found := read_result(place / RESULT, Trained)) is not None:
+        return found
+    config = bench.config
+    tuning = _tuning(bench, variant, seed)
     budget = Budget.parse(config.budget)
     if variant.same_time:
         assert main is not None
@@ -119,7 +138,9 @@ def _training(bench: Bench, variant: Variant, seed: int, main: Trained | None) -
         samples=cost.samples,
         seconds=cost.seconds,
         flops=cost.flops,
-        stages=[stage.model_dump(mode="json", exclude_defaults=True) for stage in stages],
+        stages=[
+            stage.model_dump(mode="json", exclude_defaults=True) for stage in tuning.method.stages
+        ],
         judged=judge(tuning.opened, bench.evaluation, bench.device),
     )
     write_atomically(place / RESULT, found.model_dump_json())

@@ -91,7 +91,7 @@ def assemble(
     judged = {name: [known.judged] for name, known in bench.references.items()}
     judged |= {name: [each.judged for each in found] for name, found in trained.items()}
     groups = groups_of(bench.evaluation)
-    looked = groups_of([s for s in bench.evaluation if s.media][: len(judged[TEACHER][0].moved)])
+    looked = groups_of([s for s in bench.evaluation if s.media][: len(judged[BEFORE][0].moved)])
     nll = _means(judged, lambda one: one.nll, groups, NATS)
     figures = {"nll": nll}
     if not bench.text:
@@ -99,7 +99,7 @@ def assemble(
     if looked:
         figures["moved"] = _means(judged, lambda one: one.moved, looked, NATS)
         figures["gained"] = _means(judged, lambda one: one.gained, looked, "difference of shares")
-    titles = {TEACHER: "teacher", BEFORE: "student before"} | {v.name: v.title for v in variants}
+    titles = {name: name for name in bench.references} | {v.name: v.title for v in variants}
     rows = [
         Row(
             name=name,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from modalign.compression.layers import LayerRule, block_influence, chosen_layers, keep_layers
+from modalign.connectors.base import InLayerConnector
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
 from modalign.models.asking import tokenizer_of
@@ -42,6 +43,12 @@ class StudentPlan:
             UsageError: there is no encoder for the connector, or a folder cannot be opened.
         """
         opened = open_composed(self.folder or self.teacher, "the student")
+        inside = any(isinstance(c, InLayerConnector) for c in opened.model.connectors.values())
+        if inside and (self.layers or self.connector):
+            raise UsageError(
+                f"{opened.name}: its connector acts inside the decoder layers, which can be neither cut nor given "
+                "another connector below it; name its plain language model with --student"
+            )
         if self.layers:
             keep_layers(opened.model.language_model, self.layers)
             opened.model.config.text_config = opened.model.language_model.config

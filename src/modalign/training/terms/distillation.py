@@ -15,9 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from modalign.errors import UsageError
 from modalign.training.objectives import objective_term
+from modalign.training.outputs import TopWords
 
 Temperature = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, le=1)]
@@ -28,16 +30,47 @@ COUNTS = {
 }
 
 
-def divergence(logits: Tensor, reference: Tensor, temperature: float, beta: float) -> Tensor:
+CHUNK = 1 << 24  # logits whose log-probabilities are held at once
+
+
+def divergence(
+    logits: Tensor, reference: Tensor | TopWords, temperature: float, beta: float
+) -> Tensor:
     """(R,) nats between two predictions, (R, V) and (R, V') logits, over their first min(V, V') words.
+
+    In chunks of positions, of which only the logits are kept for the backward pass. A stored reference
+    (:class:`modalign.training.outputs.TopWords`) is compared over its words and all others as one.
 
     With P the reference's and Q the model's distribution at a temperature, and M = beta P + (1 - beta) Q:
     beta KL(P || M) + (1 - beta) KL(Q || M); at beta 0 its slope KL(P || Q), at beta 1 KL(Q || P). Times
     the squared temperature, which keeps the scale of gradients.
     """
-    width = min(logits.shape[-1], reference.shape[-1])
-    q = (logits[:, :width].float() / temperature).log_softmax(-1)
-    p = (reference[:, :width].float() / temperature).log_softmax(-1)
+    rows = max(CHUNK // logits.shape[-1], 1)
+    if len(logits) <= rows:
+        return _divergence(logits, reference, temperature, beta)
+    parts = [
+        checkpoint(
+            _divergence,
+            logits[start : start + rows],
+            reference[start : start + rows],
+            temperature,
+            beta,
+            use_reentrant=False,
+        )
+        for start in range(0, len(logits), rows)
+    ]
+    return torch.cat(parts)
+
+
+def _divergence(
+    logits: Tensor, reference: Tensor | TopWords, temperature: float, beta: float
+) -> Tensor:
+    if isinstance(reference, TopWords):
+        q, p = _of_top(logits, reference, temperature)
+    else:
+        width = min(logits.shape[-1], reference.shape[-1])
+        q = (logits[:, :width].float() / temperature).log_softmax(-1)
+        p = (reference[:, :width].float() / temperature).log_softmax(-1)
     if beta == 0:
         found = _kl(p, q)
     elif beta == 1:
@@ -46,6 +79,16 @@ def divergence(logits: Tensor, reference: Tensor, temperature: float, beta: floa
         mixed = torch.logaddexp(p + math.log(beta), q + math.log(1 - beta))
         found = beta * _kl(p, mixed) + (1 - beta) * _kl(q, mixed)
     return found * temperature**2
+
+
+def _of_top(logits: Tensor, reference: TopWords, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the model's and the reference's log-probabilities of the stored words and, last, of all others."""
+    q = (logits[:, : reference.vocabulary].float() / temperature).log_softmax(-1)
+    top = q.gather(1, reference.ids)
+    if reference.ids.shape[1] == q.shape[1]:  # there are no others
+        return top, reference.values[:, :-1].log_softmax(-1)
+    others = q.scatter(1, reference.ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([top, others], -1), reference.values.log_softmax(-1)
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
