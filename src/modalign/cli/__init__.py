@@ -33,6 +33,7 @@ from modalign.cli import (
     starter,
     tools,
     train,
+    unlearn,
 )
 from modalign.errors import ModalignError, first_line
 from modalign.version import __version__
@@ -79,7 +80,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
         "methods": methods.methods,
         "starter": starter.app,
     },
-    "Correct": {"edit": edit.app, "patch": patch.app},
+    "Correct": {"edit": edit.app, "unlearn": unlearn.unlearn, "patch": patch.app},
     "Shrink": {"distill": distill.app},
     "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose, "report": report.report},
     "Use": {
