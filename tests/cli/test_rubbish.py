@@ -111,7 +111,7 @@ def test_rubbish_is_refused_in_words(
     small_cache: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for number, thing in enumerate(rubbish):
+    for number, thing in enumerate(rubbish[:: 4 if verb.startswith("app ") else 1]):  # one reader
         words = _given(verb, VERBS[verb], thing, tmp_path / str(number))
         monkeypatch.setattr("sys.argv", ["modalign", *words])
         with pytest.raises(SystemExit) as end:

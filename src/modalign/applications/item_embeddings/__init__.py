@@ -1,0 +1,1 @@
+"""``modalign app items``: find a product by a photograph of it, and related products."""
