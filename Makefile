@@ -3,6 +3,7 @@
 # make report  the full comparison: every method, over three times the budget (docs/report.md)
 # make readme  run the demo again and write its table and pictures into the README
 # make bench   measured comparisons: training, editing and serving speed, the published ordering
+# make real    benchmarks on pretrained models from registry packages; make real-quick: shorter checks
 # make docs    the documentation as a site in build/site
 # make lock    write constraints.txt anew: the newest versions that pyproject.toml allows
 # make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 HARNESS := build/harness
 
-.PHONY: demo test lint docs readme report bench harness starter lock clean
+.PHONY: demo test lint docs readme report bench real real-quick harness starter lock clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +54,12 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.serving
 	$(BIN)/python -m bench.ordering --out $(OUT)/ordering
 	$(BIN)/python -m bench.editing_facts --out $(OUT)/editing_facts
+
+real: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.real models
+
+real-quick: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.real models --quick
 
 # Each harness in an environment of its own, torch in the CPU build that their constraints.txt names.
 $(HARNESS)/%/.requirements: bench/harness/%.txt bench/harness/constraints.txt

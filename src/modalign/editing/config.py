@@ -65,7 +65,7 @@ class ValueConfig(EditConfig):
         decay: weight of the decay term.
         keys: one averaged key per edit (``mean``, as published), or one for each of its rewriting
             prompts (``rows``): where a subject's key depends on what stands before it, the mean fits
-            no wording but those it was taken from. ROME always takes the mean.
+            no wording but those it was taken from.
         context_tokens: length of the sentences the model writes as contexts, in turn.
         contexts: sentences put before the prompts; None for five that the model writes, an empty
             list for none.

@@ -39,7 +39,7 @@ from modalign.patches.header import patch_hash
 from modalign.version import __version__
 
 FEW, MANY = 8, 32  # probes; as many as edits between the two
-RULE = 1  # raised when the search changes: settings found by another rule are found again
+RULE = 2  # raised when the search changes: settings found by another rule are found again
 # What rewriting is like unless the user says otherwise: a key for each of the rows, after nothing, a word
 # or two, and whole sentences. A mean of keys fits no wording that starts in another way.
 # A limit that suits most edits is too short for some; those alone get a longer one.
@@ -119,13 +119,17 @@ def measured(
     """
     options, fixed = options or Options(), REWRITING | dict(fixed or {})
     assert issubclass(kind, ValueMethod)
-    if "contexts" in fixed or kind.name == "rome":
-        fixed.pop("context_tokens" if "contexts" in fixed else "keys", None)
+    if "contexts" in fixed:
+        fixed.pop("context_tokens", None)
     fixed["template"] = Asking(reader, fixed.get("template", "auto")).template
     count = min(MANY, max(FEW, len(edits)))
     file = _file(spec, reader, kind, fixed, count, options, seed)
     if not again and (kept := _kept(file)) is not None:
         return kept
+    options.said(
+        f"measuring settings of {kind.name} on this model with {count} probe facts; the next run finds "
+        "them again"
+    )
     bench = _bench(spec, reader, kind, candidates, edits, fixed, options, count, seed)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as values:
         for patch in options.below:

@@ -66,7 +66,7 @@ class ClosedForm(ValueMethod):
         columns, owners = requests, plan.owners
         shifts = torch.stack([value.deltas[self.reads] for value in values], dim=1).double()
         if self.config.keys == "rows":
-            columns, origins = _rows(requests)
+            columns, origins = each_row(requests)
             owners = tuple(plan.owners[i] for i in origins)
             shifts = shifts[:, origins]
         wanted = read_outputs(spec, layers[-1], self.reads, columns) + shifts
@@ -84,7 +84,7 @@ class ClosedForm(ValueMethod):
         return Solution(changes, values)
 
 
-def _rows(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
+def each_row(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
     """Each rewriting row as a request of its own, the bare ones first, and where each came from."""
     longest = max(len(request.prompts) for request in requests)
     found, origins = [], []

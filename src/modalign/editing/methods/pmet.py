@@ -9,7 +9,7 @@ one shift, made up for by that spread; on sequential blocks the two differ.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ class PMETConfig(MEMITConfig):
     kl: float = Field(default=1.0, ge=0)
     per_width: float = Field(default=6_000 / 16_384, gt=0)
     attention_vector: bool = True  # without it, MEMIT's loss at the FFN output: an ablation
+    spread: Literal["root", "equal"] = "root"  # MEMIT's equal shares: another
 
 
 class PMET(MEMIT):
@@ -43,4 +44,4 @@ class PMET(MEMIT):
 
     def spread(self, left: int) -> float:
         """The square root of the layers left, so that early layers carry more of the residual."""
-        return math.sqrt(left)
+        return math.sqrt(left) if self.config.spread == "root" else float(left)

@@ -7,6 +7,11 @@ Meng et al., *Locating and Editing Factual Associations in GPT*, arXiv 2202.0526
 With ``key = "one"`` (r-ROME, arXiv 2403.07175) the same averaged key gives u, k and v. The released code
 takes u from the averaged key, k and v from the bare prompt's (``key = "mixed"``): its denominator can
 come close to zero, and the update then disables the model.
+
+With ``keys = "rows"`` every rewriting prompt has a key of its own, and the change is the smallest, as C0
+measures it, that adds the same vector to the output for each of them: of their rank.
+
+    Delta = V (K^T C0^-1 K)^-1 (C0^-1 K)^T
 """
 
 from __future__ import annotations
@@ -24,9 +29,11 @@ from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.engine.values import Value
 from modalign.editing.methods.base import ValueMethod
+from modalign.editing.methods.closed_form import each_row
 from modalign.patches.changes import LowRankChange
 
 SITE: Site = "ffn"
+SAME = 1e-2  # share of the largest eigenvalue below which rows say the same
 
 
 class ROMEConfig(ValueConfig):
@@ -60,15 +67,17 @@ class ROME(ValueMethod):
         (layer,) = plan.layers
         name = spec.weight_name(layer)
         lefts, rights, values = [], [], []
+        owners: list[int] = []
         for number, request in enumerate(plan.requests):
             plan.tell("edits", number, len(plan.requests))
             value, left, right = self._one(computation, layer, request)
-            computation.weights.add(name, torch.outer(left, right), spec.transposed(layer))
+            computation.weights.add(name, left @ right.T, spec.transposed(layer))
             lefts.append(left)
             rights.append(right)
+            owners += [plan.owners[number]] * left.shape[1]
             values.append(value)
         plan.tell("edits", len(plan.requests), len(plan.requests))
-        change = LowRankChange(torch.stack(lefts, dim=1), torch.stack(rights, dim=1), plan.owners)
+        change = LowRankChange(torch.cat(lefts, dim=1), torch.cat(rights, dim=1), tuple(owners))
         return Solution({name: change}, values)
 
     def _one(
@@ -76,8 +85,15 @@ class ROME(ValueMethod):
     ) -> tuple[Value, Tensor, Tensor]:
         spec = computation.spec
         [value] = computation.values(layer, (SITE,), self.config.value_settings(), [request])
+        factor = computation.key_statistics.factor(layer)
+        if self.config.keys == "rows":
+            rows = each_row([request])[0]
+            keys = read_keys(spec, layer, rows)
+            missing = value.deltas[SITE].double()[:, None].expand(-1, keys.shape[1])
+            directions = factor.solve(keys)
+            return value, missing @ _inverse(keys.T @ directions), directions
         key = read_keys(spec, layer, [request], grouped=False)[:, 0]
-        direction = computation.key_statistics.factor(layer).solve(key[:, None])[:, 0]
+        direction = factor.solve(key[:, None])[:, 0]
         direction = direction / direction.norm()
         if self.config.key == "mixed":
             key = read_bare_keys(spec, layer, [request])[:, 0]
@@ -85,7 +101,12 @@ class ROME(ValueMethod):
         else:
             current = _output_of(spec, layer, key)
         left = (value.wanted(SITE).double() - current) / (key @ direction)
-        return value, left, direction
+        return value, left[:, None], direction[:, None]
+
+
+def _inverse(gram: Tensor) -> Tensor:
+    """K^T C0^-1 K turned round, (r, r), without the directions in which the rows' keys are nearly one."""
+    return torch.linalg.pinv(gram, rtol=SAME, hermitian=True)
 
 
 def _output_of(spec: ModelSpec, layer: int, key: Tensor) -> Tensor:
