@@ -139,7 +139,7 @@ def make_probes(
         if len(known) < 2 * wanted:
             tier = [one for one in candidates if one.edited == edited]
             known += _known(spec, asking, _drawn(tier, wanted * POOL, rng))
-    chosen = _spread(known, wanted)
+    chosen = _spread(known, wanted, edits)
     missing = wanted - len(chosen)
     own = [c for c in _said(spec, asking, edits[: wanted * 2]) if _is_new(c, chosen)][:missing]
     if not chosen and not own:
@@ -181,11 +181,20 @@ def _known(spec: ModelSpec, asking: Asking, candidates: Sequence[Candidate]) -> 
     ]
 
 
-def _spread(known: Sequence[Candidate], wanted: int) -> list[Candidate]:
-    """One probe per subject, leaving half of the known facts as neighbours where there are few."""
+def _spread(known: Sequence[Candidate], wanted: int, edits: Sequence[Edit]) -> list[Candidate]:
+    """Probes of different subjects, but for the share of edits that have a subject in common.
+
+    Two facts about one subject are written by nearly one key, which few layers can tell apart. Half of
+    the known facts are left as neighbours where there are few.
+    """
     most = min(wanted, max(1, len(known) // 2)) if known else 0
     once = {one.fact.subject: one for one in reversed(known)}
-    return [one for one in known if once[one.fact.subject] is one][:most]
+    repeated = 1 - len({edit.subject for edit in edits}) / max(1, len(edits))
+    firsts = [one for one in known if once[one.fact.subject] is one]
+    firsts = firsts[: most - round(repeated * most)]
+    subjects = {one.fact.subject for one in firsts}
+    again = [one for one in known if one.fact.subject in subjects and one not in firsts]
+    return [*firsts, *again][:most]
 
 
 def _is_new(one: Candidate, chosen: Sequence[Candidate]) -> bool:

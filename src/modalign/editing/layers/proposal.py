@@ -39,7 +39,7 @@ from modalign.patches.header import patch_hash
 from modalign.version import __version__
 
 FEW, MANY = 8, 32  # probes; as many as edits between the two
-RULE = 2  # raised when the search changes: settings found by another rule are found again
+RULE = 3  # raised when the search changes: settings found by another rule are found again
 # What rewriting is like unless the user says otherwise: a key for each of the rows, after nothing, a word
 # or two, and whole sentences. A mean of keys fits no wording that starts in another way.
 # A limit that suits most edits is too short for some; those alone get a longer one.
