@@ -39,7 +39,7 @@ from modalign.patches.header import patch_hash
 from modalign.version import __version__
 
 FEW, MANY = 8, 32  # probes; as many as edits between the two
-RULE = 3  # raised when the search changes: settings found by another rule are found again
+RULE = 4  # raised when the search changes: settings found by another rule are found again
 # What rewriting is like unless the user says otherwise: a key for each of the rows, after nothing, a word
 # or two, and whole sentences. A mean of keys fits no wording that starts in another way.
 # A limit that suits most edits is too short for some; those alone get a longer one.
@@ -117,10 +117,8 @@ def measured(
         DataError: there is nothing to probe with.
         UsageError: a setting that does not exist.
     """
-    options, fixed = options or Options(), REWRITING | dict(fixed or {})
+    options, fixed = options or Options(), dict(fixed or {})
     assert issubclass(kind, ValueMethod)
-    if "contexts" in fixed:
-        fixed.pop("context_tokens", None)
     fixed["template"] = Asking(reader, fixed.get("template", "auto")).template
     count = min(MANY, max(FEW, len(edits)))
     file = _file(spec, reader, kind, fixed, count, options, seed)
@@ -155,7 +153,10 @@ def _bench(
     count: int,
     seed: int,
 ) -> Bench:
-    method = kind(validated(kind.config_class, fixed, kind.name))
+    base = {
+        k: v for k, v in REWRITING.items() if not (k == "context_tokens" and "contexts" in fixed)
+    }
+    method = kind(validated(kind.config_class, base | fixed, kind.name))
     config: ValueConfig = method.config
     asking = Asking(reader, config.template)
     probes = make_probes(spec, asking, candidates, edits, wanted=count, seed=seed)
@@ -165,7 +166,7 @@ def _bench(
     )
     statistics = KeyStatistics.collect(plan, config.tokens, config.image_weight)
     quiet = replace(plan, options=Options(below=options.below), notes=Notes(lambda message: None))
-    return Bench(spec, kind, fixed, quiet, replace(statistics, notes=quiet.notes), probes)
+    return Bench(spec, kind, base, fixed, quiet, replace(statistics, notes=quiet.notes), probes)
 
 
 def _file(

@@ -36,6 +36,10 @@ STRENGTHS: dict[str, tuple[dict[str, float], ...]] = {
         {"null_share": s, "l2_share": weight} for s in (0.001, 0.01, 0.1) for weight in (0.1,)
     ),
 }
+VARIANTS: dict[str, dict[str, Any]] = {
+    "pmet": {"attention_vector": False},
+    "rome": {"keys": "mean"},
+}
 SITES: dict[str, Site] = {"pmet": "ffn", "rome": "ffn"}  # where the others' vectors are the block's
 
 
@@ -159,10 +163,11 @@ class _Search:
         return best
 
     def _variants(self, top: Trial) -> Trial:
-        """PMET: with the FFN's vector alone, where that is better."""
-        if self.name != "pmet":
+        """PMET with the FFN's vector alone, ROME with one averaged key, where that is better."""
+        change = VARIANTS.get(self.name)
+        if change is None:
             return top
-        found = self._trial(top.settings | {"attention_vector": False})
+        found = self._trial(top.settings | change)
         return found if found.score > top.score + BETTER else top
 
 

@@ -63,6 +63,7 @@ class Bench:
     Attributes:
         spec: the model.
         kind: the method.
+        base: settings that every trial starts from.
         fixed: settings that the user chose.
         plan: of the probes; its layers are those of a trial.
         statistics: C0 of all layers that may be tried.
@@ -72,6 +73,7 @@ class Bench:
 
     spec: ModelSpec
     kind: type[ValueMethod]
+    base: dict[str, Any]
     fixed: dict[str, Any]
     plan: Plan
     statistics: KeyStatistics
@@ -94,7 +96,7 @@ class Bench:
             settings: fields of the method's configuration; those that the user chose count more.
             probes: how many of them; None for all.
         """
-        settings = settings | self.fixed
+        settings = self.base | settings | self.fixed
         count = min(probes or len(self.probes.edits), len(self.probes.edits))
         for each in self.done:
             if each.settings == settings and each.probes == count:
