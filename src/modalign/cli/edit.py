@@ -198,7 +198,7 @@ def stats(
     tokens: Annotated[
         int | None,
         typer.Option(
-            "--tokens", min=16, help="Maximum number of tokens; default: 8 per key dimension."
+            "--tokens", min=16, help="Maximum number of tokens; default: 4 per key dimension."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of the text.")] = 0,

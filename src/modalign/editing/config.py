@@ -69,7 +69,7 @@ class ValueConfig(EditConfig):
         context_tokens: length of the sentences the model writes as contexts, in turn.
         contexts: sentences put before the prompts; None for five that the model writes, an empty
             list for none.
-        tokens: of text for the key statistics, at most, and of pictures' rows; None for eight per
+        tokens: of text for the key statistics, at most, and of pictures' rows; None for four per
             dimension of a key, and at least 4,096.
         image_weight: alpha in C0 = C_text + alpha C_image, where pictures are given.
     """

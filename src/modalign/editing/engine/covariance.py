@@ -35,7 +35,7 @@ from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.lengths import declared_length
 from modalign.progress import Progress
 
-TOKENS_PER_DIMENSION = 8  # of a key: tokens that C0 is averaged over
+TOKENS_PER_DIMENSION = 4  # of a key: tokens that C0 is averaged over
 FEWEST_TOKENS = 4096
 LENGTH = 512  # tokens of a document, or as many as the model reads
 BATCH_TOKENS = 4096

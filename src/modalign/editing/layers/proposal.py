@@ -28,7 +28,7 @@ from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import weights_hash
 from modalign.editing.layers.probes import Candidate, make_probes
-from modalign.editing.layers.search import USELESS, candidate_layers, find
+from modalign.editing.layers.search import FEW, USELESS, candidate_layers, find
 from modalign.editing.layers.trials import Bench, Trial
 from modalign.editing.methods.base import Method, ValueMethod
 from modalign.files import write_atomically
@@ -38,8 +38,8 @@ from modalign.patches.apply import applied
 from modalign.patches.header import patch_hash
 from modalign.version import __version__
 
-FEW, MANY = 8, 32  # probes; as many as edits between the two
-RULE = 4  # raised when the search changes: settings found by another rule are found again
+MANY = 32  # probes at most; at least ``FEW``, and as many as edits between the two
+RULE = 5  # raised when the search changes: settings found by another rule are found again
 # What rewriting is like unless the user says otherwise: a key for each of the rows, after nothing, a word
 # or two, and whole sentences. A mean of keys fits no wording that starts in another way.
 # A limit that suits most edits is too short for some; those alone get a longer one.
@@ -135,7 +135,7 @@ def measured(
         bench.plan = replace(
             bench.plan, options=replace(bench.plan.options, cache=Path(values), resume=True)
         )
-        best = find(bench, FEW, options.progress or (lambda name, done, total: None))
+        best = find(bench, options.progress or (lambda name, done, total: None))
     found = _suggestion(spec, kind.name, bench, best)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, found.model_dump_json(indent=1).encode())

@@ -1,7 +1,7 @@
 """The search behind every default: settings are tried on probe edits, and what works best is taken.
 
-1. Layers. At some places of the depth the probes are written to the layers that end there; at the two
-   best places shorter and longer stretches are tried.
+1. Layers. At some places of the depth a few probes are written to the layers that end there; at the two
+   best places shorter stretches are tried.
 2. Reach. How long a vector may be, in lengths of the layer's output: a site's own output may be many
    times shorter. From it follow the learning rate (a value is at its limit after a few steps) and the
    decay (at the limit it costs less than the loss at which the optimisation stops).
@@ -23,6 +23,7 @@ from modalign.progress import Progress
 
 PLACES = (0.0, 0.08, 0.17, 0.27, 0.37, 0.5)  # of the depth, in models too deep to try every layer
 SHALLOW = 8  # layers up to which every one is tried
+FEW, FEW_DEEP = 8, 4  # probes on which stretches are tried; in a deep model each is dear
 LONGEST = 6  # layers written together: GPT-J's of 28 (MEMIT, PMET)
 REACHES = (0.75, 1.5, 3.0)  # lengths of the layer's output; 0.75 is MEMIT's
 RISE = 4  # steps in which a value can be at its limit
@@ -66,20 +67,20 @@ def candidate_layers(spec: ModelSpec, given: Sequence[int] | None) -> tuple[int,
     return tuple(sorted(found))
 
 
-def find(bench: Bench, few: int, progress: Progress = lambda name, done, total: None) -> Trial:
+def find(bench: Bench, progress: Progress = lambda name, done, total: None) -> Trial:
     """Search; every trial is in ``bench.done``.
 
     Args:
         bench: the model, the method and the probes.
-        few: probes for the first step; the others use all.
         progress: told after each trial.
     """
-    return _Search(bench, few, progress).run()
+    return _Search(bench, progress).run()
 
 
 class _Search:
-    def __init__(self, bench: Bench, few: int, progress: Progress) -> None:
-        self.bench, self.few, self.progress = bench, few, progress
+    def __init__(self, bench: Bench, progress: Progress) -> None:
+        self.bench, self.progress = bench, progress
+        self.few = FEW_DEEP if bench.spec.depth > SHALLOW else FEW
         self.name = bench.kind.name
         self.site: Site = SITES.get(self.name, "block")
         self.strengths = STRENGTHS.get(self.name, ({},))
@@ -128,7 +129,7 @@ class _Search:
         for trial in found:
             if trial.layers not in once:
                 once.append(trial.layers)
-        return once[:2]
+        return once[: 1 if spec.depth > SHALLOW else 2]
 
     def _settings(
         self, layers: Sequence[int], reach: float, strength: dict[str, Any]
