@@ -1,0 +1,1 @@
+"""Many owners train one model without pooling their records."""

@@ -1,0 +1,135 @@
+"""Where clients train: one after the other in this process, or as tasks on Ray; the numbers are the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load, save
+
+from modalign.data.supervision import Sample
+from modalign.errors import UsageError, extra, first_line
+from modalign.federation.config import FederateConfig
+from modalign.federation.rules import Tensors
+from modalign.federation.workplace import Task, Workplace
+
+Answer = Tensors | str  # a client's tensors, or why it did not answer
+
+
+class Pool(Protocol):
+    """Runs clients' tasks."""
+
+    def run(self, place: Workplace, tasks: Sequence[Task]) -> Iterator[tuple[Task, Answer]]:
+        """Yield every task with its answer."""
+
+
+class Here:
+    """One client after the other, in this process."""
+
+    def run(self, place: Workplace, tasks: Sequence[Task]) -> Iterator[tuple[Task, Answer]]:
+        """Yield every task with its answer."""
+        for task in tasks:
+            try:
+                answer: Answer = place.train(task)
+            except Exception as error:  # a client that dies must not end the others
+                answer = f"{type(error).__name__}: {first_line(error)}"
+            yield task, answer
+
+
+_PLACES: dict[tuple[str, int], Workplace] = {}  # of a worker
+
+
+def _work(
+    config: FederateConfig, seed: int, samples: list[Sample], task: Task, start: bytes, threads: int
+) -> bytes:
+    """Train a client in a worker; tensors travel as safetensors."""
+    torch.set_num_threads(threads)  # sums depend on how they are divided
+    key = (config.model_dump_json(), seed)
+    if key not in _PLACES:
+        _PLACES.clear()
+        _PLACES[key] = Workplace(config, seed, samples)
+    return save(_PLACES[key].train(_with(task, load(start))))
+
+
+def _without(task: Task) -> tuple[Task, bytes]:
+    whole = {f"tensors/{n}": t for n, t in task.tensors.items()}
+    whole |= {f"base/{n}": t for n, t in task.base.items()}
+    return replace(task, tensors={}, base={}), save(whole)
+
+
+def _with(task: Task, tensors: Tensors) -> Task:
+    parts: dict[str, Tensors] = {"tensors": {}, "base": {}}
+    for name, tensor in tensors.items():
+        kind, _, own = name.partition("/")
+        parts[kind][own] = tensor
+    return replace(task, **parts)
+
+
+class OnRay:
+    """Clients as Ray tasks; ``address`` is ``local`` or a cluster's.
+
+    On several machines the parts' folders must lie at the same paths.
+    """
+
+    def __init__(self, ray: Any, address: str) -> None:
+        self.ray = ray
+        local = {"num_cpus": os.cpu_count()} if address == "local" else {"address": address}
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+        self.work = ray.remote(num_cpus=1, max_retries=0)(_work)
+        self.shared: dict[int, tuple[Any, Any]] = {}
+
+    def run(self, place: Workplace, tasks: Sequence[Task]) -> Iterator[tuple[Task, Answer]]:
+        """Yield every task with its answer."""
+        config, samples = self._shared(place)
+        threads = torch.get_num_threads()
+        waiting = {}
+        for task in tasks:
+            bare, start = _without(task)
+            handle = self.work.remote(config, place.seed, samples, bare, start, threads)
+            waiting[handle] = task
+        while waiting:
+            done, _ = self.ray.wait(list(waiting))
+            for handle in done:
+                task = waiting.pop(handle)
+                try:
+                    answer: Answer = load(self.ray.get(handle))
+                except self.ray.exceptions.RayError as error:
+                    cause = getattr(error, "cause", None) or error
+                    answer = f"{type(cause).__name__}: {first_line(cause)}"
+                yield task, answer
+
+    def _shared(self, place: Workplace) -> tuple[Any, Any]:
+        if id(place) not in self.shared:
+            put = self.ray.put
+            self.shared = {id(place): (put(place.config), put(list(place.samples)))}
+        return self.shared[id(place)]
+
+
+@contextmanager
+def pool_of(address: str | None) -> Iterator[Pool]:
+    """Return the pool of ``--ray``; None: this process.
+
+    Raises:
+        UsageError: Ray is not installed, or cannot be reached.
+    """
+    if address is None:
+        yield Here()
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError(f"--ray needs Ray: {extra('ray')}") from None
+    try:
+        pool = OnRay(ray, address)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"--ray {address}: {first_line(error)}") from error
+    try:
+        yield pool
+    finally:
+        ray.shutdown()
