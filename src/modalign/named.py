@@ -14,7 +14,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_type_hints
@@ -57,13 +57,15 @@ class Entry:
 
     Attributes:
         name: exact.
-        function: without options.
+        function: with its options, once :meth:`Named.entry` has read them.
         facts: what its registration said of it.
+        options: their values.
     """
 
     name: str
     function: Callable[..., Any]
     facts: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Named:
@@ -134,4 +136,4 @@ class Named:
             raise UsageError(
                 f"{self.what} {text!r}: {explained(error)}; its options are {there}"
             ) from error
-        return Entry(name, partial(known.function, **options), known.facts)
+        return Entry(name, partial(known.function, **options), known.facts, options)

@@ -25,6 +25,7 @@ from modalign.cli import (
     embed,
     evaluate,
     export,
+    federate,
     methods,
     options,
     patch,
@@ -76,6 +77,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
     "Build": {
         "compare": compare.compare,
         "train": train.train,
+        "federate": federate.federate,
         "doctor": doctor.doctor,
         "methods": methods.methods,
         "starter": starter.app,

@@ -24,6 +24,7 @@ from modalign.federation.results import (
     Own,
     Row,
     ScenarioPairs,
+    row_name,
 )
 from modalign.federation.rounds import Round
 from modalign.numbers.estimate import exactly
@@ -88,7 +89,9 @@ def assemble(
         clients=[_client(config, client, clients) for client in clients],
         rows=rows,
         pairs=pairs,
-        rounds={"__".join(map(str, (*c.kind, c.cell["seed"]))): c.rounds for c in cells if c.rounds},
+        rounds={
+            "__".join(map(str, (*c.kind, c.cell["seed"]))): c.rounds for c in cells if c.rounds
+        },
         parameters=parameters,
         delta=delta,
         majority=exactly(float(np.mean(right)), len(right)),
@@ -148,7 +151,8 @@ def _fill(row: Row, cells: Sequence[CellResult], alone: Sequence[CellResult]) ->
     row.left_out = sum(len(each.left_out) for each in rounds)
     for client in dict.fromkeys(name for cell in cells for name in cell.own):
         together, own = (
-            [flag for cell in found for flag in cell.own.get(client, [])] for found in (cells, alone)
+            [flag for cell in found for flag in cell.own.get(client, [])]
+            for found in (cells, alone)
         )
         row.own.append(Own(client=client, together=share(together), alone=share(own)))
     row.own.sort(key=lambda own: own.together.value)
@@ -167,8 +171,9 @@ def _pairs(
                 continue
             prompt = "prompt" if "prompt" in strategy.split("+") else "plain"
             theirs = kinds[scenario, reference, prompt, None]
-            name = Row.model_construct(rule=rule, strategy=strategy, noise=noise).name
-            gains[name] = np.array([c.correct for c in cells]) - [c.correct for c in theirs]
+            gains[row_name(rule, strategy, noise)] = np.array([c.correct for c in cells]) - [
+                c.correct for c in theirs
+            ]
         nothing = np.zeros(len(groups))
         found += compare_with(reference, nothing, gains, groups=groups)
     return found

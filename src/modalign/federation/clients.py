@@ -1,7 +1,7 @@
 """Who has which records: folders, or the rows of one file split by a column, a label's shares, or shards.
 
-Held-out records are chosen before the split, in whole groups and without a seed: no client trains on a picture that
-judges a model, and every seed is judged on the same questions.
+Held-out records are chosen before the split, in whole groups and without a seed: no client trains on a picture
+that judges a model, and every seed is judged on the same questions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Client:
 
 
 @dataclass(frozen=True)
-class Pool:
+class RecordPool:
     """All records before they are split: by client where they are folders.
 
     Attributes:
@@ -58,7 +58,7 @@ class Pool:
     held: np.ndarray
 
 
-def read_pool(given: Clients, path: str, read: Read, tokenizer: Any) -> Pool:
+def read_pool(given: Clients, path: str, read: Read, tokenizer: Any) -> RecordPool:
     """Read all clients' records, and hold some out.
 
     Raises:
@@ -77,7 +77,7 @@ def read_pool(given: Clients, path: str, read: Read, tokenizer: Any) -> Pool:
         records = read("the clients' records", path)
     _, held = split_validation(records, given.held_out)
     kept = {id(record) for record in held}
-    return Pool(records, owners, np.array([id(record) in kept for record in records]))
+    return RecordPool(records, owners, np.array([id(record) in kept for record in records]))
 
 
 def folders_of(root: Path, tokenizer: Any) -> list[tuple[str, Path]]:
@@ -133,7 +133,7 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> None:
 # ---------------------------------------------------------------------- splitting
 
 
-def split(given: Clients, pool: Pool, seed: int) -> list[Client]:
+def split(given: Clients, pool: RecordPool, seed: int) -> list[Client]:
     """Return the clients of one seed.
 
     Raises:
@@ -159,7 +159,10 @@ def split(given: Clients, pool: Pool, seed: int) -> list[Client]:
                 f"client {client.name!r} has no usable records to train on ({given.by}, seed {seed}): give it "
                 "more, leave it out, or choose fewer clients"
             )
-        client.train = drawn_over_skills(client.train, given.limit, seed)
+        if given.limit is not None:
+            few = max(round(given.limit * given.held_out / (1 - given.held_out)), 1)
+            client.train = drawn_over_skills(client.train, given.limit, seed)
+            client.held = drawn_over_skills(client.held, few, seed)
     return list(clients.values())
 
 

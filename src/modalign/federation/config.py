@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from modalign.configuration import Fields
 from modalign.errors import UsageError
-from modalign.federation import scenarios
 from modalign.federation.lora import Aggregation
 from modalign.federation.privacy import Privacy
+from modalign.federation.scenarios import AGNOSTIC
+from modalign.federation.scenarios import parse as parse_scenario
 from modalign.federation.server import check_choice
 from modalign.federation.strategies import parse as parse_strategy
+from modalign.progress import Progress
 from modalign.training.budget import Budget
-from modalign.training.experiment import Experiment
+from modalign.training.experiment import Experiment, load_experiment
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts
 
@@ -31,7 +35,7 @@ class Clients(BaseModel):
         label: the column of the label; ``skill`` is the record's skill, ``answer`` its answer.
         sampled: clients per round; all by default.
         held_out: share of each client's records that judge the models.
-        limit: records of a client at most.
+        limit: records of a client to train on, at most; held-out ones in proportion.
         ranks: LoRA rank of each client, repeated if there are more; ``training.lora_rank`` by default.
     """
 
@@ -94,7 +98,7 @@ class FederateConfig(Experiment):
     lora: Aggregation = "svd"
     quorum: float = Field(default=0.5, gt=0, le=1)
     privacy: Privacy | None = None
-    prompt: str = scenarios.AGNOSTIC
+    prompt: str = AGNOSTIC
     eval_records: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -103,7 +107,7 @@ class FederateConfig(Experiment):
             raise ValueError("name parts (a language model and encoders), or a saved model")
         try:
             for scenario in self.scenarios:
-                scenarios.parse(scenario)
+                parse_scenario(scenario)
             for strategy in self.strategies:
                 parse_strategy(strategy)
             for rule in self.rules:
@@ -127,3 +131,22 @@ class FederateConfig(Experiment):
             rates = rates.model_copy(update={"connector": 0.0})
         llm = "frozen" if self.train == "connector" else "lora"
         return self.training.model_copy(update={"llm": llm, "learning_rates": rates})
+
+
+# What the built-in starter federates without a configuration of one's own: a few minutes on one core.
+STARTER: Fields = {
+    "budget": "320samples",
+    "clients": {"by": "dirichlet:0.5", "count": 4, "limit": 400},
+    "eval_records": 400,
+}
+
+
+def load_federation(
+    path: str | Path | None, changes: Fields | None = None, progress: Progress | None = None
+) -> FederateConfig:
+    """Resolve a configuration file and options against their parent.
+
+    Raises:
+        UsageError: an unreadable file, an unknown field, a wrong value.
+    """
+    return load_experiment(FederateConfig, path, changes, progress, STARTER)[0]

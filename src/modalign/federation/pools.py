@@ -66,7 +66,7 @@ def _with(task: Task, tensors: Tensors) -> Task:
     for name, tensor in tensors.items():
         kind, _, own = name.partition("/")
         parts[kind][own] = tensor
-    return replace(task, **parts)
+    return replace(task, tensors=parts["tensors"], base=parts["base"])
 
 
 class OnRay:

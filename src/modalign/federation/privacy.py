@@ -2,8 +2,8 @@
 
 Each client's whole update is scaled to at most ``clip`` (Euclidean norm over all tensors), normal noise of
 standard deviation ``noise * clip`` is added to the sum, and the sum is divided by the number of clients expected
-(McMahan et al., arXiv 1710.06963). Clients are drawn independently (Poisson), as the accounting assumes. Whatever a
-rule does with the noisy mean costs nothing more.
+(McMahan et al., arXiv 1710.06963). Clients are drawn independently (Poisson), as the accounting assumes. Whatever
+a rule does with the noisy mean costs nothing more.
 
 This protects clients from readers of the models, not from the server, which sees every single update: there is no
 secure aggregation.

@@ -72,12 +72,17 @@ class Row(_Strict):
     @property
     def name(self) -> str:
         """Return what it is called where rows of one scenario are compared."""
-        words = [self.rule]
-        if self.strategy != "plain":
-            words.append(self.strategy)
-        if self.noise is not None:
-            words.append(f"noise {self.noise:g}")
-        return ", ".join(words)
+        return row_name(self.rule, self.strategy, self.noise)
+
+
+def row_name(rule: str, strategy: str, noise: float | None) -> str:
+    """Return what a row is called where rows of one scenario are compared."""
+    words = [rule]
+    if strategy != "plain":
+        words.append(strategy)
+    if noise is not None:
+        words.append(f"noise {noise:g}")
+    return ", ".join(words)
 
 
 class ScenarioPairs(_Strict):

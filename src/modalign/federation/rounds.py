@@ -7,9 +7,10 @@ answered before the process died is not trained again. Its files are measured, n
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from modalign.federation.workplace import Task, Workplace
 from modalign.files import new_folder, write_atomically
 
 DOWN = "down.safetensors"
+PARTS = ("tensors", "base", "moments", "sent")  # of the server
 
 
 class Round(BaseModel):
@@ -88,7 +90,7 @@ class Federated:
     config: FederateConfig
     cell: Cell
     place: Workplace
-    clients: dict[str, Sequence[Sample]]
+    clients: Mapping[str, Sequence[Sample]]
     folder: Path
     pool: Pool
     tell: Callable[[int, int], None] = lambda number, answered: None
@@ -150,7 +152,7 @@ class Federated:
             lora_error=outcome.lora_error,
         )
         self._write(number, outcome.server, about)
-        return outcome.server, about
+        return self._restored()[0], about  # what was written is what the next round starts from
 
     # ------------------------------------------------------------------ who takes part
 
@@ -213,11 +215,10 @@ class Federated:
 
     def _write(self, number: int, server: Server, about: Round) -> None:
         with new_folder(self.folder / f"round-{number:04d}") as folder:
-            parts = {"": server.tensors, "base/": server.base, "moments/": server.moments}
-            for kind, tensors in parts.items():
-                name = kind.strip("/") or "server"
-                write_atomically(folder / f"{name}.safetensors", save(tensors))
-            write_atomically(folder / DOWN, save(sent(server, self._rank_most(), self.config.lora)))
+            for name in PARTS:
+                write_atomically(folder / f"{name}.safetensors", save(getattr(server, name)))
+            whole = sent(server, self.config.training.lora_rank, self.config.lora)
+            write_atomically(folder / DOWN, save(whole))
             write_atomically(folder / "round.json", about.model_dump_json(indent=1))
         for old in sorted(self.folder.glob("round-*"))[:-1]:
             for file in old.glob("*.safetensors"):
@@ -227,21 +228,16 @@ class Federated:
                 left.unlink()
         shutil.rmtree(self.folder / "work", ignore_errors=True)
 
-    def _rank_most(self) -> int:
-        return self.config.training.lora_rank
-
     def _restored(self) -> tuple[Server, list[Round]]:
         rounds = [
-            Round.model_validate_json((folder / "round.json").read_text())
+            Round.model_validate(json.loads((folder / "round.json").read_text()))
             for folder in sorted(self.folder.glob("round-*"))
         ]
         if not rounds:
             return Server(dict(self.place.start)), []
         last = self.folder / f"round-{rounds[-1].number:04d}"
-        read = {
-            name: load_file(last / f"{name}.safetensors") for name in ("server", "base", "moments")
-        }
-        return Server(read["server"], read["base"], read["moments"]), rounds
+        read = {name: load_file(last / f"{name}.safetensors") for name in PARTS}
+        return Server(**read), rounds
 
 
 def sent(server: Server, rank: int, aggregation: str) -> Tensors:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from modalign.cache import cache_directory
+import numpy as np
+
 from modalign.data.records import Record
 from modalign.data.splits import drawn_over_skills
 from modalign.data.supervision import Sample, tokenise_all
 from modalign.errors import DataError
 from modalign.federation import scenarios, seeds
 from modalign.federation.assemble import CellResult, assemble
-from modalign.federation.clients import Client, read_pool, split
+from modalign.federation.clients import Client, RecordPool, read_pool, split
 from modalign.federation.config import FederateConfig
 from modalign.federation.pools import Pool, pool_of
 from modalign.federation.report import report_of
 from modalign.federation.results import CENTRALISED, LOCAL, UNTRAINED, Federation
-from modalign.federation.rounds import Cell, Federated
-from modalign.federation.server import Server
+from modalign.federation.rounds import Cell, Federated, Round
 from modalign.federation.strategies import parse
 from modalign.federation.workplace import Task, Workplace
 from modalign.files import write_atomically
@@ -67,7 +68,9 @@ def federate(
         run.check()
         folder.begin()
         cells = [run.result(cell) for cell in run.cells()]
-        result = assemble(config, run.clients_of(0), run.evaluation, cells, run.notes, run.parameters)
+        result = assemble(
+            config, run.clients_of(0), run.evaluation, cells, run.notes, run.parameters
+        )
         run.save(result)
         report_of(result).write(out)
         return result
@@ -84,12 +87,15 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._place: Workplace | None = None
-        self._samples: dict[tuple[str, bool, int], dict[str, tuple[list[Sample], list[Sample]]]] = {}
+        self._clients: dict[int, list[Client]] = {}
+        self._samples: dict[
+            tuple[str, bool, int], dict[str, tuple[list[Sample], list[Sample]]]
+        ] = {}
 
     # ------------------------------------------------------------------ data
 
     @cached_property
-    def tokenizer(self):  # type: ignore[no-untyped-def]
+    def tokenizer(self) -> Any:
         """The model's."""
         if self.config.model is not None:
             return open_composed(self.config.model).tokenizer
@@ -112,16 +118,20 @@ class _Run:
         if not found:
             raise DataError(f"{name} has no usable records ({path})")
         if report.dropped:
-            self.notes.append(f"{report.dropped} broken records of {name} were dropped under the quota.")
+            self.notes.append(
+                f"{report.dropped} broken records of {name} were dropped under the quota."
+            )
         return found
 
     @cached_property
-    def _pool(self):  # type: ignore[no-untyped-def]
+    def _records(self) -> RecordPool:
         return read_pool(self.config.clients, self.config.data.train, self._read, self.tokenizer)
 
     def clients_of(self, seed: int) -> list[Client]:
         """Return the clients of one seed."""
-        return split(self.config.clients, self._pool, seed)
+        if seed not in self._clients:
+            self._clients = {seed: split(self.config.clients, self._records, seed)}
+        return self._clients[seed]
 
     @cached_property
     def evaluation(self) -> list[Record]:
@@ -130,7 +140,7 @@ class _Run:
         if given is not None:
             records = self._read("the evaluation data", given)
         else:
-            pairs = zip(self._pool.records, self._pool.held.tolist(), strict=True)
+            pairs = zip(self._records.records, self._records.held.tolist(), strict=True)
             records = [record for record, held in pairs if held]
         return drawn_over_skills(records, self.config.eval_records)
 
@@ -156,7 +166,9 @@ class _Run:
             clients = self.clients_of(seed)
             whole = {c.name: [*c.train, *c.held] for c in clients}
             kept = {id(record) for c in clients for record in c.held}
-            places = {name: {r.id for r in records if id(r) in kept} for name, records in whole.items()}
+            places = {
+                name: {r.id for r in records if id(r) in kept} for name, records in whole.items()
+            }
             found = {}
             for name, records in scenarios.applied(scenario, whole, seed).items():
                 train = [record for record in records if record.id not in places[name]]
@@ -180,7 +192,9 @@ class _Run:
         found = []
         for seed in range(c.seeds):
             for scenario in c.scenarios:
-                prompts = dict.fromkeys("prompt" if parse(s).prompt else "plain" for s in c.strategies)
+                prompts = dict.fromkeys(
+                    "prompt" if parse(s).prompt else "plain" for s in c.strategies
+                )
                 for name in (UNTRAINED, LOCAL, CENTRALISED):
                     found += [Cell(scenario, name, strategy, None, seed) for strategy in prompts]
                 found += [
@@ -223,7 +237,7 @@ class _Run:
         file = folder / "result.json"
         self.done += 1
         if file.exists():
-            return CellResult.model_validate_json(file.read_text(encoding="utf-8"))
+            return CellResult.model_validate(json.loads(file.read_text(encoding="utf-8")))
         found = self._trained(cell, folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, found.model_dump_json())
@@ -235,18 +249,16 @@ class _Run:
         place, judged = self.place(cell.seed), self.judged(prompt)
         if cell.rule == LOCAL:
             return self._alone(cell, folder, samples, judged)
-        rounds = []
+        rounds: list[Round] = []
         if cell.rule == UNTRAINED:
             place.set(place.start, {})
         elif cell.rule == CENTRALISED:
             everyone = [sample for train, _ in samples.values() for sample in train]
             task = self._whole(cell, folder, CENTRALISED, everyone, len(samples))
-            place.set(self._one(place, task), {})
+            place.set(place.train(task), {})
         else:
             training = {name: train for name, (train, _) in samples.items()}
-            work = Federated(
-                self.config, cell, place, training, folder, self.pool, self._telling(cell)
-            )
+            work = Federated(self.config, cell, place, training, folder, self.pool, self._telling())
             server, rounds = work.run()
             place.set(server.tensors, server.base)
         return CellResult(
@@ -270,15 +282,15 @@ class _Run:
         """Train every client by itself; a question counts by the share of clients that answer it right."""
         place = self.place(cell.seed)
         tasks = [self._whole(cell, folder, name, train) for name, (train, _) in samples.items()]
-        correct, own = 0.0, {}
+        correct, own = np.zeros(len(judged)), {}
         for task, answer in self.pool.run(place, tasks):
             if isinstance(answer, str):
                 raise DataError(f"client {task.client!r} cannot be trained alone: {answer}")
             place.set(answer, {})
-            correct = correct + place.correct(judged) / len(samples)
+            correct += place.correct(judged) / len(samples)
             if held := samples[task.client][1]:
                 own[task.client] = place.correct(held).astype(float).tolist()
-        return CellResult(cell=vars(cell), correct=list(correct), own=own, rounds=[])  # type: ignore[call-overload]
+        return CellResult(cell=vars(cell), correct=correct.tolist(), own=own, rounds=[])
 
     def _whole(
         self, cell: Cell, folder: Path, name: str, samples: Sequence[Sample], clients: int = 1
@@ -301,16 +313,15 @@ class _Run:
             folder / "work" / str(seeds.number(name)),
         )
 
-    def _one(self, place: Workplace, task: Task):  # type: ignore[no-untyped-def]
-        return place.train(task)
-
-    def _telling(self, cell: Cell):  # type: ignore[no-untyped-def]
+    def _telling(self) -> Callable[[int, int], None]:
         total = len(self.cells())
 
         def tell(number: int, answered: int) -> None:
             if self.progress:
                 rounds = self.config.rounds
-                self.progress("federating", (self.done - 1) * 100 + 100 * number // rounds, total * 100)
+                self.progress(
+                    "federating", (self.done - 1) * 100 + 100 * number // rounds, total * 100
+                )
 
         return tell
 

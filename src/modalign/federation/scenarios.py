@@ -11,7 +11,7 @@ record keeps one of its modalities, and its answers. Source: FedMLLM (arXiv 2411
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -63,7 +63,7 @@ Choice = Callable[[Record, list[str]], Collection[str]]  # what a record keeps o
 
 
 def applied(
-    name: str, clients: dict[str, Sequence[Record]], seed: int = 0
+    name: str, clients: Mapping[str, Sequence[Record]], seed: int = 0
 ) -> dict[str, list[Record]]:
     """Return the clients' records in a scenario.
 

@@ -106,7 +106,7 @@ def step(
     if naive:
         tensors = {n: new[n].to(t.dtype) for n, t in server.tensors.items()}
         return Outcome(Server(tensors, server.base, moments), _naive_error(answers), left_out)
-    shares = [each.records if found.function.keywords.get("weighted") else 1 for each in answers]
+    shares = [each.records if found.options.get("weighted") else 1 for each in answers]
     sent = {}
     if aggregation == "stack":
         weights = [share / sum(shares) for share in shares]
@@ -149,7 +149,9 @@ def _as_pairs(
     for path in lora.pairs_of(list(server.tensors)):
         exact, a, b = new[path + PRODUCT], path + lora.A, path + lora.B
         if aggregation == "stack":
-            tensors[a], tensors[b] = lora.fresh(*exact.shape, rank, seeds.generator(seed, path))
+            tensors[a], tensors[b] = lora.fresh(
+                exact.shape[0], exact.shape[1], rank, seeds.generator(seed, path)
+            )
             rest = lora.product(sent, path)
         else:
             pair = lora.factors(exact, rank)
@@ -165,7 +167,8 @@ def _as_pairs(
 
 def _naive_error(answers: Sequence[Trained]) -> float:
     """Return the relative error of averaging A and B apart, against the mean of their products."""
-    weights = [each.records / sum(a.records for a in answers) for each in answers]
+    total = sum(each.records for each in answers)
+    weights = [each.records / total for each in answers]
     exact: Tensors = {}
     apart: Tensors = {}
     for each, weight in zip(answers, weights, strict=True):
