@@ -214,14 +214,14 @@ def test_privacy_without_noise_is_the_unweighted_mean(config: Any, tmp_path: Pat
     pytest.importorskip("dp_accounting")
     rules = ["fedavg[weighted=false]"]
     federate(config(rules=rules), tmp_path / "plain")
-    private = config(rules=rules, privacy={"clip": 1e9, "noise": [0, 4]})
+    private = config(rules=rules, privacy={"clip": 1e9, "noise": [0, 4], "delta": 1e-3})
     found = federate(private, tmp_path / "private")
     cell = "aligned__fedavg-weighted=false-__plain__{}seed-0"
     first = last(tmp_path / "plain", cell.format(""))
     second = last(tmp_path / "private", cell.format("noise-0__"))
     assert all((first[n] - second[n]).abs().max() < 1e-6 for n in first)
     epsilons = [row.epsilon for row in found.rows if row.noise is not None]
-    assert epsilons[0] == float("inf")
+    assert epsilons[0] is None  # no guarantee
     assert 0 < (epsilons[1] or 0) < 5
 
 
@@ -238,13 +238,12 @@ def test_a_scenario_that_leaves_a_client_nothing_is_refused_before_training(
 
 def test_ray_trains_to_the_same_numbers(config: Any, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    federate(config(train="both"), tmp_path / "here")
-    federate(config(train="both"), tmp_path / "ray", ray="local")
+    federate(config(train="both", rounds=1), tmp_path / "here")
+    federate(config(train="both", rounds=1), tmp_path / "ray", ray="local")
     assert_equal(last(tmp_path / "here"), last(tmp_path / "ray"))
 
 
 def test_an_address_without_ray_behind_it_is_an_error() -> None:
-    pytest.importorskip("ray")
     with pytest.raises(UsageError, match=r"--ray 127\.0\.0\.1:1"), pool_of("127.0.0.1:1"):
         pass
 

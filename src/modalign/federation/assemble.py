@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -133,7 +134,8 @@ def _rows(
             _fill(row, cells, kinds[scenario, LOCAL, prompt, None])
             if noise is not None and delta is not None:
                 rate = min((config.clients.sampled or clients) / clients, 1.0)
-                row.epsilon = privacy.epsilon(noise, rate, config.rounds, delta)
+                found_epsilon = privacy.epsilon(noise, rate, config.rounds, delta)
+                row.epsilon = found_epsilon if math.isfinite(found_epsilon) else None
         rows.append(row)
     return rows
 

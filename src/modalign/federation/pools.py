@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -109,6 +110,24 @@ class OnRay:
         return self.shared[id(place)]
 
 
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes.
+
+    Raises:
+        UsageError: it cannot be reached.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # local, auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--ray {address}: nothing answers there ({first_line(error)}); 'ray start --head' on one machine "
+            "prints the address, --ray local starts one here"
+        ) from error
+
+
 @contextmanager
 def pool_of(address: str | None) -> Iterator[Pool]:
     """Return the pool of ``--ray``; None: this process.
@@ -119,7 +138,8 @@ def pool_of(address: str | None) -> Iterator[Pool]:
     if address is None:
         yield Here()
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _check_reachable(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from modalign.federation.privacy import NO_SECURE_AGGREGATION
 from modalign.federation.results import CENTRALISED, LOCAL, UNTRAINED, Federation, Row
 from modalign.numbers import words
@@ -218,13 +216,11 @@ def _privacy(result: Federation) -> list[Part]:
         Quantity("Scenario", "scenario"),
         Quantity("Row", "name"),
         Quantity("Noise multiplier", "noise"),
-        Quantity(
-            "Epsilon", lambda r: "no guarantee" if math.isinf(r.epsilon) else f"{r.epsilon:.3g}"
-        ),
+        Quantity("Epsilon", lambda r: "no guarantee" if r.epsilon is None else f"{r.epsilon:.3g}"),
         ACCURACY,
     ]
     table = tabulate(("privacy-table", "Accuracy against epsilon", "/rows"), columns, rows)
-    finite = [row for row in rows if row.epsilon and math.isfinite(row.epsilon)]
+    finite = [row for row in rows if row.epsilon]
     if len(finite) < 2:
         return [table]
     kinds = [f"{r.scenario}, {r.rule}, {r.strategy}" for r in finite]

@@ -44,7 +44,7 @@ class Row(_Strict):
 
     Attributes:
         scenario, rule, strategy: what was trained; rules of reference rows are their names.
-        noise, epsilon: of differential privacy.
+        noise, epsilon: of differential privacy; without noise there is no guarantee, and no epsilon.
         accuracy: over all seeds and questions.
         seeds: of each seed.
         own: of each client, the worst first.
