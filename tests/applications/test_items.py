@@ -20,6 +20,7 @@ from modalign.applications.item_embeddings.data import (
 )
 from modalign.applications.item_embeddings.judging import judge
 from modalign.data.records import Media
+from modalign.models.export.folder import save_model
 from modalign.models.open import open_model
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -68,6 +69,24 @@ def test_a_model_is_a_row_and_not_the_default_unless_better(
     assert names[-3:] == ["a model, picture", "a model, text", "a model, picture + text"]
     assert found.default == "colours against photographs"
     assert len(found.differences) == 3
+
+
+def test_vectors_are_trained_and_evaluated(
+    cli: Cli, tmp_path: Path, compose_tiny: Callable[..., Any]
+) -> None:
+    files, out = shop(tmp_path), tmp_path / "run"
+    save_model(*compose_tiny("mlp"), tmp_path / "model")
+    arguments = (*files, "--llm", tmp_path / "model", "--budget", "32samples", "-o", out)
+    code, said, err = cli("app", "items", "train", *arguments)
+    assert code == 0, err
+    assert "of 8 photographs and items" in said
+    code, said, err = cli("app", "items", "eval", *files, "--llm", out / "model", "--json")
+    assert code == 0, err
+    assert len(json.loads(said)["differences"]) == 3
+    rows = [json.loads(line) for line in files[1].read_text().splitlines()]
+    tiny.write_jsonl(files[1], [row | {"split": "test"} for row in rows])
+    code, _, err = cli("app", "items", "train", *arguments, "--overwrite")
+    assert (code, "photograph for training" in err) == (3, True)
 
 
 def test_a_text_model_is_refused(tmp_path: Path, llm_folder: Callable[..., Path], cli: Cli) -> None:

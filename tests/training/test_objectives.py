@@ -172,7 +172,7 @@ def test_rows_are_those_of_the_whole_output(plan: Make, packed: bool) -> None:
     batch = own.collate([0, 1, 2, 3, 4, 5])
     inputs = batch.model_inputs() | {"logits_to_keep": 0}
     whole = session.model(**inputs, use_cache=False, output_hidden_states=True)
-    needs = ["logits", "media_logits", "pooled:last", "pooled:mean"]
+    needs = ["logits", "media_logits", "pooled:last", "pooled:mean", "pooled:prompt"]
     needs += [
         f"hidden:{layer}:{at}" for layer in (0, 2, -2) for at in ("answers", "media", "tokens")
     ]
@@ -194,6 +194,8 @@ def test_rows_are_those_of_the_whole_output(plan: Make, packed: bool) -> None:
         states = whole.hidden_states[-1][batch.segments == number]
         torch.testing.assert_close(found.pooled()[number], states[-1])
         torch.testing.assert_close(found.pooled("mean")[number], states.mean(0))
+        first = int(batch.keep[batch.segments == number].nonzero()[0])
+        torch.testing.assert_close(found.pooled("prompt")[number], states[first])
     with pytest.raises(UsageError, match="reads layer 9, but the language model has 4"):
         read(session.model, session.model, batch, ["hidden:9:answers"])
 
@@ -301,6 +303,8 @@ def objectives_of_parts() -> Iterator[Any]:
     yield pytest.param({"objective": CONTRAST, **PAIRED}, id="pairs")
     mean = {"info_nce": {**CONTRAST["info_nce"], "pooling": "mean"}, "cross_entropy": 1.0}
     yield pytest.param({"objective": mean, **PAIRED}, id="pairs, mean, words")
+    prompt = {"info_nce": {**CONTRAST["info_nce"], "pooling": "prompt"}}
+    yield pytest.param({"objective": prompt, **PAIRED}, id="pairs, prompts")
 
 
 @pytest.mark.parametrize("stage", objectives_of_parts())

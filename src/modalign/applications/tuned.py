@@ -1,4 +1,4 @@
-"""The recipe of applications that choose: a language model learns the letter of the right option."""
+"""Recipes of applications: a saved model learns the letter of the right option, or another stage's objective."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training.budget import Budget
 from modalign.training.settings import Stage, TrainSettings
+from modalign.training.staged import Report
 from modalign.training.tuning import Tuning, spent
 
 
@@ -34,40 +35,46 @@ def lettered(records: Sequence[Record], seed: int = 0) -> list[Record]:
     ]
 
 
+CHOICE = Stage(name="choice", llm="lora")
+
+
 @quietly()
-def tune_choice(
+def tune(
     records: Sequence[Record],
     llm: str,
     out: Path,
+    stage: Stage = CHOICE,
     *,
     budget: str = "2000samples",
+    factor: float = 1.0,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> int:
-    """Train a LoRA of a model on the records' choices and save the model to ``out/model``; return its samples.
+    """Train a saved model on records and save it to ``out/model``; return its samples.
 
     Raises:
-        DataError: a record offers no choice.
+        DataError: a record cannot be trained on.
         UsageError: no model, an invalid budget, or a folder that is taken.
     """
-    allowance, given = Budget.parse(budget), lettered(records, seed)
-    configuration = {"llm": llm, "records": len(records), "budget": budget, "seed": seed}
+    allowance = Budget.parse(budget)
+    configuration = {"llm": llm, "records": len(records), "budget": budget}
+    configuration |= {"factor": factor, "seed": seed}
     with run_folder(out, configuration, resume=resume, overwrite=overwrite) as run:
         opened = open_composed(llm)
         settings = TrainSettings(llm="lora", batch_size=16, device=device)
-        samples = tokenise_all(given, opened.tokenizer)
-        stage = Stage(name="choice", llm="lora")
-        report = (
-            (lambda name, step: progress(name, int(step.fraction * 1000), 1000))
-            if progress
-            else None
-        )
-        tuning = Tuning(opened, [stage], settings, samples, seed=seed, report=report)
+        samples = tokenise_all(records, opened.tokenizer)
+        tuning = Tuning(opened, [stage], settings, samples, seed=seed, report=_reporting(progress))
         tuning.check()
         run.begin()
-        outcomes = tuning.run(allowance, out / "run")
+        outcomes = tuning.run(allowance, out / "run", factor)
         tuning.save(out / "model")
         return spent(outcomes).samples
+
+
+def _reporting(progress: Progress | None) -> Report | None:
+    if progress is None:
+        return None
+    return lambda stage, step: progress(stage, int(step.fraction * 1000), 1000)

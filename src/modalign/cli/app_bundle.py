@@ -24,6 +24,7 @@ def train(
     llm: Annotated[str, typer.Option("--llm", help="The language model to start from.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")],
     budget: Annotated[str, typer.Option("--budget", help="20000samples, 90s, ...")] = "2000samples",
+    factor: app_output.Factor = 1.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: options.Overwrite = False,
     seed: app_output.Seed = 0,
@@ -36,7 +37,7 @@ def train(
     """
     from modalign.applications.bundles.completing import record_of
     from modalign.applications.bundles.data import questions, read_catalogue, split
-    from modalign.applications.tuned import tune_choice
+    from modalign.applications.tuned import lettered, tune
     from modalign.cli.console import bars, quiet_libraries, stdout
 
     quiet_libraries()
@@ -47,8 +48,9 @@ def train(
         r for n, each in enumerate(asked) if (r := record_of(each, catalogue, n)) is not None
     ]
     with bars() as progress:
-        samples = tune_choice(
-            records, llm, out, budget=budget, seed=seed, resume=resume, overwrite=overwrite,
+        samples = tune(
+            lettered(records, seed), llm, out,
+            budget=budget, factor=factor, seed=seed, resume=resume, overwrite=overwrite,
             device=device or "auto", progress=progress,
         )  # fmt: skip
     said = f"{out / 'model'}: trained on {samples} samples of {len(records)} bundles"

@@ -14,6 +14,45 @@ app = typer.Typer(
 )
 
 
+Items = Annotated[str, typer.Argument(help="Rows of id, text, image, where known kind.")]
+Photos = Annotated[str, typer.Argument(help="Rows of image, item, split (train or test).")]
+
+
+@app.command(epilog=options.EXIT_CODES)
+def train(
+    items: Items,
+    photos: Photos,
+    llm: Annotated[str, typer.Option("--llm", help="Folder of a model that takes pictures.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")],
+    budget: Annotated[str, typer.Option("--budget", help="20000samples, 90s, ...")] = "2000samples",
+    factor: app_output.Factor = 1.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: options.Overwrite = False,
+    seed: app_output.Seed = 0,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Train a model's vectors: photographs find their items among those of the batch, and back (info_nce).
+
+    **Example**: `modalign app items train items.json photos.json --llm runs/compare/best -o runs/items`
+    """
+    from modalign.applications.item_embeddings.data import read_items, read_photos
+    from modalign.applications.item_embeddings.training import STAGE, pairs
+    from modalign.applications.tuned import tune
+    from modalign.cli.console import bars, quiet_libraries, stdout
+
+    quiet_libraries()
+    given = read_items(items)
+    records = pairs(given, read_photos(photos, given))
+    with bars() as progress:
+        samples = tune(
+            records, llm, out, STAGE, budget=budget, factor=factor, seed=seed, resume=resume, overwrite=overwrite,
+            device=device or "auto", progress=progress,
+        )  # fmt: skip
+    said = f"{out / 'model'}: trained on {samples} samples of {len(records)} photographs and items"
+    stdout.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command(epilog=options.EXIT_CODES)
 def run(
     index: Annotated[Path, typer.Argument(help="Folder of 'modalign embed'.")],
@@ -45,8 +84,8 @@ def run(
 
 @app.command("eval", epilog=options.EXIT_CODES)
 def evaluate(
-    items: Annotated[str, typer.Argument(help="Rows of id, text, image, where known kind.")],
-    photos: Annotated[str, typer.Argument(help="Rows of image, item, split (train or test).")],
+    items: Items,
+    photos: Photos,
     llm: app_output.Llm = None,
     pooling: Annotated[
         Literal["last", "mean", "word"], typer.Option("--pooling", help="As of modalign embed.")

@@ -16,6 +16,7 @@ Llm = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="Write report.html, .md and .json here.")]
 Seed = Annotated[int, typer.Option(help="Of everything drawn, and of the intervals.")]
 Limit = Annotated[int, typer.Option(min=1, help="Questions that a model is asked at most.")]
+Factor = Annotated[float, typer.Option("--factor", help="On all learning rates.")]
 Saved = Annotated[Path, typer.Option("-o", "--out", help="The file to write.")]
 
 

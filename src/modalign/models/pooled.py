@@ -84,7 +84,7 @@ def pool(states: Tensor, segments: Tensor, n: int, pooling: str) -> Tensor:
         states: (B, T, D).
         segments: (B, T) number of each position's record; -1 for padding.
         n: of records.
-        pooling: ``last`` or ``mean``.
+        pooling: ``mean``, else the last.
     """
     flat, numbers = states.flatten(0, 1), segments.flatten()
     tokens = (numbers >= 0).nonzero().squeeze(1)

@@ -12,7 +12,8 @@ what some term of the stage declares is computed:
 ``media_logits``     at the I media positions of the sequence
 ``hidden:LAYER``     hidden states after a layer (0: the embeddings; negative: from the end) at the
                      supervised positions; ``hidden:LAYER:media`` and ``:tokens`` at others
-``pooled``           one vector per record: its last token's, or ``pooled:mean``
+``pooled``           one vector per record: its last token's, ``pooled:mean``, or ``pooled:prompt``:
+                     where its first answer would begin
 ``codes``            codes of connectors that have them
 ``weights``          the trained parameters
 ``stage_one``        outputs of a connector's own pre-training

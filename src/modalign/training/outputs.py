@@ -64,6 +64,14 @@ class TrainBatch(Batch):
         """(B, T) bool, the positions of the rows."""
         return {"answers": self.keep, "media": self.places, "tokens": self.segments >= 0}[at]
 
+    def prompts(self) -> Tensor:
+        """(B, T) the ``segments`` up to each record's first answer, where it would begin; -1 elsewhere."""
+        flat, places = self.segments.flatten(), self.keep.flatten().nonzero().squeeze(1)
+        first = flat.new_full((len(self.samples),), len(flat))
+        first = first.scatter_reduce(0, self.owner, places, "amin")
+        asked = torch.arange(len(flat), device=flat.device) <= first[flat.clamp(min=0)]
+        return torch.where(asked & (flat >= 0), flat, -1).reshape(self.segments.shape)
+
     def count(self) -> dict[str, float]:
         """Return this part's counts, for all records and for each role."""
         media = torch.tensor([len(sample.media) for sample in self.samples])
@@ -244,7 +252,9 @@ def read(
     for need, kept in hidden.items():
         rows[need] = kept[0][batch.at(row_kind(need))]  # type: ignore[arg-type]
     for need in pooled:
-        rows[need] = pool(last[0], batch.segments, len(batch.samples), need.partition(":")[2])
+        way = need.partition(":")[2]
+        segments = batch.prompts() if way == "prompt" else batch.segments
+        rows[need] = pool(last[0], segments, len(batch.samples), way)
     if "media_logits" not in needs:
         return Outputs(found, found[:0], rows)
     projected = shown.flatten().nonzero().squeeze(1)

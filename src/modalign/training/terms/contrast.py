@@ -59,12 +59,13 @@ def info_nce(
     negative: str | None = None,
     symmetric: bool = True,
     temperature: Annotated[float, Field(gt=0)] = 0.05,
-    pooling: Literal["last", "mean"] = "last",
+    pooling: Literal["last", "mean", "prompt"] = "last",
 ) -> Tensor:
     """InfoNCE of anchors and positives over the whole batch (CPC, arXiv 1807.03748; symmetric as in CLIP).
 
     Needs a stage of matched roles; the vectors of all micro-batches and processes are contrasted. The role
-    ``negative`` holds hard negatives, one for each anchor.
+    ``negative`` holds hard negatives, one for each anchor. The pooling ``prompt`` is the state where the first
+    answer would begin, as ``modalign embed`` reads it.
     """
     vectors, roles, keys = everyone(outputs, batch, pooling)
     own, theirs, hard = (
