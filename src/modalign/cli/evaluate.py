@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from modalign.cli import options
+from modalign.errors import UsageError
 from modalign.numbers import words
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def evaluate(
         str,
         typer.Option(
             "--task",
-            help="exact, vqa, anls, choice, caption, wer, pope or chair; for edits: counterfact, zsre or mmedit.",
+            help="exact, vqa, anls, choice, caption, wer, pope, chair, unlearning; for edits: counterfact, "
+            "zsre or mmedit.",
         ),
     ] = "exact",
     letters: Annotated[
@@ -66,6 +68,27 @@ def evaluate(
     no_generate: Annotated[
         bool, typer.Option("--no-generate", help="For tasks of edits: teacher-forced numbers only.")
     ] = False,
+    knew: Annotated[
+        Path | None, typer.Option("--knew", help="With unlearning: the model before it forgot.")
+    ] = None,
+    never_knew: Annotated[
+        str,
+        typer.Option(
+            help="With unlearning: a model that never knew, or invented (the one before, asked about other names)."
+        ),
+    ] = "invented",
+    retrained: Annotated[
+        Path | None, typer.Option(help="With unlearning: a model trained without the facts.")
+    ] = None,
+    retain: Annotated[
+        str | None, typer.Option(help="With unlearning: questions to keep, for utility.")
+    ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="With unlearning: of '8 bits,4 bits,25 % pruned,relearned' (all), or none."
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of intervals, options' order and edits' texts.")
     ] = 0,
@@ -96,6 +119,9 @@ def evaluate(
     about several modalities are also asked with each alone. The table also shows the data's most frequent
     answer and chance: a uniform guess among the options, else among the training answers.
 
+    The task unlearning asks the model that forgot, the one before (`--knew`), one that never knew and one
+    `--retrained` the questions of `modalign data reformat`, and attacks the first; `--out` is the report's folder.
+
     The tasks counterfact, zsre and mmedit score a model on edits of its facts, as in the papers; with
     --patch the model without it stands beside it.
 
@@ -109,11 +135,45 @@ def evaluate(
 
     - `modalign eval runs/compare/best questions.jsonl --task choice --letters --seed 1`
 
+    - `modalign eval FORGOT forms.jsonl --task unlearning --knew MODEL --retain retain.jsonl --out runs/forgotten`
+
     - `modalign eval my-model --task counterfact --edits edits.json --patch fix.safetensors --text held-out.txt`
     """
     from modalign.cli.evaluate_edits import TASKS, check_options, evaluate_edits
     from modalign.files import check_free
 
+    if task == "unlearning":
+        from modalign.cli.evaluate_forgetting import evaluate_forgetting
+
+        foreign = {"--letters": letters, "--objects": objects, "--edits": edits, "--text": text, "--limit": limit,
+                   "--train": train, "--columns": columns, "--control-token": control_token}  # fmt: skip
+        if wrong := [name for name, value in foreign.items() if value]:
+            raise UsageError(f"{', '.join(wrong)} is not for --task unlearning")
+        evaluate_forgetting(
+            model,
+            data,
+            knew=knew,
+            never_knew=never_knew,
+            retrained=retrained,
+            retain=retain,
+            attacks=attacks,
+            out=out,
+            overwrite=overwrite,
+            patches=patch or [],
+            seed=seed,
+            device=device or "auto",
+            max_new_tokens=max_new_tokens,
+            json_output=json_output,
+        )
+        return
+    of_forgetting = {
+        "--knew": knew,
+        "--retrained": retrained,
+        "--retain": retain,
+        "--attacks": attacks,
+    }
+    if wrong := [name for name, value in of_forgetting.items() if value]:
+        raise UsageError(f"{', '.join(wrong)} is for --task unlearning")
     of_data = {
         "--letters": letters,
         "--objects": objects,
