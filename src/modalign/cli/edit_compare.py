@@ -43,6 +43,12 @@ def compare(
         list[str] | None,
         typer.Option("--set", help="pmet.clamp=4; without a method, for all with the field."),
     ] = None,
+    basis: Annotated[
+        str,
+        typer.Option(
+            "--settings", help="published: the authors'. auto: measured on this model, per method."
+        ),
+    ] = "published",
     block: Annotated[
         int | None, typer.Option(min=1, help="Edits per sequential step; default: a tenth.")
     ] = None,
@@ -86,6 +92,8 @@ def compare(
 
     - `modalign edit compare MODEL edits.json --set layers=[0,1,2] --set pmet.clamp=4 --out runs/mine`
 
+    - `modalign edit compare MODEL edits.json --settings auto --out runs/measured`
+
     - `modalign edit compare MODEL edits.json --out runs/mine --resume`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
@@ -107,6 +115,7 @@ def compare(
         text=text,
         held_out=held_out,
         settings=_by_method(settings),
+        basis=cast("Any", basis),
         block=block,
         draws=draws,
         table=table,

@@ -12,7 +12,7 @@ from modalign.editing.benchmarks.scores import TASKS, Task
 from modalign.editing.compare.plan import SIZES
 from modalign.editing.compare.results import MODES, Mode
 from modalign.editing.methods import METHODS, Method
-from modalign.editing.run import configured
+from modalign.editing.run import BASES, Basis, configured
 from modalign.errors import UsageError, choose
 
 
@@ -29,6 +29,7 @@ class CompareRequest:
         text: for the key statistics; None for what the model itself writes.
         held_out: text for the drift; None for none.
         settings: method -> field -> value; under ``""`` fields for every method that has them.
+        basis: what the other fields are: ``published``, or ``auto``, measured on the model for each method.
         block: edits per sequential step; None for a tenth.
         draws: at most so many draws of each size.
         table: the size whose edits are listed one by one; None for the largest up to 100.
@@ -50,6 +51,7 @@ class CompareRequest:
     text: Path | None = None
     held_out: Path | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    basis: Basis = "published"
     block: int | None = None
     draws: int | None = None
     table: int | None = None
@@ -72,6 +74,8 @@ class CompareRequest:
         Raises:
             UsageError: an unknown method, field, task or mode.
         """
+        if self.basis not in BASES:
+            raise UsageError(f"--settings {self.basis}: {choose(self.basis, BASES)}")
         for name in self.settings:
             if name and name not in METHODS:
                 raise UsageError(f"--set {name}: there is no such method; {choose(name, METHODS)}")

@@ -22,12 +22,13 @@ from modalign.editing.compare.plan import Plan, make_plan, without_edited_neighb
 from modalign.editing.compare.report import report_of, view
 from modalign.editing.compare.request import CompareRequest
 from modalign.editing.compare.results import CellResult, ComparisonSetting, EditComparison
+from modalign.editing.computation import Options
 from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import weights_hash
 from modalign.editing.methods.base import Method, versions
 from modalign.editing.readers import read_edits, validate_against_tokenizer
-from modalign.editing.run import dtype_named
+from modalign.editing.run import dtype_named, tuned
 from modalign.errors import ModalignError, UsageError
 from modalign.files import write_atomically
 from modalign.hashing import tokenizer_hash
@@ -154,6 +155,20 @@ def _open(
     validate_against_tokenizer(edits, tokenizer, declared_length(model.config))
     task: Task = request.task or ("zsre" if edits[0].protocol == "zsre" else "counterfact")
     spec = ModelSpec.detect(model)
+    if request.basis == "auto":
+        options = Options(corpus=corpus, cache=request.out / "cache", progress=progress, said=tell)
+        probed = edits[: max(request.sizes)]
+        methods = {
+            name: tuned(
+                model,
+                tokenizer,
+                method,
+                probed,
+                method.config.model_dump(exclude_unset=True),
+                options,
+            )
+            for name, method in methods.items()
+        }
     bench = Workbench(
         model=model,
         tokenizer=tokenizer,

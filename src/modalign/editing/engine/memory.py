@@ -57,6 +57,12 @@ def fitting_batch(spec: ModelSpec, layer: int, requests: Sequence[Request], want
     return max(1, min(wanted, int(free * SHARE) // max(each, 1)))
 
 
+def statistics_fit(spec: ModelSpec, layers: Sequence[int]) -> bool:
+    """Whether the key statistics of these layers fit the free memory."""
+    free = _left(torch.device("cpu"))
+    return free is None or statistics_bytes(spec, layers) <= SHARE * free
+
+
 def check_statistics(spec: ModelSpec, layers: Sequence[int]) -> None:
     """Refuse key statistics that cannot fit.
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from modalign.editing.engine.memory import statistics_fit
 from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.layers.trials import Bench, Trial
 from modalign.progress import Progress
@@ -56,14 +57,21 @@ def longest(spec: ModelSpec) -> int:
     return max(3, min(LONGEST, round(spec.depth * LONGEST / 28)))
 
 
+def stretch(spec: ModelSpec, last: int, length: int | None = None) -> list[int]:
+    """The layers that end at ``last``, the longest stretch by default."""
+    return list(range(max(0, last - (length or longest(spec)) + 1), last + 1))
+
+
 def candidate_layers(spec: ModelSpec, given: Sequence[int] | None) -> tuple[int, ...]:
-    """Every layer that a trial may write: those whose key statistics are needed."""
+    """Every layer that a trial may write: those whose key statistics are needed, and fit the memory."""
     if given is not None:
         return tuple(given)
-    most = longest(spec)
-    found = {
-        layer for last in places(spec.depth) for layer in range(max(0, last - most + 1), last + 1)
-    }
+    found: set[int] = set()
+    for last in places(spec.depth):
+        more = found | set(stretch(spec, last))
+        if found and not statistics_fit(spec, sorted(more)):
+            break
+        found = more
     return tuple(sorted(found))
 
 
@@ -117,10 +125,12 @@ class _Search:
         middle = self.strengths[len(self.strengths) // 2]
 
         def tried(last: int, length: int) -> Trial:
-            layers = list(range(max(0, last - length + 1), last + 1))
-            return self._trial(self._settings(layers, REACHES[0], middle), self.few)
+            settings = self._settings(stretch(spec, last, length), REACHES[0], middle)
+            return self._trial(settings, self.few)
 
-        ends = sorted((tried(last, most) for last in places(spec.depth)), key=_score, reverse=True)
+        held = self.bench.statistics.covariance.matrices
+        lasts = [last for last in places(spec.depth) if last in held]
+        ends = sorted((tried(last, most) for last in lasts), key=_score, reverse=True)
         found = list(ends)
         for end in ends[:2]:
             found += [tried(end.layers[-1], length) for length in {1, (most + 1) // 2}]
