@@ -16,19 +16,28 @@ from tiny_session import EVERY_STEP, Plan, assert_same, paired, trained
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+)
 
 import tiny
+from modalign.data.corpus import Corpus, windows
 from modalign.data.modalities import modality_names
 from modalign.data.supervision import Sample
 from modalign.errors import UsageError
 from modalign.models.export import save_model
+from modalign.models.saved import open_composed
 from modalign.training import references
+from modalign.training.budget import Budget
 from modalign.training.learners import ModelLearner
 from modalign.training.outputs import Outputs, TrainBatch
 from modalign.training.references import FolderReference
 from modalign.training.session import Session
-from modalign.training.settings import Stage
+from modalign.training.settings import Stage, TrainSettings
+from modalign.training.tuning import Tuning
 
 Make = Callable[..., Plan]
 ANSWERS = ["logits"]
@@ -309,6 +318,7 @@ def likelihood(session: Session, samples: list[Sample]) -> float:
         ("kl_visual", {}, 0.5),
         ("relation", {}, 0.5),
         ("hidden", {"layer": 3}, 0.5),
+        ("hidden", {"layer": 1, "reference_layer": 4, "map": True}, 0.7),
         ("hidden", {"layer": 2, "reference_layer": 4, "at": "media", "distance": "mse"}, 0.9),
     ],
 )
@@ -318,6 +328,41 @@ def test_the_student_comes_nearer_to_its_teacher(
     other = {"references": {"teacher": str(teacher("mlp"))}}
     _, losses = run_stage(plan, tmp_path, {term: options}, **other)
     assert np.mean(losses[-5:]) < factor * np.mean(losses[:2])
+
+
+def test_a_map_joins_widths_resumes_and_ends_with_its_stage(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = tmp_path / "wide"
+    tokenizer = AutoTokenizer.from_pretrained(plan().llm)
+    config = AutoConfig.from_pretrained(plan().llm)
+    config.hidden_size, config.head_dim = 48, 12
+    AutoModelForCausalLM.from_config(config).save_pretrained(wide)
+    tokenizer.save_pretrained(wide)
+    samples = windows(Corpus("poem", ["one two three four five six"] * 4), tokenizer, 8)
+    settings = TrainSettings(llm="full", batch_size=4, device="cpu", checkpoint_seconds=EVERY_STEP)
+
+    def tuning(options: dict[str, Any]) -> Tuning:
+        terms = {"hidden": {"layer": 2, **options}, "cross_entropy": 1.0}
+        stages = [Stage(objective=terms, references={"teacher": str(wide)}), Stage(name="last")]
+        opened = open_composed(plan().llm)
+        return Tuning(opened, stages, settings, samples, cache=tmp_path / "cache")
+
+    budget = Budget.parse("48samples")
+    with pytest.raises(UsageError, match=r"width 32.*48; map: true"):
+        tuning({}).check()
+    whole = tuning({"map": True})
+    whole.check()
+    whole.run(budget, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_before(4, patch)
+        with pytest.raises(CutOffError):
+            tuning({"map": True}).run(budget, tmp_path / "cut")
+    resumed = tuning({"map": True})
+    resumed.run(budget, tmp_path / "cut")
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert not [name for name in expected if "maps" in name]
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_weights_stay_near_where_they_started(plan: Make, tmp_path: Path) -> None:

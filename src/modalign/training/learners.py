@@ -24,7 +24,7 @@ from modalign.training.costs import CostModel
 from modalign.training.methods import Method
 from modalign.training.modality_dropout import dropped
 from modalign.training.objectives import Objective
-from modalign.training.outputs import Outputs, TrainBatch, prefix_places, read, row_kind
+from modalign.training.outputs import MAPS, Outputs, TrainBatch, prefix_places, read, row_kind
 from modalign.training.recipes import select
 from modalign.training.references import References
 from modalign.training.roles import RoleOrder, Roles
@@ -142,6 +142,7 @@ class ModelLearner:
         """Return what the stage's terms need from the model."""
         found = read(self.module, call, batch, self.needs)
         found.codes = self._codes(batch)
+        found.maps = getattr(self.module, MAPS, {})
         if "weights" in self.needs:
             own = self.module.named_parameters()
             found.weights = {name: weight for name, weight in own if weight.requires_grad}

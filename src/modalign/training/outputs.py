@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modalign.connectors.base import PrefixConnector
 from modalign.errors import UsageError
@@ -173,6 +173,7 @@ class Outputs:
         rows: need -> hidden states (K | I | T, D), or pooled vectors (n, D).
         codes: outputs of connectors with a code.
         weights: name -> parameter.
+        maps: learnt maps from this model's states to a reference's, by :func:`map_name`.
     """
 
     logits: Any
@@ -180,6 +181,7 @@ class Outputs:
     rows: dict[str, Tensor] = field(default_factory=dict)
     codes: list[Any] = field(default_factory=list)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    maps: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def hidden(self, layer: int, at: At = "answers") -> Tensor:
         """Return hidden states after a layer, in the rows of these positions."""
@@ -203,6 +205,14 @@ class Outputs:
         members = batch.members(role)
         rows = {at: members[batch.owners(at)] for at in ("answers", "media", "tokens")}
         return self.chosen({**rows, "records": members})
+
+
+MAPS = "objective_maps"  # where a model holds them while a stage trains
+
+
+def map_name(reference: str, layer: int, reference_layer: int) -> str:
+    """Return the name of the map from a layer's states to those of a reference's layer."""
+    return f"{reference}_{layer}_{reference_layer}".replace(".", "_")
 
 
 def prefix_places(model: Any, collator: Collator, input_ids: Tensor) -> Tensor:

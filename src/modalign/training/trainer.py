@@ -27,7 +27,7 @@ from modalign.training.learners import Learner, ModelLearner
 from modalign.training.objectives import Objective
 from modalign.training.outputs import Everyone
 from modalign.training.parallel import Parallel
-from modalign.training.references import Reference, forward_flops, readings
+from modalign.training.references import Reference, forward_flops, readings, release_maps
 from modalign.training.settings import START, LearningRates, Stage, TrainSettings
 from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
@@ -192,6 +192,7 @@ class Trainer:
                 self.save()
         self._validate()
         self.save()
+        release_maps(self.learner.module)
         return StageOutcome(self.step, self.ledger, self.curve)
 
     def _mean(self, seconds: float) -> float:

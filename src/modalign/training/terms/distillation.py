@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modalign.errors import UsageError
 from modalign.training.objectives import objective_term
-from modalign.training.outputs import TopWords
+from modalign.training.outputs import TopWords, map_name
 
 Temperature = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, le=1)]
@@ -154,20 +154,25 @@ def hidden(
     reference: str = "teacher",
     at: Literal["answers", "media", "tokens"] = "answers",
     distance: Literal["cosine", "mse"] = "cosine",
+    map: bool = False,
 ) -> Tensor:
     """Distance of hidden states from the reference's, mean over positions (FitNets, arXiv 1412.6550).
 
     ``cosine`` is 1 - cos, ``mse`` the mean over the D values of the squared difference. Layer 0 is the
     embeddings, n the output of the n-th decoder layer, -1 that of the last one, before the final norm.
-    The reference's layer defaults to the same.
+    The reference's layer defaults to the same. With ``map`` the model's states first go through a linear map
+    without bias that learns with the stage, so widths may differ.
     """
     own = outputs.hidden(layer, at).float()
     assert reference_layer is not None
+    if map:
+        own = outputs.maps[map_name(reference, layer, reference_layer)](own).float()
     theirs = references[reference].hidden(reference_layer, at).float()
     if own.shape != theirs.shape:
         raise UsageError(
             f"the term hidden compares states of one width; the model's have width {own.shape[-1]}, those "
-            f"of the reference {reference!r} {theirs.shape[-1]}"
+            f"of the reference {reference!r} {theirs.shape[-1]}; "
+            "map: true learns a map between them"
         )
     if distance == "mse":
         values = (own - theirs).square().mean(-1)
