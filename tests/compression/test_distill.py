@@ -12,13 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+from modalign.compression.distillation import distill as distillation
 from modalign.compression.distillation.config import DistillConfig
 from modalign.compression.distillation.distill import distill
 from modalign.compression.distillation.schedules import Variant, schedules
-from modalign.errors import UsageError
+from modalign.errors import DataError, UsageError
 from modalign.models.export import save_model
 from modalign.models.open import open_model
 from modalign.training.settings import LearningRates, TrainSettings
+from modalign.training.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
 RATES = LearningRates(connector=1e-2, llm=1e-2)
@@ -164,6 +166,54 @@ def test_a_teacher_with_another_tokenizer_is_refused_with_both_named(
     said = " ".join(err.split())
     assert all(name in said for name in (str(other), str(llm_folder()), "'quokka'"))
     assert not (tmp_path / "kd").exists()
+
+
+def test_options_that_would_change_nothing_are_refused(
+    llm_folder: Callable[..., Path], teacher: Path, small_data: Path, text: Path, tmp_path: Path
+) -> None:
+    def run(**given: Any) -> None:
+        distill(DistillConfig(budget="16samples", training=FAST, **given), tmp_path / "kd")
+
+    llm = str(llm_folder())
+    with pytest.raises(UsageError, match=r"terms.kl_anser: no schedule has this term"):
+        run(teacher=llm, student_layers=1, data=str(text), terms={"kl_anser": {"beta": 1}})
+    with pytest.raises(UsageError, match=r"9 layers cannot be kept: the model has 4"):
+        run(teacher=llm, student_layers=9, data=str(text))
+    with pytest.raises(UsageError, match="there is no student"):
+        run(teacher=llm, data=str(text))
+    with pytest.raises(DataError, match="takes none: --student-connector mlp"):
+        run(teacher=str(teacher), student=llm, data=str(small_data / "data.jsonl"))
+    assert not (tmp_path / "kd").exists()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_rows(
+    llm_folder: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DistillConfig(
+        teacher=str(llm_folder()),
+        student_layers=2,
+        data=str(text),
+        against=["cross_entropy"],
+        budget="32samples",
+        training=FAST,
+    )
+    whole = distill(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation, "assemble", lambda *_: pytest.fail("not cut"))
+        steps: list[int] = []
+        step = Trainer._step
+
+        def cut(self: Trainer, fraction: float) -> Any:
+            steps.append(1)
+            if len(steps) == 11:  # in the second training
+                raise KeyboardInterrupt
+            return step(self, fraction)
+
+        patch.setattr(Trainer, "_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            distill(config, tmp_path / "cut")
+    resumed = distill(config, tmp_path / "cut", resume=True)
+    assert [row.nll for row in resumed.rows] == [row.nll for row in whole.rows]
 
 
 def test_a_larger_student_is_said_and_allowed(

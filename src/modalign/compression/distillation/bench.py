@@ -15,12 +15,14 @@ from modalign.compression.distillation.config import DistillConfig
 from modalign.compression.distillation.judging import NOTHING, Judged, judge
 from modalign.compression.distillation.students import StudentPlan, plan_layers
 from modalign.data.corpus import is_corpus
+from modalign.data.readers import read_records
 from modalign.data.splits import leakage, split_validation
 from modalign.data.supervision import Sample
 from modalign.devices import device_named
 from modalign.errors import DataError, UsageError
 from modalign.files import write_atomically
 from modalign.models.saved import OpenedModel, open_composed
+from modalign.models.tool_text import ToolReader
 from modalign.progress import Progress
 from modalign.training.references import StoredReference, check_vocabulary
 from modalign.training.stored import Store, StoreHeader, is_store
@@ -157,6 +159,16 @@ def _data(
     config: DistillConfig, opened: OpenedModel, progress: Progress | None
 ) -> tuple[list[Sample], list[Sample], list[str]]:
     """Return training and evaluation samples, and warnings about them."""
+    takes_none = not opened.encoders and not isinstance(opened.reader, ToolReader)
+    if takes_none and not is_corpus(Path(config.data)):
+        pictured = next(
+            (r for r in read_records(config.data).records if any(True for _ in r.media())), None
+        )
+        if pictured is not None:
+            raise DataError(
+                f"{pictured.source} holds media, but the student {opened.name} takes none: "
+                "--student-connector mlp gives it the teacher's encoder and a new connector"
+            )
     samples = read_samples(Path(config.data), opened, length=config.length, progress=progress)
     if config.evaluation is None:
         _, held = split_validation([sample.record for sample in samples])

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from modalign.compression.layers import LayerRule
+from modalign.starter.build import BuiltIn
 from modalign.training.settings import TrainSettings
 
 
@@ -33,13 +34,13 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    teacher: str
-    student: str | None = None
+    teacher: BuiltIn
+    student: BuiltIn | None = None
     student_layers: PositiveInt | None = None
     layers_by: LayerRule = "influence"
     student_connector: str | None = None
-    data: str
-    evaluation: str | None = None
+    data: BuiltIn
+    evaluation: BuiltIn | None = None
     schedule: str = "throughout"
     against: list[str] = Field(default_factory=list)
     terms: dict[str, dict[str, Any]] = Field(default_factory=dict)

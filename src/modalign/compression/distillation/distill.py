@@ -15,7 +15,7 @@ from modalign.compression.distillation.judging import Judged, judge
 from modalign.compression.distillation.report import assemble, report_of
 from modalign.compression.distillation.results import Distillation
 from modalign.compression.distillation.schedules import Variant
-from modalign.errors import UsageError
+from modalign.errors import UsageError, choose
 from modalign.files import write_atomically
 from modalign.models.quiet import quietly
 from modalign.progress import Progress
@@ -71,6 +71,10 @@ def distill(
         raise UsageError(
             f"--schedule {variants[0].name}: only those of --against take its wall time"
         )
+    known = sorted({term for variant in variants for term in variant.terms})
+    for term in config.terms:
+        if term not in known:
+            raise UsageError(f"terms.{term}: no schedule has this term; {choose(term, known)}")
     Budget.parse(config.budget)
     values = config.model_dump(mode="json")
     with run_folder(out, values, resume=resume, overwrite=overwrite) as folder:

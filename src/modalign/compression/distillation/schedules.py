@@ -65,6 +65,11 @@ class Variant:
     without: tuple[str, ...] = ()
     same_time: bool = False
 
+    @property
+    def terms(self) -> set[str]:
+        """Return the names of its terms."""
+        return {term for stage in self.stages for term in stage.objective} - set(self.without)
+
     @classmethod
     def of(cls, text: str) -> Variant:
         """Read ``NAME``, ``FILE.yaml``, and either followed by ``-TERM`` (repeatable) or ``@time``.

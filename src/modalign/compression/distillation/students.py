@@ -42,7 +42,8 @@ class StudentPlan:
         Raises:
             UsageError: there is no encoder for the connector, or a folder cannot be opened.
         """
-        opened = open_composed(self.folder or self.teacher, "the student")
+        whose = "the student" if self.folder else "the teacher"
+        opened = open_composed(self.folder or self.teacher, whose)
         inside = any(isinstance(c, InLayerConnector) for c in opened.model.connectors.values())
         if inside and (self.layers or self.connector):
             raise UsageError(
