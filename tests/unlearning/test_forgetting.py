@@ -47,6 +47,9 @@ def test_a_form_that_cannot_tell_is_invalid_and_seldom_by_chance() -> None:
     rng = np.random.default_rng(1)
     told = [recovery(*(rng.random((3, 60)) < 0.25).astype(float))[1] for _ in range(100)]
     assert sum(told) <= 12
+    wrong = np.tile([1.0, 0, 0, 0], 50)  # guessing, where one that never knew is always wrong
+    assert recovery(wrong, 0 * wrong, wrong)[1]
+    assert not recovery(wrong, 0 * wrong, wrong, chance=0.25)[1]
     one = ["only"] * 60  # one subject says nothing about others
     assert not recovery(np.ones(60), np.zeros(60), np.zeros(60), one)[1]
 
@@ -95,7 +98,7 @@ def test_membership_is_the_area_under_the_curve() -> None:
 def test_words_recalled() -> None:
     assert rouge_recall("the cat sat on", "the dog sat") == pytest.approx(2 / 3)
     assert rouge_recall("", "a") == 0
-    assert rouge_recall("A b", "a B") == 1
+    assert rouge_recall("A b.", "a B") == 1  # no word has a full stop in it
 
 
 @pytest.mark.skipif(not LOGS.exists(), reason=f"{LOGS} is not there")

@@ -311,33 +311,32 @@ def _forms(
         def groups(where: np.ndarray) -> list[str | None]:
             return [records[i].group for i in np.flatnonzero(where).tolist()]
 
-        recovered, valid = recovery(
-            of(found[KNEW], own),
-            of(found[NEVER], own),
-            of(found[UNLEARNED], own),
-            groups(own),
-            seed,
-        )
+        first = [records[i] for i in np.flatnonzero(own).tolist()]
+        chances = [1 / len(r.options) for r in first if r.options and form != CLOZE]
+        chance = float(np.mean(chances)) if chances else None
+
+        def recovered(
+            answers: _Answers, where: np.ndarray, chance: float | None = chance
+        ) -> tuple[Estimate | None, bool]:
+            knew, never, after = (of(each, where) for each in (found[KNEW], found[NEVER], answers))
+            return recovery(knew, never, after, groups(where), seed, chance)
+
+        share, valid = recovered(found[UNLEARNED], own)
         attacks = {}
         for name, answers in after.items():
             where = own & kept[name]
-            if valid and where.any():
-                again, told = recovery(
-                    of(found[KNEW], where), of(found[NEVER], where), of(answers, where), groups(where), seed
-                )  # fmt: skip
-                if told and again is not None:
-                    attacks[name] = again
-        first = [records[i] for i in np.flatnonzero(own).tolist()]
-        chances = [1 / len(r.options) for r in first if r.options and form != CLOZE]
+            again = recovered(answers, where)[0] if valid and where.any() else None
+            if again is not None:
+                attacks[name] = again
         made.append(
             FormRow(
                 form=form,
                 n=len(first),
-                chance=float(np.mean(chances)) if chances else None,
+                chance=chance,
                 rows={
                     name: _mean(of(each, own), groups(own), seed) for name, each in found.items()
                 },
-                recovery=recovered,
+                recovery=share,
                 valid=valid,
                 attacks=attacks,
             )
@@ -392,7 +391,7 @@ def _notes(
     forms: Sequence[FormRow], found: Mapping[str, _Answers], after: Mapping[str, _Answers]
 ) -> list[str]:
     notes = [
-        f"{row.form} is INVALID here: it does not tell the model that knew from one that never knew"
+        f"{row.form} is INVALID here: it does not tell the model that knew from one that never knew or guesses"
         for row in forms
         if not row.valid
     ]

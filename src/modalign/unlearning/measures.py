@@ -9,6 +9,7 @@ max(0, 1 - truth ratio) on what was retained.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def utility(probabilities: ArrayLike, recalls: ArrayLike, ratios: ArrayLike) -> 
 
 def rouge_recall(said: str, wanted: str) -> float:
     """Return the longest common subsequence of words over the wanted words (ROUGE-L recall, without stemming)."""
-    first, second = said.casefold().split(), wanted.casefold().split()
+    first, second = (re.findall(r"\w+", text.casefold()) for text in (said, wanted))
     row = [0] * (len(second) + 1)
     for word in first:
         before = 0
@@ -61,24 +62,28 @@ def recovery(
     unlearned: ArrayLike,
     groups: Groups | None = None,
     seed: int = 0,
+    chance: float | None = None,
 ) -> tuple[Estimate | None, bool]:
     """Return (unlearned - never knew) / (knew - never knew), and whether the form tells the two apart.
 
-    It does if knew - never knew lies beyond two standard errors of 0; otherwise there is no recovery to speak of.
+    It does if knew - never knew lies beyond two standard errors of 0, and so does knew - chance where chance is
+    known (a model that never knew may miss for another reason); otherwise there is no recovery to speak of.
 
     Args:
         knew, never, unlearned: (n,) scores of the same questions.
         groups: (n,) labels of questions resampled together.
         seed: of the resampling.
+        chance: of a guess.
     """  # fmt: skip
     k, v, u = (np.asarray(each, dtype=float) for each in (knew, never, unlearned))
-    sums = cluster_sums(np.stack([k - v, np.ones(len(k))], axis=1), groups)
+    above = k if chance is None else k - chance
+    sums = cluster_sums(np.stack([k - v, above, np.ones(len(k))], axis=1), groups)
     if len(sums) < 2:
         return None, False  # one subject says nothing about others
     drawn = redraw(sums, seed=seed)
-    gaps = drawn[:, 0] / drawn[:, 1]
+    gaps = drawn[:, :2] / drawn[:, 2:]
     widened = np.sqrt(len(sums) / (len(sums) - 1))
-    if abs(gaps[0]) <= 2 * widened * gaps[1:].std():
+    if (np.abs(gaps[0]) <= 2 * widened * gaps[1:].std(axis=0)).any():
         return None, False
 
     def combine(found: Any) -> Any:
