@@ -6,6 +6,7 @@
 # make real    benchmarks on pretrained models from registry packages; make real-quick: shorter checks
 # make docs    the documentation as a site in build/site
 # make lock    write constraints.txt anew: the newest versions that pyproject.toml allows
+# make oracles our functions compared with those of libraries that cannot live beside us (docs/federate.md)
 # make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
 
 PYTHON ?= python3.11
@@ -13,8 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 HARNESS := build/harness
+ORACLES := build/oracles
 
-.PHONY: demo test lint docs readme report bench real real-quick harness starter lock clean
+.PHONY: demo test lint docs readme report bench real real-quick harness oracles starter lock clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -74,6 +76,16 @@ $(HARNESS)/lmms-eval/.installed: $(HARNESS)/lmms-eval/.requirements
 
 harness: $(VENV)/.installed $(HARNESS)/lm-eval/.requirements $(HARNESS)/lmms-eval/.installed
 	$(BIN)/python -m bench.harness $(if $(MODEL),--model $(MODEL))
+
+# Each library in an environment of its own.
+$(ORACLES)/%/.installed: bench/oracles/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+oracles: $(VENV)/.installed $(ORACLES)/flwr/.installed
+	$(BIN)/python -m bench.oracles.federation $(ORACLES)/flwr/bin/python
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site

@@ -1,0 +1,1 @@
+"""Our functions compared with those of libraries that cannot live beside us."""
