@@ -25,6 +25,7 @@ from modalign.configuration import explained, read_yaml
 from modalign.errors import UsageError, choose
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound=BaseModel)
 _WITH_OPTIONS = re.compile(r"^(?P<name>[^\[\]]+)\[(?P<options>[^\]]*)\]$")
 
 
@@ -32,7 +33,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def options_of(name: str, function: Callable[..., Any], base: type[BaseModel]) -> type[BaseModel]:
+def options_of(name: str, function: Callable[..., Any], base: type[M]) -> type[M]:
     """Return a schema of a function's keyword-only parameters, with their types, limits and defaults."""
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {

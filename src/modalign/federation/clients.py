@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
-from modalign.data.modalities import modality_names
-from modalign.data.records import Record, mark
+from modalign.data.records import Record
 from modalign.data.splits import drawn_over_skills, split_validation
-from modalign.errors import DataError, UsageError
+from modalign.errors import DataError
 from modalign.federation.config import Clients
 from modalign.federation.seeds import rng
-from modalign.models.pretrained import read_pretrained
+from modalign.training.references import check_vocabulary
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tar")
 DRAWS = 50  # of a Dirichlet distribution, until every client has records
@@ -102,32 +100,11 @@ def folders_of(root: Path, tokenizer: Any) -> list[tuple[str, Path]]:
                 f"client {folder.name!r}: {folder} has {said} of records ({', '.join(FILES)})"
             )
         if (folder / "tokenizer_config.json").exists():
-            check_tokenizer(folder, tokenizer)
+            check_vocabulary(folder.name, str(folder), tokenizer, "client")
         found.append((folder.name, named[0]))
     if not found:
         raise DataError(f"{root} has no folders: every client needs one, with its records")
     return found
-
-
-def check_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """Refuse a client's tokenizer that gives other ids than the model's.
-
-    Raises:
-        UsageError: naming the client and the first token that differs.
-    """
-    other = read_pretrained(AutoTokenizer, str(folder), f"tokenizer of client {folder.name},")
-    marks = {mark(modality) for modality in modality_names()}
-    own, theirs = (
-        {text: number for text, number in each.get_vocab().items() if text not in marks}
-        for each in (tokenizer, other)
-    )
-    if own != theirs:
-        odd = min(own.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
-        raise UsageError(
-            f"client {folder.name!r} has another tokenizer than the model: {len(theirs):,} tokens instead of "
-            f"{len(own):,}; they differ at {odd[0]!r} (id {odd[1]}). Clients share one model and its tokenizer: "
-            "let this client take the model's, or leave it out"
-        )
 
 
 # ---------------------------------------------------------------------- splitting

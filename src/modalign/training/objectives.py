@@ -27,20 +27,20 @@ are in :mod:`modalign.training.terms`; third parties add theirs by entry points 
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from modalign.configuration import explained
 from modalign.errors import UsageError, choose
+from modalign.named import options_of, source_of
 from modalign.training.outputs import Outputs
 from modalign.training.settings import START, Stage
 
@@ -118,39 +118,20 @@ def objective_term(
 
     def register(function: F) -> F:
         known = _TERMS.get(name)
-        if known is not None and _source(known.function) != _source(function):
+        if known is not None and source_of(known.function) != source_of(function):
             raise UsageError(f"objective term {name!r} is registered twice")
         unknown = [need for need in (*needs, *reads) if need.partition(":")[0] not in NEEDS]
         if unknown:
             raise UsageError(
                 f"objective term {name!r} needs {unknown[0]!r}; there are {', '.join(NEEDS)}"
             )
-        setting = _setting_of(name, function)
+        setting = options_of(name, function, TermSetting)
         _TERMS[name] = ObjectiveTerm(
             name, function, frozenset(needs), frozenset(reads), whole, setting
         )
         return function
 
     return register
-
-
-def _source(function: Callable[..., Tensor]) -> tuple[str, str]:
-    """Return file and name, which are equal if a script is also found by its entry point."""
-    return inspect.getfile(function), function.__qualname__
-
-
-def _setting_of(name: str, function: Callable[..., Tensor]) -> type[TermSetting]:
-    """Build the settings: weight, role, and keyword-only parameters with types, limits and defaults."""
-    hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {
-        parameter.name: (
-            hints.get(parameter.name, Any),
-            ... if parameter.default is parameter.empty else parameter.default,
-        )
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    return create_model(name, __base__=TermSetting, **fields)
 
 
 @cache

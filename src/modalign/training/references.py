@@ -239,9 +239,11 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def check_vocabulary(
+    name: str, folder: str, tokenizer: PreTrainedTokenizerBase, what: str = "reference"
+) -> int:
     """Refuse another vocabulary; returns how many ids, from 0 on, mean the same in both."""
-    other = read_pretrained(AutoTokenizer, folder, f"reference {name}, in")
+    other = read_pretrained(AutoTokenizer, folder, f"{what} {name}, in")
     marks = _marks()
     own, theirs = (
         {text: number for text, number in each.get_vocab().items() if text not in marks}
@@ -250,9 +252,9 @@ def check_vocabulary(name: str, folder: str, tokenizer: PreTrainedTokenizerBase)
     if own != theirs:
         odd = min(own.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
         raise UsageError(
-            f"the reference {name!r} ({folder}) has another vocabulary: {len(theirs):,} tokens, the "
+            f"the {what} {name!r} ({folder}) has another vocabulary: {len(theirs):,} tokens, the "
             f"model ({tokenizer.name_or_path}) {len(own):,}; they differ at {odd[0]!r} (id {odd[1]}). "
-            "Choose a reference with the model's tokenizer"
+            f"Choose a {what} with the model's tokenizer"
         )
     return max(own.values()) + 1
 
