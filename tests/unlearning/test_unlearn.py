@@ -16,6 +16,7 @@ from modalign.models.open import open_model
 from modalign.patches import load_patch
 from modalign.patches.model_folders import apply_to_folder
 from modalign.unlearning.closed_form import as_edits
+from modalign.unlearning.facts import check_known
 from modalign.unlearning.final import check_final, leaks
 from modalign.unlearning.methods import METHODS, OBJECTIVES, stage_of
 from modalign.unlearning.run import Unlearning, unlearn
@@ -70,6 +71,20 @@ def test_the_final_folder_holds_no_byte_of_what_was(
     assert leaks(final, knowing, patch.header.base) == [str(final / "patches")]
     found = leaks(tmp_path / "patched", knowing, patch.header.base)  # removable, so it restores
     assert any("originals.safetensors: bytes of" in each for each in found)
+
+
+def test_a_final_folder_that_restores_is_not_left(
+    knowing: Path, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modalign.unlearning.final.leaks", lambda *_: ["notes.bin: bytes of w"])
+    final = tmp_path / "final"
+    with pytest.raises(ModalignError, match="must not be shipped"):
+        unlearn(request(knowing, facts, tmp_path / "p.safetensors", final=final, steps=2))
+    assert not final.exists()
+
+
+def test_one_answer_for_all_says_that_knowledge_is_unknown() -> None:
+    assert "cannot be said" in str(check_known(None, anyway=False))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_patch(

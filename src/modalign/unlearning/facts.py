@@ -89,7 +89,9 @@ def check_known(found: Estimate | None, anyway: bool) -> str | None:
     Raises:
         DataError: the share of known facts is not above chance.
     """
-    if found is None or found.chance is None or found.low > found.chance:
+    if found is None or found.chance is None:
+        return "all answers are the same, so it cannot be said whether the model knows what it is to forget"
+    if found.low > found.chance:
         return None
     said = (
         f"the model does not know what it is to forget: it prefers the right answer for {found.value:.0%} of "

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from modalign.data.records import Record
 from modalign.data.reformatting import read_questions
 from modalign.data.supervision import Sample, tokenise_all
-from modalign.errors import UsageError
+from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.scoring import score
 from modalign.files import check_free
 from modalign.models.asking import modalities_of
@@ -291,4 +291,8 @@ def _write_final(request: Unlearning, patch: Patch, progress: Progress | None) -
     model, reader = open_model(request.model)
     with applied(model, patch):
         composed_of(model, reader, str(request.model)).save(request.final)
-    check_final(request.final, request.model, patch.header.base, progress)
+    try:
+        check_final(request.final, request.model, patch.header.base, progress)
+    except ModalignError:
+        shutil.rmtree(request.final)
+        raise
