@@ -19,6 +19,7 @@ from modalign.federation.config import FederateConfig
 from modalign.federation.pools import pool_of
 from modalign.federation.run import federate
 from modalign.federation.workplace import Task, Workplace, file_bytes
+from modalign.models.export import save_model
 from modalign.models.saved import open_composed
 
 CELL = "aligned__fedavg__plain__seed-0"
@@ -279,3 +280,19 @@ def test_the_command_line_prints_json(config: Any, cli: Any, tmp_path: Path) -> 
     code, _, err = cli("federate", path, "--out", tmp_path / "run")
     assert code == 2
     assert "--resume continues it" in err
+
+
+def test_a_saved_model_is_trained_further(
+    config: Any, compose_tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    save_model(*compose_tiny("mlp"), tmp_path / "base")
+    chosen = config(model=str(tmp_path / "base"), rounds=1, clients={"by": "shards:1", "count": 2})
+    found = federate(chosen, tmp_path / "run")
+    assert found.parameters
+    names = [
+        folder / "model.safetensors" for folder in (tmp_path / "base", tmp_path / "run" / "model")
+    ]
+    before, after = map(load_file, names)
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all("projector" in name or "connector" in name for name in changed)
