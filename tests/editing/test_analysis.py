@@ -13,7 +13,7 @@ import plain
 import pytest
 import torch
 from bench.editable import Editable, Family
-from test_tracing import facts_of
+from test_suggest import facts_of
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
