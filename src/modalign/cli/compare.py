@@ -42,6 +42,13 @@ def compare(
     seed: Annotated[
         int | None, typer.Option(help="Shifts everything random; two shifts are two repetitions.")
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What answers are judged by: exact (match), anls, vqa, pope, wer (words right), or choice (the "
+            "likeliest of the options)."
+        ),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Methods trained at the same time.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of runs, report and winner.")] = Path(
         "runs/compare"
@@ -107,6 +114,7 @@ def compare(
         "confidence": confidence,
         "total": total,
         "plan_for": plan_for,
+        "metric": metric,
         "seed": seed,
         "jobs": jobs,
         "methods": methods and methods.split(","),

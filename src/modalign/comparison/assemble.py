@@ -15,6 +15,7 @@ from modalign.comparison.accuracies import Asked, add_accuracies, untrained
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.hallucination import MAJORITY, hallucination, yes_no_questions
 from modalign.comparison.job import JobResult, Spent, load_scores
+from modalign.comparison.metrics import EXACT, EXACT_MATCH, Metric
 from modalign.comparison.planning import plan
 from modalign.comparison.published import check
 from modalign.comparison.racing import Total
@@ -36,7 +37,6 @@ from modalign.comparison.results import (
 )
 from modalign.data.supervision import Sample
 from modalign.devices import processor
-from modalign.evaluation.guessing import BlindGuess
 from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import Difference, compare_all, compare_with
@@ -58,11 +58,13 @@ class Gathered:
         splits: the data.
         results: of all trainings.
         runs: folder of a method's and seed's job.
+        metric: what answers were judged by.
     """
 
     splits: Splits
     results: list[JobResult]
     runs: Path
+    metric: Metric = EXACT_MATCH
 
     def of(self, method: str) -> list[JobResult]:
         """Return a method's successful trainings by seed, each charged with the learning-rate search."""
@@ -188,7 +190,9 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
     if found.answers:
         for name in found.answers:
             results[name].candidate = True
-        recommendation = recommend(found.answers, found.costs, drawn=found.drawn())
+        recommendation = recommend(
+            found.answers, found.costs, drawn=found.drawn(), measure=gathered.metric.measure
+        )
         advice = what_to_change(results[recommendation.best], setting)
         recommendation = checked(recommendation, found.against, advice)
     planned = None
@@ -206,7 +210,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
     return Comparison(
         methods=ordered,
         recommendation=recommendation,
-        references=references(splits.train, judged),
+        references=references(splits.train, judged, gathered.metric),
         differences=pairs,
         hallucination=_hallucination(gathered, working, judged, kind, fixed),
         plan=planned,
@@ -230,10 +234,10 @@ def _hallucination(
     """Questions of yes and no, where the evaluation data have them."""
     seen = seen_in_training(judged, gathered.splits.train)
     questions = yes_no_questions(judged, groups_of(judged), seen)
-    if questions is None or kind != "eval" or not working:
+    if questions is None or kind != "eval" or not working or gathered.metric.name != EXACT:
         return None
     asked = questions.places
-    majority = _majority(gathered.splits.train, [judged[place] for place in asked])
+    majority = gathered.metric.majority(gathered.splits.train, [judged[place] for place in asked])
     correct = {name: gathered.scores(name, kind)[:, asked] for name in working}
     said_yes = {name: gathered.scores(name, "yes")[:, asked] for name in working}
     return hallucination(questions, correct, said_yes, np.array(majority), fixed)
@@ -245,8 +249,8 @@ def _bars(
     """Return what a method must beat on validation: row -> (n,) share of right answers per question."""
     train, val = gathered.splits.train, gathered.splits.val
     bars = {
-        "chance": np.array(_chance(train, val)),
-        MAJORITY: np.array(_majority(train, val)),
+        "chance": np.array(gathered.metric.chance(train, val)),
+        MAJORITY: np.array(gathered.metric.majority(train, val)),
         **{name: gathered.scores(name, "val").mean(axis=0) for name in controls},
     }
     untrained = gathered.scores(method.name, "untrained_val")
@@ -349,26 +353,15 @@ def _seed_run(
     )
 
 
-def references(train: Sequence[Sample], judged: Sequence[Sample]) -> list[ReferenceRow]:
+def references(
+    train: Sequence[Sample], judged: Sequence[Sample], metric: Metric
+) -> list[ReferenceRow]:
     """Chance, and the training data's most frequent answer."""
     known = seen_in_training(judged, train)
     kept = [sample for sample, seen in zip(judged, known, strict=True) if seen]
     skills = [sample.record.skill or "" for sample in kept]
-    rows = {"chance": _chance(train, kept), MAJORITY: _majority(train, kept)}
+    rows = {"chance": metric.chance(train, kept), MAJORITY: metric.majority(train, kept)}
     return [_reference(name, values, skills) for name, values in rows.items()]
-
-
-def _chance(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
-    """Return the accuracy of a uniform blind guess per question."""
-    guess = BlindGuess.of(sample.record for sample in train)
-    return [share or 0.0 for share in guess.chance([sample.record for sample in judged])]
-
-
-def _majority(train: Sequence[Sample], judged: Sequence[Sample]) -> list[float]:
-    """Whether the training data's most frequent answer to a question is right."""
-    asked = [sample.record for sample in judged]
-    said = BlindGuess.of(sample.record for sample in train).majority(asked)
-    return [float(record.answer == text) for record, text in zip(asked, said, strict=True)]
 
 
 def _reference(name: str, values: Sequence[float], skills: Sequence[str]) -> ReferenceRow:
@@ -397,6 +390,7 @@ def _setting(config: CompareConfig, gathered: Gathered) -> Setting:
         finished="",
         seconds=0.0,
         budget=config.budget,
+        metric=config.metric,
         llm=shown_part(config.parts.llm),
         encoder=", ".join(map(shown_part, config.parts.encoder.values())) or "none",
         llm_mode=config.training.llm,
@@ -468,7 +462,8 @@ def _against_majority(
     """Return a note on methods not better than always giving the most frequent answer."""
     seen = seen_in_training(judged, gathered.splits.train)
     kept = [sample for sample, known in zip(judged, seen, strict=True) if known]
-    majority, groups = np.array(_majority(gathered.splits.train, kept)), groups_of(kept)
+    majority = np.array(gathered.metric.majority(gathered.splits.train, kept))
+    groups = groups_of(kept)
     correct = {name: gathered.scores(name, kind)[:, seen] for name in working}
     pairs = compare_with(MAJORITY, majority, correct, groups=groups, fixed=fixed) if correct else []
     behind = [pair.first for pair in pairs if pair.verdict != "first"]
@@ -476,7 +471,7 @@ def _against_majority(
         return []
     who = "No method" if len(behind) == len(working) else "Not every method"
     return [
-        f"{who} is better than always giving the training data's most frequent answer, which is right in "
+        f"{who} is better than always giving the training data's most frequent answer, which reaches "
         f"{majority.mean():.1%}: no difference was found, or a worse figure, for {', '.join(behind)}."
     ]
 
@@ -499,6 +494,11 @@ def _on_trainings(methods: Sequence[MethodResult]) -> list[str]:
 
 def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfig) -> list[str]:
     notes = list(splits.notes)
+    if config.metric != EXACT:
+        notes.append(
+            f"Answers are judged by {Metric.named(config.metric).words} (--metric {config.metric}): what is "
+            "called accuracy is its mean, 0 to 1. Learning curves are of exact match."
+        )
     notes.append(
         "Learning-rate trials (a quarter of the budget) are run before a method's first training and charged to "
         "each; the encoder's features are computed once and shared, and charged to no method."

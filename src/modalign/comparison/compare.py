@@ -16,6 +16,7 @@ from modalign.cache import cache_directory
 from modalign.comparison.assemble import Gathered, assemble, candidates, choice
 from modalign.comparison.config import CompareConfig, load_config
 from modalign.comparison.job import RUNS, Job, JobResult
+from modalign.comparison.metrics import Metric
 from modalign.comparison.prepared import Prepared, prepare
 from modalign.comparison.racing import (
     BEGINNING,
@@ -97,7 +98,9 @@ def _compare(
 ) -> Comparison:
     """Run missing jobs, assemble the report and save the winner."""
     schedule, results = run_all(prepared, watcher)
-    gathered = Gathered(prepared.splits, results, prepared.out / RUNS)
+    gathered = Gathered(
+        prepared.splits, results, prepared.out / RUNS, Metric.named(prepared.config.metric)
+    )
     comparison = assemble(gathered, prepared.config, prepared.methods)
     comparison.schedule = schedule
     comparison.setting.changed = changed
@@ -186,4 +189,5 @@ class Running:
         self.watcher.decided(said)
 
     def _gathered(self) -> Gathered:
-        return Gathered(self.prepared.splits, self.results, self.prepared.out / RUNS)
+        metric = Metric.named(self.prepared.config.metric)
+        return Gathered(self.prepared.splits, self.results, self.prepared.out / RUNS, metric)

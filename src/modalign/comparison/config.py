@@ -50,6 +50,7 @@ class CompareConfig(Experiment):
             set aside. Comparisons under two shifts share nothing but the data.
         plan_for: a larger budget, for which the learning curves are asked which method is best
             (:mod:`modalign.comparison.planning`).
+        metric: what answers are judged by (:mod:`modalign.comparison.metrics`): ``exact``, or a task of ``eval``.
         recipes: named recipes to combine with every connector, or ``all``; those that name one
             (``mlp+captions_first``) stay as they are.
         jobs: methods to train at the same time, each in a process with its share of the cores.
@@ -62,6 +63,7 @@ class CompareConfig(Experiment):
     total: str | None = None
     seed: NonNegativeInt = 0
     plan_for: str | None = None
+    metric: str = "exact"
     recipes: list[str] = Field(default_factory=list)
     jobs: NonNegativeInt = 0
     examples: NonNegativeInt = 8

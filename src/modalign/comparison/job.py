@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from modalign.cache import cache_directory
 from modalign.comparison.config import CompareConfig
+from modalign.comparison.metrics import Metric
 from modalign.comparison.prepared import StoredData, fill_caches
 from modalign.comparison.results import CurvePoint, Trial
 from modalign.configuration import read_fields, validated
@@ -34,7 +35,7 @@ from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.diagnosis.connector_figures import connector_diagnostics
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
 from modalign.evaluation.generation import generate_answers
-from modalign.evaluation.scoring import Scores, blanked, final_turn, score, shuffled
+from modalign.evaluation.scoring import blanked, final_turn, shuffled
 from modalign.files import replacing, sha256, write_atomically
 from modalign.memory import peak_resident, return_freed_memory
 from modalign.models.collation import Collator, RawSignals
@@ -273,9 +274,10 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     if channel is not None:
         channel.send(("parts", counts))
     session.model.eval()
-    untrained_val = _score(session, data.val)
+    metric = Metric.named(task.config.metric)
+    untrained_val = metric.judge(session, data.val)
     first = task.seed == task.config.first_seed
-    untrained = {"untrained": _score(session, data.evaluation).correct} if first else {}
+    untrained = {"untrained": metric.judge(session, data.evaluation).correct} if first else {}
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
     peak = peak_resident()  # of training only, before measuring
     if session.device.type == "cuda":
@@ -283,7 +285,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     save_file(session.trained_state(), task.run / "trained.safetensors")
     session.merge_lora()
     session.model.eval()
-    val = _score(session, data.val)
+    val = metric.judge(session, data.val)
     model = session.model
     standing = standing_of([(m, model.connector(m), model.encoders[m]) for m in model.connectors])
     # The base rate for the trial factor: the connector's rate, or else the language model's.
@@ -292,7 +294,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
         "val": val.correct,
         "untrained_val": untrained_val.correct,
         **untrained,  # only with the first seed, since nothing is trained
-        **_evaluate(session, data.evaluation, data.blanks, task.config.seed),
+        **_evaluate(metric, session, data.evaluation, data.blanks, task.config.seed),
     }
     with replacing(task.run / "scores.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **scores)
@@ -338,28 +340,22 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     )
 
 
-def _score(session: Session, samples: Sequence[Sample]) -> Scores:
-    # As answers begin in the data, since a template may add a space or a capital.
-    yes = {
-        int(sample.ids[sample.prompt_length])
-        for sample in samples
-        if sample.record.answer.strip().casefold() == "yes"
-    }
-    return score(session.model, samples, session.collator, session.device, yes_tokens=yes)
-
-
 def _evaluate(
-    session: Session, samples: Sequence[Sample], blanks: dict[str, Media], seed: int
+    metric: Metric,
+    session: Session,
+    samples: Sequence[Sample],
+    blanks: dict[str, Media],
+    seed: int,
 ) -> dict[str, np.ndarray]:
     """Answer with the right, blank and other records' media."""
     if not samples:
         return {}
-    real = _score(session, samples)
+    real = metric.judge(session, samples)
     return {
         "eval": real.correct,
         "yes": real.said_yes,
-        "blank": _score(session, blanked(samples, blanks)).correct,
-        "shuffled": _score(session, shuffled(samples, seed)).correct,
+        "blank": metric.judge(session, blanked(samples, blanks)).correct,
+        "shuffled": metric.judge(session, shuffled(samples, seed)).correct,
     }
 
 
@@ -439,11 +435,12 @@ def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def answers_hash(scores: dict[str, np.ndarray]) -> str:
-    """Return the SHA-256 of which answers of a job were right."""
+    """Return the SHA-256 of a job's scores: which answers were right, or how good each was."""
     digest = hashlib.sha256()
     for name in sorted(scores):
         digest.update(f"{name} {len(scores[name])} ".encode())
-        digest.update(np.packbits(scores[name]).tobytes())
+        own = scores[name]
+        digest.update((np.packbits(own) if own.dtype == bool else own).tobytes())
     return digest.hexdigest()
 
 

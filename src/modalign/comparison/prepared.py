@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from modalign.comparison.config import CompareConfig
+from modalign.comparison.metrics import Metric
 from modalign.comparison.planning import plan_budget
 from modalign.comparison.racing import Total
 from modalign.data.modalities import blank_like
@@ -107,13 +108,20 @@ def prepare(
     for method in methods:
         check_stages(method.stages, everywhere=True)
     Budget.parse(config.budget)
+    metric = Metric.named(config.metric)
     if config.plan_for is not None:
+        if metric.task is not None:
+            raise UsageError(
+                f"--plan-for reads learning curves, which are of exact match, not of {config.metric}: leave "
+                "one out"
+            )
         plan_budget(config.plan_for, config.budget)
     if config.seeds == "auto":
         Total.of(config.total, len(methods))
     llm = config.parts.load_llm()
     splits = load_splits(config.data, llm.tokenizer, progress, config.parts.modalities, config.seed)
     splits = that_fit(splits, config.parts, config.data, progress)
+    metric.check([*splits.val, *splits.evaluation])
     if not splits.evaluation:
         splits.notes.append(
             "No evaluation data was given (--eval): accuracies are on validation data."

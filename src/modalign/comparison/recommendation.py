@@ -77,6 +77,7 @@ def recommend(
     resamples: int = RESAMPLES,
     seed: int = 0,
     drawn: Replicates | None = None,
+    measure: str = "accuracy",
 ) -> Recommendation:
     """Choose among candidates and estimate the confidence of the choice.
 
@@ -88,6 +89,7 @@ def recommend(
         resamples: bootstrap replicates behind the confidence.
         seed: of the random generator.
         drawn: replicates of the answers, if already computed.
+        measure: what the mean of the answers' scores is called.
     """
     missing = sorted(set(correct) - set(costs))
     if missing:
@@ -106,7 +108,7 @@ def recommend(
     return Recommendation(
         method=chosen,
         rule=rule,
-        reason=_reason(chosen, names[best], group, drawn),
+        reason=_reason(chosen, names[best], group, drawn, measure),
         price=price(chosen, drawn, costs, keys),
         confidence=shares.get(chosen, 0.0),
         alternatives={name: share for name, share in shares.items() if name != chosen},
@@ -260,8 +262,9 @@ def _reason(
     best: str,
     alike: Sequence[str],
     drawn: Replicates,
+    measure: str,
 ) -> str:
-    top = f"{best} has the highest validation accuracy ({fmt.percent(drawn.observed[best])})"
+    top = f"{best} has the highest validation {measure} ({fmt.percent(drawn.observed[best])})"
     if len(drawn.observed) == 1:
         return f"{top}; there was no other method to choose."
     if len(alike) == 1:

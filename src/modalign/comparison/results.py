@@ -236,6 +236,7 @@ class Setting(_Strict):
     finished: str
     seconds: float
     budget: str
+    metric: str = "exact"  # what answers were judged by
     llm: str
     encoder: str
     llm_mode: str

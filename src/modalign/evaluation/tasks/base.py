@@ -69,6 +69,7 @@ class Task(ABC):
         guessed: the measures compared with chance.
         lower_is_better: whether less is better.
         by_likelihood: options are scored by likelihood and nothing is generated.
+        per_question: every question has a score of its own (:meth:`quality`), for comparisons.
         needs: modules required from the extra ``metrics``.
         advice: what to do about records that the task cannot use.
     """
@@ -79,6 +80,7 @@ class Task(ABC):
     guessed: ClassVar[tuple[str, ...]] = ("accuracy",)
     lower_is_better: ClassVar[bool] = False
     by_likelihood: ClassVar[bool] = False
+    per_question: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
     advice: ClassVar[str] = ""
 
@@ -128,6 +130,14 @@ class Task(ABC):
     @abstractmethod
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """Return all measures over some records' scores, without undefined ones."""
+
+    def quality(self, score: Score) -> float:
+        """Return how good an answer is, 0 to 1, where :attr:`per_question`."""
+        return score.value
+
+    def said(self, record: Record, text: str) -> Output:
+        """Return what a model would have put out that gave this answer."""
+        return Output(text)
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
         """Return reference rows: name -> outputs. By default the most frequent answer per skill."""

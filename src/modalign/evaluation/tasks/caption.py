@@ -40,6 +40,7 @@ class Caption(Task):
 
     name = "caption"
     headline = "CIDEr"
+    per_question = False
     needs = ("sacrebleu", "rouge_score.rouge_scorer", "pycocoevalcap.cider.cider")
 
     def __init__(self, *, seed: int = 0) -> None:

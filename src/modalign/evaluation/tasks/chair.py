@@ -91,6 +91,7 @@ class Chair(Task):
 
     name = "chair"
     headline = "CHAIR-s"
+    per_question = False
     advice = (
         'list what is in the image in the field "objects", as ["dog", "car"]; other words for objects go '
         'into --objects FILE or the field "synonyms", as {"dog": ["puppy"]}'

@@ -119,19 +119,15 @@ class Choice(Task):
 
     def constants(self, records: Sequence[Record]) -> dict[str, list[Output]]:
         """Choose the skill's most frequent right option wherever it is offered."""
-        rows = []
-        for record, said in zip(records, most_frequent_outputs(records), strict=True):
-            taken = plain(said.text)
-            values = [0.0 if plain(o) == taken else -math.inf for o in self.shown(record)]
-            rows.append(
-                Output(
-                    options=tuple(
-                        OptionScore(text, value, 1)
-                        for text, value in zip(self.offered(record), values, strict=True)
-                    )
-                )
-            )
+        said = most_frequent_outputs(records)
+        rows = [self.said(record, each.text) for record, each in zip(records, said, strict=True)]
         return {MOST_FREQUENT: rows}
+
+    def said(self, record: Record, text: str) -> Output:
+        """Return likelihoods that are all on one option."""
+        values = [0.0 if plain(o) == plain(text) else -math.inf for o in self.shown(record)]
+        offered = zip(self.offered(record), values, strict=True)
+        return Output(options=tuple(OptionScore(option, value, 1) for option, value in offered))
 
     def chance(self, records: Sequence[Record], guess: BlindGuess) -> list[float]:
         """Return one over the number of options."""

@@ -54,6 +54,10 @@ class Wer(Task):
         }
         return Score(float(found.wer), said, counts)
 
+    def quality(self, score: Score) -> float:
+        """Return the share of words that are right: 1 less the rate, at least 0."""
+        return max(0.0, 1.0 - score.value)
+
     def measures(self, scores: Sequence[Score], groups: Groups) -> dict[str, Estimate]:
         """The rate over all words, and its three parts."""
         parts = ("substitutions", "deletions", "insertions")
