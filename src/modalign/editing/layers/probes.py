@@ -141,7 +141,8 @@ def make_probes(
             known += _known(spec, asking, _drawn(tier, wanted * POOL, rng))
     chosen = _spread(known, wanted, edits)
     missing = wanted - len(chosen)
-    own = [c for c in _said(spec, asking, edits[: wanted * 2]) if _is_new(c, chosen)][:missing]
+    said = _known(spec, asking, list(_said(spec, asking, edits[: wanted * 2])))
+    own = [one for one in said if _is_new(one, chosen)][:missing]
     if not chosen and not own:
         raise DataError("no edit has its subject in a text: there is nothing to try settings on")
     kept = [c for c in known if all(c.fact.subject != each.fact.subject for each in chosen)]
@@ -223,7 +224,10 @@ def _sentences(spec: ModelSpec, asking: Asking, seed: int) -> list[Neighbour]:
     """Sentences the model writes, and the word that follows each."""
     texts = sample_contexts(spec, asking.tokenizer, seed=seed + 2 * HELD_OUT)
     found = ((text, _first_word(spec, asking, text)) for text in texts if text.strip())
-    return [Neighbour(text, word) for text, word in found if word]
+    named = [(text, word) for text, word in found if word]
+    scores = score(spec.model, asking, [Question(text, (word,)) for text, word in named])
+    # A word cut off a sentence need not be what the model says when it stands alone.
+    return [Neighbour(*one) for one, (said,) in zip(named, scores, strict=True) if said.right]
 
 
 def _probe(
