@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     Gemma3Config,
     PreTrainedTokenizerBase,
@@ -15,6 +19,7 @@ from transformers import (
 )
 
 from modalign.errors import UsageError
+from modalign.models import pretrained
 from modalign.models.asking import tokenizer_of
 from modalign.models.export import save_model
 from modalign.models.modeling import ModalignForConditionalGeneration
@@ -86,3 +91,18 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path, content: str | None, said
         open_model(tmp_path / "gone")
     with pytest.raises(UsageError, match="no such folder"):
         open_model("./gone")
+
+
+def test_a_name_beyond_reach_is_refused_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port where nothing listens, and an address whose name cannot be looked up."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(pretrained, "getproxies", dict)
+    for endpoint in (closed, "https://nowhere.invalid"):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        started = time.monotonic()
+        with pytest.raises(UsageError, match=f"cannot be loaded.*{re.escape(endpoint)} does"):
+            pretrained.read_pretrained(AutoConfig, "nobody/nothing")
+        assert time.monotonic() - started < 5  # the hub's client would try for a minute
