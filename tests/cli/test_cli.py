@@ -38,7 +38,7 @@ def test_help_groups_every_verb_by_what_it_is_for(cli):
     _, out, _ = cli("--help")
     panels = re.split(r"╭─ (\w+) ─+╮", out)
     shown = dict(zip(panels[1::2], panels[2::2], strict=True))
-    assert set(shown) == {"Options", "Build", "Judge", "Use", "Correct", "Data"}
+    assert set(shown) == {"Options", "Build", "Judge", "Use", "Correct", "Shrink", "Data"}
     verbs = {word for text in shown.values() for word in re.findall(r"│ (\w+) ", text)}
     assert {"compare", "train", "eval", "ask", "serve", "edit", "patch", "data"} <= verbs
     assert re.search(r"│ edit ", shown["Correct"])

@@ -58,6 +58,7 @@ FILES: dict[str, bytes] = {
     "pickle.bin": b"\x80\x04\x95.",
 }
 ELSEWHERE = ("folder", "not there.json", "", "a\nb", "/proc/self/mem", "ä" * 300, "-")
+USABLE = {("data reformat", "semicolons.csv")}  # a question with its answer, which is enough there
 NEEDLESS = {"serve", "starter build", "starter show", "tools list", "methods"}  # they take no file
 
 
@@ -117,7 +118,8 @@ def test_rubbish_is_refused_in_words(
         with pytest.raises(SystemExit) as end:
             main()
         _, err = capsys.readouterr()
-        assert end.value.code in {1, 2, 3}, (words, err)
+        usable = (verb, Path(thing).name) in USABLE
+        assert end.value.code in ({0} if usable else {1, 2, 3}), (words, err)
         assert "Traceback" not in err, (words, err)
         assert "This is a bug" not in err, (words, err)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from bench.editable import FAMILIES, Editable, Family, memorised
+from bench.editable import Editable, Family, memorised
 from bench.invented import counterfactuals
 from plain import (
     MEMIT,
@@ -62,7 +62,7 @@ def edited(known: Editable, edits: list[Edit], settings: Settings) -> Outcome:
     return Outcome(values, deltas, plain_scores(known.model, known.tokenizer, edits))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gptj", "llama"])  # whose modules the oracle knows by name
 def test_memit_edits_facts_and_spares_their_neighbours(
     editable: Callable[[Family], Editable], family: Family
 ) -> None:
