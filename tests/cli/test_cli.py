@@ -272,7 +272,8 @@ def test_help_says_what_a_given_factor_leaves_unspent(cli):
     assert "left unspent" in " ".join(cli("train", "--help")[1].replace("│", " ").split())
 
 
-def test_methods_fit_a_hundred_columns(cli):
+def test_methods_fit_a_hundred_columns(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     code, out, _ = cli("methods")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 100
