@@ -10,7 +10,8 @@ import transformers
 from torch import Tensor, nn
 
 from modalign.editing.engine.forward import Inputs, PartialForward, Row, read
-from modalign.editing.engine.spec import ModelSpec, SpecError, hidden_of
+from modalign.editing.engine.spec import ModelSpec, SpecError
+from modalign.models.projections import hidden_of
 from tiny import LAYERS, language_model
 
 VOCABULARY = 60

@@ -12,9 +12,10 @@ from modalign.editing.computation import Computation, Solution
 from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.forward import Row, logits_at
 from modalign.editing.engine.requests import Request
-from modalign.editing.engine.spec import ModelSpec, evaluating
+from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.readers.rows import shown
 from modalign.errors import ModalignError
+from modalign.models.projections import evaluating
 from modalign.patches.changes import Change
 from modalign.patches.header import EditRecord
 from modalign.patches.patch import Patch

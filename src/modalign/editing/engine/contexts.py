@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
+from modalign.editing.engine.spec import ModelSpec
 from modalign.errors import ModalignError
 from modalign.lengths import declared_length
 from modalign.models.caches import CACHE
+from modalign.models.projections import accepted, evaluating
 
 STARTS = ("The", "Therefore", "Because", "I", "You")  # of MEMIT's released code
 TOP_K = 5

@@ -26,13 +26,14 @@ from modalign.cache import cache_directory
 from modalign.data.corpus import Corpus
 from modalign.editing.engine.contexts import own_samples
 from modalign.editing.engine.forward import Inputs, Row, StopForwardError
-from modalign.editing.engine.spec import ModelSpec, accepted, evaluating
+from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import Hashes, config_text, hash_of, weights_hash
 from modalign.editing.multimodal.pictures import PictureRows
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.lengths import declared_length
+from modalign.models.projections import accepted, evaluating
 from modalign.progress import Progress
 
 TOKENS_PER_DIMENSION = 4  # of a key: tokens that C0 is averaged over

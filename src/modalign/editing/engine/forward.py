@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from modalign.connectors.hooks import with_first_tensor
-from modalign.editing.engine.spec import ModelSpec, Site, SpecError, accepted, evaluating, hidden_of
+from modalign.editing.engine.spec import ModelSpec, Site, SpecError
 from modalign.editing.engine.tokens import pad
 from modalign.models.caches import CACHE
+from modalign.models.projections import accepted, evaluating, hidden_of
 
 KeyValues = tuple[Tensor, Tensor]  # keys and values of one layer, (B, heads, P, D/heads)
 

@@ -1,17 +1,8 @@
-"""Where a language model can be edited: its layers and their output projections, found by running it.
-
-Names of modules say nothing here. Two inputs that differ in their first token only are run through the
-model; in the first decoder layer, the attention's output projection is the first linear map to the
-hidden size whose input at the second token differs (only attention carries the difference there), and
-the feed-forward network's (FFN's) output projection is the last linear map to the hidden size that
-runs in the layer.
-"""
+"""Where a language model can be edited: its layers and their output projections, found by running it."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +12,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from modalign.errors import UsageError
-from modalign.models.parts import PartNotFoundError, decoder_layers, embedding
+from modalign.models.parts import PartNotFoundError, embedding, hidden_size
+from modalign.models.projections import (
+    evaluating,
+    hidden_of,
+    language_part,
+    output_projections,
+    run_text,
+    two_texts,
+)
 
 Site = Literal["block", "attention", "ffn"]
 
@@ -62,15 +61,14 @@ class ModelSpec:
         Raises:
             SpecError: a part is missing (a mixture of experts has no single FFN projection).
         """
-        language, layers = _language_part(model)
-        width = int(embedding(language).weight.shape[1])
-        observed = _observe(language, layers, width)
-        attention, ffn = _projections(layers[0], observed, type(model).__name__)
-        for number, layer in enumerate(layers):
-            names = dict(layer.named_modules())
-            for name in (attention, ffn):
-                if not isinstance(names.get(name), nn.Linear | Conv1D):
-                    raise SpecError(f"layer {number} of {type(model).__name__} has no {name}")
+        try:
+            language, layers = language_part(model)
+            width = hidden_size(language)
+            attention, ffn = output_projections(
+                language, layers, width, lambda: two_texts(language)
+            )
+        except PartNotFoundError as error:
+            raise SpecError(f"{error}; closed-form editing has nothing to write to") from error
         spec = cls(model, language, layers, attention, ffn, width, False, True)
         parallel, additive = _structure(spec)
         return cls(model, language, layers, attention, ffn, width, parallel, additive)
@@ -141,59 +139,6 @@ class ModelSpec:
         )
 
 
-def _language_part(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.ModuleList]:
-    """The innermost model with an output head, and its decoder layers."""
-    chosen: PreTrainedModel | None = None
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
-            chosen = module  # parents come before children
-    if chosen is None:
-        raise SpecError(f"{type(model).__name__} has no output head; editing needs a causal LM")
-    decoder = chosen.get_decoder() if hasattr(chosen, "get_decoder") else None
-    try:
-        return chosen, decoder_layers(decoder if decoder is not None else chosen)
-    except PartNotFoundError as error:
-        raise SpecError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class _Call:
-    name: str
-    out_features: int
-    inputs: Tensor  # (2, 2, d_in)
-
-
-def _observe(language: PreTrainedModel, layers: nn.ModuleList, width: int) -> list[_Call]:
-    """The linear maps that run in the first layer, in order, with their inputs."""
-    calls: list[_Call] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            calls.append(_Call(name, output.shape[-1], args[0].detach().reshape(2, 2, -1)))
-
-        return hook
-
-    with ExitStack() as hooks, torch.no_grad(), evaluating(language):
-        for name, module in layers[0].named_modules():
-            if isinstance(module, nn.Linear | Conv1D):
-                hooks.enter_context(module.register_forward_hook(note(name)))
-        run_text(language, torch.tensor([[5, 7], [6, 7]]))
-    return [call for call in calls if call.out_features == width]
-
-
-def _projections(layer: nn.Module, calls: list[_Call], model: str) -> tuple[str, str]:
-    mixing = [c.name for c in calls if not torch.equal(c.inputs[0, 1], c.inputs[1, 1])]
-    if not mixing:
-        raise SpecError(f"{model}: no linear map after attention leads to the hidden size")
-    attention, ffn = mixing[0], calls[-1].name
-    if attention == ffn:
-        raise SpecError(
-            f"{model}: the layer {type(layer).__name__} has no single FFN output projection "
-            "(a mixture of experts?), so closed-form editing has nothing to write to"
-        )
-    return attention, ffn
-
-
 def _structure(spec: ModelSpec) -> tuple[bool, bool]:
     """Whether the FFN ignores its layer's attention output, and whether a layer adds up."""
     seen: dict[str, Tensor] = {}
@@ -226,39 +171,3 @@ def _structure(spec: ModelSpec) -> tuple[bool, bool]:
     scale = before["out"].abs().max()
     additive = bool((total - before["out"]).abs().max() <= 0.02 * scale)
     return torch.equal(before["ffn"], seen["ffn"]), additive
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout; each module's former mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def hidden_of(output: Any) -> Tensor:
-    """The hidden states of a layer's output: some layers return tuples, others tensors."""
-    hidden = output[0] if isinstance(output, tuple | list) else output
-    assert isinstance(hidden, Tensor)
-    return hidden
-
-
-def run_text(language: PreTrainedModel, ids: Tensor, **inputs: Any) -> Any:
-    """Run token ids with an explicit mask, without a cache."""
-    device = embedding(language).weight.device
-    inputs.setdefault("attention_mask", torch.ones_like(ids, device=device))
-    return language(input_ids=ids.to(device), use_cache=False, **accepted(language, inputs))
-
-
-def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Of these inputs, those that the model's ``forward`` takes (alibi models take no positions)."""
-    parameters = inspect.signature(model.forward).parameters
-    if "position_ids" in inputs and "position_ids" not in parameters:
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if not takes_any or "alibi" in repr(type(model)).lower():
-            return {name: value for name, value in inputs.items() if name != "position_ids"}
-    return inputs

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from modalign.editing.engine.forward import Base, Inputs, PartialForward, Row
 from modalign.editing.engine.requests import Request
-from modalign.editing.engine.spec import ModelSpec, Site, evaluating
+from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.errors import ModalignError
+from modalign.models.projections import evaluating
 
 ADAM = (0.9, 0.999, 1e-8)
 REACHED = 0.5  # a target less probable than this was not reached

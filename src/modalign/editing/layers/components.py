@@ -17,13 +17,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modalign.editing.engine.forward import Inputs, PartialForward, Row, Side, read
-from modalign.editing.engine.spec import (
-    ModelSpec,
-    SpecError,
-    evaluating,
-    hidden_of,
-    run_text,
-)
+from modalign.editing.engine.spec import ModelSpec, SpecError
+from modalign.models.projections import evaluating, hidden_of, run_text
 
 Component = Literal["attention", "ffn"]
 COMPONENTS: tuple[Component, ...] = ("attention", "ffn")

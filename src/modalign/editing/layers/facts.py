@@ -17,12 +17,13 @@ from pydantic import BaseModel
 
 from modalign.editing.edits import Edit
 from modalign.editing.engine.forward import Row, logits_at
-from modalign.editing.engine.spec import ModelSpec, evaluating
+from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.tokens import encode_prompt, encode_target
 from modalign.editing.readers import read_edits
 from modalign.editing.readers.placing import place_subject
 from modalign.editing.readers.rows import read_rows, shown
 from modalign.errors import DataError, ModalignError
+from modalign.models.projections import evaluating
 from modalign.progress import Progress
 
 ATTRIBUTE_FIELDS = ("attribute", "truth", "target")  # the first that is there

@@ -19,9 +19,10 @@ from modalign.editing.computation import Computation, Solution
 from modalign.editing.config import EditConfig
 from modalign.editing.engine.forward import logits_at
 from modalign.editing.engine.requests import Request
-from modalign.editing.engine.spec import ModelSpec, evaluating
+from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.values import ValueNotFiniteError, frozen
 from modalign.editing.methods.base import Method
+from modalign.models.projections import evaluating
 from modalign.patches.changes import DenseChange
 
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from modalign.connectors.base import InLayerConnector
 from modalign.editing.engine.asking import Asked
 from modalign.editing.engine.forward import Row, StopForwardError, logits_at
-from modalign.editing.engine.spec import ModelSpec, SpecError, evaluating
+from modalign.editing.engine.spec import ModelSpec, SpecError
+from modalign.models.projections import evaluating
 
 TOLERANCE = 1e-3  # of logits, relative to their largest: other kernels may run for other shapes
 
