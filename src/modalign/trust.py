@@ -6,6 +6,9 @@ neither: code in a folder is not run, and the tools that a folder names are the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from modalign.errors import UsageError
 
 _said: dict[str, bool | None] = {"trusted": None}
@@ -19,6 +22,17 @@ def trust_remote_code(allowed: bool | None) -> None:
 def remote_code_trusted() -> bool:
     """Whether a folder's own code may run."""
     return _said["trusted"] is True
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Run code of folders for as long as the block lasts: of those that modalign itself has just written."""
+    before = _said["trusted"]
+    trust_remote_code(True)
+    try:
+        yield
+    finally:
+        trust_remote_code(before)
 
 
 def refuse_untrusted(what: str) -> None:

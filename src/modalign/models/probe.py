@@ -23,8 +23,12 @@ def prepare(
 ) -> dict[str, Tensor]:
     """Build left-padded inputs of conversations, each ending before or after its answer.
 
-    The processor is told if texts contain control tokens marked as text.
+    The processor is told if texts contain control tokens marked as text. Without a processor, conversations are
+    rows of token ids, equally long.
     """
+    if processor is None:
+        ids = torch.tensor(conversations)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     options: dict[str, Any] = {"padding": True, "padding_side": "left"}
     texts = (
         part.get("text", "")
@@ -168,6 +172,9 @@ def load(item: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForMultimodalLM as AutoWhole
 
     folder = item["folder"]
+    if item["form"] == "text":
+        trust = item["trust_model"]
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust).eval(), None
     if item["form"] == "whole":
         model = AutoWhole.from_pretrained(folder, trust_remote_code=item["trust_model"])
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=item["trust_processor"])
@@ -190,7 +197,9 @@ def main(job_file: str) -> None:
     transformers.logging.set_verbosity_error()
     for item in job["items"]:
         model, processor = load(item)
-        conversations = [_with_media(conversation) for conversation in item["conversations"]]
+        conversations = item["conversations"]
+        if processor is not None:
+            conversations = [_with_media(conversation) for conversation in conversations]
         seen = observe(model, processor, conversations, item["max_new_tokens"])
         save_file(seen, item["out"])
 

@@ -12,17 +12,19 @@ import filecmp
 import json
 import secrets
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from modalign.errors import DataError
 from modalign.files import write_atomically
 from modalign.hashing import tensor_hash
+from modalign.patches.cuts import Cut
 from modalign.patches.folder_log import TensorChange
 from modalign.patches.folder_weights import INDEX, PART, FolderWeights, opened
 from modalign.patches.header import PatchContent, label
-from modalign.patches.structure_patches import result_name
 
 UNPRUNED = "unpruned"
 CONFIG = "config.json"
@@ -56,32 +58,17 @@ def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[st
     for file in sorted(rewritten_files(source)):
         shutil.copyfile(source / file, kept / file)
     weights = FolderWeights(kept)
-    where: dict[str, str] = {}
-    changes: dict[str, TensorChange] = {}
-    size = 0
-    for file in weights.files:
-        tensors = {}
-        for name, place in weights.everything.items():
-            new, cut = result_name(structure, name), structure.cuts.get(name)
-            if place.file != file or new is None:
-                continue
-            if new in where:
-                raise DataError(f"{label(structure)} gives two tensors the name {new}")
-            where[new] = file
-            value = weights.read(name)
-            tensors[new] = value if cut is None else cut.of(value)
-            if cut is not None:
-                before = tensor_hash(value) if new == name else ""
-                changes[new] = TensorChange(before=before, after=tensor_hash(tensors[new]))
-        if tensors:  # a file of which nothing is left is not written
-            with opened(kept / file) as held:
-                save_file(tensors, target / file, held.metadata())
-        size += sum(value.nbytes for value in tensors.values())
+    try:
+        hashes = write_weights(weights, target, structure.cuts)
+    except DataError as error:
+        raise DataError(f"{label(structure)}: {error}") from error
+    changes = {
+        new: TensorChange(before=before if new == name else "", after=after)
+        for name, (new, before, after) in hashes.items()
+    }
     for name, base in structure.header.base.items():
-        if name not in where:
+        if name not in changes:
             changes[name] = TensorChange(before=base.sha256, after="")
-    if (source / INDEX).is_file():
-        _write_index(source / INDEX, where, size, target / INDEX)
     assert structure.header.structure is not None
     configuration = structure.header.structure.configuration
     write_atomically(target / CONFIG, json.dumps(configuration, indent=2, sort_keys=True) + "\n")
@@ -89,6 +76,55 @@ def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[st
     if problem := loading_problem(target):
         raise DataError(f"{label(structure)} does not fit its configuration: {problem}")
     return changes
+
+
+def write_weights(
+    weights: FolderWeights,
+    target: Path,
+    cuts: Mapping[str, Cut],
+    *,
+    changed: Callable[[str, Tensor], Tensor] = lambda name, value: value,
+    added: Mapping[str, Tensor] | None = None,
+) -> dict[str, tuple[str, str, str]]:
+    """Write cut weights, one file at a time, into files of the same names.
+
+    Args:
+        weights: those of the whole model.
+        target: folder of the files.
+        cuts: of tensors that do not stay as they are.
+        changed: gives a tensor other values, by the name that it had, once it is cut.
+        added: further tensors, by name; they go into the first file.
+
+    Returns:
+        Old name -> new name, and the hashes before and after, of every cut tensor that stays.
+
+    Raises:
+        DataError: two tensors get one name.
+    """
+    hashes: dict[str, tuple[str, str, str]] = {}
+    where: dict[str, str] = {}
+    size = 0
+    for number, file in enumerate(weights.files):
+        tensors = dict(added or {}) if number == 0 else {}
+        for name, place in weights.everything.items():
+            cut = cuts.get(name)
+            new = name if cut is None else cut.name
+            if place.file != file or new is None:
+                continue
+            if new in where or new in tensors:
+                raise DataError(f"two tensors get the name {new}")
+            value = weights.read(name)
+            tensors[new] = changed(name, value if cut is None else cut.of(value))
+            if cut is not None:
+                hashes[name] = (new, tensor_hash(value), tensor_hash(tensors[new]))
+        where |= dict.fromkeys(tensors, file)
+        if tensors:  # a file of which nothing is left is not written
+            with opened(weights.folder / file) as held:
+                save_file(tensors, target / file, held.metadata())
+        size += sum(value.nbytes for value in tensors.values())
+    if (weights.folder / INDEX).is_file():
+        _write_index(weights.folder / INDEX, where, size, target / INDEX)
+    return hashes
 
 
 def _write_index(source: Path, where: dict[str, str], size: int, target: Path) -> None:

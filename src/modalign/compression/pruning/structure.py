@@ -15,7 +15,7 @@ the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -290,10 +290,8 @@ class _Probe:
                 hooks.enter_context(module.register_forward_hook(leaf(name)))
             hooks.enter_context(self.linears[output].register_forward_pre_hook(note))
             hooks.enter_context(self.layer.register_forward_hook(done))
-            try:
+            with suppress(_FirstLayerDoneError):
                 self.run(len(rows))
-            except _FirstLayerDoneError:
-                pass
             asked = rows.to(given[0].device)[:, None].to(given[0].dtype)
             shape = (len(rows), -1, rows.shape[1])
             weights = torch.linspace(1, 2, given[0].numel()).to(given[0]).reshape(shape) * asked

@@ -41,7 +41,7 @@ class Expected:
         tolerance: tolerance of logits.
         max_new_tokens: as in :func:`observe`.
         form: ``whole`` models answer by themselves; ``gateway`` and ``codes`` come in front of a
-            language model.
+            language model; ``text`` models are causal language models whose inputs are rows of token ids.
         media: folder of the part in front of it.
         language_model: folder of that language model.
         dtype: dtype of the model when it was seen; None: the stored one.
@@ -52,7 +52,7 @@ class Expected:
     seen: dict[str, Tensor]
     tolerance: float = TOLERANCE
     max_new_tokens: int = NEW_TOKENS
-    form: Literal["whole", "gateway", "codes"] = "whole"
+    form: Literal["whole", "gateway", "codes", "text"] = "whole"
     media: Path | None = None
     language_model: Path | None = None
     dtype: torch.dtype | None = None
@@ -205,7 +205,9 @@ def verify_in_clean_process(
                     "folder": str(item.folder.resolve()),
                     "trust_model": _has_code(item.folder / "config.json"),
                     "trust_processor": _has_code(item.folder / "processor_config.json"),
-                    "conversations": _with_files(item.conversations, work / str(number)),
+                    "conversations": item.conversations
+                    if item.form == "text"
+                    else _with_files(item.conversations, work / str(number)),
                     "max_new_tokens": item.max_new_tokens,
                     "out": str(work / f"{number}.safetensors"),
                     "form": item.form,
