@@ -55,6 +55,7 @@ def language_model(family: str, vocabulary: int, tied: bool = False) -> PreTrain
         "llama": lambda: transformers.LlamaConfig(**grouped, **common),
         "ungrouped": lambda: transformers.LlamaConfig(**_COMMON, **common),
         "qwen2": lambda: transformers.Qwen2Config(**grouped, **common),
+        "qwen3": lambda: transformers.Qwen3Config(**grouped, head_dim=8, **common),
         "mistral": lambda: transformers.MistralConfig(**grouped, **common, sliding_window=None),
         "gemma": lambda: transformers.GemmaConfig(**grouped, head_dim=8, **common),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(**_COMMON, **common),

@@ -29,6 +29,7 @@ from modalign.cli import (
     methods,
     options,
     patch,
+    prune,
     report,
     serve,
     starter,
@@ -83,7 +84,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
         "starter": starter.app,
     },
     "Correct": {"edit": edit.app, "unlearn": unlearn.unlearn, "patch": patch.app},
-    "Shrink": {"distill": distill.app},
+    "Shrink": {"prune": prune.prune, "distill": distill.app},
     "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose, "report": report.report},
     "Use": {
         "app": applications.app,

@@ -219,7 +219,6 @@ def _processor(
 ) -> ModalignProcessor:
     """Build the processor of a composed model: placeholders, and how media become tensors."""
     images = next((encoder for encoder in encoders if encoder.modality == "image"), None)
-    template = tokenizer.chat_template
     tokens = {e.modality: token_table(model.connector(e.modality), e.module) for e in encoders}
     marks = {encoder.modality: mark(encoder.modality) for encoder in encoders}
     template = tokenizer.chat_template  # a saved language model may have none
