@@ -210,6 +210,10 @@ def test_the_verb_end_to_end_and_what_it_refuses(
     (one / "config.json").write_text(json.dumps(config))
     refused(2, "quantised", options=(str(one), *new))
 
+    del config["quantization_config"]
+    (one / "config.json").write_text(json.dumps({**config, "layer_widths": [{}]}))
+    refused(2, "differ in width", options=(str(one), *new))
+
     empty = tmp_path / "empty.txt"
     empty.write_text("\n\n")
     code, _, said = cli("prune", str(source), *new, "--text", str(empty))

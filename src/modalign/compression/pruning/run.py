@@ -23,7 +23,7 @@ from modalign.compression.pruning.candidate import (
 from modalign.compression.pruning.evidence import Evidence, gather
 from modalign.compression.pruning.plans import FORMS, Form, Plan, plan
 from modalign.compression.pruning.scores import rate, score_named
-from modalign.compression.pruning.shapes import FileNames, find_shape
+from modalign.compression.pruning.shapes import WIDTHS, FileNames, find_shape
 from modalign.compression.pruning.structure import KINDS, Kind, Stack, find_stack
 from modalign.data.corpus import read_corpus, windows
 from modalign.data.records import Message, Record, Source
@@ -231,6 +231,10 @@ def _configuration(source: Path) -> dict[str, Any]:
         raise DataError(f"{path}: is not a JSON object")
     if found.get("quantization_config"):
         raise UsageError(f"{source}: is quantised; prune the model it was made from")
+    if WIDTHS in found:
+        raise UsageError(
+            f"{source}: its layers differ in width already; prune the model it was made from"
+        )
     return found
 
 
