@@ -61,6 +61,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "editing": (*_JUDGING, "training"),
     "compression": (*_JUDGING, "training"),
     "federation": (*_JUDGING, "training"),
+    "merging": (*_JUDGING, "training"),
     "training": (*_READING, "evaluation", "numbers", "patches"),
     "evaluation": (*_READING, "numbers", "pages", "patches"),
     "index": ("data", "models", "patches"),
