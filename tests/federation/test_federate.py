@@ -10,19 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
+from torch import Tensor
 
 import tiny
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.federation.config import FederateConfig
 from modalign.federation.pools import pool_of
 from modalign.federation.run import federate
-from modalign.federation.workplace import Task, Workplace, file_bytes
+from modalign.federation.workplace import Task, Workplace
 from modalign.models.export import save_model
 from modalign.models.saved import open_composed
 
 CELL = "aligned__fedavg__plain__seed-0"
+
+
+def file_bytes(tensors: dict[str, Tensor]) -> int:
+    """Return the size of a safetensors file of these tensors, from their shapes alone.
+
+    Eight bytes of length, the JSON header padded to a multiple of eight, and the values (safetensors' format).
+    """
+    kinds = {
+        torch.float32: "F32",
+        torch.bfloat16: "BF16",
+        torch.float16: "F16",
+        torch.float64: "F64",
+    }
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header, place = {}, 0
+    for name, tensor in ordered:
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": kinds[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + text + (-text % 8) + place
 
 
 @pytest.fixture(scope="session")

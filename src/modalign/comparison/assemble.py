@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from modalign.comparison.job import JobResult, Spent, load_scores
 from modalign.comparison.metrics import EXACT, EXACT_MATCH, Metric
 from modalign.comparison.planning import plan
 from modalign.comparison.published import check
-from modalign.comparison.racing import Total
 from modalign.comparison.recommendation import (
     Cost,
     against_bars,
@@ -33,21 +30,15 @@ from modalign.comparison.results import (
     MethodResult,
     ReferenceRow,
     SeedRun,
-    Setting,
 )
+from modalign.comparison.setting import setting_of
 from modalign.data.supervision import Sample
-from modalign.devices import processor
-from modalign.files import sha256
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import Difference, compare_all, compare_with
 from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import estimate_means, hierarchical_bootstrap
-from modalign.starter.build import WEIGHTS
-from modalign.training.budget import Budget
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
-from modalign.training.parallel import device_of
 from modalign.training.splits import Splits
-from modalign.version import __version__
 
 
 @dataclass
@@ -92,11 +83,6 @@ def _charged(result: JobResult, search: Spent) -> JobResult:
             "flops": result.flops + search.flops,
         }
     )
-
-
-def skills_of(samples: Sequence[Sample]) -> np.ndarray:
-    """Skill of every sample."""
-    return np.array([sample.record.skill or "" for sample in samples], dtype=object)
 
 
 def seen_in_training(judged: Sequence[Sample], train: Sequence[Sample]) -> np.ndarray:
@@ -185,7 +171,8 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
     means = {name: float(gathered.scores(name, "val").mean()) for name in working}
     for rank, name in enumerate(rank_by_validation(means), start=1):
         results[name].rank = rank
-    setting = _setting(config, gathered)
+    seeds = sorted({result.seed for result in gathered.results})
+    setting = setting_of(config, splits, seeds)
     recommendation, found = None, choice(gathered, methods)
     if found.answers:
         for name in found.answers:
@@ -379,77 +366,6 @@ def _reference_interval(values: Sequence[float], name: str) -> Estimate:
     if name == "chance":  # known exactly, not estimated
         return exactly(float(np.mean(values)), len(values), over="questions")
     return estimate_means({name: np.asarray(values)[None]}, fixed={name})[name]
-
-
-def _setting(config: CompareConfig, gathered: Gathered) -> Setting:
-    splits = gathered.splits
-    return Setting(
-        command="",
-        version=__version__,
-        started="",
-        finished="",
-        seconds=0.0,
-        budget=config.budget,
-        metric=config.metric,
-        llm=shown_part(config.parts.llm),
-        encoder=", ".join(map(shown_part, config.parts.encoder.values())) or "none",
-        llm_mode=config.training.llm,
-        encoder_mode=config.training.encoder,
-        seeds=sorted({result.seed for result in gathered.results}),
-        device=str(device_of(config.training)),
-        dtype=config.training.dtype,
-        threads=config.threads,
-        processor=processor(),
-        may_differ=_may_differ(config),
-        train_records=len(splits.train),
-        val_records=len(splits.val),
-        eval_records=len(splits.evaluation),
-        val_source=splits.val_source,
-        hashes=_hashes(config),
-        libraries=installed(),
-    )
-
-
-def installed() -> dict[str, str]:
-    """Versions of the libraries that figures depend on."""
-    names = ("torch", "transformers", "peft", "accelerate", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def _may_differ(config: CompareConfig) -> list[str]:
-    """Return why the same command may not be bit-identical."""
-    found = [
-        f"On another kind of processor than {processor()}, or with other versions of the libraries, sums are "
-        "rounded otherwise.",
-        f"With another number of threads than {config.threads} sums are taken in another order.",
-    ]
-    if device_of(config.training).type != "cpu":
-        found.append("A GPU takes some sums in an order that changes from run to run.")
-    if Budget.parse(config.budget).kind == "seconds":
-        found.append("A budget in seconds pays for as many steps as the machine manages.")
-    if config.total and Total.parse(config.total).kind == "seconds":
-        found.append("A total in seconds pays for as many trainings as the machine manages.")
-    return found
-
-
-def shown_part(name: str) -> str:
-    """Return a part's name for display: of a folder its last component, else the name itself."""
-    if not Path(name).exists():
-        return name
-    shipped = {"language": "starter language model", "vision": "starter vision encoder"}
-    for folder, text in shipped.items():
-        if Path(name).resolve() == (WEIGHTS / folder).resolve():
-            return text
-    return Path(os.path.abspath(name)).name  # a link keeps its own name
-
-
-def _hashes(config: CompareConfig) -> dict[str, str]:
-    files = {name: getattr(config.data, name) for name in ("train", "val", "eval", "text")}
-    for name, part in {"llm": config.parts.llm, **config.parts.encoder}.items():
-        files[name] = str(Path(part) / "model.safetensors")
-    return {
-        name: sha256(Path(path)) for name, path in files.items() if path and Path(path).is_file()
-    }
 
 
 def _against_majority(

@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from modalign.cache import cache_directory
-from modalign.comparison.assemble import installed
 from modalign.comparison.job import RUNS, load_task, read_result, train_and_measure
 from modalign.comparison.results import Comparison, SeedRun
+from modalign.comparison.setting import installed
 from modalign.devices import processor
 from modalign.errors import UsageError
 from modalign.progress import Progress

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modalign.data.records import Media
 from modalign.data.supervision import Sample
@@ -133,30 +132,3 @@ class Workplace:
     def parameters(self) -> int:
         """Return the number of parameters that travel."""
         return sum(t.numel() for t in self.start.values())
-
-
-def file_bytes(tensors: dict[str, Tensor]) -> int:
-    """Return the size of a safetensors file of these tensors, from their shapes alone.
-
-    Eight bytes of length, the JSON header padded to a multiple of eight, and the values (safetensors' format).
-    """
-    import json
-
-    kinds = {
-        torch.float32: "F32",
-        torch.bfloat16: "BF16",
-        torch.float16: "F16",
-        torch.float64: "F64",
-    }
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header, place = {}, 0
-    for name, tensor in ordered:
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": kinds[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [place, place + size],
-        }
-        place += size
-    text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + text + (-text % 8) + place
