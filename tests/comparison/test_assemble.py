@@ -13,10 +13,10 @@ from modalign.comparison.assemble import (
     assemble,
     candidates,
     seen_in_training,
-    shown_part,
 )
 from modalign.comparison.job import JobResult, load_scores
 from modalign.comparison.prepared import prepare
+from modalign.comparison.setting import shown_part
 from modalign.errors import UsageError
 
 KEPT = {"rank", "candidate", "val_accuracy", "learning_rate", "trials", "flops", "seconds", "name"}
