@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from transformers import GenerationConfig
 
 from modalign.compression.pruning.candidate import (
     CHECKED,
@@ -37,6 +36,7 @@ from modalign.models.export.verify import Expected, tolerance_of, verify_in_clea
 from modalign.models.open import open_model
 from modalign.models.probe import observe
 from modalign.models.projections import evaluating
+from modalign.models.sampling import own_samples
 from modalign.models.saved import OpenedModel, open_composed
 from modalign.numbers.bootstrap import estimate_of_sums, ratio
 from modalign.numbers.estimate import Estimate
@@ -282,17 +282,15 @@ def _texts(opened: OpenedModel, text: Path | None, seed: int) -> _Texts:
 
 
 def _own(opened: OpenedModel, length: int, seed: int) -> list[Sample]:
-    """What the model writes, from its start token or, without one, from random tokens."""
-    model: Any = opened.model.language_model
-    start = opened.tokenizer.bos_token_id
-    with torch.random.fork_rng(), evaluating(model):
-        torch.manual_seed(seed)
-        count = model.get_input_embeddings().num_embeddings
-        first = torch.randint(count, (OWN, 1)) if start is None else torch.full((OWN, 1), start)
-        settings = GenerationConfig(
-            do_sample=True, top_k=0, max_new_tokens=length - 1, eos_token_id=None, pad_token_id=0
-        )
-        rows = model.generate(first, generation_config=settings)
+    """What the model writes, drawn from all of its distribution."""
+    rows = own_samples(
+        opened.model.language_model,
+        opened.tokenizer,
+        OWN * length,
+        seed=seed,
+        length=length,
+        top=None,
+    )
     return [
         Sample(
             Record(
@@ -300,7 +298,7 @@ def _own(opened: OpenedModel, length: int, seed: int) -> list[Sample]:
                 messages=(Message("assistant", (opened.tokenizer.decode(row),)),),
                 source=Source("own", number),
             ),
-            row.numpy(),
+            np.asarray(row, dtype=np.int64),
             np.ones(len(row), dtype=bool),
         )
         for number, row in enumerate(rows, 1)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from modalign.cache import cache_directory
 from modalign.data.corpus import Corpus
-from modalign.editing.engine.contexts import own_samples
 from modalign.editing.engine.forward import Inputs, Row, StopForwardError
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import Hashes, config_text, hash_of, weights_hash
@@ -34,6 +33,7 @@ from modalign.files import write_atomically
 from modalign.hashing import tensor_hash, tokenizer_hash
 from modalign.lengths import declared_length
 from modalign.models.projections import accepted, evaluating
+from modalign.models.sampling import own_samples
 from modalign.progress import Progress
 
 TOKENS_PER_DIMENSION = 4  # of a key: tokens that C0 is averaged over
@@ -280,7 +280,7 @@ def _documents(
 ) -> list[list[int]]:
     """Token ids of documents in random order, cut at the model's length, ``tokens`` in all."""
     if corpus is None:
-        return _limited(own_samples(spec, tokenizer, tokens, seed=seed), tokens)
+        return _limited(own_samples(spec.language, tokenizer, tokens, seed=seed), tokens)
     order = torch.randperm(len(corpus.documents), generator=torch.Generator().manual_seed(seed))
     chosen: list[list[int]] = []
     count, length = 0, _length(spec)

@@ -19,10 +19,11 @@ import torch
 from modalign.editing.benchmarks.scoring import Question, score
 from modalign.editing.edits import Edit, Neighbour
 from modalign.editing.engine.asking import Asking
-from modalign.editing.engine.contexts import sample, sample_contexts
+from modalign.editing.engine.contexts import sample_contexts
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.facts import Fact
 from modalign.errors import DataError
+from modalign.models.sampling import sample
 
 PARAPHRASES = 2  # wordings of a probe besides the one after a sentence
 NEIGHBOURS = 3  # of a probe
@@ -214,7 +215,7 @@ def _said(spec: ModelSpec, asking: Asking, edits: Sequence[Edit]) -> Iterator[Ca
 
 def _first_word(spec: ModelSpec, asking: Asking, prompt: str, tokens: int = 8) -> str:
     ids = torch.tensor([asking.text(prompt).ids])
-    greedy = sample(spec, ids, tokens, torch.Generator().manual_seed(0), top=1)[0]
+    greedy = sample(spec.language, ids, tokens, torch.Generator().manual_seed(0), top=1)[0]
     said = asking.tokenizer.decode(greedy[ids.shape[1] :].tolist(), skip_special_tokens=True)
     word = re.match(r"\s*(\w[\w'-]*)", said)
     return word[1] if word else ""
