@@ -6,8 +6,8 @@ arXiv 2403.03853).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -44,6 +44,38 @@ def chosen_layers(
     return sorted(sorted(range(depth), key=lambda layer: (-scores[layer], layer))[:count])
 
 
+@contextmanager
+def watched_cosines(
+    layers: Iterable[nn.Module], rows: Callable[[Tensor], Tensor]
+) -> Iterator[Callable[[], list[float]]]:
+    """Watch layers at work; yields what tells, per layer, the mean cosine of its input and output so far.
+
+    Args:
+        layers: decoder layers.
+        rows: (B, T, D) states -> (R, D) of the positions to read.
+    """
+    sums: list[list[float]] = []
+
+    def comparing(total: list[float]) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, keywords: Any, output: Any) -> None:
+            entering = given[0] if given else keywords["hidden_states"]
+            leaving = output if isinstance(output, Tensor) else output[0]
+            found = functional.cosine_similarity(
+                rows(entering).float(), rows(leaving).float(), dim=-1
+            )
+            total[0] += float(found.double().sum())
+            total[1] += len(found)
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in layers:
+            sums.append([0.0, 0])
+            handle = layer.register_forward_hook(comparing(sums[-1]), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield lambda: [total / max(read, 1) for total, read in sums]
+
+
 @torch.no_grad()
 def block_influence(
     model: nn.Module, call: Callable[[Any], Any], batches: Iterable[tuple[Any, Tensor]]
@@ -55,30 +87,12 @@ def block_influence(
         call: runs it on a batch.
         batches: batches with their positions to read, (B, T) bool.
     """
-    layers = decoder_layers(model)
-    sums, read = torch.zeros(len(layers), dtype=torch.float64), 0
-    kept: dict[int, Tensor] = {}
-
-    def keep(number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, keywords: Any, output: Any) -> None:
-            entering = given[0] if given else keywords["hidden_states"]
-            leaving = output if isinstance(output, Tensor) else output[0]
-            kept[number] = 1 - functional.cosine_similarity(
-                entering.float(), leaving.float(), dim=-1
-            )
-
-        return hook
-
-    with ExitStack() as stack:
-        for number, layer in enumerate(layers):
-            handle = layer.register_forward_hook(keep(number), with_kwargs=True)
-            stack.callback(handle.remove)
+    read: list[Tensor] = []
+    with watched_cosines(decoder_layers(model), lambda states: states[read[-1]]) as cosines:
         for batch, places in batches:
+            read.append(places)
             call(batch)
-            read += int(places.sum())
-            for number, values in kept.items():
-                sums[number] += float(values[places].double().sum())
-    return (sums / max(read, 1)).tolist()
+    return [1 - cosine for cosine in cosines()]
 
 
 def keep_layers(model: Any, kept: Sequence[int]) -> None:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modalign.compression.layers import watched_cosines
 from modalign.compression.pruning.structure import Kind, Stack, Units
 from modalign.data.supervision import Sample
 from modalign.errors import DataError
 from modalign.models.collation import Batch, Collator
-from modalign.models.projections import evaluating, hidden_of
+from modalign.models.projections import evaluating
 from modalign.progress import Progress
 
 BATCH = 16
@@ -189,28 +190,13 @@ def _watch(
                     projection.register_forward_pre_hook(_adding(statistics, passes))
                 )
     if "cosine" in needs:
-        sums = [[0.0, 0] for _ in stack.layers]
-        for total, module in zip(sums, stack.layers, strict=True):
-            hooks.enter_context(
-                module.register_forward_hook(_comparing(total, passes), with_kwargs=True)
-            )
-        hooks.callback(lambda: found.cosine.extend(total / max(n, 1) for total, n in sums))
+        cosines = hooks.enter_context(watched_cosines(stack.layers, passes.rows))
+        hooks.callback(lambda: found.cosine.extend(cosines()))
 
 
 def _adding(statistics: InputStatistics, passes: _Passes) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any) -> None:
         statistics.add(passes.rows(args[0]))
-
-    return hook
-
-
-def _comparing(total: list[float], passes: _Passes) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        given = args[0] if args else kwargs["hidden_states"]
-        before, after = (passes.rows(each).float() for each in (given, hidden_of(output)))
-        cosines = functional.cosine_similarity(before, after, dim=-1)
-        total[0] += float(cosines.sum())
-        total[1] += len(cosines)
 
     return hook
 

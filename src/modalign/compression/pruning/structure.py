@@ -169,11 +169,12 @@ def find_stack(model: PreTrainedModel, name: PartName = "language") -> Stack:
     prefix = next(name for name, module in model.named_modules() if module is layers)
     stack = Stack(model, part, name, layers, prefix, {})
     probe = _Probe(part, layers[0], (attention, ffn), run)
+    kind: Kind
     for kind, find, output in (("mlp", _mlp_units, ffn), ("heads", _head_units, attention)):
         try:
-            stack.units[kind] = find(probe, output, stack.config)  # type: ignore[index]
+            stack.units[kind] = find(probe, output, stack.config)
         except PartNotFoundError as error:
-            stack.refused[kind] = str(error)  # type: ignore[index]
+            stack.refused[kind] = str(error)
     if not stack.units:
         raise UsageError(f"{type(part).__name__}: {'; '.join(stack.refused.values())}")
     return stack
