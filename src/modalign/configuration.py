@@ -43,7 +43,8 @@ def read_fields(path: Path) -> Fields:
     try:
         values = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError) as error:
-        raise UsageError(f"the configuration {path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error  # without the number and the path again
+        raise UsageError(f"the configuration {path} cannot be read: {why}") from error
     if not isinstance(values, dict):
         raise UsageError(f"the configuration {path} is not a mapping of fields to values")
     return values

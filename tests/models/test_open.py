@@ -106,3 +106,9 @@ def test_a_name_beyond_reach_is_refused_within_seconds(monkeypatch: pytest.Monke
         with pytest.raises(UsageError, match=f"cannot be loaded.*{re.escape(endpoint)} does"):
             pretrained.read_pretrained(AutoConfig, "nobody/nothing")
         assert time.monotonic() - started < 5  # the hub's client would try for a minute
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "/no/where"])
+def test_a_path_to_nothing_is_no_name_of_the_hub(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{re.escape(repr(name))} cannot be loaded: there is no"):
+        pretrained.read_pretrained(AutoConfig, name)

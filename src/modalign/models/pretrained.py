@@ -65,9 +65,13 @@ def _check_within_reach(name: str, what: str) -> None:
     Raises:
         UsageError: names what was looked for, and where.
     """
-    if Path(name).exists() or constants.HF_HUB_OFFLINE or getproxies():
+    if Path(name).exists():
         return
-    if name.count("/") > 1 or try_to_load_from_cache(name, "config.json") is not None:
+    if name.count("/") > 1 or name.startswith((".", "~")):  # the hub has no such names
+        raise UsageError(f"the {what} {name!r} cannot be loaded: there is no such folder")
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    if try_to_load_from_cache(name, "config.json") is not None:
         return
     if not _answers(constants.ENDPOINT):
         raise UsageError(
