@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -139,7 +140,8 @@ def _open_set(
         return []
     found = separation(f"None of these: {domain}, each source unknown in turn",
                        {RULE: {"best log-probability": (known, unknown)}}, seed=seed)  # fmt: skip
-    for few in (5, 20):
+    most = min(Counter(each.source for each in inside).values())
+    for few in (few for few in (5, 20) if few <= most):  # a row says how many texts it had
         figures = {"found again": mean(enrolled(inside, outside, few), over="texts")}
         found.rows.append(ScoreRow(name=f"enrolled from {few} texts", kind="rule", figures=figures))
     chance = 1 / len({each.source for each in inside})
