@@ -12,7 +12,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -188,6 +188,36 @@ def _writer(path: Path) -> str:
 
 def command_line() -> str:
     """Return the command line, as far as it is known."""
+    return " ".join([_program(), *map(shlex.quote, sys.argv[1:])])
+
+
+def command_with(verb: str, options: Mapping[str, str]) -> str:
+    """Return the present command line with other values of some options, into a folder of its own.
+
+    Args:
+        verb: the verb that the command must be for.
+        options: option with its dashes -> value; replaced where it is given, else added. ``--resume`` and
+            ``--overwrite`` are left out.
+
+    Returns:
+        A command to copy; empty if the process was not started by ``modalign VERB``.
+    """
+    if sys.argv[1:2] != [verb]:
+        return ""
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    for option, value in options.items():
+        for place, word in enumerate(words):
+            if word == option and place + 1 < len(words):
+                words[place + 1] = value
+                break
+            if word.startswith(f"{option}="):
+                words[place] = f"{option}={value}"
+                break
+        else:
+            words += [option, value]
+    return " ".join([_program(), *map(shlex.quote, words)])
+
+
+def _program() -> str:
     program = Path(sys.argv[0])
-    name = "python -m modalign" if program.name == "__main__.py" else program.name
-    return " ".join([name, *map(shlex.quote, sys.argv[1:])])
+    return "python -m modalign" if program.name == "__main__.py" else program.name

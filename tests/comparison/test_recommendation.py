@@ -25,7 +25,7 @@ def test_clear_winner_wins_whatever_it_costs():
     found = rec.recommend(
         answers({"dear": 0.9, "cheap": 0.6}), {"dear": cost(inference=9e12), "cheap": cost()}
     )
-    assert (found.method, found.rule, found.best) == ("dear", "clear-winner", "dear")
+    assert (found.method, found.rule, found.best) == ("dear", "best-alone", "dear")
     assert found.confidence > 0.99
     assert found.indistinguishable == ["dear"]
     assert "dear" in found.reason
@@ -167,7 +167,7 @@ def test_ranking_is_by_validation_accuracy():
 
 
 def test_every_rule_is_explained():
-    assert set(rec.RULES) == {"cheapest-of-the-best", "clear-winner", "only-candidate", "none"}
+    assert set(rec.RULES) == {"cheapest-of-the-best", "best-alone", "only-candidate", "none"}
 
 
 BARS = {"chance": np.full(200, 0.25), "majority answer": np.tile([1.0, 0.0], 100)}

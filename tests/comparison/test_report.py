@@ -18,7 +18,7 @@ from rich.console import Console
 from modalign.comparison import recommendation
 from modalign.comparison.report import charts, report_of, view, write_report
 from modalign.comparison.report.quantities import COSTS, QUALITY, RANKING, SERVING, YES_NO, places
-from modalign.comparison.results import Comparison, Crossing, Foretold, Plan
+from modalign.comparison.results import Comparison, Crossing, CurvePoint, Foretold, Plan
 from modalign.comparison.table import comparison_table, hallucination_table
 from modalign.numbers import words as fmt
 from modalign.numbers.estimate import Estimate
@@ -310,7 +310,7 @@ def test_empty_comparison_renders():
     assert comparison_table(bare).row_count == 0
 
 
-def test_no_recommendation_is_said_first_with_what_to_change(comparison):
+def test_no_recommendation_is_said_first_with_what_to_change(comparison, monkeypatch):
     found = comparison.recommendation
     bars = {"chance": np.zeros(2)}
     lost = recommendation.against_bars(
@@ -318,8 +318,18 @@ def test_no_recommendation_is_said_first_with_what_to_change(comparison):
     )
     by_name = {method.name: method for method in comparison.methods}
     best = by_name[found.best].model_copy(update={"untrained_loss": 9.4})
-    advice = recommendation.what_to_change(best, comparison.setting)
+    monkeypatch.setattr(
+        "sys.argv", ["modalign", "compare", "my.yaml", "--budget=8samples", "--resume", "--out", "run"]
+    )
+    curve = [CurvePoint(samples=n, seconds=n, flops=n, val_loss=2.0 / n) for n in (1, 2)]
+    falling = best.seeds[0].model_copy(update={"curve": curve})
+    best = best.model_copy(update={"seeds": [falling]})
+    setting = comparison.setting.model_copy(update={"llm_mode": "frozen", "budget": "8samples"})
+    advice = recommendation.what_to_change(best, setting, Path("run"))
     assert "9.4 nats" in advice[0]
+    assert advice[-1].endswith(
+        ": modalign compare my.yaml --budget=32samples --out run-again --train-llm lora"
+    )
     none = recommendation.checked(found, lost, advice)
     made = comparison.model_copy(update={"recommendation": none})
     page = without_scripts(html_of(made)).partition('id="ranking"')[0]

@@ -100,7 +100,7 @@ def _table(exported: Exported) -> object:
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {
         "folder": str(exported.folder),
-        "rung": exported.rung,
+        "exported as": exported.rung,
         "class": exported.loads_as,
         "records": f"{exported.records} of {exported.compared_on}",
         "max difference": f"{exported.difference:.1e}",

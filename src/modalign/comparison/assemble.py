@@ -180,7 +180,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         recommendation = recommend(
             found.answers, found.costs, drawn=found.drawn(), measure=gathered.metric.measure
         )
-        advice = what_to_change(results[recommendation.best], setting)
+        advice = what_to_change(results[recommendation.best], setting, gathered.runs.parent)
         recommendation = checked(recommendation, found.against, advice)
     planned = None
     if config.plan_for is not None:

@@ -8,7 +8,7 @@ of the paired difference (the one-standard-error rule of Breiman et al., CART, 1
 or at most one point, whichever is larger. "Cheapest": fewest FLOPs per answer (training FLOPs if
 unknown; rounded to two digits), then fewest tokens, then fewest trainable
 parameters, then the easiest to serve, then the higher validation accuracy. If the best stands
-alone, the rule is called **clear-winner**.
+alone, the rule is called **best-alone**.
 
 **None** is recommended if no candidate beats what it must: the best, on validation, of chance, the
 majority answer, every control (the language model without the medium) and, for a method that trains,
@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,6 +36,7 @@ from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import Difference, compare_with, difference_estimate
 from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
+from modalign.runs import command_with
 from modalign.training.budget import Budget
 from modalign.training.doctor.facts import unknown_words
 from modalign.training.splits import few_to_choose_by
@@ -42,7 +44,7 @@ from modalign.training.splits import few_to_choose_by
 MARGIN = 0.01
 RULES = {
     "cheapest-of-the-best": "the cheapest of the methods that validation cannot tell from the best",
-    "clear-winner": "the best method on validation, which stands alone",
+    "best-alone": "the best method on validation, which stands alone",
     "only-candidate": "the only method that was left to choose from",
     "none": "no method beats what a guess, a control or the untrained model reaches",
 }
@@ -166,14 +168,16 @@ def checked(
     )
 
 
-def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
-    """Advise what to change if nothing was learnt, from the run's results.
+def what_to_change(best: MethodResult, setting: Setting, out: Path) -> list[str]:
+    """Advise what to change if nothing was learnt, from the run's results; last, a command that does it.
 
     Args:
         best: the candidate with the highest validation accuracy.
         setting: how the comparison was run.
+        out: the folder of the run; the command writes beside it.
     """
-    advice = []
+    advice: list[str] = []
+    options: dict[str, str] = {}
     if unknown := unknown_words(best.name, best.untrained_loss):
         advice.append(f"{unknown}: choose another (--llm).")
     losses = [point.val_loss for point in best.seeds[0].curve if point.val_loss is not None]
@@ -182,6 +186,7 @@ def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
             f"The validation loss of {best.name} was still falling at the end ({losses[-2]:.2f}, then "
             f"{losses[-1]:.2f}): give more than {Budget.parse(setting.budget).words()} (--budget)."
         )
+        options["--budget"] = str(Budget.parse(setting.budget).share(4))
     else:
         advice.append(
             f"More budget alone may not help: the validation loss of {best.name} had stopped falling."
@@ -192,9 +197,12 @@ def what_to_change(best: MethodResult, setting: Setting) -> list[str]:
             f"The language model was trained as '{setting.llm_mode}': let more of it train "
             f"(--train-llm {further})."
         )
+        options["--train-llm"] = further.partition(",")[0]
     records = f"{setting.train_records:,} training and {setting.val_records:,} validation records"
     few = few_to_choose_by(setting.val_records)
     advice.append(f"There were {records}: give more (--train, --val){f'; {few}' if few else ''}.")
+    if options and (command := command_with("compare", {**options, "--out": f"{out}-again"})):
+        advice.append(f"What options alone can change, as a command: {command}")
     return advice
 
 
@@ -254,7 +262,7 @@ def _picks(
 def _rule_name(candidates: int, alike: int) -> str:
     if candidates == 1:
         return "only-candidate"
-    return "clear-winner" if alike == 1 else "cheapest-of-the-best"
+    return "best-alone" if alike == 1 else "cheapest-of-the-best"
 
 
 def _reason(
