@@ -319,7 +319,8 @@ def test_no_recommendation_is_said_first_with_what_to_change(comparison, monkeyp
     by_name = {method.name: method for method in comparison.methods}
     best = by_name[found.best].model_copy(update={"untrained_loss": 9.4})
     monkeypatch.setattr(
-        "sys.argv", ["modalign", "compare", "my.yaml", "--budget=8samples", "--resume", "--out", "run"]
+        "sys.argv",
+        ["modalign", "compare", "my.yaml", "--budget=8samples", "--resume", "--out", "run"],
     )
     curve = [CurvePoint(samples=n, seconds=n, flops=n, val_loss=2.0 / n) for n in (1, 2)]
     falling = best.seeds[0].model_copy(update={"curve": curve})

@@ -89,6 +89,15 @@ def pictures(folder: Path, count: int = 12) -> Pictures:
     return read_pictures(tiny.write_jsonl(folder / "pictures.jsonl", rows))
 
 
+def test_columns_under_other_names_are_read(tmp_path: Path):
+    tiny.picture(20).save(tmp_path / "p.png")
+    rows = [{"file": "p.png", "asked": QUESTION, "label": "odd"}]
+    data = tiny.write_jsonl(tmp_path / "own.jsonl", rows)
+    names = {"image": "file", "question": "asked", "answer": "label"}
+    [prompt] = read_pictures(data, columns=names).prompts
+    assert (prompt.question, prompt.answer) == (QUESTION, "odd")
+
+
 def weights(model: Any) -> dict[str, str]:
     return {
         name: hashlib.sha256(value.detach().numpy().tobytes()).hexdigest()

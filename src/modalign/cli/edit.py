@@ -51,6 +51,7 @@ def run(
             "--pictures", help="Data file with images, for the key statistics of pictures."
         ),
     ] = None,
+    columns: options.Columns = None,
     lookup: Annotated[
         str | None,
         typer.Option(
@@ -108,6 +109,7 @@ def run(
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
     from modalign.configuration import assigned
+    from modalign.data.readers.columns import parse_columns
     from modalign.editing.run import RunRequest, run_edit
 
     quiet_libraries()
@@ -120,6 +122,7 @@ def run(
         basis=cast("Any", basis),
         text=text,
         pictures=pictures,
+        columns=parse_columns(columns),
         on=tuple(on or ()),
         resume=resume,
         overwrite=overwrite,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ class RunRequest:
         basis: what the other fields are: ``auto``, measured on the model, or ``published``.
         text: file of text for the key statistics.
         pictures: data file of prompts about pictures for the key statistics.
+        columns: of that file: column that is read -> its name there.
         on: patches below the new one, lowest first.
         resume: take up an interrupted run.
         overwrite: replace the patch file if it is there.
@@ -74,6 +75,7 @@ class RunRequest:
     basis: Basis = "auto"
     text: Path | None = None
     pictures: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     on: tuple[Path, ...] = ()
     resume: bool = False
     overwrite: bool = False
@@ -115,11 +117,13 @@ def run_edit(
     check_free(request.out, overwrite=request.overwrite)
     if request.basis not in BASES:
         raise UsageError(f"--settings {request.basis}: {choose(request.basis, BASES)}")
+    if request.columns and not request.pictures:
+        raise UsageError("--columns names columns of the file of --pictures: give that, too")
     method = configured(request.method, request.settings)
     edits = read_edits(request.edits, limit=request.limit, warn=said)
     corpus = read_corpus(request.text) if request.text else None
     pictures = (
-        read_pictures(request.pictures, seed=method.config.seed, said=said)
+        read_pictures(request.pictures, columns=request.columns, seed=method.config.seed, said=said)
         if request.pictures
         else None
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,7 @@ class PictureRows:
 def read_pictures(
     source: Path | str,
     *,
+    columns: Mapping[str, str] | None = None,
     seed: int = 0,
     limit: int = 4000,
     said: Callable[[str], None] = lambda message: None,
@@ -91,6 +92,7 @@ def read_pictures(
 
     Args:
         source: a data file as ``modalign train`` reads it.
+        columns: column that is read -> its name in the file.
         seed: of the order.
         limit: prompts kept.
         said: told how many records were left out.
@@ -98,7 +100,7 @@ def read_pictures(
     Raises:
         DataError: no record has a picture.
     """
-    found = read_records(source)
+    found = read_records(source, columns=columns)
     prompts = [prompt for record in found.records if (prompt := _prompt(record)) is not None]
     if not prompts:
         raise DataError(f"{source}: no record asks about one picture in its first message")
