@@ -134,7 +134,7 @@ def test_a_language_model_that_cannot_be_loaded_is_a_usage_error(
 def test_words_that_the_language_model_does_not_know_are_a_warning() -> None:
     said = unknown_words("mlp", 9.4)
     assert said is not None
-    assert "costs mlp 9.4 nats; an even guess among 403 tokens costs 6" in said
+    assert "costs mlp 9.4 nats, more than an even guess among 403 tokens (6)" in said
     assert unknown_words("mlp", 5.9) is None
     assert unknown_words("mlp", None) is None
 

@@ -179,7 +179,7 @@ def what_to_change(best: MethodResult, setting: Setting, out: Path) -> list[str]
     advice: list[str] = []
     options: dict[str, str] = {}
     if unknown := unknown_words(best.name, best.untrained_loss):
-        advice.append(f"{unknown}: choose another (--llm).")
+        advice.append(f"{unknown}: name the form in the question, or choose another model (--llm).")
     losses = [point.val_loss for point in best.seeds[0].curve if point.val_loss is not None]
     if len(losses) > 1 and losses[-1] < losses[-2]:
         advice.append(

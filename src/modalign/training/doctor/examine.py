@@ -166,7 +166,8 @@ def _examine_words(found: Diagnosis, name: str, subject: Composed) -> None:
     loss = untrained_loss(subject)
     if unknown := unknown_words(name, loss):
         advice = (
-            "choose a language model that knows them (--llm), or let it train (--train-llm lora)"
+            "name the form or the options in the question, choose a language model that knows the words "
+            "(--llm), or let it train (--train-llm lora)"
         )
         found.add("text", "words", unknown, advice)
     elif loss is not None:

@@ -44,13 +44,16 @@ def untrained_loss(subject: Composed) -> float | None:
 
 
 def unknown_words(name: str, loss: float | None) -> str | None:
-    """Say that a language model hardly knows the answers' words, where their loss before training tells so."""
+    """Say that a language model hardly expects the answers, where their loss before training tells so.
+
+    The loss cannot tell why: small models may not know the words, chat models may answer in whole sentences.
+    """
     if loss is None or loss <= UNKNOWN_WORDS:
         return None
     return (
-        f"Before training, a token of an answer costs {name} {loss:.1f} nats; an even guess among "
-        f"{round(math.exp(UNKNOWN_WORDS))} tokens costs {UNKNOWN_WORDS:.0f}. The language model hardly knows "
-        "these words"
+        f"Before training, a token of an answer costs {name} {loss:.1f} nats, more than an even guess among "
+        f"{round(math.exp(UNKNOWN_WORDS))} tokens ({UNKNOWN_WORDS:.0f}). The language model hardly knows these "
+        "words, or would answer in another form"
     )
 
 
