@@ -20,6 +20,7 @@ from modalign.comparison.results import (
     Setting,
     Trial,
 )
+from modalign.comparison.what_if import what_if
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import compare_all
 from modalign.numbers.trainings import estimate_mean, hierarchical_bootstrap
@@ -262,8 +263,11 @@ def make_comparison(items=800):
         if m.status == "ok"
     }
     pairs = compare_all(correct, groups=groups)
+    for name in CANDIDATES:
+        by_name[name].candidate = True
     return Comparison(
         methods=methods,
+        what_if=what_if(methods),
         recommendation=recommend({n: validation[n] for n in CANDIDATES}, costs, groups=groups),
         references=_references(items),
         differences=pairs,

@@ -24,16 +24,19 @@ from modalign.pages.parts import (
     Advice,
     Answer,
     Cell,
+    Dial,
     Entries,
     Entry,
     Figure,
     Gallery,
     Item,
+    Outcome,
     Quantity,
     Row,
     Section,
     Table,
     Tag,
+    WhatIf,
     Words,
     tabulate,
 )
@@ -118,6 +121,13 @@ def report(given: Found) -> Report:
             ],
             {"Method": ["a", "b"]},
         ),
+        WhatIf(
+            "what-if",
+            text,
+            "/things",
+            (Dial(text, ["half", "all"], 1), Dial("price", ["none", text])),
+            [[Outcome(f"{row}{column}", [text]) for column in "xy"] for row in "ab"],
+        ),
     ]
     return Report(text, text, [Section("all", text, text, parts)], text, given)
 
@@ -188,7 +198,7 @@ def test_a_page_without_figures_is_small() -> None:
 
 def test_markdown_tables_are_rectangular() -> None:
     blocks = [b for b in report(found(BAD)).markdown().split("\n\n") if b.startswith("|")]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.strip().split("\n")}) == 1
 
@@ -326,3 +336,16 @@ def test_headings_sort_and_entries_are_found(page_file: Path) -> None:
         page.get_by_label("Search").fill("PLAIN")
         assert shown.count() == 1
         assert page.locator("#entries [role=status]").inner_text() == "1 of 2"
+
+
+@in_browser
+def test_dials_show_the_outcome_at_their_positions(page_file: Path) -> None:
+    with opened(page_file) as page:
+        name = page.locator("#what-if [role=status] .name")
+        assert name.inner_text() == "bx"
+        for key, expected in (("ArrowLeft", "ax"), ("ArrowRight", "bx")):
+            page.get_by_role("slider").first.press(key)
+            assert name.inner_text() == expected
+        page.get_by_role("slider", name="price").press("End")
+        assert name.inner_text() == "by"
+        assert page.locator("#what-if output").all_inner_texts()[0] == "all"

@@ -32,6 +32,7 @@ from modalign.comparison.results import (
     SeedRun,
 )
 from modalign.comparison.setting import setting_of
+from modalign.comparison.what_if import what_if
 from modalign.data.supervision import Sample
 from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import Difference, compare_all, compare_with
@@ -201,6 +202,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
         differences=pairs,
         hallucination=_hallucination(gathered, working, judged, kind, fixed),
         plan=planned,
+        what_if=what_if(ordered, planned) if recommendation and recommendation.method else None,
         contradictions=check(ordered, pairs, config.training.llm),
         examples=[],
         setting=setting,

@@ -204,6 +204,30 @@ class Plan(_Strict):
     crossings: list[Crossing] = Field(default_factory=list)
 
 
+class Priced(_Strict):
+    """The choice at one budget where compute has one price."""
+
+    share: float | None  # of the budget; none: a larger one
+    larger: str | None = None
+    price: float  # points of accuracy that a tenfold cost must bring
+    method: str
+    accuracy: float  # on validation questions
+    cost: float
+    next: str  # the second
+    next_accuracy: float
+    next_cost: float
+
+
+class WhatIf(_Strict):
+    """What would be recommended at other budgets and prices of compute."""
+
+    cost: str  # what is priced
+    shares: list[float]
+    larger: str | None
+    prices: list[float]
+    picks: list[Priced]  # by budget, then by price
+
+
 class Contradiction(_Strict):
     """A place where our ordering and a published one disagree, or agree, or cannot be compared."""
 
@@ -267,6 +291,7 @@ class Comparison(_Strict):
     hallucination: Hallucination | None = None
     schedule: Schedule | None = None
     plan: Plan | None = None  # where a larger budget was asked about
+    what_if: WhatIf | None = None  # where two candidates have learning curves
     contradictions: list[Contradiction]
     examples: list[Example]
     setting: Setting

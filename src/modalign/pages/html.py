@@ -16,7 +16,6 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from modalign.pages.figures import Chart
 from modalign.pages.parts import Document, Figure, Table
 
 
@@ -35,7 +34,9 @@ def render(report: Document) -> str:
         scripts=[Markup(script) for script in scripts],
         allowed=Markup(" ".join(_hash(script) for script in scripts)),
         kind=lambda part: type(part).__name__,
-        spec=_spec,
+        spec=lambda chart: _data(chart.spec()),
+        data=_data,
+        texts=lambda w: [[[o.name, *o.sentences] for o in line] for line in w.outcomes],
         pct=lambda share: f"{100 * share:.1f}%",
         numeric=_numeric,
         unseen=lambda word: Markup(f'<span class="unseen">{word}</span>'),
@@ -67,9 +68,9 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _spec(chart: Chart) -> Markup:
-    """Encode a specification as JSON that cannot close its element."""
-    return Markup(json.dumps(chart.spec(), allow_nan=False).replace("<", "\\u003c"))
+def _data(value: object) -> Markup:
+    """Encode a value as JSON that cannot close its element."""
+    return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
 
 
 def _numeric(table: Table, column: int) -> bool:

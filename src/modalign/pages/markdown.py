@@ -15,6 +15,7 @@ from modalign.pages.parts import (
     Part,
     Section,
     Table,
+    WhatIf,
     Words,
 )
 
@@ -45,6 +46,8 @@ def _part(part: Part) -> list[str]:  # noqa: PLR0911
             return _advice(part)
         case Table():
             return _captioned(part)
+        case WhatIf():
+            return _captioned(part.table)
         case Figure(table=Table() as numbers):
             return _captioned(numbers, part.caption)
         case Gallery():

@@ -41,3 +41,27 @@ for (const list of document.querySelectorAll(".entries")) {
   list.querySelector(".filters").hidden = false;
   filter();
 }
+// Dials show the outcome at their positions.
+for (const card of document.querySelectorAll(".whatif")) {
+  const dials = [...card.querySelectorAll("input")];
+  const { values, outcomes } = JSON.parse(card.querySelector("script").textContent);
+  const shown = card.querySelector("[role=status]");
+  const show = () => {
+    const [row, column] = dials.map((dial) => Number(dial.value));
+    dials.forEach((dial, place) => {
+      const text = values[place][dial.value];
+      dial.setAttribute("aria-valuetext", text);
+      dial.nextElementSibling.value = text;
+    });
+    const [name, ...sentences] = outcomes[row][column];
+    shown.replaceChildren(...[name, ...sentences].map((text, place) => {
+      const line = document.createElement("p");
+      line.textContent = text;
+      if (!place) line.className = "name";
+      return line;
+    }));
+  };
+  for (const dial of dials) dial.addEventListener("input", show);
+  card.querySelector(".dials").hidden = false;
+  show();
+}

@@ -303,6 +303,53 @@ class Entries(Part):
 
 
 @dataclass(frozen=True)
+class Dial:
+    """Something to vary.
+
+    Attributes:
+        name: what it is.
+        values: its positions, as text.
+        start: the position at first.
+    """
+
+    name: str
+    values: Sequence[str]
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What comes out at one position of the dials."""
+
+    name: str
+    sentences: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class WhatIf(Part):
+    """Two dials and what comes out; a table where nothing can be moved.
+
+    Attributes:
+        dials: the rows' and the columns'.
+        outcomes: outcomes[row][column].
+    """
+
+    dials: tuple[Dial, Dial]
+    outcomes: Sequence[Sequence[Outcome]]
+
+    @property
+    def table(self) -> Table:
+        """Return the outcomes' names by the dials' positions."""
+        rows, columns = self.dials
+        cells = [
+            Row([Cell(value), *(Cell(outcome.name) for outcome in line)])
+            for value, line in zip(rows.values, self.outcomes, strict=True)
+        ]
+        headings = [rows.name, *(f"{columns.name}: {value}" for value in columns.values)]
+        return Table(f"{self.id}-table", self.caption, self.source, headings, cells)
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of a report: id, heading, a sentence, and parts."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from modalign.comparison.recommendation import RULES
 from modalign.comparison.report import view
 from modalign.comparison.report.charts import cost_figures, curve_figure, skill_figure
+from modalign.comparison.report.dials import dials
 from modalign.comparison.report.quantities import (
     ACCURACY,
     ALL_COSTS,
@@ -88,6 +89,7 @@ def report_of(comparison: Comparison) -> Report:
             "budget.",
             [figure] if (figure := curve_figure(comparison)) else [],
         ),
+        dials(comparison),
         _plan(comparison),
         _differences(comparison),
         _literature(comparison),
