@@ -46,11 +46,10 @@ def dials(comparison: Comparison) -> Section:
 
 
 def _outcome(found: WhatIf, pick: Priced) -> Outcome:
-    second = (
-        f"Next: {pick.next}, {fmt.percent(pick.next_accuracy)} right on validation, "
-        f"{fmt.flops(pick.next_cost)}."
-    )
-    first = (
-        f"{fmt.percent(pick.accuracy)} right on validation, {fmt.flops(pick.cost)} ({found.cost})."
-    )
-    return Outcome(pick.method, [first, second])
+    of_what = "an answer" if found.cost == "FLOPs per answer" else "of training"
+
+    def words(accuracy: float, cost: float) -> str:
+        return f"{fmt.percent(accuracy)} right on validation, {fmt.flops(cost)} {of_what}."
+
+    second = f"Next: {pick.next}, {words(pick.next_accuracy, pick.next_cost)}"
+    return Outcome(pick.method, [words(pick.accuracy, pick.cost), second])
