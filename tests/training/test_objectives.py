@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from distributed_work import CutOffError
-from tiny_session import Plan, assert_same
+from tiny_session import WORDS, Plan, assert_same
 from torch import Tensor
 
 from modalign.errors import UsageError
@@ -305,6 +305,12 @@ def objectives_of_parts() -> Iterator[Any]:
     yield pytest.param({"objective": mean, **PAIRED}, id="pairs, mean, words")
     prompt = {"info_nce": {**CONTRAST["info_nce"], "pooling": "prompt"}}
     yield pytest.param({"objective": prompt, **PAIRED}, id="pairs, prompts")
+    warm = {"info_nce": {**CONTRAST["info_nce"], "learn_temperature": True}}
+    yield pytest.param({"objective": warm, **PAIRED}, id="pairs, learnt temperature")
+    options = {"choice": {"right": "a", "wrong": "b"}, "cross_entropy": {"role": "a"}}
+    offered = {"roles": PAIRED["roles"], "matched": "all"}
+    yield pytest.param({"objective": options, **offered}, id="options")
+    yield pytest.param({"objective": {"classify": {"classes": WORDS}}}, id="classes")
 
 
 @pytest.mark.parametrize("stage", objectives_of_parts())

@@ -65,7 +65,8 @@ class ModelLearner:
         self.samples: Sequence[Sample] = (
             self.roles.samples if self.roles else select(given, stage, subject.seed, text)
         )
-        self.needs = Objective.of(stage).needs
+        objective = Objective.of(stage)
+        self.needs = objective.needs
         self.media_rows = any(row_kind(need) == "media" for need in self.needs)
         self.costs = CostModel.of(self.module)
         self.llm = stage.llm or subject.settings.llm
@@ -77,7 +78,8 @@ class ModelLearner:
         trained = {id(p) for p in self.module.parameters() if p.requires_grad}
         # In-layer connectors stand in the path of text, too; terms on weights need no batch at all.
         prefixes = all(isinstance(connector, PrefixConnector) for connector in connectors)
-        self.media_alone = prefixes and trained <= own and "weights" not in self.needs
+        learning = "weights" in self.needs or any(each.learns for each in objective.terms)
+        self.media_alone = prefixes and trained <= own and not learning
         if self.media_rows and not any(isinstance(c, PrefixConnector) for c in connectors):
             raise UsageError(
                 f"{subject.method.name}: stage {stage.name!r} reads media positions, but this "

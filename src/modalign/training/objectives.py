@@ -14,6 +14,7 @@ what some term of the stage declares is computed:
                      supervised positions; ``hidden:LAYER:media`` and ``:tokens`` at others
 ``pooled``           one vector per record: its last token's, ``pooled:mean``, or ``pooled:prompt``:
                      where its first answer would begin
+``likelihood``       each record's log-likelihood of its answers, and their length in bytes
 ``codes``            codes of connectors that have them
 ``weights``          the trained parameters
 ``stage_one``        outputs of a connector's own pre-training
@@ -46,7 +47,16 @@ from modalign.training.settings import START, Stage
 
 ENTRY_POINT_GROUP = "modalign.objective_terms"
 OWN_TERMS = "modalign.training.terms"
-NEEDS = ("logits", "media_logits", "hidden", "pooled", "codes", "weights", "stage_one")
+NEEDS = (
+    "logits",
+    "media_logits",
+    "hidden",
+    "pooled",
+    "likelihood",
+    "codes",
+    "weights",
+    "stage_one",
+)
 DEFAULT_NEEDS = ("logits",)
 
 _TERMS: dict[str, ObjectiveTerm] = {}
@@ -76,8 +86,8 @@ class ObjectiveTerm:
         function: ``(outputs, batch, references, **options) -> scalar``.
         needs: what it reads from the trained model.
         reads: what it reads from the reference named by its option ``reference``.
-        whole: it cannot be summed over parts of a batch (contrastive terms): it gets the pooled vectors of
-            the whole batch, where those of its own part carry gradients.
+        whole: it cannot be summed over parts of a batch (contrastive terms): it gets the rows of all records
+            of the batch, where those of its own part carry gradients.
         setting: weight, role, and its keyword-only parameters.
     """
 
@@ -220,6 +230,12 @@ class WeightedTerm:
         return frozenset(_complete(need, self.options) for need in self.term.reads)
 
     @property
+    def learns(self) -> bool:
+        """Whether it learns something of its own: a head, a map, a temperature (:mod:`.learnt`)."""
+        own = (self.options.get(each) for each in ("classes", "map", "learn_temperature"))
+        return any(own)
+
+    @property
     def reference(self) -> str | None:
         """Return the name of the reference it reads."""
         return self.options.get("reference") if self.term.reads else None
@@ -249,7 +265,7 @@ class WeightedTerm:
         if self.role is not None and (self.term.whole or self.needs & {"codes", "weights"}):
             yield "takes no role"
         if self.term.whole and not stage.matched:
-            yield "contrasts records of two roles; set roles and matched: true"
+            yield "contrasts records of two roles; set roles and matched: true (or all)"
         if self.reference is not None and self.reference not in named:
             yield (
                 f"reads the reference {self.reference!r}; name its folder under references, or read "

@@ -100,7 +100,11 @@ class TrainBatch(Batch):
 
     def shown(self, needs: Collection[str]) -> Tensor:
         """(B, T) bool, the positions whose logits are needed."""
-        return self.keep & ("logits" in needs) | self.places & ("media_logits" in needs)
+        return self.keep & self.answered(needs) | self.places & ("media_logits" in needs)
+
+    def answered(self, needs: Collection[str]) -> bool:
+        """Whether the logits at the supervised positions are needed."""
+        return not {"logits", "likelihood"}.isdisjoint(needs)
 
     def members(self, role: str) -> Tensor:
         """(n,) bool: the records of a role."""
@@ -132,12 +136,12 @@ class Everyone:
     """The records of the whole batch, in order, for contrastive terms.
 
     Attributes:
-        pooled: way of pooling -> (N, D); without gradients.
+        rows: need -> (N, D) pooled vectors or (N, 2) likelihoods; without gradients.
         roles: (N,).
         keys: (N,).
     """
 
-    pooled: dict[str, Tensor]
+    rows: dict[str, Tensor]
     roles: Tensor
     keys: Tensor
 
@@ -170,10 +174,10 @@ class Outputs:
     Attributes:
         logits: (K, V) at the supervised positions; a stored reference's are :class:`TopWords`.
         media_logits: (I, V) at media positions; likewise.
-        rows: need -> hidden states (K | I | T, D), or pooled vectors (n, D).
+        rows: need -> hidden states (K | I | T, D), pooled vectors (n, D), or likelihoods (n, 2).
         codes: outputs of connectors with a code.
         weights: name -> parameter.
-        maps: learnt maps from this model's states to a reference's, by :func:`map_name`.
+        maps: learnt maps from this model's states, by :func:`map_name`, or by the name of a head.
     """
 
     logits: Any
@@ -207,7 +211,21 @@ class Outputs:
         return self.chosen({**rows, "records": members})
 
 
-MAPS = "objective_maps"  # where a model holds them while a stage trains
+MAPS = "objective_maps"  # where a model holds what terms learn while a stage trains
+SCALE = "log_scale"  # the learnt temperature among them
+LARGEST_SCALE = 100.0  # as in CLIP (arXiv 2103.00020)
+
+
+class Scale(nn.Module):
+    """A learnt factor, exp(log_scale), of at most 100."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(start))
+
+    def forward(self) -> Tensor:
+        """Return the factor."""
+        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
 
 def map_name(reference: str, layer: int, reference_layer: int) -> str:
@@ -265,22 +283,45 @@ def read(
         way = need.partition(":")[2]
         segments = batch.prompts() if way == "prompt" else batch.segments
         rows[need] = pool(last[0], segments, len(batch.samples), way)
-    if "media_logits" not in needs:
-        return Outputs(found, found[:0], rows)
-    projected = shown.flatten().nonzero().squeeze(1)
-    places = {at: batch.at(at).flatten()[projected] for at in ("answers", "media")}
-    logits = found[places["answers"]] if "logits" in needs else found[:0]
-    return Outputs(logits, found[places["media"]], rows)
+    outputs = Outputs(found, found[:0], rows)
+    if "media_logits" in needs:
+        projected = shown.flatten().nonzero().squeeze(1)
+        places = {at: batch.at(at).flatten()[projected] for at in ("answers", "media")}
+        answers = found[places["answers"]] if batch.answered(needs) else found[:0]
+        outputs = Outputs(answers, found[places["media"]], rows)
+    if "likelihood" in needs:
+        rows["likelihood"] = likelihoods(outputs.logits, batch)
+    return outputs
 
 
-def everyone(outputs: Outputs, batch: TrainBatch, pooling: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return vectors (N, D), roles (N,) and groups (N,) of the whole batch; gradients reach this part's."""
-    own = outputs.pooled(pooling)
+def likelihoods(logits: Tensor, batch: TrainBatch) -> Tensor:
+    """Return (n, 2): each record's log-likelihood of its answers, in nats, and their UTF-8 bytes.
+
+    Args:
+        logits: (K, V) at the supervised positions.
+        batch: with their (K,) targets and owners.
+    """
+    found = logits.float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    summed = found.new_zeros(len(batch.samples)).index_add(0, batch.owner, found)
+    answers = ((m.text for m in s.record.messages if m.role == "assistant") for s in batch.samples)
+    sizes = [max(sum(len(text.encode()) for text in texts), 1) for texts in answers]
+    return torch.stack([summed, summed.new_tensor(sizes)], dim=1)
+
+
+def everyone(outputs: Outputs, batch: TrainBatch, need: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows (N, D), roles (N,) and groups (N,) of the whole batch; gradients reach this part's.
+
+    Args:
+        outputs: of this part.
+        batch: this part.
+        need: ``pooled:WAY`` or ``likelihood``.
+    """
+    own = outputs.rows[need]
     if batch.everyone is None:
         return own, batch.roles, batch.keys
     there = batch.numbers >= 0
-    vectors = batch.everyone.pooled[pooling].index_put((batch.numbers[there],), own[there])
-    return vectors, batch.everyone.roles, batch.everyone.keys
+    rows = batch.everyone.rows[need].index_put((batch.numbers[there],), own[there])
+    return rows, batch.everyone.roles, batch.everyone.keys
 
 
 def _hidden(model: Any, layer: int) -> AbstractContextManager[list[Tensor]]:

@@ -27,13 +27,12 @@ from modalign.models.parts import embedding, hidden_size
 from modalign.models.pretrained import read_pretrained
 from modalign.models.saved import open_composed
 from modalign.training.costs import CostModel
+from modalign.training.learnt import set_learnt
 from modalign.training.objectives import Objective, WeightedTerm
 from modalign.training.outputs import (
-    MAPS,
     Outputs,
     TopWords,
     TrainBatch,
-    map_name,
     prefix_places,
     read,
     row_kind,
@@ -350,39 +349,6 @@ def readings(
     }
 
 
-def _set_maps(
-    model: ModalignForConditionalGeneration,
-    objective: Objective,
-    references: Mapping[str, Reference],
-) -> None:
-    """Give the model the learnt maps that the objective's terms ask for, and no others.
-
-    They train at the connector's rate, are part of checkpoints, and end with the stage
-    (:func:`release_maps`).
-    """
-    release_maps(model)
-    maps = nn.ModuleDict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for each in objective.terms:
-            if each.options.get("map"):
-                name = map_name(
-                    each.options["reference"],
-                    each.options["layer"],
-                    each.options["reference_layer"],
-                )
-                width = hidden_size(references[each.options["reference"]].model)
-                maps[name] = nn.Linear(hidden_size(model), width, bias=False)
-    if maps:
-        model.add_module(MAPS, maps.to(embedding(model).weight.device))
-
-
-def release_maps(module: nn.Module) -> None:
-    """Take a finished stage's learnt maps from its model."""
-    if hasattr(module, MAPS):
-        delattr(module, MAPS)
-
-
 class References:
     """The references of a recipe, each loaded once.
 
@@ -419,5 +385,8 @@ class References:
             found[name] = known = self._loaded[folder]
             if isinstance(known, StoredReference):
                 known.serve(each for each in objective.terms if each.reference == name)
-        _set_maps(model, objective, found)
+        folders = {name: each for name, each in found.items() if isinstance(each, FolderReference)}
+        starts = dict.fromkeys(found.keys() - folders.keys(), hidden_size(model))
+        widths = {name: hidden_size(each.model) for name, each in folders.items()}
+        set_learnt(model, objective, starts | widths)
         return found

@@ -52,7 +52,8 @@ class Stage(_Strict):
             stage finds it, needs no folder.
         roles: role -> its records, selected as in ``data``: every batch contains all roles in equal
             numbers, and a term reads those of its ``role``.
-        matched: the records of a batch belong together by their group: one of each role.
+        matched: the records of a batch belong together by their group: one of each role, or ``all`` of its
+            records.
         data: which records (:func:`modalign.training.recipes.select`): ``all``, those with media
             (``media``), ``captions``, ``instructions``, those without media (``text``), or those of
             a skill, domain or source: ``domain:counting``; ``domain:*`` is the largest skill.
@@ -68,7 +69,7 @@ class Stage(_Strict):
     objective: dict[str, float | dict[str, Any]] = {"cross_entropy": 1.0}
     references: dict[str, str] = Field(default_factory=dict)
     roles: dict[str, Selector] = Field(default_factory=dict)
-    matched: bool = False
+    matched: bool | Literal["all"] = False
     data: Selector = "all"
     pairs: Literal["true", "shuffled"] = "true"
     mix: dict[RecordKind, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from modalign.errors import ModalignError, UsageError
+from modalign.models.heads import Head
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner, ModelLearner
+from modalign.training.learnt import take_learnt
 from modalign.training.objectives import Objective
-from modalign.training.outputs import Everyone
+from modalign.training.outputs import Everyone, row_kind
 from modalign.training.parallel import Parallel
-from modalign.training.references import Reference, forward_flops, readings, release_maps
+from modalign.training.references import Reference, forward_flops, readings
 from modalign.training.settings import START, LearningRates, Stage, TrainSettings
 from modalign.training.tracking import Track
 from modalign.training.trainable import FrozenCheck, parameter_groups
@@ -54,11 +56,12 @@ class StepProgress:
 
 @dataclass
 class StageOutcome:
-    """The result of training a stage."""
+    """The result of training a stage; ``heads`` are those that its terms learnt, by name."""
 
     steps: int
     ledger: Ledger
     curve: list[dict[str, float | None]] = field(default_factory=list)
+    heads: dict[str, Head] = field(default_factory=dict)
 
     @property
     def val_loss(self) -> float | None:
@@ -192,8 +195,8 @@ class Trainer:
                 self.save()
         self._validate()
         self.save()
-        release_maps(self.learner.module)
-        return StageOutcome(self.step, self.ledger, self.curve)
+        heads = take_learnt(self.learner.module, self.objective)
+        return StageOutcome(self.step, self.ledger, self.curve, heads)
 
     def _mean(self, seconds: float) -> float:
         """Return the mean over processes, so that all save and stop at the same step."""
@@ -296,9 +299,9 @@ class Trainer:
         return [batch.whole(totals, share) for batch in batches]
 
     def _with_everyone(self, batches: list[Any], indices: list[int]) -> tuple[list[Any], float]:
-        """Return micro-batches with the vectors of all records, and the FLOPs of computing them.
+        """Return micro-batches with the rows of all records, and the FLOPs of computing them.
 
-        One pass without gradients computes all vectors; a second one, with the same draws, those of each
+        One pass without gradients computes all rows; a second one, with the same draws, those of each
         micro-batch with gradients: together the gradient of the undivided batch (gradient
         caching: Gao et al., arXiv 2101.06983).
         """
@@ -315,13 +318,13 @@ class Trainer:
                 rows = learner.outputs(self.call, batch).rows
             spent += forward_flops(learner.costs, batch, learner.needs)
             there = batch.numbers >= 0
-            for need, vectors in rows.items():
-                if need.startswith("pooled:"):
-                    empty = vectors.new_zeros(len(indices), vectors.shape[1])
-                    known = everyone.pooled.setdefault(need.removeprefix("pooled:"), empty)
-                    known[batch.numbers[there]] = vectors[there]
+            for need, values in rows.items():
+                if row_kind(need) == "records":
+                    empty = values.new_zeros(len(indices), values.shape[1])
+                    known = everyone.rows.setdefault(need, empty)
+                    known[batch.numbers[there]] = values[there]
         if self.shares > 1:
-            everyone.pooled = {k: self.parallel.total(v) for k, v in everyone.pooled.items()}
+            everyone.rows = {k: self.parallel.total(v) for k, v in everyone.rows.items()}
         self.parallel.settle(learner.module)
         self._seed()
         return [replace(batch, everyone=everyone) for batch in batches], spent

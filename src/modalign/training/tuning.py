@@ -22,6 +22,7 @@ from modalign.data.modalities import DEFAULT
 from modalign.data.readers import read_records
 from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import validate
+from modalign.models.heads import Head
 from modalign.models.saved import OpenedModel
 from modalign.progress import Progress, within
 from modalign.training.budget import Budget, Ledger
@@ -79,6 +80,7 @@ class Tuning(Staged):
         self.report, self.track = report, track
         self.parallel = parallel or Parallel(settings)
         self.stored, self.val_losses = opened.stored, []
+        self.heads: dict[str, Head] = {}  # that stages learnt
         self.method = _method_of(opened, stages)
         self.notes = check_data(self.method.name, self.method.stages, train, text)
         self.model, self.processor = opened.model.float(), opened.reader
@@ -127,6 +129,7 @@ class Tuning(Staged):
             share = budget.share(stage.share)
             trainer = self._trainer(stage, share, place, number, factor, track=track)
             outcomes.append(trainer.run())
+            self.heads.update(outcomes[-1].heads)
         self.model.eval()
         return outcomes
 
@@ -134,6 +137,8 @@ class Tuning(Staged):
         """Merge LoRA, if any, and write the model as what it was opened from (:meth:`OpenedModel.save`)."""
         self.merge_lora()
         self.opened.save(folder, dtype=self.saved_dtype, card=card)
+        for name, head in self.heads.items():
+            head.save(folder, name)
 
 
 def spent(outcomes: Sequence[StageOutcome]) -> Ledger:

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from modalign.training.objectives import objective_term
-from modalign.training.outputs import everyone
+from modalign.training.outputs import SCALE, everyone
 
 
 def contrast(
     anchors: Tensor,
     positives: Tensor,
     keys: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     negatives: Tensor | None = None,
     symmetric: bool = True,
 ) -> Tensor:
@@ -59,18 +59,24 @@ def info_nce(
     negative: str | None = None,
     symmetric: bool = True,
     temperature: Annotated[float, Field(gt=0)] = 0.05,
+    learn_temperature: bool = False,
     pooling: Literal["last", "mean", "prompt"] = "last",
 ) -> Tensor:
     """InfoNCE of anchors and positives over the whole batch (CPC, arXiv 1807.03748; symmetric as in CLIP).
 
     Needs a stage of matched roles; the vectors of all micro-batches and processes are contrasted. The role
-    ``negative`` holds hard negatives, one for each anchor. The pooling ``prompt`` is the state where the first
-    answer would begin, as ``modalign embed`` reads it.
+    ``negative`` holds hard negatives, one for each anchor. With ``learn_temperature``, ``temperature`` is where
+    one starts whose logarithm trains at the connector's rate; it never falls below 0.01 (CLIP). The pooling
+    ``prompt`` is the state where the first answer would begin, as ``modalign embed`` reads it.
     """
-    vectors, roles, keys = everyone(outputs, batch, pooling)
+    vectors, roles, keys = everyone(outputs, batch, f"pooled:{pooling}")
     own, theirs, hard = (
         None if role is None else roles == batch.role_names.index(role)
         for role in (anchor, positive, negative)
     )
     negatives = None if hard is None else vectors[hard]
-    return contrast(vectors[own], vectors[theirs], keys[own], temperature, negatives, symmetric)
+    found: float | Tensor = temperature
+    if learn_temperature:  # every part computes the term, and adds its share of this gradient
+        scale = outputs.maps[SCALE]()
+        found = 1 / (batch.share * scale + (1 - batch.share) * scale.detach())
+    return contrast(vectors[own], vectors[theirs], keys[own], found, negatives, symmetric)
