@@ -45,15 +45,13 @@ def slow_choice(scores: list[float], right: list[bool], keys: list[int]) -> floa
     return total / len(set(keys))
 
 
-@given(st.data())
-def test_the_share_of_the_right_options_by_loops(data: Any) -> None:
-    keys = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=9))
-    scores = data.draw(st.lists(st.floats(-30, 0), min_size=len(keys), max_size=len(keys)))
-    right = data.draw(st.lists(st.booleans(), min_size=len(keys), max_size=len(keys)))
-    right = [
-        own or keys.index(key) == place
-        for place, (own, key) in enumerate(zip(right, keys, strict=True))
-    ]
+OFFERED = st.tuples(st.integers(0, 3), st.integers(-30, 0), st.booleans())
+
+
+@given(st.lists(OFFERED, min_size=1, max_size=9))
+def test_the_share_of_the_right_options_by_loops(options: list[tuple[int, int, bool]]) -> None:
+    keys, scores = [each[0] for each in options], [each[1] / 3 for each in options]
+    right = [own or keys.index(key) == place for place, (key, _, own) in enumerate(options)]
     found = choice_loss(
         torch.tensor(scores, dtype=torch.float64), torch.tensor(right), torch.tensor(keys)
     )
