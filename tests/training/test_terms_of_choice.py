@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
@@ -48,6 +48,7 @@ def slow_choice(scores: list[float], right: list[bool], keys: list[int]) -> floa
 OFFERED = st.tuples(st.integers(0, 3), st.integers(-30, 0), st.booleans())
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(OFFERED, min_size=1, max_size=9))
 def test_the_share_of_the_right_options_by_loops(options: list[tuple[int, int, bool]]) -> None:
     keys, scores = [each[0] for each in options], [each[1] / 3 for each in options]
