@@ -17,6 +17,7 @@ import pytest
 import typer
 
 import tiny
+from forks import Forks
 from modalign.cli import app
 from modalign.comparison.config import CompareConfig, load_config
 from modalign.data.readers import read_records
@@ -60,31 +61,37 @@ READABLE = [block for block in BLOCKS if block.words[1:] == ("read",)]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A folder to run in and an environment with a cache of its own."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Forks]]:
+    """A folder to run in, and programs with a cache of their own."""
     folder = tmp_path_factory.mktemp("docs")
+    programs = tmp_path_factory.mktemp("programs")
     environment = {
         **os.environ,
         "MODALIGN_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(
+            [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        ),
     }
-    return folder, environment
+    with Forks(programs, environment) as forks:
+        yield folder, forks
 
 
 @pytest.mark.parametrize("block", RUNNABLE, ids=str)
-def test_runnable_snippets_run(block: Block, place: tuple[Path, dict[str, str]]) -> None:
-    folder, environment = place
-    program = [sys.executable, "-c"] if block.words[0] == "python" else ["bash", "-euc"]
-    done = subprocess.run(
-        [*program, block.text],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+def test_runnable_snippets_run(block: Block, place: tuple[Path, Forks]) -> None:
+    folder, forks = place
+    if block.words[0] == "python":
+        done = forks.python(block.text, folder)
+    else:
+        done = subprocess.run(
+            ["bash", "-euc", block.text],
+            cwd=folder,
+            env=forks.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
