@@ -1,8 +1,8 @@
 """Programs run by forks of a process that has imported everything already: each saves seconds of importing.
 
-``Forks(folder, environment)`` starts that process and puts a ``modalign`` into ``folder`` that asks it for a fork with its
-own arguments, folder, environment and standard streams. A fork behaves as a new process of the command line
-would, but for the imports, which other tests look at.
+``Forks(folder, environment)`` starts that process and puts a ``modalign`` into ``folder`` that asks it for a fork
+with its own arguments, folder, environment and standard streams. A fork behaves as a new process of the command
+line would, but for the imports, which other tests look at.
 """
 
 from __future__ import annotations
