@@ -14,6 +14,10 @@ UNLIMITED = 2**20  # what a server takes of a model that limits nothing
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
+class TooLongError(DataError):
+    """A prompt leaves no room for its answer."""
+
+
 def declared_length(config: Any) -> int | None:
     """Positions of prompt and answer together; None where a configuration does not limit them."""
     of_text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -44,10 +48,10 @@ def check_length(length: int, limit: int | None, where: str, answer: int = 1) ->
         answer: tokens that come after it.
 
     Raises:
-        DataError: with both numbers.
+        TooLongError: with both numbers.
     """
     if limit is not None and length + answer > limit:
-        raise DataError(
+        raise TooLongError(
             f"{where}: {length} tokens of prompt (media included) and {answer} of answer are more than the "
             f"{limit} positions that the model reads; shorten the text, or give fewer or smaller media"
         )

@@ -89,18 +89,62 @@ def evaluate(
             help="With unlearning: of '8 bits,4 bits,25 % pruned,relearned' (all), or none."
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            help="Instead of data: text (TruthfulQA, ETHICS, GSM8K, perplexity by domain).",
+        ),
+    ] = None,
+    suite_data: Annotated[
+        Path | None, typer.Option("--suite-data", help="With --suite: folder of its files.")
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            "--parts",
+            help="With --suite: of truthfulqa,ethics,gsm8k,domains; default: all there are.",
+        ),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--against",
+            help="With --suite: a model to hold it against, such as the one before; repeatable.",
+        ),
+    ] = None,
+    random_weights: Annotated[
+        int | None,
+        typer.Option(
+            "--random-weights", min=0, help="With --suite: so many models of random weights (3)."
+        ),
+    ] = None,
+    orders: Annotated[
+        int | None, typer.Option("--orders", min=1, help="With --suite: orders of the options (5).")
+    ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option("--shots", help="Examples before a question; with --suite, of GSM8K (5)."),
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of intervals, options' order and edits' texts.")
     ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Write every record's prompts, outputs and scores here."),
+        typer.Option(
+            "--out",
+            help="Write every record's prompts, outputs and scores here; with --suite, the run's folder.",
+        ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, where that is a folder.")
+    ] = False,
     overwrite: options.Replace = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum length of answers in tokens.")
-    ] = 32,
+        int | None,
+        typer.Option(min=1, help="Maximum length of answers in tokens (32; of GSM8K 256)."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="So many records, drawn over skills by --seed.")
     ] = None,
@@ -122,6 +166,9 @@ def evaluate(
     The task unlearning asks the model that forgot, the one before (`--knew`), one that never knew and one
     `--retrained` the questions of `modalign data reformat`, and attacks the first; `--out` is the report's folder.
 
+    A suite asks the language model alone, with no media, and holds it against other models, models of random
+    weights, chance and surface rules; `--out` is the run's folder.
+
     The tasks counterfact, zsre and mmedit score a model on edits of its facts, as in the papers; with
     --patch the model without it stands beside it.
 
@@ -137,18 +184,62 @@ def evaluate(
 
     - `modalign eval FORGOT forms.jsonl --task unlearning --knew MODEL --retain retain.jsonl --out runs/forgotten`
 
+    - `modalign eval runs/tuned/best --suite text --suite-data suites --against my-llm --out runs/text`
+
     - `modalign eval my-model --task counterfact --edits edits.json --patch fix.safetensors --text held-out.txt`
     """
     from modalign.cli.evaluate_edits import TASKS, check_options, evaluate_edits
     from modalign.files import check_free
 
+    if suite is not None:
+        from modalign.cli.evaluate_suite import evaluate_suite
+
+        foreign = {"a data file": data, "--task": task != "exact", "--letters": letters, "--objects": objects,
+                   "--edits": edits, "--text": text, "--no-generate": no_generate, "--knew": knew,
+                   "--retrained": retrained, "--retain": retain, "--attacks": attacks, "--train": train,
+                   "--skip-broken": skip_broken, "--columns": columns}  # fmt: skip
+        _refuse(foreign, "is not for --suite")
+        if form == "both":
+            raise UsageError("--suite asks in one form: --form plain or --form chat")
+        evaluate_suite(
+            model,
+            suite_data,
+            against=against or [],
+            options={
+                "suite": suite,
+                "parts": tuple(filter(None, (part.strip() for part in (parts or "").split(",")))),
+                "form": "chat" if form == "chat" else "plain",
+                "shots": _whole("--shots", shots),
+                "seed": seed,
+                "limit": limit,
+                "batch_size": batch_size,
+                "max_new_tokens": max_new_tokens or 256,
+                **{k: v for k, v in (("orders", orders), ("random", random_weights)) if v is not None},
+            },
+            patches=patch or [],
+            control_tokens=control_token or [],
+            device=device or "auto",
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            json_output=json_output,
+        )  # fmt: skip
+        return
+    max_new_tokens = max_new_tokens or 32
+    of_suite: dict[str, Any] = {
+        "--suite-data": suite_data, "--parts": parts, "--against": against, "--orders": orders,
+        "--random-weights": random_weights, "--resume": resume, "--shots": shots,
+    }  # fmt: skip
+    _refuse(
+        {name: value is not None and value is not False for name, value in of_suite.items()},
+        "is for --suite",
+    )
     if task == "unlearning":
         from modalign.cli.evaluate_forgetting import evaluate_forgetting
 
         foreign = {"--letters": letters, "--objects": objects, "--edits": edits, "--text": text, "--limit": limit,
                    "--train": train, "--columns": columns, "--control-token": control_token}  # fmt: skip
-        if wrong := [name for name, value in foreign.items() if value]:
-            raise UsageError(f"{', '.join(wrong)} is not for --task unlearning")
+        _refuse(foreign, "is not for --task unlearning")
         evaluate_forgetting(
             model,
             data,
@@ -172,8 +263,7 @@ def evaluate(
         "--retain": retain,
         "--attacks": attacks,
     }
-    if wrong := [name for name, value in of_forgetting.items() if value]:
-        raise UsageError(f"{', '.join(wrong)} is for --task unlearning")
+    _refuse(of_forgetting, "is for --task unlearning")
     of_data = {
         "--letters": letters,
         "--objects": objects,
@@ -221,6 +311,21 @@ def evaluate(
         control_tokens=control_token or [],
         device=device or "auto",
     )
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """Refuse options that were given to another kind of evaluation."""
+    if wrong := [name for name, value in given.items() if value]:
+        raise UsageError(f"{', '.join(wrong)} {why}")
+
+
+def _whole(name: str, text: str | None) -> int | None:
+    """Read a whole number of zero or more."""
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"{name} {text!r} is not a whole number")
+    return int(text)
 
 
 def _evaluate_data(

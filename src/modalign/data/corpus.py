@@ -16,6 +16,7 @@ from modalign.errors import DataError, first_line
 from modalign.strict_json import loads
 
 TEXT_KEYS = ("text", "content", "document")
+INSTRUCTION_KEYS = ("instruction", "input", "output")  # read as one text where a row has no other
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Corpus:
 def read_corpus(source: Path) -> Corpus:
     """Read documents from a text file, a JSON or JSON Lines file, or a datasets folder.
 
-    A text file is split at blank lines; JSON holds strings or objects with a ``text`` field.
+    A text file is split at blank lines; JSON holds strings or objects with a ``text`` field,
+    or with an ``instruction``, its ``input`` and its ``output``.
 
     Raises:
         DataError: the file is missing, holds no text, or a row has no text field.
@@ -155,6 +157,9 @@ def _text_of(row: Any, where: str) -> str:
         for key in TEXT_KEYS:
             if isinstance(row.get(key), str):
                 return str(row[key])
+        if INSTRUCTION_KEYS[0] in row:
+            parts = [row.get(key) for key in INSTRUCTION_KEYS]
+            return "\n".join(part for part in parts if isinstance(part, str) and part)
     raise DataError(f"{where}: no text; expected a string or a field {' or '.join(TEXT_KEYS)}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, StoppingCriteria
 
 from modalign.chat_templates import end_ids, pad_id
 from modalign.data.records import Media, Message, Record, Source
@@ -67,11 +67,13 @@ def answer_records(
     max_new_tokens: int = 32,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
+    stop: Sequence[str] = (),
 ) -> list[str]:
     """Generate greedy answers to the records' last turns; media are decoded batch by batch.
 
     For a causal language model the processor is its tokenizer; it answers text only, and
-    completes the text if the tokenizer has no chat template.
+    completes the text if the tokenizer has no chat template. An answer also ends after one of the texts
+    ``stop`` (which tools' readers ignore).
     """
     tokenizer: Any = tokenizer_of(processor)
     if isinstance(processor, ToolReader):
@@ -98,7 +100,7 @@ def answer_records(
                 [str(records[i].source) for i in chosen],
             )
         where = [str(records[i].source) for i in chosen]
-        made = _greedy(model, tokenizer, placed(inputs, model), max_new_tokens, where)
+        made = _greedy(model, tokenizer, placed(inputs, model), max_new_tokens, where, stop)
         for index, text in zip(chosen, made, strict=True):
             answers[index] = text
         done += len(chosen)
@@ -129,6 +131,7 @@ def _greedy(
     inputs: dict[str, Tensor],
     max_new_tokens: int,
     where: Sequence[str],
+    stop: Sequence[str] = (),
 ) -> list[str]:
     """Answer a batch of prompts (B, T), up to the requested length or the model's last position."""
     limit, sizes = declared_length(model.config), inputs["attention_mask"].sum(1).tolist()
@@ -142,6 +145,7 @@ def _greedy(
         do_sample=False,
         eos_token_id=ends or None,
         pad_token_id=pad_id(tokenizer),
+        stopping_criteria=[_Said(tokenizer, stop, inputs["input_ids"].shape[1])] if stop else None,
     )
     new = made[:, inputs["input_ids"].shape[1] :]
     if left < max_new_tokens:
@@ -152,6 +156,20 @@ def _greedy(
                     "(%d are the prompt's)", place, left, limit, size,
                 )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+class _Said(StoppingCriteria):
+    """Ends a row's answer once its last tokens hold one of some texts."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], start: int) -> None:
+        self.tokenizer, self.texts, self.start = tokenizer, texts, start
+        self.reach = max(map(len, texts)) + 1  # tokens that could hold the longest text
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        last = input_ids[:, self.start :][:, -self.reach :].tolist()
+        said = self.tokenizer.batch_decode(last)
+        found = [any(text in each for text in self.texts) for each in said]
+        return torch.tensor(found, device=input_ids.device)
 
 
 def answer(

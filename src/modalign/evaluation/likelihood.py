@@ -89,7 +89,7 @@ def _of_record(
     answers = [_answer_ids(processor, conversation, option, record) for option in options]
     size, longest = int(inputs["attention_mask"][0].sum()), max(map(len, answers))
     check_length(size, declared_length(model.config), str(record.source), longest)
-    sums = _log_likelihoods(model, inputs, answers)
+    sums = log_likelihoods(model, inputs, answers)
     return tuple(
         OptionScore(option, value, len(ids))
         for option, value, ids in zip(options, sums, answers, strict=True)
@@ -105,7 +105,7 @@ def _answer_ids(reader: Any, conversation: Conversation, option: str, record: Re
         ) from error
 
 
-def _log_likelihoods(
+def log_likelihoods(
     model: Any, inputs: dict[str, Tensor], answers: Sequence[Sequence[int]]
 ) -> list[float]:
     """Return the summed log-likelihood of each row's answer after its prompt; prompts have equal lengths.
@@ -119,8 +119,9 @@ def _log_likelihoods(
     rows = [torch.tensor(ids, dtype=prompt.dtype) for ids in answers]
     added = pad_sequence(rows, batch_first=True)
     present = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    fed = added[:, :-1]  # nothing is asked of what follows the last token
     longer = {
-        name: torch.cat([value, torch.zeros_like(added, dtype=value.dtype)], dim=1)
+        name: torch.cat([value, torch.zeros_like(fed, dtype=value.dtype)], dim=1)
         for name, value in inputs.items()
         if name.endswith("token_type_ids")  # as long as the text
     }
@@ -128,16 +129,16 @@ def _log_likelihoods(
         "image_attention_mask" in inputs
     ):  # of Idefics: an answer attends to the same images as the end of the prompt
         read = inputs["image_attention_mask"]
-        after = read[:, -1:].expand(-1, added.shape[1], -1)
+        after = read[:, -1:].expand(-1, fed.shape[1], -1)
         longer["image_attention_mask"] = torch.cat([read, after], dim=1)
-    longer["input_ids"] = torch.cat([prompt, added], dim=1)
+    longer["input_ids"] = torch.cat([prompt, fed], dim=1)
     mask = inputs["attention_mask"]
-    longer["attention_mask"] = torch.cat([mask, present.to(mask.dtype)], dim=1)
+    longer["attention_mask"] = torch.cat([mask, present[:, :-1].to(mask.dtype)], dim=1)
     moved: dict[str, Any] = {**placed({**inputs, **longer}, model)}
-    width = added.shape[1] + 1  # the last prompt position predicts the first answer token
+    width = added.shape[1]  # the last prompt position predicts the first answer token
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         moved["logits_to_keep"] = width
-    logits = model(**moved, use_cache=False).logits[:, -width:-1].float()
+    logits = model(**moved, use_cache=False).logits[:, -width:].float()
     chosen = logits.log_softmax(-1).gather(2, added.to(logits.device)[:, :, None])[:, :, 0]
     sums = (chosen * present.to(chosen.device)).sum(1).cpu()
     return [float(value) for value in sums]

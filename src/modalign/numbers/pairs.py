@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 
 from modalign.numbers.bootstrap import RESAMPLES, Floats, Groups
@@ -77,6 +77,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (m - step) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of two paired shares by their discordant pairs (McNemar 1947).
+
+    Args:
+        only_first, only_second: items that only one of the two has right.
+    """
+    if not only_first + only_second:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
 def verdict(difference: Estimate, p_holm: float) -> Verdict:

@@ -159,7 +159,7 @@ UNITS: dict[str, Callable[[float | None], str]] = {
     "percent": _or_missing(lambda value: percent(value / 100)),
     "percentage points": _or_missing(lambda value: points(value / 100)),
     **dict.fromkeys(("points", "bits x 100", "perplexity", "layer", "layers"), _decimals(1)),
-    **dict.fromkeys(("score", "cosine", "Jaccard"), _decimals(3)),
+    **dict.fromkeys(("score", "cosine", "Jaccard", "bits per byte"), _decimals(3)),
     "nats per token": _decimals(4),
     "count": count,
     "flops": flops,
