@@ -10,7 +10,7 @@ import numpy as np
 from modalign.evaluation.suites.parts import Question
 from modalign.numbers.bootstrap import Floats
 
-NEGATION = re.compile(r"\b(?:no|not|nothing|none|never|nobody|cannot)\b|n['’]t\b", re.IGNORECASE)
+NEGATION = re.compile(r"\b(?:no|not|nothing|none|never|nobody)\b|n['’]t\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -18,7 +18,7 @@ Rule = Callable[[Question], list[float]]
 
 
 def holds_negation(text: str) -> bool:
-    """Whether a text says no, not, nothing, none, never, nobody, cannot or n't."""
+    """Whether a text says no, not, nothing, none, never, nobody or n't."""
     return NEGATION.search(text) is not None
 
 
