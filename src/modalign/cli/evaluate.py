@@ -194,10 +194,12 @@ def evaluate(
     if suite is not None:
         from modalign.cli.evaluate_suite import evaluate_suite
 
-        foreign: dict[str, Any] = {"a data file": data, "--task": task != "exact", "--letters": letters,
-                   "--objects": objects, "--edits": edits, "--text": text, "--no-generate": no_generate, "--knew": knew,
-                   "--retrained": retrained, "--retain": retain, "--attacks": attacks, "--train": train,
-                   "--skip-broken": skip_broken, "--columns": columns}  # fmt: skip
+        foreign: dict[str, Any] = {
+            "a data file": data, "--task": task != "exact", "--letters": letters, "--objects": objects,
+            "--edits": edits, "--text": text, "--no-generate": no_generate, "--knew": knew,
+            "--retrained": retrained, "--retain": retain, "--attacks": attacks, "--train": train,
+            "--skip-broken": skip_broken, "--columns": columns,
+        }  # fmt: skip
         _refuse(foreign, "is not for --suite")
         if form == "both":
             raise UsageError("--suite asks in one form: --form plain or --form chat")
