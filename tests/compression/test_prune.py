@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from modalign.compression.pruning.run import prune_model
+from modalign.compression.pruning.config import PruneConfig
+from modalign.compression.pruning.results import Pruning
+from modalign.compression.pruning.run import prune
 from modalign.compression.pruning.scores import Group, score_named
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,7 +37,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the clean process: these tests load the folder with plain transformers themselves."""
-    monkeypatch.setattr("modalign.compression.pruning.run._check_clean", lambda *given: 0.0)
+    monkeypatch.setattr("modalign.compression.pruning.run.check_clean", lambda *given: 0.0)
+
+
+def cut(source: Path, out: Path, text: Path, **options: Any) -> Pruning:
+    """Prune without recovery and without times."""
+    given = {"recover": "none", "rounds": 0, "data": str(text)}
+    return prune(PruneConfig(model=str(source), **(given | options)), out)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -108,10 +116,10 @@ def test_uniform_is_the_parent_without_the_units(
     source, out = llm_folder(family), tmp_path / "out"
     # GPT-2 cannot have fewer heads at the same width.
     units = ["mlp"] if family == "gpt2" else None
-    found = prune_model(source, out, keep=0.6, units=units, text=text)
+    found = cut(source, out, text, keep=0.6, units=units, compensate=False)
     parent = AutoModelForCausalLM.from_pretrained(source)
     small = AutoModelForCausalLM.from_pretrained(out)
-    assert found.pruned.parameters == sum(p.numel() for p in small.parameters())
+    assert found.row("pruned").parameters == sum(p.numel() for p in small.parameters())
     prefix, outputs, axis = OUTPUTS[family]
     pairs = zip(parent.get_submodule(prefix), small.get_submodule(prefix), strict=True)
     for before, after in pairs:
@@ -130,7 +138,7 @@ def test_depth_is_the_parent_without_the_layers(
     family: str, llm_folder: Callable[..., Path], text: Path, tmp_path: Path
 ) -> None:
     source, out = llm_folder(family), tmp_path / "out"
-    prune_model(source, out, keep=0.5, form="depth", text=text)
+    cut(source, out, text, keep=0.5, form="depth")
     parent = AutoModelForCausalLM.from_pretrained(source)
     small = AutoModelForCausalLM.from_pretrained(out)
     prefix, outputs, _ = OUTPUTS[family]
@@ -152,71 +160,116 @@ def test_depth_is_the_parent_without_the_layers(
 # ---------------------------------------------------------------------- the verb
 
 
-def test_the_verb_end_to_end_and_what_it_refuses(
+def test_the_verb_end_to_end_and_its_report(
     cli: Run, llm_folder: Callable[..., Path], text: Path, tmp_path: Path
 ) -> None:
     source, out = llm_folder("llama"), tmp_path / "out"
-    given = ["prune", str(source), "-o", str(out), "--text", str(text)]
-    code, printed, said = cli(*given, "--json")
+    options = ("--recover-budget", "16samples", "--scratch", "--set", "rounds=1", "--eval", text)
+    code, printed, said = cli("prune", source, "-o", out, "--data", text, *options, "--json")
     assert code == 0, said
     found = json.loads(printed)
-    assert found == json.loads((out / "result.json").read_text())
-    assert found["pruned"]["parameters"] == found["random"]["parameters"]
-    assert found["pruned"]["parameters"] < found["parent"]["parameters"]
-    assert found["pruned"]["bytes"] < found["parent"]["bytes"]
-    loss = found["pruned"]["loss"]
-    assert loss["low"] <= loss["value"] <= loss["high"]
+    assert found == json.loads((out / "report.json").read_text())
+    assert not (tmp_path / "out.run").exists()
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == [
+        "parent", "pruned", "recovered", "parent recovered", "random", "random recovered", "scratch",
+    ]  # fmt: skip
+    small = AutoModelForCausalLM.from_pretrained(out)
+    count = sum(p.numel() for p in small.parameters())
+    assert rows["recovered"]["parameters"] == rows["random"]["parameters"] == count
+    assert count < rows["parent"]["parameters"]
+    assert rows["recovered"]["bytes"] == (out / "model.safetensors").stat().st_size
+    for row in rows.values():
+        assert row["loss"]["low"] <= row["loss"]["value"] <= row["loss"]["high"]
+        assert row["task_loss"]["n"] == 8  # windows
+    for name in ("recovered", "parent recovered", "random recovered", "scratch"):
+        assert 16 <= rows[name]["samples"] < 24  # whole batches
+    # The teacher's passes are charged: the parent's forward beside forward and backward of the student.
+    assert rows["recovered"]["flops"] > rows["recovered"]["samples"] * 6 * count
+    assert [t["batch"] for t in rows["recovered"]["timings"]] == [1, 8]
     assert found["clean_process_difference"] < 1e-4
+    assert {each["second"] for each in found["differences"]} == {
+        "pruned", "parent recovered", "random recovered", "scratch",
+    }  # fmt: skip
+    page = (out / "report.html").read_text()
+    for words in ("parent with the same recovery", "same size from scratch", "next token"):
+        assert words in page
+        assert words in (out / "report.md").read_text()
 
-    def refused(code: int, *words: str, options: tuple[str, ...]) -> None:
-        got, _, said = cli("prune", *options, "--text", str(text))
+
+def test_what_is_refused(
+    cli: Run, llm_folder: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source, out = llm_folder("llama"), tmp_path / "out"
+    quick = ("--recover", "none", "--set", "rounds=0", "--data", text)
+
+    def refused(code: int, *words: str, options: tuple[Any, ...]) -> None:
+        got, _, said = cli("prune", *quick, *options)
         assert got == code, said
         assert "Traceback" not in said
         assert all(word in " ".join(said.split()) for word in words), said
 
-    new = ("-o", str(tmp_path / "new"))
-    refused(2, "--overwrite", options=(str(source), "-o", str(out)))
-    refused(2, "above 0", options=(str(source), *new, "--keep", "1"))
-    refused(2, "out of reach", options=(str(source), *new, "--keep", "0.001"))
-    refused(2, "unifrm", options=(str(source), *new, "--form", "unifrm"))
-    refused(2, "no units", options=(str(source), *new, "--units", "neurons"))
-    refused(2, "--units mlp", options=(str(llm_folder("gpt2")), *new))
-    refused(2, "ranks layers", options=(str(source), *new, "--score", "block_influence"))
+    new = ("-o", tmp_path / "new")
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    refused(2, "--overwrite", options=(source, "-o", out))
+    refused(2, "above 0", options=(source, *new, "--keep", "1"))
+    refused(2, "two targets", options=(source, *new, "--keep", ".5", "--latency", ".5"))
+    refused(2, "out of reach", options=(source, *new, "--keep", "0.001"))
+    refused(2, "out of reach", options=(source, *new, "--memory", "1kB"))
+    refused(2, "fit already", options=(source, *new, "--memory", "1GiB"))
+    refused(2, "500MB", options=(source, *new, "--memory", "small"))
+    refused(2, "zeros", options=(source, *new, "--form", "mask", "--latency", ".9"))
+    refused(2, "unifrm", options=(source, *new, "--form", "unifrm"))
+    refused(2, "no units", options=(source, *new, "--units", "neurons"))
+    refused(2, "--units mlp", options=(llm_folder("gpt2"), *new))
+    refused(2, "ranks layers", options=(source, *new, "--score", "block_influence"))
+    refused(2, "vision tower", options=(source, *new, "--part", "vision"))
+    refused(2, "adds no biases", options=(source, *new, "--form", "depth", "--compensate"))
+    refused(2, "--recover lora", options=(source, *new, "--form", "mask", "--recover", "lora"))
+    refused(2, "short recovery", options=(source, *new, "--form", "auto"))
+    refused(2, ".safetensors", options=(source, *new, "--patch", tmp_path / "patch"))
 
     one = tmp_path / "one"
-    code, _, said = cli(
-        "prune",
-        str(source),
-        "-o",
-        str(one),
-        "--form",
-        "depth",
-        "--keep",
-        "0.25",
-        "--text",
-        str(text),
-    )
+    code, _, said = cli("prune", source, "-o", one, "--form", "depth", "--keep", ".25", *quick)
     assert code == 0, said
-    refused(2, "one layer left", options=(str(one), *new, "--form", "depth"))
+    refused(2, "one layer left", options=(one, *new, "--form", "depth"))
 
     weights = load_file(one / "model.safetensors")
     name = next(each for each in weights if each.endswith("down_proj.weight"))
     weights[name][0, 0] = float("nan")
     save_file(weights, one / "model.safetensors", {"format": "pt"})
-    refused(3, name, "not finite", options=(str(one), *new))
+    refused(3, name, "not finite", options=(one, *new))
 
     config = json.loads((one / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (one / "config.json").write_text(json.dumps(config))
-    refused(2, "quantised", options=(str(one), *new))
+    refused(2, "quantised", options=(one, *new))
 
     del config["quantization_config"]
     (one / "config.json").write_text(json.dumps({**config, "layer_widths": [{}]}))
-    refused(2, "differ in width", options=(str(one), *new))
+    refused(2, "differ in width", options=(one, *new))
 
     empty = tmp_path / "empty.txt"
     empty.write_text("\n\n")
-    code, _, said = cli("prune", str(source), *new, "--text", str(empty))
-    assert code == 3, said
-    assert "no text" in said
+    refused(3, "no text", options=(source, *new, "--data", empty))
+    empty.write_text("a")
+    refused(3, options=(source, *new, "--data", empty))
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new.run").exists()
+
+
+def test_a_missing_shard_is_named(
+    cli: Run, llm_folder: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(llm_folder("llama"))
+    model.save_pretrained(broken, max_shard_size="40KB")
+    for file in llm_folder("llama").glob("*token*"):
+        (broken / file.name).write_bytes(file.read_bytes())
+    shard = sorted(broken.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    code, _, said = cli("prune", broken, "-o", tmp_path / "new", "--data", text)
+    assert code in (2, 3), said
+    assert shard.name in said
     assert not (tmp_path / "new").exists()

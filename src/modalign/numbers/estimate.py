@@ -17,6 +17,7 @@ IntervalKind = Literal[
     "hierarchical bootstrap",
     "jackknife",
     "student",
+    "order statistics",
     "extrapolation",
 ]
 

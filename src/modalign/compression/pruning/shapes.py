@@ -364,8 +364,8 @@ def _plain(configuration: Mapping[str, Any]) -> bool:
     return "text_config" not in configuration
 
 
-def build_empty(configuration: Mapping[str, Any], code: str = "") -> Any:
-    """A model of a ``config.json`` without weights, on the meta device."""
+def build(configuration: Mapping[str, Any], code: str = "", device: str = "meta") -> Any:
+    """A model of a ``config.json`` with random weights; on the meta device without any."""
     values = dict(configuration)
     if values.get("model_type") == ModalignConfig.model_type:
         kind: Any = ModalignForConditionalGeneration
@@ -377,13 +377,13 @@ def build_empty(configuration: Mapping[str, Any], code: str = "") -> Any:
         kind = getattr(transformers, _class_name(values), None)
         if kind is None:
             raise DataError(f"the class {_class_name(values)!r} is unknown to transformers")
-    with torch.device("meta"):
+    with torch.device(device):
         return kind(kind.config_class.from_dict(values))
 
 
 def _layers_of(stack: Stack, configuration: Mapping[str, Any], code: str) -> nn.ModuleList:
     """The layers that a configuration gives the part."""
-    model = build_empty(configuration, code)
+    model = build(configuration, code)
     if stack.name == "language":
         return language_part(model)[1]
     for module in model.modules():
