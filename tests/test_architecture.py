@@ -50,6 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "editing",
         "federation",
         "index",
+        "merging",
         "serving",
         "training",
         "unlearning",

@@ -26,6 +26,7 @@ from modalign.cli import (
     evaluate,
     export,
     federate,
+    merge,
     methods,
     options,
     patch,
@@ -84,7 +85,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
         "starter": starter.app,
     },
     "Correct": {"edit": edit.app, "unlearn": unlearn.unlearn, "patch": patch.app},
-    "Shrink": {"prune": prune.prune, "distill": distill.app},
+    "Shrink": {"prune": prune.prune, "distill": distill.app, "merge": merge.merge},
     "Judge": {"eval": evaluate.evaluate, "diagnose": diagnose.diagnose, "report": report.report},
     "Use": {
         "app": applications.app,

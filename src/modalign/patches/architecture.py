@@ -1,4 +1,4 @@
-"""The class of a model folder: whether the folder loads as it, and which weights it stores transposed."""
+"""The class of a model folder: its model without weights, whether it loads, what it stores transposed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from modalign.errors import DataError
@@ -30,11 +31,21 @@ def loading_problem(folder: Path) -> str:
 
 def transposed_weights(folder: Path) -> set[str]:
     """Parameters that a folder's model stores as (d_in, d_out), by their names in the model."""
+    model = skeleton(folder)
+    return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Conv1D)}
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """A folder's model without weights, on the meta device.
+
+    Raises:
+        DataError: transformers does not know its class.
+    """
     kind = _class_of(folder)
     config = kind.config_class.from_pretrained(folder)
     with torch.device("meta"):
-        model = kind(config)
-    return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Conv1D)}
+        model: PreTrainedModel = kind(config)
+    return model
 
 
 def _class_of(folder: Path) -> Any:

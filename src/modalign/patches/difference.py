@@ -75,7 +75,9 @@ def difference(
         tensors[tensor] = BaseTensor(
             sha256=tensor_hash(old), shape=tuple(old.shape), transposed=flipped, tied=tied
         )
-        changes[tensor], errors[tensor] = _change(tensor, old, new, flipped, tolerance, max_rank)
+        changes[tensor], errors[tensor] = change_between(
+            tensor, old, new, flipped, tolerance, max_rank
+        )
     if not changes:
         raise DataError(f"{folder} and {base} hold the same values: there is nothing to patch")
     newer = any(each.tied for each in tensors.values()) or any(
@@ -123,10 +125,26 @@ def _changed_tensors(
             yield name, old, new
 
 
-def _change(
-    name: str, old: Tensor, new: Tensor, transposed: bool, tolerance: float, max_rank: int
+def change_between(
+    name: str,
+    old: Tensor,
+    new: Tensor,
+    transposed: bool,
+    tolerance: float = 0.0,
+    max_rank: int = 0,
 ) -> tuple[Change, float]:
-    """The smallest change that gives the new values, and its relative error."""
+    """The smallest change that gives the new values, and its relative error.
+
+    Args:
+        name: of the tensor, for messages.
+        old, new: values as stored.
+        transposed: stored as (d_in, d_out).
+        tolerance: of factors; 0 for exact.
+        max_rank: of factors; 0 for dense.
+
+    Raises:
+        DataError: no change of the old values gives the new ones.
+    """
     delta = new.double() - old.double()
     delta = delta.T.contiguous() if transposed else delta
     if not bool(delta.isfinite().all()):

@@ -28,13 +28,14 @@ _PATCHABLE = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is: its file, the range of its bytes there, its shape; whether patches can change it."""
+    """Where a tensor is: its file, the range of its bytes there, shape and type; whether patches can change it."""
 
     file: str
     begin: int
     end: int
     shape: tuple[int, ...]
     patchable: bool
+    dtype: str  # as safetensors calls it: F32, BF16, ...
 
 
 class FolderWeights:
@@ -161,8 +162,8 @@ def _places(folder: Path, file: str) -> dict[str, Place]:
                 begin, end = (8 + length + each for each in entry["data_offsets"])
                 if end > size:
                     raise ValueError("it is truncated")
-                patchable = entry["dtype"] in _PATCHABLE
-                found[name] = Place(file, begin, end, tuple(entry["shape"]), patchable)
+                dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+                found[name] = Place(file, begin, end, shape, dtype in _PATCHABLE, dtype)
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise DataError(f"the weights {path} cannot be read: {error}") from error
     return found
