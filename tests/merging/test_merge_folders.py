@@ -1,4 +1,4 @@
-"""``modalign merge`` on folders: what is aligned with what, bit for bit, and what is refused with nothing written."""
+"""``modalign merge`` on folders: what is aligned with what, bit for bit; what is refused leaves nothing."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_rows_are_mapped_by_token_string_or_refused(two: tuple[Path, Path], tmp_
     first, second = sorted(ids, key=lambda text: ids[text])[20:22]
     other = renumbered(two[1], tmp_path / "other", {first: second})
     parents = {"a": two[0], "other": other}
-    with pytest.raises(UsageError, match="2 tokens have other ids.*--tokens map"):
+    with pytest.raises(UsageError, match=r"2 tokens have other ids.*--tokens map"):
         merged(tmp_path / "no", parents)
     assert not (tmp_path / "no").exists()
     found = merged(tmp_path / "out", parents, tokens="map")
