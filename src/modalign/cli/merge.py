@@ -54,9 +54,46 @@ def merge(
             help="same: refuse other tokenizers; map: take rows of the vocabulary by token string."
         ),
     ] = "same",
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="An option of the method: density=0.3.")
+    form: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            help="folder, or patch: OUT/soup.safetensors for the base (without one: for the first parent).",
+        ),
+    ] = "folder",
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help="Try values, and keep the best on --val: weight=0.3,0.5,0.7, or an option, scale=0.5,1."
+        ),
     ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option("--train", help="NAME=FILE of a domain for --joint. Repeatable."),
+    ] = None,
+    val: Annotated[
+        list[str] | None,
+        typer.Option("--val", help="NAME=FILE of a domain to choose and learn by. Repeatable."),
+    ] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="NAME=FILE of a domain to judge all models on. Repeatable."),
+    ] = None,
+    joint: Annotated[
+        str | None,
+        typer.Option(
+            help="Also train the base on --train with this budget, as a row of the report: 2000samples, 90s."
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="An option of the method (density=0.3; of learned: steps=100, pull=1), or length, limit, "
+            "training.batch_size=8.",
+        ),
+    ] = None,
+    device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
     trust_remote_code: options.TrustRemoteCode = False,
     dry_run: Annotated[
@@ -82,20 +119,46 @@ def merge(
 
     - `modalign merge LLAVA LLM -o runs/merged --weight 0.2 --assign LLAVA`
 
+    - `modalign merge A B -o runs/merged --search weight=0.3,0.5,0.7 --val a=a-val.txt --val b=b-val.txt
+      --eval a=a-test.txt --eval b=b-test.txt`
+
+    - `modalign merge A B -o runs/merged --method learned --val a=a-val.txt --val b=b-val.txt --set pull=1`
+
+    - `modalign merge A B -o runs/merged --as patch`
+
     - `modalign merge A B -o runs/merged --weight 'layers.[01].*=1,0' --dry-run`
     """
     from modalign.cli.console import bars, print_json, quiet_libraries, stderr, stdout
+    from modalign.configuration import assign as assign_field
     from modalign.configuration import assigned, validated
-    from modalign.merging.config import MergeConfig, named_folders
-    from modalign.merging.report import plan_words
-    from modalign.merging.run import Merge, merge_models
+    from modalign.errors import UsageError
+    from modalign.merging.config import LEARNED, MergeConfig, named_files, named_folders
+    from modalign.merging.planning import Merge
+    from modalign.merging.report import plan_words, rows_table
+    from modalign.merging.run import merge_models
+    from modalign.pages.terminal import terminal
 
     quiet_libraries()
+    if len(parents) < 2:
+        raise UsageError(f"give two or more models to merge, not {parents[0]} alone")
+    settings = assigned(assignments)
+    general: dict[str, Any] = {
+        n: settings.pop(n) for n in ("length", "limit", "training") if n in settings
+    }
+    if device is not None:
+        assign_field(general, "training.device", device)
     given: dict[str, Any] = {
+        **general,
         "parents": named_folders(parents),
         "base": base,
         "method": method,
-        "options": assigned(assignments),
+        "learning" if method == LEARNED else "options": settings,
+        "form": form,
+        "search": search,
+        "train": named_files(train, "--train"),
+        "val": named_files(val, "--val"),
+        "evaluation": named_files(evaluation, "--eval"),
+        "joint": joint,
         "weight": weight or [],
         "assign": assign or [],
         "like": like,
@@ -124,6 +187,8 @@ def merge(
         return
     for sentence in plan_words(found.plan):
         stdout.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    if found.rows:
+        stdout.print(terminal(rows_table(found)))
     stderr.print(
         f"\nModel: {found.model}\nReport: {out / 'report.html'}", highlight=False, soft_wrap=True
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from modalign.errors import UsageError
 from modalign.merging.vocabulary import Tokens
@@ -77,6 +77,12 @@ class MergeConfig(BaseModel):
     length: int = Field(default=256, ge=2)
     limit: PositiveInt = 512
     seed: int = 0
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _whole(cls, training: Any) -> Any:
+        """Train the whole language model unless something else is said."""
+        return {"llm": "full", **training} if isinstance(training, dict) else training
 
     @model_validator(mode="after")
     def _fields_agree(self) -> MergeConfig:

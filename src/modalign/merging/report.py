@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 from modalign.merging.results import Compared, MergeResult, Plan, Row
 from modalign.numbers import words
 from modalign.numbers.pairs import NO_DIFFERENCE, Difference
-from modalign.pages.parts import Part, Quantity, Section, Table, Tone, Words, tabulate, text_rows
+from modalign.pages.drawing import line_chart, row_chart
+from modalign.pages.figures import Axis
+from modalign.pages.parts import (
+    Figure,
+    Part,
+    Quantity,
+    Section,
+    Table,
+    Tone,
+    Words,
+    tabulate,
+    text_rows,
+)
 from modalign.pages.report import Report
 
 PARENTS = (
@@ -57,7 +71,36 @@ def _models(found: MergeResult) -> list[Part]:
         if found.warnings
         else []
     )
-    return [*warned, *([rows_table(found)] if found.rows else [])]
+    if not found.rows:
+        return warned
+    return [*warned, rows_table(found), *_figures(found)]
+
+
+def _figures(found: MergeResult) -> list[Part]:
+    """Return charts: all models side by side, and what a search tried."""
+    name = Quantity("model", "name")
+    if len(found.domains) > 1:
+        shown = Quantity("mean loss", "mean")
+    elif found.domains:
+        only = next(iter(found.domains))
+        shown = Quantity(f"loss on {only}", lambda row: row.losses.get(only))
+    else:
+        return []
+    rows = [row for row in found.rows if shown.of(row) is not None]
+    chart = row_chart(shown.name, shown, rows, name, Axis("nats per token"))
+    parts: list[Part] = [Figure("all", "all models", "/rows", charts=[chart])]
+    tried = [row for row in found.rows if row.tried is not None]
+    if tried:
+        lines = [
+            Quantity(domain, lambda row, d=domain: row.losses.get(d))  # type: ignore[misc]
+            for domain in found.domains
+        ]
+        at = Quantity("value tried", "tried")
+        curve = line_chart(
+            "each domain over what was tried", lines, tried, at, Axis("nats per token")
+        )
+        parts.append(Figure("tried", "what the search tried", "/rows", charts=[curve]))
+    return parts
 
 
 def rows_table(found: MergeResult) -> Table:
@@ -80,10 +123,15 @@ def rows_table(found: MergeResult) -> Table:
         *map(loss, found.domains),
         *([Quantity("mean", "mean", drawn=True)] if len(found.domains) > 1 else []),
         *map(accuracy, answered),
-        Quantity("validation", "validation", "nats", meaning="mean loss that merges are chosen by"),
+        Quantity(
+            "validation",
+            lambda row: None if row.validation is None else f"{row.validation:.4f}",
+            meaning="mean loss on the validation data, by which merges are chosen",
+        ),
     ]
     counts = ", ".join(f"{n:,} records of {d}" for d, n in found.domains.items())
-    return tabulate(("rows", f"on {counts}", "/rows"), columns, found.rows, tone=_tone)
+    caption = f"on {counts}" if counts else "merges on the validation data"
+    return tabulate(("rows", caption, "/rows"), columns, found.rows, tone=_tone)
 
 
 def _tone(row: Row) -> Tone:
@@ -119,6 +167,7 @@ def _how(found: MergeResult) -> list[Part]:
     parts: list[Part] = [
         tabulate(("parents", "parents", "/plan/parents"), PARENTS, plan.parents),
         Words("what", "", "/plan", plan_words(plan), "list"),
+        *_learned(rules),
         Table(
             "coefficients",
             "coefficients"
@@ -148,3 +197,25 @@ def plan_words(plan: Plan) -> list[str]:
         found.append(f"Tried on the validation data: {', '.join(plan.candidates)}.")
     found.append(f"{words.size(plan.bytes)} of weights.")
     return found
+
+
+def _learned(rules: list[tuple[str, dict[str, float]]]) -> list[Part]:
+    """Return a chart of the second parent's coefficients over the layers, if every linear map has its own."""
+    layers: dict[int, dict[str, float]] = {}
+    for pattern, weights in rules:
+        place = re.fullmatch(r"[^*?\[]*?(\d+)\.(.+?)(?:\.weight)?", pattern)
+        if place is not None and len(weights) == 2:
+            layers.setdefault(int(place[1]), {})[place[2]] = list(weights.values())[1]
+    kinds = list(dict.fromkeys(kind for found in layers.values() for kind in found))
+    if len(layers) < 2:
+        return []
+    second = list(rules[0][1])[1]
+    lines = [
+        Quantity(kind, lambda row, k=kind: row[1].get(k))  # type: ignore[misc]
+        for kind in kinds
+    ]
+    at = Quantity("layer", lambda row: row[0])
+    chart = line_chart(
+        f"share of {second}", lines, sorted(layers.items()), at, Axis(f"share of {second}")
+    )
+    return [Figure("learned", "coefficients of the linear maps", "/coefficients", charts=[chart])]

@@ -65,6 +65,7 @@ class Row(_Result):
         name: what it is called.
         kind: base, parent, merge or joint.
         chosen: whether it is the one that was saved.
+        tried: the value that a search tried.
         validation: mean loss over the domains of the validation data, by which merges are chosen; None for others.
         losses: domain -> nats per token; lower is better. A domain that the model cannot read is missing.
         accuracies: domain -> share of right greedy answers; of records, not of plain text.
@@ -74,6 +75,7 @@ class Row(_Result):
     name: str
     kind: Literal["base", "parent", "merge", "joint"]
     chosen: bool = False
+    tried: float | None = None
     validation: float | None = None
     losses: dict[str, Estimate] = {}
     accuracies: dict[str, Estimate] = {}

@@ -5,146 +5,33 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modalign.errors import ModalignError, UsageError, choose
+from modalign.errors import ModalignError
 from modalign.files import new_folder
-from modalign.merging.alignment import Alignment, align
+from modalign.merging.alignment import Alignment
+from modalign.merging.bench import WORK, Bench
 from modalign.merging.checking import check_loads
 from modalign.merging.coefficients import Coefficients
-from modalign.merging.config import LEARNED, MergeConfig
-from modalign.merging.parents import Parent, open_parent
-from modalign.merging.registry import MergeMethod, merge_methods, method_named
+from modalign.merging.comparing import compare
+from modalign.merging.config import MergeConfig
+from modalign.merging.planning import Merge
 from modalign.merging.report import report_of
-from modalign.merging.results import MergeResult, ParentRow, Plan
+from modalign.merging.results import MergeResult
+from modalign.merging.soup import patched_parent, write_soup
 from modalign.merging.writing import Hashes, Recipe, write_merged
 from modalign.models.quiet import quietly
 from modalign.numbers.words import size
+from modalign.patches.model_folders import apply_to_folder
+from modalign.patches.storage import load_patch
 from modalign.progress import Progress
 from modalign.runs import command_line, run_folder
 from modalign.version import __version__
 
 Say = Callable[[str], None]
 MODEL = "model"
-BASE = "base"
-WEIGHT = "weight"
-
-
-class Merge:
-    """A merge that was checked and not yet made.
-
-    Attributes:
-        config: what was asked for.
-        alignment: of the parents.
-        recipe: how tensors are merged; of a search, its first candidate.
-        candidates: name -> recipe: what a search tries, else the recipe alone.
-    """
-
-    def __init__(self, config: MergeConfig) -> None:
-        self.config = config
-        parents = [open_parent(name, folder) for name, folder in config.parents.items()]
-        self.method = _method(config)
-        base = _base(config, self.method, parents)
-        self.alignment = align(
-            parents, base, like=config.like, assign=config.assign, tokens=config.tokens
-        )
-        self.recipe = _recipe(config, self.method)
-        if unused := self.recipe.coefficients.unused(self.alignment.merged):
-            raise UsageError(
-                f"--weight {unused[0]}=...: no tensor that is merged matches this pattern; tensors are "
-                f"called such as {self.alignment.merged[len(self.alignment.merged) // 2]}"
-            )
-        self.candidates = _candidates(config, self.recipe)
-
-    def plan(self, hashes: Hashes | None = None) -> Plan:
-        """Return what is done with which tensors."""
-        found = self.alignment
-        rows = [
-            ParentRow(
-                name=each.name,
-                role="base" if each is found.base else "parent",
-                folder=str(each.folder),
-                tensors=len(each.weights.everything),
-                sha256=hashes.of(each.name) if hashes and each.name in hashes.tensors else "",
-                like=each is found.like,
-            )
-            for each in found.everyone.values()
-        ]
-        assigned: dict[str, int] = {}
-        for parent in found.assigned.values():
-            assigned[parent.name] = assigned.get(parent.name, 0) + 1
-        return Plan(
-            parents=rows,
-            method=self.config.method,
-            options=dict(self.recipe.options),
-            weights=self.recipe.coefficients.words(),
-            candidates=list(self.candidates) if self.config.search else [],
-            merged=len(found.merged),
-            assigned=assigned,
-            bytes=sum(p.end - p.begin for p in found.like.weights.everything.values()),
-            notes=found.notes,
-        )
-
-
-def _method(config: MergeConfig) -> MergeMethod:
-    if config.method == LEARNED:
-        return method_named("linear")
-    known = merge_methods()
-    if config.method not in known:
-        raise UsageError(
-            f"no merge method is called {config.method!r}; {choose(config.method, [*known, LEARNED])}"
-        )
-    method = known[config.method]
-    if method.most is not None and len(config.parents) > method.most:
-        raise UsageError(
-            f"{method.name} takes {method.most} parents; {len(config.parents)} were given"
-        )
-    return method
-
-
-def _base(config: MergeConfig, method: MergeMethod, parents: list[Parent]) -> Parent | None:
-    if config.base is None:
-        if method.needs_base:
-            raise UsageError(
-                f"{method.name} merges differences from the model that the parents came from: --base FOLDER"
-            )
-        return None
-    if BASE in config.parents:
-        raise UsageError("a parent may not be called base")
-    return open_parent(BASE, config.base)
-
-
-def _recipe(config: MergeConfig, method: MergeMethod) -> Recipe:
-    names = list(config.parents)
-    default = 1 / len(names) if method.default == "shares" else 1.0
-    coefficients = Coefficients.read(config.weight, names, default)
-    options = method.checked(config.options)
-    for pattern, weights in coefficients.rules:
-        if method.default == "shares" and not sum(weights):
-            raise UsageError(f"--weight: the weights of {method.name} add up to 0 in {pattern}")
-    return Recipe(method, options, coefficients, config.seed)
-
-
-def _candidates(config: MergeConfig, recipe: Recipe) -> dict[str, Recipe]:
-    if config.search is None:
-        return {config.method: recipe}
-    name, values = config.searched()
-    found = {}
-    for value in values:
-        label = f"{config.method} {name} {value:g}"
-        if name == WEIGHT:
-            names = recipe.coefficients.parents
-            given = f"{value}" if len(names) == 2 else ",".join([str(value)] * len(names))
-            default = 1 / len(names) if recipe.method.default == "shares" else 1.0
-            texts = [given, *(t for t in config.weight if "=" in t)]
-            made = Coefficients.read(texts, names, default)
-            found[label] = replace(recipe, coefficients=made)
-        else:
-            options = recipe.method.checked({**config.options, name: value})
-            found[label] = replace(recipe, options=options)
-    return found
+PATCH = "soup.safetensors"
 
 
 @quietly()
@@ -157,14 +44,14 @@ def merge_models(
     progress: Progress = lambda name, done, total: None,
     said: Say = lambda message: None,
 ) -> MergeResult:
-    """Merge models into ``out/model`` and report beside it.
+    """Merge models into ``out/model`` (or ``out/soup.safetensors``) and report beside it.
 
     Args:
         config: what to merge, and how.
         out: folder of the run.
         resume: go on with an interrupted run; finished work is kept.
         overwrite: delete an earlier run.
-        progress: told after each tensor.
+        progress: told after each tensor, step and model.
         said: called with warnings and notes as they are known.
 
     Raises:
@@ -177,24 +64,34 @@ def merge_models(
     values = config.model_dump(mode="json") | {"files": _fingerprints(merge.alignment)}
     with run_folder(out, values, resume=resume, overwrite=overwrite) as folder:
         _check_space(out, merge.plan().bytes)
-        for note in merge.alignment.notes:
-            said(note)
+        bench = Bench(merge, out, progress)
+        for message in (*merge.alignment.notes, *bench.warnings):
+            said(message)
         folder.begin()
         _clear_leftovers(out)
+        chosen, recipe = bench.choose()
         hashes = Hashes()
         started = time.monotonic()
-        with new_folder(out / MODEL) as new:
-            write_merged(merge.alignment, merge.recipe, new, hashes=hashes, progress=progress)
-            merging = time.monotonic() - started
-            progress("loading in a clean process", 0, 1)
-            tensors = check_loads(new, merge.alignment.like)
-            progress("loading in a clean process", 1, 1)
+        if config.form == "patch":
+            saved = out / PATCH
+            tensors = _write_patch(merge, recipe, saved, hashes, progress)
+        else:
+            saved = out / MODEL
+            tensors = _write_folder(merge, recipe, saved, hashes, progress)
+        merging = time.monotonic() - started
+        models = bench.judge_all(chosen, recipe)
+        rows, differences = compare(models, bench.evaluation, chosen) if models else ([], [])
         found = MergeResult(
             plan=merge.plan(hashes),
-            chosen=next(iter(merge.candidates)),
-            model=str(out / MODEL),
+            chosen=chosen,
+            model=str(saved),
             tensors=tensors,
-            coefficients=_coefficients(merge.recipe.coefficients),
+            coefficients=_coefficients(recipe.coefficients),
+            domains={name: len(domain.samples) for name, domain in bench.evaluation.items()},
+            rows=rows,
+            differences=differences,
+            warnings=bench.warnings,
+            notes=bench.notes,
             merging_seconds=merging,
             seconds=time.monotonic() - began,
             command=command_line(),
@@ -202,6 +99,36 @@ def merge_models(
         )
         report_of(found).write(out)
     return found
+
+
+def _write_folder(
+    merge: Merge, recipe: Recipe, target: Path, hashes: Hashes, progress: Progress
+) -> int:
+    with new_folder(target) as new:
+        write_merged(merge.alignment, recipe, new, hashes=hashes, progress=progress)
+        progress("loading in a clean process", 0, 1)
+        tensors = check_loads(new, merge.alignment.like)
+        progress("loading in a clean process", 1, 1)
+    return tensors
+
+
+def _write_patch(
+    merge: Merge, recipe: Recipe, target: Path, hashes: Hashes, progress: Progress
+) -> int:
+    """Write the soup, and see that its model with the patch in its weights loads."""
+    target.unlink(missing_ok=True)
+    with new_folder(target.with_suffix("")) as work:
+        made = work / target.name
+        tensors = write_soup(merge.alignment, recipe, made, hashes=hashes, progress=progress)
+        model = patched_parent(merge.alignment)
+        progress("loading in a clean process", 0, 1)
+        apply_to_folder(model.folder, [load_patch(made)], work / MODEL)
+        check_loads(work / MODEL, model)
+        progress("loading in a clean process", 1, 1)
+        made.replace(target)
+        shutil.rmtree(work / MODEL)
+    target.with_suffix("").rmdir()
+    return tensors
 
 
 def _coefficients(found: Coefficients) -> dict[str, dict[str, float]]:
@@ -231,5 +158,6 @@ def _check_space(out: Path, needed: int) -> None:
 
 def _clear_leftovers(out: Path) -> None:
     """Delete what a killed run left half-written."""
-    for path in out.glob(f".{MODEL}.*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for name in (MODEL, PATCH.removesuffix(".safetensors"), WORK):
+        for path in out.glob(f".{name}.*"):
+            shutil.rmtree(path, ignore_errors=True)

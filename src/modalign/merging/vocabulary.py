@@ -28,6 +28,14 @@ class Rows:
     index: Tensor | None = None
     note: str = ""
 
+    @property
+    def moved(self) -> bool:
+        """Whether a row has another number there, so that the parent reads other ids."""
+        if self.index is None:
+            return False
+        known = self.index >= 0
+        return not torch.equal(self.index[known], torch.arange(len(self.index))[known])
+
     def taken(self, value: Tensor, own: Tensor) -> Tensor:
         """Return a parent's tensor with the merged model's rows; those that it lacks are the merged model's own.
 

@@ -143,15 +143,16 @@ def write_merged(
         _write_file(
             like.folder / file,
             target / file,
-            [(n, _content(alignment, recipe, identity_of[n], hashes)) for n in order],
+            [(n, content(alignment, recipe, identity_of[n], hashes)) for n in order],
             told,
         )
     return total
 
 
-def _content(
+def content(
     alignment: Alignment, recipe: Recipe, identity: str, hashes: Hashes | None
 ) -> Callable[[], Iterator[Tensor]]:
+    """Return a function that yields a tensor of the merged model by blocks: merged, or copied from one parent."""
     place = alignment.like.place(identity)
 
     def merged() -> Iterator[Tensor]:
