@@ -12,7 +12,8 @@ from modalign.cli import options
 
 def merge(
     parents: Annotated[
-        list[str], typer.Argument(help="Two or more model folders: FOLDER or NAME=FOLDER.")
+        list[str],
+        typer.Argument(help="Two or more model (or LoRA) folders: FOLDER or NAME=FOLDER."),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder of the merged model and the report.")
@@ -21,7 +22,7 @@ def merge(
         str,
         typer.Option(
             help="linear, slerp, task_arithmetic, ties, dare_linear, dare_ties, della, breadcrumbs, sce, "
-            "model_stock or learned."
+            "model_stock or learned; of adapters linear, task_arithmetic or peft_svd, peft_ties, ..."
         ),
     ] = "linear",
     base: Annotated[
@@ -132,6 +133,7 @@ def merge(
     from modalign.configuration import assign as assign_field
     from modalign.configuration import assigned, validated
     from modalign.errors import UsageError
+    from modalign.merging.adapter_run import are_adapters, merge_adapter_folders, words_of
     from modalign.merging.config import LEARNED, MergeConfig, named_files, named_folders
     from modalign.merging.planning import Merge
     from modalign.merging.report import plan_words, rows_table
@@ -166,6 +168,23 @@ def merge(
         "seed": seed,
     }
     config = validated(MergeConfig, given, "the options")
+    if are_adapters(config):
+        if dry_run:
+            raise UsageError("--dry-run is for models, and these are adapters")
+        with bars(not json_output) as progress:
+            adapter = merge_adapter_folders(
+                config, out, resume=resume, overwrite=overwrite, progress=progress
+            )
+        if json_output:
+            print_json(adapter.model_dump_json(indent=2))
+            return
+        stdout.print(words_of(adapter), markup=False, highlight=False, soft_wrap=True)
+        stderr.print(
+            f"\nAdapter: {adapter.model}\nReport: {out / 'report.html'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     if dry_run:
         plan = Merge(config).plan()
         if json_output:

@@ -25,7 +25,7 @@ from modalign.patches.changes import Change
 from modalign.patches.header import PatchContent
 
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # Below float32's resolution of the largest singular value: nothing that the files could hold.
 _RESOLUTION = 1e-8
 _ROUNDING = 1e-5  # relative; allowed between what was meant and what float32 factors give
@@ -87,7 +87,7 @@ def export_lora(
         )
     transposed = any(tensor.transposed for tensor in patch.header.base.values())
     with new_folder(folder) as temporary:
-        _write(temporary, factors, base or patch.header.model, transposed)
+        write_lora(temporary, factors, base or patch.header.model, transposed)
         errors = _read_back(temporary, patch, factors)
         difference = (
             None if model is None else _compare(temporary, patch, model, max(errors.values()))
@@ -139,9 +139,17 @@ def _factors(
     return left[:, :kept], right[:, :kept]
 
 
-def _write(
+def write_lora(
     folder: Path, factors: dict[str, tuple[Tensor, Tensor]], base: str, transposed: bool
 ) -> None:
+    """Write factors as a LoRA folder whose scaling is 1 everywhere.
+
+    Args:
+        folder: empty.
+        factors: layer -> left (d_out, r), right (d_in, r); the layer gets left right^T added.
+        base: the model that peft shall load.
+        transposed: whether its layers store (d_in, d_out).
+    """
     ranks = {path: left.shape[1] for path, (left, _) in factors.items()}
     largest = max(ranks.values())
     patterns = {_pattern(path): r for path, r in ranks.items()}
@@ -161,8 +169,8 @@ def _write(
     config.save_pretrained(folder)
     tensors = {}
     for path, (left, right) in factors.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = right.T.contiguous()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = left.contiguous()
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = right.T.contiguous()
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = left.contiguous()
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
@@ -179,7 +187,7 @@ def _read_back(
     held = load_file(folder / WEIGHTS)
     errors = {}
     for path, (left, right) in factors.items():
-        A, B = (held[f"{_PREFIX}{path}.lora_{each}.weight"].double() for each in "AB")
+        A, B = (held[f"{PREFIX}{path}.lora_{each}.weight"].double() for each in "AB")
         pattern = _pattern(path)
         if config.rank_pattern[pattern] != len(A) or config.alpha_pattern[pattern] != len(A):
             raise ModalignError(f"the rank of {path} was not written as it should be")
