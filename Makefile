@@ -6,7 +6,7 @@
 # make real    benchmarks on pretrained models from registry packages; make real-quick: shorter checks
 # make docs    the documentation as a site in build/site
 # make lock    write constraints.txt anew: the newest versions that pyproject.toml allows
-# make oracles our functions compared with those of libraries that cannot live beside us (docs/federate.md, docs/merge.md)
+# make oracles our functions compared with those of libraries that cannot live beside us (docs/federate.md, merge.md, prune.md)
 # make harness lm-evaluation-harness and lmms-eval against our server, compared with modalign eval (minutes; 2 GB)
 
 PYTHON ?= python3.11
@@ -84,9 +84,10 @@ $(ORACLES)/%/.installed: bench/oracles/%.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-oracles: $(VENV)/.installed $(ORACLES)/flwr/.installed $(ORACLES)/mergekit/.installed
+oracles: $(VENV)/.installed $(patsubst %,$(ORACLES)/%/.installed,flwr mergekit torch-pruning)
 	$(BIN)/python -m bench.oracles.federation $(ORACLES)/flwr/bin/python
 	$(BIN)/python -m bench.oracles.merging $(ORACLES)/mergekit/bin/python
+	$(BIN)/python -m bench.oracles.pruning $(ORACLES)/torch-pruning/bin/python
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site

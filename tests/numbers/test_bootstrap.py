@@ -15,6 +15,7 @@ from modalign.numbers.bootstrap import (
     estimate_of_sums,
     expanded_tail,
     mean_of_few,
+    median_of_few,
     ratio,
     redrawn_means,
 )
@@ -173,3 +174,14 @@ def test_an_estimate_without_an_interval_survives_json() -> None:
     assert not again.bounded
     assert again.sign == 0
     assert '"low":null' in alone.model_dump_json()
+
+
+def test_a_median_of_few_has_the_binomial_interval() -> None:
+    """Of nine values the second and the eighth: fewer than two lie below the median with P = 10 / 512."""
+    found = median_of_few([9, 1, 8, 2, 7, 3, 6, 4, 5])
+    assert (found.value, found.low, found.high) == (5, 2, 8)
+    assert not median_of_few([1, 2, 3, 4, 5]).bounded  # min to max covers 93.75 % only
+    rng = np.random.default_rng(0)
+    draws = [median_of_few(rng.exponential(size=9)) for _ in range(2000)]
+    covered = np.mean([each.low <= np.log(2) <= each.high for each in draws])
+    assert covered == pytest.approx(1 - 2 * 10 / 512, abs=0.012)

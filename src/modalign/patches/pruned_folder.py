@@ -120,7 +120,8 @@ def write_weights(
         where |= dict.fromkeys(tensors, file)
         if tensors:  # a file of which nothing is left is not written
             with opened(weights.folder / file) as held:
-                save_file(tensors, target / file, held.metadata())
+                metadata = held.metadata()
+            save_file(tensors, target / file, metadata)  # a full disk is no fault of what was read
         size += sum(value.nbytes for value in tensors.values())
     if (weights.folder / INDEX).is_file():
         _write_index(weights.folder / INDEX, where, size, target / INDEX)

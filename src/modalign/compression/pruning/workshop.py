@@ -196,6 +196,10 @@ def open_workshop(config: PruneConfig, progress: Progress) -> Workshop:
     source = Path(config.model)
     requested(config)  # names of forms, scores and units, before anything is read
     configuration = _configuration(source)
+    if config.part == "vision" and config.data is None:
+        raise UsageError(
+            "--part vision: a vision tower is judged on records with media: give --data"
+        )
     opened = open_composed(source)
     _check_finite(opened)
     inside = any(isinstance(c, InLayerConnector) for c in opened.model.connectors.values())
