@@ -1,8 +1,8 @@
 """Scores and forms of pruning on stories260k, before and after recovery, over three seeds.
 
-128 texts that the parent wrote (32 windows of them for scores) and 64 held out; recovery is 50 steps of 6 windows of
-160 tokens at 1e-3, by KL to the parent or by cross-entropy. Then what finding, scoring and cutting takes on a model
-of 6 layers with grouped queries.
+128 texts that the parent wrote (32 windows of them for scores) and 64 held out; recovery is 50 steps of 6
+windows of 160 tokens at 1e-3, by KL to the parent or by cross-entropy. Then what finding, scoring and cutting
+takes on a model of 6 layers with grouped queries.
 
     python -m bench.pruning [--out runs/pruning] [--only kl]
 """
