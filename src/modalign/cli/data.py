@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from modalign.cli import data_build, data_curate, data_reformat, data_tables, options
+from modalign.cli import (
+    data_build,
+    data_curate,
+    data_mix,
+    data_probe,
+    data_reformat,
+    data_tables,
+    options,
+)
 
 app = typer.Typer(
-    help="Build instruction data, and curate or reformat existing data.",
+    help="Build instruction data, curate or reformat existing data, and find out what is worth training on.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     epilog=options.EXIT_CODES,
@@ -21,5 +29,7 @@ def _data() -> None:
 
 app.command(epilog=options.EXIT_CODES)(data_build.build)
 app.command(epilog=options.EXIT_CODES)(data_curate.curate)
+app.command(epilog=options.EXIT_CODES)(data_probe.probe)
+app.command(epilog=options.EXIT_CODES)(data_mix.mix)
 app.command(epilog=options.EXIT_CODES)(data_tables.tables)
 app.command(epilog=options.EXIT_CODES)(data_reformat.reformat)

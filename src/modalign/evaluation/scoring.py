@@ -50,9 +50,14 @@ def score(
     device: torch.device,
     batch_size: int = 64,
     yes_tokens: Collection[int] = (),
+    *,
+    every_turn: bool = False,
 ) -> Scores:
-    """Score samples (their last answers) with a model in evaluation mode; equal samples are computed once."""
-    finals = [final_turn(sample) for sample in samples]
+    """Score samples with a model in evaluation mode; equal samples are computed once.
+
+    Their last answers count, or with ``every_turn`` all of them.
+    """
+    finals = list(samples) if every_turn else [final_turn(sample) for sample in samples]
     seen: dict[tuple[bytes, bytes, tuple[Media, ...]], int] = {}
     same = [
         seen.setdefault((each.ids.tobytes(), each.supervised.tobytes(), each.media), index)

@@ -10,18 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modalign.data.records import Media
 from modalign.data.supervision import Sample
-from modalign.errors import UsageError
 from modalign.evaluation.scoring import score
 from modalign.federation import lora
 from modalign.federation.config import FederateConfig
 from modalign.federation.rules import Tensors
 from modalign.federation.strategies import objective_of, parse
-from modalign.models.compose import compose
-from modalign.models.saved import OpenedModel, open_composed
 from modalign.training.budget import Budget
-from modalign.training.methods import resolve_method
+from modalign.training.start import start_of
 from modalign.training.tuning import Tuning
 
 
@@ -69,32 +65,11 @@ class Workplace:
     def __init__(self, config: FederateConfig, seed: int, samples: Sequence[Sample]) -> None:
         self.config, self.seed, self.samples = config, seed, samples
         media = list(dict.fromkeys(medium for sample in samples for medium in sample.media))
-        opened = self._opened(media)
+        opened = start_of(config.model, config.parts, config.method, media, seed)
         self.tuning = Tuning(opened, config.stages, config.settings, samples, seed=seed)
         self.stages = self.tuning.method.stages
         self.start = self.tuning.trained_state()
         self.frozen: Tensors = {}  # weights of LoRA modules as they were
-
-    def _opened(self, media: list[Media]) -> OpenedModel:
-        config = self.config
-        if config.model is not None:
-            return open_composed(config.model)
-        assert config.parts is not None
-        method = resolve_method(config.method)
-        if method.tools:
-            raise UsageError(
-                f"{config.method} has no connector that clients could train; choose another method"
-            )
-        llm = config.parts.load_llm()
-        torch.manual_seed(self.seed)
-        encoders = config.parts.load_encoders(media, method.facts.raw_input)
-        connectors = {
-            each.modality: config.parts.connector.get(each.modality, method.connector)
-            for each in encoders
-        }
-        torch.manual_seed(self.seed)  # decides connectors
-        model, processor = compose(llm, encoders, connectors, method.variant, method.options)
-        return OpenedModel(config.method, model, processor, encoders, llm.stored)
 
     def set(self, tensors: Tensors, base: Tensors) -> None:
         """Put the server's tensors into the model."""

@@ -19,6 +19,7 @@ IntervalKind = Literal[
     "student",
     "order statistics",
     "extrapolation",
+    "fisher",
 ]
 
 

@@ -128,7 +128,7 @@ def select(
     mixed: list[Sample] = []
     for kind, share in sorted(stage.mix.items()):
         pool = of_selector(samples, kind, stage, text)
-        mixed += _drawn(pool, round(len(chosen) * share / room), rng)
+        mixed += drawn(pool, round(len(chosen) * share / room), rng)
     together = [*chosen, *mixed]
     return shuffled_pairs(together, rng) if stage.pairs == "shuffled" else together
 
@@ -231,7 +231,7 @@ def largest_domain(samples: Sequence[Sample]) -> str:
     return min(counts, key=lambda skill: (-counts[skill], skill))
 
 
-def _drawn(pool: Sequence[Sample], count: int, rng: np.random.Generator) -> list[Sample]:
+def drawn(pool: Sequence[Sample], count: int, rng: np.random.Generator) -> list[Sample]:
     """Draw ``count`` of the pool, each equally often (within one), in random order."""
     rounds = max(-(-count // len(pool)), 1)
     order = np.concatenate([rng.permutation(len(pool)) for _ in range(rounds)])

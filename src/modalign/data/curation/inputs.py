@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modalign.data.curation.store import place_of, position_of
 from modalign.data.readers import locate, open_rows
@@ -21,6 +21,19 @@ CHUNK = 2**20
 
 Dropped = Callable[[int, int], Container[int]]
 """Returns the positions to leave out within a range, both ends included."""
+
+
+Of = Literal["text", "question", "answer"]
+_ROLES: dict[Of, tuple[str, ...]] = {
+    "text": ("user", "assistant"),
+    "question": ("user",),
+    "answer": ("assistant",),
+}
+
+
+def said(record: Record, of: Of) -> str:
+    """Return a record's turns, one per line: of user and assistant, of the user, or of the assistant."""
+    return "\n".join(m.text for m in record.messages if m.role in _ROLES[of]).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +83,17 @@ class Row:
     @property
     def text(self) -> str:
         """The turns of user and assistant, one per line."""
-        return "\n".join(m.text for m in self.record.messages if m.role != "system").strip()
+        return said(self.record, "text")
 
     @property
     def question(self) -> str:
         """The user's turns."""
-        return "\n".join(m.text for m in self.record.messages if m.role == "user").strip()
+        return said(self.record, "question")
 
     @property
     def answer(self) -> str:
         """The assistant's turns."""
-        return "\n".join(m.text for m in self.record.messages if m.role == "assistant").strip()
+        return said(self.record, "answer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -37,17 +38,25 @@ class Language(Operator):
         return FilterJudge(_Filter(self).reason)
 
 
+def identifier(codes: Collection[str]) -> Any:
+    """Return py3langid's identifier, with probabilities.
+
+    Raises:
+        UsageError: it does not know one of the codes.
+    """
+    langid = required("py3langid.langid", "language")
+    found: Any = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    unknown = sorted(set(codes) - set(found.labels))
+    if unknown:
+        known = ", ".join(sorted(found.labels))
+        raise UsageError(f"language: unknown code(s) {', '.join(unknown)}; known: {known}")
+    return found
+
+
 class _Filter:
     def __init__(self, settings: Language) -> None:
-        langid = required("py3langid.langid", "language")
         self._settings = settings
-        self._identifier: Any = langid.LanguageIdentifier.from_model_file(
-            langid.MODEL_FILE, norm_probs=True
-        )
-        unknown = sorted(set(settings.keep) - set(self._identifier.labels))
-        if unknown:
-            known = ", ".join(sorted(self._identifier.labels))
-            raise UsageError(f"language: unknown code(s) {', '.join(unknown)}; known: {known}")
+        self._identifier = identifier(settings.keep)
 
     def reason(self, row: Row) -> str | None:
         settings = self._settings

@@ -15,7 +15,7 @@ from modalign.data.curation.media import Need
 from modalign.data.curation.operators.base import Judge, Operator, Workplace
 from modalign.data.curation.store import Drop
 from modalign.data.images import open_image
-from modalign.data.records import Media
+from modalign.data.records import Media, Record
 from modalign.errors import UsageError
 
 
@@ -80,15 +80,14 @@ class _Judge(Judge):
         )
 
     def judge(self, rows: Sequence[Row]) -> Iterator[Drop]:
-        scored = [(row, images) for row in rows if (images := _images(row)) and self._text(row)]
+        scored = [
+            (row, images) for row in rows if (images := images_of(row.record)) and self._text(row)
+        ]
         if not scored:
             return
-        distinct = list(dict.fromkeys(image for _, images in scored for image in images))
-        place = {image: index for index, image in enumerate(distinct)}
-        pictures = self._encoder.images(distinct)
-        texts = self._encoder.texts([self._text(row) for row, _ in scored])
-        for (row, images), text in zip(scored, texts, strict=True):
-            score = float(np.mean(pictures[[place[image] for image in images]] @ text))
+        texts = [self._text(row) for row, _ in scored]
+        scores = self._encoder.cosines([images for _, images in scored], texts)
+        for (row, _), score in zip(scored, scores, strict=True):
             self._store.execute(
                 f"INSERT OR REPLACE INTO {self._scores} VALUES (?, ?)", (row.position, score)
             )
@@ -170,6 +169,16 @@ class DualEncoder:
 
         return self._encode(texts, encode)
 
+    def cosines(self, pictures: Sequence[Sequence[Media]], texts: Sequence[str]) -> list[float]:
+        """Return each text's mean cosine with its images."""
+        distinct = list(dict.fromkeys(image for images in pictures for image in images))
+        place = {image: index for index, image in enumerate(distinct)}
+        seen = self.images(distinct)
+        return [
+            float(np.mean(seen[[place[image] for image in images]] @ text))
+            for images, text in zip(pictures, self.texts(texts), strict=True)
+        ]
+
     def _encode(self, items: Sequence[Any], encode: Any) -> np.ndarray:
         import torch
         from torch.nn.functional import normalize
@@ -183,5 +192,6 @@ class DualEncoder:
         return np.concatenate(found)
 
 
-def _images(row: Row) -> list[Media]:
-    return [medium for medium in row.record.media() if medium.modality == "image"]
+def images_of(record: Record) -> list[Media]:
+    """Return a record's images."""
+    return [medium for medium in record.media() if medium.modality == "image"]
