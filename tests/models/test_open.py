@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modalign.errors import UsageError
-from modalign.models import pretrained
+from modalign.models import local, pretrained
 from modalign.models.asking import tokenizer_of
 from modalign.models.export import save_model
 from modalign.models.modeling import ModalignForConditionalGeneration
@@ -99,7 +99,7 @@ def test_a_name_beyond_reach_is_refused_within_seconds(monkeypatch: pytest.Monke
         free.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(pretrained, "getproxies", dict)
+    monkeypatch.setattr(local, "getproxies", dict)
     for endpoint in (closed, "https://nowhere.invalid"):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
         started = time.monotonic()

@@ -9,6 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from modalign.configuration import read_yaml
+from modalign.models.local import is_gguf, unpacked
 
 CARD = "README.md"
 
@@ -21,7 +22,7 @@ def origin(name: str | None) -> dict[str, str]:
     """
     if name is None or name == "none":
         return {}
-    folder = Path(name)
+    folder = Path(unpacked(name)) if is_gguf(name) else Path(name)
     card: Path | None
     if folder.is_dir():
         card, shown = folder / CARD, folder.resolve().name

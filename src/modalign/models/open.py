@@ -26,6 +26,7 @@ from modalign.errors import UsageError
 from modalign.models.asking import Reader, tokenizer_of
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.folder import load_model
+from modalign.models.local import model_folder, unpacked
 from modalign.models.pretrained import check_vocabulary, read_pretrained
 from modalign.models.quiet import quietly
 from modalign.models.tool_text import ToolReader, saved_tools
@@ -38,7 +39,7 @@ def open_model(
     """Load a model in evaluation mode, with its reader for text and media.
 
     Args:
-        name: a folder with a ``config.json``, or the hub name of a causal language model.
+        name: a folder with a ``config.json``, a GGUF file, or a name of the hub.
         dtype: of the weights; None: as stored.
         device: device; ``auto`` is CUDA if available; None is the CPU.
 
@@ -50,8 +51,9 @@ def open_model(
         UsageError: there is no model, or it cannot be loaded; the message says why.
     """
     target = device_named(device or "cpu")
+    name = unpacked(name)
     if takes_media(name):
-        model, reader = load_model(Path(name))
+        model, reader = load_model(model_folder(name))
         model = model if dtype is None else model.to(dtype)
     else:
         model, reader = _open_causal(str(name), dtype)
@@ -62,7 +64,7 @@ def open_model(
 
 
 def takes_media(name: Path | str) -> bool:
-    """Whether a folder contains a model with media (ours or one of transformers), not a causal LM.
+    """Whether a folder (or a name of the hub) contains a model with media (ours or one of transformers), not a causal LM.
 
     If a type is in both of transformers' lists, the saved architecture decides.
 
@@ -89,19 +91,16 @@ def takes_media(name: Path | str) -> bool:
 
 
 def _model_type(name: Path | str) -> str | None:
-    folder, text = Path(name), str(name)
+    folder = Path(name)
     if not folder.is_dir():
-        on_hub = (
-            isinstance(name, str) and text.count("/") <= 1 and text[:1] not in ("", ".", "/", "~")
-        )
-        if on_hub and not folder.exists():
-            return None
         if folder.suffix == ".safetensors" and folder.is_file():
             raise UsageError(
                 f"{name} is a file of weights or a patch, no model folder: 'modalign patch inspect {name}' shows "
                 "a patch, and --patch puts one on a model"
             )
-        raise UsageError(f"{name} contains no model: there is no such folder")
+        if folder.exists():
+            raise UsageError(f"{name} contains no model: it is a file, neither a folder nor GGUF")
+        return None  # read_pretrained asks the hub for what can be a name of it
     if not (folder / "config.json").is_file():
         raise UsageError(f"{name} contains no model: it has no config.json")
     try:

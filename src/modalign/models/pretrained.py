@@ -7,27 +7,19 @@ not belong to its model is found before anything is asked.
 from __future__ import annotations
 
 import logging
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
-
-from huggingface_hub import constants, try_to_load_from_cache
 
 from modalign.chat_templates import prompt_ids, turn_end_ids
 from modalign.errors import DataError, UsageError, first_line
+from modalign.models.local import check_within_reach, unpacked
 from modalign.models.parts import embedding
 from modalign.models.weights import pickle_hint, safetensors_only
 from modalign.trust import remote_code_trusted
 
 log = logging.getLogger(__name__)
-
-REACH_SECONDS = 1.0  # in which the hub must answer a connection
 
 
 def read_pretrained(
@@ -38,11 +30,11 @@ def read_pretrained(
     allow_pickle: bool | None = None,
     **options: Any,
 ) -> Any:
-    """What ``kind.from_pretrained`` finds in a folder or on the hub.
+    """What ``kind.from_pretrained`` finds in a folder, in a GGUF file or on the hub.
 
     Args:
         kind: one of transformers' Auto classes.
-        name: folder or hub name.
+        name: folder, GGUF file or hub name.
         what: what it is, for the message.
         allow_pickle: for weights that the user may allow to be a pickle; whether that was done.
         options: handed on.
@@ -50,51 +42,14 @@ def read_pretrained(
     Raises:
         UsageError: it cannot be loaded; the message says why.
     """
-    _check_within_reach(str(name), what)
+    check_within_reach(str(name), what)
+    place = unpacked(name)
     if allow_pickle is not None:
         options["use_safetensors"] = safetensors_only(allow_pickle)
     try:
-        return kind.from_pretrained(name, trust_remote_code=remote_code_trusted(), **options)
+        return kind.from_pretrained(place, trust_remote_code=remote_code_trusted(), **options)
     except Exception as error:  # a configuration may make transformers raise anything
         raise UsageError(_problem(what, name, error, allow_pickle is not None)) from error
-
-
-def _check_within_reach(name: str, what: str) -> None:
-    """Refuse at once what is neither here nor cached while the hub does not answer: its client tries for a minute.
-
-    Raises:
-        UsageError: names what was looked for, and where.
-    """
-    if Path(name).exists():
-        return
-    if name.count("/") > 1 or name.startswith((".", "~")):  # the hub has no such names
-        raise UsageError(f"the {what} {name!r} cannot be loaded: there is no such folder")
-    if constants.HF_HUB_OFFLINE or getproxies():
-        return
-    if try_to_load_from_cache(name, "config.json") is not None:
-        return
-    if not _answers(constants.ENDPOINT):
-        raise UsageError(
-            f"the {what} {name!r} cannot be loaded: there is no such folder, the hub's cache does not hold it, "
-            f"and {constants.ENDPOINT} does not answer"
-        )
-
-
-@cache
-def _answers(endpoint: str) -> bool:
-    """Whether a connection to an address opens within a second, its name looked up included."""
-    parts = urlsplit(endpoint)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    opened: list[bool] = []
-
-    def connect() -> None:
-        with suppress(OSError), socket.create_connection((parts.hostname, port), REACH_SECONDS):
-            opened.append(True)
-
-    waiting = threading.Thread(target=connect, daemon=True)  # a name server may not answer either
-    waiting.start()
-    waiting.join(REACH_SECONDS)
-    return bool(opened)
 
 
 def _problem(what: str, name: Path | str, error: Exception, may_be_pickle: bool) -> str:

@@ -23,12 +23,14 @@ from modalign.models.compose import LanguageModel, compose
 from modalign.models.encoders.loading import Encoder
 from modalign.models.export.folder import savable, save_model, stored_as
 from modalign.models.export.from_llava import composed_from_llava
+from modalign.models.local import model_folder
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import open_model
 from modalign.models.pretrained import read_pretrained
 from modalign.models.processing import ModalignProcessor
 from modalign.models.quiet import quietly
 from modalign.models.tool_text import ToolReader, save_tools
+from modalign.models.weights import first_difference
 from modalign.tools.spec import ChainSpec
 
 
@@ -102,15 +104,13 @@ def open_composed(folder: Path | str, what: str = "model") -> OpenedModel:
     """Open a saved model: a causal language model, a Llava, or one that modalign saved.
 
     Args:
-        folder: of the model.
+        folder: of the model; or a GGUF file, or a name of the hub.
         what: what it is to the user, for errors: ``the reference 'teacher'``.
 
     Raises:
         UsageError: there is none, it cannot be loaded, or it has another form.
     """
-    if not Path(folder).is_dir():
-        raise UsageError(f"{what}: {folder} is not a folder")
-    model, reader = open_model(folder)
+    model, reader = open_model(model_folder(folder, what))
     return composed_of(model, reader, str(folder), what)
 
 
@@ -176,10 +176,9 @@ def save_language_model(
             save_tools(temporary, *tools)
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
-    again = read_pretrained(AutoModelForCausalLM, folder, use_safetensors=True).state_dict()
-    for name, tensor in model.state_dict().items():
-        if name not in again or not torch.equal(again[name].to(tensor.dtype), tensor.cpu()):
-            raise ModalignError(f"{folder}: {name} differs after loading")
+    again = read_pretrained(AutoModelForCausalLM, folder, use_safetensors=True)
+    if name := first_difference(model, again):
+        raise ModalignError(f"{folder}: {name} differs after loading")
 
 
 def save_language_parts(

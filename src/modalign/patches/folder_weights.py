@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.hashing import tensor_hash
+from modalign.models.local import model_folder
 from modalign.strict_json import loads
 
 ONE_FILE = "model.safetensors"
@@ -51,7 +52,7 @@ class FolderWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder = model_folder(folder)
         self.files = _files(folder)
         self.everything = {n: p for file in self.files for n, p in _places(folder, file).items()}
         self.places = {name: place for name, place in self.everything.items() if place.patchable}

@@ -68,6 +68,7 @@ def apply_to_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already; name a new folder")
     source = PatchedFolder(folder)
+    folder = source.folder
     if source.log.pending is not None:
         raise DataError(
             f"{folder} was interrupted in a change; `modalign patch list {folder} --repair`"

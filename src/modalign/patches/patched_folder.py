@@ -26,6 +26,7 @@ from torch import Tensor
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import replacing
 from modalign.hashing import tensor_hash
+from modalign.models.local import model_folder
 from modalign.patches.changes import changed
 from modalign.patches.fit import check_order, check_removable, check_tokenizer, chosen, locate
 from modalign.patches.folder_log import Applied, Event, Log, TensorChange
@@ -61,13 +62,16 @@ class PatchedFolder:
     """One model folder with its weights, its originals and its log.
 
     Args:
-        folder: where patches, originals and log are.
+        folder: where patches, originals and log are; a GGUF file or a name of the hub stands for the folder that
+            it is read from.
         weights: where tensors are read; those of another folder while a copy is being made.
     """
 
     def __init__(self, folder: Path, weights: FolderWeights | None = None) -> None:
-        if weights is None and not (folder / "config.json").is_file():
-            raise UsageError(f"{folder} holds no model: it has no config.json")
+        if weights is None:
+            folder = model_folder(folder)
+            if not (folder / "config.json").is_file():
+                raise UsageError(f"{folder} holds no model: it has no config.json")
         self.folder = folder
         self.weights = weights or FolderWeights(folder)
         self.log = Log(folder / PATCHES / LOG)

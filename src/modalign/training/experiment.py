@@ -163,7 +163,10 @@ def _read(path: Path) -> Fields:
 
 
 def _name_folders(names: Fields, root: Path) -> None:
-    """Convert names of folders beside the file to paths; other names may be the hub's."""
+    """Convert names of folders and GGUF files beside the file to paths; other names may be the hub's."""
     for key, value in names.items():
-        if isinstance(value, str) and (root / value).is_dir():
+        if not isinstance(value, str):
+            continue
+        beside = root / value
+        if beside.is_dir() or (beside.suffix == ".gguf" and beside.is_file()):
             names[key] = str(root / value)

@@ -42,6 +42,7 @@ from modalign.models.export.verify import (
     tolerance_of,
     verify_in_clean_process,
 )
+from modalign.models.local import is_gguf, model_folder
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.open import takes_media
 from modalign.models.probe import Conversation, observe
@@ -140,8 +141,15 @@ def export_model(
         DataError: there are no records to compare on.
         ModalignError: the export gives different answers; it is removed again.
     """
-    folder, out = Path(source), Path(out)
-    _check_request(folder, out, to, target, language_model)
+    out = Path(out)
+    _check_form(to, target, language_model)
+    if is_gguf(source):
+        raise UsageError(
+            f"{source} is a plain language model: 'modalign import {source} -o {out}' writes it as a folder that "
+            "transformers and every server of text models load"
+        )
+    folder = model_folder(source)
+    _check_request(folder, out, language_model)
     tell = progress or (lambda *_: None)
     tell("exporting (loading)", 0, 3)
     model, processor = load_model(folder)
@@ -186,10 +194,8 @@ def export_model(
     )
 
 
-def _check_request(
-    folder: Path, out: Path, to: str | None, target: str | None, language: Path | str | None
-) -> None:
-    """Refuse invalid requests before anything is loaded."""
+def _check_form(to: str | None, target: str | None, language: Path | str | None) -> None:
+    """Refuse a form that no export has, before anything is looked for."""
     if to is not None and to not in get_args(Rung):
         raise UsageError(f"there is no form {to!r} to export to; {choose(to, get_args(Rung))}")
     if target is not None and target not in (*TARGETS, TARGET):
@@ -198,6 +204,10 @@ def _check_request(
         raise UsageError(f"--target names a native class; it does not go with --to {to}")
     if language is not None and to != "gateway":
         raise UsageError("--language-model goes with --to gateway only")
+
+
+def _check_request(folder: Path, out: Path, language: Path | str | None) -> None:
+    """Refuse what cannot be exported, or not to there, before anything is loaded."""
     if (folder / TOOLS).is_file():
         raise UsageError(
             f"{folder} contains a language model that reads the text of tools; an export cannot contain the "
