@@ -13,8 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     BitImageProcessor,
     Dinov2Config,
     Dinov2Model,
@@ -27,23 +25,14 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from modalign.models.gguf import convert_gguf
+
 # ---------------------------------------------------------------- GGUF
 
 
 def from_gguf(file: Path, folder: Path) -> None:
-    """A causal LM and its tokenizer. transformers reads the file, but does not save what it read."""
-    read = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    config = type(read.config).from_dict(
-        {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict())
-    model.tie_weights()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """A causal LM and its tokenizer, as ``modalign import`` writes them, in float32."""
+    convert_gguf(file, folder, "float32")
 
 
 # ---------------------------------------------------------------- ONNX

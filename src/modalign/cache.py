@@ -1,6 +1,6 @@
 """The folder for everything that can be recomputed: features, statistics, tools' results, the starter's data.
 
-A process holds the entries that it reads (:func:`in_use`), so that clearing leaves them alone, on shared storage, too.
+A process holds the entries that it reads (:func:`in_use`): clearing leaves them alone, on shared storage, too.
 """
 
 from __future__ import annotations

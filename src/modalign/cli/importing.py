@@ -27,10 +27,10 @@ def import_model(
 ) -> None:
     """Convert a GGUF model to a folder that transformers and every verb here read.
 
-    Weights are unpacked, tokenizer and chat template kept; what rounding changed is measured and stated. The folder
-    is there only if it loads with the same weights. A file that transformers would read as another model (values
-    without a place, missing weights, rotary factors it cannot say) is refused. Verbs take a GGUF file as it is, too;
-    they unpack it once into the cache.
+    Weights are unpacked, tokenizer and chat template kept; what rounding changed is measured and stated. The
+    folder is there only if it loads with the same weights. A file that transformers would read as another model
+    (values without a place, missing weights, rotary factors it cannot say) is refused. Verbs take a GGUF file as
+    it is, too; they unpack it once into the cache.
 
     **Examples**
 
@@ -56,4 +56,6 @@ def import_model(
     changed = f"{found.rounding:.1e} of their norm" if found.rounding else "nothing"
     stdout.print(f"- rounding to {found.dtype} changed {changed}", markup=False, highlight=False)
     if not found.chat_template:
-        stdout.print("- the file carries no chat template: the model continues texts", highlight=False)
+        stdout.print(
+            "- the file carries no chat template: the model continues texts", highlight=False
+        )

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) as folders that transformers reads.
 
-transformers unpacks the weights. What it would pass over in silence is found here: a file cut short, values that the
-class has no place for, weights that the file does not hold, rotary factors that the configuration does not carry.
+transformers unpacks the weights. What it would pass over in silence is found here: a file cut short, values that
+the class has no place for, weights that the file lacks, rotary factors that the configuration does not carry.
 Each would make another model of it, so such a file is refused with the reason.
 """
 
@@ -49,7 +49,7 @@ class Converted:
         parameters: how many values; a tied embedding counts once.
         types: how the file stores its tensors: type -> number of tensors.
         dtype: the folder's.
-        rounding: norm of what rounding to ``dtype`` changed, of the file's own (unpacked) values' norm; 0: nothing.
+        rounding: norm of what rounding to ``dtype`` changed, over that of the unpacked values; 0: nothing.
         chat_template: whether the file carries one.
     """
 
@@ -173,7 +173,9 @@ def _opened(file: Path) -> _File:
             f"it reads {known}"
         )
     if reader.get_field("tokenizer.ggml.tokens") is None:
-        raise UsageError(f"{file} holds no tokenizer (tokenizer.ggml.tokens): it is no language model by itself")
+        raise UsageError(
+            f"{file} holds no tokenizer (tokenizer.ggml.tokens): it is no language model by itself"
+        )
     for tensor in {each.tensor_type: each for each in reader.tensors}.values():
         try:
             gguf.dequantize(tensor.data.reshape(-1, tensor.data.shape[-1])[:1], tensor.tensor_type)
@@ -188,8 +190,8 @@ def _opened(file: Path) -> _File:
 def _cut_short(file: Path, error: Exception) -> str:
     size = file.stat().st_size
     return (
-        f"{file} is cut short or broken: its header speaks of more than its {size:,} bytes hold ({first_line(error)}); "
-        "download it again"
+        f"{file} is cut short or broken: its header speaks of more than its {size:,} bytes hold "
+        f"({first_line(error)}); download it again"
     )
 
 
@@ -258,8 +260,8 @@ def _read(opened: _File, dtype: torch.dtype, told: Progress) -> tuple[PreTrained
     taken = sum(each.numel() for each in [*model.parameters(), *kept])
     if held != taken:
         raise UsageError(
-            f"{opened.path} holds {held:,} values, and a {type(model).__name__} as transformers builds it from this "
-            f"file has {taken:,}: it would be another model"
+            f"{opened.path} holds {held:,} values, and the {type(model).__name__} that transformers builds from "
+            f"it has {taken:,}: it would be another model"
         )
     _set_rotary_scaling(opened, model.config)
     model.hf_quantizer = None  # it is unpacked, so it is an ordinary model
@@ -281,7 +283,9 @@ def _set_rotary_scaling(opened: _File, config: Any) -> None:
     length = opened.value(f"{key}.original_context_length")
     factors = next((t for t in opened.reader.tensors if t.name == ROTARY_FACTORS), None)
     if factors is not None:
-        parameters |= _llama3(opened.path, torch.from_numpy(factors.data.copy()).float(), parameters)
+        parameters |= _llama3(
+            opened.path, torch.from_numpy(factors.data.copy()).float(), parameters
+        )
     elif kind == "linear" and factor:
         parameters |= {"rope_type": "linear", "factor": float(factor)}
     elif kind == "yarn" and factor and length:
@@ -318,6 +322,6 @@ def _card(opened: _File, dtype: torch.dtype, rounding: float) -> str:
     stored = ", ".join(f"{name}: {count}" for name, count in opened.types.items())
     return (
         f"{head}# {opened.value('general.name') or opened.path.stem}\n\nConverted from `{opened.path.name}` "
-        f"({opened.architecture}; tensors {stored}) by modalign to {str(dtype).removeprefix('torch.')}; rounding changed "
-        f"the unpacked weights by {rounding:.1e} of their norm.\n"
+        f"({opened.architecture}; tensors {stored}) by modalign to {str(dtype).removeprefix('torch.')}; "
+        f"rounding changed the unpacked weights by {rounding:.1e} of their norm.\n"
     )

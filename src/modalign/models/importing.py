@@ -15,7 +15,9 @@ from modalign.models.gguf import Converted, Progress, convert_gguf
 from modalign.models.local import gguf_file
 from modalign.models.open import open_model
 
-QUESTION = [{"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}]
+QUESTION = [
+    {"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}
+]
 
 
 def import_model(
@@ -43,7 +45,9 @@ def import_model(
     check_folder(out)
     file = gguf_file(source)
     if file is None:
-        raise UsageError(f"{source} is no GGUF file: other models are read as they are, without importing")
+        raise UsageError(
+            f"{source} is no GGUF file: other models are read as they are, without importing"
+        )
     with new_folder(out) as unfinished:
         made = convert_gguf(file, unfinished, dtype, progress)
         model, reader = open_model(unfinished)

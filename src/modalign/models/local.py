@@ -1,7 +1,7 @@
 """Where a model's files are on this machine: a folder, what a GGUF file became, or the hub's cache.
 
-A GGUF file is converted once into the cache, by its place, size and time; a name of the hub is fetched as transformers
-would fetch it (``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``).
+A GGUF file is converted once into the cache, by its place, size and time; a name of the hub is fetched as
+transformers would fetch it (``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``).
 """
 
 from __future__ import annotations
@@ -128,11 +128,11 @@ def model_folder(name: Path | str, what: str = "model") -> Path:
         return found
     check_within_reach(str(name), what)
     try:
-        return Path(
-            snapshot_download(str(name), allow_patterns=WANTED, ignore_patterns=UNWANTED)
-        )
+        return Path(snapshot_download(str(name), allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except Exception as error:  # of the network, the hub or the disk
-        raise UsageError(f"the {what} {str(name)!r} cannot be loaded: {first_line(error)}") from error
+        raise UsageError(
+            f"the {what} {str(name)!r} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def check_within_reach(name: str, what: str, file: str = "config.json") -> None:

@@ -64,7 +64,7 @@ def open_model(
 
 
 def takes_media(name: Path | str) -> bool:
-    """Whether a folder (or a name of the hub) contains a model with media (ours or one of transformers), not a causal LM.
+    """Whether a folder or a name of the hub is a model with media (ours or transformers'), not a causal LM.
 
     If a type is in both of transformers' lists, the saved architecture decides.
 

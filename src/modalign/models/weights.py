@@ -1,4 +1,4 @@
-"""How pretrained weights are read (from safetensors, or from a pickle if allowed), and whether two models' are equal."""
+"""How pretrained weights are read: from safetensors, or a pickle if allowed; whether two models' are equal."""
 
 from __future__ import annotations
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from modalign.errors import DataError, UsageError
 from modalign.hashing import tensor_hash
-from modalign.models.local import model_folder
 from modalign.patches.architecture import transposed_weights
 from modalign.patches.changes import NEGLIGIBLE, Change, DenseChange, LowRankChange, changed
-from modalign.patches.folder_weights import FolderWeights
+from modalign.patches.folder_weights import FolderWeights, read_from
 from modalign.patches.header import BaseTensor, PatchHeader, with_history
 from modalign.patches.patch import Patch
 from modalign.patches.patched_folder import PatchedFolder, is_tied
@@ -54,7 +53,7 @@ def difference(
     """
     if not 0 <= tolerance < 1:
         raise UsageError(f"the tolerance {tolerance} is not at least 0 and below 1")
-    folder, base = model_folder(folder), model_folder(base)
+    folder, base = read_from(folder), read_from(base)
     source = PatchedFolder(base)
     if source.log.stack:
         raise UsageError(

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.hashing import tensor_hash
-from modalign.models.local import model_folder
 from modalign.strict_json import loads
 
 ONE_FILE = "model.safetensors"
@@ -39,6 +38,21 @@ class Place:
     dtype: str  # as safetensors calls it: F32, BF16, ...
 
 
+def read_from(folder: Path) -> Path:
+    """Return a model's folder; for a GGUF file or a name of the hub the one that it is read from.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if folder.is_dir() and not any(folder.glob("*.gguf")):
+        return folder
+    from modalign.models.local import (
+        model_folder,
+    )  # here: what only reads weights needs no transformers
+
+    return model_folder(folder)
+
+
 class FolderWeights:
     """All tensors of a model folder by their names in its files.
 
@@ -52,7 +66,7 @@ class FolderWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder = model_folder(folder)
+        self.folder = folder = read_from(folder)
         self.files = _files(folder)
         self.everything = {n: p for file in self.files for n, p in _places(folder, file).items()}
         self.places = {name: place for name, place in self.everything.items() if place.patchable}

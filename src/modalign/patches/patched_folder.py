@@ -26,11 +26,10 @@ from torch import Tensor
 from modalign.errors import DataError, ModalignError, UsageError
 from modalign.files import replacing
 from modalign.hashing import tensor_hash
-from modalign.models.local import model_folder
 from modalign.patches.changes import changed
 from modalign.patches.fit import check_order, check_removable, check_tokenizer, chosen, locate
 from modalign.patches.folder_log import Applied, Event, Log, TensorChange
-from modalign.patches.folder_weights import PART, FolderWeights, opened
+from modalign.patches.folder_weights import PART, FolderWeights, opened, read_from
 from modalign.patches.header import SHOWN, BaseTensor, PatchContent, now, patch_hash
 from modalign.patches.pruned_folder import UNPRUNED, restore_unpruned, unpruned_weights
 from modalign.patches.storage import load_patch, save_patch
@@ -69,7 +68,7 @@ class PatchedFolder:
 
     def __init__(self, folder: Path, weights: FolderWeights | None = None) -> None:
         if weights is None:
-            folder = model_folder(folder)
+            folder = read_from(folder)
             if not (folder / "config.json").is_file():
                 raise UsageError(f"{folder} holds no model: it has no config.json")
         self.folder = folder
