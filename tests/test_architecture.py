@@ -19,6 +19,7 @@ import modalign
 # Files below all rooms. They import one another only.
 GROUND = {
     "cache",
+    "cache_entries",
     "chat_templates",
     "configuration",
     "devices",

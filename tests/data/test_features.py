@@ -17,7 +17,7 @@ from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.errors import DataError
 from modalign.models.encoders.image import load_image_encoder
-from modalign.training.sources import feature_store, fill_store
+from modalign.training.sources import Parts, feature_store, fill_store
 
 Result = list[tuple[np.ndarray, tuple[int, int] | None]]
 
@@ -224,3 +224,44 @@ def test_the_key_of_modules_with_numbers_and_half_precision() -> None:
     first = encoder_key(module, {}, None)
     module.num_batches_tracked += 1
     assert encoder_key(module, {}, None) != first
+
+
+def test_half_precision_by_choice_with_its_error(tmp_path: Path) -> None:
+    """Half the bytes; every value is the nearest half, and the error told is theirs."""
+    media = signals(40)
+    whole, half = FeatureStore(tmp_path, "key"), FeatureStore(tmp_path, "key", "float16")
+    for store in (whole, half):
+        assert store.ensure(media, encode, batch=7) == 40
+    sizes = [sum(file.stat().st_size for file in s.folder.glob("*.npy")) for s in (whole, half)]
+    assert sizes[1] < 0.55 * sizes[0]
+    exact = np.concatenate([features_of(medium) for medium in media]).astype(np.float64)
+    wanted = np.linalg.norm(exact.astype(np.float16) - exact) / np.linalg.norm(exact)
+    assert half.rounding == pytest.approx(wanted, rel=1e-9)
+    assert (
+        FeatureStore(tmp_path, "key", "float16").rounding == half.rounding
+    )  # kept with the shards
+    assert 0 < half.rounding < 2**-11
+    assert whole.rounding == 0
+    values, _, _ = half.gather(media[:3])
+    assert values.dtype == torch.float32
+    first = features_of(media[0])
+    assert np.array_equal(values[0, : len(first)].numpy(), first.astype(np.float16).astype(float))
+
+
+def test_what_half_precision_cannot_say_is_refused(tmp_path: Path) -> None:
+    def large(media: Sequence[Media]) -> Result:
+        return [(features_of(medium) * 1e6, None) for medium in media]
+
+    with pytest.raises(DataError, match=r"beyond float16: keep these features in float32"):
+        FeatureStore(tmp_path, "key", "float16").ensure(signals(2), large)
+
+
+def test_parts_choose_how_features_are_kept(
+    tower_folder: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = Parts(llm="none", encoder={"image": str(tower_folder())}, features="float16")
+    (encoder,) = parts.load_encoders(())
+    store = feature_store(encoder, tmp_path)
+    assert store.folder.name.endswith("-float16")
+    assert fill_store(store, encoder, [tiny.image(1)], torch.device("cpu")) == 1
+    assert "image features are kept in float16: rounding changed" in caplog.text

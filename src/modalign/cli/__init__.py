@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from modalign.cli import app as applications
 from modalign.cli import (
     ask,
+    cache,
     choose,
     compare,
     data,
@@ -98,7 +99,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help
         "export": export.export,
         "tools": tools.app,
     },
-    "Data": {"data": data.app},
+    "Data": {"data": data.app, "cache": cache.app},
 }
 for group, verbs in GROUPS.items():
     for name, verb in verbs.items():

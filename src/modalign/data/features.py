@@ -3,7 +3,10 @@
 A store belongs to one encoder (weights, configuration and processor, hashed) and holds shards: a
 raw array of all tokens and a JSON index ``content hash -> (first row, tokens, h, w)``. Shards are
 memory-mapped. A shard exists only once its index does, and the index is renamed into place after
-the array, so an interrupted write is never read. Writers of one store take turns with a file lock.
+the array, so an interrupted write is never read. Writers of one store take turns with a file lock, on shared
+storage, too; who reads one holds it (``modalign.cache.in_use``), so that it is not cleared meanwhile.
+
+Features may be kept in half precision: half the space. What rounding changed is measured as they are written.
 """
 
 from __future__ import annotations
@@ -11,15 +14,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modalign.cache import in_use
 from modalign.data.records import Media
 from modalign.errors import DataError
 from modalign.files import replacing, write_atomically
@@ -28,6 +33,7 @@ FORMAT = 1
 SHARD_BYTES = 256 * 2**20
 Grid = tuple[int, int]
 Progress = Callable[[int, int], None]
+Kept = Literal["float32", "float16"]
 
 
 class Encode(Protocol):
@@ -64,11 +70,17 @@ class FeatureStore:
     Args:
         root: cache directory; the store lives in ``root/key``.
         key: from :func:`encoder_key`.
+        kept: the type that features are kept in; they are given as float32.
     """
 
-    def __init__(self, root: Path, key: str) -> None:
-        self.folder = root / key
+    def __init__(self, root: Path, key: str, kept: Kept = "float32") -> None:
+        self.folder = root / (key if kept == "float32" else f"{key}-{kept}")
         self.folder.mkdir(parents=True, exist_ok=True)
+        in_use(self.folder)
+        self.kept = np.dtype(kept)
+        self._squares: list[
+            tuple[float, float]
+        ] = []  # per shard: what rounding changed, and the whole
         self._arrays: list[np.ndarray] = []
         self._places: dict[str, _Place] = {}
         self._known: set[str] = set()
@@ -91,6 +103,7 @@ class FeatureStore:
                     for content, (start, count, h, w) in index["rows"].items()
                 }
                 self._arrays.append(array)
+                self._squares.append(tuple(index.get("rounding", (0.0, 0.0))))
                 self._known.add(index_path.name)  # an unreadable one may be rewritten
 
     def hash_of(self, medium: Media) -> str:
@@ -102,6 +115,14 @@ class FeatureStore:
 
     def __contains__(self, medium: Media) -> bool:
         return self.hash_of(medium) in self._places
+
+    @property
+    def rounding(self) -> float:
+        """Norm of what rounding to the kept type changed, over the norm of the features; 0: nothing."""
+        changed, whole = (
+            (sum(each) for each in zip(*self._squares, strict=True)) if self._squares else (0, 0)
+        )
+        return math.sqrt(changed / whole) if whole else 0.0
 
     def ensure(
         self,
@@ -115,23 +136,43 @@ class FeatureStore:
             self.refresh()
             missing = list({self.hash_of(m): m for m in media if m not in self}.values())
             shard: dict[str, tuple[np.ndarray, Grid | None]] = {}
-            size = 0
+            size, squares = 0, np.zeros(2)
             for first in range(0, len(missing), batch):
                 chunk = missing[first : first + batch]
                 for medium, (array, grid) in zip(chunk, encode(chunk), strict=True):
-                    shard[self.hash_of(medium)] = (array, grid)
-                    size += array.nbytes
+                    kept, lost = self._rounded(array, medium)
+                    shard[self.hash_of(medium)] = (kept, grid)
+                    squares += lost
+                    size += kept.nbytes
                 if size >= SHARD_BYTES:
-                    self._write(shard)
-                    shard, size = {}, 0
+                    self._write(shard, squares)
+                    shard, squares, size = {}, np.zeros(2), 0
                 if progress:
                     progress(first + len(chunk), len(missing))
             if shard:
-                self._write(shard)
+                self._write(shard, squares)
             self.refresh()
         return len(missing)
 
-    def _write(self, shard: dict[str, tuple[np.ndarray, Grid | None]]) -> None:
+    def _rounded(self, array: np.ndarray, medium: Media) -> tuple[np.ndarray, np.ndarray]:
+        """Features as they are kept; the squares of what that changed and of the whole.
+
+        Raises:
+            DataError: a feature is beyond the range of the type.
+        """
+        if self.kept == np.float32:
+            return array, np.zeros(2)
+        with np.errstate(over="ignore"):
+            kept = array.astype(self.kept)
+        if not np.isfinite(kept).all():
+            raise DataError(
+                f"{medium.label}: a feature of {np.abs(array).max():.3g} is beyond {self.kept.name}: keep these "
+                "features in float32 (parts.features)"
+            )
+        exact = array.astype(np.float64)
+        return kept, np.array([np.square(kept - exact).sum(), np.square(exact).sum()])
+
+    def _write(self, shard: dict[str, tuple[np.ndarray, Grid | None]], squares: np.ndarray) -> None:
         arrays = [array for array, _ in shard.values()]
         joined = np.concatenate(arrays)
         rows, start = {}, 0
@@ -140,6 +181,7 @@ class FeatureStore:
             start += len(array)
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
         index = {"format": FORMAT, "shape": list(joined.shape), "rows": rows}
+        index |= {"rounding": squares.tolist()} if self.kept != np.float32 else {}
         with replacing(self.folder / f"{name}.npy") as file:
             np.save(file, joined, allow_pickle=False)
         write_atomically(self.folder / f"{name}.json", json.dumps(index))
@@ -178,7 +220,7 @@ class FeatureStore:
             mask[row, : place.count] = True
         grids = {place.grid for place in places}
         return (
-            torch.from_numpy(values),
+            torch.from_numpy(values).float(),
             torch.from_numpy(mask),
             grids.pop() if len(grids) == 1 else None,
         )

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, PlainSerializer
 
-from modalign.cache import cache_directory
+from modalign.cache import cache_directory, in_use
 from modalign.errors import choose
 from modalign.files import new_folder
 from modalign.progress import Progress
@@ -80,6 +80,7 @@ def starter(progress: Progress | None = None) -> Starter:
             temporary.rename(folder)
         except OSError:  # another process was faster; both wrote the same
             shutil.rmtree(temporary, ignore_errors=True)
+    in_use(folder)
     return _starter()
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from modalign.cache import in_use
 from modalign.data.records import Media
 from modalign.errors import DataError
 from modalign.tools.base import Tool, json_hash
@@ -107,6 +108,7 @@ class ResultCache:
             database = sqlite3.connect(":memory:", check_same_thread=False)
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
+            in_use(self._folder)
             path = self._folder / FILE
             database = sqlite3.connect(path, timeout=WAIT_SECONDS, check_same_thread=False)
         try:

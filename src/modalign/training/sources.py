@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +13,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from modalign.chat_templates import let_through, turn_end_ids
-from modalign.data.features import FeatureStore, Grid, encoder_key
+from modalign.data.features import FeatureStore, Grid, Kept, encoder_key
 from modalign.data.modalities import modality_names, modality_of
 from modalign.data.readers.columns import parse_columns
 from modalign.data.records import Media
@@ -24,6 +26,8 @@ from modalign.starter.build import BuiltIn
 from modalign.tools.registry import chain_spec
 from modalign.tools.spec import ChainSpec
 from modalign.training.settings import EncoderMode
+
+log = logging.getLogger(__name__)
 
 
 class Parts(BaseModel):
@@ -42,6 +46,8 @@ class Parts(BaseModel):
         image_size, patch_size: for raw patches and imported modules.
         tools: tool chains by name: their description, or empty for a built-in one or a file.
         control_tokens: special tokens that are such where a text holds them, too.
+        features: the type that features of frozen encoders are kept in: float32, or float16 for half the space
+            (what rounding changed is measured and told).
         allow_pickle: also read weights that are a pickle, with ``weights_only=True``.
     """
 
@@ -56,6 +62,7 @@ class Parts(BaseModel):
     image_size: int = 224
     patch_size: int = 16
     control_tokens: list[str] = Field(default_factory=list)
+    features: Kept = "float32"
     allow_pickle: bool = False
 
     @model_validator(mode="after")
@@ -115,7 +122,8 @@ class Parts(BaseModel):
         name = None if raw and known.raw_patches else self.encoder[modality]
         options = {option: getattr(self, field) for option, field in known.settings}
         options |= self.options.get(modality, {})
-        return load_encoder(modality, name, media, options, allow_pickle=self.allow_pickle)
+        found = load_encoder(modality, name, media, options, allow_pickle=self.allow_pickle)
+        return replace(found, kept=self.features)
 
 
 class DataFiles(BaseModel):
@@ -203,9 +211,8 @@ class OnDemand(CachedFeatures):
 
 def feature_store(encoder: Encoder, cache: Path) -> FeatureStore:
     """Open the store of this encoder's features."""
-    return FeatureStore(
-        cache / "features", encoder_key(encoder.module, encoder.spec, encoder.processor)
-    )
+    key = encoder_key(encoder.module, encoder.spec, encoder.processor)
+    return FeatureStore(cache / "features", key, encoder.kept)
 
 
 def fill_store(
@@ -215,7 +222,7 @@ def fill_store(
     device: torch.device,
     progress: Progress | None = None,
 ) -> int:
-    """Encode what the store lacks; return how many media were encoded."""
+    """Encode what the store lacks, and tell what keeping it rounded; return how many media were encoded."""
     module = encoder.module.to(device).eval()
 
     @torch.inference_mode()
@@ -228,4 +235,12 @@ def fill_store(
 
     tell = within(f"encoding {encoder.modality}", progress)
     own = [medium for medium in media if medium.modality == encoder.modality]
-    return store.ensure(own, encode, progress=tell)
+    encoded = store.ensure(own, encode, progress=tell)
+    if encoded and store.rounding:
+        log.warning(
+            "%s features are kept in %s: rounding changed %.1e of their norm",
+            encoder.modality,
+            store.kept.name,
+            store.rounding,
+        )
+    return encoded

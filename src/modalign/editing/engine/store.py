@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from modalign.cache import in_use
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.engine.values import Value, ValueSettings
@@ -103,6 +104,7 @@ class ValueStore:
     def put(self, request: Request, value: Value) -> None:
         """Keep a value; a kill leaves it whole or not there."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        in_use(self.folder)
         tensors = {f"delta:{site}": t.contiguous() for site, t in value.deltas.items()}
         tensors |= {f"initial:{site}": t.contiguous() for site, t in value.initial.items()}
         meta = {

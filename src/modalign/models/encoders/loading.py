@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modalign.data.features import Kept
 from modalign.data.modalities import check_medium, modality_of
 from modalign.data.records import Media
 from modalign.data.validation import Check
@@ -26,6 +27,7 @@ class Encoder:
         module: the module that computes features.
         processor: for images: a Hugging Face image processor.
         modality: its input modality.
+        kept: the type that its cached features are kept in.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Encoder:
     module: SignalEncoder
     processor: Any = None
     modality: str = "image"
+    kept: Kept = "float32"
 
     def prepare(self, media: Sequence[Media]) -> Prepared:
         """Decode media and convert them to tensors.
