@@ -13,8 +13,12 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 import tiny
+import tiny_gguf
+from modalign.compression.pruning.run import prune_model
 from modalign.models.compose import load_language_model
 from modalign.models.export import save_model
+from modalign.models.importing import import_model
+from modalign.models.saved import open_composed
 
 Cli = Callable[..., tuple[int, str, str]]
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -117,3 +121,42 @@ def test_a_winner_and_tools_keep_it(stored: Callable[[str], Path], tmp_path: Pat
     """What compare and a tool method save goes by the same property."""
     assert load_language_model(str(stored("float16"))).stored == torch.float16
     assert load_language_model(str(stored("float16"))).model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("road", ["saved", "pruned", "imported"])
+def test_what_reads_and_writes_a_model_keeps_bfloat16(
+    stored: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str
+) -> None:
+    """Tuning, distilling and forgetting save by ``OpenedModel.save``; pruning writes its own files."""
+    source, out = stored("bfloat16"), tmp_path / "out"
+    if road == "saved":
+        opened = open_composed(source)
+        opened.model.float()
+        opened.save(out)
+    elif road == "pruned":
+        monkeypatch.setattr("modalign.compression.pruning.run._check_clean", lambda *given: 0.0)
+        prune_model(str(source), out, keep=0.8, units=["mlp"], score="l2")
+    else:
+        import_model(tiny_gguf.write_gguf(source, tmp_path / "a.gguf", "BF16"), out)
+    assert dtypes(out) == {"BF16"}
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_edit_leaves_a_tied_embedding_tied(
+    cli: Cli, llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Edits write layers' projections, and a patch never one of two tied tensors alone."""
+    source, folder = llm_folder("llama", tied=True), tmp_path / "fixed"
+    rows = [{"subject": "one", "prompt": "{} is", "target": "two", "truth": "seven"}]
+    edits = tiny.write_jsonl(tmp_path / "edits.jsonl", rows)
+    patch = tmp_path / "fix.safetensors"
+    method = ["--method", "ft", "--set", "epochs=40", "--set", "lr=0.02"]
+    code, _, err = cli("edit", "run", source, edits, "-o", patch, *method)
+    assert code == 0, err
+    assert cli("patch", "apply", source, patch, "-o", folder)[0] == 0
+    before, after = (open_composed(each).model.language_model for each in (source, folder))
+    assert after.get_input_embeddings().weight is after.get_output_embeddings().weight
+    assert torch.equal(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
+    changed = [n for n, t in before.state_dict().items() if not torch.equal(after.state_dict()[n], t)]
+    assert changed
+    assert all(".mlp." in name for name in changed)
