@@ -36,7 +36,6 @@ KINDS = {
     "values": "values found for edits",
 }
 LOCKS = (USED, "lock", ".lock")
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -139,20 +138,6 @@ def seconds_of(text: str) -> float:
     if not found:
         raise UsageError(f"{text!r} is no span of time: write 30m, 12h, 30d or 4w")
     return float(found[1]) * SPANS[found[2]]
-
-
-def bytes_of(text: str) -> int:
-    """Read a size: ``500MB``, ``20GB``.
-
-    Raises:
-        UsageError: it is none.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper())
-    unit = found[2] if found else "?"
-    unit = unit if unit in UNITS else f"{unit}B" if f"{unit}B" in UNITS else ""
-    if not found:
-        raise UsageError(f"{text!r} is no size: write 500MB or 20GB")
-    return int(float(found[1]) * UNITS[unit])
 
 
 def _places(cache: Path) -> Iterator[tuple[str, Path]]:

@@ -81,6 +81,19 @@ def unusable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"{path} cannot be written ({error.strerror}): choose another place")
 
 
+def leads_nowhere(name: Path | str) -> bool:
+    """Whether a name that may be the hub's can only be a path, and nothing is there."""
+    text, path = str(name), Path(name)
+    try:
+        if path.exists():
+            return False
+    except (OSError, ValueError):  # too long for a file, or with a zero byte
+        return True
+    if path.suffix.lower() == ".gguf":
+        return text.count("/") != 2 or text.startswith((".", "~", "/"))  # else a repository's
+    return text.count("/") > 1 or text.startswith((".", "~", "/"))
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Write to a folder beside ``folder`` that replaces it if the block succeeds."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from modalign.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
 MAPPED_FROM = 2**20  # bytes
 M_MMAP_THRESHOLD = -3  # the number in malloc.h
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SIZE = re.compile(r"^\s*([0-9]+\.?[0-9]*)\s*([kmg]i?|)b\s*$", re.IGNORECASE)
 
 _returning = False
 
@@ -23,6 +29,22 @@ def readable(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def bytes_of(text: str, option: str) -> int:
+    """Read ``2GiB``, ``500MB`` or ``4096B``.
+
+    Args:
+        text: the size.
+        option: where it was given, for the message.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    match = _SIZE.match(text)
+    if match is None or not float(match.group(1)):
+        raise UsageError(f"{option} {text}: write a size such as 2GiB or 500MB")
+    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])
 
 
 def return_freed_memory() -> bool:

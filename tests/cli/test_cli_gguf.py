@@ -97,10 +97,21 @@ def test_it_is_edited_and_patched(
 def test_it_is_pruned(
     cli: Cli, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modalign.compression.pruning.run._check_clean", lambda *given: 0.0)
+    monkeypatch.setattr("modalign.compression.pruning.run.check_clean", lambda *given: 0.0)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"what is {word}?" for word in ("one", "two", "three", "four") * 2))
-    options = ["--keep", 0.8, "--units", "mlp", "--score", "l2", "--text", text]
+    options = [
+        "--keep",
+        0.8,
+        "--units",
+        "mlp",
+        "--score",
+        "l2",
+        "--recover",
+        "none",
+        "--data",
+        text,
+    ]
     code, _, err = cli("prune", file, "-o", tmp_path / "small", *options)
     assert code == 0, err
     assert (tmp_path / "small" / "config.json").is_file()

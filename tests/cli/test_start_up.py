@@ -23,18 +23,24 @@ COUNT = """
 import contextlib, io, json, sys
 from modalign.cli import main
 sys.argv = ["modalign", *sys.argv[1:]]
-told = io.StringIO()
-with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-    main()
-print(json.dumps([told.getvalue(), sorted({name.partition(".")[0] for name in sys.modules})]))
+told, code = io.StringIO(), 0
+with contextlib.redirect_stdout(told):
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code or 0
+packages = sorted({name.partition(".")[0] for name in sys.modules})
+print(json.dumps([told.getvalue(), packages, code]))
 """
 
 
-def loaded(*arguments: object) -> tuple[str, set[str]]:
-    """What a command prints, and the packages it has loaded at its end."""
+def loaded(*arguments: object, fails: tuple[int, str] = (0, "")) -> tuple[str, set[str]]:
+    """What a command prints, and the packages it has loaded at its end; its exit code, and what it says then."""
     command = [sys.executable, "-c", COUNT, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    told, packages = json.loads(done.stdout.splitlines()[-1])
+    told, packages, code = json.loads(done.stdout.splitlines()[-1])
+    assert code == fails[0], done.stderr
+    assert fails[1] in " ".join(done.stderr.split())
     return told, set(packages)
 
 
@@ -56,6 +62,28 @@ def loaded(*arguments: object) -> tuple[str, set[str]]:
 def test_what_lists_and_explains_needs_no_torch(arguments: list[str]) -> None:
     told, packages = loaded(*arguments)
     assert told
+    assert not packages & {"torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["ask", "./no/model", "a question"], 2, "contains no model: there is no such folder"),
+        (["serve", "nowhere/model.gguf"], 2, "there is no such"),
+        (["edit", "run", "a/b/c", "edits.json", "-o", "x.safetensors"], 2, "contains no model"),
+        (["train", "--llm", "./gone", "--train", "x.jsonl"], 2, "contains no model"),
+        (["embed", "MODEL", "./no/rows.jsonl", "-o", "out"], 3, "no such file or folder"),
+        (["train", "--train", "./no/rows.jsonl"], 3, "no such file or folder"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_path_to_nothing_needs_no_torch(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    """The question whether a file is there takes no second."""
+    words = [str(tmp_path) if word == "MODEL" else word for word in arguments]
+    told, packages = loaded(*words, fails=(code, said))
+    assert told == ""
     assert not packages & {"torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow"}
 
 

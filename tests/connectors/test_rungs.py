@@ -32,6 +32,24 @@ def test_where_methods_stand() -> None:
     assert standing("resampler").rung == "remote-code"
 
 
+def test_a_class_for_images_takes_a_tower_of_transformers() -> None:
+    """A module of the user's own, given by its import path, is no part of a Llava; nor are raw patches."""
+    linear = connectors()["linear"]
+
+    class Module:
+        """As the module around an import path is: without ``tower``."""
+
+        path = "package.module:Class"
+
+    class Tower:
+        tower = object()
+
+    assert standing_of([("image", linear, Tower())]).rung == "native:Llava"
+    for modality in ("image", "audio"):
+        found = standing_of([(modality, linear, Module())])
+        assert (found.rung, "transformers serve" in found.served_by) == ("remote-code", False)
+
+
 def test_what_serves_them() -> None:
     assert standing("mlp").served_by == (
         "transformers serve",

@@ -44,9 +44,16 @@ class Hub:
             def do_GET(self) -> None:
                 hub.asked.append(self.path)
                 files = sorted(folder.iterdir())
-                told: Any = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": f.name} for f in files]}
+                told: Any = {
+                    "id": NAME,
+                    "sha": COMMIT,
+                    "siblings": [{"rfilename": f.name} for f in files],
+                }
                 if self.path.startswith(f"/api/models/{NAME}/tree/"):
-                    told = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
+                    told = [
+                        {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name}
+                        for f in files
+                    ]
                 if self.path.startswith(f"/api/models/{NAME}/"):
                     self.answer(200, json.dumps(told).encode(), "application/json")
                     return

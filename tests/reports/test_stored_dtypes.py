@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 import tiny
 import tiny_gguf
-from modalign.compression.pruning.run import prune_model
+from modalign.compression.pruning.config import PruneConfig
+from modalign.compression.pruning.run import prune
 from modalign.models.compose import load_language_model
 from modalign.models.export import save_model
 from modalign.models.importing import import_model
@@ -134,8 +135,15 @@ def test_what_reads_and_writes_a_model_keeps_bfloat16(
         opened.model.float()
         opened.save(out)
     elif road == "pruned":
-        monkeypatch.setattr("modalign.compression.pruning.run._check_clean", lambda *given: 0.0)
-        prune_model(str(source), out, keep=0.8, units=["mlp"], score="l2")
+        monkeypatch.setattr("modalign.compression.pruning.run.check_clean", lambda *given: 0.0)
+        options: Any = {
+            "keep": 0.8,
+            "units": ["mlp"],
+            "score": "l2",
+            "recover": "none",
+            "rounds": 0,
+        }
+        prune(PruneConfig(model=str(source), **options), out)
     else:
         import_model(tiny_gguf.write_gguf(source, tmp_path / "a.gguf", "BF16"), out)
     assert dtypes(out) == {"BF16"}
@@ -157,6 +165,8 @@ def test_an_edit_leaves_a_tied_embedding_tied(
     before, after = (open_composed(each).model.language_model for each in (source, folder))
     assert after.get_input_embeddings().weight is after.get_output_embeddings().weight
     assert torch.equal(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
-    changed = [n for n, t in before.state_dict().items() if not torch.equal(after.state_dict()[n], t)]
+    changed = [
+        n for n, t in before.state_dict().items() if not torch.equal(after.state_dict()[n], t)
+    ]
     assert changed
     assert all(".mlp." in name for name in changed)

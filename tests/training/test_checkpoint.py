@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tiny_session import (
 
 from modalign.errors import ModalignError, UsageError
 from modalign.training import checkpoint
+from modalign.training.budget import Ledger
 
 SOURCE = Path(checkpoint.__file__).parents[1]
 Make = Callable[..., Plan]
@@ -173,3 +175,36 @@ def test_no_pickle_is_written_or_read(plan: Make, tmp_path: Path) -> None:
     ]
     # vLLM takes prompt embeddings in that form only; it goes over the wire and is never read here.
     assert found == [("serving/gateway.py", "torch.save(")]
+
+
+def test_slow_steps_are_not_saved_one_by_one(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is slower than the interval; the report of the last one is the end of the bar."""
+    monkeypatch.setattr("modalign.training.trainer.Ledger.spend", slowly(40.0))
+    told: list[float] = []
+    made = plan(budget="192samples", val=0, settings={"checkpoint_seconds": 30.0})
+    session = made.session(report=lambda _, step: told.append(step.fraction))
+    saved: list[int] = []
+    write = checkpoint.save_checkpoint
+
+    def counted(folder: Path, step: int, *rest: Any) -> None:
+        saved.append(step)
+        write(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", counted)
+    steps = made.run(tmp_path, session).steps
+    assert saved == [8, 16, steps]  # ten times the interval lies between eight steps of 40 s
+    assert len(told) == steps
+    assert told == sorted(told)
+    assert (told[0] > 0, told[-1]) == (True, 1)
+
+
+def slowly(seconds: float) -> Callable[..., None]:
+    """Spend as the ledger does, but so many seconds a step."""
+    spend = Ledger.spend
+
+    def spent(self: Ledger, samples: int, _: float, flops: float) -> None:
+        spend(self, samples, seconds, flops)
+
+    return spent

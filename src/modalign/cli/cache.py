@@ -66,9 +66,10 @@ def clear_entries(
 
     - `modalign cache clear --all`
     """
-    from modalign.cache_entries import bytes_of, cache_entries, clear, seconds_of, to_clear
+    from modalign.cache_entries import cache_entries, clear, seconds_of, to_clear
     from modalign.cli.console import print_json, stdout
     from modalign.errors import UsageError
+    from modalign.memory import bytes_of
     from modalign.numbers.words import size
 
     if not (kinds or unused or down_to or everything):
@@ -78,7 +79,7 @@ def clear_entries(
         entries,
         kinds=kinds or (),
         unused=None if unused is None else seconds_of(unused),
-        down_to=None if down_to is None else bytes_of(down_to),
+        down_to=None if down_to is None else bytes_of(down_to, "--down-to"),
     )
     gone = chosen if dry_run else [entry for entry in chosen if clear(entry)]
     within = [entry for entry in entries if not kinds or entry.kind in kinds]

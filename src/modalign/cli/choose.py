@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from modalign.data.records import Media
 
 @options.takes_media
 def choose(
-    model: Annotated[Path, typer.Argument(help="Model folder, or the hub name of a causal LM.")],
+    model: options.Model,
     question: Annotated[str, typer.Argument(help="The question.")],
     media: list[Media],
     option: Annotated[

@@ -11,8 +11,8 @@ from modalign.cli import options
 
 
 def diagnose(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
-    data: Annotated[str, typer.Argument(help="Data file with expected answers.")],
+    model: options.Model,
+    data: options.Data,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write report.html, .md and .json here.")
     ] = None,

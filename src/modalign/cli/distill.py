@@ -145,7 +145,7 @@ def distill(
 
 @app.command(epilog=options.EXIT_CODES)
 def store(
-    teacher: Annotated[str, typer.Argument(help="Model folder.")],
+    teacher: options.ModelName,
     data: Annotated[str, typer.Argument(help="Records, or plain text, that students train on.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the store.")],
     top: Annotated[int, typer.Option(min=1, help="Words kept of every position.")] = 64,

@@ -53,7 +53,7 @@ def doctor(
     - `modalign doctor --llm Qwen/Qwen2.5-0.5B --train train.jsonl --train-llm lora --json`
     """
     from modalign.cache import cache_directory
-    from modalign.cli.console import bars, print_json, quiet_libraries, stderr
+    from modalign.cli.console import bars, print_json, quiet_libraries
     from modalign.comparison.config import load_config
     from modalign.training.budget import Budget
     from modalign.training.doctor.examine import examine
@@ -63,7 +63,7 @@ def doctor(
     chosen = method or methods
     if chosen is not None:
         changes["methods"] = chosen.split(",")
-    with bars(stderr.is_terminal) as progress:
+    with bars(not json_output) as progress:
         resolved, _ = load_config(config, changes, progress)
         found = examine(
             resolved.parts,

@@ -11,7 +11,7 @@ from modalign.cli import options
 
 
 def analyze(
-    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    model: options.ModelName,
     facts: Annotated[
         Path,
         typer.Argument(help="Facts (subject, prompt or template, attribute), or a file of edits."),

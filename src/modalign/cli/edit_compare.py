@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    model: options.ModelName,
     edits: Annotated[Path, typer.Argument(help="Edits: JSON, JSON Lines or CSV.")],
     methods: Annotated[
         str, typer.Option("--methods", help="pmet, memit, rome, ft, ft-l, alphaedit, or all.")

@@ -11,7 +11,7 @@ from modalign.cli import options
 
 
 def suggest(
-    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    model: options.ModelName,
     probes: Annotated[
         Path,
         typer.Argument(help="A file of edits, or facts (subject, prompt or template, attribute)."),

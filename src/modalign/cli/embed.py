@@ -11,8 +11,8 @@ from modalign.cli import options
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="Model folder, or the hub name of a causal LM.")],
-    data: Annotated[str, typer.Argument(help="Records, or items: rows of text, media, or both.")],
+    model: options.Model,
+    data: options.Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the index to write.")],
     pooling: Annotated[
         Literal["last", "mean", "word"],

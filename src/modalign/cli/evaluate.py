@@ -26,7 +26,7 @@ SHOWN_REFERENCES = (
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: options.Model,
     data: Annotated[
         str | None, typer.Argument(help="Data file with expected answers; not for edits.")
     ] = None,

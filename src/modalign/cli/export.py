@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
+    model: options.Model,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="New folder, or one to replace (--overwrite).")
     ],

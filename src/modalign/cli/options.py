@@ -11,7 +11,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from modalign.data.modalities import DEFAULT, medium_from, modality_names
+from modalign.data.readers import locate
 from modalign.data.records import Media
+from modalign.errors import UsageError
+from modalign.files import leads_nowhere
 from modalign.trust import trust_remote_code
 
 EXIT_CODES = (
@@ -23,6 +26,32 @@ MEDIA = (
     "features.npy#12. Repeatable."
 )
 
+
+def _model_there(name: str) -> str:
+    """Refuse a path to no model before anything is imported; a name may be the hub's."""
+    if leads_nowhere(name):
+        raise UsageError(f"{name} contains no model: there is no such folder or GGUF file")
+    return name
+
+
+def _model_path(name: str) -> Path:
+    return Path(_model_there(name))  # looked at as it was written: a path drops the ./ of ./name
+
+
+def _data_there(name: str | None) -> str | None:
+    """Refuse a data file that is not there before anything is imported."""
+    if name is not None:
+        locate(name)
+    return name
+
+
+STARTER = "starter:"  # names of the starter's parts begin so
+MODEL_HELP = "Folder, GGUF file, or name of the hub."
+Model = Annotated[Path, typer.Argument(parser=_model_path, help=MODEL_HELP, metavar="MODEL")]
+ModelName = Annotated[str, typer.Argument(parser=_model_there, help=MODEL_HELP, metavar="MODEL")]
+Data = Annotated[
+    str, typer.Argument(callback=_data_there, help="Data file.", metavar="DATA", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Config = Annotated[str | None, typer.Argument(help="YAML file; default: the built-in starter.")]
 Llm = Annotated[
@@ -167,6 +196,11 @@ def configures(verb: V) -> V:
         from modalign.configuration import assign, assigned
 
         changes: dict[str, Any] = {}
+        if given["llm"] is not None and not given["llm"].startswith(STARTER):
+            _model_there(given["llm"])
+        for name in ("train_file", "val", "evaluation"):
+            if given[name] is not None and not given[name].startswith(STARTER):
+                _data_there(given[name])
         for name, value in given.items():
             if value is not None and value is not False:
                 path = str(CONFIGURATION[name][1])

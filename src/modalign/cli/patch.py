@@ -115,7 +115,7 @@ def verify(patch: PatchFile, model: Model = None, json_output: options.Json = Fa
 
 @app.command(epilog=options.EXIT_CODES)
 def apply(
-    model: Annotated[Path, typer.Argument(help="Model folder.", metavar="MODEL")],
+    model: options.Model,
     patches: Annotated[list[Path], typer.Argument(help="Patch files, lowest first.")],
     out: Annotated[
         Path | None,

@@ -11,9 +11,7 @@ from modalign.cli import options
 
 
 def prune(
-    model: Annotated[
-        str, typer.Argument(help="Folder of a causal language model, or of one with media.")
-    ],
+    model: options.ModelName,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the pruned model.")],
     keep: Annotated[
         float | None,

@@ -13,7 +13,7 @@ MAX_RATE = 60  # frames a second of the longest video
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="Model folder, e.g. runs/compare/best.")],
+    model: options.Model,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port; 0 chooses a free one.")

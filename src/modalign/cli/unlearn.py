@@ -11,7 +11,7 @@ from modalign.cli import options
 
 
 def unlearn(
-    model: Annotated[Path, typer.Argument(help="Model folder, without patches.")],
+    model: options.Model,
     forget: Annotated[str, typer.Option("--forget", help="Questions with answers to forget.")],
     retain: Annotated[str, typer.Option("--retain", help="Questions with answers to keep.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The patch file to write.")],

@@ -64,7 +64,10 @@ def native_class(modality: str, connector: Any, encoder: Any = None) -> str | No
     if modality == "audio":
         return _sound_class(connector, encoder)
     target = str(connector.export_target)
-    return target if modality == "image" and target != REMOTE_CODE else None
+    if modality != "image" or target == REMOTE_CODE:
+        return None
+    # The classes for images hold a tower of transformers: neither a user's own module nor raw patches.
+    return target if encoder is None or hasattr(encoder, "tower") else None
 
 
 def _sound_class(connector: Any, encoder: Any) -> str | None:

@@ -22,6 +22,7 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download, try_t
 
 from modalign.cache import cache_directory, in_use
 from modalign.errors import UsageError, first_line
+from modalign.files import leads_nowhere
 from modalign.models.gguf import SUFFIX, convert_gguf
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _fetched(name: str) -> Path:
     """
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
-    if not file or name.startswith((".", "~", "/")):
+    if leads_nowhere(name) or not file:
         raise UsageError(f"{name} cannot be read: there is no such file")
     check_within_reach(f"{owner}/{repository}", "model", file)
     try:
@@ -143,7 +144,7 @@ def check_within_reach(name: str, what: str, file: str = "config.json") -> None:
     """
     if Path(name).exists() or Path(name).suffix.lower() == SUFFIX:
         return  # a GGUF file is looked for where it is unpacked
-    if name.count("/") > 1 or name.startswith((".", "~", "/")):  # the hub has no such names
+    if leads_nowhere(name):
         raise UsageError(f"the {what} {name!r} cannot be loaded: there is no such folder")
     if constants.HF_HUB_OFFLINE or getproxies():
         return

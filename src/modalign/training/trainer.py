@@ -36,6 +36,7 @@ from modalign.training.trainable import FrozenCheck, parameter_groups
 
 Validate = Callable[[], tuple[float, float]]  # loss and accuracy
 NONFINITE = "nonfinite.json"
+CHECKPOINT_STEPS = 10  # between checkpoints, unless they take very long
 
 
 class NonFiniteLossError(ModalignError):
@@ -190,13 +191,23 @@ class Trainer:
             if check is not None:
                 check.verify(self.learner.module)
                 check = None
-            self._tell(fraction, loss if loss is not None else math.nan, padding)
-            if self.ledger.seconds - self._saved_at > self.settings.checkpoint_seconds:
+            spent = min(self.ledger.fraction(self.budget), 1.0)  # so that the last step is the end
+            self._tell(spent, loss if loss is not None else math.nan, padding)
+            if self._checkpoint_due():
                 self.save()
         self._validate()
         self.save()
         heads = take_learnt(self.learner.module, self.objective)
         return StageOutcome(self.step, self.ledger, self.curve, heads)
+
+    def _checkpoint_due(self) -> bool:
+        """Whether the next checkpoint is worth its time: where steps are slow, not after each of them.
+
+        It waits ``checkpoint_seconds``, and up to ten times as long for ``CHECKPOINT_STEPS`` steps.
+        """
+        since, pause = self.ledger.seconds - self._saved_at, self.settings.checkpoint_seconds
+        steps = self.step - (self._saved[0] if self._saved else 0)
+        return since > pause and (steps >= CHECKPOINT_STEPS or since > 10 * pause)
 
     def _mean(self, seconds: float) -> float:
         """Return the mean over processes, so that all save and stop at the same step."""

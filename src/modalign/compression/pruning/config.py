@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from modalign.errors import UsageError
 from modalign.starter.build import BuiltIn
 from modalign.training.settings import TrainSettings
 
 KEEP = 0.75  # where no target is given
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_SIZE = re.compile(r"^\s*([0-9]+\.?[0-9]*)\s*([kmg]i?|)b\s*$", re.IGNORECASE)
 
 
 class PruneConfig(BaseModel):
@@ -81,15 +77,3 @@ class PruneConfig(BaseModel):
         if self.latency is not None:
             return f"{self.latency:g} of the time for the next token"
         return f"{KEEP if self.keep is None else self.keep:g} of the layers' parameters"
-
-
-def bytes_of(text: str) -> int:
-    """Read ``2GiB``, ``500MB`` or ``4096B``.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    match = _SIZE.match(text)
-    if match is None or not float(match.group(1)):
-        raise UsageError(f"--memory {text}: write a size such as 2GiB or 500MB")
-    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])

@@ -36,6 +36,7 @@ from modalign.compression.pruning.workshop import (
 from modalign.devices import device_named
 from modalign.errors import UsageError
 from modalign.files import check_free, new_folder, write_atomically
+from modalign.models.local import model_folder
 from modalign.models.open import open_model
 from modalign.models.projections import language_part
 from modalign.models.quiet import quietly
@@ -87,6 +88,7 @@ def prune(
         shutil.rmtree(_work(out), ignore_errors=True)
         return done
     _check_places(config, out, patch, resume, overwrite)
+    config = config.model_copy(update={"model": str(model_folder(config.model))})
     Budget.parse(config.recover_budget)
     requested(config)
     work = _work(out)

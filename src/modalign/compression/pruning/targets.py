@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from modalign.compression.pruning.config import KEEP, bytes_of
+from modalign.compression.pruning.config import KEEP
 from modalign.compression.pruning.shapes import build
 from modalign.compression.pruning.speed import measure
 from modalign.compression.pruning.workshop import Candidate, Request, Workshop
 from modalign.errors import UsageError
-from modalign.memory import readable
+from modalign.memory import bytes_of, readable
 from modalign.models.projections import language_part
 from modalign.patches.folder_weights import FolderWeights
 
@@ -55,7 +55,7 @@ def fixed_size(workshop: Workshop) -> int:
     config, stack = workshop.config, workshop.stack
     if config.memory is None:
         return int((KEEP if config.keep is None else config.keep) * stack.size)
-    have, wanted = weights_bytes(workshop.source), bytes_of(config.memory)
+    have, wanted = weights_bytes(workshop.source), bytes_of(config.memory, "--memory")
     if have <= wanted:
         raise UsageError(
             f"--memory {config.memory}: the weights take {readable(have)}, so they fit already"
