@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import typer
 
 from modalign.cli import app
+from modalign.errors import ModalignError
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "survey.md").read_text(encoding="utf-8")
@@ -24,7 +26,8 @@ def parse(line: str) -> None:
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     assert getattr(command, "invoke_without_command", True), line
-    command.make_context(line, words)
+    with suppress(ModalignError):  # the files of an example are not there
+        command.make_context(line, words)
 
 
 def test_every_row_has_a_command() -> None:
