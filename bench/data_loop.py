@@ -1,9 +1,9 @@
 """The data loop measured: is noise found, does finding it pay, and how often does a probe of clean data cry wolf?
 
-    python -m bench.data_loop --out DIR [--only scorer,noise,clean] [--worlds 20]
+    python -m bench.data_loop --out DIR [--only noise,clean] [--worlds 20] [--captions 1000]
 
 The starter's scenes. An aligned model is trained on questions about scenes (no captions); it is then tuned on
-1,000 captions of which 30 % belong to another scene. ``noise``: the whole probe, with the oracle and the area
+captions of which 30 % belong to another scene. ``noise``: the whole probe, with the oracle and the area
 under the ROC curve. ``clean``: the same loop on clean captions, other ones in every world, and a control by
 chance; a recommendation other than "no filter" is a false positive. Finished trainings are kept: run the same
 command again to go on. Figures are printed as they are, and kept in DIR/data_loop.json.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,9 @@ from modalign.training.settings import TrainSettings
 from modalign.training.sources import DataFiles, Parts
 
 NOISY = 0.3
-CAPTIONS = 1000  # of the noisy world
 CHOOSING, JUDGING = 400, 400
-SMALL, SMALL_CHOOSING = 300, 150  # of a clean world
-SCORER = "4000samples"
+QUESTIONS = 3000  # of the aligned model
+SMALL, SMALL_CHOOSING = 200, 100  # of a clean world
 TRAINING: dict[str, Any] = {
     "llm": "frozen",
     "learning_rates": {"connector": 1e-3, "llm": 0, "encoder": 0},
@@ -71,11 +70,13 @@ def swapped(records: Sequence[Record], rate: float, seed: int) -> list[Record]:
     ]
 
 
-def scorer(out: Path) -> Path:
+def scorer(out: Path, budget: str) -> Path:
     """Train the aligned model, once."""
     folder = out / "scorer"
     if not (folder / "result.json").exists():
-        write_records(starter_records(captions=False), out / "questions.jsonl")
+        asked = starter_records(captions=False)
+        every = max(1, len(asked) // QUESTIONS)
+        write_records(asked[::every], out / "questions.jsonl")
         given = starter_experiment()
         settings = TrainSettings(**{**given["training"], "device": "cpu"})
         files = DataFiles(train=str(out / "questions.jsonl"), val=given["data"]["val"])
@@ -84,7 +85,7 @@ def scorer(out: Path) -> Path:
             Parts(**given["parts"]),
             files,
             settings,
-            SCORER,
+            budget,
             folder,
             factor=1.0,
             resume=True,
@@ -92,7 +93,7 @@ def scorer(out: Path) -> Path:
     return folder / "model"
 
 
-def world(folder: Path, parts: dict[str, Sequence[Record]]) -> dict[str, str]:
+def world(folder: Path, parts: Mapping[str, Sequence[Record]]) -> dict[str, str]:
     """Write the files of a world; returns where they are."""
     for name, records in parts.items():
         if not (folder / f"{name}.jsonl").exists():
@@ -100,7 +101,7 @@ def world(folder: Path, parts: dict[str, Sequence[Record]]) -> dict[str, str]:
     return {name: str(folder / f"{name}.jsonl") for name in parts}
 
 
-def noise(out: Path, seeds: int) -> Probe:
+def noise(out: Path, aligned: Path, captions_wanted: int, seeds: int) -> Probe:
     """Probe captions of which 30 % are another scene's."""
     captions = starter_records(captions=True)
     order = np.random.default_rng(0).permutation(len(captions)).tolist()
@@ -108,16 +109,16 @@ def noise(out: Path, seeds: int) -> Probe:
     files = world(
         out / "noise",
         {
-            "train": swapped(mixed[:CAPTIONS], NOISY, 0),
-            "val": mixed[CAPTIONS : CAPTIONS + CHOOSING],
-            "eval": mixed[CAPTIONS + CHOOSING : CAPTIONS + CHOOSING + JUDGING],
+            "train": swapped(mixed[: -CHOOSING - JUDGING][:captions_wanted], NOISY, 0),
+            "val": mixed[-CHOOSING - JUDGING : -JUDGING],
+            "eval": mixed[-JUDGING:],
         },
     )
     config = ProbeConfig.model_validate(
         {
-            "model": str(scorer(out)),
+            "model": str(aligned),
             "data": files,
-            "operators": ["agreement", "length[of=answer]"],
+            "operators": ["agreement"],
             "truth": "clean",
             "seeds": seeds,
             "training": TRAINING,
@@ -126,7 +127,7 @@ def noise(out: Path, seeds: int) -> Probe:
     return probe(config, out / "noise" / "run", resume=True)
 
 
-def clean(out: Path, number: int) -> Probe:
+def clean(out: Path, aligned: Path, number: int) -> Probe:
     """Probe clean captions."""
     captions = starter_records(captions=True)
     order = np.random.default_rng((number, 5)).permutation(len(captions)).tolist()
@@ -135,7 +136,7 @@ def clean(out: Path, number: int) -> Probe:
     parts = {"train": mixed[:SMALL], "val": mixed[SMALL : SMALL + SMALL_CHOOSING]}
     config = ProbeConfig.model_validate(
         {
-            "model": str(scorer(out)),
+            "model": str(aligned),
             "data": world(folder, parts),
             "operators": ["agreement", f"chance[seed={number}]"],
             "repetition": "never",
@@ -168,23 +169,25 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="scorer,noise,clean")
+    parser.add_argument("--only", default="noise,clean")
+    parser.add_argument("--captions", type=int, default=1000)
+    parser.add_argument("--scorer", default="12000samples")
     parser.add_argument("--worlds", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     wanted = given.only.split(",")
     kept: dict[str, Any] = {}
-    if "scorer" in wanted:
-        print(f"aligned model: {scorer(given.out)}")
+    aligned = scorer(given.out, given.scorer)
+    print(f"aligned model, {given.scorer}: {aligned}", flush=True)
     if "noise" in wanted:
-        found = noise(given.out, given.seeds)
+        found = noise(given.out, aligned, given.captions, given.seeds)
         told_noise(found)
         kept["noise"] = found.model_dump(mode="json")
     if "clean" in wanted:
         chosen = []
         for number in range(given.worlds):
-            chosen.append(clean(given.out, number).chosen)
+            chosen.append(clean(given.out, aligned, number).chosen)
             print(f"clean world {number}: {chosen[-1]}", flush=True)
         wrong = share([each != EVERYTHING for each in chosen], over="worlds")
         print(f"recommended something else than no filter on clean data: {words.interval(wrong)}")

@@ -92,6 +92,8 @@ class ProbeConfig(LoopConfig):
             raise ValueError("operators: one is named twice")
         if any(not 0 < share < 1 for share in self.shares):
             raise ValueError("shares: each lies between 0 and 1")
+        if len({f"{100 * share:.3g}" for share in self.shares}) < len(self.shares):
+            raise ValueError("shares: two are equal, or nearly so")
         return self
 
 

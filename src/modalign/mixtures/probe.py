@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from modalign.files import write_atomically
 from modalign.memory import return_freed_memory
 from modalign.mixtures import pools
 from modalign.mixtures.assemble import Choice, Judgement, judged
-from modalign.mixtures.config import ProbeConfig, When
-from modalign.mixtures.pools import Places
+from modalign.mixtures.choices import Choices
+from modalign.mixtures.config import ProbeConfig
 from modalign.mixtures.probe_report import report_of
-from modalign.mixtures.probe_results import EVERYTHING, ORACLE, RANDOM, Phase, Probe, Ranked
+from modalign.mixtures.probe_results import EVERYTHING, RANDOM, Probe, Ranked
 from modalign.mixtures.reading import Reading, without_overlap
 from modalign.mixtures.statistics import Place, Scorer, asks_model, computed, loads_model
 from modalign.mixtures.trials import UNTRAINED, Trained, Trials
@@ -84,7 +83,7 @@ def planned(config: ProbeConfig, progress: Progress | None = None) -> dict[str, 
     """
     run = _Run(config, Path(), progress)
     run.read()
-    first = [choice.name for choice in run.references()]
+    first = [choice.name for choice in run.choices.references()]
     pooled = [f"{name} {level}" for name in config.operators for level in pools.LEVELS]
     trained = [name for name in (*first, RANDOM, *pooled) if name != UNTRAINED]
     further = _further(config)
@@ -113,7 +112,6 @@ class _Run:
     out: Path
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
     trainings: dict[str, list[Trained]] = field(default_factory=dict)
     values: dict[str, Floats] = field(default_factory=dict)
 
@@ -155,6 +153,7 @@ class _Run:
         self.groups = {CHOOSING: groups}
         if JUDGING in held:
             self.groups[JUDGING] = [s.record.group or s.record.id for s in held[JUDGING]]
+        self.choices = Choices(c, len(train), self.truth, self.values, self.notes)
         self._compute()
         few = self.config.training.batch_size
         if len(train) // 3 < few:
@@ -189,31 +188,16 @@ class _Run:
 
     def run(self) -> Probe:
         """Train all phases and return what was found."""
-        several = len(pools.LEVELS) * len(self.config.operators)
-        rows = len(self.references()) + several + _further(self.config)
-        self.trials.total = rows * self.config.seeds
-        self._train(self.references())
+        choices = self.choices
+        first = choices.references()
+        pooled = len(pools.LEVELS) * len(self.config.operators) + 1
+        self.trials.total = self.config.seeds * (len(first) + pooled + _further(self.config))
+        self._train(first)
         self._compute(self.out / "statistics.json")
-        cut: list[Choice] = []
-        for name in self.config.operators:
-            self._pools(cut, name)
-        self._train(cut)
-        first = self._judged()
-        self._train(self._combined(first))
-        self._train(self._shares(self._judged()))
+        self._train(choices.thirds())
+        self._train(choices.combined(self._judged()))
+        self._train(choices.shares(self._judged()))
         return self._assembled(self._judged())
-
-    def references(self) -> list[Choice]:
-        """Return the rows that need no statistic."""
-        everyone = np.arange(len(self.train))
-        found = [
-            Choice(UNTRAINED, "reference", lambda seed: everyone[:0]),
-            Choice(EVERYTHING, "reference", lambda seed: everyone),
-        ]
-        if self.truth is not None:
-            good = np.flatnonzero(self.truth)
-            found.append(Choice(ORACLE, "reference", lambda seed: good))
-        return found
 
     def _compute(self, file: Path | None = None) -> None:
         """Compute statistics: without a file, those that no model has to be loaded for.
@@ -257,98 +241,10 @@ class _Run:
         same = opened.tokenizer.get_vocab() == own.opened.tokenizer.get_vocab()
         return Scorer(model, opened.collator(), opened.tokenizer, own.device, same)
 
-    def _pools(self, found: list[Choice], name: str) -> None:
-        """Add an operator's pools, and the random row of their size unless there is one."""
-        values = self.values[name]
-        control = self._control(found, name, 1 / len(pools.LEVELS), "pools")
-        for level, places in pools.terciles(values, name, self.config.seed).items():
-            found.append(
-                Choice(
-                    f"{name} {level}",
-                    "candidate",
-                    partial(_always, places),
-                    "pools",
-                    {name: level},
-                    control,
-                )
-            )
-
-    def _control(self, found: list[Choice], operator: str, share: float, phase: Phase) -> str:
-        """Return the random row of the same make, added to ``found`` unless there is one.
-
-        Operators that have a value for different records need different ones.
-        """
-        values = self.values.get(operator, np.zeros(len(self.train)))
-        like = (share, np.isfinite(values).tobytes())
-        for choice in (*self.choices, *found):
-            if choice.like == like:
-                return choice.name
-        name = RANDOM if share == 1 / len(pools.LEVELS) else f"random {share:.0%}"
-        if any(choice.name == name for choice in (*self.choices, *found)):
-            name += f" for {operator}"
-        draw = partial(_drawn, values, share, self.config.seed)
-        found.append(Choice(name, "control", draw, phase, like=like))
-        return name
-
-    def _combined(self, first: Judgement) -> list[Choice]:
-        """Return what the best pools of several operators share, the best pool first."""
-        wanted = self._best_pools(first, self.config.combine)
-        found: list[Choice] = []
-        for count in range(2, len(wanted) + 1):
-            chosen = wanted[:count]
-            places = pools.shared([choice.places(0) for choice in chosen])
-            name = " and ".join(choice.name for choice in chosen)
-            if len(places) < self.config.training.batch_size:
-                self.notes.append(
-                    f"{name} share {len(places)} records, less than a batch: their combination was not trained on."
-                )
-                break
-            operators = {k: v for choice in chosen for k, v in choice.operators.items()}
-            made = Choice(name, "candidate", partial(_always, places), "combination", operators)
-            made.control = self._control(found, "", len(places) / len(self.train), "combination")
-            found.append(made)
-        return found
-
-    def _shares(self, judgement: Judgement) -> list[Choice]:
-        """Return shares of the best operator's records, and random ones: repetition against diversity."""
-        best = self._best_pools(judgement, self.config.repetition)[:1]
-        found: list[Choice] = []
-        for choice in best:
-            ((name, level),) = choice.operators.items()
-            values = self.values[name]
-            for share in self.config.shares:
-                control = self._control(found, name, share, "repetition")
-                places = pools.best_share(values, level, share, self.config.seed)
-                found.append(
-                    Choice(
-                        f"{name} {level}: best {share:.0%}",
-                        "candidate",
-                        partial(_always, places),
-                        "repetition",
-                        {name: level},
-                        control,
-                    )
-                )
-        return found
-
-    def _best_pools(self, judgement: Judgement, when: When) -> list[Choice]:
-        """Return each operator's best pool, the best operator first: those found better, or all."""
-        if when == "never":
-            return []
-        found = []
-        for name in self.values:
-            own = [c for c in self.choices if c.phase == "pools" and name in c.operators]
-            if when == "found":
-                own = [c for c in own if judgement.found(c.name)]
-            if own:
-                found.append(max(own, key=lambda c: judgement.value(c.name)))
-        return sorted(found, key=lambda c: -judgement.value(c.name))
-
     # ------------------------------------------------------------------ trainings
 
     def _train(self, choices: Sequence[Choice]) -> None:
         """Train every choice under every seed; those of one seed together, since their model is made once."""
-        self.choices += choices
         scoring = any(self.names_model.values()) and self.config.model is None
         for seed in range(self.config.seeds):
             for choice in choices:
@@ -362,13 +258,13 @@ class _Run:
     def _judged(self, name: str = CHOOSING) -> Judgement:
         fixed = [UNTRAINED] if self.config.model is not None else []
         return judged(
-            self.choices, self.trainings, name, self.config.metric, self.groups[name], fixed
+            self.choices.all, self.trainings, name, self.config.metric, self.groups[name], fixed
         )
 
     # ------------------------------------------------------------------ the result
 
     def _assembled(self, judgement: Judgement) -> Probe:
-        candidates = [c for c in self.choices if judgement.found(c.name)]
+        candidates = [c for c in self.choices.all if judgement.found(c.name)]
         best = max(candidates, key=lambda c: judgement.value(c.name), default=None)
         chosen = best.name if best else EVERYTHING
         test = self._judged(JUDGING) if JUDGING in self.groups else None
@@ -383,7 +279,7 @@ class _Run:
             judged=test.alone(chosen) if test and best else None,
             rows=[
                 judgement.row(c, self.train, self.truth, self.trainings[c.name], test)
-                for c in self.choices
+                for c in self.choices.all
             ],
             operators=[self._ranked(name, judgement) for name in self.values],
             candidates=judgement.candidates,
@@ -396,7 +292,7 @@ class _Run:
     def _ranked(self, name: str, judgement: Judgement) -> Ranked:
         values = self.values[name]
         known = np.isfinite(values)
-        own = [c for c in self.choices if c.phase == "pools" and name in c.operators]
+        own = self.choices.pools_of(name)
         best = max(own, key=lambda c: judgement.value(c.name))
         found = [c for c in own if judgement.found(c.name)]
         finds, kept = None, {}
@@ -425,15 +321,6 @@ class _Run:
         records = [self.train[n].record for n in best.places(0).tolist()]
         write_records(records, self.out / KEPT)
         return KEPT
-
-
-def _always(places: Places, seed: int) -> Places:
-    return places
-
-
-def _drawn(values: Floats, share: float, start: int, seed: int) -> Places:
-    """Another random choice for every seed, so that the row's interval covers the choice."""
-    return pools.random_share(values, share, 1000 * start + seed)
 
 
 def _reason(best: Choice | None, judgement: Judgement) -> str:

@@ -197,6 +197,4 @@ class Trials:
     def _tell(self, row: str, fraction: float) -> None:
         if self.progress:
             total = max(self.total, self.done)
-            self.progress(
-                f"training on {row}"[:40], int((self.done - 1 + fraction) * 100), total * 100
-            )
+            self.progress(row[:40], int((self.done - 1 + fraction) * 100), total * 100)
