@@ -183,3 +183,17 @@ def largest_difference(first: Tensor, second: Tensor) -> float:
     """Largest absolute difference of two tensors of equal shape."""
     assert first.shape == second.shape
     return float((first - second).abs().max())
+
+
+class NoProcess:
+    """In place of the clean process that loads a merged model, where a test loads it itself."""
+
+    def __enter__(self) -> NoProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def check(self, folder: Path, like: object) -> int:
+        """Say nothing."""
+        return 0

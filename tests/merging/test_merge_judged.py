@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tiny
 from modalign.data.records import Message, Record, Source
 from modalign.data.supervision import Sample
 from modalign.merging.bench import Bench
@@ -26,7 +27,7 @@ from modalign.merging.learned import _Maps
 from modalign.merging.planning import Merge
 from modalign.merging.run import merge_models
 from modalign.models.saved import open_composed
-from modalign.patches.apply import view
+from modalign.patches.apply import applied, view
 from modalign.patches.model_folders import apply_to_folder
 from modalign.patches.storage import load_patch
 
@@ -38,7 +39,7 @@ NAMING = "red circle, blue square, green triangle."
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the clean process: test_merge_folders has it."""
-    monkeypatch.setattr("modalign.merging.run.check_loads", lambda folder, like: 0)
+    monkeypatch.setattr("modalign.merging.run.CleanProcess", tiny.NoProcess)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,7 @@ def test_a_search_sees_validation_data_only(experts: Path, tmp_path: Path) -> No
         assert [row.tried for row in tried] == [0.1, 0.5, 0.9]
         assert min(tried, key=lambda row: row.validation or 0).chosen
         assert not min(tried, key=lambda row: row.losses[other].value).chosen
+        assert found.plan.weights == f"a {1 - best:g}, b {best:g}"
         wanted = (1 - best) * held(experts / "a")["model.norm.weight"].double()
         wanted += best * held(experts / "b")["model.norm.weight"].double()
         saved = held(tmp_path / name / "model")["model.norm.weight"].double()
@@ -298,6 +300,28 @@ def test_a_soup_comes_out_bit_for_bit(
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(whole.model)(ids).logits
         torch.testing.assert_close(lazily(ids).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("gpt2", False), ("llama", True)])
+def test_soups_of_transposed_and_of_tied_weights(
+    family: str, tied: bool, llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = llm_folder(family, tied)
+    for number, name in enumerate("ab"):
+        shutil.copytree(source, tmp_path / name)
+        draw = torch.Generator().manual_seed(number)
+        moved = {n: v + 0.1 * torch.randn(v.shape, generator=draw) for n, v in held(source).items()}
+        save_file(moved, tmp_path / name / "model.safetensors", {"format": "pt"})
+    whole = merge_models(config(tmp_path, weight=["0.3"]), tmp_path / "folder")
+    found = merge_models(config(tmp_path, weight=["0.3"], form="patch"), tmp_path / "patch")
+    patch = load_patch(found.model)
+    apply_to_folder(tmp_path / "a", [patch], tmp_path / "applied")
+    wanted = held(Path(whole.model))
+    assert all(torch.equal(v, wanted[n]) for n, v in held(tmp_path / "applied").items())
+    assert any(base.tied for base in patch.header.base.values()) == (tied or family == "gpt2")
+    assert any(base.transposed for base in patch.header.base.values()) == (family == "gpt2")
+    with applied(AutoModelForCausalLM.from_pretrained(tmp_path / "a"), patch):
+        pass  # fits the model in memory, too
 
 
 def test_a_soup_answers_by_ask_and_is_listed(experts: Path, cli: Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Load a model folder with plain transformers and say what is there, as JSON: run as a script in a clean process.
 
-Imports only the standard library, torch and transformers.
+The folder comes as one line of JSON on standard input, once everything is imported. Imports only the standard
+library, torch and transformers.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ def loaded(folder: str, media: bool, trust: bool, length: int) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
 
     class _Blocked:
         """An import finder that refuses modalign."""
@@ -56,4 +56,8 @@ if __name__ == "__main__":
                 raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
 
     sys.meta_path.insert(0, _Blocked())
-    print(json.dumps(loaded(**given)))
+    from transformers import AutoModelForCausalLM  # noqa: F401  (while the model is being written)
+
+    given = sys.stdin.readline()
+    if given:
+        print(json.dumps(loaded(**json.loads(given))))

@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 
 from modalign.errors import UsageError
 
+MOST = 6  # rules in a sentence
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -54,7 +56,9 @@ class Coefficients:
             for pattern, weights in self.rules
         ]
         last = max(i for i, (_, pattern) in enumerate(shown) if pattern == "*")
-        return "; ".join(f"{said} in {p}" if p != "*" else said for said, p in shown[last:])
+        said = [f"{said} in {p}" if p != "*" else said for said, p in shown[last:]]
+        more = len(said) - MOST
+        return "; ".join(said[:MOST]) + (f"; {more} more rules" if more > 0 else "")
 
 
 def _numbers(values: str, text: str, count: int) -> tuple[float, ...]:

@@ -38,8 +38,13 @@ class Judged(BaseModel):
 
     @property
     def nll(self) -> np.ndarray:
-        """(n,) contributions whose mean is the loss per token."""
-        return np.array(self.loss) * len(self.loss) / max(sum(self.tokens), 1)
+        """(n,) contributions whose mean is the loss per token, linearised: a long record is not a bad one.
+
+        See :func:`modalign.numbers.trainings.estimate_ratios` (Woodruff 1971).
+        """
+        tokens = np.array(self.tokens, dtype=float)
+        off = np.array(self.loss) - self.mean * tokens
+        return np.asarray(self.mean + off / max(float(tokens.mean()), 1e-12))
 
     @property
     def mean(self) -> float:

@@ -46,9 +46,9 @@ class Merge:
         if config.form == "patch":
             patched_parent(self.alignment)
 
-    def plan(self, hashes: Hashes | None = None) -> Plan:
-        """Return what is done with which tensors."""
-        found = self.alignment
+    def plan(self, hashes: Hashes | None = None, recipe: Recipe | None = None) -> Plan:
+        """Return what is done with which tensors, by the recipe that was chosen or is first."""
+        found, recipe = self.alignment, recipe or self.recipe
         rows = [
             ParentRow(
                 name=each.name,
@@ -66,8 +66,8 @@ class Merge:
         return Plan(
             parents=rows,
             method=self.config.method,
-            options=dict(self.recipe.options),
-            weights=self.recipe.coefficients.words(),
+            options=dict(recipe.options),
+            weights=recipe.coefficients.words(),
             candidates=list(self.candidates) if self.config.search else [],
             merged=len(found.merged),
             assigned=assigned,

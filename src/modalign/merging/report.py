@@ -107,7 +107,7 @@ def rows_table(found: MergeResult) -> Table:
     """Return the table of all models on all domains."""
 
     def loss(domain: str) -> Quantity:
-        return Quantity(domain, lambda row: row.losses.get(domain), drawn=True)
+        return Quantity(domain, lambda row: row.losses.get(domain))
 
     def accuracy(domain: str) -> Quantity:
         return Quantity(
@@ -121,7 +121,7 @@ def rows_table(found: MergeResult) -> Table:
         Quantity("model", "name"),
         Quantity("kind", "kind"),
         *map(loss, found.domains),
-        *([Quantity("mean", "mean", drawn=True)] if len(found.domains) > 1 else []),
+        *([Quantity("mean", "mean")] if len(found.domains) > 1 else []),
         *map(accuracy, answered),
         Quantity(
             "validation",

@@ -12,7 +12,7 @@ from modalign.errors import ModalignError
 from modalign.files import new_folder
 from modalign.merging.alignment import Alignment
 from modalign.merging.bench import WORK, Bench
-from modalign.merging.checking import check_loads
+from modalign.merging.checking import CleanProcess
 from modalign.merging.coefficients import Coefficients
 from modalign.merging.comparing import compare
 from modalign.merging.config import MergeConfig
@@ -82,7 +82,7 @@ def merge_models(
         models = bench.judge_all(chosen, recipe)
         rows, differences = compare(models, bench.evaluation, chosen) if models else ([], [])
         found = MergeResult(
-            plan=merge.plan(hashes),
+            plan=merge.plan(hashes, recipe),
             chosen=chosen,
             model=str(saved),
             tensors=tensors,
@@ -104,10 +104,10 @@ def merge_models(
 def _write_folder(
     merge: Merge, recipe: Recipe, target: Path, hashes: Hashes, progress: Progress
 ) -> int:
-    with new_folder(target) as new:
+    with CleanProcess() as process, new_folder(target) as new:
         write_merged(merge.alignment, recipe, new, hashes=hashes, progress=progress)
         progress("loading in a clean process", 0, 1)
-        tensors = check_loads(new, merge.alignment.like)
+        tensors = process.check(new, merge.alignment.like)
         progress("loading in a clean process", 1, 1)
     return tensors
 
@@ -117,13 +117,13 @@ def _write_patch(
 ) -> int:
     """Write the soup, and see that its model with the patch in its weights loads."""
     target.unlink(missing_ok=True)
-    with new_folder(target.with_suffix("")) as work:
+    with CleanProcess() as process, new_folder(target.with_suffix("")) as work:
         made = work / target.name
         tensors = write_soup(merge.alignment, recipe, made, hashes=hashes, progress=progress)
         model = patched_parent(merge.alignment)
         progress("loading in a clean process", 0, 1)
         apply_to_folder(model.folder, [load_patch(made)], work / MODEL)
-        check_loads(work / MODEL, model)
+        process.check(work / MODEL, model)
         progress("loading in a clean process", 1, 1)
         made.replace(target)
         shutil.rmtree(work / MODEL)
