@@ -119,7 +119,49 @@ def prompt_ids(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None =
     return ids_of(tokenizer, rendered(tokenizer, messages, tools=tools))
 
 
-def supervised(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
+# Rendered before a template that knows no tools: their names, calls and observations as text.
+_TOOLS_AS_TEXT = """\
+{%- set told = namespace(turns=[], tools='') -%}
+{%- for tool in tools or [] -%}
+{%- set told.tools = told.tools ~ (', ' if told.tools else 'Tools: ') ~ tool['function']['name'] ~ '(' ~ \
+(tool['function']['parameters']['properties'] | list | join(', ')) ~ ')' -%}
+{%- endfor -%}
+{%- if told.tools -%}{%- set told.tools = told.tools ~ '.\\n' -%}{%- endif -%}
+{%- for message in messages -%}
+{%- set content = message['content'] or '' -%}
+{%- if message['role'] == 'tool' or message['tool_calls'] -%}
+{%- set text = namespace(said=content if content is string else content | map(attribute='text') | join('')) -%}
+{%- for call in message['tool_calls'] or [] -%}
+{%- set text.said = text.said ~ ('\\n' if text.said else '') ~ '<tool_call>{"name": ' ~ \
+(call['function']['name'] | tojson) ~ ', "arguments": ' ~ \
+(call['function']['arguments'] | tojson) ~ '}</tool_call>' -%}
+{%- endfor -%}
+{%- set told.turns = told.turns + [{'role': 'user', 'content': 'Observation: ' ~ text.said} if \
+message['role'] == 'tool' else {'role': 'assistant', 'content': text.said}] -%}
+{%- elif message['role'] == 'user' and told.tools -%}
+{%- set asked = told.tools ~ content if content is string else \
+[{'type': 'text', 'text': told.tools}] + (content | list) -%}
+{%- set told.turns = told.turns + [{'role': 'user', 'content': asked}] -%}
+{%- set told.tools = '' -%}
+{%- else -%}
+{%- set told.turns = told.turns + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = told.turns -%}
+"""
+
+
+def with_tools(template: str) -> str:
+    """Return a chat template that renders tools, calls and observations as text, for a model that learns to call.
+
+    Only the names of tools and of their arguments are told, before the first question.
+    """
+    return _TOOLS_AS_TEXT + template
+
+
+def supervised(
+    tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None
+) -> tuple[str, Spans]:
     """Render an answered conversation, and return the spans that the assistant says.
 
     They come from the template's generation marks; without them, from what each assistant turn adds to the
@@ -130,12 +172,13 @@ def supervised(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
             renders a turn differently when more turns follow.
     """
     if not has_marks(tokenizer):
-        return _by_prefix(tokenizer, messages)
+        return _by_prefix(tokenizer, messages, tools)
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
         texts, spans = render_jinja_template(
             conversations=[list(messages)],
+            tools=list(tools) if tools else None,
             chat_template=tokenizer.get_chat_template(),
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
@@ -143,17 +186,23 @@ def supervised(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
     except Exception as error:
         raise _refusal(error) from error
     if messages[-1]["role"] == "assistant" and len(messages) > 1:
-        check_asked(rendered(tokenizer, messages[:-1]), texts[0])
+        check_asked(rendered(tokenizer, messages[:-1], tools=tools), texts[0])
     return texts[0], [(start, stop) for start, stop in spans[0]]
 
 
-def _by_prefix(tokenizer: Any, messages: Messages) -> tuple[str, Spans]:
-    whole, spans = rendered(tokenizer, messages, answered=True), []
+def _by_prefix(
+    tokenizer: Any, messages: Messages, tools: Sequence[Any] | None
+) -> tuple[str, Spans]:
+    whole, spans = rendered(tokenizer, messages, answered=True, tools=tools), []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = rendered(tokenizer, messages[:turn]) if turn else _opening(tokenizer, message)
-        after = rendered(tokenizer, messages[: turn + 1], answered=True)
+        before = (
+            rendered(tokenizer, messages[:turn], tools=tools)
+            if turn
+            else _opening(tokenizer, message)
+        )
+        after = rendered(tokenizer, messages[: turn + 1], answered=True, tools=tools)
         check_asked(before, after)
         if not whole.startswith(after):
             raise DataError(

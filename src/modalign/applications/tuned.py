@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from modalign.chat_templates import takes_tools, with_tools
 from modalign.data.records import Message, Record
 from modalign.data.supervision import tokenise_all
 from modalign.evaluation.tasks.choice import LETTERS, Choice
 from modalign.models.quiet import quietly
-from modalign.models.saved import open_composed
+from modalign.models.saved import OpenedModel, open_composed
 from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training.budget import Budget
@@ -64,6 +66,8 @@ def tune(
     configuration |= {"factor": factor, "seed": seed}
     with run_folder(out, configuration, resume=resume, overwrite=overwrite) as run:
         opened = open_composed(llm)
+        if any(record.tools for record in records):
+            give_tools(opened)
         settings = TrainSettings(llm="lora", batch_size=16, device=device)
         samples = tokenise_all(records, opened.tokenizer)
         tuning = Tuning(opened, [stage], settings, samples, seed=seed, report=_reporting(progress))
@@ -72,6 +76,16 @@ def tune(
         outcomes = tuning.run(allowance, out / "run", factor)
         tuning.save(out / "model")
         return spent(outcomes).samples
+
+
+def give_tools(opened: OpenedModel) -> None:
+    """Give a model whose chat template renders no tools one that does; it is saved with the model."""
+    if takes_tools(opened.tokenizer):
+        return
+    readers: list[Any] = [opened.tokenizer, opened.reader]
+    for reader in {id(each): each for each in readers}.values():
+        if isinstance(template := getattr(reader, "chat_template", None), str):
+            reader.chat_template = with_tools(template)
 
 
 def _reporting(progress: Progress | None) -> Report | None:

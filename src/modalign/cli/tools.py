@@ -180,7 +180,7 @@ def ask(
         check_free(transcript, overwrite=overwrite)
     spec = chain_spec(tools)
     quiet_libraries()
-    chat = _chat(llm, endpoint, model, key_variable, device)
+    chat = chat_of(llm, endpoint, model, key_variable, device)
     helper, chain = assistant(
         way,
         spec,
@@ -206,13 +206,14 @@ def ask(
         raise typer.Exit(1)
 
 
-def _chat(
+def chat_of(
     llm: str | None,
     endpoint: str | None,
     model: str | None,
     key_variable: str | None,
     device: str | None,
 ) -> Chat:
+    """Open the chat model of the options: a folder's, or one at an address."""
     if (llm is None) == (endpoint is None):
         raise UsageError("give one language model: --llm FOLDER, or --endpoint URL --model NAME")
     if endpoint is None:

@@ -139,6 +139,7 @@ class Record:
         options: the possible answers, if the question is multiple choice.
         answers: further accepted answers.
         extra: every other field of the row, unchanged.
+        tools: schemas of functions that the model may call, where a program sets them; no reader does.
     """
 
     id: str
@@ -149,6 +150,7 @@ class Record:
     options: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    tools: tuple[dict[str, Any], ...] = field(default=(), hash=False, compare=False)
 
     def media(self) -> Iterator[Media]:
         """Every medium in reading order."""

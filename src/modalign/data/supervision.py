@@ -19,6 +19,7 @@ from modalign.chat_templates import (
     ids_and_offsets,
     plain_ids,
     supervised,
+    takes_tools,
 )
 from modalign.data.modalities import modality_names
 from modalign.data.records import Media, Message, Record, mark
@@ -100,7 +101,9 @@ def template_messages(messages: Sequence[Message], tokenizer: Any) -> list[dict[
     ]
 
 
-def _labelled(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
+def _labelled(
+    tokenizer: Any, messages: Sequence[dict[str, str]], tools: Sequence[Any] = ()
+) -> tuple[list[int], list[bool]]:
     """Return token ids, and whether the model must produce each: the assistant's text up to its end mark.
 
     Texts are compared, not ids: a token may span the border between prompt and answer. Without a chat template
@@ -113,7 +116,10 @@ def _labelled(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[list[
         answered = messages[-1]["role"] == "assistant"
         said = ids_after(tokenizer, before, f" {messages[-1]['content']}") if answered else []
         return [*asked, *said], [False] * len(asked) + [True] * len(said)
-    text, spans = supervised(tokenizer, messages)
+    offered = as_text(tokenizer, list(tools)) or None
+    if offered and not takes_tools(tokenizer):
+        raise DataError("the chat template renders no tools, which this record offers")
+    text, spans = supervised(tokenizer, messages, offered)
     ids, offsets = ids_and_offsets(tokenizer, text)
     ends = end_ids(tokenizer)
     flags = [False] * len(ids)
@@ -135,7 +141,7 @@ def tokenise(record: Record, tokenizer: Any) -> Sample:
     """
     messages = template_messages(record.messages, tokenizer)
     try:
-        ids, flags = _labelled(tokenizer, messages)
+        ids, flags = _labelled(tokenizer, messages, record.tools)
     except DataError as error:
         raise DataError(f"{record.source}: {error}") from error
     media = tuple(record.media())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modalign.chat_templates import (
@@ -14,6 +15,7 @@ from modalign.chat_templates import (
     prompt_ids,
     takes_tools,
 )
+from modalign.endpoints.call_grammar import CallGrammar
 from modalign.endpoints.chat import ChatMessage, Reply, ToolCall, ToolSchema, Usage
 from modalign.endpoints.errors import EndpointError
 from modalign.endpoints.tool_calls import (
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SETTINGS = {"max_tokens", "temperature", "top_p", "seed"}
+_PLAIN = re.compile(r"[ \w.,:#-]{1,20}")  # within an argument's text, no way to end it
+SETTINGS = {"max_tokens", "temperature", "top_p", "seed", "valid_calls"}
 
 
 class LocalChat:
@@ -65,6 +68,7 @@ class LocalChat:
         self.end_ids = end_ids(tokenizer, model.generation_config)
         self.usage = Usage()
         self.knows_tools = takes_tools(tokenizer)
+        self._texts: list[tuple[int, str]] | None = None  # of the tokens that a reply may hold
 
     def complete(
         self,
@@ -80,7 +84,8 @@ class LocalChat:
             messages: the turns.
             tools: schemas of tools that the model may call.
             sample: added to ``seed``, so that another number gives another sample.
-            settings: max_tokens, temperature, top_p, seed.
+            settings: max_tokens, temperature, top_p, seed; ``valid_calls``: calls of these tools are held to
+                their schema, token by token (only for tools whose arguments are texts).
 
         Raises:
             UsageError: an unknown setting.
@@ -93,7 +98,8 @@ class LocalChat:
             )
         ids = self._prompt(messages, tools)
         limit = self._limit(ids.shape[1], settings.get("max_tokens"))
-        new = self._generate(ids, limit, sample, settings)
+        held = CallGrammar(tools) if tools and settings.get("valid_calls") else None
+        new = self._generate(ids, limit, sample, settings, held)
         text, calls = self._read(ids, new, tools)
         cut = new.shape[0] >= limit and int(new[-1]) not in self.end_ids
         finish = "length" if cut else "tool_calls" if calls else "stop"
@@ -128,7 +134,14 @@ class LocalChat:
             )
         return min(wanted, room)
 
-    def _generate(self, ids: Tensor, limit: int, sample: int, settings: dict[str, Any]) -> Tensor:
+    def _generate(
+        self,
+        ids: Tensor,
+        limit: int,
+        sample: int,
+        settings: dict[str, Any],
+        held: CallGrammar | None,
+    ) -> Tensor:
         import torch
 
         temperature = float(settings.get("temperature", 0.0))
@@ -145,10 +158,45 @@ class LocalChat:
                 max_new_tokens=limit,
                 eos_token_id=self.end_ids or None,
                 pad_token_id=pad_id(self.tokenizer),
+                prefix_allowed_tokens_fn=self._holding(held, ids.shape[1]) if held else None,
                 **drawing,
             )
         new: Tensor = made[0, ids.shape[1] :]
         return new
+
+    def _holding(self, held: CallGrammar, start: int) -> Callable[[int, Tensor], list[int]]:
+        """Return the tokens that may come next, by what was written from ``start`` on."""
+        if self._texts is None:
+            size = self.language_model.get_output_embeddings().weight.shape[0]
+            known = min(size, len(self.tokenizer))
+            front = self.tokenizer.decode(
+                self.tokenizer("a", add_special_tokens=False)["input_ids"]
+            )
+            texts = [
+                self.tokenizer.decode(
+                    [*self.tokenizer("a", add_special_tokens=False)["input_ids"], token]
+                )[len(front) :]
+                for token in range(known)
+            ]
+            special = set(self.tokenizer.all_special_ids)
+            self._texts = [
+                (token, text)
+                for token, text in enumerate(texts)
+                if text and token not in special and "\ufffd" not in text
+            ]
+        plain = [token for token, text in self._texts if _PLAIN.fullmatch(text)]
+        others = [(token, text) for token, text in self._texts if not _PLAIN.fullmatch(text)]
+
+        def allowed(_: int, row: Tensor) -> list[int]:
+            said = self.tokenizer.decode(row[start:], skip_special_tokens=True)
+            rest = others if held.free(said) else self._texts or []
+            found = list(plain) if held.free(said) else []
+            found += [token for token, text in rest if held.begins(said + text)]
+            if held.ended(said) or not found:
+                found += self.end_ids
+            return found
+
+        return allowed
 
     def _read(
         self, ids: Tensor, new: Tensor, tools: Sequence[ToolSchema] | None

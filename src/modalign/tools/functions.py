@@ -76,10 +76,19 @@ class ToolFunction:
 
 
 def load(target: str) -> ToolFunction:
-    """Import a callable.
+    """Import a callable as a tool.
 
     Raises:
         UsageError: the module, file or callable does not exist, or has no parameter for the medium.
+    """
+    return inspect_function(target_of(target), target)
+
+
+def target_of(target: str) -> Callable[..., Any]:
+    """Import a callable: ``package.module:function`` or ``file.py:function``.
+
+    Raises:
+        UsageError: the module, file or callable does not exist.
     """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
@@ -91,7 +100,8 @@ def load(target: str) -> ToolFunction:
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"{target} is a {type(found).__name__}, which cannot be called: {HOW}")
-    return inspect_function(found, target)
+    called: Callable[..., Any] = found
+    return called
 
 
 def inspect_function(function: Callable[..., Any], name: str) -> ToolFunction:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,22 +92,32 @@ def call_safely(tool: Tool, medium: Media, **arguments: Any) -> CallOutcome:
 def _in_time(tool: Tool, medium: Media, arguments: dict[str, Any]) -> Any:
     if tool.keeps_deadline:
         return tool(medium, **arguments)
+    return in_time(lambda: tool(medium, **arguments), tool.name, tool.timeout)
+
+
+def in_time(call: Callable[[], Any], name: str, timeout: float) -> Any:
+    """Call on a thread of its own, which is abandoned when it takes too long.
+
+    Raises:
+        ToolTimeoutError: no answer within the timeout, in seconds.
+        ToolError: it raised something that is no ordinary exception; others are raised as they are.
+    """
     answer: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            answer["result"] = tool(medium, **arguments)
+            answer["result"] = call()
         except BaseException as error:  # SystemExit too: a tool does not end the program
             answer["error"] = error
 
-    thread = threading.Thread(target=work, name=f"tool {tool.name}", daemon=True)
+    thread = threading.Thread(target=work, name=f"tool {name}", daemon=True)
     thread.start()
-    thread.join(tool.timeout)
+    thread.join(timeout)
     if thread.is_alive():
-        raise ToolTimeoutError(f"{tool.name} gave no answer within {tool.timeout:g} s")
+        raise ToolTimeoutError(f"{name} gave no answer within {timeout:g} s")
     if "error" in answer:
         error = answer["error"]
         if isinstance(error, Exception):
             raise error
-        raise ToolError(f"{tool.name} raised {type(error).__name__}: {error}") from None
+        raise ToolError(f"{name} raised {type(error).__name__}: {error}") from None
     return answer["result"]

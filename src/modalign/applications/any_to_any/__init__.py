@@ -1,0 +1,1 @@
+"""``modalign app transform``: one instruction in, text or calls to generators out."""
