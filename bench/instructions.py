@@ -2,8 +2,8 @@
 
     python -m bench.instructions DIR
 
-writes ``train.jsonl`` and ``test.jsonl``: their wordings are disjoint (a wording stands in one of them only), and so
-are the paraphrases, which say neither draw nor play nor plot.
+writes ``train.jsonl`` and ``test.jsonl``: a wording stands in one of them only. Paraphrases say neither draw nor
+play nor plot.
 """
 
 from __future__ import annotations
@@ -21,57 +21,138 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 # {s}: a coloured shape, {d}: a digit, {n}: a note, {h}: hertz, {v}: numbers
 ASKED = {
     "picture": [
-        "Draw {s}.", "Please draw {s} for me.", "Make a picture of {s}.", "I want an image of {s}.",
-        "Sketch {s}.", "Can you paint {s}?", "Give me a drawing of {s}.", "A picture of the digit {d}, please.",
-        "Draw the digit {d}.", "Could you sketch the digit {d}?", "An illustration of {s} would help.",
+        "Draw {s}.",
+        "Please draw {s} for me.",
+        "Make a picture of {s}.",
+        "I want an image of {s}.",
+        "Sketch {s}.",
+        "Can you paint {s}?",
+        "Give me a drawing of {s}.",
+        "A picture of the digit {d}, please.",
+        "Draw the digit {d}.",
+        "Could you sketch the digit {d}?",
+        "An illustration of {s} would help.",
         "Create an image with {s} in it.",
     ],
     "sound": [
-        "Play {n}.", "Play a tone of {h} Hz.", "Let me hear {n}.", "Make a sound of {h} Hz.", "I need a beep at {h} Hz.",
-        "Play me the note {n}.", "Give me a tone: {n}.", "Could you play {n}?", "A sound at {h} Hz, please.",
-        "Produce audio of {n}.", "Play {n} and after it {n}.", "I would like to hear {h} Hz.",
+        "Play {n}.",
+        "Play a tone of {h} Hz.",
+        "Let me hear {n}.",
+        "Make a sound of {h} Hz.",
+        "I need a beep at {h} Hz.",
+        "Play me the note {n}.",
+        "Give me a tone: {n}.",
+        "Could you play {n}?",
+        "A sound at {h} Hz, please.",
+        "Produce audio of {n}.",
+        "Play {n} and after it {n}.",
+        "I would like to hear {h} Hz.",
     ],
     "plot": [
-        "Plot {v}.", "Make a bar chart of {v}.", "Draw up a chart: {v}.", "Give me a graph of {v}.",
-        "Chart these numbers: {v}.", "Please plot the values {v}.", "I need a diagram of {v}.", "A histogram of {v}, please.",
-        "Graph {v} for me.", "Can you chart {v}?", "Plot the sales {v}.", "Show a graph with {v}.",
+        "Plot {v}.",
+        "Make a bar chart of {v}.",
+        "Draw up a chart: {v}.",
+        "Give me a graph of {v}.",
+        "Chart these numbers: {v}.",
+        "Please plot the values {v}.",
+        "I need a diagram of {v}.",
+        "A histogram of {v}, please.",
+        "Graph {v} for me.",
+        "Can you chart {v}?",
+        "Plot the sales {v}.",
+        "Show a graph with {v}.",
     ],
-}  # fmt: skip
+}
 HIDDEN = {
     "picture": [
-        "Show me {s}.", "I would love to look at {s}.", "What does {s} look like?", "Put {s} on the screen.",
-        "Let me see {s}.", "Visualise {s}.", "Render {s}.", "I have to see the digit {d}.", "Display {s}.",
-        "Give me {s} to look at.", "How does the digit {d} look?", "Bring up {s}.", "Show the digit {d}.",
-        "I'd like {s} on a page.", "Fill a canvas with {s}.", "Depict {s}.",
+        "Show me {s}.",
+        "I would love to look at {s}.",
+        "What does {s} look like?",
+        "Put {s} on the screen.",
+        "Let me see {s}.",
+        "Visualise {s}.",
+        "Render {s}.",
+        "I have to see the digit {d}.",
+        "Display {s}.",
+        "Give me {s} to look at.",
+        "How does the digit {d} look?",
+        "Bring up {s}.",
+        "Show the digit {d}.",
+        "I'd like {s} on a page.",
+        "Fill a canvas with {s}.",
+        "Depict {s}.",
     ],
     "sound": [
-        "Sing {n}.", "What is {n} like for the ear?", "Ring at {h} Hz.", "Let {n} ring out.", "I want to listen to {n}.",
-        "Hum {n}.", "Give my ears {h} Hz.", "Sound out {n}.", "Whistle {n}.", "Strike {n}.",
-        "Ring {n} for me.", "Let me listen to {h} Hz.", "Intone {n}.", "Buzz at {h} Hz.", "Fill the room with {n}.",
+        "Sing {n}.",
+        "What is {n} like for the ear?",
+        "Ring at {h} Hz.",
+        "Let {n} ring out.",
+        "I want to listen to {n}.",
+        "Hum {n}.",
+        "Give my ears {h} Hz.",
+        "Sound out {n}.",
+        "Whistle {n}.",
+        "Strike {n}.",
+        "Ring {n} for me.",
+        "Let me listen to {h} Hz.",
+        "Intone {n}.",
+        "Buzz at {h} Hz.",
+        "Fill the room with {n}.",
         "Chime {n}.",
     ],
     "plot": [
-        "Compare {v} as columns.", "Show how {v} develop.", "Visualise the values {v}.", "Put {v} on axes.",
-        "How do {v} compare at a glance?", "Turn {v} into columns.", "Show the trend of {v}.", "Lay out {v} against time.",
-        "I want to see how {v} rise and fall.", "Set {v} side by side as columns.", "Give me a curve through {v}.",
-        "Trace {v} on axes.", "Make the values {v} visible.", "Let me see the trend in {v}.", "Show {v} as columns.",
+        "Compare {v} as columns.",
+        "Show how {v} develop.",
+        "Visualise the values {v}.",
+        "Put {v} on axes.",
+        "How do {v} compare at a glance?",
+        "Turn {v} into columns.",
+        "Show the trend of {v}.",
+        "Lay out {v} against time.",
+        "I want to see how {v} rise and fall.",
+        "Set {v} side by side as columns.",
+        "Give me a curve through {v}.",
+        "Trace {v} on axes.",
+        "Make the values {v} visible.",
+        "Let me see the trend in {v}.",
+        "Show {v} as columns.",
         "Picture the course of {v}.",
     ],
-}  # fmt: skip
+}
 NOTHING = [
-    ("What is the capital of France?", "Paris."), ("Say hello.", "Hello."), ("How much is {x} plus {y}?", "{z}"),
-    ("Who wrote Hamlet?", "Shakespeare."), ("What does the word draw mean?", "To make lines."),
-    ("Did they play well?", "I do not know."), ("The plot of the book was thin.", "I see."), ("Name a colour.", "Red."),
-    ("Is a picture worth a thousand words?", "Some say so."), ("Thank you.", "You are welcome."),
-    ("Spell sound.", "s, o, u, n, d"), ("Is {x} a prime number?", "Let me think."), ("Who won the draw?", "I do not know."),
-    ("I heard a noise last night.", "I see."), ("Translate circle.", "Kreis."), ("That chart was wrong.", "I am sorry."),
-    ("Name a shape with three sides.", "A triangle."), ("What is a graph in mathematics?", "Points and edges."),
-    ("Which is larger, {x} or {y}?", "The larger one."), ("Good morning.", "Good morning."),
-    ("How are you?", "Well, thank you."), ("What is red and round?", "An apple."), ("Tell me a fact.", "Water is wet."),
-    ("Why is the sky blue?", "Light scatters."), ("Sound advice is rare.", "True."), ("Repeat the word image.", "image"),
-    ("They play football.", "I see."), ("What does A4 mean for paper?", "A size."), ("How many is a dozen?", "Twelve."),
-    ("The star of the film was good.", "I see."), ("Is blue a colour?", "Yes."), ("What note did she leave?", "I do not know."),
-]  # fmt: skip
+    ("What is the capital of France?", "Paris."),
+    ("Say hello.", "Hello."),
+    ("How much is {x} plus {y}?", "{z}"),
+    ("Who wrote Hamlet?", "Shakespeare."),
+    ("What does the word draw mean?", "To make lines."),
+    ("Did they play well?", "I do not know."),
+    ("The plot of the book was thin.", "I see."),
+    ("Name a colour.", "Red."),
+    ("Is a picture worth a thousand words?", "Some say so."),
+    ("Thank you.", "You are welcome."),
+    ("Spell sound.", "s, o, u, n, d"),
+    ("Is {x} a prime number?", "Let me think."),
+    ("Who won the draw?", "I do not know."),
+    ("I heard a noise last night.", "I see."),
+    ("Translate circle.", "Kreis."),
+    ("That chart was wrong.", "I am sorry."),
+    ("Name a shape with three sides.", "A triangle."),
+    ("What is a graph in mathematics?", "Points and edges."),
+    ("Which is larger, {x} or {y}?", "The larger one."),
+    ("Good morning.", "Good morning."),
+    ("How are you?", "Well, thank you."),
+    ("What is red and round?", "An apple."),
+    ("Tell me a fact.", "Water is wet."),
+    ("Why is the sky blue?", "Light scatters."),
+    ("Sound advice is rare.", "True."),
+    ("Repeat the word image.", "image"),
+    ("They play football.", "I see."),
+    ("What does A4 mean for paper?", "A size."),
+    ("How many is a dozen?", "Twelve."),
+    ("The star of the film was good.", "I see."),
+    ("Is blue a colour?", "Yes."),
+    ("What note did she leave?", "I do not know."),
+]
 JOINED = ("{a} And {b}", "{a} Then {b}", "{a} Also, {b}", "First: {a} Second: {b}")
 
 
@@ -85,8 +166,11 @@ def filled(form: str, generator: str, draw: random.Random) -> tuple[str, str]:
     values = ", ".join(str(draw.randrange(1, 20)) for _ in range(draw.randrange(3, 6)))
     text, prompt = form, ""
     for slot, value, said in (
-        ("{s}", shape, shape), ("{d}", digit, f"the digit {digit}"), ("{h}", hertz, f"{hertz} Hz"), ("{v}", values, values)
-    ):  # fmt: skip
+        ("{s}", shape, shape),
+        ("{d}", digit, f"the digit {digit}"),
+        ("{h}", hertz, f"{hertz} Hz"),
+        ("{v}", values, values),
+    ):
         if slot in text:
             text, prompt = text.replace(slot, value), said
     if "{n}" in text:

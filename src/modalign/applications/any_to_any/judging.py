@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import wave
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +15,8 @@ from modalign.applications.judged import Judged, ScoreRow, ScoreTable, decided, 
 from modalign.data.records import Media
 from modalign.errors import ModalignError
 from modalign.numbers.estimate import Estimate, exactly
-from modalign.starter.scenes import WORDS
+from modalign.starter.scenes import WORDS, draw_scene, render, to_png
+from modalign.tools.base import ToolError
 from modalign.tools.generators import PROMPT, Generator
 from modalign.tools.planning.generate import Transformed
 
@@ -126,45 +129,64 @@ def _calls(
 
 
 TONES = (110, 220, 262, 330, 440, 523, 660, 784, 880, 1760)
-DIGITS = ("the digit {}", "{}, white on black", "a red {} on white", "a yellow {} on blue")
+DIGITS = (
+    "{}, white on black",
+    "the digit {}, yellow on black",
+    "a pink {} on black",
+    "a {}, grey on black",
+)
 
 
 def _round_trip(generators: Sequence[Generator], readers: Mapping[str, Read]) -> list[ScoreTable]:
-    """Draw digits and play tones, and read them again."""
+    """Draw digits and play tones, and read them again; scans are what the readers were made for."""
     known, rows = {each.name: each for each in generators}, list[ScoreRow]()
     if "picture" in known:
         asked = [(form.format(n), WORDS[n]) for form in DIGITS for n in range(10)]
-        drawn = [
-            (Media("image", data=known["picture"].make({PROMPT: text}).data), word)
-            for text, word in asked
+        drawn = [(_picture(known["picture"], text), word) for text, word in asked]
+        rng = np.random.default_rng(0)
+        scenes = [draw_scene(rng, "eval", 1) for _ in drawn]
+        scans = [
+            (Media("image", data=to_png(render(each, rng))), WORDS[each.digits[0]])
+            for each in scenes
         ]
         chance = exactly(0.1, len(drawn), "score", "pictures")
-        rows.append(
-            ScoreRow(name="digits, chance", kind="reference", figures={"read again": chance})
-        )
+        figures = {"generated": chance, "scanned": chance}
+        rows.append(ScoreRow(name="digits, chance", kind="reference", figures=figures))
         for name, read in readers.items():
-            hits = [float(read(medium) == word) for medium, word in drawn]
-            figures = {"read again": mean(hits, over="pictures")}
+            figures = {
+                which: mean([_named(read, *pair) for pair in pairs], over="pictures")
+                for which, pairs in (("generated", drawn), ("scanned", scans))
+            }
             rows.append(ScoreRow(name=f"digits, {name}", kind="model", figures=figures))
     if "sound" in known:
+        heard = [_pitch(known["sound"], f"{tone} Hz") for tone in TONES]
         hits = [
-            float(
-                abs(_pitch(known["sound"].make({PROMPT: f"{tone} Hz"}).data) - tone) < 0.01 * tone
-            )
-            for tone in TONES
+            float(abs(own - tone) < 0.01 * tone) for own, tone in zip(heard, TONES, strict=True)
         ]
-        figures = {"read again": mean(hits, over="tones")}
+        figures = {"generated": mean(hits, over="tones")}
         rows.append(ScoreRow(name="tones, the strongest frequency", kind="rule", figures=figures))
     return [ScoreTable(title="Generated, then read", rows=rows)] if rows else []
 
 
-def _pitch(data: bytes) -> float:
-    """Return the strongest frequency of a 16-bit mono WAV file, in hertz."""
-    import io
-    import wave
+def _named(read: Read, medium: Media | None, word: str) -> float:
+    return float(medium is not None and read(medium) == word)
 
-    with wave.open(io.BytesIO(data)) as file:
-        rate = file.getframerate()
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+
+def _picture(generator: Generator, prompt: str) -> Media | None:
+    try:
+        return Media("image", data=generator.make({PROMPT: prompt}).data)
+    except ToolError:
+        return None
+
+
+def _pitch(generator: Generator, prompt: str) -> float:
+    """Return the strongest frequency of a sound, in hertz; nan without a sound."""
+    try:
+        data = generator.make({PROMPT: prompt}).data
+        with wave.open(io.BytesIO(data)) as file:
+            rate = file.getframerate()
+            samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+    except (ToolError, wave.Error, EOFError):
+        return float("nan")
     power = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     return float(power.argmax() * rate / len(samples))

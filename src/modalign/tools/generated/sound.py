@@ -24,7 +24,7 @@ NOTES = {
     "b": 2,
 }  # semitones from the A of the octave
 _TONE = re.compile(
-    r"(?P<hertz>\d+(?:\.\d+)?)\s*(?:hz|hertz)\b"
+    r"(?P<hertz>\d+(?:\.\d+)?)\s*(?i:hz|hertz)\b"
     r"|\b(?P<note>[A-G])(?P<sharp>#|\s?sharp\b|\s?flat\b)?(?P<octave>[0-8])?(?![\w'’])"
 )
 _WORD = re.compile(r"\b(beep|tone|note|bell|alarm|siren|buzz)s?\b", re.IGNORECASE)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 # fmt: off
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)
 # fmt: on
 NUMBERS = {word: value for value, word in enumerate(_WORDS)}
 _TOKEN = re.compile(r"-?\d+(?:\.\d+)?|[a-z]+#?\d?")
