@@ -59,7 +59,14 @@ FILES: dict[str, bytes] = {
 }
 ELSEWHERE = ("folder", "not there.json", "", "a\nb", "/proc/self/mem", "ä" * 300, "-")
 USABLE = {("data reformat", "semicolons.csv")}  # a question with its answer, which is enough there
-NEEDLESS = {"serve", "starter build", "starter show", "tools list", "methods"}  # they take no file
+NEEDLESS = {
+    "serve",
+    "starter build",
+    "starter show",
+    "tools list",
+    "methods",
+    "app transform run",
+}  # they take no file
 
 
 def _verbs() -> Iterator[tuple[str, Any]]:

@@ -171,6 +171,59 @@ def evaluate(
     app_output.show(found, out, json_output)
 
 
+@app.command(epilog=options.EXIT_CODES)
+def serve(
+    llm: Annotated[Path, typer.Argument(help="Folder of a model, e.g. of train.")],
+    generator: Generators = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 chooses a free one.")
+    ] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="File with the key that clients must send."),
+    ] = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Serve a model behind the OpenAI API, with /v1/transform beside it, to this machine.
+
+    **Example**: `modalign app transform serve runs/transform/model --port 8000`
+    """
+    from modalign.cli.console import quiet_libraries, stderr, stdout
+    from modalign.errors import UsageError
+    from modalign.serving.engine import open_engine
+    from modalign.serving.http.generating import PATH
+    from modalign.serving.http.log import logging_to_stderr
+    from modalign.serving.http.server import accepted_hosts, address_of, listening
+    from modalign.serving.http.server import serve as served
+    from modalign.serving.http.settings import Settings, read_key
+    from modalign.tools.generators import generators
+
+    known, host = tuple(generators(generator or ())), "127.0.0.1"
+    key = read_key(api_key_file) if api_key_file else None
+    listener = listening(host, port)
+    quiet_libraries()
+    with listener, logging_to_stderr():
+        stderr.print(f"loading {llm}", markup=False, highlight=False, soft_wrap=True)
+        engine = open_engine(llm, device=device or "auto")
+        if not engine.takes_tools:
+            engine.close()
+            raise UsageError(
+                f"{llm}: its chat template renders no tools; 'modalign app transform train' gives it one that does"
+            )
+        settings = Settings(
+            llm.resolve().name, api_key=key, hosts=accepted_hosts(host), generators=known
+        )
+
+        def ready() -> None:
+            said = f"{settings.name} is served at {address_of(listener, host)}{PATH}"
+            stdout.print(said, highlight=False, soft_wrap=True)
+            stdout.file.flush()
+
+        code = served(engine, settings, listener, ready=ready)
+    raise typer.Exit(code)
+
+
 def _answering(
     known: Any,
     llm: str | None,

@@ -26,6 +26,7 @@ from modalign.serving.http.errors import GONE, ApiError, add_handlers, draining
 from modalign.serving.http.fetch import Fetcher
 from modalign.serving.http.fields import further_fields
 from modalign.serving.http.gate import Gate
+from modalign.serving.http.generating import add_generating
 from modalign.serving.http.media import MediaReader
 from modalign.serving.http.metrics import Metrics
 from modalign.serving.http.page import add_page
@@ -124,6 +125,17 @@ class Service:
     def _left(self) -> None:
         self.serving -= 1
 
+    async def parsed_body(self, request: Request, schema: type[Schema]) -> Schema:
+        """Read and parse one request's body, for a route that answers by further requests.
+
+        Raises:
+            ApiError: it is refused.
+        """
+        self._admit()
+        async with self._bodies.read(request) as body:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.pool, self._parsed, schema, body)
+
     def _parsed(self, schema: type[Schema], body: bytes) -> Schema:
         request = parsed(schema, body, self.settings)
         if request.model is not None:
@@ -216,6 +228,8 @@ def build_app(service: Service) -> FastAPI:
     _add_models(app, service)
     _add_state(app, service)
     add_page(app)
+    if service.settings.generators:
+        add_generating(app, service)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     app.add_middleware(Gate, settings=service.settings, metrics=service.metrics)
     return app

@@ -29,6 +29,8 @@ def turns_of(messages: Sequence[schemas.Turn], reader: MediaReader, tools: bool)
     """
     turns: list[Turn] = []
     for number, message in enumerate(messages):
+        if message.name is not None and message.role != "tool":
+            raise refused(f"messages[{number}].name", "only a tool's turn has a name here")
         parts = _parts(message, f"messages[{number}].content", reader)
         if message.role == "tool" or message.tool_calls:
             if not tools:
@@ -46,7 +48,8 @@ def turns_of(messages: Sequence[schemas.Turn], reader: MediaReader, tools: bool)
 def _tool_turn(message: schemas.Turn, parts: tuple[EnginePart, ...]) -> Mapping[str, object]:
     turn: dict[str, Any] = {"role": message.role, "content": parts}
     if message.role == "tool":
-        return turn | {"tool_call_id": message.tool_call_id or ""}
+        named = {} if message.name is None else {"name": message.name}
+        return turn | {"tool_call_id": message.tool_call_id or ""} | named
     calls = [call.model_dump() for call in message.tool_calls or ()]
     (made,) = with_mappings([turn | {"tool_calls": calls}])
     return made

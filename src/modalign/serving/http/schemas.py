@@ -200,6 +200,7 @@ class Turn(Given):
     content: str | Many[Part] | None = None
     tool_calls: Many[Call] | None = None
     tool_call_id: str | None = None
+    name: str | None = Field(None, description="Of the tool, in a tool's turn.")
 
 
 class Function(Given):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modalign.errors import UsageError
+from modalign.tools.generators import Generator
 
 log = logging.getLogger("modalign.serving")
 
@@ -64,6 +65,7 @@ class Settings:
         choices: maximum prompts times ``n`` of one request.
         workers: threads that parse requests and prepare prompts without media.
         media: limits of media.
+        generators: what ``/v1/transform`` may call; without any, there is no such route.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Settings:
     choices: int = 256
     workers: int = 4
     media: MediaLimits = field(default_factory=MediaLimits)
+    generators: tuple[Generator, ...] = ()
 
 
 def read_key(file: Path, option: str = "--api-key-file") -> str:
