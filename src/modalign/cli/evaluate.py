@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from modalign.cli import options
 from modalign.errors import UsageError
-from modalign.numbers import words
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from modalign.evaluation.evaluate import Evaluation
-
-SHOWN_REFERENCES = (
-    "blank media",
-    "shuffled media",
-    "chance",
-    "most frequent answer here",
-    "always yes",
-)
 
 
 def evaluate(
@@ -124,7 +110,32 @@ def evaluate(
     ] = None,
     shots: Annotated[
         str | None,
-        typer.Option("--shots", help="Examples before a question; with --suite, of GSM8K (5)."),
+        typer.Option(
+            "--shots", help="Examples before every question: 1,2,4; with --suite, of GSM8K (5)."
+        ),
+    ] = None,
+    shots_from: Annotated[
+        str | None,
+        typer.Option(
+            "--shots-from", help="With --shots: data file of the examples, not evaluated."
+        ),
+    ] = None,
+    rationale: Annotated[
+        str | None,
+        typer.Option(
+            "--rationale",
+            help="Score what follows this mark; with, without and with other rationales.",
+        ),
+    ] = None,
+    max_rationale_tokens: Annotated[
+        int, typer.Option(min=1, help="With --rationale: longest one in tokens.")
+    ] = 256,
+    corrupt: Annotated[
+        str | None,
+        typer.Option("--corrupt", help="Corrupt media: of noise,blur,jpeg,rotate."),
+    ] = None,
+    severity: Annotated[
+        str | None, typer.Option("--severity", help="With --corrupt: of 1 to 5 (1,3,5).")
     ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of intervals, options' order and edits' texts.")
@@ -169,6 +180,9 @@ def evaluate(
     A suite asks the language model alone, with no media, and holds it against other models, models of random
     weights, chance and surface rules; `--out` is the run's folder.
 
+    With `--shots`, `--rationale` or `--corrupt` the same questions are asked under several conditions, which are
+    compared; `--out` is the run's folder.
+
     The tasks counterfact, zsre and mmedit score a model on edits of its facts, as in the papers; with
     --patch the model without it stands beside it.
 
@@ -186,8 +200,13 @@ def evaluate(
 
     - `modalign eval runs/tuned/best --suite text --suite-data suites --against my-llm --out runs/text`
 
+    - `modalign eval runs/compare/best test.jsonl --shots 1,2,4 --shots-from train.jsonl`
+
+    - `modalign eval runs/compare/best test.jsonl --corrupt noise,blur --severity 1,3,5 --out runs/robust`
+
     - `modalign eval my-model --task counterfact --edits edits.json --patch fix.safetensors --text held-out.txt`
     """
+    from modalign.cli.evaluate_conditions import evaluate_conditions, kind_of
     from modalign.cli.evaluate_edits import TASKS, check_options, evaluate_edits
     from modalign.files import check_free
 
@@ -198,7 +217,8 @@ def evaluate(
             "a data file": data, "--task": task != "exact", "--letters": letters, "--objects": objects,
             "--edits": edits, "--text": text, "--no-generate": no_generate, "--knew": knew,
             "--retrained": retrained, "--retain": retain, "--attacks": attacks, "--train": train,
-            "--skip-broken": skip_broken, "--columns": columns,
+            "--skip-broken": skip_broken, "--columns": columns, "--shots-from": shots_from,
+            "--rationale": rationale, "--corrupt": corrupt, "--severity": severity,
         }  # fmt: skip
         _refuse(foreign, "is not for --suite")
         if form == "both":
@@ -230,12 +250,18 @@ def evaluate(
     max_new_tokens = max_new_tokens or 32
     of_suite: dict[str, Any] = {
         "--suite-data": suite_data, "--parts": parts, "--against": against, "--orders": orders,
-        "--random-weights": random_weights, "--resume": resume, "--shots": shots,
+        "--random-weights": random_weights is not None,
     }  # fmt: skip
-    _refuse(
-        {name: value is not None and value is not False for name, value in of_suite.items()},
-        "is for --suite",
-    )
+    _refuse(of_suite, "is for --suite")
+    conditions: dict[str, Any] = {
+        "shots": shots, "shots_from": shots_from, "corrupt": corrupt, "severity": severity,
+        "rationale": rationale,
+    }  # fmt: skip
+    kind = kind_of(**conditions)
+    if kind is None and resume:
+        raise UsageError("--resume is for --suite, --shots, --corrupt and --rationale")
+    if kind is not None and task in ("unlearning", *TASKS):
+        raise UsageError(f"{kind} is for tasks of data files, not for {task}")
     if task == "unlearning":
         from modalign.cli.evaluate_forgetting import evaluate_forgetting
 
@@ -276,6 +302,26 @@ def evaluate(
     of_edits = {"--edits": edits, "--text": text, "--no-generate": no_generate,
                 "--form": form if form != "auto" else None}  # fmt: skip
     check_options(task, data, of_data, of_edits)
+    if kind is not None:
+        assert data is not None
+        evaluate_conditions(
+            model,
+            data,
+            kind,
+            task={"name": task, "letters": letters, "objects": objects, "seed": seed},
+            opening={
+                "limit": limit, "skip_broken": skip_broken or "0%", "columns": columns,
+                "device": device or "auto", "control_tokens": control_token or [],
+                "patches": patch or [],
+            },
+            run={"out": out, "resume": resume, "overwrite": overwrite, "train": train},
+            max_rationale_tokens=max_rationale_tokens,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            json_output=json_output,
+            **conditions,
+        )  # fmt: skip
+        return
     if out is not None:
         check_free(out, overwrite=overwrite)
     if task in TASKS:
@@ -297,7 +343,9 @@ def evaluate(
         )
         return
     assert data is not None
-    _evaluate_data(
+    from modalign.cli.evaluate_data import evaluate_data
+
+    evaluate_data(
         model,
         data,
         task={"name": task, "letters": letters, "objects": objects, "seed": seed},
@@ -328,76 +376,3 @@ def _whole(name: str, text: str | None) -> int | None:
     if not text.isdecimal():
         raise UsageError(f"{name} {text!r} is not a whole number")
     return int(text)
-
-
-def _evaluate_data(
-    model: Path, data: str, *, task: dict[str, Any], json_output: bool, **settings: Any
-) -> None:
-    """Evaluate on a data file and print the tables."""
-    from modalign.cli.console import bars, print_json, quiet_libraries, stdout
-    from modalign.data.readers.columns import parse_columns
-    from modalign.evaluation.tasks import make_task
-
-    settings["columns"] = parse_columns(settings["columns"])
-    made = make_task(**task)  # a wrong name or a missing library is said before torch is loaded
-    from modalign.evaluation.evaluate import evaluate_model
-
-    quiet_libraries()
-    with bars(not json_output) as progress:
-        result = evaluate_model(model, data, task=made, progress=progress, **settings)
-    if json_output:
-        print_json(result.model_dump_json(indent=2))
-        return
-    stdout.print(_table(result))
-    if result.available:
-        stdout.print(_available(result))
-    for note in result.notes:
-        stdout.print(f"note: {note}", markup=False, highlight=False)
-
-
-def _table(result: Evaluation) -> Table:
-    """Build the table of every measure of every skill, with its reference rows."""
-    from rich.table import Table
-
-    several = len(result.overall.measures) > 1
-    shown = [row for row in SHOWN_REFERENCES if row in result.overall.references]
-    # Narrow, without wrapping names: ten columns must fit on a terminal of 80.
-    table = Table(title=_title(result), box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    left = ("skill", "measure") if several else ("skill",)
-    for header in left:
-        table.add_column(header, no_wrap=True)
-    for header in ("n", "value" if several else result.headline, "interval", *shown):
-        table.add_column(header, justify="right")
-    for row in [*(result.skills if len(result.skills) > 1 else ()), result.overall]:
-        for place, name in enumerate(result.overall.measures):
-            found = row.measures.get(name)
-            cells = [row.skill if place == 0 else "", *([name] if several else [])]
-            cells += [
-                str(found.n) if found else words.MISSING,
-                words.value(found),
-                words.ends(found),
-            ]
-            cells += [words.value(row.references.get(other, {}).get(name)) for other in shown]
-            table.add_row(*cells, style="bold" if several and name == result.headline else None)
-        if several:
-            table.add_section()
-    return table
-
-
-def _title(result: Evaluation) -> str:
-    if result.task == "exact":
-        return f"{result.data}: exact match of greedy answers, 95 % intervals"
-    lower = f", lower {result.headline} is better" if result.lower_is_better else ""
-    return f"{result.data}: {result.task} (version {result.task_version}){lower}, 95 % intervals"
-
-
-def _available(result: Evaluation) -> Table:
-    """Build the table of the headline on multimodal records, by the modalities kept."""
-    from rich.table import Table
-
-    table = Table(title="records of several modalities, by the modalities kept")
-    for header in ("modalities", "n", result.headline, "interval"):
-        table.add_column(header, justify="left" if header == "modalities" else "right")
-    for name, found in result.available.items():
-        table.add_row(name, str(found.n), words.value(found), words.ends(found))
-    return table

@@ -107,11 +107,21 @@ def duration(media: Media) -> float:
         return sum(len(block) for block in blocks) / recording.rate
 
 
-def blank_audio(media: Media) -> Media:
-    """Make silence with another recording's length and rate."""
+def native_audio(media: Media) -> tuple[np.ndarray, int]:
+    """Return a recording's mono samples, (T,), at its own rate, and the rate in Hz.
+
+    Raises:
+        SignalError: as `open_audio` does.
+    """
     with ExitStack() as stack:
         rate = _recording(media, stack).rate
-    samples = len(open_audio(media, rate))
+    return open_audio(media, rate), rate
+
+
+def blank_audio(media: Media) -> Media:
+    """Make silence with another recording's length and rate."""
+    found, rate = native_audio(media)
+    samples = len(found)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)

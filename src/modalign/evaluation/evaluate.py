@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,30 +12,18 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from modalign.chat_templates import let_through
-from modalign.data.readers import read_records
-from modalign.data.readers.columns import unread
 from modalign.data.records import Record
-from modalign.data.splits import drawn_over_skills
-from modalign.data.validation import validate
-from modalign.errors import DataError
-from modalign.evaluation.generation import answer_records
 from modalign.evaluation.guessing import BlindGuess, blind_guess
-from modalign.evaluation.likelihood import score_options
+from modalign.evaluation.opened import open_for, outputs_of
 from modalign.evaluation.passes import BLANK, RIGHT, SHUFFLED, is_mixed, passes_over
 from modalign.evaluation.tasks.base import CHANCE, Output, Score, Task, groups_of
 from modalign.evaluation.tasks.exact import Exact
 from modalign.files import write_atomically
-from modalign.models.asking import modalities_of, tokenizer_of
-from modalign.models.encoders.loading import acceptance
-from modalign.models.open import open_model
 from modalign.models.quiet import quietly
 from modalign.numbers.estimate import Estimate, exactly
-from modalign.patches import patches_of, with_patches
+from modalign.patches import patches_of
 from modalign.progress import Progress
 from modalign.version import __version__
-
-log = logging.getLogger(__name__)
 
 
 class SkillRow(BaseModel):
@@ -126,31 +113,22 @@ def evaluate_model(
         DataError: broken or empty data, or records that lack what the task needs.
     """
     task, guess = task or Exact(), blind_guess(folder, train)
-    if not isinstance(task, Exact) and (
-        known := drawn_over_skills(read_records(data, columns=columns).records, limit, task.seed)
-    ):
-        task.check(known)  # before the model is loaded; exact takes any record
-    loaded, processor = open_model(folder, device=device)
-    let_through(tokenizer_of(processor), control_tokens)
-    model = with_patches(loaded, tokenizer_of(processor), patches)
-    taken = modalities_of(processor) or ["image"]  # which a language model then refuses
-    specs = {modality: own["spec"] for modality, own in getattr(processor, "signals", {}).items()}
-    records, _ = validate(
-        read_records(data, modalities=taken, columns=columns),
-        modalities=taken,
+    opened = open_for(
+        folder,
+        data,
+        task,
+        limit=limit,
         skip_broken=skip_broken,
-        check=acceptance(specs),
+        columns=columns,
+        device=device,
+        control_tokens=control_tokens,
+        patches=patches,
     )
-    records = drawn_over_skills(records, limit, task.seed)
-    if not records:
-        raise DataError(f"{data} holds no record to evaluate on")
-    for text in unread(records):
-        log.warning("%s", text)
-    task.check(records)
+    model, records = opened.model, opened.records
     judged: dict[str, _JudgedPass] = {}
-    for name, asked in passes_over(records, taken).items():
+    for name, asked in passes_over(records, opened.modalities).items():
         tell = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        outputs = _answers(model, processor, task, asked, max_new_tokens, batch_size, tell)
+        outputs = outputs_of(model, opened.reader, task, asked, max_new_tokens, batch_size, tell)
         judged[name] = _JudgedPass(asked, outputs, task.score(asked, outputs))
     settings: dict[str, Any] = {"generated": False}
     if not task.by_likelihood:
@@ -175,24 +153,6 @@ def evaluate_model(
     if out is not None:
         _write_outputs(out, task, found, judged)
     return found
-
-
-def _answers(
-    model: Any,
-    processor: Any,
-    task: Task,
-    records: Sequence[Record],
-    max_new_tokens: int,
-    batch_size: int,
-    tell: Any,
-) -> list[Output]:
-    asked = [task.asked(record) for record in records]
-    if task.by_likelihood:
-        offered = [task.offered(record) for record in records]
-        found = score_options(model, processor, asked, offered, tell)
-        return [Output(options=options) for options in found]
-    texts = answer_records(model, processor, asked, max_new_tokens, batch_size, tell)
-    return [Output(text) for text in texts]
 
 
 def _tabulate(

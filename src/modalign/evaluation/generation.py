@@ -17,6 +17,8 @@ from modalign.data.supervision import Sample
 from modalign.errors import DataError
 from modalign.lengths import check_length, declared_length
 from modalign.models.asking import (
+    begun_ids,
+    continued,
     conversation_of,
     media_inputs,
     prompt_of,
@@ -68,12 +70,23 @@ def answer_records(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
     stop: Sequence[str] = (),
+    begun: Sequence[str] | None = None,
 ) -> list[str]:
     """Generate greedy answers to the records' last turns; media are decoded batch by batch.
 
     For a causal language model the processor is its tokenizer; it answers text only, and
-    completes the text if the tokenizer has no chat template. An answer also ends after one of the texts
-    ``stop`` (which tools' readers ignore).
+    completes the text if the tokenizer has no chat template.
+
+    Args:
+        model, processor: as :func:`modalign.models.open.open_model` gives them.
+        records: what is asked.
+        max_new_tokens: longest answer.
+        batch_size: records answered together.
+        progress: told how many are answered.
+        stop: texts after which an answer ends, too.
+        begun: (records,) what each answer begins with; only what follows is returned.
+
+    A model with tools takes neither ``stop`` nor ``begun``.
     """
     tokenizer: Any = tokenizer_of(processor)
     if isinstance(processor, ToolReader):
@@ -82,10 +95,16 @@ def answer_records(
             model, processor.collator, samples, tokenizer, max_new_tokens, batch_size
         )
     answers, done = [""] * len(records), 0
+    begins: list[list[int]] = [[]] * len(records)
+    if begun is not None:
+        begins = [_begin(processor, *each) for each in zip(records, begun, strict=True)]
     if isinstance(processor, ProcessorMixin):
-        prompts, sizes = [], [0] * len(records)  # the processor pads
+        prompts, sizes = [], [len(begin) for begin in begins]  # the processor pads
     else:  # prompts of equal length together, no padding
-        prompts = [_text_ids(tokenizer, record) for record in records]
+        prompts = [
+            _text_ids(tokenizer, record) + begin
+            for record, begin in zip(records, begins, strict=True)
+        ]
         sizes = [len(ids) for ids in prompts]
         for size, record in zip(sizes, records, strict=True):  # before the first is answered
             check_length(size, declared_length(model.config), str(record.source))
@@ -99,6 +118,8 @@ def answer_records(
                 [conversation_of(records[i], processor) for i in chosen],
                 [str(records[i].source) for i in chosen],
             )
+            if begins[chosen[0]]:
+                inputs = continued(inputs, torch.tensor([begins[i] for i in chosen]))
         where = [str(records[i].source) for i in chosen]
         made = _greedy(model, tokenizer, placed(inputs, model), max_new_tokens, where, stop)
         for index, text in zip(chosen, made, strict=True):
@@ -107,6 +128,13 @@ def answer_records(
         if progress:
             progress(done, len(records))
     return answers
+
+
+def _begin(processor: Any, record: Record, text: str) -> list[int]:
+    try:
+        return begun_ids(processor, conversation_of(record, processor), text)
+    except DataError as error:
+        raise DataError(f"{record.source}: {error}") from error
 
 
 def _text_ids(tokenizer: Any, record: Record) -> list[int]:

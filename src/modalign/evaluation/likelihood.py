@@ -18,7 +18,13 @@ from modalign.errors import DataError
 from modalign.evaluation.scoring import score
 from modalign.evaluation.tasks.base import OptionScore
 from modalign.lengths import check_length, declared_length
-from modalign.models.asking import answer_ids, conversation_of, media_inputs, text_ids
+from modalign.models.asking import (
+    answer_ids,
+    continued,
+    conversation_of,
+    media_inputs,
+    text_ids,
+)
 from modalign.models.probe import Conversation, placed
 from modalign.models.tool_text import ToolReader
 
@@ -120,21 +126,8 @@ def log_likelihoods(
     added = pad_sequence(rows, batch_first=True)
     present = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     fed = added[:, :-1]  # nothing is asked of what follows the last token
-    longer = {
-        name: torch.cat([value, torch.zeros_like(fed, dtype=value.dtype)], dim=1)
-        for name, value in inputs.items()
-        if name.endswith("token_type_ids")  # as long as the text
-    }
-    if (
-        "image_attention_mask" in inputs
-    ):  # of Idefics: an answer attends to the same images as the end of the prompt
-        read = inputs["image_attention_mask"]
-        after = read[:, -1:].expand(-1, fed.shape[1], -1)
-        longer["image_attention_mask"] = torch.cat([read, after], dim=1)
-    longer["input_ids"] = torch.cat([prompt, fed], dim=1)
-    mask = inputs["attention_mask"]
-    longer["attention_mask"] = torch.cat([mask, present[:, :-1].to(mask.dtype)], dim=1)
-    moved: dict[str, Any] = {**placed({**inputs, **longer}, model)}
+    longer = continued(inputs, fed, present[:, :-1])
+    moved: dict[str, Any] = {**placed(longer, model)}
     width = added.shape[1]  # the last prompt position predicts the first answer token
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         moved["logits_to_keep"] = width

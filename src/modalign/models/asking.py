@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
@@ -129,6 +130,34 @@ def media_inputs(
         ) from error
 
 
+def continued(
+    inputs: dict[str, Tensor], added: Tensor, present: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Append token ids to the inputs of prompts, which end together.
+
+    Args:
+        inputs: of the prompts, (B, T) ids and masks and whatever the media need.
+        added: (B, K) ids.
+        present: (B, K) which of them are there; all by default.
+    """
+    count = added.shape[1]
+    mask = inputs["attention_mask"]
+    there = torch.ones_like(added) if present is None else present
+    longer = {
+        name: torch.cat([value, torch.zeros_like(added, dtype=value.dtype)], dim=1)
+        for name, value in inputs.items()
+        if name.endswith("token_type_ids")  # as long as the text
+    }
+    if "image_attention_mask" in inputs:
+        # of Idefics: what follows attends to the same images as the end of the prompt
+        read = inputs["image_attention_mask"]
+        after = read[:, -1:].expand(-1, count, -1)
+        longer["image_attention_mask"] = torch.cat([read, after], dim=1)
+    longer["input_ids"] = torch.cat([inputs["input_ids"], added], dim=1)
+    longer["attention_mask"] = torch.cat([mask, there.to(mask.dtype)], dim=1)
+    return {**inputs, **longer}
+
+
 def _decoded(medium: Media, specs: dict[str, Any], where: str) -> Any:
     if medium.modality not in specs:
         takes = ", ".join(["text", *specs])
@@ -212,3 +241,14 @@ def answer_ids(
     if not upto:
         raise DataError(f"the chat template renders no token for the answer {answer!r}")
     return upto, len(ids) - len(upto)
+
+
+def begun_ids(reader: Any, conversation: Conversation, text: str) -> list[int]:
+    """Return the token ids of an answer's beginning, without an end mark.
+
+    Raises:
+        DataError: as :func:`answer_ids`.
+    """
+    ids, _ = answer_ids(reader, conversation, text)
+    ends = end_ids(tokenizer_of(reader))
+    return ids[:-1] if ids[-1] in ends else ids

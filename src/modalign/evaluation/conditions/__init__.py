@@ -1,0 +1,1 @@
+"""The same questions under several conditions: examples first, corrupted media, a rationale."""
