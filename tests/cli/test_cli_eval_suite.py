@@ -69,7 +69,7 @@ def test_a_suite_from_files_to_report_and_back(
     )
     assert mc1["rows"]["random weights"]["trainings"] == 2
     assert mc1["rows"]["chance"]["value"] == pytest.approx(1 / 3)
-    assert mc1["n"] == 6
+    assert mc1["n"] == lines["truthfulqa mc1, letters", "mc1 (letters)"]["n"] == 6
     assert "shuffled" in " ".join(found["notes"])
     tested = [line for line in found["lines"] if line["headline"]]
     assert all(set(line["pairs"]) == {"mistral"} for line in tested)
@@ -128,7 +128,7 @@ def test_what_no_row_can_read_is_left_out_and_counted(
         (["--suite", "text"], 2, "--suite needs --suite-data"),
         (["--suite", "text", "--suite-data", "nowhere"], 3, "nowhere: there is no such folder"),
         (["--suite", "text", "--suite-data", ".", "--parts", "ethic"], 2, "no part 'ethic'"),
-        (["--suite", "text", "--suite-data", ".", "--letters"], 2, "--letters is not for --suite"),
+        (["--suite", "text", "--suite-data", ".", "--rationale", "x"], 2, "--rationale is not for --suite"),
         (["--suite", "text", "--suite-data", ".", "--shots", "two"], 2, "'two' is not a whole number"),
         (["--suite", "text", "--suite-data", ".", "--form", "both"], 2, "asks in one form"),
         (["--against", "x"], 2, "--against is for --suite"),

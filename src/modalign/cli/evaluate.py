@@ -27,7 +27,8 @@ def evaluate(
     letters: Annotated[
         bool,
         typer.Option(
-            "--letters", help="With choice: list shuffled options and score their letters."
+            "--letters",
+            help="With choice, or --suite: show shuffled options and score their letters.",
         ),
     ] = False,
     objects: Annotated[
@@ -214,7 +215,7 @@ def evaluate(
         from modalign.cli.evaluate_suite import evaluate_suite
 
         foreign: dict[str, Any] = {
-            "a data file": data, "--task": task != "exact", "--letters": letters, "--objects": objects,
+            "a data file": data, "--task": task != "exact", "--objects": objects,
             "--edits": edits, "--text": text, "--no-generate": no_generate, "--knew": knew,
             "--retrained": retrained, "--retain": retain, "--attacks": attacks, "--train": train,
             "--skip-broken": skip_broken, "--columns": columns, "--shots-from": shots_from,
@@ -236,6 +237,7 @@ def evaluate(
                 "limit": limit,
                 "batch_size": batch_size,
                 "max_new_tokens": max_new_tokens or 256,
+                "letters": letters,
                 **{k: v for k, v in (("orders", orders), ("random", random_weights)) if v is not None},
             },
             patches=patch or [],

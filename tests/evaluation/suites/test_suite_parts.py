@@ -63,6 +63,23 @@ def test_without_ties_the_order_of_options_changes_nothing(
     ).all()
 
 
+def test_letters_are_asked_in_every_order(tmp_path: Path) -> None:
+    part = truthfulqa(_file(tmp_path, truth_rows(3)), letters=True, **HOW)[1]
+    assert len(part.items) == 15
+    for item in part.items:
+        shown = dict(line.split(". ", 1) for line in item.asked.splitlines()[1:-1])
+        assert tuple(shown) == item.options == ("A", "B", "C")
+        assert shown[item.options[item.right.index(True)]].startswith("it is ")
+    assert len({item.asked for item in part.items[:5]}) > 1
+    # A model that says A whatever is shown is right where the true option stands first.
+    (measure,) = part.measures(part.items)
+    answers = [{"sums": [-1.0, -2.0, -3.0], "tokens": [1] * 3}] * 15
+    first = np.array([item.right[0] for item in part.items], dtype=float).reshape(3, 5)
+    assert measure.of(answers) == pytest.approx(first.mean(axis=1))
+    assert measure.by_order is not None
+    assert measure.by_order(answers) == pytest.approx(first.mean(axis=0))
+
+
 def test_mc2_is_the_share_of_probability_on_true_options(tmp_path: Path) -> None:
     part = truthfulqa(_file(tmp_path, truth_rows(2)), **HOW)[1]
     measure = part.measures(part.items)[0]

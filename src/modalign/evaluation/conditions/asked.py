@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def judge(
         for way in ways:
             name = "".join(c if c.isalnum() else "-" for c in way.name)
             tell = within(way.name, progress)
-            made = kept.of(name, lambda way=way, tell=tell: _scored(way, task, records, tell))
+            made = kept.of(name, partial(_scored, way, task, records, tell))
             values[way.name] = np.array(made["quality"], dtype=float)
             counts[way.name] = made["counts"]
     drawn = hierarchical_bootstrap(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from modalign.evaluation.conditions.corrupted import CLEAN
 from modalign.evaluation.conditions.results import Condition, Conditions
@@ -68,11 +68,13 @@ def conditions_table(found: Conditions) -> Table:
         Quantity("condition", "name"),
         Quantity("n", lambda row: str(row.score.n)),
         Quantity("score", "score", drawn=True),
-        Quantity("prompt tokens", lambda row: None if row.tokens is None else words.value(row.tokens),
-                 meaning="mean over the questions counted, media included"),
-        *(Quantity(name, lambda row, name=name: str(row.counts[name]) if name in row.counts else None)
-          for name in counts),
-    ]  # fmt: skip
+        Quantity(
+            "prompt tokens",
+            lambda row: None if row.tokens is None else words.value(row.tokens),
+            meaning="mean over the questions counted, media included",
+        ),
+        *(Quantity(name, _counted(name)) for name in counts),
+    ]
     rows: list[Condition] = [
         *found.conditions,
         *(Condition(name=name, score=score) for name, score in found.references.items()),
@@ -83,6 +85,10 @@ def conditions_table(found: Conditions) -> Table:
         rows,
         tone=lambda row: "reference" if row.name in found.references else "",
     )
+
+
+def _counted(name: str) -> Callable[[Condition], str | None]:
+    return lambda row: str(row.counts[name]) if name in row.counts else None
 
 
 def pairs_table(found: Conditions) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, ProcessorMixin
 
 from modalign.data.records import Message, Record, Source
-from modalign.errors import first_line
+from modalign.errors import ModalignError, first_line
 from modalign.evaluation.generation import answer_records
 from modalign.evaluation.likelihood import score_options
 from modalign.evaluation.rolling import read_texts
@@ -73,6 +74,7 @@ class Asked:
             except TooLongError:
                 found.append(None)
             else:
+                check_finite([score.loglikelihood for score in scores], item.source)
                 found.append(
                     {
                         "sums": [s.loglikelihood for s in scores],
@@ -122,7 +124,22 @@ class Asked:
     def _read(self, items: Sequence[Passage], reader: Any, tell: Tell) -> list[Answer | None]:
         texts = [item.text for item in items]
         read = read_texts(self.model, tokenizer_of(reader), texts, progress=tell)
+        for item, (total, _) in zip(items, read, strict=True):
+            check_finite([total], item.source)
         return [[-total, tokens] for total, tokens in read]
+
+
+def check_finite(values: Sequence[float], source: Source) -> None:
+    """Refuse log-likelihoods that are no numbers: a comparison with them would look like a result.
+
+    Raises:
+        ModalignError: with the item on which the model failed.
+    """
+    if not all(map(math.isfinite, values)):
+        raise ModalignError(
+            f"{source}: the model's log-likelihoods are not finite: its weights or its dtype are broken "
+            "(a training that diverged, float16 that overflows)"
+        )
 
 
 def _record(source: Source, turns: Sequence[str]) -> Record:

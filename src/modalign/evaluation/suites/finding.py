@@ -38,6 +38,7 @@ def find_parts(
     shots: int | None = None,
     seed: int = 0,
     limit: int | None = None,
+    letters: bool = False,
 ) -> tuple[list[Part], list[str]]:
     """Read the suite's parts from a folder.
 
@@ -49,6 +50,7 @@ def find_parts(
         shots: examples before a problem; ``SHOTS`` if there is a file of examples, by default.
         seed: of orders, examples, and of what is drawn.
         limit: at most so many items of each part.
+        letters: also show TruthfulQA's options under letters.
 
     Returns:
         The parts, and what a reader should know of what was not found.
@@ -65,7 +67,7 @@ def find_parts(
         if file is None:
             lacking["truthfulqa"] = "mc_task.json, here or in truthfulqa/"
         else:
-            found += truthfulqa(file, orders=orders, seed=seed, limit=limit)
+            found += truthfulqa(file, orders=orders, seed=seed, limit=limit, letters=letters)
     if "ethics" in (wanted or SUITES["text"]):
         files = {name: _ethics_file(folder, name) for name in of_ethics.PARTS}
         missing = [name for name, file in files.items() if file is None]

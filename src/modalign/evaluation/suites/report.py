@@ -58,8 +58,8 @@ _PAIRS = (
 )
 _RULES = "What is reached by looking at surfaces alone. A score below these says nothing about truth or morals."
 _ORDERS = (
-    "Lowest and highest figure over the orders in which options stood. Options are scored one by one, so the "
-    "order settles ties only: a spread of zero means that there were none."
+    "Lowest and highest figure over the orders in which options stood. Where options are scored one by one, the "
+    "order settles ties only, and a spread of zero means that there were none; under letters it is shown."
 )
 
 
@@ -156,7 +156,7 @@ def _rules(found: Suite) -> list[Part]:
         Quantity(model, _row(model)),
         *(Quantity(name, _row(name)) for name in names),
     ]
-    return [tabulate(("rules-table", "Rules that read no question", "/lines"), columns, lines)]
+    return [tabulate(("rules-table", "Rules that look at surfaces", "/lines"), columns, lines)]
 
 
 def _orders(found: Suite) -> list[Part]:
@@ -199,7 +199,7 @@ def _figure(found: Suite) -> Sequence[Part]:
             said = f"{line.part}, {name}: {words.interval(figure)}"
             points.append(
                 Point(
-                    f"{line.part}: {line.measure}",
+                    line.part,
                     figure.value,
                     figure.low if known else None,
                     figure.high if known else None,

@@ -43,6 +43,7 @@ class SuiteOptions:
         limit: at most so many items of a part.
         batch_size: problems answered together.
         max_new_tokens: of a written answer.
+        letters: also show TruthfulQA's options under letters, in every order.
     """
 
     suite: str = "text"
@@ -55,6 +56,7 @@ class SuiteOptions:
     limit: int | None = None
     batch_size: int = 16
     max_new_tokens: int = 256
+    letters: bool = False
 
 
 @quietly()
@@ -99,6 +101,7 @@ def evaluate_suite(
         shots=options.shots,
         seed=options.seed,
         limit=options.limit,
+        letters=options.letters,
     )
     names = model_names([folder, *against])
     configuration = {
@@ -268,7 +271,10 @@ def _fitting(
     for part in parts:
         rows = answered[part.name]
         every = [draw for draws in rows.values() for draw in draws]
-        places = [n for n in range(len(part.items)) if all(each[n] is not None for each in every)]
+        fits = [all(each[n] is not None for each in every) for n in range(len(part.items))]
+        # Of a question that is asked in several orders, all or none.
+        lacking = {str(item.source) for item, ok in zip(part.items, fits, strict=True) if not ok}
+        places = [n for n, item in enumerate(part.items) if str(item.source) not in lacking]
         left_out[part.name] = len(part.items) - len(places)
         if not places:
             raise DataError(

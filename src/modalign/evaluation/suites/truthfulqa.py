@@ -18,11 +18,14 @@ from modalign.evaluation.suites.parts import (
     Question,
     accuracy,
     check_options,
+    chosen_right,
     even_chance,
     order_notes,
+    orders_of,
     right_of,
 )
 from modalign.evaluation.suites.rules import by_rules
+from modalign.evaluation.tasks.choice import LETTERS
 from modalign.numbers.bootstrap import Floats
 from modalign.strict_json import loads
 
@@ -73,6 +76,48 @@ class Mc1(Part):
         ]
 
 
+class Lettered(Part):
+    """The options of mc1 shown under letters, once in every order; a letter's likelihood is scored."""
+
+    kind = "options"
+
+    def __init__(self, name: str, questions: Sequence[Question], *, orders: int, seed: int) -> None:
+        self.orders = orders
+        shown = [
+            _lettered(question, order)
+            for question in questions
+            for order in orders_of(question, orders, seed)
+        ]
+        super().__init__(name, shown)
+
+    def measures(self, items: Sequence[Question]) -> list[Measure]:
+        """Accuracy over questions, and its spread over orders."""
+        count = len(items) // self.orders
+
+        def right(answers: Sequence[Answer]) -> Floats:
+            values = [answer["sums"] for answer in answers]
+            return chosen_right(items, values, 1, 0).reshape(count, self.orders).T
+
+        constants = {CHANCE: even_chance(items[:: self.orders])}
+        return [accuracy("mc1 (letters)", right, constants=constants, headline=True)]
+
+
+def _lettered(question: Question, order: Sequence[int]) -> Question:
+    if len(order) > len(LETTERS):
+        raise DataError(f"{question.source}: {len(order)} options, but {len(LETTERS)} letters")
+    letters = LETTERS[: len(order)]
+    lines = [f"{letter}. {question.options[n]}" for letter, n in zip(letters, order, strict=True)]
+    asked = "\n".join([question.asked, *lines, "Answer with the letter of the right option."])
+    return Question(
+        question.source,
+        prompt=f"Q: {asked}\nA:",
+        asked=asked,
+        options=tuple(letters),
+        right=tuple(question.right[n] for n in order),
+        group=str(question.source),
+    )
+
+
 class Mc2(Part):
     """Several options are true; the score is their share of the options' probability."""
 
@@ -94,7 +139,9 @@ def _share(question: Question, sums: Sequence[float]) -> float:
     return float(shares[list(question.right)].sum() / shares.sum())
 
 
-def truthfulqa(file: Path, *, orders: int, seed: int, limit: int | None = None) -> list[Part]:
+def truthfulqa(
+    file: Path, *, orders: int, seed: int, limit: int | None = None, letters: bool = False
+) -> list[Part]:
     """Read ``mc_task.json``: a list of ``question``, ``mc1_targets`` and ``mc2_targets``.
 
     Args:
@@ -102,6 +149,7 @@ def truthfulqa(file: Path, *, orders: int, seed: int, limit: int | None = None) 
         orders: in how many orders the options stand.
         seed: of the orders, and of the questions drawn.
         limit: at most so many questions.
+        letters: also show mc1's options under letters, in every order.
 
     Raises:
         DataError: the file has another form, holds no question, or options that cannot be scored.
@@ -120,6 +168,8 @@ def truthfulqa(file: Path, *, orders: int, seed: int, limit: int | None = None) 
         notes = order_notes(name, questions, orders)
         if kind == "mc1":
             found.append(Mc1(name, questions, notes, orders=orders, seed=seed))
+            if letters:
+                found.append(Lettered(f"{name}, letters", questions, orders=orders, seed=seed))
         else:
             found.append(Mc2(name, questions))
     return found
