@@ -16,7 +16,7 @@ OUT ?= runs
 HARNESS := build/harness
 ORACLES := build/oracles
 
-.PHONY: demo test lint docs readme report bench real real-quick harness oracles starter lock clean
+.PHONY: demo test lint docs readme report bench real real-quick harness harness-suites oracles starter lock clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +83,10 @@ $(ORACLES)/%/.installed: bench/oracles/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
+
+# The text suite against lm-evaluation-harness on the same items: make harness-suites MODEL=folder DATA=folder
+harness-suites: $(VENV)/.installed $(HARNESS)/lm-eval-hf/.requirements
+	$(BIN)/python -m bench.harness.suites $(MODEL) $(DATA) --python $(HARNESS)/lm-eval-hf/bin/python
 
 oracles: $(VENV)/.installed $(patsubst %,$(ORACLES)/%/.installed,flwr mergekit torch-pruning)
 	$(BIN)/python -m bench.oracles.federation $(ORACLES)/flwr/bin/python

@@ -15,27 +15,43 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import lm_eval
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+
+def definition_of(name: str) -> Path:
+    """Return the file in which the harness defines a task."""
+    for file in (Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml"):
+        if f"task: {name}\n" in file.read_text():
+            return file
+    raise FileNotFoundError(name)
 
 
 def main(job: Path) -> None:
     """Write ``found.json`` beside the job."""
     asked = json.loads(job.read_text())
     model = HFLM(pretrained=asked["model"], device="cpu", dtype="float32", batch_size=8)
-    tasks = [
-        {
-            "task": name,
+    places = job.parent / "tasks"
+    places.mkdir()
+    for name, file in asked["tasks"].items():
+        local = {
+            "include": str(definition_of(name)),
+            "task": f"{name}_local",
             "dataset_path": "json",
             "dataset_name": None,
             "dataset_kwargs": {"data_files": dict.fromkeys(("test", "train", "validation"), file)},
         }
-        for name, file in asked["tasks"].items()
-    ]  # fmt: skip
-    found = simple_evaluate(model=model, tasks=tasks, log_samples=True, bootstrap_iters=0)
+        (places / f"{name}.yaml").write_text(json.dumps(local))  # JSON is YAML
+    manager = TaskManager(include_path=str(places))
+    names: list = [f"{name}_local" for name in asked["tasks"]]
+    found = simple_evaluate(
+        model=model, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=0
+    )
     options = {
-        name: [
+        name.removesuffix("_local"): [
             {
                 "number": sample["doc_id"],
                 "pairs": [
