@@ -234,6 +234,9 @@ def test_what_is_refused(
     code, _, said = cli("prune", source, "-o", one, "--form", "depth", "--keep", ".25", *quick)
     assert code == 0, said
     refused(2, "one layer left", options=(one, *new, "--form", "depth"))
+    code, printed, said = cli("prune", one, "-o", tmp_path / "two", *quick, "--json")
+    assert code == 0, said
+    assert "a pruned model itself" in " ".join(json.loads(printed)["cutting"]["notes"])
 
     weights = load_file(one / "model.safetensors")
     name = next(each for each in weights if each.endswith("down_proj.weight"))

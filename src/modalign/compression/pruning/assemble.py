@@ -12,7 +12,7 @@ from modalign.compression.distillation.judging import Judged
 from modalign.compression.distillation.report import groups_of
 from modalign.compression.pruning.config import PruneConfig
 from modalign.compression.pruning.recovery import Recovered, Scores
-from modalign.compression.pruning.results import Cutting, Pruning, Row
+from modalign.compression.pruning.results import TITLES, Cutting, Pruning, Row
 from modalign.compression.pruning.speed import Timing
 from modalign.compression.pruning.targets import weights_bytes
 from modalign.compression.pruning.texts import Texts
@@ -26,15 +26,6 @@ from modalign.version import __version__
 
 NATS = "nats per token"
 FIXED = ("parent", "pruned")
-TITLES = {
-    "parent": "parent",
-    "pruned": "pruned",
-    "recovered": "pruned, recovered",
-    "parent recovered": "parent with the same recovery",
-    "random": "pruned by chance",
-    "random recovered": "pruned by chance, recovered",
-    "scratch": "same size from scratch, as many steps",
-}
 
 
 def means(

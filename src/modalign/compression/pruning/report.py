@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from modalign.compression.pruning.results import Pruning, Row, Tried
+from modalign.compression.pruning.results import TITLES, Pruning, Row, Tried
 from modalign.numbers import words
 from modalign.numbers.pairs import NO_DIFFERENCE, Difference
 from modalign.pages.parts import Part, Quantity, Section, Table, Words, tabulate
 from modalign.pages.report import Report
+from modalign.training.budget import Budget
 
 
 def _verdict(found: Difference) -> str:
     better = {"first": found.first, "second": found.second}.get(found.verdict)
-    return NO_DIFFERENCE if better is None else f"{better} is better"
+    return NO_DIFFERENCE if better is None else f"better: {TITLES[better]}"
 
 
 ROWS = (
@@ -47,7 +48,7 @@ TIMES = (
     Quantity("of the parent's time", lambda pair: pair[1].next_ratio),
 )
 DIFFERENCES = (
-    Quantity("against", "second"),
+    Quantity("against", lambda found: TITLES[found.second]),
     Quantity(
         "better by, in nats per token",
         "difference",
@@ -108,7 +109,7 @@ def candidates_table(tried: list[Tried]) -> Table:
 
 def differences_table(found: Pruning) -> Table:
     """Return the table of paired differences."""
-    caption = f"{found.differences[0].first}, compared"
+    caption = f"{TITLES[found.differences[0].first]}: compared"
     return tabulate(("differences", caption, "/differences"), DIFFERENCES, found.differences)
 
 
@@ -130,15 +131,16 @@ def _times(found: Pruning) -> Section:
 def _lead(found: Pruning) -> str:
     cutting = found.cutting
     again = f"{found.seeds} trainings each" if found.seeds > 1 else "one training each"
+    budget = Budget.parse(found.budget).words()
     how = {"kl": "the divergence from the parent", "cross_entropy": "cross-entropy"}[
         found.recovered_by
     ]
     recovery = (
         "Nothing was trained afterwards."
         if found.recovered == "none"
-        else f"Recovery ({found.recovered}) by {how}, {found.budget} on {found.calibrated:,} samples, {again}."
+        else f"Recovery ({found.recovered}) by {how}: {budget} of {found.calibrated:,} different ones, {again}."
     )
     return (
-        f"Target: {found.target}; {cutting.share:.1%} of the layers' parameters stay ({cutting.removed}), by the "
-        f"score {cutting.score}, saved as {cutting.saved_as}. {recovery} Data: {found.data}."
+        f"Target: {found.target}; {words.percent(cutting.share)} of the layers' parameters stay "
+        f"({cutting.removed}), by the score {cutting.score}, saved as {cutting.saved_as}. {recovery} Data: {found.data}."
     )

@@ -10,6 +10,16 @@ from modalign.compression.pruning.speed import Timing
 from modalign.numbers.estimate import Estimate
 from modalign.numbers.pairs import Difference
 
+TITLES = {  # rows of the report, in order
+    "parent": "parent",
+    "pruned": "pruned",
+    "recovered": "pruned, recovered",
+    "parent recovered": "parent with the same recovery",
+    "random": "pruned by chance",
+    "random recovered": "pruned by chance, recovered",
+    "scratch": "same size from scratch, as many steps",
+}
+
 
 class _Result(BaseModel):
     model_config = ConfigDict(extra="forbid")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modalign.compression.distillation.bench import read_result
 from modalign.compression.pruning.candidate import (
     CHECKED,
     check_logits,
@@ -18,6 +19,7 @@ from modalign.compression.pruning.candidate import (
 from modalign.compression.pruning.config import PruneConfig
 from modalign.compression.pruning.evidence import Evidence, gather
 from modalign.compression.pruning.plans import FORMS, Form, Plan, plan
+from modalign.compression.pruning.results import Pruning
 from modalign.compression.pruning.scores import Scored, rate, score_named
 from modalign.compression.pruning.shapes import WIDTHS, FileNames, Shape, ShapeError, find_shape
 from modalign.compression.pruning.structure import KINDS, Kind, Stack, find_stack
@@ -26,6 +28,8 @@ from modalign.connectors.base import InLayerConnector
 from modalign.errors import DataError, UsageError, choose
 from modalign.models.collation import Collator
 from modalign.models.saved import OpenedModel, open_composed
+from modalign.patches.patched_folder import PATCHES
+from modalign.patches.pruned_folder import UNPRUNED
 from modalign.progress import Progress
 from modalign.trust import trusted
 
@@ -209,6 +213,9 @@ def open_workshop(config: PruneConfig, progress: Progress) -> Workshop:
         )
     opened.model.float()
     stack = find_stack(opened.model, config.part)
+    notes = [] if not _pruned_before(source) else [
+        f"{source} is a pruned model itself: all losses are compared with it, not with what it was made from."
+    ]  # fmt: skip
     return Workshop(
         config,
         source,
@@ -219,6 +226,7 @@ def open_workshop(config: PruneConfig, progress: Progress) -> Workshop:
         read_texts(config, opened, progress),
         opened.collator(),
         progress,
+        notes=notes,
     )
 
 
@@ -280,6 +288,13 @@ def _configuration(source: Path) -> dict[str, Any]:
             f"{source}: its layers differ in width already; prune the model it was made from"
         )
     return found
+
+
+def _pruned_before(source: Path) -> bool:
+    """Whether a folder is one that this verb wrote, or holds a structure patch."""
+    if read_result(source / "report.json", Pruning) is not None:
+        return True
+    return (source / PATCHES / UNPRUNED).is_dir()
 
 
 def _check_finite(opened: OpenedModel) -> None:
