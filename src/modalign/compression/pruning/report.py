@@ -142,5 +142,6 @@ def _lead(found: Pruning) -> str:
     )
     return (
         f"Target: {found.target}; {words.percent(cutting.share)} of the layers' parameters stay "
-        f"({cutting.removed}), by the score {cutting.score}, saved as {cutting.saved_as}. {recovery} Data: {found.data}."
+        f"({cutting.removed}), by the score {cutting.score}, saved as {cutting.saved_as}. {recovery} "
+        f"Data: {found.data}."
     )
