@@ -250,6 +250,7 @@ def test_a_plan_trains_nothing(
     [
         ({"sources": {"a": "a.jsonl"}}, 2, "a mixture needs two or more"),
         ({"sources": {"a": "a.jsonl", "again": "a.jsonl"}}, 3, "a and again hold the same records"),
+        ({"sources": {"a": "a.jsonl", "val": "b.jsonl"}}, 2, "'val' means something else"),
         ({"merge": "liner"}, 2, "did you mean linear"),
         ({"mixtures": [{"c": 1.0}]}, 2, "there is no source 'c'"),
         ({"mixtures": [{"a": 0.0}]}, 2, "not all 0"),
@@ -275,3 +276,6 @@ def test_sources_need_names(said: Callable[..., tuple[int, str]]) -> None:
     code, text = said("a.jsonl", "b.jsonl", "--model", "m")
     assert code == 2
     assert "NAME=FILE" in text
+    code, text = said("a=a.jsonl", "b=b.jsonl")
+    assert code == 2
+    assert "--model names a saved model" in text

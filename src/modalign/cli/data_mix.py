@@ -73,6 +73,10 @@ def mix(
         if name in given:
             raise UsageError(f"the source {name!r} is named twice")
         given[name] = path
+    if not files and model is None:
+        raise UsageError(
+            "nothing to train: --model names a saved model; a YAML file may name parts instead"
+        )
     own = {"model": model, "checked": checked, "seeds": seeds, "sources": given}
     changes |= {name: value for name, value in own.items() if value}
     with bars(not json_output) as progress:

@@ -108,6 +108,9 @@ class MixFiles(DataFiles):
     train: BuiltIn = ""
 
 
+RESERVED = {"val", "eval", "objective"}  # targets that are no source
+
+
 class MixConfig(LoopConfig):
     """Mixtures of data sources, ranked by merged experts.
 
@@ -135,6 +138,8 @@ class MixConfig(LoopConfig):
             raise ValueError(
                 f"sources: {len(self.sources)} given; a mixture needs two or more, as NAME=FILE"
             )
+        if taken := sorted(RESERVED & set(self.sources)):
+            raise ValueError(f"sources: {taken[0]!r} means something else; choose another name")
         for number, mixture in enumerate(self.mixtures):
             if unknown := sorted(set(mixture) - set(self.sources)):
                 raise ValueError(f"mixtures.{number}: there is no source {unknown[0]!r}")
@@ -144,7 +149,12 @@ class MixConfig(LoopConfig):
 
 
 # What the built-in starter probes without a configuration of one's own: minutes on one core.
-STARTER: Fields = {"seeds": 2, "limit": 1500, "operators": ["length[of=answer]", "agreement"]}
+STARTER: Fields = {
+    "budget": None,
+    "seeds": 2,
+    "limit": 1500,
+    "operators": ["length[of=answer]", "agreement"],
+}
 YAML = (".yaml", ".yml")
 
 C = TypeVar("C", bound=LoopConfig)

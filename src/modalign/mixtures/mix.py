@@ -304,6 +304,8 @@ class _Run:
     def _pairs(
         self, values: Mapping[str, Floats], target: str, pairs: Sequence[tuple[str, str]]
     ) -> list[Difference]:
+        if not pairs:
+            return []
         own = {name: values[name] for name in dict.fromkeys(n for pair in pairs for n in pair)}
         unit = UNITS[self.config.metric][1]
         return differences(self._drawn(own, target), pairs, over="records", unit=unit)

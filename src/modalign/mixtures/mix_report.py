@@ -66,6 +66,8 @@ def findings(found: Mixing) -> list[str]:
         f"{words.interval(best.trained[OBJECTIVE])}: {words.interval(found.promise.difference)} better than "
         f"promised ({said_verdict(found.promise)})."
     )
+    if sum(map(bool, best.weights.values())) == 1:
+        said.append("It is a single source, whose expert was trained on it: nothing was merged.")
     agreed = found.agreement[OBJECTIVE]
     if agreed is None:
         said.append(
