@@ -143,7 +143,7 @@ def test_shots_from_files_to_report(cli: Cli, seeing: Path, data: Path, tmp_path
     assert code == 0, err
     found = json.loads(said)
     names = [row["name"] for row in found["conditions"]]
-    assert names == ["0 shots", "1 shots", "1 shots, shuffled labels", "1 shots, shuffled pictures",
+    assert names == ["0 shots", "1 shot", "1 shot, shuffled labels", "1 shot, shuffled pictures",
                      "2 shots", "2 shots, shuffled labels", "2 shots, shuffled pictures"]  # fmt: skip
     tokens = [row["tokens"]["value"] for row in found["conditions"]]
     assert tokens[1] > tokens[0] + tiny.PATCHES

@@ -117,7 +117,7 @@ def evaluate_shots(
 
     ways.append(way(ZERO, {"shots": 0}, lambda record: record))
     for count in sorted({count for count in shots.counts if count}):
-        true = f"{count} shots"
+        true = "1 shot" if count == 1 else f"{count} shots"
         for kind, given in kinds.items():
             name = true if kind == TRUE else f"{true}, {kind}"
             ways.append(
