@@ -24,6 +24,8 @@ import tiny
 from modalign.errors import DataError, UsageError
 from modalign.merging.config import MergeConfig
 from modalign.merging.run import merge_models
+from modalign.models.export import save_model
+from modalign.models.saved import open_composed
 
 Run = Callable[..., tuple[int, str, str]]
 Folder = Callable[..., Path]
@@ -40,10 +42,13 @@ ITSELF: dict[str, dict[str, float]] = {
 }
 
 
+CLEAN = ("test_the_verb_end_to_end",)
+
+
 @pytest.fixture(autouse=True)
 def unchecked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the clean process, which one test is about."""
-    if request.node.name != "test_the_verb_end_to_end":
+    if request.node.name not in CLEAN:
         monkeypatch.setattr("modalign.merging.run.CleanProcess", tiny.NoProcess)
 
 
@@ -178,6 +183,31 @@ def test_llava_and_its_language_model(llava: Path, two: tuple[Path, Path], tmp_p
     for part in ("vision_tower", "multi_modal_projector"):
         for name, value in getattr(found.model, part).state_dict().items():
             assert torch.equal(value, getattr(whole.model, part).state_dict()[name])
+
+
+def test_a_modalign_model_and_its_language_model(
+    compose_tiny: Callable[..., Any], two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, processor = compose_tiny("mlp")
+    own = tmp_path / "own"
+    save_model(model, processor, own, target="remote-code")
+    parents = {"own": own, "text": two[1]}
+    with pytest.raises(UsageError, match=r"not in every parent.*--assign own"):
+        merged(tmp_path / "no", parents)
+    found = merged(tmp_path / "out", parents, weight=["0.25"], assign=["own"])
+    whole, text = held(own), held(two[1])
+    assert set(found) == set(whole)
+    for name, value in found.items():
+        other = text.get(name.removeprefix("language_model."))
+        if other is None:
+            assert torch.equal(value, whole[name])  # encoder and connector
+            continue
+        rows = len(other)
+        wanted = 0.75 * whole[name][:rows].double() + 0.25 * other.double()
+        torch.testing.assert_close(value[:rows].double(), wanted, rtol=0, atol=1e-6)
+        assert torch.equal(value[rows:], whole[name][rows:])
+    again = open_composed(tmp_path / "out" / "model")
+    assert not again.plain
 
 
 def test_llava_with_itself_under_old_names_is_that_model(llava: Path, tmp_path: Path) -> None:
