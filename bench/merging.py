@@ -25,7 +25,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,35 +313,48 @@ def random_models(place: Path) -> tuple[Path, Path]:
     return folders
 
 
+# A small process that starts another: what a large one starts would inherit its peak.
+TIMED = """
+import json, resource, subprocess, sys, time
+began = time.monotonic()
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+if done.returncode:
+    sys.exit(done.stderr[-2000:])
+print(json.dumps([time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20]))
+"""
+
+
 def measured(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float, float]:
     """Seconds, CPU seconds and peak resident GiB of a process and those that it waits for."""
-    began = time.monotonic()
-    process = os.fork()
-    if process == 0:
-        whole = {**os.environ, **environment}
-        done = subprocess.run(command, env=whole, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.stderr.write(done.stderr[-2000:])
-        os._exit(done.returncode)
-    _, status, used = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{command[0]} failed")
-    children = used.ru_maxrss / 2**20
-    return time.monotonic() - began, used.ru_utime + used.ru_stime, children
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", TIMED, *command],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    seconds, cpu, peak = json.loads(done.stdout)
+    return seconds, cpu, peak
 
 
 MERGE_ALONE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from modalign.merging.config import MergeConfig
 from modalign.merging.planning import Merge
 from modalign.merging.writing import Hashes, write_merged
+
+def resident(kind):
+    return int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+
 first, second, target, method, base = sys.argv[1:]
 merge = Merge(MergeConfig(parents={"a": first, "b": second}, base=base or None, method=method))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 Path(target).mkdir()
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+before = resident("VmRSS")
 write_merged(merge.alignment, merge.recipe, Path(target), hashes=Hashes())
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+print(resident("VmHWM") - before)
 """
 
 
