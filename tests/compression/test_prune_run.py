@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from modalign.compression.pruning import cutting, run, targets
-from modalign.compression.pruning.config import PruneConfig, bytes_of
+from modalign.compression.pruning.config import PruneConfig
 from modalign.compression.pruning.recovery import Recovery
 from modalign.compression.pruning.results import Pruning
 from modalign.compression.pruning.run import prune
 from modalign.errors import UsageError
+from modalign.memory import bytes_of
 from modalign.models.export import save_model
 from modalign.patches.difference import difference
 from modalign.patches.storage import save_patch
@@ -58,10 +59,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_sizes_are_read() -> None:
-    assert bytes_of("2GiB") == 2 * 1024**3
-    assert bytes_of("1.5 kB") == 1500
+    assert bytes_of("2GiB", "--memory") == 2 * 1024**3
+    assert bytes_of("1.5 kB", "--memory") == 1500
     with pytest.raises(UsageError, match="2GiB"):
-        bytes_of("2")
+        bytes_of("2", "--memory")
 
 
 @pytest.mark.usefixtures("unchecked")
