@@ -280,7 +280,7 @@ def generate(folder: Path, count: int, new: int, rounds: int) -> dict[int, float
     """Tokens per second of one left-padded ``generate`` over so many requests, by number of threads."""
     model, processor = open_model(folder)
     before = torch.get_num_threads()
-    rates: dict[int, list[float]] = {threads: [] for threads in candidates(model, before)}
+    rates: dict[int, list[float]] = {threads: [] for threads in candidates(before)}
     for turn in range(rounds + 1):
         for threads, own in rates.items():
             torch.set_num_threads(threads)

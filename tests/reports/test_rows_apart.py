@@ -188,7 +188,7 @@ def test_who_leaves_while_its_prompt_is_scored(
     gate = threading.Event()
     score = Row.prompt_scores
     monkeypatch.setattr(
-        Row, "prompt_scores", lambda row, logits: gate.wait(60) and score(row, logits)
+        Row, "prompt_scores", lambda row, *given: gate.wait(60) and score(row, *given)
     )
     monkeypatch.setattr(engine.spelling, "named", leaves)
     sampling = Sampling(max_tokens=3, logprobs=0, prompt_logprobs=True)

@@ -410,6 +410,9 @@ def test_a_full_queue_a_cancelled_request_and_the_drain(llm_folder: Callable[...
             steps=engine.state().steps,
             prompt_tokens=2,
             new_tokens=8,
+            pieces=2,
+            prefix_misses=2,
+            reading="in pieces",
             max_batch=1,
         )
 

@@ -53,9 +53,11 @@ def test_rows_are_those_of_a_plain_list(asked: list[tuple[str, int]]) -> None:
                     step(slots, plain, generator)
             assert slots.lengths() == [row[0][0].shape[2] for row in plain]
             for place, row in enumerate(plain):
-                for ours, theirs in zip(slots.row(place), row, strict=True):
-                    assert torch.equal(ours[0], theirs[0])
-                    assert torch.equal(ours[1], theirs[1])
+                length = row[0][0].shape[2]
+                begin = length // 3
+                for ours, theirs in zip(slots.part(place, begin, length), row, strict=True):
+                    assert torch.equal(ours[0], theirs[0][:, :, begin:])
+                    assert torch.equal(ours[1], theirs[1][:, :, begin:])
     finally:
         module.COLUMNS = kept
 

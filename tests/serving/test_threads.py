@@ -74,7 +74,7 @@ def test_only_the_models_thread_has_companions(llm_folder: Any) -> None:
     assert seen == [2, 2, 1, 1]
 
 
-def test_a_large_model_has_all_threads() -> None:
-    small, large = torch.nn.Linear(2, 2), torch.nn.Linear(threads.LARGE, 1, device="meta")
-    assert threads.candidates(small, 6) == [1, 2, 4, 6]
-    assert threads.candidates(large, 6) == [6]
+def test_a_large_model_begins_with_all_threads() -> None:
+    assert threads.candidates(6) == [1, 2, 4, 6]
+    assert threads.small(torch.nn.Linear(2, 2))
+    assert not threads.small(torch.nn.Linear(threads.LARGE, 1, device="meta"))

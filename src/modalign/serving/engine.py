@@ -1,9 +1,9 @@
 """Continuous batching: requests join and leave a running batch, whatever their media and lengths.
 
-One thread runs the model. It first reads waiting prompts (those of equal length together, reusing what an
-earlier prompt shares with them), then generates one token for every row, and so on. The continuous batching of
-transformers (5.23) takes text only; this one prefills through the model's own forward, media included, and
-decodes with explicit masks and positions. Every answer equals the one generated alone.
+One thread runs the model. It first reads a piece of waiting prompts (short ones of equal length together, reusing
+what an earlier prompt shares with them), then generates one token for every row, and so on. The continuous
+batching of transformers (5.23) takes text only; this one prefills through the model's own forward, media included,
+and decodes with explicit masks and positions. Every answer equals the one generated alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from modalign.models.export.gateway import REFERENCE
 from modalign.models.open import open_model
 from modalign.patches import with_patches
 from modalign.serving.one_by_one import answer_alone
-from modalign.serving.prefixes import Prefixes, content_key
+from modalign.serving.prefixes import BYTES, Prefixes, content_key
 from modalign.serving.prompts import Prompts
+from modalign.serving.reading import ALONE, SECONDS, STEPS, Reading, Readings
 from modalign.serving.requests import (
     DrainingError,
     EngineState,
@@ -47,15 +49,16 @@ from modalign.serving.rows import Row
 from modalign.serving.runners import Prefilled, runner_of
 from modalign.serving.sampling import Settled, checked
 from modalign.serving.scoring import Teller, Told
-from modalign.serving.selftest import why_not_batched
-from modalign.serving.slots import KeysValues, Slots
+from modalign.serving.selftest import why_not_batched, why_not_in_pieces
+from modalign.serving.slots import Slots
 from modalign.serving.text import Spelling
-from modalign.serving.threads import alone, candidates, worthwhile
+from modalign.serving.threads import Threads, alone, candidates, small, worthwhile
 
 log = logging.getLogger(__name__)
 
 TOGETHER = 8  # prompts of equal length read at once
-READ_AHEAD = 4096  # prompt positions read between two steps of the running rows
+STEADY = 0.2  # weight of the newest step's time
+CRUMB = 0.1  # of a piece: so little of a turn's share is left for the next turn
 
 
 def open_engine(
@@ -68,6 +71,7 @@ def open_engine(
     max_waiting: int = 64,
     max_length: int | None = None,
     threads: int | None = None,
+    prefix_bytes: int = BYTES,
 ) -> LocalEngine:
     """Load a model folder, apply patches, and start an engine.
 
@@ -93,7 +97,8 @@ def open_engine(
             max_batch=max_batch,
             max_waiting=max_waiting,
             max_length=max_length,
-            threads=threads or (candidates(patched, most) if most else None),
+            threads=threads or (candidates(most) if most else None),
+            prefix_bytes=prefix_bytes,
         )
         engine.begun.wait()
     return engine
@@ -108,8 +113,9 @@ class LocalEngine:
         max_batch: rows that decode together.
         max_waiting: requests that may wait for a row.
         max_length: positions of prompt and answer; None: the model's own limit.
-        threads: threads of the model; the fewest worthwhile of several ascending numbers (the last if the model
-            cannot be batched); None: unchanged.
+        threads: threads of the model; the fewest worthwhile of several ascending numbers, measured as it works
+            (the last if the model cannot be batched); None: unchanged.
+        prefix_bytes: most bytes of earlier prompts' keys and values.
     """
 
     def __init__(
@@ -121,6 +127,7 @@ class LocalEngine:
         max_waiting: int = 64,
         max_length: int | None = None,
         threads: int | Sequence[int] | None = None,
+        prefix_bytes: int = BYTES,
     ) -> None:
         self.model = model
         self.prompts = Prompts(reader)
@@ -133,10 +140,16 @@ class LocalEngine:
         self.settled = Settled.of(model, self.prompts.tokenizer)
         self.spelling = Spelling(self.prompts.tokenizer)
         self.note = why_not_batched(self.runner, self.prompts)
+        whole = "" if self.note else why_not_in_pieces(self.runner, self.prompts)
         if self.note:
             log.warning("requests are answered one by one: %s", self.note)
-        self.threads = threads
-        self.prefixes = Prefixes()
+        elif whole:
+            log.warning("prompts are read in one piece, and none is reused: %s", whole)
+        given = [threads] if isinstance(threads, int) else threads
+        self.threads = Threads(given or [])
+        self.prefixes = Prefixes(prefix_bytes)
+        self.readings = Readings(self.runner, self.prefixes, self.threads, whole)
+        self._step_seconds = 0.0
         self._slots, self._rows = Slots(), list[Row]()
         self._untold: list[tuple[Listener, Event]] = []
         self._waiting: deque[Row] = deque()
@@ -196,7 +209,7 @@ class LocalEngine:
     def state(self) -> EngineState:
         """Return the current state."""
         return EngineState(
-            running=len(self._rows) + len(self._teller.rows),
+            running=len(self._busy()),
             waiting=len(self._waiting),
             draining=self._draining,
             steps=self._steps,
@@ -205,6 +218,15 @@ class LocalEngine:
             cached_tokens=self._cached,
             media_hits=self.runner.media.hits,
             media_misses=self.runner.media.misses,
+            pieces=self.readings.pieces,
+            prefix_hits=self.readings.hits,
+            prefix_misses=self.readings.misses,
+            prefix_evicted=self.prefixes.evicted,
+            prefix_pages=len(self.prefixes),
+            prefix_bytes=self.prefixes.size,
+            threads=self.threads.of("step"),
+            reading="whole" if self.note or self.readings.whole else "in pieces",
+            reading_note=self.readings.whole,
             max_batch=1 if self.note else self.max_batch,
             batching="one by one" if self.note else "continuous",
             note=self.note,
@@ -216,7 +238,7 @@ class LocalEngine:
         with self._changed:
             self._draining = True
             self._changed.notify_all()
-            while self._rows or self._waiting or self._teller.rows:
+            while self._busy() or self._waiting:
                 left = end - time.monotonic()
                 if left <= 0 or self._closed:
                     return False
@@ -231,6 +253,10 @@ class LocalEngine:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=60)
 
+    def _busy(self) -> list[Row]:
+        """Rows that are being answered, or whose prompts are being read or told."""
+        return [*self._rows, *self.readings.rows, *self._teller.rows]
+
     def _run(self) -> None:
         turn = self._alone if self.note else self._turn
         with torch.inference_mode():
@@ -243,48 +269,75 @@ class LocalEngine:
                 self._guarded(self._rows, turn)
                 self._guarded(self._rows, self._drop_finished)
         self._teller.close()
-        for row in [*self._rows, *self._waiting, *self._teller.rows]:
+        for row in [*self._busy(), *self._waiting]:
             row.finish("cancelled")
         self._tell()
         with self._changed:
             self._rows.clear()
+            self.readings.queue.clear()
             self._waiting.clear()
             self._changed.notify_all()
 
     def _set_threads(self) -> None:
         """Set the thread count, which torch keeps per calling thread."""
-        chosen = self.threads
-        if chosen is None:
+        counts = self.threads.counts
+        if not counts:
             return
-        if not isinstance(chosen, int):
-            tried = self.prompts.text("one two three")
-            chosen = (
-                chosen[-1] if self.note else worthwhile(self.runner, tried, self.max_batch, chosen)
-            )
-        self.threads = chosen
         torch.get_num_threads()  # otherwise this thread would take a count set by another, at its first work
-        torch.set_num_threads(chosen)
+        if len(counts) > 1 and not self.note and small(self.model):
+            tried = self.prompts.text("one two three")
+            self.threads.begin(worthwhile(self.runner, tried, self.max_batch, counts))
+        else:
+            self.threads.begin(counts[-1])
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._rows or self._ready() or self._teller.ready or self._closed):
+            while not (
+                self._rows
+                or self.readings.queue
+                or self._ready()
+                or self._teller.ready
+                or self._closed
+            ):
                 self._changed.wait()
             return not self._closed
 
     def _turn(self) -> None:
-        """Read waiting prompts while there is room, then one token for every row."""
+        """Read a piece of the prompts that wait, then one token for every row."""
         while told := self._teller.next():
             told.row.listener = partial(self._later, told.row.listener)
             self._guarded([told.row], partial(self._join, told, 0))
-        read = 0
-        while read < READ_AHEAD and (group := self._next_group()):
-            read += sum(len(row.prompt.ids) for row in group)
-            self._guarded(group, partial(self._prefill, group))
-            self._drop_finished()
-            if group[0].scored and self._rows:
-                break
+        while group := self._next_group():
+            self._guarded(group, partial(self.readings.begin, group, [row.prompt for row in group]))
+        self._read_prompts(1 if self._rows else ALONE)
         if self._rows:
             self._step()
+
+    def _read_prompts(self, share: float) -> None:
+        """Read prompts for about the time of a piece, or of several."""
+        while share > CRUMB and (reading := self.readings.next()):
+            before = len(self._rows)
+            self._guarded(reading.rows, partial(self._read_piece, reading, share))
+            share -= max(self.readings.read, CRUMB)
+            self._drop_finished()
+            if before == 0 and self._rows:
+                share = 0  # who has begun waits for no others
+
+    def _read_piece(self, reading: Reading, share: float) -> None:
+        """Read a piece of some prompts; those read to their end begin their answers."""
+        target = max(SECONDS, STEPS * self._step_seconds)
+        try:
+            found = self.readings.advance(reading, share, target)
+        except Exception:
+            self.readings.drop(reading)
+            if len(reading.rows) == 1:
+                raise
+            for row in reading.rows:  # one of them, or all together, is too much: read each alone
+                self._guarded([row], partial(self.readings.begin, [row], [row.prompt]))
+            return
+        if found is not None:
+            for number, row in enumerate(reading.rows):
+                self._guarded([row], partial(self._begin, row, reading, found, number))
 
     def _guarded(self, rows: Sequence[Row], act: Callable[[], None]) -> None:
         """Run ``act``; if it fails, only these requests end, with the reason."""
@@ -296,8 +349,9 @@ class LocalEngine:
                 row.finish("error", f"{type(error).__name__}: {error}")
 
     def _ready(self) -> list[Row]:
-        """Waiting requests that can be read: others overtake scored prompts while too many are being told."""
-        return [row for row in self._waiting if self._teller.room or not row.scored]
+        """Waiting requests that can be read: others overtake scored prompts, of which one is read at a time."""
+        room = self._teller.room and not self.readings.scoring
+        return [row for row in self._waiting if room or not row.scored]
 
     def _next_group(self) -> list[Row]:
         """Return waiting requests to read together, and drop cancelled ones."""
@@ -305,67 +359,38 @@ class LocalEngine:
             for row in [row for row in self._waiting if row.cancelled]:
                 self._waiting.remove(row)
                 row.finish("cancelled")
-            free = self.max_batch - len(self._rows)
+            free = self.max_batch - len(self._rows) - len(self.readings.rows)
             ready = self._ready()
             group: list[Row] = []
             if free > 0 and ready:
-                length = len(ready[0].prompt.ids)
-                most = min(free, TOGETHER) if self.runner.groups else 1
-                if ready[0].scored and self._rows:
-                    most = 1  # nobody reads it word by word: those that run come first
-                group = [row for row in ready if len(row.prompt.ids) == length][:most]
+                length, scored = len(ready[0].prompt.ids), ready[0].scored
+                most = min(free, TOGETHER, self.readings.together(length, scored))
+                alike = (len(row.prompt.ids) == length and row.scored == scored for row in ready)
+                group = list(compress(ready, alike))[:most]
                 for row in group:
                     self._waiting.remove(row)
             if not self._waiting:
                 self._changed.notify_all()
             return group
 
-    def _prefill(self, group: Sequence[Row]) -> None:
-        """Read prompts, generate each one's first token, and add them to the batch."""
-        alike: dict[tuple[int, bool], list[tuple[Row, list[KeysValues]]]] = {}
-        for row in group:
-            known = self._known(row)
-            kind = (known[0][0].shape[2] if known else 0, row.scored)
-            alike.setdefault(kind, []).append((row, known))
-        for members in alike.values():
-            self._read_prompts(members)
-
-    def _known(self, row: Row) -> list[KeysValues]:
-        if not self.runner.shares or row.scored:
-            return []
-        return self.prefixes.longest(row.prompt)
-
-    def _read_prompts(self, members: Sequence[tuple[Row, list[KeysValues]]]) -> None:
-        """Read prompts of equal length with equally long known prefixes."""
-        rows = [row for row, _ in members]
-        scoring = rows[0].scored
-        try:
-            known = _side_by_side([each for _, each in members])
-            found = self.runner.prefill([row.prompt for row in rows], known, all_logits=scoring)
-        except Exception:
-            if len(rows) == 1:
-                raise
-            for member in members:  # one of them, or all together, is too much: read each alone
-                self._guarded([member[0]], partial(self._read_prompts, [member]))
-            return
-        cached = known[0][0].shape[2] if known else 0
-        for number, row in enumerate(rows):
-            self._guarded([row], partial(self._begin, row, found, number, cached))
-
-    def _begin(self, row: Row, found: Prefilled, number: int, cached: int) -> None:
+    def _begin(self, row: Row, reading: Reading, found: Prefilled, number: int) -> None:
         """Tell that a row's prompt was read, and go on: at once, or when its scores have been told."""
-        self._read += len(row.prompt.ids)
-        self._cached += cached
         row.memory = found.memories[number]
-        logits = found.logits[number]
-        if not row.scored:
-            row.start((), cached)
-            self._join(Told(row, logits[-1], found.layers), number)
+        logits = found.logits[number, -1]
+        if row.finished:
+            return
+        if not reading.again:
+            self._read += len(row.prompt.ids)
+            self._cached += reading.cached
+        if not reading.scored:
+            if not reading.again:
+                row.start((), reading.cached)
+            self._join(Told(row, logits, found.layers), number)
             return
         one = slice(number, number + 1)
         layers = [(keys[one].clone(), values[one].clone()) for keys, values in found.layers]
-        told = Told(row, logits[-1].clone(), layers if row.most else [])
-        self._teller.tell(told, row.prompt_scores(logits), cached)
+        told = Told(row, logits.clone(), layers if row.most else [])
+        self._teller.tell(told, reading.scores[number], reading.cached)
 
     def _join(self, told: Told, number: int) -> None:
         """Make a row's first token, and let it join the batch; it is row ``number`` of its layers."""
@@ -382,24 +407,22 @@ class LocalEngine:
 
     def _step(self) -> None:
         """Generate one token for every row."""
+        begun = time.perf_counter()
         try:
             last = torch.tensor([row.made[-1] for row in self._rows], device=self.runner.device)
-            logits = self.runner.step(last, self._slots, [row.memory for row in self._rows])
+            with self.threads.work("step", len(self._rows)):
+                logits = self.runner.step(last, self._slots, [row.memory for row in self._rows])
         except Exception:
             log.exception("a step of %d rows failed: each is read anew", len(self._rows))
             self._slots = Slots()  # a column may be half written
             rows, self._rows = self._rows, []
-            for row in rows:
-                self._guarded([row], partial(self._read_anew, row))
+            for row in rows:  # one of them may be the one that the batch failed for
+                longer = replace(row.prompt, ids=(*row.prompt.ids, *row.made))
+                self._guarded([row], partial(self.readings.begin, [row], [longer], again=True))
             return
         self._steps += 1
         self._choose(self._rows, logits)
-
-    def _read_anew(self, row: Row) -> None:
-        """Go on with a row by itself, which may be the one that the batch failed for."""
-        found = self.runner.prefill([replace(row.prompt, ids=(*row.prompt.ids, *row.made))])
-        row.memory = found.memories[0]
-        self._join(Told(row, found.logits[0, -1], found.layers), 0)
+        self._step_seconds += STEADY * (time.perf_counter() - begun - self._step_seconds)
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         if self.settled.suppressed is not None:
@@ -440,16 +463,15 @@ class LocalEngine:
                 self._slots.leave(place)
             self._rows[place] = self._rows[-1]
             self._rows.pop()
-        if not (self._rows or self._waiting or self._teller.rows):
+        if not (self._busy() or self._waiting):
             with self._changed:
                 self._changed.notify_all()
 
     def _keep(self, row: Row, place: int) -> None:
-        if not self.runner.shares or row.failed:
+        if not self.readings.shares or row.failed:
             return
         key = content_key(row.prompt, row.made)
-        layers = self._slots.row(place)
-        self.prefixes.keep(key[: layers[0][0].shape[2]], layers)
+        self.prefixes.keep(key[: self._slots.lengths()[place]], partial(self._slots.part, place))
 
     def _alone(self) -> None:
         """Answer the next waiting request with ``generate``, for a model that cannot be batched."""
@@ -461,14 +483,3 @@ class LocalEngine:
             self._guarded([row], lambda: answer_alone(self.runner, row))
             self._made += len(row.made)
         row.finish("cancelled" if row.cancelled else "length")
-
-
-def _side_by_side(known: Sequence[list[KeysValues]]) -> list[KeysValues]:
-    """Concatenate single rows' keys and values, (1, H, P, Dh) per layer, into one batch."""
-    if len(known) == 1:
-        return known[0]
-    layers = zip(*known, strict=True)
-    return [
-        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-        for layer in layers
-    ]

@@ -389,7 +389,7 @@ class GatewayEngine:
         """Compute the embeddings of the whole prompt, (T, D), on the CPU."""
         model = self.gateway.model
         ids = torch.tensor([prompt.ids], device=model.device)
-        features = encoded(model, [prompt], 0, self.media)
+        features = encoded(model, [prompt], self.media)
         return model(ids, features=features)[0].cpu()
 
     def _body(self, asked: _Asked, embeddings: torch.Tensor) -> dict[str, Any]:

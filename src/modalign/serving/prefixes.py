@@ -1,18 +1,30 @@
-"""Cache keys and values of earlier requests for those with the same prefix, such as a next turn."""
+"""Keys and values of earlier requests, in pages: a prompt with the same beginning need not compute it again.
+
+A page holds ``PAGE`` positions of all layers and hangs below the page before it, so a beginning that many
+requests share is stored once. Pages are found by content (token ids, and hashes for media), and those that were
+not used for longest make room, the last of a sequence before those that it continues.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from modalign.serving.requests import Prompt
 from modalign.serving.slots import KeysValues
 
-BYTES = 256 * 2**20  # maximum cache size
-SHORTEST = 16  # positions worth copying
-ENTRIES = 64
+BYTES = 2**30
+PAGE = 16  # positions
+OVERHEAD = 2**11  # bytes that a page takes besides its keys and values
+
+Part = Callable[[int, int], list[KeysValues]]
+"""Keys and values of positions ``begin`` to ``end``, (1, H, end - begin, Dh) per layer."""
 
 
 def content_key(prompt: Prompt, made: Sequence[int] = ()) -> np.ndarray:
@@ -27,57 +39,127 @@ def content_key(prompt: Prompt, made: Sequence[int] = ()) -> np.ndarray:
     return key
 
 
+@dataclass(eq=False)
+class _Page:
+    """Positions of one content after those of its parent.
+
+    Attributes:
+        name: their content.
+        states: keys and values of all layers, those of one shape together: (m, H, PAGE, Dh) each.
+    """
+
+    name: bytes
+    parent: _Page | None
+    states: tuple[Tensor, ...] = ()
+    children: dict[bytes, _Page] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return OVERHEAD + sum(each.numel() * each.element_size() for each in self.states)
+
+
 class Prefixes:
-    """Earlier prefixes; the least recently used are dropped first.
+    """The pages of earlier requests.
 
     Args:
-        most: maximum bytes.
+        most: bytes that they may take; 0 keeps nothing.
+
+    Attributes:
+        size: bytes that they take.
+        evicted: pages that made room for others so far.
     """
 
     def __init__(self, most: int = BYTES) -> None:
-        self.most, self.size = most, 0
-        self._kept: OrderedDict[bytes, tuple[np.ndarray, list[KeysValues]]] = OrderedDict()
+        self.most, self.size, self.evicted = most, 0, 0
+        self._root = _Page(b"", None)
+        self._used: OrderedDict[_Page, None] = OrderedDict()  # a parent after its children
+        self._shapes: list[list[int]] = []  # which of a sequence's 2 L tensors are stored together
 
-    def longest(self, prompt: Prompt) -> list[KeysValues]:
-        """Return keys and values of the longest known prefix, at most all positions but the last."""
-        key = content_key(prompt)
-        best, chosen = 0, b""
-        for name, (other, _) in self._kept.items():
-            shared = _shared(key, other)
-            if shared > best:
-                best, chosen = shared, name
-        best = _between_media(prompt, min(best, len(key) - 1))
-        if best < SHORTEST:
-            return []
-        self._kept.move_to_end(chosen)
-        return [(keys[:, :, :best], values[:, :, :best]) for keys, values in self._kept[chosen][1]]
+    def __len__(self) -> int:
+        """Return the number of pages."""
+        return len(self._used)
 
-    def keep(self, key: np.ndarray, layers: list[KeysValues]) -> None:
-        """Store a request's keys and values, (1, H, T, Dh) per layer, for its first T positions."""
-        if len(key) < SHORTEST:
-            return
-        size = _bytes(layers)
-        if size > self.most // 4:  # one long request must not evict all others
-            return
-        name = key.tobytes()
-        if name in self._kept:
-            self._kept.move_to_end(name)
-            return
-        self._kept[name] = (key, layers)
-        self.size += size
-        while self.size > self.most or len(self._kept) > ENTRIES:
-            _, (_, dropped) = self._kept.popitem(last=False)
-            self.size -= _bytes(dropped)
+    def known(self, prompt: Prompt, key: np.ndarray) -> int:
+        """Return how many first positions of a prompt are known, at most all but the last."""
+        found = PAGE * len(self._path(key))
+        return _between_media(prompt, min(found, len(key) - 1))
 
+    def get(self, key: np.ndarray, begin: int, end: int) -> list[KeysValues]:
+        """Return keys and values of known positions, (1, H, end - begin, Dh) per layer."""
+        path = self._path(key[: -(-end // PAGE) * PAGE])
+        self._touch(path)
+        pages = path[begin // PAGE :]
+        first = begin // PAGE * PAGE
+        cut = slice(begin - first, end - first)
+        flat: list[Tensor | None] = [None] * sum(map(len, self._shapes))
+        for number, places in enumerate(self._shapes):
+            whole = torch.cat([page.states[number] for page in pages], dim=2)[:, :, cut]
+            for place, states in zip(places, whole, strict=True):
+                flat[place] = states[None]
+        found = [each for each in flat if each is not None]
+        return list(zip(found[::2], found[1::2], strict=True))
 
-def _bytes(layers: list[KeysValues]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
+    def keep(self, key: np.ndarray, part: Part) -> None:
+        """Store a sequence's full pages that are not stored yet.
 
+        Args:
+            key: its positions by content.
+            part: gives the keys and values of some of them.
+        """
+        path = self._path(key)
+        self._touch(path)
+        for begin in range(PAGE * len(path), len(key) - PAGE + 1, PAGE):
+            states = self._stacked(part(begin, begin + PAGE))
+            name = key[begin : begin + PAGE].tobytes()
+            page = _Page(name, path[-1] if path else self._root, states)
+            if not self._make_room(page.size, path):
+                return
+            assert page.parent is not None
+            page.parent.children[name] = page
+            self.size += page.size
+            path.append(page)
+            self._touch(path)
 
-def _shared(one: np.ndarray, other: np.ndarray) -> int:
-    n = min(len(one), len(other))
-    differs = one[:n] != other[:n]
-    return int(differs.argmax()) if differs.any() else n
+    def _path(self, key: np.ndarray) -> list[_Page]:
+        """Return the pages that a sequence begins with."""
+        found, page = [], self._root
+        for begin, end in pairwise(range(0, len(key) + 1, PAGE)):
+            inner = page.children.get(key[begin:end].tobytes())
+            if inner is None:
+                break
+            found.append(inner)
+            page = inner
+        return found
+
+    def _touch(self, path: Sequence[_Page]) -> None:
+        """Note that pages were used: the first of a sequence last, so that it stays as long as the rest."""
+        for page in reversed(path):
+            self._used[page] = None
+            self._used.move_to_end(page)
+
+    def _make_room(self, size: int, path: Sequence[_Page]) -> bool:
+        """Drop pages for a new one; not those of its own sequence, which were used just now."""
+        while self._used and self.size + size > self.most:
+            oldest = next(iter(self._used))
+            if path and oldest is path[-1]:
+                return False
+            del self._used[oldest]
+            assert oldest.parent is not None
+            del oldest.parent.children[oldest.name]
+            self.size -= oldest.size
+            self.evicted += 1
+        return self.size + size <= self.most
+
+    def _stacked(self, layers: Sequence[KeysValues]) -> tuple[Tensor, ...]:
+        """Copy a page's keys and values, those of one shape into one tensor: few objects for many layers."""
+        flat = [states for pair in layers for states in pair]
+        if not self._shapes:
+            alike: dict[tuple[int, ...], list[int]] = {}
+            for place, states in enumerate(flat):
+                alike.setdefault(tuple(states.shape), []).append(place)
+            self._shapes = list(alike.values())
+        return tuple(torch.cat([flat[place] for place in places]) for places in self._shapes)
 
 
 def _between_media(prompt: Prompt, length: int) -> int:

@@ -203,6 +203,13 @@ class EngineState:
         cached_tokens: prompt positions taken from the prefix cache so far.
         media_hits, media_misses: media whose encoding was cached, or not, so far.
         max_batch: rows of the batch.
+        pieces: of prompts, read so far.
+        prefix_hits, prefix_misses: prompts whose beginning was cached, or not, so far.
+        prefix_evicted: pages of the prefix cache that made room for others, so far.
+        prefix_pages, prefix_bytes: that the prefix cache holds.
+        threads: of the model's steps; 0 on other devices than the CPU.
+        reading: "in pieces", or "whole" if the model's prompts cannot be cut.
+        reading_note: the reason for it.
         batching: "continuous", or "one by one" if the model cannot be batched.
         note: the reason for it.
     """
@@ -216,6 +223,15 @@ class EngineState:
     cached_tokens: int = 0
     media_hits: int = 0
     media_misses: int = 0
+    pieces: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    prefix_evicted: int = 0
+    prefix_pages: int = 0
+    prefix_bytes: int = 0
+    threads: int = 0
+    reading: str = "whole"
+    reading_note: str = ""
     max_batch: int = 0
     batching: str = "continuous"
     note: str = ""

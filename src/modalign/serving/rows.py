@@ -108,10 +108,14 @@ class Row:
         self._scores.append((token, logprob, others, named(token, self._first).text))
         self._first = self._first and token in self.spelling.special
 
-    def prompt_scores(self, logits: Tensor) -> list[Likely]:
-        """How likely the prompt's tokens are, from logits (T, V)."""
-        first, *rest = self.prompt.ids
-        return [Likely(first), *likely(logits[:-1], rest, self.sampling.logprobs or 0)]
+    def prompt_scores(self, logits: Tensor, start: int = 0) -> list[Likely]:
+        """How likely tokens of the prompt are, from logits (T, V) of the positions from ``start`` on.
+
+        They are those after each position; the prompt's first token comes with position 0.
+        """
+        tokens = self.prompt.ids[start + 1 : start + 1 + len(logits)]
+        found = likely(logits[: len(tokens)], tokens, self.sampling.logprobs or 0)
+        return found if start else [Likely(self.prompt.ids[0]), *found]
 
     def start(self, scores: Sequence[Likely], cached: int) -> None:
         """Tell that the prompt was read; with its scores where they were asked for."""

@@ -7,6 +7,7 @@ image asked about twice is encoded once.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modalign.connectors.base import InLayerConnector
 from modalign.models.bridges import Features, signal_names
 from modalign.models.caches import CACHE
 from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.probe import placed
+from modalign.serving.growing import Growing
 from modalign.serving.requests import Prompt
 from modalign.serving.slots import KeysValues, Slots
 
@@ -93,33 +96,71 @@ class Runner:
     def prefill(
         self,
         prompts: Sequence[Prompt],
-        known: Sequence[KeysValues] = (),
+        cache: Growing | None = None,
+        stop: int | None = None,
+        *,
         all_logits: bool = False,
+        memories: Sequence[Memory] = (),
     ) -> Prefilled:
-        """Read prompts of equal length together.
+        """Read prompts of equal length together, or a piece of them.
 
         Args:
             prompts: of equal length.
-            known: keys and values of their first positions, (n, H, P, Dh) per layer.
-            all_logits: return logits of every position, not only the last.
+            cache: what was read of them so far; it takes what is read now.
+            stop: where to stop; None: at their end.
+            all_logits: return logits of every position that is read, not only of the last.
+            memories: per row, what in-layer connectors have left so far.
         """
-        start = known[0][0].shape[2] if known else 0
-        length = len(prompts[0].ids)
-        cache = DynamicCache()
-        for number, (keys, values) in enumerate(known):
-            cache.update(keys, values, number)
-        ids = torch.tensor([prompt.ids[start:] for prompt in prompts], device=self.device)
+        stop = len(prompts[0].ids) if stop is None else stop
+        cache = Growing(len(prompts[0].ids)) if cache is None else cache
+        start = cache.read
+        ids = torch.tensor([prompt.ids[start:stop] for prompt in prompts], device=self.device)
         output = self.model(
             input_ids=ids,
-            attention_mask=torch.ones(len(prompts), length, dtype=torch.long, device=self.device),
-            position_ids=torch.arange(start, length, device=self.device).expand(len(prompts), -1),
+            attention_mask=torch.ones(len(prompts), stop, dtype=torch.long, device=self.device),
+            position_ids=torch.arange(start, stop, device=self.device).expand(len(prompts), -1),
             use_cache=True,
             **{CACHE: cache},
             logits_to_keep=0 if all_logits else 1,
-            **self.inputs(prompts, start),
+            **self.inputs(prompts, start, stop),
+            **self.remembered(memories),
         )
-        layers = [(layer.keys, layer.values) for layer in output[CACHE].layers]
-        return Prefilled(output.logits, layers, self.memories(output, len(prompts)))
+        return Prefilled(output.logits, cache.all(), self.memories(output, len(prompts)))
+
+    def by_itself(self, prompt: Prompt) -> Tensor:
+        """Return a prompt's logits (T, V) by the model's own forward: no cache, its own positions."""
+        ids = torch.tensor([prompt.ids], device=self.device)
+        inputs = placed(dict(prompt.inputs), self.model)
+        mask = torch.ones_like(ids)
+        output = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
+        logits: Tensor = output.logits[0]
+        return logits
+
+    @property
+    def recurrent(self) -> list[str]:
+        """Kinds of layers, by the configuration, whose state does not consist of positions."""
+        kinds = getattr(self.config, "layer_types", None) or ()
+        return sorted(
+            {kind for kind in kinds if not kind.endswith("attention") or "linear" in kind}
+        )
+
+    @property
+    def axes(self) -> bool:
+        """Whether positions have several axes, by the configuration or the class."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        inner = getattr(self.model, "model", None)
+        return "mrope_section" in rope or hasattr(inner, "get_rope_index")
+
+    def cut(self, prompt: Prompt, stop: int) -> int:
+        """Return where reading may stop, at ``stop`` or later: never within a medium."""
+        if not self.shares and prompt.media:
+            stop = max(stop, max(map(sum, prompt.spans), default=0))
+        if prompt.inputs and not prompt.media:
+            return len(prompt.ids)  # inputs of every position (Idefics)
+        for begin, size in prompt.spans:
+            if begin < stop < begin + size:
+                return begin + size
+        return stop
 
     def step(self, ids: Tensor, slots: Slots, memories: Sequence[Memory]) -> Tensor:
         """Advance every row by one position: last ids (n,) -> logits (n, V)."""
@@ -144,6 +185,8 @@ class Runner:
             return self._additive(slots, None)
         if kinds <= {"sliding_attention"}:
             return self._additive(slots, window)
+        if others := kinds - {"full_attention", "sliding_attention"}:
+            raise NotImplementedError(f"masks of layers of the kind {', '.join(sorted(others))}")
         return {
             "full_attention": self._additive(slots, None),
             "sliding_attention": self._additive(slots, window),
@@ -154,8 +197,8 @@ class Runner:
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
 
-    def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
-        """Return further model inputs for the media at ``start`` or later."""
+    def inputs(self, prompts: Sequence[Prompt], start: int, stop: int) -> dict[str, Any]:
+        """Return further model inputs for the media between ``start`` and ``stop``."""
         return {}
 
     def memories(self, output: Any, rows: int) -> list[Memory]:
@@ -167,9 +210,9 @@ class Runner:
         return {}
 
 
-def media_behind(prompt: Prompt, start: int) -> list[int]:
-    """Return the indices, in reading order, of the media that begin at ``start`` or later."""
-    return [n for n, (begin, _) in enumerate(prompt.spans) if begin >= start]
+def media_between(prompt: Prompt, start: int, stop: int) -> list[int]:
+    """Return the indices, in reading order, of the media that begin at ``start`` or later and before ``stop``."""
+    return [n for n, (begin, _) in enumerate(prompt.spans) if start <= begin < stop]
 
 
 class ComposedRunner(Runner):
@@ -182,9 +225,9 @@ class ComposedRunner(Runner):
         connectors = model.connectors.values()
         self.shares = not any(isinstance(each, InLayerConnector) for each in connectors)
 
-    def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
+    def inputs(self, prompts: Sequence[Prompt], start: int, stop: int) -> dict[str, Any]:
         """Return encoder features of the media, cached or new."""
-        found = encoded(self.model, prompts, start, self.media)
+        found = encoded(self.model, prompts, self.media, start, stop)
         return {"features": found} if found else {}
 
     def memories(self, output: Any, rows: int) -> list[Memory]:
@@ -213,19 +256,24 @@ class ComposedRunner(Runner):
 
 
 def encoded(
-    model: Any, prompts: Sequence[Prompt], start: int, cache: MediaCache
+    model: Any,
+    prompts: Sequence[Prompt],
+    cache: MediaCache,
+    start: int = 0,
+    stop: int = sys.maxsize,
 ) -> dict[str, Features]:
-    """Return features of the media at ``start`` or later, cached or new, by modality.
+    """Return features of the media between two positions, cached or new, by modality.
 
     Args:
         model: with the encoders of :class:`~modalign.models.bridges.Bridges`.
         prompts: prompts with the media, in reading order.
-        start: first position to include.
         cache: cache of single media.
+        start: first position to include.
+        stop: the position after the last.
     """
     found: dict[str, list[Features]] = {}
     for prompt in prompts:
-        wanted = set(media_behind(prompt, start))
+        wanted = set(media_between(prompt, start, stop))
         numbers: dict[str, int] = {}
         for n, (modality, content) in enumerate(prompt.media):
             number = numbers[modality] = numbers.get(modality, -1) + 1
@@ -272,13 +320,15 @@ class NativeRunner(Runner):
         # Without precomputed features, inputs cannot be assigned to images.
         self.shares = self.groups = self.ready_made
 
-    def inputs(self, prompts: Sequence[Prompt], start: int) -> dict[str, Any]:
+    def inputs(self, prompts: Sequence[Prompt], start: int, stop: int) -> dict[str, Any]:
         """Return the images' features, or the processor's own inputs of a single prompt."""
         if not self.ready_made:
+            if start:
+                return {}  # all media are in the first piece: see ``cut``
             return {name: self._moved(value) for name, value in prompts[0].inputs.items()}
         pooled: list[Tensor] = []
         for prompt in prompts:
-            wanted = media_behind(prompt, start)
+            wanted = media_between(prompt, start, stop)
             pooled += [self._image_features(prompt)[number] for number in wanted]
         if not pooled:
             return {}

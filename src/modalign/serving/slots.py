@@ -131,15 +131,13 @@ class Slots(Cache):
             self.starts[place] = self.starts[last]
         self.starts.pop()
 
-    def row(self, place: int) -> list[KeysValues]:
-        """Return copies of one row's keys and values, (1, H, T, Dh) per layer."""
-        columns = slice(self.starts[place], self.now)
+    def part(self, place: int, begin: int, end: int) -> list[KeysValues]:
+        """Return some positions of one row's keys and values, (1, H, T, Dh) per layer, without copying."""
+        start = self.starts[place]
+        columns = slice(start + begin, start + end)
+        one = slice(place, place + 1)
         return [
-            (
-                layer.keys[place : place + 1, :, columns].clone(),
-                layer.values[place : place + 1, :, columns].clone(),
-            )
-            for layer in self.layers
+            (layer.keys[one, :, columns], layer.values[one, :, columns]) for layer in self.layers
         ]
 
     def _reserve(self, rows: int, length: int, like: Sequence[KeysValues]) -> None:

@@ -189,6 +189,8 @@ class Health(Shown):
     max_batch: int
     batching: str
     note: str
+    reading: str
+    reading_note: str
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -287,7 +287,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         state = service.engine.state()
         if service.draining or state.draining:
             raise draining()
-        shown = ("running", "waiting", "max_batch", "batching", "note")
+        shown = ("running", "waiting", "max_batch", "batching", "note", "reading", "reading_note")
         fields = {name: getattr(state, name) for name in shown}
         return JSONResponse({"status": "ok", "model": service.settings.name, **fields})
 

@@ -17,12 +17,19 @@ GAUGES = {
     "running": "Requests in the batch",
     "waiting": "Requests in the queue",
     "max_batch": "Rows of the batch",
+    "prefix_pages": "Pages in the prefix cache",
+    "prefix_bytes": "Bytes of the prefix cache",
+    "threads": "CPU threads of the model's steps",
 }
 COUNTERS = {
     "steps": "Decode steps",
     "prompt_tokens": "Prompt tokens read",
     "new_tokens": "Tokens made",
     "cached_tokens": "Prompt tokens taken from the prefix cache",
+    "pieces": "Pieces of prompts read between steps",
+    "prefix_hits": "Prompts whose beginning was in the prefix cache",
+    "prefix_misses": "Prompts of which nothing was in the prefix cache",
+    "prefix_evicted": "Pages that the prefix cache dropped for others",
     "media_hits": "Media whose encoding was cached",
     "media_misses": "Media that were encoded",
 }
