@@ -40,9 +40,19 @@ def serve(
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", min=1, help="Threads of a model on the CPU; default: measured at start."
+            "--threads",
+            min=1,
+            help="Threads of a model on the CPU; default: measured as it works.",
         ),
     ] = None,
+    prefix_mb: Annotated[
+        float,
+        typer.Option(
+            "--prefix-mb",
+            min=0,
+            help="Memory for what was read of earlier prompts, in MB; 0 keeps nothing.",
+        ),
+    ] = 1024.0,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -111,6 +121,8 @@ def serve(
     - `modalign serve runs/compare/best --port 0 --patch fix.safetensors`
 
     - `modalign serve my-model --host 0.0.0.0 --api-key-file key.txt --served-name scenes`
+
+    - `modalign serve my-model --prefix-mb 4096 --max-batch 32`
 
     - `modalign serve my-model --allow-url images.example.org`
 
@@ -183,6 +195,7 @@ def serve(
                 max_waiting=max_waiting,
                 max_length=max_length,
                 threads=threads,
+                prefix_bytes=round(prefix_mb * MEGABYTE),
             )
         else:
             engine = open_gateway(

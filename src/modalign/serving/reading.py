@@ -157,10 +157,11 @@ class Readings:
                 self.queue.remove(reading)
         if not self.queue:
             return None
+        ahead = [reading for reading in self.queue if not self._follows(reading)]
         self._oldest = not self._oldest
         if self._oldest:
-            return self.queue[0]
-        return min(self.queue, key=lambda reading: (reading.scored, reading.computed))
+            return ahead[0]
+        return min(ahead, key=lambda reading: (reading.scored, reading.computed))
 
     def advance(self, reading: Reading, share: float, target: float) -> Prefilled | None:
         """Read a piece.
@@ -215,13 +216,27 @@ class Readings:
         if reading in self.queue:
             self.queue.remove(reading)
 
+    def _follows(self, reading: Reading) -> bool:
+        """Whether what comes next is being read for another prompt, from whose pages it can be taken."""
+        if len(reading.keys) != 1 or not self.prefixes.most:
+            return False
+        key, read = reading.keys[0], reading.cache.read
+        place = self.queue.index(reading)
+        for number, other in enumerate(self.queue):
+            if (other.cache.read, -number) <= (read, -place) or len(other.keys) != 1:
+                continue
+            here, there = key[: read + PAGE], other.keys[0][: read + PAGE]
+            if len(here) < len(key) and np.array_equal(here, there):
+                return True
+        return False
+
     def _look_up(self, reading: Reading) -> None:
         """Take over what others have read of the same prompt meanwhile."""
-        if len(reading.keys) != 1 or len(self.queue) == 1:
+        if len(reading.keys) != 1:
             return
         key, start = reading.keys[0], reading.cache.read
         known = self.prefixes.known(reading.prompts[0], key)
-        if known >= start + PAGE:
+        if known > start:
             reading.cache.add(self.prefixes.get(key, start, known))
             reading.cached += known - start
 

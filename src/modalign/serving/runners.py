@@ -27,6 +27,7 @@ from modalign.serving.growing import Growing
 from modalign.serving.requests import Prompt
 from modalign.serving.slots import KeysValues, Slots
 
+MASKED = ("full_attention", "sliding_attention")  # kinds of layers that a step has masks for
 MEDIA = 256  # number of cached encoder results
 
 Memory = Mapping[str, tuple[Tensor, Tensor]]  # what in-layer connectors read, per modality
@@ -137,12 +138,15 @@ class Runner:
         return logits
 
     @property
-    def recurrent(self) -> list[str]:
-        """Kinds of layers, by the configuration, whose state does not consist of positions."""
-        kinds = getattr(self.config, "layer_types", None) or ()
-        return sorted(
-            {kind for kind in kinds if not kind.endswith("attention") or "linear" in kind}
-        )
+    def obstacle(self) -> str:
+        """What the configuration says against batches: layers of a kind that is not served so; or nothing."""
+        others = set(getattr(self.config, "layer_types", None) or ()) - set(MASKED)
+        if not others:
+            return ""
+        named = " and ".join(sorted(others))
+        if "chunked_attention" in others:
+            return f"its layers of the kind {named} have masks that are not made for a batch here"
+        return f"its layers of the kind {named} keep a state that does not consist of positions"
 
     @property
     def axes(self) -> bool:
@@ -185,8 +189,6 @@ class Runner:
             return self._additive(slots, None)
         if kinds <= {"sliding_attention"}:
             return self._additive(slots, window)
-        if others := kinds - {"full_attention", "sliding_attention"}:
-            raise NotImplementedError(f"masks of layers of the kind {', '.join(sorted(others))}")
         return {
             "full_attention": self._additive(slots, None),
             "sliding_attention": self._additive(slots, window),

@@ -29,8 +29,8 @@ HALF_TOLERANCE = 5e-2
 @torch.inference_mode()
 def why_not_batched(runner: Runner, prompts: Prompts) -> str:
     """Return why the model's requests cannot be batched, or an empty string if they can."""
-    if kinds := runner.recurrent:
-        return f"layers of the kind {', '.join(kinds)} keep a state that is not one of positions"
+    if runner.obstacle:
+        return runner.obstacle
     try:
         asked = _questions(prompts)
         expected = [_alone(runner, prompt) for prompt in asked]
