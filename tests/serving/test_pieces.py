@@ -11,6 +11,7 @@ import transformers
 
 import tiny
 from modalign.data.records import Message
+from modalign.models.caches import CACHE
 from modalign.models.open import open_model
 from modalign.serving import reading as reading_module
 from modalign.serving.engine import LocalEngine
@@ -288,8 +289,9 @@ def test_a_model_that_takes_no_pieces_reads_prompts_whole(
     forward = layer.forward
 
     def refuses(self: Any, hidden_states: Any, *given: Any, **how: Any) -> Any:
-        cache = how.get("past_key_values") or how.get("cache")
-        if hidden_states.shape[1] > 1 and cache is not None and cache.get_seq_length():
+        cache = how[CACHE]
+        known = 0 if cache is None else cache.get_seq_length(self.layer_idx)
+        if hidden_states.shape[1] > 1 and known:
             raise ValueError("no pieces")
         return forward(self, hidden_states, *given, **how)
 
