@@ -169,8 +169,8 @@ def server(kind: str, folder: Path, batching: bool, log: Path) -> Iterator[str]:
                 process.kill()
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 180
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
             raise SystemExit(f"the server ended ({process.returncode}): {log.read_text()[-2000:]}")

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
-from modalign.models.probe import placed
-
 if TYPE_CHECKING:
     from modalign.serving.rows import Row
     from modalign.serving.runners import Runner
@@ -50,7 +48,7 @@ def answer_alone(runner: Runner, row: Row) -> None:
     """Answer one request, with the same events as in a batch."""
     model, device = runner.model, runner.device
     ids = torch.tensor([row.prompt.ids], device=device)
-    inputs = placed(dict(row.prompt.inputs), model)
+    inputs = runner.whole_inputs(row.prompt)
     if row.sampling.prompt_logprobs:
         row.start(row.prompt_scores(model(input_ids=ids, **inputs).logits[0]), 0)
     else:

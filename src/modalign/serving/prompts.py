@@ -135,13 +135,16 @@ class Prompts:
         with lock:
             inputs: dict[str, Any] = media_inputs(reader, [conversation], ["messages"], tools=tools)
         ids = inputs.pop("input_ids")[0].tolist()
-        for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+        types = inputs.pop("mm_token_type_ids", None)
+        for name in ("attention_mask", "token_type_ids"):
             inputs.pop(name, None)
         contents = [(medium.modality, medium.content_hash()) for medium in media]
         spans = self._spans(ids, contents)
         counts = {m: sum(self.placeholders.get(token) == m for token in ids) for m, _ in contents}
         thinking = opens_thoughts(self.tokenizer, ids)
-        return Prompt(tuple(ids), inputs, tuple(contents), tuple(spans), counts, thinking=thinking)
+        return Prompt(
+            tuple(ids), inputs, tuple(contents), tuple(spans), types, counts, thinking=thinking
+        )
 
     def _spans(
         self, ids: Sequence[int], contents: Sequence[tuple[str, str]]

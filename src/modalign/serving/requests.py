@@ -43,6 +43,7 @@ class Prompt:
             as given by its processor.
         media: content hashes of the media in reading order, each with its modality.
         spans: first position and number of positions of each medium.
+        types: which kind of medium every position belongs to, (1, T), for classes that place media by it.
         media_tokens: positions of media per modality, out of ``len(ids)``.
         thinking: whether it ends within thoughts (``<think>``), where calls are ignored.
         continued: whether the answer continues its text; the answer of a chat is a separate text.
@@ -52,6 +53,7 @@ class Prompt:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     media: tuple[tuple[str, str], ...] = ()  # (modality, hash)
     spans: tuple[tuple[int, int], ...] = ()
+    types: Tensor | None = None
     media_tokens: Mapping[str, int] = field(default_factory=dict)
     continued: bool = False
     thinking: bool = False

@@ -131,11 +131,18 @@ class Runner:
     def by_itself(self, prompt: Prompt) -> Tensor:
         """Return a prompt's logits (T, V) by the model's own forward: no cache, its own positions."""
         ids = torch.tensor([prompt.ids], device=self.device)
-        inputs = placed(dict(prompt.inputs), self.model)
         mask = torch.ones_like(ids)
+        inputs = self.whole_inputs(prompt)
         output = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
         logits: Tensor = output.logits[0]
         return logits
+
+    def whole_inputs(self, prompt: Prompt) -> dict[str, Any]:
+        """Return what the processor made of a prompt, for the model's own forward or ``generate``."""
+        inputs: dict[str, Any] = placed(dict(prompt.inputs), self.model)
+        if prompt.types is not None and "mm_token_type_ids" in self._named:
+            inputs["mm_token_type_ids"] = prompt.types.to(self.device)
+        return inputs
 
     @property
     def obstacle(self) -> str:
@@ -147,13 +154,6 @@ class Runner:
         if "chunked_attention" in others:
             return f"its layers of the kind {named} have masks that are not made for a batch here"
         return f"its layers of the kind {named} keep a state that does not consist of positions"
-
-    @property
-    def axes(self) -> bool:
-        """Whether positions have several axes, by the configuration or the class."""
-        rope = getattr(self.config, "rope_parameters", None) or {}
-        inner = getattr(self.model, "model", None)
-        return "mrope_section" in rope or hasattr(inner, "get_rope_index")
 
     def cut(self, prompt: Prompt, stop: int) -> int:
         """Return where reading may stop, at ``stop`` or later: never within a medium."""
@@ -321,6 +321,13 @@ class NativeRunner(Runner):
         self.ready_made = "mm_encoder_outputs" in self._named
         # Without precomputed features, inputs cannot be assigned to images.
         self.shares = self.groups = self.ready_made
+
+    @property
+    def obstacle(self) -> str:
+        """What speaks against batches: positions of several axes, which a step has no numbers for."""
+        if hasattr(getattr(self.model, "model", None), "get_rope_index"):
+            return "the positions of its media have several axes"
+        return super().obstacle
 
     def inputs(self, prompts: Sequence[Prompt], start: int, stop: int) -> dict[str, Any]:
         """Return the images' features, or the processor's own inputs of a single prompt."""

@@ -1,11 +1,12 @@
 """Test at start whether a batch computes what each row does alone, and pieces of a prompt what all of it does.
 
-Measured, never assumed from a class name: models with positions of several axes or attention biases of their
-own fail here and answer one request at a time. Layers that keep a recurrent state are told by the configuration.
+Measured, not assumed from a class name: models with attention biases of their own fail here and answer one
+request at a time. Layers that keep a recurrent state, and positions of several axes, are known without a test.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,8 +40,7 @@ def why_not_batched(runner: Runner, prompts: Prompts) -> str:
         return f"a batch of rows fails ({type(error).__name__}: {error})"
     for (logits, _), other in zip(expected, found, strict=True):
         if difference := _apart(runner, logits, other):
-            why = ", for its positions have several axes" if runner.axes else ""
-            return f"a batch of rows gives logits {difference:.1e} apart from each row alone{why}"
+            return f"a batch of rows gives logits {difference:.1e} apart from each row alone"
     return ""
 
 
@@ -91,7 +91,7 @@ def _alone(runner: Runner, prompt: Prompt) -> tuple[Tensor, list[int]]:
     """Return logits (STEPS + 1, V) of one row, recomputed in full at every step, and its tokens."""
     rows, tokens = [], list[int]()
     for _ in range(STEPS + 1):
-        whole = Prompt((*prompt.ids, *tokens), prompt.inputs, prompt.media, prompt.spans)
+        whole = replace(prompt, ids=(*prompt.ids, *tokens))
         logits = runner.by_itself(whole)[-1].float()
         rows.append(logits)
         tokens.append(int(logits.argmax()))

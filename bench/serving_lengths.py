@@ -1,0 +1,322 @@
+"""Serving at real lengths: who waits for whom, on one language model, beside ``transformers serve`` and vLLM.
+
+    python -m bench.serving_lengths FOLDER [--servers ours transformers vllm] [--vllm ENVIRONMENT/bin/vllm]
+        [--clients 1 4 16] [--new 32] [--long 1000] [--out FILE]
+
+FOLDER is a saved language model (``python -m bench.real models`` makes SmolLM2), or ``random``: a Llama of that
+size with random weights. The servers take turns, measure by measure; all are up, one works. Each measure is
+taken over HTTP, streaming, greedy, with prompts that no server has seen:
+
+* short and long prompts at so many clients, each with one request: tokens per second over all clients, the mean
+  time to the first token, and the longest time between two tokens of one answer;
+* an answer that is running while a prompt of 4,000 tokens comes: its longest gap, and the usual one;
+* an answer that is running while texts of 480 tokens are scored: the same (``transformers serve`` scores none);
+* the same conversation of 1,843 tokens twice: the first token of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import torch
+import transformers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from bench.serving import free_port, no_end, wait_for
+from modalign.starter.build import starter
+
+SHORT = 40  # words of a short prompt
+STALL, AGAIN, SCORED = 4000, 1843, 480  # tokens
+RUNNING = 2000  # tokens of the answer that others come beside
+WORDS = (
+    "time",
+    "people",
+    "water",
+    "number",
+    "part",
+    "sound",
+    "work",
+    "place",
+    "year",
+    "great",
+    "house",
+)
+
+
+@dataclass
+class Said:
+    """One streamed answer: when it was asked for, and when each piece of it came."""
+
+    asked: float
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first piece."""
+        return self.times[0] - self.asked
+
+    def gaps(self, since: float = 0.0, until: float = float("inf")) -> list[float]:
+        """Seconds between two pieces, of those that end within a time."""
+        pairs = zip(self.times, self.times[1:], strict=False)
+        return [b - a for a, b in pairs if b >= since and a <= until]
+
+
+class Server:
+    """A server that is up.
+
+    Args:
+        kind: ours, transformers or vllm.
+        url: of its API.
+        model: its name there.
+    """
+
+    def __init__(self, kind: str, url: str, model: str) -> None:
+        self.kind, self.model = kind, model
+        self.client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=3600, max_retries=0)
+
+    async def ask(self, text: str, new: int, said: Said | None = None) -> Said:
+        """Stream one answer of ``new`` tokens."""
+        said = Said(time.perf_counter()) if said is None else said
+        endless: Any = {} if self.kind == "transformers" else {"extra_body": {"ignore_eos": True}}
+        stream = await self.client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": text}],
+            max_tokens=new,
+            temperature=0,
+            stream=True,
+            **endless,
+        )
+        async for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                said.times.append(time.perf_counter())
+        if not said.times:
+            raise SystemExit(f"{self.kind} sent no text")
+        return said
+
+    async def score(self, texts: Sequence[str]) -> None:
+        """Have texts scored."""
+        await self.client.completions.create(
+            model=self.model, prompt=list(texts), max_tokens=0, echo=True, logprobs=1
+        )
+
+
+@contextmanager
+def up(kind: str, folder: Path, vllm: Path | None, log: Path) -> Iterator[Server]:
+    """A running server."""
+    port = free_port()
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    place = Path(sys.executable).parent
+    environment = dict(os.environ)
+    if kind == "ours":
+        command = [str(place / "modalign"), "serve", str(folder), *address]
+    elif kind == "transformers":
+        command = [str(place / "transformers"), "serve", str(folder), "--continuous-batching"]
+        command += address
+    else:
+        command = [str(vllm), "serve", str(folder), "--dtype", "float32", "--enforce-eager"]
+        command += ["--max-model-len", "8192", *address]
+        environment.pop("PYTHONPATH", None)
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", process, log, 900)
+            name = folder.name if kind == "ours" else str(folder)
+            yield Server(kind, f"http://127.0.0.1:{port}/v1", name)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+class Texts:
+    """Texts that were never given before, of a number of tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.random = tokenizer, random.Random(0)
+
+    def take(self, tokens: int) -> str:
+        """Return one."""
+        words = [self.random.choice(WORDS) for _ in range(2 * tokens)]
+        ids = self.tokenizer(" ".join(words), add_special_tokens=False).input_ids[:tokens]
+        return str(self.tokenizer.decode(ids))
+
+
+async def crowd(
+    server: Server, texts: Texts, clients: int, tokens: int, new: int
+) -> dict[str, Any]:
+    """All clients at once, one request each."""
+    begun = time.perf_counter()
+    said = await asyncio.gather(*(server.ask(texts.take(tokens), new) for _ in range(clients)))
+    seconds = time.perf_counter() - begun
+    return {
+        "tokens/s": clients * new / seconds,
+        "first": statistics.fmean(each.first for each in said),
+        "gap": max(max(each.gaps(), default=0.0) for each in said),
+    }
+
+
+async def beside(server: Server, text: str, other: Any) -> dict[str, Any]:
+    """An answer that is running while something else is asked for."""
+    running = Said(time.perf_counter())
+    answer = asyncio.create_task(server.ask(text, RUNNING, running))
+    while len(running.times) < 10:
+        await asyncio.sleep(0.01)
+    begun = time.perf_counter()
+    found = await other
+    ended = time.perf_counter()
+    first = found.times[0] if isinstance(found, Said) else ended
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+    usual = statistics.median(running.gaps(until=begun))
+    inside = running.gaps(since=begun, until=first)
+    return {"usual": usual, "gap": max(inside, default=0.0), "other": first - begun}
+
+
+def measured(servers: Sequence[Server], texts: Texts, chosen: Any, say: Any) -> dict[str, Any]:
+    """All measures of all servers, in turn."""
+    found: dict[str, dict[str, Any]] = {server.kind: {} for server in servers}
+
+    def note(server: Server, name: str, what: Any) -> None:
+        found[server.kind][name] = got = asyncio.run(_closing(server, what))
+        say(f"{server.kind:12s} {name:28s} " + "  ".join(f"{k} {v:.3g}" for k, v in got.items()))
+
+    for server in servers:  # warmed up
+        note(server, "warm", lambda s: crowd(s, texts, 2, 60, 8))
+    for length, name in ((SHORT, "short"), (chosen.long, "long")):
+        for clients in chosen.clients:
+            for server in servers:
+                note(
+                    server,
+                    f"{name}, {clients} clients",
+                    lambda s, n=clients, t=length: crowd(s, texts, n, t, chosen.new),
+                )
+    for server in servers:
+        note(
+            server,
+            f"beside {STALL} tokens",
+            lambda s: beside(s, texts.take(SHORT), s.ask(texts.take(STALL), 2)),
+        )
+    for server in servers:
+        note(server, f"{AGAIN} tokens twice", lambda s: twice(s, texts.take(AGAIN - 32)))
+    for server in servers:
+        if server.kind != "transformers":
+            scored = [texts.take(SCORED) for _ in range(chosen.scored)]
+            note(
+                server,
+                f"beside {chosen.scored} scored",
+                lambda s, t=scored: beside(s, texts.take(SHORT), s.score(t)),
+            )
+    return found
+
+
+async def _closing(server: Server, what: Any) -> dict[str, Any]:
+    """Connections belong to an event loop: they end with it."""
+    got: dict[str, Any] = await what(server)
+    await server.client.close()
+    server.client = server.client.copy(http_client=None)
+    return got
+
+
+async def twice(server: Server, text: str) -> dict[str, Any]:
+    """First tokens of one conversation, asked twice."""
+    first, second = [(await server.ask(text, 4)).first for _ in range(2)]
+    return {"first": first, "second": second, "share": second / first}
+
+
+def prepared(model: str, folder: Path) -> Path:
+    """A copy of the model without an end token."""
+    if model == "random":
+        torch.manual_seed(0)
+        tokenizer = AutoTokenizer.from_pretrained(starter().llm)
+        config = LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            eos_token_id=None,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    else:
+        shutil.copytree(model, folder)
+    no_end(folder)
+    return folder
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The measures as Markdown."""
+    lines = ["| measure | figure | " + " | ".join(found) + " |", "|---|---|" + "---|" * len(found)]
+    for name in next(iter(found.values())):
+        if name == "warm":
+            continue
+        for figure in next(iter(found.values()))[name]:
+            cells = [own.get(name, {}).get(figure) for own in found.values()]
+            shown = ["-" if cell is None else _shown(figure, cell) for cell in cells]
+            lines.append(f"| {name} | {figure} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _shown(figure: str, value: float) -> str:
+    if figure == "tokens/s":
+        return f"{value:.1f}"
+    return f"{value:.3f}" if figure == "share" else f"{value:.2f} s"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.serving_lengths")
+    parser.add_argument("model")
+    parser.add_argument("--servers", nargs="+", default=["ours", "transformers"])
+    parser.add_argument("--vllm", type=Path, help="vLLM's program, in an environment of its own")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--long", type=int, default=1000, help="tokens of a long prompt")
+    parser.add_argument("--scored", type=int, default=40, help=f"texts of {SCORED} tokens")
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args(arguments)
+    if "vllm" in chosen.servers and chosen.vllm is None:
+        parser.error("--servers vllm needs --vllm")
+    transformers.logging.set_verbosity_error()
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] {line}", flush=True)
+
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder = prepared(chosen.model, Path(place) / "model")
+        texts = Texts(AutoTokenizer.from_pretrained(folder))
+        servers = []
+        for kind in chosen.servers:
+            log = Path(place) / f"{kind}.log"
+            servers.append(stack.enter_context(up(kind, folder, chosen.vllm, log)))
+            say(f"{kind} is up")
+        found = measured(servers, texts, chosen, say)
+        if chosen.out:
+            chosen.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
