@@ -1,7 +1,7 @@
 """Serving at real lengths: who waits for whom, on one language model, beside ``transformers serve`` and vLLM.
 
     python -m bench.serving_lengths FOLDER [--servers ours transformers vllm] [--vllm ENVIRONMENT/bin/vllm]
-        [--clients 1 4 16] [--new 32] [--long 1000] [--out FILE]
+        [--clients 1 4 16] [--new 32] [--long 1000] [--clock cpu] [--out FILE]
 
 FOLDER is a saved language model (``python -m bench.real models`` makes SmolLM2), or ``random``: a Llama of that
 size with random weights. The servers take turns, measure by measure; all are up, one works. Each measure is
@@ -12,6 +12,9 @@ taken over HTTP, streaming, greedy, with prompts that no server has seen:
 * an answer that is running while a prompt of 4,000 tokens comes: its longest gap, and the usual one;
 * an answer that is running while texts of 480 tokens are scored: the same (``transformers serve`` scores none);
 * the same conversation of 1,843 tokens twice: the first token of each.
+
+``--clock cpu`` counts the CPU seconds of the server's processes in place of the wall's: with one thread each
+(``OMP_NUM_THREADS=1``) about what passes on a machine that has nothing else to do. Use it where others compute.
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +81,21 @@ class Said:
         return [b - a for a, b in pairs if b >= since and a <= until]
 
 
+def cpu_seconds(process: int) -> float:
+    """CPU seconds of a process and of those that it started."""
+    spent, tick = 0.0, os.sysconf("SC_CLK_TCK")
+    place = Path("/proc") / str(process)
+    try:
+        fields = (place / "stat").read_text().rpartition(")")[2].split()
+        spent += (int(fields[11]) + int(fields[12])) / tick
+        for thread in (place / "task").iterdir():
+            for child in (thread / "children").read_text().split():
+                spent += cpu_seconds(int(child))
+    except OSError:
+        pass  # it has ended
+    return spent
+
+
 class Server:
     """A server that is up.
 
@@ -84,15 +103,16 @@ class Server:
         kind: ours, transformers or vllm.
         url: of its API.
         model: its name there.
+        now: the clock.
     """
 
-    def __init__(self, kind: str, url: str, model: str) -> None:
-        self.kind, self.model = kind, model
+    def __init__(self, kind: str, url: str, model: str, now: Callable[[], float]) -> None:
+        self.kind, self.model, self.now = kind, model, now
         self.client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=3600, max_retries=0)
 
     async def ask(self, text: str, new: int, said: Said | None = None) -> Said:
         """Stream one answer of ``new`` tokens."""
-        said = Said(time.perf_counter()) if said is None else said
+        said = Said(self.now()) if said is None else said
         endless: Any = {} if self.kind == "transformers" else {"extra_body": {"ignore_eos": True}}
         stream = await self.client.chat.completions.create(
             model=self.model,
@@ -104,7 +124,7 @@ class Server:
         )
         async for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
-                said.times.append(time.perf_counter())
+                said.times.append(self.now())
         if not said.times:
             raise SystemExit(f"{self.kind} sent no text")
         return said
@@ -117,7 +137,7 @@ class Server:
 
 
 @contextmanager
-def up(kind: str, folder: Path, vllm: Path | None, log: Path) -> Iterator[Server]:
+def up(kind: str, folder: Path, log: Path, *, vllm: Path | None, clock: str) -> Iterator[Server]:
     """A running server."""
     port = free_port()
     address = ["--host", "127.0.0.1", "--port", str(port)]
@@ -138,7 +158,8 @@ def up(kind: str, folder: Path, vllm: Path | None, log: Path) -> Iterator[Server
         try:
             wait_for(f"http://127.0.0.1:{port}/health", process, log, 900)
             name = folder.name if kind == "ours" else str(folder)
-            yield Server(kind, f"http://127.0.0.1:{port}/v1", name)
+            now = partial(cpu_seconds, process.pid) if clock == "cpu" else time.perf_counter
+            yield Server(kind, f"http://127.0.0.1:{port}/v1", name, now)
         finally:
             process.terminate()
             try:
@@ -164,9 +185,9 @@ async def crowd(
     server: Server, texts: Texts, clients: int, tokens: int, new: int
 ) -> dict[str, Any]:
     """All clients at once, one request each."""
-    begun = time.perf_counter()
+    begun = server.now()
     said = await asyncio.gather(*(server.ask(texts.take(tokens), new) for _ in range(clients)))
-    seconds = time.perf_counter() - begun
+    seconds = server.now() - begun
     return {
         "tokens/s": clients * new / seconds,
         "first": statistics.fmean(each.first for each in said),
@@ -176,13 +197,13 @@ async def crowd(
 
 async def beside(server: Server, text: str, other: Any) -> dict[str, Any]:
     """An answer that is running while something else is asked for."""
-    running = Said(time.perf_counter())
+    running = Said(server.now())
     answer = asyncio.create_task(server.ask(text, RUNNING, running))
     while len(running.times) < 10:
         await asyncio.sleep(0.01)
-    begun = time.perf_counter()
+    begun = server.now()
     found = await other
-    ended = time.perf_counter()
+    ended = server.now()
     first = found.times[0] if isinstance(found, Said) else ended
     answer.cancel()
     await asyncio.gather(answer, return_exceptions=True)
@@ -198,17 +219,11 @@ def measured(servers: Sequence[Server], texts: Texts, chosen: Any, say: Any) -> 
     def note(server: Server, name: str, what: Any) -> None:
         found[server.kind][name] = got = asyncio.run(_closing(server, what))
         say(f"{server.kind:12s} {name:28s} " + "  ".join(f"{k} {v:.3g}" for k, v in got.items()))
+        if chosen.out:
+            chosen.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
     for server in servers:  # warmed up
         note(server, "warm", lambda s: crowd(s, texts, 2, 60, 8))
-    for length, name in ((SHORT, "short"), (chosen.long, "long")):
-        for clients in chosen.clients:
-            for server in servers:
-                note(
-                    server,
-                    f"{name}, {clients} clients",
-                    lambda s, n=clients, t=length: crowd(s, texts, n, t, chosen.new),
-                )
     for server in servers:
         note(
             server,
@@ -225,6 +240,14 @@ def measured(servers: Sequence[Server], texts: Texts, chosen: Any, say: Any) -> 
                 f"beside {chosen.scored} scored",
                 lambda s, t=scored: beside(s, texts.take(SHORT), s.score(t)),
             )
+    for length, name in ((SHORT, "short"), (chosen.long, "long")):
+        for clients in chosen.clients if length else ():
+            for server in servers:
+                note(
+                    server,
+                    f"{name}, {clients} clients",
+                    lambda s, n=clients, t=length: crowd(s, texts, n, t, chosen.new),
+                )
     return found
 
 
@@ -292,8 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vllm", type=Path, help="vLLM's program, in an environment of its own")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--new", type=int, default=32)
-    parser.add_argument("--long", type=int, default=1000, help="tokens of a long prompt")
+    parser.add_argument("--long", type=int, default=1000, help="tokens of a long prompt; 0: none")
     parser.add_argument("--scored", type=int, default=40, help=f"texts of {SCORED} tokens")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(arguments)
     if "vllm" in chosen.servers and chosen.vllm is None:
@@ -310,11 +334,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         servers = []
         for kind in chosen.servers:
             log = Path(place) / f"{kind}.log"
-            servers.append(stack.enter_context(up(kind, folder, chosen.vllm, log)))
-            say(f"{kind} is up")
+            try:
+                servers.append(
+                    stack.enter_context(up(kind, folder, log, vllm=chosen.vllm, clock=chosen.clock))
+                )
+                say(f"{kind} is up")
+            except SystemExit as error:
+                say(f"{kind} is left out: {error}")
         found = measured(servers, texts, chosen, say)
-        if chosen.out:
-            chosen.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(table(found))
 
 

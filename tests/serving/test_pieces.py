@@ -275,6 +275,23 @@ def test_the_same_conversation_again_reads_less_than_a_page_anew(engine: LocalEn
     assert third.started.cached >= len(long.ids) + NEW - PAGE
 
 
+def test_a_prompt_that_cannot_be_kept_is_answered_all_the_same(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = some(1, 60)
+    (before,) = ask_all(engine, [long], max_tokens=NEW, ignore_end=True)
+    engine.prefixes.most = 0
+    engine.prefixes._make_room(0, ())
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.prefixes, "keep", full)
+    (said,) = ask_all(engine, [long], max_tokens=NEW, ignore_end=True)
+    assert said.text == before.text
+    assert said.started.cached == 0
+
+
 def _tokens(engine: LocalEngine, prompt: Prompt) -> Any:
     (said,) = ask_all(engine, [prompt], max_tokens=NEW, ignore_end=True, logprobs=0)
     return said.tokens

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 TOGETHER = 8  # prompts of equal length read at once
 STEADY = 0.2  # weight of the newest step's time
-CRUMB = 0.1  # of a piece: so little of a turn's share is left for the next turn
+CRUMB = 0.25  # of a piece: so little of a turn's share is left for the next turn
 
 
 def open_engine(
@@ -318,7 +318,7 @@ class LocalEngine:
         while share > CRUMB and (reading := self.readings.next()):
             before = len(self._rows)
             self._guarded(reading.rows, partial(self._read_piece, reading, share))
-            share -= max(self.readings.read, CRUMB)
+            share -= self.readings.read
             self._drop_finished()
             if before == 0 and self._rows:
                 share = 0  # who has begun waits for no others
@@ -471,7 +471,7 @@ class LocalEngine:
         if not self.readings.shares or row.failed:
             return
         key = content_key(row.prompt, row.made)
-        self.prefixes.keep(key[: self._slots.lengths()[place]], partial(self._slots.part, place))
+        self.readings.keep(key[: self._slots.lengths()[place]], partial(self._slots.part, place))
 
     def _alone(self) -> None:
         """Answer the next waiting request with ``generate``, for a model that cannot be batched."""

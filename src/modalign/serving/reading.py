@@ -7,16 +7,18 @@ one of which least was read, so that a short prompt waits for no long one and a 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from modalign.serving.growing import Growing
-from modalign.serving.prefixes import PAGE, Prefixes, content_key
+from modalign.serving.prefixes import PAGE, Part, Prefixes, content_key
 from modalign.serving.requests import Prompt
 from modalign.serving.rows import Row
 from modalign.serving.runners import Memory, Prefilled, Runner
@@ -25,6 +27,8 @@ from modalign.serving.slots import KeysValues
 
 if TYPE_CHECKING:
     from modalign.serving.threads import Threads
+
+log = logging.getLogger(__name__)
 
 SECONDS = 0.3  # of reading between two steps
 STEPS = 1.5  # or so many times a step's time, where that is longer
@@ -98,7 +102,7 @@ class Readings:
 
     Attributes:
         pieces: read so far.
-        read: share of a piece that the last one was.
+        read: share of a piece that the last one was, by positions or time, whichever is more.
         hits, misses: prompts of which something was known, and nothing.
     """
 
@@ -178,7 +182,7 @@ class Readings:
         pace, cache = self._paces[reading.scored], reading.cache
         start, n = cache.read, len(reading.rows)
         stop = self._stop(reading, start + max(1, int(pace.size * share) // n))
-        begun = time.perf_counter()
+        begun, self.read = time.perf_counter(), 1.0
         with self.threads.work("read", (stop - start) * n):
             found = self.runner.prefill(
                 reading.prompts,
@@ -195,14 +199,15 @@ class Readings:
             elif self.runner.device.type == "cuda":
                 torch.cuda.synchronize(self.runner.device)
         self.pieces += 1
-        self.read = (stop - start) * n / pace.size
+        seconds = time.perf_counter() - begun
+        self.read = max((stop - start) * n / pace.size, seconds / target)
         if not self.whole:
             long = max(1.0, share)
-            pace.took((stop - start) * n / long, (time.perf_counter() - begun) / long, target)
+            pace.took((stop - start) * n / long, seconds / long, target)
         reading.memories = found.memories
         if reading.keys and torch.isfinite(found.logits).all():
             for number, key in enumerate(reading.keys):
-                self.prefixes.keep(key[:stop], _part_of(cache, number))
+                self.keep(key[:stop], partial(cache.part, row=number))
         if stop < cache.length:
             return None
         self.queue.remove(reading)
@@ -210,6 +215,13 @@ class Readings:
             self.hits += n * bool(reading.cached)
             self.misses += n * (not reading.cached)
         return found
+
+    def keep(self, key: np.ndarray, part: Part) -> None:
+        """Keep what was read or made; a request does not end because that fails."""
+        try:
+            self.prefixes.keep(key, part)
+        except Exception:
+            log.exception("keys and values were not kept")
 
     def drop(self, reading: Reading) -> None:
         """Read no more of some prompts."""
@@ -246,10 +258,6 @@ class Readings:
         while (moved := max(self.runner.cut(prompt, stop) for prompt in reading.prompts)) > stop:
             stop = moved
         return min(stop, reading.cache.length)
-
-
-def _part_of(cache: Growing, row: int) -> Callable[[int, int], list[KeysValues]]:
-    return lambda begin, end: cache.part(begin, end, row)
 
 
 def _side_by_side(known: Sequence[list[KeysValues]]) -> list[KeysValues]:
