@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tiny
-from modalign.applications.bundles import judging
+from modalign.applications.bundles import data, judging
 from modalign.applications.bundles.data import questions, read_catalogue, split
 from modalign.applications.bundles.judging import judge
-from modalign.applications.tuned import lettered
+from modalign.applications.tuned import lettered, offered
 from modalign.evaluation.choosing import Chosen
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -70,14 +72,12 @@ def test_the_answer_follows_the_item(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(judging, "choose_all", knows)
     found = judge(catalogue, opened=(None, None))
     assert found.tables[1].rows[1].figures["look-alikes"].value == 1
-    assert found.default == "a model's choice"
+    assert found.default == "a model's choice, by letter"
     assert "100% of the orders" in found.tables[1].notes[0]
 
 
 def test_letters_are_answers_wherever_the_option_stands() -> None:
     records = [tiny.record("which?", "red", row=n) for n in range(20)]
-    from dataclasses import replace
-
     shown = lettered([replace(each, options=("red", "green", "blue")) for each in records])
     for each in shown:
         letter = each.answer
@@ -101,13 +101,61 @@ def test_training_run_and_evaluation(
     found = json.loads(said)
     assert [row["name"] for row in found["tables"][1]["rows"]] == [
         "title TF-IDF",
-        "a model's choice",
+        "a model's choice, by letter",
+        "a model's choice, by words",
     ]
     code, said, err = cli(
         "app", "bundle", "run", folder, "--item", "0", "--item", "4", "-k", "2", "--json"
     )
     assert code == 0, err
     assert all("tea " in each["title"] for each in json.loads(said))
+
+
+def test_the_second_stage_reads_relation_vectors(
+    cli: Cli, tmp_path: Path, llm_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors of the sessions that are not judged, a model that takes them, options as the objective."""
+    monkeypatch.setattr(data, "NEGATIVES", 3)  # the tiny model reads 256 positions
+    folder, related, out = shop(tmp_path / "shop"), tmp_path / "related", tmp_path / "run"
+    code, said, err = cli("app", "bundle", "relations", folder, "-o", related)
+    assert code == 0, err
+    vectors = np.load(related / "relations.npy")
+    assert vectors.shape == (48, 64)
+    (line, *_) = (related / "rows.jsonl").read_text().splitlines()
+    assert json.loads(line)["vectors"].startswith("relations.npy#")
+    model = tmp_path / "aligned"
+    aligning = ("--encoder", "vectors=none", "--llm", llm_folder(), "--method", "linear")
+    rows = ("--train", related / "rows.jsonl", "--budget", "32samples", "--factor", "1")
+    code, _, err = cli("train", *aligning, *rows, "--out", model)
+    assert code == 0, err
+    given, short = (
+        ("--relations", related / "relations.npy"),
+        ("--options", "--budget", "40samples"),
+    )
+    code, _, err = cli(
+        "app", "bundle", "train", folder, "--llm", model / "model", *given, *short, "-o", out
+    )
+    assert code == 0, err
+    judged = ("--llm", out / "model", *given, "--limit", "2", "--json")
+    code, said, err = cli("app", "bundle", "eval", folder, *judged)
+    assert code == 0, said
+    names = [row["name"] for row in json.loads(said)["tables"][1]["rows"]]
+    assert names[1:] == [
+        "a model's choice, by letter", "a model's choice, by words",
+        "the same, relations shuffled, by letter", "the same, relations shuffled, by words",
+    ]  # fmt: skip
+    np.save(related / "relations.npy", vectors[:3])
+    code, _, err = cli("app", "bundle", "eval", folder, *given)
+    assert (code, "3 rows, but there are 48 items" in err) == (3, True)
+
+
+def test_options_are_records_of_one_group() -> None:
+    asked = replace(tiny.record("which?", "red", row=1), options=("red", "green", "blue"))
+    found = offered([asked])
+    assert [each.answer for each in found] == ["red", "green", "blue"]
+    assert [each.skill for each in found] == ["right", "wrong", "wrong"]
+    assert len({each.group for each in found}) == 1
+    assert len({each.id for each in found}) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from pydantic import BaseModel
 
 from modalign.data.readers import open_rows
@@ -99,6 +100,21 @@ def load_saved(path: Path, kind: type[Saved], verb: str) -> Saved:
         raise DataError(
             f"{path} was not written by 'modalign app {verb}' ({first_line(error)})"
         ) from error
+
+
+def load_rows(path: Path) -> np.ndarray:
+    """Load an array of rows of numbers.
+
+    Raises:
+        DataError: it cannot be read, or is no such array.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as an array ({first_line(error)})") from error
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
+        raise DataError(f"{path} holds no rows of numbers: {found.dtype} of shape {found.shape}")
+    return found
 
 
 def read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Recipes of applications: a saved model learns the letter of the right option, or another stage's objective."""
+"""Recipes of applications: a saved model learns to choose among options, by letters or words, or another stage."""
 
 from __future__ import annotations
 
@@ -38,6 +38,30 @@ def lettered(records: Sequence[Record], seed: int = 0) -> list[Record]:
 
 
 CHOICE = Stage(name="choice", llm="lora")
+OFFERED = Stage(
+    name="options",
+    llm="lora",
+    objective={"choice": {"right": "right", "wrong": "wrong", "length": "per byte"}},
+    roles={"right": "domain:right", "wrong": "domain:wrong"},
+    matched="all",
+)
+MOST = 16  # records of a batch; whole groups where their options need more
+
+
+def offered(records: Sequence[Record]) -> list[Record]:
+    """Return each option of each record as its answer, for the objective over the options offered."""
+    Choice().check(records)
+    return [
+        replace(
+            record,
+            id=f"{record.id}-{number}",
+            messages=(*record.messages[:-1], Message("assistant", (option,))),
+            skill="right" if option == record.answer else "wrong",
+            group=record.id,
+        )
+        for record in records
+        for number, option in enumerate(record.options)
+    ]
 
 
 @quietly()
@@ -68,7 +92,8 @@ def tune(
         opened = open_composed(llm)
         if any(record.tools for record in records):
             give_tools(opened)
-        settings = TrainSettings(llm="lora", batch_size=16, device=device)
+        largest = max(len(record.options) for record in records) if stage.matched == "all" else 0
+        settings = TrainSettings(llm="lora", batch_size=max(MOST, largest), device=device)
         samples = tokenise_all(records, opened.tokenizer)
         tuning = Tuning(opened, [stage], settings, samples, seed=seed, report=_reporting(progress))
         tuning.check()

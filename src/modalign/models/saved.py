@@ -137,7 +137,7 @@ def composed_of(
             name,
             bridge["encoder"],
             model.encoders[modality],
-            getattr(reader, "image_processor", None),
+            getattr(reader, "image_processor", None) if modality == "image" else None,
             modality,
         )
         for modality, bridge in (model.config.bridges or {}).items()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from modalign.applications.bundles.data import Bundle, Catalogue, Question
-from modalign.data.records import Message, Record, Source
+from modalign.applications.rows import load_rows
+from modalign.data.records import Media, Message, Record, Source
+from modalign.errors import DataError
 from modalign.index.lexical import Lexical, Scores
 
 POPULAR, TOGETHER, TITLES, BOTH = (
@@ -59,11 +62,55 @@ def likeness(catalogue: Catalogue) -> Scores:
     return Lexical(catalogue.titles, "words").scores(catalogue.titles)
 
 
-def record_of(question: Question, catalogue: Catalogue, number: int) -> Record | None:
-    """Return the question to a model, the right title as its answer; None if two candidates have one title."""
+class Relations:
+    """Items' relation vectors, a row each of an array's file, as media.
+
+    Args:
+        file: of (items, width).
+        count: of items.
+        order: whose vector each item gets; None: its own.
+
+    Raises:
+        DataError: the file is no such array.
+    """
+
+    def __init__(self, file: Path, count: int, order: Sequence[int] | None = None) -> None:
+        rows = load_rows(file)
+        if len(rows) != count:
+            raise DataError(
+                f"{file} has {len(rows)} rows, but there are {count} items: make it anew"
+            )
+        self.file, self.count = file, count
+        self.order = range(count) if order is None else order
+
+    def of(self, item: int) -> Media:
+        """Return an item's vector."""
+        return Media("vectors", path=f"{self.file}#{self.order[item]}")
+
+    def shuffled(self, seed: int) -> Relations:
+        """Return the same with every item's vector another's."""
+        order = np.random.default_rng(seed).permutation(self.count).tolist()
+        return Relations(self.file, self.count, order)
+
+
+def record_of(
+    question: Question, catalogue: Catalogue, number: int, relations: Relations | None = None
+) -> Record | None:
+    """Return the question to a model, the right title as its answer; None if two candidates have one title.
+
+    With relations, each item shown and each candidate has its vector after its title.
+    """
     titles = [catalogue.titles[item] for item in question.candidates]
     if len({title.casefold().strip() for title in titles}) < len(titles) or len(titles) < 2:
         return None
     shown = "\n".join(f"- {catalogue.titles[item]}" for item in question.shown)
-    turns = (Message("user", (TEMPLATE.format(shown=shown),)), Message("assistant", (titles[0],)))
+    parts: tuple[str | Media, ...] = (TEMPLATE.format(shown=shown),)
+    if relations is not None:
+        order = sorted(question.candidates, key=lambda item: catalogue.titles[item])
+        told = [
+            (f"\n{catalogue.titles[item]}: ", relations.of(item))
+            for item in (*question.shown, *order)
+        ]
+        parts = (*parts, *(part for pair in told for part in pair))
+    turns = (Message("user", parts), Message("assistant", (titles[0],)))
     return Record(f"bundle-{number}", turns, Source("the bundles", number), options=tuple(titles))

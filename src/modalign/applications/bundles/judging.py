@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from modalign.applications.bundles.completing import (
     TITLES,
     TOGETHER,
     Completer,
+    Relations,
     likeness,
     record_of,
 )
@@ -31,6 +33,7 @@ def judge(
     catalogue: Catalogue,
     *,
     opened: tuple[Any, Any] | None = None,
+    relations: Relations | None = None,
     limit: int = 200,
     seed: int = 0,
     data: Sequence[str] = (),
@@ -48,15 +51,8 @@ def judge(
     honest = Completer(catalogue, train, alike)
     rows = [_chance(asked)]
     for way in (POPULAR, TOGETHER, TITLES, BOTH):
-        rows.append(
-            _row(
-                way,
-                "rule",
-                {kind: _hits(honest, own, way) for kind, own in asked.items()},
-                asked,
-                seed,
-            )
-        )
+        hits = {kind: _hits(honest, own, way) for kind, own in asked.items()}
+        rows.append(_row(way, "rule", hits, asked, seed))
     leak = Completer(catalogue, leaky, alike)
     hits = {kind: _hits(leak, own, TOGETHER) for kind, own in leaking.items()}
     rows.append(_row(f"{TOGETHER}, split by bundle: leaks", "reference", hits, leaking, seed))
@@ -71,21 +67,28 @@ def judge(
     chosen = np.arange(len(asked[kind]))
     scores = {TITLES: _hits(honest, asked[kind], TITLES)}
     if opened is not None:
+        given = {"a model's choice": relations}
+        if relations is not None:
+            given["the same, relations shuffled"] = relations.shuffled(seed)
         records = [record_of(question, catalogue, n) for n, question in enumerate(asked[kind])]
         usable = [n for n, record in enumerate(records) if record is not None]
         chosen = np.sort(np.random.default_rng(seed).permutation(usable)[:limit])
-        tell = (lambda done, total: progress("choose", done, total)) if progress else None
-        right, agreement = _by_model([r for n in chosen if (r := records[n])], opened, seed, tell)
-        scores = {TITLES: scores[TITLES][chosen], "a model's choice": right}
+        scores, said = {TITLES: scores[TITLES][chosen]}, list[str]()
         own = {kind: [asked[kind][n] for n in chosen]}
+        for name, vectors in given.items():
+            tell = partial(progress, name) if progress else None
+            told = [record_of(asked[kind][n], catalogue, n, vectors) for n in chosen.tolist()]
+            by_letter, by_words, agreement = _by_model([r for r in told if r], opened, seed, tell)
+            scores |= {f"{name}, by letter": by_letter, f"{name}, by words": by_words}
+            said.append(
+                f"{name}: the likeliest letter stayed with its item in {agreement:.0%} of the orders."
+            )
         made = [
             _row(name, "rule" if name == TITLES else "model", {kind: values}, own, seed)
             for name, values in scores.items()
         ]
-        said = (
-            f"The model's likeliest letter stayed with its item in {agreement:.0%} of the orders."
-        )
-        tables.append(ScoreTable(title="A model's choice, letters turned", rows=made, notes=[said]))
+        tables.append(ScoreTable(title="A model's choice, letters turned", rows=made, notes=said))
+        scores = {name: values for name, values in scores.items() if "shuffled" not in name}
     sessions = [asked[kind][n].session for n in chosen]
     default, reason, differences = decided(TITLES, scores, sessions, seed)
     return judged("bundle", "Completing bundles", data, seed, default=default, reason=reason, tables=tables,
@@ -93,11 +96,8 @@ def judge(
 
 
 def _hits(completer: Completer, asked: Sequence[Question], way: str) -> np.ndarray:
-    found = [
-        float(among_first(completer.score(way, each.shown, each.candidates)[None], [0], 1)[0])
-        for each in asked
-    ]
-    return np.array(found)
+    scores = [completer.score(way, each.shown, each.candidates)[None] for each in asked]
+    return np.array([float(among_first(own, [0], 1)[0]) for own in scores])
 
 
 def _row(
@@ -122,12 +122,17 @@ def _chance(asked: dict[str, list[Question]]) -> ScoreRow:
 
 def _by_model(
     records: Sequence[Record], opened: tuple[Any, Any], seed: int, tell: Any
-) -> tuple[np.ndarray, float]:
-    right, agreement = [], []
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return what is right by letters and by the likelihood of words per byte, and how often orders agreed."""
+    found = []
     for number, record in enumerate(records):
-        (choice,) = choose_all(*opened, [record], seed=seed)
-        right.append(float(choice.answer == record.answer))
-        agreement.append(choice.agreement)
+        found += choose_all(*opened, [record], seed=seed)
         if tell:
             tell(number + 1, len(records))
-    return np.array(right), float(np.mean(agreement)) if agreement else 0.0
+    letters, words = (
+        np.array(
+            [float(getattr(own, way) == r.answer) for own, r in zip(found, records, strict=True)]
+        )
+        for way in ("answer", "by_words")
+    )
+    return letters, words, float(np.mean([own.agreement for own in found])) if found else 0.0

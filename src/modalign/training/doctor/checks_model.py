@@ -135,7 +135,8 @@ def _compute_objective(subject: Composed, stage: Stage) -> None:
         return
     references = subject.references.of(stage, subject.model)
     learner = ModelLearner(subject, stage)
-    size = min(subject.settings.batch_size, max(TRIED, len(stage.roles)))
+    group = learner.roles.largest_group() if learner.roles and stage.matched == "all" else 0
+    size = min(subject.settings.batch_size, max(TRIED, len(stage.roles), group))
     device = next(subject.model.parameters()).device
     with torch.random.fork_rng():
         batch = learner.collate(learner.order(size, subject.seed).batch(0)).to(device)
