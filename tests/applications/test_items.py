@@ -66,7 +66,9 @@ def test_a_model_is_a_row_and_not_the_default_unless_better(
     photos = read_photos(tmp_path / "photos.jsonl", items)
     found = judge(items, photos, opened=compose_tiny("mlp"))
     names = [row.name for row in found.tables[0].rows]
-    assert names[-3:] == ["a model, picture", "a model, text", "a model, picture + text"]
+    assert names[-4:-1] == ["a model, picture", "a model, text", "a model, picture + text"]
+    assert names[-1] == "a model, picture + text, another item's picture"
+    assert "top-1: " in found.tables[0].notes[-1]
     assert found.default == "colours against photographs"
     assert len(found.differences) == 3
 
@@ -77,6 +79,7 @@ def test_vectors_are_trained_and_evaluated(
     files, out = shop(tmp_path), tmp_path / "run"
     save_model(*compose_tiny("mlp"), tmp_path / "model")
     arguments = (*files, "--llm", tmp_path / "model", "--budget", "32samples", "-o", out)
+    arguments = (*arguments, "--learn-temperature")
     code, said, err = cli("app", "items", "train", *arguments)
     assert code == 0, err
     assert "of 8 photographs and items" in said

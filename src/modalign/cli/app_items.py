@@ -25,6 +25,9 @@ def train(
     llm: Annotated[str, typer.Option("--llm", help="Folder of a model that takes pictures.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")],
     budget: Annotated[str, typer.Option("--budget", help="20000samples, 90s, ...")] = "2000samples",
+    learn_temperature: Annotated[
+        bool, typer.Option("--learn-temperature", help="Learn the temperature of info_nce, too.")
+    ] = False,
     factor: app_output.Factor = 1.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: options.Overwrite = False,
@@ -37,7 +40,7 @@ def train(
     **Example**: `modalign app items train items.json photos.json --llm runs/compare/best -o runs/items`
     """
     from modalign.applications.item_embeddings.data import read_items, read_photos
-    from modalign.applications.item_embeddings.training import STAGE, pairs
+    from modalign.applications.item_embeddings.training import pairs, stage
     from modalign.applications.tuned import tune
     from modalign.cli.console import bars, quiet_libraries, stdout
 
@@ -46,8 +49,8 @@ def train(
     records = pairs(given, read_photos(photos, given))
     with bars() as progress:
         samples = tune(
-            records, llm, out, STAGE, budget=budget, factor=factor, seed=seed, resume=resume, overwrite=overwrite,
-            device=device or "auto", progress=progress,
+            records, llm, out, stage(learn_temperature), budget=budget, factor=factor, seed=seed, resume=resume,
+            overwrite=overwrite, device=device or "auto", progress=progress,
         )  # fmt: skip
     said = f"{out / 'model'}: trained on {samples} samples of {len(records)} photographs and items"
     stdout.print(said, markup=False, highlight=False, soft_wrap=True)

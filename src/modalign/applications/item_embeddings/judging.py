@@ -19,10 +19,12 @@ from modalign.applications.judged import Judged, ScoreRow, ScoreTable, decided, 
 from modalign.index.lexical import Lexical, Scores
 from modalign.index.vectors import unit_vectors
 from modalign.models.pooled import Pooling, pooled
+from modalign.numbers import words
 from modalign.numbers.estimate import exactly
 from modalign.numbers.ranking import among_first
 
 KS = (1, 5)
+ABLATED = "a model, picture + text, another item's picture"
 PHOTOS, PICTURES = "colours against photographs", "colours against product pictures"
 
 
@@ -69,17 +71,30 @@ def judge(
             )
             models.append(f"a model, {shown}")
             scores[models[-1]] = (queries @ own.T).astype(np.float64).round(9)
+        others = [asked(b.picture, a.text, "picture + text", a.source) for a, b in _turned(items)]
+        own = _vectors(others, opened, pooling)
+        scores[ABLATED] = (queries @ own.T).astype(np.float64).round(9)
     rows = [_row("chance", "reference", None, gold, groups, len(items), seed)]
     for name, found in scores.items():
-        kind = "model" if name in models else "rule"
+        kind = "model" if name in models else "reference" if name == ABLATED else "rule"
         rows.append(_row(name, kind, found, gold, groups, len(items), seed))
     notes = [f"{len(tests)} photographs, {len(items)} items; intervals are over items."]
+    if ABLATED in scores:
+        pair = {name: among_first(scores[name], gold, 1) for name in (models[-1], ABLATED)}
+        (drop,) = decided(ABLATED, pair, groups, seed)[2]
+        said = f"{words.value(drop.difference)} {words.interval(drop.difference)}"
+        notes.append(f"Picture ablation: an item's own picture against another's, top-1: {said}.")
     tables = [ScoreTable(title="The item on a photograph", rows=rows, notes=notes)]
     tables += _related(items, pictures, seed)
     first = {n: among_first(s, gold, 1) for n, s in scores.items() if n in (rule, *models)}
     default, reason, differences = decided(rule, first, groups, seed)
     return judged("items", "Items by pictures and texts", data, seed, default=default, reason=reason,
                   tables=tables, differences=differences)  # fmt: skip
+
+
+def _turned(items: Sequence[Item]) -> list[tuple[Item, Item]]:
+    """Pair each item with the next one, whose picture it gets."""
+    return list(zip(items, [*items[1:], items[0]], strict=True))
 
 
 def _vectors(records: Sequence[Any], opened: tuple[Any, Any], pooling: Pooling) -> Scores:

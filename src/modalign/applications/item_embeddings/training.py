@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from modalign.applications.item_embeddings.data import Item, Photo, asked
 from modalign.data.records import Record
@@ -17,6 +18,14 @@ STAGE = Stage(
     roles={"photo": "domain:photo", "item": "domain:item"},
     matched=True,
 )
+
+
+def stage(learn_temperature: bool = False) -> Stage:
+    """Return the stage; its temperature may be learnt, from 0.05 on (NoteLLM-2 starts there, too)."""
+    term = STAGE.objective["info_nce"]
+    assert isinstance(term, dict)
+    objective: Any = {"info_nce": term | {"learn_temperature": learn_temperature}}
+    return STAGE.model_copy(update={"objective": objective})
 
 
 def pairs(items: Sequence[Item], photos: Sequence[Photo]) -> list[Record]:
