@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from typing import BinaryIO
 
 from modalign.errors import UsageError
 
+_REPOSITORY = re.compile(r"(?!.{97})\w[\w.-]*(/[\w.-]+)?", re.ASCII)  # what the hub takes as a name
 PROBE = 4096  # bytes written to test the disk before any work
 
 
@@ -89,9 +91,11 @@ def leads_nowhere(name: Path | str) -> bool:
             return False
     except (OSError, ValueError):  # too long for a file, or with a zero byte
         return True
-    if path.suffix.lower() == ".gguf":
-        return text.count("/") != 2 or text.startswith((".", "~", "/"))  # else a repository's
-    return text.count("/") > 1 or text.startswith((".", "~", "/"))
+    if path.suffix.lower() == ".gguf" and text.count("/") == 2:
+        text = text.rpartition("/")[0]  # a file of a repository
+    elif path.suffix.lower() == ".gguf":
+        return True
+    return not _REPOSITORY.fullmatch(text) or ".." in text or "--" in text
 
 
 @contextmanager

@@ -198,7 +198,9 @@ def configures(verb: V) -> V:
         changes: dict[str, Any] = {}
         if given["llm"] is not None and not given["llm"].startswith(STARTER):
             _model_there(given["llm"])
-        for name in ("train_file", "val", "evaluation"):
+        for name in (
+            () if assignments else ("train_file", "val", "evaluation")
+        ):  # fields are checked first
             if given[name] is not None and not given[name].startswith(STARTER):
                 _data_there(given[name])
         for name, value in given.items():
