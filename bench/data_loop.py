@@ -35,9 +35,7 @@ from modalign.training.settings import TrainSettings
 from modalign.training.sources import DataFiles, Parts
 
 NOISY = 0.3
-CHOOSING, JUDGING = 400, 400
 QUESTIONS = 3000  # of the aligned model
-SMALL, SMALL_CHOOSING = 200, 100  # of a clean world
 TRAINING: dict[str, Any] = {
     "llm": "frozen",
     "learning_rates": {"connector": 1e-3, "llm": 0, "encoder": 0},
@@ -101,17 +99,17 @@ def world(folder: Path, parts: Mapping[str, Sequence[Record]]) -> dict[str, str]
     return {name: str(folder / f"{name}.jsonl") for name in parts}
 
 
-def noise(out: Path, aligned: Path, captions_wanted: int, seeds: int) -> Probe:
-    """Probe captions of which 30 % are another scene's."""
+def noise(out: Path, aligned: Path, wanted: int, held: int, seeds: int) -> Probe:
+    """Probe so many captions, of which 30 % are another scene's; as many choose as judge."""
     captions = starter_records(captions=True)
     order = np.random.default_rng(0).permutation(len(captions)).tolist()
     mixed = [captions[place] for place in order]
     files = world(
         out / "noise",
         {
-            "train": swapped(mixed[: -CHOOSING - JUDGING][:captions_wanted], NOISY, 0),
-            "val": mixed[-CHOOSING - JUDGING : -JUDGING],
-            "eval": mixed[-JUDGING:],
+            "train": swapped(mixed[: -2 * held][:wanted], NOISY, 0),
+            "val": mixed[-2 * held : -held],
+            "eval": mixed[-held:],
         },
     )
     config = ProbeConfig.model_validate(
@@ -127,13 +125,13 @@ def noise(out: Path, aligned: Path, captions_wanted: int, seeds: int) -> Probe:
     return probe(config, out / "noise" / "run", resume=True)
 
 
-def clean(out: Path, aligned: Path, number: int) -> Probe:
-    """Probe clean captions."""
+def clean(out: Path, aligned: Path, number: int, small: int) -> Probe:
+    """Probe so many clean captions; half as many choose."""
     captions = starter_records(captions=True)
     order = np.random.default_rng((number, 5)).permutation(len(captions)).tolist()
     mixed = [captions[place] for place in order]
     folder = out / f"clean-{number}"
-    parts = {"train": mixed[:SMALL], "val": mixed[SMALL : SMALL + SMALL_CHOOSING]}
+    parts = {"train": mixed[:small], "val": mixed[small : small + small // 2]}
     config = ProbeConfig.model_validate(
         {
             "model": str(aligned),
@@ -171,6 +169,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="noise,clean")
     parser.add_argument("--captions", type=int, default=1000)
+    parser.add_argument("--held", type=int, default=400)
+    parser.add_argument("--small", type=int, default=200)
     parser.add_argument("--scorer", default="12000samples")
     parser.add_argument("--worlds", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
@@ -181,13 +181,13 @@ def main() -> None:
     aligned = scorer(given.out, given.scorer)
     print(f"aligned model, {given.scorer}: {aligned}", flush=True)
     if "noise" in wanted:
-        found = noise(given.out, aligned, given.captions, given.seeds)
+        found = noise(given.out, aligned, given.captions, given.held, given.seeds)
         told_noise(found)
         kept["noise"] = found.model_dump(mode="json")
     if "clean" in wanted:
         chosen = []
         for number in range(given.worlds):
-            chosen.append(clean(given.out, aligned, number).chosen)
+            chosen.append(clean(given.out, aligned, number, given.small).chosen)
             print(f"clean world {number}: {chosen[-1]}", flush=True)
         wrong = share([each != EVERYTHING for each in chosen], over="worlds")
         print(f"recommended something else than no filter on clean data: {words.interval(wrong)}")
