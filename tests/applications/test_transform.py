@@ -388,6 +388,25 @@ def test_an_evaluation_by_hand(tmp_path: Path) -> None:
     assert found.default == "keyword rules"  # one paraphrase finds nothing
 
 
+def test_a_model_that_routes_well_and_makes_nothing_is_not_shipped(tmp_path: Path) -> None:
+    asked = [
+        row | {"instruction": f"Show me {n}.", "kind": "paraphrase"}
+        for n in range(12)
+        for row in ROWS[:1]
+    ]
+    usual = [row | {"instruction": f"Draw a red star, {n}."} for n in range(24) for row in ROWS[:1]]
+    rows = read_instructions(written(tmp_path, asked + usual), NAMES)
+
+    def empty(text: str) -> Transformed:
+        call = said_calls([("picture", "the meaning of life")])
+        return Generating(list(OWN.values()), Scripted([call, call])).answer(text)
+
+    found = judge(rows, list(OWN.values()), {"empty": empty})
+    assert found.differences[0].verdict == "first"
+    assert found.default == "keyword rules"
+    assert "serves fewer instructions" in found.reason
+
+
 def test_training_running_and_evaluation(
     cli: Cli, tmp_path: Path, llm_folder: Callable[..., Path]
 ) -> None:

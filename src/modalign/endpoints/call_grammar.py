@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-LONGEST = 200  # characters of an argument
+LONGEST = 100  # characters of an argument
 MOST = 4  # calls in a reply
 
 

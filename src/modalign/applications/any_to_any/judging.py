@@ -82,6 +82,11 @@ def judge(
     headline = np.flatnonzero(hidden) if hidden.any() else np.arange(len(routes))
     scores = {name: values[headline] for name, values in right.items()}
     default, reason, differences = decided(RULE, scores, seed=seed)
+    served = {name: _served(answers, routes) for name, answers in said.items()}
+    worse = [d.first for d in decided(RULE, served, seed=seed)[2] if d.verdict == "second"]
+    if default in worse:
+        reason = f"{RULE} is the default: {default} routes paraphrases better, but serves fewer instructions."
+        default = RULE
     return judged("transform", "Instructions to media", data, seed, default=default, reason=reason, tables=tables,
                   differences=differences)  # fmt: skip
 
@@ -126,6 +131,15 @@ def _calls(
     if made:
         found["made"] = mean(made, over="instructions")
     return found
+
+
+def _served(answers: Sequence[Transformed], routes: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Return 1 where all that was asked for was made, and nothing else was called for."""
+    return np.array([
+        float(tuple(sorted(call.name for call in answer.calls if call.made)) == route
+              and (bool(route) or not answer.first))
+        for answer, route in zip(answers, routes, strict=True)
+    ])  # fmt: skip
 
 
 TONES = (110, 220, 262, 330, 440, 523, 660, 784, 880, 1760)
