@@ -58,6 +58,7 @@ def test_samples_follow_the_weights(weights: list[float], count: int) -> None:
 def test_checked_mixtures_are_spread_over_the_ranking() -> None:
     ranked = list("abcdefghi")
     assert spread(ranked, ["a", "e"], 4) == ["a", "e", "b", "i"]
+    assert spread(ranked, ["a", "e"], 3) == ["a", "e", "i"]
     assert spread(ranked, ["a", "e"], 1) == ["a"]
     assert spread(["a"], ["a"], 6) == ["a"]
 

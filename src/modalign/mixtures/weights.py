@@ -68,5 +68,5 @@ def spread(ranked: Sequence[str], first: Sequence[str], count: int) -> list[str]
     chosen = list(first[:count])
     rest = [name for name in ranked if name not in chosen]
     left = min(count - len(chosen), len(rest))
-    places = np.linspace(0, len(rest) - 1, max(left, 0)).round().astype(int).tolist()
-    return [*chosen, *(rest[place] for place in places)]
+    places = np.linspace(len(rest) - 1, 0, max(left, 0)).round().astype(int)  # one: the worst
+    return [*chosen, *(rest[place] for place in sorted(places.tolist()))]
