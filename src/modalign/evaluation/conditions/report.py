@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from modalign.evaluation.conditions.corrupted import CLEAN
 from modalign.evaluation.conditions.results import Condition, Conditions
@@ -33,10 +34,15 @@ def conditions_report(found: Conditions) -> Report:
         Section("notes", "Notes", "", [Words("notes-list", "", "/notes", found.notes, "list"), again]),
     ]  # fmt: skip
     patched = f", patched by {', '.join(found.patches)}" if found.patches else ""
-    foot = f"{found.harness}; {found.settings}. Intervals are 95 %, over questions."
+    settings = "; ".join(f"{name} {_words(value)}" for name, value in found.settings.items())
+    foot = f"{found.harness}; {settings}. Intervals are 95 %, over questions."
     return Report(
         _TITLES[found.kind], f"{found.model}{patched} on {found.data}", sections, foot, found
     )
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _measured(found: Conditions) -> str:
@@ -138,11 +144,17 @@ def _figure(found: Conditions) -> Sequence[Part]:
         f"{_TITLES[found.kind]}: {'; '.join(point.words for point in points)}.",
         points,
         [Series(name, number) for number, name in enumerate(names)],
-        Axis(along or "", whole=bool(along)),
+        Axis(along or "", bounds=_room(found, along), whole=bool(along)),
         Axis("score", "share", bounds=(0.0, None)),
         rules=rules,
     )
     return [Figure("scores-drawn", "Scores with 95 % intervals", "/conditions", [chart])]
+
+
+def _room(found: Conditions, along: str | None) -> tuple[float | None, float | None]:
+    """Return ends of the axis with room for points that stand side by side at the first and last place."""
+    places = [row.setting[along] for row in found.conditions if along and along in row.setting]
+    return (min(places) - 0.25, max(places) + 0.25) if places else (None, None)
 
 
 def _series(found: Conditions, row: Condition) -> str:
