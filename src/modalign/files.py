@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from modalign.errors import UsageError
+from modalign.memory import readable
 
 _REPOSITORY = re.compile(r"(?!.{97})\w[\w.-]*(/[\w.-]+)?", re.ASCII)  # what the hub takes as a name
 PROBE = 4096  # bytes written to test the disk before any work
@@ -76,6 +77,25 @@ def _check_one(path: Path, overwrite: bool, folder: bool) -> None:
             os.fsync(probe.fileno())
     except OSError as error:
         raise unusable(path, error) from None
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuse a disk that does not take what will be written: before the work.
+
+    Args:
+        folder: that it goes to; may be missing.
+        needed: bytes.
+        what: is written, for the message: "the trained model takes".
+
+    Raises:
+        UsageError: there is less room.
+    """
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"{folder}: {what} {readable(needed)}, and {readable(free)} are free: choose another place"
+        )
 
 
 def unusable(path: Path, error: OSError) -> UsageError:

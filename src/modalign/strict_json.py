@@ -13,7 +13,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from modalign.errors import DataError, first_line
 
 DEPTH = 200  # maximum nesting of lists and objects; pydantic's limit, too
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -100,6 +103,21 @@ def loads(text: str | bytes, *, nan: bool = False) -> Any:
     """
     decoder = _OF_ARRAYS if nan else DECODER
     return decoder.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object, such as a model's configuration; NaN and infinities may stand in it.
+
+    Raises:
+        DataError: it cannot be read, is no strict JSON, or holds something else; the message names the file.
+    """
+    try:
+        found = loads(path.read_text(encoding="utf-8"), nan=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not JSON: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is not JSON of an object, but {type(found).__name__}")
+    return found
 
 
 def dumps(value: Any, default: Callable[[Any], Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 import tiny
+from modalign.data.corpus import Corpus, windows
+from modalign.errors import UsageError
+from modalign.models.saved import open_composed
+from modalign.training.settings import Stage, TrainSettings
+from modalign.training.tuning import Tuning
+from reports.threads import reported, tried
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -41,6 +48,7 @@ def _both(cli: Cli, model: Path, data: Path, out: Path) -> tuple[str, str]:
     return doctor, " ".join((said + err).split())
 
 
+@reported("huggingface/transformers#4122", "huggingface/transformers#29665")
 def test_neither_padding_nor_end(cli: Cli, model: Path, small_data: Path, tmp_path: Path) -> None:
     """Reported: doctor finds nothing, train ends in a traceback after training."""
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
@@ -50,6 +58,7 @@ def test_neither_padding_nor_end(cli: Cli, model: Path, small_data: Path, tmp_pa
         assert "neither a padding nor an end token" in said
 
 
+@reported("huggingface/transformers#29665")
 def test_what_cannot_be_written_is_found(
     cli: Cli, model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,20 +73,49 @@ def test_what_cannot_be_written_is_found(
         assert "set is not JSON" in said
 
 
-def test_a_full_disk_is_found(
-    cli: Cli, model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from collections import namedtuple
-
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10, 10, 0))
+
+
+@reported("mlfoundations/open_lm#154")
+@pytest.mark.parametrize(
+    ("verb", "more", "run"),
+    [("train", [], "run"), ("compare", ["--methods", "linear,mlp", "--seeds", "2"], "runs")],
+)
+def test_a_full_disk_is_found(
+    verb: str,
+    more: list[str],
+    run: str,
+    cli: Cli,
+    model: Path,
+    small_data: Path,
+    tmp_path: Path,
+    full_disk: None,
+) -> None:
     given = _given(model, small_data / "data.jsonl")
-    code, _, err = cli("train", *given, "--budget", "8samples", "--out", tmp_path / "out")
-    assert code == 2
-    assert "are free" in err
-    assert not (tmp_path / "out" / "run").exists()
+    if verb == "compare":
+        given = [word for word in given if word not in ("--method", "linear")]
+    code, _, err = cli(verb, *given, *more, "--budget", "8samples", "--out", tmp_path / "out")
+    assert code == 2, err
+    assert "are free: choose another place" in err
+    assert not (tmp_path / "out" / run).exists()
 
 
+@reported("mlfoundations/open_lm#154")
+def test_a_full_disk_is_found_before_a_saved_model_is_trained_further(
+    llm_folder: Callable[..., Path], tmp_path: Path, full_disk: None
+) -> None:
+    """distill, federate, unlearn and the applications' ``train`` go by it."""
+    opened = open_composed(llm_folder("llama"))
+    samples = windows(Corpus("poem", ["one two three four"] * 4), opened.tokenizer, 8)
+    tuning = Tuning(opened, [Stage(llm="lora")], TrainSettings(llm="lora"), samples)
+    with pytest.raises(UsageError, match=r"the trained model takes .* are free"):
+        tuning.check(tmp_path / "out")
+
+
+@reported("huggingface/transformers#29665", "haotian-liu/LLaVA#1144")
 def test_a_generation_configuration_that_transformers_does_not_save(
     cli: Cli, model: Path, small_data: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +128,7 @@ def test_a_generation_configuration_that_transformers_does_not_save(
     assert code == 0, err
 
 
+@tried("training on a file of text rows alone")
 @pytest.mark.parametrize("kind", ["text alone", "an answer first"])
 def test_data_without_media_trains_to_the_end(
     cli: Cli, model: Path, tmp_path: Path, kind: str

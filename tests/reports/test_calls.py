@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from modalign.endpoints.tool_calls import end_of_thoughts, split_calls, with_mappings
 from modalign.serving.http.calls import CallReader
 from modalign.serving.prompts import Prompts
+from reports.threads import reported
 
 GOOD = '<tool_call>{"name": "count", "arguments": {"of": "cats"}}</tool_call>'
 BROKEN = '<tool_call>{"name": "count", "argu</tool_call>'
@@ -23,6 +24,7 @@ def told(reader: CallReader, text: str, size: int) -> tuple[str, list[str]]:
     return shown + rest, [call["function"]["name"] for call in calls]
 
 
+@reported("lmstudio-ai/lmstudio-bug-tracker#1592", "verl-project/verl#4757")
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize(
     ("text", "thinking", "names"),
@@ -49,6 +51,7 @@ def test_what_is_thought_is_not_called(
     assert [call.name for call in split_calls(local)[1]] == names
 
 
+@reported("Neroued/ninfer#158")
 @pytest.mark.parametrize("text", [GOOD + BROKEN, BROKEN + GOOD, f"a {BROKEN} b {GOOD} c {BROKEN}"])
 def test_a_broken_call_leaves_the_one_beside_it(text: str) -> None:
     """Protects: a malformed call turned a valid one beside it into text."""
@@ -57,6 +60,7 @@ def test_a_broken_call_leaves_the_one_beside_it(text: str) -> None:
     assert shown == text.replace(GOOD, "").strip()
 
 
+@reported("lmstudio-ai/lmstudio-bug-tracker#1592", "Neroued/ninfer#158")
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.lists(
@@ -80,6 +84,7 @@ def test_how_it_arrives_does_not_matter(
     assert (shown + tail).split() == whole[0].split()
 
 
+@reported("local-inference-lab/vllm#684")
 @pytest.mark.parametrize("arguments", ['{"of": ', "", "7", "[1]", "[" * 100_000])
 def test_broken_arguments_come_back_as_they_were_written(arguments: str) -> None:
     """Protects: broken JSON in the arguments that a client returns was rendered as {}."""
@@ -88,12 +93,14 @@ def test_broken_arguments_come_back_as_they_were_written(arguments: str) -> None
     assert turn["tool_calls"][0]["function"]["arguments"] == arguments
 
 
+@reported("sgl-project/sglang#28035")
 def test_arguments_that_are_a_mapping_become_one() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     (turn,) = with_mappings([{"role": "assistant", "tool_calls": [call]}])
     assert turn["tool_calls"][0]["function"]["arguments"] == json.loads('{"a": 1}')
 
 
+@reported("unslothai/unsloth#5704")
 def test_prompts_say_whether_they_end_within_thoughts(tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "a red ball"}]
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"

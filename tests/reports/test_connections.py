@@ -1,8 +1,8 @@
 """Connections that keep the server waiting: idle ones, half requests, answers that nobody takes.
 
-Issue 12, fault 26: 200 idle or trickling connections at 160 file descriptors and nothing was answered for 75 s,
+200 idle or trickling connections at 160 file descriptors and nothing was answered for 75 s,
 with 115 MB of log; 96 half-sent bodies refused everyone for 60 s; a client that never read a large JSON answer
-kept it for ever. Fault 30: clients that leave early cost no descriptor.
+kept it for ever. Clients that leave early cost no descriptor.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pytest
 
 from modalign.serving.http import connections
 from modalign.serving.http.settings import Settings
+from reports.threads import reported
 from serving.fake_engine import FakeEngine, Served, served
 from serving.raw_http import SETTINGS, problem
 
@@ -65,6 +66,7 @@ def closed(connection: socket.socket) -> bool:
     return True
 
 
+@reported("Kludex/uvicorn#1030")
 @pytest.mark.parametrize(
     "sent",
     [
@@ -89,6 +91,7 @@ def test_idle_connections_make_room(sent: bytes) -> None:
     assert server.service.serving == 0
 
 
+@reported("Kludex/uvicorn#1030")
 def test_those_being_answered_stay() -> None:
     engine = FakeEngine(steps=1, max_batch=10)
     body = json.dumps({"prompt": "a", "stream": True}).encode()
@@ -105,6 +108,7 @@ def test_those_being_answered_stay() -> None:
                 assert b"[DONE]" in answer
 
 
+@reported("afreidah/s3-orchestrator#127")
 @pytest.mark.parametrize(
     "sent",
     [b"", b"GET /health HTTP/1.1\r\nX: ", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGE"],
@@ -116,6 +120,7 @@ def test_a_head_must_come_within_its_time(sent: bytes) -> None:
         assert not server.server.server_state.connections
 
 
+@reported("afreidah/s3-orchestrator#127")
 def test_drops_do_not_count_as_a_head() -> None:
     settings = replace(SETTINGS, head_seconds=0.5)
     with (
@@ -136,6 +141,7 @@ def test_drops_do_not_count_as_a_head() -> None:
             pytest.fail("it was let go on for ever")
 
 
+@reported("ruhex/BGPLite#351")
 def test_half_sent_bodies_refuse_nobody() -> None:
     """A request counts when its body is there."""
     half = HEAD + b"Content-Length: 1000\r\n\r\n{"
@@ -147,6 +153,7 @@ def test_half_sent_bodies_refuse_nobody() -> None:
         assert server.service.serving == 0
 
 
+@reported("emmett-framework/granian#728")
 def test_bodies_on_their_way_have_a_limit_together() -> None:
     """The oldest is dropped; memory is free again in the end."""
     size = 90_000
@@ -168,6 +175,7 @@ def test_bodies_on_their_way_have_a_limit_together() -> None:
         assert server.service._bodies.size == 0
 
 
+@reported("emmett-framework/granian#728", "ruhex/BGPLite#351")
 def test_a_body_in_tiny_pieces_is_given_up() -> None:
     """32 MB of it would cost the event loop a minute."""
     pieces = b"1\r\n \r\n" * 12_000
@@ -181,6 +189,7 @@ def test_a_body_in_tiny_pieces_is_given_up() -> None:
             assert b'"param":"prompt"' in b"".join(iter(lambda: one.recv(65_536), b""))
 
 
+@reported("Telcoin-Association/telcoin-network#1055")
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_nobody_takes_is_given_up(
     stream: bool, monkeypatch: pytest.MonkeyPatch
@@ -200,6 +209,7 @@ def test_an_answer_that_nobody_takes_is_given_up(
         assert server.service.serving == 0
 
 
+@reported("dom96/httpbeast#27")
 def test_without_file_descriptors_it_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,6 +238,7 @@ def test_without_file_descriptors_it_goes_on(
     assert len(caplog.records) < 5
 
 
+@reported("Kludex/uvicorn#1030")
 def test_the_limit_follows_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     here = len(os.listdir("/dev/fd"))
     monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (here + 100, here + 100))
@@ -240,6 +251,7 @@ def test_the_limit_follows_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> N
     assert connections.connection_limit(Settings("m")) == Settings("m").connections
 
 
+@reported("ollama/ollama#18344")
 def test_clients_that_leave_cost_nothing() -> None:
     """Of many, every second leaves in the midst of its answer; the others are answered to the end."""
     engine = FakeEngine(max_batch=8, max_waiting=80)

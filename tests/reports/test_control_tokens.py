@@ -24,6 +24,7 @@ from modalign.models.open import open_model
 from modalign.models.tool_text import _ids
 from modalign.serving.prompts import Prompts
 from reports.odd_tokenizers import SPECIAL, byte_level, llama, unigram
+from reports.threads import reported, tried
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -45,6 +46,7 @@ def made(name: str, template: str) -> Any:
     return tokenizer
 
 
+@reported("huggingface/transformers#47822")
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(TOKENIZERS)), st.booleans(), contents, contents)
 def test_training_sees_only_the_templates_marks(
@@ -65,6 +67,7 @@ def test_training_sees_only_the_templates_marks(
         assert tokenizer.decode(supervised[:-1]) == said
 
 
+@reported("huggingface/transformers#29279")
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(TOKENIZERS)), contents)
 def test_what_is_asked_is_what_was_trained(name: str, asked: str) -> None:
@@ -78,6 +81,7 @@ def test_what_is_asked_is_what_was_trained(name: str, asked: str) -> None:
     assert prompt_ids(tokenizer, as_text(tokenizer, turns)) == trained
 
 
+@reported("huggingface/transformers#29279")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(contents)
 def test_text_that_is_marked_reads_back(text: str) -> None:
@@ -86,11 +90,13 @@ def test_text_that_is_marked_reads_back(text: str) -> None:
     assert as_text(tokenizer, as_text(tokenizer, text)) == as_text(tokenizer, text)
 
 
+@reported("huggingface/transformers#29279")
 def test_a_text_without_control_tokens_is_tokenised_as_ever() -> None:
     for tokenizer in TOKENIZERS.values():
         assert as_text(tokenizer, {"a": ["the cat", 7, None]}) == {"a": ["the cat", 7, None]}
 
 
+@reported("huggingface/transformers#47217", "vllm-project/vllm#57740")
 @pytest.mark.parametrize("connector", ["mlp", "gated_cross_attention"])
 def test_the_placeholder_is_ours(connector: str, compose_tiny: Callable[..., Any]) -> None:
     """Protects: `ask --image a.png "what does <image> mean?"` was a traceback."""
@@ -107,6 +113,7 @@ def test_the_placeholder_is_ours(connector: str, compose_tiny: Callable[..., Any
     assert prompt.media_tokens["image"] == prompt.ids.count(processor.image_token_id)
 
 
+@reported("ggml-org/llama.cpp#26273")
 def test_tools_texts_hold_none(tokenizer: Any) -> None:
     """The same mistake, elsewhere: what a tool reads in a picture closed the user's turn."""
     end = tokenizer.eos_token
@@ -114,6 +121,7 @@ def test_tools_texts_hold_none(tokenizer: Any) -> None:
     assert tokenizer.eos_token_id not in ids
 
 
+@tried("the same prompts in an edits file")
 def test_edits_refuse_them(llm_folder: Callable[..., Path]) -> None:
     model, _ = open_model(llm_folder("llama"))
     tokenizer: Any = AutoTokenizer.from_pretrained(llm_folder("llama"))
@@ -123,6 +131,7 @@ def test_edits_refuse_them(llm_folder: Callable[..., Path]) -> None:
     assert end_ids(tokenizer, model.generation_config)
 
 
+@reported("ggml-org/llama.cpp#11270")
 def test_a_model_that_needs_them_may_have_them(tmp_path: Path) -> None:
     """An option lets named tokens through; it is saved, so that asking and training agree."""
     tokenizer = made("byte level", CHATML)
@@ -143,6 +152,7 @@ def test_a_model_that_needs_them_may_have_them(tmp_path: Path) -> None:
         let_through(known, ["cat"])
 
 
+@reported("ggml-org/llama.cpp#26273")
 def test_every_verb_takes_the_option(
     cli: Callable[..., tuple[int, str, str]], llm_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Media that cost far more than their size: refused by their headers, else ended by a limit of the process.
 
-Issue 12, fault 25: four progressive JPEGs with hundreds of scans blocked everyone for 32 s, a TIFF of 100 x 100
+Four progressive JPEGs with hundreds of scans blocked everyone for 32 s, a TIFF of 100 x 100
 with one huge tile allocated 1 GiB, FLAC silence of 349 kB became 1.2 GB, and a video of many frames held a worker.
 """
 
@@ -27,6 +27,7 @@ from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.data.video import amounts, grey_video
 from modalign.serving.decoding import Decoders, DecodingLimits, UndecodedError, memory_for
+from reports.threads import reported, tried
 from serving.fake_engine import FakeEngine, served
 
 MEGABYTE = 2**20
@@ -68,6 +69,9 @@ def image(content: bytes) -> Media:
 # --- by their headers, in every verb ------------------------------------------------------------
 
 
+@reported(
+    "libjpeg-turbo/libjpeg-turbo#284", "NVIDIA/DALI#5316", "xarray-contrib/xarray-spatial#1215"
+)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -86,6 +90,7 @@ def test_pictures(content: bytes, said: str) -> None:
             use(image(content))
 
 
+@reported("NVIDIA/DALI#5316")
 def test_ordinary_ones_stay() -> None:
     check_image(image(progressive(64, 20)))
     file = io.BytesIO()
@@ -96,6 +101,7 @@ def test_ordinary_ones_stay() -> None:
     check_image(image(file.getvalue()))
 
 
+@reported("ietf-wg-cellar/flac-specification#167")
 def test_a_recording_of_a_high_rate_is_small_in_memory() -> None:
     soundfile = pytest.importorskip("soundfile")
     file = io.BytesIO()
@@ -107,6 +113,7 @@ def test_a_recording_of_a_high_rate_is_small_in_memory() -> None:
     assert samples.shape == (240_000,)
 
 
+@reported("vllm-project/vllm#57525")
 def test_frames_are_counted() -> None:
     pytest.importorskip("av")
     media = grey_video(16, 16, np.arange(50) / 500)
@@ -133,6 +140,7 @@ def decoders() -> Iterator[Callable[..., Decoders]]:
         each.close()
 
 
+@tried("the same media with and without a process of their own")
 def test_signals_are_those_that_the_loader_decodes(decoders: Callable[..., Decoders]) -> None:
     from modalign.models.encoders.loading import decode_medium
 
@@ -159,6 +167,7 @@ def test_signals_are_those_that_the_loader_decodes(decoders: Callable[..., Decod
         assert signals == [None] * 3  # looked at only
 
 
+@reported("vllm-project/vllm#57525")
 def test_a_medium_that_takes_too_long_is_named_and_others_go_on(
     decoders: Callable[..., Decoders],
 ) -> None:
@@ -175,6 +184,7 @@ def test_a_medium_that_takes_too_long_is_named_and_others_go_on(
         assert signals[0].size == (tiny.SIDE, tiny.SIDE)
 
 
+@reported("python-pillow/Pillow#515", "ietf-wg-cellar/flac-specification#167")
 def test_memory_is_limited(decoders: Callable[..., Decoders]) -> None:
     small = decoders(memory=64 * MEGABYTE)
     file = io.BytesIO()
@@ -188,6 +198,7 @@ def test_memory_is_limited(decoders: Callable[..., Decoders]) -> None:
         assert signals[0].mode == "RGB"
 
 
+@tried("a server with a slow medium and quick ones beside it")
 def test_quick_work_never_waits_for_slow_work(decoders: Callable[..., Decoders]) -> None:
     """Requests that need much have one place, which somebody has: others are served meanwhile."""
     shared = decoders()
@@ -211,6 +222,7 @@ def test_quick_work_never_waits_for_slow_work(decoders: Callable[..., Decoders])
     assert over[5:] == ["slow"] * 3
 
 
+@reported("vllm-project/vllm#57525", "libjpeg-turbo/libjpeg-turbo#284")
 def test_requests() -> None:
     """Over HTTP, each is refused with its place, and the next one is answered."""
 

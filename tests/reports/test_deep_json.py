@@ -1,6 +1,6 @@
 """JSON and YAML so deep that reading them, or writing them again, overflows the stack.
 
-Issue 12, fault 24: ``"[" * 100000`` in a tool call's arguments, a model's answer, a tool's result and a
+``"[" * 100000`` in a tool call's arguments, a model's answer, a tool's result and a
 patch's header ended in RecursionError.
 """
 
@@ -35,11 +35,13 @@ from modalign.tools.channel import Channel, ChannelError
 from modalign.tools.planning.answer import Transcript
 from modalign.tools.planning.toolbox import Toolbox
 from modalign.tools.registry import chain_spec
+from reports.threads import reported, tried
 
 OPEN = ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "[" * 900 + "]" * 900]
 deep = pytest.mark.parametrize("text", OPEN, ids=["lists", "objects", "closed", "readable"])
 
 
+@reported("ijl/orjson#458", "simplejson/simplejson#270")
 @given(st.integers(0, 3 * DEPTH), st.booleans())
 def test_the_depth_is_counted(levels: int, objects: bool) -> None:
     opened, closed = ('{"a":', "}") if objects else ("[", "]")
@@ -52,23 +54,27 @@ def test_the_depth_is_counted(levels: int, objects: bool) -> None:
             loads(text)
 
 
+@reported("ijl/orjson#458")
 def test_many_lists_beside_one_another_are_not_deep() -> None:
     text = "[" + ",".join(["[1]"] * 5000) + "]"
     assert loads(text) == json.loads(text)
 
 
+@reported("agent0ai/agent-zero#1773")
 @pytest.mark.parametrize("text", ['"\\ud800"', '{"\\uDFFF": 1}', '["\\ude00\\ud83d", "é"]'])
 def test_half_characters_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="half a character"):
         loads(text)
 
 
+@reported("agent0ai/agent-zero#1773")
 @given(st.text())
 def test_whole_characters_stay(text: str) -> None:
     assert loads(json.dumps(text)) == text
     assert DECODER.raw_decode(json.dumps([text]) + ' "\\ud800"')[0] == [text]
 
 
+@reported("run-llama/llama_index#18877")
 @deep
 def test_readers_of_data_and_edits(tmp_path: Path, text: str) -> None:
     lines = tmp_path / "data.jsonl"
@@ -86,6 +92,7 @@ def test_readers_of_data_and_edits(tmp_path: Path, text: str) -> None:
         read_edits(edits)
 
 
+@reported("simplejson/simplejson#270")
 @deep
 def test_what_a_model_wrote(text: str) -> None:
     said = f'<tool_call>{{"name": "f", "arguments": {text}}}</tool_call>'
@@ -99,6 +106,7 @@ def test_what_a_model_wrote(text: str) -> None:
     assert box.observe("f", text).startswith("error: the arguments are not JSON")
 
 
+@reported("flop-labs/technocore-chat#129")
 @deep
 def test_what_a_server_sent(text: str) -> None:
     with pytest.raises(EndpointError, match="not JSON"):
@@ -107,6 +115,7 @@ def test_what_a_server_sent(text: str) -> None:
     assert server_message(text.encode())[1] is None
 
 
+@reported("simplejson/simplejson#270")
 @deep
 def test_what_a_tool_returned(text: str) -> None:
     reading, writing = os.pipe()
@@ -122,6 +131,7 @@ def test_what_a_tool_returned(text: str) -> None:
         os.close(writing)
 
 
+@reported("simplejson/simplejson#270")
 @deep
 def test_a_patchs_header(tmp_path: Path, text: str) -> None:
     path = tmp_path / "fix.safetensors"
@@ -137,6 +147,7 @@ def test_a_patchs_header(tmp_path: Path, text: str) -> None:
         load_patch(path)
 
 
+@reported("simplejson/simplejson#270")
 @pytest.mark.parametrize("text", ["[" * 350, "[" * 350 + "]" * 350])  # YAML is read slowly
 def test_configurations(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="--set"):
@@ -154,17 +165,20 @@ def test_configurations(tmp_path: Path, text: str) -> None:
         _read_objects(path)
 
 
+@tried("configurations of odd YAML")
 def test_a_date_that_does_not_exist_is_no_traceback() -> None:
     with pytest.raises(UsageError, match="not YAML"):
         assigned(["a=2026-13-45"])
 
 
+@tried("configurations of odd YAML")
 @pytest.mark.parametrize("text", ["&a [*a]", "&a [*a, *a]", "&a {b: *a, c: {d: *a}}"])
 def test_a_value_within_itself_is_too_deep(text: str) -> None:
     with pytest.raises(ValueError, match=r"within one another|nested"):
         read_yaml(text)
 
 
+@tried("configurations of odd YAML")
 def test_aliases_are_looked_at_once() -> None:
     """Of `lines` each has ten of the one before: 10 ** 20 values in a kilobyte."""
     lines = ["l0: &l0 [x]"] + [

@@ -17,6 +17,7 @@ from modalign.editing.engine.asking import Asking
 from modalign.models.asking import text_ids
 from modalign.models.open import open_model
 from modalign.patches import load_patch, view
+from reports.threads import reported, tried
 
 Cli = Callable[..., tuple[int, str, str]]
 PROMPT, TARGET = "one is", "two"
@@ -48,6 +49,7 @@ def base(chat: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@reported("zjunlp/EasyEdit#608", "zjunlp/EasyEdit#374")
 def test_what_was_edited_is_what_ask_says(
     cli: Cli, chat: Path, edits: Path, tmp_path: Path
 ) -> None:
@@ -70,12 +72,14 @@ def test_what_was_edited_is_what_ask_says(
         assert said == pytest.approx(2.718281828459045**-found.nll, rel=1e-3)
 
 
+@reported("zjunlp/EasyEdit#608")
 def test_the_chat_form_is_that_of_ask(chat: Path) -> None:
     _, tokenizer = open_model(chat)
     asked = text_ids(tokenizer, [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}])  # type: ignore[arg-type]
     assert Asking(tokenizer).text(PROMPT, "one", 0).ids == tuple(asked)
 
 
+@reported("zjunlp/EasyEdit#374")
 def test_eval_shows_both_forms(
     cli: Cli, chat: Path, base: Path, edits: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +110,7 @@ def test_eval_shows_both_forms(
     assert "has no chat template" in err
 
 
+@reported("zjunlp/EasyEdit#376")
 def test_a_model_without_a_template_is_edited_as_before(
     cli: Cli, base: Path, edits: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +123,7 @@ def test_a_model_without_a_template_is_edited_as_before(
     assert out.strip() == TARGET
 
 
+@reported("zjunlp/EasyEdit#608")
 def test_what_is_known_already_is_asked_in_the_same_form(
     cli: Cli, chat: Path, edits: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +137,7 @@ def test_what_is_known_already_is_asked_in_the_same_form(
     assert code == 0, err
 
 
+@tried("`eval --form` on a file that is no edits")
 def test_forms_belong_to_edits(cli: Cli, chat: Path, tmp_path: Path) -> None:
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"question": "one?", "answer": "two"}])
     code, _, err = cli("eval", chat, data, "--form", "chat")

@@ -1,6 +1,6 @@
 """Host headers that begin like this machine's name and are another's.
 
-Issue 12, fault 27: ``127.0.0.1:80.evil.com`` passed, so that a page of that name could ask the server.
+``127.0.0.1:80.evil.com`` passed, so that a page of that name could ask the server.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from modalign.serving.http.gate import _host
 from modalign.serving.http.server import LOOPBACK_NAMES
+from reports.threads import reported
 from serving.fake_engine import FakeEngine, Served, served
 from serving.raw_http import SETTINGS, raw
 
@@ -25,6 +26,7 @@ def server() -> Iterator[Served]:
         yield running
 
 
+@reported("gptme/gptme#3324", "mgedmin/restview#51")
 @pytest.mark.parametrize(
     "host",
     [
@@ -69,6 +71,7 @@ def test_forms_that_are_none_of_ours(server: Served, host: bytes) -> None:
     assert answer.split()[1] in (b"421", b"400"), answer
 
 
+@reported("mgedmin/restview#51")
 @given(
     st.sampled_from(NAMES),
     st.one_of(st.none(), st.integers(0, 65535)),
@@ -81,6 +84,7 @@ def test_our_names_with_any_port(name: str, port: int | None, upper: bool, dot: 
     assert _host(text.encode()) == name
 
 
+@reported("gptme/gptme#3324")
 @given(
     st.sampled_from(NAMES),
     st.sampled_from(["", ":", ":80", ".", "@", "/"]),

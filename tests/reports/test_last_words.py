@@ -1,6 +1,6 @@
 """What programs say in the end: half characters, messages that recurse, values whose methods raise.
 
-Issue 12, fault 28: lone surrogates from a model-written program ended the caller, and an exception whose
+Lone surrogates from a model-written program ended the caller, and an exception whose
 ``str`` recurses was called "CPU time used up".
 """
 
@@ -12,11 +12,13 @@ import pytest
 
 from modalign.tools.sandbox.run import Function, run_program
 from modalign.tools.worker import _failure
+from reports.threads import reported
 
 DEEP = "x = []\nfor i in range(100000):\n    x = [x]\n"
 ECHO = {"f": Function(("a",), lambda arguments: arguments["a"])}
 
 
+@reported("UKGovernmentBEIS/inspect_ai#2316", "python/cpython#87214")
 @pytest.mark.parametrize(
     ("source", "kind", "said"),
     [
@@ -40,10 +42,12 @@ def test_a_program_says_what_ended_it(source: str, kind: str | None, said: str) 
     json.dumps(ran.answer, ensure_ascii=False).encode()
 
 
+@reported("UKGovernmentBEIS/inspect_ai#2316")
 def test_what_is_printed_can_be_shown() -> None:
     assert run_program('print("\\ud800x")\nanswer = 1', {}).output.encode() == b"?x\n"
 
 
+@reported("UKGovernmentBEIS/inspect_ai#2316")
 @pytest.mark.parametrize(
     "value", ["str(self)", "1 / 0", "raise_(SystemExit)", "[].pop()", "'\\ud800'"]
 )
@@ -64,6 +68,7 @@ class A(Exception):
     assert ran.kind == "no-answer", ran
 
 
+@reported("python/cpython#87214")
 def test_a_tool_whose_error_has_no_text() -> None:
     class EndlessError(Exception):
         def __str__(self) -> str:

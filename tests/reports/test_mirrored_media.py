@@ -1,6 +1,6 @@
 """Pictures and videos that are stored turned or mirrored.
 
-Issue 12, fault 21: a video mirrored by its display matrix was shown upside down.
+A video mirrored by its display matrix was shown upside down.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from PIL import Image
 from modalign.data.images import open_image
 from modalign.data.records import Media
 from modalign.data.video import open_video
+from reports.threads import reported
 
 # EXIF's orientations: what the stored picture's first row and first column are (CIPA DC-008, 4.6.5).
 SIDES = {
@@ -52,6 +53,7 @@ def upright(orientation: int) -> np.ndarray:
     return pixels[:, ::-1] if column == "right" else pixels
 
 
+@reported("mpv-player/mpv#16090")
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", SIDES)
 def test_pictures(form: str, orientation: int) -> None:
@@ -64,6 +66,7 @@ def test_pictures(form: str, orientation: int) -> None:
     assert np.abs(seen.astype(int) - upright(orientation)).mean() < 4
 
 
+@reported("FFMS/ffms2#317", "WebKit/WebKit#73877")
 @pytest.mark.parametrize("orientation", SIDES)
 def test_videos(orientation: int) -> None:
     av = pytest.importorskip("av")

@@ -18,6 +18,7 @@ from modalign.models.open import open_model
 from modalign.serving.prompts import Prompts
 from modalign.serving.requests import PromptError
 from reports.odd_tokenizers import byte_level
+from reports.threads import reported
 
 OPENING = (
     Message("assistant", ("hello",)),
@@ -34,6 +35,7 @@ def opened(template: str) -> Any:
     return tokenizer
 
 
+@reported("huggingface/transformers#46752")
 @pytest.mark.parametrize("marks", [True, False])
 def test_a_conversation_that_begins_with_the_assistant(marks: bool) -> None:
     """Protects: the template was called without messages, a traceback."""
@@ -52,6 +54,7 @@ def test_a_conversation_that_begins_with_the_assistant(marks: bool) -> None:
     assert tokenizer.decode(sample.ids[sample.supervised]) == "hello</s>no</s>"
 
 
+@reported("huggingface/transformers#46752")
 def test_every_way_to_ask_names_the_row(
     llm_folder: Callable[..., Path], compose_tiny: Callable[..., Any]
 ) -> None:
@@ -70,6 +73,7 @@ def test_every_way_to_ask_names_the_row(
         tokenise(record, tokenizer)
 
 
+@reported("huggingface/transformers#46752")
 def test_the_row_is_named_among_others(compose_tiny: Callable[..., Any]) -> None:
     model, processor = compose_tiny("mlp")
     processor.chat_template = (
@@ -81,6 +85,7 @@ def test_the_row_is_named_among_others(compose_tiny: Callable[..., Any]) -> None
         answer_records(model, processor, records)
 
 
+@reported("MadSkittles/Router-Maestro#37")
 def test_a_text_that_no_tokenizer_takes() -> None:
     """A lone surrogate comes out of JSON as a character, and out of the tokenizer as an exception."""
     with pytest.raises(DataError, match=r"data\.jsonl:3: "):

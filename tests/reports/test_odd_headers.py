@@ -1,6 +1,6 @@
 """Media whose headers say anything: a reader gives a signal or one error that names the medium, and nothing else.
 
-Issue 12: a generator of odd inputs runs against the readers.
+A generator of odd inputs runs against the readers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from modalign.data.images import check_image, open_image, pixels
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.data.video import amounts, check_video, open_video
+from reports.threads import tried
 
 RATE = 8_000
 HEAD = 400  # bytes in which headers are
@@ -125,6 +126,7 @@ def odd(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(found)
 
 
+@tried("media with odd numbers in their headers")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_signal_or_the_one_error(name: str) -> None:
     content = WRITERS[name]()

@@ -1,7 +1,7 @@
 """Requests as no client should send them: every field of every wrong kind, and HTTP that is none.
 
-Issue 12: a generator of odd inputs runs against the server. Whatever comes, the answer is a success or an error
-in the one shape, nothing is left behind, and /health is answered. Fault 30 named what had held: field extremes,
+A generator of odd inputs runs against the server. Whatever comes, the answer is a success or an error
+in the one shape, nothing is left behind, and /health is answered. What had held before is kept: field extremes,
 paths that lead out, requests smuggled behind others.
 """
 
@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from reports.threads import reported, tried
 from serving.fake_engine import FakeEngine, Served, served
 from serving.raw_http import HELLO, JSON, SETTINGS, raw
 
@@ -167,6 +168,7 @@ def client(server: Served) -> Iterator[httpx2.Client]:
         yield found
 
 
+@tried("requests with odd fields, by generation")
 @settings(
     max_examples=150,
     deadline=None,
@@ -196,6 +198,7 @@ def test_every_answer_is_a_success_or_an_error_with_its_field(
     assert client.get("/health").status_code == 200
 
 
+@reported("unslothai/unsloth#8307")
 @settings(
     max_examples=100,
     deadline=None,
@@ -267,6 +270,7 @@ LINES = st.sampled_from(
 )
 
 
+@tried("heads that are none, by hand")
 @settings(
     max_examples=100,
     deadline=None,
@@ -294,6 +298,7 @@ def test_heads_that_are_none(
     assert client.get("/health").status_code == 200
 
 
+@tried("requests behind one another, by hand")
 @pytest.mark.parametrize(
     ("head", "body"),
     [
@@ -319,6 +324,7 @@ def test_no_request_is_smuggled_behind_another(server: Served, head: bytes, body
     assert b"modalign_requests_total" not in answer
 
 
+@tried("paths that lead out, by hand")
 @pytest.mark.parametrize(
     "path",
     [

@@ -1,6 +1,6 @@
 """Paths that mean something else elsewhere: ``C:\\data\\a.png``, ``file://im/a.png``.
 
-Issue 12, fault 19: both were read as other paths of this machine.
+Both were read as other paths of this machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pytest
 
 import tiny
 from modalign.data.readers import read_records
+from reports.threads import reported
 
 
 def read(folder: Path, image: str) -> tuple[str, str]:
@@ -23,17 +24,20 @@ def read(folder: Path, image: str) -> tuple[str, str]:
     return str(medium.path), ""
 
 
+@reported("pasteurlabs/tesseract-core#558", "silx-kit/silx#1399")
 @pytest.mark.parametrize("path", ["C:\\data\\a.png", "c:/data/a.png", "\\\\server\\share\\a.png"])
 def test_paths_of_windows_are_named(tmp_path: Path, path: str) -> None:
     assert "is a Windows path" in read(tmp_path, path)[1]
 
 
+@reported("vibe-d/vibe.d#2048")
 def test_a_host_in_a_file_address_is_no_folder(tmp_path: Path) -> None:
     said = read(tmp_path, "file://im/a.png")[1]
     assert "on the machine 'im'" in said
     assert "file:///im/a.png" in said
 
 
+@reported("vibe-d/vibe.d#2048")
 @pytest.mark.parametrize(
     ("address", "path"),
     [
@@ -47,10 +51,12 @@ def test_addresses_of_files_here(tmp_path: Path, address: str, path: str) -> Non
     assert read(tmp_path, address) == (path, "")
 
 
+@reported("vibe-d/vibe.d#2048")
 def test_a_relative_address_has_no_meaning(tmp_path: Path) -> None:
     assert "not an absolute path" in read(tmp_path, "file:im/a.png")[1]
 
 
+@reported("pasteurlabs/tesseract-core#558")
 @pytest.mark.parametrize("name", ["a:b.png", "C.png", "12:30.png"])
 def test_ordinary_names_stay(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, name) == (str(tmp_path / name), "")

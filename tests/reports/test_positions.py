@@ -15,6 +15,7 @@ from modalign.evaluation.generation import answer
 from modalign.lengths import served_length
 from modalign.models.asking import text_ids
 from modalign.models.open import open_model
+from reports.threads import reported
 
 Cli = Callable[..., tuple[int, str, str]]
 LIMIT = 256  # positions of the tiny models
@@ -52,6 +53,7 @@ VERBS: dict[str, Callable[[Path, dict[str, Path]], list[Any]]] = {
 }  # fmt: skip
 
 
+@reported("EleutherAI/lm-evaluation-harness#2657", "hiyouga/LlamaFactory#5351")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])  # learnt positions, rotary ones
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_prompt_longer_than_the_model_reads(
@@ -69,6 +71,7 @@ def _ids(tokenizer: Any, question: str) -> list[int]:
     return text_ids(tokenizer, [{"role": "user", "content": [{"type": "text", "text": question}]}])
 
 
+@reported("hiyouga/LlamaFactory#5351", "intel/ipex-llm#12551")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_an_answer_ends_where_the_positions_end(
     llm_folder: Callable[..., Path], family: str, caplog: pytest.LogCaptureFixture
@@ -89,6 +92,7 @@ def test_an_answer_ends_where_the_positions_end(
     assert f"cut after {LIMIT - size} tokens" in caplog.text
 
 
+@reported("intel/ipex-llm#12551")
 def test_short_positions_everywhere_in_editing(
     cli: Cli, llm_folder: Callable[..., Path], files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -115,6 +119,7 @@ def test_short_positions_everywhere_in_editing(
     assert code == 0, err
 
 
+@reported("EleutherAI/lm-evaluation-harness#2657")
 def test_a_server_takes_no_more_than_the_model_reads() -> None:
     assert (served_length(None, 256), served_length(40, 256), served_length(40, None)) == (
         256, 40, 40,
@@ -123,6 +128,7 @@ def test_a_server_takes_no_more_than_the_model_reads() -> None:
         served_length(257, 256)
 
 
+@reported("EleutherAI/lm-evaluation-harness#2657")
 def test_media_count(compose_tiny: Callable[..., Any], tmp_path: Path) -> None:
     model, processor = compose_tiny("linear")
     media = [tiny.image(number) for number in range(16)]

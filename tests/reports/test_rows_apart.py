@@ -1,7 +1,7 @@
 """Nothing that one row does touches another: numbers that overflow, errors of its own, steps that fail.
 
-Issue 12, fault 23: ``temperature`` 5e-38 beside six running clients gave all seven a 500.
-Fault 28: a prompt scored with twenty alternatives to every token kept all others waiting for seconds.
+``temperature`` 5e-38 beside six running clients gave all seven a 500.
+A prompt scored with twenty alternatives to every token kept all others waiting for seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from modalign.serving.engine import LocalEngine
 from modalign.serving.requests import Prompt, Sampling
 from modalign.serving.rows import Row
 from modalign.serving.text import Spelling
+from reports.threads import reported
 from serving.collected import Heard, ask, ask_all
 
 WORDS = ("red", "is the ball left of", "how many", "seven and two are")
@@ -54,6 +55,7 @@ def beside(engine: LocalEngine, odd: Prompt, **how: Any) -> tuple[Heard, list[st
     return strange.wait(), [heard.wait().text for heard in [*first, *rest]]
 
 
+@reported("vllm-project/vllm#1623", "microsoft/aici#19")
 @pytest.mark.parametrize("temperature", [5e-324, 1e-45, 5e-38, 1e-6, 1e-5, 1e-4])
 @pytest.mark.parametrize("top_p", [1.0, 5e-324])
 def test_no_temperature_overflows(
@@ -66,6 +68,7 @@ def test_no_temperature_overflows(
     assert odd.finished.reason == "length"
 
 
+@reported("vllm-project/vllm#1623")
 @pytest.mark.parametrize("broken", ["choose", "take", "start"])
 def test_an_error_of_a_rows_own_ends_that_row(
     engine: LocalEngine, expected: list[str], broken: str, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +88,7 @@ def test_an_error_of_a_rows_own_ends_that_row(
     assert odd.count == (0 if broken == "start" else 2)
 
 
+@reported("QwenLM/Qwen3#212")
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("how", [{}, {"temperature": 1.0}, {"logprobs": 3}])
 def test_logits_that_are_no_numbers_end_their_row(
@@ -117,6 +121,7 @@ def test_logits_that_are_no_numbers_end_their_row(
     assert after.finished.reason == "length"
 
 
+@reported("vllm-project/vllm#6176")
 def test_a_step_that_fails_is_taken_row_by_row(
     engine: LocalEngine, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +146,7 @@ def test_a_step_that_fails_is_taken_row_by_row(
     assert told.finished.error == "RuntimeError: out of memory"
 
 
+@reported("sgl-project/sglang#10805", "vllm-project/vllm#5872")
 def test_a_scored_prompt_lets_others_go_on(
     engine: LocalEngine, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +178,7 @@ def test_a_scored_prompt_lets_others_go_on(
     assert before.count == HOW["max_tokens"]
 
 
+@reported("pegainfer-project/pegainfer#215")
 def test_who_leaves_while_its_prompt_is_scored(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Archives whose members do not say what their writer meant.
 
-Issue 12, fault 18: ``scene.1.json`` and ``scene.2.json`` became one row and one answer was lost; members of one
+``scene.1.json`` and ``scene.2.json`` became one row and one answer was lost; members of one
 key that were not adjacent got a misleading reason, and with ``--skip-broken`` rows trained without their pictures.
 """
 
@@ -10,6 +10,7 @@ import io
 import json
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import tiny
 from modalign.data.readers import read_records
 from modalign.data.readers.result import ReadResult
 from modalign.data.validation import BrokenData, validate
+from reports.threads import reported, tried
 
 PNG = tiny.png_bytes(0)
 
@@ -45,6 +47,7 @@ def read(folder: Path, *members: tuple[str, bytes | None], **options: Any) -> Re
     return read_records(packed(folder / "data.tar", list(members)), **options)
 
 
+@reported("webdataset/webdataset#237", "webdataset/webdataset#288")
 @pytest.mark.parametrize("ending", ["json", "txt"])
 def test_two_answers_in_one_row_are_refused(tmp_path: Path, ending: str) -> None:
     found = read(
@@ -63,18 +66,21 @@ def test_two_answers_in_one_row_are_refused(tmp_path: Path, ending: str) -> None
     assert f"x/scene-1.{ending}" in problem.message
 
 
+@reported("webdataset/webdataset#20")
 def test_several_pictures_of_one_row_stay(tmp_path: Path) -> None:
     found = read(tmp_path, ("a.left.png", PNG), ("a.right.png", PNG), ("a.json", row("yes")))
     assert not found.problems
     assert len(list(found.records[0].media())) == 2
 
 
+@reported("webdataset/webdataset#157")
 def test_a_member_that_is_there_twice(tmp_path: Path) -> None:
     found = read(tmp_path, ("a.png", PNG), ("a.json", row("yes")), ("a.png", PNG))
     assert "a.png is there 2 times" in found.problems[0].message
     assert not found.records
 
 
+@reported("webdataset/webdataset#140", "ray-project/ray#63407")
 @pytest.mark.parametrize("first", ["png", "json"])
 def test_members_that_are_apart_are_no_rows(tmp_path: Path, first: str) -> None:
     """Whichever part comes first: neither trains, also where broken rows are skipped."""
@@ -96,18 +102,21 @@ def test_members_that_are_apart_are_no_rows(tmp_path: Path, first: str) -> None:
     assert [(record.id, len(list(record.media()))) for record in kept] == [("b", 1)]
 
 
+@tried("archives with links among their members")
 def test_a_picture_that_is_a_link_is_no_row_without_picture(tmp_path: Path) -> None:
     found = read(tmp_path, ("a.json", row("yes")), ("a.png", None), ("b.json", row("no")))
     assert "a.png is a link" in found.problems[0].message
     assert [record.id for record in found.records] == ["b"]
 
 
+@tried("archives with members of other kinds")
 def test_media_that_the_model_does_not_take_are_named(tmp_path: Path) -> None:
     found = read(tmp_path, ("a.json", row("yes")), ("a.wav", b"RIFF"))
     with pytest.raises(BrokenData, match="holds audio, but the model takes image"):
         validate(found, modalities=("image",))
 
 
+@reported("ray-project/ray#63407")
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 5))
 def test_no_order_of_members_loses_a_picture_or_an_answer(
@@ -122,3 +131,23 @@ def test_no_order_of_members_loses_a_picture_or_an_answer(
     for record in found.records:
         assert len(list(record.media())) == 1
         assert record.answer == record.id
+
+
+@reported("webdataset/webdataset#237")
+def test_the_command_line_names_both_answers(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    members: list[tuple[str, bytes | None]] = []
+    for key, answer in (("ok", "fine"), ("scene.1", "one"), ("scene.2", "two")):
+        members += [(f"{key}.json", row(answer)), (f"{key}.png", PNG)]
+    data = packed(tmp_path / "data.tar", members)
+    code, _, err = cli("data", "curate", data, "-o", tmp_path / "kept.jsonl")
+    assert code == 3
+    assert "data.tar:2: has several .json members (scene.1.json, scene.2.json)" in err
+    assert not (tmp_path / "kept.jsonl").exists()
+    code, _, err = cli(
+        "data", "curate", data, "-o", tmp_path / "kept.jsonl", "--skip-broken", "50%"
+    )
+    assert code == 0, err
+    (kept,) = read_records(tmp_path / "kept.jsonl").records
+    assert kept.answer == "fine"  # neither of the two stands for both

@@ -1,6 +1,6 @@
 """Hosts that keep whoever fetches from them waiting, or lead them astray.
 
-Issue 12, fault 27: the deadline was looked at between chunks of the body only, so that slow headers, chunk
+The deadline was looked at between chunks of the body only, so that slow headers, chunk
 extensions, trailers and endless 103 lasted as long as the host liked; a redirect to ``http://[::1`` raised.
 """
 
@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from modalign.serving.http.fetch import Fetcher, FetchError
+from reports.threads import reported, tried
 
 NAME = "images.example"
 SECONDS = 0.3
@@ -78,6 +79,7 @@ DRIPS = {
 }
 
 
+@reported("encode/httpx#1450", "cloudflare/pingora#992", "oven-sh/bun#36146")
 @pytest.mark.parametrize("part", DRIPS)
 def test_the_deadline_holds_in_every_part_of_an_answer(part: str) -> None:
     began = time.monotonic()
@@ -86,6 +88,7 @@ def test_the_deadline_holds_in_every_part_of_an_answer(part: str) -> None:
     assert time.monotonic() - began < SECONDS + 5
 
 
+@reported("encode/httpx#1450")
 def test_silence_and_redirects_share_the_deadline() -> None:
     def redirect(send: Callable[[bytes], None]) -> None:
         time.sleep(SECONDS / 2)
@@ -100,12 +103,14 @@ def test_silence_and_redirects_share_the_deadline() -> None:
         done.set()
 
 
+@reported("encode/httpx#1450")
 def test_a_handshake_that_never_ends() -> None:
     drip = dripping(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x00")
     with host(drip) as port, pytest.raises(FetchError, match=r"within 0\.3 s"):
         fetcher(port).fetch(f"https://{NAME}:{port}/")
 
 
+@reported("encode/httpx#1450")
 def test_a_name_that_is_not_resolved_in_time() -> None:
     done = threading.Event()
     with pytest.raises(FetchError, match=r"within 0\.3 s"):
@@ -113,6 +118,7 @@ def test_a_name_that_is_not_resolved_in_time() -> None:
     done.set()
 
 
+@reported("cloudflare/pingora#992")
 @pytest.mark.parametrize(
     "part", ["endless 103", "a chunk's extension", "small chunks", "many headers"]
 )
@@ -132,6 +138,7 @@ def test_much_of_anything_is_not_read_to_its_end(part: str) -> None:
     assert sent < 2**26
 
 
+@tried("a host that redirects to http://[::1 and its like")
 @pytest.mark.parametrize(
     "target",
     [
@@ -146,6 +153,7 @@ def test_redirects_to_what_is_no_url(target: bytes) -> None:
         fetcher(port).fetch(f"http://{NAME}:{port}/")
 
 
+@tried("hosts that do not speak HTTP")
 @pytest.mark.parametrize(
     "said",
     [

@@ -1,6 +1,6 @@
 """Values that Python's JSON reader makes up: NaN and Infinity, the last of two equal names, 7.0 for 7.
 
-Issue 12, fault 17: ``{"answer": NaN}`` was trained as "nan"; of two equal names the last won without a word.
+``{"answer": NaN}`` was trained as "nan"; of two equal names the last won without a word.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from modalign.data.readers import read_records, write_records
 from modalign.editing.readers import read_edits
 from modalign.errors import DataError
 from modalign.strict_json import dumps, loads
+from reports.threads import reported
 
 BAD = {
     "nan": ('{"question": "q", "answer": NaN}', "NaN is not a JSON number"),
@@ -30,6 +31,7 @@ BAD = {
 GOOD = '{"question": "q", "answer": "a"}'
 
 
+@reported("python-rapidjson/python-rapidjson#26", "msgspec/msgspec#648")
 @pytest.mark.parametrize("case", BAD)
 def test_json_lines_lose_the_row_alone(tmp_path: Path, case: str) -> None:
     row, message = BAD[case]
@@ -42,6 +44,7 @@ def test_json_lines_lose_the_row_alone(tmp_path: Path, case: str) -> None:
     assert message in problem.message
 
 
+@reported("python-rapidjson/python-rapidjson#26", "ajschumacher/mergic#38")
 @pytest.mark.parametrize("case", BAD)
 def test_lists_name_the_line(tmp_path: Path, case: str) -> None:
     row, message = BAD[case]
@@ -51,6 +54,7 @@ def test_lists_name_the_line(tmp_path: Path, case: str) -> None:
         read_records(path)
 
 
+@reported("pandas-dev/pandas#58306")
 def test_cells_of_csv_files(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text('question,answer,answers\nq,a,"[""b"", NaN]"\n')
@@ -58,6 +62,7 @@ def test_cells_of_csv_files(tmp_path: Path) -> None:
     assert "NaN is not a JSON number" in problem.message
 
 
+@reported("python-rapidjson/python-rapidjson#26", "ajschumacher/mergic#38")
 @pytest.mark.parametrize("case", BAD)
 def test_edits(tmp_path: Path, case: str) -> None:
     line = BAD[case][0].replace("question", "prompt").replace("answer", "target_new")
@@ -67,6 +72,7 @@ def test_edits(tmp_path: Path, case: str) -> None:
         read_edits(path)
 
 
+@reported("pandas-dev/pandas#58306")
 @pytest.mark.parametrize(
     ("answer", "said"), [(7.0, "7"), (7.5, "7.5"), (-0.25, "-0.25"), (1e300, "1e+300")]
 )
@@ -80,6 +86,7 @@ def test_whole_numbers_of_a_float_column_are_whole(
     assert [problem.kind for problem in found.problems] == ["empty-answer"]
 
 
+@reported("ecmwf/WeatherGenerator#210")
 def test_nan_of_a_parquet_column_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
     table = {"question": ["q", "q"], "answer": [1.0, float("nan")], "note": [float("nan"), 2.0]}
@@ -91,6 +98,7 @@ def test_nan_of_a_parquet_column_is_missing(tmp_path: Path) -> None:
     assert again.extra == {"note": None}
 
 
+@reported("msgspec/msgspec#648")
 def test_one_name_of_many_twice_is_found_at_once() -> None:
     text = "{" + ",".join(f'"k{number}":0' for number in range(200_000)) + ',"k199999":1}'
     with pytest.raises(ValueError, match="'k199999'"):
@@ -107,6 +115,7 @@ values = st.recursive(
 )
 
 
+@reported("python-rapidjson/python-rapidjson#26")
 @given(values)
 def test_all_other_json_is_read_as_ever(value: object) -> None:
     text = json.dumps(value)
@@ -114,6 +123,7 @@ def test_all_other_json_is_read_as_ever(value: object) -> None:
     assert loads(dumps(value, str).encode()) == value
 
 
+@reported("python-rapidjson/python-rapidjson#26")
 @given(values, st.sampled_from(["NaN", "Infinity", "-Infinity", '{"a": 1, "a": 1}']))
 def test_whatever_stands_around_it(value: object, wrong: str) -> None:
     for wrap in WRAPS:

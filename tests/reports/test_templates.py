@@ -20,6 +20,7 @@ from modalign.models.templates import multimodal_template
 from modalign.serving.prompts import Prompts
 from modalign.serving.sampling import Settled
 from reports.odd_tokenizers import byte_level
+from reports.threads import reported
 
 TURNS = (
     "{% for m in messages %}[{{ m.role }}]ANSWER{% endfor %}"
@@ -44,6 +45,7 @@ def tokenizer_with(template: Any) -> Any:
     return made
 
 
+@reported("hiyouga/LlamaFactory#6987")
 @pytest.mark.parametrize("answer", [PLAIN, MARKED])
 @pytest.mark.parametrize(
     "record", [tiny.record("a", "b", row=5), tiny.record("a", "b", "c", "d", row=5)]
@@ -58,6 +60,7 @@ def test_a_prompt_that_opens_thoughts_is_not_what_is_trained(answer: str, record
     assert tokenise(record, tokenizer).supervised.any()
 
 
+@reported("NVIDIA-NeMo/Automodel#1696")
 @pytest.mark.parametrize(
     "templates", [{"default": DEFAULT, "tool_use": WITH_TOOLS}, {"default": DEFAULT}]
 )
@@ -69,6 +72,7 @@ def test_one_template_renders_as_those_by_name(templates: dict[str, str]) -> Non
     assert not has_marks(one)
 
 
+@reported("NVIDIA-NeMo/Automodel#1696")
 def test_names_without_a_default_are_refused() -> None:
     with pytest.raises(
         DataError, match=r"named chat templates .rag, tool_use. but none called default"
@@ -76,6 +80,7 @@ def test_names_without_a_default_are_refused() -> None:
         one_template({"tool_use": WITH_TOOLS, "rag": DEFAULT})
 
 
+@reported("NVIDIA-NeMo/Automodel#1696")
 def test_a_model_with_templates_by_name(llm_folder: Any, tmp_path: Path) -> None:
     """Protects: training failed with AttributeError, serve said that the model has no tools."""
     model = AutoModelForCausalLM.from_pretrained(llm_folder("llama"))
@@ -94,6 +99,7 @@ def test_a_model_with_templates_by_name(llm_folder: Any, tmp_path: Path) -> None
     assert LocalChat(loaded.model, loaded.tokenizer).knows_tools
 
 
+@reported("Blaizzy/mlx-vlm#2112", "huggingface/lighteval#1279", "huggingface/transformers#38330")
 def test_ask_and_serve_end_where_the_turn_ends(
     llm_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

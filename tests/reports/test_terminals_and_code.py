@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from io import StringIO
@@ -26,12 +27,14 @@ from modalign.serving.http.settings import read_key
 from modalign.tools.build import build_tool
 from modalign.tools.spec import PipelineSpec
 from modalign.visible import visible
+from reports.threads import reported
 
 Cli = Callable[..., tuple[int, str, str]]
 ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
 RAW = set(ATTACK) - set("0;owned]2J31m[")
 
 
+@reported("EONRaider/RootWire#53", "starhaven-io/pinprick#210")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text())
 def test_nothing_is_left_that_a_terminal_carries_out(text: str) -> None:
@@ -42,6 +45,7 @@ def test_nothing_is_left_that_a_terminal_carries_out(text: str) -> None:
     assert visible(shown) == shown
 
 
+@reported("starhaven-io/pinprick#210")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_means_what_it_meant(value: Any) -> None:
@@ -49,6 +53,7 @@ def test_json_means_what_it_meant(value: Any) -> None:
     assert json.loads(visible(written)) == value
 
 
+@reported("dcdpr/jp#856")
 def test_the_console_keeps_its_own_colours() -> None:
     out = StringIO()
     console = Console(file=out, force_terminal=True, color_system="standard", width=60)
@@ -69,6 +74,7 @@ def _clean(*texts: str) -> None:
         assert not RAW & set(text), repr(text)
 
 
+@reported("starhaven-io/pinprick#210")
 def test_a_patch_with_escapes_in_its_ids(
     cli: Cli, llm_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -90,6 +96,7 @@ def test_a_patch_with_escapes_in_its_ids(
     assert "u001b" in out
 
 
+@reported("dcdpr/jp#856")
 def test_errors_and_usage_show_escapes(cli: Cli, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"question": "a", "answer": "b", ATTACK: 1}) + "\n")
@@ -99,6 +106,7 @@ def test_errors_and_usage_show_escapes(cli: Cli, tmp_path: Path) -> None:
         _clean(out, err)
 
 
+@reported("berthubert/trifecta#50")
 def test_the_log_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     with logging_to_stderr():
         logging.getLogger("modalign.serving").warning("%s", ATTACK)
@@ -107,6 +115,35 @@ def test_the_log_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     _clean(err)
 
 
+SAYS = """
+import logging, threading, warnings
+from modalign.visible import show_controls
+show_controls()
+text = "\\x1b[2J\\x1b]0;mine\\x07 and \\u202e"
+logging.getLogger("of nobody").warning("%s", text)
+logging.getLogger("of nobody").error(text, exc_info=ValueError(text))
+handler = logging.StreamHandler()
+logging.getLogger("a.library").addHandler(handler)
+logging.getLogger("a.library").warning(text)
+warnings.warn(text, stacklevel=1)
+def end():
+    raise ValueError(text)
+thread = threading.Thread(target=end)
+thread.start()
+thread.join()
+"""
+
+
+@reported("berthubert/trifecta#50")
+def test_nothing_that_python_writes_itself_is_carried_out() -> None:
+    """Logs without a handler, logs of libraries with one, warnings, and the ends of threads."""
+    done = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, check=True)
+    said = done.stderr.decode()
+    assert not set("\x1b\x07\u202e") & set(said)
+    assert said.count("\\u001b[2J") == 6, said
+
+
+@reported("NVIDIA/garak#927", "achillean/shodan-python#10")
 def test_a_key_that_others_can_read_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,6 +191,7 @@ def hostile(tmp_path: Path, tokenizer_folder: Path) -> tuple[Path, Path]:
     return folder, mark
 
 
+@reported("huggingface/text-generation-inference#2664", "ggml-org/llama.cpp#13246")
 @pytest.mark.parametrize(
     "words",
     [
@@ -204,6 +242,7 @@ def test_a_folder_never_runs_its_code_unasked(
     assert "Python code of its own" in " ".join((out + err).split())
 
 
+@reported("modelscope/modelscope#1454", "huggingface/transformers#28501")
 def test_no_other_reader_runs_it(
     hostile: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +261,7 @@ def test_no_other_reader_runs_it(
         assert not mark.exists()
 
 
+@reported("huggingface/peft#3085")
 def test_a_folder_names_a_program(
     cli: Cli, llm_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -246,6 +286,7 @@ def test_a_folder_names_a_program(
     assert not mark.exists()
 
 
+@reported("huggingface/transformers#28501")
 def test_with_the_option_it_runs(cli: Cli, hostile: tuple[Path, Path]) -> None:
     folder, mark = hostile
     code, _, _ = cli("ask", folder, "q", "--trust-remote-code")

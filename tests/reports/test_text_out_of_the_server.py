@@ -17,6 +17,7 @@ from modalign.serving.rows import Row
 from modalign.serving.sampling import Settled
 from modalign.serving.text import Spelling
 from reports.odd_tokenizers import byte_level, llama, unigram
+from reports.threads import reported
 from serving.collected import ask
 
 CPU = torch.device("cpu")
@@ -98,6 +99,7 @@ def rebuilt(choice: dict[str, Any], said: Said) -> None:
         assert text[begin:end] == token
 
 
+@reported("vllm-project/vllm#47815", "vllm-project/vllm#19379", "oobabooga/textgen#5339")
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(names, texts, texts, st.booleans())
 def test_pieces_of_prompt_and_answer_make_the_text(
@@ -115,6 +117,7 @@ def test_pieces_of_prompt_and_answer_make_the_text(
         assert said.completion(echo)["text"] == whole
 
 
+@reported("vllm-project/vllm#47815")
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(names, texts, st.lists(st.text(alphabet="abc \u4e2d", min_size=1, max_size=3), max_size=2))
 def test_up_to_a_stop_text_too(name: str, text: str, stop: list[str]) -> None:
@@ -127,6 +130,7 @@ def test_up_to_a_stop_text_too(name: str, text: str, stop: list[str]) -> None:
         rebuilt(choice, said)
 
 
+@reported("huggingface/transformers#22710", "deepjavalibrary/djl-serving#1272")
 @pytest.mark.parametrize("name", ["Llama", "older Llama", "unigram", "byte level"])
 def test_a_continuation_keeps_its_space(name: str) -> None:
     """Protects: `Once` went on as `upon`, so `Onceupon`."""
@@ -137,6 +141,7 @@ def test_a_continuation_keeps_its_space(name: str) -> None:
     assert said.text == " upon a time"
 
 
+@reported("ollama/ollama#13497", "standardcompletions/rfcs#2")
 @pytest.mark.parametrize("name", ["Llama", "byte level"])
 def test_half_characters_have_their_own_bytes_and_keys(name: str) -> None:
     """Protects: alternatives that are parts of characters were one key, with the replacement's bytes."""
@@ -149,6 +154,9 @@ def test_half_characters_have_their_own_bytes_and_keys(name: str) -> None:
     assert b"".join(piece.data for piece in found) == "\U0001f600".encode()
 
 
+@reported(
+    "vllm-project/vllm#2123", "thinking-machines-lab/tinker-feedback#90", "LostRuins/koboldcpp#791"
+)
 def test_a_special_token_can_be_a_stop() -> None:
     """Protects: `stop: ["<|im_end|>"]` never fired, since special tokens do not show."""
     tokenizer = TOKENIZERS["Llama"]
@@ -159,6 +167,7 @@ def test_a_special_token_can_be_a_stop() -> None:
     assert said.events[-1] == Finished("stop")
 
 
+@reported("huggingface/transformers#22710", "abetlen/llama-cpp-python#1375")
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"the shared model {STORIES.name} is not there")
 def test_stories_go_on_with_a_space() -> None:
     """Protects: the real Llama tokenizer of the report, by the engine itself."""

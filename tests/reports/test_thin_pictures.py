@@ -1,6 +1,6 @@
 """Pictures that are small as they are and huge once a processor has resized their shorter side.
 
-Issue 12, fault 22: a PNG of 1 x 20,000 (162 bytes) took 10 GB and 36 s, and ended ``ask`` and ``train`` in a
+A PNG of 1 x 20,000 (162 bytes) took 10 GB and 36 s, and ended ``ask`` and ``train`` in a
 MemoryError.
 """
 
@@ -23,6 +23,7 @@ from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.data.validation import BrokenData, validate
 from modalign.data.video import check_video, grey_video, open_video
+from reports.threads import reported
 from serving.fake_engine import FakeEngine, served
 
 THIN = [(1, 20_000), (20_000, 1), (2, 400)]
@@ -34,6 +35,7 @@ def png(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
+@reported("image-rs/image#3083", "nagadomi/nunif#256")
 @pytest.mark.parametrize(("width", "height"), THIN)
 def test_images(tmp_path: Path, width: int, height: int) -> None:
     media = Media("image", data=png(width, height))
@@ -47,10 +49,12 @@ def test_images(tmp_path: Path, width: int, height: int) -> None:
         validate(read_records(tiny.write_jsonl(tmp_path / "data.jsonl", rows)))
 
 
+@reported("nagadomi/nunif#256")
 def test_a_strip_that_processors_can_take_stays() -> None:
     assert open_image(Media("image", data=png(4, 400))).size == (4, 400)
 
 
+@reported("nagadomi/nunif#256")
 def test_videos() -> None:
     pytest.importorskip("av")
     media = grey_video(1_010, 10, np.arange(2) / 5)
@@ -59,6 +63,7 @@ def test_videos() -> None:
             use(media)
 
 
+@reported("image-rs/image#3083")
 @pytest.mark.parametrize("modality", ["image", "video"])
 def test_requests(modality: str) -> None:
     content = png(1, 20_000)

@@ -1,6 +1,6 @@
 """Keys that nothing reads: in turns, in parts, in mappings of media, in messages to the server.
 
-Issue 12, fault 16: ``images``, ``weight``, ``loss``, ``tool_calls`` and ``reasoning_content`` inside a turn, and
+``images``, ``weight``, ``loss``, ``tool_calls`` and ``reasoning_content`` inside a turn, and
 ``contents`` and ``detail`` inside messages sent to the server, vanished without a word.
 """
 
@@ -15,6 +15,7 @@ import pytest
 
 import tiny
 from modalign.data.readers import read_records
+from reports.threads import reported
 from serving.fake_engine import FakeEngine, Served, served
 
 ANSWER = {"role": "assistant", "content": "a"}
@@ -26,6 +27,7 @@ def problem(path: Path, row: dict[str, Any]) -> str:
     return found.problems[0].message if found.problems else ""
 
 
+@reported("fw-ai/cookbook#387")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -44,6 +46,7 @@ def test_keys_of_a_turn_are_named(tmp_path: Path, key: str, value: Any) -> None:
     assert f"a turn of conversations holds {key!r}" in problem(tmp_path, {"conversations": turns})
 
 
+@reported("modelship-ai/modelship#136")
 @pytest.mark.parametrize(
     ("part", "said"),
     [
@@ -57,6 +60,7 @@ def test_keys_of_a_part_are_named(tmp_path: Path, part: dict[str, Any], said: st
     assert said in problem(tmp_path, {"messages": [{"role": "user", "content": [part]}, ANSWER]})
 
 
+@reported("langchain-ai/langchain#37187")
 def test_what_is_empty_or_asks_for_nothing_passes(tmp_path: Path) -> None:
     url = {"url": "a.png", "detail": "auto"}
     parts = [{"type": "image_url", "image_url": url, "text": None}, {"type": "text", "text": "q"}]
@@ -70,6 +74,7 @@ def server() -> Iterator[Served]:
         yield found
 
 
+@reported("byte5ai/omadia#1109", "microsoft/agent-framework#4756")
 @pytest.mark.parametrize(
     ("message", "param"),
     [
@@ -97,6 +102,7 @@ def test_keys_of_messages_to_the_server_are_named(
     assert answer.json()["error"]["param"] == param
 
 
+@reported("langchain-ai/langchain#37187")
 def test_an_answer_can_be_sent_back_as_it_came(server: Served) -> None:
     said = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "audio": None}
     turns = [{"role": "user", "content": "q"}, said, {"role": "user", "content": "r"}]

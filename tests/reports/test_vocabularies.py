@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import tiny
+from reports.threads import reported
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -53,6 +54,7 @@ VERBS: dict[str, Callable[[Path, dict[str, Path]], list[Any]]] = {
 }  # fmt: skip
 
 
+@reported("huggingface/transformers#12763", "EuroEval/EuroEval#52")
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_tokenizer_larger_than_the_embedding(
     cli: Cli, model: Path, files: dict[str, Path], verb: str
@@ -74,6 +76,7 @@ def _change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+@reported("huggingface/tokenizers#1609")
 @pytest.mark.parametrize(
     ("file", "values", "said"),
     [
@@ -93,6 +96,7 @@ def test_ids_outside_the_embedding(
     assert said in err
 
 
+@reported("axolotl-ai-cloud/axolotl#2257")
 def test_a_default_of_the_configuration_is_told_and_does_no_harm(
     cli: Cli, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,6 +108,7 @@ def test_a_default_of_the_configuration_is_told_and_does_no_harm(
     assert "eos_token_id 50256" in caplog.text
 
 
+@reported("EuroEval/EuroEval#52")
 def test_special_tokens_that_nothing_writes_do_no_harm(cli: Cli, model: Path) -> None:
     """Transformers itself adds some (Qwen2's <|endoftext|>), beyond the embedding of a model of its own size."""
     tokenizer: Any = AutoTokenizer.from_pretrained(model)

@@ -96,7 +96,7 @@ def tune(
         settings = TrainSettings(llm="lora", batch_size=max(MOST, largest), device=device)
         samples = tokenise_all(records, opened.tokenizer)
         tuning = Tuning(opened, [stage], settings, samples, seed=seed, report=_reporting(progress))
-        tuning.check()
+        tuning.check(out)
         run.begin()
         outcomes = tuning.run(allowance, out / "run", factor)
         tuning.save(out / "model")

@@ -40,9 +40,10 @@ from modalign.cli import (
     train,
     unlearn,
 )
+from modalign.data.patience import SECONDS, VARIABLE
 from modalign.errors import ModalignError, first_line
 from modalign.version import __version__
-from modalign.visible import visible
+from modalign.visible import show_controls, visible
 
 INTERRUPTED = 130  # 128 and the number of SIGINT
 
@@ -72,9 +73,19 @@ def _root(
     debug: bool = typer.Option(
         False, "--debug", help="Show the whole traceback of an unexpected error."
     ),
+    decode_seconds: float | None = typer.Option(
+        None,
+        "--decode-seconds",
+        envvar=VARIABLE,
+        min=0.001,
+        show_default=f"{SECONDS:g}",
+        help="What decoding one recording or video may take, before it is refused with its row.",
+    ),
 ) -> None:
     # transformers and tokenizers print to the terminal, which would disturb our live tables.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if decode_seconds is not None:
+        os.environ[VARIABLE] = str(decode_seconds)  # worker processes inherit it
 
 
 GROUPS: dict[str, dict[str, Any]] = {  # the groups of verbs in `modalign --help`
@@ -115,6 +126,7 @@ def main() -> None:
     modalign's own errors say what to do, and the system's name the file. Any other error is a bug: it is shown in
     one line with its place, and in full with ``--debug``, which may be given anywhere.
     """
+    show_controls()
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:

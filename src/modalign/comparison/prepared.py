@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.metrics import Metric
 from modalign.comparison.planning import plan_budget
-from modalign.comparison.racing import Total
+from modalign.comparison.racing import BEGINNING, Total
 from modalign.data.modalities import blank_like
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.stored import MediaOf, StoredSamples, write_samples
@@ -20,7 +20,7 @@ from modalign.data.supervision import Sample
 from modalign.errors import UsageError
 from modalign.progress import Progress
 from modalign.training.budget import Budget
-from modalign.training.doctor.preflight import preflight
+from modalign.training.doctor.preflight import Room, preflight
 from modalign.training.methods import Method
 from modalign.training.objectives import check_stages
 from modalign.training.parallel import device_of
@@ -145,12 +145,18 @@ def prepare(
         llm=llm,
         processes=config.workers,
         optional={method.name for method in methods} - named,
+        room=Room(out, BEGINNING if config.seeds == "auto" else config.seeds, _written(out)),
     )
     splits.notes += [*warnings, *(f"Left out: {name}: {why}" for name, why in refused.items())]
     methods = [method for method in methods if method.name not in refused]
     if not methods:
         raise UsageError(f"no method can work between these parts: {'; '.join(refused.values())}")
     return Prepared(config, methods, splits, blanks, cache, out)
+
+
+def _written(out: Path) -> int:
+    """Bytes of the results that an earlier run left."""
+    return sum(file.stat().st_size for file in out.rglob("*.safetensors") if file.is_file())
 
 
 def fill_caches(

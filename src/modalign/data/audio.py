@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from modalign.data.modalities import Amount, Modality
+from modalign.data.patience import within
 from modalign.data.records import Media
 from modalign.data.signals import MAX_STREAMS, SignalError, opened, too_much_memory
 from modalign.errors import UsageError, extra, first_line
@@ -27,6 +28,7 @@ MAX_SECONDS = 600.0
 RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong
 MAX_AMPLITUDE = 32.0  # times full scale (30 dB); larger values are not on the scale of floats
 CANCELLED = 1e-3  # share of the channels' level; the mean of channels in opposite phase is below it
+MAX_SAMPLES = 2**28  # of all channels: ten minutes of eight at 48 kHz
 BLOCK = 65_536  # samples decoded at a time, of all channels together if there are many
 
 # Only plain audio formats: no playlists, scripts or other programs' data.
@@ -146,11 +148,13 @@ class _Recording:
 
     Attributes:
         rate: Hz.
+        channels: of them.
         promised: samples per channel according to the header, if reliable.
         blocks: of (samples, channels) float32.
     """
 
     rate: int
+    channels: int
     promised: int | None
     blocks: Iterator[np.ndarray]
 
@@ -160,6 +164,8 @@ def _mono(
 ) -> Iterator[np.ndarray]:
     """Yield blocks of mono samples and refuse anything invalid in them."""
     limit = round(max_seconds * recording.rate)
+    if recording.promised is not None:
+        _refuse_many(media, recording, min(recording.promised, limit))
     total = 0
     heard = channels = 0.0  # energy of the mean, and of all channels
     for block in _decoded(recording, media):
@@ -176,6 +182,7 @@ def _mono(
                 "if they are at 16-bit scale)",
             )
         total += len(mono)
+        _refuse_many(media, recording, min(total, limit))
         heard += float(np.square(mono, dtype=np.float64).sum())
         channels += float(np.square(block, dtype=np.float64).mean(axis=1).sum())
         if total > limit:
@@ -207,11 +214,24 @@ def _mono(
 
 def _decoded(recording: _Recording, media: Media) -> Iterator[np.ndarray]:
     try:
-        yield from recording.blocks
+        yield from within(media, recording.blocks)
+    except SignalError:
+        raise
     except MemoryError:
         raise too_much_memory(media) from None
     except Exception as error:  # damage can cause any exception in a decoder
         _refuse(media, f"damaged audio ({first_line(error)}): copy it again")
+
+
+def _refuse_many(media: Media, recording: _Recording, samples: int) -> None:
+    """Refuse a recording of so many samples per channel that decoding it takes minutes."""
+    if samples * recording.channels > MAX_SAMPLES:
+        _refuse(
+            media,
+            f"{samples / recording.rate:,.0f} s of {recording.channels} channels at {recording.rate:,} Hz are "
+            f"{samples * recording.channels:,} samples, more than the limit of {MAX_SAMPLES:,}: mix it down to "
+            "one channel at a lower rate, or cut it",
+        )
 
 
 def _refuse(media: Media, message: str) -> NoReturn:
@@ -267,7 +287,7 @@ def _by_soundfile(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recordin
     if file.frames > UNKNOWN_FRAMES or (promised is None and not file.frames):
         return None  # a stream of unknown length, which libsndfile does not read to its end
     stream.seek(here)
-    return _Recording(file.samplerate, promised, _soundfile_blocks(file))
+    return _Recording(file.samplerate, file.channels, promised, _soundfile_blocks(file))
 
 
 def _soundfile_blocks(file: Any) -> Iterator[np.ndarray]:
@@ -324,7 +344,7 @@ def _by_pyav(stream: BinaryIO, media: Media, stack: ExitStack) -> _Recording:
     track = container.streams.audio[0]
     if track.codec_context is None or not track.rate:
         _refuse(media, "damaged audio (no sample rate): copy it again")
-    return _Recording(track.rate, None, _pyav_blocks(av, container, track))
+    return _Recording(track.rate, track.channels, None, _pyav_blocks(av, container, track))
 
 
 def _pyav_blocks(av: Any, container: Any, track: Any) -> Iterator[np.ndarray]:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+from modalign.data.patience import WAITING, allowed_seconds, more_than
 from modalign.errors import DataError, UsageError, extra, first_line
+
+PDF_MEMORY = 3 * 2**30  # bytes of the process that reads one, its libraries included
+MAX_CELLS = (
+    1_000_000  # of a table, with what merged cells cover: one cell of HTML may cover a million
+)
 
 Cells = tuple[tuple[str, ...], ...]
 
@@ -29,16 +41,48 @@ class Piece:
 
 
 def pieces_of_pdf(file: Path) -> list[Piece]:
-    """Read every page's ruled tables and its text.
+    """Read every page's ruled tables and its text, in a process with limits of time and memory.
+
+    Raises:
+        DataError: it is encrypted, no PDF, or takes too much.
+        UsageError: pdfplumber is not installed.
+    """
+    if importlib.util.find_spec("pdfplumber") is None:
+        raise UsageError(f"{file}: PDF needs pdfplumber: {extra('documents')}")
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    seconds = allowed_seconds()
+    command = [sys.executable, "-m", "modalign.data.pdf", str(file), str(seconds), str(PDF_MEMORY)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=min(WAITING * seconds, 10**6), check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise DataError(f"{file}: not read within {seconds:g} s: {more_than(seconds)}") from None
+    if done.returncode == -signal.SIGXCPU:
+        raise DataError(f"{file}: not read within {seconds:g} s: {more_than(seconds)}")
+    answer: Any = json.loads(done.stdout) if done.returncode == 0 else "memory"
+    if answer == "memory":
+        raise DataError(
+            f"{file}: reading it takes more than {PDF_MEMORY // 2**30} GiB, or ends its reader: print it anew, or "
+            "give its text"
+        )
+    if isinstance(answer, dict):
+        raise DataError(answer["error"])
+    return [
+        Piece(**each | {"table": tuple(tuple(row) for row in each["table"])}) for each in answer
+    ]
+
+
+def read_pdf(file: Path) -> list[Piece]:
+    """Read a PDF in this process, without limits.
 
     Raises:
         DataError: it is encrypted or no PDF.
-        UsageError: pdfplumber is not installed.
+        MemoryError: it takes more than there is.
     """
-    try:
-        import pdfplumber
-    except ImportError as error:
-        raise UsageError(f"{file}: PDF needs pdfplumber: {extra('documents')}") from error
+    import pdfplumber
+
     pieces: list[Piece] = []
     try:
         with pdfplumber.open(file) as opened:
@@ -47,6 +91,8 @@ def pieces_of_pdf(file: Path) -> list[Piece]:
                     filled = tuple(tuple(cell or "" for cell in row) for row in table)
                     pieces.append(Piece(len(pieces), table=filled, page=number))
                 pieces.append(Piece(len(pieces), page.extract_text() or "", page=number))
+    except MemoryError:
+        raise
     except Exception as error:  # its parser raises many kinds
         said = (
             first_line(error)
@@ -108,6 +154,11 @@ class _Pieces(HTMLParser):
 
 def _spread(rows: list[list[tuple[str, int, int]]]) -> Cells:
     """Put merged cells into every place that they cover."""
+    covered = sum(down * right for row in rows for _, down, right in row)
+    if covered > MAX_CELLS:
+        raise DataError(
+            f"a table whose cells cover {covered:,} places; at most {MAX_CELLS:,} are read: split it"
+        )
     grid: dict[tuple[int, int], str] = {}
     for at, row in enumerate(rows):
         column = 0

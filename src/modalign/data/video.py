@@ -29,6 +29,7 @@ from modalign.data.frame_sampling import (
     wanted_times,
 )
 from modalign.data.modalities import Amount, Modality
+from modalign.data.patience import within
 from modalign.data.records import Media
 from modalign.data.signals import SignalError
 from modalign.data.video_container import decoded_frames, opened_video, pyav
@@ -89,7 +90,9 @@ def open_video(
     times: list[float] = []
     with opened_video(media, max_pixels) as (container, stream):
         size: tuple[int, int] | None = None
-        for time, frame in _shown_at(decoded_frames(container, stream), wanted, media, timeline):
+        for time, frame in _shown_at(
+            decoded_frames(container, stream, media), wanted, media, timeline
+        ):
             size = size or _shrunk(frame, smallest_side)
             kept.append(_to_rgb(frame, size))
             times.append(time)
@@ -115,7 +118,7 @@ def check_video(
     if timeline.seen:
         return
     with opened_video(media, max_pixels) as (container, stream):
-        last = max((time for time, _ in decoded_frames(container, stream)), default=-np.inf)
+        last = max((time for time, _ in decoded_frames(container, stream, media)), default=-np.inf)
         _refuse_unreached(last, media, timeline)
 
 
@@ -149,7 +152,7 @@ def amounts(media: Media) -> list[Amount]:
     begin, end, frames = float("inf"), 0.0, 0
     with opened_video(media, MAX_PIXELS) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
-        for packet in container.demux(stream):
+        for packet in within(media, container.demux(stream)):
             frames += packet.size > 0
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
@@ -179,7 +182,7 @@ def _timeline(media: Media, sampling: Sampling, max_pixels: int, max_frames: int
         times = _packet_times(container, stream, media, max_frames)
     if times is None or sampling == "scene":
         with opened_video(media, max_pixels) as (container, stream):
-            timeline = _looked_at(decoded_frames(container, stream))
+            timeline = _looked_at(decoded_frames(container, stream, media))
     else:
         timeline = Timeline(times, np.zeros(len(times)), seen=False)
     if not len(timeline.times):
@@ -207,7 +210,7 @@ def _packet_times(container: Any, stream: Any, media: Media, max_frames: int) ->
     """Return (n,) ascending frame times in seconds, or None if packets have none."""
     ticks: list[int | None] = []
     begin, end = np.inf, -np.inf
-    for packet in container.demux():
+    for packet in within(media, container.demux()):
         if not packet.size:
             continue
         stamp = packet.pts if packet.pts is not None else packet.dts

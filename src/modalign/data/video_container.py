@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, BinaryIO
 
+from modalign.data.patience import within
 from modalign.data.records import Media
 from modalign.data.signals import MAX_STREAMS, SignalError, beginning, opened, refuse_thin
 from modalign.errors import UsageError, extra
@@ -91,14 +92,15 @@ def _refuse_too_large(codec: Any, media: Media, max_pixels: int) -> None:
         )
 
 
-def decoded_frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
+def decoded_frames(container: Any, stream: Any, media: Media) -> Iterator[tuple[float, Any]]:
     """Every frame with its time; without timestamps, frames are counted at the stream's rate.
 
     Raises:
         ValueError: the decoder marks a frame as damaged.
+        SignalError: it takes too long.
     """
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    for index, frame in enumerate(container.decode(stream)):
+    for index, frame in enumerate(within(media, container.decode(stream))):
         time = index / rate if frame.pts is None else frame.pts * frame.time_base
         if frame.is_corrupt:
             raise ValueError(f"frame {index} at {float(time):.2f} s")

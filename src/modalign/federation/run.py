@@ -227,7 +227,7 @@ class _Run:
         for scenario in self.config.scenarios:
             self.samples(scenario, False, 0)
         self.judged(False)
-        self.notes += self.place(0).tuning.check()
+        self.notes += self.place(0).tuning.check(self.out)
 
     # ------------------------------------------------------------------ one cell
 

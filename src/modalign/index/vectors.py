@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from modalign.differences import differences
 from modalign.errors import DataError, UsageError, extra
 from modalign.files import write_atomically
+from modalign.strict_json import loads, read_object
 
 EXACT = 100_000  # vectors up to which every one is compared
 ROWS = 65_536  # vectors compared at once
@@ -123,7 +124,7 @@ class Index:
                 "models cannot be compared; embed both with one"
             )
         try:
-            ids = [json.loads(line) for line in (folder / IDS).read_text("utf-8").splitlines()]
+            ids = [loads(line) for line in (folder / IDS).read_text("utf-8").splitlines()]
             vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder}: the index cannot be read ({error})") from error
@@ -258,10 +259,10 @@ def _other_size(new: int, old: int) -> str:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        about = read_object(folder / ABOUT)
+    except DataError as error:
         raise DataError(f"{folder} holds no index: {ABOUT} cannot be read ({error})") from error
-    if not isinstance(about, dict) or not isinstance(about.get("made"), dict):
+    if not isinstance(about.get("made"), dict):
         raise DataError(f"{folder / ABOUT} does not describe an index")
     return about
 

@@ -5,7 +5,6 @@ Weights are read from safetensors only, never from a pickle.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from modalign.models.local import model_folder, unpacked
 from modalign.models.pretrained import check_vocabulary, read_pretrained
 from modalign.models.quiet import quietly
 from modalign.models.tool_text import ToolReader, saved_tools
+from modalign.strict_json import read_object
 
 
 @quietly()
@@ -103,12 +103,8 @@ def _model_type(name: Path | str) -> str | None:
         return None  # read_pretrained asks the hub for what can be a name of it
     if not (folder / "config.json").is_file():
         raise UsageError(f"{name} contains no model: it has no config.json")
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    found: str | None = values.get("model_type")
-    return found
+    found = read_object(folder / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
 
 
 def _configuration(name: Path | str) -> PreTrainedConfig:

@@ -21,6 +21,8 @@ from modalign.trust import remote_code_trusted
 
 log = logging.getLogger(__name__)
 
+ADAPTER = "adapter_config.json"
+
 
 def read_pretrained(
     kind: Any,
@@ -43,13 +45,29 @@ def read_pretrained(
         UsageError: it cannot be loaded; the message says why.
     """
     check_within_reach(str(name), what)
+    _refuse_adapter(name, what, (Path(name) / ADAPTER).is_file())
     place = unpacked(name)
     if allow_pickle is not None:
         options["use_safetensors"] = safetensors_only(allow_pickle)
     try:
-        return kind.from_pretrained(place, trust_remote_code=remote_code_trusted(), **options)
+        found = kind.from_pretrained(place, trust_remote_code=remote_code_trusted(), **options)
     except Exception as error:  # a configuration may make transformers raise anything
         raise UsageError(_problem(what, name, error, allow_pickle is not None)) from error
+    _refuse_adapter(name, what, getattr(found, "_hf_peft_config_loaded", False))
+    return found
+
+
+def _refuse_adapter(name: Path | str, what: str, holds_one: bool) -> None:
+    """Refuse a peft adapter: transformers lays it over the model without a word, whatever its sizes say.
+
+    Raises:
+        UsageError: says what to do.
+    """
+    if holds_one:
+        raise UsageError(
+            f"the {what} {str(name)!r} is or holds a peft adapter ({ADAPTER}): merge it into its model (peft's "
+            "merge_and_unload) and give that folder, or remove the adapter's files"
+        )
 
 
 def _problem(what: str, name: Path | str, error: Exception, may_be_pickle: bool) -> str:

@@ -15,6 +15,7 @@ from modalign.chat_templates import as_text, ids_of
 from modalign.data.records import Media, mark
 from modalign.files import write_atomically
 from modalign.models.collation import Collator, Entry
+from modalign.strict_json import read_object
 from modalign.tools.build import build_chain
 from modalign.tools.chain import ToolChain
 from modalign.tools.spec import CallableSpec, ChainSpec, LayoutSpec, McpSpec
@@ -121,7 +122,7 @@ def saved_tools(folder: Path) -> tuple[ChainSpec, list[str]] | None:
     file = folder / TOOLS
     if not file.is_file():
         return None
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_object(file)
     spec = ChainSpec.model_validate(values["chain"])
     for tool in spec.tools:
         while isinstance(tool, LayoutSpec):

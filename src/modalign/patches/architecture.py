@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from modalign.errors import DataError
 from modalign.models.configuration import ModalignConfig
+from modalign.strict_json import read_object
 
 
 def loading_problem(folder: Path) -> str:
@@ -49,7 +49,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
 
 
 def _class_of(folder: Path) -> Any:
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_object(folder / "config.json")
     if values.get("model_type") == ModalignConfig.model_type:
         from modalign.models.modeling import ModalignForConditionalGeneration
 

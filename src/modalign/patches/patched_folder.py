@@ -12,7 +12,6 @@ the log's ``done``. Interrupted at any point, either nothing has changed or ``re
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +33,7 @@ from modalign.patches.header import SHOWN, BaseTensor, PatchContent, now, patch_
 from modalign.patches.pruned_folder import UNPRUNED, restore_unpruned, unpruned_weights
 from modalign.patches.storage import load_patch, save_patch
 from modalign.patches.structure_patches import slice_along
+from modalign.strict_json import read_object
 
 PATCHES = "patches"
 ORIGINALS = "originals.safetensors"
@@ -424,6 +424,6 @@ def is_tied(weights: FolderWeights, name: str, read: Callable[[str], Tensor]) ->
 
 def _vocabulary_sizes(folder: Path) -> set[int]:
     """The vocabulary sizes that a configuration states, its parts' included."""
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_object(folder / "config.json")
     parts = [values, *(part for part in values.values() if isinstance(part, dict))]
     return {part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)}

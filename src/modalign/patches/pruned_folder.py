@@ -25,6 +25,7 @@ from modalign.patches.cuts import Cut
 from modalign.patches.folder_log import TensorChange
 from modalign.patches.folder_weights import INDEX, PART, FolderWeights, opened
 from modalign.patches.header import PatchContent, label
+from modalign.strict_json import read_object
 
 UNPRUNED = "unpruned"
 CONFIG = "config.json"
@@ -129,7 +130,7 @@ def write_weights(
 
 
 def _write_index(source: Path, where: dict[str, str], size: int, target: Path) -> None:
-    index = json.loads(source.read_text(encoding="utf-8"))
+    index = read_object(source)
     index["metadata"] = {**index.get("metadata", {}), "total_size": size}
     index["weight_map"] = dict(sorted(where.items()))
     write_atomically(target, json.dumps(index, indent=2, sort_keys=True) + "\n")

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from modalign.data.modalities import Amount
+from modalign.data.patience import VARIABLE
 from modalign.data.records import Media
 from modalign.errors import ModalignError, UsageError
 from modalign.serving.fair import FairPlaces, Place
@@ -213,7 +214,8 @@ class Decoders:
     def _started(self) -> Child:
         limits = self._limits
         arguments = (str(limits.memory), str(math.ceil(limits.seconds)))
-        return Child(MODULE, LINE, arguments, ENVIRONMENT)
+        own = {VARIABLE: "inf"}  # the limits of this class hold, and nobody else's
+        return Child(MODULE, LINE, arguments, ENVIRONMENT | own)
 
     def _keep(self, child: Child) -> None:
         with self._lock:

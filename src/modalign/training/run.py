@@ -17,7 +17,7 @@ from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training import checkpoint
 from modalign.training.budget import Budget
-from modalign.training.doctor.checks_saving import check_room, probes_of
+from modalign.training.doctor.checks_saving import check_room_for_model, probes_of
 from modalign.training.doctor.preflight import preflight_session
 from modalign.training.methods import resolve_method
 from modalign.training.parallel import Parallel
@@ -113,7 +113,7 @@ def train_method(
         )
         notes = [*splits.notes, *seen, *preflight_session(session, processes=parallel.world)]
         table = [*session.parts_table(), *session.references.table()]
-        check_room(session, out)
+        check_room_for_model(session.model, out)
         if described and parallel.main:
             described(table, notes)
         if folder is not None:

@@ -26,6 +26,7 @@ from modalign.models.heads import Head
 from modalign.models.saved import OpenedModel
 from modalign.progress import Progress, within
 from modalign.training.budget import Budget, Ledger
+from modalign.training.doctor.checks_saving import check_room_for_model
 from modalign.training.doctor.preflight import preflight_session
 from modalign.training.methods import Method
 from modalign.training.parallel import Parallel
@@ -99,13 +100,19 @@ class Tuning(Staged):
         self.references = References(opened.tokenizer, self.device)
         freeze_for(self.model, self.method.stages[-1], settings)
 
-    def check(self) -> list[str]:
+    def check(self, folder: Path | None = None) -> list[str]:
         """Try every stage on a batch before step 0; returns notes for the report.
+
+        Args:
+            folder: that the trained model goes to; see that the disk takes it.
 
         Raises:
             UsageError, DataError: what would have stopped the training; the message says where.
         """
-        return [*self.notes, *preflight_session(self, processes=self.parallel.world)]
+        found = [*self.notes, *preflight_session(self, processes=self.parallel.world)]
+        if folder is not None:
+            check_room_for_model(self.model, folder)
+        return found
 
     def parts_table(self) -> list[PartCount]:
         """Return parameters per part and how many train in the last stage, and those of references."""

@@ -243,7 +243,7 @@ def _trained(
         seed=request.seed,
         report=report,
     )
-    for note in tuning.check():
+    for note in tuning.check(work):
         said(note)
     before = _losses(tuning, samples)
     tuning.run(Budget("samples", request.steps * request.batch_size), work / "training")

@@ -40,7 +40,10 @@ def read_documents(path: str | Path) -> list[Document]:
     if kind == ".pdf":
         pieces = pieces_of_pdf(file)
     elif kind in (".html", ".htm"):
-        pieces = pieces_of_html(read_text(file))
+        try:
+            pieces = pieces_of_html(read_text(file))
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
     else:
         pieces = [
             Piece(n, text) for n, text in enumerate(read_text(file).split("\n\n")) if text.strip()

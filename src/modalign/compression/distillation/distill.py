@@ -118,7 +118,7 @@ def _rehearse(bench: Bench, variant: Variant) -> None:
     config = bench.config
     seeds = range(config.seed, config.seed + config.seeds)
     if not all((_place(bench, variant, seed) / RESULT).exists() for seed in seeds):
-        found = _tuning(bench, variant, config.seed).check()
+        found = _tuning(bench, variant, config.seed).check(bench.out)
         bench.notes += [note for note in found if note not in bench.notes]
 
 

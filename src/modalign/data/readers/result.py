@@ -17,6 +17,7 @@ Kind = Literal[
     "broken-media",
     "not-an-image",
     "image-too-large",
+    "too-much-work",  # decoding takes longer than is allowed
     "modality",  # a modality that the model does not accept
     "empty-answer",
     "no-supervision",

@@ -40,6 +40,7 @@ from modalign.models.processing import ModalignProcessor
 from modalign.models.processing_idefics import ModalignIdeficsProcessor
 from modalign.models.processing_voxtral import ModalignVoxtralProcessor
 from modalign.models.quiet import quietly
+from modalign.strict_json import read_object
 
 PROCESSORS = (ModalignProcessor, ModalignIdeficsProcessor, ModalignVoxtralProcessor)
 
@@ -288,7 +289,7 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} contains no model: it has no config.json")
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_object(folder / "config.json")
     own = values.get("model_type") == ModalignConfig.model_type
     kind = ModalignForConditionalGeneration if own else AutoModelForMultimodalLM
     model = read_pretrained(kind, folder, use_safetensors=True)
@@ -300,7 +301,7 @@ def load_model(folder: Path | str) -> tuple[PreTrainedModel, ProcessorMixin]:
 def load_processor(folder: Path) -> ProcessorMixin:
     """Load a saved model's processor: one of modalign's, or one of transformers'."""
     file = folder / "processor_config.json"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    values = read_object(file) if file.is_file() else {}
     own = next(
         (each for each in PROCESSORS if each.__name__ == values.get("processor_class")), None
     )

@@ -33,6 +33,7 @@ from modalign.serving.http.page import add_page
 from modalign.serving.http.runs import Relay, Run
 from modalign.serving.http.schemas import ChatRequest, CompletionRequest, Sampled
 from modalign.serving.http.settings import Settings
+from modalign.serving.http.shares import Shares
 from modalign.serving.requests import Engine
 from modalign.version import __version__
 
@@ -72,6 +73,7 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         self.serving, self.most = 0, settings.requests
+        self._shares = Shares(settings.requests)
         self._bodies = Bodies(settings)
         self._relay: Relay | None = None
 
@@ -83,26 +85,29 @@ class Service:
         Raises:
             ApiError: it is refused.
         """
-        self._admit()
+        client = client_of(request)
+        self._admit(client)
         counted = 0
         try:
             async with self._bodies.read(request) as body:  # let go before media are waited for
-                self._admit()  # others may have come meanwhile
+                self._admit(client)  # others may have come meanwhile
                 counted = 1
                 self.serving += 1
+                self._shares.take(client)
                 loop = asyncio.get_running_loop()
                 given = await loop.run_in_executor(self.pool, self._parsed, schema, body)
                 del body
             run, work = await self._started(request, given, prepare)
         except BaseException:
-            self.serving -= counted
+            if counted:
+                self._left(client)
             raise
-        return Answer(work, run, self.settings.stalled_seconds, self._left)
+        return Answer(work, run, self.settings.stalled_seconds, partial(self._left, client))
 
-    def _admit(self) -> None:
+    def _admit(self, client: str) -> None:
         if self.draining:
             raise draining()
-        if self.serving >= self.most:
+        if self.serving >= self.most or not self._shares.free(client):
             raise ApiError(
                 429,
                 f"{self.serving} requests are being served; try again soon",
@@ -122,8 +127,9 @@ class Service:
         run.start()
         return run, work
 
-    def _left(self) -> None:
+    def _left(self, client: str) -> None:
         self.serving -= 1
+        self._shares.give_back(client)
 
     async def parsed_body(self, request: Request, schema: type[Schema]) -> Schema:
         """Read and parse one request's body, for a route that answers by further requests.
@@ -131,7 +137,7 @@ class Service:
         Raises:
             ApiError: it is refused.
         """
-        self._admit()
+        self._admit(client_of(request))
         async with self._bodies.read(request) as body:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self.pool, self._parsed, schema, body)

@@ -7,21 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from modalign.visible import visible
-
-
-class _Visible(logging.Formatter):
-    """Shows controls in what clients and files sent, instead of carrying them out."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+from modalign.visible import VisibleFormatter
 
 
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
     """While active, write this room's log and uvicorn's errors as lines with a time."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = {
         logging.getLogger("modalign.serving"): logging.INFO,
         logging.getLogger("uvicorn.error"): logging.WARNING,

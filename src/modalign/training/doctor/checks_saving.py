@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from modalign.data.supervision import Sample
-from modalign.errors import ModalignError, UsageError, first_line
-from modalign.memory import readable
+from modalign.errors import ModalignError, first_line
+from modalign.files import check_room
 from modalign.models.asking import conversation_of, tokenizer_of
 from modalign.models.export.folder import save_parts
 from modalign.models.export.verify import check_trained_ids
@@ -58,17 +59,15 @@ def rehearse_saving(subject: Composed) -> None:
         ) from error
 
 
-def check_room(subject: Composed, folder: Path) -> None:
+def check_room_for_model(model: nn.Module, folder: Path) -> None:
     """See that the disk takes the trained model.
 
     Raises:
         UsageError: it does not.
     """
-    needed = sum(p.numel() * p.element_size() for p in subject.model.parameters())
-    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UsageError(
-            f"{folder}: the trained model takes {readable(needed)}, and {readable(free)} are free: "
-            "choose another place"
-        )
+    check_room(folder, size_of(model), "the trained model takes")
+
+
+def size_of(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())

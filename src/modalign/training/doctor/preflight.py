@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from modalign.errors import DataError, ModalignError, UsageError
+from modalign.files import check_room
 from modalign.memory import return_freed_memory
 from modalign.models.compose import LanguageModel
 from modalign.training.doctor.checks_model import REFUSALS, no_media, refusal, try_out
+from modalign.training.doctor.checks_saving import size_of
 from modalign.training.doctor.workshop import Workshop
 from modalign.training.learners import Composed
 from modalign.training.memory.estimate import estimate_memory
@@ -16,6 +19,29 @@ from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import Parts
 from modalign.training.splits import Splits
+
+
+@dataclass(frozen=True)
+class Room:
+    """What will be written of several methods.
+
+    Attributes:
+        folder: that it goes to.
+        trainings: of every method, each of which keeps what it trained; one model is kept whole.
+        there: bytes of them that are there already.
+    """
+
+    folder: Path
+    trainings: int
+    there: int = 0
+
+    def check(self, needed: int) -> None:
+        """See that the disk takes it.
+
+        Raises:
+            UsageError: it does not.
+        """
+        check_room(self.folder, needed - self.there, "what is trained, and the chosen model, take")
 
 
 def preflight(
@@ -28,6 +54,7 @@ def preflight(
     llm: LanguageModel | None = None,
     processes: int = 1,
     optional: Collection[str] = (),
+    room: Room | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Check for anything that would end the training of any of these methods.
 
@@ -44,6 +71,7 @@ def preflight(
             may gain a row for the placeholder.
         processes: number of simultaneous trainings.
         optional: names of methods that may prove impossible (those selected by ``all``).
+        room: that their results need on the disk.
 
     Returns:
         Warnings, and the optional methods that cannot work with these parts, with the reason.
@@ -57,6 +85,7 @@ def preflight(
     shop = Workshop(parts, loaded, settings, splits.train, splits.val, cache, splits.text)
     samples = [*splits.train, *splits.val, *splits.evaluation]
     tokens: dict[str, int] = {}
+    whole, parts_of_all = 0, 0  # bytes
     kinds: set[str] = set()
     errors: list[ModalignError] = []
     refused: dict[str, str] = {}
@@ -65,6 +94,11 @@ def preflight(
             with shop.subject(method, lora=False) as subject:
                 try_out(subject, samples, whole=method.facts.enters not in kinds)
                 tokens[method.name] = subject.collator.tokens_per_medium
+                size = size_of(subject.model)
+                whole = max(whole, size)
+                parts_of_all += (
+                    size if settings.llm == "full" else size_of(subject.model.connectors)
+                )
             kinds.add(method.facts.enters)
         except REFUSALS as error:
             if method.name in optional and not isinstance(error, DataError):
@@ -75,6 +109,8 @@ def preflight(
         known = (DataError, UsageError, ModalignError)
         kind = next(kind for kind in known if isinstance(errors[0], kind))
         raise kind("\n".join(str(error) for error in errors))
+    if room is not None:
+        room.check(whole + room.trainings * parts_of_all)
     training = [m for m in methods if m.trains(settings.llm) and m.name in tokens]
     if not training:
         return no_media(splits.train), refused
