@@ -50,7 +50,7 @@ def report_of(found: Mixing) -> Report:
     ]
     return Report(
         "Data mix",
-        f"{len(found.mixtures)} mixtures of {len(found.sources)} sources, {found.config.seeds} seeds; "
+        f"{len(found.mixtures)} mixtures of {len(found.sources)} sources, seeds: {found.config.seeds}; "
         f"{found.finished}",
         [section for section in sections if section.parts],
         "Every figure is in report.json.",
@@ -63,8 +63,8 @@ def findings(found: Mixing) -> list[str]:
     best, said = found.best, []
     said.append(
         f"The proxy promised {words.interval(best.proxy[OBJECTIVE])} for {best.name}; trained, it has "
-        f"{words.interval(best.trained[OBJECTIVE])}: {words.interval(found.promise.difference)} better than "
-        f"promised ({said_verdict(found.promise)})."
+        f"{words.interval(best.trained[OBJECTIVE])}. Trained against promised (positive: better): "
+        f"{words.interval(found.promise.difference)}, {said_verdict(found.promise)}."
     )
     if sum(map(bool, best.weights.values())) == 1:
         said.append("It is a single source, whose expert was trained on it: nothing was merged.")

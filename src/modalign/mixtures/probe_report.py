@@ -63,7 +63,7 @@ def report_of(found: Probe) -> Report:
     c = found.config
     return Report(
         "Data probe",
-        f"{found.records} records of {c.data.train}, {c.seeds} seeds; {found.finished}",
+        f"{found.records} records of {c.data.train}, seeds: {c.seeds}; {found.finished}",
         [section for section in sections if section.parts],
         "Every figure is in report.json.",
         found,
