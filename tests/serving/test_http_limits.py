@@ -204,7 +204,7 @@ def test_a_client_that_leaves_frees_its_places(stream: bool) -> None:
 def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its buffers fill, and it does not hold a place for ever."""
     given_up, left = threading.Event(), Service._left
-    monkeypatch.setattr(Service, "_left", lambda service: (left(service), given_up.set()))
+    monkeypatch.setattr(Service, "_left", lambda *given: (left(*given), given_up.set()))
     piece = 100_000 * "x"
     engine = FakeEngine(lambda *_: [piece] * 400)
     with served(engine, replace(SETTINGS, stalled_seconds=0.2)) as server:
