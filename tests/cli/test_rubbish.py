@@ -60,6 +60,7 @@ FILES: dict[str, bytes] = {
 ELSEWHERE = ("folder", "not there.json", "", "a\nb", "/proc/self/mem", "ä" * 300, "-")
 USABLE = {("data reformat", "semicolons.csv")}  # a question with its answer, which is enough there
 NEEDLESS = {
+    "cache list",
     "serve",
     "starter build",
     "starter show",
