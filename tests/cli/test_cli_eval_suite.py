@@ -142,6 +142,16 @@ def test_what_does_not_go_together_is_refused(
     assert words in " ".join(err.split())
 
 
+def test_a_wrong_folder_to_compare_with_is_said_before_the_work(
+    cli: Cli, suite: Path, llm_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = ("--suite", "text", "--suite-data", suite, "--against", tmp_path / "nowhere")
+    code, _, err = cli("eval", llm_folder("llama"), *arguments, "--out", tmp_path / "run")
+    assert code == 2
+    assert "there is no such folder" in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_broken_file_is_named_before_a_model_is_loaded(
     cli: Cli, suite: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from modalign.evaluation.suites.parts import ORDERS, Part
 from modalign.evaluation.suites.results import RANDOM, Suite
 from modalign.hashing import canonical
 from modalign.models.asking import tokenizer_of
-from modalign.models.open import open_model
+from modalign.models.open import open_model, takes_media
 from modalign.models.quiet import quietly
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress, within
@@ -104,6 +104,8 @@ def evaluate_suite(
         letters=options.letters,
     )
     names = model_names([folder, *against])
+    for each in (folder, *against):
+        takes_media(each)  # a folder without a model is said before any is asked
     configuration = {
         **asdict(options),
         "model": str(folder),
