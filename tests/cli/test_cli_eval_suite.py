@@ -56,6 +56,7 @@ def test_a_suite_from_files_to_report_and_back(
         base,
         "--out",
         out,
+        "--letters",
         *QUICK,
     )
     code, said, err = cli(*arguments, "--json")
