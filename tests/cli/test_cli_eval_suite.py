@@ -147,7 +147,7 @@ def test_a_wrong_folder_to_compare_with_is_said_before_the_work(
     cli: Cli, suite: Path, llm_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     arguments = ("--suite", "text", "--suite-data", suite, "--against", tmp_path / "nowhere")
-    code, _, err = cli("eval", llm_folder("llama"), *arguments, "--out", tmp_path / "run")
+    code, _, err = cli("eval", llm_folder("llama"), *arguments, *QUICK, "--out", tmp_path / "run")
     assert code == 2
     assert "there is no such folder" in " ".join(err.split())
     assert not (tmp_path / "run").exists()
