@@ -21,7 +21,7 @@ from transformers import (
 
 from modalign.chat_templates import one_template
 from modalign.devices import device_named
-from modalign.errors import UsageError
+from modalign.errors import DataError, UsageError
 from modalign.models.asking import Reader, tokenizer_of
 from modalign.models.configuration import ModalignConfig
 from modalign.models.export.folder import load_model
@@ -103,7 +103,10 @@ def _model_type(name: Path | str) -> str | None:
         return None  # read_pretrained asks the hub for what can be a name of it
     if not (folder / "config.json").is_file():
         raise UsageError(f"{name} contains no model: it has no config.json")
-    found = read_object(folder / "config.json").get("model_type")
+    try:
+        found = read_object(folder / "config.json").get("model_type")
+    except DataError as error:
+        raise UsageError(str(error)) from error
     return found if isinstance(found, str) else None
 
 
