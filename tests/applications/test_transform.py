@@ -250,6 +250,7 @@ def test_every_beginning_of_valid_calls_is_one(calls: list[tuple[str, str]]) -> 
         '<tool_call>{"name": "picture", "arguments": {"prompt": "a\n',
         '<tool_call>{"name": "picture", "arguments": {"prompt": "a", ',
         "Here: <tool_call>",
+        '<tool_call>{"name": "picture", "arguments": {"prompt": "a}}</tool_call>',
         f"{RED} and",
         f"{RED}\n" * 5,
     ],

@@ -84,6 +84,7 @@ class CallGrammar:
                 or len(said) > LONGEST
                 or not (said + "x").isprintable()
                 or OPEN in said
+                or CLOSE in said
             ):
                 return None
             if end < 0:
