@@ -59,9 +59,11 @@ bench: $(VENV)/.installed-dev
 
 real: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.real models
+	$(BIN)/python -m bench.real align
 
 real-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.real models --quick
+	$(BIN)/python -m bench.real align --quick --only grocery-frozen
 
 # Each harness in an environment of its own, torch in the CPU build that their constraints.txt names.
 $(HARNESS)/%/.requirements: bench/harness/%.txt bench/harness/constraints.txt

@@ -175,3 +175,14 @@ def run(
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, json.dumps(found[name], indent=1).encode())
     return found
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Return the checks of every model as Markdown."""
+    lines = ["| model | package | licence | checks | CPU s |", "|---|---|---|---|---|"]
+    for name, row in found.items():
+        checks = "; ".join(f"{key}: {value}" for key, value in row["checks"].items())
+        lines.append(
+            f"| {name} | `{row['package']}` | {row['licence']} | {checks} | {row['cpu_seconds']} |"
+        )
+    return "\n".join(lines)
