@@ -73,10 +73,13 @@ def _known(folder: Path, model: Path, quick: bool, say: Callable[[str], None]) -
     """The published rows of edits whose true object the model gives greedily."""
     kept = folder / f"known-{LOOKED_AT[quick]}.json"
     if not kept.exists():
-        rows = json.loads(FACTS.read_text(encoding="utf-8"))[: LOOKED_AT[quick]]
+        published = json.loads(FACTS.read_text(encoding="utf-8"))
+        rows = list({row["prompt"]: row for row in published}.values())[: LOOKED_AT[quick]]
         say(f"asking for {len(rows)} facts")
         opened, tokenizer = open_model(model)
-        edits = read_edits(FACTS, limit=len(rows))
+        asked_for = folder / "facts.json"
+        write_atomically(asked_for, json.dumps(rows).encode())
+        edits = read_edits(asked_for)
         asked = [Question(edit.prompt, (edit.truth or "",)) for edit in edits]
         right = [answer.right for (answer,) in score(opened, tokenizer, asked)]
         said = [row for row, known in zip(rows, right, strict=True) if known]
