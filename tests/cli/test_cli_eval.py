@@ -84,6 +84,6 @@ def test_json_and_file_say_how_to_repeat_it(
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
     cli: Cli, presence: Path, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
-    found, _, err = cli("eval", tmp_path / "no model", presence, *arguments)
+    found, _, err = cli("eval", tmp_path, presence, *arguments)
     assert found == code, err
     assert words in " ".join(err.split())
