@@ -32,6 +32,7 @@ _LEFT_OUT = {
     "report.html",
     "report.md",
     "report.json",
+    "report.schema.json",
 }
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
