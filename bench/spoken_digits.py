@@ -28,6 +28,9 @@ from typing import Any
 
 import yaml
 
+from modalign.evaluation.passes import BLANK, SHUFFLED
+from modalign.evaluation.tasks.base import CHANCE
+
 SHARED = Path(__file__).parents[2] / "shared"
 RECORDINGS = SHARED / "data" / "spoken_digits"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -141,11 +144,14 @@ def table(found: list[dict[str, Any]]) -> str:
     ]
     for each in found:
         row, trained = each["scores"]["overall"], each["trained"]
-        right = row["accuracy"]
+        right = row["measures"]["accuracy"]
+        blank, shuffled, chance = (
+            row["references"][name]["accuracy"]["value"] for name in (BLANK, SHUFFLED, CHANCE)
+        )
         name = "index 0 to 4" if each["name"] == "index" else f"unseen {each['name']}"
         lines.append(
             f"| {name} | {right['n']} | {right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] "
-            f"| {row['blank']:.1%} | {row['shuffled']:.1%} | {row['chance']:.1%} "
+            f"| {blank:.1%} | {shuffled:.1%} | {chance:.1%} "
             f"| {trained['samples']} | {each['seconds']:.0f} s | {each['cpu_seconds']:.0f} s |"
         )
     return "\n".join(lines)

@@ -29,6 +29,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from modalign.evaluation.passes import BLANK
+
 ALLOWED = 0.03  # below logistic regression
 TRAINING = {
     "llm": "full",
@@ -127,8 +129,8 @@ def run(task: Task, split: int, llm: Path, encoder: str, method: str, out: Path)
         task.name,
         split,
         len(test_y),
-        found["accuracy"]["value"],
-        found["blank"],
+        found["measures"]["accuracy"]["value"],
+        found["references"][BLANK]["accuracy"]["value"],
         float(oracle.fit(seen, seen_y).score(test, test_y)),
         float(np.bincount(test_y).max() / len(test_y)),
         seconds,

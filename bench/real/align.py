@@ -170,6 +170,7 @@ def _use(folder: Path, name: str, row: dict[str, Any], task: Task) -> dict[str, 
     medium, question = row[task.modality], row["question"]
     asked = _line("ask", model, f"--{task.modality}", medium, question)
     judged = modalign("eval", model, folder / "eval.jsonl", "--limit", "20")
+    right = judged["overall"]["measures"]["accuracy"]
     exported = _line("export", model, "-o", folder / "exported", "--overwrite", "--json")
     with served(model) as address:
         client = OpenAI(base_url=address, api_key="none")
@@ -183,7 +184,7 @@ def _use(folder: Path, name: str, row: dict[str, Any], task: Task) -> dict[str, 
         "wanted": row["answer"],
         "ask": asked,
         "serve": str(answer.choices[0].message.content),
-        "eval": f"{judged['overall']['accuracy']['value']:.0%} of {judged['overall']['accuracy']['n']}",
+        "eval": f"{right['value']:.0%} of {right['n']}",
         "export": str(json.loads(exported)["loads_as"]) if exported.startswith("{") else exported,
     }
 
