@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from types import TracebackType
 
@@ -115,7 +116,8 @@ def _wait_for(connection: socket.socket) -> None:
     if code is None:
         runpy.run_module("modalign", run_name="__main__")
     else:
-        exec(compile(code, "<block>", "exec"), {"__name__": "__main__"})
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(code, "<block>", "exec"), main.__dict__)
     sys.exit()
 
 

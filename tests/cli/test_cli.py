@@ -48,7 +48,7 @@ def test_help_groups_every_verb_by_what_it_is_for(cli):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [("compare --out x", True), ("edit compare m e", True), ("edit run m e", True), ("ask m q", False),
-     ("eval m compare", False), ("patch list f", False)],
+     ("eval m compare", True), ("patch list f", False)],
 )  # fmt: skip
 def test_only_verbs_that_can_resume_promise_it(arguments, expected):
     assert resumable(arguments.split()) is expected

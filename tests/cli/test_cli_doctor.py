@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import tiny
 from modalign.cli.doctor import doctor
+from modalign.errors import UsageError
 
 app = typer.Typer()
 app.command()(doctor)
@@ -88,7 +89,8 @@ def test_a_language_model_that_is_missing_ends_with_two(
     run: Callable[..., Result], small_data: Path, tmp_path: Path
 ) -> None:
     done = run(small_data / "data.jsonl", "--llm", str(tmp_path / "nothing"))
-    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.exit_code == 2
 
 
 TAUGHT = {"cross_entropy": 1.0, "kl_answer": {"weight": 0.5, "temperature": 2.0}}

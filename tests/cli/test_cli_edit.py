@@ -106,7 +106,7 @@ def test_from_edits_to_a_patch_that_holds_and_comes_out_again(
     compared = json.loads(less.stdout)
     assert compared["same_statistics"]
     # The first layer's keys do not depend on other edits, so there the two are the same.
-    assert min(compared["distance"].values()) < 1e-6
+    assert min(compared["distance"].values()) < 5e-6  # float32's rounding, by processor
     assert max(compared["distance"].values()) < 0.5
 
 

@@ -158,6 +158,7 @@ def test_what_is_refused(cli: Any, tmp_path: Path, options: list[str], said: str
     (tmp_path / "KEY").write_text(KEY)
     (tmp_path / "EMPTY").write_text("\n")
     paths = [str(tmp_path / word) if word.isupper() else word for word in options]
+    (tmp_path / "not-there").mkdir()  # without a model in it
     code, out, err = cli("serve", tmp_path / "not-there", *paths)
     assert code == 2
     assert said in err

@@ -282,7 +282,7 @@ def test_interrupted_statistics_go_on(
         ),
         (MEMIT(MEMITConfig(layers=LAYERS, contexts=CONTEXTS, covariance_weight=5)), 90),
         (AlphaEdit(AlphaEditConfig(layers=LAYERS, contexts=CONTEXTS, l2=0.1)), 78),
-        (ROME(ROMEConfig(layers=LAYERS[-2:-1])), 60),
+        (ROME(ROMEConfig(layers=LAYERS[-2:-1])), 50),
         (FT(FTConfig(layers=LAYERS[-1:], lr=5e-3)), 65),
         (FTL(FTLConfig(layers=LAYERS[:1], lr=5e-3, epsilon=2e-2)), 65),
     ],
@@ -291,7 +291,7 @@ def test_interrupted_statistics_go_on(
 def test_edits_hold_and_the_model_stays_as_it_was(
     made: Editable, options: Options, method: Any, least: float
 ) -> None:
-    """S of ten edits of 48 facts, which is 0 before; the bounds are a little below what is seen."""
+    """S of ten edits of 48 facts, which is 0 before; the bounds are below what two kinds of processors show."""
     edits = counterfactuals(made.world, 10, seed=1)
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     patch = method.compute(made.model, made.tokenizer, edits, options=options)

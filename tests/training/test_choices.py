@@ -110,7 +110,8 @@ def test_objective_terms_have_one_name_each() -> None:
     with pytest.raises(UsageError, match="registered twice"):
         objective_term("cross_entropy")(lambda *_: torch.zeros(()))
     with pytest.raises(
-        UsageError, match=r"'entropy'; did you mean cross_entropy\? choose from ascent, codebook, "
+        UsageError,
+        match=r"'entropy'; did you mean cross_entropy\? choose from ascent, choice, classify, ",
     ):
         term("entropy")
 

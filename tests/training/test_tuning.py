@@ -138,7 +138,9 @@ def test_a_model_with_media_learns_and_stays_what_it_was(
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"the teacher: .*nowhere is not a folder"):
+    with pytest.raises(
+        UsageError, match=r"^the teacher '.*nowhere' cannot be loaded: there is no such"
+    ):
         open_composed(tmp_path / "nowhere", "the teacher")
 
 

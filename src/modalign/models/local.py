@@ -144,6 +144,7 @@ def check_within_reach(name: str, what: str, file: str = "config.json") -> None:
     """
     if Path(name).exists() or Path(name).suffix.lower() == SUFFIX:
         return  # a GGUF file is looked for where it is unpacked
+    what = what.removeprefix("the ")
     if leads_nowhere(name):
         raise UsageError(f"the {what} {name!r} cannot be loaded: there is no such folder")
     if constants.HF_HUB_OFFLINE or getproxies():

@@ -72,6 +72,7 @@ def _refuse_adapter(name: Path | str, what: str, holds_one: bool) -> None:
 
 def _problem(what: str, name: Path | str, error: Exception, may_be_pickle: bool) -> str:
     """Why something cannot be loaded, in one sentence."""
+    what = what.removeprefix("the ")
     if "trust_remote_code" in str(error):
         return (
             f"the {what} {str(name)!r} brings Python code of its own, which would have to run: read it, "
