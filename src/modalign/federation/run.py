@@ -32,7 +32,7 @@ from modalign.models.saved import open_composed
 from modalign.progress import Progress
 from modalign.runs import run_folder
 from modalign.training.budget import Budget
-from modalign.training.splits import checked_records
+from modalign.training.splits import usable_records
 
 MODEL = "model"
 
@@ -111,17 +111,9 @@ class _Run:
         return self.config.parts.modalities
 
     def _read(self, name: str, path: str) -> list[Record]:
-        files = self.config.data
-        found, report = checked_records(
-            files, name, path, files.skip_broken, self.progress, self.modalities
+        return usable_records(
+            self.config.data, name, path, self.notes, self.progress, self.modalities
         )
-        if not found:
-            raise DataError(f"{name} has no usable records ({path})")
-        if report.dropped:
-            self.notes.append(
-                f"{report.dropped} broken records of {name} were dropped under the quota."
-            )
-        return found
 
     @cached_property
     def _records(self) -> RecordPool:

@@ -15,7 +15,7 @@ from modalign.errors import DataError
 from modalign.mixtures.config import LoopConfig
 from modalign.models.saved import open_composed
 from modalign.progress import Progress
-from modalign.training.splits import checked_records
+from modalign.training.splits import usable_records
 
 WINDOW = 256  # tokens of a window of plain text
 
@@ -48,16 +48,9 @@ class Reading:
         """
         if is_corpus(Path(path)):
             return windows(read_corpus(Path(path)), self.tokenizer, WINDOW)
-        files = self.config.data
-        found, report = checked_records(
-            files, name, path, files.skip_broken, self.progress, self.modalities
+        found = usable_records(
+            self.config.data, name, path, self.notes, self.progress, self.modalities
         )
-        if not found:
-            raise DataError(f"{name} has no usable records ({path})")
-        if report.dropped:
-            self.notes.append(
-                f"{report.dropped} broken records of {name} were dropped under the quota."
-            )
         return tokenise_all(found, self.tokenizer)
 
     def judging(self, name: str, path: str) -> list[Sample]:

@@ -83,6 +83,47 @@ def checked_records(
     return validate(found, modalities=modalities, skip_broken=skip_broken, progress=tell)
 
 
+def noted_records(
+    files: DataFiles,
+    name: str,
+    path: str,
+    notes: list[str],
+    progress: Progress | None = None,
+    modalities: Sequence[str] = DEFAULT,
+) -> Validated:
+    """Read one of the files within its quota of broken records, and note what was left out or not read.
+
+    Raises:
+        DataError: more records are broken than may be skipped.
+    """
+    records, report = checked_records(files, name, path, files.skip_broken, progress, modalities)
+    notes.extend(unread(records))
+    if report.dropped:
+        notes.append(
+            f"{report.dropped} broken records of {name} ({path}) were dropped under the quota."
+        )
+    return Validated(records, report)
+
+
+def usable_records(
+    files: DataFiles,
+    name: str,
+    path: str,
+    notes: list[str],
+    progress: Progress | None = None,
+    modalities: Sequence[str] = DEFAULT,
+) -> list[Record]:
+    """Return the records of :func:`noted_records`.
+
+    Raises:
+        DataError: there are none, or more are broken than may be skipped.
+    """
+    records, _ = noted_records(files, name, path, notes, progress, modalities)
+    if not records:
+        raise DataError(f"{name} has no usable records ({path})")
+    return records
+
+
 def load_splits(
     files: DataFiles,
     tokenizer: Any,
@@ -102,15 +143,8 @@ def load_splits(
         nonlocal dropped
         if path is None:
             return []
-        records, report = checked_records(
-            files, name, path, files.skip_broken, progress, modalities
-        )
+        records, report = noted_records(files, name, path, notes, progress, modalities)
         dropped += report.dropped
-        notes.extend(unread(records))
-        if report.dropped:
-            notes.append(
-                f"{report.dropped} broken records of {name} ({path}) were dropped under the quota."
-            )
         return records
 
     train, val = load(files.train, "train"), load(files.val, "val")

@@ -115,9 +115,11 @@ def _best(
         raise UsageError("; ".join(f"{each.name}: {each.refused}" for each in tried))
     if job.config.rounds:
         _time(job, workshop, made, tried)
-    best = min((t for t in tried if t.after), key=lambda t: t.after.value)  # type: ignore[union-attr]
-    best.chosen = True
-    return made[best.name], tried
+    losses = {each.name: each.after.value for each in tried if each.after is not None}
+    best = min(losses, key=losses.__getitem__)
+    for each in tried:
+        each.chosen = each.name == best
+    return made[best], tried
 
 
 def _try(job: Job, workshop: Workshop, candidate: Candidate, entry: Tried) -> None:

@@ -327,23 +327,19 @@ def _mlp_units(probe: _Probe, output: str, config: Any) -> Units:
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[torch.randperm(count, generator=torch.Generator().manual_seed(0))[: count // 2]] = True
     reached = probe.reach(output, chosen.repeat(4, 1))
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for name, members in reached.items():
-        rows[name] = next(
-            (
-                layout
-                for layout in _layouts(count, members.shape[1])
-                if _only(members.any(0), layout, chosen)
-            ),
-            None,
-        )
-    mixed = [name for name, layout in rows.items() if layout is None]
+        for layout in _layouts(count, members.shape[1]):
+            if _only(members.any(0), layout, chosen):
+                rows[name] = layout
+                break
+    mixed = [name for name in reached if name not in rows]
     if mixed or not rows:
         raise PartNotFoundError(
             f"the MLP's units cannot be told apart: {mixed[0] if mixed else 'no linear map'} leads to "
             f"{output} through something that mixes them"
         )
-    return Units("mlp", count, probe.slices(output, columns, rows), output)  # type: ignore[arg-type]
+    return Units("mlp", count, probe.slices(output, columns, rows), output)
 
 
 def _layouts(count: int, rows: int) -> Iterator[Tensor]:
