@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modalign.errors import DataError, UsageError, choose
-from modalign.merging.parents import HEAD, Parent
+from modalign.merging.parents import Parent
 from modalign.merging.vocabulary import Rows, Tokens, is_vocabulary, rows_of
 
 SHOWN = 5  # tensors in a message
@@ -222,8 +222,3 @@ def _check_equal(found: Alignment, identity: str) -> None:
                 f"{identity} holds whole numbers that differ between {first[0]} and {name}; merge models "
                 "that agree"
             )
-
-
-def head_alone(parent: Parent) -> bool:
-    """Whether a model stores its head apart from its embedding."""
-    return HEAD in parent.names
