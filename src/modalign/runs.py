@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -26,6 +26,11 @@ from modalign.configuration import read_yaml
 from modalign.differences import differences
 from modalign.errors import UsageError
 from modalign.files import unusable, write_atomically
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+R = TypeVar("R", bound="BaseModel")
 
 RECORD = "config.yaml"  # the run's configuration
 WRITER = ".run.json"  # the writing process, and the earlier contents
@@ -184,6 +189,14 @@ def _writer(path: Path) -> str:
         return "process {process} on {host} since {since} ({command})".format(**told)
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def read_result(file: Path, kind: type[R]) -> R | None:
+    """Read a finished result; None if there is none, or one of another form."""
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValueError):  # pydantic's refusals are ValueErrors
+        return None
 
 
 def command_line() -> str:

@@ -9,9 +9,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from modalign.devices import device_named
 from modalign.errors import DataError
@@ -25,12 +24,12 @@ from modalign.merging.planning import BASE, Merge
 from modalign.merging.writing import Recipe, write_merged
 from modalign.models.saved import OpenedModel, open_composed
 from modalign.progress import Progress
+from modalign.runs import read_result
 from modalign.training.budget import Budget
 from modalign.training.settings import Stage
 from modalign.training.trainer import StepProgress
 from modalign.training.tuning import Tuning
 
-R = TypeVar("R", bound=BaseModel)
 WORK, MODEL = "work", "model"
 JOINT = "joint training"
 
@@ -111,7 +110,7 @@ class Bench:
 
     def _judged(self, key: str, what: str, opened: Callable[[], OpenedModel]) -> Found:
         file = self.out / "judged" / f"{key.replace(' ', '_').replace('/', '_')}.json"
-        if (found := _read(file, Found)) is not None:
+        if (found := read_result(file, Found)) is not None:
             return found
         self.progress(f"judging {what}", 0, 1)
         model = opened()
@@ -150,7 +149,7 @@ class Bench:
 
     def _learned(self) -> Learned:
         file = self.out / "learned.json"
-        if (found := _read(file, Learned)) is not None:
+        if (found := read_result(file, Learned)) is not None:
             return found
         merge = self.merge
         with new_folder(self.out / WORK) as new:
@@ -225,10 +224,3 @@ class Bench:
             self.warnings.append(
                 f"{len(both):,} records of the evaluation data chose the merge, too."
             )
-
-
-def _read(file: Path, kind: type[R]) -> R | None:
-    try:
-        return kind.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None

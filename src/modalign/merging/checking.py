@@ -14,6 +14,7 @@ from typing import Self
 from modalign.errors import ModalignError
 from modalign.merging import clean
 from modalign.merging.parents import Parent
+from modalign.strict_json import read_object
 
 LENGTH = 12  # tokens of the text that is run
 TIMEOUT = 1200  # seconds
@@ -68,7 +69,7 @@ class CleanProcess:
         Raises:
             ModalignError: it does not load, its tensors are others, or something is not finite.
         """
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "config.json")
         job = {
             "folder": str(folder.resolve()),
             "media": like.media,

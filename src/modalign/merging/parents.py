@@ -8,7 +8,6 @@ files call them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from modalign.models.projections import language_part
 from modalign.models.quiet import quietly
 from modalign.patches.architecture import skeleton
 from modalign.patches.folder_weights import FolderWeights, Place
+from modalign.strict_json import read_object
 
 EMBEDDING, HEAD = "embedding", "head"
 
@@ -96,7 +96,7 @@ def open_parent(name: str, folder: Path | str) -> Parent:
     if not folder.is_dir():
         raise UsageError(f"the parent {name}: {folder} is not a folder")
     media = takes_media(folder)
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_object(folder / "config.json")
     if values.get("quantization_config"):
         raise UsageError(
             f"the parent {name}: {folder} is quantised; merge the model it was made from"

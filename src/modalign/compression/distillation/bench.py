@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
 from modalign.compression.distillation.config import DistillConfig
@@ -24,11 +23,11 @@ from modalign.files import write_atomically
 from modalign.models.saved import OpenedModel, open_composed
 from modalign.models.tool_text import ToolReader
 from modalign.progress import Progress
+from modalign.runs import read_result
 from modalign.training.references import StoredReference, check_vocabulary
 from modalign.training.stored import Store, StoreHeader, is_store
 from modalign.training.tuning import read_samples
 
-R = TypeVar("R", bound=BaseModel)
 TEACHER, BEFORE = "teacher", "student before"
 
 
@@ -225,14 +224,6 @@ def _known(bench: Bench, name: str, opened: OpenedModel) -> Known:
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, found.model_dump_json())
     return found
-
-
-def read_result(file: Path, kind: type[R]) -> R | None:
-    """Read a finished result; None if there is none."""
-    try:
-        return kind.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
 
 
 def _parameters(opened: OpenedModel) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from modalign.compression.distillation.bench import Bench, judge_references, prepare, read_result
+from modalign.compression.distillation.bench import Bench, judge_references, prepare
 from modalign.compression.distillation.config import DistillConfig
 from modalign.compression.distillation.judging import Judged, judge
 from modalign.compression.distillation.report import assemble, report_of
@@ -19,7 +19,7 @@ from modalign.errors import UsageError, choose
 from modalign.files import write_atomically
 from modalign.models.quiet import quietly
 from modalign.progress import Progress
-from modalign.runs import run_folder
+from modalign.runs import read_result, run_folder
 from modalign.training.budget import Budget
 from modalign.training.methods import method_key
 from modalign.training.trainer import StepProgress

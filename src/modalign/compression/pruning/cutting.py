@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from modalign.compression.distillation.bench import read_result
 from modalign.compression.pruning.as_patches import ENDING, structure_of
 from modalign.compression.pruning.assemble import means
 from modalign.compression.pruning.job import JUDGED, PARENT, PRUNED, RANDOM, Job
@@ -26,6 +25,7 @@ from modalign.errors import UsageError
 from modalign.files import new_folder, write_atomically
 from modalign.models.saved import open_composed
 from modalign.patches.storage import save_patch
+from modalign.runs import read_result
 from modalign.trust import trusted
 
 SHORT = 0.25  # of the budget: the recovery by which candidates are judged

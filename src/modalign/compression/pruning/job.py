@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from modalign.compression.distillation.bench import read_result
 from modalign.compression.pruning.config import PruneConfig
 from modalign.compression.pruning.recovery import Recovery, Scores, scores_of
 from modalign.compression.pruning.texts import Texts
 from modalign.files import write_atomically
 from modalign.models.saved import open_composed
 from modalign.progress import Progress
+from modalign.runs import read_result
 from modalign.training.budget import Budget
 from modalign.trust import trusted
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from modalign.compression.distillation.bench import read_result
 from modalign.compression.distillation.judging import Judged, judge
 from modalign.compression.distillation.schedules import Variant
 from modalign.compression.pruning.config import PruneConfig
@@ -21,6 +20,7 @@ from modalign.files import write_atomically
 from modalign.models.parts import hidden_size
 from modalign.models.saved import OpenedModel, open_composed
 from modalign.progress import Progress
+from modalign.runs import read_result
 from modalign.training.budget import Budget
 from modalign.training.settings import LearningRates, Stage, TrainSettings
 from modalign.training.trainer import StepProgress

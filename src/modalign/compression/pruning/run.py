@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from modalign.compression.distillation.bench import read_result
 from modalign.compression.pruning.as_patches import (
     ENDING,
     recovery_file,
@@ -42,7 +41,7 @@ from modalign.models.projections import language_part
 from modalign.models.quiet import quietly
 from modalign.models.saved import open_composed
 from modalign.progress import Progress
-from modalign.runs import run_folder
+from modalign.runs import read_result, run_folder
 from modalign.training.budget import Budget
 from modalign.trust import trusted
 

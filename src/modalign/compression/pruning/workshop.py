@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modalign.compression.distillation.bench import read_result
 from modalign.compression.pruning.candidate import (
     CHECKED,
     check_logits,
@@ -31,6 +29,8 @@ from modalign.models.saved import OpenedModel, open_composed
 from modalign.patches.patched_folder import PATCHES
 from modalign.patches.pruned_folder import UNPRUNED
 from modalign.progress import Progress
+from modalign.runs import read_result
+from modalign.strict_json import read_object
 from modalign.trust import trusted
 
 AUTO = "auto"
@@ -275,12 +275,7 @@ def _configuration(source: Path) -> dict[str, Any]:
     path = source / "config.json"
     if not path.is_file():
         raise UsageError(f"{source}: is not a model folder (it has no config.json)")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: is not a JSON object")
+    found = read_object(path)
     if found.get("quantization_config"):
         raise UsageError(f"{source}: is quantised; prune the model it was made from")
     if WIDTHS in found:
