@@ -98,6 +98,11 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of all files in a folder, at any depth; 0 where there is none."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def unusable(path: Path, error: OSError) -> UsageError:
     """Create the error for a path that cannot be written."""
     return UsageError(f"{path} cannot be written ({error.strerror}): choose another place")

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 import tiny
+import usable
 from modalign.data.corpus import Corpus, windows
 from modalign.errors import UsageError
 from modalign.models.saved import open_composed
@@ -73,10 +74,14 @@ def test_what_cannot_be_written_is_found(
         assert "set is not JSON" in said
 
 
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _full(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10, 10, 0))
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    _full(monkeypatch)
 
 
 @reported("mlfoundations/open_lm#154")
@@ -113,6 +118,22 @@ def test_a_full_disk_is_found_before_a_saved_model_is_trained_further(
     tuning = Tuning(opened, [Stage(llm="lora")], TrainSettings(llm="lora"), samples)
     with pytest.raises(UsageError, match=r"the trained model takes .* are free"):
         tuning.check(tmp_path / "out")
+
+
+@reported("mlfoundations/open_lm#154")
+def test_a_full_disk_is_found_before_other_work(
+    cli: Cli, llm_folder: Callable[..., Path], tower_folder: Callable[..., Path], compose_tiny: Any,
+    small_data: Path, tmp_path: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    data = small_data / "data.jsonl"
+    given = usable.things(tmp_path, llm_folder(), tower_folder(), compose_tiny, data)
+    _full(monkeypatch)
+    for verb in ("prune", "merge", "merge adapters", "import", "export", "embed", "patch apply"):
+        out = tmp_path / verb
+        code, _, err = cli(*usable.words(verb, given, out))
+        assert code == 2, (verb, err)
+        assert "are free: choose another place" in err, verb
+        assert not (out / "model").exists()
 
 
 @reported("huggingface/transformers#29665", "haotian-liu/LLaVA#1144")

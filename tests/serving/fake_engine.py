@@ -54,6 +54,7 @@ class Row:
     sampling: Sampling
     listener: Listener
     pieces: list[str]
+    client: str = ""
     made: int = 0
     cancelled: bool = False
     finished: bool = False
@@ -150,13 +151,15 @@ class FakeEngine:
             raise PromptError("a token id does not exist: this model has 256")
         return Prompt(ids)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> Row:
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, listener: Listener, client: str = ""
+    ) -> Row:
         with self.changed:
             if self.draining or self.closed:
                 raise DrainingError("shutting down")
             if len(self.running) + len(self.waiting) >= self.max_batch + self.max_waiting:
                 raise QueueFullError("the queue is full", retry_after=2.5)
-            row = Row(self, prompt, sampling, listener, list(self.script(prompt, sampling)))
+            row = Row(self, prompt, sampling, listener, list(self.script(prompt, sampling)), client)
             self.submitted.append(row)
             self.waiting.append(row)
             self._join()

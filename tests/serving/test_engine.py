@@ -417,6 +417,76 @@ def test_a_full_queue_a_cancelled_request_and_the_drain(llm_folder: Callable[...
         )
 
 
+class _InTurn(Heard):
+    """A listener that notes the order in which answers begin."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        super().__init__()
+        self.name, self.order = name, order
+
+    def __call__(self, event: Any, /, more: bool = False) -> None:
+        super().__call__(event)
+        if isinstance(event, Started):
+            self.order.append(self.name)
+
+
+def _order(engine: LocalEngine, asked: list[tuple[str, str]]) -> list[str]:
+    """Whose answers begin in what order, of (client, prompt) that all wait while one is being answered."""
+    held, order = _Held(), list[str]()
+    engine.submit(engine.text_prompt("x"), Sampling(max_tokens=1), held, "many")
+    while not held.events:
+        held.begun.wait(0.001)
+    heard = []
+    for client, text in asked:
+        heard.append(_InTurn(client, order))
+        how = Sampling(max_tokens=2, ignore_end=True)
+        engine.submit(engine.text_prompt(text), how, heard[-1], client)
+    held.go.set()
+    for each in heard:
+        each.wait()
+    return order
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_newcomers_first_turn_waits_for_nobodys_queue(
+    llm_folder: Callable[..., Any], alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if alone:
+        monkeypatch.setattr("modalign.serving.engine.why_not_batched", lambda *_: "a test")
+    model, tokenizer = open_model(llm_folder("llama"))
+    with running(model, tokenizer, max_batch=1) as engine:
+        order = _order(
+            engine, [*[("many", "x")] * 4, ("new", "x y z"), ("new", "x"), ("third", "x")]
+        )
+    assert order == ["new", "third", "many", "new", "many", "many", "many"]
+
+
+def test_a_newcomer_is_in_the_first_batch_beside_a_queue(llm_folder: Callable[..., Any]) -> None:
+    model, tokenizer = open_model(llm_folder("llama"))
+    with running(model, tokenizer, max_batch=4) as engine:
+        order = _order(engine, [*[("many", "x")] * 6, ("new", "x y z")])
+    assert order.index("new") < 4
+    assert order.count("many") == 6
+
+
+def test_one_client_leaves_others_a_part_of_the_queue(llm_folder: Callable[..., Any]) -> None:
+    model, tokenizer = open_model(llm_folder("llama"))
+    with running(model, tokenizer, max_batch=1, max_waiting=4) as engine:
+        prompt, held, how = engine.text_prompt("x"), _Held(), Sampling(max_tokens=1)
+        engine.submit(prompt, how, held, "new")
+        while not held.events:
+            held.begun.wait(0.001)
+        waiting = [Heard() for _ in range(4)]
+        for each in waiting[:3]:
+            engine.submit(prompt, how, each, "many")
+        with pytest.raises(QueueFullError, match="3 requests wait"):
+            engine.submit(prompt, how, Heard(), "many")
+        engine.submit(prompt, how, waiting[3], "new")
+        held.go.set()
+        for each in waiting:
+            each.wait()
+
+
 def test_a_running_request_is_cancelled(llm_folder: Callable[..., Any]) -> None:
     model, tokenizer = open_model(llm_folder("llama"))
     with running(model, tokenizer) as engine:

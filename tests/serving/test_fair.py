@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from modalign.serving import fair
-from modalign.serving.fair import BusyError, FairPlaces
+from modalign.serving.fair import BusyError, FairPlaces, Turns
 
 
 class Queue:
@@ -113,3 +113,45 @@ def test_who_waits_too_long_is_told() -> None:
     other = places.take_now("a", 0)
     assert other is not None
     places.give_back(other)
+
+
+def _served(asked: list[str], places: int, ended: int) -> str:
+    """Whose turns come in what order, where the oldest ``ended`` places are given back at a time."""
+    turns, waiting, busy, order = Turns(), [], [], ""
+    waiting = [SimpleNamespace(client=name, number=number) for number, name in enumerate(asked)]
+    while waiting:
+        while waiting and len(busy) < places:
+            found = turns.first(waiting, busy)
+            turns.took(found.client)
+            waiting.remove(found)
+            busy.append(found)
+            order += found.client
+        del busy[:ended]
+    return order
+
+
+@pytest.mark.parametrize(
+    ("asked", "places", "ended", "order"),
+    [
+        ("aaaaab", 1, 1, "abaaaa"),
+        ("aaaaab", 4, 4, "abaaaa"),
+        ("aaaaabbb", 2, 1, "abababaa"),
+        ("aaaabbbbcc", 1, 1, "abcabcabab"),
+        ("aaaa", 3, 1, "aaaa"),
+    ],
+)
+def test_clients_take_turns(asked: str, places: int, ended: int, order: str) -> None:
+    assert _served(list(asked), places, ended) == order
+
+
+def test_who_has_places_waits_for_who_has_none() -> None:
+    turns = Turns()
+    asking = [SimpleNamespace(client=name, number=number) for number, name in enumerate("aab")]
+    has = [SimpleNamespace(client="b", number=9)]
+    assert turns.first(asking, has) is asking[0]
+    assert turns.first(asking, [*has, asking[0], asking[1]]) is asking[2]
+    assert turns.first(asking, []) is asking[0]
+    turns.took("a")
+    assert turns.first(asking, []) is asking[2]
+    turns.first(asking[2:], [])  # a neither waits nor has a place: forgotten
+    assert turns.first(asking, []) is asking[0]

@@ -19,7 +19,7 @@ from modalign.evaluation.generation import answer_records
 from modalign.models.export.gateway import save_gateway
 from modalign.serving.engine import open_engine
 from modalign.serving.gateway import GatewayEngine, open_gateway
-from modalign.serving.requests import Engine, PromptError, QueueFullError, Sampling
+from modalign.serving.requests import Engine, PromptError, QueueFullError, Sampling, Started
 from serving import backend
 from serving.collected import Heard, ask, ask_all
 
@@ -193,6 +193,38 @@ def test_a_client_that_leaves_frees_its_place_at_the_backend(parts: Any) -> None
         server.hold.set()
         assert second.wait().count == 3
         assert engine.drain(30)
+
+
+def test_clients_take_turns_at_the_backend(parts: Any) -> None:
+    class Noted(Heard):
+        def __init__(self, client: str) -> None:
+            super().__init__()
+            self.client = client
+
+        def __call__(self, event: Any, /, more: bool = False) -> None:
+            if isinstance(event, Started):
+                order.append(self.client)
+            super().__call__(event)
+
+    order: list[str] = []
+    model, processor, folder = parts
+    with (
+        backend.running(model.language_model, processor.tokenizer) as server,
+        opened(folder, server.url, max_batch=1, max_waiting=8) as engine,
+    ):
+        server.hold = threading.Event()
+        prompt, how = engine.text_prompt("how many"), Sampling(max_tokens=2, ignore_end=True)
+        heard = [Noted(client) for client in ["many", "many", "many", "new"]]
+        for each in heard:
+            engine.submit(prompt, how, each, each.client)
+        assert heard[0].begun.wait(60)
+        server.hold.set()
+        for each in heard:
+            each.wait()
+        assert order == ["many", "new", "many", "many"]
+        with engine._changed:
+            assert engine._changed.wait_for(lambda: not engine._asked, 60)
+        assert [*engine._queue, *engine._running] == []
 
 
 def test_what_the_backend_says_when_it_refuses(parts: Any) -> None:

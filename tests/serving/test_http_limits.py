@@ -178,6 +178,7 @@ def test_too_many_requests_at_a_time() -> None:
         assert post(server, {"prompt": "b"}, "completions").status_code == 200
         assert post(server, {"prompt": 5}, "completions").status_code == 400
         assert server.service.serving == 0  # refused ones leave no trace
+    assert {row.client for row in engine.submitted} == {"127.0.0.1"}  # whose turns they are
 
 
 @pytest.mark.parametrize("stream", [False, True])

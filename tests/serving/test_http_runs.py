@@ -39,7 +39,9 @@ class Held:
         self.cancelled: list[int] = []
         self.draining = False
 
-    def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> Any:
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, listener: Listener, client: str = ""
+    ) -> Any:
         if self.draining:
             raise DrainingError("ending")
         if not self.places:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from modalign.serving.http import shares
-from modalign.serving.http.shares import Shares
+from modalign.serving import shares
+from modalign.serving.shares import Shares
 
 
 def test_alone_all_and_beside_others_three_quarters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ answered before the process died is not trained again. Its files are measured, n
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from modalign.federation.rules import Tensors
 from modalign.federation.server import Noise, Server, Trained, step
 from modalign.federation.workplace import Task, Workplace
 from modalign.files import new_folder, write_atomically
+from modalign.strict_json import read_object
 
 DOWN = "down.safetensors"
 PARTS = ("tensors", "base", "moments", "sent")  # of the server
@@ -230,7 +230,7 @@ class Federated:
 
     def _restored(self) -> tuple[Server, list[Round]]:
         rounds = [
-            Round.model_validate(json.loads((folder / "round.json").read_text()))
+            Round.model_validate(read_object(folder / "round.json"))
             for folder in sorted(self.folder.glob("round-*"))
         ]
         if not rounds:

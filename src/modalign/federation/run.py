@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +30,7 @@ from modalign.models.quiet import quietly
 from modalign.models.saved import open_composed
 from modalign.progress import Progress
 from modalign.runs import run_folder
+from modalign.strict_json import read_object
 from modalign.training.budget import Budget
 from modalign.training.splits import usable_records
 
@@ -229,7 +229,7 @@ class _Run:
         file = folder / "result.json"
         self.done += 1
         if file.exists():
-            return CellResult.model_validate(json.loads(file.read_text(encoding="utf-8")))
+            return CellResult.model_validate(read_object(file))
         found = self._trained(cell, folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, found.model_dump_json())

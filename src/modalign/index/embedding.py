@@ -18,10 +18,12 @@ from modalign.data.readers.rows import Context, build_record
 from modalign.data.records import Message, Record, Source
 from modalign.data.validation import BrokenData, listed, parse_share, validate
 from modalign.errors import DataError
+from modalign.files import bytes_in, check_room
 from modalign.hashing import model_hash, tokenizer_hash
 from modalign.index.vectors import Index, Writer, written
 from modalign.models.asking import modalities_of, tokenizer_of
 from modalign.models.open import open_model
+from modalign.models.parts import embedding
 from modalign.models.pooled import TOKENS, Pooling, pooled
 from modalign.models.quiet import quietly
 from modalign.patches import patches_of, with_patches
@@ -29,6 +31,7 @@ from modalign.progress import Progress
 from modalign.runs import run_folder
 
 ROWS = 512  # records between two writes
+FLOAT = 4  # bytes of a vector's number
 _SHAPES = ("messages", "conversations", "answer", "caption")
 
 
@@ -119,6 +122,11 @@ def embed_data(
     }  # fmt: skip
     with run_folder(out, configuration, resume=resume, overwrite=overwrite, free=["model"]) as run:
         total, broken = _checked(data, taken, accepted, columns, skip_broken, progress)
+        check_room(
+            out,
+            FLOAT * total * embedding(model).weight.shape[1] - bytes_in(out),
+            "the vectors take",
+        )
         run.begin()
         kept = written(out, made)
         good = (record for record in _records(data, taken, columns) if record.source not in broken)

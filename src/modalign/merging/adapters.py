@@ -20,7 +20,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from modalign.errors import DataError, ModalignError, UsageError, choose, first_line
-from modalign.files import new_folder
+from modalign.files import check_room, new_folder
 from modalign.merging.coefficients import Coefficients
 from modalign.models.open import open_model
 from modalign.patches.folder_weights import opened
@@ -143,6 +143,9 @@ def merge_adapters(
     """
     check_method(method)
     check_alike(adapters)
+    pairs = (pair for each in adapters for pair in each.factors.values())
+    needed = sum(4 * factor.numel() for pair in pairs for factor in pair)
+    check_room(out, needed, "the merged adapter takes")
     named = base or str(adapters[0].config.base_model_name_or_path)
     if method.startswith(PEFT):
         weights = coefficients.of("")

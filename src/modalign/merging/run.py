@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from modalign.errors import ModalignError
-from modalign.files import new_folder
+from modalign.files import check_room, new_folder
 from modalign.merging.alignment import Alignment
 from modalign.merging.bench import WORK, Bench
 from modalign.merging.checking import CleanProcess
@@ -22,7 +21,6 @@ from modalign.merging.results import MergeResult
 from modalign.merging.soup import patched_parent, write_soup
 from modalign.merging.writing import Hashes, Recipe, write_merged
 from modalign.models.quiet import quietly
-from modalign.numbers.words import size
 from modalign.patches.model_folders import apply_to_folder
 from modalign.patches.storage import load_patch
 from modalign.progress import Progress
@@ -63,7 +61,7 @@ def merge_models(
     merge = Merge(config)
     values = config.model_dump(mode="json") | {"files": _fingerprints(merge.alignment)}
     with run_folder(out, values, resume=resume, overwrite=overwrite) as folder:
-        _check_space(out, merge.plan().bytes)
+        check_room(out, merge.plan().bytes, "the merged model takes")
         bench = Bench(merge, out, progress)
         for message in (*merge.alignment.notes, *bench.warnings):
             said(message)
@@ -146,14 +144,6 @@ def _fingerprints(alignment: Alignment) -> dict[str, Any]:
         }
         for name, each in alignment.everyone.items()
     }
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out).free
-    if free < needed:
-        raise ModalignError(
-            f"{out}: {size(needed)} are needed and {size(free)} are free; make room or choose another --out"
-        )
 
 
 def _clear_leftovers(out: Path) -> None:

@@ -23,6 +23,7 @@ from modalign.merging.registry import MergeMethod
 from modalign.patches.folder_weights import INDEX, PART
 from modalign.patches.patched_folder import PATCHES
 from modalign.progress import Progress
+from modalign.strict_json import loads
 
 _LEFT_OUT = {
     PATCHES,
@@ -180,7 +181,7 @@ def _write_file(
     """Write one safetensors file of the same tensors as another, with other values."""
     with source.open("rb") as held:
         (length,) = struct.unpack("<Q", held.read(8))
-        header = json.loads(held.read(length))
+        header = loads(held.read(length))
     start = 0
     for name, _ in contents:  # offsets without gaps, in the order of the file
         begin, end = header[name]["data_offsets"]

@@ -39,6 +39,7 @@ from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.progress import Progress
 from modalign.runs import command_line, run_folder
+from modalign.strict_json import read_object
 
 TARGET, JUDGING = "val", "eval"
 ALIKE = 0.9  # share of a source's records in another one from which the two count as the same
@@ -211,7 +212,7 @@ class _Run:
     def _rank(self, seed: int) -> None:
         """Judge the merge of the experts for every mixture, or read what an earlier run judged."""
         file = self.out / "proxies" / f"seed-{seed}.json"
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        kept = read_object(file) if file.exists() else {}
         missing = [name for name in self.mixtures if name not in kept]
         if missing:
             experts = {

@@ -36,6 +36,7 @@ from modalign.numbers.bootstrap import Floats
 from modalign.numbers.ranking import auroc
 from modalign.progress import Progress
 from modalign.runs import command_line, run_folder
+from modalign.strict_json import read_object
 
 KEPT = "kept.jsonl"
 CHOOSING, JUDGING = "choosing", "judging"
@@ -205,7 +206,7 @@ class _Run:
         Args:
             file: keeps what was computed, for a run that is resumed.
         """
-        kept = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+        kept = read_object(file) if file and file.exists() else {}
         place = Place(self._scorer, self.config.training.device, self.progress)
         for name in self.config.operators:
             if name in self.values or (file is None and loads_model(name)):

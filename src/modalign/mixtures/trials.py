@@ -6,7 +6,6 @@ A training is kept as soon as it is judged (``trainings/ROW/seed-K.json``), so t
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from modalign.memory import return_freed_memory
 from modalign.mixtures.config import LoopConfig, Metric
 from modalign.numbers.bootstrap import Floats
 from modalign.progress import Progress
+from modalign.strict_json import read_object
 from modalign.training.budget import Budget
 from modalign.training.start import start_of
 from modalign.training.tuning import Tuning, spent
@@ -135,7 +135,7 @@ class Trials:
         file = self._file(row, seed)
         self.done += 1
         if file.exists() and (not keep or self._weights(row, seed).exists()):
-            return Trained.model_validate(json.loads(file.read_text(encoding="utf-8")))
+            return Trained.model_validate(read_object(file))
         tuning = self.restart(seed)
         samples_seen, seconds = 0, 0.0
         if samples:

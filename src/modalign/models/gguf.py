@@ -25,7 +25,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf import is_gguf_arch_supported
 
 from modalign.errors import ModalignError, UsageError, extra, first_line
-from modalign.files import new_folder
+from modalign.files import check_room, new_folder
 from modalign.models.quiet import quietly
 from modalign.models.weights import first_difference
 
@@ -81,6 +81,11 @@ class _File:
         names = [tensor.tensor_type.name for tensor in self.reader.tensors]
         return {name: names.count(name) for name in sorted(set(names))}
 
+    @property
+    def values(self) -> int:
+        """Count the values of all tensors."""
+        return sum(int(tensor.n_elements) for tensor in self.reader.tensors)
+
     def value(self, key: str) -> Any:
         field = self.reader.get_field(key)
         return None if field is None else field.contents()
@@ -108,6 +113,7 @@ def convert_gguf(
     told = progress or (lambda what, done, of: None)
     opened = _opened(file)
     wanted: torch.dtype = getattr(torch, dtype) if dtype else _dtype(opened)
+    check_room(folder, opened.values * wanted.itemsize, "the model's folder takes")
     rounding = _rounding(opened, wanted, told)
     model, tokenizer = _read(opened, wanted, told)
     told("writing", 0, 1)

@@ -22,6 +22,7 @@ from modalign.data.records import Record
 from modalign.errors import DataError, UsageError, choose, first_line
 from modalign.files import write_atomically
 from modalign.models.pooled import pooled
+from modalign.strict_json import loads
 
 HEADS = "heads"  # folder within the model's
 NAME = re.compile(r"^[A-Za-z0-9_-]+$")
@@ -82,7 +83,7 @@ def load_head(model: Path, name: str) -> Head:
     file = model / HEADS / f"{name}.safetensors"
     try:
         with safe_open(file, "pt") as opened:
-            classes = tuple(json.loads((opened.metadata() or {})["classes"]))
+            classes = tuple(loads((opened.metadata() or {})["classes"]))
             head = Head(classes, opened.get_tensor("weight"), opened.get_tensor("bias"))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{file} is not a head ({first_line(error)})") from error

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modalign.errors import DataError, ModalignError, UsageError
-from modalign.files import new_folder
+from modalign.files import bytes_in, check_room, new_folder
 from modalign.patches.fit import locate
 from modalign.patches.folder_log import Log
 from modalign.patches.folder_weights import PART
@@ -73,6 +73,8 @@ def apply_to_folder(
         raise DataError(
             f"{folder} was interrupted in a change; `modalign patch list {folder} --repair`"
         )
+    if structure is None:
+        check_room(out, bytes_in(folder), "the patched model takes")
     with new_folder(out) as target:
         if structure is not None:
             _prune(source, structure, target)

@@ -11,12 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from modalign.models.asking import tokenizer_of
 from modalign.models.export.gateway import REFERENCE
 from modalign.models.open import open_model
 from modalign.patches import with_patches
+from modalign.serving.fair import Turns
 from modalign.serving.one_by_one import answer_alone
 from modalign.serving.prefixes import BYTES, Prefixes, content_key
 from modalign.serving.prompts import Prompts
@@ -50,6 +49,7 @@ from modalign.serving.runners import Prefilled, runner_of
 from modalign.serving.sampling import Settled, checked
 from modalign.serving.scoring import Teller, Told
 from modalign.serving.selftest import why_not_batched, why_not_in_pieces
+from modalign.serving.shares import Shares
 from modalign.serving.slots import Slots
 from modalign.serving.text import Spelling
 from modalign.serving.threads import Threads, alone, candidates, small, worthwhile
@@ -152,7 +152,8 @@ class LocalEngine:
         self._step_seconds = 0.0
         self._slots, self._rows = Slots(), list[Row]()
         self._untold: list[tuple[Listener, Event]] = []
-        self._waiting: deque[Row] = deque()
+        self._waiting: list[Row] = []
+        self._turns, self._shares = Turns(), Shares(max_waiting)
         self._changed = threading.Condition()
         self._teller = Teller(self._changed)
         self._draining = self._closed = False
@@ -169,12 +170,14 @@ class LocalEngine:
         """Make a prompt of plain text or token ids; see ``Engine``."""
         return self.prompts.text(text)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> Row:
-        """Queue a request.
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, listener: Listener, client: str = ""
+    ) -> Row:
+        """Queue a client's request; the next free row goes to whoever has fewest (:class:`Turns`).
 
         Raises:
             PromptError: it leaves no room for an answer.
-            QueueFullError: too many wait.
+            QueueFullError: too many wait, or of this client too many where others ask.
             DrainingError: the engine is shutting down.
         """
         left = self.max_length - len(prompt.ids)
@@ -194,14 +197,16 @@ class LocalEngine:
             self.runner.device,
             most,
             alone=bool(self.note),
+            client=client,
         )
         with self._changed:
             if self._draining or self._closed:
                 raise DrainingError("the server is shutting down")
-            if len(self._waiting) >= self.max_waiting:
+            if not self._shares.free(client) or len(self._waiting) >= self.max_waiting:
                 raise QueueFullError(
                     f"{len(self._waiting)} requests wait already; try again soon", retry_after=1.0
                 )
+            self._shares.take(client)
             self._waiting.append(row)
             self._changed.notify_all()
         return row
@@ -357,21 +362,34 @@ class LocalEngine:
         """Return waiting requests to read together, and drop cancelled ones."""
         with self._changed:
             for row in [row for row in self._waiting if row.cancelled]:
-                self._waiting.remove(row)
+                self._leave_queue(row)
                 row.finish("cancelled")
-            free = self.max_batch - len(self._rows) - len(self.readings.rows)
+            most = self.max_batch - len(self._rows) - len(self.readings.rows)
             ready = self._ready()
             group: list[Row] = []
-            if free > 0 and ready:
-                length, scored = len(ready[0].prompt.ids), ready[0].scored
-                most = min(free, TOGETHER, self.readings.together(length, scored))
-                alike = (len(row.prompt.ids) == length and row.scored == scored for row in ready)
-                group = list(compress(ready, alike))[:most]
-                for row in group:
-                    self._waiting.remove(row)
+            while ready and len(group) < most:
+                row = self._turns.first(ready, [*self._busy(), *group])
+                if not group:
+                    length, scored = len(row.prompt.ids), row.scored
+                    most = min(most, TOGETHER, self.readings.together(length, scored))
+                elif not (alike := _alike(ready, row.client, group[0])):
+                    break  # it begins the next group
+                else:
+                    row = alike[0]
+                self._take_turn(row)
+                ready.remove(row)
+                group.append(row)
             if not self._waiting:
                 self._changed.notify_all()
             return group
+
+    def _take_turn(self, row: Row) -> None:
+        self._turns.took(row.client)
+        self._leave_queue(row)
+
+    def _leave_queue(self, row: Row) -> None:
+        self._waiting.remove(row)
+        self._shares.give_back(row.client)
 
     def _begin(self, row: Row, reading: Reading, found: Prefilled, number: int) -> None:
         """Tell that a row's prompt was read, and go on: at once, or when its scores have been told."""
@@ -476,10 +494,21 @@ class LocalEngine:
     def _alone(self) -> None:
         """Answer the next waiting request with ``generate``, for a model that cannot be batched."""
         with self._changed:
-            row = self._waiting.popleft()
+            row = self._turns.first(self._waiting, self._rows)
+            self._take_turn(row)
             self._rows.append(row)
         if not row.cancelled:
             self._read += len(row.prompt.ids)
             self._guarded([row], lambda: answer_alone(self.runner, row))
             self._made += len(row.made)
         row.finish("cancelled" if row.cancelled else "length")
+
+
+def _alike(rows: Sequence[Row], client: Hashable, first: Row) -> list[Row]:
+    """Return a client's rows that can be read together with another."""
+    length, scored = len(first.prompt.ids), first.scored
+    return [
+        row
+        for row in rows
+        if row.client == client and len(row.prompt.ids) == length and row.scored == scored
+    ]

@@ -1,12 +1,14 @@
-"""Places that clients share: whoever had least is next, and of one client's the smallest."""
+"""Whose turn it is, where clients share places: whoever had least is next."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol, TypeVar
 
 HALF_LIFE = 10.0  # seconds after which half of what a client used is forgotten
 
@@ -55,8 +57,45 @@ class _Use:
         return self.seconds * 0.5 ** ((now - self.at) / HALF_LIFE)
 
 
+class Asking(Protocol):
+    """What waits for a place, or has one."""
+
+    client: Hashable
+    number: int  # the order of asking
+
+
+A = TypeVar("A", bound=Asking)
+
+
+class Turns:
+    """Who is next for a place that has become free.
+
+    First whoever has fewest places now, then whose last turn is longest ago, then who asked first: a newcomer
+    waits for nobody's queue.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._last: dict[Hashable, int] = {}  # of clients that wait or have places
+
+    def first(self, waiting: Collection[A], busy: Iterable[Asking]) -> A:
+        """Return the one of those that wait (at least one) whose turn it is."""
+        places = Counter(each.client for each in busy)
+        there = {each.client for each in waiting} | places.keys()
+        self._last = {client: at for client, at in self._last.items() if client in there}
+
+        def order(each: A) -> tuple[int, int, int]:
+            return places[each.client], self._last.get(each.client, 0), each.number
+
+        return min(waiting, key=order)
+
+    def took(self, client: Hashable) -> None:
+        """Note that a client had its turn."""
+        self._last[client] = next(self._numbers)
+
+
 class FairPlaces:
-    """A number of places.
+    """A number of places; of one client's requests the smallest is first.
 
     Args:
         places: how many.

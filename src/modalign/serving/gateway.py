@@ -15,10 +15,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from modalign.devices import device_named
 from modalign.errors import ModalignError, UsageError
 from modalign.lengths import served_length
 from modalign.models.export.gateway import Gateway, load_gateway
+from modalign.serving.fair import Turns
 from modalign.serving.prompts import Prompts
 from modalign.serving.requests import (
     Alternative,
@@ -48,10 +50,12 @@ from modalign.serving.requests import (
     Turn,
 )
 from modalign.serving.runners import MediaCache, encoded
+from modalign.serving.shares import Shares
 from modalign.serving.text import Detokenizer, Piece, Spelling
 from modalign.strict_json import loads
 
 log = logging.getLogger(__name__)
+_numbers = count()
 ENDED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -160,6 +164,9 @@ class _Asked:
     text: Detokenizer
     most: int
     loop: asyncio.AbstractEventLoop
+    client: Hashable
+    number: int = field(default_factory=lambda: next(_numbers))
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     running: bool = False
@@ -211,7 +218,8 @@ class GatewayEngine:
         self._read = self._made = 0
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="modalign-encoder")
         self._loop = asyncio.new_event_loop()
-        self._places = asyncio.Semaphore(max_batch)
+        self._queue, self._running, self._turns = list[_Asked](), list[_Asked](), Turns()
+        self._shares = Shares(max_batch + max_waiting)
         self._client = httpx2.AsyncClient(
             headers=dict(backend.headers),
             timeout=httpx2.Timeout(backend.timeout, connect=10),
@@ -230,12 +238,14 @@ class GatewayEngine:
         """Make a prompt of plain text or token ids; see ``Engine``."""
         return self.prompts.text(text)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> _Asked:
-        """Queue a request.
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, listener: Listener, client: str = ""
+    ) -> _Asked:
+        """Queue a client's request; the next free place goes to whoever has fewest (:class:`Turns`).
 
         Raises:
             PromptError: it leaves no room for an answer, or asks for the prompt's log-probabilities.
-            QueueFullError: too many wait.
+            QueueFullError: too many wait, or of this client too many where others ask.
             DrainingError: the engine is shutting down.
         """
         if sampling.prompt_logprobs or sampling.max_tokens < 1:
@@ -251,12 +261,16 @@ class GatewayEngine:
             )
         before = prompt.ids if prompt.continued else ()
         text = Detokenizer(self.spelling, sampling.stop, before)
-        asked = _Asked(prompt, sampling, listener, text, min(sampling.max_tokens, left), self._loop)
+        asked = _Asked(
+            prompt, sampling, listener, text, min(sampling.max_tokens, left), self._loop, client
+        )
         with self._changed:
             if self._draining:
                 raise DrainingError("the server is shutting down")
-            if len(self._asked) >= self.max_batch + self.max_waiting:
+            most = self.max_batch + self.max_waiting
+            if not self._shares.free(client) or len(self._asked) >= most:
                 raise QueueFullError(f"{self.max_waiting} requests wait already; try again soon")
+            self._shares.take(client)
             self._asked.add(asked)
         asyncio.run_coroutine_threadsafe(self._serve(asked), self._loop)
         return asked
@@ -309,19 +323,34 @@ class GatewayEngine:
         last = Finished("cancelled")
         try:
             if not asked.cancelled:
-                async with self._places:
-                    asked.running = True
-                    last = await self._answer(asked)
+                self._queue.append(asked)
+                self._give_places()
+                await asked.turn.wait()
+                last = await self._answer(asked)
         except asyncio.CancelledError:
             pass
         except Exception as error:
             log.exception("a request failed")
             last = Finished("error", f"{type(error).__name__}: {error}")
         finally:
+            for held in (self._queue, self._running):
+                if asked in held:
+                    held.remove(asked)
+            self._give_places()
             asked.listener(last)
             with self._changed:
                 self._asked.discard(asked)
+                self._shares.give_back(asked.client)
                 self._changed.notify_all()
+
+    def _give_places(self) -> None:
+        while self._queue and len(self._running) < self.max_batch:
+            asked = self._turns.first(self._queue, self._running)
+            self._turns.took(asked.client)
+            self._queue.remove(asked)
+            self._running.append(asked)
+            asked.running = True
+            asked.turn.set()
 
     async def _answer(self, asked: _Asked) -> Finished:
         embeddings = await self._loop.run_in_executor(self._encoder, self._embed, asked.prompt)

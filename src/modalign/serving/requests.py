@@ -255,8 +255,13 @@ class Engine(Protocol):
     def text_prompt(self, text: str | Sequence[int]) -> Prompt:
         """Make a prompt of plain text or token ids. Raises PromptError."""
 
-    def submit(self, prompt: Prompt, sampling: Sampling, listener: Listener) -> Handle:
-        """Queue a request. Raises QueueFullError, DrainingError, PromptError (too long)."""
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, listener: Listener, client: str = ""
+    ) -> Handle:
+        """Queue a client's request; clients take turns.
+
+        Raises QueueFullError, DrainingError, PromptError (too long).
+        """
 
     def state(self) -> EngineState:
         """Return the current state."""

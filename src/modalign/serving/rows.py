@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,7 @@ class Row:
     """A request and its state.
 
     Attributes:
+        client: whose it is: clients take turns.
         made: ids so far.
         memory: what in-layer connectors read.
         cancelled: its client has disconnected.
@@ -51,6 +52,7 @@ class Row:
     device: torch.device
     most: int  # maximum tokens: the request's own limit, or what the model's length leaves
     alone: bool = False  # answered by `generate`, which applies the model's processors itself
+    client: Hashable = ""
     number: int = field(default_factory=lambda: next(_numbers))
     made: list[int] = field(default_factory=list)
     memory: Memory = field(default_factory=dict)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from modalign.errors import ModalignError
 from modalign.files import write_atomically
+from modalign.strict_json import loads
 
 KEEP = 2
 
@@ -144,7 +145,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
         return (
             load_file(path / "trainable.safetensors"),
             load_file(path / "optimizer.safetensors"),
-            json.loads((path / "state.json").read_text()),
+            loads((path / "state.json").read_text(encoding="utf-8"), nan=True),
         )
     except Exception as error:
         raise ModalignError(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from modalign.models.compose import LanguageModel, compose
 from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.processing import ModalignProcessor
+from modalign.strict_json import loads
 from modalign.tools.chain import ToolChain
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
@@ -251,7 +251,10 @@ class Session(Staged):
             return trials, Ledger()
         record = folder / "trials.json"
         if record.exists():
-            trials = [LearningRateTrial.of(state) for state in json.loads(record.read_text())]
+            trials = [
+                LearningRateTrial.of(state)
+                for state in loads(record.read_text(encoding="utf-8"), nan=True)
+            ]
         share = budget.share(1 / (TRIAL_SEEDS * len(trials)))
         start = checkpoint.trainable_state(self.model)
         for number in range(TRIAL_SEEDS):

@@ -7,7 +7,6 @@ needed to investigate it.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from modalign.errors import ModalignError, UsageError
 from modalign.models.heads import Head
+from modalign.strict_json import read_object
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
 from modalign.training.learners import Learner, ModelLearner
@@ -357,7 +357,7 @@ class Trainer:
         file = self.folder / NONFINITE
         if not file.exists():
             return
-        found = json.loads(file.read_text())
+        found = read_object(file)
         ids = found["batch"]
         raise NonFiniteLossError(
             f"the {found['what']} became {found['value']} at step {found['step']}; the batch was "

@@ -34,7 +34,7 @@ from modalign.compression.pruning.workshop import (
 )
 from modalign.devices import device_named
 from modalign.errors import UsageError
-from modalign.files import check_free, new_folder, write_atomically
+from modalign.files import bytes_in, check_free, check_room, new_folder, write_atomically
 from modalign.models.local import model_folder
 from modalign.models.open import open_model
 from modalign.models.projections import language_part
@@ -43,6 +43,7 @@ from modalign.models.saved import open_composed
 from modalign.progress import Progress
 from modalign.runs import read_result, run_folder
 from modalign.training.budget import Budget
+from modalign.training.doctor.checks_saving import size_of
 from modalign.trust import trusted
 
 Say = Callable[[str], None]
@@ -93,6 +94,7 @@ def prune(
     work = _work(out)
     with run_folder(work, values, resume=resume, overwrite=overwrite) as folder:
         job, workshop = _prepare(config, work, progress)
+        _check_room(job, workshop, out)
         cutting = read_result(work / CUT, Cutting)
         if cutting is None:
             workshop = workshop or open_workshop(config, progress)
@@ -148,6 +150,16 @@ def _check_places(
         raise UsageError(f"--patch {patch}: a patch file ends in {ENDING}")
     again = overwrite or (resume and (_work(out) / CUT).exists())
     check_free(patch, recovery_file(patch), overwrite=again)
+
+
+def _check_room(job: Job, workshop: Workshop | None, out: Path) -> None:
+    """See that the disk takes the pruned models: the result, its copy, those by chance, the recovered one."""
+    if workshop is None:  # they are there
+        return
+    count = 2 + len(job.seeds) + (job.mode != "none")
+    share = job.config.keep or 1.0
+    needed = int(share * count * size_of(workshop.opened.model)) - bytes_in(job.work)
+    check_room(out, needed, f"{count} pruned models take")
 
 
 def _prepare(config: PruneConfig, work: Path, progress: Progress) -> tuple[Job, Workshop | None]:

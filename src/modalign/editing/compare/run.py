@@ -39,6 +39,7 @@ from modalign.models.quiet import quietly
 from modalign.numbers.pairs import resamples_for
 from modalign.progress import Progress
 from modalign.runs import RunFolder, command_line, run_folder
+from modalign.strict_json import loads
 from modalign.version import __version__
 
 Say = Callable[[str], None]
@@ -237,7 +238,7 @@ def _before(out: Path, bench: Workbench, plan: Plan) -> dict[int, EditRow]:
     fingerprint = digest([dict(bench.hashes), used, bench.task, bench.generate, bench.seed])
     file = out / "before.json"
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = loads(file.read_text(encoding="utf-8"), nan=True)
         if held["fingerprint"] == fingerprint:
             rows = [EditRow.model_validate(row) for row in held["rows"]]
             return dict(zip(used, rows, strict=True))

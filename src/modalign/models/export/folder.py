@@ -233,7 +233,7 @@ def own_code(model: Bridges) -> list[str]:
 
 def forget_places(file: Path) -> None:
     """Remove the paths that parts were loaded from: they are local to this machine and not used."""
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_object(file)
     kept = _without_places(values)
     if kept != values:
         text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
@@ -250,7 +250,7 @@ def _without_places(value: Any) -> Any:
 @contextmanager
 def edited_json(path: Path) -> Iterator[dict[str, Any]]:
     """Edit a JSON file: its values are written back if the block succeeds."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_object(path)
     yield values
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from modalign.errors import ModalignError, UsageError, first_line
+from modalign.errors import DataError, ModalignError, UsageError, first_line
 from modalign.files import write_atomically
 from modalign.hashing import canonical, tensor_hash
 from modalign.lengths import declared_length
@@ -35,6 +35,7 @@ from modalign.models.parts import embedding
 from modalign.models.pretrained import read_pretrained
 from modalign.models.probe import Conversation, placed, prepare
 from modalign.models.processing import ModalignProcessor
+from modalign.strict_json import read_object
 
 REFERENCE = "gateway.json"
 FORMAT = 1
@@ -157,7 +158,8 @@ def load_gateway(folder: Path | str, device: torch.device | str = "cpu") -> Gate
     """Load a gateway's folder; runs modalign's own code, never the copy in the folder.
 
     Raises:
-        UsageError: there is no gateway.
+        UsageError: there is no gateway, or one of another format.
+        DataError: its file of the language model is damaged.
     """
     folder = Path(folder)
     if not (folder / REFERENCE).is_file():
@@ -165,8 +167,8 @@ def load_gateway(folder: Path | str, device: torch.device | str = "cpu") -> Gate
             f"{folder} contains no gateway: it has no {REFERENCE}; 'modalign export MODEL --to gateway "
             f"-o {folder}' writes one"
         )
+    reference = _reference(folder / REFERENCE)
     try:
-        reference = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))
         model = read_pretrained(ModalignMedia, folder, "gateway", use_safetensors=True)
         processor = read_pretrained(ModalignProcessor, folder, "processor of the gateway")
         generation = GenerationConfig.from_pretrained(folder)
@@ -174,14 +176,25 @@ def load_gateway(folder: Path | str, device: torch.device | str = "cpu") -> Gate
         raise UsageError(
             f"the gateway in {folder} cannot be loaded: {first_line(error)}"
         ) from error
-    if reference.get("format") != FORMAT:
+    return Gateway(folder, model.to(device).eval(), processor, generation, reference)
+
+
+def _reference(file: Path) -> dict[str, Any]:
+    """Read what a gateway says of its language model."""
+    told = read_object(file)
+    if told.get("format") != FORMAT:
         raise UsageError(
-            f"{folder / REFERENCE} is of format {reference.get('format')!r}, not {FORMAT}; export "
-            "the model again"
+            f"{file} is of format {told.get('format')!r}, not {FORMAT}; export the model again"
         )
-    return Gateway(
-        folder, model.to(device).eval(), processor, generation, reference["language_model"]
-    )
+    found = told.get("language_model")
+    if not (
+        isinstance(found, dict)
+        and isinstance(found.get("tensors"), dict)
+        and type(found.get("rows")) is int
+        and isinstance(found.get("max_position_embeddings"), int | None)
+    ):
+        raise DataError(f"{file} does not describe a language model: export the model again")
+    return found
 
 
 def save_gateway(

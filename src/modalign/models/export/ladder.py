@@ -19,7 +19,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from modalign.errors import ModalignError, UsageError, choose
-from modalign.files import new_folder
+from modalign.files import check_room, new_folder
 from modalign.models.asking import conversation_of
 from modalign.models.export.codes import SIGNAL, TARGET, check_codes, save_codes
 from modalign.models.export.folder import (
@@ -49,6 +49,7 @@ from modalign.models.probe import Conversation, observe
 from modalign.models.quiet import quietly
 from modalign.models.tool_text import TOOLS
 from modalign.progress import Progress
+from modalign.strict_json import read_object
 
 Rung = Literal["native", "remote-code", "gateway"]
 RECORDS = 4  # compared by default
@@ -154,6 +155,8 @@ def export_model(
     tell("exporting (loading)", 0, 3)
     model, processor = load_model(folder)
     stored = widest_dtype(model)
+    values = sum(parameter.numel() for parameter in model.parameters())
+    check_room(out, values * stored.itemsize, "the exported model takes")
     model = model.float()
     chosen, origin = records_for(folder, processor, data, records, columns)
     conversations = [conversation_of(record, processor) for record in chosen]
@@ -274,7 +277,7 @@ def _native(source: _Source, folder: Path, target: str | None) -> tuple[Rung, st
         raise
     if saved.kind == "remote-code":
         raise NotNativeError(saved.notes[0].removeprefix("Saved with its own code: ").rstrip("."))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     return "native", config["architectures"][0], list(saved.notes)
 
 

@@ -24,6 +24,7 @@ from modalign.errors import ModalignError
 from modalign.models import probe
 from modalign.models.export.folder import load_model, widest_dtype
 from modalign.models.probe import Conversation, observe
+from modalign.strict_json import read_object
 
 TOLERANCE = 1e-5  # for fp32 logits, relative to their size where that is above 1
 HALF_TOLERANCE = 2e-2
@@ -248,7 +249,7 @@ def verify_in_clean_process(
 
 def _has_code(file: Path) -> bool:
     """Whether a configuration refers to code in its folder; others are loaded without trust."""
-    return file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+    return file.is_file() and "auto_map" in read_object(file)
 
 
 def _with_files(conversations: Sequence[Conversation], folder: Path) -> list[Conversation]:

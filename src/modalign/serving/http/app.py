@@ -33,8 +33,8 @@ from modalign.serving.http.page import add_page
 from modalign.serving.http.runs import Relay, Run
 from modalign.serving.http.schemas import ChatRequest, CompletionRequest, Sampled
 from modalign.serving.http.settings import Settings
-from modalign.serving.http.shares import Shares
 from modalign.serving.requests import Engine
+from modalign.serving.shares import Shares
 from modalign.version import __version__
 
 GATE = (401, 421, 500)  # statuses that every route may return
@@ -123,7 +123,7 @@ class Service:
             work = await loop.run_in_executor(pool, prepare, given)
         if self._relay is None:
             self._relay = Relay(loop)
-        run = Run(self.engine, self._relay, work.asks, self.metrics)
+        run = Run(self.engine, self._relay, work.asks, self.metrics, client_of(request))
         run.start()
         return run, work
 

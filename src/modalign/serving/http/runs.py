@@ -89,10 +89,19 @@ class Run:
         relay: delivers its events.
         asks: the requested answers, in the order of the response's choices.
         metrics: records times.
+        client: who asks; clients take turns in the engine.
     """
 
-    def __init__(self, engine: Engine, relay: Relay, asks: Sequence[Ask], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        relay: Relay,
+        asks: Sequence[Ask],
+        metrics: Metrics,
+        client: str = "",
+    ) -> None:
         self._engine, self._relay, self._metrics = engine, relay, metrics
+        self._client = client
         self._asks = list(asks)
         self._choices = [_Choice() for _ in asks]
         self._pending = deque(range(len(asks)))
@@ -184,7 +193,7 @@ class Run:
             choice.asked = choice.asked or time.monotonic()
             try:
                 choice.handle = self._engine.submit(
-                    ask.prompt, ask.sampling, self._listener(number)
+                    ask.prompt, ask.sampling, self._listener(number), self._client
                 )
             except QueueFullError:
                 if not any(other.handle and not other.done for other in self._choices):

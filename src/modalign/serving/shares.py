@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Hashable
 
 RECENT = 60.0  # seconds for which somebody who asked counts as there
 REMEMBERED = 1_000  # clients
@@ -21,10 +22,10 @@ class Shares:
 
     def __init__(self, most: int) -> None:
         self._share = most - most // 4
-        self._served: Counter[str] = Counter()
-        self._asked: dict[str, float] = {}  # when each asked last, the latest at the end
+        self._served: Counter[Hashable] = Counter()
+        self._asked: dict[Hashable, float] = {}  # when each asked last, the latest at the end
 
-    def free(self, client: str) -> bool:
+    def free(self, client: Hashable) -> bool:
         """Note that a client asks; whether it may have one more."""
         now = time.monotonic()
         self._asked.pop(client, None)
@@ -34,11 +35,11 @@ class Shares:
         others = any(at > now - RECENT for name, at in self._asked.items() if name != client)
         return not others or self._served[client] < self._share
 
-    def take(self, client: str) -> None:
+    def take(self, client: Hashable) -> None:
         """Count a request that is being served."""
         self._served[client] += 1
 
-    def give_back(self, client: str) -> None:
+    def give_back(self, client: Hashable) -> None:
         """Count its end."""
         self._served[client] -= 1
         self._served += Counter()  # without those that have none
