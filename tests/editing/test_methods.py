@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from modalign.editing.computation import Options
 from modalign.editing.edits import Edit
 from modalign.editing.engine import covariance
 from modalign.editing.engine.covariance import collect
-from modalign.editing.engine.forward import PartialForward
+from modalign.editing.engine.forward import PartialForward, Row
 from modalign.editing.engine.keys import read_keys, read_outputs
+from modalign.editing.engine.parts import Parts
 from modalign.editing.engine.rewriting import Rewriter, Rewriting
 from modalign.editing.engine.solve import factorise
 from modalign.editing.engine.spec import ModelSpec
@@ -157,16 +159,16 @@ def test_the_batch_changes_nothing(made: Editable) -> None:
 def test_memory_that_runs_out_halves_the_batch(
     made: Editable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = PartialForward.prepare
+    of = Parts.of
     sizes = []
 
-    def scarce(self: PartialForward, inputs: Any) -> Any:
-        sizes.append(len(inputs.mask))
-        if len(inputs.mask) > 4 * 4:
+    def scarce(forward: PartialForward, rows: Sequence[Row]) -> Parts:
+        sizes.append(len(rows))
+        if len(rows) > 4 * 4:
             raise torch.OutOfMemoryError
-        return prepare(self, inputs)
+        return of(forward, rows)
 
-    monkeypatch.setattr(PartialForward, "prepare", scarce)
+    monkeypatch.setattr(Parts, "of", scarce)
     edits = counterfactuals(made.world, 5, seed=5)
     found_by_engine(made.model, made.tokenizer, edits, "memit")
     assert sizes == [20, 8, 8, 4]  # rows: three prompts and the KL prompt per edit

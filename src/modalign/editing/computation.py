@@ -326,14 +326,6 @@ class Computation:
             done=done,
             said=plan.notes.add,
         )
-        short = [i for i, value in found.items() if not value.reached] if settings.widen else []
-        if short:
-            again = self.values(layer, sites, settings.wider, [requests[i] for i in short])
-            found |= {
-                i: value
-                for i, value in zip(short, again, strict=True)
-                if value.probability > found[i].probability
-            }
         return [found[i] for i in range(len(requests))]
 
     def _batch(self, layer: int, requests: Sequence[Request]) -> int:

@@ -59,14 +59,17 @@ class ValueConfig(EditConfig):
         steps: evaluations of the value's optimisation.
         lr: its learning rate.
         clamp: longest vector, in lengths of the initial output.
-        widen: how often a value that does not reach its target is tried again with twice the clamp
-            and the learning rate.
+        widen: how often a value that does not reach its target goes on with twice the clamp and the
+            learning rate.
+        patience: evaluations after which a value whose target is certain is done unless the loss still
+            falls; 0 to wait for the whole loss, as published.
         kl: weight of the KL term.
         decay: weight of the decay term.
         keys: one averaged key per edit (``mean``, as published), or one for each of its rewriting
             prompts (``rows``): where a subject's key depends on what stands before it, the mean fits
             no wording but those it was taken from.
-        context_tokens: length of the sentences the model writes as contexts, in turn.
+        context_tokens: lengths of the sentences that the model writes as contexts, one for each; of
+            one length, five.
         contexts: sentences put before the prompts; None for five that the model writes, an empty
             list for none.
         tokens: of text for the key statistics, at most, and of pictures' rows; None for four per
@@ -78,6 +81,7 @@ class ValueConfig(EditConfig):
     lr: float = Field(default=0.5, gt=0)
     clamp: float = Field(default=0.75, gt=0)
     widen: int = Field(default=0, ge=0, le=4)
+    patience: int = Field(default=0, ge=0)
     kl: float = Field(default=0.0625, ge=0)
     decay: float = Field(default=0.5, ge=0)
     keys: Literal["mean", "rows"] = "mean"
@@ -89,5 +93,12 @@ class ValueConfig(EditConfig):
     def value_settings(self, relax: bool = False) -> ValueSettings:
         """For the optimiser."""
         return ValueSettings(
-            self.steps, self.lr, self.clamp, self.kl, self.decay, relax, widen=self.widen
+            self.steps,
+            self.lr,
+            self.clamp,
+            self.kl,
+            self.decay,
+            relax,
+            widen=self.widen,
+            patience=self.patience,
         )

@@ -58,7 +58,7 @@ def call(model: Any, rows: Rows, extras: Mapping[str, Any] | None = None, **sett
         extras: further inputs (pixels); a value of None takes an input away.
         settings: ``use_cache`` and the like, given where ``forward`` takes them.
     """
-    inputs = {"input_ids": rows.ids, "attention_mask": rows.mask, "position_ids": rows.positions}
+    inputs = {"input_ids": rows.run, "attention_mask": rows.mask, "position_ids": rows.positions}
     inputs = {"use_cache": False} | inputs | settings | dict(extras or {})
     return model(
         **{name: value for name, value in _taken(model, inputs).items() if value is not None}

@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from modalign.editing.benchmarks.calling import device_of, judging, logits_at, vocabulary_of
 from modalign.editing.edits import Edit
 from modalign.editing.engine.asking import Asking
-from modalign.editing.engine.tokens import pad
+from modalign.editing.engine.prefix import attends_to_all, repeated, shared
+from modalign.editing.engine.tokens import Rows, pad
 from modalign.lengths import check_length, declared_length
+from modalign.models.caches import CACHE
 from modalign.progress import Progress
 
 BATCH_TOKENS = 8192
@@ -203,7 +206,7 @@ def _run(
         for row, n in order
     ]
     where = torch.tensor(list(places), device=device).T
-    logits, _ = logits_at(model, pad(batch, device), (where[0], where[1]))
+    logits = _logits(model, batch, where)
     logits = logits.float()
     likeliest = logits.argmax(-1).tolist()
     flat_picks = torch.tensor([place for own in picks for place in own], device=device)
@@ -213,6 +216,25 @@ def _run(
         said = tuple(likeliest[place] for place in own)
         hits = tuple(a == b for a, b in zip(said, flat[number].target, strict=True))
         yield number, Score(sum(next(chosen) for _ in own), hits, said)
+
+
+def _logits(model: Any, batch: Sequence[Ids], where: Tensor) -> Tensor:
+    """Logits at (row, position) places, (P, V); what all rows begin with is run once."""
+    rows = pad(batch, where.device)
+    length = rows.ids.shape[1]
+    first = int(where[1].min())
+    begin = shared(batch, first) if attends_to_all(getattr(model, "config", None), length) else 0
+    if begin:
+        cache = DynamicCache()
+        alone = pad([batch[0][:begin]], where.device)
+        end = torch.tensor([begin - 1], device=where.device)
+        logits_at(model, alone, (end - end, end), use_cache=True, **{CACHE: cache})
+        held = repeated(cache, len(batch))
+        if held is not None:
+            rest = Rows(rows.ids, rows.mask, begin)
+            settings = {"use_cache": True, CACHE: held}
+            return logits_at(model, rest, (where[0], where[1] - begin), **settings)[0]
+    return logits_at(model, rows, (where[0], where[1]))[0]
 
 
 def _log_probabilities(logits: Tensor, places: Tensor, wanted: Tensor) -> Tensor:

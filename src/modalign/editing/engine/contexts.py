@@ -17,22 +17,24 @@ LENGTH = 10  # tokens in all, the start included
 def sample_contexts(
     spec: ModelSpec, tokenizer: Any, *, seed: int = 0, lengths: Sequence[int] = (LENGTH,)
 ) -> list[str]:
-    """One sentence per start, sampled from the model (top-k 5). The same seed, the same sentences.
+    """Sentences that the model goes on to write (top-k 5). The same seed, the same sentences.
 
     Args:
         spec: the model.
         tokenizer: the model's.
         seed: of the sampling.
-        lengths: of the sentences in tokens, in turn.
+        lengths: of the sentences in tokens, one for each; of one length, one sentence per start.
     """
-    prompts = [list(tokenizer(start)["input_ids"]) for start in STARTS]
+    lengths = list(lengths) * len(STARTS) if len(lengths) == 1 else list(lengths)
+    starts = [STARTS[number % len(STARTS)] for number in range(len(lengths))]
+    prompts = [list(tokenizer(start)["input_ids"]) for start in starts]
     texts = []
     for number, prompt in enumerate(prompts):
         generator = seeded(seed, number)
         ids = sample(
             spec.language,
             torch.tensor([prompt]),
-            max(0, lengths[number % len(lengths)] - len(prompt)),
+            max(0, lengths[number] - len(prompt)),
             generator,
         )[0]
         text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)

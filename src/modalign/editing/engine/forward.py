@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from modalign.connectors.hooks import with_first_tensor
+from modalign.editing.engine.prefix import attends_to_all, repeated, shared
 from modalign.editing.engine.spec import ModelSpec, Site, SpecError
 from modalign.editing.engine.tokens import pad
 from modalign.models.caches import CACHE
@@ -74,11 +75,15 @@ class Inputs:
     @property
     def given(self) -> dict[str, Tensor]:
         """As keyword arguments of a model."""
+        return self.after(0)
+
+    def after(self, begin: int) -> dict[str, Tensor]:
+        """The same without the first tokens, which a cache holds."""
         what = {"input_ids": self.ids} if self.ids is not None else {"inputs_embeds": self.embeds}
         return {
-            **{name: value for name, value in what.items() if value is not None},
+            **{name: value[:, begin:] for name, value in what.items() if value is not None},
             "attention_mask": self.mask,
-            "position_ids": self.positions,
+            "position_ids": self.positions[:, begin:],
         }
 
 
@@ -401,28 +406,53 @@ def read(
     Returns:
         Each as (B, d) in ``spec.exact``.
     """
-    inputs = Inputs.of([row.up_to_lookup() for row in rows], spec)
-    index = torch.arange(len(rows), device=spec.device)
+    rows = [row.up_to_lookup() for row in rows]
+    inputs = Inputs.of(rows, spec)
+    begin = _beginning(spec, rows)
+    lookups = inputs.lookups - begin
     found: dict[K, Tensor] = {}
 
     def note(key: K, side: Side) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = args[0] if args else kwargs["hidden_states"]
             value = hidden_of(output) if side == "output" else given
-            value = value.reshape(len(rows), -1, value.shape[-1])
-            found[key] = value[index, inputs.lookups].to(spec.exact)
+            found[key] = value
             if len(found) == len(wanted):
                 raise StopForwardError
 
         return hook
 
+    def run(given: dict[str, Any], cache: DynamicCache | None) -> None:
+        found.clear()
+        held = {} if cache is None else {CACHE: cache}
+        with suppress(StopForwardError):
+            spec.language(use_cache=cache is not None, **held, **accepted(spec.language, given))
+
     with ExitStack() as stack, torch.no_grad(), evaluating(spec.language):
         for key, (module, side) in wanted.items():
             hook = note(key, side)
             stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
-        with suppress(StopForwardError):
-            spec.language(use_cache=False, **accepted(spec.language, inputs.given))
-    return found
+        cache = None
+        if begin:
+            alone = DynamicCache()
+            run(Inputs.of([Row(rows[0].ids[:begin], 0)], spec).given, alone)
+            cache = repeated(alone, len(rows))
+        assert cache is not None or not begin
+        run(inputs.after(begin), cache)
+    index = torch.arange(len(rows), device=spec.device)
+    return {
+        key: value.reshape(len(rows), -1, value.shape[-1])[index, lookups].to(spec.exact)
+        for key, value in found.items()
+    }
+
+
+def _beginning(spec: ModelSpec, rows: Sequence[Row]) -> int:
+    """Tokens that all rows begin with, all before their lookup tokens, where the model can run them once."""
+    if any(row.embeds is not None for row in rows):
+        return 0
+    if not attends_to_all(spec.language.config, max(map(len, rows))):
+        return 0
+    return shared([row.ids for row in rows], min(row.lookup for row in rows))
 
 
 def logits_at(

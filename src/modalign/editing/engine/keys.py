@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
 
 ROWS_AT_ONCE = 256
+Wanted = tuple[int, Site, Side]
 
 
 def read_keys(
@@ -22,8 +23,43 @@ def read_keys(
     A key is the input of the FFN's output projection at the lookup token, averaged within each group
     of prompts and then over the groups (MEMIT, PMET), or plainly over all prompts (ROME).
     """
-    rows = [row for request in requests for row in request.prompts]
-    states = _read(spec, rows, layer, "ffn", "input")
+    states = _read(spec, _prompts(requests), {0: (layer, "ffn", "input")})
+    return _averaged(states[0], requests, grouped)
+
+
+def read_keys_and_outputs(
+    spec: ModelSpec, layer: int, last: int, site: Site, requests: Sequence[Request]
+) -> tuple[Tensor, Tensor]:
+    """Keys at a layer, and what a site of another gives at the bare prompts, in one pass.
+
+    Returns:
+        As :func:`read_keys` of ``layer`` and :func:`read_outputs` of ``last``.
+    """
+    wanted: dict[int, Wanted] = {0: (layer, "ffn", "input"), 1: (last, site, "output")}
+    states = _read(spec, _prompts(requests), wanted)
+    starts = torch.tensor([0, *(len(request.prompts) for request in requests[:-1])]).cumsum(0)
+    return _averaged(states[0], requests, True), states[1][starts].T
+
+
+def read_outputs(spec: ModelSpec, layer: int, site: Site, requests: Sequence[Request]) -> Tensor:
+    """What a site gives at the bare prompts' lookup tokens now, (D, n) in float64."""
+    return _read(spec, [request.prompts[0] for request in requests], {0: (layer, site, "output")})[
+        0
+    ].T
+
+
+def read_bare_keys(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> Tensor:
+    """Keys of the bare prompts only, (d_in, n) in float64 (ROME's released form mixes both)."""
+    rows = [request.prompts[0] for request in requests]
+    return _read(spec, rows, {0: (layer, "ffn", "input")})[0].T
+
+
+def _prompts(requests: Sequence[Request]) -> list[Row]:
+    return [row for request in requests for row in request.prompts]
+
+
+def _averaged(states: Tensor, requests: Sequence[Request], grouped: bool) -> Tensor:
+    """One key per request from those of its prompts, (d_in, n)."""
     keys, start = [], 0
     for request in requests:
         mine = states[start : start + len(request.prompts)]
@@ -34,24 +70,14 @@ def read_keys(
     return torch.stack(keys, dim=1)
 
 
-def read_outputs(spec: ModelSpec, layer: int, site: Site, requests: Sequence[Request]) -> Tensor:
-    """What a site gives at the bare prompts' lookup tokens now, (D, n) in float64."""
-    return _read(spec, [request.prompts[0] for request in requests], layer, site, "output").T
-
-
-def read_bare_keys(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> Tensor:
-    """Keys of the bare prompts only, (d_in, n) in float64 (ROME's released form mixes both)."""
-    return _read(spec, [request.prompts[0] for request in requests], layer, "ffn", "input").T
-
-
-def _read(spec: ModelSpec, rows: Sequence[Row], layer: int, site: Site, side: Side) -> Tensor:
-    """(rows, d) in float64 on the CPU, run in batches of rows of like length."""
+def _read(spec: ModelSpec, rows: Sequence[Row], wanted: Mapping[int, Wanted]) -> dict[int, Tensor]:
+    """Each (rows, d) in float64 on the CPU, run in batches of rows of like length."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
-    found: list[Tensor | None] = [None] * len(rows)
+    modules = {key: (spec.module(layer, site), side) for key, (layer, site, side) in wanted.items()}
+    parts: dict[int, list[Tensor]] = {key: [] for key in wanted}
     for start in range(0, len(order), ROWS_AT_ONCE):
         part = order[start : start + ROWS_AT_ONCE]
-        wanted = {0: (spec.module(layer, site), side)}
-        states = read(spec, [rows[i] for i in part], wanted)[0].cpu().double()
-        for number, state in zip(part, states, strict=True):
-            found[number] = state
-    return torch.stack([state for state in found if state is not None])
+        for key, states in read(spec, [rows[i] for i in part], modules).items():
+            parts[key].append(states.cpu().double())
+    back = torch.tensor(order).argsort()
+    return {key: torch.cat(found)[back] for key, found in parts.items()}

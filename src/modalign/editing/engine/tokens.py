@@ -37,15 +37,24 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rows:
-    """Right-padded rows: ``ids`` (B, T) and ``mask`` (B, T) with 1 at real tokens."""
+    """Right-padded rows: ``ids`` (B, T) and ``mask`` (B, T) with 1 at real tokens.
+
+    A cache may hold what all begin with: ``begin`` tokens, which are not run again.
+    """
 
     ids: Tensor
     mask: Tensor
+    begin: int = 0
+
+    @property
+    def run(self) -> Tensor:
+        """The ids that are run, (B, T - begin)."""
+        return self.ids[:, self.begin :]
 
     @property
     def positions(self) -> Tensor:
-        """Position ids, (B, T)."""
-        return (self.mask.cumsum(1) - 1).clamp(min=0)
+        """Their position ids, (B, T - begin)."""
+        return (self.mask.cumsum(1) - 1).clamp(min=0)[:, self.begin :]
 
 
 def encode_prompt(

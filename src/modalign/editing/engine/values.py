@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from modalign.editing.engine.forward import Base, Inputs, PartialForward, Row
+from modalign.editing.engine.forward import PartialForward, Row
+from modalign.editing.engine.parts import Parts
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.errors import ModalignError
@@ -28,6 +29,11 @@ ADAM = (0.9, 0.999, 1e-8)
 REACHED = 0.5  # a target less probable than this was not reached
 RELAXED_PHI = 0.1  # of the target's weight once it is the first choice everywhere (PMET)
 SMALL_KL = 0.01  # and the KL term below which PMET then stops
+GAIN = 0.2  # share of the loss that ``patience`` evaluations must win where the target is certain
+STALLED = (
+    5,
+    0.1,
+)  # evaluations, and the share of the loss that they win, where a limit holds it back
 
 
 class ValueNotFiniteError(ModalignError):
@@ -47,8 +53,10 @@ class ValueSettings:
         relax: PMET's schedule: once the target is the first choice everywhere, its weight falls to a
             tenth, and with a small KL term the optimisation ends.
         stop: the loss below which an edit is done.
-        widen: how often an edit whose target is not reached is tried again, with twice the clamp and
-            the learning rate.
+        widen: how often an edit whose target is not reached goes on, with twice the clamp and the
+            learning rate: after ``steps``, or as soon as it no longer gets nearer.
+        patience: evaluations after which an edit whose target is certain (NLL below ``stop``) is done
+            unless its loss fell by a fifth over them; 0 to wait for the whole loss, as published.
     """
 
     steps: int
@@ -59,11 +67,7 @@ class ValueSettings:
     relax: bool = False
     stop: float = 0.05
     widen: int = 0
-
-    @property
-    def wider(self) -> ValueSettings:
-        """For an edit that was not reached."""
-        return replace(self, lr=2 * self.lr, clamp=2 * self.clamp, widen=self.widen - 1)
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,9 @@ class _Layout:
 
 
 def _rows_of(request: Request) -> list[Row]:
-    """The rewriting prompts with the target but its last token, and the KL prompt."""
+    """The rewriting prompts with the target but its last token, and the KL prompt, read at its lookup token."""
     rows = [row.followed_by(request.target[:-1]) for row in request.prompts]
-    return [*rows, request.kl] if request.kl is not None else rows
+    return [*rows, request.kl.up_to_lookup()] if request.kl is not None else rows
 
 
 def _layout(requests: Sequence[Request], spec: ModelSpec) -> _Layout:
@@ -259,8 +263,7 @@ class _Batch:
         self.numbers = list(numbers)
         self.requests = list(requests)
         rows = [row for request in requests for row in _rows_of(request)]
-        inputs = Inputs.of([row.with_target(self.spec) for row in rows], self.spec)
-        self.base: Base = forward.prepare(inputs)
+        self.base = Parts.of(forward, [row.with_target(self.spec) for row in rows])
         self.layout = _layout(self.requests, self.spec)
         first = self._first_rows()
         self.initial = {site: value[first] for site, value in self.base.initial.items()}
@@ -268,6 +271,10 @@ class _Batch:
         self.moments = {site: (v.clone(), v.clone()) for site, v in self.vectors.items()}
         self.phi = torch.ones(len(requests), dtype=self.spec.exact, device=self.spec.device)
         self.original: Tensor | None = None  # log-probabilities of the KL rows before any change
+        self.rounds = torch.zeros(len(requests), dtype=torch.long, device=self.spec.device)
+        self.steps = torch.zeros_like(self.rounds)  # evaluations of this round, and in all
+        self.evaluated = 0
+        self.totals: list[Tensor] = []  # of each evaluation, (E,)
 
     def _first_rows(self) -> Tensor:
         """Each edit's first row: its bare prompt, where the initial outputs are read."""
@@ -277,18 +284,21 @@ class _Batch:
         return starts.nonzero().squeeze(1)
 
     def run(self, done: Done) -> None:
-        for step in range(1, self.settings.steps + 1):
+        while self.requests:
+            self.evaluated += 1
+            self.steps += 1
             vectors = {site: v.detach().requires_grad_() for site, v in self.vectors.items()}
             losses = self._losses(vectors)
             total = self.phi * losses.nll + self.settings.kl * losses.kl + self._decay(vectors)
             self._check(total)
-            ended = self._ended(losses, total, step)
+            self.totals.append(total.detach())
+            ended = self._ended(losses, total)
             for index in ended.nonzero().squeeze(1).tolist():
-                done(self.numbers[index], self._value(index, losses, step))
+                done(self.numbers[index], self._value(index, losses, self.evaluated))
             if ended.all():
                 return
             gradients = torch.autograd.grad(total.sum(), list(vectors.values()))
-            self._adam(dict(zip(vectors, gradients, strict=True)), step)
+            self._adam(dict(zip(vectors, gradients, strict=True)))
             self._project()
             if ended.any():
                 self._keep((~ended).nonzero().squeeze(1))
@@ -296,7 +306,7 @@ class _Batch:
     def _losses(self, vectors: dict[Site, Tensor]) -> _Losses:
         layout = self.layout
         by_row = {site: vector[layout.edit_of_row] for site, vector in vectors.items()}
-        logits = self.forward.logits(self.base, by_row, (layout.rows, layout.positions))
+        logits = self.base.logits(by_row, (layout.rows, layout.positions))
         log_probs = logits.log_softmax(-1)
         tokens = len(layout.labels)
         chosen = log_probs[:tokens].gather(1, layout.labels[:, None]).squeeze(1)
@@ -342,8 +352,8 @@ class _Batch:
                 "lower learning rate or float32 weights"
             )
 
-    def _ended(self, losses: _Losses, total: Tensor, step: int) -> Tensor:
-        """Which edits are done, (E,) bool; sets phi for the others' next step."""
+    def _ended(self, losses: _Losses, total: Tensor) -> Tensor:
+        """Which edits are done, (E,) bool; sets phi and the round for the others' next step."""
         settings = self.settings
         ended = total.detach() < settings.stop
         if settings.relax:
@@ -351,25 +361,56 @@ class _Batch:
             ended = ended | (losses.first_choice & calm)
             # The step that follows is taken on the loss as evaluated; phi counts from the next one.
             self.phi = torch.where(losses.first_choice, RELAXED_PHI, 1.0).to(self.phi)
-        if step == settings.steps:
-            ended = torch.ones_like(ended)
+        if settings.patience:
+            certain = losses.nll.detach() < settings.stop
+            ended = ended | (certain & (self._gain(settings.patience) < GAIN))
+        over = self.steps >= settings.steps
+        wider = (losses.probability < REACHED) & (self.rounds < settings.widen)
+        ended = ended | (over & ~wider)
+        if settings.widen:
+            stalled = self._gain(STALLED[0]) < STALLED[1]
+            self._widen(~ended & wider & (over | stalled))
         return ended
 
-    def _adam(self, gradients: dict[Site, Tensor], step: int) -> None:
+    def _gain(self, evaluations: int) -> Tensor:
+        """Share of the loss won over so many evaluations of this round, (E,); 1 where there are fewer."""
+        now = self.totals[-1]
+        if len(self.totals) <= evaluations:
+            return torch.ones_like(now)
+        won = 1 - now / self.totals[-1 - evaluations].clamp(min=1e-12)
+        return torch.where(self.steps > evaluations, won, torch.ones_like(won))
+
+    def _widen(self, which: Tensor) -> None:
+        """Begin a round with twice the limit and the rate, from where the last one ended."""
+        self.rounds = self.rounds + which.long()
+        self.steps = torch.where(which, 1, self.steps)  # this evaluation is its first
+        for moments in self.moments.values():
+            for moment in moments:
+                moment[which] = 0.0
+
+    def _wider(self, value: float) -> Tensor:
+        """A setting that doubles with every round, (E, 1)."""
+        return value * 2.0 ** self.rounds[:, None].to(self.spec.exact)
+
+    def _adam(self, gradients: dict[Site, Tensor]) -> None:
         beta1, beta2, epsilon = ADAM
+        step = self.steps[:, None].double()
+        first, second = ((1 - beta**step).to(self.spec.exact) for beta in (beta1, beta2))
         for site, gradient in gradients.items():
             mean, square = self.moments[site]
             mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            denominator = (square / (1 - beta2**step)).sqrt().add_(epsilon)
+            denominator = (square / second).sqrt().add_(epsilon)
             self.vectors[site] = (
                 self.vectors[site].detach()
-                - self.settings.lr * (mean / (1 - beta1**step)) / denominator
+                - self._wider(self.settings.lr) * (mean / first) / denominator
             )
 
     def _project(self) -> None:
         for site, vector in self.vectors.items():
-            longest = self.settings.clamp * self.initial[site].norm(dim=1, keepdim=True)
+            longest = self._wider(self.settings.clamp) * self.initial[site].norm(
+                dim=1, keepdim=True
+            )
             norm = vector.norm(dim=1, keepdim=True)
             self.vectors[site] = torch.where(norm > longest, vector * (longest / norm), vector)
 
@@ -398,5 +439,6 @@ class _Batch:
         self.initial = {site: v[edits] for site, v in self.initial.items()}
         self.vectors = {site: v[edits] for site, v in self.vectors.items()}
         self.moments = {site: (m[edits], s[edits]) for site, (m, s) in self.moments.items()}
-        self.phi = self.phi[edits]
+        self.phi, self.rounds, self.steps = self.phi[edits], self.rounds[edits], self.steps[edits]
+        self.totals = [total[edits] for total in self.totals]
         self.layout = _layout(self.requests, self.spec)

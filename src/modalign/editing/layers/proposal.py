@@ -28,7 +28,7 @@ from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.engine.store import weights_hash
 from modalign.editing.layers.probes import Candidate, make_probes
-from modalign.editing.layers.search import FEW, USELESS, candidate_layers, find
+from modalign.editing.layers.search import FEW, SHALLOW, USELESS, candidate_layers, find
 from modalign.editing.layers.trials import Bench, Trial
 from modalign.editing.methods.base import Method, ValueMethod
 from modalign.files import write_atomically
@@ -39,11 +39,18 @@ from modalign.patches.header import patch_hash
 from modalign.version import __version__
 
 MANY = 32  # probes at most; at least ``FEW``, and as many as edits between the two
-RULE = 5  # raised when the search changes: settings found by another rule are found again
+RULE = 6  # raised when the search changes: settings found by another rule are found again
 # What rewriting is like unless the user says otherwise: a key for each of the rows, after nothing, a word
 # or two, and whole sentences. A mean of keys fits no wording that starts in another way.
 # A limit that suits most edits is too short for some; those alone get a longer one.
-REWRITING: dict[str, Any] = {"keys": "rows", "context_tokens": [1, 2, 4, 7, 10], "widen": 2}
+REWRITING: dict[str, Any] = {
+    "keys": "rows",
+    "context_tokens": [1, 2, 4, 7, 10],
+    "widen": 2,
+    "patience": 4,
+}
+
+CONTEXTS_DEEP = [1, 4, 10]  # in a deep model every row of a value is dear
 
 Verdict = Literal["works", "weak"]
 
@@ -153,9 +160,11 @@ def _bench(
     count: int,
     seed: int,
 ) -> Bench:
-    base = {
-        k: v for k, v in REWRITING.items() if not (k == "context_tokens" and "contexts" in fixed)
-    }
+    base = dict(REWRITING)
+    if spec.depth > SHALLOW:
+        base["context_tokens"] = CONTEXTS_DEEP
+    if "contexts" in fixed:
+        del base["context_tokens"]
     method = kind(validated(kind.config_class, base | fixed, kind.name))
     config: ValueConfig = method.config
     asking = Asking(reader, config.template)

@@ -1,7 +1,7 @@
 """The search behind every default: settings are tried on probe edits, and what works best is taken.
 
-1. Layers. At some places of the depth a few probes are written to the layers that end there; at the two
-   best places shorter stretches are tried.
+1. Layers. A few probes are written to the layers that end at some places of the depth: in a shallow model at
+   every layer, in a deep one uphill from the last places. At the two best places shorter stretches are tried.
 2. Reach. How long a vector may be, in lengths of the layer's output: a site's own output may be many
    times shorter. From it follow the learning rate (a value is at its limit after a few steps) and the
    decay (at the limit it costs less than the loss at which the optimisation stops).
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from modalign.editing.engine.memory import statistics_fit
@@ -130,7 +131,11 @@ class _Search:
 
         held = self.bench.statistics.covariance.matrices
         lasts = [last for last in places(spec.depth) if last in held]
-        ends = sorted((tried(last, most) for last in lasts), key=_score, reverse=True)
+        if spec.depth <= SHALLOW:
+            ends = [tried(last, most) for last in lasts]
+        else:
+            ends = _uphill(lasts, lambda last: tried(last, most))
+        ends.sort(key=_score, reverse=True)
         found = list(ends)
         for end in ends[:2]:
             found += [tried(end.layers[-1], length) for length in {1, (most + 1) // 2}]
@@ -164,9 +169,13 @@ class _Search:
         return max([top, *tried], key=lambda t: t.score + (BETTER if t is top else 0.0))
 
     def _climb(self, values: Sequence[float], made: Callable[[float], dict[str, Any]]) -> Trial:
-        """The first value after which the score rises no more."""
+        """The first value after which the score rises no more; in a deep model, already on a few probes."""
         best = self._trial(made(values[0]))
-        for value in values[1:]:
+        for before, value in pairwise(values):
+            if self.few < FEW:
+                few = [self._trial(made(each), self.few).score for each in (before, value)]
+                if few[1] <= few[0] + BETTER:
+                    break
             found = self._trial(made(value))
             if found.score <= best.score + BETTER:
                 break
@@ -180,6 +189,17 @@ class _Search:
             return top
         found = self._trial(top.settings | change)
         return found if found.score > top.score + BETTER else top
+
+
+def _uphill(lasts: Sequence[int], tried: Callable[[int], Trial]) -> list[Trial]:
+    """Trials at the last place and two before it (the later, the cheaper), then uphill from the better one."""
+    found = {at: tried(lasts[at]) for at in range(len(lasts) - 1, -1, -2)[:2]}
+    while True:
+        best = max(found, key=lambda at: found[at].score)
+        near = [at for at in (best + 1, best - 1) if 0 <= at < len(lasts) and at not in found]
+        if not near:
+            return list(found.values())
+        found |= {at: tried(lasts[at]) for at in near}
 
 
 def _score(trial: Trial) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modalign.editing.computation import Computation, Solution
-from modalign.editing.engine.keys import read_keys, read_outputs
+from modalign.editing.engine.keys import read_keys_and_outputs
 from modalign.editing.engine.requests import Request
 from modalign.editing.engine.spec import Site
 from modalign.editing.methods.base import ValueMethod
@@ -69,13 +69,13 @@ class ClosedForm(ValueMethod):
             columns, origins = each_row(requests)
             owners = tuple(plan.owners[i] for i in origins)
             shifts = shifts[:, origins]
-        wanted = read_outputs(spec, layers[-1], self.reads, columns) + shifts
+        wanted: Tensor | None = None
         changes: dict[str, SolvedChange] = {}
         for number, layer in enumerate(layers):
             plan.tell("writing", number, len(layers))
-            keys = read_keys(spec, layer, columns)
-            missing = wanted - read_outputs(spec, layers[-1], self.reads, columns)
-            residuals = missing / self.spread(len(layers) - number)
+            keys, now = read_keys_and_outputs(spec, layer, layers[-1], self.reads, columns)
+            wanted = now + shifts if wanted is None else wanted
+            residuals = (wanted - now) / self.spread(len(layers) - number)
             change = self.change(computation, layer, keys, residuals, owners)
             name = spec.weight_name(layer)
             computation.weights.add(name, change.delta(), spec.transposed(layer))
