@@ -197,6 +197,17 @@ def test_schedules() -> None:
     assert trapezoid(0.85, 0.1) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("name", "schedule"), [("cosine", cosine), ("trapezoid", trapezoid)])
+def test_the_schedule_is_the_settings_and_of_trials_the_trapezoid(
+    plan: Make, tmp_path: Path, name: str, schedule: Callable[[float, float], float]
+) -> None:
+    made = plan()
+    session = made.session(schedule=name)
+    stage, budget = session.method.stages[0], Budget("samples", 1)
+    assert session._trainer(stage, budget, tmp_path, 0).schedule is schedule
+    assert session._trainer(stage, budget, tmp_path, 0, trial_seed=1).schedule is trapezoid
+
+
 def test_no_copy_is_made_unless_a_checkpoint_is(
     plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

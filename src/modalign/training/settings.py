@@ -100,7 +100,8 @@ class TrainSettings(_Strict):
     """How to train, equal for every method of a comparison.
 
     Weights are float32 while they train; ``dtype`` is what is computed in (autocast), and ``save_dtype`` what the
-    finished model is saved in: ``given`` is what the language model was stored in.
+    finished model is saved in: ``given`` is what the language model was stored in. ``schedule`` is how the rates
+    fall (:data:`modalign.training.trainer.SCHEDULES`).
     """
 
     llm: LLMMode = "frozen"
@@ -111,6 +112,7 @@ class TrainSettings(_Strict):
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
     packing: bool = False
     pack_length: PositiveInt = 256
+    schedule: Literal["cosine", "trapezoid"] = "cosine"
     warmup: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: PositiveFloat = 1.0

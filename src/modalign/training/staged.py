@@ -18,7 +18,7 @@ from modalign.training.parallel import Parallel
 from modalign.training.settings import LearningRates, Stage
 from modalign.training.tracking import Track
 from modalign.training.trainable import freeze_for
-from modalign.training.trainer import StepProgress, Trainer, Validate, cosine, trapezoid
+from modalign.training.trainer import SCHEDULES, StepProgress, Trainer, Validate, trapezoid
 
 Report = Callable[[str, StepProgress], None]
 
@@ -70,7 +70,7 @@ class Staged(Composed):
             folder,
             seed,
             self.parallel,
-            schedule=trapezoid if trial else cosine,
+            schedule=trapezoid if trial else SCHEDULES[self.settings.schedule],
             validate=validate,
             report=(lambda step: self.report(folder.name, step)) if self.report else None,  # type: ignore[misc]
             track=None if trial or track is None else _under(stage.name, track),

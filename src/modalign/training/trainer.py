@@ -82,11 +82,15 @@ def cosine(fraction: float, warmup: float) -> float:
 def trapezoid(fraction: float, warmup: float) -> float:
     """Linear warm-up, constant, then linear decay to zero over the last 30 %.
 
-    The schedule of learning-rate trials (warm-up, stable, decay: MiniCPM, arXiv 2404.06395). Without the
-    decay, high rates look worse than they are, because of noise that the decay removes.
+    Warm-up, stable, decay (MiniCPM, arXiv 2404.06395). The schedule of learning-rate trials: without the decay,
+    high rates look worse than they are, because of noise that the decay removes. In short trainings it lets
+    those that take off late catch up: a cosine has taken half of their rate by then.
     """
     rising = (fraction + 0.1 * warmup) / (1.1 * warmup) if warmup else 1.0
     return max(min(rising, 1.0, (1 - fraction) / 0.3), 0.0)
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {"cosine": cosine, "trapezoid": trapezoid}
 
 
 def autocast(device: torch.device, settings: TrainSettings) -> torch.autocast:
