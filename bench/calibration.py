@@ -5,13 +5,22 @@ of its own: 120 trainings, about ten minutes of one core a seed. Each is kept; w
 
     python -m bench.calibration train [--seeds 10] [--out runs/calibration]
     python -m bench.calibration tables [--draws 200] [--out runs/calibration] [--write]
+    python -m bench.calibration simulate [--worlds 40] [--out runs/calibration-worlds] [--write]
 
 ``tables`` draws comparisons from the trainings again and again: two (or ``--trainings``) of every method, and the
 questions by image. What each would say is held against the trainings that it did not have:
 
-* (a) how often the 95 % interval of an accuracy holds the mean of the *other* trainings;
+* (a) how often the 95 % interval of an accuracy holds the mean of the *other* trainings. These are few, too: with
+  S trainings in the interval and K others, an interval that is right for the truth has to be sqrt(1 + S / K) times
+  as long between trainings to hold their mean as often. Both are counted;
 * (b) of pairs called different, how many stand the other way round over all trainings;
 * (c) how often another comparison, of other trainings and questions, picks the same method, by stated confidence.
+
+A handful of trainings gives few comparisons that share none: of six, three by pairs. What is seen of (a) and (c)
+there is rough, however many comparisons are drawn. So ``simulate`` does the same in worlds whose truth is known:
+twelve methods each, the better ones close together (they share a ceiling), with spreads between trainings that are
+alike, tenfold apart, or tenfold apart with two modes (some trainings take off in time and some do not) among the
+widest third.
 
 ``--write`` puts the tables into docs/report.md.
 """
@@ -19,15 +28,17 @@ questions by image. What each would say is held against the trainings that it di
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from bench.readme import ROOT, write_block
 from modalign.cache import cache_directory
@@ -37,8 +48,10 @@ from modalign.comparison.config import CompareConfig, load_config
 from modalign.comparison.job import Job, JobResult, load_scores, run_job
 from modalign.comparison.prepared import Prepared, StoredData, prepare
 from modalign.comparison.recommendation import Cost, recommend
+from modalign.files import write_atomically
 from modalign.numbers.bootstrap import RESAMPLES, Floats, cluster_ids
 from modalign.numbers.pairs import differences, resamples_for
+from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import hierarchical_bootstrap
 from modalign.pages.markdown import table
 from modalign.runs import run_folder
@@ -47,6 +60,10 @@ SEEDS = 10
 START, END = (
     "<!-- written by `python -m bench.calibration tables --write` -->",
     "<!-- end of it -->",
+)
+WORLDS_START, WORLDS_END = (
+    "<!-- written by `python -m bench.calibration simulate --write` -->",
+    "<!-- end of the worlds -->",
 )
 BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -177,6 +194,7 @@ class Found:
     Attributes:
         draws: comparisons.
         misses: method -> intervals wholly below and wholly above the mean of the other trainings.
+        allowed: method -> intervals that do not hold it either when they allow for its own error.
         reaches: method -> half lengths of its intervals.
         different: pairs called different, and how many of them stand the other way round.
         picks: confidence of a choice, and whether another comparison made it again.
@@ -184,6 +202,7 @@ class Found:
 
     draws: int = 0
     misses: dict[str, list[int]] = field(default_factory=dict)
+    allowed: dict[str, int] = field(default_factory=dict)
     reaches: dict[str, list[float]] = field(default_factory=dict)
     different: list[int] = field(default_factory=lambda: [0, 0])
     picks: list[tuple[float, bool]] = field(default_factory=list)
@@ -191,6 +210,23 @@ class Found:
     def covered(self, name: str) -> float:
         """Share of a method's intervals that hold the mean of the others."""
         return 1 - sum(self.misses[name]) / self.draws
+
+    def allowing(self, name: str) -> float:
+        """The same of intervals that allow for the error of that mean."""
+        return 1 - self.allowed[name] / self.draws
+
+    def add(self, other: Found) -> None:
+        """Count another's comparisons among these."""
+        self.draws += other.draws
+        for name, (below, above) in other.misses.items():
+            own = self.misses.setdefault(name, [0, 0])
+            self.misses[name] = [own[0] + below, own[1] + above]
+            self.allowed[name] = self.allowed.get(name, 0) + other.allowed[name]
+            self.reaches.setdefault(name, []).extend(other.reaches[name])
+        self.different = [
+            one + two for one, two in zip(self.different, other.different, strict=True)
+        ]
+        self.picks += other.picks
 
     @property
     def reversed(self) -> float:
@@ -242,14 +278,26 @@ def _judge_intervals(
         interval = drawn.estimate(name)
         others = np.delete(given.evaluation.answers[name][: given.count], own, axis=0)
         misses = found.misses.setdefault(name, [0, 0])
-        misses[0] += interval.high < others.mean()
-        misses[1] += interval.low > others.mean()
+        misses[0] += bool(interval.high < others.mean())
+        misses[1] += bool(interval.low > others.mean())
+        wider = _longer(drawn, name, 1 + len(own) / len(others)).estimate(name)
+        held = wider.low <= others.mean() <= wider.high
+        found.allowed[name] = found.allowed.get(name, 0) + (not held)
         found.reaches.setdefault(name, []).append((interval.high - interval.low) / 2)
     for pair in differences(drawn, combinations(answers, 2)):
         if pair.verdict in ("first", "second"):
             sign = 1 if pair.verdict == "first" else -1
             found.different[0] += 1
-            found.different[1] += sign * (whole[pair.first] - whole[pair.second]) < 0
+            found.different[1] += bool(sign * (whole[pair.first] - whole[pair.second]) < 0)
+
+
+def _longer(drawn: Replicates, name: str, times: float) -> Replicates:
+    """With so many times a method's variance between trainings."""
+    part = drawn.parts[name]
+    if part.spread is None:
+        return drawn
+    spread = replace(part.spread, variance=times * part.spread.variance)
+    return replace(drawn, parts={name: replace(part, luck=times**0.5 * part.luck, spread=spread)})
 
 
 def _choice(
@@ -271,13 +319,14 @@ def tables(given: Trained, found: Mapping[int, Found]) -> str:
         for each in found.values():
             below, above = (miss / each.draws * 100 for miss in each.misses[name])
             row += [
+                f"{each.allowing(name) * 100:.0f}",
                 f"{each.covered(name) * 100:.0f} ({below:.0f}, {above:.0f})",
                 f"±{np.median(each.reaches[name]) * 100:.1f}",
             ]
         rows.append(row)
     headings = ["method", "mean", "sd between trainings"]
     for count in counts:
-        headings += [f"(a) held, {count} trainings", "interval"]
+        headings += [f"(a) held, {count} trainings", "plain (below, above)", "interval"]
     told = [table(headings, rows), ""]
     for count, each in found.items():
         told.append(
@@ -294,24 +343,123 @@ def tables(given: Trained, found: Mapping[int, Found]) -> str:
     draws = next(iter(found.values())).draws
     said = (
         f"{given.count} trainings of each of {len(rows)} methods; {draws} comparisons drawn from them for each "
-        "number of trainings. In brackets: percent of intervals wholly below, and wholly above."
+        "number of trainings. *Held*: intervals that allow for the error of the others' mean; *plain*: as they "
+        "are printed, in brackets those wholly below and wholly above."
     )
     return "\n".join([said, "", *told])
 
 
+# Worlds whose truth is known.
+
+KINDS = {
+    "alike": "spreads alike, 4 points",
+    "tenfold": "tenfold apart, 1.4 to 14 points",
+    "two modes": "the same, the widest third with two modes",
+}
+METHODS, KEPT, PICTURES, ABOUT_EACH = 12, 40, 150, 4
+
+
+def world(kind: str, rng: np.random.Generator) -> Trained:
+    """Trainings of methods ``m0`` to ``m11``, from the least spread to the widest, in logits."""
+    spreads = np.full(METHODS, 0.18) if kind == "alike" else np.geomspace(0.06, 0.6, METHODS)
+    luck = rng.normal(size=(METHODS, KEPT))
+    if kind == "two modes":  # of mean 0 and variance 1; two thirds take off
+        wide = (METHODS // 3, KEPT)
+        luck[-wide[0] :] = np.where(rng.random(wide) < 2 / 3, 0.66, -1.32) + 0.36 * luck[-wide[0] :]
+    able = 1.1 - rng.exponential(0.5, METHODS)[:, None] + spreads[:, None] * luck
+
+    def asked() -> Questions:
+        hard = rng.normal(0, 0.8, PICTURES).repeat(ABOUT_EACH)
+        right = rng.random((METHODS, KEPT, len(hard))) < expit(able[:, :, None] + hard)
+        labels = [str(place // ABOUT_EACH) for place in range(len(hard))]
+        return Questions({f"m{n}": own.astype(float) for n, own in enumerate(right)}, labels)
+
+    places = enumerate(rng.permutation(METHODS))
+    costs = {f"m{n}": Cost(1000, int(place), 1e9, 1e6 * (1 + int(place))) for n, place in places}
+    return Trained(asked(), asked(), costs)
+
+
+def simulated(kind: str, trainings: int, worlds: int, out: Path) -> Iterator[Found]:
+    """What five comparisons in each of so many worlds came to; found worlds are kept."""
+    for number in range(worlds):
+        kept = out / f"{kind.replace(' ', '-')}-{trainings}-{number}.json"
+        if kept.exists():
+            yield Found(**json.loads(kept.read_text(encoding="utf-8")))
+            continue
+        found = calibrate(world(kind, np.random.default_rng(number)), trainings, 5, number)
+        write_atomically(kept, json.dumps(asdict(found)))
+        yield found
+
+
+def worlds_table(found: Mapping[tuple[str, int], Found]) -> str:
+    """In Markdown."""
+    rows, bins = [], []
+    for (kind, trainings), each in found.items():
+        held = [each.covered(name) for name in each.misses]
+        reaches = [float(np.median(own)) * 100 for own in each.reaches.values()]
+        rows.append(
+            [
+                KINDS[kind],
+                str(trainings),
+                *(f"{share * 100:.0f}" for share in (np.mean(held), min(held), np.mean(held[-4:]))),
+                f"±{np.median(reaches):.1f}, ±{np.mean(reaches[-4:]):.1f}",
+                f"{each.reversed * 100:.1f} of {each.different[0]:,}",
+            ]
+        )
+        bins += [
+            [kind, str(trainings), f"{stated * 100:.0f} %", f"{again * 100:.0f} %", str(number)]
+            for stated, again, number in each.bins()
+        ]
+    draws = next(iter(found.values())).draws
+    headings = ["spreads between trainings", "trainings", "(a) held", "of the worst method"]
+    headings += ["of the widest third", "interval: median, widest third", "(b) reversed, %"]
+    return "\n".join(
+        [
+            f"{draws} comparisons a row, five in each of {draws // 5} worlds of {METHODS} methods.",
+            "",
+            table(headings, rows),
+            "",
+            "(c) Confidence, and how often another comparison made the same choice:",
+            "",
+            table(["world", "trainings", "stated", "made again", "comparisons"], bins),
+        ]
+    )
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """Print, and perhaps write, what is found in worlds whose truth is known."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for kind in KINDS:
+        for trainings in options.trainings:
+            found[kind, trainings] = Found()
+            for each in simulated(kind, trainings, options.worlds, options.out):
+                found[kind, trainings].add(each)
+    text = worlds_table(found)
+    print(text)
+    if options.write:
+        write_block(ROOT / "docs" / "report.md", text, WORLDS_START, WORLDS_END)
+
+
 def main() -> None:
-    """Train, or print the tables."""
+    """Train, print the tables, or simulate."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["train", "tables"])
+    parser.add_argument("what", choices=["train", "tables", "simulate"])
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--trainings", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
+    parser.add_argument("--worlds", type=int, default=40)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--write", action="store_true", help="the tables into docs/report.md")
     options = parser.parse_args()
     quiet_libraries()
+    other = "-worlds" if options.what == "simulate" else ""
+    options.out = options.out or Path(f"runs/calibration{other}")
+    if options.what == "simulate":
+        simulate(options)
+        return
     if options.what == "train":
         train(options.out, options.seeds)
         return

@@ -9,6 +9,8 @@ import pytest
 from modalign.comparison import recommendation as rec
 from modalign.comparison.report.view import confidence_words
 from modalign.errors import UsageError
+from modalign.numbers.replicates import Part, Replicates
+from modalign.numbers.spreads import Spread
 from modalign.numbers.trainings import hierarchical_bootstrap
 
 
@@ -88,6 +90,28 @@ def test_another_comparison_is_less_sure_than_a_replicate_of_this_one():
     again = {name: drawn.again[name] - drawn.observed[name] for name in "ab"}
     gap, other = (np.std(each["a"] - each["b"]) for each in (deviations, again))
     assert other / gap == pytest.approx(np.sqrt(2), rel=0.05)
+
+
+def test_what_leads_among_equals_is_expected_to_fall_back():
+    """Of figures whose errors are as large as their spread, half the lead is luck (Efron and Morris 1975)."""
+    rng = np.random.default_rng(0)
+    luck = 0.02 * rng.normal(size=(6, 4000))
+    middles = 0.7 + 0.02 * np.linspace(-1, 1, 6) / np.linspace(-1, 1, 6).std(ddof=1)
+    still = np.zeros(4000)
+
+    def again(error, means):
+        parts = {
+            str(n): Part(mean, still, error * luck[n], spread=Spread((0.02 * error) ** 2, 1e6))
+            for n, mean in enumerate(means)
+        }
+        return [found.mean() for found in Replicates(parts, 1000, 250).again.values()]
+
+    better = middles[3:]
+    kept = better.var(ddof=1) / (better.var(ddof=1) + 0.02**2)
+    regressed = better.mean() + kept * (better - better.mean())
+    assert again(1, middles)[3:] == pytest.approx(regressed, abs=2e-3)
+    assert again(1, middles)[:3] == pytest.approx(middles[:3], abs=2e-3)  # nobody leads there
+    assert again(0.01, middles) == pytest.approx(middles, abs=1e-3)
 
 
 @pytest.mark.parametrize(

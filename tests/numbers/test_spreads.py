@@ -26,7 +26,7 @@ def test_one_method_alone_has_students_interval(count: int) -> None:
 
 def test_many_methods_have_the_moderated_t() -> None:
     """Smyth 2004: with d_0 and s_0 known, d_0 + d degrees of freedom and the weighted variance."""
-    rng, alike, usual, count = np.random.default_rng(0), 4, 3.0, 2000
+    rng, alike, usual, count = np.random.default_rng(0), 1, 3.0, 2000
     truth = alike * usual**2 / rng.chisquare(alike, count)
     seen = truth * rng.chisquare(1, count)
     found = spreads(seen, [2] * count)
@@ -56,7 +56,7 @@ def test_spreads_tenfold_apart_are_covered(trainings: int) -> None:
         widths.append(np.array(reach) / deviations * np.sqrt(counts))
     assert 0.91 <= np.mean(hits) <= 0.99
     if trainings > 1:  # one training cannot show that it is its method whose spread is largest
-        assert np.min(np.mean(hits, axis=0)) >= 0.8
+        assert np.min(np.mean(hits, axis=0)) >= 0.85
     if trainings == 2:  # Student's own are 12.7 and more standard errors long
         assert np.median(widths) < 5
 
@@ -93,4 +93,4 @@ def test_nothing_differs_and_nothing_is_known() -> None:
 def test_more_methods_are_surer() -> None:
     reaches = [spreads([1.0] * count, [2] * count)[0].reach for count in (1, 2, 4, 12, 40)]
     assert reaches == sorted(reaches, reverse=True)
-    assert reaches[0] / reaches[3] > 4
+    assert reaches[0] / reaches[3] > 2.5

@@ -24,6 +24,7 @@ from modalign.numbers.shares import share
 from modalign.numbers.spreads import Spread
 
 NORMAL = float(norm.ppf(1 - TAIL))
+FEW = 3  # figures that have a variance among each other worth the name
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,15 @@ class Replicates:
     def again(self) -> dict[str, Floats]:
         """Return method -> (R,) figures that another comparison of the same size might find.
 
-        Both comparisons have sampling error, so the deviations of ``values`` are counted twice. The spread between
-        trainings has few degrees of freedom, so deviations between trainings have Student's tails.
+        Both comparisons have sampling error, so deviations count twice. The spread between trainings has few
+        degrees of freedom, so deviations between trainings have Student's tails. And who leads does so partly by
+        luck: the figures of the better half regress towards their mean by e^2 / (T^2 + e^2), T^2 being their
+        variance among each other and e^2 a figure's error (empirical Bayes: Efron and Morris 1975, J. Am. Stat.
+        Assoc. 70). Where the error is large, the other comparison's own is then the only one left.
         """
         rng = np.random.default_rng(self.n)
+        leaders, middle, apart = self._leaders()
+        shared = np.mean([self.parts[name].questions for name in leaders], axis=0)
         found = {}
         for name, part in self.parts.items():
             drawn = self.of(name)
@@ -94,8 +100,26 @@ class Replicates:
                 freedom = part.spread.freedom
                 tails = np.sqrt(freedom / rng.chisquare(freedom, len(part.luck)))
             deviations = drawn.replicates - drawn.value + (tails - 1) * part.luck
-            found[name] = np.clip(drawn.value + np.sqrt(2) * deviations, *self.bounds)
+            kept = np.ones(1)
+            if name in leaders:
+                error = float(np.nanvar(part.questions - shared)) * np.ones_like(tails)
+                if part.spread is not None:
+                    error += tails**2 * part.spread.variance
+                kept = np.divide(
+                    apart, apart + error, out=np.ones_like(tails), where=apart < np.inf
+                )
+            regressed = middle + kept * (drawn.value - middle)
+            found[name] = np.clip(regressed + np.sqrt(1 + kept) * deviations, *self.bounds)
         return found
+
+    def _leaders(self) -> tuple[list[str], float, float]:
+        """Return the better half, three methods at least, with mean and variance; infinite if there are fewer."""
+        ranked = sorted(self.parts, key=lambda name: -self.parts[name].observed)
+        leaders = ranked[: max(FEW, -(-len(ranked) // 2))]
+        figures = [self.parts[name].observed for name in leaders]
+        if len(leaders) < FEW:
+            return leaders, 0.0, np.inf
+        return leaders, float(np.mean(figures)), max(float(np.var(figures, ddof=1)), 1e-12)
 
     def of(self, first: str, second: str | None = None) -> Redrawn:
         """Return the replicates of a method's figure, or of the difference of two."""
