@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,17 @@ HOSTILE: dict[str, tuple[dict[str, Any], Any]] = {
     "no object": ({"": None}, b"[]"),
     "no JSON": ({"": None}, b"\x80\x04"),
     "deep JSON": ({"": None}, b"[" * 100_000),
+    "a rank of none": ({"r": 0}, tensors()),
+    "a rank of text": ({"r": "2"}, tensors()),
+    "patterns in a list": ({"rank_pattern": ["q_proj"]}, tensors()),
+    "a pattern without end": ({"rank_pattern": {"(((a|m)+)+)+x": 2}}, tensors()),
+    "a scale that is no number": ({"lora_alpha": float("nan")}, tensors()),
+    "a scale of text": ({"alpha_pattern": {"q_proj": "4"}}, tensors()),
 }
+SUM = {
+    "zeros", "another base", "a base above", "code by auto_map", "code by auto_mapping",
+    "an expression without end",
+}  # fmt: skip
 
 
 @pytest.fixture(params=["beside a model", "alone"])
@@ -136,3 +147,23 @@ def test_verbs_say_so(verb: str, cli: Cli, llm_folder: Callable[..., Path], tmp_
     assert code == 2, err
     assert "holds a peft adapter" in err
     assert len(err.strip().splitlines()) == 1
+
+
+@reported("huggingface/peft#3085", "OpenBMB/VoxCPM#267")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_merge_adds_it_up_by_its_numbers_or_refuses_it(
+    name: str, adapter: Callable[[str], tuple[Path, Path]], cli: Cli, tmp_path: Path
+) -> None:
+    """What is added up is its tensors: neither its base is opened nor its code run."""
+    folder, marker = adapter(name)
+    out = tmp_path / "out"
+    code, _, err = cli("merge", f"a={folder}", f"b={folder}", "-o", out, "--weight", "0.5,0.5")
+    alone = not (folder / "config.json").exists()
+    assert (code == 0) == (alone and name in SUM), err
+    assert code in (0, 1, 2, 3)
+    if code:
+        assert len(err.strip().splitlines()) == 1
+        assert "bug" not in err
+        assert not (out / "adapter").exists()
+    assert "antigravity" not in sys.modules
+    assert not marker.exists()

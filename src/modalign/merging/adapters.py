@@ -8,6 +8,8 @@ apart (``linear``, ``ties``, ``dare_*``, ``magnitude_prune``), or cut products b
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from modalign.merging.coefficients import Coefficients
 from modalign.models.open import open_model
 from modalign.patches.folder_weights import opened
 from modalign.patches.peft_export import PREFIX, WEIGHTS, write_lora
+from modalign.strict_json import read_object
 
 CONFIG = "adapter_config.json"
 EXACT = ("linear", "task_arithmetic")
@@ -35,6 +38,7 @@ PEFT_WAYS = (
 )  # fmt: skip
 Factors = dict[str, tuple[Tensor, Tensor]]
 ROUNDING = 1e-5  # relative, of float32 factors
+_REPEATED = re.compile(r"\)\s*[*+{]")  # groups that repeat: a few letters of them match for ever
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,7 @@ def open_adapter(name: str, folder: Path | str) -> Adapter:
         DataError: it cannot be read, or holds values that are not finite.
     """
     folder = Path(folder)
-    try:
-        config: Any = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from error
+    config = _config(folder / CONFIG)
     odd = [
         said
         for said, found in (
@@ -104,15 +105,52 @@ def open_adapter(name: str, folder: Path | str) -> Adapter:
                 f"{path} of {name} holds values that are not finite; merge another checkpoint"
             )
         own = path.removeprefix(PREFIX)
+        rank = _of(config.rank_pattern, own, config.r)
+        if rank != right.shape[0]:
+            raise DataError(
+                f"{folder / CONFIG}: the rank of {own} is {rank}, and its factors have {right.shape[0]}: take "
+                "another copy"
+            )
         factors[own] = (left.double() * _scaling(config, own), right.double().T)
     return Adapter(name, folder, config, factors)
 
 
+def _config(file: Path) -> Any:
+    """Read an adapter's configuration, and check what is computed with."""
+    fields = read_object(file)
+    try:
+        config: Any = PeftConfig.from_pretrained(str(file.parent))
+    except Exception as error:  # peft checks little of a file, and raises anything
+        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
+    if not isinstance(config, LoraConfig):
+        return config
+    ranks, alphas = fields.get("rank_pattern") or {}, fields.get("alpha_pattern") or {}
+    for name, patterns in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        if not isinstance(patterns, dict) or any(_REPEATED.search(key) for key in patterns):
+            raise DataError(f"{file}: {name} is no object of layers' names: take another copy")
+    for name, value in (("r", config.r), *((f"rank_pattern of {k}", v) for k, v in ranks.items())):
+        if type(value) is not int or value < 1:
+            raise DataError(f"{file}: {name} is {value!r:.40}, not a rank: take another copy")
+    scales = (
+        ("lora_alpha", config.lora_alpha),
+        *((f"alpha_pattern of {k}", v) for k, v in alphas.items()),
+    )
+    for name, value in scales:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise DataError(f"{file}: {name} is {value!r:.40}, not a number: take another copy")
+    return config
+
+
+def _of(patterns: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any:
+    """What a layer's pattern says, as peft looks it up."""
+    found = patterns or {}
+    return found.get(get_pattern_key(found.keys(), path), otherwise)
+
+
 def _scaling(config: LoraConfig, path: str) -> float:
     """What peft multiplies a layer's product with."""
-    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
-    rank = ranks.get(get_pattern_key(ranks.keys(), path), config.r)
-    alpha = alphas.get(get_pattern_key(alphas.keys(), path), config.lora_alpha)
+    rank = _of(config.rank_pattern, path, config.r)
+    alpha = _of(config.alpha_pattern, path, config.lora_alpha)
     return float(alpha / (rank**0.5 if config.use_rslora else rank))
 
 
