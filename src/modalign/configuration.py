@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.composer import ComposerError
 
 from modalign.errors import UsageError, choose
 from modalign.strict_json import DEPTH, is_deep
@@ -16,14 +18,28 @@ Fields = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe reader, which lets the last of equal keys win, without that."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping's node; equal keys are an error, those that ``<<`` brings are not."""
+        node = super().compose_mapping_node(anchor)
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = next((name for name, count in names.items() if count > 1), None)
+        if twice is not None:
+            said = f"the key {twice!r} occurs twice: keep one of them"
+            raise ComposerError(None, None, said, node.start_mark)
+        return node
+
+
 def read_yaml(text: str) -> Any:
     """Parse a YAML (or JSON) text.
 
     Raises:
-        ValueError: it is not YAML, or nested too deeply.
+        ValueError: it is not YAML, nested too deeply, or has a key twice in one mapping.
     """
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
     except RecursionError:

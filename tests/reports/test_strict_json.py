@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modalign.configuration import read_yaml
 from modalign.data.readers import read_records, write_records
 from modalign.editing.readers import read_edits
 from modalign.errors import DataError
@@ -52,6 +53,29 @@ def test_lists_name_the_line(tmp_path: Path, case: str) -> None:
     path.write_text(f"[{GOOD},\n{row}]")
     with pytest.raises(DataError, match=rf"data\.json:2: .*{message}"):
         read_records(path)
+
+
+@reported("python-rapidjson/python-rapidjson#26")
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("budget: 4samples\nseeds: 1\nbudget: 8samples\n", "budget"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "b"),
+        ("- {x: 1, y: 2, x: 1}\n", "x"),
+        ('{"a": 1, "a": 2}', "a"),
+        ("a: &m {b: 1}\nc: {<<: *m, d: 1, d: 2}\n", "d"),
+    ],
+)
+def test_configurations_have_a_key_once(text: str, key: str) -> None:
+    with pytest.raises(ValueError, match=f"the key '{key}' occurs twice"):
+        read_yaml(text)
+
+
+@reported("python-rapidjson/python-rapidjson#26")
+def test_what_a_configuration_merges_may_be_overridden() -> None:
+    text = "a: &m {b: 1, c: 2}\nd: {<<: *m, b: 3}\ne: {<<: *m, c: 4}\n"
+    found = read_yaml(text)
+    assert found == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}, "e": {"b": 1, "c": 4}}
 
 
 @reported("pandas-dev/pandas#58306")
