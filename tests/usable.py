@@ -140,7 +140,8 @@ def _models(folder: Path, llm: Path, compose: Callable[..., Any]) -> dict[str, P
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
     get_peft_model(AutoModelForCausalLM.from_pretrained(llm), lora).save_pretrained(adapter)
     media = folder / "media"
-    save_model(*compose("linear"), media)
+    composed, processor = compose("linear")
+    save_model(composed, processor, media)
     found = {"other": other, "adapter": adapter, "media": media}
     found["gguf"] = tiny_gguf.write_gguf(llm, folder / "tiny.gguf")
     plain = AutoModelForCausalLM.from_pretrained(llm)
@@ -185,7 +186,7 @@ def _applications(folder: Path, llm: Path) -> dict[str, Path]:
         place.mkdir()
     items, photos = test_items.shop(shop)
     texts = test_fingerprint.rows({name: name for name in test_fingerprint.WORDS}, documents=6)
-    made = {
+    made: dict[str, list[dict[str, Any]]] = {
         "mentions": test_link.MENTIONS, "entities": test_link.BASE, "documents": [test_documents.ROW],
         "texts": texts, "instructions": test_transform.ROWS,
     }  # fmt: skip

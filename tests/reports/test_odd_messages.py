@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ CHATML = (
     "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ROLES = [
+ROLES: list[Any] = [
     "user",
     "assistant",
     "system",
@@ -141,7 +141,7 @@ def test_a_file_is_read_or_its_row_named(tmp_path: Path, messages: Any, others: 
         assert problem.source.row == 1
         assert "\n" not in problem.message
     for record in found.records:
-        if said := refusal(lambda own=record: tokenise(own, tokenizer()), (DataError,)):
+        if said := refusal(partial(tokenise, record, tokenizer()), (DataError,)):
             assert "data.jsonl:1" in said
             continue
         ids = tokenise(record, tokenizer()).ids.tolist()
