@@ -46,8 +46,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # Two processes, one thread each: two multi-threaded torch processes are many times slower.
+# Bytecode is kept even where the environment says not to: or each process that tests start compiles src again.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.coverage
