@@ -8,8 +8,18 @@ import pytest
 
 from modalign.cli.console import left_words
 from modalign.comparison.config import load_config
-from modalign.comparison.dry_run import STEPS, MethodForecast, _forecast, _whole, dry_run
+from modalign.comparison.dry_run import (
+    ASKED,
+    STEPS,
+    MethodForecast,
+    _fewer_questions,
+    _forecast,
+    _whole,
+    dry_run,
+)
 from modalign.comparison.job import JobResult
+from modalign.comparison.prepared import Prepared
+from modalign.training.splits import Splits
 
 
 def config(small_config, **changes):
@@ -23,6 +33,19 @@ def test_seconds_grow_with_the_budget_and_the_fixed_part_does_not(small_config, 
         found = _forecast(config(small_config, budget=budget), result, 12.0, tmp_path)
         assert (found.fixed, found.disk, found.memory) == (10.0, 1000, 7)
         assert found.seconds == pytest.approx(10.0 + trains)
+
+
+def test_a_few_questions_stand_for_all(small_config, tmp_path: Path):
+    rows = [object() for _ in range(100)]
+    splits = Splits(rows, rows[:30], rows[:60], "", 0, [])
+    prepared = Prepared(config(small_config), [], splits, {}, tmp_path, tmp_path)
+    more = _fewer_questions(prepared)
+    assert (len(splits.val), len(splits.evaluation)) == (ASKED, ASKED)
+    assert more == (2 * 30 + 4 * 60) / (2 * ASKED + 4 * ASKED)
+    result = JobResult(method="mlp", seed=0, samples=64, seconds=2.0, judging=3.0, flops=1e9)
+    assert _forecast(config(small_config), result, 12.0, tmp_path, more).fixed == 7 + 3 * more
+    splits = Splits(rows, rows[:5], [], "", 0, [])
+    assert _fewer_questions(Prepared(config(small_config), [], splits, {}, tmp_path, tmp_path)) == 1
 
 
 def test_the_whole_counts_trainings_and_workers(small_config):

@@ -1,7 +1,7 @@
 """Forecast the cost of a comparison from a few steps of every method.
 
-Every method is trained for a few steps and scored, in separate processes as in the comparison. Costs independent
-of the budget (startup, scoring) are measured directly; seconds per sample are multiplied by the budget.
+Every method is trained for a few steps and asked a few questions, in separate processes as in the comparison.
+Seconds per sample are multiplied by the budget, seconds per question by the questions; the rest is fixed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 
 from pydantic import BaseModel
 
 from modalign.cache import cache_directory
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.job import Job, JobResult
-from modalign.comparison.prepared import prepare
+from modalign.comparison.prepared import Prepared, prepare
 from modalign.comparison.racing import BEGINNING, Total
 from modalign.comparison.runner import JobProgress, run_jobs
 from modalign.errors import ModalignError
@@ -27,13 +28,16 @@ from modalign.training.budget import Budget
 from modalign.training.trainable import PartCount
 
 STEPS = 8  # per method, including learning-rate trials
+ASKED = 24  # questions of the validation and of the evaluation data
+# How often a method's first training asks them: untrained and trained; also with blank and others' media.
+VAL_TIMES, EVAL_TIMES = 2, 4
 
 
 class MethodForecast(BaseModel):
     """One training of one method.
 
     Attributes:
-        fixed: seconds independent of the budget: startup, scoring.
+        fixed: seconds independent of the budget: startup, all questions.
         seconds: in total.
         memory: peak, in bytes.
         disk: bytes written.
@@ -118,6 +122,7 @@ def dry_run(
         with run_folder(out, small.model_dump(mode="json")) as folder:
             prepared = prepare(small, out, cache, progress)
             folder.begin()
+            more = _fewer_questions(prepared)
             prepared.store()
             clock = _Clock(progress, len(prepared.methods))
             jobs = [
@@ -126,7 +131,7 @@ def dry_run(
             ]
             found = run_jobs(jobs, config.workers, config.threads, cache, clock, filled=True)
             working = [job for job in jobs if found[job].failure is None]
-            own = [_forecast(config, found[job], clock.took[job], job.run) for job in working]
+            own = [_forecast(config, found[job], clock.took[job], job.run, more) for job in working]
             shared = _size(path for path in out.iterdir() if path.name not in ("runs", RECORD))
     failures = {job.method: found[job].failure or "" for job in jobs if job not in working}
     if not own:
@@ -134,13 +139,26 @@ def dry_run(
     return _whole(config, own, failures, shared)
 
 
+def _fewer_questions(prepared: Prepared) -> float:
+    """Leave a few questions to be asked, and return how many times as many the comparison asks."""
+    splits = prepared.splits
+
+    def asked() -> int:
+        return VAL_TIMES * len(splits.val) + EVAL_TIMES * len(splits.evaluation)
+
+    before, draw = asked(), Random(0)
+    splits.val = draw.sample(list(splits.val), min(ASKED, len(splits.val)))
+    splits.evaluation = draw.sample(list(splits.evaluation), min(ASKED, len(splits.evaluation)))
+    return before / max(asked(), 1)
+
+
 def _forecast(
-    config: CompareConfig, result: JobResult, wall: float, folder: Path
+    config: CompareConfig, result: JobResult, wall: float, folder: Path, more: float = 1.0
 ) -> MethodForecast:
     budget = Budget.parse(config.budget)
     spent = float(getattr(result, budget.kind)) or 1.0
     trains = result.seconds * budget.amount / spent if result.samples else 0.0
-    fixed = max(wall - result.seconds, 0.0)
+    fixed = max(wall - result.seconds - result.judging, 0.0) + more * result.judging
     return MethodForecast(
         name=result.method,
         fixed=fixed,

@@ -132,6 +132,7 @@ class JobResult(BaseModel):
     curve: list[CurvePoint] = []
     samples: int = 0
     seconds: float = 0.0
+    judging: float = 0.0  # seconds of asking all validation and evaluation questions; not charged
     flops: float = 0.0
     search: Spent = Spent()  # the part spent on learning-rate trials; empty if the factor was given
     inference_flops: float | None = None
@@ -275,9 +276,11 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
         channel.send(("parts", counts))
     session.model.eval()
     metric = Metric.named(task.config.metric)
-    untrained_val = metric.judge(session, data.val)
     first = task.seed == task.config.first_seed
+    began = time.monotonic()
+    untrained_val = metric.judge(session, data.val)
     untrained = {"untrained": metric.judge(session, data.evaluation).correct} if first else {}
+    judging = time.monotonic() - began
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
     peak = peak_resident()  # of training only, before measuring
     if session.device.type == "cuda":
@@ -285,7 +288,10 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     save_file(session.trained_state(), task.run / "trained.safetensors")
     session.merge_lora()
     session.model.eval()
+    began = time.monotonic()
     val = metric.judge(session, data.val)
+    measured = _evaluate(metric, session, data.evaluation, data.blanks, task.config.seed)
+    judging += time.monotonic() - began
     model = session.model
     standing = standing_of([(m, model.connector(m), model.encoders[m]) for m in model.connectors])
     # The base rate for the trial factor: the connector's rate, or else the language model's.
@@ -294,7 +300,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
         "val": val.correct,
         "untrained_val": untrained_val.correct,
         **untrained,  # only with the first seed, since nothing is trained
-        **_evaluate(metric, session, data.evaluation, data.blanks, task.config.seed),
+        **measured,
     }
     with replacing(task.run / "scores.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **scores)
@@ -316,6 +322,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
         curve=[CurvePoint(**point) for point in found.curve],
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
+        judging=judging,
         flops=found.ledger.flops,
         search=Spent.model_validate(found.search.state()),
         inference_flops=_inference_flops(session, data.evaluation or data.val),
