@@ -38,8 +38,8 @@ from scipy.stats import f as fisher
 from modalign.numbers.bootstrap import TAIL, Floats
 
 # d_0. Larger values are excluded: a dozen spreads from two trainings each cannot show that spreads are alike, and
-# where they are not, the intervals of the methods with the largest would be too short (bench/calibration.py: with
-# spreads tenfold apart, those of the wildest method held the truth in 84 % with 8 among them, in 91 % so).
+# where they are not, the intervals of the methods with the largest would be too short (bench/coverage.py: with
+# spreads tenfold apart, those of the widest method held the truth in 82 % with 8 among them, in 88 % so).
 ALIKE = (0.5, 1.0)
 _SCALES = np.linspace(-15, 15, 121)  # log s_0^2 around the middle of the observed ones
 _QUANTILES = (0.8413, 1 - TAIL)
