@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from modalign.cli import app, main
+from modalign.cli import command, main
 
 DEEP = "[" * 100_000
 HEADER = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 9]}}).encode()
@@ -71,13 +70,13 @@ NEEDLESS = {
 
 
 def _verbs() -> Iterator[tuple[str, Any]]:
-    waiting: list[tuple[str, Any]] = [("", typer.main.get_command(app))]
+    waiting: list[tuple[str, Any]] = [("", command())]
     while waiting:
-        name, command = waiting.pop()
-        children = getattr(command, "commands", {})
+        name, verb = waiting.pop()
+        children = getattr(verb, "commands", {})
         waiting += [(f"{name} {child}".strip(), value) for child, value in children.items()]
         if not children and name not in NEEDLESS:
-            yield name, command
+            yield name, verb
 
 
 VERBS = dict(sorted(_verbs()))
@@ -95,10 +94,10 @@ def rubbish(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def _given(verb: str, command: Any, thing: str, out: Path) -> list[str]:
+def _given(verb: str, options: Any, thing: str, out: Path) -> list[str]:
     """A call of the verb with one thing as every required argument and data option."""
     words = verb.split()
-    for parameter in command.params:
+    for parameter in options.params:
         names = [name for name in parameter.opts if name.startswith("--")]
         if parameter.name == "out" or "--out" in names:
             words += [names[0] if names else "-o", str(out / "out")]
@@ -138,7 +137,7 @@ def test_what_nobody_foresaw_is_one_line_with_its_place(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect\nof several lines")
 
-    monkeypatch.setattr("modalign.cli.app", broken)
+    monkeypatch.setattr("modalign.cli.command", lambda: broken)
     run: Callable[..., None] = main
     monkeypatch.setattr("sys.argv", ["modalign", "methods"])
     with pytest.raises(SystemExit) as end:

@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import typer
 
 import tiny
 from forks import Forks
-from modalign.cli import app
+from modalign.cli import command as all_verbs
 from modalign.comparison.config import CompareConfig, load_config
 from modalign.data.readers import read_records
 from modalign.data.validation import validate
@@ -164,7 +162,7 @@ def test_contents_name_every_page() -> None:
 
 def _commands() -> dict[str, set[str]]:
     """Verb -> its options."""
-    root: Any = typer.main.get_command(app)
+    root = all_verbs()
     found: dict[str, set[str]] = {}
     waiting = [("", root)]
     while waiting:

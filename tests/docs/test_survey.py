@@ -6,12 +6,10 @@ import re
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from modalign.cli import app
+from modalign.cli import command as all_verbs
 from modalign.errors import ModalignError
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +19,7 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("|") and "`modalig
 
 def parse(line: str) -> None:
     """Parse a command line as the program would, without running it."""
-    command: Any = typer.main.get_command(app)
+    command = all_verbs()
     words = shlex.split(line)[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]

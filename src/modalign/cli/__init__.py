@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -120,6 +121,12 @@ for group, verbs in GROUPS.items():
             app.command(name, epilog=options.EXIT_CODES, rich_help_panel=group)(verb)
 
 
+@functools.cache
+def command() -> Any:
+    """Return all verbs with their options; Typer takes a third of a second to make them from functions."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line; every error becomes one message and an exit code.
 
@@ -130,7 +137,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
-        code = app(standalone_mode=False)
+        code = command()(standalone_mode=False)
     except ModalignError as error:
         _tell(str(error), error.exit_code)
         sys.exit(error.exit_code)
@@ -154,10 +161,10 @@ def main() -> None:
 
 def resumable(arguments: list[str]) -> bool:
     """Whether the verb can continue after an interruption."""
-    command: Any = typer.main.get_command(app)
+    found = command()
     for word in arguments:
-        command = getattr(command, "commands", {}).get(word, command)
-    return any("--resume" in option.opts for option in command.params)
+        found = getattr(found, "commands", {}).get(word, found)
+    return any("--resume" in option.opts for option in found.params)
 
 
 def _tell_whole(*error: Any) -> None:
