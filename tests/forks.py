@@ -87,6 +87,7 @@ def _serve(address: str) -> None:
     """Import everything, then fork for every connection."""
     for name in IMPORTED:
         importlib.import_module(name)
+    importlib.import_module("modalign.cli").command()  # the verbs, too, are made once
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen()
