@@ -278,7 +278,7 @@ def test_help_says_what_a_given_factor_leaves_unspent(cli):
 
 
 def test_methods_fit_a_hundred_columns(cli, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("modalign.cli.console.stdout.width", 100)
     code, out, _ = cli("methods")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 100
