@@ -87,6 +87,17 @@ def test_a_beginning_that_all_share_is_run_once(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(once[name], every[name], atol=1e-5, rtol=1e-5)
 
 
+def test_a_model_that_keeps_nothing_of_a_beginning_runs_whole_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = ModelSpec.detect(tiny())
+    rows = [Row((*SYSTEM, *end), len(SYSTEM) + 1) for end in ENDS]
+    key = {"key": (spec.projection(1, "ffn"), "input")}
+    kept = read(spec, rows, key)["key"]  # type: ignore[arg-type]
+    monkeypatch.setattr("modalign.editing.engine.forward.repeated", lambda cache, rows: None)
+    torch.testing.assert_close(read(spec, rows, key)["key"], kept, atol=1e-5, rtol=1e-5)  # type: ignore[arg-type]
+
+
 def test_scores_are_the_same_with_a_shared_beginning(
     editable: Callable[[Family], Editable], monkeypatch: pytest.MonkeyPatch
 ) -> None:

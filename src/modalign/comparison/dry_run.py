@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
@@ -21,6 +20,7 @@ from modalign.comparison.prepared import Prepared, prepare
 from modalign.comparison.racing import BEGINNING, Total
 from modalign.comparison.runner import JobProgress, run_jobs
 from modalign.errors import ModalignError
+from modalign.files import bytes_in
 from modalign.models.quiet import quietly
 from modalign.progress import Progress
 from modalign.runs import RECORD, run_folder
@@ -132,7 +132,7 @@ def dry_run(
             found = run_jobs(jobs, config.workers, config.threads, cache, clock, filled=True)
             working = [job for job in jobs if found[job].failure is None]
             own = [_forecast(config, found[job], clock.took[job], job.run, more) for job in working]
-            shared = _size(path for path in out.iterdir() if path.name not in ("runs", RECORD))
+            shared = bytes_in(out) - bytes_in(out / "runs") - (out / RECORD).stat().st_size
     failures = {job.method: found[job].failure or "" for job in jobs if job not in working}
     if not own:
         raise ModalignError("; ".join(f"{name}: {why}" for name, why in failures.items()))
@@ -164,7 +164,7 @@ def _forecast(
         fixed=fixed,
         seconds=fixed + trains,
         memory=result.peak_memory or 0,
-        disk=_size([folder]),
+        disk=bytes_in(folder),
     )
 
 
@@ -195,9 +195,3 @@ def expected_trainings(config: CompareConfig, methods: int) -> int:
         return config.seeds * methods
     total = Total.of(config.total, methods)
     return int((total if total.kind == "trainings" else Total.of(None, methods)).amount)
-
-
-def _size(paths: Iterable[Path]) -> int:
-    """Return the size of files and folders in bytes."""
-    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
-    return sum(file.stat().st_size for file in files if file.is_file())

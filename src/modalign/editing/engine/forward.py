@@ -409,7 +409,6 @@ def read(
     rows = [row.up_to_lookup() for row in rows]
     inputs = Inputs.of(rows, spec)
     begin = _beginning(spec, rows)
-    lookups = inputs.lookups - begin
     found: dict[K, Tensor] = {}
 
     def note(key: K, side: Side) -> Any:
@@ -437,8 +436,9 @@ def read(
             alone = DynamicCache()
             run(Inputs.of([Row(rows[0].ids[:begin], 0)], spec).given, alone)
             cache = repeated(alone, len(rows))
-        assert cache is not None or not begin
+            begin = begin if cache is not None else 0
         run(inputs.after(begin), cache)
+    lookups = inputs.lookups - begin
     index = torch.arange(len(rows), device=spec.device)
     return {
         key: value.reshape(len(rows), -1, value.shape[-1])[index, lookups].to(spec.exact)
