@@ -121,7 +121,7 @@ def small_config(
             "training": {
                 "llm": "lora",
                 "learning_rates": {"connector": 2e-3, "llm": 1e-3, "encoder": 1e-4},
-                "batch_size": 16,
+                "batch_size": 5,
                 "checkpoint_seconds": 0.2,
                 "val_points": 2,
             },

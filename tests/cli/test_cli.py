@@ -256,7 +256,7 @@ def test_train_writes_a_model(cli, small_config, tmp_path):
     code, _, err = cli(*base, "--seed", "1", "--set", "training.batch_size=8", "--resume")
     assert code == 2
     said = " ".join(err.split())
-    assert "training.batch_size was 16, now 8; seed was 0, now 1" in said
+    assert "training.batch_size was 5, now 8; seed was 0, now 1" in said
     (tmp_path / "run" / "config.yaml").write_text("{")
     code, _, err = cli(*base, "--resume")
     assert code == 2

@@ -14,6 +14,7 @@ import torch
 from tiny_session import Plan, assert_same, trained
 
 from modalign.errors import ModalignError, UsageError
+from modalign.training.budget import Budget
 from modalign.training.learners import ModelLearner
 from modalign.training.trainer import StepProgress, Trainer
 from modalign.training.trials import (
@@ -25,6 +26,7 @@ from modalign.training.trials import (
     TrialRun,
     best,
     new_connectors,
+    trial_share,
 )
 
 Make = Callable[..., Plan]
@@ -32,7 +34,7 @@ BATCH = 8
 
 
 def test_trials_spend_their_share_and_leave_no_trace(plan: Make, tmp_path: Path) -> None:
-    made = plan(factor=None, budget="480samples")
+    made = plan(factor=None, budget="768samples")
     losses: dict[str, list[float]] = defaultdict(list)
     seen: dict[str, int] = {}
 
@@ -42,7 +44,7 @@ def test_trials_spend_their_share_and_leave_no_trace(plan: Make, tmp_path: Path)
 
     session = made.session(report)
     result = made.run(tmp_path / "trials", session)
-    share, main = 480 * TRIAL_SHARE, 480 * (1 - TRIAL_SHARE)
+    share, main = 768 * TRIAL_SHARE, 768 * (1 - TRIAL_SHARE)
     spent = {name: samples for name, samples in seen.items() if name.startswith("trial")}
     each = share / (TRIAL_SEEDS * len(TRIAL_FACTORS))
     assert len(spent) == TRIAL_SEEDS * len(TRIAL_FACTORS)
@@ -63,7 +65,7 @@ def test_trials_spend_their_share_and_leave_no_trace(plan: Make, tmp_path: Path)
         "trials.json",
     ]
 
-    given = plan(factor=result.factor, budget="480samples")
+    given = plan(factor=result.factor, budget="768samples")
     weights, alone = trained(given, tmp_path / "given")
     assert_same(session.trained_state(), weights)
     assert [point["val_loss"] for point in alone.curve] == [
@@ -90,29 +92,39 @@ def test_a_trial_that_breaks_down_is_survived(
     plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     break_trials(monkeypatch, 3.0, after=after)
-    result = plan(factor=None, budget="480samples").run(tmp_path)
+    result = plan(factor=None, budget="768samples").run(tmp_path)
     broken = next(trial for trial in result.trials if trial.factor == 3.0)
     assert broken.val_loss is None
     assert broken.samples == TRIAL_SEEDS * after * BATCH
     assert result.factor in {1 / 3, 1.0}
-    assert result.ledger.samples >= 480 * (1 - TRIAL_SHARE) + sum(t.samples for t in result.trials)
+    assert result.ledger.samples >= 768 * (1 - TRIAL_SHARE) + sum(t.samples for t in result.trials)
 
 
 def test_no_trial_left_is_an_error_also_when_resumed(
     plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_trials(monkeypatch, *TRIAL_FACTORS)
-    made = plan(factor=None, budget="480samples")
+    made = plan(factor=None, budget="768samples")
     for _ in range(2):
         with pytest.raises(ModalignError, match="mlp: every learning-rate trial"):
             made.run(tmp_path)
 
 
 def test_without_validation_data_the_middle_factor_is_kept(plan: Make, tmp_path: Path) -> None:
-    result = plan(factor=None, budget="64samples", val=0).run(tmp_path)
+    result = plan(factor=None, budget="1024samples", val=0).run(tmp_path)
     assert result.factor == 1.0
-    assert result.ledger.samples == 48
+    assert result.ledger.samples == 768
     assert all(point["val_loss"] is None for point in result.curve)
+
+
+def test_a_budget_of_few_steps_is_not_spent_on_trials(plan: Make, tmp_path: Path) -> None:
+    """Six trials share a quarter: 24 x 4 steps of 8 samples are the least."""
+    short = plan(factor=None, budget="760samples").run(tmp_path / "short")
+    assert (short.factor, short.trials, short.search.samples) == (1.0, [], 0)
+    assert short.ledger.samples == 760
+    assert trial_share(Budget.parse("768samples"), 8) == TRIAL_SHARE
+    assert trial_share(Budget.parse("768samples"), 9) == 0
+    assert trial_share(Budget.parse("1s"), 8) == TRIAL_SHARE  # what a step takes is not known
 
 
 def test_text_alone_costs_nothing_where_it_trains_nothing(
@@ -156,7 +168,7 @@ def test_stages_share_the_budget_and_hand_on_the_connector(plan: Make, tmp_path:
     session = with_stage.session(report)
     before = session.trained_state()
     result = with_stage.run(tmp_path / "with", session)
-    main = 320 * (1 - TRIAL_SHARE)
+    main = 320  # too little for trials
     assert 0.3 * main <= seen["stage_one"] < 0.3 * main + BATCH
     assert 0.7 * main <= seen["train"] < 0.7 * main + BATCH
     assert result.ledger.samples == sum(seen.values())

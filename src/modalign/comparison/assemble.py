@@ -38,8 +38,10 @@ from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.pairs import Difference, compare_all, compare_with
 from modalign.numbers.replicates import Replicates
 from modalign.numbers.trainings import estimate_means, hierarchical_bootstrap
+from modalign.training.budget import Budget
 from modalign.training.methods import WITHOUT_STAGE_ONE, Method, method_key
 from modalign.training.splits import Splits
+from modalign.training.trials import TRIAL_STEPS, trial_share
 
 
 @dataclass
@@ -417,9 +419,16 @@ def _notes(splits: Splits, methods: Sequence[MethodResult], config: CompareConfi
             f"Answers are judged by {Metric.named(config.metric).words} (--metric {config.metric}): what is "
             "called accuracy is its mean, 0 to 1. Learning curves are of exact match."
         )
+    tried = trial_share(Budget.parse(config.budget), config.training.batch_size)
     notes.append(
-        "Learning-rate trials (a quarter of the budget) are run before a method's first training and charged to "
-        "each; the encoder's features are computed once and shared, and charged to no method."
+        (
+            "Learning-rate trials (a quarter of the budget) are run before a method's first training and charged "
+            "to each"
+            if tried
+            else "The given learning rates were taken untried: the budget is too small for trials of "
+            f"{TRIAL_STEPS} steps each"
+        )
+        + "; the encoder's features are computed once and shared, and charged to no method."
     )
     notes += _on_trainings(methods)
     if without := [m.name for m in methods if WITHOUT_STAGE_ONE in m.name]:

@@ -26,8 +26,10 @@ from modalign.progress import Progress
 from modalign.runs import RECORD, run_folder
 from modalign.training.budget import Budget
 from modalign.training.trainable import PartCount
+from modalign.training.trials import TRIAL_FACTORS, TRIAL_SEEDS, trial_share
 
-STEPS = 8  # per method, including learning-rate trials
+STEPS = 8  # per method, at most
+SHARE = 1 / 20  # of the budget, at most, but two steps
 ASKED = 24  # questions of the validation and of the evaluation data
 # How often a method's first training asks them: untrained and trained; also with blank and others' media.
 VAL_TIMES, EVAL_TIMES = 2, 4
@@ -114,15 +116,18 @@ def dry_run(
         ModalignError: no method can be trained.
     """
     cache = cache or cache_directory()
+    once = config.training.model_copy(update={"val_points": 1})
     small = config.model_copy(
-        update={"budget": f"{STEPS * config.training.batch_size}samples", "examples": 0}
+        update={"budget": str(_few_steps(config)), "examples": 0, "training": once}
     )
     with tempfile.TemporaryDirectory(prefix="modalign-dry-run-") as name:
         out = Path(name) / "run"
         with run_folder(out, small.model_dump(mode="json")) as folder:
             prepared = prepare(small, out, cache, progress)
             folder.begin()
+            validated = len(prepared.splits.val)
             more = _fewer_questions(prepared)
+            validated = _validated(config, validated) / _validated(small, len(prepared.splits.val))
             prepared.store()
             clock = _Clock(progress, len(prepared.methods))
             jobs = [
@@ -131,7 +136,10 @@ def dry_run(
             ]
             found = run_jobs(jobs, config.workers, config.threads, cache, clock, filled=True)
             working = [job for job in jobs if found[job].failure is None]
-            own = [_forecast(config, found[job], clock.took[job], job.run, more) for job in working]
+            own = [
+                _forecast(config, found[job], clock.took[job], job.run, more, validated)
+                for job in working
+            ]
             shared = bytes_in(out) - bytes_in(out / "runs") - (out / RECORD).stat().st_size
     failures = {job.method: found[job].failure or "" for job in jobs if job not in working}
     if not own:
@@ -152,13 +160,36 @@ def _fewer_questions(prepared: Prepared) -> float:
     return before / max(asked(), 1)
 
 
+def _few_steps(config: CompareConfig) -> Budget:
+    """Return a small part of the budget, too small for learning-rate trials."""
+    budget, batch = Budget.parse(config.budget), config.training.batch_size
+    samples = budget.amount * SHARE if budget.kind == "samples" else STEPS * batch
+    return Budget("samples", max(min(samples, STEPS * batch), 2 * batch))
+
+
+def _validated(config: CompareConfig, records: int) -> float:
+    """Return how many records a first training validates: at its points, and after each learning-rate trial."""
+    settings = config.training
+    trials = TRIAL_SEEDS * len(TRIAL_FACTORS)
+    tried = trial_share(Budget.parse(config.budget), settings.batch_size) > 0
+    times = settings.val_points + 1 + (trials if tried else 0)
+    return max(times * min(records, settings.val_samples), 1)
+
+
 def _forecast(
-    config: CompareConfig, result: JobResult, wall: float, folder: Path, more: float = 1.0
+    config: CompareConfig,
+    result: JobResult,
+    wall: float,
+    folder: Path,
+    more: float = 1.0,
+    validated: float = 1.0,
 ) -> MethodForecast:
+    """Forecast one training of a method; ``more`` and ``validated`` times as much is asked and validated."""
     budget = Budget.parse(config.budget)
     spent = float(getattr(result, budget.kind)) or 1.0
     trains = result.seconds * budget.amount / spent if result.samples else 0.0
-    fixed = max(wall - result.seconds - result.judging, 0.0) + more * result.judging
+    start = max(wall - result.seconds - result.judging - result.validating, 0.0)
+    fixed = start + more * result.judging + validated * result.validating
     return MethodForecast(
         name=result.method,
         fixed=fixed,

@@ -133,6 +133,7 @@ class JobResult(BaseModel):
     samples: int = 0
     seconds: float = 0.0
     judging: float = 0.0  # seconds of asking all validation and evaluation questions; not charged
+    validating: float = 0.0  # seconds of validation losses; not charged
     flops: float = 0.0
     search: Spent = Spent()  # the part spent on learning-rate trials; empty if the factor was given
     inference_flops: float | None = None
@@ -323,6 +324,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
         samples=found.ledger.samples,
         seconds=found.ledger.seconds,
         judging=judging,
+        validating=session.validating,
         flops=found.ledger.flops,
         search=Spent.model_validate(found.search.state()),
         inference_flops=_inference_flops(session, data.evaluation or data.val),

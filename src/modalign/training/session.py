@@ -45,11 +45,11 @@ from modalign.training.trials import (
     NEXT_SEED,
     TRIAL_FACTORS,
     TRIAL_SEEDS,
-    TRIAL_SHARE,
     LearningRateTrial,
     TrialRun,
     best,
     new_connectors,
+    trial_share,
 )
 
 
@@ -61,7 +61,7 @@ class SessionResult:
         factor: factor on all learning rates.
         ledger: everything spent: earlier stages, trials, training.
         curve: learning curve of the last stage.
-        trials: learning-rate trials (empty if the factor was given).
+        trials: learning-rate trials (empty if the factor was given, or the budget is too small for them).
         search: the part of ``ledger`` spent by trials.
     """
 
@@ -177,15 +177,16 @@ class Session(Staged):
     def run(self, budget: Budget, folder: Path, factor: float | None = None) -> SessionResult:
         """Spend the budget: earlier stages, trials unless ``factor`` is given, training.
 
-        Trials take a fixed share of the budget, whether they run here or ran under
-        another seed, so every seed trains equally long. Resumes from ``folder``.
+        Trials take a fixed share of the budget (:func:`~modalign.training.trials.trial_share`), whether they run
+        here or ran under another seed, so every seed trains equally long. Resumes from ``folder``.
         """
         spent = Ledger(seconds=self._tool_seconds())
         if not self.method.trains(self.settings.llm):
             return SessionResult(1.0, spent, [], 0)
         budget = _left(budget, spent, self.method.name)
         track = self.track or open_tracker(self.settings, folder)
-        main = budget.share(1 - TRIAL_SHARE)
+        tried = trial_share(budget, self.settings.batch_size)
+        main = budget.share(1 - tried)
         for number, stage in enumerate(self.method.stages[:-1]):
             share = main.share(stage.share)
             outcome = self._trainer(stage, share, folder / stage.name, number, track=track).run()
@@ -194,10 +195,11 @@ class Session(Staged):
         freeze_for(self.model, last, self.settings)
         trials: list[LearningRateTrial] = []
         search = Ledger()
-        if factor is None:
-            trials, search = self._find_factor(last, budget.share(TRIAL_SHARE), folder)
+        if factor is None and tried:
+            trials, search = self._find_factor(last, budget.share(tried), folder)
             spent.add(search)
             factor = next(trial.factor for trial in trials if trial.kept)
+        factor = 1.0 if factor is None else factor
         share = main.share(last.share)
         outcome = self._trainer(last, share, folder / last.name, 100, factor, track=track).run()
         spent.add(outcome.ledger)

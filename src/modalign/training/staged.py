@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Staged(Composed):
         stored: dtype of the language model's weights as they were.
         lora: its adapters, if any.
         val_losses: of the last validation, per sample.
+        validating: seconds of all validations, which are charged to nobody.
     """
 
     parallel: Parallel
@@ -39,6 +41,7 @@ class Staged(Composed):
     stored: torch.dtype
     lora: LoraModel | None
     val_losses: list[float]
+    validating: float = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -96,10 +99,12 @@ class Staged(Composed):
         chosen = chosen[::step][: self.settings.val_samples]
 
         def validate() -> tuple[float, float]:
+            began = time.monotonic()
             self.model.eval()
             found = score(self.model, chosen, self.collator, self.device)
             freeze_for(self.model, stage, self.settings)
             self.val_losses = (found.loss * len(found.loss) / found.tokens.sum()).tolist()
+            self.validating += time.monotonic() - began
             return found.mean_loss, float(found.correct.mean())
 
         return validate

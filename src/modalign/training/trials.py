@@ -1,7 +1,8 @@
 """Learning-rate trials: short trainings at a third, once and three times the given rates, under two seeds.
 
 Every trial trains for an equal part of the trials' share, its rate falling to zero at the end. Seeds are
-shared by the factors: under each, all begin with the same weights and see the same batches.
+shared by the factors: under each, all begin with the same weights and see the same batches. Where the
+share pays for less than a few steps of each, nothing is tried, and training has the whole budget.
 
 What counts is the validation loss, charged for its spread: the mean over the seeds plus their standard
 deviation. A rate that is good under one seed and bad under the other is not a good rate. The given rate is
@@ -21,11 +22,12 @@ import torch
 from torch import Tensor
 
 from modalign.models.modeling import ModalignForConditionalGeneration
-from modalign.training.budget import Ledger
+from modalign.training.budget import Budget, Ledger
 
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 TRIAL_SEEDS = 2
 TRIAL_SHARE = 0.25  # of a method's budget, for all trials together
+TRIAL_STEPS = 4  # a trial of fewer tells nothing
 NEXT_SEED = 500  # from one seed of the trials to the next
 
 
@@ -92,6 +94,15 @@ class LearningRateTrial:
         """Read what :meth:`state` gave back."""
         runs = [TrialRun(**{**run, "ledger": Ledger(**run["ledger"])}) for run in state["runs"]]
         return cls(state["factor"], runs, state["kept"])
+
+
+def trial_share(budget: Budget, batch_size: int) -> float:
+    """Return the part of a budget that trials take: none where each would be of fewer than ``TRIAL_STEPS`` steps.
+
+    What a step takes is known beforehand of samples only.
+    """
+    each = TRIAL_SHARE * budget.amount / (TRIAL_SEEDS * len(TRIAL_FACTORS))
+    return 0.0 if budget.kind == "samples" and each < TRIAL_STEPS * batch_size else TRIAL_SHARE
 
 
 def best(trials: Sequence[LearningRateTrial]) -> LearningRateTrial | None:

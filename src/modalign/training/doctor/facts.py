@@ -14,7 +14,7 @@ from modalign.training.costs import CostModel
 from modalign.training.doctor.checks_model import lengths
 from modalign.training.learners import Composed, ModelLearner
 from modalign.training.objectives import Objective
-from modalign.training.trials import TRIAL_SHARE
+from modalign.training.trials import trial_share
 
 FIRST_BATCHES = 8
 LOOKED_AT = 32  # validation records whose answers are scored before training
@@ -65,7 +65,7 @@ def steps_of(subject: Composed, budget: Budget) -> dict[str, int] | None:
     per_step: float = min(subject.settings.batch_size, len(subject.train_samples))
     if budget.kind == "flops":  # an earlier stage has another cost per step
         per_step, stages = _flops_per_step(subject), stages[-1:]
-    whole = budget.amount * (1 - TRIAL_SHARE)
+    whole = budget.amount * (1 - trial_share(budget, subject.settings.batch_size))
     return {stage.name: max(int(whole * stage.share / per_step), 1) for stage in stages}
 
 
