@@ -1,4 +1,4 @@
-"""What went wrong with single edits: reported with the patch, and refused under ``--strict``."""
+"""Find what went wrong with single edits; it is reported with the patch, and refused under ``--strict``."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from modalign.patches.changes import Change
 from modalign.patches.header import EditRecord
 from modalign.patches.patch import Patch
 
-NEAR = 0.95  # cosine of two keys from which one weight cannot well give two answers
+NEAR = 0.95  # cosine of two keys above which one weight can hardly give them two answers
 ABSURD = 10.0  # |Delta of one edit| / |W|; on tiny models one to three is ordinary
 
 
-NOT_WRITTEN = "not written: "  # how the warning of an edit begins that the model does not say
+NOT_WRITTEN = "not written: "  # how the warning begins for an edit that the model does not say
 
 
 class StrictError(ModalignError):
-    """Warnings under ``--strict``."""
+    """An edit has warnings, and ``--strict`` was given."""
 
 
 def refuse_warnings(patch: Patch) -> None:
     """Raise if any edit of a patch carries a warning.
 
     Raises:
-        StrictError: naming every one.
+        StrictError: some edit does; the message lists every warning.
     """
     lines = [
         f"edit {edit.id} ({edit.subject or edit.prompt}): {warning}"
@@ -51,7 +51,7 @@ def refuse_unwritten(patch: Patch) -> None:
     """Raise if a patch writes none of its edits.
 
     Raises:
-        ModalignError: what is wrong with the first ones, and what may help.
+        ModalignError: none was written; the message says what is wrong with the first ones and what may help.
     """
     lines = []
     for edit in patch.header.editing.edits:
@@ -62,7 +62,7 @@ def refuse_unwritten(patch: Patch) -> None:
     raise ModalignError("\n".join(["no edit was written, so no patch was saved:", *shown(lines)]))
 
 
-HELPS = {  # setting -> what of it may help an edit that was not written
+HELPS = {  # setting -> the change of it that may help an edit that was not written
     "covariance_weight": "a smaller covariance_weight",
     "clamp": "a larger clamp",
     "steps": "more steps",
@@ -74,12 +74,12 @@ HELPS = {  # setting -> what of it may help an edit that was not written
 def edit_records(
     computation: Computation, solution: Solution, settings: Collection[str]
 ) -> tuple[EditRecord, ...]:
-    """How each edit went, with its warnings; the changed weights must still be in the model.
+    """Record how each edit went, with its warnings; the changed weights must still be in the model.
 
     Args:
         computation: the model and its edits.
         solution: what was written.
-        settings: names of the method's settings, for advice.
+        settings: names of the method's settings, so that advice names only those.
     """
     helps = ", ".join(words for name, words in HELPS.items() if name in settings)
     requests = computation.plan.requests
@@ -98,7 +98,7 @@ def edit_records(
             )
         if not written[number].first:
             warnings.append(
-                f"{NOT_WRITTEN}with the patch the target is not the first choice throughout "
+                f"{NOT_WRITTEN}with the patch, the target is not the first choice at every token "
                 f"(probability per token {written[number].probability:.2f}); what may help (--set): {helps}"
             )
         edit = request.edit
@@ -126,7 +126,7 @@ def edit_records(
 
 
 def _by_edit(owners: Sequence[int]) -> dict[int, list[int]]:
-    """Numbers of the requests of each edit."""
+    """Return each edit's requests, by number."""
     found: dict[int, list[int]] = {}
     for number, edit in enumerate(owners):
         found.setdefault(edit, []).append(number)
@@ -134,7 +134,7 @@ def _by_edit(owners: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _one_record(parts: Sequence[EditRecord], more: Sequence[str]) -> EditRecord:
-    """The record of an edit whose text and picture were written apart: the worse of the two."""
+    """Merge the records of an edit whose text and picture were written separately: the worse value of each."""
     warnings = [
         f"{part.lookup}: {warning}" if len(parts) > 1 else warning
         for part in parts
@@ -166,7 +166,7 @@ class _Written:
 
 
 def _probabilities(spec: ModelSpec, requests: Sequence[Request]) -> list[_Written]:
-    """Of the targets after the bare prompts, with the weights as they are now."""
+    """Measure the targets after the bare prompts, with the weights as they are now."""
     found = []
     for start in range(0, len(requests), 64):
         part = requests[start : start + 64]
@@ -183,7 +183,7 @@ def _probabilities(spec: ModelSpec, requests: Sequence[Request]) -> list[_Writte
 
 
 def _plain_probabilities(computation: Computation) -> dict[int, float]:
-    """Of the targets of requests in the chat form, asked in the plain one: by the request's number."""
+    """Return the targets' probabilities in the plain form, by number, for requests written in the chat form."""
     rewriter = computation.plan.rewriter
     if not rewriter.asking.chat:
         return {}
@@ -202,7 +202,7 @@ def _plain_probabilities(computation: Computation) -> dict[int, float]:
 
 
 def _near_keys(requests: Sequence[Request], solution: Solution) -> dict[int, list[str]]:
-    """Edits whose keys are nearly the same but whose targets differ."""
+    """Warn of edits whose keys are nearly the same but whose targets differ."""
     keys = _keys(solution.changes, len(requests))
     if keys is None:
         return {}
@@ -222,13 +222,13 @@ def _near_keys(requests: Sequence[Request], solution: Solution) -> dict[int, lis
 
 
 def _keys(changes: Mapping[str, Change], count: int) -> Tensor | None:
-    """Keys of the last layer written, one column per edit."""
+    """Return the keys at the last layer written, one column per edit."""
     keys = list(changes.values())[-1].own_keys() if changes else None
     return None if keys is None else keys[:, :count]
 
 
 def _absurd_norms(computation: Computation, solution: Solution) -> dict[int, list[str]]:
-    """Edits whose own part of a change is many times as large as the weight itself."""
+    """Warn of edits whose own part of a change is many times larger than the weight itself."""
     found: dict[int, list[str]] = {}
     for name, change in solution.changes.items():
         scale = float(computation.weights.original(name).double().norm())

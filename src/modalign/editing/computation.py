@@ -1,8 +1,8 @@
-"""A patch is computed in three steps, each frozen once it is made: plan, key statistics, solution.
+"""Compute a patch in three steps, each frozen once it is made: plan, key statistics, solution.
 
-The plan says what is changed where, and holds the edits as rows of tokens. Key statistics are taken on
-the pristine model. Then the patches below the new one are applied, and a :class:`Computation` finds
-values and changes on the model with them: the solution.
+The plan says what is changed and where, and holds the edits as rows of tokens. Key statistics are taken
+on the pristine model. Then the patches below the new one are applied, and on that model a
+:class:`Computation` finds values and changes: the solution.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Options:
     Attributes:
         corpus: text for the key statistics; None for what the model itself writes.
         pictures: prompts about pictures for the key statistics; None for text alone.
-        below: patches that are applied first, lowest first; the new one is for the model with them.
-        cache: folder of statistics and values; None for the user's.
-        resume: take up values that an interrupted run left.
+        below: patches to apply first, lowest first; the new one is made for the model that carries them.
+        cache: folder of statistics and values; None for the user's own.
+        resume: reuse values that an interrupted run left.
         progress: told how far each step is.
         said: told what the user should know.
     """
@@ -67,14 +67,14 @@ class Options:
 
 
 class Notes:
-    """What the patch's reader should know: each told once, kept in order."""
+    """What the patch's reader should know; each message is given once, and their order is kept."""
 
     def __init__(self, said: Callable[[str], None]) -> None:
         self.lines: list[str] = []
         self._said = said
 
     def add(self, message: str, *, quietly: bool = False) -> None:
-        """Keep a message, and tell it unless ``quietly``."""
+        """Keep a message, and tell the user unless ``quietly``."""
         if message not in self.lines:
             self.lines.append(message)
             if not quietly:
@@ -88,10 +88,10 @@ class Plan:
     Attributes:
         spec, tokenizer: of the model.
         rewriter: makes the edits' rows in the form in which the model is asked.
-        layers: to be written, ascending.
+        layers: those to be written, ascending.
         requests: the edits as rows of tokens; an edit with a picture may have two.
-        contexts: the sentences before the prompts.
-        seed, batch_size: as set.
+        contexts: the sentences put before the prompts.
+        seed, batch_size: as configured.
         options: see :class:`Options`.
         notes: of all steps.
     """
@@ -127,8 +127,8 @@ class Plan:
             edits: what to change.
             config: of the method.
             options: see :class:`Options`.
-            layers: to be written.
-            contexts: the sentences before the prompts; None for what the model writes itself.
+            layers: those to be written.
+            contexts: the sentences put before the prompts; None for what the model writes itself.
         """
         tokenizer = tokenizer_of(reader)
         if contexts is None:
@@ -151,7 +151,7 @@ class Plan:
 
     @property
     def owners(self) -> tuple[int, ...]:
-        """For each request the number of its edit."""
+        """The number of each request's edit."""
         return owners(self.requests)
 
     @property
@@ -171,7 +171,7 @@ class KeyStatistics:
 
     Attributes:
         covariance: C0 and what it was taken from.
-        notes: told of ill-conditioned layers.
+        notes: collects warnings of ill-conditioned layers.
     """
 
     covariance: Covariance
@@ -185,8 +185,8 @@ class KeyStatistics:
 
         Args:
             plan: for which layers.
-            tokens: of text; None for enough for the keys' length.
-            image_weight: of pictures' keys: C0 = C_text + image_weight C_image.
+            tokens: of text; None for as many as the keys' length needs.
+            image_weight: weight of the pictures' keys: C0 = C_text + image_weight C_image.
         """
         check_statistics(plan.spec, plan.layers)
         options = plan.options
@@ -230,17 +230,17 @@ class KeyStatistics:
         return cls(covariance, plan.notes)
 
     def matrix(self, layer: int) -> Tensor:
-        """C0 of a layer, (d_in, d_in)."""
+        """Return C0 of a layer, (d_in, d_in)."""
         return self.covariance.matrices[layer]
 
     def spectrum(self, layer: int) -> Spectrum:
-        """C0's eigenvalues and eigenvectors at a layer, found once."""
+        """Return C0's eigenvalues and eigenvectors at a layer, computed once."""
         if layer not in self._spectra:
             self._spectra[layer] = Spectrum.of(self.matrix(layer))
         return self._spectra[layer]
 
     def factor(self, layer: int) -> Factor:
-        """C0 of a layer, factored once."""
+        """Return C0's factor at a layer, computed once."""
         if layer not in self._factors:
             factor = factorise(self.matrix(layer))
             if factor.ridge:
@@ -266,12 +266,12 @@ class Solution:
 
 @dataclass(frozen=True)
 class Computation:
-    """What a method solves with: the first two steps, and the model with the patches below.
+    """What a method works with: the first two steps, and the model with the patches below applied.
 
     Attributes:
         plan: see :class:`Plan`.
         statistics: see :class:`KeyStatistics`; None for a method that takes none.
-        weights: what the method writes; put back at the end.
+        weights: the weights that the method changes; restored at the end.
     """
 
     plan: Plan
@@ -302,7 +302,7 @@ class Computation:
         settings: ValueSettings,
         requests: Sequence[Request],
     ) -> list[Value]:
-        """The values of requests, from the store or newly optimised."""
+        """Return the values of requests, from the store or newly optimised."""
         plan = self.plan
         weights = weights_hash(self.spec, self._hashes)
         store = ValueStore.open(plan.cache, weights, layer, sites, settings, plan.options.resume)
@@ -329,14 +329,14 @@ class Computation:
         return [found[i] for i in range(len(requests))]
 
     def _batch(self, layer: int, requests: Sequence[Request]) -> int:
-        """Edits optimised together: as asked for, or as many as fit the memory."""
+        """Return how many edits are optimised together: as asked for, or as many as fit in memory."""
         size = fitting_batch(self.spec, layer, requests, self.plan.batch_size)
         if size < self.plan.batch_size and size < len(requests):
             self.plan.options.said(f"values of {size} edits at once, which is what fits the memory")
         return size
 
     def earlier_keys(self, layer: int) -> Tensor:
-        """Keys that the patches below have written at a layer, (d_in, m)."""
+        """Return the keys that the patches below have written at a layer, (d_in, m)."""
         name = self.spec.weight_name(layer)
         kept = [torch.empty(self.spec.input_width(layer), 0, dtype=torch.float64)]
         for carried in patches_of(self.spec.model):

@@ -1,4 +1,4 @@
-"""Settings of the editing methods. Layers are fractions of depth unless they are named."""
+"""Settings of the editing methods. Layers are given as fractions of the depth unless they are named."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from modalign.errors import UsageError
 
 
 class EditConfig(Rewriting):
-    """What every method knows, besides what its rewriting prompts are.
+    """Settings that every method has, besides those of its rewriting prompts.
 
     Attributes:
-        layers: the layers to write to, ascending; None for ``depth``.
+        layers: the layers to write to, ascending; None to go by ``depth``.
         depth: first and last layer as fractions of the model's depth.
         seed: of the contexts, and of the order of the text for statistics.
         batch_size: edits optimised together.
@@ -38,7 +38,7 @@ class EditConfig(Rewriting):
         return self
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
-        """The layers of a model of this depth.
+        """Return the layers of a model of this depth.
 
         Raises:
             UsageError: a layer that the model does not have.
@@ -58,22 +58,22 @@ class ValueConfig(EditConfig):
     Attributes:
         steps: evaluations of the value's optimisation.
         lr: its learning rate.
-        clamp: longest vector, in lengths of the initial output.
-        widen: how often a value that does not reach its target goes on with twice the clamp and the
-            learning rate.
+        clamp: the longest vector allowed, as a multiple of the initial output's length.
+        widen: how often a value that does not reach its target continues with the clamp and the learning
+            rate doubled.
         patience: evaluations after which a value whose target is certain is done unless the loss still
             falls; 0 to wait for the whole loss, as published.
         kl: weight of the KL term.
         decay: weight of the decay term.
         keys: one averaged key per edit (``mean``, as published), or one for each of its rewriting
             prompts (``rows``): where a subject's key depends on what stands before it, the mean fits
-            no wording but those it was taken from.
-        context_tokens: lengths of the sentences that the model writes as contexts, one for each; of
-            one length, five.
-        contexts: sentences put before the prompts; None for five that the model writes, an empty
+            only the wordings it was taken from.
+        context_tokens: lengths of the sentences that the model writes as contexts, one sentence for each;
+            five sentences if only one length is given.
+        contexts: sentences put before the prompts; None for those that the model writes, an empty
             list for none.
-        tokens: of text for the key statistics, at most, and of pictures' rows; None for four per
-            dimension of a key, and at least 4,096.
+        tokens: the most tokens of text for the key statistics, and of the pictures' rows; None for four
+            per dimension of a key, and at least 4,096.
         image_weight: alpha in C0 = C_text + alpha C_image, where pictures are given.
     """
 
@@ -91,7 +91,7 @@ class ValueConfig(EditConfig):
     image_weight: float = Field(default=1.0, ge=0)
 
     def value_settings(self, relax: bool = False) -> ValueSettings:
-        """For the optimiser."""
+        """Return the settings as the optimiser takes them."""
         return ValueSettings(
             self.steps,
             self.lr,

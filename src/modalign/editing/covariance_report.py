@@ -1,4 +1,4 @@
-"""``modalign edit stats``: the key statistics of a model, and what can be said about them."""
+"""``modalign edit stats``: the key statistics of a model, and figures that describe them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from modalign.models.asking import tokenizer_of
 from modalign.models.open import open_model
 from modalign.progress import Progress
 
-DEAD = 1e-10  # of the largest eigenvalue: directions that no key used
+DEAD = 1e-10  # share of the largest eigenvalue below which no key used a direction
 
 
 @dataclass(frozen=True)
 class LayerCovariance:
-    """C0 of one layer: its size, how many directions the keys use, how far apart they are."""
+    """C0 of one layer: its size, how many directions the keys use, and how unequally."""
 
     layer: int
     width: int
@@ -35,7 +35,7 @@ class LayerCovariance:
 
 @dataclass(frozen=True)
 class CovarianceReport:
-    """Of all layers."""
+    """C0 of all layers."""
 
     model: str
     corpus: str
@@ -44,7 +44,7 @@ class CovarianceReport:
     layers: tuple[LayerCovariance, ...]
 
     def table(self) -> Any:
-        """For people."""
+        """Return the figures as a table for the console."""
         from rich.table import Table
 
         title = f"C0 of {self.tokens:,} tokens of {self.corpus} ({self.fingerprint[:12]})"

@@ -8,9 +8,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A question that an edit must not touch: the full prompt, and its right answer where known.
+    """A question that an edit must leave alone: the full prompt, and its right answer if known.
 
-    With ``image``, the question is asked of that picture.
+    With ``image``, the question is asked about that picture.
     """
 
     prompt: str
@@ -24,21 +24,21 @@ class Edit:
 
     Attributes:
         id: unique in its file.
-        subject: the words that the fact is about; empty when the subject is only in the image.
+        subject: the words that the fact is about; empty if only the image shows the subject.
         prompt: the full text that ``target`` continues, subject included ("The mother tongue of
             Danielle Darrieux is").
         subject_at: offset of the subject's first character in ``prompt``; None without a subject.
         target: the answer the model should give; no leading space.
-        truth: the answer before, where known: what CounterFact's scores compare with.
+        truth: the right answer before the edit, if known; CounterFact's scores compare with it.
         paraphrases: other full prompts of the same fact.
         neighbours: prompts that must keep their answers.
         generation_prompts: prompts for free generation about the subject.
         reference_texts: texts about the new target, for the consistency score.
         image: path of a picture that shows the subject.
-        image_prompt: what is asked of the picture, where it differs from ``prompt`` ("which digit is
-            this?" beside "the digit {} is called").
-        other_images: further pictures of the subject: never used by an edit, only to measure it.
-        protocol: which file it came from; decides how ``eval`` scores it.
+        image_prompt: the question about the picture, where it differs from ``prompt`` ("which digit is
+            this?" where ``prompt`` is "the digit {} is called").
+        other_images: further pictures of the subject, used only to measure the edit.
+        protocol: the kind of file it came from, which decides how ``eval`` scores it.
         source: ``file:line`` for messages.
     """
 
@@ -60,12 +60,12 @@ class Edit:
 
     @property
     def asked_of_image(self) -> str:
-        """The question that goes with the picture."""
+        """The question that is asked about the picture."""
         return self.image_prompt if self.image_prompt is not None else self.prompt
 
     @property
     def relation(self) -> str:
-        """The prompt with ``{}`` for the subject: with the subject, what a conflict is about."""
+        """The prompt with ``{}`` for the subject; together with the subject it identifies the fact."""
         if self.subject_at is None:
             return self.prompt
         end = self.subject_at + len(self.subject)

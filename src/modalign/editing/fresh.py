@@ -1,4 +1,4 @@
-"""A patch computed anew without some of its edits: what taking them out of the file is compared with."""
+"""Recompute a patch without some of its edits, to compare with taking them out of the file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from modalign.progress import Progress
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a patch is from one computed anew.
+    """How far a patch is from a recomputed one.
 
     Attributes:
-        tensors: per parameter |Delta - Delta anew| / |Delta anew|.
-        same_statistics: whether both used the same C0; without it, that alone moves the update.
+        tensors: per parameter, |Delta - recomputed Delta| / |recomputed Delta|.
+        same_statistics: whether both used the same C0; a different C0 by itself changes the update.
     """
 
     tensors: dict[str, float]
@@ -43,17 +43,17 @@ def distance_from_fresh(
     progress: Progress | None = None,
     said: Callable[[str], None] = lambda message: None,
 ) -> Distance:
-    """Compute the patch of the edits that are left, and compare.
+    """Compute the patch of the remaining edits, and compare.
 
     Args:
-        dropped: what is left of a patch, with its settings and contexts in the header.
+        dropped: the patch without some edits, with its settings and contexts in the header.
         model: folder of the base model.
         text: the text that the key statistics were taken from.
         progress: told how far each step is.
         said: told what the user should know.
 
     Raises:
-        DataError: the patch is for another tokenizer, or has edits that cannot be rebuilt from it.
+        DataError: the patch is for another tokenizer, or holds edits that cannot be rebuilt from it.
     """
     header = dropped.header
     if header.after:
@@ -81,10 +81,10 @@ def distance_from_fresh(
 
 
 def _edit(record: EditRecord) -> Edit:
-    """What was asked for, as the patch remembers it.
+    """Rebuild an edit from its record in the patch.
 
     Raises:
-        DataError: an edit about a picture, whose file may have changed.
+        DataError: the edit is about a picture, whose file may have changed.
     """
     if record.image is not None:
         raise DataError(f"edit {record.id} has a picture; compute the patch again with edit run")

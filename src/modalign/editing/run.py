@@ -52,17 +52,17 @@ class RunRequest:
         out: the patch file.
         method: name.
         settings: fields of the method's configuration, as text or values.
-        basis: what the other fields are: ``auto``, measured on the model, or ``published``.
+        basis: where the other fields come from: ``auto``, measured on the model, or ``published``.
         text: file of text for the key statistics.
         pictures: data file of prompts about pictures for the key statistics.
-        columns: of that file: column that is read -> its name there.
+        columns: of that file, column that is read -> its name there.
         on: patches below the new one, lowest first.
-        resume: take up an interrupted run.
-        overwrite: replace the patch file if it is there.
+        resume: continue an interrupted run.
+        overwrite: replace the patch file if it exists.
         strict: refuse a patch with warnings.
         skip_known: leave out edits whose target the model says already, instead of refusing.
-        limit: only the first edits.
-        control_tokens: special tokens that are such where a text holds them, too.
+        limit: use only this many edits, from the start of the file.
+        control_tokens: special tokens that keep their function in texts, too.
         device, dtype: of the model.
         cache: folder of statistics and values.
     """
@@ -90,7 +90,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The patch, where it is, and what it took."""
+    """The patch, where it is, and what computing it took."""
 
     patch: Patch
     out: Path
@@ -107,18 +107,18 @@ def run_edit(
     """Compute a patch and write it.
 
     Raises:
-        DataError: the edits cannot be used; every problem with its line.
-        UsageError: an unknown method or setting, a model that cannot be edited, a patch file that is there
+        DataError: the edits cannot be used; the message lists every problem with its line.
+        UsageError: an unknown method or setting, a model that cannot be edited, or a patch file that exists
             already or cannot be written.
         ModalignError: the computation failed, no edit was written, or ``--strict`` refused the result.
     """
     if request.out.suffix != ".safetensors":
-        raise UsageError(f"{request.out}: a patch file ends in .safetensors")
+        raise UsageError(f"{request.out}: the name of a patch file must end in .safetensors")
     check_free(request.out, overwrite=request.overwrite)
     if request.basis not in BASES:
         raise UsageError(f"--settings {request.basis}: {choose(request.basis, BASES)}")
     if request.columns and not request.pictures:
-        raise UsageError("--columns names columns of the file of --pictures: give that, too")
+        raise UsageError("--columns names columns of the --pictures file: give --pictures as well")
     method = configured(request.method, request.settings)
     edits = read_edits(request.edits, limit=request.limit, warn=said)
     corpus = read_corpus(request.text) if request.text else None
@@ -164,15 +164,15 @@ def tuned(
     settings: dict[str, Any],
     options: Options,
 ) -> Method:
-    """The method with settings measured on the model; those given count more.
+    """Return the method with settings measured on the model; given ones take precedence.
 
-    Fine-tuning, and edits of pictures or at another token than the subject's, keep published settings.
+    Fine-tuning keeps its published settings, and so do edits of pictures or at a token other than the subject's.
     """
     if not isinstance(method, ValueMethod) or method.config.lookup not in ("auto", "subject"):
         return method
     if any(edit.image is not None or edit.subject_at is None for edit in edits):
         options.said(
-            "settings: published ones, since edits of pictures or without a subject are not probed"
+            "using the published settings, since edits of pictures or without a subject are not probed"
         )
         return method
     found = measured(
@@ -191,20 +191,20 @@ def tuned(
 
 
 def configured(name: str, settings: dict[str, Any]) -> Method:
-    """A method with settings given by name.
+    """Return a method with settings given by name.
 
     Raises:
-        UsageError: no such method or setting, or a value out of range.
+        UsageError: there is no such method or setting, or a value is out of range.
     """
     kind = method_named(name)
     return kind(validated(kind.config_class, settings, name))
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:
-    """A floating-point type by its name.
+    """Return a floating-point type by its name.
 
     Raises:
-        UsageError: torch has none of that name.
+        UsageError: torch has none with that name.
     """
     if name is None:
         return None
@@ -226,7 +226,7 @@ def _unknown(
     """Refuse, or leave out, edits whose target the model says already.
 
     Raises:
-        DataError: with their lines; or nothing is left.
+        DataError: there are such edits (the message gives their lines), or none is left.
     """
     textual = [edit for edit in edits if edit.image is None]
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ class SuggestRequest:
         model: folder or hub name.
         probes: a file of edits, or of facts.
         method: name.
-        settings: fields that are kept as they are.
+        settings: fields that are fixed.
         text: for the key statistics; None for what the model writes.
         seed: of the probes.
         device, dtype: of the model.
@@ -55,11 +55,11 @@ def suggest_settings(
     progress: Progress | None = None,
     said: Callable[[str], None] = lambda message: None,
 ) -> Suggestion:
-    """Measure settings; what is found is also what ``edit run`` uses from then on.
+    """Measure settings; ``edit run`` uses them too from then on.
 
     Raises:
         DataError: the file cannot be read, or holds nothing to probe with.
-        UsageError: a method without settings to measure, an unknown setting, a model that cannot be edited.
+        UsageError: a method without settings to measure, an unknown setting, or a model that cannot be edited.
     """
     kind = method_named(request.method)
     if not issubclass(kind, ValueMethod):

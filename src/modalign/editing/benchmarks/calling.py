@@ -1,7 +1,8 @@
-"""One way to call a causal model: ids, an explicit mask and positions, the head where it is needed.
+"""One way to call a causal model: with ids, an explicit mask and explicit positions, and with the head
+computed only where it is needed.
 
-Any object that is called like a transformers causal LM will do: a plain model, a model that also
-takes images, or a view of one with a patch on it. Nothing here changes it.
+Anything that is called like a transformers causal LM will do: a plain model, a model that also
+takes images, or a view of one with a patch applied. Nothing here changes it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from modalign.models.caches import CACHE
 
 @contextmanager
 def judging(model: Any) -> Iterator[None]:
-    """Without dropout and gradients; each module's former mode comes back."""
+    """Turn dropout and gradients off; each module's mode is restored afterwards."""
     modules = list(model.modules()) if hasattr(model, "modules") else []
     training = [module for module in modules if module.training]
     for module in training:
@@ -34,7 +35,7 @@ def judging(model: Any) -> Iterator[None]:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model takes its ids."""
+    """Return the device on which the model expects its ids."""
     head = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     weight = getattr(head, "weight", None)
     if weight is None:
@@ -44,7 +45,7 @@ def device_of(model: Any) -> torch.device:
 
 
 def vocabulary_of(model: Any) -> int:
-    """Width of the logits, for estimates of memory."""
+    """Return the width of the logits, for estimates of memory."""
     weight = getattr(_head(model), "weight", None)
     return int(weight.shape[0]) if weight is not None else 50_000
 
@@ -56,7 +57,7 @@ def call(model: Any, rows: Rows, extras: Mapping[str, Any] | None = None, **sett
         model: anything called like a transformers causal LM.
         rows: right- or left-padded ids with their mask, on the model's device.
         extras: further inputs (pixels); a value of None takes an input away.
-        settings: ``use_cache`` and the like, given where ``forward`` takes them.
+        settings: ``use_cache`` and the like, passed on if ``forward`` takes them.
     """
     inputs = {"input_ids": rows.run, "attention_mask": rows.mask, "position_ids": rows.positions}
     inputs = {"use_cache": False} | inputs | settings | dict(extras or {})
@@ -72,7 +73,7 @@ def logits_at(
     extras: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Any]:
-    """Logits at chosen places only, (P, V), and the model's output: no head is computed elsewhere.
+    """Return logits at chosen places, (P, V), and the model's output; the head is computed nowhere else.
 
     Args:
         model: anything called like a transformers causal LM.
@@ -90,7 +91,7 @@ def logits_at(
 
 @contextmanager
 def _head_at(head: Any, where: tuple[Tensor, Tensor]) -> Iterator[list[bool]]:
-    """Let the output projection see the hidden states at some places only; says if it did."""
+    """Let the output projection see the hidden states at some places only; yields whether it did."""
     narrowed: list[bool] = []
     if head is None:
         yield narrowed
@@ -112,10 +113,10 @@ def _head(model: Any) -> Any:
 
 
 def _taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs without those that ``forward`` does not name (alibi models name no positions), except for
-    a cache that a ``forward`` with further keywords hands on.
+    """Return the inputs that ``forward`` names (ALiBi models name no positions), and the cache if
+    ``forward`` passes further keywords on.
 
-    A ``forward`` that names not even ``input_ids`` hands everything on, and gets everything.
+    A ``forward`` that does not even name ``input_ids`` passes everything on, so it gets everything.
     """
     parameters = inspect.signature(getattr(model, "forward", model)).parameters
     if "input_ids" not in parameters:

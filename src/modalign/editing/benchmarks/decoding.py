@@ -1,7 +1,7 @@
-"""Decoding many prompts at once: padded on the left, with masks and positions over all that was read.
+"""Decode many prompts at once: padded on the left, with masks and positions over everything read so far.
 
-A cache knows only the columns that were fed; the mask that goes with it must cover all of them, the
-padding included. (A mask of one column beside a cache is silently wrong in transformers 5.)
+A cache holds every column that was fed, padding included, and the mask passed with it must cover them
+all. (In transformers 5 a mask of one column passed with a cache is silently wrong.)
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def decode(
     """Continue prompts, greedily or by sampling.
 
     Args:
-        model: anything called like a transformers causal LM; left as it is.
+        model: anything called like a transformers causal LM; not changed.
         prompts: ids.
-        limits: new tokens of each prompt at most; no more than the model reads.
+        limits: the most new tokens for each prompt; cut to what the model can still read.
         ends: ids after which a row stops; they are kept at its end.
-        top_k: sample among this many likeliest tokens; None for the likeliest.
-        seed: of the sampling. A prompt's sample depends on it and on the prompt's place only, not
-            on the batches.
-        batch_size: prompts continued together.
+        top_k: sample from this many likeliest tokens; None takes the likeliest.
+        seed: of the sampling. A prompt's sample depends only on the seed and on the prompt's place in the
+            list, not on how prompts are batched.
+        batch_size: how many prompts are continued together.
         progress: told how many are done.
-        label: what to call this in ``progress``.
+        label: what ``progress`` calls this step.
 
     Returns:
         The new ids of each prompt.
@@ -56,7 +56,7 @@ def decode(
     device, most = device_of(model), declared_length(getattr(model, "config", None))
     if most is not None:
         for ids in prompts:
-            check_length(len(ids), most, "a prompt to go on from")
+            check_length(len(ids), most, "a prompt to continue")
         limits = [min(limit, most - len(ids)) for limit, ids in zip(limits, prompts, strict=True)]
     with judging(model):
         for start in range(0, len(order), batch_size):
@@ -73,7 +73,7 @@ def decode(
 
 
 def _pick(logits: Tensor, top_k: int | None, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next token of every row, (B,): the likeliest, or a sample among the likeliest."""
+    """Return the next token of every row, (B,): the likeliest, or a sample among the likeliest."""
     if top_k is None:
         return logits.argmax(-1)
     values, ids = logits.float().topk(min(top_k, logits.shape[-1]))
@@ -124,7 +124,7 @@ def _continue(
             break
         mask = torch.cat([mask, mask.new_ones(B, 1)], 1)
         cache = getattr(output, CACHE, None)
-        if cache is None:  # a model without a cache reads everything again
+        if cache is None:  # a model without a cache reads the whole row again
             fed = torch.cat([fed, new[:, None]], 1)
             positions = Rows(fed, mask).positions
         else:

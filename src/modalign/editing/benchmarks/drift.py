@@ -1,12 +1,12 @@
-"""Drift: what edits did to everything else, on text the user names.
+"""Drift: how much edits changed the model on unrelated text that the user names.
 
-Read window by window, so memory does not grow with the text:
+The text is read window by window, so memory does not grow with it:
 
 * ``drift_kl``: KL(edited || base) of the next token, nats, mean over tokens;
 * ``drift_agreement``: share of tokens where both have the same most likely next token, times 100;
 * ``perplexity`` and ``perplexity_before``: exp of the mean negative log-likelihood of the next token.
 
-Intervals redraw windows.
+Intervals come from resampling windows.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def drift(
     """Compare two models on text, or measure one's perplexity.
 
     Args:
-        edited: the model judged; it may be a view that shares the base's weights.
-        tokenizer: of both.
+        edited: the model to be judged; it may be a view that shares the base's weights.
+        tokenizer: of both models.
         texts: documents, each read in windows of its own.
-        base: the model before; None for the perplexity alone.
+        base: the model before the edits; None for the perplexity alone.
         window: ids read together; no more than the model reads.
-        tokens: ids read at most.
-        resamples: of the windows, for the intervals.
+        tokens: the most ids to read.
+        resamples: bootstrap resamples of the windows, for the intervals.
         seed: of the resampling.
         progress: told how many windows are done.
 
     Raises:
-        DataError: there is not one window of two tokens.
+        DataError: the text gives no window of at least two tokens.
     """
     window = min(window, declared_length(getattr(edited, "config", None)) or window)
     windows = list(_windows(tokenizer, texts, window, tokens))
     if not windows:
-        raise DataError("the held-out text has no two tokens in a row: give a longer one")
+        raise DataError("the held-out text has fewer than two tokens: give a longer one")
     rows: list[dict[str, float]] = []
     size = max(1, LOGITS // (2 * window * vocabulary_of(edited)))
     for start in range(0, len(windows), size):
@@ -76,7 +76,7 @@ def drift(
 
 
 def _metrics(drawn: dict[str, Floats], n: int, compared: bool) -> dict[str, Estimate]:
-    """Ratios of sums: every token counts alike, in long windows and short ones."""
+    """Estimate ratios of sums, so that every token counts the same in long windows and short ones."""
     protocol = f"{TEACHER_FORCED}, held-out text"
     per_token = {name: values / drawn["tokens"] for name, values in drawn.items()}
     result = {}
@@ -105,7 +105,7 @@ def _windows(
 
 
 def _compare(edited: Any, base: Any, windows: Sequence[tuple[int, ...]]) -> list[dict[str, float]]:
-    """Per window the sums over its tokens."""
+    """Return for each window the sums over its tokens."""
     rows = pad(windows, device_of(edited))
     following = rows.ids[:, 1:]
     real = rows.mask[:, 1:].bool()

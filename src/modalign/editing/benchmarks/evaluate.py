@@ -1,4 +1,4 @@
-"""Everything that is measured about some edits, on one model or on an edited one beside its base."""
+"""Measure everything about some edits, on one model or on an edited model and its base."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from modalign.version import __version__
 
 
 class EditEvaluation(BaseModel):
-    """What was found, with all that is needed to repeat it.
+    """The results, with everything needed to repeat the evaluation.
 
     Attributes:
-        task: whose metrics.
-        form: ``plain`` where prompts were asked as they stand, ``chat`` where in the chat template.
-        n: edits.
-        metrics: of the model; with a base also its drift from it.
-        before: the same of the base, the reference row; None without a base.
-        chance: what answers to other questions would score, where the task says so.
-        notes: what was left out, and what the numbers do not say.
+        task: the benchmark whose metrics these are.
+        form: ``plain`` if prompts were asked as they stand, ``chat`` if in the chat template.
+        n: number of edits.
+        metrics: of the model; with a base, also its drift from the base.
+        before: the base's metrics, as the reference row; None without a base.
+        chance: what answers to other questions would score, where the task defines it.
+        notes: what was left out, and what the numbers do not show.
         seed: of the samples and of the bootstrap.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
         model: its name, where given.
         edits: the file's name, where given.
-        patches: names of what was applied.
-        harness: what measured.
-        in_chat: the same in the chat form, where both were asked for.
+        patches: names of the patches that were applied.
+        harness: the code that measured.
+        in_chat: the evaluation in the chat form, where both forms were asked for.
         rows: every prompt of every edit; not in the JSON, written to a file of their own.
     """
 
@@ -84,18 +84,18 @@ def evaluate_edits(
     resamples: int = RESAMPLES,
     progress: Progress | None = None,
 ) -> EditEvaluation:
-    """Measure edits on a model, which stays as it is.
+    """Measure edits on a model, which is not changed.
 
     Args:
-        model: edited or not: anything called like a transformers causal LM.
+        model: edited or unedited; anything called like a transformers causal LM.
         tokenizer: the model's, or an :class:`Asking` for the form in which it is asked.
-        edits: what was to be changed, and what was not.
-        task: whose metrics: ``counterfact`` or ``zsre``.
+        edits: what should have changed, and what should not.
+        task: the benchmark whose metrics to use: ``counterfact`` or ``zsre``.
         base: the model before the edits, for the reference row and the drift; it may share weights.
         text: held-out documents for drift (with a base) and perplexity.
-        generate: also generate freely, and write texts where edits have generation prompts.
+        generate: also generate freely, and write texts for edits that have generation prompts.
         seed: of the written texts and of the bootstrap.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
         progress: told how far each step is.
 
     Raises:
@@ -183,6 +183,6 @@ def _notes(edits: Sequence[Edit], now: _Judged, task: Task) -> list[str]:
 
 
 def _known(before: Sequence[PromptRow]) -> list[str]:
-    """How many targets the base says already: edits that change nothing."""
+    """Note how many targets the base says already; these edits change nothing."""
     known = sum(each.kind == "rewrite" and each.after.accuracy == 1.0 for each in before)
     return [f"the model says {known} of the targets before any edit"] if known else []

@@ -1,10 +1,10 @@
-"""Free generation: what the model says by itself after a prompt, always greedily.
+"""Free generation: what the model says unaided after a prompt, decoded greedily.
 
-Teacher forcing shows a model its right beginning at every token and flatters it; here nothing is
-shown. Two readings of a continuation:
+Teacher forcing shows the model the correct beginning at every token and flatters it; here it sees
+only the prompt. A continuation is read in two ways:
 
-* prefix: it starts with the wanted answer, which ends at the end of a word;
-* exact: and then comes a sentence mark, a line break or the end, not more words.
+* prefix: it starts with the wanted answer, ending at a word boundary;
+* exact: in addition, a sentence mark, a line break or the end follows, not more words.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARKS = ".,;:!?\n\"')(。，、；：！？"
 
 @dataclass(frozen=True)
 class Said:
-    """A greedy continuation, and whether it is the wanted answer."""
+    """A greedy continuation, and whether it gives the wanted answer."""
 
     text: str
     prefix: bool
@@ -42,7 +42,7 @@ def generate_answers(
     *,
     progress: Progress | None = None,
 ) -> list[Said]:
-    """Continue every prompt greedily, equal prompts once."""
+    """Continue every prompt greedily; equal prompts are continued only once."""
     coder = Coder(tokenizer)
     limits: dict[str, int] = {}
     for one in asked:
@@ -69,8 +69,8 @@ def judge(text: str, ended: bool, wanted: str) -> Said:
     """Read a continuation.
 
     Args:
-        text: it, without leading space.
-        ended: whether the model ended it, or only its limit.
+        text: the continuation, without its leading space.
+        ended: whether the model itself ended it, rather than the limit.
         wanted: the answer.
     """
     rest = text[len(wanted) :]
@@ -83,11 +83,11 @@ def judge(text: str, ended: bool, wanted: str) -> Said:
 def exact_metrics(
     rows: Sequence[EditRow], said: Sequence[Said], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Estimate]:
-    """``free_rewrite_exact``, ``free_paraphrase_exact``, ``free_neighbour_exact``.
+    """Estimate ``free_rewrite_exact``, ``free_paraphrase_exact`` and ``free_neighbour_exact``.
 
     Args:
         rows: of the edits.
-        said: what was said to all their prompts, in order.
+        said: the continuations of all their prompts, in order.
     """
     places = [(number, prompt.kind) for number, row in enumerate(rows) for prompt in row.prompts]
     values = [

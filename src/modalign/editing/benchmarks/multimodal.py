@@ -1,9 +1,9 @@
-"""Edits of a model that takes pictures: reliability, generality and locality, with and without a picture.
+"""Edits of a model that reads pictures: reliability, generality and locality, with and without a picture.
 
-The measures of MMEdit (Cheng et al. 2023, arXiv 2310.08475), taken where they mean something: at the
-positions that predict the answer. Beside them stand the locality numbers as the EasyEdit toolkit computes
-them (every position of the sequence, visual ones included; pictures: ten ranks, each compared with the
-same rank), labelled as such: they are comparable with published tables and with nothing else.
+The measures are MMEdit's (Cheng et al. 2023, arXiv 2310.08475), taken where they mean something: at the
+positions that predict the answer. The locality numbers as the EasyEdit toolkit computes them (over every
+position of the sequence, visual ones included; with pictures over ten ranks, each compared with the same
+rank) are also given and labelled as such: they compare with published tables and with nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from modalign.numbers.estimate import Estimate
 from modalign.progress import Progress
 
 TOP = 10
-LONGEST = 8  # tokens of the model's own answer where a neighbour's is not known
+LONGEST = 8  # tokens of the model's own answer, taken where a neighbour has no known one
 COMPATIBLE = "teacher-forced, every position (EasyEdit-compatible)"
 
 Measure = Literal[
@@ -64,10 +64,10 @@ class MultimodalQuestion:
 
     Attributes:
         edit: the edit's place in the list.
-        measure: what it counts for.
+        measure: the measure it counts towards.
         prompt: the question.
-        answer: what should be said; None for whatever the model said before.
-        image: the picture it is asked of.
+        answer: what should be said; None for whatever the model said before the edit.
+        image: the picture it is asked about.
     """
 
     edit: int
@@ -79,18 +79,18 @@ class MultimodalQuestion:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model and its base did with one probe. Shares are 0 to 1, means over answer tokens.
+    """How a model answered one question, compared with its base. Shares are 0 to 1, means over answer tokens.
 
     Attributes:
-        accuracy: answer tokens that were the most likely.
-        agreement: positions whose most likely token is the base's.
-        overlap: of the ten most likely tokens, those among the base's ten.
+        accuracy: share of answer tokens that were the most likely.
+        agreement: share of positions whose most likely token is the base's.
+        overlap: share of the ten most likely tokens that are among the base's ten.
         divergence: KL(edited || base), nats.
-        compatible: see the module; NaN but for localities.
+        compatible: EasyEdit's number, see the module; NaN except for localities.
         target: probability per answer token (geometric mean).
         first: the most likely token at the answer's first position.
-        says: the most likely tokens as text.
-        said: the greedy answer, where it was generated.
+        says: the most likely tokens, as text.
+        said: the greedy answer, if one was generated.
     """
 
     accuracy: float
@@ -105,10 +105,10 @@ class Reply:
 
 
 def probes_of(edits: Sequence[Edit]) -> list[MultimodalQuestion]:
-    """Every question of every edit.
+    """Return every question of every edit.
 
-    The paraphrases of an edit whose subject only the picture shows are asked of the picture; those of
-    an edit whose text names its subject are asked in text.
+    Where only the picture shows an edit's subject, its paraphrases are asked about the picture; where the
+    text names the subject, they are asked as text.
     """
     return [probe for number, edit in enumerate(edits) for probe in _probes(number, edit)]
 
@@ -146,13 +146,13 @@ def evaluate_multimodal(
     resamples: int = RESAMPLES,
     progress: Progress | None = None,
 ) -> EditEvaluation:
-    """Measure edits on a model, which stays as it is.
+    """Measure edits on a model, which is not changed.
 
     Args:
-        model: edited or not; called like a transformers image-text model.
+        model: edited or unedited; called like a transformers image-text model.
         reader: its processor.
-        edits: what was to be changed, and what was not.
-        base: the model before; without it, localities compare the model with itself.
+        edits: what should have changed, and what should not.
+        base: the model before the edits; without it, localities compare the model with itself.
         template: the form in which it is asked, see :class:`Asking`.
         generate: also let the model answer freely.
         seed: of the bootstrap.
@@ -199,7 +199,7 @@ class _Judge:
         self.asking, self.model, self.base, self.generate = asking, model, base, generate
 
     def __call__(self, probe: MultimodalQuestion) -> tuple[Reply, Reply]:
-        """After and before."""
+        """Return the reply of the edited model and that of the base."""
         asked = self._asked(probe)
         length = len(asked.ids)
         said = self._greedy(self.base, asked) if self.generate or probe.answer is None else []
@@ -230,7 +230,7 @@ class _Judge:
         return self.asking.picture(probe.prompt, open_image(Media("image", path=probe.image)))
 
     def _inputs(self, asked: Asked, more: Sequence[int] = ()) -> dict[str, Any]:
-        """A prompt and the first answer tokens as one row for the whole model."""
+        """Return a prompt and the first answer tokens as one row for the whole model."""
         given = asked.inputs or {"input_ids": torch.tensor([asked.ids])}
         given = {"attention_mask": torch.ones_like(given["input_ids"])} | given
         weight = next(p for p in self.base.parameters() if p.is_floating_point())
@@ -252,7 +252,7 @@ class _Judge:
         return [int(logits[0, -1].argmax())]
 
     def _greedy(self, model: Any, asked: Asked) -> list[int]:
-        """The model's own answer, without what ends it."""
+        """Return the model's own answer, without its end mark."""
         inputs = self._inputs(asked)
         tokenizer = self.asking.tokenizer
         made = model.generate(
@@ -301,7 +301,7 @@ def _metrics(
     edits: int,
     drawing: dict[str, Any],
 ) -> dict[str, Estimate]:
-    """Every measure: questions of an edit are averaged first, then edits."""
+    """Estimate every measure: questions are averaged within each edit first, then over edits."""
     kinds: dict[str, tuple[str, str, float]] = {}  # protocol, unit, scale
     values: list[tuple[int, str, float]] = []
 
@@ -335,7 +335,7 @@ def _metrics(
 
 
 def _order(name: str) -> tuple[int, int]:
-    """By measure, its headline first."""
+    """Return the sort key: by measure, each measure's headline first."""
     for place, measure in enumerate(KINDS):
         if name == measure or name.startswith(f"{measure}_"):
             return place, len(name) - len(measure)
@@ -348,10 +348,10 @@ def _chance(
     asking: Asking,
     edits: Sequence[Edit],
 ) -> dict[str, float]:
-    """Per headline measure in percent, what answers to other questions would score.
+    """Return what answers to other questions would score, per headline measure, in percent.
 
-    For targets: how often the base says the target's first token to the neighbours' questions. For
-    localities: how often it says the same first token to two different questions of the kind.
+    For targets, this is how often the base answers the neighbours' questions with the target's first token;
+    for localities, how often it gives the same first token to two different questions of the same kind.
     """
     kinds = [KINDS[probe.measure] for probe in probes]
     others = [o.first for o, kind in zip(before, kinds, strict=True) if kind == "neighbour"]

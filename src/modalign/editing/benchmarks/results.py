@@ -1,4 +1,4 @@
-"""What editing's benchmarks share: protocols, the harmonic mean, and estimates in percent.
+"""What the editing benchmarks share: protocols, the harmonic mean, and estimates in percent.
 
 Units are those of the papers: shares times 100, unless an estimate's unit says otherwise.
 """
@@ -17,7 +17,7 @@ FREE = "free generation"
 
 
 def harmonic_mean(*values: Floats) -> Floats:
-    """Of several numbers of at least 0, elementwise; 0 where one of them is 0."""
+    """Return the elementwise harmonic mean of nonnegative numbers; 0 where one of them is 0."""
     stacked = np.stack(values)
     with np.errstate(divide="ignore"):
         return np.asarray(len(values) / (1 / stacked).sum(axis=0), dtype=np.float64)
@@ -31,19 +31,19 @@ def metric(
 
 
 def count_known(values: Floats) -> int:
-    """Records that have a value."""
+    """Count the records that have a value."""
     return int((~np.isnan(values)).sum())
 
 
 def mean_or_nan(values: Sequence[float]) -> float:
-    """The mean, NaN of nothing."""
+    """Return the mean, or NaN if there are no values."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
 def means_of_records(
     values: Iterable[tuple[int, str, float]], records: int, names: Sequence[str]
 ) -> dict[str, Floats]:
-    """Average (record, metric, value) per record: metric -> (records,), NaN where it has none."""
+    """Average (record, metric, value) per record: metric -> (records,), NaN where a record has no value."""
     cells: dict[str, list[list[float]]] = {name: [[] for _ in range(records)] for name in names}
     for record, name, value in values:
         cells[name][record].append(value)

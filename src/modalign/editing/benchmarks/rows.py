@@ -15,11 +15,11 @@ class Answer(BaseModel):
 
     Attributes:
         target: probability of the edit's target per token (geometric mean), 0 to 1.
-        truth: the same of the right answer before the edit; None where it is not asked.
-        success: whether the one that should be likelier is (CounterFact); None in zsRE.
+        truth: the same for the right answer before the edit; None where it is not asked for.
+        success: whether the answer that should be likelier is (CounterFact); None in zsRE.
         accuracy: share of the wanted answer's tokens that were the most likely, 0 to 1.
         says: the most likely tokens as text, teacher-forced with the wanted answer.
-        generated: greedy continuation, where generation was asked for.
+        generated: greedy continuation, if generation was asked for.
     """
 
     target: float | None = None
@@ -31,7 +31,7 @@ class Answer(BaseModel):
 
 
 class PromptRow(BaseModel):
-    """One prompt, what should follow it, and what did before and after the edit."""
+    """One prompt, what should follow it, and what followed it before and after the edit."""
 
     kind: Kind
     prompt: str

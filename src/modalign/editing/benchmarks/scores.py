@@ -3,11 +3,11 @@
 CounterFact (Meng et al. 2022, arXiv 2202.05262; Meng et al. 2023, arXiv 2210.07229), with s(p, t) the
 mean negative log-likelihood per token of answer t after prompt p, teacher-forced:
 
-* ES: share of rewriting prompts with s(true) > s(new); PS the same of paraphrases; NS: share of
+* ES: share of rewriting prompts with s(true) > s(new); PS: the same for paraphrases; NS: share of
   neighbourhood prompts with s(true) < s(new). Ties count as failures.
-* EM, PM, NM: mean of exp(-s(new)) - exp(-s(true)), in NM the other way round.
-* EA, PA, NA: share of prompts where every token of the wanted answer (new; in NA the true one) was
-  the most likely.
+* EM, PM, NM: mean of exp(-s(new)) - exp(-s(true)); for NM with the sign reversed.
+* EA, PA, NA: share of prompts where every token of the wanted answer (the new one; for NA the true one)
+  was the most likely.
 * S: harmonic mean of the means ES, PS and NS.
 * ``*_sum``: the same scores from summed instead of mean log-likelihoods, which favour short answers.
 
@@ -16,14 +16,14 @@ the most likely ones, teacher-forced.
 
 * efficacy: the new answer after the question;
 * paraphrase: the new answer after the question in other words;
-* specificity: the right answer after an unrelated question. An unedited model does not score 100:
-  it need not know that answer.
+* specificity: the right answer after an unrelated question. Even an unedited model need not score 100,
+  as it may not know that answer.
 * score: harmonic mean of the three means.
 
-zsRE's published code appends decoded pieces of the answer to the question and tokenises that text
-again; here the answer's own ids are appended, so nothing shifts where text does not round-trip.
+zsRE's published code appends decoded pieces of the answer to the question and tokenises the result
+again; here the answer's own ids are appended, so nothing shifts where text does not survive the round trip.
 
-Prompts of a record are averaged first, then records.
+Prompts are averaged within each record first, then over records.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from modalign.progress import Progress
 Task = Literal["counterfact", "zsre"]
 TASKS: tuple[Task, ...] = ("counterfact", "zsre")
 HEADLINE: Mapping[Task, str] = {"counterfact": "S", "zsre": "score"}
-PARTS: Mapping[Task, tuple[str, str, str]] = {  # of rewrites, paraphrases and neighbours
+PARTS: Mapping[Task, tuple[str, str, str]] = {  # metrics of rewrites, paraphrases and neighbours
     "counterfact": ("ES", "PS", "NS"),
     "zsre": ("efficacy", "paraphrase", "specificity"),
 }
@@ -65,8 +65,8 @@ class EditScores:
     """Every prompt of every edit, scored.
 
     Attributes:
-        rows: per edit its prompts with the model's answers.
-        by_sum: CounterFact: per prompt whether the wanted answer has the larger summed likelihood.
+        rows: per edit, its prompts with the model's answers.
+        by_sum: for CounterFact, per prompt, whether the wanted answer has the larger summed likelihood.
         notes: what was left out, in words.
     """
 
@@ -88,7 +88,7 @@ def score_edits(
     *,
     progress: Progress | None = None,
 ) -> EditScores:
-    """Score every prompt of every edit; the model stays as it is.
+    """Score every prompt of every edit; the model is not changed.
 
     Raises:
         DataError: CounterFact's scores are asked for an edit without a truth.
@@ -148,7 +148,7 @@ def _refuse(edits: Sequence[Edit], task: Task) -> None:
 
 
 def _answer(kind: Kind, scores: Sequence[Score], tokenizer: Any) -> Answer:
-    """Of one answer (zsRE), or of the new and the true one (CounterFact)."""
+    """Make the row's answer from one score (zsRE), or from the new and the true answer's (CounterFact)."""
     wanted = scores[-1 if kind == "neighbour" else 0]
     likely = [math.exp(-each.nll) for each in scores]
     said = {
@@ -162,12 +162,12 @@ def _answer(kind: Kind, scores: Sequence[Score], tokenizer: Any) -> Answer:
 
 
 def succeeded(task: Task, answer: Answer) -> bool:
-    """Whether the wanted answer won: over the other one (CounterFact), at every token (zsRE)."""
+    """Return whether the wanted answer won: over the other one (CounterFact), or at every token (zsRE)."""
     return bool(answer.success) if task == "counterfact" else answer.accuracy == 1.0
 
 
 def columns_of(rows: Sequence[EditRow], task: Task) -> dict[str, Floats]:
-    """Metric -> (n,) means over each record's prompts; NaN where it has none of the kind."""
+    """Return metric -> (n,) means over each record's prompts; NaN where a record has none of the kind."""
     measures = {kind: _measures(task, kind) for kind in KINDS}
     values = [
         (number, name, value)
@@ -183,7 +183,7 @@ _Measure = Callable[[PromptRow], float | None]
 
 
 def _measures(task: Task, kind: Kind) -> dict[str, _Measure]:
-    """What is measured at each prompt of a kind, by metric."""
+    """Return what is measured at each prompt of a kind, by metric."""
     part = PARTS[task][KINDS.index(kind)]
     found: dict[str, _Measure] = {part: _success if task == "counterfact" else _accuracy}
     if task == "counterfact":
@@ -218,7 +218,7 @@ def _free(prompt: PromptRow) -> float | None:
 def metrics_of(
     columns: Mapping[str, Floats], task: Task, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Every metric with its interval over records, the headline first."""
+    """Return every metric with its interval over records, the headline first."""
     drawn = redrawn_means(columns, resamples, seed)
     found = _headline(HEADLINE[task], drawn, columns, PARTS[task])
     for name in (*PARTS[task], *(name for name in columns if name not in PARTS[task])):
@@ -232,7 +232,7 @@ def metrics_of(
 def sum_metrics(
     scored: EditScores, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Estimate]:
-    """CounterFact's S, ES, PS and NS by summed log-likelihoods."""
+    """Estimate CounterFact's S, ES, PS and NS from summed log-likelihoods."""
     names = dict(zip(KINDS, (f"{part}_sum" for part in PARTS["counterfact"]), strict=True))
     places = [(number, prompt) for number, row in enumerate(scored.rows) for prompt in row.prompts]
     values = [
@@ -251,7 +251,7 @@ def sum_metrics(
 def _headline(
     name: str, drawn: Mapping[str, Floats], columns: Mapping[str, Floats], parts: Sequence[str]
 ) -> dict[str, Estimate]:
-    """The harmonic mean of the parts; nothing where one of them has no value."""
+    """Return the harmonic mean of the parts; nothing if one of them has no value."""
     if not all(count_known(columns[part]) for part in parts):
         return {}
     mean = harmonic_mean(*(drawn[part] for part in parts))

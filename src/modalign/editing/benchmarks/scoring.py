@@ -1,11 +1,11 @@
-"""The teacher-forced scorer: how likely each of some answers is after a prompt.
+"""The teacher-forced scorer: how likely each of several answers is after a prompt.
 
 Inputs are built from token ids: the prompt's, then the answer's without its last. The prompt is
-never tokenised again together with the answer, so nothing merges across the joint, whatever the
-tokenizer's padding side, BOS or leading-space habit is.
+never tokenised together with the answer, so nothing merges across the boundary, whatever the
+tokenizer's padding side, BOS or treatment of leading spaces.
 
-A row that another one continues needs no run of its own (causal attention): a prompt with two
-answers of one token is run once, and so is a prompt that several records ask. Rows of similar
+Because attention is causal, a row that is the beginning of another needs no run of its own: a prompt
+with two one-token answers is run once, and so is a prompt that several records ask. Rows of similar
 length share a batch, and the output head is computed only where an answer's token is predicted.
 """
 
@@ -29,12 +29,12 @@ from modalign.models.caches import CACHE
 from modalign.progress import Progress
 
 BATCH_TOKENS = 8192
-LOGITS = 1 << 26  # numbers that may be held as logits at a time
+LOGITS = 1 << 26  # the most logits held at a time
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and the answers whose likelihood is asked."""
+    """A prompt, and the answers whose likelihoods are wanted."""
 
     prompt: str
     targets: tuple[str, ...]
@@ -42,12 +42,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Score:
-    """How a model takes one answer to one prompt.
+    """How likely a model finds one answer to one prompt.
 
     Attributes:
         log_probability: summed over the answer's tokens, natural logarithm.
         hits: per token, whether it was the most likely one after the tokens before it.
-        likeliest: per token, the id that was.
+        likeliest: per token, the id of the most likely one.
     """
 
     log_probability: float
@@ -66,7 +66,7 @@ class Score:
 
     @property
     def right(self) -> bool:
-        """Whether greedy decoding would say the answer."""
+        """Whether greedy decoding would give the answer."""
         return all(self.hits)
 
 
@@ -94,12 +94,12 @@ def score(
     """Score every answer of every question; one list per question, in order.
 
     Args:
-        model: anything called like a transformers causal LM; left as it is.
+        model: anything called like a transformers causal LM; not changed.
         tokenizer: the model's, or an :class:`Asking` for the form in which it is asked.
         questions: prompts with their answers.
         batch_tokens: ids run at a time, padding included.
         progress: told how many rows are done.
-        label: what to call this in ``progress``.
+        label: what ``progress`` calls this step.
 
     Raises:
         DataError: an answer or a prompt has no tokens.
@@ -131,7 +131,7 @@ class Coder:
     """Prompts and answers as ids, each tokenised once.
 
     Args:
-        reader: an :class:`Asking`, or a tokenizer for prompts as they stand.
+        reader: an :class:`Asking`, or a tokenizer if prompts are asked as they stand.
     """
 
     def __init__(self, reader: Any) -> None:
@@ -141,29 +141,29 @@ class Coder:
         self._targets: dict[tuple[str, str], Ids] = {}
 
     def prompt(self, text: str) -> Ids:
-        """A prompt's ids."""
+        """Return a prompt's ids."""
         if text not in self._prompts:
             self._prompts[text] = self.asking.text(text).ids
         return self._prompts[text]
 
     def target(self, target: str, prompt: str) -> Ids:
-        """An answer's ids; of the prompt, only its last character matters."""
+        """Return an answer's ids; only the last character of the prompt matters."""
         key = (target, prompt[-1:])
         if key not in self._targets:
             self._targets[key] = self.asking.target(target, prompt)
         return self._targets[key]
 
     def asked(self, question: Question, target: str) -> _Asked:
-        """One answer to one question."""
+        """Return one answer to one question, as ids."""
         prompt = self.prompt(question.prompt)
         answer = self.target(target, question.prompt)
         return _Asked(prompt + answer[:-1], len(prompt) - 1, answer)
 
 
 def _sharing(rows: set[Ids]) -> dict[Ids, Ids]:
-    """For every row the one that is run for it: itself, or one that continues it.
+    """Return for every row the row that is run in its place: itself, or one that continues it.
 
-    In lexicographic order a row that any other continues is continued by its neighbour.
+    In lexicographic order, a row that any other row continues is continued by the next one.
     """
     owner: dict[Ids, Ids] = {}
     after: Ids | None = None
@@ -177,7 +177,7 @@ def _sharing(rows: set[Ids]) -> dict[Ids, Ids]:
 def _batches(
     rows: Mapping[Ids, list[int]], flat: Sequence[_Asked], tokens: int, places: int
 ) -> Iterator[list[Ids]]:
-    """Rows of similar length, within a number of ids and of places that need logits."""
+    """Group rows of similar length, limiting the ids and the places that need logits in each batch."""
     batch: list[Ids] = []
     used = 0
     for ids in sorted(rows, key=lambda ids: (len(ids), ids)):
@@ -194,10 +194,10 @@ def _batches(
 def _run(
     model: Any, batch: Sequence[Ids], members: Sequence[Sequence[int]], flat: Sequence[_Asked]
 ) -> Iterator[tuple[int, Score]]:
-    """(number, score) of every answer that these rows hold."""
+    """Yield (number, score) of every answer that these rows hold."""
     device = device_of(model)
     order = [(row, number) for row, own in enumerate(members) for number in own]
-    places: dict[tuple[int, int], int] = {}  # (row, position) -> place among the logits
+    places: dict[tuple[int, int], int] = {}  # (row, position) -> index into the logits
     picks = [
         [
             places.setdefault((row, flat[n].first + i), len(places))
@@ -219,7 +219,7 @@ def _run(
 
 
 def _logits(model: Any, batch: Sequence[Ids], where: Tensor) -> Tensor:
-    """Logits at (row, position) places, (P, V); what all rows begin with is run once."""
+    """Return logits at (row, position) places, (P, V); the beginning that all rows share is run once."""
     rows = pad(batch, where.device)
     length = rows.ids.shape[1]
     first = int(where[1].min())
@@ -238,7 +238,7 @@ def _logits(model: Any, batch: Sequence[Ids], where: Tensor) -> Tensor:
 
 
 def _log_probabilities(logits: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-    """Log-probability of each wanted id at its place, (K,), in float64."""
+    """Return the log-probability of each wanted id at its place, (K,), in float64."""
     norms = torch.logsumexp(logits, -1)
     return (logits[places, wanted] - norms[places]).double()
 
@@ -246,7 +246,7 @@ def _log_probabilities(logits: Tensor, places: Tensor, wanted: Tensor) -> Tensor
 def already_known(
     model: Any, tokenizer: Any, edits: Sequence[Edit], *, progress: Progress | None = None
 ) -> list[bool]:
-    """For each edit whether the model says its target already: greedy decoding gives it."""
+    """Return for each edit whether the model says its target already, that is, under greedy decoding."""
     questions = [Question(edit.prompt, (edit.target,)) for edit in edits]
     scores = score(model, tokenizer, questions, progress=progress, label="what is known already")
     return [found.right for (found,) in scores]

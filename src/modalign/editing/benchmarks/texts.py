@@ -1,15 +1,15 @@
-"""Fluency and consistency of what a model writes about an edited subject.
+"""Fluency and consistency of what a model writes about edited subjects.
 
-* GE (generation entropy; Zhang et al. 2018, arXiv 1809.05972, as used by Meng et al. 2022): of each
-  text the entropy in bits of its two-word and three-word sequences, (2/3 H2 + 4/3 H3) / 2, averaged
-  over texts. Low where an edited model repeats itself.
-* RS (reference score): cosine of the TF-IDF vectors of all texts of an edit joined and of its
-  reference texts joined. Inverse document frequencies are fitted on the reference texts of all
+* GE (generation entropy; Zhang et al. 2018, arXiv 1809.05972, as used by Meng et al. 2022): the entropy
+  in bits of each text's two-word and three-word sequences, (2/3 H2 + 4/3 H3) / 2, averaged over texts.
+  It is low where an edited model repeats itself.
+* RS (reference score): the cosine between the TF-IDF vector of all of an edit's texts joined and that
+  of its reference texts joined. Inverse document frequencies are fitted on the reference texts of all
   edits at hand, so values depend on them (the published ones come from a file of Wikipedia texts).
 
-Words are runs of letters and digits, single other marks, and single characters of scripts written
-without spaces; no downloaded tokenizer is needed. Contractions split otherwise than in nltk's, which
-moves GE slightly.
+Words are runs of letters and digits, single punctuation marks, and single characters of scripts written
+without spaces; no downloaded tokenizer is needed. Contractions are split differently from NLTK's, which
+changes GE slightly.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _WORDS = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return _WORDS.findall(text)
 
 
 def ngram_entropy(text: str, n: int) -> float:
-    """Entropy in bits of a text's n-word sequences; 0 where it has none."""
+    """Return the entropy in bits of a text's n-word sequences; 0 if it has none."""
     tokens = words(text)
     counts = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
     if not counts:
@@ -52,14 +52,14 @@ def ngram_entropy(text: str, n: int) -> float:
 
 
 def fluency(texts: Sequence[str]) -> float:
-    """GE of some texts, in bits."""
+    """Return the GE of some texts, in bits."""
     return mean_or_nan(
         [(2 / 3 * ngram_entropy(t, 2) + 4 / 3 * ngram_entropy(t, 3)) / 2 for t in texts]
     )
 
 
 def consistency(texts: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[float]:
-    """RS of each edit's texts, 0 to 1; NaN where it has no texts or no references."""
+    """Return the RS of each edit's texts, 0 to 1; NaN if it has no texts or no references."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     told = [text for row in references for text in row]
@@ -82,7 +82,7 @@ def write_texts(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[list[str]]:
-    """One sample per generation prompt of every edit (top 5, 100 tokens in all), prompt included."""
+    """Sample one text per generation prompt of every edit (top 5, 100 tokens with the prompt), prompt included."""
     coder = Coder(tokenizer)
     tokenizer = coder.tokenizer
     prompts = [coder.prompt(prompt) for edit in edits for prompt in edit.generation_prompts]
@@ -104,7 +104,7 @@ def text_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """GE, and RS where reference texts are given; times 100 as in the papers."""
+    """Estimate GE, and RS if reference texts are given; times 100 as in the papers."""
     columns = {
         "GE": np.array([fluency(own) for own in texts]),
         "RS": np.array(consistency(texts, [edit.reference_texts for edit in edits])),

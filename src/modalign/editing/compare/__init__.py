@@ -1,1 +1,1 @@
-"""The editing methods side by side: the same edits, more and more of them, batch and sequential."""
+"""Compare editing methods on the same edits: in growing numbers, in batch and sequentially."""

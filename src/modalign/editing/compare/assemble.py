@@ -1,4 +1,4 @@
-"""From cells to a report: draws joined, methods paired, costs added up, the worst picked out."""
+"""Turn cells into a report: join draws, pair methods, add up costs, pick out the worst neighbours."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ def assemble(
     setting: ComparisonSetting,
     notes: Sequence[str],
 ) -> EditComparison:
-    """Make the report.
+    """Assemble the report.
 
     Args:
         request: what was asked for.
         plan: what was to be run.
         cells: key -> result.
         before: position of an edit -> the unedited model's row.
-        bench: what the cells shared.
+        bench: what all cells share.
         setting: how it was run.
-        notes: said so far.
+        notes: those collected so far.
     """
     groups = _groups(plan, cells)
     size = _table_size(plan, request.table)
@@ -173,7 +173,7 @@ def _point(group: _Group, bench: Workbench) -> MethodPoint:
 
 
 def _references(plan: Plan, before: Mapping[int, EditRow], bench: Workbench) -> list[Reference]:
-    """The unedited model on each size's edits, and a coin where two answers are compared."""
+    """Score the unedited model on each size's edits, and a coin toss where two answers are compared."""
     found = []
     for size in plan.sizes:
         rows = [before[i] for draw in plan.draws[size] for i in draw]
@@ -187,7 +187,7 @@ def _references(plan: Plan, before: Mapping[int, EditRow], bench: Workbench) -> 
 
 
 def _differences(plan: Plan, groups: Sequence[_Group], bench: Workbench) -> list[ScoreDifference]:
-    """Pairs of methods on the draws that both of them, and all others compared, finished."""
+    """Compare pairs of methods on the draws that every compared method finished."""
     found = []
     for mode in plan.modes:
         for size in plan.sizes:
@@ -249,7 +249,7 @@ def _cost(method: str, mode: Mode, groups: Sequence[_Group]) -> EditingCost:
 def charge_shared(
     costs: Sequence[EditingCost], methods: Mapping[str, Method], layers: Mapping[str, list[int]]
 ) -> list[EditingCost]:
-    """What one method found in the store because another had computed it is charged to both."""
+    """Charge each method also for what it found in the store because another had computed it."""
     keys = {"value_seconds": _value_key, "statistics_seconds": _statistics_key}
     names = {"value_seconds": "values_of", "statistics_seconds": "statistics_of"}
     charged = []
@@ -271,7 +271,7 @@ def charge_shared(
 
 
 def _value_key(method: Method, layers: Sequence[int]) -> tuple[object, ...] | None:
-    """What decides a closed-form method's values; None for a method that has none to share."""
+    """Return what determines a closed-form method's values; None for a method with none to share."""
     config = method.config
     if not isinstance(method, ClosedForm):
         return None
@@ -280,7 +280,7 @@ def _value_key(method: Method, layers: Sequence[int]) -> tuple[object, ...] | No
 
 
 def _statistics_key(method: Method, layers: Sequence[int]) -> tuple[object, ...] | None:
-    """What decides the key statistics, on one model and text."""
+    """Return what determines the key statistics, given the model and the text."""
     if not isinstance(method.config, ValueConfig):
         return None
     return tuple(layers), method.config.tokens, method.config.seed
@@ -289,7 +289,7 @@ def _statistics_key(method: Method, layers: Sequence[int]) -> tuple[object, ...]
 def _table(
     plan: Plan, groups: Sequence[_Group], before: Mapping[int, EditRow], size: int
 ) -> list[TableRow]:
-    """The first draw of one size, edit by edit."""
+    """Make the table of one size's first draw, edit by edit."""
     positions = plan.draws[size][0]
     rows = []
     for place, position in enumerate(positions):
@@ -329,7 +329,7 @@ def _table(
 def _worst(
     plan: Plan, groups: Sequence[_Group], before: Mapping[int, EditRow]
 ) -> list[WorstNeighbour]:
-    """The neighbours that lost most of their right answer's probability, at the largest size."""
+    """Find the neighbours whose right answer lost most probability, at the largest size."""
     found = []
     for group in groups:
         if group.size != plan.sizes[-1] or group.mode != group.computed_as:
@@ -340,7 +340,7 @@ def _worst(
             ):
                 found += _lost(group, before[position], outcome.row)
     found.sort(key=lambda each: each.after - each.before)
-    # Of every method the same number, or one method that breaks everything would fill the list.
+    # The same number for every method; otherwise one method that breaks everything would fill the list.
     taken: Counter[tuple[str, Mode]] = Counter()
     each = max(1, WORST // max(1, len({(w.method, w.mode) for w in found})))
     kept = []
@@ -382,7 +382,7 @@ def _notes(
     said = sum(p.after.accuracy == 1.0 for p in rewrites)
     if said:
         notes.append(
-            f"the unedited model says {said} of {len(rewrites)} targets by itself: these edits "
+            f"the unedited model already says {said} of {len(rewrites)} targets: these edits "
             "change nothing"
         )
     ahead = sum(succeeded(bench.task, p.after) for p in rewrites)

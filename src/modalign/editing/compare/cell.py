@@ -1,4 +1,4 @@
-"""One cell: compute a method's patches for a draw of edits, apply them, ask every prompt."""
+"""Run one cell: compute a method's patches for a draw of edits, apply them, ask every prompt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from modalign.patches import Patch, applied, view
 from modalign.patches.header import EditRecord, patch_hash
 from modalign.progress import Progress
 
-MEASURED = ("GE", "RS")  # of evaluate_edits: not means over edits
+MEASURED = ("GE", "RS")  # metrics of evaluate_edits that are not means over edits
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Workbench:
     """What all cells share.
 
     Attributes:
-        model, tokenizer: opened once; the model is the same bit for bit after every cell.
+        model, tokenizer: opened once; every cell leaves the model bit for bit unchanged.
         asking: the form in which the model is edited and asked.
-        edits: all of the file.
+        edits: all those in the file.
         methods: by name, configured.
         layers: method -> the layers it writes.
-        task: whose scores.
-        corpus: for the key statistics; None for what the model writes.
+        task: the benchmark whose scores are used.
+        corpus: text for the key statistics; None for what the model writes.
         held_out: documents for the drift; None without.
-        cache: of statistics and values.
+        cache: folder of statistics and values.
         generate: also generate freely.
         seed: of draws, samples and bootstrap.
         hashes: of everything that every cell depends on.
-        progress: told how far a cell is.
+        progress: told how far the cell is.
     """
 
     model: PreTrainedModel
@@ -74,7 +74,7 @@ class Workbench:
     progress: Progress | None = None
 
     def fingerprint(self, planned: Planned, share: int) -> str:
-        """Hash of everything that decides a cell's result; see :func:`run_cell`."""
+        """Hash everything that determines a cell's result; see :func:`run_cell`."""
         method = self.methods[planned.method]
         edits = [{**asdict(self.edits[i]), "source": ""} for i in planned.edits]
         others = {name: value for name, value in self.hashes.items() if name != "edits"}
@@ -83,17 +83,17 @@ class Workbench:
 
 
 def digest(value: Any) -> str:
-    """Hash of a value by its JSON."""
+    """Hash a value by its JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def run_cell(bench: Workbench, planned: Planned, share: int) -> CellResult:
-    """Run one cell; a failure becomes its result, whatever it was.
+    """Run one cell; any failure becomes its result.
 
     Args:
         bench: shared by all cells.
         planned: which cell.
-        share: how many cells the held-out text is shared by.
+        share: how many cells share the held-out text.
     """
     cell = CellResult(
         fingerprint=bench.fingerprint(planned, share),
@@ -108,7 +108,7 @@ def run_cell(bench: Workbench, planned: Planned, share: int) -> CellResult:
     except (ModalignError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
         cell.failure = first_line(error)
     except Exception as error:
-        # A defect in one method must not cost the others' hours; it is reported, not hidden.
+        # A defect in one method must not cost the hours spent on the others; it is reported, not hidden.
         cell.failure = f"unexpected {type(error).__name__}: {first_line(error)}"
         cell.traceback = traceback.format_exc()
     return cell
@@ -147,7 +147,7 @@ def _fill(cell: CellResult, bench: Workbench, planned: Planned, share: int) -> N
 
 @dataclass
 class _Made:
-    """Patches, lowest first, with the records of their edits and whether each held at its step."""
+    """Patches, lowest first, with the records of their edits and whether each edit held right after its step."""
 
     patches: list[Patch]
     records: list[EditRecord]
@@ -189,7 +189,7 @@ def _noting(notes: list[str]) -> Callable[[str], None]:
 
 
 def _hold(bench: Workbench, edits: Sequence[Edit], patches: Sequence[Patch]) -> list[bool | None]:
-    """Whether the rewrites of one step succeed right after it."""
+    """Return whether the rewrites of one step succeed right after it."""
     bare = [replace(e, paraphrases=(), neighbours=(), generation_prompts=()) for e in edits]
     with ExitStack() as stack:
         for patch in patches:
@@ -222,7 +222,7 @@ def _outcomes(found: EditEvaluation, made: _Made, task: Task, method: str) -> li
 
 
 def relative_change(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[str, float]:
-    """Per parameter |Delta| / |W|, Delta the sum over all patches (Frobenius norms)."""
+    """Return |Delta| / |W| per parameter, Delta being the sum over all patches (Frobenius norms)."""
     found = {}
     for name in dict.fromkeys(name for patch in patches for name in patch.changes):
         parts = [patch.changes[name].delta() for patch in patches if name in patch.changes]
@@ -233,7 +233,7 @@ def relative_change(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[st
 
 
 def _drift(bench: Workbench, edited: Any, share: int) -> dict[str, Estimate]:
-    """KL and perplexity on held-out text; cells that share it read less of it each."""
+    """Measure KL and perplexity on held-out text; cells that share the text read a part of it each."""
     if bench.held_out is None:
         return {}
     return drift(
@@ -248,7 +248,7 @@ def _drift(bench: Workbench, edited: Any, share: int) -> dict[str, Estimate]:
 
 
 def finite_row(row: EditRow) -> EditRow:
-    """A row whose probabilities are numbers: JSON has no others."""
+    """Return a row with only finite probabilities, since JSON has no others."""
     row = row.model_copy(deep=True)
     for prompt in row.prompts:
         for answer in (prompt.after, prompt.before):

@@ -1,4 +1,4 @@
-"""Whether an edit held, and if not, where it was lost."""
+"""Judge whether an edit held and, if not, where it was lost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def judge_edit(
     at_step: bool | None,
     one_after_another: bool,
 ) -> tuple[Status, str]:
-    """An edit's status and its reason.
+    """Return an edit's status and the reason for it.
 
     Args:
-        row: what the edited model said to its prompts.
-        record: what its patch says of it.
-        task: whose success counts.
-        at_step: sequential: whether the rewrite succeeded right after its own step.
-        one_after_another: the method writes the edits of a patch one after the other.
+        row: what the edited model answered to its prompts.
+        record: the edit's record in its patch.
+        task: the benchmark that defines success.
+        at_step: in sequential mode, whether the rewrite succeeded right after its own step.
+        one_after_another: whether the method writes a patch's edits one after another.
     """
     rewrites = _successes(row, task, "rewrite")
     paraphrases = _successes(row, task, "paraphrase")
@@ -50,7 +50,7 @@ def _unwritten(record: EditRecord, one_after_another: bool) -> tuple[Status, str
     if one_after_another:
         return "not written", f"not written, or lost to a later edit of the patch{written}"
     if record.probability is None:
-        return "not written", f"the training did not bring the target forward{written}"
+        return "not written", f"training did not make the target the first choice{written}"
     return (
         "not written",
         f"the value reached {record.probability:.2f}, the weights did not{written}",

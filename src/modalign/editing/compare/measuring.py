@@ -1,4 +1,4 @@
-"""What a computation takes: seconds per stage, and the most memory it held."""
+"""Measure what a computation takes: seconds per stage, and its peak memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ REST = "rest"  # detecting the model's parts, hashing weights, checks of the fin
 
 @dataclass
 class StageClock:
-    """A progress callback that also notes the time: what passes before a call counts for its stage.
+    """A progress callback that also keeps time: what passes before a call counts towards the stage it names.
 
     Attributes:
-        onward: told what this is told.
+        onward: the callback to which every call is passed on.
         seconds: stage -> seconds.
-        values: values that were optimised; those found in the store are not reported.
+        values: number of values that were optimised; those found in the store are not reported.
     """
 
     onward: Progress | None = None
@@ -33,7 +33,7 @@ class StageClock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Time passes only inside."""
+        """Count time only inside the block."""
         self._since = time.perf_counter()
         try:
             yield
@@ -41,7 +41,7 @@ class StageClock:
             self._count(REST)
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        """A stage reports how far it is."""
+        """Take a stage's report of how far it is."""
         self._count(name)
         self.values += name == "values"
         if self.onward:
@@ -55,7 +55,7 @@ class StageClock:
 
 @dataclass
 class Peak:
-    """The most bytes held; None where that cannot be told for this piece of work alone."""
+    """The most bytes held; None if they cannot be measured for this piece of work alone."""
 
     memory: int | None = None
 

@@ -1,4 +1,4 @@
-"""Which cells a comparison has: the same draws of edits for every method, size and mode."""
+"""Plan a comparison's cells: every method and mode gets the same draws of edits at each size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modalign.errors import UsageError
 
 SIZES = (1, 10, 100, 1000)
 STEPS = 10  # of a sequential cell, where no block is given
-# ROME writes one edit after the other whatever it is asked for: its two modes are one computation.
+# ROME writes one edit after another in either mode, so its two modes are the same computation.
 ONE_AFTER_ANOTHER = frozenset({"rome"})
 
 
@@ -21,7 +21,7 @@ class Planned:
     """One cell.
 
     Attributes:
-        method, mode, size, draw: which.
+        method, mode, size, draw: which cell it is.
         edits: positions in the file's list.
         block: edits per step; ``size`` in batch mode.
     """
@@ -40,7 +40,7 @@ class Planned:
 
     @property
     def steps(self) -> list[tuple[int, ...]]:
-        """The edits of each step."""
+        """Return the edits of each step."""
         return [self.edits[start : start + self.block] for start in range(0, self.size, self.block)]
 
 
@@ -52,9 +52,9 @@ class Plan:
         sizes: numbers of edits, ascending.
         modes: as asked for.
         methods: as asked for.
-        draws: size -> disjoint draws of positions; a smaller size's edits are among a larger one's.
+        draws: size -> disjoint draws of positions; a smaller size's edits are a subset of a larger one's.
         blocks: size -> edits per sequential step.
-        cells: every computation once, small sizes first.
+        cells: each computation once, small sizes first.
         notes: what was left out.
     """
 
@@ -67,7 +67,7 @@ class Plan:
     notes: list[str]
 
     def computed_as(self, method: str, mode: Mode, size: int) -> Mode:
-        """The mode a cell is run in: where both modes are the same, it is run once."""
+        """Return the mode that a cell is run in; where both modes are the same, only one is run."""
         alike = method in ONE_AFTER_ANOTHER or self.blocks[size] >= size
         return "batch" if mode == "sequential" and alike else mode
 
@@ -78,7 +78,7 @@ class Plan:
 
 
 def draws_of(size: int, count: int) -> int:
-    """How many draws a size gets by default: 1 edit x 20, 10 x 5, 50 and more x 1."""
+    """Return how many draws a size gets by default: 20 for 1 edit, 5 for 10, 1 for 50 and more."""
     wanted = 20 if size < 10 else 5 if size < 50 else 1
     return min(wanted, count // size)
 
@@ -102,7 +102,7 @@ def make_plan(
         count: edits in the file.
         seed: of the draws.
         block: edits per sequential step; None for a tenth of the size.
-        draws: at most so many draws of each size; None for :func:`draws_of`.
+        draws: the most draws of each size; None for :func:`draws_of`.
 
     Raises:
         UsageError: nothing is left to do.
@@ -139,7 +139,7 @@ def make_plan(
 
 
 def _same(plan: Plan) -> list[str]:
-    """Where the two modes are one computation, in words."""
+    """Say in words where the two modes are the same computation."""
     if "sequential" not in plan.modes:
         return []
     notes = []
@@ -162,9 +162,9 @@ def _same(plan: Plan) -> list[str]:
 
 
 def without_edited_neighbours(edits: Sequence[Edit]) -> tuple[list[Edit], int]:
-    """Edits without neighbours that ask what another edit of the file changes, and how many those were.
+    """Drop neighbours that ask for something another edit of the file changes; also return how many.
 
-    Such a neighbour's right answer changes with the edits that are in, so it says nothing about
+    The right answer to such a neighbour depends on which edits are applied, so it says nothing about
     specificity.
     """
     changed: dict[str, set[str]] = {}

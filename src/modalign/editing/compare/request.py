@@ -1,4 +1,4 @@
-"""What a comparison of editing methods is asked for."""
+"""The request for a comparison of editing methods."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class CompareRequest:
         edits: file.
         out: folder of cells, cache and report.
         methods, sizes, modes: what to compare.
-        task: whose scores; None for the file's own kind.
+        task: the benchmark whose scores to use; None for the file's own kind.
         text: for the key statistics; None for what the model itself writes.
         held_out: text for the drift; None for none.
         settings: method -> field -> value; under ``""`` fields for every method that has them.
-        basis: what the other fields are: ``published``, or ``auto``, measured on the model for each method.
+        basis: where the other fields come from: ``published``, or ``auto``, measured on the model for each method.
         block: edits per sequential step; None for a tenth.
-        draws: at most so many draws of each size.
+        draws: the most draws of each size.
         table: the size whose edits are listed one by one; None for the largest up to 100.
         generate: also generate freely.
-        limit: only the first edits of the file.
+        limit: use only this many edits, from the start of the file.
         seed: of draws, samples and bootstrap.
-        resume: take up what the folder holds.
-        overwrite: delete the comparison that the folder holds, and begin anew.
+        resume: continue the comparison that the folder holds.
+        overwrite: delete the comparison that the folder holds, and start afresh.
         device, dtype: of the model.
     """
 
@@ -64,12 +64,12 @@ class CompareRequest:
     dtype: str | None = None
 
     def configuration(self) -> dict[str, Any]:
-        """As plain values, without where it is written and how it is begun."""
+        """Return the request as plain values, without where it is written and how it is started."""
         values = {k: v for k, v in asdict(self).items() if k not in ("out", "resume", "overwrite")}
         return json.loads(json.dumps(values, default=str))
 
     def configured(self) -> dict[str, Method]:
-        """Each method with its own settings: those for all that it has, and over them those for it alone.
+        """Configure each method: settings given for all methods first, then those given for it alone.
 
         Raises:
             UsageError: an unknown method, field, task or mode.
@@ -93,7 +93,7 @@ class CompareRequest:
         methods = {}
         for name in self.methods:
             mine = {key: value for key, value in shared.items() if key in known[name]}
-            # The benchmarks' prompts are beginnings of sentences: published scores are of these.
+            # The benchmarks' prompts are the beginnings of sentences, and published scores are for those.
             mine = {"template": "plain"} | mine | dict(self.settings.get(name, {}))
             methods[name] = configured(name, mine)
         if self.task is not None and self.task not in TASKS:

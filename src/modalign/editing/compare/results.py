@@ -1,4 +1,4 @@
-"""What a comparison of editing methods found: cells as they are kept on disk, and the whole report."""
+"""The results of a comparison of editing methods: cells as kept on disk, and the whole report."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Outcome(BaseModel):
     Attributes:
         row: its prompts and what the edited model said to them.
         value: probability of the target with the optimised value, on the rewriting prompts; None
-            where the method optimises none.
-        written: probability of the target after the bare prompt once its patch was in.
+            if the method optimises none.
+        written: probability of the target after the bare prompt once the patch was applied.
         steps: evaluations of the value's optimisation.
-        at_step: sequential: whether the rewrite succeeded right after its own step.
+        at_step: in sequential mode, whether the rewrite succeeded right after its own step.
         status: ``done``, or where it failed.
         reason: the status in words.
-        warnings: of the method.
+        warnings: the method's own.
     """
 
     row: EditRow
@@ -47,18 +47,18 @@ class CellResult(BaseModel):
     """One method on one draw of edits, in one mode.
 
     Attributes:
-        fingerprint: hash of everything that decides the result; another one is computed again.
+        fingerprint: hash of everything that determines the result; a cell with another one is run again.
         method, mode, size, draw: which cell.
-        steps: patches computed one on top of the other; 1 in batch mode.
+        steps: number of patches, each computed on top of the one before; 1 in batch mode.
         failure: why there is no result.
-        traceback: of a failure nobody foresaw.
+        traceback: of an unforeseen failure.
         outcomes: the edits.
-        measured: what is not a mean over edits: drift, fluency, consistency.
-        seconds: stage -> seconds of computing the patches.
+        measured: metrics that are not means over edits: drift, fluency, consistency.
+        seconds: stage -> seconds spent on the patches.
         evaluation_seconds: of scoring; not charged to the method.
         values_new, values_found: values optimised here, and taken from the store.
         peak_memory: bytes while the patches were computed; None where it cannot be measured.
-        layers: parameter -> |Delta| / |W|, of all steps together.
+        layers: parameter -> |Delta| / |W|, over all steps together.
         notes: what the method said.
         patches: content hashes, lowest first.
     """
@@ -84,15 +84,15 @@ class CellResult(BaseModel):
 
 
 class MethodPoint(BaseModel):
-    """One method at one number of edits in one mode: its cells together.
+    """One method at one number of edits in one mode, over all its cells.
 
     Attributes:
         method, mode, size: which.
         computed_as: the mode its cells were run in, where both modes are the same computation.
-        draws: draws with a result; ``failed_draws`` have none.
-        n: edits that the scores are over, over all draws.
+        draws: number of draws with a result; ``failed_draws`` counts those without.
+        n: number of edits behind the scores, over all draws.
         metrics: scores over edits, and what was measured per draw.
-        statuses: status -> edits.
+        statuses: status -> number of edits.
         layers: parameter -> mean |Delta| / |W|.
     """
 
@@ -109,13 +109,13 @@ class MethodPoint(BaseModel):
 
 
 class EditingCost(BaseModel):
-    """What a method took, over all its cells of one mode.
+    """What a method cost, over all its cells of one mode.
 
     Attributes:
         statistics_seconds: taking C0, once; ``statistics_of`` names the method that took it first.
         value_seconds: per edit, over the ``values`` that were optimised (not taken from the store);
-            ``values_of`` names the method whose very same values were taken from the store.
-        write_seconds: per edit at the largest size: reading keys, solving, writing; fine-tuning's all.
+            ``values_of`` names the method whose identical values were taken from the store.
+        write_seconds: per edit at the largest size: reading keys, solving, writing; for fine-tuning, all of it.
         write_size: that size.
         evaluation_seconds: of all cells, not charged to the method.
         peak_memory: bytes; None where it cannot be measured.
@@ -137,7 +137,7 @@ class EditingCost(BaseModel):
 
 
 class Reference(BaseModel):
-    """A row nobody edited: the model as it was, a coin."""
+    """A reference row: the unedited model, or a coin toss."""
 
     name: str
     size: int | None
@@ -169,7 +169,7 @@ class ScoreDifference(BaseModel):
 
 
 class TableAnswer(BaseModel):
-    """One method's outcome for one edit of the table: its answers stand in the prompts' order."""
+    """One method's outcome for one edit of the table, with its answers in the order of the prompts."""
 
     method: str
     mode: Mode
@@ -199,7 +199,7 @@ class TableRow(BaseModel):
 
 
 class WorstNeighbour(BaseModel):
-    """A question no edit was about that lost most."""
+    """A question that no edit was about and whose right answer lost most probability."""
 
     method: str
     mode: Mode
@@ -232,7 +232,7 @@ class MethodInfo(BaseModel):
 
 
 class ComparisonSetting(BaseModel):
-    """How it was run: all that is needed to run it again."""
+    """How the comparison was run: everything needed to run it again."""
 
     command: str
     started: str
@@ -276,10 +276,10 @@ class EditComparison(BaseModel):
     setting: ComparisonSetting
 
     def point(self, method: str, mode: Mode, size: int) -> MethodPoint | None:
-        """One point, None where it is missing."""
+        """Return one point; None if it is missing."""
         wanted = (method, mode, size)
         return next((p for p in self.points if (p.method, p.mode, p.size) == wanted), None)
 
     def title_of(self, method: str) -> str:
-        """A method's name in tables."""
+        """Return a method's name in tables."""
         return next(info.title for info in self.methods if info.name == method)

@@ -1,4 +1,4 @@
-"""``modalign edit compare``: plan, run what is missing, assemble, write the report."""
+"""``modalign edit compare``: plan, run the missing cells, assemble, write the report."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ Say = Callable[[str], None]
 def compare_edits(
     request: CompareRequest, progress: Progress | None = None, said: Say = lambda message: None
 ) -> EditComparison:
-    """Run a comparison, or what is missing of it, and write its report.
+    """Run a comparison, or the cells still missing from it, and write its report.
 
     Raises:
         UsageError: unknown names or settings; a folder that holds a run already, or cannot be written.
         DataError: edits or texts that cannot be used.
-        ModalignError: not one cell has a result; the report is written all the same.
+        ModalignError: no cell has a result; the report is written all the same.
     """
     methods = request.configured()
     with run_folder(
@@ -62,7 +62,7 @@ def compare_edits(
         request.configuration(),
         resume=request.resume,
         overwrite=request.overwrite,
-        fixed=False,  # cells of other settings are told by their fingerprints
+        fixed=False,  # cells of other settings are recognised by their fingerprints
     ) as folder:
         return _compare(request, methods, folder, progress, said)
 
@@ -77,7 +77,7 @@ def _compare(
     began, started = time.monotonic(), _now()
     for name in request.settings:
         if name and name not in methods:
-            said(f"settings of {name} are of no use here: it is not compared")
+            said(f"settings of {name} have no effect: it is not compared")
     bench, notes = _open(request, methods, progress, said)
     plan = make_plan(
         request.methods,
@@ -150,7 +150,9 @@ def _open(
     if held_out is None:
         tell("no drift was measured: name a text with --held-out")
     elif corpus is not None and corpus.sha256 == held_out.sha256:
-        tell("the held-out text is that of the key statistics: its drift is flattered")
+        tell(
+            "the held-out text is also that of the key statistics: drift on it looks smaller than elsewhere"
+        )
     model, reader = open_model(request.model, dtype_named(request.dtype), request.device)
     tokenizer = tokenizer_of(reader)
     validate_against_tokenizer(edits, tokenizer, declared_length(model.config))
@@ -176,7 +178,7 @@ def _open(
         asking=Asking(tokenizer, templates.pop()),
         edits=edits,
         methods=methods,
-        # A layer that the model lacks is refused before the hours.
+        # Refuse a layer that the model lacks now, not after hours of work.
         layers={name: list(m.config.layers_of(spec.depth)) for name, m in methods.items()},
         task=task,
         corpus=corpus,
@@ -224,7 +226,7 @@ def _run(folder: Path, bench: Workbench, plan: Plan, said: Say) -> dict[str, Cel
 
 
 def _kept(file: Path, fingerprint: str) -> CellResult | None:
-    """A finished cell of the same settings; failed ones are tried again."""
+    """Return a finished cell with the same settings; failed ones are tried again."""
     try:
         cell = CellResult.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -233,7 +235,7 @@ def _kept(file: Path, fingerprint: str) -> CellResult | None:
 
 
 def _before(out: Path, bench: Workbench, plan: Plan) -> dict[int, EditRow]:
-    """What the unedited model says to every prompt of every edit used, by the edit's position."""
+    """Return what the unedited model says to every prompt of every edit used, by the edit's position."""
     used = plan.used
     fingerprint = digest([dict(bench.hashes), used, bench.task, bench.generate, bench.seed])
     file = out / "before.json"

@@ -1,4 +1,4 @@
-"""Methods against each other on the same edits, and draws joined."""
+"""Compare methods with each other on the same edits, and join draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modalign.numbers.pairs import resamples_for, sample_replicates
 
 
 def over_draws(found: Sequence[Estimate]) -> Estimate:
-    """One metric of several draws: their mean, by Student's t where there are several."""
+    """Average one metric over draws, with an interval by Student's t where there are several."""
     if len(found) == 1:
         return found[0]
     mean = mean_of_few([each.value for each in found], over="draws", unit=found[0].unit)
@@ -29,13 +29,13 @@ def differences(
     *,
     seed: int = 0,
 ) -> list[ScoreDifference]:
-    """All pairs of methods on the same records, per score, corrected over the pairs.
+    """Compare all pairs of methods on the same records, per score, with p-values corrected over the pairs.
 
     Args:
         columns: method -> metric -> (n,), the same records in the same order for every method.
-        task: whose headline and parts are compared.
-        mode, size: what the columns are of.
-        seed: of the bootstrap; records are redrawn jointly for all methods.
+        task: the benchmark whose headline and parts are compared.
+        mode, size: to which the columns belong.
+        seed: of the bootstrap; records are resampled jointly for all methods.
     """
     joint = {f"{m}/{part}": columns[m][part] for m in columns for part in PARTS[task]}
     if len(columns) < 2 or not all(count_known(values) for values in joint.values()):

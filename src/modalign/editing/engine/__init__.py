@@ -1,1 +1,1 @@
-"""What every editing method runs on: parts of a model, partial passes, values, keys, statistics, systems."""
+"""What every editing method uses: a model's parts, partial passes, values, keys, statistics and solvers."""

@@ -1,8 +1,8 @@
-"""How a model is asked: a prompt as it stands, or as the user's message in the model's chat template.
+"""How an edited model is asked: a prompt as it stands, or as the user's message in its chat template.
 
 An edit must hold where the model is used. A model that ``modalign ask`` addresses through its chat
-template sees a prompt between the template's marks, and its answer starts where the template says so:
-there the prompt is tokenised, there the subject is found, there the target begins. Special tokens come
+template sees a prompt between the template's marks and answers where the template says so. The prompt
+is therefore tokenised, the subject found and the target begun within the template. Special tokens come
 from the template or from the tokenizer, never from both.
 """
 
@@ -28,10 +28,10 @@ class Asked:
     """A prompt as the model reads it.
 
     Attributes:
-        ids: token ids, placeholders of a picture among them; they end where the answer begins.
+        ids: token ids, including a picture's placeholders; they end where the answer begins.
         subject: position of the subject's last token; None where the text does not name it.
         picture: position of the last placeholder; None without a picture.
-        inputs: with a picture, what the whole model is called with.
+        inputs: with a picture, the keyword arguments for the whole model.
     """
 
     ids: tuple[int, ...]
@@ -41,7 +41,7 @@ class Asked:
 
 
 def has_template(reader: Any) -> bool:
-    """Whether a tokenizer or a processor has a chat template."""
+    """Return whether a tokenizer or a processor has a chat template."""
     return any(getattr(part, "chat_template", None) for part in (reader, tokenizer_of(reader)))
 
 
@@ -50,8 +50,8 @@ class Asking:
 
     Args:
         reader: the model's tokenizer, or its processor where it takes pictures.
-        template: ``chat`` for its chat template, ``plain`` for prompts as they stand; ``auto`` for its
-            chat template where it has one, as ``modalign ask`` asks it.
+        template: ``chat`` for its chat template, ``plain`` for prompts as they stand, ``auto`` for its
+            chat template if it has one, as ``modalign ask`` does.
 
     Raises:
         UsageError: ``chat`` without a chat template.
@@ -67,7 +67,7 @@ class Asking:
 
     @classmethod
     def of(cls, reader: Any) -> Asking:
-        """What asks with a tokenizer: prompts as they stand; or the asking itself."""
+        """Make the plain form from a tokenizer; an :class:`Asking` is returned as it is."""
         return reader if isinstance(reader, Asking) else cls(reader, "plain")
 
     @property
@@ -76,7 +76,7 @@ class Asking:
         return "chat" if self.chat else "plain"
 
     def text(self, prompt: str, subject: str = "", subject_at: int | None = None) -> Asked:
-        """A prompt without a picture.
+        """Render and tokenise a prompt without a picture.
 
         Raises:
             DataError: the subject is not where it should be, or the template does not hold the prompt.
@@ -92,7 +92,7 @@ class Asking:
     def picture(
         self, prompt: str, image: Image, subject: str = "", subject_at: int | None = None
     ) -> Asked:
-        """A prompt about one picture, which stands before it.
+        """Render and tokenise a prompt about one picture, which is put before it.
 
         Raises:
             UsageError: the model takes no pictures.
@@ -122,13 +122,13 @@ class Asking:
         return Asked(ids, found, places[-1], inputs)
 
     def target(self, target: str, prompt: str) -> tuple[int, ...]:
-        """Ids of an answer where the model's own answers begin."""
+        """Return the ids of an answer placed where the model's own answers begin."""
         if not self.chat:
             return encode_target(self.tokenizer, target, prompt)
         before = self._rendered(prompt, pictures=0)
         whole = self._rendered(prompt, pictures=0, answer=target)
         rest = whole[len(before) :] if whole.startswith(before) else target
-        # What the template writes between its mark and the answer belongs to the answer.
+        # Text that the template puts between its mark and the answer belongs to the answer.
         joint = rest[: rest.find(target)] if target in rest else ""
         return encode_target(self.tokenizer, target, prompt, joint)
 
@@ -152,10 +152,10 @@ class Asking:
         return {"role": role, "content": [*before, {"type": "text", "text": text}]}
 
     def _place(self, text: str, prompt: str, subject: str, subject_at: int | None) -> int | None:
-        """Offset of the subject in the rendered text."""
+        """Return the subject's offset in the rendered text."""
         start = text.rfind(prompt)
         if start < 0:
-            raise DataError(f"the chat template does not keep the prompt {prompt!r} as it is")
+            raise DataError(f"the chat template does not keep the prompt {prompt!r} unchanged")
         if not subject:
             return None
         if subject_at is None or prompt[subject_at : subject_at + len(subject)] != subject:
@@ -165,7 +165,7 @@ class Asking:
     def _encoded(
         self, text: str, subject: str, at: int | None
     ) -> tuple[tuple[int, ...], int | None]:
-        """Ids of a rendered text, and the position of the subject's last token."""
+        """Return the ids of a rendered text, and the position of the subject's last token."""
         wanted = self._adds_specials(text)
         if at is None:
             return tuple(self.tokenizer(text, add_special_tokens=wanted)["input_ids"]), None
@@ -173,7 +173,7 @@ class Asking:
         return tuple(ids), end_of(subject, at, offsets, text)
 
     def _adds_specials(self, text: str) -> bool:
-        """As transformers does: a processor's tokenizer adds its own unless the text begins with one."""
+        """Return whether to add special tokens: as in transformers, not if the text begins with one already."""
         if self.chat and not self.takes_pictures:
             return False
         bos = getattr(self.tokenizer, "bos_token", None)
@@ -194,7 +194,7 @@ class Asking:
 
 
 def _expanded(short: tuple[int, ...], ids: tuple[int, ...], position: int, prompt: str) -> int:
-    """Where a token of the text stands once the picture's one mark has become its placeholders."""
+    """Return where a token stands once the picture's one mark has become its placeholders."""
     after = len(short) - position
     if ids[-after:] == short[position:]:
         return len(ids) - after

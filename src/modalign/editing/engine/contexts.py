@@ -1,4 +1,4 @@
-"""Sentences to put before a prompt: what the model itself writes."""
+"""Sentences to put before a prompt, written by the model itself."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from modalign.editing.engine.spec import ModelSpec
 from modalign.models.sampling import sample, seeded
 
-STARTS = ("The", "Therefore", "Because", "I", "You")  # of MEMIT's released code
-LENGTH = 10  # tokens in all, the start included
+STARTS = ("The", "Therefore", "Because", "I", "You")  # as in MEMIT's released code
+LENGTH = 10  # tokens, including the start
 
 
 def sample_contexts(
     spec: ModelSpec, tokenizer: Any, *, seed: int = 0, lengths: Sequence[int] = (LENGTH,)
 ) -> list[str]:
-    """Sentences that the model goes on to write (top-k 5). The same seed, the same sentences.
+    """Let the model continue sentences (top-k 5). The same seed gives the same sentences.
 
     Args:
         spec: the model.
         tokenizer: the model's.
         seed: of the sampling.
-        lengths: of the sentences in tokens, one for each; of one length, one sentence per start.
+        lengths: of the sentences in tokens, one for each; a single length gives one sentence per start.
     """
     lengths = list(lengths) * len(STARTS) if len(lengths) == 1 else list(lengths)
     starts = [STARTS[number % len(STARTS)] for number in range(len(lengths))]

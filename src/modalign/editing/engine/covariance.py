@@ -2,9 +2,9 @@
 
     C0 = (1 / N) sum over N tokens of k k^T        (MEMIT, arXiv 2210.07229, eq. 15)
 
-It is taken on the model as it is before any edit. What is computed is kept under a hash of what it
-depends on: the weights of the layers below, the documents, the number of tokens, the length at which
-documents are cut. A folder's name is never part of it.
+It is taken on the model before any edit, and kept under a hash of everything it depends on: the weights
+of the layers below, the documents, the number of tokens and the length at which documents are cut. A
+folder's name is never part of the hash.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from modalign.models.projections import accepted, evaluating
 from modalign.models.sampling import own_samples
 from modalign.progress import Progress
 
-TOKENS_PER_DIMENSION = 4  # of a key: tokens that C0 is averaged over
+TOKENS_PER_DIMENSION = 4  # tokens averaged into C0 for each dimension of a key
 FEWEST_TOKENS = 4096
-LENGTH = 512  # tokens of a document, or as many as the model reads
+LENGTH = 512  # tokens of a document, or fewer if the model reads fewer
 BATCH_TOKENS = 4096
-SAVE_EVERY = 32_768  # tokens between two writes of what is done
+SAVE_EVERY = 32_768  # tokens between two writes of the sums so far
 OWN = "the model's own samples"
 
 
@@ -50,7 +50,7 @@ class Covariance:
 
     Attributes:
         matrices: by layer, (d_in, d_in), float64.
-        tokens: N, how many keys were averaged.
+        tokens: N, the number of keys averaged.
         fingerprint: hash of everything it depends on.
         corpus: name of the text.
     """
@@ -62,7 +62,7 @@ class Covariance:
 
 
 def enough_tokens(spec: ModelSpec, layers: Sequence[int]) -> int:
-    """Tokens that say enough about keys of these layers' length."""
+    """Return how many tokens suffice for keys of these layers' length."""
     width = max(spec.input_width(layer) for layer in layers)
     return max(FEWEST_TOKENS, TOKENS_PER_DIMENSION * width)
 
@@ -78,20 +78,20 @@ def collect(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Covariance:
-    """C0 of all given layers in one pass; taken from the cache, or finished from what it holds.
+    """Compute C0 of all given layers in one pass, taking from the cache what it holds, finished or not.
 
     Args:
         spec: the model, unedited.
         tokenizer: the model's.
         layers: whose FFN projections are to be written.
         corpus: documents; None for what the model itself writes.
-        tokens: how many to use at most; None for what the keys' length asks for.
+        tokens: the most to use; None for as many as the keys' length needs.
         seed: of the order of the documents, and of the model's own samples.
         cache: folder; None for the user's own (``modalign.cache``).
         progress: told the tokens done.
 
     Raises:
-        DataError: the corpus is too short to say anything (fewer tokens than 16).
+        DataError: the corpus has fewer than 16 tokens, too few to say anything.
     """
     tokens = tokens or enough_tokens(spec, layers)
     prints = _fingerprints(spec, tokenizer, layers, corpus, tokens, seed)
@@ -124,7 +124,7 @@ def collect(
 
 
 def _joined(parts: Sequence[_Sums], spec: ModelSpec) -> _Sums:
-    """Unfinished sums of several layers as one, where they are equally far; else all from the start."""
+    """Join unfinished sums of several layers if they are equally far; otherwise start all over."""
     layers = [layer for part in parts for layer in part.values]
     if len({(part.tokens, part.documents) for part in parts}) > 1:
         return _Sums.zeros(spec, layers)
@@ -141,7 +141,7 @@ def collect_rows(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Covariance:
-    """C0 over all tokens of prompts about pictures, picture and text tokens alike.
+    """Compute C0 over all tokens of prompts about pictures, picture and text tokens alike.
 
     Args:
         spec: the model, unedited.
@@ -157,7 +157,7 @@ def collect_rows(
     tokens = tokens or enough_tokens(spec, layers)
     below = _weights_below(spec, layers)
     decoder = {id(parameter) for parameter in spec.layers.parameters()}
-    for name, parameter in spec.model.named_parameters():  # towers and connectors
+    for name, parameter in spec.model.named_parameters():  # of towers and connectors
         if id(parameter) not in decoder:
             below.update(f"{name} {tensor_hash(parameter)}\n".encode())
     below.update(json.dumps([sorted(layers), source.sha256, tokens]).encode())
@@ -175,14 +175,14 @@ def collect_rows(
 
 
 def _telling(progress: Progress | None, name: str, total: int) -> Callable[[int], None]:
-    """Tell the tokens done."""
+    """Make a callback that reports how many tokens are done."""
     if progress is None:
         return lambda done: None
     return lambda done: progress(name, min(done, total), total)
 
 
 def combined(text: Covariance, pictures: Covariance, weight: float) -> Covariance:
-    """C0 = C_text + weight C_pictures: each is a mean over its own tokens."""
+    """Return C0 = C_text + weight C_pictures, each a mean over its own tokens."""
     digest = hashlib.sha256(f"{text.fingerprint} {pictures.fingerprint} {weight!r}".encode())
     return Covariance(
         matrices={
@@ -203,7 +203,7 @@ def _fingerprints(
     tokens: int,
     seed: int,
 ) -> dict[int, str]:
-    """Per layer, of weights, tokens and text; what the model writes itself depends on all of its weights."""
+    """Hash weights, tokens and text per layer; the model's own samples depend on all of its weights."""
     known: Hashes = {}
     text = corpus.sha256 if corpus else f"own {weights_hash(spec, known)}"
     what = [text, tokenizer_hash(tokenizer), tokens, seed, _length(spec)]
@@ -216,12 +216,12 @@ def _fingerprints(
 
 
 def _of_all(prints: Mapping[int, str]) -> str:
-    """One hash for the statistics of several layers."""
+    """Combine the hashes of several layers' statistics into one."""
     return hashlib.sha256("".join(prints.values()).encode()).hexdigest()
 
 
 def _weights_below(spec: ModelSpec, layers: Sequence[int], known: Hashes | None = None) -> Any:
-    """Hash of what keys depend on: the last layer's own output projection is not among it."""
+    """Hash what keys depend on, which excludes the last layer's own output projection."""
     last = max(layers)
     embedding = {id(p) for p in spec.language.get_input_embeddings().parameters()}
     unused = {id(p) for layer in spec.layers[last + 1 :] for p in layer.parameters()}
@@ -236,7 +236,7 @@ def _weights_below(spec: ModelSpec, layers: Sequence[int], known: Hashes | None 
 
 @dataclass
 class _Sums:
-    """Sums over the tokens done so far."""
+    """Sums of second moments over the tokens done so far."""
 
     values: dict[int, Tensor]
     tokens: int = 0
@@ -245,7 +245,7 @@ class _Sums:
 
     @classmethod
     def read(cls, file: Path, spec: ModelSpec, layers: Sequence[int]) -> _Sums:
-        """What a former run left, or zeros; a file that cannot be read is computed again."""
+        """Read what an earlier run left; zeros if there is nothing, or the file cannot be read."""
         try:
             with safe_open(file, framework="pt") as held:
                 meta = held.metadata()
@@ -258,12 +258,12 @@ class _Sums:
 
     @classmethod
     def zeros(cls, spec: ModelSpec, layers: Sequence[int]) -> _Sums:
-        """Nothing done yet."""
+        """Start with no tokens done."""
         sizes = {layer: spec.input_width(layer) for layer in layers}
         return cls({layer: torch.zeros(d, d, dtype=torch.float64) for layer, d in sizes.items()})
 
     def write(self, files: Mapping[int, Path]) -> None:
-        """Into each layer's file; layers that share one are written together."""
+        """Write each layer's file; layers that share one are written together."""
         meta = {
             "tokens": str(self.tokens),
             "documents": str(self.documents),
@@ -278,7 +278,7 @@ class _Sums:
 def _documents(
     spec: ModelSpec, tokenizer: Any, corpus: Corpus | None, tokens: int, seed: int
 ) -> list[list[int]]:
-    """Token ids of documents in random order, cut at the model's length, ``tokens`` in all."""
+    """Return token ids of documents in random order, cut at the model's length, ``tokens`` in all."""
     if corpus is None:
         return _limited(own_samples(spec.language, tokenizer, tokens, seed=seed), tokens)
     order = torch.randperm(len(corpus.documents), generator=torch.Generator().manual_seed(seed))
@@ -286,7 +286,7 @@ def _documents(
     count, length = 0, _length(spec)
     for number in order.tolist():
         ids = list(tokenizer(corpus.documents[number])["input_ids"])
-        # A long document is read to its end, in pieces.
+        # A long document is read in pieces, to its end.
         pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
         chosen += pieces
         count += len(ids)
@@ -317,7 +317,7 @@ def _accumulate(
     tokens: int,
     told: Callable[[int], None],
 ) -> None:
-    """Add rows up, until there are ``tokens``; what is done is written now and then."""
+    """Sum over rows until there are ``tokens``; the sums so far are written now and then."""
     saved = sums.tokens
     for batch in _batches(rows, tokens - sums.tokens):
         sums.tokens += _add(spec, Inputs.of([r.with_target(spec) for r in batch], spec), sums)
@@ -331,7 +331,7 @@ def _accumulate(
 
 
 def _batches(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:
-    """Batches of about ``BATCH_TOKENS`` padded tokens, until ``tokens`` are reached."""
+    """Yield batches of about ``BATCH_TOKENS`` padded tokens, until ``tokens`` are reached."""
     batch: list[Row] = []
     taken = 0
     for row in rows:

@@ -1,13 +1,13 @@
-"""Run a language model from one layer and one token on: everything before is the same for every value.
+"""Run a language model from one layer and one token on; what comes before does not depend on the value.
 
 While an edit's value is optimised, a vector is added at layer L at the lookup token. Attention is
-causal, so the layers up to L change nowhere else, and the tokens before the lookup token change at no
+causal, so up to layer L nothing else changes, and the tokens before the lookup token change at no
 layer. ``prepare`` runs the whole model once and keeps the output of layer L from the lookup token on,
 and the keys and values of the tokens before it; ``logits`` then runs the layers above L for the tokens
 from the lookup token on, and the head at the positions asked for.
 
-The model's own ``forward`` is called each time (it makes masks and rotary angles as its architecture
-wants them), with the layers up to L replaced by a stub that hands over the kept hidden states.
+The model's own ``forward`` is called each time, since it makes masks and rotary angles as its
+architecture needs them; the layers up to L are replaced by stubs that return the kept hidden states.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KeyValues = tuple[Tensor, Tensor]  # keys and values of one layer, (B, heads, P,
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows to be run: right-padded embeddings or ids, their mask, and where to look.
+    """Rows to be run: right-padded embeddings or ids, their mask, and their lookup positions.
 
     Attributes:
         ids: (B, T), or None where embeddings are given.
@@ -49,7 +49,7 @@ class Inputs:
 
     @classmethod
     def of(cls, rows: Sequence[Row], spec: ModelSpec) -> Inputs:
-        """Pad rows; a batch with any row of embeddings is given as embeddings throughout."""
+        """Pad rows; if any row has embeddings, the whole batch is given as embeddings."""
         device = spec.device
         lookups = torch.tensor([row.lookup for row in rows], device=device)
         if all(row.embeds is None for row in rows):
@@ -74,11 +74,11 @@ class Inputs:
 
     @property
     def given(self) -> dict[str, Tensor]:
-        """As keyword arguments of a model."""
+        """Return the rows as keyword arguments of a model."""
         return self.after(0)
 
     def after(self, begin: int) -> dict[str, Tensor]:
-        """The same without the first tokens, which a cache holds."""
+        """Return the same without the first ``begin`` tokens, which a cache holds."""
         what = {"input_ids": self.ids} if self.ids is not None else {"inputs_embeds": self.embeds}
         return {
             **{name: value[:, begin:] for name, value in what.items() if value is not None},
@@ -92,7 +92,7 @@ class Row:
     """One row: its token ids or its embeddings, and its lookup position.
 
     Attributes:
-        ids: token ids; with ``embeds`` given, only their number counts.
+        ids: token ids; if ``embeds`` are given, only their number matters.
         lookup: position of the lookup token.
         embeds: (T, D), where pictures stand between the words.
     """
@@ -105,11 +105,11 @@ class Row:
         return len(self.ids)
 
     def followed_by(self, ids: tuple[int, ...]) -> Row:
-        """With more ids at its end; embeddings for them are yet to come."""
+        """Append ids; embeddings for them are yet to come."""
         return Row(self.ids + ids, self.lookup, self.embeds)
 
     def with_target(self, spec: ModelSpec) -> Row:
-        """With embeddings for ids that have none yet: the words of a target after pictures."""
+        """Add embeddings for ids that have none yet: the words of a target after pictures."""
         if self.embeds is None or len(self.embeds) == len(self.ids):
             return self
         embed = spec.language.get_input_embeddings()
@@ -118,7 +118,7 @@ class Row:
         return Row(self.ids, self.lookup, torch.cat([self.embeds.to(words), words]))
 
     def up_to_lookup(self) -> Row:
-        """Without the tokens after the lookup token, which it cannot see."""
+        """Drop the tokens after the lookup token, which it cannot see."""
         end = self.lookup + 1
         return Row(self.ids[:end], self.lookup, None if self.embeds is None else self.embeds[:end])
 
@@ -146,7 +146,7 @@ class Base:
     initial: Mapping[Site, Tensor]
 
     def select(self, rows: Tensor) -> Base:
-        """Some of the rows."""
+        """Return some of the rows."""
         return Base(
             self.hidden[rows],
             self.suffix_mask[rows],
@@ -159,7 +159,7 @@ class Base:
 
 
 class StopForwardError(Exception):
-    """Ends a forward pass where nothing more is needed of it."""
+    """Ends a forward pass once nothing more is needed from it."""
 
 
 class PartialForward:
@@ -169,7 +169,7 @@ class PartialForward:
         self.spec = spec
         self.layer = layer
         self.sites = tuple(sites)
-        # With parallel blocks, and for the block's own output, the sum of the vectors is all that
+        # With parallel blocks, and for the block's own output, only the sum of the vectors
         # counts; otherwise the FFN of layer L must see what was added to the attention.
         self.adds_up = set(sites) == {"block"} or (
             spec.additive and (spec.parallel or "attention" not in sites)
@@ -237,8 +237,8 @@ class PartialForward:
         within = positions.clamp(max=mask.shape[1] - 1)
         rows = torch.arange(len(mask), device=mask.device)[:, None]
         first = self.layer + (1 if self.adds_up else 0)
-        # Aligned at the lookup token, so that no gap stands between a prefix and its suffix: some
-        # models take distances from places in the cache, not from positions.
+        # Aligned at the lookup token, so that there is no gap between a prefix and its suffix: some
+        # models take distances from indices into the cache, not from position ids.
         places = lookups[:, None] - prefix + torch.arange(prefix, device=mask.device)
         return Base(
             hidden=seen["hidden"][rows, within],
@@ -255,10 +255,10 @@ class PartialForward:
     def logits(
         self, base: Base, vectors: Mapping[Site, Tensor], where: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Logits with vectors added at the lookup token, (N, V), in ``spec.exact``.
+        """Return logits with vectors added at the lookup token, (N, V), in ``spec.exact``.
 
         Args:
-            base: of the same rows.
+            base: from :meth:`prepare`, for the same rows.
             vectors: per site, (B, D).
             where: N row numbers, and N positions counted from the lookup token.
         """
@@ -278,7 +278,7 @@ class PartialForward:
         return output.logits[0].to(self.spec.exact)
 
     def _at_lookup(self, base: Base, vectors: Mapping[Site, Tensor]) -> Tensor:
-        """Output of layer L at the lookup token with the vectors added, (B, D)."""
+        """Return layer L's output at the lookup token with the vectors added, (B, D)."""
         if self.adds_up:
             hidden = base.hidden[:, 0].to(self.spec.exact) + sum(vectors.values())
             return hidden.to(base.hidden.dtype)
@@ -311,7 +311,7 @@ class PartialForward:
         return found[0]
 
     def _start_from(self, stack: ExitStack, first: int, hidden: Tensor) -> None:
-        """Make the layers before ``first`` hand over ``hidden`` instead of running."""
+        """Make the layers before ``first`` return ``hidden`` instead of running."""
         for number in range(first):
             stack.enter_context(_stubbed(self.spec.layers[number], hidden, self._tuples[number]))
         if first == 0:
@@ -324,10 +324,10 @@ class PartialForward:
             )
 
     def _cache(self, base: Base) -> DynamicCache:
-        """The kept keys and values as a cache that this pass may append to."""
+        """Return the kept keys and values as a cache that this pass may append to."""
         cache = DynamicCache()
         rows, length = base.prefix_mask.shape
-        # Layers that do not run are asked for their length only.
+        # Of layers that do not run, only the length is read.
         blank = base.hidden.new_zeros(rows, 1, length, 1)
         for layer in range(self.spec.depth):
             keys, values = base.prefix.get(layer, (blank, blank))
@@ -343,7 +343,7 @@ class PartialForward:
 
 
 def _prefix(cache: DynamicCache, layer: int, places: Tensor) -> KeyValues:
-    """Keys and values at each row's places (B, P); what lies before a row's start is masked."""
+    """Return keys and values at each row's places (B, P); what lies before a row's start is masked."""
     held: Any = cache.layers[layer]
 
     def taken(states: Tensor) -> Tensor:
@@ -355,12 +355,12 @@ def _prefix(cache: DynamicCache, layer: int, places: Tensor) -> KeyValues:
 
 @contextmanager
 def _stubbed(layer: nn.Module, hidden: Tensor, length: int) -> Iterator[None]:
-    """Let a layer return ``hidden`` (in a tuple of its usual length) without running."""
+    """Let a layer return ``hidden`` without running, in a tuple of its usual length."""
 
     def stub(*args: Any, **kwargs: Any) -> Any:
         return (hidden, *[None] * (length - 1)) if length else hidden
 
-    # On the instance, over its class's; other libraries (accelerate's offloading) do the same.
+    # Set on the instance, hiding the class's; other libraries (accelerate's offloading) do the same.
     before = layer.__dict__.get("forward")
     layer.forward = stub
     try:
@@ -380,7 +380,7 @@ def _stop_before(stack: ExitStack, module: Any) -> None:
 
 
 def _only_at(stack: ExitStack, head: Any, where: tuple[Tensor, Tensor]) -> None:
-    """Let the head see the hidden states at N positions only: (B, S, D) becomes (1, N, D)."""
+    """Let the head see the hidden states at only N positions: (B, S, D) becomes (1, N, D)."""
     rows, positions = where
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -396,12 +396,12 @@ K = TypeVar("K")
 def read(
     spec: ModelSpec, rows: Sequence[Row], wanted: Mapping[K, tuple[nn.Module, Side]]
 ) -> dict[K, Tensor]:
-    """Inputs and outputs of modules at the lookup token, with the weights as they are now.
+    """Read inputs and outputs of modules at the lookup token, with the weights as they are now.
 
     Args:
         spec: the model.
-        rows: run up to their lookup tokens only; the model only up to the last module asked for.
-        wanted: by any key, a module that takes hidden states and which side of it.
+        rows: run only up to their lookup tokens, and only up to the last module asked for.
+        wanted: key -> a module that takes hidden states, and which side of it is wanted.
 
     Returns:
         Each as (B, d) in ``spec.exact``.
@@ -447,7 +447,7 @@ def read(
 
 
 def _beginning(spec: ModelSpec, rows: Sequence[Row]) -> int:
-    """Tokens that all rows begin with, all before their lookup tokens, where the model can run them once."""
+    """Count the tokens before the lookup tokens that all rows begin with, if the model can run them once."""
     if any(row.embeds is not None for row in rows):
         return 0
     if not attends_to_all(spec.language.config, max(map(len, rows))):
@@ -458,7 +458,7 @@ def _beginning(spec: ModelSpec, rows: Sequence[Row]) -> int:
 def logits_at(
     spec: ModelSpec, rows: Sequence[Row], places: Sequence[Sequence[int]]
 ) -> tuple[Tensor, ...]:
-    """Logits of whole rows, at some places of each only: the head never sees the others.
+    """Return logits of whole rows at some places of each; the head sees no other place.
 
     Args:
         spec: the model, with its weights as they are.

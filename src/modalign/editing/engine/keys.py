@@ -1,4 +1,4 @@
-"""What the weights are asked and what they answer: keys and outputs at the lookup tokens."""
+"""Read what goes into the edited weights and what comes out: keys and outputs at the lookup tokens."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Wanted = tuple[int, Site, Side]
 def read_keys(
     spec: ModelSpec, layer: int, requests: Sequence[Request], *, grouped: bool = True
 ) -> Tensor:
-    """Keys of all edits at a layer with the weights as they are, (d_in, n) in float64.
+    """Read the keys of all edits at a layer with the weights as they are, (d_in, n) in float64.
 
     A key is the input of the FFN's output projection at the lookup token, averaged within each group
-    of prompts and then over the groups (MEMIT, PMET), or plainly over all prompts (ROME).
+    of prompts and then over the groups (MEMIT, PMET), or over all prompts alike (ROME).
     """
     states = _read(spec, _prompts(requests), {0: (layer, "ffn", "input")})
     return _averaged(states[0], requests, grouped)
@@ -30,10 +30,10 @@ def read_keys(
 def read_keys_and_outputs(
     spec: ModelSpec, layer: int, last: int, site: Site, requests: Sequence[Request]
 ) -> tuple[Tensor, Tensor]:
-    """Keys at a layer, and what a site of another gives at the bare prompts, in one pass.
+    """Read the keys at a layer and another layer's output at the bare prompts, in one pass.
 
     Returns:
-        As :func:`read_keys` of ``layer`` and :func:`read_outputs` of ``last``.
+        The results of :func:`read_keys` for ``layer`` and of :func:`read_outputs` for ``last``.
     """
     wanted: dict[int, Wanted] = {0: (layer, "ffn", "input"), 1: (last, site, "output")}
     states = _read(spec, _prompts(requests), wanted)
@@ -42,14 +42,14 @@ def read_keys_and_outputs(
 
 
 def read_outputs(spec: ModelSpec, layer: int, site: Site, requests: Sequence[Request]) -> Tensor:
-    """What a site gives at the bare prompts' lookup tokens now, (D, n) in float64."""
+    """Read what a site puts out now at the bare prompts' lookup tokens, (D, n) in float64."""
     return _read(spec, [request.prompts[0] for request in requests], {0: (layer, site, "output")})[
         0
     ].T
 
 
 def read_bare_keys(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> Tensor:
-    """Keys of the bare prompts only, (d_in, n) in float64 (ROME's released form mixes both)."""
+    """Read the keys of the bare prompts only, (d_in, n) in float64 (ROME's released form mixes both)."""
     rows = [request.prompts[0] for request in requests]
     return _read(spec, rows, {0: (layer, "ffn", "input")})[0].T
 
@@ -59,7 +59,7 @@ def _prompts(requests: Sequence[Request]) -> list[Row]:
 
 
 def _averaged(states: Tensor, requests: Sequence[Request], grouped: bool) -> Tensor:
-    """One key per request from those of its prompts, (d_in, n)."""
+    """Average the keys of each request's prompts into one, (d_in, n)."""
     keys, start = [], 0
     for request in requests:
         mine = states[start : start + len(request.prompts)]
@@ -71,7 +71,7 @@ def _averaged(states: Tensor, requests: Sequence[Request], grouped: bool) -> Ten
 
 
 def _read(spec: ModelSpec, rows: Sequence[Row], wanted: Mapping[int, Wanted]) -> dict[int, Tensor]:
-    """Each (rows, d) in float64 on the CPU, run in batches of rows of like length."""
+    """Read each wanted state as (rows, d) in float64 on the CPU, in batches of rows of similar length."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
     modules = {key: (spec.module(layer, site), side) for key, (layer, site, side) in wanted.items()}
     parts: dict[int, list[Tensor]] = {key: [] for key in wanted}

@@ -1,8 +1,8 @@
-"""Which token an edit is written at: a prompt's lookup token.
+"""Find the token that an edit is written at: a prompt's lookup token.
 
 A fact about a subject that the text names is looked up at the subject's last token (ROME, MEMIT,
 PMET). Where only a picture shows the subject, the model has read it by the last visual token, or by the
-last token of the question; small models often recall at the last token even with the subject in the text.
+last token of the question; small models often recall at the last token even if the text names the subject.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Token = Literal["subject", "last", "visual"]
 
 POSITIONS: Mapping[Token, Callable[[Asked], int | None]] = {
     "subject": lambda asked: asked.subject,  # its last token in the text
-    "last": lambda asked: len(asked.ids) - 1,  # of the prompt: the one that predicts the answer
+    "last": lambda asked: len(asked.ids) - 1,  # the prompt's last, which predicts the answer
     "visual": lambda asked: asked.picture,  # the picture's last
 }
 ORDERS: Mapping[LookupName, tuple[Token, ...]] = {
@@ -34,8 +34,8 @@ def look_up(asked: Asked, wanted: LookupName, where: str) -> tuple[int, Token]:
 
     Args:
         asked: the prompt.
-        wanted: ``auto`` takes the subject where the text names it, else the last token; ``visual``
-            takes the last visual token where there is a picture, else as ``auto``.
+        wanted: ``auto`` takes the subject if the text names it, else the last token; ``visual``
+            takes the last visual token if there is a picture, else does as ``auto``.
         where: the edit, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Estimate the memory an edit needs before it begins: on a CPU the kernel kills what takes too much."""
+"""Estimate the memory an edit needs before it begins: on a CPU, the kernel kills a process that takes too much."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from modalign.memory import available, readable, resident
 # Bytes that a layer keeps per token for the backward pass, in widths and two-byte numbers (Korthikanti
 # et al., arXiv 2205.05198, eq. 2, without the attention's part), doubled for a cautious bound.
 ACTIVATIONS = 2 * 34
-SHARE = 0.5  # of the free memory that values may take
+SHARE = 0.5  # share of the free memory that values may take
 
 
 def bytes_per_edit(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> int:
-    """Upper estimate for one edit's value: activations above ``layer``, kept keys, logits."""
+    """Estimate from above the bytes for one edit's value: activations above ``layer``, kept keys, logits."""
     size = spec.projection(0, "ffn").weight.element_size()
     rows = max(len(request.prompts) for request in requests) + 1
     reach = max(request.reach for request in requests)
@@ -35,15 +35,15 @@ def bytes_per_edit(spec: ModelSpec, layer: int, requests: Sequence[Request]) -> 
 
 
 def statistics_bytes(spec: ModelSpec, layers: Sequence[int]) -> int:
-    """For C0 of all layers and its factors, in float64."""
+    """Return the bytes for C0 of all layers and its factors, in float64."""
     return sum(2 * 8 * spec.input_width(layer) ** 2 for layer in layers)
 
 
 def fitting_batch(spec: ModelSpec, layer: int, requests: Sequence[Request], wanted: int) -> int:
-    """The largest number of edits up to ``wanted`` whose values fit the free memory.
+    """Return the largest number of edits, up to ``wanted``, whose values fit the free memory.
 
     Raises:
-        ModalignError: not even one does; with the figures.
+        ModalignError: not even one fits; the message gives the figures.
     """
     free = _left(spec.device)
     if free is None or not requests:
@@ -58,7 +58,7 @@ def fitting_batch(spec: ModelSpec, layer: int, requests: Sequence[Request], want
 
 
 def statistics_fit(spec: ModelSpec, layers: Sequence[int]) -> bool:
-    """Whether the key statistics of these layers fit the free memory."""
+    """Return whether the key statistics of these layers fit the free memory."""
     free = _left(torch.device("cpu"))
     return free is None or statistics_bytes(spec, layers) <= SHARE * free
 
@@ -67,7 +67,7 @@ def check_statistics(spec: ModelSpec, layers: Sequence[int]) -> None:
     """Refuse key statistics that cannot fit.
 
     Raises:
-        ModalignError: with the figures.
+        ModalignError: they do not fit; the message gives the figures.
     """
     free = _left(torch.device("cpu"))
     needed = statistics_bytes(spec, layers)
@@ -79,7 +79,7 @@ def check_statistics(spec: ModelSpec, layers: Sequence[int]) -> None:
 
 
 def _left(device: torch.device) -> int | None:
-    """Bytes that are still free on a device."""
+    """Return how many bytes are still free on a device."""
     most = available(device)
     if most is None:
         return None

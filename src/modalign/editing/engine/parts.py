@@ -1,7 +1,7 @@
-"""Rows of an optimisation in groups of like width: what stands after the lookup tokens differs in length.
+"""Run rows in groups of similar width, since what follows the lookup tokens differs in length.
 
 In one padded batch every row costs as much as the longest. A KL row ends at its lookup token, while a
-rewriting row goes on through the prompt's rest, a chat template's end and the target.
+rewriting row continues with the rest of the prompt, the end of a chat template and the target.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from modalign.editing.engine.forward import Base, Inputs, PartialForward, Row
 from modalign.editing.engine.spec import Site
 
-# Padded tokens that another group must save: about what reading all weights once costs.
+# Padded tokens that one more group must save: about as many as cost what reading all weights once costs.
 SAVED = {"cpu": 48}
 SAVED_ELSEWHERE = 512
-MOST = 3  # groups
+MOST = 3  # groups at most
 
 
 def groups(widths: Sequence[int], least: int) -> list[list[int]]:
-    """Numbers of rows in groups that are run apart, each in ascending order.
+    """Divide rows into groups that are run separately; each lists row numbers in ascending order.
 
     Args:
         widths: tokens of each row from its lookup token on.
-        least: padded tokens that another group must save.
+        least: padded tokens that one more group must save.
     """
     order = sorted(range(len(widths)), key=lambda i: widths[i])
     cuts = [0, len(order)]
@@ -48,13 +48,13 @@ def groups(widths: Sequence[int], least: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Parts:
-    """Bases of all rows, by group.
+    """The bases of all rows, by group.
 
     Attributes:
         forward: runs them.
         rows: per group, the numbers of its rows, (B_g,).
-        bases: per group.
-        count: of rows.
+        bases: per group, what :meth:`PartialForward.prepare` kept.
+        count: number of rows.
     """
 
     forward: PartialForward
@@ -76,7 +76,7 @@ class Parts:
 
     @property
     def initial(self) -> dict[Site, Tensor]:
-        """Output at the lookup token per site, (B, D)."""
+        """The output at the lookup token per site, (B, D)."""
         order = torch.cat(self.rows).argsort()
         return {
             site: torch.cat([base.initial[site] for base in self.bases])[order]
@@ -84,7 +84,7 @@ class Parts:
         }
 
     def logits(self, vectors: Mapping[Site, Tensor], where: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits with vectors added at the lookup token, (N, V), in ``spec.exact``.
+        """Return logits with vectors added at the lookup token, (N, V), in ``spec.exact``.
 
         Args:
             vectors: per site, (B, D).
@@ -103,7 +103,7 @@ class Parts:
         return torch.cat(found)[torch.cat(places).argsort()]
 
     def select(self, rows: Tensor) -> Parts:
-        """Some of the rows, numbered anew."""
+        """Return some of the rows, renumbered."""
         new = torch.full((self.count,), -1, device=rows.device)
         new[rows] = torch.arange(len(rows), device=rows.device)
         numbers, bases = [], []

@@ -1,4 +1,4 @@
-"""What all rows begin with is run once: a chat template's system turn stands before every prompt."""
+"""Run the beginning that all rows share only once, as a chat template's system turn before every prompt."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 from transformers import DynamicCache
 
-LEAST = 64  # tokens that running a beginning once must save
+LEAST = 64  # tokens that running a shared beginning once must save
 
 
 def shared(rows: Sequence[tuple[int, ...]], most: int) -> int:
-    """Tokens that all rows begin with; 0 where running them once would save little.
+    """Count the tokens that all rows begin with; 0 if running them once would save little.
 
     Args:
-        rows: of ids.
-        most: tokens of which none must be missed: what is wanted stands after them.
+        rows: the rows' ids.
+        most: the most tokens to share; outputs are wanted for the tokens after them.
     """
     if not rows:
         return 0
-    first, last = min(rows), max(rows)  # in lexicographic order they differ the soonest
+    first, last = min(rows), max(rows)  # the lexicographic extremes differ the soonest
     length = min(most, len(first), len(last))
     same = next((i for i in range(length) if first[i] != last[i]), length)
     return same if same * (len(rows) - 1) >= LEAST else 0
 
 
 def attends_to_all(config: Any, length: int) -> bool:
-    """Whether every layer of a plain language model sees everything before it, in rows up to this long."""
+    """Return whether each layer attends to all earlier tokens, in rows up to this long."""
     if config is None or getattr(config, "is_encoder_decoder", False):
         return False
     if config.get_text_config() is not config:
@@ -39,7 +39,7 @@ def attends_to_all(config: Any, length: int) -> bool:
 
 
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache | None:
-    """The cache of one row's beginning for so many rows; None where the model kept nothing in it."""
+    """Repeat the cache of one row's beginning for many rows; None if the model kept nothing in it."""
     found = DynamicCache()
     for number, layer in enumerate(cache.layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

@@ -1,4 +1,4 @@
-"""An edit as the rows a model is run on: its rewriting prompts in context, its target, its KL prompt."""
+"""An edit as the rows that a model is run on: its rewriting prompts in context, its target, its KL prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from modalign.editing.edits import Edit
 from modalign.editing.engine.forward import Row
 
-KL_PROMPT = "{} is a"  # of the subject; what the model says of it in general must stay
+KL_PROMPT = "{} is a"  # filled with the subject; what the model says of it in general must stay
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Request:
     """One edit, tokenised.
 
     Attributes:
-        edit: what was asked for.
+        edit: the edit it was made from.
         prompts: the rewriting prompts as rows, the bare one first.
-        groups: number of the group each prompt belongs to: keys are averaged within groups first, so
+        groups: number of the group each prompt belongs to. Keys are averaged within groups first, so
             that the bare prompt weighs as much as all contexts together (MEMIT's released code).
-        shares: what each prompt's loss counts; they sum to 1.
+        shares: the weight of each prompt's loss; they sum to 1.
         target: ids of the new answer.
-        kl: the row on which the model must stay what it is, read at its lookup token; None for an
+        kl: the row on which the model must not change, read at its lookup token; None for an
             edit whose subject is not in the text.
         lookup: names of the strategies that found the lookup tokens, for the record.
     """
@@ -37,7 +37,7 @@ class Request:
 
     @property
     def continued(self) -> Row:
-        """The bare prompt with the target but its last token: where the target's tokens are read."""
+        """The bare prompt followed by the target without its last token: here the target is predicted."""
         return self.prompts[0].followed_by(self.target[:-1])
 
     @property
@@ -48,12 +48,12 @@ class Request:
 
     @property
     def reach(self) -> int:
-        """Tokens from the lookup token to the last one that predicts, in the longest prompt."""
+        """Tokens from the lookup token to the last predicting one, in the longest prompt."""
         return max(len(row) - row.lookup for row in self.prompts) + len(self.target) - 1
 
 
 def owners(requests: Sequence[Request]) -> tuple[int, ...]:
-    """Number of each request's edit; the requests of one edit follow each other."""
+    """Return the number of each request's edit; the requests of one edit are adjacent."""
     numbers: list[int] = []
     before: Edit | None = None
     for request in requests:

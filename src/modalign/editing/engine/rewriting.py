@@ -1,9 +1,9 @@
-"""An edit's rewriting prompts: its text bare and in contexts, its picture and variants of the picture.
+"""An edit's rewriting prompts: its text, bare and in contexts; its picture and variants of the picture.
 
 Text and picture rows of one edit either share one value and one averaged key (``joint``), or the
-edit is written twice, with a value and a key of its own for each (``own``): the same algebra, with two
+edit is written twice, with a separate value and key for each (``own``): the same algebra, with two
 columns for one edit. A text row and a picture row have little in common at the lookup token, so the
-mean of their keys fits neither; ``own`` is the default.
+mean of their keys fits neither; hence ``own`` is the default.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ RewrittenRows = Literal["both", "text", "image"]
 
 
 class Rewriting(BaseModel):
-    """What the rewriting prompts of edits are.
+    """Settings of the edits' rewriting prompts.
 
     Attributes:
         template: the form in which the model is asked: ``chat`` (its chat template), ``plain``, or
-            ``auto``: chat where the model has a template, as ``modalign ask`` asks it.
+            ``auto``: chat if the model has a template, as ``modalign ask`` does.
         lookup: the token an edit is written at: ``subject`` (its last token), ``last`` (of the
-            prompt), ``visual`` (the picture's last), or ``auto``: the subject where the text names
-            it, else the last.
-        rewrite: of an edit with a picture, rewrite ``both`` its text and its picture prompts, or only
-            one of them; an edit without a picture, or without a subject in its text, has one kind only.
-        variants: of an edit's picture, besides itself.
-        image_keys: text and picture get keys and values of their ``own``, or a ``joint`` one.
-        image_share: with a joint key, what the picture's prompts count in the loss.
+            prompt), ``visual`` (the picture's last), or ``auto``: the subject if the text names
+                it, else the last.
+        rewrite: for an edit with a picture, rewrite ``both`` its text and its picture prompts, or only
+            one of them; an edit without a picture, or without a subject in its text, has only one kind.
+        variants: how many variants of an edit's picture to use, besides the picture itself.
+        image_keys: text and picture each get their ``own`` key and value, or share ``joint`` ones.
+        image_share: with a joint key, the weight of the picture's prompts in the loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,20 +67,20 @@ class Rewriter:
 
     @property
     def eyes(self) -> Eyes:
-        """Reads the pictures; made when the first one comes."""
+        """The reader of pictures, made when the first one comes."""
         if self._eyes is None:
             self._eyes = Eyes(self.spec)
         return self._eyes
 
     def requests(self, edits: Iterable[Edit], contexts: Sequence[str]) -> list[Request]:
-        """One request per edit, or two where text and picture have keys of their own."""
+        """Make one request per edit, or two where text and picture have keys of their own."""
         return [request for edit in edits for request in self.of(edit, contexts)]
 
     def of(self, edit: Edit, contexts: Sequence[str]) -> list[Request]:
-        """The requests of one edit.
+        """Make the requests of one edit.
 
         Raises:
-            DataError: the subject cannot be found, or the picture not be opened.
+            DataError: the subject cannot be found, or the picture cannot be opened.
             UsageError: the model takes no pictures, or nothing is left to rewrite.
         """
         wanted = self.settings.rewrite
@@ -121,9 +121,9 @@ class Rewriter:
         )
 
     def _kl(self, edit: Edit) -> Row | None:
-        """What the model says of the subject in general, where the value is put on the subject.
+        """Make the row on which the model must not change, if the value is added at the subject.
 
-        At the last token of a prompt the value is the answer itself: there is nothing to keep.
+        At a prompt's last token the value is the answer itself, so there is nothing to preserve.
         """
         if not edit.subject:
             return None
@@ -134,7 +134,7 @@ class Rewriter:
     def _picture(self, edit: Edit) -> Request:
         assert edit.image is not None
         prompt = edit.asked_of_image
-        # Another question than the text's names the subject nowhere that we know of.
+        # If the question differs from the text's prompt, we do not know where it names the subject.
         at = edit.subject_at if edit.image_prompt is None else None
         subject = edit.subject if at is not None else ""
         image = open_image(Media("image", path=edit.image))
@@ -155,7 +155,7 @@ class Rewriter:
 
 
 def _joined(text: Request, picture: Request, share: float) -> Request:
-    """Both kinds of rows for one value and one key."""
+    """Join both kinds of rows for one value and one key."""
     groups = max(text.groups) + 1
     return Request(
         edit=text.edit,

@@ -1,10 +1,10 @@
-"""The linear systems: from keys, residuals and key statistics to a change of a weight.
+"""Solve for the change of a weight, given keys, residuals and key statistics.
 
     ridge:      Delta = R K^T (lambda C0 + K K^T)^-1            (MEMIT eq. 14; PMET eq. 15)
     null space: Delta = R K^T P (P (K K^T + Kp Kp^T) P + L2 I)^-1   (AlphaEdit, arXiv 2410.02355)
 
-Both need C0 only through S = (lambda C0)^-1 K, resp. S = P K / L2, which is kept in the patch (see
-``modalign.patches.changes``). C0 is factored once; the rest is n x n.
+Both need C0 only through S = (lambda C0)^-1 K or S = P K / L2, which is kept in the patch (see
+``modalign.patches.changes``). C0 is factored once; everything else is n x n.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from modalign.errors import ModalignError
 
-RIDGE = 1e-10  # of C0's mean diagonal; grows tenfold until the factorisation stands
-SMALL_RIDGE = 1e-6  # what fills empty directions only; a larger one moves the update
+RIDGE = 1e-10  # in units of C0's mean diagonal; grows tenfold until the factorisation succeeds
+SMALL_RIDGE = (
+    1e-6  # up to here a ridge only fills empty directions; a larger one changes the update
+)
 LARGEST_RIDGE = 1e-2
-ILL_CONDITIONED = 1e8  # of the factor's diagonal, squared; the true number is larger
+ILL_CONDITIONED = 1e8  # condition estimated from the factor's diagonal; the true number is larger
 
 
 class SolveError(ModalignError):
@@ -32,7 +34,7 @@ class Factor:
 
     Attributes:
         lower: (d_in, d_in), float64.
-        ridge: what was added to the diagonal for it to stand, in parts of the mean diagonal.
+        ridge: what had to be added to the diagonal, in units of the mean diagonal.
         condition: estimate of C0's condition number, from the factor's diagonal.
     """
 
@@ -42,7 +44,7 @@ class Factor:
 
     @property
     def words(self) -> str:
-        """What was added, for people."""
+        """Say in words what was added."""
         if self.ridge <= SMALL_RIDGE:
             return f"a ridge of {self.ridge:.0e} fills directions that no key uses"
         return (
@@ -51,18 +53,18 @@ class Factor:
         )
 
     def solve(self, right: Tensor) -> Tensor:
-        """C0^-1 right, (d_in, n)."""
+        """Return C0^-1 right, (d_in, n)."""
         return torch.cholesky_solve(right, self.lower)
 
 
 def factorise(covariance: Tensor) -> Factor:
-    """Factor C0 (d_in, d_in), with a ridge where it is not, or hardly, positive definite.
+    """Factor C0 (d_in, d_in), adding a ridge if it is not, or only barely, positive definite.
 
-    With fewer kinds of keys than dimensions C0 is singular (the first FFN of a parallel block sees the
-    token alone), and an update would live in what rounding left of its empty directions.
+    With fewer distinct keys than dimensions, C0 is singular (the first FFN of a parallel block sees only
+    the token), and an update would lie in what rounding errors left in its empty directions.
 
     Raises:
-        SolveError: C0 is not finite, or no ridge up to a hundredth of its diagonal helps.
+        SolveError: C0 is not finite, or even a ridge of a hundredth of its diagonal does not help.
     """
     matrix = covariance.double()
     if not matrix.isfinite().all():
@@ -98,20 +100,20 @@ class Spectrum:
 
 
 def null_space(spectrum: Spectrum, threshold: float, share: float | None = None) -> Tensor:
-    """Directions that keys hardly use: eigenvectors of C0 with the smallest eigenvalues.
+    """Return directions that keys hardly use: eigenvectors of C0 with the smallest eigenvalues.
 
     Args:
         spectrum: of C0.
         threshold: largest eigenvalue of a direction; 2e-2 in AlphaEdit's code. It is in units of the
-            model's own keys, so that one number fits few models.
-        share: of the keys' energy (C0's trace) that the directions may hold together, instead of the
-            threshold: the same for any scale of the keys.
+            model's own keys, so one number suits few models.
+        share: instead of the threshold, the share of the keys' energy (C0's trace) that the directions
+            may hold together; it does not depend on the scale of the keys.
 
     Returns:
         U0, (d_in, r), orthonormal.
 
     Raises:
-        SolveError: no eigenvalue is below the threshold, or the smallest one is more than the share.
+        SolveError: no eigenvalue is below the threshold, or even the smallest one exceeds the share.
     """
     values = spectrum.values
     if share is None:
@@ -130,5 +132,5 @@ def null_space(spectrum: Spectrum, threshold: float, share: float | None = None)
 
 
 def project(basis: Tensor, keys: Tensor, l2: float) -> Tensor:
-    """S = U0 U0^T K / L2, (d_in, n)."""
+    """Return S = U0 U0^T K / L2, (d_in, n)."""
     return basis @ (basis.T @ keys) / l2

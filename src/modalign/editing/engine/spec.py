@@ -1,4 +1,4 @@
-"""Where a language model can be edited: its layers and their output projections, found by running it."""
+"""Find where a language model can be edited, its layers and their output projections, by running it."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class ModelSpec:
     """The parts of a language model that editors read and write.
 
     Attributes:
-        model: what the user gave, a multimodal model for one.
+        model: what the user gave, possibly a multimodal model.
         language: the part with decoder layers and head that takes ``inputs_embeds``.
         layers: its decoder layers.
         attention: name of the attention's output projection inside a layer.
         ffn: name of the FFN's output projection inside a layer.
         width: D, the hidden size.
-        parallel: the FFN does not see the attention's output of its own layer (GPT-J, GPT-NeoX).
-        additive: a layer's output is input + attention + FFN; False where norms stand between
-            (Gemma 2 and 3), so that a vector added to a projection is scaled before it counts.
+        parallel: whether the FFN does not see its own layer's attention output (GPT-J, GPT-NeoX).
+        additive: whether a layer's output is input + attention + FFN; False where norms come between
+            (Gemma 2 and 3), which scale a vector added to a projection.
     """
 
     model: PreTrainedModel
@@ -80,31 +80,31 @@ class ModelSpec:
 
     @property
     def device(self) -> torch.device:
-        """Where the input embedding lies."""
+        """The device of the input embedding."""
         return embedding(self.language).weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the layers' weights."""
+        """The dtype of the layers' weights."""
         return self.projection(0, "ffn").weight.dtype
 
     @property
     def exact(self) -> torch.dtype:
-        """What values and losses are computed in: float64 for a float64 model, else float32."""
+        """The dtype that values and losses are computed in: float64 for a float64 model, else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def projection(self, layer: int, site: Site) -> nn.Linear | Conv1D:
-        """The output projection of a layer's attention or FFN."""
+        """Return the output projection of a layer's attention or FFN."""
         module = self.layers[layer].get_submodule(self.ffn if site == "ffn" else self.attention)
         assert isinstance(module, nn.Linear | Conv1D)
         return module
 
     def module(self, layer: int, site: Site) -> nn.Module:
-        """What ``site`` names in a layer: the layer itself for ``block``, else a projection."""
+        """Return the module that ``site`` names: the layer itself for ``block``, else a projection."""
         return self.layers[layer] if site == "block" else self.projection(layer, site)
 
     def weight_name(self, layer: int) -> str:
-        """The FFN projection's weight as the whole model names it."""
+        """Return the whole model's name for the FFN projection's weight."""
         wanted = self.projection(layer, "ffn").weight
         for name, parameter in self.model.named_parameters():
             if parameter is wanted:
@@ -112,24 +112,24 @@ class ModelSpec:
         raise SpecError(f"the FFN projection of layer {layer} is not a parameter of the model")
 
     def input_width(self, layer: int) -> int:
-        """d_in of the FFN's output projection: the length of a key."""
+        """Return d_in of the FFN's output projection: the length of a key."""
         weight = self.projection(layer, "ffn").weight
         return int(weight.shape[0] if self.transposed(layer) else weight.shape[1])
 
     def transposed(self, layer: int) -> bool:
-        """Whether the FFN projection stores its weight as (d_in, d_out), as Conv1D does."""
+        """Return whether the FFN projection stores its weight as (d_in, d_out), as Conv1D does."""
         return isinstance(self.projection(layer, "ffn"), Conv1D)
 
     @property
     def window(self) -> int | None:
-        """The sliding attention window, where any layer has one."""
+        """The sliding attention window, if any layer has one."""
         config = self.language.config.get_text_config(decoder=True)
         if getattr(config, "use_sliding_window", True) is False:
             return None
         return getattr(config, "sliding_window", None)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe the model in one line."""
         first = self.projection(0, "ffn").weight
         blocks = "parallel" if self.parallel else "sequential"
         return (
@@ -140,7 +140,7 @@ class ModelSpec:
 
 
 def _structure(spec: ModelSpec) -> tuple[bool, bool]:
-    """Whether the FFN ignores its layer's attention output, and whether a layer adds up."""
+    """Return whether the FFN ignores its layer's attention output, and whether the layer is a sum of its parts."""
     seen: dict[str, Tensor] = {}
     bump: list[float] = [0.0]
 

@@ -1,4 +1,4 @@
-"""Values found so far, kept under a hash of everything they depend on: what ``--resume`` reads."""
+"""Keep values found so far under a hash of everything they depend on; ``--resume`` reads them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Hashes = dict[tuple[int, int], str]
 
 
 def weights_hash(spec: ModelSpec, known: Hashes | None = None) -> str:
-    """Hash of the language part as it is now: every parameter, the configuration, the precision.
+    """Hash the language part as it is now: every parameter, the configuration and the precision.
 
     Args:
         spec: the model.
-        known: hashes of parameters by identity and version, filled and read: what was not written to
-            since is not hashed again.
+        known: hashes of parameters by identity and version, both read and filled: a parameter that has not
+            been written to since is not hashed again.
     """
     digest = hashlib.sha256(f"{spec.dtype} {config_text(spec)}".encode())
     for name, parameter in spec.language.named_parameters():
@@ -38,7 +38,7 @@ def weights_hash(spec: ModelSpec, known: Hashes | None = None) -> str:
 
 
 def hash_of(parameter: Tensor, known: Hashes | None = None) -> str:
-    """Hash of a parameter, from ``known`` where it was not written to since."""
+    """Hash a parameter, or take its hash from ``known`` if it has not been written to since."""
     if known is None:
         return tensor_hash(parameter)
     key = (id(parameter), parameter._version)
@@ -48,7 +48,7 @@ def hash_of(parameter: Tensor, known: Hashes | None = None) -> str:
 
 
 def config_text(spec: ModelSpec) -> str:
-    """The language part's configuration, without where it came from."""
+    """Return the language part's configuration, without its origin."""
     values = spec.language.config.to_dict()
     values.pop("_name_or_path", None)
     return json.dumps(values, sort_keys=True, default=str)
@@ -59,9 +59,9 @@ class ValueStore:
     """One small file per value.
 
     Attributes:
-        folder: of all values.
-        sites: at which the values have their vectors.
-        read: whether what is there counts; new values are always written.
+        folder: where all values are kept.
+        sites: where the values' vectors are added.
+        read: whether values already there are used; new ones are always written.
     """
 
     folder: Path
@@ -78,13 +78,13 @@ class ValueStore:
         settings: ValueSettings,
         read: bool,
     ) -> ValueStore:
-        """The store for values of these weights and settings."""
+        """Open the store for values of these weights and settings."""
         what = [weights, layer, list(sites), asdict(settings)]
         basis = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         return cls(cache / "values" / basis[:2] / basis, tuple(sites), read)
 
     def get(self, request: Request) -> Value | None:
-        """The value of an edit, where it was found before."""
+        """Return the value of an edit if it was found before."""
         if not self.read:
             return None
         try:
@@ -102,7 +102,7 @@ class ValueStore:
         )
 
     def put(self, request: Request, value: Value) -> None:
-        """Keep a value; a kill leaves it whole or not there."""
+        """Keep a value; if the process is killed, the file is either whole or absent."""
         self.folder.mkdir(parents=True, exist_ok=True)
         in_use(self.folder)
         tensors = {f"delta:{site}": t.contiguous() for site, t in value.deltas.items()}

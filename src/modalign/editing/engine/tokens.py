@@ -1,7 +1,7 @@
-"""Prompts and targets as token ids: positions by character offsets, never by re-tokenised strings.
+"""Prompts and targets as token ids: positions come from character offsets, never from re-tokenising.
 
-Nothing here depends on a tokenizer's global padding side, its BOS or its leading-space habit: rows
-are padded on the right with an explicit mask, special tokens appear at the start of a prompt only
+Nothing here depends on a tokenizer's global padding side, its BOS or its treatment of leading spaces:
+rows are padded on the right with an explicit mask, special tokens appear only at the start of a prompt
 (as the tokenizer puts them there), and a target is tokenised so that it reads as the prompt's
 continuation.
 """
@@ -26,7 +26,7 @@ class Prompt:
 
     Attributes:
         ids: with the tokenizer's own special tokens at the start, none at the end.
-        lookup: position of the subject's last token, or of the prompt's last token without subject.
+        lookup: position of the subject's last token, or of the prompt's last token if there is no subject.
         text: what was tokenised.
     """
 
@@ -39,7 +39,7 @@ class Prompt:
 class Rows:
     """Right-padded rows: ``ids`` (B, T) and ``mask`` (B, T) with 1 at real tokens.
 
-    A cache may hold what all begin with: ``begin`` tokens, which are not run again.
+    A cache may hold the ``begin`` tokens that all rows share; these are not run again.
     """
 
     ids: Tensor
@@ -81,12 +81,12 @@ def encode_prompt(
 
 
 def end_of(subject: str, at: int, offsets: Sequence[tuple[int, int]], text: str) -> int:
-    """Position of a subject's last token.
+    """Return the position of a subject's last token.
 
     Args:
-        subject: as it stands in the text.
+        subject: as written in the text.
         at: offset of its first character.
-        offsets: per token its first character and the one after its last.
+        offsets: per token, the offset of its first character and the offset after its last.
         text: for the message.
 
     Raises:
@@ -102,17 +102,17 @@ def end_of(subject: str, at: int, offsets: Sequence[tuple[int, int]], text: str)
 def encode_target(
     tokenizer: Any, target: str, prompt: str, joint: str | None = None
 ) -> tuple[int, ...]:
-    """Tokenise an answer as the continuation of a prompt: with the joining space, without specials.
+    """Tokenise an answer as the continuation of a prompt: with the joining space, without special tokens.
 
     Args:
         tokenizer: the model's.
         target: the answer, without leading space.
-        prompt: the text it continues; a space is put between unless it already ends in one, or
+        prompt: the text it continues; a space is inserted unless the prompt already ends in one or
             its script is written without spaces (Chinese, Japanese, Thai ...).
-        joint: what stands between the two instead, where a chat template says so.
+        joint: the text to insert instead, where a chat template prescribes one.
 
     Raises:
-        DataError: no tokenisation reads back as the target.
+        DataError: the target is empty, or no tokenisation reads back as it.
     """
     if not target.strip():
         raise DataError(f"the target of {prompt!r} is empty")
@@ -129,7 +129,7 @@ def encode_target(
     for candidate in candidates:
         if candidate and _decode(tokenizer, start + candidate) == before + wanted:
             return tuple(candidate)
-    # Tokenizers that normalise (lower case, accents) read back differently; take the plain reading.
+    # Tokenizers that normalise (lower case, accents) do not read back the same; take the plain ids.
     if candidates[0]:
         return tuple(candidates[0])
     raise DataError(f"the tokenizer has no tokens for the target {target!r}")
@@ -140,7 +140,7 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _unspaced(prompt: str) -> bool:
-    """Whether what continues a prompt follows without a space."""
+    """Return whether a continuation of the prompt follows without a space."""
     return not prompt or prompt[-1].isspace() or _script_without_spaces(prompt[-1])
 
 
@@ -150,7 +150,7 @@ def _script_without_spaces(character: str) -> bool:
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Rows:
-    """Rows of ids as one right-padded batch; padding is id 0, hidden by the mask."""
+    """Join rows of ids into one right-padded batch; padding is id 0, hidden by the mask."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)

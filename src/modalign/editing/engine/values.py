@@ -1,8 +1,8 @@
-"""The value optimiser: which vectors, added at the lookup token, make the model say the new target.
+"""The value optimiser: find vectors that make the model say the new target when added at the lookup token.
 
 One optimiser serves every method: a method names its sites (where vectors are added), its clamp and
-its weights. Edits are optimised in batches; Adam works element by element, so each edit's result is
-that of optimising it alone, and edits that are done leave the batch.
+its weights. Edits are optimised in batches. Adam works element by element, so each edit gets the result
+it would get alone; edits that are done leave the batch.
 
 Loss per edit (MEMIT, arXiv 2210.07229, eq. 16; PMET, arXiv 2308.08742, eq. 14, as released):
 
@@ -27,13 +27,13 @@ from modalign.models.projections import evaluating
 
 ADAM = (0.9, 0.999, 1e-8)
 REACHED = 0.5  # a target less probable than this was not reached
-RELAXED_PHI = 0.1  # of the target's weight once it is the first choice everywhere (PMET)
-SMALL_KL = 0.01  # and the KL term below which PMET then stops
-GAIN = 0.2  # share of the loss that ``patience`` evaluations must win where the target is certain
+RELAXED_PHI = 0.1  # the target's weight once it is the first choice everywhere (PMET)
+SMALL_KL = 0.01  # the KL term below which PMET then stops
+GAIN = 0.2  # share by which the loss must fall over ``patience`` evaluations once the target is certain
 STALLED = (
     5,
     0.1,
-)  # evaluations, and the share of the loss that they win, where a limit holds it back
+)  # a round has stalled if the loss fell by less than this share over this many evaluations
 
 
 class ValueNotFiniteError(ModalignError):
@@ -47,16 +47,16 @@ class ValueSettings:
     Attributes:
         steps: evaluations; the last one takes no step.
         lr: Adam's learning rate.
-        clamp: longest vector, in lengths of the site's initial output.
+        clamp: the longest vector allowed, as a multiple of the site's initial output's length.
         kl: mu, the weight of the KL term.
         decay: the weight of the decay term.
         relax: PMET's schedule: once the target is the first choice everywhere, its weight falls to a
-            tenth, and with a small KL term the optimisation ends.
+            tenth, and the optimisation ends when the KL term is small.
         stop: the loss below which an edit is done.
-        widen: how often an edit whose target is not reached goes on, with twice the clamp and the
-            learning rate: after ``steps``, or as soon as it no longer gets nearer.
-        patience: evaluations after which an edit whose target is certain (NLL below ``stop``) is done
-            unless its loss fell by a fifth over them; 0 to wait for the whole loss, as published.
+        widen: how often an edit whose target is not reached continues with the clamp and the learning
+            rate doubled: after ``steps``, or as soon as it stops getting closer.
+        patience: an edit whose target is certain (NLL below ``stop``) is done unless its loss fell by a
+            fifth over this many evaluations; 0 to wait for the whole loss, as published.
     """
 
     steps: int
@@ -72,11 +72,11 @@ class ValueSettings:
 
 @dataclass(frozen=True)
 class Value:
-    """What was found for one edit. Vectors are float32 or float64, on the CPU.
+    """The value found for one edit. Vectors are float32 or float64, on the CPU.
 
     Attributes:
-        deltas: per site the vector to be added, (D,).
-        initial: per site the output before, (D,).
+        deltas: per site, the vector to be added, (D,).
+        initial: per site, the output before it is added, (D,).
         steps: evaluations used.
         probability: of the target over the rewriting prompts (mean of exp(-NLL)) at the end.
         kl: the KL divergence at the end, unweighted.
@@ -94,7 +94,7 @@ class Value:
         return self.probability >= REACHED
 
     def wanted(self, site: Site) -> Tensor:
-        """The site's output the edit wants, (D,)."""
+        """Return the output that the edit wants at a site, (D,)."""
         return self.initial[site] + self.deltas[site]
 
     @property
@@ -120,15 +120,15 @@ def optimise(
     done: Done,
     said: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Optimise the values of all edits; each is handed to ``done`` as soon as it is found.
+    """Optimise the values of all edits; each is passed to ``done`` as soon as it is found.
 
     Args:
         spec: the model.
         layer: L, where the vectors are added.
-        sites: at which outputs of the layer.
+        sites: the outputs of the layer at which they are added.
         settings: see :class:`ValueSettings`.
         requests: the edits.
-        batch_size: edits optimised together; halved, and said, when memory runs out.
+        batch_size: edits optimised together; halved, with a message, when memory runs out.
         done: called with an edit's number and its value.
         said: told what the user should know.
 
@@ -156,7 +156,7 @@ def optimise(
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Turn gradients off for all parameters; those that had them on get them back afterwards."""
+    """Turn gradients off for all parameters, and back on afterwards for those that had them."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -169,18 +169,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the losses of a batch are read. Rows are numbered within the batch.
+    """The places where a batch's losses are read. Rows are numbered within the batch.
 
     Attributes:
-        rows, positions: (N,) of the N logits that predict target tokens, positions counted from the
+        rows, positions: (N,) for the N logits that predict target tokens, positions counted from the
             lookup token; then the E' KL rows at position 0.
         labels: (N,) target ids.
-        weights: (N,) what each token's loss counts in its prompt: one over the target's length.
+        weights: (N,) each token's weight in its prompt's loss: one over the target's length.
         token_edits: (N,) number of the edit in the batch.
         token_prompts: (N,) number of the prompt in the batch, for its own probability.
-        prompt_edits, prompt_shares: (P,) each prompt's edit, and what its loss counts there.
+        prompt_edits, prompt_shares: (P,) each prompt's edit, and its weight in that edit's loss.
         kl_edits: (E',) number of the edit of each KL row.
-        edit_of_row: (B,).
+        edit_of_row: (B,) number of each row's edit.
     """
 
     rows: Tensor
@@ -196,7 +196,7 @@ class _Layout:
 
 
 def _rows_of(request: Request) -> list[Row]:
-    """The rewriting prompts with the target but its last token, and the KL prompt, read at its lookup token."""
+    """Return the rewriting prompts, each followed by the target without its last token, and the KL prompt."""
     rows = [row.followed_by(request.target[:-1]) for row in request.prompts]
     return [*rows, request.kl.up_to_lookup()] if request.kl is not None else rows
 
@@ -239,7 +239,7 @@ def _layout(requests: Sequence[Request], spec: ModelSpec) -> _Layout:
 
 @dataclass
 class _Losses:
-    """Per edit of the batch, (E,) each."""
+    """Losses and what goes with them, one entry per edit of the batch, (E,)."""
 
     nll: Tensor
     kl: Tensor
@@ -248,7 +248,7 @@ class _Losses:
 
 
 class _Batch:
-    """Edits optimised together, and their state of Adam."""
+    """Edits optimised together, with their Adam state."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class _Batch:
         self.totals: list[Tensor] = []  # of each evaluation, (E,)
 
     def _first_rows(self) -> Tensor:
-        """Each edit's first row: its bare prompt, where the initial outputs are read."""
+        """Return each edit's first row, its bare prompt, where the initial outputs are read."""
         edits = self.layout.edit_of_row
         starts = torch.ones_like(edits, dtype=torch.bool)
         starts[1:] = edits[1:] != edits[:-1]
@@ -327,7 +327,7 @@ class _Batch:
         )
 
     def _kl(self, edited: Tensor) -> Tensor:
-        """KL(edited || original) at the KL rows, in that direction as in the released codes."""
+        """Compute KL(edited || original) at the KL rows, in the direction of the released codes."""
         if self.original is None:
             self.original = edited.detach().clone()
         per_row = (edited.exp() * (edited - self.original)).sum(-1)
@@ -353,13 +353,13 @@ class _Batch:
             )
 
     def _ended(self, losses: _Losses, total: Tensor) -> Tensor:
-        """Which edits are done, (E,) bool; sets phi and the round for the others' next step."""
+        """Return which edits are done, (E,) bool; also set phi and the round for the others' next step."""
         settings = self.settings
         ended = total.detach() < settings.stop
         if settings.relax:
             calm = settings.kl * losses.kl.detach() <= SMALL_KL
             ended = ended | (losses.first_choice & calm)
-            # The step that follows is taken on the loss as evaluated; phi counts from the next one.
+            # The coming step still uses the loss as evaluated; the new phi applies from the next one.
             self.phi = torch.where(losses.first_choice, RELAXED_PHI, 1.0).to(self.phi)
         if settings.patience:
             certain = losses.nll.detach() < settings.stop
@@ -373,7 +373,7 @@ class _Batch:
         return ended
 
     def _gain(self, evaluations: int) -> Tensor:
-        """Share of the loss won over so many evaluations of this round, (E,); 1 where there are fewer."""
+        """Return the share by which the loss fell over this round's last evaluations, (E,); 1 if too few."""
         now = self.totals[-1]
         if len(self.totals) <= evaluations:
             return torch.ones_like(now)
@@ -381,7 +381,7 @@ class _Batch:
         return torch.where(self.steps > evaluations, won, torch.ones_like(won))
 
     def _widen(self, which: Tensor) -> None:
-        """Begin a round with twice the limit and the rate, from where the last one ended."""
+        """Begin a round with the limit and the rate doubled, from where the last one ended."""
         self.rounds = self.rounds + which.long()
         self.steps = torch.where(which, 1, self.steps)  # this evaluation is its first
         for moments in self.moments.values():
@@ -389,7 +389,7 @@ class _Batch:
                 moment[which] = 0.0
 
     def _wider(self, value: float) -> Tensor:
-        """A setting that doubles with every round, (E, 1)."""
+        """Return a setting that doubles with every round, (E, 1)."""
         return value * 2.0 ** self.rounds[:, None].to(self.spec.exact)
 
     def _adam(self, gradients: dict[Site, Tensor]) -> None:
@@ -424,7 +424,7 @@ class _Batch:
         )
 
     def _keep(self, edits: Tensor) -> None:
-        """Go on with these edits only."""
+        """Continue with these edits only."""
         kept = set(edits.tolist())
         row_edits = self.layout.edit_of_row.tolist()
         rows = [row for row, edit in enumerate(row_edits) if edit in kept]

@@ -1,4 +1,4 @@
-"""Change weights of a model for a while, and put them back bit for bit."""
+"""Change weights of a model temporarily, and restore them bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Weights:
         self._originals: dict[str, Tensor] = {}
 
     def add(self, name: str, delta: Tensor, transposed: bool = False) -> None:
-        """Add a change (d_out, d_in) to what the parameter is now; the sum is taken in float64."""
+        """Add a change (d_out, d_in) to the parameter's present value; the sum is taken in float64."""
         parameter = self._keep(name)
         change = delta.T if transposed else delta
         with torch.no_grad():
@@ -25,11 +25,11 @@ class Weights:
             parameter.copy_(total.to(parameter.dtype))
 
     def track(self, name: str) -> nn.Parameter:
-        """The parameter, after noting its original."""
+        """Return the parameter after keeping its original."""
         return self._keep(name)
 
     def original(self, name: str) -> Tensor:
-        """The parameter as it was."""
+        """Return the parameter's original."""
         return self._originals.get(name, self._parameters[name].detach())
 
     def restore(self) -> None:
@@ -48,7 +48,7 @@ class Weights:
 
 @contextmanager
 def changing(model: nn.Module) -> Iterator[Weights]:
-    """Weights that are as before when the block ends, however it ends."""
+    """Yield weights that are restored when the block ends, however it ends."""
     weights = Weights(model)
     try:
         yield weights

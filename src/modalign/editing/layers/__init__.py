@@ -1,1 +1,1 @@
-"""Where a model can be edited, and what its attention and FFN do with a fact."""
+"""Find where a model can be edited, and what its attention and FFN do with a fact."""

@@ -1,18 +1,18 @@
-"""What attention and FFN do with a fact: PMET's analysis (arXiv 2308.08742) for any model.
+"""Analyse what attention and FFN do with a fact, as PMET did (arXiv 2308.08742), for any model.
 
-At the last token of the prompt, per layer and averaged over facts the model knows:
+Measured at the last token of the prompt, per layer, and averaged over facts the model knows:
 
-* the cosine similarity between what a component takes in (after the norm before it) and what it
-  puts out (before it is added to the residual stream), as in the authors' notebook
+* the cosine similarity between a component's input (after the norm before it) and its output
+  (before it is added to the residual stream), as in the authors' notebook
   ``knowledge-prob/prob_gptJ.ipynb``;
 * the Jaccard similarity of the 50 tokens that input and output say most, read through the model's
   final norm and head (the logit lens). The notebook multiplies with the *input* embeddings, without
   the norm; GPT-J's two embeddings are not tied, so what it compares is not what the model would say.
   ``projection="embedding"`` gives the notebook's numbers;
-* the probability of the attribute's first token, read through the lens from what each component
-  puts out, and from the residual stream after the layer.
+* the probability of the attribute's first token, read through the lens from each component's
+  output, and from the residual stream after the layer.
 
-All intervals are 95 %, bootstrap over facts. The words are derived by the rules of :func:`_words`.
+All intervals are 95 % bootstrap intervals over facts. The sentences follow the rules of :func:`_words`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LayerRow(BaseModel):
         layer: its number.
         cosine: per component, -1 to 1.
         jaccard: per component, 0 to 1.
-        probability: of the attribute's first token in percent, read out of ``attention``, ``ffn``
+        probability: of the attribute's first token in percent, read from ``attention``, ``ffn``
             and ``residual``.
     """
 
@@ -61,20 +61,20 @@ class LayerRow(BaseModel):
 
 
 class Analysis(AskedFacts):
-    """The analysis and what it says.
+    """The analysis, with its conclusions in words.
 
     Attributes:
-        model: as described by its parts.
-        parallel: attention and FFN of a layer see the same residual stream.
-        projection: how vectors became tokens for the Jaccard similarity.
-        top: tokens compared.
+        model: a description of its parts.
+        parallel: whether attention and FFN of a layer see the same residual stream.
+        projection: how vectors were turned into tokens for the Jaccard similarity.
+        top: number of tokens compared.
         rows: per layer.
-        cosine_gap, jaccard_gap: FFN's similarity minus attention's, mean over layers; above 0
+        cosine_gap, jaccard_gap: FFN's similarity minus attention's, mean over layers; above 0,
             attention changes its input more.
-        first_choice: per reading, the first layer at which it says the attribute first (the number
-            of layers where it never does), mean over facts.
-        first_choice_gap: FFN's minus attention's; above 0 attention says it earlier.
-        sentences: what it says for this model.
+        first_choice: per reading, the first layer at which the attribute is its first choice (the number
+            of layers if it never is), mean over facts.
+        first_choice_gap: FFN's minus attention's; above 0, attention says it earlier.
+        sentences: what the analysis says about this model.
     """
 
     model: str
@@ -99,13 +99,13 @@ def analyse(
     seed: int = 0,
     progress: Progress = lambda name, done, total: None,
 ) -> Analysis:
-    """Analyse a model over facts it knows.
+    """Analyse a model on facts it knows.
 
     Args:
-        model: a causal LM, or a multimodal model whose language part is meant; unchanged.
+        model: a causal LM, or a multimodal model whose language part is analysed; not changed.
         tokenizer: the model's.
-        facts: those the model does not know are left out and counted.
-        wanted: known facts to use, drawn at random.
+        facts: those that the model does not know are left out and counted.
+        wanted: how many known facts to use, drawn at random.
         projection: for the Jaccard similarity; see the module.
         seed: of the draw and the bootstrap.
         progress: told how far each step is.
@@ -126,7 +126,7 @@ def measure(
     projection: Projection = "lens",
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Floats]:
-    """Everything measured, (n, layers) each.
+    """Measure everything, (n, layers) each.
 
     Returns:
         ``cosine/C`` and ``jaccard/C`` per component C; ``probability/R`` and ``leads/R`` (1 where
@@ -158,7 +158,7 @@ def measure(
 
 
 def _read(lens: Lens, vectors: Tensor) -> Tensor:
-    """Logits of (B, layers, D), (B, layers, V)."""
+    """Return logits (B, layers, V) of vectors (B, layers, D)."""
     return torch.stack([lens(each) for each in vectors.unbind(1)], dim=1)
 
 
@@ -175,7 +175,7 @@ def _answer(name: str, logits: Tensor, answers: Tensor) -> dict[str, Tensor]:
 
 
 def _jaccard(one: Tensor, other: Tensor) -> Tensor:
-    """Jaccard similarity of the top tokens of logits (B, layers, V), (B, layers)."""
+    """Return the Jaccard similarity (B, layers) of the top tokens of two logits (B, layers, V)."""
     count = min(TOP, one.shape[-1])
     first, second = one.topk(count).indices, other.topk(count).indices
     common = (first[..., :, None] == second[..., None, :]).sum((-1, -2)).double()
@@ -233,17 +233,17 @@ def _analysis(
 
 
 def _first(leads: Floats) -> Floats:
-    """First layer with a 1, the number of layers where there is none, (n,)."""
+    """Return the first layer with a 1, or the number of layers if there is none, (n,)."""
     depth = leads.shape[1]
     return np.where(leads.any(1), leads.argmax(1), depth).astype(np.float64)
 
 
 def _words(found: Analysis, layerwise: Mapping[str, Sequence[Estimate]]) -> list[str]:
-    """What it says for this model.
+    """Say what was found for this model.
 
-    Rules: a difference between the components is stated where the 95 % interval of the paired
-    difference (over facts) leaves out 0, else "no difference found"; the same per layer; the
-    attribute is readable from the first layer at which it is the first choice.
+    A difference between the components, overall or in a layer, is stated if the 95 % interval of the
+    paired difference (over facts) excludes 0, else "no difference found". The attribute counts as
+    readable from the first layer at which it is the first choice.
     """
     sentences = [
         _change("cosine similarity", found.cosine_gap, layerwise["cosine"]),

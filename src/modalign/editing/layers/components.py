@@ -1,8 +1,8 @@
-"""What attention and FFN take in and put out at one token, layer by layer.
+"""Read the inputs and outputs of attention and FFN at one token, layer by layer.
 
-A component's input is what its first linear maps receive (after the norm, where one stands before);
-its output is what is added to the residual stream (after the norm, where one follows the output
-projection, as in Gemma 2). Found by running the first layer, not by names.
+A component's input is what its first linear maps receive (after the norm, if one precedes them); its
+output is what is added to the residual stream (after the norm, if one follows the output projection,
+as in Gemma 2). Both are found by running the first layer, not by names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class States:
 
 @dataclass(frozen=True)
 class Ends:
-    """Names of modules inside a layer: whose input and output are a component's."""
+    """Names of the modules inside a layer whose input and output are a component's."""
 
     entry: dict[Component, str]
     exit: dict[Component, str]
@@ -50,7 +50,7 @@ def find_ends(spec: ModelSpec) -> Ends:
     """Find where components begin and end, from the first layer.
 
     Raises:
-        SpecError: what the layer adds to its input is not what two modules put out.
+        SpecError: what the layer adds to its input is not the sum of two modules' outputs.
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
     whole: dict[str, Tensor] = {}
@@ -92,7 +92,7 @@ def _flat(value: Tensor) -> Tensor:
 
 
 def _entry(layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projection: str) -> str:
-    """The first linear map to run beside the output projection."""
+    """Return the component's first linear map to run, other than the output projection."""
     modules = dict(layer.named_modules())
     parent = projection.rpartition(".")[0]
     for name, _, _ in calls:
@@ -104,7 +104,7 @@ def _entry(layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projec
 def _norm_after(
     layer: nn.Module, calls: Sequence[tuple[str, Tensor, Tensor]], projection: str
 ) -> str:
-    """The norm right after a projection, or the projection itself."""
+    """Return the norm right after a projection, or the projection itself."""
     written = next(output for name, _, output in calls if name == projection)
     children = {name for name, _ in layer.named_children()}
     for name, given, output in calls:
@@ -115,7 +115,7 @@ def _norm_after(
 
 
 def read_states(spec: ModelSpec, ends: Ends, prompts: Sequence[Row]) -> States:
-    """Run prompts once and keep what the components took in and put out at the last token."""
+    """Run prompts once, and keep the components' inputs and outputs at the last token."""
     rows = [Row(row.ids, len(row) - 1, row.embeds) for row in prompts]
     wanted: dict[tuple[Side, str, int], tuple[nn.Module, Side]] = {}
     for number, layer in enumerate(spec.layers):
@@ -136,7 +136,7 @@ def read_states(spec: ModelSpec, ends: Ends, prompts: Sequence[Row]) -> States:
 
 
 class Lens:
-    """Read vectors as the model reads its last layer's output: final norm, head and what else there is.
+    """Read vectors as the model reads its last layer's output: through the final norm, the head and the rest.
 
     (The logit lens, nostalgebraist 2020.)
     """
@@ -147,7 +147,7 @@ class Lens:
         self.base = self.forward.prepare(Inputs.of([Row((5,), 0)], spec))
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Logits of vectors (N, D), (N, V)."""
+        """Return logits (N, V) of vectors (N, D)."""
         n = len(vectors)
         rows = torch.arange(n, device=vectors.device)
         base = self.base.select(torch.zeros_like(rows))

@@ -1,7 +1,7 @@
-"""Facts a model is asked for: read from a file of facts or of edits, and kept where it knows them.
+"""Facts that a model is asked for: read from a file of facts or of edits, and kept if it knows them.
 
-A trace of a fact the model does not know is a trace of noise, so only facts whose attribute is the
-most likely continuation, token by token, are used; the others are counted.
+Tracing a fact that the model does not know traces noise, so only facts whose attribute is the most
+likely continuation, token by token, are used; the others are counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from modalign.errors import DataError, ModalignError
 from modalign.models.projections import evaluating
 from modalign.progress import Progress
 
-ATTRIBUTE_FIELDS = ("attribute", "truth", "target")  # the first that is there
+ATTRIBUTE_FIELDS = ("attribute", "truth", "target")  # the first one present is used
 BATCH = 32
 
 
@@ -36,14 +36,14 @@ class NoneKnownError(ModalignError):
 
 @dataclass(frozen=True)
 class Fact:
-    """What a model may know.
+    """A fact that a model may know.
 
     Attributes:
         subject: the words the fact is about.
         prompt: the full text that the attribute continues.
         subject_at: offset of the subject in ``prompt``.
         attribute: the right answer.
-        other: an answer that an edit would put in its place, where the file names one.
+        other: an answer that an edit would put in its place, if the file names one.
         source: ``file:line``.
     """
 
@@ -60,7 +60,7 @@ class Fact:
         return self.edit("").relation
 
     def edit(self, target: str) -> Edit:
-        """The edit that gives this fact another answer."""
+        """Make the edit that gives this fact another answer."""
         return Edit(
             id=self.source,
             subject=self.subject,
@@ -77,8 +77,8 @@ class KnownFact:
     """A fact the model knows, tokenised.
 
     Attributes:
-        fact: what was asked.
-        ids: of the prompt, T tokens.
+        fact: the fact itself.
+        ids: token ids of the prompt, T of them.
         first: position of the subject's first token.
         last: position of the subject's last token.
         answer: ids of the attribute.
@@ -94,7 +94,7 @@ class KnownFact:
 
     @property
     def row(self) -> Row:
-        """The prompt and the attribute but its last token: every token of it is predicted here."""
+        """The prompt and the attribute without its last token: here all of its tokens are predicted."""
         return Row(self.ids + self.answer[:-1], self.last)
 
     @property
@@ -104,10 +104,10 @@ class KnownFact:
 
 
 class AskedFacts(BaseModel):
-    """How many facts a model was asked for, in reports.
+    """How many facts a model was asked for and knew, for reports.
 
     Attributes:
-        known: those it knows.
+        known: number of facts it knows.
         asked, unknown, unreadable, total: see :class:`Known`.
     """
 
@@ -124,9 +124,9 @@ class Known:
 
     Attributes:
         probes: the known ones, in random order.
-        asked: facts the model was asked for.
-        unreadable: of these, facts that the tokenizer cannot place.
-        total: facts in the file.
+        asked: number of facts the model was asked for.
+        unreadable: how many of these the tokenizer cannot place.
+        total: number of facts in the file.
     """
 
     probes: tuple[KnownFact, ...]
@@ -136,7 +136,7 @@ class Known:
 
     @property
     def unknown(self) -> int:
-        """Facts asked for whose attribute is not the most likely continuation."""
+        """Number of facts asked for whose attribute is not the most likely continuation."""
         return self.asked - self.unreadable - len(self.probes)
 
     @property
@@ -146,7 +146,7 @@ class Known:
         return counted | {"unreadable": self.unreadable, "total": self.total}
 
     def describe(self) -> str:
-        """One sentence on what was left out."""
+        """Say in one sentence what was left out."""
         words = f"{len(self.probes)} of the {self.asked} facts asked for are known"
         parts = [
             f"{self.unknown} are not the model's most likely answer" if self.unknown else "",
@@ -157,14 +157,14 @@ class Known:
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """Facts from a file of facts, or the truths of a file of edits.
+    """Read facts from a file of facts, or the truths of a file of edits.
 
     A file of facts (JSON, JSON Lines or CSV) has ``subject``, a ``prompt`` with the subject in it or
-    a ``template`` (either may mark it with ``{}``), and the ``attribute``; ``truth`` or ``target``
-    in its place. Other fields are ignored (``known_1000.json`` of ROME can be read as it is).
+    a ``template`` (either may mark it with ``{}``), and the ``attribute``, or ``truth`` or ``target``
+    instead. Other fields are ignored (ROME's ``known_1000.json`` can be read as it is).
 
     Raises:
-        DataError: a record without these, with its line; or no record at all.
+        DataError: a record lacks these (the message gives its line), or there is no record at all.
     """
     file = Path(path)
     rows = read_rows(file)
@@ -191,7 +191,7 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 
 def holds_facts(path: str | Path) -> bool:
-    """Whether a file is one of facts, not of edits."""
+    """Return whether a file holds facts rather than edits."""
     return any(row.fields is not None and _is_fact(row.fields) for row in read_rows(Path(path)))
 
 
@@ -238,7 +238,7 @@ def known_facts(
     """Ask the model for facts in random order until ``wanted`` are known.
 
     Raises:
-        NoneKnownError: with what was asked and what the model said.
+        NoneKnownError: it knows none; the message gives what was asked and what the model said.
     """
     order = list(facts)
     random.Random(seed).shuffle(order)
@@ -256,7 +256,7 @@ def known_facts(
             if probability is not None and len(found) < wanted:
                 found.append(replace(probe, probability=probability))
             elif probability is not None:
-                asked -= 1  # known, and not needed: as if it had not been asked
+                asked -= 1  # known but not needed, so it counts as not asked
             elif not said:
                 said = (
                     f"; after {probe.fact.prompt!r} it says {words!r}, not {probe.fact.attribute!r}"
@@ -271,7 +271,7 @@ def known_facts(
 
 
 def locate(tokenizer: Any, fact: Fact) -> KnownFact | None:
-    """Tokenise a fact; None where the subject or the attribute has no tokens of its own."""
+    """Tokenise a fact; None if the subject or the attribute has no tokens of its own."""
     try:
         prompt = encode_prompt(tokenizer, fact.prompt, fact.subject, fact.subject_at)
         answer = encode_target(tokenizer, fact.attribute, fact.prompt)
@@ -286,7 +286,7 @@ def locate(tokenizer: Any, fact: Fact) -> KnownFact | None:
 def _answers(
     spec: ModelSpec, tokenizer: Any, probes: Sequence[KnownFact]
 ) -> Iterator[tuple[KnownFact, float | None, str]]:
-    """Each probe, the probability of its attribute where it is known, and what the model says."""
+    """Yield each probe, the probability of its attribute if it is known, and what the model says."""
     if not probes:
         return
     with torch.no_grad(), evaluating(spec.language):
@@ -300,5 +300,5 @@ def _answers(
         same = [ours == theirs for ours, theirs in zip(best, probe.answer, strict=True)]
         if all(same):
             yield probe, joint, ""
-        else:  # after the first wrong token the answer is no longer the model's own
+        else:  # after the first wrong token, the rest is no longer the model's own answer
             yield probe, None, tokenizer.decode(best[: same.index(False) + 1]).strip()

@@ -43,7 +43,7 @@ PROBABILITY = [
 
 
 def suggestion_report(found: Suggestion) -> Report:
-    """The proposal, and every trial behind it."""
+    """Make the report of a proposal and every trial that led to it."""
     first, last = found.layers[0], found.layers[-1]
     name = f"{found.method}, " + (f"layer {last}" if first == last else f"layers {first} to {last}")
     advice = Advice("advice", "Proposed", "/settings", name=name, sentences=found.sentences)
@@ -63,13 +63,11 @@ def suggestion_report(found: Suggestion) -> Report:
         Section("trials", "What was tried", lead, [figure, trials_table(found)]),
     ]
     foot = f"modalign {__version__}; {found.probes} probe facts."
-    return Report(
-        "With which settings this model can be edited", found.model, sections, foot, found
-    )
+    return Report("Settings for editing this model", found.model, sections, foot, found)
 
 
 def _by_end(found: Suggestion) -> list[Trial]:
-    """The best trial of each last layer, ascending."""
+    """Return the best trial for each last layer, ascending."""
     best: dict[int, Trial] = {}
     for trial in found.trials:
         end = trial.layers[-1]
@@ -79,7 +77,7 @@ def _by_end(found: Suggestion) -> list[Trial]:
 
 
 def trials_table(found: Suggestion) -> Table:
-    """Every trial, in order."""
+    """Tabulate every trial, in order."""
     return tabulate(
         ("trials-table", f"{found.method}: settings tried on probe facts", "/trials"),
         (SETTINGS, *PARTS),
@@ -89,7 +87,7 @@ def trials_table(found: Suggestion) -> Table:
 
 
 def analysis_report(found: Analysis) -> Report:
-    """The analysis."""
+    """Make the report of an analysis."""
     charts = [
         line_chart(title, quantities, found.rows, LAYER, axis)
         for title, quantities, axis in (
@@ -128,11 +126,13 @@ def analysis_report(found: Analysis) -> Report:
             "layers", "Attention and FFN, layer by layer", lead, [*figures, analysis_table(found)]
         ),
     ]
-    return Report("Attention and FFN of a fact", found.model, sections, _foot(found.known), found)
+    return Report(
+        "What attention and FFN do with a fact", found.model, sections, _foot(found.known), found
+    )
 
 
 def analysis_table(found: Analysis) -> Table:
-    """What attention and FFN do in every layer."""
+    """Tabulate what attention and FFN do in every layer."""
     caption = f"Last token of the prompt, means over {found.known} facts"
     columns = (LAYER, *SIMILARITY["cosine"], *SIMILARITY["Jaccard"], *PROBABILITY)
     return tabulate(("rows", caption, "/rows"), columns, found.rows)

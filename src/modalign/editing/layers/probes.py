@@ -1,10 +1,10 @@
-"""Probe edits: facts that the model knows, given another answer, to see what settings do to a model.
+"""Probe edits: facts that the model knows are given another answer, to try settings on.
 
-They come from facts that were given, or from the user's own edits: their neighbours, whose prompts name
-other subjects of the same relation; their own truths; and where the model knows neither, whatever it
-says itself about an edit's subject. Paraphrases are the edits' own wordings put to the probe's
-subject, and the prompt after a sentence that no rewriting prompt begins with. Neighbours are known
-facts that no probe is about, else sentences of the model that must go on as they do.
+They come from a file of facts, or from the user's own edits: their neighbours, whose prompts name other
+subjects of the same relation; their own truths; and, if the model knows neither, whatever it says about
+an edit's subject. Paraphrases are the edits' own wordings with the probe's subject, and the prompt put
+after a sentence that no rewriting prompt begins with. Neighbours are known facts that no probe is about,
+or else sentences of the model, whose continuation must not change.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from modalign.editing.layers.facts import Fact
 from modalign.errors import DataError
 from modalign.models.sampling import sample
 
-PARAPHRASES = 2  # wordings of a probe besides the one after a sentence
-NEIGHBOURS = 3  # of a probe
-POOL = 12  # candidates that are asked for each probe wanted
+PARAPHRASES = 2  # other wordings of a probe, not counting the one after a sentence
+NEIGHBOURS = 3  # per probe
+POOL = 12  # candidates that the model is asked for, per probe wanted
 HELD_OUT = 10_007  # added to the seed: sentences that no rewriting prompt begins with
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fact the model may know, other answers to it, and other wordings with ``{}``.
+    """A fact that the model may know, other answers to it, and other wordings with ``{}``.
 
-    ``edited`` ones are about a subject that is to be edited: taken where others are too few.
+    ``edited`` ones are about a subject that is to be edited; they are used only if others are too few.
     """
 
     fact: Fact
@@ -46,11 +46,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Probes:
-    """What settings are tried on.
+    """The edits that settings are tried on.
 
     Attributes:
         edits: each with a truth, paraphrases and neighbours.
-        own: how many of them ask for what the model says by itself, not for a fact that was given.
+        own: how many of them ask for something the model says of its own accord, not for a given fact.
     """
 
     edits: tuple[Edit, ...]
@@ -58,13 +58,13 @@ class Probes:
 
 
 def of_edits(edits: Sequence[Edit]) -> list[Candidate]:
-    """Candidates from a file of edits: neighbours first, then the edits' own truths."""
+    """Make candidates from a file of edits: neighbours first, then the edits' own truths."""
     text = [edit for edit in edits if edit.subject_at is not None and edit.image is None]
     return [*_neighbours(text), *(_own(edit, edit.truth) for edit in text if edit.truth)]
 
 
 def of_facts(facts: Sequence[Fact]) -> list[Candidate]:
-    """Candidates from facts: other answers are the file's, or those of the same relation."""
+    """Make candidates from facts; other answers are the file's, or those of the same relation."""
     answers: dict[str, list[str]] = {}
     for fact in facts:
         answers.setdefault(fact.relation, []).append(fact.attribute)
@@ -90,7 +90,7 @@ def _own(edit: Edit, truth: str) -> Candidate:
 
 
 def _wordings(edit: Edit) -> tuple[str, ...]:
-    """The edit's paraphrases with ``{}`` for the subject, where they name it once."""
+    """Return those of the edit's paraphrases that name the subject once, with ``{}`` in its place."""
     return tuple(
         text.replace(edit.subject, "{}")
         for text in edit.paraphrases
@@ -121,18 +121,18 @@ def make_probes(
     wanted: int,
     seed: int,
 ) -> Probes:
-    """Choose probes among candidates that the model knows, else among what it says of the edits.
+    """Choose probes among candidates that the model knows, else among what it says about the edits' subjects.
 
     Args:
         spec: the model.
         asking: the form in which it is asked.
         candidates: see :func:`of_edits` and :func:`of_facts`.
-        edits: whose subjects the model is asked about where too few candidates are known.
+        edits: the model is asked about their subjects if too few candidates are known.
         wanted: number of probes.
         seed: of the draw and of the model's sentences.
 
     Raises:
-        DataError: nothing to probe with.
+        DataError: there is nothing to probe with.
     """
     rng = random.Random(seed)
     known: list[Candidate] = []
@@ -157,7 +157,7 @@ def make_probes(
 
 
 def _drawn(candidates: Sequence[Candidate], count: int, rng: random.Random) -> list[Candidate]:
-    """At most ``count`` candidates, one per prompt, the relations in turn."""
+    """Draw at most ``count`` candidates, one per prompt, taking the relations in turn."""
     once = {one.fact.prompt: one for one in reversed(candidates)}
     groups: dict[str, list[Candidate]] = {}
     for one in rng.sample(list(once.values()), len(once)):
@@ -173,7 +173,7 @@ def _drawn(candidates: Sequence[Candidate], count: int, rng: random.Random) -> l
 
 
 def _known(spec: ModelSpec, asking: Asking, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those whose attribute is the model's own answer, and another one is not."""
+    """Return those whose attribute is the model's own answer, while another answer is not."""
     questions = [Question(one.fact.prompt, (one.fact.attribute,)) for one in candidates]
     scores = score(spec.model, asking, questions) if questions else []
     return [
@@ -184,10 +184,10 @@ def _known(spec: ModelSpec, asking: Asking, candidates: Sequence[Candidate]) -> 
 
 
 def _spread(known: Sequence[Candidate], wanted: int, edits: Sequence[Edit]) -> list[Candidate]:
-    """Probes of different subjects, but for the share of edits that have a subject in common.
+    """Choose probes of different subjects, except for as large a share as edits share a subject.
 
-    Two facts about one subject are written by nearly one key, which few layers can tell apart. Half of
-    the known facts are left as neighbours where there are few.
+    Two facts about one subject are written with almost the same key, which few layers can tell apart. If
+    few facts are known, half of them are left as neighbours.
     """
     most = min(wanted, max(1, len(known) // 2)) if known else 0
     once = {one.fact.subject: one for one in reversed(known)}
@@ -204,7 +204,7 @@ def _is_new(one: Candidate, chosen: Sequence[Candidate]) -> bool:
 
 
 def _said(spec: ModelSpec, asking: Asking, edits: Sequence[Edit]) -> Iterator[Candidate]:
-    """What the model says itself after the edits' prompts: its first word there."""
+    """Yield candidates from what the model itself says after the edits' prompts: its first word there."""
     for edit in edits:
         if edit.subject_at is None or edit.image is not None:
             continue
@@ -222,12 +222,12 @@ def _first_word(spec: ModelSpec, asking: Asking, prompt: str, tokens: int = 8) -
 
 
 def _sentences(spec: ModelSpec, asking: Asking, seed: int) -> list[Neighbour]:
-    """Sentences the model writes, and the word that follows each."""
+    """Return sentences that the model writes, and the word that follows each."""
     texts = sample_contexts(spec, asking.tokenizer, seed=seed + 2 * HELD_OUT)
     found = ((text, _first_word(spec, asking, text)) for text in texts if text.strip())
     named = [(text, word) for text, word in found if word]
     scores = score(spec.model, asking, [Question(text, (word,)) for text, word in named])
-    # A word cut off a sentence need not be what the model says when it stands alone.
+    # Cut off from its sentence, a word need not be what the model says next.
     return [Neighbour(*one) for one, (said,) in zip(named, scores, strict=True) if said.right]
 
 

@@ -1,8 +1,8 @@
 """Settings measured on the user's own model: what ``edit suggest`` prints and ``edit run`` uses.
 
-Probe edits (``probes``) are written with settings that a search (``search``) tries, by the method itself
-(``trials``). What was found is kept under the hash of the model, the method, the settings that the user
-chose and what the edits are like; the next run with that model takes it from there.
+A search (``search``) tries settings by writing probe edits (``probes``) with the method itself
+(``trials``). The result is kept under a hash of the model, the method, the settings that the user chose
+and the kind of edits; the next run with that model takes it from there.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from modalign.patches.apply import applied
 from modalign.patches.header import patch_hash
 from modalign.version import __version__
 
-MANY = 32  # probes at most; at least ``FEW``, and as many as edits between the two
-RULE = 6  # raised when the search changes: settings found by another rule are found again
-# What rewriting is like unless the user says otherwise: a key for each of the rows, after nothing, a word
-# or two, and whole sentences. A mean of keys fits no wording that starts in another way.
-# A limit that suits most edits is too short for some; those alone get a longer one.
+MANY = 32  # probes at most; at least ``FEW``, and between the two as many as there are edits
+RULE = 6  # raised when the search changes, so that settings found by an older rule are searched for again
+# Rewriting prompts unless the user says otherwise: bare, after a word or two, and after whole sentences,
+# with a key for each row. A mean of keys fits no wording that starts differently.
+# A limit that suits most edits is too tight for some; only those get a wider one.
 REWRITING: dict[str, Any] = {
     "keys": "rows",
     "context_tokens": [1, 2, 4, 7, 10],
@@ -50,7 +50,7 @@ REWRITING: dict[str, Any] = {
     "patience": 4,
 }
 
-CONTEXTS_DEEP = [1, 4, 10]  # in a deep model every row of a value is dear
+CONTEXTS_DEEP = [1, 4, 10]  # in a deep model every row of a value is expensive
 
 Verdict = Literal["works", "weak"]
 
@@ -59,18 +59,18 @@ class Suggestion(BaseModel):
     """The settings proposed for one method, and what they rest on.
 
     Attributes:
-        model: as described by its parts.
+        model: a description of its parts.
         method: its name.
-        verdict: ``works``, or ``weak`` where nothing tried changed the model's answers reliably.
+        verdict: ``works``, or ``weak`` if nothing that was tried changed the model's answers reliably.
         settings: fields of the method's configuration, for ``--set``.
         layers: those written, ascending.
-        z_layer: the last of them, where the value is put.
-        probes: facts that were written.
-        own: of these, facts that are what the model says by itself.
+        z_layer: the last of them, where the value is added.
+        probes: number of facts that were written.
+        own: how many of these are things the model says of its own accord.
         best: what the proposed settings did to the probes.
-        trials: all that was tried, in order.
+        trials: everything that was tried, in order.
         sentences: the proposal in words.
-        command: that uses the settings; empty until the model and the edits are named.
+        command: one that uses the settings; empty until the model and the edits are named.
     """
 
     model: str
@@ -87,7 +87,7 @@ class Suggestion(BaseModel):
     command: str = ""
 
     def for_files(self, model: str, edits: str) -> Suggestion:
-        """With the command for a model and a file of edits."""
+        """Add the command for a model and a file of edits."""
         words = ["modalign", "edit", "run", model, edits, "-o", "fix.safetensors"]
         words += ["--method", self.method, "--settings", "published"]
         for name, value in self.settings.items():
@@ -107,14 +107,14 @@ def measured(
     seed: int = 0,
     again: bool = False,
 ) -> Suggestion:
-    """Settings for a method on a model: found before, or searched for now.
+    """Return settings for a method on a model: found before, or searched for now.
 
     Args:
-        spec: the model, unedited; the same bit for bit afterwards.
+        spec: the model, unedited; it is left bit for bit unchanged.
         reader: its tokenizer or processor.
-        kind: the method; one that optimises values.
-        candidates: facts it may know.
-        edits: what is to be written: how many there are decides the number of probes.
+        kind: the method, one that optimises values.
+        candidates: facts that the model may know.
+        edits: what is to be written; their number decides the number of probes.
         fixed: settings that the user chose.
         options: text for statistics, patches below, cache, progress.
         seed: of the probes.
@@ -122,7 +122,7 @@ def measured(
 
     Raises:
         DataError: there is nothing to probe with.
-        UsageError: a setting that does not exist.
+        UsageError: a setting does not exist.
     """
     options, fixed = options or Options(), dict(fixed or {})
     assert issubclass(kind, ValueMethod)
@@ -187,7 +187,7 @@ def _file(
     options: Options,
     seed: int,
 ) -> Path:
-    """Where settings for this model are kept."""
+    """Return the file where settings for this model are kept."""
     what = [
         RULE,
         weights_hash(spec),
@@ -233,8 +233,8 @@ def _words(found: Suggestion) -> list[str]:
     best, first, last = found.best, found.layers[0], found.layers[-1]
     named = f"layer {last}" if first == last else f"layers {first} to {last}"
     own = (
-        f" {found.own} of them are what the model says by itself, since too few of the facts given are "
-        "known to it."
+        f" {found.own} of them are things that the model says of its own accord, since it knows too few of "
+        "the facts given."
         if found.own
         else ""
     )

@@ -1,14 +1,14 @@
-"""The search behind every default: settings are tried on probe edits, and what works best is taken.
+"""The search that every default comes from: settings are tried on probe edits, and the best are taken.
 
-1. Layers. A few probes are written to the layers that end at some places of the depth: in a shallow model at
-   every layer, in a deep one uphill from the last places. At the two best places shorter stretches are tried.
-2. Reach. How long a vector may be, in lengths of the layer's output: a site's own output may be many
-   times shorter. From it follow the learning rate (a value is at its limit after a few steps) and the
-   decay (at the limit it costs less than the loss at which the optimisation stops).
+1. Layers. A few probes are written to stretches of layers that end at different depths: in a shallow model at
+   every layer, in a deep one climbing from the latest. At the two best, shorter stretches are tried as well.
+2. Reach. How long a vector may be, as a multiple of the layer's output, since a site's own output may be
+   many times shorter. The learning rate follows from it (a value reaches its limit in a few steps), and so
+   does the decay (at the limit it costs less than the loss at which the optimisation stops).
 3. Strength. Lambda, or for AlphaEdit its null space and L2, by factors of ten.
 
-Steps 2 and 3 climb: on as long as the score rises. With more edits to come there are more probes, since
-what fits ten edits may be too short, or too weak, for a hundred.
+Steps 2 and 3 climb: they continue as long as the score rises. The more edits are to be written, the more
+probes are used, since what fits ten edits may be too short, or too weak, for a hundred.
 """
 
 from __future__ import annotations
@@ -23,15 +23,22 @@ from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.layers.trials import Bench, Trial
 from modalign.progress import Progress
 
-PLACES = (0.0, 0.08, 0.17, 0.27, 0.37, 0.5)  # of the depth, in models too deep to try every layer
-SHALLOW = 8  # layers up to which every one is tried
-FEW, FEW_DEEP = 8, 4  # probes on which stretches are tried; in a deep model each is dear
-LONGEST = 6  # layers written together: GPT-J's of 28 (MEMIT, PMET)
-REACHES = (0.75, 1.5, 3.0)  # lengths of the layer's output; 0.75 is MEMIT's
-RISE = 4  # steps in which a value can be at its limit
+PLACES = (
+    0.0,
+    0.08,
+    0.17,
+    0.27,
+    0.37,
+    0.5,
+)  # fractions of the depth, in models too deep to try every layer
+SHALLOW = 8  # up to this many layers, every one is tried
+FEW, FEW_DEEP = 8, 4  # probes on which stretches are tried; in a deep model each is expensive
+LONGEST = 6  # the most layers written together: 6 of 28 in GPT-J (MEMIT, PMET)
+REACHES = (0.75, 1.5, 3.0)  # multiples of the layer's output; 0.75 is MEMIT's
+RISE = 4  # steps in which a value can reach its limit
 DECAY = 0.02  # what the decay costs at the limit; the optimisation stops at a loss of 0.05
-BETTER = 0.5  # of the score, for a change to count
-USELESS = 20.0  # a score below it is no edit
+BETTER = 0.5  # points by which the score must rise for a change to count
+USELESS = 20.0  # below this score, settings do not really edit
 STRENGTHS: dict[str, tuple[dict[str, float], ...]] = {
     "memit": tuple({"per_width": x} for x in (1.0, 0.1, 0.01)),
     "pmet": tuple({"per_width": x} for x in (1.0, 0.1, 0.01)),
@@ -43,28 +50,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pmet": {"attention_vector": False},
     "rome": {"keys": "mean"},
 }
-SITES: dict[str, Site] = {"pmet": "ffn", "rome": "ffn"}  # where the others' vectors are the block's
+SITES: dict[str, Site] = {
+    "pmet": "ffn",
+    "rome": "ffn",
+}  # the other methods add their vector to the block's output
 
 
 def places(depth: int) -> list[int]:
-    """Last layers of the stretches that are tried first."""
+    """Return the last layers of the stretches that are tried first."""
     if depth <= SHALLOW:
         return list(range(depth))
     return sorted({round(place * (depth - 1)) for place in PLACES})
 
 
 def longest(spec: ModelSpec) -> int:
-    """Layers written together at most."""
+    """Return the most layers that are written together."""
     return max(3, min(LONGEST, round(spec.depth * LONGEST / 28)))
 
 
 def stretch(spec: ModelSpec, last: int, length: int | None = None) -> list[int]:
-    """The layers that end at ``last``, the longest stretch by default."""
+    """Return the stretch of layers that ends at ``last``, by default the longest."""
     return list(range(max(0, last - (length or longest(spec)) + 1), last + 1))
 
 
 def candidate_layers(spec: ModelSpec, given: Sequence[int] | None) -> tuple[int, ...]:
-    """Every layer that a trial may write: those whose key statistics are needed, and fit the memory."""
+    """Return every layer that a trial may write, if its key statistics fit in memory."""
     if given is not None:
         return tuple(given)
     found: set[int] = set()
@@ -77,7 +87,7 @@ def candidate_layers(spec: ModelSpec, given: Sequence[int] | None) -> tuple[int,
 
 
 def find(bench: Bench, progress: Progress = lambda name, done, total: None) -> Trial:
-    """Search; every trial is in ``bench.done``.
+    """Search for the best settings; every trial is kept in ``bench.done``.
 
     Args:
         bench: the model, the method and the probes.
@@ -117,7 +127,7 @@ class _Search:
         return len(places(self.bench.spec.depth)) + 12
 
     def _stretches(self) -> list[list[int]]:
-        """The best two stretches of layers."""
+        """Find the best two stretches of layers."""
         given = self.bench.fixed.get("layers")
         if given is not None:
             return [list(given)]
@@ -149,7 +159,7 @@ class _Search:
     def _settings(
         self, layers: Sequence[int], reach: float, strength: dict[str, Any]
     ) -> dict[str, Any]:
-        """All settings that follow from a stretch, a reach and a strength."""
+        """Derive all settings from a stretch, a reach and a strength."""
         bench, last = self.bench, layers[-1]
         own = bench.length(last, self.site)
         limit = reach * bench.length(last, "block")
@@ -169,7 +179,7 @@ class _Search:
         return max([top, *tried], key=lambda t: t.score + (BETTER if t is top else 0.0))
 
     def _climb(self, values: Sequence[float], made: Callable[[float], dict[str, Any]]) -> Trial:
-        """The first value after which the score rises no more; in a deep model, already on a few probes."""
+        """Find the first value after which the score stops rising; in a deep model, on only a few probes."""
         best = self._trial(made(values[0]))
         for before, value in pairwise(values):
             if self.few < FEW:
@@ -183,7 +193,7 @@ class _Search:
         return best
 
     def _variants(self, top: Trial) -> Trial:
-        """PMET with the FFN's vector alone, ROME with one averaged key, where that is better."""
+        """Try PMET with only the FFN's vector, and ROME with one averaged key; keep it if it is better."""
         change = VARIANTS.get(self.name)
         if change is None:
             return top
@@ -192,7 +202,7 @@ class _Search:
 
 
 def _uphill(lasts: Sequence[int], tried: Callable[[int], Trial]) -> list[Trial]:
-    """Trials at the last place and two before it (the later, the cheaper), then uphill from the better one."""
+    """Try the last place and the one two before it (later is cheaper), then climb from the better one."""
     found = {at: tried(lasts[at]) for at in range(len(lasts) - 1, -1, -2)[:2]}
     while True:
         best = max(found, key=lambda at: found[at].score)
@@ -207,5 +217,5 @@ def _score(trial: Trial) -> float:
 
 
 def _rounded(value: float) -> float:
-    """Three digits, so that what is printed is what was tried."""
+    """Round to three digits, so that what is printed is what was tried."""
     return float(f"{value:.3g}")

@@ -1,7 +1,7 @@
-"""Trials: probe edits are written with some settings, and what the model then says is scored.
+"""Trials: probe edits are written with certain settings, and what the model then says is scored.
 
-A trial is a method's own solution on the probes, under the key statistics of the unedited model: nothing
-in it is an approximation of ``edit run``. Values that several trials share are optimised once.
+A trial is a method's own solution on the probes, with the key statistics of the unedited model; it does
+what ``edit run`` does, without approximation. Values that several trials share are optimised once.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ KINDS: tuple[Kind, ...] = ("rewrite", "paraphrase", "neighbour")
 
 
 class Trial(BaseModel):
-    """What some settings did to the probes, in percent.
+    """How certain settings did on the probes, in percent.
 
     Attributes:
         settings: fields of the method's configuration.
         probes: how many facts were written.
-        target, paraphrase: how far the new answer won after the prompts and after other wordings;
+        target, paraphrase: how clearly the new answer won after the prompts and after other wordings;
             half of it is its probability against the old answer's, half whether it is said.
-        neighbour: the same of the old answers to other subjects.
+        neighbour: the same for the old answers about other subjects.
         score: harmonic mean of the three.
         failed: why nothing was written; empty otherwise.
     """
@@ -65,10 +65,10 @@ class Bench:
         kind: the method.
         base: settings that every trial starts from.
         fixed: settings that the user chose.
-        plan: of the probes; its layers are those of a trial.
+        plan: for the probes; each trial sets its layers.
         statistics: C0 of all layers that may be tried.
         probes: what is written.
-        done: trials so far.
+        done: the trials so far.
     """
 
     spec: ModelSpec
@@ -83,17 +83,17 @@ class Bench:
     _lengths: dict[tuple[int, Site], float] = field(default_factory=dict)
 
     def length(self, layer: int, site: Site) -> float:
-        """Median length of a site's output at the probes' lookup tokens."""
+        """Return the median length of a site's output at the probes' lookup tokens."""
         if (layer, site) not in self._lengths:
             outputs = read_outputs(self.spec, layer, site, self.plan.requests)
             self._lengths[layer, site] = float(outputs.norm(dim=0).median())
         return self._lengths[layer, site]
 
     def run(self, settings: dict[str, Any], probes: int | None = None) -> Trial:
-        """Write the probes with these settings and score what the model says; the same once only.
+        """Write the probes with these settings and score what the model says; the same settings run only once.
 
         Args:
-            settings: fields of the method's configuration; those that the user chose count more.
+            settings: fields of the method's configuration; those that the user chose take precedence.
             probes: how many of them; None for all.
         """
         settings = self.base | settings | self.fixed
@@ -126,7 +126,7 @@ class Bench:
 
 
 def _mean(rows: Sequence[EditRow], kind: Kind) -> float:
-    """Mean over the prompts of a kind: half the wanted answer's share of both, half whether it is said."""
+    """Average over the prompts of a kind: half the wanted answer's share of both, half whether it is said."""
     values = []
     for row in rows:
         for prompt in row.prompts:

@@ -1,4 +1,4 @@
-"""The editing methods, by the names they have on the command line."""
+"""The editing methods, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from modalign.editing.methods.pmet import PMET, PMETConfig
 from modalign.editing.methods.rome import ROME, ROMEConfig
 from modalign.errors import UsageError, choose
 
-DEFAULT_METHOD = "memit"  # best on models that nobody tuned for (docs/editing-untuned.md)
+DEFAULT_METHOD = "memit"  # best on models that no settings were tuned for (docs/editing-untuned.md)
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (PMET, MEMIT, ROME, FT, FTL, AlphaEdit)
 }
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of a name.
+    """Return the method with this name.
 
     Raises:
-        UsageError: there is none; the nearest names are given.
+        UsageError: there is none; the message gives the nearest names.
     """
     if name in METHODS:
         return METHODS[name]

@@ -6,8 +6,8 @@ same update is
 
     Delta^T = U0 (U0^T (K K^T + Kp Kp^T) U0 + L2 I)^-1 U0^T K R^T
 
-symmetric and positive definite; with n keys in all it is an n x n system. Kp are the keys of earlier
-patches, which this one is computed on top of: they are kept in the patch with zero residuals.
+which is symmetric and positive definite; with n keys in all it is an n x n system. Kp are the keys of
+the earlier patches that this one is computed on top of; they are kept in the patch with zero residuals.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class AlphaEditConfig(ValueConfig):
     """MEMIT's values, with the authors' threshold and L2.
 
     Attributes:
-        null_threshold: eigenvalues of C0 below it are directions to write in.
-        null_share: instead, the share of the keys' energy that these directions may hold together.
+        null_threshold: directions with eigenvalues of C0 below it may be written to.
+        null_share: instead of it, the share of the keys' energy that these directions may hold together.
         l2: weight of the update's own size.
-        l2_share: instead, in parts of what the edits' keys have in the null space, on average.
+        l2_share: instead of it, relative to the edits' keys' mean energy in the null space.
     """
 
     null_threshold: float = Field(default=2e-2, gt=0)

@@ -46,21 +46,21 @@ class Method(ABC):
             raise UsageError(f"{self.name} takes a {self.config_class.__name__}")
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The layers to be written in a model of so many, ascending."""
+        """Return the layers to be written in a model with ``depth`` layers, ascending."""
         layers: tuple[int, ...] = self.config.layers_of(depth)
         return layers
 
     def contexts(self) -> Sequence[str] | None:
-        """The sentences before the prompts; None for what the model writes itself."""
+        """Return the sentences put before the prompts; None for what the model writes itself."""
         return ()
 
     def statistics(self, plan: Plan) -> KeyStatistics | None:
-        """The key statistics, taken on the pristine model; None for a method without."""
+        """Take the key statistics on the pristine model; None for a method that needs none."""
         return None
 
     @abstractmethod
     def solve(self, computation: Computation) -> Solution:
-        """Compute the changes. The model's weights may be changed; they are put back afterwards."""
+        """Compute the changes. It may change the model's weights; they are restored afterwards."""
 
     def compute(
         self,
@@ -74,17 +74,17 @@ class Method(ABC):
         """Compute a patch.
 
         Args:
-            model: a causal LM, or a multimodal model whose language part is edited; it is the same
-                bit for bit afterwards, whatever happens.
-            reader: the model's tokenizer; its processor where edits have pictures, or where the model
+            model: a causal LM, or a multimodal model whose language part is edited; it is left bit for
+                bit unchanged, whatever happens.
+            reader: the model's tokenizer, or its processor if edits have pictures or the model
                 is asked through its processor's chat template.
             edits: what to change, validated.
             options: text for statistics, patches below, caches, progress.
-            name: of the patch.
+            name: the patch's name.
 
         Raises:
-            UsageError: no edits, or settings that do not fit the model.
-            ModalignError: a value or a system without solution; see the message.
+            UsageError: there are no edits, or the settings do not fit the model.
+            ModalignError: a value or a linear system has no solution; see the message.
         """
         if not edits:
             raise UsageError("there are no edits")
@@ -111,7 +111,7 @@ class Method(ABC):
             computation = Computation(plan, statistics, weights)
             solution = self.solve(computation)
             records = edit_records(computation, solution, type(self.config).model_fields)
-        # From here on the weights are the pristine ones, which the patch is bound to.
+        # From here on the weights are the pristine ones, to which the patch is bound.
         base = {name: _bound_to(spec, name) for name in solution.changes}
         header = PatchHeader(
             name=name or self.name,
@@ -150,7 +150,7 @@ class ValueMethod(Method):
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes patches, for the record."""
+    """Return the versions of the software that computes patches, for the record."""
     return {
         "modalign": __version__,
         "torch": torch.__version__,
@@ -160,7 +160,7 @@ def versions() -> dict[str, str]:
 
 
 def _bound_to(spec: ModelSpec, name: str) -> BaseTensor:
-    """What the patch expects of a parameter."""
+    """Describe the parameter that the patch expects."""
     parameter = spec.model.get_parameter(name)
     transposed = any(
         spec.weight_name(layer) == name and spec.transposed(layer) for layer in range(spec.depth)

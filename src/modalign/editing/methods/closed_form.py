@@ -1,4 +1,4 @@
-"""What MEMIT, PMET and AlphaEdit share: values once, then layer by layer read, spread, solve, write."""
+"""What MEMIT, PMET and AlphaEdit share: values first, then for each layer read, spread, solve and write."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from modalign.patches.changes import SolvedChange
 
 
 class ClosedForm(ValueMethod):
-    """Write all edits at once, one layer after the other.
+    """Write all edits at once, one layer after another.
 
     Class attributes:
-        reads: the site whose output the residual is taken of: what is wanted less what is there.
+        reads: the site at whose output the residual is taken: the wanted output minus the present one.
         relax: PMET's schedule of the target's weight.
     """
 
@@ -30,11 +30,11 @@ class ClosedForm(ValueMethod):
     relax: ClassVar[bool] = False
 
     def sites(self) -> tuple[Site, ...]:
-        """Where the value optimiser adds its vectors, at the last layer."""
+        """Return the sites of the last layer at which the value optimiser adds its vectors."""
         return ("block",)
 
     def spread(self, left: int) -> float:
-        """What the residual is divided by when ``left`` layers are still to be written: equal shares."""
+        """Return the residual's divisor when ``left`` layers remain to be written: equal shares."""
         return float(left)
 
     @abstractmethod
@@ -46,14 +46,14 @@ class ClosedForm(ValueMethod):
         residuals: Tensor,
         edits: tuple[int, ...],
     ) -> SolvedChange:
-        """The change of one layer's weight.
+        """Compute the change of one layer's weight.
 
         Args:
-            computation: for C0.
-            layer: which.
+            computation: provides C0.
+            layer: its number.
             keys: K, (d_in, n).
             residuals: R, (D, n), already spread.
-            edits: number of each column's edit, (n,).
+            edits: the number of each column's edit, (n,).
         """
 
     def solve(self, computation: Computation) -> Solution:
@@ -85,7 +85,7 @@ class ClosedForm(ValueMethod):
 
 
 def each_row(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
-    """Each rewriting row as a request of its own, the bare ones first, and where each came from."""
+    """Make each rewriting row a request of its own, bare ones first; also return which request it came from."""
     longest = max(len(request.prompts) for request in requests)
     found, origins = [], []
     for row in range(longest):

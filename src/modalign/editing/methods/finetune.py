@@ -1,9 +1,9 @@
-"""FT: train one layer's FFN projection on the edits; with a bound on how far each weight may move.
+"""FT: train one layer's FFN projection on the edits, optionally bounding how far each weight may move.
 
-The baselines of ROME and MEMIT (arXiv 2202.05262, 2210.07229): Adam, no decay; the constrained form
-(FT+L) clamps every weight to its original value +- epsilon after each step. ``loss = "target"`` is the
-conditional likelihood of the whole target; ``"prompt_last"`` is the released code's, which trains every
-target token as the first next one.
+These are the baselines of ROME and MEMIT (arXiv 2202.05262, 2210.07229): Adam without decay. The
+constrained form (FT+L) clamps every weight to its original value +- epsilon after each step.
+``loss = "target"`` is the conditional likelihood of the whole target; ``"prompt_last"`` is the released
+code's, which trains every target token as if it came right after the prompt.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class FTConfig(EditConfig):
     """GPT-J's values of the released code.
 
     Attributes:
-        epochs: over all edits, at most.
-        lr: Adam's.
+        epochs: the most passes over all edits.
+        lr: Adam's learning rate.
         minibatch: edits per step.
         stop: mean loss below which the training ends.
-        epsilon: largest change of any weight; None without bound.
+        epsilon: largest change of any weight; None for no bound.
         loss: see the module.
     """
 
@@ -48,7 +48,7 @@ class FTConfig(EditConfig):
 
 
 class FTLConfig(FTConfig):
-    """With the L-infinity bound, in the first layer, as GPT-J's file has it."""
+    """FT with the L-infinity bound, in the first layer, as in GPT-J's file."""
 
     depth: tuple[float, float] = (0.0, 0.0)
     epsilon: float | None = Field(default=5e-5, gt=0)
@@ -77,7 +77,7 @@ class FT(Method):
         return Solution(changes, None)
 
     def _train(self, computation: Computation, weights: dict[str, nn.Parameter]) -> None:
-        """Trains float32 copies where the weights are in half precision: its steps are small."""
+        """Train, on float32 copies if the weights are in half precision, since the steps are small."""
         originals = {
             name: p.detach().to(computation.spec.exact, copy=True) for name, p in weights.items()
         }
@@ -104,7 +104,7 @@ class FT(Method):
         optimiser: torch.optim.Optimizer,
         epoch: int,
     ) -> bool:
-        """One pass over the edits; whether the training is done."""
+        """Make one pass over the edits; return whether training is done."""
         size = self.config.minibatch
         requests = computation.plan.requests
         losses: list[float] = []
@@ -139,7 +139,7 @@ class FT(Method):
                 weights[name].copy_(master.to(weights[name].dtype))
 
     def _loss(self, spec: ModelSpec, requests: Sequence[Request]) -> Tensor:
-        """Mean over edits of the mean over target tokens of -log p."""
+        """Return the mean over edits of the mean over target tokens of -log p."""
         rows = [request.continued for request in requests]
         logits = logits_at(spec, rows, [request.predicting for request in requests])
         losses = []

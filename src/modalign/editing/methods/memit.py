@@ -1,7 +1,7 @@
-"""MEMIT: optimise the block's output, write it to the FFN projections of several layers.
+"""MEMIT: optimise the block's output, and write it to the FFN projections of several layers.
 
 Meng et al., *Mass-Editing Memory in a Transformer*, arXiv 2210.07229. The solver is least squares on the
-edits, held back by lambda C0:
+edits, regularised by lambda C0:
 
     Delta = R K^T (lambda C0 + K K^T)^-1
 """
@@ -24,8 +24,8 @@ class MEMITConfig(ValueConfig):
 
     Attributes:
         covariance_weight: lambda, how much the keys of other text count; None for ``per_width``
-            times the length of a key. The published values are close to the key's length: MEMIT on
-            GPT-J 15,000 of 16,384, on Llama-3 8B 15,000 of 14,336.
+            times the length of a key. Published values are close to the key's length: MEMIT has
+            15,000 for 16,384 on GPT-J, and 15,000 for 14,336 on Llama-3 8B.
         per_width: see ``covariance_weight``.
     """
 
@@ -33,7 +33,7 @@ class MEMITConfig(ValueConfig):
     per_width: float = Field(default=15_000 / 16_384, gt=0)
 
     def weight(self, width: int) -> float:
-        """Lambda for keys of this length."""
+        """Return lambda for keys of this length."""
         if self.covariance_weight is not None:
             return self.covariance_weight
         return self.per_width * width

@@ -1,15 +1,15 @@
-"""ROME: one layer, one edit at a time, a change of rank one.
+"""ROME: one edit at a time in one layer, each a change of rank one.
 
 Meng et al., *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262:
 
     Delta = (v* - v) u^T / (k . u),   u = C0^-1 k
 
 With ``key = "one"`` (r-ROME, arXiv 2403.07175) the same averaged key gives u, k and v. The released code
-takes u from the averaged key, k and v from the bare prompt's (``key = "mixed"``): its denominator can
+takes u from the averaged key, but k and v from the bare prompt's (``key = "mixed"``); its denominator can
 come close to zero, and the update then disables the model.
 
-With ``keys = "rows"`` every rewriting prompt has a key of its own, and the change is the smallest, as C0
-measures it, that adds the same vector to the output for each of them: of their rank.
+With ``keys = "rows"`` every rewriting prompt has a key of its own, and the change is the smallest, in the
+metric of C0, that adds the same vector to the output for each of them; its rank is theirs.
 
     Delta = V (K^T C0^-1 K)^-1 (C0^-1 K)^T
 """
@@ -33,7 +33,7 @@ from modalign.editing.methods.closed_form import each_row
 from modalign.patches.changes import LowRankChange
 
 SITE: Site = "ffn"
-SAME = 1e-2  # share of the largest eigenvalue below which rows say the same
+SAME = 1e-2  # share of the largest eigenvalue below which the rows' keys count as the same
 
 
 class ROMEConfig(ValueConfig):
@@ -58,11 +58,11 @@ class ROME(ValueMethod):
     config: ROMEConfig
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The last of those chosen: it writes one."""
+        """Return only the last of those chosen, as ROME writes one layer."""
         return super().layers(depth)[-1:]
 
     def solve(self, computation: Computation) -> Solution:
-        """Edit after edit, each on the weights that the ones before left."""
+        """Solve one edit after another, each on the weights that the ones before left."""
         spec, plan = computation.spec, computation.plan
         (layer,) = plan.layers
         name = spec.weight_name(layer)
@@ -105,12 +105,12 @@ class ROME(ValueMethod):
 
 
 def _inverse(gram: Tensor) -> Tensor:
-    """K^T C0^-1 K turned round, (r, r), without the directions in which the rows' keys are nearly one."""
+    """Return the pseudo-inverse of K^T C0^-1 K, (r, r), without directions in which the keys nearly coincide."""
     return torch.linalg.pinv(gram, rtol=SAME, hermitian=True)
 
 
 def _output_of(spec: ModelSpec, layer: int, key: Tensor) -> Tensor:
-    """What the projection gives for a key: W k + b, (D,)."""
+    """Return the projection's output for a key: W k + b, (D,)."""
     module = spec.projection(layer, SITE)
     weight = module.weight.detach().double().cpu()
     weight = weight.T if spec.transposed(layer) else weight

@@ -1,1 +1,1 @@
-"""Closed-form editing of models that take pictures: rewriting rows, key statistics, measures."""
+"""Closed-form editing of models that read pictures: rewriting rows and key statistics."""

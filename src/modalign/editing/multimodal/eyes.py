@@ -1,8 +1,8 @@
-"""What the language part reads where a picture stands: embeddings, made by the model itself.
+"""Get what the language part reads in place of a picture: embeddings made by the model itself.
 
-The whole model runs once per picture and prompt, up to its first decoder layer; the embeddings that
-arrive there are kept in memory. Everything after (values, keys, statistics) runs the language part on
-them, so the vision tower runs once per row and is never touched.
+The whole model runs once per picture and prompt, up to its first decoder layer, and the embeddings that
+arrive there are kept in memory. Everything after that (values, keys, statistics) runs the language part
+on them, so the vision tower runs once per row and is never changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from modalign.editing.engine.forward import Row, StopForwardError, logits_at
 from modalign.editing.engine.spec import ModelSpec, SpecError
 from modalign.models.projections import evaluating
 
-TOLERANCE = 1e-3  # of logits, relative to their largest: other kernels may run for other shapes
+TOLERANCE = 1e-3  # of logits, relative to the largest: different shapes may use different kernels
 
 
 class Eyes:
@@ -32,7 +32,7 @@ class Eyes:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Refuse models whose pictures do not stand between the words.
+        """Refuse models whose pictures do not become tokens among the words.
 
         Raises:
             SpecError: a connector inside the layers reads the pictures.
@@ -49,16 +49,16 @@ class Eyes:
         self._checked = False
 
     def row(self, asked: Asked, lookup: int, *, keep: bool = True) -> Row:
-        """The prompt as a row with embeddings.
+        """Make the prompt a row with embeddings.
 
         Args:
             asked: the prompt with its picture.
             lookup: position of the lookup token.
-            keep: in memory, for the next time; False for a long stream.
+            keep: keep the embeddings in memory for next time; False for a long stream.
 
         Raises:
-            SpecError: the language part alone, run on the embeddings, says something else than the
-                whole model (it gets more than embeddings: several position axes, visual features
+            SpecError: the language part alone, run on the embeddings, differs from the whole
+                model, because it receives more than embeddings (several position axes, visual features
                 added in deeper layers ...).
         """
         embeds = self.embeddings(asked, keep=keep)
@@ -69,7 +69,7 @@ class Eyes:
         return row
 
     def embeddings(self, asked: Asked, *, keep: bool = True) -> Tensor:
-        """(T, D), on the CPU; the picture's among the words'."""
+        """Return the embeddings, (T, D) on the CPU, the picture's among the words'."""
         assert asked.inputs is not None
         if not keep:
             return self._read(asked.inputs)
@@ -105,7 +105,7 @@ class Eyes:
         return found[-1][0].cpu()
 
     def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """On the model's device, pixels in its precision."""
+        """Move inputs to the model's device, pixels in its precision."""
         return {
             name: value.to(self.spec.device, self.spec.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()

@@ -1,4 +1,4 @@
-"""Prompts about pictures, for key statistics: what the edited weights meet where pictures are asked about."""
+"""Prompts about pictures for key statistics: what the edited weights see when asked about pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from modalign.errors import DataError
 
 @dataclass(frozen=True)
 class PicturePrompt:
-    """A question about one picture, and its answer where known."""
+    """A question about one picture, and its answer if known."""
 
     image: Media
     question: str
@@ -53,7 +53,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class PictureRows:
-    """Prompts about pictures as rows of one model."""
+    """Prompts about pictures as rows for one model."""
 
     pictures: Pictures
     asking: Asking
@@ -61,16 +61,16 @@ class PictureRows:
 
     @property
     def name(self) -> str:
-        """Of the data."""
+        """The data's name."""
         return self.pictures.name
 
     @property
     def sha256(self) -> str:
-        """Of the data, and of the form in which it is asked."""
+        """Hash of the data and of the form in which it is asked."""
         return f"{self.pictures.sha256} {self.asking.template}"
 
     def rows(self, start: int) -> Iterator[Row]:
-        """Each prompt with its answer."""
+        """Yield each prompt with its answer, from number ``start`` on."""
         for prompt in self.pictures.prompts[start:]:
             asked = self.asking.picture(prompt.question, open_image(prompt.image))
             row = self.eyes.row(asked, len(asked.ids) - 1, keep=False)
@@ -88,13 +88,13 @@ def read_pictures(
     limit: int = 4000,
     said: Callable[[str], None] = lambda message: None,
 ) -> Pictures:
-    """The first question of every record with one picture, in random order.
+    """Read the first question of every record with one picture, in random order.
 
     Args:
         source: a data file as ``modalign train`` reads it.
         columns: column that is read -> its name in the file.
         seed: of the order.
-        limit: prompts kept.
+        limit: the most prompts to keep.
         said: told how many records were left out.
 
     Raises:
@@ -112,7 +112,7 @@ def read_pictures(
 
 
 def _prompt(record: Record) -> PicturePrompt | None:
-    """The first question and answer of a conversation that starts with one picture."""
+    """Return the first question and answer of a conversation that starts with one picture."""
     talk = [message for message in record.messages if message.role != "system"]
     if len(talk) < 2 or talk[0].role != "user" or talk[1].role != "assistant":
         return None

@@ -1,7 +1,7 @@
-"""Pictures that show the same: slightly shifted, scaled, brightened.
+"""Variants of a picture that show the same thing: slightly shifted, scaled or brightened.
 
-Nothing here turns a picture over or cuts it: a flipped digit is another digit, and a cut may lose what
-the edit is about. The variants are the same in every run.
+Nothing here flips or crops a picture: a flipped digit is another digit, and cropping may lose what the
+edit is about. The variants are the same in every run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST = len(_VARIANTS)
 
 
 def variants(image: Image.Image, count: int) -> list[Image.Image]:
-    """The first ``count`` variants of an RGB picture, the picture itself not among them."""
+    """Make the first ``count`` variants of an RGB picture, which do not include the picture itself."""
     return [_varied(image, *what) for what in _VARIANTS[:count]]
 
 
@@ -32,7 +32,7 @@ def _varied(
     image: Image.Image, scale: float, right: float, down: float, brightness: float, contrast: float
 ) -> Image.Image:
     width, height = image.size
-    # The affine map takes places of the result to places of the source.
+    # The affine map takes coordinates of the result to coordinates of the source.
     x = width / 2 - (width / 2 + right * width) / scale
     y = height / 2 - (height / 2 + down * height) / scale
     moved = image.transform(
@@ -48,7 +48,7 @@ def _varied(
 
 
 def _border(image: Image.Image) -> tuple[int, int, int]:
-    """The usual colour along the edges: what a moved picture leaves free."""
+    """Return the typical colour along the edges, to fill what a moved picture uncovers."""
     pixels = np.asarray(image)
     edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = np.median(edges, axis=0).astype(int).tolist()

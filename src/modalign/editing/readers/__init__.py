@@ -1,4 +1,4 @@
-"""Reading edits: CounterFact, zsRE or a plain list, all of it checked before anything is computed."""
+"""Read edits: CounterFact, zsRE or a plain list, all checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def read_edits(
         conflicting: what to do about edits that give one fact two targets: refuse the file, or keep
             the first of each and tell ``warn`` how many were left out.
         limit: only the first edits (all are checked).
-        warn: told what is odd but not wrong: an edit that comes twice.
+        warn: told what is odd but not wrong: an edit that occurs twice.
 
     Raises:
-        DataError: everything that is wrong, each with its line.
+        DataError: something is wrong; the message lists every problem with its line.
     """
     file = Path(path)
     rows = read_rows(file)
@@ -76,7 +76,9 @@ def _build(file: Path, rows: Sequence[FileRow]) -> tuple[list[Edit], list[Proble
         elif name is not None:
             taken[name] = row.line
         for message in found:
-            if row.cells and message.startswith("unknown field"):  # a column: said once
+            if row.cells and message.startswith(
+                "unknown field"
+            ):  # a column, so it is said only once
                 if message not in headers:
                     problems.append((1, message))
                 headers.add(message)
@@ -89,7 +91,7 @@ def _build(file: Path, rows: Sequence[FileRow]) -> tuple[list[Edit], list[Proble
 
 
 def _named(edits: list[Edit], places: list[int], taken: set[str]) -> list[Edit]:
-    """Edits without an id get their place in the file, from 1, as one."""
+    """Give edits without an id their place in the file, from 1, as their id."""
     named = []
     for edit, place in zip(edits, places, strict=True):
         name = edit.id or (str(place) if str(place) not in taken else f"row-{place}")
@@ -120,16 +122,16 @@ def validate_against_tokenizer(
 ) -> None:
     """Check that every edit can be written in a model's tokens.
 
-    Its subject's last token must be found, each answer must have tokens of its own, and no prompt may be longer
-    than what the model reads.
+    The subject's last token must be found, each answer must have tokens of its own, and no prompt may be
+    longer than the model reads.
 
     Args:
-        edits: as they were read.
+        edits: as read from the file.
         tokenizer: the model's.
-        limit: positions that the model reads; None: what the tokenizer says.
+        limit: how many positions the model reads; None for what the tokenizer says.
 
     Raises:
-        DataError: everything that is wrong, each with its file and line.
+        DataError: something is wrong; the message lists every problem with its file and line.
     """
     limit = limit or getattr(tokenizer, "model_max_length", None)
     problems = [
@@ -146,7 +148,9 @@ def _token_problems(edit: Edit, tokenizer: Any, limit: int | None) -> list[str]:
     problems: list[str] = []
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown == getattr(tokenizer, "eos_token_id", None):
-        unknown = None  # GPT-2 names its end of text so, and knows every byte
+        unknown = (
+            None  # GPT-2 uses its end of text as the unknown token, although it knows every byte
+        )
     try:
         prompt = encode_prompt(tokenizer, edit.prompt, edit.subject, edit.subject_at)
         answers = {"target": edit.target} | ({"truth": edit.truth} if edit.truth else {})

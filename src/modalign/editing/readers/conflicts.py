@@ -1,4 +1,4 @@
-"""What edits do to each other: the same fact with two answers, or twice with the same."""
+"""Find edits that contradict or repeat each other: one fact with two answers, or twice with the same."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Fact = tuple[str, str, str | None]
 
 
 def fact_of(edit: Edit) -> Fact:
-    """What two edits must share to be about the same fact: subject, relation and picture."""
+    """Return what two edits must share to be about the same fact: subject, relation and picture."""
     return edit.subject, edit.relation, edit.image
 
 
 def conflicts(edits: Sequence[Edit]) -> Iterator[tuple[Edit, Edit]]:
-    """(first, later) of every fact that gets another target later."""
+    """Yield (first, later) for every fact that is given another target later."""
     first: dict[Fact, Edit] = {}
     for edit in edits:
         earlier = first.setdefault(fact_of(edit), edit)
@@ -24,7 +24,7 @@ def conflicts(edits: Sequence[Edit]) -> Iterator[tuple[Edit, Edit]]:
 
 
 def repetitions(edits: Sequence[Edit]) -> Iterator[tuple[Edit, Edit]]:
-    """(first, later) of every edit that comes twice."""
+    """Yield (first, later) for every edit that occurs twice."""
     first: dict[tuple[Fact, str], Edit] = {}
     for edit in edits:
         earlier = first.setdefault((fact_of(edit), edit.target), edit)
@@ -33,9 +33,9 @@ def repetitions(edits: Sequence[Edit]) -> Iterator[tuple[Edit, Edit]]:
 
 
 def conflict_free(edits: Sequence[Edit]) -> tuple[list[Edit], int]:
-    """The edits without those whose fact an earlier one changes otherwise, and how many were left out.
+    """Drop edits whose fact an earlier one changes differently; also return how many were dropped.
 
-    CounterFact itself holds such pairs; only the first of each can be judged after all are written.
+    CounterFact itself holds such pairs; once all are written, only one of each pair could hold.
     """
     out = {id(later) for _, later in conflicts(edits)}
     return [edit for edit in edits if id(edit) not in out], len(out)

@@ -1,4 +1,4 @@
-"""The fields of one record: taken by name and type, and everything wrong with them noted."""
+"""Take the fields of one record by name and type, and note everything that is wrong with them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Fields:
 
     Args:
         values: by name.
-        cells: whether they are a table's cells: a list is then JSON, or its parts lie between ``|``.
-        inside: what the names stand in (``requested_rewrite.``), for messages.
+        cells: whether they are a table's cells, where a list is written as JSON, or with ``|`` between parts.
+        inside: the prefix of the names (``requested_rewrite.``), for messages.
 
     Attributes:
         problems: what was wrong with the fields taken so far.
@@ -38,7 +38,7 @@ class Fields:
         self._known: list[str] = []
 
     def text(self, name: str) -> str:
-        """A text that must be there; empty where it is not, with the problem noted."""
+        """Take a text that must be there; if it is not, note the problem and return an empty one."""
         value = self.optional_text(name)
         if value is None and name not in self.values:
             self.problems.append(f"{self.inside}{name} is missing")
@@ -47,7 +47,7 @@ class Fields:
         return value or ""
 
     def optional_text(self, name: str) -> str | None:
-        """A text; None where there is none, or an empty one."""
+        """Take a text; None if it is missing or empty."""
         value = self._take(name)
         if value is None:
             return None
@@ -58,7 +58,7 @@ class Fields:
         return value if value.strip() else None
 
     def identifier(self, name: str) -> str | None:
-        """A text or a whole number, as text."""
+        """Take a text or a whole number, as text."""
         value = self._take(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
@@ -68,7 +68,7 @@ class Fields:
         return value.strip() or None if value is not None else None
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts, none of them empty."""
+        """Take a list of texts, none of them empty."""
         found = []
         for place, item in enumerate(self._list(name), start=1):
             if not isinstance(item, str):
@@ -81,11 +81,11 @@ class Fields:
         return tuple(found)
 
     def items(self, name: str) -> list[Any]:
-        """A list of anything."""
+        """Take a list of anything."""
         return self._list(name)
 
     def inner(self, name: str) -> Fields:
-        """The fields of an object within; its problems are noted here by :meth:`close`."""
+        """Take the fields of a nested object; :meth:`close` adds its problems to these."""
         value = self._take(name)
         if isinstance(value, str) and self.cells:
             value = self._json(name, value)
@@ -99,11 +99,11 @@ class Fields:
         return Fields(value, self.cells, f"{self.inside}{name}.")
 
     def ignore(self, *names: str) -> None:
-        """Names that may be there and are not used."""
+        """Accept names that are not used."""
         self._known += names
 
     def close(self, *inner: Fields) -> list[str]:
-        """Every problem, those of names that nothing knows included."""
+        """Return every problem, including unknown names."""
         for name in self.values:
             if name not in self._known:
                 hint = meant(name, self._known) or self._names()
@@ -145,12 +145,12 @@ class Fields:
     def _check_characters(self, name: str, value: str) -> None:
         if _SURROGATE.search(value):
             self.problems.append(
-                f"{self.inside}{name} holds half a character (a lone surrogate): write it anew"
+                f"{self.inside}{name} holds half a character (a lone surrogate): write it again"
             )
 
 
 class _Silent(Fields):
-    """Stands for an object that is not there: what is missing in it was already said."""
+    """Stands for a missing object: that it is missing was already noted, so nothing else is."""
 
     def close(self, *inner: Fields) -> list[str]:
         return []

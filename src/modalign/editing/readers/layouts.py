@@ -1,4 +1,4 @@
-"""From the fields of one record to an :class:`Edit`, whichever file it came from.
+"""Turn the fields of one record into an :class:`Edit`, whichever file it came from.
 
 Five layouts, told apart by their fields:
 
@@ -10,7 +10,7 @@ Five layouts, told apart by their fields:
   2110.11309): questions, one paraphrase and one unrelated question;
 * MMEdit's records (``src``, ``alt`` and ``image``; Cheng et al. 2023, arXiv 2310.08475): a question
   about a picture, a paraphrase, another picture, a text-only and a picture question to be left alone;
-* plain: ``subject``, ``prompt``, ``target`` and what is known besides.
+* plain: ``subject``, ``prompt``, ``target`` and whatever else is known.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from modalign.editing.readers.placing import fill, place_subject
 def build(
     values: dict[str, Any], *, cells: bool, folder: Path, source: str
 ) -> tuple[Edit | None, str | None, list[str]]:
-    """An edit from one record.
+    """Build an edit from one record.
 
     Args:
         values: the record's fields.
         cells: whether they come from a table.
-        folder: where relative image paths start.
+        folder: the folder that relative image paths start from.
         source: ``file:line``.
 
     Returns:
-        The edit (its id empty where the record gives none), and the problems; None with problems.
+        The edit (its id empty if the record gives none) and the problems; None instead of the edit if
+        there are any.
     """
     fields = Fields(values, cells)
     edit, inner = _layout(values)(fields)
@@ -118,10 +119,10 @@ def _mend(fields: Fields) -> tuple[Edit, list[Fields]]:
 
 
 def _zsre(fields: Fields) -> tuple[Edit, list[Fields]]:
-    """``alt`` is taught; without it the first right answer is, as ROME and MEMIT do.
+    """Teach ``alt``; without it the first right answer, as ROME and MEMIT do.
 
-    Where ``alt`` is itself a right answer the edit corrects the model, so no truth is recorded
-    that it would replace. ``pred`` is what another model answered: used only without ``answers``.
+    If ``alt`` is itself a right answer, the edit corrects the model, so no truth is recorded that it
+    would replace. ``pred`` is another model's answer and is used only if there are no ``answers``.
     """
     fields.ignore("cond", "portability", "relation_id")
     number = fields.identifier("case_id") or fields.identifier("id")
@@ -151,7 +152,7 @@ def _zsre(fields: Fields) -> tuple[Edit, list[Fields]]:
 
 
 def _mmedit(fields: Fields) -> tuple[Edit, list[Fields]]:
-    """No subject is named: it is in the picture. ``pred`` is what another model answered."""
+    """Build an edit without a named subject, which is in the picture. ``pred`` is another model's answer."""
     fields.ignore("pred", "textual_edit", "portability_prompt", "portability_ground_truth")
     paraphrase = fields.optional_text("rephrase")
     other = fields.optional_text("image_rephrase")
@@ -210,12 +211,12 @@ def _plain(fields: Fields) -> tuple[Edit, list[Fields]]:
     if edit.image is None and (edit.image_prompt or edit.other_images):
         fields.problems.append("image_prompt and other_images need an image")
     if not edit.subject and not edit.image:
-        fields.problems.append("subject is missing: only an edit with an image may do without")
+        fields.problems.append("subject is missing: only an edit with an image may do without one")
     return edit, inner
 
 
 def _trimmed(prompt: str) -> str:
-    """Without spaces around: the joining space belongs to the answer. A line break stays."""
+    """Strip surrounding spaces, since the joining space belongs to the answer; line breaks stay."""
     return prompt.strip(" ")
 
 
@@ -224,7 +225,7 @@ def _joined(answer: str | None) -> str:
 
 
 def _place(edit: Edit, problems: list[str]) -> Edit | None:
-    """Give an edit its full prompts; None where it has none, or with a problem noted."""
+    """Give an edit its full prompts; None if it has none or a problem was noted."""
     if not edit.prompt or (not edit.subject and not edit.image):
         return None
     try:

@@ -1,6 +1,6 @@
-"""Where the subject stands in a prompt: marked by ``{}``, or found as written.
+"""Find where the subject stands in a prompt: marked by ``{}``, or written out.
 
-No ``str.format``: braces are ordinary characters in subjects, prompts and answers.
+``str.format`` is not used: braces are ordinary characters in subjects, prompts and answers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ MARK = "{}"
 
 
 def place_subject(prompt: str, subject: str) -> tuple[str, int]:
-    """The full prompt and the subject's offset in it.
+    """Return the full prompt and the subject's offset in it.
 
     A ``{}`` that is part of the subject as written in the prompt is not a placeholder.
 
     Raises:
-        ValueError: no place, two places, or two placeholders; the message says which.
+        ValueError: there is no place, or there are two places or two placeholders; the message says which.
     """
     found = _starts(prompt, subject)
     marks = [at for at in _starts(prompt, MARK) if not _inside(at, found, len(subject))]
@@ -30,16 +30,16 @@ def place_subject(prompt: str, subject: str) -> tuple[str, int]:
     if len(found) > 1:
         raise ValueError(
             f"the subject {subject!r} stands {len(found)} times in {prompt!r}: "
-            f"write {MARK} where the one that counts is"
+            f"write {MARK} in place of the one that counts"
         )
     return prompt, found[0]
 
 
 def fill(text: str, subject: str) -> str:
-    """A further prompt: with the subject for ``{}``, or as it stands.
+    """Return a further prompt with the subject in place of ``{}``, or as it stands.
 
     Raises:
-        ValueError: two placeholders, or one without a subject.
+        ValueError: there are two placeholders, or there is one but no subject.
     """
     if subject and subject in text:
         found = _starts(text, subject)
@@ -54,7 +54,7 @@ def fill(text: str, subject: str) -> str:
 
 
 def _starts(text: str, part: str) -> list[int]:
-    """Offsets of every occurrence, overlapping ones too."""
+    """Return the offsets of every occurrence, including overlapping ones."""
     found, at = [], text.find(part) if part else -1
     while at >= 0:
         found.append(at)
@@ -67,7 +67,7 @@ def _inside(at: int, starts: list[int], length: int) -> bool:
 
 
 def _hint(prompt: str, subject: str) -> str:
-    """Why it may seem to be there."""
+    """Say why the subject may seem to be there."""
     same = unicodedata.normalize("NFKC", subject)
     if same in unicodedata.normalize("NFKC", prompt):
         return " (only in another Unicode form: write both alike)"

@@ -1,4 +1,4 @@
-"""Files of edits as rows with the line each one starts on: JSON, JSON Lines and CSV.
+"""Read files of edits (JSON, JSON Lines, CSV) as rows, each with the line it starts on.
 
 ``json.loads`` forgets where a record began, so a JSON list is read element by element: a message
 about the 300th edit can say ``edits.json:2104``.
@@ -19,7 +19,7 @@ from modalign.data.readers.result import RowError
 from modalign.errors import DataError
 from modalign.strict_json import loads
 
-SHOWN = 20  # problems in a message
+SHOWN = 20  # problems listed in a message
 FORMATS = ".json (a list, or an object that holds one), .jsonl or .csv"
 _RECORD_KEYS = {"prompt", "requested_rewrite", "src"}
 
@@ -29,9 +29,9 @@ class FileRow:
     """One record of a file.
 
     Attributes:
-        line: on which it starts, from 1.
-        fields: by name; None where the row could not be read.
-        problem: why not.
+        line: the line it starts on, from 1.
+        fields: by name; None if the row could not be read.
+        problem: why it could not be read.
         cells: whether the values are a table's cells, where lists and numbers are text.
     """
 
@@ -42,13 +42,13 @@ class FileRow:
 
 
 def shown(lines: Sequence[str]) -> list[str]:
-    """The first lines, and how many more there are."""
+    """Return the first lines, and how many more there are."""
     left = len(lines) - SHOWN
     return [*lines[:SHOWN], *([f"  ... and {left} more"] if left > 0 else [])]
 
 
 def read_rows(path: Path) -> list[FileRow]:
-    """The rows of a file.
+    """Return the rows of a file.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, of an unknown form, or broken as a whole.
@@ -90,7 +90,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(text: str) -> list[FileRow]:
-    # Not splitlines(): it also breaks at characters that may stand inside a JSON string.
+    # Not splitlines(), which also breaks at characters that may occur inside a JSON string.
     return [
         _parsed(line, number)
         for number, line in enumerate(text.split("\n"), start=1)
@@ -152,7 +152,7 @@ def _one_object_per_line(text: str) -> bool:
 
 
 def _object_rows(path: Path, scanner: JsonText) -> list[FileRow]:
-    """The rows of the one list of objects in an object; an object that is an edit is the one row."""
+    """Return the rows of an object's one list of objects; an object that is itself an edit is the only row."""
     start, names, lists, values = scanner.line, [], {}, {}
     for name in scanner.members():
         names.append(name)

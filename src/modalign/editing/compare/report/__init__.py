@@ -33,7 +33,7 @@ STATUSES = {status: Series(status, number) for status, number in view.STATUS_COL
 
 
 def report_of(comparison: EditComparison) -> Report:
-    """The report with all sections that have something to show."""
+    """Return the report with all sections that have something to show."""
     c = comparison
     largest = view.edits(c.sizes[-1])
     meanings = "; ".join(f"{name}: {view.MEANINGS[name]}" for name in (c.headline, *c.parts))
@@ -54,8 +54,8 @@ def report_of(comparison: EditComparison) -> Report:
         Section(
             "differences",
             "Differences",
-            f"In {c.headline}, on the same edits, records redrawn jointly. P-values are corrected for the "
-            "number of pairs (Holm). “No difference found” is not “equal”: more edits might find one.",
+            f"In {c.headline}, on the same edits, with records resampled jointly. P-values are corrected for "
+            "the number of pairs (Holm). “No difference found” does not mean “equal”: more edits might show one.",
             _differences(c),
         ),
         Section("statuses", "How the edits went", _STATUSES, _statuses(c)),
@@ -71,7 +71,7 @@ def report_of(comparison: EditComparison) -> Report:
         Section(
             "neighbours",
             f"Worst neighbours at {largest}",
-            "Questions that no edit was about and whose right answer lost most of its probability; the same "
+            "Questions that no edit was about and whose right answer lost the most probability; the same "
             "number for every method.",
             _worst(c),
         ),
@@ -108,7 +108,7 @@ _COSTS = (
 
 
 def _columns(comparison: EditComparison) -> tuple[Quantity, Quantity, Quantity]:
-    """Mode, number of edits and method of a row."""
+    """Return the columns for a row's mode, number of edits and method."""
     marks = kinds(comparison)
     return (
         Quantity("Mode", "mode"),
@@ -123,7 +123,7 @@ def _columns(comparison: EditComparison) -> tuple[Quantity, Quantity, Quantity]:
 
 
 def _differences(comparison: EditComparison) -> list[Table]:
-    """A table per mode and size; the largest size of the first mode is open."""
+    """Return a table per mode and size; the largest size of the first mode is open."""
     tables: list[Table] = []
     for mode in comparison.modes:
         for size in reversed(comparison.sizes):
@@ -168,7 +168,7 @@ def _pair(
 
 
 def _statuses(comparison: EditComparison) -> list[Part]:
-    """Shares of outcomes, the edits that failed, and the cells without a result."""
+    """Show the shares of outcomes, the edits that failed, and the cells without a result."""
     parts: list[Part] = [_outcomes(comparison, mode) for mode in comparison.modes]
     rows = [
         Row([*map(Cell, (row.id, row.prompts[0].prompt, row.target, each.mode)),
@@ -193,7 +193,7 @@ def _statuses(comparison: EditComparison) -> list[Part]:
 
 
 def _outcomes(comparison: EditComparison, mode: Mode) -> Figure:
-    """How the edits of every method and size went, as shares and as counts."""
+    """Draw how the edits of every method and size went, as shares and as counts."""
     points = [p for p in comparison.points if p.mode == mode]
     marks = [
         Point(

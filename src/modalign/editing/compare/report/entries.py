@@ -1,4 +1,4 @@
-"""Every edit before and after, as lines that open."""
+"""Every edit before and after, as lines that unfold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modalign.pages.parts import Cell, Entry, Row, Table, Tag
 
 
 def entries_of(comparison: EditComparison) -> tuple[list[Entry], dict[str, list[str]]]:
-    """The first edits of the table, and what they are found by."""
+    """Return the first edits of the table, and the facets they are filtered by."""
     shown = comparison.table[: view.SHOWN_EDITS]
     facets: dict[str, list[str]] = {
         "Method": [info.title for info in comparison.methods],
@@ -42,7 +42,7 @@ def _entry(comparison: EditComparison, row: TableRow, number: int) -> Entry:
 
 
 def _answers(comparison: EditComparison, row: TableRow, mode: Mode, number: int) -> Table:
-    """What each model says to the prompts of an edit."""
+    """Return what each model says to the prompts of an edit."""
     mine = [each for each in row.after if each.mode == mode]
     rows = [
         Row(

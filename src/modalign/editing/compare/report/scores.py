@@ -14,12 +14,12 @@ from modalign.pages.parts import Cell, Figure, Quantity, Table, tabulate
 
 
 def kinds(comparison: EditComparison) -> dict[str, Series]:
-    """Method -> its title with the number of its colour and shape."""
+    """Return method -> its title with the number of its colour and shape."""
     return {info.name: Series(info.title, number) for number, info in enumerate(comparison.methods)}
 
 
 def score_figure(comparison: EditComparison, mode: Mode) -> Figure:
-    """All scores of one mode, and the table of them."""
+    """Draw all scores of one mode, with their table."""
     names = (comparison.headline, *comparison.parts)
     charts = [chart for name in names if (chart := _chart(comparison, mode, name))]
     table = score_table(comparison, mode)
@@ -31,7 +31,7 @@ def _quantity(name: str) -> Quantity:
 
 
 def _chart(comparison: EditComparison, mode: Mode, name: str) -> Chart | None:
-    """One score of all methods against the number of edits (logarithmic), with intervals."""
+    """Draw one score of all methods against the number of edits (logarithmic), with intervals."""
     score = _quantity(name)
     methods = [
         Quantity(
@@ -59,7 +59,7 @@ def _chart(comparison: EditComparison, mode: Mode, name: str) -> Chart | None:
 def _at_size(
     found: Mapping[int, MethodPoint | Reference | None], name: str
 ) -> Callable[[int], Estimate | None]:
-    """A score as a function of the number of edits."""
+    """Make a score a function of the number of edits."""
 
     def of(size: int) -> Estimate | None:
         row = found.get(size)
@@ -69,7 +69,7 @@ def _at_size(
 
 
 def score_table(comparison: EditComparison, mode: Mode) -> Table:
-    """Every score of a mode: per size the unedited model, the coin, and the methods."""
+    """Tabulate every score of a mode: for each size the unedited model, the coin toss and the methods."""
     marks = kinds(comparison)
     rows: list[dict[str, Any]] = []
     for size in comparison.sizes:

@@ -24,9 +24,9 @@ MODE_WORDS: dict[Mode, str] = {
 STATUS_WORDS: dict[Status, str] = {
     "done": "holds, and its paraphrases follow",
     "not reached": "no value was found that makes the model say the target",
-    "not written": "a value was found, but the weights do not give it",
+    "not written": "a value was found, but the weights do not reproduce it",
     "overwritten": "held right after its own step, lost to later edits",
-    "not generalised": "the prompt itself is answered with the target, not every paraphrase is",
+    "not generalised": "the prompt itself is answered with the target, but not every paraphrase is",
 }
 STATUS_COLOURS: dict[Status, int] = {  # numbers of the style sheet's colours
     "done": 2,
@@ -51,12 +51,12 @@ LONGEST = 60
 
 
 def gap(found: ScoreDifference) -> str:
-    """``+4.1 (+1.0 to +7.2)``."""
+    """Write a difference as ``+4.1 (+1.0 to +7.2)``."""
     return f"{signed(found.value)} ({signed(found.low)} to {signed(found.high)})"
 
 
 def signed(value: float) -> str:
-    """``+4.1``."""
+    """Write a signed number as ``+4.1``."""
     rounded = round(value, 1)
     if rounded == 0:
         return "0.0"
@@ -64,7 +64,7 @@ def signed(value: float) -> str:
 
 
 def verdict(comparison: EditComparison, found: ScoreDifference) -> str:
-    """Who is better, or that none was found to be."""
+    """Say which method is better, or that no difference was found."""
     if found.verdict == NO_DIFFERENCE:
         return NO_DIFFERENCE
     better = found.first if found.verdict == "first" else found.second
@@ -74,13 +74,13 @@ def verdict(comparison: EditComparison, found: ScoreDifference) -> str:
 def differences_at(
     comparison: EditComparison, mode: Mode, size: int, metric: str | None = None
 ) -> list[ScoreDifference]:
-    """Pairs of one size and mode; of the headline unless a part is named."""
+    """Return the pairs of one size and mode, for the headline score unless a part is named."""
     wanted = (mode, size, metric or comparison.headline)
     return [d for d in comparison.differences if (d.mode, d.size, d.metric) == wanted]
 
 
 def headline_pair(comparison: EditComparison, mode: Mode) -> str | None:
-    """PMET against MEMIT at the largest size, as a sentence; else the first two methods."""
+    """Compare PMET with MEMIT at the largest size, in a sentence; without them, the first two methods."""
     pairs = differences_at(comparison, mode, comparison.sizes[-1])
     if not pairs:
         return None
@@ -94,23 +94,23 @@ def headline_pair(comparison: EditComparison, mode: Mode) -> str | None:
 
 
 def edits(count: int) -> str:
-    """``1 edit``, ``100 edits``."""
+    """Write a count as ``1 edit`` or ``100 edits``."""
     return f"{count:,} edit{'' if count == 1 else 's'}"
 
 
 def layer_words(point: MethodPoint) -> str:
-    """``0.22, 1.08, 2.40``: |Delta| / |W| of each layer written, first to last."""
+    """Write |Delta| / |W| of each layer written, first to last: ``0.22, 1.08, 2.40``."""
     return ", ".join(f"{value:.2f}" for value in point.layers.values()) or fmt.MISSING
 
 
 def statistics_words(cost: EditingCost) -> str:
-    """What taking C0 took, and whose it was."""
+    """Say how long taking C0 took, and which method took it."""
     taken = fmt.seconds(cost.statistics_seconds) if cost.statistics_seconds else fmt.MISSING
     return taken if cost.statistics_of is None else f"{taken} (those of {cost.statistics_of})"
 
 
 def value_words(cost: EditingCost) -> str:
-    """What a value took, over how many, or whose they were."""
+    """Say how long a value took, over how many values, or whose they were."""
     values = fmt.seconds(cost.value_seconds)
     if cost.values_of is not None:
         return f"{values} (those of {cost.values_of})"
@@ -118,12 +118,12 @@ def value_words(cost: EditingCost) -> str:
 
 
 def stage_words(cost: EditingCost) -> str:
-    """``values 12.3 s, solve 85 ms``."""
+    """Write the stages as ``values 12.3 s, solve 85 ms``."""
     return ", ".join(f"{name} {fmt.seconds(spent)}" for name, spent in cost.stages.items())
 
 
 def said(answer: Answer) -> str:
-    """What a model said: freely where that was asked for, else its likeliest tokens."""
+    """Return what a model said: its free answer if one was asked for, else its likeliest tokens."""
     words = " ".join((answer.generated if answer.generated is not None else answer.says).split())
     if not words:
         return "(nothing)"
@@ -131,7 +131,7 @@ def said(answer: Answer) -> str:
 
 
 def probability(answer: Answer, kind: str) -> str:
-    """Of the wanted answer: the target after an edited prompt, the truth after a neighbour."""
+    """Write the wanted answer's probability: the target's, or the truth's after a neighbour."""
     value = answer.truth if kind == "neighbour" else answer.target
     if value is None:
         return fmt.MISSING
@@ -139,13 +139,13 @@ def probability(answer: Answer, kind: str) -> str:
 
 
 def search_text(row: TableRow) -> str:
-    """What the page's search looks in."""
+    """Return the text that the page's search looks in."""
     parts = [row.id, row.subject, row.target, row.truth or ""]
     return " ".join([*parts, *(p.prompt for p in row.prompts[:1])]).lower()
 
 
 def setting_rows(comparison: EditComparison) -> list[tuple[str, str]]:
-    """How it was run."""
+    """Return the settings of the comparison, as rows."""
     s = comparison.setting
     rows = [
         ("Model", comparison.model),
