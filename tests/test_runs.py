@@ -71,6 +71,46 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("again", ["resume", "overwrite"])
+def test_a_run_whose_deletion_was_killed_is_deleted_not_resumed(
+    again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log.txt").write_text("of the user")
+    begun(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+
+    def killed(path: Path) -> None:
+        assert path.name != RECORD  # is deleted last
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("modalign.runs.delete", killed)
+        with pytest.raises(KeyboardInterrupt), run_folder(tmp_path, GIVEN, overwrite=True):
+            pass
+    with pytest.raises(UsageError, match="--overwrite starts again"):
+        begun(tmp_path)
+    options = {again: True}
+    with run_folder(tmp_path, GIVEN, **options):
+        assert {path.name for path in tmp_path.glob("[!.]*")} == {"log.txt"}
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_one(tmp_path: Path) -> None:
+    begun(tmp_path)
+    deep, other = tmp_path / "deep", tmp_path / "other"
+    with run_folder(other, GIVEN) as folder:
+        folder.begin()
+        kept = other / ".a.0123abcd.part"
+        kept.write_text("of another run")
+        deep.mkdir()
+        (deep / ".model.0123abcd.part").mkdir()
+        (deep / ".model.0123abcd.part" / "half").write_text("")
+        (tmp_path / ".result.89abcdef.part").write_text("half")
+        with run_folder(tmp_path, GIVEN, resume=True):
+            assert list(deep.iterdir()) == []
+            assert not (tmp_path / ".result.89abcdef.part").exists()
+            assert kept.exists()
+
+
 def test_a_users_own_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text("mine: 1")
     for options in ({}, {"overwrite": True}):

@@ -1,29 +1,42 @@
-"""Atomic files: readers see either the old content or the new one."""
+"""Atomic files and folders: readers see either the old content or the new one, after a kill, too."""
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import hashlib
 import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from modalign.errors import UsageError
 from modalign.memory import readable
 
 _REPOSITORY = re.compile(r"(?!.{97})\w[\w.-]*(/[\w.-]+)?", re.ASCII)  # what the hub takes as a name
 PROBE = 4096  # bytes written to test the disk before any work
+_LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # what is being written, or was when a process died
+_BUSY = ".lock"  # in a folder being written, held by its process
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+
+
+def _beside(path: Path) -> Path:
+    """Return a new name beside a path, for what will replace it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write to a file beside ``path`` that replaces it if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _beside(path)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -125,20 +138,85 @@ def leads_nowhere(name: Path | str) -> bool:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Write to a folder beside ``folder`` that replaces it if the block succeeds."""
+    """Write to a folder beside ``folder`` that replaces it if the block succeeds.
+
+    A process killed at any moment leaves the old folder or the new one under this name; what it leaves beside it
+    is deleted by the next call.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = work / "new", work / "old"
+    clear_beside(folder)
+    work = _beside(folder)
+    work.mkdir(mode=0o700)
     try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
+        with FileLock(work / _BUSY):
+            new = work / "new"
+            new.mkdir()
+            yield new
+            _put(new, folder)
+    finally:
+        for part in ("new", "old", ""):  # the lock last, so that what a kill leaves is found by it
+            shutil.rmtree(work / part, ignore_errors=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is of something half-written: by a living process, or left by a killed one."""
+    return bool(_LEFT.fullmatch(path.name))
+
+
+def clear_beside(path: Path) -> None:
+    """Delete what killed processes left half-written of a file or folder, and put back a folder they moved away.
+
+    A folder that a living process writes is kept. Files have no lock: nobody else may be writing this one.
+    """
+    start = f".{path.name}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.part"):
+        if len(left.name) != len(_beside(path).name) or not is_leftover(left):
+            continue
+        if not left.is_dir():
+            left.unlink()
+        elif (left / _BUSY).exists():
+            _clear_folder(left, path)
+
+
+def _clear_folder(left: Path, folder: Path) -> None:
+    try:
+        with FileLock(left / _BUSY, timeout=0):
+            old = left / "old"
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            delete(left)
+    except (Timeout, OSError):  # a living process writes there, or it is another user's
+        return
+
+
+def delete(path: Path) -> None:
+    """Delete a file, or a folder with what is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Give a folder its name, in one step where the system can; the one that had it is beside it then."""
+    if not folder.exists():
+        new.rename(folder)
+    elif not _exchanged(new, folder):
+        old = new.with_name("old")
+        folder.rename(old)
         try:
             new.rename(folder)
         except OSError:
-            if old.exists():
-                old.rename(folder)
+            old.rename(folder)
             raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Let two folders change names in one step; False where the system or the disk cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import socket
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +24,7 @@ from filelock import FileLock, Timeout
 from modalign.configuration import read_yaml
 from modalign.differences import differences
 from modalign.errors import UsageError
-from modalign.files import unusable, write_atomically
+from modalign.files import delete, is_leftover, unusable, write_atomically
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -114,13 +113,16 @@ def _admit(
 ) -> None:
     """Refuse, continue or clear what the folder holds, and say who writes there from now on."""
     path, record = folder.path, folder.path / RECORD
-    found = _found(path)
+    for left in path.glob(f".{WRITER}.*.part"):  # of a process killed before all else
+        left.unlink()
+    found, clearing = _found(path)
     if record.exists():
-        if overwrite:
-            if found is None:
-                raise UsageError(
-                    f"{record} may belong to something other than a run: choose another --out"
-                )
+        if overwrite and found is None:
+            raise UsageError(
+                f"{record} may belong to something other than a run: choose another --out"
+            )
+        if found is not None and (overwrite or (resume and clearing)):
+            _write_writer(path, found, clearing=True)  # if killed, the next call goes on deleting
             _clear(path, found)
         elif not resume:
             raise UsageError(
@@ -129,13 +131,21 @@ def _admit(
             )
         elif fixed:
             _refuse_changes(folder, free)
+    if found is not None:
+        _clear_leftovers(path)
     held = [entry.name for entry in path.iterdir()] if found is None else found
+    _write_writer(path, held)
+
+
+def _write_writer(path: Path, found: Collection[str], *, clearing: bool = False) -> None:
+    """Say who writes to the folder, what was in it before its run, and whether that run is being deleted."""
     writer = {
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(),
-        "found": sorted({*held} - {LOCK, WRITER}),
+        "found": sorted({*found} - {LOCK, WRITER}),
+        "clearing": clearing,
     }
     try:
         write_atomically(path / WRITER, json.dumps(writer, indent=1) + "\n")
@@ -165,22 +175,32 @@ def _plain(values: Any) -> Any:
 
 
 def _clear(path: Path, found: list[str]) -> None:
-    """Delete the run's files."""
-    for entry in path.iterdir():
-        if entry.name in (*found, LOCK):
+    """Delete the run's files; its record last, so that it stays a run until all are gone."""
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == RECORD):
+        if entry.name not in (*found, LOCK, WRITER):
+            delete(entry)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Delete what killed processes left half-written in a run's folder, but not in that of another run."""
+    for place, folders, files in os.walk(path):
+        here = Path(place)
+        if LOCK in files and here != path:
+            folders.clear()
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        for name in (*folders, *files):
+            if is_leftover(here / name):
+                delete(here / name)
+        folders[:] = [name for name in folders if (here / name).exists()]
 
 
-def _found(path: Path) -> list[str] | None:
-    """Return what the folder contained before a run; None if there was no run."""
+def _found(path: Path) -> tuple[list[str] | None, bool]:
+    """Return what the folder contained before a run, if there was one; and whether it is being deleted."""
     try:
-        return [str(name) for name in json.loads((path / WRITER).read_text("utf-8"))["found"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        told = json.loads((path / WRITER).read_text("utf-8"))
+        return [str(name) for name in told["found"]], bool(told.get("clearing"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, False
 
 
 def _writer(path: Path) -> str:

@@ -150,13 +150,20 @@ def main() -> None:
         if debug:
             sys.excepthook = _tell_whole
             raise
-        system = isinstance(error, OSError) and error.strerror
-        _tell(first_line(error) if system else _unexpected(error), ModalignError.exit_code)
+        told = first_line(error) if _of_the_system(error) else _unexpected(error)
+        _tell(told, ModalignError.exit_code)
         sys.exit(ModalignError.exit_code)
     if code == INTERRUPTED:
         kept = "; finished work is kept, --resume continues" if resumable(sys.argv[1:]) else ""
         print(f"interrupted{kept}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_the_system(error: Exception) -> bool:
+    """Whether it is the system's refusal, such as of a full disk, as Python says it or as safetensors does."""
+    if isinstance(error, OSError):
+        return bool(error.strerror)
+    return type(error).__name__ == "SafetensorError" and "(os error " in str(error)
 
 
 def resumable(arguments: list[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from modalign.files import check_room, new_folder
 from modalign.merging.alignment import Alignment
-from modalign.merging.bench import WORK, Bench
+from modalign.merging.bench import Bench
 from modalign.merging.checking import CleanProcess
 from modalign.merging.coefficients import Coefficients
 from modalign.merging.comparing import compare
@@ -66,7 +66,6 @@ def merge_models(
         for message in (*merge.alignment.notes, *bench.warnings):
             said(message)
         folder.begin()
-        _clear_leftovers(out)
         chosen, recipe = bench.choose()
         hashes = Hashes()
         started = time.monotonic()
@@ -114,7 +113,6 @@ def _write_patch(
     merge: Merge, recipe: Recipe, target: Path, hashes: Hashes, progress: Progress
 ) -> int:
     """Write the soup, and see that its model with the patch in its weights loads."""
-    target.unlink(missing_ok=True)
     with CleanProcess() as process, new_folder(target.with_suffix("")) as work:
         made = work / target.name
         tensors = write_soup(merge.alignment, recipe, made, hashes=hashes, progress=progress)
@@ -144,10 +142,3 @@ def _fingerprints(alignment: Alignment) -> dict[str, Any]:
         }
         for name, each in alignment.everyone.items()
     }
-
-
-def _clear_leftovers(out: Path) -> None:
-    """Delete what a killed run left half-written."""
-    for name in (MODEL, PATCH.removesuffix(".safetensors"), WORK):
-        for path in out.glob(f".{name}.*"):
-            shutil.rmtree(path, ignore_errors=True)

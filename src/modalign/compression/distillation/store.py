@@ -111,8 +111,6 @@ def store(
     bound = header.model_dump(exclude={"moved", "teacher"})
     with run_folder(request.out, bound, resume=resume, overwrite=overwrite) as folder:
         folder.begin()
-        for left in request.out.glob(".*.part"):  # of a process that was killed
-            left.unlink()
         opened.tokenizer.save_pretrained(request.out)
         device = device_named(request.device)
         model = opened.model.to(device).eval()

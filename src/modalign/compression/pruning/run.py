@@ -32,21 +32,30 @@ from modalign.compression.pruning.workshop import (
     open_workshop,
     requested,
 )
+from modalign.configuration import read_yaml
 from modalign.devices import device_named
 from modalign.errors import UsageError
-from modalign.files import bytes_in, check_free, check_room, new_folder, write_atomically
+from modalign.files import (
+    bytes_in,
+    check_free,
+    check_room,
+    clear_beside,
+    new_folder,
+    write_atomically,
+)
 from modalign.models.local import model_folder
 from modalign.models.open import open_model
 from modalign.models.projections import language_part
 from modalign.models.quiet import quietly
 from modalign.models.saved import open_composed
 from modalign.progress import Progress
-from modalign.runs import read_result, run_folder
+from modalign.runs import RECORD, read_result, run_folder
 from modalign.training.budget import Budget
 from modalign.training.doctor.checks_saving import size_of
 from modalign.trust import trusted
 
 Say = Callable[[str], None]
+REPLACES = "overwrite"  # in the run's record
 
 
 def _quiet(name: str, done: int, total: int) -> None:
@@ -86,13 +95,16 @@ def prune(
     values = {**config.model_dump(mode="json"), "patch": patch and str(patch)}
     if resume and (done := read_result(out / "report.json", Pruning)) and done.options == values:
         shutil.rmtree(_work(out), ignore_errors=True)
+        clear_beside(out)
         return done
-    _check_places(config, out, patch, resume, overwrite)
+    work = _work(out)
+    replaces = overwrite or (resume and _replaces(work))
+    _check_places(config, out, patch, resume, replaces)
     config = config.model_copy(update={"model": str(model_folder(config.model))})
     Budget.parse(config.recover_budget)
     requested(config)
-    work = _work(out)
-    with run_folder(work, values, resume=resume, overwrite=overwrite) as folder:
+    recorded = {**values, REPLACES: replaces}
+    with run_folder(work, recorded, resume=resume, overwrite=overwrite, free=(REPLACES,)) as folder:
         job, workshop = _prepare(config, work, progress)
         _check_room(job, workshop, out)
         cutting = read_result(work / CUT, Cutting)
@@ -131,6 +143,15 @@ def prune(
 
 def _work(out: Path) -> Path:
     return out.with_name(f"{out.name}.run")
+
+
+def _replaces(work: Path) -> bool:
+    """Whether the run that is resumed may replace the model that is there: it was started with ``--overwrite``."""
+    try:
+        found = read_yaml((work / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and bool(found.get(REPLACES))
 
 
 def _check_places(
@@ -233,6 +254,8 @@ def _patches(job: Job, patch: Path | None) -> list[str]:
     structure = job.work / f"structure{ENDING}"
     written = [str(patch)]
     patch.parent.mkdir(parents=True, exist_ok=True)
+    for path in (patch, recovery_file(patch)):
+        clear_beside(path)
     if job.mode != "none":
         target = recovery_file(patch)
         save_recovery(structure, job.folder(PRUNED), job.folder(RECOVERED), target, job.progress)
