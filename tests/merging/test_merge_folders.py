@@ -308,7 +308,7 @@ def test_a_full_disk_leaves_nothing_and_resume_goes_on(
     assert code == 1
     assert "No space left" in said
     assert not (out / "model").exists()
-    killed = out / ".model.abcd" / "new"  # what kill -9 leaves
+    killed = out / ".model.0123abcd.part" / "new"  # what kill -9 leaves
     killed.mkdir(parents=True)
     (killed / "model.safetensors").write_bytes(b"half")
     code, _, said = cli("merge", *two, "-o", out)
