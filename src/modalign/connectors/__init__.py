@@ -1,3 +1,3 @@
-"""Connectors: encoder features in, something the language model reads out."""
+"""Connectors: they turn encoder features into something that the language model can read."""
 
-ENTRY_POINT_GROUP = "modalign.connectors"  # by which third parties add theirs
+ENTRY_POINT_GROUP = "modalign.connectors"  # through which third parties add theirs

@@ -2,10 +2,10 @@
 
     features (B, N, d) -> code (B, M, c) -> decoder -> features (B, N, d)
 
-What is rebuilt are the features, layer-normed each (no affine): large dimensions of a tower would
-otherwise be all that counts, and an error of 1 is that of always answering zero. A window's features
-are rebuilt from its code by affine maps with a tanh between them; features that queries read, by a
-resampler core with one query per place of the signal. A model that is saved does not carry this file.
+The features to rebuild are layer-normed, each on its own (no affine): otherwise only a tower's large
+dimensions would count. An error of 1 is that of always answering zero. A window's features are rebuilt
+from its code by affine maps with a tanh between them; features read by queries are rebuilt by a
+resampler core with one query per place of the signal. A saved model does not carry this file.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ DECODER_LAYERS = 2
 
 @dataclass
 class Reconstruction:
-    """What the terms of stage one read (R places to rebuild).
+    """What the objective terms of stage one read (R places to rebuild).
 
     Attributes:
-        codes: of all media, one entry per connector: here one.
+        codes: of all media, one entry per connector, so here one.
         rebuilt: (B, R, d).
         target: (B, R, d) layer-normed features.
-        mask: (B, R) bool, where there is a feature.
+        mask: (B, R) bool, True where there is a feature.
     """
 
     codes: list[Code]
@@ -42,9 +42,9 @@ class Reconstruction:
 
 
 class Autoencoder(nn.Module):
-    """A connector's code encoder, by reference, and a decoder of its own.
+    """A connector's code encoder, by reference, with a decoder.
 
-    What turns the code into the LLM's embeddings is not held.
+    The map from the code to the LLM's embeddings is no part of it.
     """
 
     def __init__(self, encoder: CodeEncoder) -> None:
@@ -55,17 +55,17 @@ class Autoencoder(nn.Module):
     def decode(
         self, code: Code, target: Tensor, mask: Tensor, grid: Grid | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rebuilt, target and mask in the order in which the decoder rebuilds."""
+        """Return rebuilt features, target and mask, in the order in which the decoder rebuilds."""
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Reconstruction:
-        """Features (B, N, d), mask (B, N) -> their code and what was rebuilt from it."""
+        """Encode features (B, N, d) with mask (B, N), and rebuild them from the code."""
         code = self.encoder(features, mask, grid)
         target = functional.layer_norm(zero_masked(features, mask).float(), features.shape[-1:])
         return Reconstruction([code], *self.decode(code, target, mask, grid))
 
     @abstractmethod
     def flops(self, num_features: int) -> float:
-        """FLOPs of one item, forward, without those of choosing."""
+        """Return the FLOPs of one item, forward only, without those of choosing vectors."""
 
 
 class WindowAutoencoder(Autoencoder):
@@ -81,19 +81,19 @@ class WindowAutoencoder(Autoencoder):
     def decode(
         self, code: Code, target: Tensor, mask: Tensor, grid: Grid | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows side by side: R = M * window."""
+        """Decode windows side by side: R = M * window."""
         folded, present = self.encoder.fold(target, mask, grid)
         rebuilt = self.out(self.enter(code.values.to(self.enter.weight.dtype)).tanh())
         return rebuilt.view_as(folded).flatten(1, 2), folded.flatten(1, 2), present.flatten(1)
 
     def flops(self, num_features: int) -> float:
-        """Encoder and the two maps back."""
+        """Return the FLOPs of the encoder and of the two maps back."""
         back = map_flops(self.encoder.places(num_features), self.enter, self.out)
         return self.encoder.flops(num_features) + back
 
 
 class QueryAutoencoder(Autoencoder):
-    """All features from all of the code, by N learnt queries (B, N, width) that read it."""
+    """All features from the whole code, by N learnt queries (B, N, width) that read it."""
 
     encoder: GaussianEncoder
 
@@ -106,7 +106,7 @@ class QueryAutoencoder(Autoencoder):
     def decode(
         self, code: Code, target: Tensor, mask: Tensor, grid: Grid | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """In the features' own order: R = N."""
+        """Decode in the features' own order: R = N."""
         N, most = mask.shape[1], self.decoder.options.num_tokens
         if most < N:
             raise ConnectorError(f"stage one was built for {most} features per item, not {N}")
@@ -114,17 +114,17 @@ class QueryAutoencoder(Autoencoder):
         return self.out(self.decoder(values, code.mask)[:, :N]), target, mask
 
     def flops(self, num_features: int) -> float:
-        """Encoder, the reading of the code, the map back."""
+        """Return the FLOPs of the encoder, of reading the code and of the map back."""
         read = self.decoder.flops(self.encoder.options.num_tokens)
         back = map_flops(self.decoder.options.num_tokens, self.out)
         return self.encoder.flops(num_features) + read + back
 
 
 def autoencoder_of(encoder: CodeEncoder, code_width: int, num_features: int) -> Autoencoder:
-    """The auto-encoder around a connector's encoder.
+    """Build the auto-encoder around a connector's encoder.
 
     Args:
-        encoder: trained in it.
+        encoder: the one that it trains.
         code_width: c.
         num_features: N, the most features of an item.
     """
@@ -132,4 +132,4 @@ def autoencoder_of(encoder: CodeEncoder, code_width: int, num_features: int) -> 
         return WindowAutoencoder(encoder, code_width)
     if isinstance(encoder, GaussianEncoder):
         return QueryAutoencoder(encoder, code_width, num_features)
-    raise ConnectorError(f"{type(encoder).__name__} has no decoder for a stage one")
+    raise ConnectorError(f"there is no stage-one decoder for {type(encoder).__name__}")

@@ -1,4 +1,4 @@
-"""The two contracts a connector can fulfil, and what every connector says about itself.
+"""The two contracts that a connector can fulfil, and what every connector declares about itself.
 
 This file and every file under ``converters/`` and ``perceivers/`` imports nothing but the
 standard library, torch and its siblings: a trained model is exported with copies of them, so that
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
-Masked = tuple[Tensor, Tensor]  # values (B, M, w), and (B, M) bool: True where there is one
+Masked = tuple[Tensor, Tensor]  # values (B, M, w), and (B, M) bool: True where there is a value
 Variant = Literal["matched", "published"]
 
 
@@ -34,7 +34,7 @@ class Widths:
     Attributes:
         feature_size: d, width of the encoder's features.
         hidden_size: D, width of the language model's embeddings.
-        num_features: N, encoder tokens per item (the largest, where it varies).
+        num_features: N, encoder tokens per item (the largest number, if it varies).
         grid: (h, w) with h * w == N, or None when the encoder's tokens have no grid.
         num_layers: L, decoder layers of the language model (read by in-layer connectors).
         num_heads: attention heads of the language model (read by in-layer connectors).
@@ -54,10 +54,10 @@ class ConnectorError(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen about a connector. A subclass adds JSON-able fields, each with a default.
+    """A connector's options. A subclass adds fields that JSON can hold, each with a default.
 
-    A connector names its own as ``options_type``. Its constructor, the configuration of a saved model
-    and the method names of ``compare`` all read these fields.
+    A connector names its subclass as ``options_type``. Its constructor, the configuration of a saved
+    model and the method names of ``compare`` all read these fields.
     """
 
     @classmethod
@@ -72,11 +72,11 @@ class Options:
 
     @classmethod
     def of(cls, connector: str, given: Mapping[str, Any]) -> Self:
-        """Return these options.
+        """Return options with the given values.
 
         Args:
             connector: its name, for the error.
-            given: by name; the others keep their defaults.
+            given: values by name; the others keep their defaults.
 
         Raises:
             ConnectorError: one is unknown.
@@ -99,7 +99,7 @@ class Connector(nn.Module, ABC):
 
     Attributes:
         widths: of the two neighbours.
-        options: what this connector was built with, an ``options_type``.
+        options: those this connector was built with, an ``options_type``.
     """
 
     name: ClassVar[str]
@@ -110,13 +110,13 @@ class Connector(nn.Module, ABC):
     parameter_text: ClassVar[str]  # for people, e.g. "dD + D"
     papers: ClassVar[tuple[str, ...]]  # "LLaVA (arXiv 2304.08485)"
     export_target: str = "remote-code"  # or the native class, e.g. "Llava"
-    discrete: ClassVar[bool] = False  # its tokens are a code: numbers that a vocabulary can hold
+    discrete: ClassVar[bool] = False  # its tokens are ids that a vocabulary can hold
     needs_grid: ClassVar[bool] = False
     options_type: ClassVar[type[Options]] = Options
     stage_one_needs_text: ClassVar[bool] = False  # each medium with a text, not the medium alone
-    keeps_llm_frozen: ClassVar[bool] = False  # in every stage, whatever trains otherwise
-    # On the connector's learning rate: published rates of attention-based connectors (1e-4 to 3e-4 in
-    # BLIP-2, Flamingo and Honeybee) lie well below those of linear maps and MLPs (1e-3 in LLaVA).
+    keeps_llm_frozen: ClassVar[bool] = False  # in every stage, whatever else trains
+    # A factor on the connector's learning rate: published rates of attention-based connectors (1e-4 to
+    # 3e-4 in BLIP-2, Flamingo and Honeybee) are well below those of linear maps and MLPs (1e-3 in LLaVA).
     rate_scale: ClassVar[float] = 1.0
     raw_input: ClassVar[bool] = False  # reads the raw signal (flattened patches), not an encoder
 
@@ -140,46 +140,46 @@ class Connector(nn.Module, ABC):
 
     @classmethod
     def parameter_count(cls, widths: Widths, **options: Any) -> int:
-        """Return the number of parameters: of the module built without memory for its weights."""
+        """Return the number of parameters, counted on a module built without memory for its weights."""
         return _count_parameters(cls, widths, json.dumps(options, sort_keys=True))
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
-        """Objective, term -> weight, of a pre-training of its own without the LLM; {}: it has none.
+        """Return the objective, term -> weight, of the connector's pre-training without the LLM; {} for none.
 
-        Where there is one, ``build_stage_one`` returns the network it trains.
+        If there is one, ``build_stage_one`` returns the network that it trains.
         """
         return {}
 
     @classmethod
     def model_terms(cls, **options: Any) -> dict[str, float]:
-        """Terms that join the objective of every stage that runs the whole model."""
+        """Return terms to add to the objective of every stage that runs the whole model."""
         return {}
 
     @abstractmethod
     def num_tokens(self, num_features: int) -> int:
-        """Return M, the tokens one item with N features costs the LLM (0 for in-layer)."""
+        """Return M, the tokens that an item with N features costs the LLM (0 for in-layer connectors)."""
 
     @abstractmethod
     def flops(self, num_features: int) -> float:
         """Return the FLOPs of one forward pass over one item (a multiply-add counts 2).
 
-        In-layer connectors count the work done once per item here (their resampler, say) and the
-        work done per text position in :meth:`InLayerConnector.flops_per_position`.
+        In-layer connectors count here the work done once per item (that of a resampler, say); the
+        work done per text position is in :meth:`InLayerConnector.flops_per_position`.
         """
 
     def attach_embeddings(self, embedding: nn.Embedding) -> None:
-        """See the LLM's input embedding, once, when the two are joined; most have no use for it."""
+        """Take note of the LLM's input embedding, once, when the two are joined; most do not need it."""
 
     def attach_tokenizer(self, tokenizer: Any) -> None:
-        """See the LLM's tokenizer, once, before any training; a saved model is loaded without it."""
+        """Take note of the LLM's tokenizer, once, before any training; a saved model is loaded without it."""
 
     def take_code(self) -> Any:
-        """Return what the last training forward left for objective terms, once; None: nothing."""
+        """Return, only once, what the last training forward pass left for objective terms; None for nothing."""
         return None
 
     def diagnose(self, media: Iterable[tuple[Tensor, Tensor, Grid | None]]) -> dict[str, float]:
-        """Figures beside accuracy for reports, over (features, mask, grid) batches; {}: none."""
+        """Measure further figures for reports, over (features, mask, grid) batches; {} for none."""
         return {}
 
 
@@ -191,7 +191,7 @@ def _count_parameters(cls: type[Connector], widths: Widths, options: str) -> int
 
 
 class PrefixConnector(Connector):
-    """Features become embeddings that stand in the LLM's input sequence."""
+    """A connector that turns features into embeddings within the LLM's input sequence."""
 
     enters = "prefix"
 
@@ -233,13 +233,13 @@ class FixedLength(PrefixConnector):
 
 
 class InLayerConnector(Connector):
-    """Features are read inside decoder layers; their place in the text is one mark token.
+    """A connector whose features are read inside decoder layers; one mark token holds their place in the text.
 
-    Life cycle: ``attach(layers)`` once after the language model exists (it registers hooks; the
-    layers are not owned and not saved by the connector); then for every forward pass
+    Life cycle: call ``attach(layers)`` once after the language model exists (it registers hooks; the
+    connector neither owns nor saves the layers), then for every forward pass
     ``with connector.reading(media, media_mask, visible): llm(...)``.
 
-    At initialisation the hooks must change nothing: logits with and without are equal.
+    At initialisation the hooks must change nothing: logits with and without them are equal.
     """
 
     enters = "in-layer"
@@ -272,8 +272,8 @@ class InLayerConnector(Connector):
         Args:
             memory: (B, K, w), the encoded media of each row side by side (K = media per row * M).
             memory_mask: (B, K) bool.
-            visible: (B, T, K) bool, which memory each text position may read (the last item
-                before it; nothing before the first item).
+            visible: (B, T, K) bool, which memory each text position may read: that of the last item
+                before it, or nothing before the first item.
         """
         self._memory = _Memory(memory, memory_mask, visible)
         try:
@@ -292,23 +292,23 @@ class _Memory:
 
 
 def linear_flops(positions: float, inputs: int, outputs: int) -> float:
-    """FLOPs of products with a matrix at ``positions`` places; see :func:`map_flops` for modules."""
+    """Return the FLOPs of products with a matrix at ``positions`` places; for modules see :func:`map_flops`."""
     return 2.0 * positions * inputs * outputs
 
 
 def attention_flops(queries: float, keys: float, width: int) -> float:
-    """FLOPs of scores and weighted sum of an attention whose inner width is ``width``."""
+    """Return the FLOPs of an attention's scores and weighted sum at inner width ``width``."""
     return 4.0 * queries * keys * width
 
 
 def map_flops(positions: float, *modules: nn.Module) -> float:
-    """FLOPs of every affine map and convolution in ``modules``, each applied at ``positions`` places."""
+    """Return the FLOPs of all affine maps and convolutions in ``modules``, applied at ``positions`` places."""
     found = (part for module in modules for part in module.modules())
     return 2.0 * positions * sum(map(_products, found))
 
 
 def _products(module: nn.Module) -> int:
-    """Multiplications of a map at one place of its output."""
+    """Return the multiplications of a map at one place of its output."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features
     if isinstance(module, nn.Conv2d):
@@ -318,7 +318,7 @@ def _products(module: nn.Module) -> int:
 
 
 def to_grid(features: Tensor, grid: Grid | None, name: str) -> Tensor:
-    """(B, N, d) -> (B, d, h, w); ConnectorError when the grid does not fit."""
+    """Reshape (B, N, d) to (B, d, h, w); raise ConnectorError if the grid does not fit."""
     B, N, d = features.shape
     if grid is None or grid[0] * grid[1] != N:
         raise ConnectorError(
@@ -328,7 +328,7 @@ def to_grid(features: Tensor, grid: Grid | None, name: str) -> Tensor:
 
 
 def square_side(count: int, name: str) -> int:
-    """Side of a square number of tokens; ConnectorError when it is not square."""
+    """Return the side of a square number of tokens; raise ConnectorError if it is not square."""
     side = math.isqrt(count)
     if side * side != count:
         raise ConnectorError(f"connector {name!r} needs a square number of tokens, not {count}")
@@ -336,17 +336,17 @@ def square_side(count: int, name: str) -> int:
 
 
 def full_mask(tokens: Tensor) -> Tensor:
-    """(B, M) mask of all True for (B, M, D) tokens."""
+    """Return an all-True mask (B, M) for tokens (B, M, D)."""
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
 def zero_masked(features: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, d) with zeros where ``mask`` (B, N) is False, whatever stood there (NaN included)."""
+    """Set (B, N, d) to zero where ``mask`` (B, N) is False, whatever was there (NaN included)."""
     return features.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def grid_of(widths: Widths, num_features: int, name: str) -> Grid:
-    """Grid of N features: the encoder's own, else a square; ConnectorError if neither."""
+    """Return the grid of N features: the encoder's own, else a square; raise ConnectorError if neither fits."""
     if widths.grid is not None and num_features == widths.num_features:
         return widths.grid
     side = square_side(num_features, name)
@@ -354,9 +354,9 @@ def grid_of(widths: Widths, num_features: int, name: str) -> Grid:
 
 
 def quarter_tokens(widths: Widths) -> int:
-    """M of a matched connector that compresses: N/4; with a grid the nearest square that fits it.
+    """Return M of a matched connector that compresses: N/4, or with a grid the nearest square that fits it.
 
-    Methods of one comparison share this number, so that none wins by costing more tokens.
+    All methods of a comparison share this number, so that none wins by spending more tokens.
     """
     if widths.grid is None:
         return max(1, widths.num_features // 4)

@@ -1,7 +1,7 @@
-"""What every connector says about itself, read from its source: a list of connectors needs no torch.
+"""Read what every connector declares about itself from its source, so that listing them needs no torch.
 
-The class attributes of a connector are literals. They are read with their inheritance from the syntax trees of the
-files, so that they stand in one place. Connectors of third parties are imported.
+The class attributes of a connector are literals. They are read, with inheritance, from the files' syntax
+trees, so that they are written down only once. Third parties' connectors are imported.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ STAGE_ONE = "stage_one_terms"
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A connector, under the names that its class has.
+    """A connector; its fields have the names of the class's attributes.
 
     Attributes:
-        stage_one: whether it has a stage one of its own.
+        stage_one: whether it has its own stage one.
         about: its file's docstring.
     """
 
@@ -44,7 +44,7 @@ class CatalogueEntry:
 
 
 def catalogue() -> list[CatalogueEntry]:
-    """Every connector, sorted by family and name."""
+    """List every connector, sorted by family and name."""
     own = list(_own())
     others = [_of_class(entry.load()) for entry in entry_points(group=ENTRY_POINT_GROUP)]
     return sorted([*own, *others], key=lambda entry: (entry.family, entry.name))
@@ -59,7 +59,7 @@ def _own() -> Iterator[CatalogueEntry]:
         if isinstance(node, ast.ClassDef)
     }
     for file, tree in trees.items():
-        if file.parent == HERE:  # what connectors share
+        if file.parent == HERE:  # code that connectors share
             continue
         about = ast.get_docstring(tree) or ""
         for node in tree.body:
@@ -68,7 +68,7 @@ def _own() -> Iterator[CatalogueEntry]:
 
 
 def _line(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
-    """A class and the connectors it inherits from, the nearest first."""
+    """Yield a class and the connectors that it inherits from, the nearest first."""
     yield node
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
@@ -93,7 +93,7 @@ def _entry(line: list[ast.ClassDef], about: str) -> CatalogueEntry:
 
 
 def _attributes(node: ast.ClassDef) -> dict[str, Any]:
-    """The class attributes that are literals."""
+    """Return the class attributes that are literals."""
     found = {}
     for item in node.body:
         targets = [item.target] if isinstance(item, ast.AnnAssign) else getattr(item, "targets", [])
@@ -102,7 +102,7 @@ def _attributes(node: ast.ClassDef) -> dict[str, Any]:
             continue
         try:
             found[targets[0].id] = ast.literal_eval(value)
-        except ValueError:  # an expression: nothing that is listed
+        except ValueError:  # an expression, which the list does not show
             continue
     return found
 

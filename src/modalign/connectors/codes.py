@@ -1,13 +1,13 @@
-"""What connectors share whose tokens are a code: a short description that can be decoded again.
+"""What connectors share whose tokens are a code, that is, a short description that can be decoded.
 
     features (B, N, d) -> CodeEncoder -> code (B, M, c) -> embeddings (B, M, D)
                                               '-> Autoencoder (stage one) -> features (B, N, d)
 
 Discrete codes choose one of K vectors by direction: inputs and vectors are compared on the unit
-sphere (ViT-VQGAN, arXiv 2110.04627), which keeps the two from running away from each other.
+sphere (ViT-VQGAN, arXiv 2110.04627), which keeps the two from drifting apart.
 
-What objective terms read of a code is kept by the training forward pass and taken once by
-``take_code``; nothing is kept in evaluation.
+The training forward pass keeps the code for objective terms, and ``take_code`` takes it once; nothing
+is kept in evaluation.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from modalign.connectors.converters.shared import (
 from modalign.connectors.layers import windows
 
 AUTOENCODER = "modalign.connectors.autoencoder"
-CHUNK = 16384  # vectors compared at a time: a vocabulary in float32 would take gigabytes
+CHUNK = 16384  # vectors compared at a time: a whole vocabulary in float32 would take gigabytes
 
 
 @dataclass
 class Code:
-    """What a code encoder gives.
+    """The output of a code encoder.
 
     Attributes:
-        values: (B, M, c), what is decoded and embedded; gradients reach the encoder through it.
-        mask: (B, M) bool, where there is a place.
+        values: (B, M, c), to be decoded and embedded; gradients reach the encoder through them.
+        mask: (B, M) bool, True where there is a code.
     """
 
     values: Tensor
@@ -51,12 +51,12 @@ class Code:
 
 @dataclass
 class DiscreteCode(Code):
-    """One of K vectors in each place.
+    """A code with one of K vectors in each place.
 
     Attributes:
         inputs: (B, M, c) of length 1, before the choice.
         vectors: (B, M, c) of length 1, the chosen ones.
-        ids: (B, M) their numbers.
+        ids: (B, M) the numbers of the chosen vectors.
     """
 
     inputs: Tensor
@@ -66,12 +66,12 @@ class DiscreteCode(Code):
 
 @dataclass
 class GaussianCode(Code):
-    """A normal distribution in each place.
+    """A code with a normal distribution in each place.
 
     Attributes:
         mean: (B, M, c).
         log_variance: (B, M, c).
-        free_bits: nats per value that cost nothing (arXiv 1606.04934).
+        free_bits: nats per value that are not penalised (arXiv 1606.04934).
     """
 
     mean: Tensor
@@ -84,14 +84,14 @@ class GaussianCode(Code):
 
 @torch.no_grad()
 def nearest(inputs: Tensor, vectors: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Number of the vector whose direction is nearest, the lowest among equals.
+    """Return the number of the vector nearest in direction, the lowest among equals.
 
-    Always in float32: in half precision many vectors of a large codebook are equally near.
+    It is computed in float32: in half precision many vectors of a large codebook would be equally near.
 
     Args:
         inputs: (..., c).
         vectors: (K, c).
-        allowed: (K,) bool, those to choose from; all by default.
+        allowed: (K,) bool, the vectors to choose from; all by default.
     """
     with torch.autocast(inputs.device.type, enabled=False):
         wanted = inputs.float()
@@ -109,7 +109,7 @@ def nearest(inputs: Tensor, vectors: Tensor, allowed: Tensor | None = None) -> T
 
 
 def straight_through(inputs: Tensor, chosen: Tensor) -> Tensor:
-    """``chosen``, with its own gradient and, unchanged, to ``inputs`` (arXiv 1308.3432)."""
+    """Return ``chosen``; gradients flow to it and, unchanged, to ``inputs`` as well (arXiv 1308.3432)."""
     return chosen + (inputs - inputs.detach())
 
 
@@ -117,13 +117,13 @@ def straight_through(inputs: Tensor, chosen: Tensor) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> float:
-    """Exponential of the entropy of how often each code is used: (K,) counts -> 1 to K."""
+    """Return the exponential of the entropy of the codes' frequencies: (K,) counts -> 1 to K."""
     shares = counts.double() / counts.sum().clamp(min=1)
     return math.exp(-float(torch.special.xlogy(shares, shares).sum()))
 
 
 def dead_rate(counts: Tensor) -> float:
-    """Share of the codes that were never used: (K,) counts -> 0 to 1."""
+    """Return the share of codes that were never used: (K,) counts -> 0 to 1."""
     return float((counts == 0).double().mean())
 
 
@@ -131,35 +131,36 @@ def dead_rate(counts: Tensor) -> float:
 
 
 class CodeEncoder(nn.Module):
-    """Features -> code; what stage one trains. Subclasses end in the affine map ``out``."""
+    """Features -> code; stage one trains it. Subclasses end in the affine map ``out``."""
 
     feature_size: int
     out: nn.Linear
 
     @abstractmethod
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Code:
-        """Features (B, N, d), mask (B, N) -> code of M places."""
+        """Encode features (B, N, d) with mask (B, N) as a code of M places."""
 
     @abstractmethod
     def flops(self, num_features: int) -> float:
-        """FLOPs of one item, without those of choosing."""
+        """Return the FLOPs of one item, without those of choosing vectors."""
 
     def start(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> None:
-        """Choose initial values by the features of some training media."""
+        """Choose initial values from the features of some training media."""
 
 
 class WindowEncoder(CodeEncoder):
-    """Windows of neighbouring features -> affine, tanh, affine: one code for each window.
+    """Windows of neighbouring features -> affine, tanh, affine -> one code per window.
 
-    On a grid windows are squares, else neighbours in order; the last may be partly padding. Affine
-    maps with a tanh between them stand before the codes of BEiT v2 (arXiv 2208.06366) and of SEED.
+    On a grid, windows are squares; otherwise they are neighbours in order, and the last may be partly
+    padding. Affine maps with a tanh between them also precede the codes of BEiT v2 (arXiv 2208.06366)
+    and SEED.
 
     Args:
         feature_size: d.
         window: features per code; on a grid a square number whose root divides both sides.
         hidden: width after the first map.
         outputs: width after the second.
-        grid: the encoder's, for the check of the window.
+        grid: the encoder's, to check the window against.
         name: the connector, for error messages.
     """
 
@@ -182,7 +183,7 @@ class WindowEncoder(CodeEncoder):
         self.out = nn.Linear(hidden, outputs)
 
     def fold(self, features: Tensor, mask: Tensor, grid: Grid | None) -> Masked:
-        """Features (B, N, d), mask (B, N) -> windows (B, M, window, d), mask (B, M, window)."""
+        """Cut features (B, N, d), mask (B, N) into windows (B, M, window, d), mask (B, M, window)."""
         if grid is None:
             return windows(features, mask, self.window)
         side = square_side(self.window, self.name)
@@ -191,7 +192,7 @@ class WindowEncoder(CodeEncoder):
         return folded.unflatten(-1, (self.window, -1)), present > 0
 
     def read(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
-        """Features (B, N, d), mask (B, N) -> (B, M, outputs), mask (B, M)."""
+        """Map features (B, N, d), mask (B, N) to (B, M, outputs), mask (B, M)."""
         folded, present = self.fold(features, mask, grid)
         return self.out(self.enter(folded.flatten(2)).tanh()), present.any(-1)
 
@@ -199,12 +200,12 @@ class WindowEncoder(CodeEncoder):
     def spread(
         self, found: tuple[Tensor, Tensor], mean: Tensor | float, std: Tensor | float
     ) -> None:
-        """Give what :meth:`read` makes of a batch that mean and deviation in every dimension.
+        """Set mean and standard deviation in every dimension of what :meth:`read` makes of a batch.
 
-        A new network gives nearly the same for all media, so that all would choose one code.
+        A new network gives nearly the same output for all media, so that all would choose the same code.
 
         Args:
-            found: what it makes of them now.
+            found: the present output.
             mean: (outputs,), or one number.
             std: likewise.
         """
@@ -214,11 +215,11 @@ class WindowEncoder(CodeEncoder):
         self.out.weight.mul_(factor.unsqueeze(-1))
 
     def places(self, num_features: int) -> int:
-        """M of an item with N features."""
+        """Return M of an item with N features."""
         return -(-num_features // self.window)
 
     def flops(self, num_features: int) -> float:
-        """The two maps."""
+        """Return the FLOPs of the two maps."""
         return map_flops(self.places(num_features), self.enter, self.out)
 
 
@@ -234,7 +235,7 @@ class CodeConnector(PrefixConnector):
 
     @abstractmethod
     def embed(self, code: Code) -> Tensor:
-        """Code of M places -> embeddings (B, M, D)."""
+        """Embed a code of M places: (B, M, D)."""
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, N, d), mask (B, N) -> tokens (B, M, D), mask (B, M)."""
@@ -243,12 +244,12 @@ class CodeConnector(PrefixConnector):
         return self.embed(code), code.mask
 
     def take_code(self) -> Code | None:
-        """The code of the last training forward, once: it holds on to that forward's graph."""
+        """Return the last training forward pass's code, only once, since it keeps that pass's graph alive."""
         code, self._code = self._code, None
         return code
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to a forward pass under way: copies start without."""
+        """Leave out what belongs to a forward pass in progress, so that copies start without it."""
         return self.__dict__ | {"_code": None}
 
     def build_stage_one(
@@ -256,10 +257,10 @@ class CodeConnector(PrefixConnector):
     ) -> nn.Module:
         """Return the auto-encoder of stage one; training it trains this connector's own encoder.
 
-        Imported by name: what an ``import`` statement names would travel with a saved model.
+        The module is imported by name, since a saved model carries whatever ``import`` statements name.
 
         Args:
-            features: (B, N, d) of some training media, by which initial values are chosen.
+            features: (B, N, d) of some training media, from which initial values are chosen.
             mask: (B, N) bool.
             grid: of the features.
         """
@@ -277,21 +278,21 @@ class DiscreteConnector(CodeConnector):
     @property
     @abstractmethod
     def choices(self) -> Tensor:
-        """Numbers of the vectors there are to choose from."""
+        """Return the numbers of the vectors that may be chosen."""
 
     def num_tokens(self, num_features: int) -> int:
-        """One for each window."""
+        """Return one token per window."""
         return self.encoder.places(num_features)
 
     @torch.no_grad()
     def codes(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Tensor:
-        """The signal's tokenizer: (B, N, d), (B, N) -> numbers (B, M), -1 where nothing stands."""
+        """Tokenise the signal: (B, N, d), (B, N) -> numbers (B, M), -1 where there is no code."""
         code = self.encoder(features, mask, grid)
         assert isinstance(code, DiscreteCode)
         return code.ids.masked_fill(~code.mask, -1)
 
     def diagnose(self, media: Iterable[tuple[Tensor, Tensor, Grid | None]]) -> dict[str, float]:
-        """Perplexity of the codes, and the share of those there are that no medium used."""
+        """Measure the codes' perplexity, and the share of codes that no medium used."""
         found = torch.cat([self.codes(*batch).flatten().cpu() for batch in media])
         found, choices = found[found >= 0], self.choices.cpu()
         counts = torch.bincount(found, minlength=int(choices.max()) + 1)[choices]

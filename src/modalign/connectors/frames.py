@@ -1,10 +1,10 @@
-"""A prefix connector applied to each frame of a clip by itself: what a connector of images does to videos.
+"""Apply a prefix connector to each frame of a clip separately, so that an image connector reads videos.
 
-A connector that needs a grid has none over a whole clip, but each frame has one. ``per_frame`` makes of
-any prefix connector the one that works frame by frame: the same parameters under the same names (one
-trained on images can go on with videos), frames where it knew items, and the frames' tokens one after
-the other. This is how LLaVA-NeXT-Video, LLaVA-OneVision (arXiv 2408.03326) and PLLaVA (arXiv 2404.16994)
-use their image connectors; Video-LLaMA (arXiv 2306.02858) runs its Q-Former so.
+A whole clip has no grid, which some connectors need, but each frame has one. ``per_frame`` turns any
+prefix connector into one that works frame by frame: its parameters keep their names (so one trained on
+images can continue with videos), each frame is an item to it, and the frames' tokens follow one another.
+LLaVA-NeXT-Video, LLaVA-OneVision (arXiv 2408.03326) and PLLaVA (arXiv 2404.16994) use their image
+connectors in this way, and Video-LLaMA (arXiv 2306.02858) its Q-Former.
 
 Shapes: features (B, T * N, d) -> frames (B * T, N, d) -> tokens (B * T, M, D) -> (B, T * M, D).
 """
@@ -29,12 +29,13 @@ from modalign.connectors.base import (
 
 
 class PerFrame(PrefixConnector):
-    """What stands before a connector's class in the class that :func:`per_frame` makes.
+    """The first base of the classes that :func:`per_frame` makes; the connector's own class is the second.
 
-    Widths are those of the whole clip: ``num_features`` T * N, and as ``grid`` the grid of one frame.
+    Widths are those of the whole clip: ``num_features`` is T * N, but ``grid`` is that of one frame.
     """
 
     frames: ClassVar[int]
+    one: ClassVar[type[PrefixConnector]]  # the connector's own class
 
     def __init__(self, widths: Widths, **options: Any) -> None:
         super().__init__(self._of_one(widths), **options)
@@ -51,31 +52,31 @@ class PerFrame(PrefixConnector):
 
     @classmethod
     def options_for(cls, variant: Variant, widths: Widths) -> dict[str, Any]:
-        """Those for one frame."""
+        """Return the options for one frame."""
         return super().options_for(variant, cls._of_one(widths))
 
     def num_tokens(self, num_features: int) -> int:
-        """T times the tokens of a frame, where the features are those of T frames."""
+        """Return T times the tokens of a frame, the features being those of T frames."""
         N = self.widths.num_features
-        return self._frames_in(num_features) * super().num_tokens(N)  # type: ignore[safe-super]
+        return self._frames_in(num_features) * self.one.num_tokens(self, N)
 
     def flops(self, num_features: int) -> float:
-        """T times those of a frame."""
+        """Return T times the FLOPs of a frame."""
         N = self.widths.num_features
-        return self._frames_in(num_features) * super().flops(N)  # type: ignore[safe-super]
+        return self._frames_in(num_features) * self.one.flops(self, N)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
         """Features (B, T * N, d), mask (B, T * N) -> tokens (B, T * M, D), mask (B, T * M).
 
         Args:
             features: of clips of T frames each, padded with whole frames.
-            mask: a frame is there or not; no token of one that is not counts.
-            grid: of one frame; by default the one this was made for.
+            mask: a frame is present or absent as a whole; tokens of an absent frame are masked.
+            grid: of one frame; by default the one the connector was built for.
         """
         B, T = features.shape[0], self._frames_in(features.shape[1])
         there = mask.reshape(B * T, -1)
         frames = zero_masked(features, mask).reshape(B * T, there.shape[1], -1)
-        tokens, token_mask = super().forward(frames, there, grid or self.widths.grid)  # type: ignore[safe-super]
+        tokens, token_mask = self.one.forward(self, frames, there, grid or self.widths.grid)
         token_mask = token_mask & there.any(dim=1, keepdim=True)
         return zero_masked(tokens, token_mask).unflatten(0, (B, T)).flatten(
             1, 2
@@ -92,29 +93,29 @@ class PerFrame(PrefixConnector):
 
 
 def per_frame(cls: type[PrefixConnector], frames: int) -> type[PrefixConnector]:
-    """The class of a connector that applies ``cls`` to each of up to so many frames.
+    """Make the class of a connector that applies ``cls`` to each of up to ``frames`` frames.
 
     Args:
         cls: a prefix connector.
         frames: T of the longest clip.
     """
-    # Told to come from the same module: an exported model makes it anew from a copy of that one.
-    own = {"frames": frames, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    # It claims to come from the same module: an exported model makes it again from a copy of that module.
+    own = {"frames": frames, "one": cls, "__doc__": cls.__doc__, "__module__": cls.__module__}
     return type(cls.__name__, (PerFrame, cls), own)
 
 
 def fitted(
     cls: type[Connector], widths: Widths, frames: int, grid: Grid | None, each_frame: bool
 ) -> tuple[type[Connector], Widths]:
-    """How a connector joins an encoder whose features fall into frames.
+    """Return how a connector joins an encoder whose features are divided into frames.
 
-    One that needs a grid works frame by frame, on the frame's grid. Any other reads the whole clip, where
-    it can tell and compare times, unless ``each_frame`` says otherwise.
+    A connector that needs a grid works frame by frame, on the frame's grid. Any other reads the whole clip,
+    which lets it compare frames, unless ``each_frame`` says otherwise.
 
     Args:
         cls: the connector.
         widths: of the whole clip.
-        frames, grid, each_frame: what the encoder says of its frames.
+        frames, grid, each_frame: what the encoder declares about its frames.
 
     Returns:
         The class to build, and the widths to build it with.

@@ -1,6 +1,6 @@
 """Pieces that several connectors are built from: attention, feed-forward, learnt queries, windows.
 
-Like every file a connector imports, this one needs the standard library and torch only.
+Like every file that a connector imports, this one needs only the standard library and torch.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from modalign.connectors.base import Masked, attention_flops, map_flops, zero_ma
 
 M = TypeVar("M", bound=nn.Module)
 
-INIT_STD = 0.02  # of learnt queries, positions and prompts
+INIT_STD = 0.02  # standard deviation of learnt queries, positions and prompts at the start
 
 
 def typed(modules: nn.ModuleList, kind: type[M]) -> list[M]:
-    """The same modules, known for what they are."""
+    """Return the modules as a list of their common type."""
     return cast("list[M]", list(modules))
 
 
 def learnt(*shape: int) -> nn.Parameter:
-    """A parameter drawn from N(0, 0.02)."""
+    """Make a parameter drawn from N(0, 0.02)."""
     return nn.Parameter(torch.randn(*shape) * INIT_STD)
 
 
 def heads_of(width: int, size: int = 64) -> int:
-    """The smallest number of heads that divides ``width`` into heads of at most ``size``."""
+    """Return the smallest number of heads that divides ``width`` into heads of at most ``size``."""
     return next(n for n in range(-(-width // size), width + 1) if width % n == 0)
 
 
@@ -46,7 +46,7 @@ def merge_heads(x: Tensor) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Scaled dot-product attention; what a query with nothing to read gets is exactly zero.
+    """Compute scaled dot-product attention; a query with nothing to read gets exactly zero.
 
     Args:
         q: (B, heads, S, c).
@@ -58,7 +58,7 @@ def attend(
     if allowed is None:
         return functional.scaled_dot_product_attention(q, k, v, scale=scale)
     allowed = allowed.unsqueeze(1)
-    # A softmax over nothing is NaN, also backwards: such queries read everything, then forget it.
+    # A softmax over nothing is NaN, and so are its gradients: such queries read everything, then drop it.
     nothing = ~allowed.any(-1, keepdim=True)
     out = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed | nothing, scale=scale)
     return out.masked_fill(nothing, 0.0)
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(memory_width or width, inner, bias)
         self.v = nn.Linear(memory_width or width, inner, bias)
         self.out = nn.Linear(inner, width, bias)
-        self.q_norm = nn.LayerNorm(size) if norms else nn.Identity()  # of each head by itself
+        self.q_norm = nn.LayerNorm(size) if norms else nn.Identity()  # separately for each head
         self.k_norm = nn.LayerNorm(size) if norms else nn.Identity()
 
     def forward(
@@ -94,14 +94,14 @@ class Attention(nn.Module):
         allowed: Tensor | None = None,
         values: Tensor | None = None,
     ) -> Tensor:
-        """Read ``memory`` where ``allowed``; ``values``, if given, is what is read there."""
+        """Attend to ``memory`` where ``allowed``; ``values``, if given, are read instead of it."""
         q = self.q_norm(split_heads(self.q(queries), self.heads))
         k = self.k_norm(split_heads(self.k(memory), self.heads))
         v = split_heads(self.v(memory if values is None else values), self.heads)
         return self.out(merge_heads(attend(q, k, v, allowed)))
 
     def flops(self, queries: int, keys: int) -> float:
-        """Return the FLOPs of one item with so many queries and keys."""
+        """Return the FLOPs of one item with ``queries`` queries and ``keys`` keys."""
         maps = map_flops(queries, self.q, self.out) + map_flops(keys, self.k, self.v)
         return maps + attention_flops(queries, keys, self.q.out_features)
 

@@ -1,4 +1,4 @@
-"""The typed registry of connectors: exact names, an error on a duplicate, third parties by entry point."""
+"""The typed registry of connectors: names are exact, duplicates are errors, third parties use entry points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REGISTRY: dict[str, type[Connector]] = {}
 
 
 def register(cls: type[Connector]) -> None:
-    """Make a connector known under its ``name``.
+    """Register a connector under its ``name``.
 
     Raises:
         UsageError: the name is taken by another class.
@@ -48,7 +48,7 @@ def _load_all() -> None:
 
 
 def connectors() -> dict[str, type[Connector]]:
-    """Every known connector by name, sorted by family and name."""
+    """Return every known connector by name, sorted by family and name."""
     _load_all()
     return dict(sorted(_REGISTRY.items(), key=lambda kv: (kv[1].family, kv[0])))
 
@@ -57,7 +57,7 @@ def connector_class(name: str) -> type[Connector]:
     """Return the connector called exactly ``name``.
 
     Raises:
-        UsageError: no such connector; the message names the nearest ones.
+        UsageError: there is none; the message gives the nearest names.
     """
     known = connectors()
     if name not in known:

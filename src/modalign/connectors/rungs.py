@@ -1,8 +1,8 @@
-"""On which rung of the export ladder a method stands, and what can serve it: the one table of it.
+"""On which rung of the export ladder a method stands, and what can serve it, in one table.
 
 Rungs, from the highest: ``native:CLASS`` (a class of transformers), ``remote-code`` (its own few
-Python files), ``tools`` (a language model that reads tools' text: modalign's server only). A gateway
-stands beside them: with it any prefix connector is served by a server of plain text models.
+Python files), ``tools`` (a language model that reads tools' text: only modalign's server). A gateway
+is no rung: with it, a server of plain text models can serve any prefix connector.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ CAUSAL_LM = "CausalLM"  # discrete codes: any causal language model, with token 
 
 # Classes for sound; those for images are the connectors' own ``export_target``.
 AUDIO = {"linear": "Qwen2Audio", "stack_mlp": "Voxtral"}
-# The forms that their encoder must have been loaded in.
+# The forms in which their encoder must have been loaded.
 ENCODER_FORMS = {"Qwen2Audio": "qwen2_audio", "Voxtral": "voxtral"}
-AUDIO_OPTIONS = {"Voxtral": {"stack": 4}}  # that their connector must have been made with
+AUDIO_OPTIONS = {"Voxtral": {"stack": 4}}  # options that their connector must have been built with
 
 TRANSFORMERS = "transformers serve"
 VLLM = "vLLM"
@@ -26,17 +26,17 @@ GATEWAY = "vLLM through the gateway"
 OWN = "modalign serve"
 LLAMA_CPP = "llama.cpp"
 
-# Native classes that vLLM serves by its documentation (its own Llava takes CLIP, SigLIP and Pixtral
-# towers only), and whose folders have the processor that it asks for: those of Idefics, Idefics3 and
-# Voxtral have another.
+# Native classes that vLLM serves according to its documentation (its own Llava takes only CLIP, SigLIP
+# and Pixtral towers), and whose folders have the processor that it needs; the folders of Idefics,
+# Idefics3 and Voxtral have another.
 IN_VLLM = {"Llava", "Qwen2Audio", CAUSAL_LM}
-# Connectors whose kind is in llama.cpp's table of projectors; modalign writes no GGUF file.
+# Connectors of kinds that are in llama.cpp's table of projectors; modalign writes no GGUF file.
 IN_LLAMA_CPP = {"ldp", "ldpv2"}
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a method stands.
+    """A method's rung on the export ladder.
 
     Attributes:
         rung: ``native:CLASS``, ``remote-code`` or ``tools``.
@@ -50,14 +50,14 @@ class Standing:
 
 
 def native_class(modality: str, connector: Any, encoder: Any = None) -> str | None:
-    """The class of transformers that can hold a connector for a modality, by what it is.
+    """Return the class of transformers that can hold this kind of connector for a modality.
 
-    Whether it computes the same is measured when the model is written.
+    Whether it computes the same is checked when the model is written.
 
     Args:
-        modality: what it connects.
+        modality: the one it connects.
         connector: a connector, whose options may matter, its class, or its entry in the catalogue.
-        encoder: the one that stands before it, if that is known.
+        encoder: the one before it, if known.
     """
     if connector.discrete:
         return CAUSAL_LM
@@ -66,7 +66,7 @@ def native_class(modality: str, connector: Any, encoder: Any = None) -> str | No
     target = str(connector.export_target)
     if modality != "image" or target == REMOTE_CODE:
         return None
-    # The classes for images hold a tower of transformers: neither a user's own module nor raw patches.
+    # The classes for images hold a transformers tower, but neither a user's own module nor raw patches.
     return target if encoder is None or hasattr(encoder, "tower") else None
 
 
@@ -85,18 +85,18 @@ def _sound_class(connector: Any, encoder: Any) -> str | None:
 
 
 def standing_of(parts: Sequence[tuple[str, Any, Any]]) -> Standing:
-    """Where a model stands.
+    """Return the rung on which a model stands.
 
     Args:
         parts: (modality, connector or its class, encoder or None) of everything that it takes;
-            none: its media enter as the text of tools, or not at all.
+            empty if its media enter as the text of tools, or not at all.
     """
     if not parts:
         return Standing(TOOLS, False, (OWN,))
     classes = {native_class(*part) for part in parts}
     found = classes.pop() if len(classes) == 1 else None
     if len(parts) > 1 and found != CAUSAL_LM:
-        found = None  # classes of transformers hold one modality
+        found = None  # transformers' classes hold only one modality
     connectors = [connector for _, connector, _ in parts]
     prefix = all(connector.enters == "prefix" for connector in connectors)
     served = [TRANSFORMERS] if found is not None else []
@@ -110,5 +110,5 @@ def standing_of(parts: Sequence[tuple[str, Any, Any]]) -> Standing:
 
 
 def height(rung: str) -> int:
-    """How hard a rung is to serve: 0 native, 1 remote code, 2 tools."""
+    """Return how hard a rung is to serve: 0 native, 1 remote code, 2 tools."""
     return 0 if rung.startswith(NATIVE) else {REMOTE_CODE: 1}.get(rung, 2)

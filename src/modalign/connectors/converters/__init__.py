@@ -1,1 +1,1 @@
-"""Converters: the modality becomes embeddings of the language model (survey, family 1)."""
+"""Converters turn the modality into embeddings of the language model (family 1 of the survey)."""

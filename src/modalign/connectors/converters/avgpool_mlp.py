@@ -2,15 +2,15 @@
 
 Shapes: features (B, N, d) on a grid -> tokens (B, M, D), M = side x side, in reading order.
 Source: DeCo: Decoupling Token Compression from Semantic Abstraction (arXiv 2405.20985).
-Parameters: dD + D + (depth - 1)(D^2 + D); depth is 2 in the paper, without a bias no + D.
+Parameters: dD + D + (depth - 1)(D^2 + D); depth is 2 in the paper; without a bias, no + D.
 Recipe of the paper: that of LLaVA-1.5 (stage 1 connector alone, batch 256, lr 1e-3; stage 2
 connector and LLM, batch 128, lr 2e-5), with 576 features pooled to M = 144.
 Deliberately changed: averages run over the features present only, so padding never leaks; an M
 larger than the grid is refused instead of repeating features.
 Initialisation: torch default, as published.
 
-Of depth 1 and without a bias it is one matrix over the means of k x k features. Idefics3's matrix
-over k x k folded features can be that: this form exports.
+With depth 1 and without a bias it is one matrix over the means of k x k features. Idefics3's matrix
+over k x k folded features can express that, so this form exports.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AvgpoolMlpConnector(PooledConnector):
             self.export_target = "Idefics3"
 
     def flops(self, num_features: int) -> float:
-        """``2M(dD + (depth - 1)D^2)``; the pool's additions are not counted."""
+        """Return ``2M(dD + (depth - 1)D^2)``; the pool's additions are not counted."""
         return map_flops(self.side**2, self.layers)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:

@@ -7,8 +7,8 @@ IW + 2W + 9W + 2W + SE + W^2 + 2W, SE = 2WS + S + W with S = I/4, and IW + 2W mo
 where I != W; WD + D + D^2 + D for the MLP. 3 + 3 blocks of W = 1024 and M = 144 in the paper.
 Recipe of the paper: stage 1 connector alone (50 k steps, batch 256, lr 1e-4 in the released
 configuration, 3e-4 in the paper), stage 2 connector and LLM (batch 128, lr 2e-5).
-Deliberately changed: positions are resized (bilinear) when an item's grid is not the encoder's; the
-squeeze averages over the features present only and each block clears padding; Honeybee's optional
+Deliberately changed: positions are resized (bilinear) if an item's grid is not the encoder's; the
+squeeze averages over only the features present and each block clears padding; Honeybee's optional
 learnt end tokens (off in its released configuration) are left out. The matched variant is 1 + 1
 blocks of width min(D, 1024).
 Initialisation: as published, N(0, 0.02) for maps and positions, zero biases.
@@ -53,7 +53,7 @@ class CAbstractorOptions(PoolOptions):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """1 + 1 blocks of min(D, 1024), about N/4 tokens."""
+        """Return 1 + 1 blocks of width min(D, 1024) and about N/4 tokens."""
         return cls(quarter_tokens(widths), min(widths.hidden_size, 1024), 1)
 
 
@@ -86,7 +86,7 @@ class CAbstractorConnector(PooledConnector):
                     nn.init.zeros_(module.bias)
 
     def flops(self, num_features: int) -> float:
-        """Blocks at N places, blocks and MLP at M places."""
+        """Return the FLOPs of blocks at N places, and of blocks and MLP at M places."""
         M = self.side**2
         before = sum(block.flops(num_features) for block in typed(self.before, RegNetBlock))
         after = sum(block.flops(M) for block in typed(self.after, RegNetBlock))
@@ -123,7 +123,7 @@ class RegNetBlock(nn.Module):
         self.enter_norm = ChannelNorm(width)
         self.depthwise = depthwise_conv(width)
         self.depthwise_norm = ChannelNorm(width)
-        squeezed = max(1, round(inputs / 4))  # RegNet's: of the block's inputs, not of its width
+        squeezed = max(1, round(inputs / 4))  # RegNet: of the block's inputs, not its width
         self.squeeze_excite = SqueezeExcite(width, squeezed, nn.SiLU(), nn.Sigmoid())
         self.leave = nn.Conv2d(width, width, 1, bias=False)
         self.leave_norm = ChannelNorm(width)
@@ -134,13 +134,13 @@ class RegNetBlock(nn.Module):
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
         """X (B, I, h, w), zero where absent, and present (B, 1, h, w) -> (B, W, h, w)."""
-        # The norm's bias fills padding again: clear it before a neighbour can read it.
+        # The norm's bias refills padding: clear it before a neighbour can read it.
         y = functional.silu(self.enter_norm(self.enter(x))) * present
         y = functional.silu(self.depthwise_norm(self.depthwise(y)))
         y = self.leave_norm(self.leave(self.squeeze_excite(y, present)))
         return functional.silu(self.shortcut(x) + y) * present
 
     def flops(self, places: int) -> float:
-        """Return the FLOPs of one item at so many places; its gate is computed once."""
+        """Return the FLOPs of one item at ``places`` places; its gate is computed once."""
         maps = (self.enter, self.depthwise, self.leave, self.shortcut)
         return map_flops(places, *maps) + map_flops(1, self.squeeze_excite)

@@ -6,7 +6,7 @@ Parameters: dH + H + H PD + PD with H = PD/2: quadratic in PD, 860 M at D = 4096
 Recipe of the paper: AdamW, lr 2e-5, batch 40, 5000 warm-up steps, 10 epochs of captions; with the
 LLM frozen ("only prefix") or trained.
 Deliberately changed: the global vector is the mean of the features present, since not every
-encoder has a class token. P stays 10 when matched: the map expands a vector, it compresses nothing.
+encoder has a class token. P stays 10 when matched: the map expands a vector and compresses nothing.
 Initialisation: torch default, as published.
 """
 
@@ -31,7 +31,7 @@ from modalign.connectors.converters.shared import require_positive
 
 @dataclass(frozen=True)
 class ClipCapOptions(TokenOptions):
-    """Options of ``clipcap``; both sizes have ten embeddings, since the published one follows D.
+    """Options of ``clipcap``; both sizes have ten embeddings, since the published size already follows D.
 
     Attributes:
         num_tokens: P, prefix embeddings per item.
@@ -66,7 +66,7 @@ class ClipCapConnector(FixedLength):
         return nn.Linear(inputs, outputs)
 
     def flops(self, num_features: int) -> float:
-        """``2(dH + H PD)``, whatever N; the mean's additions are not counted."""
+        """Return ``2(dH + H PD)``, whatever N; the mean's additions are not counted."""
         return map_flops(1, self.layers)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
@@ -77,6 +77,6 @@ class ClipCapConnector(FixedLength):
 
 
 def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B, d) of the features present; zeros for an item without any."""
+    """Return the mean (B, d) of the features present; zeros for an item without any."""
     count = mask.sum(dim=1, keepdim=True).clamp_min(1)
     return zero_masked(features, mask).sum(dim=1) / count

@@ -34,12 +34,12 @@ class ClipCapLowRankOptions(ClipCapOptions):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """Rank 64, or d where that is smaller."""
+        """Return rank 64, or d if that is smaller."""
         return cls(rank=min(64, widths.feature_size))
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """The rank that costs what ``mlp`` costs, d at most."""
+        """Return the rank that costs as much as ``mlp``, at most d."""
         d, D = widths.feature_size, widths.hidden_size
         hidden, outputs = cls().num_tokens * D // 2, cls().num_tokens * D
         mlp = d * D + D + D * D + D
@@ -68,7 +68,7 @@ class LowRankAffine(nn.Module):
         super().__init__()
         self.down = nn.Linear(inputs, rank, bias=False)
         self.up = nn.Linear(rank, outputs)
-        # ``down`` has the full matrix's default variance; ``up`` keeps it through the sum over r.
+        # ``down`` has the full matrix's default variance; ``up`` preserves it through the sum over r.
         nn.init.normal_(self.up.weight, std=rank**-0.5)
         nn.init.uniform_(self.up.bias, -(inputs**-0.5), inputs**-0.5)
 

@@ -1,4 +1,4 @@
-"""``fused_mlp``: three affine maps with a wide first one, made for two towers joined on channel.
+"""``fused_mlp``: three affine maps, the first of them wide, made for two towers joined on channel.
 
 Shapes: features (B, N, d) -> tokens (B, N, D).
 Source: Prismatic VLMs (arXiv 2402.07865), its "fused-gelu-mlp".
@@ -33,12 +33,12 @@ class FusedMlpOptions(Options):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """4d."""
+        """Return I = 4d."""
         return cls(4 * widths.feature_size)
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """D."""
+        """Return I = D."""
         return cls(widths.hidden_size)
 
 

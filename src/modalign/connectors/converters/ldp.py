@@ -60,12 +60,12 @@ class LdpConnector(PrefixConnector):
         self.downsample = InvertedResidual(D, stride=2)
 
     def num_tokens(self, num_features: int) -> int:
-        """``ceil(h/2) ceil(w/2)``."""
+        """Return ``ceil(h/2) ceil(w/2)``."""
         h, w = grid_of(self.widths, num_features, self.name)
         return -(-h // 2) * -(-w // 2)
 
     def flops(self, num_features: int) -> float:
-        """MLP and first block at N places, second block at M."""
+        """Return the FLOPs of the MLP and the first block at N places, and of the second block at M."""
         blocks = self.mix.flops(num_features) + self.downsample.flops(self.num_tokens(num_features))
         return map_flops(num_features, self.layers) + blocks
 
@@ -80,7 +80,7 @@ class InvertedResidual(nn.Module):
     """MobileNet-v3 block without expansion, with layer norm: (B, D, h, w) -> (B, D, h', w').
 
     Depthwise 3 x 3, norm, hard-swish, squeeze-excite, pointwise, norm; added to its input when the
-    stride is 1. Takes and returns the grid beside its ``present`` map.
+    stride is 1. It takes and returns the grid together with its ``present`` map.
     """
 
     def __init__(self, width: int, stride: int) -> None:
@@ -96,7 +96,7 @@ class InvertedResidual(nn.Module):
         """X (B, D, h, w), zero where absent, and present -> the same at the stride's grid."""
         y = functional.hardswish(self.depthwise_norm(self.depthwise(x)))
         if self.stride > 1:
-            # An output stands for the block of inputs from its centre on: present if any is.
+            # An output covers the block of inputs from its centre on, and is present if any of them is.
             present = functional.max_pool2d(present, self.stride, ceil_mode=True)
         y = self.pointwise_norm(self.pointwise(self.squeeze_excite(y, present)))
         if self.stride == 1:
@@ -104,12 +104,12 @@ class InvertedResidual(nn.Module):
         return y * present, present
 
     def flops(self, places: int) -> float:
-        """Return the FLOPs of one item at so many output places; its gate is computed once."""
+        """Return the FLOPs of one item at ``places`` output places; its gate is computed once."""
         return map_flops(places, self.depthwise, self.pointwise) + map_flops(1, self.squeeze_excite)
 
 
 def _squeezed(width: int) -> int:
-    """A quarter of the width as a multiple of 8, at most 10 % below (MobileNet's rule)."""
+    """Round a quarter of the width to a multiple of 8, at most 10 % lower (MobileNet's rule)."""
     quarter = width // 4
     rounded = max(8, (quarter + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * quarter else rounded + 8

@@ -41,7 +41,7 @@ class Ldpv2Connector(PooledConnector):
         self.position = depthwise_conv(widths.hidden_size, bias=True)
 
     def flops(self, num_features: int) -> float:
-        """``2N(dD + D^2) + 18MD``; the pool's additions are not counted."""
+        """Return ``2N(dD + D^2) + 18MD``; the pool's additions are not counted."""
         return map_flops(num_features, self.layers) + map_flops(self.side**2, self.position)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:

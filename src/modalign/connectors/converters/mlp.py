@@ -20,7 +20,7 @@ from modalign.connectors.converters.shared import FeatureMap, affine_stack, requ
 
 @dataclass(frozen=True)
 class MlpOptions(Options):
-    """Options of ``mlp``; both sizes have depth 2, since the published one follows d and D.
+    """Options of ``mlp``; both sizes have depth 2, since the published size already follows d and D.
 
     Attributes:
         depth: number of affine maps, at least 1; only depth 2 exports to the native Llava class.
@@ -44,5 +44,5 @@ class MlpConnector(FeatureMap):
         depth = self.options.depth
         require_positive(self.name, depth=depth)
         self.layers = affine_stack(widths.feature_size, widths.hidden_size, depth)
-        if depth != 2:  # Llava's projector has exactly two maps, so this instance cannot go there
+        if depth != 2:  # Llava's projector has exactly two maps
             self.export_target = "remote-code"

@@ -40,7 +40,7 @@ class PixelShuffleLinearConnector(FoldingConnector):
         nn.init.normal_(self.projection.weight, std=0.02)
 
     def flops(self, num_features: int) -> float:
-        """``2NdD``: s^2 fewer places, each s^2 wider."""
+        """Return ``2NdD``: s^2 fewer places, each s^2 wider."""
         return map_flops(self.num_tokens(num_features), self.projection)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:

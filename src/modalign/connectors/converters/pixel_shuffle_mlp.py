@@ -3,8 +3,8 @@
 Shapes: features (B, N, d) on a grid -> tokens (B, N / s^2, D), in reading order.
 Source: InternVL 1.5 (arXiv 2404.16821), its "mlp1".
 Parameters: 2 s^2 d + s^2 dD + D + D^2 + D; s is 2 in the paper.
-Recipe: in the family's released scripts the connector alone first (lr 2e-4), at last everything
-together (lr 4e-5).
+Recipe: in the family's released scripts, the connector alone first (lr 2e-4), and in the end
+everything together (lr 4e-5).
 Order of the folded channels: (row in block, column in block, feature), as in
 :func:`~modalign.connectors.converters.shared.space_to_depth`; equal to transformers' InternVL on
 square grids.
@@ -35,7 +35,7 @@ class PixelShuffleMlpConnector(FoldingConnector):
         self.layers = affine_stack(self.folded_size, widths.hidden_size, 2)
 
     def flops(self, num_features: int) -> float:
-        """``2(N / s^2)(s^2 dD + D^2)``."""
+        """Return ``2(N / s^2)(s^2 dD + D^2)``."""
         return map_flops(self.num_tokens(num_features), self.layers)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:

@@ -4,9 +4,9 @@ Shapes: features (B, N, d) -> means (B, M, d) -> tokens (B, M, D), M = ceil(N/k)
 Source: Qwen2-Audio (arXiv 2407.10759), k = 2: one token for 40 ms of sound.
 Parameters: dD + D.
 Recipe of the paper: multi-task pre-training, then instruction tuning and DPO.
-Deliberately changed: the mean runs over the frames present only, so padding never leaks, and a last
-window that is not full gives a token (Qwen2-Audio pads every clip to 30 s, so that none is
-partial). On a grid neighbours are those in reading order.
+Deliberately changed: the mean runs over only the frames present, so padding never leaks, and a partial
+last window gives a token (Qwen2-Audio pads every clip to 30 s, so that none is partial). On a grid,
+neighbours are those in reading order.
 Initialisation: torch default.
 """
 
@@ -34,7 +34,7 @@ class PoolLinearOptions(Options):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """Four frames per token: the N/4 of its fellows."""
+        """Return four frames per token: N/4 tokens, as other matched connectors have."""
         return cls(4)
 
 
@@ -56,11 +56,11 @@ class PoolLinearConnector(PrefixConnector):
         self.projection = nn.Linear(widths.feature_size, widths.hidden_size)
 
     def num_tokens(self, num_features: int) -> int:
-        """``ceil(N/k)``: a last window that is not full gives a token too."""
+        """Return ``ceil(N/k)``: a partial last window also gives a token."""
         return -(-num_features // self.options.pool)
 
     def flops(self, num_features: int) -> float:
-        """``2M dD``; the means' additions are not counted."""
+        """Return ``2M dD``; the means' additions are not counted."""
         return map_flops(self.num_tokens(num_features), self.projection)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:

@@ -1,6 +1,6 @@
-"""``raw_patches``: no encoder; one affine map from raw pixel patches into the LLM, as in Fuyu-8B.
+"""``raw_patches``: one affine map from raw pixel patches into the LLM, without an encoder, as in Fuyu-8B.
 
-Shapes: features (B, N, d) are the flattened patches themselves, given by an identity encoder
+Shapes: features (B, N, d) are the flattened patches themselves, passed on by an identity encoder
 (d = patch height x patch width x channels; Fuyu: 30 x 30 x 3 = 2700) -> tokens (B, N, D).
 Source: Fuyu-8B (Adept AI, technical report of October 2023; there is no arXiv paper).
 Parameters: dD + D.

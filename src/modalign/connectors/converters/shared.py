@@ -1,7 +1,7 @@
 """What several converters share: maps of features, masked grids, pooling, folding, squeeze-excite.
 
-A grid travels as ``x`` (B, C, h, w) beside ``present`` (B, 1, h, w), 1.0 where there is a feature
-and 0.0 in padding. Everything here keeps ``x`` at zero where ``present`` is zero or averages by
+A grid is passed as ``x`` (B, C, h, w) with ``present`` (B, 1, h, w), 1.0 where there is a feature
+and 0.0 in padding. Everything here keeps ``x`` at zero where ``present`` is zero, or averages by
 ``present``, so that padding never leaks. With full grids, the normal case, each function equals
 its textbook form.
 """
@@ -40,7 +40,7 @@ def require_positive(name: str, **options: int) -> None:
             raise ConnectorError(f"connector {name!r} needs {option} >= 1, not {value}")
 
 
-# --- maps of every feature by itself ---
+# --- maps of single features ---
 
 
 def affine_stack(
@@ -50,7 +50,7 @@ def affine_stack(
     activation: Callable[[], nn.Module] = nn.GELU,
     bias: bool = True,
 ) -> nn.Sequential:
-    """Affine ``inputs -> outputs``, then ``depth - 1`` times activation and affine."""
+    """Build an affine map ``inputs -> outputs``, then ``depth - 1`` times activation and affine map."""
     layers: list[nn.Module] = [nn.Linear(inputs, outputs, bias)]
     for _ in range(depth - 1):
         layers += [activation(), nn.Linear(outputs, outputs, bias)]
@@ -58,7 +58,7 @@ def affine_stack(
 
 
 class FeatureMap(PrefixConnector):
-    """A connector that applies one map ``layers`` (d -> D) to every feature by itself."""
+    """A connector that applies one map ``layers`` (d -> D) to every feature separately."""
 
     family = "converter"
     group = "direct mapping"
@@ -88,18 +88,18 @@ class FeatureMap(PrefixConnector):
 def masked_grid(
     features: Tensor, mask: Tensor, grid: Grid | None, name: str
 ) -> tuple[Tensor, Tensor]:
-    """(B, N, d) and its mask -> x (B, d, h, w), zero in padding, and present (B, 1, h, w)."""
+    """Turn (B, N, d) and its mask into x (B, d, h, w), zero in padding, and present (B, 1, h, w)."""
     x = to_grid(zero_masked(features, mask), grid, name)
     return x, to_grid(mask.unsqueeze(-1).to(x.dtype), grid, name)
 
 
 def grid_tokens(x: Tensor, present: Tensor) -> Masked:
-    """X (B, C, h, w) and present -> tokens (B, h * w, C) in reading order and their mask."""
+    """Turn x (B, C, h, w) and present into tokens (B, h * w, C) in reading order and their mask."""
     return x.flatten(2).transpose(1, 2), present.flatten(1) > 0
 
 
 def pool_grid(x: Tensor, present: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Adaptive average over the features present in each of ``side * side`` windows.
+    """Average the features present in each of ``side * side`` adaptive windows.
 
     A window without any feature gives zeros and is absent from the returned ``present``.
     """
@@ -120,13 +120,13 @@ class PoolOptions(TokenOptions):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """144 tokens (12 x 12), fewer on a smaller grid."""
+        """Return 144 tokens (12 x 12), or fewer on a smaller grid."""
         side = square_side(cls().num_tokens, "pooling")
         return cls(min(side, *(widths.grid or (side,))) ** 2)
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """About N/4 tokens."""
+        """Return about N/4 tokens."""
         return cls(quarter_tokens(widths))
 
 
@@ -134,7 +134,7 @@ class PooledConnector(FixedLength):
     """A connector that pools a grid to ``side * side`` tokens.
 
     Raises:
-        ConnectorError: no grid, M not square, or its side larger than the grid's.
+        ConnectorError: there is no grid, M is not square, or its side is larger than the grid's.
     """
 
     family = "converter"
@@ -168,7 +168,7 @@ def check_factor(factor: int, grid: Grid | None, name: str) -> None:
 
 
 def matched_factor(widths: Widths) -> int:
-    """The factor nearest 2 that divides the grid: 2 (N/4), else 3 (N/9), else 1 (N)."""
+    """Return the factor nearest 2 that divides the grid: 2 (N/4), else 3 (N/9), else 1 (N)."""
     if widths.grid is None:
         return 2
     h, w = widths.grid
@@ -187,7 +187,7 @@ class FactorOptions(Options):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """The factor nearest 2 that divides the grid."""
+        """Return the factor nearest 2 that divides the grid."""
         return cls(matched_factor(widths))
 
 
@@ -225,7 +225,7 @@ class FoldingConnector(PrefixConnector):
     """A connector that maps squares of ``factor * factor`` neighbours folded into channels.
 
     Raises:
-        ConnectorError: no grid, or the factor does not divide it.
+        ConnectorError: there is no grid, or the factor does not divide it.
     """
 
     family = "converter"
@@ -245,7 +245,7 @@ class FoldingConnector(PrefixConnector):
         return num_features // self.options.factor**2
 
     def fold(self, features: Tensor, mask: Tensor, grid: Grid | None) -> Masked:
-        """Features (B, N, d) on ``grid`` -> (B, N / s^2, s^2 d) and mask (B, N / s^2)."""
+        """Fold features (B, N, d) on ``grid`` to (B, N / s^2, s^2 d) and mask (B, N / s^2)."""
         return space_to_depth(features, mask, grid, self.options.factor, self.name)
 
 
@@ -253,7 +253,7 @@ class FoldingConnector(PrefixConnector):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, h, w), each place by itself ("LayerNorm2d")."""
+    """Layer norm over the channels of (B, C, h, w), separately at each place ("LayerNorm2d")."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -261,7 +261,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def depthwise_conv(channels: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """3 x 3 convolution of each channel by itself, zero padding 1."""
+    """Build a 3 x 3 convolution of each channel separately, with zero padding of 1."""
     return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=bias)
 
 

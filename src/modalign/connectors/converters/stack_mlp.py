@@ -1,15 +1,15 @@
-"""``stack_mlp``: k neighbouring frames joined on channel, then an MLP, the connector of Voxtral.
+"""``stack_mlp``: k neighbouring frames joined on channel, then an MLP; the connector of Voxtral.
 
 Shapes: features (B, N, d) -> (B, M, k d) -> tokens (B, M, D), M = ceil(N/k), in order of time.
-Sources: Voxtral (arXiv 2507.13264), k = 4, without biases; frame stacking before an affine map or an
-MLP is also that of SLAM-ASR (arXiv 2402.08846, k = 5) and of Ultravox (k = 8).
+Sources: Voxtral (arXiv 2507.13264), k = 4, without biases. SLAM-ASR (arXiv 2402.08846, k = 5) and
+Ultravox (k = 8) also stack frames before an affine map or an MLP.
 Parameters: k dD + D^2.
 Recipe of the paper: pre-training on interleaved speech and text, at first with encoder and LLM
 frozen; then instruction tuning.
-Deliberately changed: a last window that is not full is filled with zeros and gives a token (Voxtral
-pads every clip to 30 s, so that none is partial). On a grid neighbours are those in reading order.
+Deliberately changed: a partial last window is filled with zeros and gives a token (Voxtral pads every
+clip to 30 s, so that none is partial). On a grid, neighbours are those in reading order.
 Initialisation: torch default.
-With k = 4 behind a Whisper encoder in the form ``voxtral`` it exports to transformers' Voxtral.
+With k = 4, after a Whisper encoder in the form ``voxtral``, it exports to transformers' Voxtral.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from modalign.connectors.layers import windows
 
 @dataclass(frozen=True)
 class StackMlpOptions(Options):
-    """Options of ``stack_mlp``; Voxtral's four frames per token are also the N/4 of its fellows.
+    """Options of ``stack_mlp``; Voxtral's four frames per token give the N/4 of other matched connectors too.
 
     Attributes:
         stack: k, frames joined into one token.
@@ -59,11 +59,11 @@ class StackMlpConnector(PrefixConnector):
         )
 
     def num_tokens(self, num_features: int) -> int:
-        """``ceil(N/k)``: a last window that is not full gives a token too."""
+        """Return ``ceil(N/k)``: a partial last window also gives a token."""
         return -(-num_features // self.options.stack)
 
     def flops(self, num_features: int) -> float:
-        """``2M(k dD + D^2)``."""
+        """Return ``2M(k dD + D^2)``."""
         return map_flops(self.num_tokens(num_features), self.layers)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:

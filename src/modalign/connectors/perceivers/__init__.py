@@ -1,1 +1,1 @@
-"""Perceivers: learnt queries or layers that improve how the language model perceives."""
+"""Perceivers: learnt queries or layers through which the language model perceives a modality."""

@@ -1,10 +1,10 @@
-"""D-Abstractor: queries that start as the pooled feature map look around by deformable attention.
+"""D-Abstractor: queries that start as the pooled feature map read it by deformable attention.
 
     features (B, h*w, d) -> [affine] -> + positions -> pool to sqrt(M) x sqrt(M)
     -> layers of (self-attention, deformable attention, FFN), post-norm -> affine -> (B, M, D)
 
 Source: Honeybee (arXiv 2312.06742), on the decoder of Deformable DETR (arXiv 2010.04159). Each head
-of each query reads ``points`` places: its reference point plus offsets it computes, bilinearly.
+of each query reads ``points`` places, its reference point plus computed offsets, bilinearly.
 
 Parameters, with w = width, H = heads, P = points, f = FFN width, [.] only where d != w:
 [d w + w] + N w + M w + 2 M + layers * (4 (w^2 + w) + 2 (w^2 + w) + 3 H P (w + 1)
@@ -46,11 +46,11 @@ from modalign.connectors.layers import Attention, FeedForward, heads_of, learnt,
 
 
 def sample_points(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """Read a feature map at fractional places and sum what was read.
+    """Read a feature map at fractional places, and sum what was read.
 
     Args:
         values: (B, H, c, h, w), a map per head.
-        locations: (B, M, H, P, 2), (x, y) with 0 and 1 the borders of the map; outside reads 0.
+        locations: (B, M, H, P, 2), (x, y) with 0 and 1 at the borders of the map; 0 is read outside.
         weights: (B, M, H, P).
 
     Returns:
@@ -58,7 +58,7 @@ def sample_points(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """
     B, H = values.shape[:2]
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
-    # In single precision: half a pixel of a 24 x 24 map is near the resolution of bfloat16.
+    # In single precision, since half a pixel of a 24 x 24 map is close to the resolution of bfloat16.
     read = functional.grid_sample(values.flatten(0, 1).float(), grid.float(), align_corners=False)
     scaled = read * weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)
     return scaled.sum(-1).unflatten(0, (B, H)).flatten(1, 2).transpose(1, 2).to(values.dtype)
@@ -115,7 +115,7 @@ class DAbstractorLayer(nn.Module):
     def forward(
         self, x: Tensor, positions: Tensor, references: Tensor, media: Tensor, mask: Tensor
     ) -> Tensor:
-        """X (B, M, w) -> (B, M, w); positions say where each query stands, values do not."""
+        """X (B, M, w) -> (B, M, w); positions are added to queries and keys, but not to values."""
         placed = x + positions
         x = self.attention_norm(x + self.attention(placed, placed, values=x))
         x = self.deformable_norm(x + self.deformable(x + positions, references, media, mask))
@@ -137,9 +137,9 @@ class DAbstractorOptions(TokenOptions):
     Attributes:
         num_tokens: M, a square number.
         width: of the queries.
-        layers: each looks around on the feature map.
+        layers: each reads the feature map.
         heads: of every attention.
-        points: that each head of a query reads.
+        points: places that each head of a query reads.
         ffn: hidden width of the feed-forward.
     """
 
@@ -152,7 +152,7 @@ class DAbstractorOptions(TokenOptions):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """2 layers as wide as the LLM."""
+        """Return 2 layers as wide as the LLM."""
         width = min(widths.hidden_size, 1024)
         return cls(quarter_tokens(widths), width, 2, heads_of(width), ffn=width)
 
@@ -190,14 +190,14 @@ class DAbstractor(FixedLength):
         self.project = nn.Linear(width, widths.hidden_size)
 
     def flops(self, num_features: int) -> float:
-        """Matrix products and attention; the bilinear reading is elementwise and not counted."""
+        """Return the FLOPs of matrix products and attention; bilinear reading is elementwise and not counted."""
         tokens = self.options.num_tokens
         layers = typed(self.layers, DAbstractorLayer)
         ends = map_flops(num_features, self.enter) + map_flops(tokens, self.project)
         return ends + sum(layer.flops(tokens, num_features) for layer in layers)
 
     def _positions(self, grid: Grid) -> Tensor:
-        """Learnt positions as a map (1, width, h, w), resized where the grid is another."""
+        """Return the learnt positions as a map (1, width, h, w), resized if the grid is another."""
         own = self.widths.grid
         assert own is not None  # __init__ refuses widths without a grid
         table = self.media_positions.T.unflatten(-1, own).unsqueeze(0)

@@ -3,10 +3,10 @@
     features (B, N, d) -> resampler -> M latents (B, M, w) -> keys and values of every block
     hidden (B, T, D) -> x + tanh(a) attention(LN x, latents) -> x + tanh(b) FFN(LN x) -> layer
 
-Source: Flamingo (arXiv 2204.14198), OpenFlamingo (arXiv 2308.01390). A block stands before every
+Source: Flamingo (arXiv 2204.14198), OpenFlamingo (arXiv 2308.01390). There is a block before every
 ``every``-th decoder layer (the last of each group); a = b = 0 at the start, so the language model
-is untouched. A position reads the last item before it; one that sees nothing gets nothing, from
-neither half of the block.
+is unchanged. A position reads the last item before it; a position without one gets nothing from
+either half of the block.
 
 Parameters, with w = width of the resampler, i = heads * head size, F = ffn_factor:
 resampler (see resampler.py) + floor(L / every) * (2 D i + 2 w i + 2 F D^2 + 4 D + 2)
@@ -16,8 +16,8 @@ of 4 D before every 4th layer. Recipe: resampler, blocks and the marks' embeddin
 model and encoder frozen.
 
 Deliberate changes: the keys and values of all blocks are computed once per item, in ``encode``, and
-are the memory that is passed on, so that decoding a token does not compute them again; the FFN of a
-block leaves positions without an item alone (Flamingo's runs on them too).
+passed on as the memory, so that decoding a token does not compute them again; a block's FFN
+leaves positions without an item alone (Flamingo's runs on them too).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GatedBlock(InsertedBlock):
         self.ffn_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor, keys_values: Tensor, allowed: Tensor) -> Tensor:
-        """What to add to hidden (B, T, D); keys_values (B, K, 2 i), allowed (B, T, K)."""
+        """Return what to add to hidden (B, T, D); keys_values (B, K, 2 i), allowed (B, T, K)."""
         seen = allowed.any(-1, keepdim=True)
         x = hidden.to(self.norm.weight.dtype)
         q = split_heads(self.q(self.norm(x)), self.heads)
@@ -68,8 +68,8 @@ class GatedCrossAttentionOptions(Options):
         every: n, decoder layers per block.
         heads: of a block's attention.
         head_size: of every head.
-        ffn_factor: F, hidden width of a block's feed-forward over D.
-        resampler: what differs from Flamingo's, by the names of ``ResamplerOptions``.
+        ffn_factor: F, hidden width of a block's feed-forward divided by D.
+        resampler: options that differ from Flamingo's, by the names of ``ResamplerOptions``.
     """
 
     every: int = 4
@@ -80,12 +80,12 @@ class GatedCrossAttentionOptions(Options):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """Flamingo's."""
+        """Return Flamingo's options."""
         return cls(resampler=_flamingo_resampler(widths))
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """Four blocks, one resampler layer, half the FFN."""
+        """Return four blocks, one resampler layer and half the FFN."""
         width = min(widths.hidden_size, widths.feature_size)
         heads = heads_of(width)
         resampler = ResamplerOptions(

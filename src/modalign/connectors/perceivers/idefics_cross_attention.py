@@ -1,4 +1,4 @@
-"""Idefics cross-attention: gated blocks in the form of a LLaMA layer, as transformers' Idefics has them.
+"""Idefics cross-attention: gated blocks in the form of a LLaMA layer, as in transformers' Idefics.
 
     features (B, N, d) [-> resampler -> M latents (B, M, d)] -> keys and values of every block
     hidden (B, T, D) -> x + tanh(a) attention(norm x, media) -> x + tanh(b) SwiGLU(norm x) -> layer
@@ -6,8 +6,8 @@
 Sources: IDEFICS in OBELICS (arXiv 2306.16527), after Flamingo (arXiv 2204.14198). What differs from
 ``gated_cross_attention``: RMSNorm and SwiGLU, an RMSNorm of each head's queries and keys, a block
 before the first layer of each group of ``every``, and a resampler that can be left out (then M = N).
-A position reads the last item before it. One that sees no item gets nothing from the attention, but
-its SwiGLU runs, also in a text alone: what was trained changes every text, not only those with media.
+A position reads the last item before it. A position without one gets nothing from the attention, but
+its SwiGLU runs, even in plain text: the trained blocks change every text, not only those with media.
 
 Parameters, with c = head size, i = heads * c, f = ffn, G = D gates, or 1 with ``gate`` "scalar":
 [resampler] + (L / every) * (2 D i + 2 d i + 3 D f + 2 D + 2 c + 2 G)
@@ -18,13 +18,13 @@ and blocks train on web documents, image-text pairs and Wikipedia; both neighbou
 are tuned with them on instructions later.
 
 Deliberate changes: the keys and values of all blocks are computed once per item, in ``encode``, and
-are the memory that is passed on; ``every`` must divide L (theirs fails in the last group otherwise),
-so that for other L the nearest divisor is taken.
+passed on as the memory; ``every`` must divide L (theirs fails in the last group otherwise), so the
+nearest divisor is taken for other L.
 
-It exports to transformers' IdeficsForVisionText2Text, which has blocks with the decoder's own head
-size and ``norm_eps`` (that of many LLaMA models is 1e-5): fewer heads and a narrower SwiGLU are filled up
-with zeros. That wants a LLaMA decoder without grouped keys and a CLIP tower read at ``all``. The class's
-own processor adds marks to every prompt, so the folder has another (docs/export.md).
+It exports to transformers' IdeficsForVisionText2Text, whose blocks have the decoder's own head size
+and ``norm_eps`` (1e-5 in many LLaMA models); fewer heads and a narrower SwiGLU are filled up with
+zeros. This needs a LLaMA decoder without grouped keys and a CLIP tower read at ``all``. The class's
+own processor adds marks to every prompt, so the folder has a different one (docs/export.md).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class IdeficsBlock(InsertedBlock):
         return torch.cat([keys, values], -1)
 
     def forward(self, hidden: Tensor, keys_values: Tensor, allowed: Tensor) -> Tensor:
-        """What to add to hidden (B, T, D); keys_values (B, K, 2 i), allowed (B, T, K)."""
+        """Return what to add to hidden (B, T, D); keys_values (B, K, 2 i), allowed (B, T, K)."""
         x = hidden.to(self.norm.weight.dtype)
         q = self.q_norm(split_heads(self.q(self.norm(x)), self.heads))
         k, v = (split_heads(half, self.heads) for half in keys_values.to(q.dtype).chunk(2, -1))
@@ -88,7 +88,7 @@ class IdeficsBlock(InsertedBlock):
         return found + self.alone(x + found)
 
     def alone(self, hidden: Tensor) -> Tensor:
-        """What the SwiGLU adds to hidden (B, T, D)."""
+        """Return what the SwiGLU adds to hidden (B, T, D)."""
         x = hidden.to(self.norm.weight.dtype)
         return self.ffn(self.ffn_norm(x)) * self.ffn_gate.tanh()
 
@@ -102,8 +102,8 @@ class IdeficsCrossAttentionOptions(Options):
         heads: of a block's attention.
         head_size: c.
         ffn: f.
-        gate: one number for all of D, or one for each.
-        resampler: by the names of ``ResamplerOptions``; None leaves it out.
+        gate: ``scalar``, one number for all of D, or ``vector``, one for each.
+        resampler: options by the names of ``ResamplerOptions``; None for no resampler.
         norm_eps: of the blocks' norms.
     """
 
@@ -117,20 +117,20 @@ class IdeficsCrossAttentionOptions(Options):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """Those of 9 B, with attention and SwiGLU as wide as this language model's."""
+        """Return the options of the 9 B model, with attention and SwiGLU as wide as this language model's."""
         D = widths.hidden_size
         heads = widths.num_heads if D % widths.num_heads == 0 else heads_of(D)
         return cls(
             every=_divisor(widths, 4),
             heads=heads,
             head_size=D // heads,
-            ffn=-(-8 * D // 768) * 256,  # LLaMA's: 8 D / 3, up to a multiple of 256
+            ffn=-(-8 * D // 768) * 256,  # LLaMA's: 8 D / 3, rounded up to a multiple of 256
             resampler={"num_tokens": 64, "layers": 6, "heads": 16, "head_size": 96},
         )
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """About four blocks, one resampler layer, a narrow SwiGLU."""
+        """Return about four blocks, one resampler layer and a narrow SwiGLU."""
         D, heads = widths.hidden_size, heads_of(widths.feature_size)
         return cls(
             every=_divisor(widths, max(1, widths.num_layers // 4)),
@@ -174,7 +174,7 @@ class IdeficsCrossAttention(InsertedBlocks):
                 f"layers, but the language model has {widths.num_layers}; `every` can be {possible}"
             )
         gates = D if chosen.gate == "vector" else 1
-        self.norm_eps = float(chosen.norm_eps)  # YAML reads 1e-5 as a text
+        self.norm_eps = float(chosen.norm_eps)  # YAML reads 1e-5 as a string
         self.resampler = None
         if chosen.resampler is not None:
             own = {"width": d, "ffn": 4 * d, "style": "idefics", **chosen.resampler}
@@ -192,5 +192,5 @@ def _divisors(widths: Widths) -> list[int]:
 
 
 def _divisor(widths: Widths, wanted: int) -> int:
-    """The divisor of L next to ``wanted``, the smaller of two; ``wanted`` without a language model."""
+    """Return the divisor of L nearest ``wanted``, the smaller of two; ``wanted`` without a language model."""
     return min(_divisors(widths), key=lambda each: abs(each - wanted), default=wanted)

@@ -19,9 +19,9 @@ from modalign.connectors.perceivers.resampler import ResamplerCore
 
 
 class InsertedBlock(nn.Module):
-    """What one decoder layer gets to read before it runs.
+    """A block that runs before a decoder layer and adds what it reads of an item.
 
-    ``forward(hidden (B, T, D), keys_values (B, K, 2 i), allowed (B, T, K))`` gives what it adds.
+    ``forward(hidden (B, T, D), keys_values (B, K, 2 i), allowed (B, T, K))`` returns what it adds.
     """
 
     q: nn.Linear
@@ -34,22 +34,22 @@ class InsertedBlock(nn.Module):
         return self.kv(media)
 
     def alone(self, hidden: Tensor) -> Tensor | None:
-        """Return what it adds to a text without media (B, T, D); None: nothing."""
+        """Return what it adds to a text without media, (B, T, D); None for nothing."""
         return None
 
     def flops(self, tokens: int) -> float:
-        """Return the FLOPs per text position that reads an item of so many tokens."""
+        """Return the FLOPs per text position that reads an item of ``tokens`` tokens."""
         maps = map_flops(1, self.q, self.out, self.ffn)
         return maps + attention_flops(1, tokens, self.q.out_features)
 
 
 class InsertedBlocks(HookedConnector):
-    """In-layer connector whose blocks run before some of the decoder layers.
+    """An in-layer connector whose blocks run before some of the decoder layers.
 
     Attributes:
-        resampler: what the blocks read an item through; None: they read its features.
+        resampler: through which the blocks read an item; None if they read its features.
         blocks: in the order of the layers.
-        places: the layer before which each block stands.
+        places: the number of the layer that each block precedes.
     """
 
     resampler: ResamplerCore | None
@@ -57,24 +57,24 @@ class InsertedBlocks(HookedConnector):
     places: range
 
     def _read_tokens(self, num_features: int) -> int:
-        """M, what a block reads of an item with N features."""
+        """Return M, the tokens that a block reads of an item with N features."""
         return num_features if self.resampler is None else self.resampler.options.num_tokens
 
     def flops(self, num_features: int) -> float:
-        """Resampler, if there is one, and the keys and values of all blocks."""
+        """Return the FLOPs of the resampler, if there is one, and of all blocks' keys and values."""
         core = 0.0 if self.resampler is None else self.resampler.flops(num_features)
         maps = [block.kv for block in typed(self.blocks, InsertedBlock)]
         return core + map_flops(self._read_tokens(num_features), *maps)
 
     def flops_per_position(self) -> float:
-        """Each block: query, scores against one item, way out, feed-forward."""
+        """Return the FLOPs of each block's query, scores against one item, output map and feed-forward."""
         tokens = self._read_tokens(self.widths.num_features)
         return sum(block.flops(tokens) for block in typed(self.blocks, InsertedBlock))
 
     def encode(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
-        """(B, N, d) -> keys and values of all blocks (B, M, blocks * 2 i), mask (B, M).
+        """Turn (B, N, d) into keys and values of all blocks (B, M, blocks * 2 i), mask (B, M).
 
-        An item without any feature gives a memory that nothing may read.
+        An item without features gives a memory that no position may read.
         """
         media, present = zero_masked(features, mask), mask
         if self.resampler is not None:

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter: learnt prompts that the upper layers' attention reads through gates at zero.
+"""LLaMA-Adapter: learnt prompts that the upper layers' attention reads through gates that start at zero.
 
     features (B, N, d) -> mean -> affine -> (B, 1, D), added to P prompts of each adapted layer
     per layer: heads + tanh(g) * softmax(q k_prompts / sqrt(c)) v_prompts, then the output map
@@ -9,20 +9,20 @@ is separate from the one over the text; g is one gate per head, zero at the star
 
 Parameters, with P = prompts, A = L - skip adapted layers, H = heads:
 A (P D + H) + d D + D
-Of these A (P D + H) are prompts and gates, the figure that the literature quotes: the affine map from
-the image is the price of the second modality.
+Of these, A (P D + H) are prompts and gates, the figure that the literature quotes; the rest, the
+affine map from the image, is the price of the second modality.
 
 Published size: P = 10, all layers but the lowest 2. Recipe: prompts, gates and the map train, the
 language model is frozen; 5 epochs, batch 64, lr 9e-3, 2 epochs of warm-up, weight decay 0.02.
 
 Deliberate changes:
 * A position uses the prompts only if it sees an item: rows without media are exactly the language
-  model's, and what a position gives never depends on media after it (so decoding with a cache
-  equals recomputing). In the paper all positions use them and each text has one image in front.
-* Where several items are visible, the position's softmax runs over the prompts of all of them.
+  model's, and a position's output never depends on media after it (so decoding with a cache
+    equals recomputing). In the paper all positions use them and each text has one image in front.
+* If several items are visible, the position's softmax runs over the prompts of all of them.
 * Queries are taken before rotary positions are applied. Prompts have no position, so their keys are
-  not rotated; a rotated query against an unrotated key would make the score depend on how far into
-  the text the position is. Norms of queries and keys (Qwen3, Gemma) are applied.
+  not rotated; a rotated query with an unrotated key would make the score depend on how far into
+    the text the position is. Norms of queries and keys (Qwen3, Gemma) are applied.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _Attention:
         )
 
     def queries(self, projected: Tensor, heads: int) -> Tensor:
-        """Output of the query projection (B, T, H c), or of the fused one -> (B, H, T, c)."""
+        """Split the output of the query projection (B, T, H c), or of the fused one, into (B, H, T, c)."""
         if self.fused:
             projected = projected.chunk(3, -1)[0]
         if projected.shape[-1] % heads:
@@ -89,7 +89,7 @@ class _Attention:
         return self._normed("q_norm", split_heads(projected, heads))
 
     def keys_values(self, prompts: Tensor, heads: int, head_size: int) -> tuple[Tensor, Tensor]:
-        """Prompts (B, S, D) -> keys and values (B, H, S, c), repeated within groups."""
+        """Project prompts (B, S, D) to keys and values (B, H, S, c), repeated within groups."""
         if self.fused:
             _, k, v = self.query(prompts).chunk(3, -1)
         else:
@@ -101,7 +101,7 @@ class _Attention:
 
     @property
     def scale(self) -> float | None:
-        """The factor that this attention puts on its scores, where it says so."""
+        """Return the factor that this attention puts on its scores, if it states one."""
         scaling = getattr(self.owner, "scaling", None)
         return scaling if isinstance(scaling, float) else None
 
@@ -112,20 +112,20 @@ class _Attention:
 
 @dataclass
 class _Pending:
-    """What one call of a layer has gathered before its output projection runs."""
+    """What a call of a layer has gathered before its output projection runs."""
 
     memory: _Memory | None = None
     queries: Tensor | None = None
-    first: nn.Module | None = None  # the part of the layer that is given the layer's own input
+    first: nn.Module | None = None  # the part of the layer that receives the layer's own input
 
 
 @dataclass(frozen=True)
 class LlamaAdapterOptions(Options):
-    """Options of ``llama_adapter``; the published size grows with the LLM, so it is the matched one too.
+    """Options of ``llama_adapter``; the published size grows with the LLM, so it is also the matched one.
 
     Attributes:
         prompts: P, per adapted layer.
-        skip: the lowest layers, left alone.
+        skip: how many of the lowest layers are left alone.
     """
 
     prompts: int = 10
@@ -157,20 +157,20 @@ class LlamaAdapter(HookedConnector):
         self.gates = nn.Parameter(torch.zeros(adapted, widths.num_heads))
 
     def flops(self, num_features: int) -> float:
-        """The affine map of the mean.
+        """Return the FLOPs of the affine map of the mean.
 
-        Not counted: keys and values of the prompts, which the language model's own projections
-        make, at the price of P more positions in those two maps.
+        Not counted are the prompts' keys and values, which the language model's own projections
+        compute, at the cost of P more positions in those two maps.
         """
         return map_flops(1, self.project)
 
     def flops_per_position(self) -> float:
-        """Attention to the prompts of one item in every adapted layer."""
+        """Return the FLOPs of attention to the prompts of one item in every adapted layer."""
         adapted, prompts, D = self.prompts.shape
         return adapted * attention_flops(1, prompts, D)
 
     def encode(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> Masked:
-        """(B, N, d) -> the mean of the real features at width D (B, 1, D), and mask (B, 1)."""
+        """Map (B, N, d) to the mean of the real features at width D (B, 1, D), and mask (B, 1)."""
         count = mask.sum(1, keepdim=True).clamp(min=1).to(features.dtype)
         mean = zero_masked(features, mask).sum(1) / count
         memory_mask = mask.any(1, keepdim=True)
@@ -194,8 +194,8 @@ class LlamaAdapter(HookedConnector):
                 ),
                 layer.register_forward_hook(partial(self._after, pending)),
             ]
-            # A checkpoint repeats what is inside a layer without calling the layer's own hooks:
-            # there the first part of it, given the same hidden states, finds the memory again.
+            # A checkpoint repeats a layer's inside without calling the layer's own hooks, so its
+            # first part, given the same hidden states, finds the memory again.
             self._handles += [
                 part.register_forward_pre_hook(partial(self._again, i, pending), with_kwargs=True)
                 for part in layer.children()
@@ -248,7 +248,7 @@ class LlamaAdapter(HookedConnector):
     ) -> Tensor:
         heads, prompts = self.widths.num_heads, self.prompts[index]
         q = attention.queries(projected, heads)
-        # Every item has prompts of its own: (B, K, P, D).
+        # Every item has its own prompts: (B, K, P, D).
         conditioned = (prompts + memory.memory.unsqueeze(2)).flatten(1, 2).to(projected.dtype)
         k, v = attention.keys_values(conditioned, heads, q.shape[-1])
         allowed = readable(memory, projected).repeat_interleave(len(prompts), 2)

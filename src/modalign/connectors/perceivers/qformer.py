@@ -14,8 +14,8 @@ Published size: 12 layers of 768, FFN 3072, cross-attention in every second laye
 Stage 1 (:class:`QFormerStageOne`) trains the queries with paired texts and without the language
 model, equal weights: contrastive (queries and text do not see each other), matching (they all see
 each other; hard negatives), captioning (text is causal and reads the queries, never the reverse).
-Text shares the self-attention and has feed-forward layers of its own. Parameters beside the
-queries' network, V words, T positions, c the width of the contrastive heads:
+Text shares the self-attention and has its own feed-forward layers. Parameters besides those of the
+queries' network, with V words, T positions, c the width of the contrastive heads:
 (V + T + 1) w + 2 w (marks) + 2 w (norm) + layers * (2 w f + f + w + 2 w) + 2 (w c + c)
 + (w^2 + w) + 2 w + V + 2 w + 2 + 1
 Recipe: 10 epochs, lr 1e-4 -> 1e-5 cosine, 5000 steps of warm-up, weight decay 0.05, batch 100 per
@@ -23,9 +23,9 @@ device. Stage 2: the text branch is dropped, affine map to D, caption loss throu
 language model, batch 64 per device, 2000 steps of warm-up.
 
 Deliberate changes: nothing starts from BERT (there is nothing to download), so the text's
-feed-forward layers start as copies of the queries' (there the reverse); two learnt marks take the
-places of BERT's [CLS] and [DEC], so any tokenizer will do; no dropout; the captions' loss without
-label smoothing unless asked for. Hard negatives are never of the same item.
+feed-forward layers start as copies of the queries' (in BLIP-2 it is the reverse); two learnt marks
+replace BERT's [CLS] and [DEC], so any tokenizer will do; there is no dropout; the captions' loss has
+no label smoothing unless asked for. Hard negatives are never of the same item.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ STAGE_ONE = "modalign.connectors.perceivers.qformer_stage_one"
 
 
 class QFormerLayer(nn.Module):
-    """One layer in its steps, so that stage 1 can run queries and text through it jointly.
+    """One layer, callable step by step, so that stage 1 can run queries and text through it jointly.
 
     Args:
         feature_size: d.
@@ -79,18 +79,18 @@ class QFormerLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def mix(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Self-attention: x (B, S, w), allowed (B, S, S)."""
+        """Apply self-attention: x (B, S, w), allowed (B, S, S)."""
         return self.attention_norm(x + self.attention(x, x, allowed)) if self.mixes else x
 
     def read(self, queries: Tensor, features: Tensor, mask: Tensor) -> Tensor:
-        """Cross-attention to features (B, N, d), mask (B, N), then the feed-forward."""
+        """Apply cross-attention to features (B, N, d), mask (B, N), then the feed-forward."""
         if self.cross is not None and self.cross_norm is not None:
             read = self.cross(queries, features, mask.unsqueeze(1))
             queries = self.cross_norm(queries + read)
         return self.ffn_norm(queries + self.ffn(queries))
 
     def flops(self, queries: int, num_features: int) -> float:
-        """Return the FLOPs of one item with so many queries and N features."""
+        """Return the FLOPs of one item with ``queries`` queries and N features."""
         cross = 0.0 if self.cross is None else self.cross.flops(queries, num_features)
         mixing = self.attention.flops(queries, queries) if self.mixes else 0.0
         return mixing + cross + map_flops(queries, self.ffn)
@@ -118,13 +118,13 @@ class QFormerOptions(TokenOptions):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """2 layers as wide as the LLM, both reading the features."""
+        """Return 2 layers as wide as the LLM, both reading the features."""
         width = min(widths.hidden_size, 768)
         return cls(quarter_tokens(widths), width, 2, heads_of(width), 4 * width, 1)
 
 
 class QFormer(FixedLength):
-    """Learnt queries with self-attention, cross-attention and an own pre-training."""
+    """Learnt queries with self-attention, cross-attention and a pre-training stage of their own."""
 
     name = "qformer"
     family = "perceiver"
@@ -154,12 +154,12 @@ class QFormer(FixedLength):
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
-        """BLIP-2's three, equally weighted."""
+        """Return BLIP-2's three terms, equally weighted."""
         terms = ("image_text_contrastive", "image_text_matching", "image_grounded_captioning")
         return dict.fromkeys(terms, 1.0)
 
     def flops(self, num_features: int) -> float:
-        """The network in use: queries only."""
+        """Return the FLOPs of the network in use: queries only."""
         M = self.options.num_tokens
         layers = sum(layer.flops(M, num_features) for layer in typed(self.layers, QFormerLayer))
         return layers + map_flops(M, self.project)
@@ -170,7 +170,7 @@ class QFormer(FixedLength):
         return tokens, full_mask(tokens)
 
     def read(self, features: Tensor, mask: Tensor) -> Tensor:
-        """The queries after the last layer: (B, M, width)."""
+        """Return the queries after the last layer: (B, M, width)."""
         features = zero_masked(features, mask)
         x = self.norm(self.queries).expand(len(features), -1, -1)
         for layer in typed(self.layers, QFormerLayer):
@@ -180,6 +180,6 @@ class QFormer(FixedLength):
     def build_stage_one(self, vocab_size: int, max_positions: int) -> nn.Module:
         """Return the network of stage 1; training it trains this connector's own tensors.
 
-        Imported by name: what an ``import`` statement names would travel with a saved model.
+        The module is imported by name, since a saved model carries whatever ``import`` statements name.
         """
         return import_module(STAGE_ONE).QFormerStageOne(self, vocab_size, max_positions)

@@ -1,7 +1,7 @@
 """Stage 1 of the Q-Former: queries and paired texts, trained without the language model.
 
-What it does, its parameters and its recipe are in :mod:`modalign.connectors.perceivers.qformer`. A
-model that is saved does not carry this file.
+:mod:`modalign.connectors.perceivers.qformer` describes what it does, its parameters and its recipe. A
+saved model does not carry this file.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class StageOneOutputs:
     """What the three losses of stage 1 read (B items, T text positions, V words).
 
     Attributes:
-        image_to_text: (B, B) similarity of item i with text j over the temperature.
-        text_to_image: (B, B) similarity of text i with item j over the temperature.
+        image_to_text: (B, B) similarity of item i with text j, divided by the temperature.
+        text_to_image: (B, B) similarity of text i with item j, divided by the temperature.
         item_ids: (B,) equal where two rows hold the same item.
         match_logits: (3 B, 2) true pairs, texts with a wrong item, items with a wrong text.
         match_targets: (3 B,) 1 for the true pairs, 0 for the others.
         caption_logits: (B, T, V) for the word at each position, given the ones before it.
-        caption_targets: (B, T) the words, -100 where there is none.
+        caption_targets: (B, T) the words, -100 where there is no target.
     """
 
     image_to_text: Tensor
@@ -58,7 +58,7 @@ class ItemTextPairs(NamedTuple):
 
 
 class TextBranch(nn.Module):
-    """Feed-forward of the text positions in one layer."""
+    """The feed-forward of the text positions in one layer."""
 
     def __init__(self, layer: QFormerLayer) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class CaptionHead(nn.Module):
 class QFormerStageOne(nn.Module):
     """The connector's queries and layers, by reference, and the text branch around them.
 
-    The connector's affine map to D has no part in stage 1 and is not held.
+    The connector's affine map to D plays no part in stage 1 and is left out.
     """
 
     def __init__(self, connector: QFormer, vocab_size: int, max_positions: int) -> None:
@@ -98,7 +98,7 @@ class QFormerStageOne(nn.Module):
         self.queries, self.query_norm = connector.queries, connector.norm
         self.layers = connector.layers
         self.words = nn.Embedding(vocab_size, width)
-        self.positions = learnt(max_positions + 1, width)  # one more for the mark
+        self.positions = learnt(max_positions + 1, width)  # plus one for the mark
         self.marks = nn.ParameterDict({"text": learnt(width), "caption": learnt(width)})
         self.text_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.text_branches = nn.ModuleList(
@@ -126,7 +126,7 @@ class QFormerStageOne(nn.Module):
         Args:
             features: (B, N, d).
             mask: (B, N) bool.
-            grid: of the features; does not matter here.
+            grid: of the features; not used here.
             text_ids: (B, T), padded on any side.
             text_mask: (B, T) bool, True where there is a word.
             item_ids: (B,), equal where rows hold the same item (several texts for one image).
@@ -147,7 +147,7 @@ class QFormerStageOne(nn.Module):
         )
 
     def joint(self, pairs: ItemTextPairs, seeing: Seeing) -> tuple[Tensor, Tensor]:
-        """Queries (B, M, w) and text (B, 1 + T, w), mark first, after the last layer.
+        """Return queries (B, M, w) and text (B, 1 + T, w), mark first, after the last layer.
 
         ``seeing`` says who reads whom: queries and text ``apart``, all ``together``, or the text
         ``causal``: each position reads the queries and the text up to itself.
@@ -172,11 +172,11 @@ class QFormerStageOne(nn.Module):
         mark = self.marks["caption" if seeing == "causal" else "text"].expand(len(ids), 1, -1)
         x = torch.cat([mark, self.words(ids)], 1)
         mask = functional.pad(pairs.text_mask, (1, 0), value=True)
-        # Words are counted, not columns: padding on either side gives the same positions.
+        # Words are counted, not columns, so that padding on either side gives the same positions.
         return self.text_norm(x + self.positions[mask.cumsum(1) - 1]), mask
 
     def _similarities(self, pairs: ItemTextPairs) -> Tensor:
-        """(B, B): item i with text j is the best of the item's queries, over the temperature."""
+        """Return (B, B): the best similarity of item i's queries with text j, divided by the temperature."""
         queries, text = self.joint(pairs, "apart")
         images = functional.normalize(self.image_head(queries), dim=-1)
         texts = functional.normalize(self.text_head(text[:, 0]), dim=-1)
@@ -190,7 +190,7 @@ class QFormerStageOne(nn.Module):
         item_ids: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
-        """(3 B, 2) logits, averaged over the queries, and (3 B,) targets."""
+        """Return logits (3 B, 2), averaged over the queries, and targets (3 B,)."""
         own = torch.arange(len(item_ids), device=similarities.device)
         wrong_text = draw_hard_negatives(similarities, item_ids, generator)
         wrong_image = draw_hard_negatives(similarities.T, item_ids, generator)
@@ -207,9 +207,9 @@ class QFormerStageOne(nn.Module):
         return logits, (torch.arange(len(images), device=own.device) < len(own)).long()
 
     def _caption(self, pairs: ItemTextPairs) -> Tensor:
-        """(B, T, V): the mark and the words before predict each word.
+        """Return logits (B, T, V): the mark and the preceding words predict each word.
 
-        In a text padded on the left the word before the first one is padding, so each word is
+        In a text padded on the left, padding precedes the first word, so each word is
         predicted from the nearest real position before it.
         """
         _, text = self.joint(pairs, "causal")
@@ -221,7 +221,7 @@ class QFormerStageOne(nn.Module):
 
 
 def who_sees_whom(num_queries: int, text_mask: Tensor, seeing: Seeing) -> Tensor:
-    """(B, S, S) bool over [queries; text]: may the row's position read the column's."""
+    """Return (B, S, S) bool over [queries; text]: whether the row's position may read the column's."""
     B, T = text_mask.shape
     M, S = num_queries, num_queries + T
     allowed = torch.ones(B, S, S, dtype=torch.bool, device=text_mask.device)
@@ -239,7 +239,7 @@ def who_sees_whom(num_queries: int, text_mask: Tensor, seeing: Seeing) -> Tensor
 def draw_hard_negatives(
     similarities: Tensor, item_ids: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """For each row one column of another item, drawn from the softmax of its similarities.
+    """Draw for each row one column of another item, from the softmax of its similarities.
 
     Args:
         similarities: (B, B).

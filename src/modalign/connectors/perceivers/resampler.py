@@ -1,4 +1,4 @@
-"""Perceiver resampler: a fixed number of learnt latents reads the features by cross-attention.
+"""Perceiver resampler: a fixed number of learnt latents read the features by cross-attention.
 
     features (B, N, d) -> M latents (B, M, width) -> affine -> tokens (B, M, D)
 
@@ -7,15 +7,15 @@ Idefics2 (arXiv 2405.02246), IDEFICS (arXiv 2306.16527).
 
 Three styles of one layer, ``x = x + attention(LN x, memory); x = x + FFN(LN x)``:
 
-* ``flamingo``: the memory is [LN media; LN latents], all maps without bias, heads of fixed size
-  (8 x 64); at a width other than d an affine map enters first.
+* ``flamingo``: the memory is [LN media; LN latents]; all maps are without bias, heads of fixed size
+  (8 x 64); at a width other than d an affine map comes first.
 * ``idefics``: as ``flamingo``, with ReLU for GELU, and a layer norm of each head's queries and keys.
-* ``cross``: the memory is LN media alone, maps with bias, inner width = width. The latents never
+* ``cross``: the memory is LN media alone; maps have a bias, inner width = width. The latents never
   read each other.
 
 Parameters, with w = width, i = heads * head size, f = FFN width, [.] only where it applies:
 flamingo  M w + [d w + w] + layers * (4 w i + 2 w f + 6 w) + 2 w + (w D + D)
-idefics   layers * 4 head size more
+idefics   as flamingo, plus layers * 4 head size
 cross     M w + layers * (2 (w i + d i) + 3 i + w + 2 w f + f + w + 4 w + 2 d) + 2 w + (w D + D)
 
 Published size: the prefix form, 6 cross layers of 1024 with an FFN of 4096, M = 64. Recipe of
@@ -56,7 +56,7 @@ class ResamplerOptions(TokenOptions):
 
     Attributes:
         width: of the latents.
-        layers: each reads the features.
+        layers: number of layers; each reads the features.
         heads: of every attention.
         head_size: of every head.
         ffn: hidden width of the feed-forward.
@@ -72,14 +72,14 @@ class ResamplerOptions(TokenOptions):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """2 layers as wide as the LLM."""
+        """Return 2 layers as wide as the LLM."""
         width = min(widths.hidden_size, 1024)
         heads = heads_of(width)
         return cls(quarter_tokens(widths), width, 2, heads, width // heads, 4 * width)
 
 
 class ResamplerLayer(nn.Module):
-    """Latents read the media (and, but for the cross style, each other), then think."""
+    """Attention of latents to the media (and, except in style ``cross``, to each other), then an FFN."""
 
     def __init__(self, media_width: int, options: ResamplerOptions) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ class ResamplerLayer(nn.Module):
         return latents + self.ffn(self.ffn_norm(latents))
 
     def flops(self, tokens: int, num_features: int) -> float:
-        """Return the FLOPs of M tokens that read one item with N features."""
+        """Return the FLOPs of M latents that read one item with N features."""
         keys = num_features + (tokens if self.mixes else 0)
         return self.attention.flops(tokens, keys) + map_flops(tokens, self.ffn)
 
 
 class ResamplerCore(nn.Module):
-    """The resampler without its way out: (B, N, d) -> (B, M, width), layer-normed."""
+    """The resampler without its output map: (B, N, d) -> (B, M, width), layer-normed."""
 
     def __init__(self, feature_size: int, options: ResamplerOptions) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Resampler(FixedLength):
         self.project = nn.Linear(self.options.width, widths.hidden_size)
 
     def flops(self, num_features: int) -> float:
-        """Core plus the affine map to D."""
+        """Return the FLOPs of the core and the affine map to D."""
         out = map_flops(self.options.num_tokens, self.project)
         return self.core.flops(num_features) + out
 

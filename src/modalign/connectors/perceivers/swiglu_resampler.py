@@ -4,7 +4,7 @@
 
 Source: Idefics2 (arXiv 2405.02246). ``x = x + attention(norm x, [norm media; norm x])`` and
 ``x = x + SwiGLU(norm x)``, with RMSNorm, grouped-query attention (G key and value heads for H query
-heads) and no biases. The latents are as wide as the language model, so nothing follows them.
+heads) and no biases. The latents are as wide as the language model, so no output map follows them.
 
 Parameters, with h = hidden width of the first SwiGLU, f of the others, c = head size:
 2 d h + h D + M D + layers * (2 D H c + 2 D G c + 3 D f + 3 D) + D
@@ -13,10 +13,10 @@ Published size: 64 latents, 3 layers, 16 heads of 96 over 4, f = 4 D, h = the la
 (3.5 D in Mistral 7B). Recipe of the paper: connector and LoRA on both neighbours, 1 B pairs, then
 instruction tuning.
 
-It exports to transformers' Idefics2, which has h of the language model and f = 4 D: narrower ones
-are filled up with zeros there, which changes nothing.
+It exports to transformers' Idefics2, which has the language model's h and f = 4 D: narrower ones
+are filled up with zeros, which does not change the output.
 
-Deliberate changes: latents start from N(0, 0.02) (theirs from ones).
+Deliberate changes: latents start from N(0, 0.02) (Idefics2's from ones).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NORM_EPS = 1e-6
 
 
 class GroupedLayer(nn.Module):
-    """Latents read the media and each other by grouped-query attention, then think."""
+    """Grouped-query attention of latents to the media and each other, then an FFN."""
 
     def __init__(self, width: int, heads: int, head_size: int, kv_heads: int, ffn: int) -> None:
         super().__init__()
@@ -91,11 +91,11 @@ class GroupedLayer(nn.Module):
 
 @dataclass(frozen=True)
 class SwigluResamplerOptions(TokenOptions):
-    """Options of ``swiglu_resampler``; the defaults are Idefics2's before Mistral 7B.
+    """Options of ``swiglu_resampler``; the defaults are Idefics2's, whose language model is Mistral 7B.
 
     Attributes:
-        hidden: h, of the SwiGLU that brings features to the language model's width.
-        layers: each reads the features.
+        hidden: h, of the SwiGLU that maps features to the language model's width.
+        layers: number of layers; each reads the features.
         heads: H.
         head_size: c.
         kv_heads: G, must divide H.
@@ -111,19 +111,19 @@ class SwigluResamplerOptions(TokenOptions):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """Idefics2's, with SwiGLUs that follow the LLM's width."""
+        """Return Idefics2's options, with SwiGLUs that follow the LLM's width."""
         return cls(hidden=7 * widths.hidden_size // 2, ffn=4 * widths.hidden_size)
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """2 layers, heads of the LLM's size, an FFN of 8 D / 3."""
+        """Return 2 layers, heads of the LLM's size and an FFN of 8 D / 3."""
         D, heads = widths.hidden_size, heads_of(widths.hidden_size)
         kv_heads = next(n for n in range(max(1, heads // 4), 0, -1) if heads % n == 0)
         return cls(quarter_tokens(widths), D, 2, heads, D // heads, kv_heads, 8 * D // 3)
 
 
 class SwigluResampler(FixedLength):
-    """Learnt latents of the language model's width read the features; they are the tokens.
+    """Learnt latents as wide as the language model read the features and are the tokens.
 
     Raises:
         ConnectorError: G does not divide H.
@@ -158,7 +158,7 @@ class SwigluResampler(FixedLength):
         self.norm = nn.RMSNorm(D, eps=NORM_EPS)
 
     def flops(self, num_features: int) -> float:
-        """Features to D, then per layer projections, attention over [media; latents] and FFN."""
+        """Return the FLOPs of mapping features to D, then per layer projections, attention and FFN."""
         layers = typed(self.layers, GroupedLayer)
         read = sum(layer.flops(self.options.num_tokens, num_features) for layer in layers)
         return map_flops(num_features, self.enter) + read

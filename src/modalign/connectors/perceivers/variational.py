@@ -1,27 +1,27 @@
-"""Variational perceiver: each token is drawn from a normal distribution that the features give.
+"""Variational perceiver: each token is drawn from a normal distribution computed from the features.
 
     features (B, N, d) -> resampler core -> mean and log-variance (B, M, c)
     -> a draw in training, the mean afterwards (B, M, c) -> affine -> tokens (B, M, D)
 
 Sources: VAE (arXiv 1312.6114) with beta-VAE's weight on the divergence; 3DShape2VecSet (arXiv
-2301.11445) for latents of a query perceiver as means and variances; the variational information
-bottleneck (arXiv 1612.00410) for the same divergence beside an answer's loss; free bits (arXiv
+2301.11445) for a query perceiver's latents as means and variances; the variational information
+bottleneck (arXiv 1612.00410) for the same divergence alongside an answer's loss; free bits (arXiv
 1606.04934).
 
-Stage one rebuilds the features from the draw (the evidence lower bound with a normal likelihood);
-the divergence from the standard normal stays on, with the same weight ``beta``, in the stage through
-the language model. ``kl_latent`` is in nats per token and ``reconstruction`` in squared error per
+Stage one rebuilds the features from the draw (the evidence lower bound with a normal likelihood). The
+divergence from the standard normal stays, with the same weight ``beta``, in the stage through the
+language model. ``kl_latent`` is in nats per token and ``reconstruction`` in squared error per
 value of the layer-normed features, so the bound of a unit-variance likelihood is
-beta = 2 M / (N d): 0.008 on the starter, 0.0005 behind CLIP-L/14 at 336 pixels and M = 144.
+beta = 2 M / (N d): 0.008 on the starter, 0.0005 with CLIP-L/14 at 336 pixels and M = 144.
 
 Parameters, with w = width, f = FFN width:
 M w + layers * (2 (w^2 + d w) + 3 w + w + 2 w f + f + w + 4 w + 2 d) + 2 w + (2 w c + 2 c)
 + (c D + D)
 
-Published size: no such connector to a language model has become standard; this is Honeybee's
+Published size: no connector of this kind has become standard for language models, so it is Honeybee's
 resampler (M = 64, 6 layers of 1024) with 3DShape2VecSet's c = 32.
 
-Deliberate changes: log-variances start near -4, so that first draws are close to their means.
+Deliberate changes: log-variances start near -4, so that the first draws are close to their means.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from modalign.connectors.layers import heads_of
 from modalign.connectors.perceivers.resampler import ResamplerCore, ResamplerOptions
 
 FIRST_LOG_VARIANCE = -4.0
-LOG_VARIANCES = (-10.0, 10.0)  # beyond them exp() is of no use
-ACTIVE = 0.01  # variance of a unit's mean over media (Burda et al., arXiv 1509.00519)
+LOG_VARIANCES = (-10.0, 10.0)  # clamped, as exp() is useless beyond
+ACTIVE = 0.01  # least variance over media of an active unit's mean (Burda et al., arXiv 1509.00519)
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class VariationalOptions(Options):
 
     Attributes:
         num_tokens: M.
-        width: of the resampler core; likewise layers, heads and ffn.
+        width: of the resampler core.
         layers: of the core.
         heads: of the core.
         ffn: of the core.
         code_width: c.
         beta: weight of ``kl_latent`` in both stages.
-        free_bits: nats per value that the divergence does not charge.
+        free_bits: nats per value that the divergence does not penalise.
     """
 
     num_tokens: int = 64
@@ -69,7 +69,7 @@ class VariationalOptions(Options):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """2 layers of the LLM's width."""
+        """Return 2 layers as wide as the LLM."""
         width = min(widths.hidden_size, 1024)
         heads = heads_of(width)
         return cls(quarter_tokens(widths), width, 2, heads, 4 * width, min(32, width))
@@ -100,7 +100,7 @@ class GaussianEncoder(CodeEncoder):
             self.out.bias[options.code_width :] = FIRST_LOG_VARIANCE
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> GaussianCode:
-        """Features (B, N, d), mask (B, N) -> code; values are drawn in training, else the means."""
+        """Encode features (B, N, d), mask (B, N); values are drawn in training, and else the means."""
         found = self.out(self.core(features, mask))
         mean, log_variance = found.float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(*LOG_VARIANCES)
@@ -110,13 +110,13 @@ class GaussianEncoder(CodeEncoder):
         return GaussianCode(values, full_mask(mean), mean, log_variance, self.options.free_bits)
 
     def flops(self, num_features: int) -> float:
-        """The core and the map to means and variances."""
+        """Return the FLOPs of the core and the map to means and variances."""
         out = map_flops(self.options.num_tokens, self.out)
         return self.core.flops(num_features) + out
 
 
 class Variational(CodeConnector):
-    """Tokens are draws from what the latent queries say of the signal."""
+    """Tokens are drawn from the distributions that latent queries read from the signal."""
 
     name = "variational"
     family = "perceiver"
@@ -140,29 +140,29 @@ class Variational(CodeConnector):
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
-        """The evidence lower bound."""
+        """Return the terms of the evidence lower bound."""
         return {"reconstruction": 1.0, **cls.model_terms(**options)}
 
     @classmethod
     def model_terms(cls, **options: Any) -> dict[str, float]:
-        """The divergence goes on while the language model reads the draws."""
+        """Return the divergence, which stays while the language model reads the draws."""
         return {"kl_latent": float(cls.options_type.of(cls.name, options).beta)}
 
     def num_tokens(self, num_features: int) -> int:
-        """M, whatever N is."""
+        """Return M, whatever N is."""
         return self.options.num_tokens
 
     def flops(self, num_features: int) -> float:
-        """Encoder and map to D."""
+        """Return the FLOPs of the encoder and the map to D."""
         return self.encoder.flops(num_features) + map_flops(self.options.num_tokens, self.project)
 
     def embed(self, code: Code) -> Tensor:
-        """Values (B, M, c) -> embeddings (B, M, D)."""
+        """Map values (B, M, c) to embeddings (B, M, D)."""
         return self.project(code.values.to(self.project.weight.dtype))
 
     @torch.no_grad()
     def diagnose(self, media: Iterable[tuple[Tensor, Tensor, Grid | None]]) -> dict[str, float]:
-        """Nats per token of the code, and the share of units whose mean says anything."""
+        """Measure the code's nats per token, and the share of units whose mean varies over media."""
         found = [self.encoder(*batch) for batch in media]
         means = torch.cat([code.mean for code in found]).double()
         variances = torch.cat([code.log_variance for code in found]).double().exp()

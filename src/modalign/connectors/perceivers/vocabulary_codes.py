@@ -4,24 +4,24 @@
     -> the vocabulary embedding of nearest direction (B, M) -> tokens (B, M, D)
 
 Sources: V2L Tokenizer (arXiv 2403.07874), whose local tokens are one word for each patch, SPAE (arXiv
-2306.17842) and LQAE (arXiv 2302.00902): the codebook is a language model's embedding, which stays as
-it is, and so does the language model. The signal becomes a text that any copy of that model can be
-given (``words_of``).
+2306.17842) and LQAE (arXiv 2302.00902): the codebook is a language model's embedding; both it and the
+language model stay frozen. The signal becomes a text that can be given to any copy of that model
+(``words_of``).
 
-Only the two maps train, by straight-through. Special and added tokens, the placeholder among them,
-are never chosen; ``words`` narrows the choice to pieces that can be printed or to whole words.
+Only the two maps train, by straight-through gradients. Special and added tokens, including the
+placeholder, are never chosen; ``words`` narrows the choice to printable pieces or to whole words.
 
 Parameters, with W = features per window, h = hidden width:
 (W d h + h) + (h D + D)
 
-Published size: one word for each feature, as V2L's local tokens; the sources have convolutional or
-CLIP encoders, which here stand before the connector. Stage one rebuilds the features from the words'
+Published size: one word for each feature, as in V2L's local tokens; the sources' convolutional or
+CLIP encoders are here the encoder before the connector. Stage one rebuilds the features from the words'
 directions; before its first step the last map is scaled so that its directions spread as the
 vocabulary's do.
 
-Deliberate changes: words are compared by direction alone; no commitment term, since directions need
-none to stay bounded, and with one nearly all windows became the same word; the language model's
-answer trains the code as well, where the sources stop after stage one and show it in a prompt.
+Deliberate changes: words are compared by direction alone; there is no commitment term, since directions
+are bounded anyway, and with one nearly all windows became the same word; the language model's answer
+trains the code as well, whereas the sources stop after stage one and show the code in a prompt.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class VocabularyCodesOptions(Options):
     Attributes:
         window: W, features per word; on a grid a square number.
         hidden: h.
-        words: what may be chosen, see :func:`allowed_ids`.
+        words: the words that may be chosen, see :func:`allowed_ids`.
     """
 
     window: int = 1
@@ -66,19 +66,19 @@ class VocabularyCodesOptions(Options):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """One word for each feature."""
+        """Return one word per feature."""
         return cls(hidden=widths.feature_size)
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """About N/4 words, hidden as wide as the LLM."""
+        """Return about N/4 words, with a hidden width equal to the LLM's."""
         return cls(matched_factor(widths) ** 2, widths.hidden_size)
 
 
 class WordQuantiser(WindowEncoder):
     """Windows -> the nearest allowed row of the language model's embedding.
 
-    The embedding is seen, not owned: it is not a submodule, does not train and is not saved here.
+    The embedding is borrowed: it is not a submodule, does not train and is not saved here.
     """
 
     allowed: Tensor
@@ -89,13 +89,13 @@ class WordQuantiser(WindowEncoder):
         self._seen: tuple[nn.Embedding, ...] = ()
 
     def attach(self, embedding: nn.Embedding) -> None:
-        """See the embedding (V, D); everything in it may be chosen until told otherwise."""
+        """Borrow the embedding (V, D); every row may be chosen until the choice is narrowed."""
         self._seen = (embedding,)
         self.register_buffer("allowed", torch.ones(embedding.num_embeddings, dtype=torch.bool))
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The language model's.
+        """The language model's embedding.
 
         Raises:
             ConnectorError: none is attached.
@@ -108,7 +108,7 @@ class WordQuantiser(WindowEncoder):
         return self._seen[0]
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> DiscreteCode:
-        """Features (B, N, d), mask (B, N) -> code; values (B, M, D) are of length sqrt(D)."""
+        """Encode features (B, N, d), mask (B, N); values (B, M, D) have length sqrt(D)."""
         weight = self.embedding.weight.detach()
         found, present = self.read(features, mask, grid)
         inputs = functional.normalize(found.float(), dim=-1)
@@ -119,7 +119,7 @@ class WordQuantiser(WindowEncoder):
 
     @torch.no_grad()
     def start(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> None:
-        """Spread the inputs as the directions of the allowed words are spread."""
+        """Spread the inputs as the directions of the allowed words are."""
         words = functional.normalize(self.embedding.weight[self.allowed].float(), dim=-1)
         self.spread(self.read(features, mask, grid), words.mean(0), words.std(0))
 
@@ -155,15 +155,15 @@ class VocabularyCodes(DiscreteConnector):
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
-        """VQ-VAE's first: the codebook does not train, and nothing commits to it."""
+        """Return only VQ-VAE's reconstruction: the codebook does not train, and nothing commits to it."""
         return {"reconstruction": 1.0}
 
     def attach_embeddings(self, embedding: nn.Embedding) -> None:
-        """See the language model's input embedding (V, D)."""
+        """Borrow the language model's input embedding (V, D)."""
         self.encoder.attach(embedding)
 
     def attach_tokenizer(self, tokenizer: Any) -> None:
-        """Narrow the choice as ``words`` says; kept with the weights.
+        """Narrow the choice as ``words`` says; the choice is saved with the weights.
 
         Raises:
             ConnectorError: fewer than two pieces are left.
@@ -180,33 +180,33 @@ class VocabularyCodes(DiscreteConnector):
 
     @property
     def choices(self) -> Tensor:
-        """Ids that may be chosen."""
+        """Return the ids that may be chosen."""
         return self.encoder.allowed.nonzero()[:, 0]
 
     def flops(self, num_features: int) -> float:
-        """Encoder and likenesses to the whole vocabulary, once it is attached."""
+        """Return the FLOPs of the encoder and of similarities to the whole vocabulary, once it is attached."""
         D = self.widths.hidden_size
         M, V = self.num_tokens(num_features), self.encoder.embedding.num_embeddings
         likenesses = linear_flops(M, D, V)
         return self.encoder.flops(num_features) + likenesses
 
     def embed(self, code: Code) -> Tensor:
-        """The words' embeddings (B, M, D), exactly; the gradient as if the inputs stood there."""
+        """Return exactly the words' embeddings (B, M, D), with the gradient as if they were the inputs."""
         assert isinstance(code, DiscreteCode)
         rows = self.encoder.embedding(code.ids)
-        # What is added is zero: it only lets the gradient through, at the rows' own length.
+        # Zero is added, only to pass the gradient on at the rows' own length.
         length = rows.detach().float().norm(dim=-1, keepdim=True)
         return rows + (length * (code.inputs - code.inputs.detach())).to(rows.dtype)
 
 
 def allowed_ids(tokenizer: Any, words: Words, size: int) -> list[int]:
-    """Ids below ``size`` that may stand for a signal.
+    """Return the ids below ``size`` that may stand for a signal.
 
     Args:
         tokenizer: a transformers tokenizer.
-        words: ``all`` but special and added tokens, those that can be ``printable`` by themselves,
-            or ``whole`` words: letters only, where pieces are marked with a space before them.
-        size: rows of the embedding; more than the tokenizer's pieces where it is padded.
+        words: ``all`` except special and added tokens, those that are ``printable`` on their own,
+            or ``whole`` words: only letters, with a space before them if the tokenizer marks spaces.
+        size: rows of the embedding; more than the tokenizer's pieces if it is padded.
     """
     added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ids = [i for i in range(min(size, len(tokenizer))) if i not in added]
@@ -230,6 +230,6 @@ def allowed_ids(tokenizer: Any, words: Words, size: int) -> list[int]:
 
 
 def words_of(ids: Tensor, tokenizer: Any) -> list[list[str]]:
-    """The words that each medium became: ids (B, M) -> B lists of up to M words."""
+    """Return the words that each medium became: ids (B, M) -> B lists of up to M words."""
     rows = (row[row >= 0].unsqueeze(-1) for row in ids.cpu())
     return [[text.strip() for text in tokenizer.batch_decode(row)] for row in rows]

@@ -7,9 +7,9 @@ Sources: VQ-VAE (arXiv 1711.00937) for codebook, commitment and straight-through
 2208.06366) for codes of a frozen encoder's features, of few dimensions and compared by direction
 (ViT-VQGAN, arXiv 2110.04627); SEED (arXiv 2307.08041) for such codes as words of a language model.
 
-The row of code k is ``P e_k + r_k``: the map P of its codebook vector and a correction of its own,
-zero at the start. So the rows of like codes start alike, each is free to leave, and the LLM's
-gradient reaches the encoder straight through P. Once trained the rows are (K, D) constants: the
+The row of code k is ``P e_k + r_k``: its codebook vector mapped by P, plus its own correction, which
+starts at zero. So similar codes start with similar rows, each row is free to depart, and the LLM's
+gradient reaches the encoder straight through P. Once trained, the rows are (K, D) constants: the
 model is a plain causal LM with K more ids (``vocabulary_rows``) and a tokenizer for the signal
 (``codes``).
 
@@ -18,13 +18,13 @@ Parameters, with W = features per window, h = hidden width:
 
 Published size: BEiT v2's and SEED's 8192 codes of 32 dimensions, one for each feature. Stage one
 rebuilds the features from the codes (reconstruction + codebook + 0.25 commitment); before its first
-step the codebook is drawn from what the encoder makes of some training media. Codebook and
-commitment stay on in the stage through the language model. The codebook learns from its own term.
+step the codebook is drawn from the encoder's output for some training media. The codebook and
+commitment terms stay in the stage through the language model; the codebook learns only from its own.
 
-Deliberate changes: SEED's codes are of 32 causal queries and trained on image-text pairs; here each
-code is of one window and needs no text. BEiT v2 moves its codebook by running means. Windows (the
-matched size: about N/4 codes) keep the tokens equal to other methods'. The tokenizer is not frozen
-while the language model reads its codes.
+Deliberate changes: SEED's codes come from 32 causal queries trained on image-text pairs; here each
+code is that of one window and needs no text. BEiT v2 moves its codebook by running means; here it is
+trained. Windows (in the matched size, about N/4 codes) cost as many tokens as other methods. The
+tokenizer is not frozen while the language model reads its codes.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class VqCodesOptions(Options):
 
     @classmethod
     def published(cls, widths: Widths) -> Self:
-        """8192 codes, one per feature."""
+        """Return 8192 codes, one per feature."""
         return cls(hidden=widths.feature_size)
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """About 4 D codes, about N/4 of them for an item."""
+        """Return a codebook of about 4 D codes, about N/4 of them per item."""
         D = widths.hidden_size
         codes = min(cls().num_codes, 2 ** (4 * D - 1).bit_length())
         return cls(matched_factor(widths) ** 2, D, codes, min(cls().code_width, D))
@@ -89,7 +89,7 @@ class VectorQuantiser(WindowEncoder):
         self.codebook = learnt(options.num_codes, options.code_width)
 
     def forward(self, features: Tensor, mask: Tensor, grid: Grid | None = None) -> DiscreteCode:
-        """Features (B, N, d), mask (B, N) -> code; values are unit vectors (B, M, c)."""
+        """Encode features (B, N, d), mask (B, N); values are unit vectors (B, M, c)."""
         found, present = self.read(features, mask, grid)
         inputs = functional.normalize(found.float(), dim=-1)
         ids = nearest(inputs, self.codebook)
@@ -105,7 +105,7 @@ class VectorQuantiser(WindowEncoder):
         inputs = functional.normalize(found[present], dim=-1)
         K = len(self.codebook)
         drawn = torch.randperm(len(inputs)).repeat(-(-K // len(inputs)))[:K].to(inputs.device)
-        apart = 0.01 * torch.randn(self.codebook.shape).to(inputs)  # what was drawn twice
+        apart = 0.01 * torch.randn(self.codebook.shape).to(inputs)  # separates what was drawn twice
         self.codebook.copy_(inputs[drawn] + apart)
 
 
@@ -130,36 +130,36 @@ class VqCodes(DiscreteConnector):
 
     @classmethod
     def stage_one_terms(cls, **options: Any) -> dict[str, float]:
-        """VQ-VAE's three."""
+        """Return VQ-VAE's three terms."""
         return {"reconstruction": 1.0, **cls.model_terms()}
 
     @classmethod
     def model_terms(cls, **options: Any) -> dict[str, float]:
-        """Codebook and commitment go on while the language model reads the codes."""
+        """Return codebook and commitment, which stay while the language model reads the codes."""
         return {"codebook": 1.0, "commitment": COMMITMENT}
 
     @property
     def choices(self) -> Tensor:
-        """0 to K - 1."""
+        """Return 0 to K - 1."""
         return torch.arange(len(self.encoder.codebook))
 
     def flops(self, num_features: int) -> float:
-        """Encoder, likenesses to all codes, map to D."""
+        """Return the FLOPs of the encoder, of similarities to all codes and of the map to D."""
         M, c = self.num_tokens(num_features), self.code_width
         likenesses = linear_flops(M, c, len(self.encoder.codebook))
         return self.encoder.flops(num_features) + likenesses + map_flops(M, self.project)
 
     def embed(self, code: Code) -> Tensor:
-        """The codes' rows (B, M, D)."""
+        """Return the codes' rows (B, M, D)."""
         assert isinstance(code, DiscreteCode)
         mapped = self.project(code.values.to(self.project.weight.dtype))
         return mapped + functional.embedding(code.ids, self.corrections)
 
     @torch.no_grad()
     def vocabulary_rows(self) -> Tensor:
-        """(K, D), what stands in the sequence for each code: what the embedding of a plain LM gives.
+        """Return (K, D), the embedding that each code has in the sequence, as in a plain LM.
 
-        An embedding that multiplies its rows (Gemma's) holds them divided by that factor. A head
+        An embedding that scales its rows (Gemma's) must hold them divided by that factor. A head
         that is tied to the embedding, or given rows for them, scores these ids too: whoever writes
         that model must suppress them in generation and leave them out of likelihoods.
         """

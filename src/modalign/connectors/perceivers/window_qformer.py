@@ -1,4 +1,4 @@
-"""Window Q-Former: a Q-Former reads each window of neighbouring frames by itself, in order of time.
+"""Window Q-Former: a Q-Former reads each window of neighbouring frames separately, in order of time.
 
     features (B, N, d) -> W = ceil(N/k) windows of k -> q queries each (B, W q, width) -> affine -> tokens
 
@@ -14,9 +14,9 @@ Recipe of SALMONN: LoRA of rank 8 on the language model, Q-Former and affine map
 frozen; pre-training on recognition and captioning, then instruction tuning.
 
 Deliberate changes: nothing starts from BERT; with one query there is no self-attention, since
-attention over a single key cannot learn what to attend to (SALMONN computes it); no dropout. A last
-window that is not full is read as far as it goes and gives its q tokens. On a grid neighbours are
-those in reading order.
+attention over a single key cannot learn what to attend to (SALMONN computes it); no dropout. A partial
+last window is read as far as it goes and gives its q tokens. On a grid, neighbours are those in
+reading order.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ class WindowQFormerOptions(Options):
 
     @classmethod
     def matched(cls, widths: Widths) -> Self:
-        """As wide as the LLM, one query per 4 frames (M = N/4)."""
+        """Return layers as wide as the LLM, with one query per 4 frames (M = N/4)."""
         width = min(widths.hidden_size, 768)
         return cls(4, 1, width, 2, heads_of(width), 4 * width)
 
 
 class WindowQFormer(PrefixConnector):
-    """Learnt queries read window by window; shared by all windows.
+    """Learnt queries, shared by all windows, read window by window.
 
     Raises:
-        ConnectorError: a window or a number of queries below 1.
+        ConnectorError: the window or the number of queries is below 1.
     """
 
     name = "window_qformer"
@@ -102,11 +102,11 @@ class WindowQFormer(PrefixConnector):
         self.project = nn.Linear(width, widths.hidden_size)
 
     def num_tokens(self, num_features: int) -> int:
-        """``q ceil(N/k)``: a last window that is not full gives its tokens too."""
+        """Return ``q ceil(N/k)``: a partial last window also gives its tokens."""
         return self.options.queries * -(-num_features // self.options.window)
 
     def flops(self, num_features: int) -> float:
-        """Every window is computed whole, the last one with its padding."""
+        """Return the FLOPs of whole windows, the last one with its padding."""
         window, queries = self.options.window, self.options.queries
         layers = typed(self.layers, QFormerLayer)
         tokens = self.num_tokens(num_features)
