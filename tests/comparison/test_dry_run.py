@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modalign.cli.console import left_words
+from modalign.cli.console import TRAINING, LiveTable, left_words
 from modalign.comparison.config import load_config
 from modalign.comparison.dry_run import (
     ASKED,
@@ -17,8 +17,10 @@ from modalign.comparison.dry_run import (
     _whole,
     dry_run,
 )
-from modalign.comparison.job import JobResult
+from modalign.comparison.job import Job, JobResult
 from modalign.comparison.prepared import Prepared
+from modalign.comparison.runner import JobProgress
+from modalign.progress import SCORING
 from modalign.training.splits import Splits
 
 
@@ -87,3 +89,25 @@ def test_a_dry_run_measures_and_leaves_nothing(small_config, tmp_path: Path, mon
 )
 def test_time_left_is_at_the_pace_so_far(seconds: float, share: float, said: str):
     assert left_words(seconds, share) == said
+
+
+def test_loading_and_scoring_untrained_models_do_not_count_as_slow_training(monkeypatch, capsys):
+    """Found with a pretrained model: three minutes before its first step made it "14 h left"."""
+    now = [0.0]
+    monkeypatch.setattr("modalign.cli.console.time.monotonic", lambda: now[0])
+    table = LiveTable(expected=4)
+    jobs = [Job(Path("run"), "linear", seed, 0) for seed in range(4)]
+    table.started(jobs[0])
+    now[0] = 180.0
+    table.advanced(JobProgress(jobs[0], "train", 0.0, 2.0, 8))
+    now[0] = 190.0
+    table.advanced(JobProgress(jobs[0], "train", 0.04, 2.0, 16))
+    assert table.ahead() == left_words(10, 0.01 * TRAINING)  # the rest of a job is scoring
+    now[0] = 500.0
+    table.advanced(JobProgress(jobs[0], SCORING, 1.0, 2.0, 200))
+    assert "trained, now scored" in capsys.readouterr().err
+    now[0] = 600.0
+    table.finished(
+        jobs[0], JobResult(method="linear", seed=0, samples=64, seconds=300.0, flops=1e9)
+    )
+    assert table.ahead() == left_words(600, 0.25)  # with what else a job takes

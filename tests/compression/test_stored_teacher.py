@@ -174,7 +174,9 @@ def test_a_killed_store_goes_on_and_another_teacher_does_not_finish_it(
         with pytest.raises(KeyboardInterrupt):
             store(request)
     assert not (tmp_path / "cut" / "store.json").exists()
-    (tmp_path / "cut" / ".shard-00002.safetensors.0123abcd.part").write_bytes(b"half")  # of a kill -9
+    (tmp_path / "cut" / ".shard-00002.safetensors.0123abcd.part").write_bytes(
+        b"half"
+    )  # of a kill -9
     student = StoreRequest(str(models["student"]), str(data), tmp_path / "cut", top=8)
     with pytest.raises(UsageError, match=r"another configuration: .*sha256"):
         store(student, resume=True)

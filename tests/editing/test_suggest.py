@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from modalign.editing.engine.asking import Asking
 from modalign.editing.engine.spec import ModelSpec
 from modalign.editing.layers.facts import Fact, known_facts, locate, read_facts
 from modalign.editing.layers.probes import make_probes, of_edits
-from modalign.editing.layers.search import places
+from modalign.editing.layers.search import _Search, places
+from modalign.editing.layers.trials import Trial
 from modalign.errors import DataError
 from modalign.patches import load_patch
 from tiny_editable import LAYERS
@@ -80,6 +83,27 @@ def test_the_places_tried_are_few_in_a_deep_model() -> None:
     assert places(6) == [0, 1, 2, 3, 4, 5]
     assert places(30) == [0, 2, 5, 8, 11, 14]
     assert len(places(80)) == 6
+
+
+@pytest.mark.parametrize("peak", [30.0, 1.0, 0.3, 0.003])
+def test_a_strength_is_found_within_half_a_decade_also_outside_the_first_grid(peak: float) -> None:
+    """Scores fall by ten for every factor of ten from the peak."""
+
+    def run(settings: dict[str, Any], probes: int | None = None) -> Trial:
+        score = 90 - 10 * abs(math.log10(settings["per_width"] / peak))
+        return Trial(settings=settings, probes=8, score=score)
+
+    bench: Any = SimpleNamespace(
+        run=run, fixed={}, spec=SimpleNamespace(depth=6), kind=SimpleNamespace(name="memit")
+    )
+    search = _Search(bench, lambda name, done, total: None)
+    found = search._climb_strength(run({"per_width": 0.1})).settings["per_width"]
+    assert (
+        abs(math.log10(found / peak)) <= 0.26
+    )  # half of a step of a half decade, and its rounding
+    bench.fixed = {"per_width": 0.1}
+    search.strengths = ({"per_width": 0.1},)
+    assert search._climb_strength(run({"per_width": 0.1})).settings["per_width"] == 0.1
 
 
 # ---------------------------------------------------------------- the verbs

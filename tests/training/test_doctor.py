@@ -217,7 +217,13 @@ def test_too_little_memory_is_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("budget", "steps"), [("80samples", {"train": 20}), ("384samples", {"train": 72}), ("60s", None), ("1e9flops", dict)]
+    ("budget", "steps"),
+    [
+        ("80samples", {"train": 20}),  # too little for learning-rate trials
+        ("384samples", {"train": 72}),
+        ("60s", None),
+        ("1e9flops", dict),
+    ],
 )
 def test_steps_follow_the_budget(
     parts: Parts, files: DataFiles, tmp_path: Path, budget: str, steps: Any

@@ -28,6 +28,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from modalign.numbers import words
+from modalign.progress import SCORING
 from modalign.visible import visible
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Console(rich.console.Console):
 # Everything for people goes to the error stream: standard output is for results.
 stderr = Console(stderr=True)
 PIPED_WIDTH = 110
+TRAINING = 0.9  # of a job; the rest is scoring
 SILENCE = 15.0  # seconds between two lines about a long step, where there is no terminal
 _piped = not Console().is_terminal and "COLUMNS" not in os.environ
 stdout = Console(width=PIPED_WIDTH if _piped else None)
@@ -144,7 +146,9 @@ class LiveTable:
 
     def __init__(self, expected: int = 0) -> None:
         self.expected = expected
+        self.jobs_since: float | None = None
         self.training_since: float | None = None
+        self.ended = False  # whether any job has
         self.told = time.monotonic()
         self.rows: dict[Job, dict[str, str | float]] = {}
         self.live: Live | None = None
@@ -186,9 +190,13 @@ class LiveTable:
 
     def ahead(self) -> str:
         """How much of all trainings is done, and about how long the rest takes."""
-        done = sum(float(row["fraction"]) for row in self.rows.values())
+        done = sum(
+            float(row["fraction"]) * (1.0 if row.get("ended") else TRAINING)
+            for row in self.rows.values()
+        )
         total = max(self.expected, len(self.rows), 1)
-        since = self.training_since
+        # Until a job has ended, the pace is that of training: how long loading and scoring take is not known.
+        since = self.jobs_since if self.ended else self.training_since
         return left_words(0.0 if since is None else time.monotonic() - since, done / total)
 
     def prepare(self, name: str, done: int, total: int) -> None:
@@ -210,8 +218,8 @@ class LiveTable:
     def started(self, job: Job) -> None:
         """A job's process was started."""
         self.doing = ""  # what came before the jobs is over
-        if self.training_since is None:
-            self.training_since = time.monotonic()
+        if self.jobs_since is None:
+            self.jobs_since = time.monotonic()
         self.rows[job] = {"stage": "loading", "fraction": 0.0, "loss": ""}
         self._say(f"{job.name}: started")
 
@@ -223,21 +231,28 @@ class LiveTable:
 
     def advanced(self, progress: JobProgress) -> None:
         """Show the progress of a running job."""
+        if self.training_since is None:
+            self.training_since = time.monotonic()
+        scoring = progress.stage == SCORING and self.rows[progress.job]["stage"] != SCORING
         self.rows[progress.job] |= {
             "stage": progress.stage,
             "fraction": min(progress.fraction, 1.0),
             "loss": progress.loss,
         }
-        if time.monotonic() - self.told > SILENCE:
+        if scoring:
+            self._say(f"{progress.job.name}: trained, now scored; in all {self.ahead()}")
+        elif time.monotonic() - self.told > SILENCE:
             job, share = progress.job, min(progress.fraction, 1.0)
             self._say(f"{job.name}: {progress.stage} {share:.0%}; in all {self.ahead()}")
 
     def finished(self, job: Job, result: JobResult) -> None:
         """Show that a job ended."""
+        self.ended = True
         done = "failed" if result.failure else "done"
         loss = result.val_loss if result.val_loss is not None else ""
         self.rows[job] = self.rows.get(job, {}) | {
             "stage": done,
+            "ended": 1.0,
             "fraction": 1.0,
             "loss": loss,
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import statistics
 import time
 import zipfile
@@ -39,6 +40,7 @@ from modalign.evaluation.scoring import blanked, final_turn, shuffled
 from modalign.files import replacing, sha256, write_atomically
 from modalign.memory import peak_resident, return_freed_memory
 from modalign.models.collation import Collator, RawSignals
+from modalign.progress import SCORING
 from modalign.runs import RECORD
 from modalign.training.budget import Budget
 from modalign.training.costs import CostModel
@@ -283,6 +285,10 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     untrained = {"untrained": metric.judge(session, data.evaluation).correct} if first else {}
     judging = time.monotonic() - began
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
+    if channel is not None and found.curve:
+        channel.send(
+            (SCORING, 1.0, float(found.curve[-1]["loss"] or math.nan), found.ledger.samples)
+        )
     peak = peak_resident()  # of training only, before measuring
     if session.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()

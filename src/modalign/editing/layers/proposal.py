@@ -39,7 +39,7 @@ from modalign.patches.header import patch_hash
 from modalign.version import __version__
 
 MANY = 32  # probes at most; at least ``FEW``, and between the two as many as there are edits
-RULE = 6  # raised when the search changes, so that settings found by an older rule are searched for again
+RULE = 7  # raised when the search changes, so that settings found by an older rule are searched for again
 # Rewriting prompts unless the user says otherwise: bare, after a word or two, and after whole sentences,
 # with a key for each row. A mean of keys fits no wording that starts differently.
 # A limit that suits most edits is too tight for some; only those get a wider one.

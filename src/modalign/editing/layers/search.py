@@ -5,7 +5,7 @@
 2. Reach. How long a vector may be, as a multiple of the layer's output, since a site's own output may be
    many times shorter. The learning rate follows from it (a value reaches its limit in a few steps), and so
    does the decay (at the limit it costs less than the loss at which the optimisation stops).
-3. Strength. Lambda, or for AlphaEdit its null space and L2, by factors of ten.
+3. Strength. Lambda, or for AlphaEdit its null space and L2, by factors of ten, then by half decades.
 
 Steps 2 and 3 climb: they continue as long as the score rises. The more edits are to be written, the more
 probes are used, since what fits ten edits may be too short, or too weak, for a hundred.
@@ -37,6 +37,8 @@ LONGEST = 6  # the most layers written together: 6 of 28 in GPT-J (MEMIT, PMET)
 REACHES = (0.75, 1.5, 3.0)  # multiples of the layer's output; 0.75 is MEMIT's
 RISE = 4  # steps in which a value can reach its limit
 DECAY = 0.02  # what the decay costs at the limit; the optimisation stops at a loss of 0.05
+FINER = 10**0.5  # from one strength to the next around the best one
+LARGEST = {"null_share": 0.5}  # strengths that are shares; others go up to a thousand
 BETTER = 0.5  # points by which the score must rise for a change to count
 USELESS = 20.0  # below this score, settings do not really edit
 STRENGTHS: dict[str, tuple[dict[str, float], ...]] = {
@@ -176,7 +178,24 @@ class _Search:
 
     def _climb_strength(self, top: Trial) -> Trial:
         tried = [self._trial(top.settings | each) for each in self.strengths]
-        return max([top, *tried], key=lambda t: t.score + (BETTER if t is top else 0.0))
+        top = max([top, *tried], key=lambda t: t.score + (BETTER if t is top else 0.0))
+        for name in self.strengths[0]:
+            if name not in self.bench.fixed:
+                top = self._refine(top, name)
+        return top
+
+    def _refine(self, top: Trial, name: str) -> Trial:
+        """Make a strength larger, or else smaller, as long as the score rises."""
+        best, largest = top, LARGEST.get(name, 1e3)
+        for factor in (FINER, 1 / FINER):
+            while (value := best.settings[name] * factor) <= largest:
+                found = self._trial(best.settings | {name: _rounded(value)})
+                if found.score <= best.score + BETTER:
+                    break
+                best = found
+            if best is not top:
+                break
+        return best
 
     def _climb(self, values: Sequence[float], made: Callable[[float], dict[str, Any]]) -> Trial:
         """Find the first value after which the score stops rising; in a deep model, on only a few probes."""
