@@ -286,9 +286,7 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
     judging = time.monotonic() - began
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
     if channel is not None and found.curve:
-        channel.send(
-            (SCORING, 1.0, found.curve[-1]["val_loss"] or math.nan, found.ledger.samples)
-        )
+        channel.send((SCORING, 1.0, found.curve[-1]["val_loss"] or math.nan, found.ledger.samples))
     peak = peak_resident()  # of training only, before measuring
     if session.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
