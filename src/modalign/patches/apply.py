@@ -1,9 +1,9 @@
-"""Patches on a model in memory: in its weights, with exact originals kept, or as a view beside it.
+"""Patches on a model in memory: in its weights, with exact originals kept, or as a separate view of it.
 
 ``apply_patch`` writes W0 + the sum of all changes, computed in float64 and rounded once, so the order of
-patches does not matter and removing one gives exactly the weights without it. ``view`` never touches
+patches does not matter and removing one gives exactly the weights without it. ``view`` never changes
 a weight: it is a second tree of modules around the same parameters, whose changed linear layers add
-``left (right^T x)`` to their output, in float32 where the weights are of half precision.
+``left (right^T x)`` to their output, in float32 if the weights are in half precision.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Carried:
     """A patch that a model carries.
 
     Attributes:
-        patch: itself.
+        patch: the patch.
         sha256: its content hash.
         names: tensor of the patch -> parameter of the model.
     """
@@ -42,7 +42,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class _PatchState:
-    """What a model carries, lowest first, and what its weights were before. Never changed in place."""
+    """The patches that a model carries, lowest first, and its original weights. Never changed in place."""
 
     carried: tuple[Carried, ...] = ()
     originals: Mapping[str, Tensor] = field(default_factory=dict)
@@ -58,16 +58,16 @@ def _state(model: nn.Module) -> _PatchState:
 
 
 def patches_of(model: nn.Module) -> tuple[Carried, ...]:
-    """The patches that a model or a view carries, lowest first."""
+    """Return the patches that a model or a view carries, lowest first."""
     return _state(model).carried
 
 
 def fit(model: nn.Module, patch: PatchContent) -> Carried:
-    """Check that a patch fits on top of what a model carries, and find its parameters.
+    """Check that a patch fits on top of the patches a model carries, and find its parameters.
 
     Args:
         model: any module.
-        patch: to be put on top.
+        patch: the patch to put on top.
 
     Raises:
         DataError: it was made for other weights, or other patches must be applied first.
@@ -96,7 +96,7 @@ def _check_parameter(
     others = [key for key, other in parameters.items() if other is value and key != name]
     if base.tied and not others:
         raise UsageError(
-            f"the patch takes {name} for input embedding and output projection at once; in this "
+            f"the patch takes {name} to be both input embedding and output projection; in this "
             "model they are two tensors"
         )
     if others and not base.tied:
@@ -108,16 +108,16 @@ def _check_parameter(
     if base.transposed != stores_transposed(owner) and value.dim() == 2:
         stored = "transposed" if base.transposed else "not transposed"
         raise DataError(
-            f"the patch takes {name} for {stored}, but its module is a {type(owner).__name__}"
+            f"the patch expects {name} to be {stored}, but its module is a {type(owner).__name__}"
         )
 
 
 def apply_patch(model: nn.Module, patch: PatchContent) -> None:
-    """Change a model's own weights by a patch, on top of what is applied; originals are kept.
+    """Apply a patch to a model's own weights, on top of earlier patches; originals are kept.
 
     Raises:
-        DataError: it does not fit, see :func:`fit`; the model is as it was.
-        UsageError: the model is a view: its weights belong to another one.
+        DataError: it does not fit, see :func:`fit`; the model is unchanged.
+        UsageError: the model is a view, whose weights belong to another model.
     """
     state = _writable(model)
     new = fit(model, patch)
@@ -130,11 +130,11 @@ def apply_patch(model: nn.Module, patch: PatchContent) -> None:
 
 
 def remove_patch(model: nn.Module, patch: PatchContent | str) -> None:
-    """Take a patch out of a model's weights; they are then exactly as if it had never been applied.
+    """Remove a patch from a model's weights; they are then exactly as if it had never been applied.
 
     Args:
-        model: that :func:`apply_patch` changed.
-        patch: itself, its name or the beginning of its hash.
+        model: one that :func:`apply_patch` changed.
+        patch: the patch, its name or the beginning of its hash.
 
     Raises:
         UsageError: the model does not carry it.
@@ -162,7 +162,7 @@ def _writable(model: nn.Module) -> _PatchState:
 
 @torch.no_grad()
 def _write(model: nn.Module, state: _PatchState, touched: set[str]) -> None:
-    """Give the touched parameters the values that a state says; all computed before any is written."""
+    """Set the touched parameters to the values of a state; all are computed before any is written."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     values = {}
     for name in touched:
@@ -184,7 +184,7 @@ def _write(model: nn.Module, state: _PatchState, touched: set[str]) -> None:
 
 @contextmanager
 def applied(model: nn.Module, patch: PatchContent) -> Iterator[None]:
-    """A model with a patch in its weights for as long as the block lasts; then exactly as before."""
+    """Apply a patch to a model's weights for the duration of the block, then restore them exactly."""
     apply_patch(model, patch)
     try:
         yield
@@ -193,11 +193,11 @@ def applied(model: nn.Module, patch: PatchContent) -> Iterator[None]:
 
 
 def view(model: nn.Module, patch: PatchContent) -> nn.Module:
-    """The model with a patch on top, as a second model around the same parameters.
+    """Return the model with a patch on top, as a second model around the same parameters.
 
     The view generates, takes further patches and trains like the model itself; ``patches_of(view)``
-    says what it carries. The parameters are shared: moving or changing the model moves or changes
-    the view. It cannot be saved: ``modalign patch apply`` writes a patched folder.
+    lists what it carries. The parameters are shared: moving or changing the model moves or changes
+    the view. A view cannot be saved; ``modalign patch apply`` writes a patched folder.
 
     Raises:
         DataError: the patch does not fit, see :func:`fit`.
@@ -216,9 +216,9 @@ def view(model: nn.Module, patch: PatchContent) -> nn.Module:
 
 
 def _second_tree(model: nn.Module) -> nn.Module:
-    """The same modules anew, around the very same parameters and buffers.
+    """Copy the modules, around the very same parameters and buffers.
 
-    A deep copy that is told beforehand that tensors are their own copies: bound methods and hooks
+    It is a deep copy that is told beforehand that tensors are their own copies; bound methods and hooks
     then refer to the new modules, as they must.
     """
     memo: dict[int, Any] = {}
@@ -230,7 +230,7 @@ def _second_tree(model: nn.Module) -> nn.Module:
 
 
 def _attach(tree: nn.Module, name: str, change: Change, base: BaseTensor) -> Tensor | None:
-    """Put one change into a view; the parameter, where the view got one of its own instead."""
+    """Put one change into a view; return the parameter if the view got its own instead."""
     path, _, attribute = name.rpartition(".")
     owner = tree.get_submodule(path)
     weight = owner._parameters[attribute]
@@ -241,7 +241,7 @@ def _attach(tree: nn.Module, name: str, change: Change, base: BaseTensor) -> Ten
         if branch is not None:
             owner.register_forward_hook(branch, with_kwargs=True)
         return None
-    # Norms, biases, embeddings: no product to add a branch to, so the view gets a tensor of its own.
+    # Norms, biases and embeddings have no product to add a branch to, so the view gets its own tensor.
     own = nn.Parameter(changed(weight, [change], base.transposed), weight.requires_grad)
     for module in tree.modules():  # a tied weight has several owners
         for key, parameter in module._parameters.items():
@@ -251,17 +251,17 @@ def _attach(tree: nn.Module, name: str, change: Change, base: BaseTensor) -> Ten
 
 
 class Branch:
-    """A forward hook on a linear layer: adds ``x Delta^T`` to its output, W untouched.
+    """A forward hook on a linear layer that adds ``x Delta^T`` to its output, leaving W untouched.
 
-    Factors where they are fewer numbers than Delta, else Delta itself.
+    It uses factors if they are fewer numbers than Delta, else Delta itself.
     """
 
     def __init__(self, *matrices: Tensor) -> None:
-        self.matrices = matrices  # x is multiplied by these one after the other
+        self.matrices = matrices  # x is multiplied by these one after another
 
     @classmethod
     def of(cls, change: Change, dtype: torch.dtype) -> Branch | None:
-        """The branch of a change, computed in ``dtype``; None for a change of nothing."""
+        """Make the branch of a change, computed in ``dtype``; None for a change that is zero."""
         factors = change.small_factors()
         if factors is None:
             delta = change.delta()
@@ -275,7 +275,7 @@ class Branch:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
-        """The layer's output (..., d_out) with the change's part added."""
+        """Return the layer's output (..., d_out) with the change's part added."""
         given: Tensor = args[0] if args else next(iter(kwargs.values()))
         if self.matrices[0].device != given.device:
             self.matrices = tuple(matrix.to(given.device) for matrix in self.matrices)
@@ -287,7 +287,7 @@ class Branch:
 
 
 def stores_transposed(module: nn.Module) -> bool:
-    """Whether a module keeps its weight as (d_in, d_out), as GPT-2's layers do."""
+    """Return whether a module stores its weight as (d_in, d_out), as GPT-2's layers do."""
     from transformers.pytorch_utils import Conv1D  # here: reading a patch needs no transformers
 
     return isinstance(module, Conv1D)

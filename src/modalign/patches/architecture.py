@@ -1,4 +1,4 @@
-"""The class of a model folder: its model without weights, whether it loads, what it stores transposed."""
+"""What a model folder's class tells: the model without weights, whether it loads, what it stores transposed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modalign.strict_json import read_object
 
 
 def loading_problem(folder: Path) -> str:
-    """Load a folder's model: why its tensors are not those its configuration asks for; or nothing."""
+    """Load a folder's model; say why its tensors are not those of its configuration, or nothing if they are."""
     try:
         _, info = _class_of(folder).from_pretrained(
             folder, dtype="auto", use_safetensors=True, output_loading_info=True
@@ -30,13 +30,13 @@ def loading_problem(folder: Path) -> str:
 
 
 def transposed_weights(folder: Path) -> set[str]:
-    """Parameters that a folder's model stores as (d_in, d_out), by their names in the model."""
+    """Return the parameters that a folder's model stores as (d_in, d_out), by their names in the model."""
     model = skeleton(folder)
     return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Conv1D)}
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """A folder's model without weights, on the meta device.
+    """Build a folder's model without weights, on the meta device.
 
     Raises:
         DataError: transformers does not know its class.

@@ -1,4 +1,4 @@
-"""What a patch does to one tensor, in the forms it is kept in, each with its own arithmetic.
+"""What a patch does to one tensor, in the forms in which it is stored, each with its own arithmetic.
 
 A closed-form editor solves, per weight ``W`` (d_out, d_in) and ``n`` edits with keys ``K`` (d_in, n)
 and residuals ``R`` (d_out, n),
@@ -6,11 +6,11 @@ and residuals ``R`` (d_out, n),
     Delta = R K^T (lambda C0 + K K^T)^-1 = R (I + K^T S)^-1 S^T,   S = (lambda C0)^-1 K
 
 (the second form is Woodbury's identity). Storing ``K``, ``S`` and ``R`` instead of ``Delta`` keeps the
-patch small and makes a single edit removable exactly: leave out its columns and solve again, without
-the model and without C0. The null-space form of AlphaEdit is the same with ``S = P K / L2``, where
-keys that only have to stay as they are have zero residuals.
+patch small and lets a single edit be removed exactly: leave out its columns and solve again, without
+the model and without C0. AlphaEdit's null-space form is the same with ``S = P K / L2``, where keys that
+are only protected have zero residuals.
 
-All changes are (d_out, d_in), or (d,) for a vector, and never changed in place.
+Changes have the shape (d_out, d_in), or (d,) for a vector, and are never modified in place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from modalign.errors import DataError
 from modalign.patches.cuts import wrong_indices
 
-# A singular value below this share of the largest is rounding of the float64 solve, no change.
+# A singular value below this share of the largest is a rounding error of the float64 solve.
 NEGLIGIBLE = 1e-12
 
 
@@ -34,7 +34,7 @@ class Change(ABC):
     """The change of one tensor.
 
     Class attributes:
-        form: its name for people.
+        form: its name in reports.
     """
 
     form: ClassVar[str]
@@ -47,62 +47,62 @@ class Change(ABC):
     @property
     @abstractmethod
     def layout(self) -> Any:
-        """What its file says beside the tensors, as JSON: the edit of each column, for a start."""
+        """What its file holds besides tensors, as JSON: the edit of each column, for example."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored, by part: its own tensors by their names."""
+        """Return what is stored, by part; by default its own tensors by their names."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def delta(self) -> Tensor:
-        """Delta itself."""
+        """Compute Delta."""
         found = self.low_rank()
-        assert found is not None  # else the form has a delta of its own
+        assert found is not None  # forms without factors override delta
         return found.delta()
 
     def low_rank(self) -> LowRankChange | None:
-        """Its factors; None where it has none. Columns that a solve coupled belong to no edit."""
+        """Return its factors, or None if it has none. Columns that a solve coupled belong to no edit."""
         return None
 
     @abstractmethod
     def scaled(self, factor: float) -> Change:
-        """``factor * Delta``, in the same form."""
+        """Return ``factor * Delta``, in the same form."""
 
     def sliced(self, rows: Tensor | None, columns: Tensor | None) -> Change:
-        """Delta's kept rows and columns, bit for bit: ``Delta[rows][:, columns]``; None keeps all."""
+        """Return Delta's kept rows and columns, bit for bit: ``Delta[rows][:, columns]``; None keeps all."""
         return self if rows is None and columns is None else SlicedChange(self, rows, columns)
 
     @abstractmethod
     def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Change | None:
-        """The change of some of its edits.
+        """Return the change of only some of its edits.
 
         Args:
             places: position of each edit that stays -> its new position.
             gone: positions of the others.
 
         Returns:
-            None where nothing of it is left.
+            None if nothing of it is left.
 
         Raises:
             DataError: its edits cannot be told apart; the message is the end of a sentence.
         """
 
     def own_keys(self) -> Tensor | None:
-        """The keys its edits were written at, (d_in, m); None for a change that keeps none."""
+        """Return the keys at which its edits were written, (d_in, m); None for a change that stores none."""
         return None
 
     def edit_norms(self) -> dict[int, float]:
-        """|Delta| of each edit's own columns, by the edit's position; empty without columns."""
+        """Return |Delta| of each edit's own columns, by the edit's position; empty without columns."""
         return {}
 
     def problem(self, edits: int) -> str:
-        """What is wrong with it in a patch of so many edits; empty where nothing is."""
+        """Say what is wrong with it in a patch with ``edits`` edits; empty if nothing is."""
         finite = all(bool(torch.isfinite(value).all()) for value in self.tensors().values())
         return "" if finite else "has values that are not finite"
 
     def balanced(self, tolerance: float = NEGLIGIBLE) -> tuple[Tensor, Tensor, Tensor]:
-        """Its singular value decomposition, through its factors where it has them.
+        """Compute its singular value decomposition, from its factors if it has them.
 
-        Stored factors may cancel between columns and be of very different sizes; these may not.
+        Stored factors may cancel between columns and differ greatly in size; these do not.
 
         Returns:
             left (d_out, r), right (d_in, r) with Delta = left right^T, each with the square root of
@@ -125,7 +125,7 @@ class Change(ABC):
         return U[:, :rank] * root, V[:, :rank] * root, values
 
     def small_factors(self) -> tuple[Tensor, Tensor] | None:
-        """Factors whose right columns are orthonormal; None unless they are fewer numbers than Delta.
+        """Return factors whose right columns are orthonormal; None unless they are fewer numbers than Delta.
 
         Stored factors may cancel between columns, which costs digits in float32; these cannot.
         """
@@ -140,8 +140,8 @@ class _Columns(Change):
     """A change whose factors' columns belong to edits.
 
     Attributes:
-        edits: for each column the position of its edit in the header's list; -1 for a column of no
-            edit of this patch (a key protected for an earlier one, a sum).
+        edits: for each column, the position of its edit in the header's list; -1 for a column that belongs
+            to no edit of this patch (a key protected for an earlier one, or a sum).
     """
 
     edits: tuple[int, ...]
@@ -176,17 +176,17 @@ class _Columns(Change):
         return total
 
     def scaled(self, factor: float) -> Self:
-        """See :class:`Change`. Keys stay, so that edits can still be taken out."""
+        """See :class:`Change`. Keys are not scaled, so that edits can still be removed."""
         return self._with({self.linear: getattr(self, self.linear) * factor})
 
     def keeping(self, places: Mapping[int, int], gone: Set[int] = frozenset()) -> Self | None:
-        """See :class:`Change`. The columns that stay, which a solved change solves again."""
+        """See :class:`Change`. Keeps the columns of those edits; a solved change is then solved again."""
         new = {**places, -1: -1}
         kept = [column for column, edit in enumerate(self.edits) if edit in new]
         edits = tuple(new[self.edits[column]] for column in kept)
         left = {name: value[:, kept] for name, value in self.tensors().items()}
         if all(edit == -1 for edit in edits) and not bool(left[self.linear].any()):
-            return None  # protected keys change nothing by themselves
+            return None  # protected keys alone change nothing
         return self._with({**left, "edits": edits})
 
     def _with(self, fields: dict[str, Any]) -> Self:
@@ -196,12 +196,12 @@ class _Columns(Change):
 
 @dataclass(frozen=True)
 class SolvedChange(_Columns):
-    """A closed-form change kept as what it was solved from. All tensors float64, on the CPU.
+    """A closed-form change, stored as what it was solved from. All tensors are float64, on the CPU.
 
     Attributes:
         keys: K, (d_in, n).
         dual: S = (lambda C0)^-1 K, (d_in, n).
-        residuals: R, (d_out, n); zero columns for keys that only have to stay as they are.
+        residuals: R, (d_out, n); zero columns for keys that are only protected.
     """
 
     keys: Tensor
@@ -218,7 +218,7 @@ class SolvedChange(_Columns):
 
     def low_rank(self) -> LowRankChange:
         """See :class:`Change`."""
-        # Contiguous, as files are: the last bit of a product depends on how its factors lie in memory.
+        # Contiguous, as in files: the last bit of a product depends on its factors' memory layout.
         keys, dual = self.keys.contiguous(), self.dual.contiguous()
         gram = keys.T @ dual
         system = torch.eye(gram.shape[0], dtype=gram.dtype) + gram
@@ -240,7 +240,7 @@ class SolvedChange(_Columns):
 
 @dataclass(frozen=True)
 class LowRankChange(_Columns):
-    """Delta = left right^T, each column an edit's own (ROME), or of no edit in particular (-1)."""
+    """Delta = left right^T, each column belonging to one edit (ROME) or to none in particular (-1)."""
 
     left: Tensor  # (d_out, r)
     right: Tensor  # (d_in, r)
@@ -263,7 +263,7 @@ class LowRankChange(_Columns):
 
     @classmethod
     def beside(cls, changes: Sequence[LowRankChange]) -> LowRankChange:
-        """The sum of changes: their columns side by side."""
+        """Sum changes by putting their columns side by side."""
         return cls(
             torch.cat([each.left for each in changes], dim=1),
             torch.cat([each.right for each in changes], dim=1),
@@ -282,7 +282,7 @@ class LowRankChange(_Columns):
 
 @dataclass(frozen=True)
 class DenseChange(Change):
-    """A change without structure (fine-tuning): Delta itself, (d_out, d_in), or (d,) for a vector."""
+    """An unstructured change (fine-tuning): Delta itself, (d_out, d_in), or (d,) for a vector."""
 
     change: Tensor
     form: ClassVar[str] = "dense"
@@ -306,7 +306,7 @@ class DenseChange(Change):
         return self.change
 
     def scaled(self, factor: float) -> DenseChange:
-        """See :class:`Change`. In float64."""
+        """See :class:`Change`. Computed in float64."""
         return DenseChange(self.change.double() * factor)
 
     def sliced(self, rows: Tensor | None, columns: Tensor | None) -> DenseChange:
@@ -324,14 +324,14 @@ class DenseChange(Change):
 
 @dataclass(frozen=True)
 class SlicedChange(Change):
-    """Rows and columns of a change with factors: its edits stay separable, its Delta exact.
+    """Rows and columns of a change with factors; its edits stay separable and its Delta exact.
 
-    Slicing the factors would give the same numbers but for the last bit of a product, and solving
-    again over fewer inputs would give others.
+    Slicing the factors would give the same numbers except for the last bit of a product, and solving
+    again over fewer inputs would give different ones.
 
     Attributes:
         whole: the change that was sliced.
-        rows, columns: indices that are kept, ascending; None for all.
+        rows, columns: the kept indices, ascending; None for all.
     """
 
     whole: Change
@@ -398,12 +398,12 @@ class SlicedChange(Change):
 
 
 def changed(base: Tensor, changes: Iterable[Change], transposed: bool = False) -> Tensor:
-    """A tensor with changes added: the sum in float64, rounded once to the tensor's own type.
+    """Add changes to a tensor: the sum is taken in float64 and rounded once to the tensor's own type.
 
     Args:
-        base: as the model stores it.
-        changes: in (d_out, d_in).
-        transposed: the model stores (d_in, d_out).
+        base: the tensor as the model stores it.
+        changes: of shape (d_out, d_in).
+        transposed: whether the model stores (d_in, d_out).
 
     Raises:
         DataError: the result overflows the tensor's type.

@@ -1,7 +1,7 @@
-"""Patches from patches: merged, scaled, summed with weights, kept together as a soup.
+"""Make patches from patches: merge, scale or sum them with weights, or keep them together as a soup.
 
-Patches of the same key statistics and settings are merged by one joint solve; everything else is the
-sum of its changes.
+Patches with the same key statistics and settings are merged by one joint solve; for all others the
+changes are summed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from modalign.patches.header import (
 from modalign.patches.patch import Patch
 from modalign.patches.weighted import WeightedChange
 
-Terms = Sequence[tuple[float, Change]]  # weights and changes of one tensor
+Terms = Sequence[tuple[float, Change]]  # one tensor's changes, each with its weight
 
 
 def merge(
@@ -34,17 +34,17 @@ def merge(
 ) -> Patch:
     """Join patches of one base model into one.
 
-    Patches of the same covariance, method and settings are solved together, as if all their edits had
-    been given at once; others are added up. ``history`` says which it was, and why.
+    Patches with the same covariance, method and settings are solved together, as if all their edits had
+    been given at once; others are added up. ``history`` records which was done, and why.
 
     Args:
         patches: two or more, in any order.
-        name: of the result; their names joined by default.
+        name: of the result; by default their names, joined.
         allow_conflicts: also join edits that give one prompt different targets.
 
     Raises:
         UsageError: fewer than two patches, or one twice.
-        DataError: of different bases or tokenizers, or their edits contradict each other.
+        DataError: they have different bases or tokenizers, or their edits contradict each other.
     """
     if len(patches) < 2 or len({patch_hash(each) for each in patches}) != len(patches):
         raise UsageError("merge takes two or more different patches")
@@ -60,7 +60,7 @@ def merge(
 
 
 def scale(patch: Patch, factor: float, *, name: str | None = None) -> Patch:
-    """The patch whose changes are ``factor`` times those of a patch, each in the form it had.
+    """Multiply a patch's changes by ``factor``, keeping the form of each.
 
     Raises:
         UsageError: the factor is not a finite number.
@@ -80,15 +80,15 @@ def scale(patch: Patch, factor: float, *, name: str | None = None) -> Patch:
 
 
 def add(patches: Sequence[Patch], weights: Sequence[float], *, name: str | None = None) -> Patch:
-    """The sum of patches of one base model, each times its weight: one change per tensor.
+    """Sum patches of one base model, each times its weight, into one change per tensor.
 
-    A sum of factors stays factored where that is smaller than the matrix. Edits that contradict each
-    other are added up like all others.
+    A sum of factors stays factored if that is smaller than the matrix. Contradicting edits are added
+    up like any others.
 
     Args:
         patches: one or more, in any order.
         weights: one for each, of any sign.
-        name: of the result; their names joined by default.
+        name: of the result; by default their names, joined.
 
     Raises:
         UsageError: weights that are not finite or not as many as patches.
@@ -104,15 +104,15 @@ def add(patches: Sequence[Patch], weights: Sequence[float], *, name: str | None 
 
 
 def soup(patches: Sequence[Patch], weights: Sequence[float], *, name: str | None = None) -> Patch:
-    """A patch of kind ``soup``: it holds other patches and their weights, and adds up when applied.
+    """Make a patch of kind ``soup``, which holds other patches with weights and sums them when applied.
 
-    The parents stay apart: their edits can still be dropped one by one, and their hashes and weights
-    stand in the header.
+    The parents stay separate: their edits can still be dropped one by one, and their hashes and weights
+    are in the header.
 
     Args:
         patches: the parents, of one base model.
         weights: one for each, of any sign.
-        name: of the result; their names joined by default.
+        name: of the result; by default their names, joined.
 
     Raises:
         UsageError: weights that are not finite or not as many as patches.
@@ -152,12 +152,12 @@ def _joined(
     name: str | None,
     **update: Any,
 ) -> Patch:
-    """One patch of several; what their headers agree on stays.
+    """Make one patch of several, keeping what their headers agree on.
 
     Args:
         patches: of one base.
         weights: of each.
-        join: makes one change of a tensor's weighted changes.
+        join: turns a tensor's weighted changes into one change.
         done: for the history.
         name: of the result.
         update: further fields of the header.
@@ -198,7 +198,7 @@ def _joined(
 
 
 def _check_alike(patches: Sequence[Patch]) -> tuple[str, ...]:
-    """Refuse patches of different bases; the patches that must be below the result."""
+    """Refuse patches of different bases; return the patches that must be below the result."""
     first, *others = patches
     if cut := [each for each in patches if each.cuts]:
         raise DataError(f"{label(cut[0])} is a structure: it has no changes to add up")
@@ -246,7 +246,7 @@ def _plain(text: str) -> str:
 
 
 def _obstacle(patches: Sequence[Patch]) -> str | None:
-    """Why these patches cannot be solved together; None if they can."""
+    """Say why these patches cannot be solved together; None if they can."""
     headers = [each.header for each in patches]
     statistics = {header.editing.covariance for header in headers}
     if not all(change.form == "solved" for p in patches for change in p.changes.values()):
@@ -261,7 +261,7 @@ def _obstacle(patches: Sequence[Patch]) -> str | None:
 
 
 def _joined_edits(patches: Sequence[Patch]) -> tuple[tuple[EditRecord, ...], list[dict[int, int]]]:
-    """All edits, ids made unique by their patch's name; for each patch old position -> new."""
+    """Join all edits, making ids unique by their patch's name; also map old positions to new, per patch."""
     counts: dict[str, int] = {}
     for each in patches:
         for edit in each.edits:
@@ -281,7 +281,7 @@ def _joined_edits(patches: Sequence[Patch]) -> tuple[tuple[EditRecord, ...], lis
 
 
 def _added(changes: Sequence[Change]) -> Change:
-    """The sum: factors side by side where that is smaller than the matrix."""
+    """Sum changes, with factors side by side if that is smaller than the matrix."""
     if len(changes) == 1:
         return changes[0]
     shape = changes[0].shape
@@ -293,11 +293,11 @@ def _added(changes: Sequence[Change]) -> Change:
 
 
 def _solved_together(changes: Sequence[Change]) -> SolvedChange:
-    """All columns side by side; a key that several patches protect is protected once."""
+    """Put all columns side by side; a key that several patches protect is protected once."""
     keys, dual, residuals, edits = [], [], [], []
     protected: set[bytes] = set()
     for change in changes:
-        assert isinstance(change, SolvedChange)  # of patches that have no obstacle
+        assert isinstance(change, SolvedChange)  # patches without an obstacle hold no others
         marks = [change.keys[:, i].numpy().tobytes() for i in range(len(change.edits))]
         kept = [i for i, e in enumerate(change.edits) if e != -1 or marks[i] not in protected]
         protected |= {mark for mark, edit in zip(marks, change.edits, strict=True) if edit == -1}

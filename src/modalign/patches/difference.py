@@ -1,4 +1,4 @@
-"""What was done to a model, as a patch: the difference of two folders of one shape."""
+"""Make a patch of what was done to a model: the difference of two folders of the same shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modalign.patches.patched_folder import PatchedFolder, is_tied
 from modalign.progress import Progress
 
 MAX_RANK = 64
-_MORE = 8  # columns of the sketch beyond the rank that is looked for
+_MORE = 8  # extra columns of the sketch beyond the rank wanted
 
 
 def difference(
@@ -31,25 +31,25 @@ def difference(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Patch:
-    """The patch that turns one model into another: base + patch has the folder's values.
+    """Make the patch that turns one model into another: base + patch has the folder's values.
 
-    Tensors are read one at a time from both folders. A matrix is kept as factors where they are
-    smaller and give every value of the folder (or are within ``tolerance``); anything else is kept
-    dense, in the narrowest type that gives every value. Only the sign of a zero may be lost.
+    Tensors are read one at a time from both folders. A matrix is stored as factors if they are
+    smaller and reproduce every value of the folder (or are within ``tolerance``); anything else is
+    stored dense, in the narrowest type that reproduces every value. Only the sign of a zero may be lost.
 
     Args:
         folder: the changed model.
         base: the model the patch is for, without patches.
-        tolerance: largest |Delta - left right^T| / |Delta| (Frobenius) of a matrix kept as factors;
+        tolerance: largest |Delta - left right^T| / |Delta| (Frobenius) of a matrix stored as factors;
             0 for exact.
-        max_rank: no factors of more columns are looked for.
+        max_rank: the most columns of factors to try.
         name: of the patch; the folder's name by default.
         progress: told how many tensors are compared.
 
     Raises:
         UsageError: the base carries patches, or the tolerance is not within 0 to 1.
         DataError: the models differ in more than values, are equal, or hold values that no change of
-            the base gives.
+            the base can give.
     """
     if not 0 <= tolerance < 1:
         raise UsageError(f"the tolerance {tolerance} is not at least 0 and below 1")
@@ -97,7 +97,7 @@ def difference(
 
 
 def _check_alike(before: FolderWeights, after: FolderWeights) -> None:
-    """Refuse models whose tensors are not the same but for their values."""
+    """Refuse models whose tensors differ in more than their values."""
     ours, theirs = ({n: p.shape for n, p in w.everything.items()} for w in (before, after))
     for name in sorted(set(ours) ^ set(theirs)):
         lacking = after if name in ours else before
@@ -116,7 +116,7 @@ def _check_alike(before: FolderWeights, after: FolderWeights) -> None:
 def _changed_tensors(
     before: FolderWeights, after: FolderWeights, progress: Progress | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, old and new value of what differs; file by file."""
+    """Yield name, old and new value of each tensor that differs, file by file."""
     names = sorted(before.places, key=lambda name: (before.places[name].file, name))
     for number, name in enumerate(names):
         if progress:
@@ -134,14 +134,14 @@ def change_between(
     tolerance: float = 0.0,
     max_rank: int = 0,
 ) -> tuple[Change, float]:
-    """The smallest change that gives the new values, and its relative error.
+    """Find the smallest change that gives the new values, and its relative error.
 
     Args:
         name: of the tensor, for messages.
         old, new: values as stored.
-        transposed: stored as (d_in, d_out).
+        transposed: whether they are stored as (d_in, d_out).
         tolerance: of factors; 0 for exact.
-        max_rank: of factors; 0 for dense.
+        max_rank: of factors; 0 for a dense change.
 
     Raises:
         DataError: no change of the old values gives the new ones.
@@ -173,10 +173,10 @@ def change_between(
 
 
 def _low_rank(delta: Tensor, max_rank: int) -> Iterator[LowRankChange]:
-    """Truncations of a matrix, smallest first, all of fewer numbers than it has.
+    """Yield truncations of a matrix, smallest first, all with fewer numbers than it has.
 
-    By a randomised range finder with one power iteration (Halko, Martinsson, Tropp, arXiv 0909.4061,
-    algorithm 4.3 with q = 1), seeded, on rank + 8 columns.
+    They come from a seeded randomised range finder with one power iteration (Halko, Martinsson, Tropp,
+    arXiv 0909.4061, algorithm 4.3 with q = 1) on rank + 8 columns.
     """
     if delta.dim() != 2:
         return
@@ -199,12 +199,12 @@ def _low_rank(delta: Tensor, max_rank: int) -> Iterator[LowRankChange]:
 
 
 def _same_end(first: str, second: str) -> bool:
-    """Whether one name is the other, or the other with more before it."""
+    """Return whether one name is the other, or ends with it."""
     return first == second or first.endswith(f".{second}") or second.endswith(f".{first}")
 
 
 def _twin(weights: FolderWeights, name: str, value: Tensor) -> str | None:
-    """Another tensor of the same values."""
+    """Return the name of another tensor with the same values."""
     wanted = tensor_hash(value)
     others = [n for n, place in weights.places.items() if place.shape == value.shape and n != name]
     return next((other for other in others if tensor_hash(weights.read(other)) == wanted), None)

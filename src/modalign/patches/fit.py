@@ -1,4 +1,4 @@
-"""Whether a patch fits a model: its tensors by hash, the patches below it, the tokenizer."""
+"""Check whether a patch fits a model: its tensors by hash, the patches below it, the tokenizer."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def locate(
 ) -> dict[str, str]:
     """Find a patch's tensors in a model and verify that they hold what the patch expects.
 
-    A tensor is looked for by name; where the model has no such name, by its values alone: the same
+    A tensor is looked for by name or, if the model has no such name, by its values alone, since the same
     language model has other names inside a multimodal one, and in a file.
 
     Args:
         header: of the patch.
-        shapes: of the model's tensors by name.
-        unpatched: a tensor's values without any patch.
+        shapes: of the model's tensors, by name.
+        unpatched: gives a tensor's values without any patch.
         where: the model, for messages.
 
     Returns:
         Name in the patch -> name in the model.
 
     Raises:
-        DataError: a tensor is missing, ambiguous, or of other values.
+        DataError: a tensor is missing, ambiguous, or has other values.
     """
     hashes: dict[str, str] = {}
 
@@ -51,11 +51,11 @@ def locate(
         for group in _by_likeness(name, candidates):
             fitting = [each for each in group if hash_of(each) == base.sha256]
             if fitting or name in group:
-                break  # a tensor of this very name is the one that is meant
+                break  # a tensor with exactly this name is the one meant
         if len(fitting) > 1:
             raise DataError(
                 f"{where} holds the values of {name} more than once ({', '.join(fitting[:3])}), none "
-                f"under this name: it cannot be told which of them {header.name!r} is for"
+                f"under this name, so it is unclear which of them {header.name!r} is for"
             )
         if not fitting:
             raise DataError(_misfit(header, name, base, shapes, unpatched, where))
@@ -64,7 +64,7 @@ def locate(
 
 
 def _by_likeness(name: str, candidates: Sequence[str]) -> list[list[str]]:
-    """Names in groups, those that share the longest ending with ``name`` first."""
+    """Group names, those that share the longest ending with ``name`` first."""
     groups: dict[int, list[str]] = {}
     own = name.split(".")[::-1]
     for candidate in candidates:
@@ -82,7 +82,7 @@ def _misfit(
     unpatched: Callable[[str], Tensor],
     where: str,
 ) -> str:
-    """Why a tensor does not fit, in words."""
+    """Say why a tensor does not fit."""
     begin = f"the patch {header.name!r} was made for another model ({header.model}): "
     if name in shapes and shapes[name] != base.shape:
         return (
@@ -113,12 +113,12 @@ def _misfit(
 def check_order(
     patch: PatchContent, sha256: str, below: Sequence[tuple[str, str]], where: str
 ) -> None:
-    """Refuse a patch that is there already, or without the patches it was computed on top of.
+    """Refuse a patch that is applied already, or lacks the patches it was computed on top of.
 
     Args:
-        patch: to be put on top.
+        patch: the patch to put on top.
         sha256: its hash.
-        below: name and hash of the patches that are in, lowest first.
+        below: name and hash of the patches applied, lowest first.
         where: the model, for messages.
     """
     hashes = [each for _, each in below]
@@ -139,15 +139,15 @@ def check_order(
 
 
 def chosen(wanted: PatchContent | str, stack: Sequence[tuple[str, str]], where: str) -> int:
-    """Find the place of a patch among those that are in.
+    """Find the position of a patch among those applied.
 
     Args:
-        wanted: the patch, its name, or at least four digits of its hash from the first on.
-        stack: name and hash of the patches that are in.
+        wanted: the patch, its name, or at least the first four digits of its hash.
+        stack: name and hash of the patches applied.
         where: the model, for messages.
 
     Raises:
-        UsageError: none is meant, or several.
+        UsageError: no patch matches, or several do.
     """
     digits = patch_hash(wanted) if isinstance(wanted, PatchContent) else wanted
     places = [i for i, (name, _) in enumerate(stack) if name == wanted]
@@ -155,7 +155,7 @@ def chosen(wanted: PatchContent | str, stack: Sequence[tuple[str, str]], where: 
         places = [i for i, (_, sha256) in enumerate(stack) if sha256.startswith(digits)]
     if len(places) != 1:
         shown = label(wanted) if isinstance(wanted, PatchContent) else repr(wanted)
-        problem = "means several patches" if places else "is not applied"
+        problem = "matches several patches" if places else "is not applied"
         names = ", ".join(f"{name} ({sha256[:SHOWN]})" for name, sha256 in stack) or "none"
         raise UsageError(f"the patch {shown} {problem}; applied to {where}: {names}")
     return places[0]
@@ -164,10 +164,10 @@ def chosen(wanted: PatchContent | str, stack: Sequence[tuple[str, str]], where: 
 def check_removable(
     gone: Sequence[str], present: Sequence[tuple[PatchContent, str]], where: str
 ) -> None:
-    """Refuse to take patches out from under others that were computed on top of them.
+    """Refuse to remove patches from under others that were computed on top of them.
 
     Args:
-        gone: hashes of those to be taken out.
+        gone: hashes of those to be removed.
         present: every patch with its hash, lowest first.
         where: the model, for messages.
     """
@@ -185,7 +185,7 @@ def check_tokenizer(patch: PatchContent, tokenizer: Any) -> None:
     """Refuse a tokenizer that a patch was not computed for.
 
     Raises:
-        DataError: the patch names a tokenizer, and it is another one.
+        DataError: the patch names a different tokenizer.
     """
     expected = patch.header.tokenizer
     if expected is None:
@@ -194,6 +194,6 @@ def check_tokenizer(patch: PatchContent, tokenizer: Any) -> None:
     if found != expected:
         raise DataError(
             f"the patch {patch.header.name!r} was computed for another tokenizer (hash "
-            f"{expected[:SHOWN]}, this one has {found[:SHOWN]}): its edits stand at other token ids. "
+            f"{expected[:SHOWN]}, this one has {found[:SHOWN]}): its edits were made for other token ids. "
             f"Use it with the tokenizer of {patch.header.model}, or compute it again for this one"
         )

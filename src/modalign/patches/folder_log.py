@@ -1,8 +1,8 @@
-"""The log of a patched folder: one JSON line per event, only ever added to.
+"""The log of a patched folder: one JSON line per event, append-only.
 
-A change of the weights is two lines: ``begun``, with everything that is about to change, before the first
-weight is replaced, and ``done`` (or ``undone``) after. A ``begun`` without its second line is a change
-that was interrupted.
+A change of the weights has two lines: ``begun``, with everything that is about to change, before the
+first weight is replaced, and ``done`` (or ``undone``) afterwards. A ``begun`` without its second line is
+a change that was interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modalign.patches.header import now
 
 
 class Applied(BaseModel):
-    """A patch in a folder: its name and hash, its copy's file name, its tensors' names in the files.
+    """A patch applied to a folder: its name and hash, its copy's file name, its tensors' names in the files.
 
     A structure's tensors are those of the unpruned model.
     """
@@ -36,21 +36,21 @@ class Applied(BaseModel):
 
 
 class TensorChange(BaseModel):
-    """Hashes of one tensor of the files before and after a change; empty where there is none."""
+    """Hashes of one tensor in the files before and after a change; empty if it does not exist then."""
 
     before: str
     after: str
 
 
 class Event(BaseModel):
-    """One line.
+    """One line of the log.
 
     Attributes:
         number: of the change, from 1.
         state: of the change.
-        action: apply or remove; with ``begun`` only, as all that follows.
+        action: apply or remove; only in ``begun``, as are the fields below.
         patches: name and hash of the patches applied or removed.
-        stack: all patches that are in afterwards, lowest first.
+        stack: all patches that are applied afterwards, lowest first.
         tensors: every changed tensor of the files.
     """
 
@@ -87,12 +87,12 @@ class Log:
 
     @property
     def stack(self) -> list[Applied]:
-        """The patches that are in, lowest first; a pending change not counted."""
+        """The patches applied, lowest first; a pending change is not counted."""
         finished = self.finished()
         return finished[-1].stack if finished else []
 
     def hashes(self) -> dict[str, str]:
-        """What every tensor that was ever changed must hash to now."""
+        """The hash that every tensor that was ever changed must have now."""
         return {name: c.after for event in self.finished() for name, c in event.tensors.items()}
 
     def begin(
@@ -102,7 +102,7 @@ class Log:
         stack: list[Applied],
         tensors: dict[str, TensorChange],
     ) -> int:
-        """Write down what is about to happen; its number."""
+        """Log what is about to happen; return its number."""
         number = self.events[-1].number + 1 if self.events else 1
         named = {each.name: each.sha256 for each in patches}
         event = Event(time=now(), number=number, state="begun", action=action)
@@ -112,7 +112,7 @@ class Log:
         return number
 
     def end(self, number: int, state: Literal["done", "undone"]) -> None:
-        """Write down how it went."""
+        """Log how it went."""
         self._append(Event(time=now(), number=number, state=state))
 
     def _append(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder: read by tensor, written so that nothing else changes."""
+"""A model folder's safetensors files: read tensor by tensor, written so that nothing else changes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from modalign.strict_json import loads
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PART = ".part"  # ending of files that have not taken their place yet
+PART = ".part"  # ending of files that are not in place yet
 _PATCHABLE = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is: its file, the range of its bytes there, shape and type; whether patches can change it."""
+    """Where a tensor is: file, byte range, shape and type; and whether patches can change it."""
 
     file: str
     begin: int
@@ -39,7 +39,7 @@ class Place:
 
 
 def read_from(folder: Path) -> Path:
-    """Return a model's folder; for a GGUF file or a name of the hub the one that it is read from.
+    """Return a model's folder; for a GGUF file or a hub name, the folder that it is read from.
 
     Raises:
         UsageError: there is none.
@@ -48,7 +48,7 @@ def read_from(folder: Path) -> Path:
         return folder
     from modalign.models.local import (
         model_folder,
-    )  # here: what only reads weights needs no transformers
+    )  # imported here, as reading weights alone needs no transformers
 
     return model_folder(folder)
 
@@ -58,7 +58,7 @@ class FolderWeights:
 
     Attributes:
         everything: name -> place.
-        places: of the tensors that a patch can change; whole numbers are not among them.
+        places: of the tensors that a patch can change, which excludes integer ones.
 
     Raises:
         UsageError: the folder holds no safetensors weights.
@@ -73,11 +73,11 @@ class FolderWeights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor that a patch can change."""
+        """The shape of every tensor that a patch can change."""
         return {name: place.shape for name, place in self.places.items()}
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored."""
+        """Read a tensor as it is stored."""
         with opened(self.folder / self.everything[name].file) as file:
             found: Tensor = file.get_tensor(name)
         return found
@@ -94,12 +94,12 @@ class FolderWeights:
 
         Args:
             names: the tensors to change.
-            value: gives a tensor's new value, of its type and shape.
+            value: gives a tensor's new value, with its type and shape.
             into: the folder that the files are for; may be this one.
 
         Yields:
-            File that was written -> place it is for, and the hash of every new tensor. Files that
-            have not taken their place when the block ends are deleted.
+            File written -> the place it is for, and the hash of every new tensor. Files that
+            are not in place when the block ends are deleted.
         """
         ready: dict[Path, Path] = {}
         hashes: dict[str, str] = {}
@@ -133,7 +133,7 @@ class FolderWeights:
 
 @contextmanager
 def opened(path: Path) -> Iterator[safe_open]:
-    """Open a safetensors file; what is wrong with it while it is read is a ``DataError``."""
+    """Open a safetensors file; errors while it is read become a ``DataError``."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -161,7 +161,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _places(folder: Path, file: str) -> dict[str, Place]:
-    """Where the tensors of one file are, from its header."""
+    """Read from a file's header where its tensors are."""
     path = folder / file
     try:
         with path.open("rb") as content:

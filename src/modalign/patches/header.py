@@ -1,4 +1,4 @@
-"""What a patch says of itself: where it comes from, the tensors it fits, and its content's hash."""
+"""A patch's header: where it comes from, the tensors it fits, and the hash of its content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from modalign.hashing import CHUNK, canonical, little_endian
 from modalign.patches.changes import Change
 from modalign.patches.cuts import Cut
 
-FORMAT_VERSION = 2  # the newest; patches that need nothing of it are written as 1
+FORMAT_VERSION = 2  # the newest; patches that need nothing from it are written as 1
 SHOWN = 12  # digits of a hash in messages
 
 
@@ -30,11 +30,12 @@ class BaseTensor(BaseModel):
     """A tensor that a patch expects in its base model.
 
     Attributes:
-        sha256: of its shape and its values in float32 (float64 if stored so), see ``tensor_hash``:
-            the same for a bfloat16 file and for what it becomes when loaded in float32.
+        sha256: of its shape and its values in float32 (float64 if stored so), see ``tensor_hash``. It is
+            the same for a bfloat16 file and for the tensor loaded from it in float32.
         shape: as the model stores it.
-        transposed: stored as (d_in, d_out), as GPT-2's Conv1D does; changes are always (d_out, d_in).
-        tied: input embedding and output projection at once; the change is meant for both.
+        transposed: whether it is stored as (d_in, d_out), as by GPT-2's Conv1D; changes are always
+            (d_out, d_in).
+        tied: whether it is both input embedding and output projection, and the change is meant for both.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,7 +47,7 @@ class BaseTensor(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Format 1 does not know ``tied``."""
+        """Leave out ``tied``, which format 1 does not have, unless it is set."""
         values: dict[str, Any] = handler(self)
         return values if self.tied else {n: v for n, v in values.items() if n != "tied"}
 
@@ -72,7 +73,7 @@ class EditRecord(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older patches lack, so that their hashes stay."""
+        """Leave out what older patches lack, so that their hashes do not change."""
         fields: dict[str, Any] = handler(self)
         if self.plain is None:
             del fields["plain"]
@@ -80,10 +81,10 @@ class EditRecord(BaseModel):
 
 
 class EditingOrigin(BaseModel):
-    """What only a patch made of edits says of itself.
+    """The header's fields that only a patch made of edits has.
 
     Attributes:
-        covariance: fingerprint of the key statistics (the same one makes patches jointly solvable).
+        covariance: fingerprint of the key statistics (patches that share it can be solved jointly).
         contexts: the sentences put before the prompts.
         edits: one record each, in column order.
     """
@@ -96,7 +97,7 @@ class EditingOrigin(BaseModel):
 
 
 class Parent(BaseModel):
-    """A patch that another was made of, and its weight there."""
+    """A patch that another was made from, and its weight in it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -106,11 +107,11 @@ class Parent(BaseModel):
 
 
 class Structure(BaseModel):
-    """What a patch of kind ``structure`` says beside the indices that are kept.
+    """What a patch of kind ``structure`` holds besides the kept indices.
 
     Attributes:
         configuration: the resulting ``config.json``, complete.
-        names: tensor -> its name in the result where it is another; None where the tensor is removed.
+        names: tensor -> its name in the result, if that differs; None if the tensor is removed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,7 +120,7 @@ class Structure(BaseModel):
     names: dict[str, str | None] = Field(default_factory=dict)
 
 
-# In a file the origin's fields stand among the header's own, in this order, since format 1.
+# In a file, the origin's fields are mixed with the header's own, in this order, since format 1.
 _FILE_ORDER = (
     "format_version", "name", "kind", "method", "model", "base", "after", "tokenizer", "covariance",
     "settings", "seed", "contexts", "edits", "history", "created", "versions",
@@ -130,18 +131,18 @@ class PatchHeader(BaseModel):
     """Where a patch comes from and what it fits.
 
     Attributes:
-        name: of the patch, a file's stem by default.
+        name: of the patch, by default the stem of its file.
         kind: adapter, delta, structure or soup; editors make deltas.
-        method: pmet, memit, ...; what is made of others keeps it and says so in ``history``.
+        method: pmet, memit, ...; a patch made from others keeps theirs and says so in ``history``.
         base: the tensors it changes, as they must be before any patch.
         after: content hashes of the patches that must be applied below this one, lowest first.
         tokenizer: hash of the tokenizer whose tokens it was computed for.
         settings: the whole configuration of the method.
         history: what was done since (merged from, dropped), one line each.
-        editing: of a patch made of edits.
-        parents: what a soup is made of.
+        editing: only in a patch made of edits.
+        parents: the patches that a soup is made of.
         sliced_from: hash of the patch for the unpruned model that this is a part of.
-        structure: of a patch of that kind.
+        structure: only in a patch of that kind.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -167,7 +168,7 @@ class PatchHeader(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: Any) -> Any:
-        """Take the origin's fields from among the others."""
+        """Gather the origin's fields from among the others."""
         own = EditingOrigin.model_fields.keys()
         if not isinstance(values, dict) or not own & values.keys():
             return values
@@ -177,7 +178,7 @@ class PatchHeader(BaseModel):
 
     @model_serializer(mode="wrap")
     def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As files hold it; what format 1 does not know is left out where it is not used."""
+        """Serialise as in files; fields that format 1 does not have are left out if unused."""
         values = handler(self)
         values |= values.pop("editing")
         newer = ("parents", "sliced_from", "structure")
@@ -190,9 +191,9 @@ class PatchContent:
     """A patch as data: a header, and a change for every tensor it touches.
 
     Attributes:
-        header: provenance and what it fits.
+        header: its provenance, and what it fits.
         changes: by the parameter's name in ``model.named_parameters()``.
-        cuts: of a structure, which has no changes.
+        cuts: only of a structure, which has no changes.
     """
 
     header: PatchHeader
@@ -206,13 +207,13 @@ class PatchContent:
 
 
 def patch_hash(patch: PatchContent) -> str:
-    """SHA-256 of a patch's content: header, which column belongs to which edit, every number."""
+    """Return the SHA-256 of a patch's content: header, which column belongs to which edit, every number."""
     layouts = {name: change.layout for name, change in patch.changes.items()}
     return content_hash(patch.header.model_dump(mode="json"), layouts, tensors_of(patch))
 
 
 def tensors_of(patch: PatchContent) -> dict[str, Tensor]:
-    """Every stored tensor of a patch by its name in the file: ``{parameter}::{part}``."""
+    """Return every stored tensor of a patch by its name in the file: ``{parameter}::{part}``."""
     touched: dict[str, Change | Cut] = {**patch.changes, **patch.cuts}
     return {
         f"{name}::{part}": value
@@ -224,7 +225,7 @@ def tensors_of(patch: PatchContent) -> dict[str, Tensor]:
 def content_hash(
     header: dict[str, Any], layouts: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> str:
-    """SHA-256 over a patch's parts as they stand in its file."""
+    """Return the SHA-256 over a patch's parts as they are in its file."""
     digest = hashlib.sha256(canonical([header, layouts]))
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -235,17 +236,17 @@ def content_hash(
 
 
 def label(patch: PatchContent) -> str:
-    """A patch's name and the beginning of its hash."""
+    """Return a patch's name and the beginning of its hash."""
     return f"{patch.header.name} ({patch_hash(patch)[:SHOWN]})"
 
 
 def with_history(header: PatchHeader, done: str, **update: Any) -> PatchHeader:
-    """The header of what was made of a patch now: fields replaced, and a line of history more."""
+    """Make the header of a patch derived now: replace fields, and add a line of history."""
     update = {"sliced_from": None, **update}
     history = (*update.pop("history", header.history), done)
     return header.model_copy(update={**update, "history": history, "created": now()})
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What is in a patch, how large it is, and whether it fits a model folder."""
+"""Report what is in a patch, how large it is, and whether it fits a model folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class TensorReport(BaseModel):
 
     Attributes:
         name: the parameter.
-        form: how the change is stored; ``cut`` of a structure's tensors.
-        shape: (d_out, d_in), or (d,); of a cut tensor as the model stores it.
+        form: how the change is stored; ``cut`` for a structure's tensors.
+        shape: (d_out, d_in), or (d,); for a cut tensor, as the model stores it.
         columns: of the stored factors; None for a dense change.
         rank: of Delta; None for a cut.
         norm: Frobenius norm of Delta; None for a cut.
-        kept: the shape that a cut leaves; empty where the tensor is removed, None for a change.
-        relative: norm over that of W; None without the model.
+        kept: the shape that a cut leaves; empty if the tensor is removed, None for a change.
+        relative: norm divided by that of W; None without the model.
         stored_as: the tensor's name in the model's files; None without the model.
     """
 
@@ -58,7 +58,7 @@ def inspect_patch(patch: PatchContent, model: Path | None = None) -> Inspection:
     """Measure a patch.
 
     Args:
-        patch: to be measured.
+        patch: the patch to measure.
         model: its base model's folder, for norms relative to the weights.
 
     Raises:
@@ -105,9 +105,9 @@ def _measure(name: str, change: Change) -> TensorReport:
 
 
 def distance(first: PatchContent, second: PatchContent) -> dict[str, float]:
-    """How far two patches of one base are apart: |Delta_1 - Delta_2| / |Delta_2| per tensor.
+    """Return how far apart two patches of one base are: |Delta_1 - Delta_2| / |Delta_2| per tensor.
 
-    A tensor that only one of them changes counts with zero for the other; both zero is distance 0.
+    A tensor that only one of them changes counts as zero for the other; if both are zero, the distance is 0.
     """
     found = {}
     for name in dict.fromkeys([*second.changes, *first.changes]):
@@ -121,13 +121,13 @@ def distance(first: PatchContent, second: PatchContent) -> dict[str, float]:
 
 
 def fits_folder(patch: PatchContent, folder: Path) -> dict[str, str]:
-    """Check that a patch can be applied to a model folder; a folder that carries it fits, too.
+    """Check that a patch can be applied to a model folder; a folder that carries it already also fits.
 
     Returns:
         Name in the patch -> name in the folder's files.
 
     Raises:
-        DataError: other tensors, other tokenizer, or patches that must be below are missing.
+        DataError: tensors or tokenizer differ, or patches that must be below are missing.
     """
     return _fitted(patch, PatchedFolder(folder))[1]
 
@@ -146,7 +146,7 @@ def _fitted(patch: PatchContent, model: PatchedFolder) -> tuple[PatchContent, di
 
 
 def with_patches(model: nn.Module, tokenizer: Any, files: Sequence[Path]) -> nn.Module:
-    """A model with patch files on top, in the order given, its weights untouched.
+    """Return a model with patch files on top, in the order given; its weights are not changed.
 
     Raises:
         DataError: a file is not a patch, or does not fit the model or its tokenizer.

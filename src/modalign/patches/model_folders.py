@@ -1,4 +1,4 @@
-"""Patches in the weights of a model folder: applied, listed, taken out bit for bit."""
+"""Apply patches to a model folder's weights, list them, and remove them bit for bit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LOCK = ".lock"
 
 
 def is_patched(folder: Path) -> bool:
-    """Whether a folder keeps patches (or did)."""
+    """Return whether a folder keeps patches, or did."""
     return (folder / PATCHES / LOG).is_file()
 
 
 def folder_status(folder: Path) -> FolderStatus:
-    """The patches of a folder, and whether its weights are what the log says."""
+    """Return the patches of a folder, and whether its weights are what the log says."""
     return PatchedFolder(folder).status()
 
 
@@ -37,15 +37,15 @@ def apply_to_folder(
     *,
     any_tokenizer: bool = False,
 ) -> FolderStatus:
-    """Apply patches to a model folder, on top of those that are in.
+    """Apply patches to a model folder, on top of those already applied.
 
     Args:
-        folder: a model folder; it stays as it is if ``out`` is given.
-        patches: lowest first; a structure can only be the first of all. What was made for the
-            unpruned model is sliced along.
+        folder: a model folder; not changed if ``out`` is given.
+        patches: lowest first; a structure can only be the first of all. Patches made for the
+            unpruned model are sliced along.
         out: the new folder; None to change ``folder`` itself, which must be a patched one already
             (it keeps the originals).
-        any_tokenizer: also apply what was computed for another tokenizer.
+        any_tokenizer: also apply patches computed for another tokenizer.
 
     Raises:
         UsageError: ``out`` exists, or ``folder`` would lose its only copy of the weights.
@@ -58,7 +58,7 @@ def apply_to_folder(
     if out is None:
         if not is_patched(folder):
             raise UsageError(
-                f"{folder} is a model's only copy; name the folder for the patched one (-o FOLDER)"
+                f"{folder} is the model's only copy; name a folder for the patched model (-o FOLDER)"
             )
         with _alone(folder):
             patched = PatchedFolder(folder)
@@ -87,14 +87,14 @@ def apply_to_folder(
 
 
 def _structure_of(patches: Sequence[PatchContent], out: Path | None) -> PatchContent | None:
-    """The structure among patches, which must be the first."""
+    """Return the structure among patches, which must be the first."""
     found = [patch for patch in patches if patch.cuts]
     if not found:
         return None
     if len(found) > 1 or patches[0] is not found[0]:
         raise UsageError("a structure goes below all other patches: give one, before the others")
     if out is None:
-        raise UsageError("a structure writes the weight files anew; name a new folder (-o FOLDER)")
+        raise UsageError("a structure rewrites the weight files; name a new folder (-o FOLDER)")
     return found[0]
 
 
@@ -124,16 +124,16 @@ def _prune(source: PatchedFolder, structure: PatchContent, target: Path) -> None
 def remove_from_folder(
     folder: Path, references: Sequence[str], every: bool = False
 ) -> FolderStatus:
-    """Take patches out of a folder's weights, which are then bit for bit as without them.
+    """Remove patches from a folder's weights, which are then bit for bit as without them.
 
     Args:
         folder: a patched folder.
         references: each a patch's name, the beginning of its hash, or a patch file.
-        every: take out all.
+        every: remove all.
 
     Raises:
-        UsageError: no such patch is in.
-        DataError: another patch was computed on top of one; or the weights are not as logged.
+        UsageError: no such patch is applied.
+        DataError: another patch was computed on top of one, or the weights are not as logged.
     """
     if not is_patched(folder):
         raise UsageError(f"{folder} carries no patches (it has no {PATCHES}/{LOG})")
@@ -146,7 +146,7 @@ def remove_from_folder(
 
 
 def repair_folder(folder: Path) -> bool:
-    """Finish or undo an interrupted change; whether there was one."""
+    """Finish or undo an interrupted change; return whether there was one."""
     if not is_patched(folder):
         return False
     with _alone(folder):
@@ -155,7 +155,7 @@ def repair_folder(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing the folder meanwhile. The lock of a killed one is released."""
+    """Keep other processes from changing the folder meanwhile. A killed process's lock is released."""
     try:
         import fcntl
     except ImportError:  # Windows has no such locks

@@ -16,11 +16,11 @@ class Patch(PatchContent):
     """A patch that can be put on a model, see :class:`PatchContent` for what it holds."""
 
     def __radd__(self, model: nn.Module) -> nn.Module:
-        """``model + patch``: a view of the model with this patch on top, see ``patches.apply.view``."""
+        """Make ``model + patch`` a view of the model with this patch on top, see ``patches.apply.view``."""
         if not isinstance(model, nn.Module):
             return NotImplemented
         return view(model, self)
 
     def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        """``with patch.applied(model)``: the model's own weights changed, and then exactly as before."""
+        """Change the model's own weights in ``with patch.applied(model)``, and restore them exactly."""
         return applied(model, self)

@@ -1,13 +1,13 @@
-"""One patched model folder: its weights, the patches that are in, and the log of what happened.
+"""One patched model folder: its weights, the patches applied, and the log of what happened.
 
 A patched folder is a model folder like any other, with a folder ``patches`` in it: a copy of every
-patch that is in, the touched tensors as they were (``originals.safetensors``), and ``log.jsonl``. The
+patch applied, the originals of the touched tensors (``originals.safetensors``), and ``log.jsonl``. The
 weights are always original + sum of the changes, rounded once, so whatever is removed, and in
-whatever order, the rest is exactly what it would have been without. Below a structure the originals are
-the pruned tensors; the unpruned files are kept beside them, see ``pruned_folder``.
+whatever order, the rest is exactly what it would have been without. With a structure, the originals are
+the pruned tensors, and the unpruned files are kept as well, see ``pruned_folder``.
 
-A change in place writes new files beside the old ones, then the log's ``begun``, then renames, then
-the log's ``done``. Interrupted at any point, either nothing has changed or ``recover`` puts it right.
+A change in place writes new files next to the old ones, then the log's ``begun``, then renames, then
+the log's ``done``. If it is interrupted, either nothing has changed or ``recover`` puts it right.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class FolderStatus:
-    """What a folder carries.
+    """The state of a patched folder.
 
     Attributes:
         folder: the model folder.
-        stack: the patches that are in, lowest first.
+        stack: the patches applied, lowest first.
         problems: what is not as the log says; empty if all is well.
-        interrupted: a change was begun and not ended.
+        interrupted: whether a change was begun and not ended.
     """
 
     folder: Path
@@ -61,9 +61,9 @@ class PatchedFolder:
     """One model folder with its weights, its originals and its log.
 
     Args:
-        folder: where patches, originals and log are; a GGUF file or a name of the hub stands for the folder that
+        folder: where patches, originals and log are; a GGUF file or a hub name stands for the folder that
             it is read from.
-        weights: where tensors are read; those of another folder while a copy is being made.
+        weights: where tensors are read; another folder's while a copy is being made.
     """
 
     def __init__(self, folder: Path, weights: FolderWeights | None = None) -> None:
@@ -78,7 +78,7 @@ class PatchedFolder:
     # ---- reading -------------------------------------------------------------------------------
 
     def status(self) -> FolderStatus:
-        """What is in, and whether the touched tensors are what the log says."""
+        """Return the patches applied, and whether the touched tensors are what the log says."""
         problems = [] if self.log.pending is None else ["a change was interrupted"]
         expected = {} if self.log.pending is not None else self.log.hashes()
         for name, sha256 in expected.items():
@@ -106,7 +106,7 @@ class PatchedFolder:
         return stack[0] if stack and stack[0].kind == "structure" else None
 
     def original(self, name: str) -> Tensor:
-        """A tensor without any change; with a structure, as that left it."""
+        """Return a tensor without any change; with a structure, as that left it."""
         path = self.folder / PATCHES / ORIGINALS
         if name not in self._held_originals():
             return self.weights.read(name)
@@ -115,7 +115,7 @@ class PatchedFolder:
         return found
 
     def find(self, reference: str) -> Applied:
-        """The patch that a name, the beginning of a hash, or a file means."""
+        """Find the patch that a name, the beginning of a hash, or a file refers to."""
         stack = [(each.name, each.sha256) for each in self.log.stack]
         named = any(reference == name for name, _ in stack)
         wanted = reference if named or not Path(reference).is_file() else load_patch(reference)
@@ -125,7 +125,7 @@ class PatchedFolder:
         """Refuse a patch for another tokenizer than the folder's."""
         if patch.header.tokenizer is None:
             return
-        from transformers import AutoTokenizer  # here: what only reads weights needs none
+        from transformers import AutoTokenizer  # imported here, as reading weights alone needs none
 
         from modalign.models.pretrained import read_pretrained
 
@@ -138,20 +138,20 @@ class PatchedFolder:
         check_tokenizer(patch, tokenizer)
 
     def touched_by(self, patches: Sequence[PatchContent]) -> set[str]:
-        """The tensors of the files that patches change, once it is sure that they fit."""
+        """Return the tensors of the files that patches change, after checking that they fit."""
         return {name for _, entry in self._fitted(patches) for name in entry.tensors.values()}
 
     def fitted(
         self, patch: PatchContent, new: Sequence[PatchContent] = ()
     ) -> tuple[PatchContent, dict[str, str]]:
-        """A patch that fits this model, with its tensors' names in the files.
+        """Return a patch that fits this model, with its tensors' names in the files.
 
         Args:
-            patch: to be put on top.
-            new: patches that will be in before it.
+            patch: the patch to put on top.
+            new: patches that will be applied before it.
 
         Returns:
-            The patch itself; below a structure, a patch for the unpruned model sliced along.
+            The patch itself or, on a pruned model, a patch for the unpruned one sliced along.
 
         Raises:
             DataError: it was made for another model, or changes what the structure removed.
@@ -176,13 +176,13 @@ class PatchedFolder:
         return sliced, {name: name for name in sliced.changes}
 
     def _below(self, patch: PatchContent, new: Sequence[PatchContent]) -> list[str]:
-        """The hashes that the patches below one have here, where they were sliced along."""
+        """Return the hashes that the patches below one have here, if they were sliced along."""
         present = [*(self._patch(each) for each in self.log.stack), *new]
         sliced = {each.header.sliced_from: patch_hash(each) for each in present}
         return [sliced.get(sha256, sha256) for sha256 in patch.header.after]
 
     def _fitted(self, patches: Sequence[PatchContent]) -> list[tuple[PatchContent, Applied]]:
-        """New patches as they fit here, with their entries; every hash compared."""
+        """Return new patches as they fit here, with their entries, after comparing every hash."""
         self._check_state()
         below = [(each.name, each.sha256) for each in self.log.stack]
         found: list[tuple[PatchContent, Applied]] = []
@@ -201,27 +201,27 @@ class PatchedFolder:
         if problems:
             raise DataError(
                 f"{self.folder} is not what its log says: {'; '.join(problems[:3])}. Something else "
-                "wrote to it; make it anew from the unpatched model"
+                "wrote to it; make it again from the unpatched model"
             )
 
     def _check_tied(self, name: str, base: BaseTensor) -> None:
-        """Refuse a change of an embedding that is the output projection too, unless it is for both."""
+        """Refuse a change of an embedding that is also the output projection, unless it is for both."""
         tied = is_tied(self.weights, name, self.original)
         if tied and not base.tied:
             raise UsageError(
-                f"{name} is the input embedding and the output projection at once (tied weights): a "
+                f"{name} is both the input embedding and the output projection (tied weights): a "
                 "patch of one would change the other; untie them first"
             )
         if base.tied and not tied:
             raise DataError(
-                f"the patch takes {name} for input embedding and output projection at once; in "
+                f"the patch takes {name} to be both input embedding and output projection; in "
                 f"{self.folder} they are two tensors"
             )
 
     # ---- changing ------------------------------------------------------------------------------
 
     def apply(self, patches: Sequence[PatchContent]) -> None:
-        """Put patches on top."""
+        """Apply patches on top."""
         if not patches:
             raise UsageError("name at least one patch")
         fitted = self._fitted(patches)
@@ -232,7 +232,7 @@ class PatchedFolder:
         self._change("apply", entries, [*self.log.stack, *entries])
 
     def remove(self, gone: Sequence[Applied]) -> None:
-        """Take patches out."""
+        """Remove patches."""
         if not gone:
             raise UsageError(f"{self.folder} carries no patch to remove")
         self._check_state()
@@ -254,7 +254,7 @@ class PatchedFolder:
         self._restore(structure)
 
     def _restore(self, structure: Applied) -> None:
-        """Put the unpruned files back; from the log's ``begun`` on, an interruption is finished."""
+        """Put the unpruned files back; once the log says ``begun``, an interruption is completed later."""
         patch, unpruned = self._patch(structure), unpruned_weights(self.folder)
         for name, base in patch.header.base.items():
             if name not in unpruned.places or tensor_hash(unpruned.read(name)) != base.sha256:
@@ -280,7 +280,7 @@ class PatchedFolder:
     def _change(
         self, action: Literal["apply", "remove"], subject: Sequence[Applied], stack: list[Applied]
     ) -> None:
-        """Write the tensors that a set of patches touches as another stack says."""
+        """Write the touched tensors as they are under another stack of patches."""
         touched = sorted(_touched(subject))
         before = {name: tensor_hash(self.weights.read(name)) for name in touched}
         self._keep_originals(_touched(stack))
@@ -290,7 +290,7 @@ class PatchedFolder:
             try:
                 for part, place in ready.items():
                     part.replace(place)
-            finally:  # compared with the log whether or not all were replaced: done, or undone
+            finally:  # whether or not all were replaced, the log decides: done, or undone
                 self.weights = FolderWeights(self.folder)
                 self.recover()
         if self.log.stack != stack:
@@ -300,7 +300,7 @@ class PatchedFolder:
     def _rewritten(
         self, names: Sequence[str], stack: Sequence[Applied]
     ) -> AbstractContextManager[tuple[dict[Path, Path], dict[str, str]]]:
-        """New files with these tensors as a stack says, see :meth:`FolderWeights.rewritten`."""
+        """Write new files with these tensors as under a stack, see :meth:`FolderWeights.rewritten`."""
         patches = {each.sha256: self._patch(each) for each in stack if each.kind == "change"}
 
         def value(name: str) -> Tensor:
@@ -328,7 +328,7 @@ class PatchedFolder:
         return patch
 
     def _keep_originals(self, names: set[str]) -> None:
-        """Have exactly these in the originals beside those that are there: written before any change."""
+        """Add these tensors to the originals kept so far; they are written before any change."""
         held = self._held_originals()
         if not names <= held:
             self._write_originals(names | held)
@@ -346,7 +346,7 @@ class PatchedFolder:
             save_file(tensors, file.name, {"format": "pt"})
 
     def recover(self) -> bool:
-        """End a change that was begun: done if all its tensors are there, else undone."""
+        """End a change that was begun: as done if all its tensors are there, else undone."""
         pending = self.log.pending
         if pending is None:
             return False
@@ -370,7 +370,7 @@ class PatchedFolder:
         return True
 
     def _tidy(self) -> None:
-        """Take away what no applied patch needs: copies, originals, halves of files."""
+        """Delete what no applied patch needs: copies, originals, unfinished files."""
         place = self.folder / PATCHES
         wanted = {entry.file for entry in self.log.stack}
         halves = [f for file in self.weights.files_of(self.weights.places)
@@ -389,7 +389,7 @@ class PatchedFolder:
 
 
 def entry_of(patch: PatchContent, names: dict[str, str]) -> Applied:
-    """What the log says of a patch whose tensors have these names in the files."""
+    """Make the log's entry of a patch whose tensors have these names in the files."""
     sha256 = patch_hash(patch)
     return Applied(
         name=patch.header.name,
@@ -402,17 +402,17 @@ def entry_of(patch: PatchContent, names: dict[str, str]) -> Applied:
 
 
 def _touched(entries: Sequence[Applied]) -> set[str]:
-    """The tensors of the files that patches change in value."""
+    """Return the tensors of the files whose values patches change."""
     return {name for each in entries if each.kind == "change" for name in each.tensors.values()}
 
 
 def is_tied(weights: FolderWeights, name: str, read: Callable[[str], Tensor]) -> bool:
-    """Whether a tensor is the input embedding and the output projection of a model at once.
+    """Return whether a tensor is both the input embedding and the output projection of a model.
 
     Args:
         weights: of the model.
         name: of the tensor.
-        read: gives a tensor without patches.
+        read: reads a tensor without patches.
     """
     shape = weights.places[name].shape
     if len(shape) != 2 or shape[0] not in _vocabulary_sizes(weights.folder):
@@ -423,7 +423,7 @@ def is_tied(weights: FolderWeights, name: str, read: Callable[[str], Tensor]) ->
 
 
 def _vocabulary_sizes(folder: Path) -> set[int]:
-    """The vocabulary sizes that a configuration states, its parts' included."""
+    """Return the vocabulary sizes that a configuration states, including those of its parts."""
     values = read_object(folder / "config.json")
     parts = [values, *(part for part in values.values() if isinstance(part, dict))]
     return {part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)}

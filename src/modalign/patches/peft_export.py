@@ -1,8 +1,8 @@
-"""A patch as a LoRA folder that plain peft loads.
+"""Export a patch as a LoRA folder that plain peft loads.
 
-peft adds ``scaling * lora_B lora_A`` to a layer with one rank for all unless ``rank_pattern`` says
-otherwise; its scaling is alpha / rank, so every alpha is its layer's rank and the scaling 1. Names are
-whole paths, anchored where they are patterns: "layers.2" must not mean layer 20 to 29 too.
+peft adds ``scaling * lora_B lora_A`` to a layer, with one rank for all layers unless ``rank_pattern``
+says otherwise. Its scaling is alpha / rank, so every alpha is set to its layer's rank to make it 1.
+Names are whole paths, anchored if they are patterns: "layers.2" must not match layers 20 to 29.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from modalign.patches.header import PatchContent
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Below float32's resolution of the largest singular value: nothing that the files could hold.
+# Below float32's resolution relative to the largest singular value, so the files could not hold it.
 _RESOLUTION = 1e-8
-_ROUNDING = 1e-5  # relative; allowed between what was meant and what float32 factors give
+_ROUNDING = 1e-5  # relative error allowed for float32 factors
 
 
 @dataclass(frozen=True)
 class LoraExport:
-    """What was written.
+    """The LoRA folder that was written, and its errors.
 
     Attributes:
         folder: the LoRA folder.
         ranks: of every layer, by its path.
         errors: |Delta - lora_B lora_A| / |Delta| of every layer, Frobenius norms.
-        logits: largest difference of peft's logits to those of ``model + patch``; None if unasked.
+        logits: largest difference between peft's logits and those of ``model + patch``; None if not compared.
     """
 
     folder: Path
@@ -61,17 +61,17 @@ def export_lora(
 
     Args:
         patch: of weights of linear layers.
-        folder: new.
-        base: the model that peft shall load; the one the patch names by default.
-        rank: keep at most so many singular directions of each change.
+        folder: a new one.
+        base: the model that peft should load; by default the one that the patch names.
+        rank: the most singular directions of each change to keep.
         max_error: keep as few as give this relative error.
-        model: the base model; given, the folder is loaded with peft and the logits are compared
-            with ``model + patch``. peft's layers are put into it and taken out again.
+        model: the base model; if given, the folder is loaded with peft and the logits are compared
+            with ``model + patch``. peft's layers are put into it and removed again.
 
     Raises:
         UsageError: the folder exists, or a dense change came without ``rank`` or ``max_error``.
         DataError: the patch changes what LoRA cannot, or does not fit the model.
-        ModalignError: what was written is not the patch.
+        ModalignError: what was written does not match the patch.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already; name a new folder")
@@ -113,7 +113,7 @@ def _check_linear(patch: PatchContent, model: nn.Module | None) -> None:
             )
         if found != name:
             raise DataError(
-                f"the patch calls a tensor {name}, this model calls it {found}: peft goes by names, "
+                f"the patch calls a tensor {name}, this model calls it {found}: peft matches by name, "
                 f"so export with the model the patch was computed on ({patch.header.model})"
             )
 
@@ -121,15 +121,15 @@ def _check_linear(patch: PatchContent, model: nn.Module | None) -> None:
 def _factors(
     name: str, change: Change, rank: int | None, max_error: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Balanced factors of a change, truncated as asked."""
+    """Return balanced factors of a change, truncated as asked."""
     left, right, values = change.balanced(_RESOLUTION)
-    tail = values.flip(0).square().cumsum(0).flip(0).sqrt()  # what is lost by keeping i directions
+    tail = values.flip(0).square().cumsum(0).flip(0).sqrt()  # the error of keeping i directions
     total = float(tail[0]) if len(tail) else 0.0
     kept = left.shape[1]
     if change.low_rank() is None and rank is None and max_error is None and total:
         needed = int((tail > 0.01 * total).sum())
         raise UsageError(
-            f"the change of {name} is dense (rank {kept}): as LoRA only with an error, so name one: "
+            f"the change of {name} is dense (rank {kept}): LoRA can hold it only with an error, so choose one: "
             f"--rank R or --max-error E (an error of 1 % needs rank {needed})"
         )
     if max_error is not None:
@@ -147,7 +147,7 @@ def write_lora(
     Args:
         folder: empty.
         factors: layer -> left (d_out, r), right (d_in, r); the layer gets left right^T added.
-        base: the model that peft shall load.
+        base: the model that peft should load.
         transposed: whether its layers store (d_in, d_out).
     """
     ranks = {path: left.shape[1] for path, (left, _) in factors.items()}
@@ -182,7 +182,7 @@ def _pattern(path: str) -> str:
 def _read_back(
     folder: Path, patch: PatchContent, factors: dict[str, tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """Relative error of every layer, from the files."""
+    """Compute the relative error of every layer from the files."""
     config: Any = LoraConfig.from_pretrained(str(folder))
     held = load_file(folder / WEIGHTS)
     errors = {}
@@ -201,12 +201,12 @@ def _read_back(
 
 @torch.no_grad()
 def _compare(folder: Path, patch: PatchContent, model: Any, error: float) -> float:
-    """Largest difference of logits between peft's model and ``model + patch``."""
+    """Return the largest difference of logits between peft's model and ``model + patch``."""
     size = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(2 * 8, device=model.device).reshape(2, 8) * 7919 % size  # spread words
     plain = model(input_ids=ids).logits.float()
     expected = view(model, patch)(input_ids=ids).logits.float()
-    with warnings.catch_warnings():  # of names that peft uses and transformers has renamed
+    with warnings.catch_warnings():  # about names that peft uses and transformers has renamed
         warnings.simplefilter("ignore", FutureWarning)
         loaded = PeftModel.from_pretrained(model, str(folder))
     try:
@@ -217,10 +217,10 @@ def _compare(folder: Path, patch: PatchContent, model: Any, error: float) -> flo
         found = loaded(input_ids=ids).logits.float()
     finally:
         loaded.unload()
-        # peft marks the models it was in; the next use of this one shall not be warned about it
+        # peft marks models it was applied to; without the mark, the next use gives no warning
         model.__dict__.pop("peft_config", None)
     difference = float((found - expected).abs().max())
-    # Truncated on purpose: the logits differ, and the error says by how much. Else only rounding may.
+    # If truncated on purpose, logits differ, and the error says by how much; else only rounding is allowed.
     coarse = torch.finfo(model.dtype).eps * 50
     if error < _ROUNDING and difference > max(coarse, 1e-4) * max(float(plain.abs().max()), 1.0):
         raise ModalignError(

@@ -1,9 +1,9 @@
-"""A structure in a model folder: the weight files cut and written anew, and put back as they were.
+"""Apply a structure to a model folder: cut and rewrite the weight files, and put them back exactly.
 
 Cut tensors have other shapes, so files cannot be changed in place as for other patches. The folder keeps
-the unpruned weight files and ``config.json`` whole, in ``patches/unpruned``: putting them back gives
-every byte that was there, and patches made for the unpruned model are checked against them. Deleting
-``patches`` makes the folder a pruned model for good.
+the unpruned weight files and ``config.json`` whole, in ``patches/unpruned``: putting them back restores
+every byte, and patches made for the unpruned model are checked against them. Deleting ``patches`` makes
+the folder a pruned model for good.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ CONFIG = "config.json"
 
 
 def rewritten_files(folder: Path) -> set[str]:
-    """The files of a model folder that a structure writes anew."""
+    """Return the files of a model folder that a structure rewrites."""
     weights = FolderWeights(folder)
     return {*weights.files, CONFIG, *([INDEX] if (folder / INDEX).is_file() else [])}
 
 
 def write_pruned(source: Path, structure: PatchContent, target: Path) -> dict[str, TensorChange]:
-    """Write the files of a pruned model, one weight file at a time, and keep those it is made of.
+    """Write the files of a pruned model, one weight file at a time, and keep the unpruned ones.
 
     Args:
         source: the unpruned model's folder.
-        structure: fits it.
-        target: has the source's other files; nothing in it is read.
+        structure: one that fits it.
+        target: a folder that holds the source's other files; nothing in it is read.
 
     Returns:
-        What becomes of every tensor that is cut, renamed or removed, by its name in either model.
+        The change of every tensor that is cut, renamed or removed, by its name in either model.
 
     Raises:
-        DataError: two tensors get one name, or the result does not load as its configuration says.
+        DataError: two tensors get the same name, or the result does not load as its configuration says.
     """
-    from modalign.patches.architecture import loading_problem  # here: it needs transformers
+    from modalign.patches.architecture import loading_problem  # needs transformers
 
     kept = target / "patches" / UNPRUNED
     shutil.rmtree(kept, ignore_errors=True)
@@ -92,15 +92,15 @@ def write_weights(
     Args:
         weights: those of the whole model.
         target: folder of the files.
-        cuts: of tensors that do not stay as they are.
-        changed: gives a tensor other values, by the name that it had, once it is cut.
+        cuts: of the tensors that change.
+        changed: gives a cut tensor other values, by its old name.
         added: further tensors, by name; they go into the first file.
 
     Returns:
-        Old name -> new name, and the hashes before and after, of every cut tensor that stays.
+        Old name -> new name, and the hashes before and after, for every cut tensor that remains.
 
     Raises:
-        DataError: two tensors get one name.
+        DataError: two tensors get the same name.
     """
     hashes: dict[str, tuple[str, str, str]] = {}
     where: dict[str, str] = {}
@@ -119,10 +119,11 @@ def write_weights(
             if cut is not None:
                 hashes[name] = (new, tensor_hash(value), tensor_hash(tensors[new]))
         where |= dict.fromkeys(tensors, file)
-        if tensors:  # a file of which nothing is left is not written
+        if tensors:  # a file with nothing left is not written
             with opened(weights.folder / file) as held:
                 metadata = held.metadata()
-            save_file(tensors, target / file, metadata)  # a full disk is no fault of what was read
+            # Outside the reading block: a full disk is not the source's fault.
+            save_file(tensors, target / file, metadata)
         size += sum(value.nbytes for value in tensors.values())
     if (weights.folder / INDEX).is_file():
         _write_index(weights.folder / INDEX, where, size, target / INDEX)
@@ -137,7 +138,7 @@ def _write_index(source: Path, where: dict[str, str], size: int, target: Path) -
 
 
 def restore_unpruned(folder: Path) -> None:
-    """Put the unpruned files back in place; done again after an interruption, it ends the same."""
+    """Put the unpruned files back in place; after an interruption it can simply be repeated."""
     kept = folder / "patches" / UNPRUNED
     wanted = {path.name for path in kept.iterdir() if not path.name.endswith(PART)}
     for name in sorted(wanted):
@@ -150,5 +151,5 @@ def restore_unpruned(folder: Path) -> None:
 
 
 def unpruned_weights(folder: Path) -> FolderWeights:
-    """The tensors of a pruned folder's model before it was pruned."""
+    """Open the tensors of a pruned folder's model as they were before pruning."""
     return FolderWeights(folder / "patches" / UNPRUNED)

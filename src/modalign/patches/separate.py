@@ -1,7 +1,7 @@
-"""Single edits taken out of a patch, or kept alone, without the model.
+"""Remove single edits from a patch, or keep only some, without the model.
 
-A closed-form change knows what it was solved from, so leaving out an edit's columns and solving again
-gives exactly the patch of the other edits. A low-rank change loses the edit's columns.
+A closed-form change stores what it was solved from, so leaving out an edit's columns and solving again
+gives exactly the patch of the other edits. A low-rank change just loses the edit's columns.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ SHOWN_IDS = 20
 
 
 def drop(patch: Patch, edits: str | Iterable[str]) -> Patch:
-    """Take edits out of a patch.
+    """Return a patch without some of its edits.
 
     Args:
-        patch: stays as it is.
+        patch: not changed.
         edits: the id of an edit, or several.
 
     Raises:
-        UsageError: no such id, or no edit would be left.
+        UsageError: there is no such id, or no edit would be left.
         DataError: a change of the patch does not tell its edits apart.
     """
     gone = _positions(patch, edits)
@@ -57,10 +57,10 @@ def drop(patch: Patch, edits: str | Iterable[str]) -> Patch:
 
 
 def keep(patch: Patch, edits: str | Iterable[str]) -> Patch:
-    """The patch of some of its edits alone: all others dropped.
+    """Return a patch of only some of its edits, all others dropped.
 
     Raises:
-        UsageError: no such id.
+        UsageError: there is no such id.
         DataError: a change of the patch does not tell its edits apart.
     """
     chosen = _positions(patch, edits)

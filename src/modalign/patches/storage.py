@@ -1,9 +1,9 @@
-"""A patch as one safetensors file: read back whole and as it was written, or refused.
+"""Store a patch as one safetensors file, which is read back exactly as written or refused.
 
 The metadata holds the header and each change's layout (the edit of each column) as JSON, and a hash
 over these and every tensor. Tensors are named ``{parameter}::keys``, ``dual``, ``residuals``, ``left``,
-``right`` or ``delta``; in format 2 also ``rows`` and ``columns``, ``0/left`` of a soup's first term, and
-``axis0`` of a cut.
+``right`` or ``delta``; in format 2 also ``rows`` and ``columns``, ``0/left`` for a soup's first term, and
+``axis0`` for a cut.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FORMAT = "modalign-patch"
 
 
 def save_patch(patch: PatchContent, path: Path | str) -> str:
-    """Write a patch; a file of this name is replaced at the end.
+    """Write a patch; an existing file of this name is replaced at the end.
 
     Returns:
         Its content hash, as :func:`modalign.patches.header.patch_hash` gives it.
@@ -61,13 +61,13 @@ def save_patch(patch: PatchContent, path: Path | str) -> str:
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:  # written by name: the library wants no second copy in memory
+    with replacing(path) as file:  # written by name, so that no second copy is held in memory
         save_file(_unshared(tensors), file.name, metadata)
     return digest
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, none sharing its memory with another (safetensors refuses that)."""
+    """Return the same tensors, none sharing memory with another, which safetensors would refuse."""
     seen: set[int] = set()
     found = {}
     for name, value in tensors.items():
@@ -87,7 +87,7 @@ def load_patch(path: Path | str) -> Patch:
     if not path.is_file():
         if path.is_dir():
             raise DataError(
-                f"{path} is a folder, no patch file: 'modalign patch list {path}' shows what a model carries"
+                f"{path} is a folder, not a patch file: 'modalign patch list {path}' shows what a model carries"
             )
         raise DataError(f"there is no patch file {path}")
     try:
@@ -147,14 +147,14 @@ def _assembled(header: PatchHeader, layouts: dict[str, Any], tensors: dict[str, 
 
 
 def read_change(layout: Any, tensors: Mapping[str, Tensor]) -> Change:
-    """The change that was stored as these tensors.
+    """Rebuild the change that was stored as these tensors.
 
     Args:
         layout: as :attr:`Change.layout` gave it.
         tensors: as :meth:`Change.tensors` gave them.
 
     Raises:
-        ValueError: they are of no known form.
+        ValueError: they do not have a known form.
     """
     if isinstance(layout, dict):
         held: list[dict[str, Tensor]] = [{} for _ in layout["terms"]]
@@ -181,7 +181,7 @@ def check_patch(patch: PatchContent, error: type[ModalignError], what: str) -> N
     """Refuse a patch whose header, changes and shapes do not fit each other.
 
     Args:
-        patch: to be checked.
+        patch: the patch to check.
         error: what to raise.
         what: how its message begins.
     """

@@ -1,9 +1,9 @@
-"""Patches of kind ``structure``: which parts of which tensors stay, and the configuration then.
+"""Patches of kind ``structure``: which parts of which tensors are kept, and the resulting configuration.
 
-A structure goes below all other patches. One that was computed on the unpruned model is sliced along:
-its change of a tensor loses the rows and columns that the tensor loses, and nothing else happens to it.
-So pruning and then applying the sliced patch gives, bit for bit, what applying the patch and then
-pruning gives. It is not the patch that would have been computed on the pruned model.
+A structure goes below all other patches. A patch that was computed on the unpruned model is sliced along:
+its change of a tensor loses the rows and columns that the tensor loses, and nothing else. So pruning and
+then applying the sliced patch gives, bit for bit, the same as applying the patch and then pruning. It is
+not the patch that would have been computed on the pruned model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def structure_patch(
 
     Args:
         folder: of the unpruned model.
-        cuts: what is kept of each tensor that does not stay as it is, by its name in the files.
+        cuts: what is kept of each tensor that changes, by its name in the files.
         configuration: the resulting ``config.json``, complete.
         name, method, settings: for the header.
 
@@ -79,7 +79,7 @@ def structure_patch(
 
 
 def result_name(structure: PatchContent, tensor: str) -> str | None:
-    """The name of an unpruned model's tensor in the pruned one; None where it is gone."""
+    """Return the name of an unpruned model's tensor in the pruned one; None if it is gone."""
     cut = structure.cuts.get(tensor)
     return tensor if cut is None else cut.name
 
@@ -91,11 +91,11 @@ def slice_along(
     unpruned: Callable[[str], Tensor],
     after: Sequence[str] = (),
 ) -> Patch:
-    """The patch for the pruned model that a patch for the unpruned one becomes.
+    """Turn a patch for the unpruned model into one for the pruned model.
 
     Args:
         patch: made for the unpruned model.
-        structure: that was applied.
+        structure: the one that was applied.
         names: tensor in the patch -> tensor of the unpruned model.
         unpruned: gives a tensor of the unpruned model.
         after: hashes of the patches that must lie between the two.
@@ -132,5 +132,5 @@ def slice_along(
         format_version=2,
         sliced_from=patch_hash(patch),
     )
-    # The same slices are the same patch, whenever they are made.
+    # The same slices are the same patch, no matter when they are made.
     return Patch(header.model_copy(update={"created": patch.header.created}), changes)

@@ -1,4 +1,4 @@
-"""A weighted sum of changes that stays a sum until it is applied: what a soup does to one tensor."""
+"""A weighted sum of changes that is only summed when applied: what a soup does to one tensor."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from modalign.patches.changes import Change, LowRankChange
 
 @dataclass(frozen=True)
 class WeightedChange(Change):
-    """A weighted sum of changes that is not computed before it is applied.
+    """A weighted sum of changes that is computed only when it is applied.
 
     Attributes:
-        terms: (weight, change), of one shape.
+        terms: pairs of weight and change, all of one shape.
     """
 
     terms: tuple[tuple[float, Change], ...]
@@ -52,7 +52,7 @@ class WeightedChange(Change):
         return LowRankChange.beside(pairs) if len(pairs) == len(found) else None
 
     def delta(self) -> Tensor:
-        """See :class:`Change`. Summed in float64, first term first."""
+        """See :class:`Change`. Summed in float64, in the order of the terms."""
         total = torch.zeros(self.shape, dtype=torch.float64)
         for weight, change in self.terms:
             total += weight * change.delta().double()

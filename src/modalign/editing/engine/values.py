@@ -30,10 +30,8 @@ REACHED = 0.5  # a target less probable than this was not reached
 RELAXED_PHI = 0.1  # the target's weight once it is the first choice everywhere (PMET)
 SMALL_KL = 0.01  # the KL term below which PMET then stops
 GAIN = 0.2  # share by which the loss must fall over ``patience`` evaluations once the target is certain
-STALLED = (
-    5,
-    0.1,
-)  # a round has stalled if the loss fell by less than this share over this many evaluations
+# A round has stalled if over so many evaluations the loss fell by less than this share.
+STALLED = (5, 0.1)
 
 
 class ValueNotFiniteError(ModalignError):

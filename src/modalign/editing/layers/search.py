@@ -23,14 +23,8 @@ from modalign.editing.engine.spec import ModelSpec, Site
 from modalign.editing.layers.trials import Bench, Trial
 from modalign.progress import Progress
 
-PLACES = (
-    0.0,
-    0.08,
-    0.17,
-    0.27,
-    0.37,
-    0.5,
-)  # fractions of the depth, in models too deep to try every layer
+# Fractions of the depth, in models too deep to try every layer.
+PLACES = (0.0, 0.08, 0.17, 0.27, 0.37, 0.5)
 SHALLOW = 8  # up to this many layers, every one is tried
 FEW, FEW_DEEP = 8, 4  # probes on which stretches are tried; in a deep model each is expensive
 LONGEST = 6  # the most layers written together: 6 of 28 in GPT-J (MEMIT, PMET)

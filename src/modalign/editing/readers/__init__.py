@@ -76,9 +76,7 @@ def _build(file: Path, rows: Sequence[FileRow]) -> tuple[list[Edit], list[Proble
         elif name is not None:
             taken[name] = row.line
         for message in found:
-            if row.cells and message.startswith(
-                "unknown field"
-            ):  # a column, so it is said only once
+            if row.cells and message.startswith("unknown field"):  # a column, said once
                 if message not in headers:
                     problems.append((1, message))
                 headers.add(message)
