@@ -105,7 +105,7 @@ def test_loading_and_scoring_untrained_models_do_not_count_as_slow_training(monk
     assert table.ahead() == left_words(10, 0.01 * TRAINING)  # the rest of a job is scoring
     now[0] = 500.0
     table.advanced(JobProgress(jobs[0], SCORING, 1.0, 2.0, 200))
-    assert "trained, now scored" in capsys.readouterr().err
+    assert "trained, now scored; in all 22%\n" in capsys.readouterr().err
     now[0] = 600.0
     table.finished(
         jobs[0], JobResult(method="linear", seed=0, samples=64, seconds=300.0, flops=1e9)

@@ -197,6 +197,8 @@ class LiveTable:
         total = max(self.expected, len(self.rows), 1)
         # Until a job has ended, the pace is that of training: how long loading and scoring take is not known.
         since = self.jobs_since if self.ended else self.training_since
+        if not self.ended and any(row["stage"] == SCORING for row in self.rows.values()):
+            since = None
         return left_words(0.0 if since is None else time.monotonic() - since, done / total)
 
     def prepare(self, name: str, done: int, total: int) -> None:

@@ -151,6 +151,11 @@ class Recommendation(_Strict):
         """The method in ``best/``: the choice, or the best so far where there is none."""
         return self.method or self.best
 
+    @property
+    def of_questions_alone(self) -> bool:
+        """Whether the confidence says nothing of other trainings, since nobody was trained twice."""
+        return any(each.of_questions_alone for each in self.validation.values())
+
 
 Stop = Literal["all trained", "sure enough", "total spent", "undecidable", "nothing learnt"]
 

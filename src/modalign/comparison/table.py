@@ -68,7 +68,8 @@ def _title(comparison: Comparison) -> str | None:
         return None
     if r.method is None:
         return f"Recommended: none; best so far: {escape(r.best)}"
-    return f"Recommended: {escape(r.method)} ({escape(r.rule)}, {fmt.percent(r.confidence)} sure)"
+    sure = f"{fmt.percent(r.confidence)} sure{' of these trainings alone' if r.of_questions_alone else ''}"
+    return f"Recommended: {escape(r.method)} ({escape(r.rule)}, {sure})"
 
 
 def _add_method(table: Table, method: MethodResult, chosen: bool) -> None:

@@ -31,11 +31,14 @@ def confidence_words(recommendation: Recommendation) -> str:
         )
         if share >= least
     )
+    picked = f"the same rule picks {recommendation.method} in {share * 100:.0f} of 100 cases"
+    if recommendation.of_questions_alone:
+        return (
+            f"Nothing is known of other trainings: every method was trained once. Asked other validation "
+            f"questions, {picked}, but another training may overturn it: train each twice or more (--seeds)."
+        )
     again = "trained and asked again, with other seeds and other validation questions"
-    if any(each.of_questions_alone for each in recommendation.validation.values()):
-        again = "asked other validation questions (nothing is known of other trainings)"
-    picked = f"{recommendation.method} in {share * 100:.0f} of 100 cases"
-    return f"{sure}: {again}, the same rule picks {picked}."
+    return f"{sure}: {again}, {picked}."
 
 
 def alternatives(recommendation: Recommendation) -> list[tuple[str, float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from modalign.data.modalities import modality_of
 from modalign.data.supervision import Sample
 from modalign.errors import ModalignError
-from modalign.memory import readable, resident, return_freed_memory
+from modalign.memory import readable, return_freed_memory
 from modalign.models.quiet import quietly
 from modalign.progress import Progress
 from modalign.training.budget import Budget
@@ -24,7 +24,7 @@ from modalign.training.doctor.facts import (
 )
 from modalign.training.doctor.workshop import Workshop
 from modalign.training.learners import Composed
-from modalign.training.memory.estimate import estimate_memory
+from modalign.training.memory.estimate import estimate_memory, resident_without
 from modalign.training.methods import Method
 from modalign.training.settings import TrainSettings
 from modalign.training.sources import DataFiles, Parts
@@ -60,10 +60,10 @@ def examine(
         progress: called with (name, done, total).
     """
     return_freed_memory()
-    baseline = resident()
     found = Diagnosis()
     llm = attempt(found, "text", "language model", parts.load_llm)
     tokenizer = llm.tokenizer if llm is not None else None
+    baseline = resident_without(llm.model) if llm is not None else 0
     splits = examine_data(found, data, tokenizer, progress, parts.modalities)
     if llm is None or splits is None:
         return found
@@ -165,9 +165,12 @@ def _examine_words(found: Diagnosis, name: str, subject: Composed) -> None:
         return
     loss = untrained_loss(subject)
     if unknown := unknown_words(name, loss):
+        model = "choose a language model that knows the words (--llm)"
+        frozen = subject.settings.llm == "frozen"
         advice = (
-            "name the form or the options in the question, choose a language model that knows the words "
-            "(--llm), or let it train (--train-llm lora)"
+            f"name the form or the options in the question, {model}, or let it train (--train-llm lora)"
+            if frozen
+            else f"name the form or the options in the question, or {model}; what trains may learn them, too"
         )
         found.add("text", "words", unknown, advice)
     elif loss is not None:

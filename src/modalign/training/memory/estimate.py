@@ -95,7 +95,7 @@ def estimate_memory(target: Composed, *, baseline: int | None = None) -> MemoryE
     trace = trace_forward(learner, batch.to(device), stage, settings, references)
     trace.scale(scale)
     own = module_bytes(target.model) + sum(map(_resident_bytes, references.values()))
-    _touch(target.model)
+    touch(target.model)
     gc.collect()  # released models may be in reference cycles
     if device.type != "cpu":
         baseline = 0
@@ -171,7 +171,14 @@ def _resident_bytes(reference: Reference) -> int:
     return sum(bytes_of(tensor) for tensor in reference.weights.values())
 
 
-def _touch(module: nn.Module) -> None:
+def resident_without(module: nn.Module) -> int:
+    """Return this process's resident bytes without a module's: libraries, a tokenizer, mapped files."""
+    touch(module)
+    gc.collect()
+    return max(resident() - module_bytes(module), 0)
+
+
+def touch(module: nn.Module) -> None:
     """Read every weight once: memory-mapped files become resident, as in training."""
     with torch.no_grad():
         for parameter in module.parameters():
