@@ -21,6 +21,7 @@ GROUND = {
     "cache",
     "cache_entries",
     "chat_templates",
+    "clusters",
     "configuration",
     "devices",
     "differences",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import hashlib
@@ -11,6 +12,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +54,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file atomically; text as UTF-8."""
     with replacing(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def appears(path: Path, seconds: float = 60.0) -> bool:
+    """Wait until a file that another machine has written is seen here, and say whether it is.
+
+    Clients of shared storage remember for a while that a file was not there; listing its folders makes them look.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            for folder in (path.parent.parent, path.parent):
+                os.listdir(folder)
+        if path.exists():
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
 
 
 def sha256(path: Path) -> str:

@@ -116,7 +116,8 @@ def test_trainings_take_the_next_seed_of_the_shift(monkeypatch: pytest.MonkeyPat
     prepared: Any = SimpleNamespace(
         config=config, out=Path("out"), cache=Path("cache"), method=lambda n: still.get(n, able)
     )
-    running = compare.Running(prepared, Silent())
+    nowhere: Any = None
+    running = compare.Running(prepared, nowhere, Silent())
     running.add(["a", "tool", "a", "tool"])
     running.add(["a"])
     assert [job.key for job in ran] == [

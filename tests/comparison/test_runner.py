@@ -14,6 +14,7 @@ import yaml
 from compared import Compared
 from modalign.comparison.job import Job, JobResult, load_scores, run_job
 from modalign.comparison.prepared import StoredData
+from modalign.comparison.processes import Processes
 from modalign.comparison.runner import JobProgress, Silent, run_jobs
 from modalign.errors import ModalignError, UsageError
 from modalign.runs import RECORD
@@ -71,7 +72,7 @@ def jobs(compared: Compared, tmp_path_factory: pytest.TempPathFactory) -> list[J
 def told(
     jobs: list[Job], compared: Compared, watcher: Silent | None = None
 ) -> dict[Job, JobResult]:
-    return run_jobs(jobs, 2, 1, compared.cache, watcher)
+    return run_jobs(jobs, Processes(2, 1, compared.cache), watcher)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,8 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
         told["losses"].append([stage, step.loss])
 
     folder = Path(job["folder"])
+    if job.get("apart") and dist.is_initialized() and dist.get_rank():
+        folder = folder.with_name(f"{folder.name}, on another machine")
     with pytest.MonkeyPatch.context() as patch:
         if "cut" in job:
             stop_before(job["cut"], patch)

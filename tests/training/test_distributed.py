@@ -93,6 +93,11 @@ class World:
             job = _job(plan, root / "two" / f"to one: {name}", CASES[name], cut=CUT)
             job["settings"]["processes"] = 2
             jobs[f"to one: {name}"] = job
+        for often in ("cut", "apart"):  # two machines that share no folder; cut off, then resumed
+            job = _job(plan, root / "two" / "apart", CASES["fsdp, full"], cut=CUT, apart=True)
+            job["settings"]["processes"] = 2
+            jobs[often] = job
+        del jobs["apart"]["cut"]
         jobs["seconds"] = _job(plan, root / "two/seconds", {"plan": {"budget": "0.6s"}})
         jobs["seconds"]["settings"]["processes"] = 2
         jobs["mismatch"] = _job(plan, root / "two/mismatch", {})
@@ -164,6 +169,17 @@ def test_a_run_goes_on_in_a_world_of_another_size(world: World, name: str) -> No
         assert len(told["losses"]) == steps - CUT
         resumed = load_file(world.root / "two" / f"{label}: {name}" / "trained.safetensors")
         assert_same(whole, resumed, tolerance=TOLERANCE)
+
+
+def test_a_run_goes_on_where_machines_share_no_folder(world: World) -> None:
+    whole = world.root / "one" / "fsdp, full" / "trained.safetensors"
+    assert "CutOff" in world.two("cut")["error"]
+    told = world.two("apart")
+    assert "error" not in told, told["error"]
+    assert len(told["losses"]) == len(world.alone["fsdp, full"]["losses"]) - CUT
+    resumed = load_file(world.root / "two" / "apart" / "trained.safetensors")
+    assert_same(load_file(whole), resumed, tolerance=TOLERANCE)
+    assert not (world.root / "two" / "apart, on another machine").exists()
 
 
 def test_only_the_first_process_writes(world: World) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modalign.cli import options
+from modalign.clusters import Cluster
+from modalign.errors import UsageError
 
 if TYPE_CHECKING:
     from modalign.comparison.config import CompareConfig
@@ -50,6 +52,18 @@ def compare(
         ),
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Methods trained at the same time.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", help="Train on a Ray cluster: its address, or local."),
+    ] = None,
+    gpus_per_job: Annotated[
+        float | None,
+        typer.Option(help="With --ray: of a training; default: 1 where the cluster has any."),
+    ] = None,
+    cpus_per_job: Annotated[
+        int | None,
+        typer.Option(help="With --ray: of a training, its threads; default: as without --ray."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of runs, report and winner.")] = Path(
         "runs/compare"
     ),
@@ -97,6 +111,8 @@ def compare(
 
     - `modalign compare --verify runs/mine/report.json` : does one training give the same bits here?
     - `modalign compare experiment.yaml --dry-run`
+
+    - `modalign compare experiment.yaml --ray 10.0.0.5:6379 --gpus-per-job 1 --out /shared/mine`
     """
     from modalign.cli.console import LiveTable, bars, print_json, quiet_libraries, stderr, stdout
     from modalign.comparison.compare import compare as run
@@ -106,6 +122,9 @@ def compare(
     from modalign.comparison.table import comparison_table, hallucination_table
 
     quiet_libraries()
+    cluster = _cluster(ray, cpus_per_job, gpus_per_job)
+    if cluster is not None and (dry_run or verify is not None):
+        raise UsageError("--dry-run and --verify train on this machine: leave --ray out")
     if verify is not None:
         _verify(verify, json_output)
         return
@@ -132,6 +151,7 @@ def compare(
             out=out,
             resume=resume,
             overwrite=overwrite,
+            ray=cluster,
             progress=table.prepare,
             watcher=table,
             changed=changed,
@@ -165,6 +185,14 @@ def compare(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _cluster(address: str | None, cpus: int | None, gpus: float | None) -> Cluster | None:
+    if address is not None:
+        return Cluster(address, cpus, gpus)
+    if cpus is not None or gpus is not None:
+        raise UsageError("--cpus-per-job and --gpus-per-job are of trainings on Ray: add --ray")
+    return None
 
 
 def _verify(report: Path, json_output: bool) -> None:

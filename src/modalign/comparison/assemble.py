@@ -174,8 +174,7 @@ def assemble(gathered: Gathered, config: CompareConfig, methods: Sequence[Method
     means = {name: float(gathered.scores(name, "val").mean()) for name in working}
     for rank, name in enumerate(rank_by_validation(means), start=1):
         results[name].rank = rank
-    seeds = sorted({result.seed for result in gathered.results})
-    setting = setting_of(config, splits, seeds)
+    setting = setting_of(config, splits, gathered.results)
     recommendation, found = None, choice(gathered, methods)
     if found.answers:
         for name in found.answers:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from modalign.cache import cache_directory
+from modalign.clusters import Cluster
 from modalign.comparison.assemble import Gathered, assemble, candidates, choice
 from modalign.comparison.config import CompareConfig, load_config
 from modalign.comparison.job import RUNS, Job, JobResult
 from modalign.comparison.metrics import Metric
+from modalign.comparison.on_ray import pool_of
 from modalign.comparison.prepared import Prepared, prepare
+from modalign.comparison.processes import refuse_unguarded
 from modalign.comparison.racing import (
     BEGINNING,
     NOTHING_LEARNT,
@@ -29,7 +32,7 @@ from modalign.comparison.racing import (
 from modalign.comparison.recommendation import recommend, replicate_picks
 from modalign.comparison.report import write_report
 from modalign.comparison.results import Comparison, Schedule
-from modalign.comparison.runner import Silent, Watcher, refuse_unguarded, run_jobs
+from modalign.comparison.runner import Pool, Silent, Watcher, run_jobs
 from modalign.comparison.winner import examples, save_winner
 from modalign.errors import ModalignError
 from modalign.models.quiet import quietly
@@ -47,6 +50,7 @@ def compare(
     out: str | Path = "runs/compare",
     resume: bool = False,
     overwrite: bool = False,
+    ray: str | Cluster | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
     watcher: Watcher | None = None,
@@ -60,6 +64,7 @@ def compare(
         out: folder of the runs, ``report.html``, ``report.json``, ``report.md`` and ``best/``.
         resume: continue the comparison in the folder; finished methods are kept.
         overwrite: delete the comparison in the folder and start again.
+        ray: where the trainings run: ``local`` or a cluster's address; None: in processes of this machine.
         cache: of encoder features; the user's cache directory by default.
         progress: called during preparation with (name, done, total).
         watcher: notified about the jobs.
@@ -70,7 +75,8 @@ def compare(
         The contents of ``report.json``.
 
     Raises:
-        UsageError: wrong configuration, or a folder that contains a comparison or is not writable.
+        UsageError: wrong configuration, a folder that contains a comparison or is not writable, or a cluster
+            that cannot be reached or lacks what a training needs.
         DataError: broken data.
         ModalignError: no method could be trained, or the calling script has no main guard.
     """
@@ -79,25 +85,22 @@ def compare(
     if not isinstance(config, CompareConfig):
         config, found = load_config(config, changes, progress)
         changed = {**found, **(changed or {})}
-    recorded = config.model_dump(mode="json")
-    with run_folder(
-        Path(out), recorded, resume=resume, overwrite=overwrite, free=SCHEDULING
-    ) as folder:
-        prepared = prepare(config, folder.path, cache or cache_directory(), progress)
+    recorded, cache = config.model_dump(mode="json"), cache or cache_directory()
+    claim = run_folder(Path(out), recorded, resume=resume, overwrite=overwrite, free=SCHEDULING)
+    with claim as folder, pool_of(config, folder.path, cache, ray) as pool:
+        prepared = prepare(config, folder.path, cache, progress)
         folder.begin()
         prepared.store()
-        return _compare(prepared, started, changed or {}, progress, watcher or Silent())
+        trainings = Running(prepared, pool, watcher or Silent())
+        return _compare(trainings, started, changed or {}, progress)
 
 
 def _compare(
-    prepared: Prepared,
-    started: float,
-    changed: dict[str, str],
-    progress: Progress | None,
-    watcher: Watcher,
+    trainings: Running, started: float, changed: dict[str, str], progress: Progress | None
 ) -> Comparison:
     """Run missing jobs, assemble the report and save the winner."""
-    schedule, results = run_all(prepared, watcher)
+    prepared = trainings.prepared
+    schedule, results = run_all(trainings), trainings.results
     gathered = Gathered(
         prepared.splits, results, prepared.out / RUNS, Metric.named(prepared.config.metric)
     )
@@ -123,29 +126,29 @@ def _compare(
     return comparison
 
 
-def run_all(prepared: Prepared, watcher: Watcher) -> tuple[Schedule, list[JobResult]]:
+def run_all(trainings: Running) -> Schedule:
     """Run all trainings of the configuration, or those that the race adds."""
-    config, names = prepared.config, [method.name for method in prepared.methods]
-    trainings = Running(prepared, watcher)
+    config = trainings.prepared.config
+    names = [method.name for method in trainings.prepared.methods]
     if config.seeds == "auto":
         total = Total.of(config.total, len(names))
-        return race(trainings, names, config.confidence, total), trainings.results
+        return race(trainings, names, config.confidence, total)
     first = min(config.seeds, BEGINNING)
     trainings.add([name for _ in range(first) for name in names])
     if config.seeds > first and trainings.standing().method is None:
         said = f"Stopped after {first} trainings of every method: {NOTHING_LEARNT}."
-        return Schedule(seeds=config.seeds, stop="nothing learnt", words=said), trainings.results
+        return Schedule(seeds=config.seeds, stop="nothing learnt", words=said)
     trainings.add([name for _ in range(config.seeds - first) for name in names])
     often = "once" if config.seeds == 1 else f"{config.seeds} times"
     said = f"Every method was trained {often}."
-    return Schedule(seeds=config.seeds, stop="all trained", words=said), trainings.results
+    return Schedule(seeds=config.seeds, stop="all trained", words=said)
 
 
 class Running:
     """A comparison's trainings, as the race's interface."""
 
-    def __init__(self, prepared: Prepared, watcher: Watcher) -> None:
-        self.prepared, self.watcher = prepared, watcher
+    def __init__(self, prepared: Prepared, pool: Pool, watcher: Watcher) -> None:
+        self.prepared, self.pool, self.watcher = prepared, pool, watcher
         self.results: list[JobResult] = []
 
     def add(self, methods: Sequence[str]) -> None:
@@ -159,8 +162,7 @@ class Running:
                 continue
             jobs.append(Job(self.prepared.out, name, next_seed[name], config.first_seed))
             next_seed[name] += 1
-        cache = self.prepared.cache
-        found = run_jobs(jobs, config.workers, config.threads, cache, self.watcher, filled=True)
+        found = run_jobs(jobs, self.pool, self.watcher)
         self.results += [found[job] for job in jobs]
 
     def counts(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from modalign.cache import cache_directory
 from modalign.comparison.config import CompareConfig
 from modalign.comparison.job import Job, JobResult
 from modalign.comparison.prepared import Prepared, prepare
+from modalign.comparison.processes import Processes
 from modalign.comparison.racing import BEGINNING, Total
 from modalign.comparison.runner import JobProgress, run_jobs
 from modalign.errors import ModalignError
@@ -134,7 +135,8 @@ def dry_run(
                 Job(out, method.name, config.first_seed, config.first_seed)
                 for method in prepared.methods
             ]
-            found = run_jobs(jobs, config.workers, config.threads, cache, clock, filled=True)
+            pool = Processes(config.workers, config.threads, cache, filled=True)
+            found = run_jobs(jobs, pool, clock)
             working = [job for job in jobs if found[job].failure is None]
             own = [
                 _forecast(config, found[job], clock.took[job], job.run, more, validated)

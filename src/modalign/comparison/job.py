@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import socket
 import statistics
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from modalign.connectors.rungs import standing_of
 from modalign.data.records import Media
 from modalign.data.stored import MediaOf
 from modalign.data.supervision import Sample
+from modalign.devices import processor
 from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.diagnosis.connector_figures import connector_diagnostics
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
@@ -54,6 +57,13 @@ LATENCY_REPEATS = 7
 
 
 RUNS = "runs"  # folder within a comparison for the jobs' outputs
+
+
+class Channel(Protocol):
+    """Takes what a job says of its training, to whoever started it."""
+
+    def send(self, message: Any, /) -> None:
+        """Send a message."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,22 @@ class Spent(BaseModel):
     flops: float = 0.0
 
 
+class Place(BaseModel):
+    """Where a job ran, as far as its figures depend on it.
+
+    Attributes:
+        host: the machine's name.
+        processor: its kind.
+        threads: of the training.
+        device: that it trained on.
+    """
+
+    host: str
+    processor: str
+    threads: int
+    device: str
+
+
 class JobResult(BaseModel):
     """The result of a job. Its answers are in ``scores.npz``."""
 
@@ -154,6 +180,7 @@ class JobResult(BaseModel):
     export_target: str = "remote-code"  # the rung of the export ladder
     gateway: bool = False
     served_by: list[str] = []
+    place: Place | None = None  # unknown where an older version ran it
 
 
 def run_job(
@@ -163,7 +190,8 @@ def run_job(
     cache: Path | None = None,
     filled: bool = False,
     own_trials: bool = False,
-    channel: Connection | None = None,
+    threads: int | None = None,
+    channel: Channel | None = None,
 ) -> JobResult:
     """Train and measure; write ``result.json``, ``scores.npz`` and ``trained.safetensors``.
 
@@ -176,6 +204,7 @@ def run_job(
         cache: of encoder features and tools' results; the user's by default.
         filled: whether the cache already contains everything the job needs.
         own_trials: search the learning rate again, regardless of the first seed's.
+        threads: to train with; as many as the comparison would take here by default.
         channel: receives the job's progress.
 
     Raises:
@@ -185,11 +214,31 @@ def run_job(
     task = load_task(Path(folder), key, cache or cache_directory(), own_trials)
     if not filled:
         task.fill()
-    torch.set_num_threads(task.config.threads)
+    torch.set_num_threads(threads or task.config.threads)
     task.run.mkdir(parents=True, exist_ok=True)
     result = train_and_measure(task, channel)
     write_atomically(task.run / "result.json", result.model_dump_json(indent=1))
     return result
+
+
+def attempt(job: Job, cache: Path, filled: bool, threads: int, channel: Channel) -> str | None:
+    """Run a job, and return why it failed; a defect is written to a file in full."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        run_job(job.folder, job.key, cache=cache, filled=filled, threads=threads, channel=channel)
+    except ModalignError as error:
+        return str(error)
+    except BrokenPipeError:  # who asked has gone
+        raise
+    except Exception as error:
+        record = job.run / "error.txt"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(error).__name__}: {error} (in full in {record})"
+    return None
 
 
 @dataclass(frozen=True)
@@ -255,7 +304,7 @@ def load_task(folder: Path, key: str, cache: Path, own_trials: bool = False) -> 
     return Task(folder / RUNS / key, config, data, method, int(seed), factor, cache)
 
 
-def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
+def _teller(channel: Channel | None) -> Callable[[str, StepProgress], None]:
     """Send progress to the parent, a few times a second."""
     last = 0.0
 
@@ -270,7 +319,7 @@ def _teller(channel: Connection | None) -> Callable[[str, StepProgress], None]:
     return tell
 
 
-def train_and_measure(task: Task, channel: Connection | None = None) -> JobResult:
+def train_and_measure(task: Task, channel: Channel | None = None) -> JobResult:
     """Train and measure, writing everything except ``result.json``."""
     data, track = task.data, open_tracker(task.config.training, task.run)
     session = task.session(_teller(channel), track)
@@ -350,6 +399,12 @@ def train_and_measure(task: Task, channel: Connection | None = None) -> JobResul
         export_target=standing.rung,
         gateway=standing.gateway,
         served_by=list(standing.served_by),
+        place=Place(
+            host=socket.gethostname(),
+            processor=processor(),
+            threads=torch.get_num_threads(),
+            device=str(session.device),
+        ),
     )
 
 

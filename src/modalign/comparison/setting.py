@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from modalign.comparison.config import CompareConfig
+from modalign.comparison.job import JobResult, Place
 from modalign.comparison.racing import Total
 from modalign.comparison.results import Setting
 from modalign.devices import processor
@@ -18,8 +21,19 @@ from modalign.training.splits import Splits
 from modalign.version import __version__
 
 
-def setting_of(config: CompareConfig, splits: Splits, seeds: list[int]) -> Setting:
-    """Return how a comparison with trainings under these seeds was run; who assembles it fills in the times."""
+def setting_of(config: CompareConfig, splits: Splits, results: Sequence[JobResult]) -> Setting:
+    """Return how a comparison with these trainings was run; who assembles it fills in the times.
+
+    Where trainings ran on machines of several kinds, the first one's is named, and that there were others.
+    """
+    places = [result.place for result in results if result.place is not None]
+    here = Place(
+        host=socket.gethostname(),
+        processor=processor(),
+        threads=config.threads,
+        device=str(device_of(config.training)),
+    )
+    place = places[0] if places else here
     return Setting(
         command="",
         version=__version__,
@@ -32,12 +46,12 @@ def setting_of(config: CompareConfig, splits: Splits, seeds: list[int]) -> Setti
         encoder=", ".join(map(shown_part, config.parts.encoder.values())) or "none",
         llm_mode=config.training.llm,
         encoder_mode=config.training.encoder,
-        seeds=seeds,
-        device=str(device_of(config.training)),
+        seeds=sorted({result.seed for result in results}),
+        device=place.device,
         dtype=config.training.dtype,
-        threads=config.threads,
-        processor=processor(),
-        may_differ=_may_differ(config),
+        threads=place.threads,
+        processor=place.processor,
+        may_differ=_may_differ(config, place, places),
         train_records=len(splits.train),
         val_records=len(splits.val),
         eval_records=len(splits.evaluation),
@@ -53,14 +67,17 @@ def installed() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _may_differ(config: CompareConfig) -> list[str]:
+def _may_differ(config: CompareConfig, place: Place, places: Sequence[Place]) -> list[str]:
     """Return why the same command may not be bit-identical."""
     found = [
-        f"On another kind of processor than {processor()}, or with other versions of the libraries, sums are "
+        f"On another kind of processor than {place.processor}, or with other versions of the libraries, sums are "
         "rounded otherwise.",
-        f"With another number of threads than {config.threads} sums are taken in another order.",
+        f"With another number of threads than {place.threads} sums are taken in another order.",
     ]
-    if device_of(config.training).type != "cpu":
+    kinds = sorted({f"{p.processor}, {p.threads} threads, {p.device}" for p in places})
+    if len(kinds) > 1:
+        found.append(f"Trainings ran on machines of several kinds: {'; '.join(kinds)}.")
+    if any(not p.device.startswith("cpu") for p in (place, *places)):
         found.append("A GPU takes some sums in an order that changes from run to run.")
     if Budget.parse(config.budget).kind == "seconds":
         found.append("A budget in seconds pays for as many steps as the machine manages.")

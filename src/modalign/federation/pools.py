@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load, save
 
+from modalign.clusters import connected, reason
 from modalign.data.supervision import Sample
-from modalign.errors import UsageError, extra, first_line
+from modalign.errors import first_line
 from modalign.federation.config import FederateConfig
 from modalign.federation.rules import Tensors
 from modalign.federation.workplace import Task, Workplace
@@ -71,15 +70,10 @@ def _with(task: Task, tensors: Tensors) -> Task:
 
 
 class OnRay:
-    """Clients as Ray tasks; ``address`` is ``local`` or a cluster's.
+    """Clients as Ray tasks. On several machines the parts' folders must lie at the same paths."""
 
-    On several machines the parts' folders must lie at the same paths.
-    """
-
-    def __init__(self, ray: Any, address: str) -> None:
+    def __init__(self, ray: Any) -> None:
         self.ray = ray
-        local = {"num_cpus": os.cpu_count()} if address == "local" else {"address": address}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
         self.work = ray.remote(num_cpus=1, max_retries=0)(_work)
         self.shared: dict[int, tuple[Any, Any]] = {}
 
@@ -99,8 +93,7 @@ class OnRay:
                 try:
                     answer: Answer = load(self.ray.get(handle))
                 except self.ray.exceptions.RayError as error:
-                    cause = getattr(error, "cause", None) or error
-                    answer = f"{type(cause).__name__}: {first_line(cause)}"
+                    answer = reason(error)
                 yield task, answer
 
     def _shared(self, place: Workplace) -> tuple[Any, Any]:
@@ -108,24 +101,6 @@ class OnRay:
             put = self.ray.put
             self.shared = {id(place): (put(place.config), put(list(place.samples)))}
         return self.shared[id(place)]
-
-
-def _check_reachable(address: str) -> None:
-    """Refuse an address where nothing listens: Ray itself would try for minutes.
-
-    Raises:
-        UsageError: it cannot be reached.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:  # local, auto
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--ray {address}: nothing answers there ({first_line(error)}); 'ray start --head' on one machine "
-            "prints the address, --ray local starts one here"
-        ) from error
 
 
 @contextmanager
@@ -138,18 +113,5 @@ def pool_of(address: str | None) -> Iterator[Pool]:
     if address is None:
         yield Here()
         return
-    _check_reachable(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise UsageError(f"--ray needs Ray: {extra('ray')}") from None
-    try:
-        pool = OnRay(ray, address)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"--ray {address}: {first_line(error)}") from error
-    try:
-        yield pool
-    finally:
-        ray.shutdown()
+    with connected(address) as ray:
+        yield OnRay(ray)

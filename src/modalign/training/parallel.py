@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from modalign.errors import UsageError
 from modalign.models.parts import decoder_layers
 from modalign.training.settings import TrainSettings
 
+T = TypeVar("T")
 Call = Callable[..., Any]
 
 
@@ -112,6 +113,14 @@ class Parallel:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def from_main(self, value: T) -> T:
+        """Return what the main process gave; where machines share no folder, it alone has read it."""
+        if self.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -252,11 +252,9 @@ class Session(Staged):
             next(trial for trial in trials if trial.factor == 1).kept = True
             return trials, Ledger()
         record = folder / "trials.json"
-        if record.exists():
-            trials = [
-                LearningRateTrial.of(state)
-                for state in loads(record.read_text(encoding="utf-8"), nan=True)
-            ]
+        known = record.read_text(encoding="utf-8") if record.exists() else None
+        if (known := self.parallel.from_main(known)) is not None:
+            trials = [LearningRateTrial.of(state) for state in loads(known, nan=True)]
         share = budget.share(1 / (TRIAL_SEEDS * len(trials)))
         start = checkpoint.trainable_state(self.model)
         for number in range(TRIAL_SEEDS):

@@ -359,9 +359,9 @@ class Trainer:
 
     def _refuse_nonfinite(self) -> None:
         file = self.folder / NONFINITE
-        if not file.exists():
+        found = self.parallel.from_main(read_object(file) if file.exists() else None)
+        if found is None:
             return
-        found = read_object(file)
         ids = found["batch"]
         raise NonFiniteLossError(
             f"the {found['what']} became {found['value']} at step {found['step']}; the batch was "
@@ -412,15 +412,27 @@ class Trainer:
         self.parallel.barrier()
         self._saved, self._saved_at = (self.step, len(self.curve)), self.ledger.seconds
 
+    def _newest(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
+        """Read the newest checkpoint; processes on machines that do not see it get it from the main one."""
+        places = checkpoint.checkpoints(self.folder)[-1:]
+        newest = self.parallel.from_main([place.name for place in places])
+        seen = [place.name for place in places] == newest
+        if self.parallel.sum(float(seen)) == self.parallel.world:
+            return checkpoint.load_checkpoint(places[0]) if places else None
+        main = self.parallel.main
+        return self.parallel.from_main(
+            checkpoint.load_checkpoint(places[0]) if main and places else None
+        )
+
     def _restore(self) -> None:
         if self.step:
             return
         if self.parallel.main:
             checkpoint.clean(self.folder)
-        found = checkpoint.checkpoints(self.folder)
-        if not found:
+        found = self._newest()
+        if found is None:
             return
-        tensors, moments, state = checkpoint.load_checkpoint(found[-1])
+        tensors, moments, state = found
         changed = [key for key, value in self.plan.items() if state["plan"].get(key, {}) != value]
         if changed:
             key = changed[0]
