@@ -91,12 +91,17 @@ class OnRay:
         resources = {"num_cpus": self.threads, "num_gpus": self.gpus}
         # A process per job: its peak of memory is the job's.
         self.work = ray.remote(max_retries=0, max_calls=1, **resources)(work)
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self.node, soft=True)
-        self.post = ray.remote(num_cpus=0, scheduling_strategy=here)(Post).remote()
+        self.post = self._new_post()
         self.running: dict[Any, _Running] = {}
         self.copies: Copies | None = None
         self.number = 0
         self.said_waiting = False
+
+    def _new_post(self) -> Any:
+        """Start what takes messages on this machine, if the cluster lets it."""
+        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        here = affinity(self.node, soft=True)
+        return self.ray.remote(num_cpus=0, scheduling_strategy=here)(Post).remote()
 
     def _trains_on_gpus(self, config: CompareConfig) -> bool:
         wanted = config.training.device.partition(":")[0]
@@ -152,7 +157,10 @@ class OnRay:
         entries = {entry.number: entry for entry in self.running.values()}
         try:
             messages = self.ray.get(self.post.take.remote())
-        except self.ray.exceptions.RayError:  # its machine was lost: jobs go on without a word
+        except (
+            self.ray.exceptions.RayError
+        ):  # lost with its machine: running jobs go on without a word
+            self.post = self._new_post()
             return
         for number, content in messages:
             if (entry := entries.get(number)) is None:
