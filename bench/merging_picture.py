@@ -139,13 +139,16 @@ def show(out: Path, seeds: int) -> None:
         for name in (PICTURE, *merges, TEXT)
     ]  # fmt: skip
     print(table(["model", "right answers", "drama, nats per token", "chosen under seed"], rows))
-    for what, values, sign in (("right answers", right, 1), ("nats on drama", text, -1)):
+    for what, values, sign, unit in (
+        ("right answers", right, 1, "share"),
+        ("drama, nats per token", text, -1, "nats"),
+    ):
         gains = {
             PICTURE: sign * values[PICTURE],
             "chosen": sign * np.stack([values[name][seed] for seed, name in enumerate(chosen)]),
         }
         drawn = hierarchical_bootstrap(gains, groups=None, resamples=resamples_for(1))
-        (found,) = differences(drawn, [("chosen", PICTURE)], unit="share")
+        (found,) = differences(drawn, [("chosen", PICTURE)], unit=unit)
         print(
             f"\n{what}: the chosen merge is better than the picture model by {words.interval(found.difference)}"
         )

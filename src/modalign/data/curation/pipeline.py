@@ -6,7 +6,6 @@ transaction of the working file, which stays beside the output until that is com
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from modalign.data.readers.result import Kind, Problem
 from modalign.data.records import Source
 from modalign.data.validation import BrokenData, ValidationReport, parse_share
 from modalign.errors import DataError, UsageError
+from modalign.files import clear_beside
 from modalign.progress import Progress
 
 FORMAT = 1
@@ -96,8 +96,7 @@ class Pipeline:
         self.request.out.parent.mkdir(parents=True, exist_ok=True)
         out = self.request.out
         path = out.with_name(f".{out.name}.curation")
-        for unfinished in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-            unfinished.unlink()  # left by a process that was killed while writing
+        clear_beside(out)
         if not self.request.resume:
             remove_store(path)
         store = Store(path)
