@@ -91,6 +91,14 @@ def test_a_source_is_named_and_short_texts_are_refused(
     assert (code, "below 100 a text is not judged" in err) == (3, True)
     code, _, err = cli("app", "fingerprint", "run", long, long)
     assert (code, "was not written by" in err) == (3, True)
+    whole = json.loads(out.read_text())
+    for broken, words in (
+        ({"classes": whole["classes"]}, "identifiable, most, threshold: missing"),
+        ({**whole, "classes": {**whole["classes"], "bias": [0.0]}}, "do not fit the weights"),
+    ):
+        out.write_text(json.dumps(broken))
+        code, _, err = cli("app", "fingerprint", "run", out, long)
+        assert (code, words in err) == (3, True), err
 
 
 def test_pairs_are_read_and_a_human_text_counts_once(tmp_path: Path) -> None:

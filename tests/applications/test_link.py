@@ -142,6 +142,25 @@ def test_what_cannot_be_linked_is_refused(
     assert words in err
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "threshold, way: missing"),
+        ('{"way": "name n-grams"}', "threshold: missing"),
+        ('{"threshold": 0.5, "way": "name n-grams", "ways": 1}', "ways: missing, or unknown"),
+        ('{"threshold": NaN, "way": "name n-grams"}', "NaN is not a JSON number"),
+        ("[]", "valid dictionary"),
+    ],
+)
+def test_a_linker_that_lacks_what_was_learnt_is_refused(
+    text: str, words: str, cli: Cli, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    linker = tmp_path / "linker.json"
+    linker.write_text(text)
+    code, _, err = cli("app", "link", "run", *files, "--linker", linker)
+    assert (code, words in err) == (3, True), err
+
+
 def test_a_linker_of_something_else_is_refused(cli: Cli, files: tuple[Path, Path]) -> None:
     code, _, err = cli("app", "link", "run", *files, "--linker", files[0])
     assert (code, "was not written by 'modalign app link train'" in err) == (3, True)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from modalign.configuration import explained
 from modalign.data.readers import open_rows
 from modalign.data.readers.result import RowError
 from modalign.data.records import Source
 from modalign.errors import DataError, choose, first_line, grouped
+from modalign.strict_json import loads
 
 T = TypeVar("T")
 Saved = TypeVar("Saved", bound=BaseModel)
@@ -92,14 +94,19 @@ def load_saved(path: Path, kind: type[Saved], verb: str) -> Saved:
         verb: that writes it, for the error.
 
     Raises:
-        DataError: it is something else.
+        DataError: it is something else; or lacks a field, since a default is not what was learnt, or has others.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        given = loads(path.read_text(encoding="utf-8"))
+        found = kind.model_validate(given)
+        if fields := found.model_dump().keys() ^ given.keys():
+            raise ValueError(f"{', '.join(sorted(fields))}: missing, or unknown")
     except (OSError, ValueError) as error:
+        said = explained(error) if isinstance(error, ValidationError) else first_line(error)
         raise DataError(
-            f"{path} was not written by 'modalign app {verb}' ({first_line(error)})"
+            f"{path} was not written by 'modalign app {verb}' ({said}); make it anew with it"
         ) from error
+    return found
 
 
 def load_rows(path: Path) -> np.ndarray:

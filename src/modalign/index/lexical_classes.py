@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from scipy.special import log_softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -32,6 +32,14 @@ class LexicalClasses(BaseModel):
     idf: list[float]
     weights: list[list[float]]
     bias: list[float]
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> LexicalClasses:
+        rows, columns = len(self.classes), len(self.grams)
+        shapes = {len(self.weights), len(self.bias)}, {len(self.idf), *map(len, self.weights)}
+        if rows < 2 or shapes != ({rows}, {columns}):
+            raise ValueError(f"{rows} classes and {columns} grams do not fit the weights' shapes")
+        return self
 
     @classmethod
     def fit(
