@@ -307,6 +307,9 @@ def objectives_of_parts() -> Iterator[Any]:
     yield pytest.param({"objective": prompt, **PAIRED}, id="pairs, prompts")
     warm = {"info_nce": {**CONTRAST["info_nce"], "learn_temperature": True}}
     yield pytest.param({"objective": warm, **PAIRED}, id="pairs, learnt temperature")
+    fused = {"info_nce": {**CONTRAST["info_nce"], "pooling": "prompt", "fusion": True}}
+    fused["info_nce/again"] = {**CONTRAST["info_nce"], "weight": 0.1, "fusion": True}
+    yield pytest.param({"objective": fused, **PAIRED}, id="pairs, fused, twice")
     options = {"choice": {"right": "a", "wrong": "b"}, "cross_entropy": {"role": "a"}}
     offered = {"roles": PAIRED["roles"], "matched": "all"}
     yield pytest.param({"objective": options, **offered}, id="options")

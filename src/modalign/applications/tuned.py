@@ -11,6 +11,7 @@ from modalign.chat_templates import takes_tools, with_tools
 from modalign.data.records import Message, Record
 from modalign.data.supervision import tokenise_all
 from modalign.evaluation.tasks.choice import LETTERS, Choice
+from modalign.models.prompts import Prompt, add_separator
 from modalign.models.quiet import quietly
 from modalign.models.saved import OpenedModel, open_composed
 from modalign.progress import Progress
@@ -71,6 +72,7 @@ def tune(
     out: Path,
     stage: Stage = CHOICE,
     *,
+    prompt: Prompt | None = None,
     budget: str = "2000samples",
     factor: float = 1.0,
     seed: int = 0,
@@ -79,7 +81,7 @@ def tune(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> int:
-    """Train a saved model on records and save it to ``out/model``; return its samples.
+    """Train a saved model on records, shown as a prompt says, and save both to ``out/model``; return its samples.
 
     Raises:
         DataError: a record cannot be trained on.
@@ -87,15 +89,20 @@ def tune(
     """
     allowance = Budget.parse(budget)
     configuration = {"llm": llm, "records": len(records), "budget": budget}
-    configuration |= {"factor": factor, "seed": seed}
+    prompt = prompt or Prompt()
+    configuration |= {"factor": factor, "seed": seed, "objective": stage.objective}
+    configuration |= {"notes": prompt.notes}
     with run_folder(out, configuration, resume=resume, overwrite=overwrite) as run:
         opened = open_composed(llm)
         if any(record.tools for record in records):
             give_tools(opened)
         largest = max(len(record.options) for record in records) if stage.matched == "all" else 0
         settings = TrainSettings(llm="lora", batch_size=max(MOST, largest), device=device)
-        samples = tokenise_all(records, opened.tokenizer)
-        tuning = Tuning(opened, [stage], settings, samples, seed=seed, report=_reporting(progress))
+        if prompt.notes:
+            add_separator(opened.model, opened.tokenizer)
+        samples = tokenise_all(map(prompt.shown, records), opened.tokenizer)
+        tuning = Tuning(opened, [stage], settings, samples, seed=seed, prompt=prompt,
+                        report=_reporting(progress))  # fmt: skip
         tuning.check(out)
         run.begin()
         outcomes = tuning.run(allowance, out / "run", factor)

@@ -15,12 +15,13 @@ def embed(
     data: options.Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the index to write.")],
     pooling: Annotated[
-        Literal["last", "mean", "word"],
+        Literal["last", "mean", "word", "saved"] | None,
         typer.Option(
             "--pooling",
-            help="State of the prompt's last token, mean of its tokens, or the last one after 'in one word'.",
+            help="State of the prompt's last token, mean of its tokens, the last one after 'in one word', or the "
+            "prompt saved with the model. Default: saved if there is one, else last.",
         ),
-    ] = "last",
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most positions of a batch.")] = 4096,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished index.")] = False,
     overwrite: options.Overwrite = False,

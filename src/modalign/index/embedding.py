@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modalign.chat_templates import let_through
 from modalign.data.curation.inputs import hash_path
@@ -17,7 +17,7 @@ from modalign.data.readers.result import Fields, Problem, ReadResult, RowError
 from modalign.data.readers.rows import Context, build_record
 from modalign.data.records import Message, Record, Source
 from modalign.data.validation import BrokenData, listed, parse_share, validate
-from modalign.errors import DataError
+from modalign.errors import DataError, UsageError
 from modalign.files import bytes_in, check_room
 from modalign.hashing import model_hash, tokenizer_hash
 from modalign.index.vectors import Index, Writer, written
@@ -25,6 +25,7 @@ from modalign.models.asking import modalities_of, tokenizer_of
 from modalign.models.open import open_model
 from modalign.models.parts import embedding
 from modalign.models.pooled import TOKENS, Pooling, pooled
+from modalign.models.prompts import FILE, Prompt, load_prompt
 from modalign.models.quiet import quietly
 from modalign.patches import patches_of, with_patches
 from modalign.progress import Progress
@@ -32,6 +33,7 @@ from modalign.runs import run_folder
 
 ROWS = 512  # records between two writes
 FLOAT = 4  # bytes of a vector's number
+Saved = Literal["saved"]
 _SHAPES = ("messages", "conversations", "answer", "caption")
 
 
@@ -44,7 +46,7 @@ class Embedded:
         records, size: vectors and their width.
         resumed: how many of them were there already.
         skipped: broken rows left out.
-        pooling: how a record became a vector.
+        pooling: how a record became a vector; ``saved``: by the prompt saved with the model.
     """
 
     folder: Path
@@ -52,21 +54,35 @@ class Embedded:
     size: int
     resumed: int
     skipped: int
-    pooling: Pooling
+    pooling: Pooling | Saved
 
     def summary(self) -> dict[str, Any]:
         """Return the result as JSON."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
-def makes(model: Any, reader: Any, pooling: Pooling) -> dict[str, Any]:
+def reading(folder: Path | str, pooling: Pooling | Saved | None) -> Pooling | Prompt:
+    """Return how a model's vectors are read: as asked, else by the prompt saved with it, else ``last``.
+
+    Raises:
+        UsageError: its own prompt is asked for, but it has none.
+    """
+    if pooling is not None and pooling != "saved":
+        return pooling
+    prompt = load_prompt(folder)
+    if prompt is None and pooling == "saved":
+        raise UsageError(f"{folder} has no {FILE}: train one, or take another --pooling")
+    return prompt or "last"
+
+
+def makes(model: Any, reader: Any, pooling: Pooling | Prompt) -> dict[str, Any]:
     """Return what makes a model's vectors: equal for two that may be compared."""
     patches = [each.sha256 for each in patches_of(model)]
     return {
         "model": model_hash(model),
         "tokenizer": tokenizer_hash(tokenizer_of(reader)),
         "patches": patches,
-        "pooling": pooling,
+        "pooling": f"saved {pooling.hash}" if isinstance(pooling, Prompt) else pooling,
     }
 
 
@@ -76,7 +92,7 @@ def embed_data(
     data: str,
     out: Path,
     *,
-    pooling: Pooling = "last",
+    pooling: Pooling | Saved | None = None,
     tokens: int = TOKENS,
     columns: Mapping[str, str] | None = None,
     skip_broken: str = "0%",
@@ -95,7 +111,8 @@ def embed_data(
         folder: model folder.
         data: records in any format; or items, rows with a ``text``, media, or both. Answers are left out.
         out: folder of the index.
-        pooling: ``last``, ``mean`` or ``word``.
+        pooling: ``last``, ``mean`` or ``word``; ``saved``: the model's own prompt; None: that if it has one,
+            else ``last``.
         tokens: most positions of a batch.
         columns: expected column -> its name in the file.
         skip_broken: share of broken rows to leave out.
@@ -110,12 +127,13 @@ def embed_data(
         UsageError: no model, or a folder that is taken.
     """
     locate(data)
+    way = reading(folder, pooling)
     loaded, reader = open_model(folder, device=device)
     let_through(tokenizer_of(reader), control_tokens)
     model = with_patches(loaded, tokenizer_of(reader), patches)
     accepted = modalities_of(reader)
     taken = accepted or list(DEFAULT)  # which a language model then refuses
-    made = makes(model, reader, pooling)
+    made = makes(model, reader, way)
     configuration = {
         "model": str(folder), "made": made, "data": str(data), "sha256": hash_path(locate(data)[0]),
         "columns": dict(columns or {}), "skip_broken": skip_broken,
@@ -133,12 +151,13 @@ def embed_data(
         size = 0
         with Writer(out, made, kept) as writer:
             for batch in _in_parts(islice(good, len(kept), None)):
-                vectors = pooled(model, reader, batch, pooling, tokens=tokens)
+                vectors = pooled(model, reader, batch, way, tokens=tokens)
                 writer.add([record.id for record in batch], vectors.numpy())
                 size = vectors.shape[1]
                 if progress:
                     progress("embed", writer.count, total)
-    return Embedded(out, total, size or _size(out), len(kept), len(broken), pooling)
+    named: Pooling | Saved = "saved" if isinstance(way, Prompt) else way
+    return Embedded(out, total, size or _size(out), len(kept), len(broken), named)
 
 
 def _size(folder: Path) -> int:

@@ -20,6 +20,7 @@ from modalign.models.bridges import Features, signal_names
 from modalign.models.compose import token_table
 from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
+from modalign.models.prompts import separator_id
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Batch:
         num_supervised: supervised tokens of the whole batch, over micro-batches and devices.
         num_media: media, likewise.
         num_tokens: positions that hold a token.
+        separator_id: of the separator of two notes, if the tokenizer has one.
         samples: the samples, in the given order (as indexed by ``owner``).
     """
 
@@ -55,6 +57,7 @@ class Batch:
     num_supervised: float = 1.0
     num_media: float = 0.0
     num_tokens: int = 0
+    separator_id: int | None = None
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""
@@ -191,12 +194,14 @@ class Collator:
         pad_id: id of padding (never attended to, never supervised).
         pack_length: positions of a packed row, or None to pad.
         max_length: longest sequence the language model reads, or None.
+        separator_id: of the separator of two notes, or None.
     """
 
     entries: dict[str, Entry]
     pad_id: int
     pack_length: int | None = None
     max_length: int | None = None
+    separator_id: int | None = None
 
     @classmethod
     def of(
@@ -220,6 +225,7 @@ class Collator:
             pad_id=tokenizer.pad_token_id or 0,
             pack_length=pack_length,
             max_length=declared_length(model.config),
+            separator_id=separator_id(tokenizer),
         )
 
     @property
@@ -292,6 +298,7 @@ class Collator:
             num_supervised=float(keep.sum()),
             num_media=float(len(media)),
             num_tokens=sum(lengths),
+            separator_id=self.separator_id,
             **self._fetched(media),
         )
 

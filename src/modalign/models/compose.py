@@ -156,7 +156,7 @@ def compose(
     given = [encoders] if isinstance(encoders, Encoder) else list(encoders)
     tokenizer = llm.tokenizer
     if len(tokenizer) > llm.model.get_input_embeddings().weight.shape[0]:
-        _grow_vocabulary(llm.model, len(tokenizer))
+        grow_vocabulary(llm.model, len(tokenizer))
     bridges = {}
     for encoder in given:
         name = connector if isinstance(connector, str) else connector[encoder.modality]
@@ -257,7 +257,7 @@ def token_table(connector: Connector, encoder: SignalEncoder) -> list[int]:
     return table
 
 
-def _grow_vocabulary(model: PreTrainedModel, size: int) -> None:
+def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
     """Add rows for new tokens: the mean of the known rows, so that nothing is random."""
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     old = model.get_input_embeddings().weight.shape[0]

@@ -2,8 +2,9 @@
 
 The states are those after the final norm. ``last`` takes the last position of the prompt, where an answer
 would begin; ``mean`` all of its positions; ``word`` the last one after an instruction to say it in one
-word (PromptEOL, arXiv 2307.16645). Batches hold at most so many positions, whatever the number of records;
-media are decoded batch by batch.
+word (PromptEOL, arXiv 2307.16645). A prompt kept with the model (:mod:`.prompts`) shows a record in its own way
+and may fuse the ``last`` state with what the encoders saw. Batches hold at most so many positions, whatever
+the number of records; media are decoded batch by batch.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 
 from modalign.data.records import Message, Record
-from modalign.errors import DataError
+from modalign.errors import DataError, UsageError
 from modalign.lengths import check_length, declared_length
 from modalign.models.asking import conversation_of, media_inputs, prompt_sample, text_ids
+from modalign.models.export.from_llava import composed_from_llava
 from modalign.models.modeling import ModalignForConditionalGeneration
 from modalign.models.probe import placed
+from modalign.models.prompts import Fusion, Prompt, seen_media
 from modalign.models.tool_text import ToolReader
 
 Pooling = Literal["last", "mean", "word"]
@@ -39,7 +42,7 @@ def pooled(
     model: Any,
     reader: Any,
     records: Sequence[Record],
-    pooling: Pooling = "last",
+    pooling: Pooling | Prompt = "last",
     *,
     tokens: int = TOKENS,
     progress: Callable[[int, int], None] | None = None,
@@ -49,22 +52,34 @@ def pooled(
     Args:
         model, reader: as :func:`modalign.models.open.open_model` gives them.
         records: their media are decoded when their batch comes.
-        pooling: see this module.
+        pooling: see this module; or a prompt.
         tokens: most positions of a batch; a longer record forms a batch of its own.
         progress: called with the records done and their number.
 
     Raises:
         DataError: a record is empty, does not fit the model, or has a vector that is not finite.
+        UsageError: the prompt was made for another model.
     """
-    asked = [_asked(record, pooling) for record in records]
+    prompt = pooling if isinstance(pooling, Prompt) else Prompt()
+    way = "last" if isinstance(pooling, Prompt) else pooling
+    asked = [prompt.shown(_asked(record, way)) for record in records]
+    if prompt.fusion and isinstance(model, LlavaForConditionalGeneration):
+        model, reader = composed_from_llava(model, reader)
+    fusion = _fitting(prompt.fusion, model)
     trunk, found = _trunk(model), torch.empty(0)
     done = 0
     for chosen, (inputs, segments) in _batches(model, reader, asked, tokens):
         keep = {} if "logits_to_keep" in inputs else {"logits_to_keep": 1}
+        if fusion:
+            signals = {name: inputs.pop(name, None) for name in model.signal_names}
+            inputs["features"] = model.encoded(inputs.get("features"), **signals)
         with states_of(trunk) as states:
             model(**inputs, **keep, use_cache=False)
-        way = "mean" if pooling == "mean" else "last"
-        vectors = pool(states[0], segments, len(chosen), way).float().cpu()
+        vectors = pool(states[0], segments, len(chosen), way).float()
+        if fusion:
+            media = ((number, list(asked[at].media())) for number, at in enumerate(chosen))
+            vectors = fusion(vectors, seen_media(inputs["features"], media))
+        vectors = vectors.cpu()
         if not done:
             found = vectors.new_zeros(len(records), vectors.shape[1])
         found[chosen] = vectors
@@ -111,6 +126,20 @@ def states_of(module: nn.Module, entering: bool = False) -> Iterator[list[Tensor
         yield found
     finally:
         handle.remove()
+
+
+def _fitting(fusion: Fusion | None, model: Any) -> Fusion | None:
+    """The head on the model's device, if it reads this model's encoders."""
+    if fusion is None:
+        return None
+    own = {name: each.feature_size for name, each in getattr(model, "encoders", {}).items()}
+    reads = {name: each.in_features for name, each in fusion.enter.items()}
+    if own != reads:
+        raise UsageError(
+            f"the prompt's fusion reads {reads}, but this model's encoders give {own or 'nothing'}: it belongs to "
+            "another model; train one for this model, or name the pooling"
+        )
+    return fusion.to(model.device)
 
 
 def _trunk(model: Any) -> nn.Module:

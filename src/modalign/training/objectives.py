@@ -1,6 +1,7 @@
 """Objective terms: pure functions ``term(outputs, batch, references, **options) -> scalar``, by name.
 
-A stage's objective is ``{term: weight}`` or ``{term: {"weight": 1.0, option: value, ...}}``. Each term is
+A stage's objective is ``{term: weight}`` or ``{term: {"weight": 1.0, option: value, ...}}``; a term that stands in
+it more than once has a name of its own after a stroke: ``info_nce/pictures``. Each term is
 normalised by counts over the *whole* batch, all micro-batches and devices together, so that summing over
 them gives the batch's value: the mean over supervised tokens is never a mean of unequal means.
 
@@ -12,8 +13,9 @@ what some term of the stage declares is computed:
 ``media_logits``     at the I media positions of the sequence
 ``hidden:LAYER``     hidden states after a layer (0: the embeddings; negative: from the end) at the
                      supervised positions; ``hidden:LAYER:media`` and ``:tokens`` at others
-``pooled``           one vector per record: its last token's, ``pooled:mean``, or ``pooled:prompt``:
-                     where its first answer would begin
+``pooled``           one vector per record: its last token's, ``pooled:mean``, ``pooled:prompt``: where its
+                     first answer would begin, or ``pooled:separator``: at its first separator; with
+                     ``:fused`` after it, fused with what the encoders saw
 ``likelihood``       each record's log-likelihood of its answers, and their length in bytes
 ``codes``            codes of connectors that have them
 ``weights``          the trained parameters
@@ -42,7 +44,7 @@ from torch import Tensor
 from modalign.configuration import explained
 from modalign.errors import UsageError, choose
 from modalign.named import options_of, source_of
-from modalign.training.outputs import Outputs
+from modalign.training.outputs import FUSED, Outputs
 from modalign.training.settings import START, Stage
 
 ENTRY_POINT_GROUP = "modalign.objective_terms"
@@ -204,7 +206,7 @@ class WeightedTerm:
         Raises:
             UsageError: an unknown term or option, or a wrong value.
         """
-        known = term(name)
+        known = term(name.partition("/")[0])
         given = setting if isinstance(setting, Mapping) else {"weight": setting}
         try:
             options = known.setting.model_validate(given).model_dump()
@@ -232,7 +234,7 @@ class WeightedTerm:
     @property
     def learns(self) -> bool:
         """Whether it learns something of its own: a head, a map, a temperature (:mod:`.learnt`)."""
-        own = (self.options.get(each) for each in ("classes", "map", "learn_temperature"))
+        own = (self.options.get(each) for each in ("classes", "map", "learn_temperature", "fusion"))
         return any(own)
 
     @property
@@ -280,6 +282,8 @@ def _complete(need: str, options: Mapping[str, Any]) -> str:
         rest.append("answers")
     if kind == "pooled" and not rest:
         rest.append("last")
+    if kind == "pooled" and len(rest) > 1:  # whether it is to be fused
+        rest[1:] = [FUSED[1:]] * (rest[1] == "True")
     return ":".join([kind, *rest])
 
 

@@ -7,8 +7,8 @@ set, and only the positions whose logits are read are projected to the vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from modalign.connectors.base import PrefixConnector
-from modalign.errors import UsageError
+from modalign.data.records import Media
+from modalign.errors import DataError, UsageError
+from modalign.models.bridges import Features
 from modalign.models.collation import Batch, Collator, Placeholders
 from modalign.models.parts import decoder_layers
 from modalign.models.pooled import pool, states_of
+from modalign.models.prompts import seen_media
 
 At = Literal["answers", "media", "tokens"]
 
@@ -66,11 +69,36 @@ class TrainBatch(Batch):
 
     def prompts(self) -> Tensor:
         """(B, T) the ``segments`` up to each record's first answer, where it would begin; -1 elsewhere."""
-        flat, places = self.segments.flatten(), self.keep.flatten().nonzero().squeeze(1)
+        return self._up_to(self.keep)
+
+    def first_notes(self) -> Tensor:
+        """(B, T) the ``segments`` up to each record's first separator; -1 elsewhere.
+
+        Raises:
+            DataError: a record has none.
+        """
+        there = (self.input_ids == self.separator_id) & (self.segments >= 0)
+        missing = set(range(len(self.samples))) - set(self.segments[there].tolist())
+        if counted := missing & set((self.numbers >= 0).nonzero().flatten().tolist()):
+            record = self.samples[min(counted)].record
+            raise DataError(
+                f"{record.source}: is no two notes with a separator between them, which this stage reads"
+            )
+        return self._up_to(there)
+
+    def _up_to(self, places: Tensor) -> Tensor:
+        """(B, T) the ``segments`` up to each record's first of some places."""
+        flat, at = self.segments.flatten(), places.flatten().nonzero().squeeze(1)
         first = flat.new_full((len(self.samples),), len(flat))
-        first = first.scatter_reduce(0, self.owner, places, "amin")
+        first = first.scatter_reduce(0, flat[at], at, "amin")
         asked = torch.arange(len(flat), device=flat.device) <= first[flat.clamp(min=0)]
         return torch.where(asked & (flat >= 0), flat, -1).reshape(self.segments.shape)
+
+    def media(self) -> list[tuple[int, tuple[Media, ...]]]:
+        """Return each record's number and its media, in reading order of the rows."""
+        rows = dict.fromkeys(self.segments[self.segments >= 0].tolist())
+        order = rows or range(len(self.samples))  # an uncounted batch has its media, too
+        return [(number, self.samples[number].media) for number in order]
 
     def count(self) -> dict[str, float]:
         """Return this part's counts, for all records and for each role."""
@@ -212,6 +240,8 @@ class Outputs:
 
 
 MAPS = "objective_maps"  # where a model holds what terms learn while a stage trains
+FUSION = "fusion"  # late fusion among them
+FUSED = ":fused"  # at the end of a need
 SCALE = "log_scale"  # the learnt temperature among them
 LARGEST_SCALE = 100.0  # as in CLIP (arXiv 2103.00020)
 
@@ -275,14 +305,19 @@ def read(
         }
         pooled = [need for need in needs if need.startswith("pooled:")]
         last = stack.enter_context(states_of(model.language_model.base_model)) if pooled else []
+        fused = any(need.endswith(FUSED) for need in pooled)
+        encoders = model.encoders.items() if fused else ()
+        encoded = {name: stack.enter_context(_encoded(each)) for name, each in encoders}
         inputs = batch.model_inputs() | {"logits_to_keep": shown}
         found = call(**inputs, use_cache=False).logits
     for need, kept in hidden.items():
         rows[need] = kept[0][batch.at(row_kind(need))]  # type: ignore[arg-type]
     for need in pooled:
-        way = need.partition(":")[2]
-        segments = batch.prompts() if way == "prompt" else batch.segments
-        rows[need] = pool(last[0], segments, len(batch.samples), way)
+        rows[need] = _pooled(need, last[0], batch)
+        if need.endswith(FUSED):
+            now = {name: each[0] for name, each in encoded.items() if each}
+            seen = seen_media(now | batch.features, batch.media())
+            rows[need] = getattr(model, MAPS)[FUSION](rows[need], seen)
     outputs = Outputs(found, found[:0], rows)
     if "media_logits" in needs:
         projected = shown.flatten().nonzero().squeeze(1)
@@ -292,6 +327,25 @@ def read(
     if "likelihood" in needs:
         rows["likelihood"] = likelihoods(outputs.logits, batch)
     return outputs
+
+
+def _pooled(need: str, states: Tensor, batch: TrainBatch) -> Tensor:
+    """(B, T, D) -> (n, D) as a need says: ``pooled:WAY``, or the same to be fused."""
+    way = need.removesuffix(FUSED).partition(":")[2]
+    up_to = {"prompt": batch.prompts, "separator": batch.first_notes}
+    segments = up_to[way]() if way in up_to else batch.segments
+    return pool(states, segments, len(batch.samples), way)
+
+
+@contextmanager
+def _encoded(encoder: nn.Module) -> Iterator[list[Features]]:
+    """Keep what an encoder gives during its calls."""
+    found: list[Features] = []
+    handle = encoder.register_forward_hook(lambda *call: found.append(Features(*call[2])))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def likelihoods(logits: Tensor, batch: TrainBatch) -> Tensor:

@@ -355,10 +355,13 @@ class References:
     Args:
         tokenizer: the trained model's.
         device: the references' device.
+        soft: a token of the trained model whose embedding trains.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
-        self.tokenizer, self.device = tokenizer, device
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, device: torch.device, soft: int | None = None
+    ) -> None:
+        self.tokenizer, self.device, self.soft = tokenizer, device, soft
         self._loaded: dict[str, FolderReference | StoredReference] = {}
 
     def table(self) -> list[PartCount]:
@@ -388,5 +391,5 @@ class References:
         folders = {name: each for name, each in found.items() if isinstance(each, FolderReference)}
         starts = dict.fromkeys(found.keys() - folders.keys(), hidden_size(model))
         widths = {name: hidden_size(each.model) for name, each in folders.items()}
-        set_learnt(model, objective, starts | widths)
+        set_learnt(model, objective, starts | widths, self.soft)
         return found

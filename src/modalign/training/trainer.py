@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from modalign.errors import ModalignError, UsageError
 from modalign.models.heads import Head
+from modalign.models.prompts import Fusion
 from modalign.strict_json import read_object
 from modalign.training import checkpoint
 from modalign.training.budget import Budget, Ledger
@@ -57,12 +58,13 @@ class StepProgress:
 
 @dataclass
 class StageOutcome:
-    """The result of training a stage; ``heads`` are those that its terms learnt, by name."""
+    """The result of training a stage; ``heads`` and ``fusion`` are what its terms learnt."""
 
     steps: int
     ledger: Ledger
     curve: list[dict[str, float | None]] = field(default_factory=list)
     heads: dict[str, Head] = field(default_factory=dict)
+    fusion: Fusion | None = None
 
     @property
     def val_loss(self) -> float | None:
@@ -201,8 +203,8 @@ class Trainer:
                 self.save()
         self._validate()
         self.save()
-        heads = take_learnt(self.learner.module, self.objective)
-        return StageOutcome(self.step, self.ledger, self.curve, heads)
+        learnt = take_learnt(self.learner.module, self.objective)
+        return StageOutcome(self.step, self.ledger, self.curve, *learnt)
 
     def _checkpoint_due(self) -> bool:
         """Whether the next checkpoint is worth its time: where steps are slow, not after each of them.

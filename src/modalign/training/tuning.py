@@ -12,6 +12,7 @@ objective, references, roles) under a budget, run here by the one trainer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from modalign.data.modalities import DEFAULT
 from modalign.data.readers import read_records
 from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import validate
+from modalign.errors import UsageError
 from modalign.models.heads import Head
+from modalign.models.prompts import Prompt, separator_id
 from modalign.models.saved import OpenedModel
 from modalign.progress import Progress, within
 from modalign.training.budget import Budget, Ledger
@@ -50,6 +53,8 @@ class Tuning(Staged):
         settings: training settings; a stage may override what trains.
         train, val: tokenised samples (:func:`read_samples`).
         seed: of LoRA's matrices and of the data order.
+        prompt: how the records are shown (:meth:`Prompt.shown`, before they are tokenised); its separator trains,
+            and it is saved with the model, together with the fusion that the stages learn.
         text: further samples without media, for stages that mix them in.
         cache: directory of the feature cache; None: the usual one.
         parallel: the other processes.
@@ -69,6 +74,7 @@ class Tuning(Staged):
         val: Sequence[Sample] = (),
         *,
         seed: int = 0,
+        prompt: Prompt | None = None,
         text: Sequence[Sample] = (),
         cache: Path | None = None,
         parallel: Parallel | None = None,
@@ -82,6 +88,12 @@ class Tuning(Staged):
         self.parallel = parallel or Parallel(settings)
         self.stored, self.val_losses = opened.stored, []
         self.heads: dict[str, Head] = {}  # that stages learnt
+        self.prompt = prompt or Prompt()
+        soft = separator_id(opened.tokenizer) if self.prompt.notes else None
+        if self.prompt.notes and soft is None:
+            raise UsageError("two notes need a separator: call add_separator before tokenising")
+        if soft is not None and self.parallel.world > 1 and settings.parallel == "fsdp":
+            raise UsageError("a sharded model has no whole table for a separator: use ddp")
         self.method = _method_of(opened, stages)
         self.notes = check_data(self.method.name, self.method.stages, train, text)
         self.model, self.processor = opened.model.float(), opened.reader
@@ -97,7 +109,7 @@ class Tuning(Staged):
             opened.encoders, mode, cache or cache_directory(), self.device, media=None
         )
         self.collator = opened.collator(sources, settings.packed)
-        self.references = References(opened.tokenizer, self.device)
+        self.references = References(opened.tokenizer, self.device, soft)
         freeze_for(self.model, self.method.stages[-1], settings)
 
     def check(self, folder: Path | None = None) -> list[str]:
@@ -137,6 +149,8 @@ class Tuning(Staged):
             trainer = self._trainer(stage, share, place, number, factor, track=track)
             outcomes.append(trainer.run())
             self.heads.update(outcomes[-1].heads)
+            if outcomes[-1].fusion:
+                self.prompt = replace(self.prompt, fusion=outcomes[-1].fusion)
         self.model.eval()
         return outcomes
 
@@ -146,6 +160,8 @@ class Tuning(Staged):
         self.opened.save(folder, dtype=self.saved_dtype, card=card)
         for name, head in self.heads.items():
             head.save(folder, name)
+        if self.prompt.notes or self.prompt.fusion:
+            self.prompt.save(folder)
 
 
 def spent(outcomes: Sequence[StageOutcome]) -> Ledger:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from modalign.training.objectives import objective_term
-from modalign.training.outputs import SCALE, everyone
+from modalign.training.outputs import FUSED, SCALE, everyone
 
 
 def contrast(
@@ -48,7 +48,7 @@ def contrast(
     return (forth + functional.cross_entropy(alike.T, targets)) / 2 if symmetric else forth
 
 
-@objective_term("info_nce", needs={"pooled:{pooling}"}, whole=True)
+@objective_term("info_nce", needs={"pooled:{pooling}:{fusion}"}, whole=True)
 def info_nce(
     outputs: Any,
     batch: Any,
@@ -60,16 +60,19 @@ def info_nce(
     symmetric: bool = True,
     temperature: Annotated[float, Field(gt=0)] = 0.05,
     learn_temperature: bool = False,
-    pooling: Literal["last", "mean", "prompt"] = "last",
+    pooling: Literal["last", "mean", "prompt", "separator"] = "last",
+    fusion: bool = False,
 ) -> Tensor:
     """InfoNCE of anchors and positives over the whole batch (CPC, arXiv 1807.03748; symmetric as in CLIP).
 
     Needs a stage of matched roles; the vectors of all micro-batches and processes are contrasted. The role
     ``negative`` holds hard negatives, one for each anchor. With ``learn_temperature``, ``temperature`` is where
     one starts whose logarithm trains at the connector's rate; it never falls below 0.01 (CLIP). The pooling
-    ``prompt`` is the state where the first answer would begin, as ``modalign embed`` reads it.
+    ``prompt`` is the state where the first answer would begin, as ``modalign embed`` reads it; ``separator`` the
+    one after the first of two notes. With ``fusion`` a gate learns how much of what the encoders saw joins it
+    (:class:`modalign.models.prompts.Fusion`; terms with it share one).
     """
-    vectors, roles, keys = everyone(outputs, batch, f"pooled:{pooling}")
+    vectors, roles, keys = everyone(outputs, batch, f"pooled:{pooling}{FUSED * fusion}")
     own, theirs, hard = (
         None if role is None else roles == batch.role_names.index(role)
         for role in (anchor, positive, negative)
