@@ -22,6 +22,7 @@ from modalign.applications.item_embeddings.judging import judge
 from modalign.data.records import Media
 from modalign.models.export.folder import save_model
 from modalign.models.open import open_model
+from modalign.models.prompts import load_prompt
 
 Cli = Callable[..., tuple[int, str, str]]
 SHARED = tiny.SHARED / "data" / "grocery"
@@ -79,10 +80,14 @@ def test_vectors_are_trained_and_evaluated(
     files, out = shop(tmp_path), tmp_path / "run"
     save_model(*compose_tiny("mlp"), tmp_path / "model")
     arguments = (*files, "--llm", tmp_path / "model", "--budget", "32samples", "-o", out)
-    arguments = (*arguments, "--learn-temperature")
+    arguments = (*arguments, "--learn-temperature", "--notes", "--fusion")
     code, said, err = cli("app", "items", "train", *arguments)
     assert code == 0, err
     assert "of 8 photographs and items" in said
+    prompt = load_prompt(out / "model")
+    assert prompt is not None
+    assert prompt.notes
+    assert prompt.fusion is not None
     code, said, err = cli("app", "items", "eval", *files, "--llm", out / "model", "--json")
     assert code == 0, err
     assert len(json.loads(said)["differences"]) == 3

@@ -42,14 +42,15 @@ from modalign.training.settings import LearningRates, Stage, TrainSettings
 from modalign.training.tuning import Tuning
 
 NOTES = Prompt(notes=True)
+TERM = {"anchor": "a", "positive": "b", "fusion": True}
 STAGE = Stage(
     objective={
-        "info_nce": {"weight": 0.9, "anchor": "a", "positive": "b", "pooling": "prompt", "fusion": True},
-        "info_nce/picture": {"weight": 0.1, "anchor": "a", "positive": "b", "pooling": "separator", "fusion": True},
+        "info_nce": {**TERM, "weight": 0.9, "pooling": "prompt"},
+        "info_nce/picture": {**TERM, "weight": 0.1, "pooling": "separator"},
     },
     roles={"a": "domain:a", "b": "domain:b"},
     matched=True,
-)  # fmt: skip
+)
 
 
 def pairs(count: int = 4) -> list[Record]:
@@ -129,7 +130,11 @@ def test_the_first_note_sees_the_picture_alone(
     shown = [(0, "one"), (0, "a longer text, which is another one?"), (1, "one")]
     records = [NOTES.shown(tiny.record([tiny.image(k), text], "?")) for k, text in shown]
     learner = ModelLearner(tuning, STAGE)
-    learner.samples, learner.collator, learner.roles = tokenise_all(records, tokenizer), collate, None
+    learner.samples, learner.collator, learner.roles = (
+        tokenise_all(records, tokenizer),
+        collate,
+        None,
+    )
     with torch.no_grad():
         rows = read(model, model, learner.collate([0, 1, 2]), needs).rows
     first, whole = (rows[need] for need in needs)

@@ -28,6 +28,12 @@ def train(
     learn_temperature: Annotated[
         bool, typer.Option("--learn-temperature", help="Learn the temperature of info_nce, too.")
     ] = False,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="Picture first, a soft separator, then the text (mICL).")
+    ] = False,
+    fusion: Annotated[
+        bool, typer.Option("--fusion", help="Fuse vectors with what the encoder saw.")
+    ] = False,
     factor: app_output.Factor = 1.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: options.Overwrite = False,
@@ -43,14 +49,16 @@ def train(
     from modalign.applications.item_embeddings.training import pairs, stage
     from modalign.applications.tuned import tune
     from modalign.cli.console import bars, quiet_libraries, stdout
+    from modalign.models.prompts import Prompt
 
     quiet_libraries()
     given = read_items(items)
     records = pairs(given, read_photos(photos, given))
     with bars() as progress:
         samples = tune(
-            records, llm, out, stage(learn_temperature), budget=budget, factor=factor, seed=seed, resume=resume,
-            overwrite=overwrite, device=device or "auto", progress=progress,
+            records, llm, out, stage(learn_temperature, notes, fusion), prompt=Prompt(notes), budget=budget,
+            factor=factor, seed=seed, resume=resume, overwrite=overwrite, device=device or "auto",
+            progress=progress,
         )  # fmt: skip
     said = f"{out / 'model'}: trained on {samples} samples of {len(records)} photographs and items"
     stdout.print(said, markup=False, highlight=False, soft_wrap=True)
@@ -91,8 +99,9 @@ def evaluate(
     photos: Photos,
     llm: app_output.Llm = None,
     pooling: Annotated[
-        Literal["last", "mean", "word"], typer.Option("--pooling", help="As of modalign embed.")
-    ] = "last",
+        Literal["last", "mean", "word", "saved"] | None,
+        typer.Option("--pooling", help="As of modalign embed."),
+    ] = None,
     out: app_output.Out = None,
     overwrite: options.Replace = False,
     seed: app_output.Seed = 0,
@@ -106,9 +115,11 @@ def evaluate(
     """
     from modalign.applications.item_embeddings.data import read_items, read_photos
     from modalign.applications.item_embeddings.judging import judge
+    from modalign.index.embedding import reading
 
     app_output.check_report(out, overwrite)
     given = read_items(items)
     asked, opened = read_photos(photos, given), app_output.opened(llm, device)
-    found = judge(given, asked, opened=opened, pooling=pooling, seed=seed, data=[items, photos])
+    way = reading(llm, pooling) if llm else "last"
+    found = judge(given, asked, opened=opened, pooling=way, seed=seed, data=[items, photos])
     app_output.show(found, out, json_output)

@@ -19,6 +19,7 @@ from modalign.applications.judged import Judged, ScoreRow, ScoreTable, decided, 
 from modalign.index.lexical import Lexical, Scores
 from modalign.index.vectors import unit_vectors
 from modalign.models.pooled import Pooling, pooled
+from modalign.models.prompts import Prompt
 from modalign.numbers import words
 from modalign.numbers.estimate import exactly
 from modalign.numbers.ranking import among_first
@@ -33,7 +34,7 @@ def judge(
     photos: Sequence[Photo],
     *,
     opened: tuple[Any, Any] | None = None,
-    pooling: Pooling = "last",
+    pooling: Pooling | Prompt = "last",
     seed: int = 0,
     data: Sequence[str] = (),
 ) -> Judged:
@@ -42,7 +43,7 @@ def judge(
     Args:
         items, photos: see ``data``.
         opened: a model that takes pictures, and its reader.
-        pooling: of its vectors.
+        pooling: of its vectors, or its prompt.
         seed: of the intervals.
         data: names of the files.
     """
@@ -97,7 +98,7 @@ def _turned(items: Sequence[Item]) -> list[tuple[Item, Item]]:
     return list(zip(items, [*items[1:], items[0]], strict=True))
 
 
-def _vectors(records: Sequence[Any], opened: tuple[Any, Any], pooling: Pooling) -> Scores:
+def _vectors(records: Sequence[Any], opened: tuple[Any, Any], pooling: Pooling | Prompt) -> Scores:
     """Return (n, D) vectors of length 1; zeros where there is nothing to embed."""
     there = [place for place, record in enumerate(records) if record is not None]
     made = unit_vectors(pooled(*opened, [records[place] for place in there], pooling).numpy())

@@ -9,23 +9,33 @@ from typing import Any
 from modalign.applications.item_embeddings.data import Item, Photo, asked
 from modalign.data.records import Record
 from modalign.errors import DataError
-from modalign.training.settings import Stage
+from modalign.training.settings import LLMMode, Stage
 
-STAGE = Stage(
-    name="items",
-    llm="lora",
-    objective={"info_nce": {"anchor": "photo", "positive": "item", "pooling": "prompt"}},
-    roles={"photo": "domain:photo", "item": "domain:item"},
-    matched=True,
-)
+FIRST = 0.1  # weight of the loss at the first note, the picture alone (NoteLLM-2: L_v of (9 L_m + L_v) / 10)
 
 
-def stage(learn_temperature: bool = False) -> Stage:
-    """Return the stage; its temperature may be learnt, from 0.05 on (NoteLLM-2 starts there, too)."""
-    term = STAGE.objective["info_nce"]
-    assert isinstance(term, dict)
-    objective: Any = {"info_nce": term | {"learn_temperature": learn_temperature}}
-    return STAGE.model_copy(update={"objective": objective})
+def stage(
+    learn_temperature: bool = False,
+    notes: bool = False,
+    fusion: bool = False,
+    llm: LLMMode = "lora",
+) -> Stage:
+    """Return the stage; with two notes each of both states finds its like.
+
+    Args:
+        learn_temperature: from 0.05 on (NoteLLM-2 starts there, too).
+        notes: records are shown as two notes.
+        fusion: late fusion of every state.
+        llm: what of the language model trains.
+    """
+    term: dict[str, Any] = {"anchor": "photo", "positive": "item", "pooling": "prompt"}
+    term |= {"learn_temperature": learn_temperature, "fusion": fusion}
+    objective: dict[str, float | dict[str, Any]] = {"info_nce": term}
+    if notes:
+        objective["info_nce"] = term | {"weight": 1 - FIRST}
+        objective["info_nce/picture"] = term | {"weight": FIRST, "pooling": "separator"}
+    roles = {"photo": "domain:photo", "item": "domain:item"}
+    return Stage(name="items", llm=llm, objective=objective, roles=roles, matched=True)
 
 
 def pairs(items: Sequence[Item], photos: Sequence[Photo]) -> list[Record]:
