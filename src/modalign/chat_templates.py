@@ -17,6 +17,7 @@ from modalign.errors import DataError, UsageError, choose, first_line
 Messages = Sequence[Mapping[str, Any]]
 Spans = list[tuple[int, int]]  # in characters, end exclusive
 
+SEPARATOR = "<|separator|>"  # a token whose embedding trains, of a prompt that is kept with a model
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _FROM, _TO = (
     "\U000f0000",
@@ -92,6 +93,17 @@ def let_through(tokenizer: Any, texts: Iterable[str]) -> None:
     if kept:
         tokenizer.init_kwargs[_IN_TEXT] = sorted(kept)
         _CONTROLS.pop(tokenizer, None)
+
+
+def separator_id(tokenizer: Any) -> int | None:
+    """Return the id of a tokenizer's separator; None if it has none."""
+    found: int | None = tokenizer.added_tokens_encoder.get(SEPARATOR)
+    return found
+
+
+def without_separator(text: str) -> str:
+    """Return a text that does not spell the separator, for tokenizers that let it through."""
+    return text.replace(SEPARATOR, " ")
 
 
 def _special(tokenizer: Any) -> set[str]:

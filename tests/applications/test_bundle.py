@@ -9,13 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
 from modalign.applications.bundles import data, judging
-from modalign.applications.bundles.data import questions, read_catalogue, split
+from modalign.applications.bundles.completing import record_of
+from modalign.applications.bundles.data import (
+    Catalogue,
+    Question,
+    questions,
+    read_catalogue,
+    split,
+)
 from modalign.applications.bundles.judging import judge
+from modalign.applications.rows import Relations
 from modalign.applications.tuned import lettered, offered
+from modalign.chat_templates import SEPARATOR
 from modalign.evaluation.choosing import Chosen
+from modalign.models.prompts import load_prompt
+from modalign.models.saved import open_composed
 
 Cli = Callable[..., tuple[int, str, str]]
 SHARED = tiny.SHARED / "data" / "bundles"
@@ -130,12 +142,19 @@ def test_the_second_stage_reads_relation_vectors(
     assert code == 0, err
     given, short = (
         ("--relations", related / "relations.npy"),
-        ("--options", "--budget", "40samples"),
+        ("--options", "--separator", "--budget", "40samples"),
     )
     code, _, err = cli(
         "app", "bundle", "train", folder, "--llm", model / "model", *given, *short, "-o", out
     )
     assert code == 0, err
+    prompt = load_prompt(out / "model")
+    assert (prompt is not None and prompt.separator and not prompt.notes) is True
+    rows_before, rows_after = (
+        open_composed(each / "model").model.get_input_embeddings().weight for each in (model, out)
+    )
+    assert len(rows_after) == len(rows_before) + 1
+    assert not torch.allclose(rows_after[-1], rows_before.mean(0), atol=1e-3)  # it has learnt
     judged = ("--llm", out / "model", *given, "--limit", "2", "--json")
     code, said, err = cli("app", "bundle", "eval", folder, *judged)
     assert code == 0, said
@@ -144,9 +163,27 @@ def test_the_second_stage_reads_relation_vectors(
         "a model's choice, by letter", "a model's choice, by words",
         "the same, relations shuffled, by letter", "the same, relations shuffled, by words",
     ]  # fmt: skip
+    code, _, err = cli(
+        "app", "bundle", "train", folder, "--llm", model / "model", "--separator", "-o", out
+    )
+    assert (code, "give them with --relations" in err) == (2, True)
     np.save(related / "relations.npy", vectors[:3])
     code, _, err = cli("app", "bundle", "eval", folder, *given)
     assert (code, "3 rows, but there are 48 items" in err) == (3, True)
+
+
+def test_a_separator_stands_between_title_and_vector_and_no_title_spells_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", np.zeros((4, 2), np.float32))
+    titles = ["cup", f"tea {SEPARATOR}", "pen", "tie"]
+    catalogue = Catalogue(["0", "1", "2", "3"], titles, [])
+    relations = Relations(tmp_path / "r.npy", 4)
+    found = record_of(Question((0,), (1, 2), ""), catalogue, 0, relations, separated=True)
+    assert found is not None
+    parts = found.messages[0].parts
+    assert [p for p in parts if isinstance(p, str)][1:] == [
+        f"\ncup: {SEPARATOR}", f"\npen: {SEPARATOR}", f"\ntea  : {SEPARATOR}"
+    ]  # fmt: skip
+    assert found.answer == "tea  "
 
 
 def test_options_are_records_of_one_group() -> None:

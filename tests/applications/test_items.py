@@ -12,14 +12,11 @@ import pytest
 from PIL import Image
 
 import tiny
-from modalign.applications.item_embeddings.data import (
-    histogram,
-    overlap,
-    read_items,
-    read_photos,
-)
+from modalign.applications.item_embeddings.comparing import DROP, FROZEN, TEXTS, UNTRAINED
+from modalign.applications.item_embeddings.data import read_items, read_photos
 from modalign.applications.item_embeddings.judging import judge
 from modalign.data.records import Media
+from modalign.index.colours import best_of, histogram, overlap
 from modalign.models.export.folder import save_model
 from modalign.models.open import open_model
 from modalign.models.prompts import load_prompt
@@ -97,6 +94,36 @@ def test_vectors_are_trained_and_evaluated(
     assert (code, "photograph for training" in err) == (3, True)
 
 
+def test_every_form_is_trained_and_scored(
+    cli: Cli, tmp_path: Path, compose_tiny: Callable[..., Any]
+) -> None:
+    files, out = shop(tmp_path), tmp_path / "forms"
+    save_model(*compose_tiny("mlp"), tmp_path / "model")
+    arguments = ("app", "items", "compare", *files, "--llm", tmp_path / "model", "-o", out)
+    code, _, err = cli(*arguments)
+    assert (code, "has no picture or no text" in err) == (3, True)
+    rows = [json.loads(line) | {"text": "this one"} for line in files[1].read_text().splitlines()]
+    tiny.write_jsonl(files[1], rows)
+    arguments = (*arguments, "--budget", "8samples", "--seeds", "2", "--json")
+    code, said, err = cli(*arguments)
+    assert code == 0, err
+    table = json.loads(said)["tables"][0]
+    assert [row["name"] for row in table["rows"]] == [
+        "chance", TEXTS, FROZEN, UNTRAINED, "text only", "picture only", "base", "+ mICL", "+ late fusion", "both"
+    ]  # fmt: skip
+    figures = {row["name"]: row["figures"] for row in table["rows"]}
+    assert figures["chance"]["top-1"]["value"] == 0.25
+    assert figures[TEXTS]["top-1"]["value"] == 0.25  # equal texts share their place
+    assert figures["both"]["top-1"]["trainings"] == 2
+    assert {name for name, own in figures.items() if DROP in own} == {
+        "picture only", "base", "+ mICL", "+ late fusion", "both"
+    }  # fmt: skip
+    assert sum("against" in note for note in table["notes"]) == 5
+    code, again, err = cli(*arguments, "--resume")
+    assert code == 0, err
+    assert json.loads(again)["tables"] == json.loads(said)["tables"]
+
+
 def test_a_text_model_is_refused(tmp_path: Path, llm_folder: Callable[..., Path], cli: Cli) -> None:
     code, _, err = cli("app", "items", "eval", *shop(tmp_path), "--llm", llm_folder())
     assert (code, "takes text only" in err) == (2, True)
@@ -124,6 +151,8 @@ def test_histograms_are_shares_of_pixels(tmp_path: Path) -> None:
     assert own.sum() == pytest.approx(1)
     assert sorted(own)[-2:] == pytest.approx([0.5, 0.5], abs=0.07)  # made larger, so blurred
     assert overlap(own[None], own[None])[0, 0] == pytest.approx(1)
+    best = best_of(np.array([[1.0, 3.0, 2.0], [6.0, 4.0, 5.0]]), [2, 0, 2], 3)
+    assert best.tolist() == [[3, -1, 2], [4, -1, 6]]
 
 
 @pytest.mark.parametrize(

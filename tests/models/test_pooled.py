@@ -12,10 +12,10 @@ import torch
 
 import tiny
 from modalign.data.records import Message
-from modalign.errors import DataError
+from modalign.errors import DataError, UsageError
 from modalign.models.asking import conversation_of, media_inputs, text_ids
 from modalign.models.open import open_model
-from modalign.models.pooled import ONE_WORD, pooled
+from modalign.models.pooled import ONE_WORD, frozen, pooled
 
 TEXTS = ("is seven odd?", "one", "which digit is on the top left of it?", "two three")
 
@@ -58,6 +58,28 @@ def test_of_media(connector: str, tokens: int, compose_tiny: Callable[..., Any])
         inputs = media_inputs(processor, [conversation_of(record, processor)], [""])
         assert torch.allclose(vector, expected(model, inputs, "last"), atol=1e-4)
     assert not torch.allclose(found[0], found[2], atol=1e-3)  # the picture counts
+
+
+def test_frozen_features_are_the_encoders_mean_beside_the_texts_mean(
+    compose_tiny: Callable[..., Any],
+) -> None:
+    model, processor = compose_tiny("mlp")
+    records = [tiny.record([tiny.image(n), f"{'one ' * (n + 1)}?"], "?") for n in range(3)]
+    found = frozen(model, processor, records)
+    texts = pooled(
+        model, processor, [tiny.record(r.messages[0].text, "?") for r in records], "mean"
+    )
+    for number, record in enumerate(records):
+        inputs = media_inputs(processor, [conversation_of(record, processor)], [""])
+        with torch.no_grad():
+            picture = model.encode("image", inputs["pixel_values"]).values[0].mean(0)
+        parts = [each / each.norm() for each in (picture, texts[number])]
+        assert torch.allclose(found[number], torch.cat(parts), atol=1e-5)
+
+
+def test_frozen_features_need_an_encoder(llm_folder: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="none or several"):
+        frozen(*open_model(llm_folder()), [tiny.record("one", "?")])
 
 
 def test_a_record_without_content_is_refused(llm_folder: Callable[..., Path]) -> None:

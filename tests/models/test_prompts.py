@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tiny
+from modalign.chat_templates import SEPARATOR, separator_id
 from modalign.data.records import Media, Record
 from modalign.data.supervision import tokenise_all
 from modalign.errors import DataError, UsageError
@@ -24,16 +25,7 @@ from modalign.models.export import save_model
 from modalign.models.open import open_model
 from modalign.models.parts import embedding
 from modalign.models.pooled import pooled
-from modalign.models.prompts import (
-    FILE,
-    SEPARATOR,
-    Fusion,
-    Prompt,
-    add_separator,
-    load_prompt,
-    seen_media,
-    separator_id,
-)
+from modalign.models.prompts import FILE, Fusion, Prompt, add_separator, load_prompt, seen_media
 from modalign.models.saved import open_composed
 from modalign.training.budget import Budget
 from modalign.training.learners import ModelLearner

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
+from modalign.numbers import words
 from modalign.numbers.bootstrap import Groups, estimate_of_sums, ratio
 from modalign.numbers.estimate import Estimate, exactly
-from modalign.numbers.pairs import Difference, compare_with
+from modalign.numbers.pairs import Difference, compare_with, difference_estimate
 from modalign.numbers.ranking import auroc
 from modalign.numbers.shares import share
+from modalign.numbers.trainings import estimate_means, hierarchical_bootstrap
 from modalign.pages.parts import Part, Quantity, Section, Table, Tone, Words, tabulate
 from modalign.pages.report import Report
 from modalign.runs import command_line
@@ -93,15 +95,16 @@ def decided(
 
     Args:
         rule: the simple rule's row.
-        scores: row -> (n,) scores of the same questions, the rule's among them.
+        scores: row -> (n,) scores of the same questions, the rule's among them; (S, n) of S trainings.
         groups: (n,) labels of questions that belong together.
         seed: of the bootstrap.
     """
     given = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
-    models = {name: values[None] for name, values in given.items() if name != rule}
+    models = {name: np.atleast_2d(values) for name, values in given.items() if name != rule}
     if not models:
         return rule, f"{rule} is the default: no model was given.", []
-    found = compare_with(rule, given[rule], models, groups=groups, seed=seed, fixed=list(models))
+    found = compare_with(rule, given[rule], models, groups=groups, seed=seed,
+                         fixed=[name for name in models if given[name].ndim == 1])  # fmt: skip
     better = [each for each in found if each.verdict == "first"]
     if not better:
         return (
@@ -161,6 +164,70 @@ def separation(
     }
     chance = ScoreRow(name="chance", kind="reference", figures=figures)
     return ScoreTable(title=title, rows=[chance, *rows], notes=list(notes))
+
+
+def nearest(kinds: Sequence[str], ways: Mapping[str, ArrayLike], seed: int = 0) -> list[ScoreTable]:
+    """Return the table of whether the nearest other item is of the same kind; none where no two are.
+
+    Args:
+        kinds: (n,) of the items; empty: of none.
+        ways: row -> (n, n) similarities.
+        seed: of the intervals.
+    """
+    known, itself = np.array(kinds), np.eye(len(kinds), dtype=bool)
+    same = (known[:, None] == known[None]) & (known != "")[:, None] & ~itself
+    having = np.flatnonzero(same.any(1))
+    if not len(having):
+        return []
+    chance = float(np.mean(same[having].sum(1) / (len(kinds) - 1)))
+    figures = {"same kind": exactly(chance, len(having), over="items")}
+    rows = [ScoreRow(name="chance", kind="reference", figures=figures)]
+    for name, scores in ways.items():
+        own = np.where(itself, -np.inf, np.asarray(scores))[having]
+        top = own == own.max(1, keepdims=True)
+        hits = (top & same[having]).sum(1) / top.sum(1)
+        figures = {"same kind": mean(hits, over="items", seed=seed)}
+        rows.append(ScoreRow(name=name, kind="rule", figures=figures))
+    return [ScoreTable(title="The nearest other item", rows=rows)]
+
+
+def of_trainings(
+    title: str,
+    columns: Mapping[str, Mapping[str, ArrayLike]],
+    fixed: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    groups: Groups,
+    chance: Mapping[str, Estimate],
+    notes: Sequence[str] = (),
+) -> ScoreTable:
+    """Return a table of means over trainings and questions, and pairs' differences in the first column as notes.
+
+    Args:
+        title: of the table.
+        columns: column -> row -> (S, n) values of S trainings; the first one has every row.
+        fixed: rows without training.
+        pairs: of rows to tell apart.
+        groups: (n,) labels of questions that belong together.
+        chance: column -> what chance gives.
+        notes: about it.
+    """
+    head, main = next(iter(columns.items()))
+    found = {
+        name: estimate_means(own, groups=groups, fixed=[row for row in fixed if row in own],
+                             unit="share" if name.startswith("top-") else "difference of shares")
+        for name, own in columns.items()
+    }  # fmt: skip
+    rows = [ScoreRow(name="chance", kind="reference", figures=dict(chance))]
+    rows += [
+        ScoreRow(name=row, kind="rule" if row in fixed else "model",
+                 figures={name: own[row] for name, own in found.items() if row in own})
+        for row in main
+    ]  # fmt: skip
+    drawn, said = hierarchical_bootstrap(main, groups=groups, fixed=fixed), list(notes)
+    for first, second in pairs:
+        gap = difference_estimate(drawn, first, second)
+        said.append(f"{head}, {first} against {second}: {words.value(gap)} {words.interval(gap)}.")
+    return ScoreTable(title=title, rows=rows, notes=said)
 
 
 def judged_report(found: Judged) -> Report:

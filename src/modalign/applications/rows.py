@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from modalign.configuration import explained
 from modalign.data.readers import open_rows
 from modalign.data.readers.result import RowError
-from modalign.data.records import Source
+from modalign.data.records import Media, Source
 from modalign.errors import DataError, choose, first_line, grouped
 from modalign.strict_json import loads
 
@@ -122,6 +122,37 @@ def load_rows(path: Path) -> np.ndarray:
     if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
         raise DataError(f"{path} holds no rows of numbers: {found.dtype} of shape {found.shape}")
     return found
+
+
+class Relations:
+    """Items' relation vectors, a row each of an array's file, as media.
+
+    Args:
+        file: of (items, width).
+        count: of items.
+        order: whose vector each item gets; None: its own.
+
+    Raises:
+        DataError: the file is no such array.
+    """
+
+    def __init__(self, file: Path, count: int, order: Sequence[int] | None = None) -> None:
+        rows = load_rows(file)
+        if len(rows) != count:
+            raise DataError(
+                f"{file} has {len(rows)} rows, but there are {count} items: make it anew"
+            )
+        self.file, self.count = file, count
+        self.order = range(count) if order is None else order
+
+    def of(self, item: int) -> Media:
+        """Return an item's vector."""
+        return Media("vectors", path=f"{self.file}#{self.order[item]}")
+
+    def shuffled(self, seed: int) -> Relations:
+        """Return the same with every item's vector another's."""
+        order = np.random.default_rng(seed).permutation(self.count).tolist()
+        return Relations(self.file, self.count, order)
 
 
 def read_text(path: Path) -> str:

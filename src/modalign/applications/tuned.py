@@ -91,14 +91,14 @@ def tune(
     configuration = {"llm": llm, "records": len(records), "budget": budget}
     prompt = prompt or Prompt()
     configuration |= {"factor": factor, "seed": seed, "objective": stage.objective}
-    configuration |= {"notes": prompt.notes}
+    configuration |= {"notes": prompt.notes, "separator": prompt.separator}
     with run_folder(out, configuration, resume=resume, overwrite=overwrite) as run:
         opened = open_composed(llm)
         if any(record.tools for record in records):
             give_tools(opened)
         largest = max(len(record.options) for record in records) if stage.matched == "all" else 0
         settings = TrainSettings(llm="lora", batch_size=max(MOST, largest), device=device)
-        if prompt.notes:
+        if prompt.soft:
             add_separator(opened.model, opened.tokenizer)
         samples = tokenise_all(map(prompt.shown, records), opened.tokenizer)
         tuning = Tuning(opened, [stage], settings, samples, seed=seed, prompt=prompt,

@@ -37,6 +37,12 @@ def train(
             help="Learn the letter of the right item, or the likelihood of its title among the ten (choice).",
         ),
     ] = True,
+    separator: Annotated[
+        bool,
+        typer.Option(
+            "--separator", help="Between an item's title and its vector, a token that learns."
+        ),
+    ] = False,
     budget: Annotated[str, typer.Option("--budget", help="20000samples, 90s, ...")] = "2000samples",
     factor: app_output.Factor = 1.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -53,24 +59,30 @@ def train(
 
     - `modalign app bundle train shop --llm aligned/model --relations related/relations.npy --options -o two`
     """
-    from modalign.applications.bundles.completing import Relations as Vectors
     from modalign.applications.bundles.completing import record_of
     from modalign.applications.bundles.data import questions, read_catalogue, split
+    from modalign.applications.rows import Relations as Vectors
     from modalign.applications.tuned import CHOICE, OFFERED, lettered, offered, tune
     from modalign.cli.console import bars, quiet_libraries, stdout
+    from modalign.errors import UsageError
+    from modalign.models.prompts import Prompt
 
+    if separator and relations is None:
+        raise UsageError(
+            "--separator stands between titles and vectors: give them with --relations"
+        )
     quiet_libraries()
     catalogue = read_catalogue(folder)
     known, _ = split(catalogue.bundles, lambda bundle: bundle.session, seed)
     asked = questions(known, len(catalogue.ids), seed + 1)
     vectors = Vectors(relations, len(catalogue.ids)) if relations else None
-    made = [record_of(each, catalogue, n, vectors) for n, each in enumerate(asked)]
+    made = [record_of(each, catalogue, n, vectors, separator) for n, each in enumerate(asked)]
     records = [record for record in made if record is not None]
     with bars() as progress:
         samples = tune(
             lettered(records, seed) if letters else offered(records), llm, out, CHOICE if letters else OFFERED,
-            budget=budget, factor=factor, seed=seed, resume=resume, overwrite=overwrite,
-            device=device or "auto", progress=progress,
+            prompt=Prompt(separator=separator), budget=budget, factor=factor, seed=seed, resume=resume,
+            overwrite=overwrite, device=device or "auto", progress=progress,
         )  # fmt: skip
     said = f"{out / 'model'}: trained on {samples} samples of {len(records)} bundles"
     stdout.print(said, markup=False, highlight=False, soft_wrap=True)
@@ -170,12 +182,14 @@ def evaluate(
 
     **Example**: `modalign app bundle eval shop --llm runs/bundle/model --out runs/bundle-report`
     """
-    from modalign.applications.bundles.completing import Relations as Vectors
     from modalign.applications.bundles.data import read_catalogue
     from modalign.applications.bundles.judging import judge
+    from modalign.applications.rows import Relations as Vectors
     from modalign.cli.console import bars
+    from modalign.models.prompts import load_prompt
 
     app_output.check_report(out, overwrite)
+    prompt = load_prompt(llm) if llm else None
     catalogue = read_catalogue(folder)
     vectors = Vectors(relations, len(catalogue.ids)) if relations else None
     opened = app_output.opened(llm, device)
@@ -184,6 +198,7 @@ def evaluate(
             catalogue,
             opened=opened,
             relations=vectors,
+            separated=prompt is not None and prompt.separator,
             limit=limit,
             seed=seed,
             data=[str(folder)],

@@ -15,7 +15,9 @@ app = typer.Typer(
 
 
 Items = Annotated[str, typer.Argument(help="Rows of id, text, image, where known kind.")]
-Photos = Annotated[str, typer.Argument(help="Rows of image, item, split (train or test).")]
+Photos = Annotated[
+    str, typer.Argument(help="Rows of image, item, split (train or test), where given text.")
+]
 
 
 @app.command(epilog=options.EXIT_CODES)
@@ -62,6 +64,45 @@ def train(
         )  # fmt: skip
     said = f"{out / 'model'}: trained on {samples} samples of {len(records)} photographs and items"
     stdout.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=options.EXIT_CODES)
+def compare(
+    items: Items,
+    photos: Photos,
+    llm: Annotated[str, typer.Option("--llm", help="Folder of a model that takes pictures.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report and the runs.")],
+    budget: Annotated[str, typer.Option("--budget", help="Of each training.")] = "2000samples",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each form.")] = 3,
+    full: Annotated[bool, typer.Option("--full", help="All weights instead of a LoRA.")] = False,
+    factor: app_output.Factor = 1.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted runs.")] = False,
+    overwrite: options.Replace = False,
+    seed: app_output.Seed = 0,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json_output: options.Json = False,
+) -> None:
+    """Train vectors of texts alone, of pictures alone, of both, with mICL, with late fusion and with both devices.
+
+    Every item and every photograph needs a picture and a text.
+
+    **Example**: `modalign app items compare items.jsonl photos.jsonl --llm runs/compare/best -o runs/forms`
+    """
+    from modalign.applications.item_embeddings.comparing import compare
+    from modalign.applications.item_embeddings.data import read_items, read_photos
+    from modalign.cli.console import bars, quiet_libraries
+
+    quiet_libraries()
+    app_output.check_report(out, overwrite or resume)
+    given = read_items(items)
+    asked = read_photos(photos, given)
+    with bars(not json_output) as progress:
+        found = compare(
+            given, asked, llm, out, budget=budget, factor=factor, llm_mode="full" if full else "lora", seeds=seeds,
+            seed=seed, resume=resume, device=device or "auto", data=[items, photos], progress=progress,
+        )  # fmt: skip
+    app_output.show(found, out, json_output)
 
 
 @app.command(epilog=options.EXIT_CODES)

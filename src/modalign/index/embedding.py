@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from modalign.chat_templates import let_through
 from modalign.data.curation.inputs import hash_path
 from modalign.data.modalities import DEFAULT
@@ -20,7 +22,7 @@ from modalign.data.validation import BrokenData, listed, parse_share, validate
 from modalign.errors import DataError, UsageError
 from modalign.files import bytes_in, check_room
 from modalign.hashing import model_hash, tokenizer_hash
-from modalign.index.vectors import Index, Writer, written
+from modalign.index.vectors import Index, Writer, unit_vectors, written
 from modalign.models.asking import modalities_of, tokenizer_of
 from modalign.models.open import open_model
 from modalign.models.parts import embedding
@@ -84,6 +86,19 @@ def makes(model: Any, reader: Any, pooling: Pooling | Prompt) -> dict[str, Any]:
         "patches": patches,
         "pooling": f"saved {pooling.hash}" if isinstance(pooling, Prompt) else pooling,
     }
+
+
+def vectors_or_none(
+    records: Sequence[Record | None], opened: tuple[Any, Any], pooling: Pooling | Prompt
+) -> np.ndarray:
+    """Return (n, D) vectors of length 1 of a model's and its reader's; zeros where there is no record."""
+    there = [place for place, record in enumerate(records) if record is not None]
+    made = unit_vectors(
+        pooled(*opened, [each for each in records if each is not None], pooling).numpy()
+    )
+    found = np.zeros((len(records), made.shape[1]))
+    found[there] = made
+    return found
 
 
 @quietly()

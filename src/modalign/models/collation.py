@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalign.chat_templates import separator_id
 from modalign.data.batching import pack
 from modalign.data.features import FeatureStore
 from modalign.data.records import Media, mark
@@ -20,7 +21,6 @@ from modalign.models.bridges import Features, signal_names
 from modalign.models.compose import token_table
 from modalign.models.encoders.loading import Encoder
 from modalign.models.modeling import ModalignForConditionalGeneration
-from modalign.models.prompts import separator_id
 
 
 @dataclass

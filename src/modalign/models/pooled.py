@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 
@@ -90,6 +91,56 @@ def pooled(
         if not usable:
             raise DataError(f"{record.source}: its vector is not finite; try --dtype float32")
     return found
+
+
+@torch.inference_mode()
+def seen(model: Any, reader: Any, records: Sequence[Record], *, tokens: int = TOKENS) -> Tensor:
+    """Return the mean of what the encoder gives for each record's media, (n, d): without the language model.
+
+    Raises:
+        UsageError: the model has not one encoder.
+    """
+    if isinstance(model, LlavaForConditionalGeneration):
+        model, reader = composed_from_llava(model, reader)
+    if len(getattr(model, "encoders", {})) != 1:
+        raise UsageError("the features of one encoder are read, but this model has none or several")
+    found = torch.empty(0)
+    for chosen, (inputs, _) in _batches(model, reader, records, tokens):
+        features = model.encoded(
+            inputs.get("features"), **{n: inputs.get(n) for n in model.signal_names}
+        )
+        media = ((number, list(records[at].media())) for number, at in enumerate(chosen))
+        for means, owners in seen_media(features, media).values():
+            if not len(found):
+                found = torch.zeros(len(records), means.shape[1])
+            rows = torch.zeros(len(chosen), means.shape[1]).index_add(
+                0, owners.cpu(), means.float().cpu()
+            )
+            found[chosen] = (
+                rows / torch.bincount(owners.cpu(), minlength=len(chosen)).clamp(min=1)[:, None]
+            )
+    return found
+
+
+def frozen(model: Any, reader: Any, records: Sequence[Record]) -> Tensor:
+    """Return (n, d + D): a record's mean encoder features beside its texts' mean states, each of length 1.
+
+    Raises:
+        DataError: a record has no text.
+        UsageError: the model has not one encoder.
+    """
+    texts = [
+        replace(
+            record,
+            messages=tuple(
+                replace(m, parts=tuple(part for part in m.parts if isinstance(part, str)))
+                for m in record.messages
+            ),
+        )
+        for record in records
+    ]
+    parts = seen(model, reader, records), pooled(model, reader, texts, "mean")
+    return torch.cat([normalize(part, dim=1) for part in parts], dim=1)
 
 
 def pool(states: Tensor, segments: Tensor, n: int, pooling: str) -> Tensor:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from modalign.chat_templates import let_through
+from modalign.chat_templates import SEPARATOR, let_through, separator_id, without_separator
 from modalign.data.records import Media, Record
 from modalign.errors import DataError, UsageError, first_line
 from modalign.files import write_atomically
@@ -32,8 +32,8 @@ from modalign.models.bridges import Features
 from modalign.models.compose import grow_vocabulary
 from modalign.models.parts import embedding, hidden_size
 
-SEPARATOR = "<|separator|>"
 FILE = "prompt.safetensors"  # within a model's folder
+_FLAGS = ("notes", "separator")
 
 Seen = Mapping[str, tuple[Tensor, Tensor]]  # modality -> (k, d) means of media, (k,) their records
 
@@ -105,10 +105,17 @@ class Prompt:
     Attributes:
         notes: media first, then the separator, then the texts.
         fusion: fuses the state with the encoders' features.
+        separator: the records themselves hold separators; other text is ``without_separator``.
     """
 
     notes: bool = False
     fusion: Fusion | None = None
+    separator: bool = False
+
+    @property
+    def soft(self) -> bool:
+        """Whether a separator is read, and trains."""
+        return self.notes or self.separator
 
     def shown(self, record: Record) -> Record:
         """Return a record as it is shown: with ``notes``, its last question as two of them."""
@@ -120,8 +127,7 @@ class Prompt:
             return record
         parts = turns[asked[-1]].parts
         media = [part for part in parts if isinstance(part, Media)]
-        # what a text says is never the separator itself
-        texts = [part.replace(SEPARATOR, " ") for part in parts if isinstance(part, str)]
+        texts = [without_separator(part) for part in parts if isinstance(part, str)]
         turns[asked[-1]] = replace(turns[asked[-1]], parts=(*media, SEPARATOR, *texts))
         return replace(record, messages=tuple(turns))
 
@@ -138,7 +144,7 @@ class Prompt:
     def _bytes(self) -> bytes:
         weights = self.fusion.state_dict() if self.fusion else {}
         kept = {name: value.float().cpu().contiguous() for name, value in weights.items()}
-        return save(kept, {"notes": str(self.notes).lower()})
+        return save(kept, {each: str(getattr(self, each)).lower() for each in _FLAGS})
 
 
 def load_prompt(model: Path | str) -> Prompt | None:
@@ -152,9 +158,10 @@ def load_prompt(model: Path | str) -> Prompt | None:
         return None
     try:
         with safe_open(file, "pt") as opened:
-            notes = {"true": True, "false": False}[(opened.metadata() or {})["notes"]]
+            said = opened.metadata() or {}
+            flags = {each: {"true": True, "false": False}[said[each]] for each in _FLAGS}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        return Prompt(notes, _fusion_of(weights) if weights else None)
+        return Prompt(fusion=_fusion_of(weights) if weights else None, **flags)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{file} is not a prompt ({first_line(error)})") from error
 
@@ -164,12 +171,6 @@ def _fusion_of(weights: Mapping[str, Tensor]) -> Fusion:
     fusion = Fusion(widths, int(weights["gate.weight"].shape[0]))
     fusion.load_state_dict(dict(weights))
     return fusion.eval().requires_grad_(False)
-
-
-def separator_id(tokenizer: Any) -> int | None:
-    """Return the id of a tokenizer's separator; None if it has none."""
-    found: int | None = tokenizer.added_tokens_encoder.get(SEPARATOR)
-    return found
 
 
 def add_separator(model: Any, tokenizer: Any) -> None:

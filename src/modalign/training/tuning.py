@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from modalign.cache import cache_directory
+from modalign.chat_templates import separator_id
 from modalign.data.corpus import is_corpus, read_corpus, windows
 from modalign.data.modalities import DEFAULT
 from modalign.data.readers import read_records
@@ -25,7 +26,7 @@ from modalign.data.supervision import Sample, tokenise_all
 from modalign.data.validation import validate
 from modalign.errors import UsageError
 from modalign.models.heads import Head
-from modalign.models.prompts import Prompt, separator_id
+from modalign.models.prompts import Prompt
 from modalign.models.saved import OpenedModel
 from modalign.progress import Progress, within
 from modalign.training.budget import Budget, Ledger
@@ -89,9 +90,9 @@ class Tuning(Staged):
         self.stored, self.val_losses = opened.stored, []
         self.heads: dict[str, Head] = {}  # that stages learnt
         self.prompt = prompt or Prompt()
-        soft = separator_id(opened.tokenizer) if self.prompt.notes else None
-        if self.prompt.notes and soft is None:
-            raise UsageError("two notes need a separator: call add_separator before tokenising")
+        soft = separator_id(opened.tokenizer) if self.prompt.soft else None
+        if self.prompt.soft and soft is None:
+            raise UsageError("the prompt needs a separator: call add_separator before tokenising")
         if soft is not None and self.parallel.world > 1 and settings.parallel == "fsdp":
             raise UsageError("a sharded model has no whole table for a separator: use ddp")
         self.method = _method_of(opened, stages)
@@ -160,7 +161,7 @@ class Tuning(Staged):
         self.opened.save(folder, dtype=self.saved_dtype, card=card)
         for name, head in self.heads.items():
             head.save(folder, name)
-        if self.prompt.notes or self.prompt.fusion:
+        if self.prompt.soft or self.prompt.fusion:
             self.prompt.save(folder)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from modalign.applications.bundles.data import Bundle, Catalogue, Question
-from modalign.applications.rows import load_rows
+from modalign.applications.rows import Relations
+from modalign.chat_templates import SEPARATOR, without_separator
 from modalign.data.records import Media, Message, Record, Source
-from modalign.errors import DataError
 from modalign.index.lexical import Lexical, Scores
 
 POPULAR, TOGETHER, TITLES, BOTH = (
@@ -62,53 +61,32 @@ def likeness(catalogue: Catalogue) -> Scores:
     return Lexical(catalogue.titles, "words").scores(catalogue.titles)
 
 
-class Relations:
-    """Items' relation vectors, a row each of an array's file, as media.
-
-    Args:
-        file: of (items, width).
-        count: of items.
-        order: whose vector each item gets; None: its own.
-
-    Raises:
-        DataError: the file is no such array.
-    """
-
-    def __init__(self, file: Path, count: int, order: Sequence[int] | None = None) -> None:
-        rows = load_rows(file)
-        if len(rows) != count:
-            raise DataError(
-                f"{file} has {len(rows)} rows, but there are {count} items: make it anew"
-            )
-        self.file, self.count = file, count
-        self.order = range(count) if order is None else order
-
-    def of(self, item: int) -> Media:
-        """Return an item's vector."""
-        return Media("vectors", path=f"{self.file}#{self.order[item]}")
-
-    def shuffled(self, seed: int) -> Relations:
-        """Return the same with every item's vector another's."""
-        order = np.random.default_rng(seed).permutation(self.count).tolist()
-        return Relations(self.file, self.count, order)
-
-
 def record_of(
-    question: Question, catalogue: Catalogue, number: int, relations: Relations | None = None
+    question: Question,
+    catalogue: Catalogue,
+    number: int,
+    relations: Relations | None = None,
+    separated: bool = False,
 ) -> Record | None:
     """Return the question to a model, the right title as its answer; None if two candidates have one title.
 
-    With relations, each item shown and each candidate has its vector after its title.
+    With relations, each item shown and each candidate has its vector after its title; ``separated``: with a soft
+    separator between the two, as in Bundle-MLLM.
     """
-    titles = [catalogue.titles[item] for item in question.candidates]
+    between = SEPARATOR if separated else ""
+    named = {
+        at: without_separator(catalogue.titles[at])
+        for at in (*question.shown, *question.candidates)
+    }
+    titles = [named[item] for item in question.candidates]
     if len({title.casefold().strip() for title in titles}) < len(titles) or len(titles) < 2:
         return None
-    shown = "\n".join(f"- {catalogue.titles[item]}" for item in question.shown)
+    shown = "\n".join(f"- {named[item]}" for item in question.shown)
     parts: tuple[str | Media, ...] = (TEMPLATE.format(shown=shown),)
     if relations is not None:
-        order = sorted(question.candidates, key=lambda item: catalogue.titles[item])
+        order = sorted(question.candidates, key=lambda item: named[item])
         told = [
-            (f"\n{catalogue.titles[item]}: ", relations.of(item))
+            (f"\n{named[item]}: {between}", relations.of(item))
             for item in (*question.shown, *order)
         ]
         parts = (*parts, *(part for pair in told for part in pair))

@@ -14,12 +14,12 @@ from modalign.applications.bundles.completing import (
     TITLES,
     TOGETHER,
     Completer,
-    Relations,
     likeness,
     record_of,
 )
 from modalign.applications.bundles.data import Catalogue, Question, questions, split
 from modalign.applications.judged import Judged, ScoreRow, ScoreTable, decided, judged, mean
+from modalign.applications.rows import Relations
 from modalign.data.records import Record
 from modalign.evaluation.choosing import choose_all
 from modalign.numbers.estimate import exactly
@@ -34,6 +34,7 @@ def judge(
     *,
     opened: tuple[Any, Any] | None = None,
     relations: Relations | None = None,
+    separated: bool = False,
     limit: int = 200,
     seed: int = 0,
     data: Sequence[str] = (),
@@ -77,7 +78,9 @@ def judge(
         own = {kind: [asked[kind][n] for n in chosen]}
         for name, vectors in given.items():
             tell = partial(progress, name) if progress else None
-            told = [record_of(asked[kind][n], catalogue, n, vectors) for n in chosen.tolist()]
+            told = [
+                record_of(asked[kind][n], catalogue, n, vectors, separated) for n in chosen.tolist()
+            ]
             by_letter, by_words, agreement = _by_model([r for r in told if r], opened, seed, tell)
             scores |= {f"{name}, by letter": by_letter, f"{name}, by words": by_words}
             said.append(

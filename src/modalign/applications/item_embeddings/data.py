@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from modalign.applications.rows import Row, read_all, refuse_repeated
 from modalign.data.images import open_image
 from modalign.data.records import Media, Message, Record, Source
 from modalign.data.signals import SignalError
 from modalign.errors import DataError
-from modalign.index.lexical import Scores
 
-BINS = 8  # of hue, saturation and value each
-SIDE = 64  # pixels that a picture is made for its histogram
 Shown = Literal["picture", "text", "picture + text"]
 
 
@@ -34,9 +29,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph of an item; those for training may be compared with, those for test are asked."""
+    """A photograph of an item, where given with words about it; those for training may be compared with."""
 
     picture: Media
+    text: str
     item: str
     test: bool
     source: Source
@@ -70,7 +66,7 @@ def read_items(path: str | Path) -> list[Item]:
 
 
 def read_photos(path: str | Path, items: Sequence[Item]) -> list[Photo]:
-    """Read photographs: ``image``, ``item`` (or ``item_id``) and ``split`` (``train`` or ``test``).
+    """Read photographs: ``image``, ``item`` (or ``item_id``), ``split`` (train or test), where given ``text``.
 
     Raises:
         DataError: unusable rows, unknown items, or none to test.
@@ -82,7 +78,8 @@ def read_photos(path: str | Path, items: Sequence[Item]) -> list[Photo]:
         if named not in known:
             raise ValueError(f"no item has the id {named!r}")
         test = str(row.fields.get("split") or "test") == "test"
-        return Photo(_picture(row, row.text("image")), named, test, row.source)
+        text = row.text("text") if row.fields.get("text") is not None else ""
+        return Photo(_picture(row, row.text("image")), text, named, test, row.source)
 
     found = read_all(path, read)
     if not any(each.test for each in found):
@@ -97,21 +94,6 @@ def _picture(row: Row, file: str) -> Media:
     except SignalError as error:
         raise ValueError(f"the picture {file}: {error.reason}") from error
     return made
-
-
-def histogram(picture: Media | None) -> np.ndarray:
-    """Return shares of a picture's colours, (512,); zeros without a picture."""
-    if picture is None:
-        return np.zeros(BINS**3)
-    cells = np.asarray(open_image(picture).convert("HSV").resize((SIDE, SIDE))).reshape(-1, 3)
-    binned = cells.astype(int) * BINS // 256 @ np.array([BINS * BINS, BINS, 1])
-    return np.bincount(binned, minlength=BINS**3) / len(cells)
-
-
-def overlap(first: np.ndarray, second: np.ndarray) -> Scores:
-    """Return (n, m) intersections of histograms, (n, 512) and (m, 512)."""
-    found: Scores = np.stack([np.minimum(row, second).sum(1) for row in first]).round(9)
-    return found
 
 
 def asked(picture: Media | None, text: str, shown: Shown, source: Source) -> Record | None:

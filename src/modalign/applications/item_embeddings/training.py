@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from modalign.applications.item_embeddings.data import Item, Photo, asked
+from modalign.applications.item_embeddings.data import Item, Photo, Shown, asked
 from modalign.data.records import Record
 from modalign.errors import DataError
 from modalign.training.settings import LLMMode, Stage
@@ -38,8 +38,10 @@ def stage(
     return Stage(name="items", llm=llm, objective=objective, roles=roles, matched=True)
 
 
-def pairs(items: Sequence[Item], photos: Sequence[Photo]) -> list[Record]:
-    """Return photographs for training and the items on them, with picture and text, grouped by item.
+def pairs(
+    items: Sequence[Item], photos: Sequence[Photo], of: Shown = "picture + text"
+) -> list[Record]:
+    """Return photographs for training and the items on them, with what is shown ``of`` them, grouped by item.
 
     Raises:
         DataError: fewer than two items have a photograph for training.
@@ -48,12 +50,8 @@ def pairs(items: Sequence[Item], photos: Sequence[Photo]) -> list[Record]:
     shown = {each.item for each in own}
     if len(shown) < 2:
         raise DataError("fewer than two items have a photograph for training (split: train)")
-    made = [(asked(p.picture, "", "picture", p.source), "photo", p.item) for p in own]
-    made += [
-        (asked(i.picture, i.text, "picture + text", i.source), "item", i.id)
-        for i in items
-        if i.id in shown
-    ]
+    made = [(asked(p.picture, p.text, of, p.source), "photo", p.item) for p in own]
+    made += [(asked(i.picture, i.text, of, i.source), "item", i.id) for i in items if i.id in shown]
     return [
         replace(record, skill=role, group=item) for record, role, item in made if record is not None
     ]
