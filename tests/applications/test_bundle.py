@@ -154,7 +154,7 @@ def test_the_second_stage_reads_relation_vectors(
         open_composed(each / "model").model.get_input_embeddings().weight for each in (model, out)
     )
     assert len(rows_after) == len(rows_before) + 1
-    assert not torch.allclose(rows_after[-1], rows_before.mean(0), atol=1e-3)  # it has learnt
+    assert not torch.allclose(rows_after[-1], rows_before.mean(0), atol=1e-5)  # it has learnt
     judged = ("--llm", out / "model", *given, "--limit", "2", "--json")
     code, said, err = cli("app", "bundle", "eval", folder, *judged)
     assert code == 0, said

@@ -251,7 +251,8 @@ def test_prompts_that_cannot_be_are_refused(
     model, reader = compose_tiny("mlp")
     with pytest.raises(UsageError, match="belongs to another model"):
         pooled(model, reader, pairs(1), Prompt(fusion=Fusion({"audio": 4}, 32)))
-    for content in (b"", b"no tensors", Prompt()._bytes().replace(b"notes", b"tones")):
+    other = Prompt().save(tmp_path).read_bytes().replace(b"notes", b"tones")
+    for content in (b"", b"no tensors", other):
         (tmp_path / FILE).write_bytes(content)
         with pytest.raises(DataError, match=f"{FILE} is not a prompt"):
             load_prompt(tmp_path)

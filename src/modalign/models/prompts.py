@@ -28,6 +28,7 @@ from modalign.chat_templates import SEPARATOR, let_through, separator_id, withou
 from modalign.data.records import Media, Record
 from modalign.errors import DataError, UsageError, first_line
 from modalign.files import write_atomically
+from modalign.hashing import canonical, tensor_hash
 from modalign.models.bridges import Features
 from modalign.models.compose import grow_vocabulary
 from modalign.models.parts import embedding, hidden_size
@@ -133,18 +134,21 @@ class Prompt:
 
     def save(self, model: Path) -> Path:
         """Write it into a model's folder."""
-        write_atomically(model / FILE, self._bytes())
+        write_atomically(model / FILE, save(self._weights(), self._flags()))
         return model / FILE
 
     @cached_property
     def hash(self) -> str:
         """Its sha256: vectors of two prompts cannot be compared."""
-        return sha256(self._bytes()).hexdigest()
+        tensors = {name: tensor_hash(value) for name, value in self._weights().items()}
+        return sha256(canonical([self._flags(), tensors])).hexdigest()
 
-    def _bytes(self) -> bytes:
-        weights = self.fusion.state_dict() if self.fusion else {}
-        kept = {name: value.float().cpu().contiguous() for name, value in weights.items()}
-        return save(kept, {each: str(getattr(self, each)).lower() for each in _FLAGS})
+    def _flags(self) -> dict[str, str]:
+        return {each: str(getattr(self, each)).lower() for each in _FLAGS}
+
+    def _weights(self) -> dict[str, Tensor]:
+        own = self.fusion.state_dict() if self.fusion else {}
+        return {name: value.float().cpu().contiguous() for name, value in own.items()}
 
 
 def load_prompt(model: Path | str) -> Prompt | None:
