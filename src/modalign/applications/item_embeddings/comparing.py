@@ -13,6 +13,7 @@ from modalign.applications.item_embeddings.judging import turned
 from modalign.applications.item_embeddings.training import pairs, stage
 from modalign.applications.judged import Judged, decided, judged, of_trainings
 from modalign.applications.tuned import tune
+from modalign.data.records import Record
 from modalign.errors import DataError
 from modalign.index.embedding import reading, vectors_or_none
 from modalign.index.lexical import Lexical, Scores
@@ -41,8 +42,7 @@ FORMS = {
     "text only": Form("text"), "picture only": Form("picture"), "base": Form(), "+ mICL": Form(notes=True),
     "+ late fusion": Form(fusion=True), "both": Form(notes=True, fusion=True),
 }  # fmt: skip
-DEVICES = ("+ mICL", "+ late fusion", "both")
-BOTH = DEVICES[-1]
+BOTH, DEVICES = "both", ("+ mICL", "+ late fusion", "both")
 
 
 def compare(
@@ -55,16 +55,15 @@ def compare(
     Raises:
         DataError: an item or a photograph has no picture or no text: then one of them is not needed.
     """
-    if lacking := [each for each in (*items, *photos) if not each.text or each.picture is None]:
-        raise DataError(
-            f"{lacking[0].source}: has no picture or no text, but every form needs both"
-        )
+    everything: list[Item | Photo] = [*items, *photos]
+    if lacking := [each for each in everything if not each.text or each.picture is None]:
+        raise DataError(f"{lacking[0].source}: has no picture or no text; compare needs both")
     tests, place = [p for p in photos if p.test], {item.id: n for n, item in enumerate(items)}
     gold, groups = np.array([place[p.item] for p in tests]), [p.item for p in tests]
     opened = open_model(llm, device=device)
     lexical = Lexical([i.text for i in items], "words").scores([p.text for p in tests])
     queries, own = (
-        frozen(*opened, [asked(e.picture, e.text, Form().shown, e.source) for e in each]).numpy()
+        frozen(*opened, [record for record in _records(each, Form().shown) if record]).numpy()
         for each in (tests, items)
     )
     swapped: dict[str, list[Scores]] = {}
@@ -98,6 +97,10 @@ def compare(
                   reason=reason, tables=[table], differences=differences)  # fmt: skip
 
 
+def _records(given: Sequence[Item | Photo], shown: Shown) -> list[Record | None]:
+    return [asked(each.picture, each.text, shown, each.source) for each in given]
+
+
 def _hits(trainings: Sequence[Scores], gold: np.ndarray, k: int) -> np.ndarray:
     return np.stack([among_first(scores, gold, k) for scores in trainings])
 
@@ -107,7 +110,6 @@ def _scores(
 ) -> Scores:
     """Return (photographs, items) cosines."""
     queries, own = (
-        vectors_or_none([asked(e.picture, e.text, form.shown, e.source) for e in each], opened, way)
-        for each in (tests, items)
+        vectors_or_none(_records(each, form.shown), opened, way) for each in (tests, items)
     )
     return np.asarray((queries @ own.T).round(9))
