@@ -226,7 +226,7 @@ def of_trainings(
     drawn, said = hierarchical_bootstrap(main, groups=groups, fixed=fixed), list(notes)
     for first, second in pairs:
         gap = difference_estimate(drawn, first, second)
-        said.append(f"{head}, {first} against {second}: {words.value(gap)} {words.interval(gap)}.")
+        said.append(f"{head}, {first} against {second}: {words.interval(gap)}.")
     return ScoreTable(title=title, rows=rows, notes=said)
 
 

@@ -83,7 +83,7 @@ def judge(
     if ABLATED in scores:
         pair = {name: among_first(scores[name], gold, 1) for name in (models[-1], ABLATED)}
         (drop,) = decided(ABLATED, pair, groups, seed)[2]
-        said = f"{words.value(drop.difference)} {words.interval(drop.difference)}"
+        said = f"{words.interval(drop.difference)}"
         notes.append(f"Picture ablation: an item's own picture against another's, top-1: {said}.")
     tables = [ScoreTable(title="The item on a photograph", rows=rows, notes=notes)]
     texts = [item.text or "?" for item in items]
