@@ -1,1 +1,1 @@
-"""Measured comparisons: ratios of two things run side by side, one command each."""
+"""Measured comparisons, one command each; where two things are compared, they run side by side."""

@@ -1,11 +1,11 @@
-"""Peak memory of the verbs over a LLaVA JSON file that does not fit: how it grows with the rows.
+"""Peak memory of the verbs on a LLaVA JSON file larger than memory: how does it grow with the rows?
 
     python -m bench.beyond_memory --rows 10000 100000 1000000
 
-Each verb runs as a process of its own on the same rows (one of 64 small pictures each, so that decoding and
-features do not grow with them), with the parts of the starter. Printed: rows, size of the file, CPU seconds, peak
-resident memory, and the growth per row between the smallest and the largest file. A verb that
-fails, or takes longer than ``--limit``, says so in its row; nothing is left out.
+Each verb runs in its own process on the same rows (each with one of 64 small pictures, so that decoding and
+features do not grow with the rows), with the parts of the starter. It prints rows, size of the file, CPU seconds,
+peak resident memory, and the growth per row between the smallest and the largest file. A verb that fails, or
+takes longer than ``--limit``, says so in its row; nothing is left out.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ READ = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One process.
+    """What one process took.
 
     Attributes:
         seconds: CPU seconds of it and its children.
-        peak: bytes resident at most, of the largest of them.
+        peak: most resident bytes of the largest of them.
         end: how it ended.
     """
 
@@ -48,7 +48,7 @@ class Measured:
 
 
 def write_rows(file: Path, rows: int) -> None:
-    """A LLaVA file, written row by row."""
+    """Write a LLaVA file, row by row."""
     pictures = file.parent / "pictures"
     pictures.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def write_rows(file: Path, rows: int) -> None:
 
 
 def commands(file: Path, out: Path) -> dict[str, list[str]]:
-    """The verbs, by name."""
+    """Return the verbs' commands, by name."""
     verb = [sys.executable, "-m", "modalign"]
     data = ["--train", str(file)]
     return {
@@ -82,7 +82,7 @@ def commands(file: Path, out: Path) -> dict[str, list[str]]:
 
 
 def measured(command: list[str], limit: float, log: Path) -> Measured:
-    """Run a command; a limit ends it and all its children."""
+    """Run a command; after ``limit`` seconds it and all its children are ended."""
     with log.open("wb") as told:
         process = subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True)
         late = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))

@@ -1,23 +1,23 @@
-"""Do a comparison's intervals and its confidence hold for other trainings? Measured on real ones.
+"""Do a comparison's intervals and its confidence hold for other trainings? Measured on real trainings.
 
-The demo's twelve methods are trained on the starter under ten seeds each, every seed with learning-rate trials
-of its own: 120 trainings, about ten minutes of one core a seed. Each is kept; what is there is not trained again.
+The demo's twelve methods are trained on the starter under ten seeds each, every seed with its own learning-rate
+trials: 120 trainings, about ten minutes of one core per seed. Finished trainings are kept and not repeated.
 
     python -m bench.calibration train [--seeds 10] [--out runs/calibration]
     python -m bench.calibration tables [--draws 200] [--out runs/calibration] [--write]
     python -m bench.calibration simulate [--worlds 40] [--out runs/calibration-worlds] [--write]
 
-``tables`` draws comparisons from the trainings again and again: two (or ``--trainings``) of every method, and the
-questions by image. What each would say is held against the trainings that it did not have:
+``tables`` repeatedly draws comparisons from the trainings: two (or ``--trainings``) of every method, with
+questions resampled by image. What each would say is checked against the trainings that it did not use:
 
-* (a) how often the 95 % interval of an accuracy holds the mean of the *other* trainings. These are few, too: with
-  S trainings in the interval and K others, an interval that is right for the truth has to be sqrt(1 + S / K) times
-  as long between trainings to hold their mean as often. Both are counted;
-* (b) of pairs called different, how many stand the other way round over all trainings;
+* (a) how often the 95 % interval of an accuracy holds the mean of the *other* trainings. Those are few, too: with
+  S trainings in the interval and K others, an interval that is right for the truth must have its part between
+  trainings lengthened by sqrt(1 + S / K) to hold their mean as often. Both are counted;
+* (b) of the pairs called different, how many are reversed over all trainings;
 * (c) how often another comparison, of other trainings and questions, picks the same method, by stated confidence.
 
-A handful of trainings gives few comparisons that share none: of six, three by pairs. What is seen of (a) and (c)
-there is rough, however many comparisons are drawn. So ``simulate`` does the same in worlds whose truth is known:
+A handful of trainings allows few comparisons that share none: six allow three of two each. So (a) and (c) are
+rough, however many comparisons are drawn. ``simulate`` therefore does the same in worlds whose truth is known:
 twelve methods each, the better ones close together (they share a ceiling), with spreads between trainings that are
 alike, tenfold apart, or tenfold apart with two modes (some trainings take off in time and some do not) among the
 widest third.
@@ -69,12 +69,12 @@ BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def configuration(**changes: object) -> CompareConfig:
-    """The demo's, one thread a training."""
+    """Return the demo's configuration, with one thread per training."""
     return load_config(None, {"jobs": os.cpu_count() or 1, **changes})[0]
 
 
 def prepared(out: Path, config: CompareConfig) -> Prepared:
-    """Write the data that the trainings read, or find them written."""
+    """Write the data that the trainings read, unless they are written already."""
     with run_folder(out, config.model_dump(mode="json"), resume=True) as folder:
         found = prepare(config, folder.path, cache_directory())
         folder.begin()
@@ -83,7 +83,7 @@ def prepared(out: Path, config: CompareConfig) -> Prepared:
 
 
 def train(out: Path, seeds: int) -> None:
-    """Train what is missing: all methods under one seed before the next, so that any beginning can be used."""
+    """Train what is missing: all methods under one seed before the next, so that an unfinished set is usable."""
     given = prepared(out, configuration())
     jobs = [Job(out, method.name, seed) for seed in range(seeds) for method in given.methods]
     missing = [job for job in jobs if job.result() is None]
@@ -115,7 +115,7 @@ class Questions:
     def redrawn(
         self, rng: np.random.Generator, chosen: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, Floats], list[str]]:
-        """The chosen trainings' answers to questions about redrawn images, each of which is a new one."""
+        """Return the chosen trainings' answers to questions about resampled images, each counted as new."""
         clusters = cluster_ids(self.groups, len(self.groups))
         members = np.split(np.argsort(clusters, kind="stable"), np.bincount(clusters).cumsum()[:-1])
         drawn = rng.integers(len(members), size=len(members))
@@ -126,10 +126,10 @@ class Questions:
 
 @dataclass(frozen=True)
 class Trained:
-    """Many trainings of every method: what is taken for the truth.
+    """Many trainings of every method, taken as the truth.
 
     Attributes:
-        validation, evaluation: what they answered.
+        validation, evaluation: their answers.
         costs: method -> what it costs.
     """
 
@@ -145,13 +145,13 @@ class Trained:
     def some(
         self, rng: np.random.Generator, trainings: int, within: Sequence[int]
     ) -> dict[str, np.ndarray]:
-        """Trainings of every method, drawn without replacement."""
+        """Draw trainings of every method, without replacement."""
         names = self.evaluation.answers
         return {name: rng.choice(within, trainings, replace=False) for name in names}
 
 
 def trained(out: Path) -> Trained:
-    """What has been trained so far, as many seeds as all methods have."""
+    """Read what has been trained so far, for the seeds that all methods have."""
     config, data = configuration(), StoredData.read(out)
     names = [method.name for method in config.resolved()]
     seeds = 0
@@ -189,14 +189,14 @@ def _cost(result: JobResult) -> Cost:
 
 @dataclass
 class Found:
-    """What many drawn comparisons came to.
+    """The outcome of many drawn comparisons.
 
     Attributes:
-        draws: comparisons.
+        draws: number of comparisons.
         misses: method -> intervals wholly below and wholly above the mean of the other trainings.
-        allowed: method -> intervals that do not hold it either when they allow for its own error.
+        allowed: method -> intervals that miss it even when they allow for its own error.
         reaches: method -> half lengths of its intervals.
-        different: pairs called different, and how many of them stand the other way round.
+        different: pairs called different, and how many of them are reversed.
         picks: confidence of a choice, and whether another comparison made it again.
     """
 
@@ -208,15 +208,15 @@ class Found:
     picks: list[tuple[float, bool]] = field(default_factory=list)
 
     def covered(self, name: str) -> float:
-        """Share of a method's intervals that hold the mean of the others."""
+        """Return share of a method's intervals that hold the mean of the others."""
         return 1 - sum(self.misses[name]) / self.draws
 
     def allowing(self, name: str) -> float:
-        """The same of intervals that allow for the error of that mean."""
+        """Return the same share for intervals that allow for the error of that mean."""
         return 1 - self.allowed[name] / self.draws
 
     def add(self, other: Found) -> None:
-        """Count another's comparisons among these."""
+        """Add another's comparisons to these."""
         self.draws += other.draws
         for name, (below, above) in other.misses.items():
             own = self.misses.setdefault(name, [0, 0])
@@ -230,11 +230,11 @@ class Found:
 
     @property
     def reversed(self) -> float:
-        """Share of pairs called different that stand the other way round over all trainings."""
+        """Share of pairs called different that are reversed over all trainings."""
         return self.different[1] / max(self.different[0], 1)
 
     def bins(self) -> list[tuple[float, float, int]]:
-        """Mean stated confidence, share picked again, number; of each bin that has any."""
+        """Return mean stated confidence, share picked again and number, for each bin that is not empty."""
         stated = np.array([confidence for confidence, _ in self.picks])
         again = np.array([same for _, same in self.picks])
         places = np.clip(np.digitize(stated, BINS) - 1, 0, len(BINS) - 2)
@@ -246,7 +246,7 @@ class Found:
 
 
 def calibrate(given: Trained, trainings: int, draws: int, seed: int = 0) -> Found:
-    """Draw comparisons of so many trainings of every method, and hold them against the others."""
+    """Draw comparisons with ``trainings`` of every method, and check them against the others."""
     rng, found = np.random.default_rng(seed), Found(draws)
     whole = {
         name: float(own[: given.count].mean()) for name, own in given.evaluation.answers.items()
@@ -292,7 +292,7 @@ def _judge_intervals(
 
 
 def _longer(drawn: Replicates, name: str, times: float) -> Replicates:
-    """With so many times a method's variance between trainings."""
+    """Multiply a method's variance between trainings."""
     part = drawn.parts[name]
     if part.spread is None:
         return drawn
@@ -303,14 +303,14 @@ def _longer(drawn: Replicates, name: str, times: float) -> Replicates:
 def _choice(
     given: Trained, chosen: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[float | None, str | None]:
-    """The confidence of a drawn comparison, and what it picks."""
+    """Return the confidence of a drawn comparison, and what it picks."""
     answers, groups = given.validation.redrawn(rng, chosen)
     found = recommend(answers, given.costs, groups=groups, resamples=RESAMPLES // 2)
     return found.confidence, found.method
 
 
 def tables(given: Trained, found: Mapping[int, Found]) -> str:
-    """In Markdown; ``found`` by the number of trainings of a comparison."""
+    """Write the tables in Markdown; ``found`` is by the number of trainings in a comparison."""
     counts = list(found)
     rows = []
     for name, own in given.evaluation.answers.items():
@@ -360,7 +360,7 @@ METHODS, KEPT, PICTURES, ABOUT_EACH = 12, 40, 150, 4
 
 
 def world(kind: str, rng: np.random.Generator) -> Trained:
-    """Trainings of methods ``m0`` to ``m11``, from the least spread to the widest, in logits."""
+    """Draw trainings of methods ``m0`` to ``m11``, from the least spread to the widest, in logits."""
     spreads = np.full(METHODS, 0.18) if kind == "alike" else np.geomspace(0.06, 0.6, METHODS)
     luck = rng.normal(size=(METHODS, KEPT))
     if kind == "two modes":  # of mean 0 and variance 1; two thirds take off
@@ -380,7 +380,7 @@ def world(kind: str, rng: np.random.Generator) -> Trained:
 
 
 def simulated(kind: str, trainings: int, worlds: int, out: Path) -> Iterator[Found]:
-    """What five comparisons in each of so many worlds came to; found worlds are kept."""
+    """Yield the outcome of five comparisons in each of ``worlds`` worlds; finished worlds are kept."""
     for number in range(worlds):
         kept = out / f"{kind.replace(' ', '-')}-{trainings}-{number}.json"
         if kept.exists():
@@ -392,7 +392,7 @@ def simulated(kind: str, trainings: int, worlds: int, out: Path) -> Iterator[Fou
 
 
 def worlds_table(found: Mapping[tuple[str, int], Found]) -> str:
-    """In Markdown."""
+    """Write the table of worlds in Markdown."""
     rows, bins = [], []
     for (kind, trainings), each in found.items():
         held = [each.covered(name) for name in each.misses]
@@ -427,7 +427,7 @@ def worlds_table(found: Mapping[tuple[str, int], Found]) -> str:
 
 
 def simulate(options: argparse.Namespace) -> None:
-    """Print, and perhaps write, what is found in worlds whose truth is known."""
+    """Print, and with ``--write`` also write, the results in worlds whose truth is known."""
     options.out.mkdir(parents=True, exist_ok=True)
     found = {}
     for kind in KINDS:

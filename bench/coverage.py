@@ -1,12 +1,12 @@
-"""How often do the 95 % intervals of ``modalign.numbers`` hold the truth? By simulation, from known truths.
+"""How often do the 95 % intervals of ``modalign.numbers`` hold the truth? Simulated from known truths.
 
-Every kind of interval is made from samples of 20, 100 and 1,000 records (and 1 to 5 trainings where trainings
-are sampled too), 2,000 times each. Printed: the share of intervals that hold the truth, and the shares of
-those that lie wholly below and above it. With 2,000 draws a share of 95 % is known to within 1 point.
+Every kind of interval is made from samples of 20, 100 and 1,000 records (and of 1 to 5 trainings where trainings
+are sampled too), 2,000 times each. It prints the share of intervals that hold the truth, and the shares that lie
+wholly below and above it. With 2,000 draws a share of 95 % is known to within 1 point.
 
     python -m bench.coverage [--draws 2000] [--only WORDS] [--out runs/coverage.json]
 
-What was found is kept in the file and not simulated again; another number of draws is.
+Results are kept in the file and simulated again only for another number of draws.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ Draw = Callable[[np.random.Generator, int, int], Estimate]
 
 @dataclass(frozen=True)
 class World:
-    """A truth and how a sample of it is drawn and estimated.
+    """A truth, and how a sample from it is drawn and estimated.
 
     Attributes:
         kind: of interval.
         setting: what the samples are like.
-        truth: what the interval should hold.
+        truth: the value that the interval should hold.
         draw: random generator, number of records, number of trainings -> estimate.
         sizes: numbers of records.
-        trainings: numbers of trainings; 0 where the model is given.
+        trainings: numbers of trainings; 0 if the model is given.
     """
 
     kind: str
@@ -67,28 +67,28 @@ class World:
 
 
 def labels(n: int) -> list[str]:
-    """Every four records are about one image."""
+    """Label records so that every four are about one image."""
     return [str(place // TOGETHER) for place in range(n)]
 
 
 def seed(rng: np.random.Generator) -> int:
-    """Of the estimate's own draws."""
+    """Draw a seed for the estimate's own draws."""
     return int(rng.integers(2**31))
 
 
 def logistic(values: Floats) -> Floats:
-    """1 / (1 + exp(-x))."""
+    """Return 1 / (1 + exp(-x))."""
     return np.asarray(1 / (1 + np.exp(-values)))
 
 
 def mean_logistic(middle: float, *spreads: float) -> float:
-    """The mean of a logistic of a normal variable, by Gauss-Hermite quadrature."""
+    """Return the mean of the logistic of a normal variable, by Gauss-Hermite quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     spread = float(np.sqrt(sum(each**2 for each in spreads)))
     return float((weights * logistic(middle + spread * nodes)).sum() / weights.sum())
 
 
-# A model that is given: records are sampled.
+# The model is given: only records are sampled.
 
 
 def shares(rate: float) -> Draw:
@@ -122,7 +122,7 @@ def means_by_image(rng: np.random.Generator, n: int, _: int) -> Estimate:
 
 
 def word_errors(rng: np.random.Generator, n: int, _: int) -> Estimate:
-    """Transcripts of 1 to about 20 words, each with an error rate of its own."""
+    """Estimate the error rate of transcripts of 1 to about 20 words, each with its own error rate."""
     words = 1 + rng.poisson(8, n)
     wrong = rng.binomial(words, rng.beta(2, 6, n))
     found = estimate_of_sums(
@@ -133,14 +133,14 @@ def word_errors(rng: np.random.Generator, n: int, _: int) -> Estimate:
 
 
 def harmonic(rng: np.random.Generator, n: int, _: int) -> Estimate:
-    """The harmonic mean of three mean scores of the same edits."""
+    """Estimate the harmonic mean of three mean scores of the same edits."""
     columns = {name: rng.beta(a, 2, n) for name, a in (("es", 8), ("ps", 4), ("ns", 3))}
     drawn = redrawn_means(columns, RESAMPLES, seed(rng))
     return estimate(3 / sum(1 / each for each in drawn.values()), n)
 
 
 def correlation(rng: np.random.Generator, n: int, _: int) -> Estimate:
-    """A correlation coefficient of 0.5, through Fisher's transformation, by jackknife."""
+    """Estimate a correlation coefficient of 0.5, through Fisher's transformation, by jackknife."""
     one = rng.normal(size=n)
     other = 0.5 * one + np.sqrt(0.75) * rng.normal(size=n)
 
@@ -156,13 +156,13 @@ def few(rng: np.random.Generator, _: int, count: int) -> Estimate:
     return mean_of_few(rng.normal(size=count))
 
 
-# A method: trainings are sampled too.
+# A method is judged: trainings are sampled too.
 
 
 def answers(
     rng: np.random.Generator, n: int, trainings: int, ability: float, spread: float, hard: Floats
 ) -> Floats:
-    """(S, n) right answers of trainings that differ in ability to questions that differ in difficulty."""
+    """Draw (S, n) right answers of trainings that differ in ability to questions that differ in difficulty."""
     able = ability + spread * rng.normal(size=(trainings, 1))
     return (rng.random((trainings, n)) < logistic(able + hard)).astype(np.float64)
 
@@ -183,7 +183,7 @@ def accuracy(ability: float, spread: float, *, by_image: bool = False) -> Draw:
 
 
 def precision(spread: float) -> Draw:
-    """Precision of the answer yes, half of the questions being answered so."""
+    """Estimate the precision of the answer yes, which half of the questions get."""
 
     def draw(rng: np.random.Generator, n: int, trainings: int) -> Estimate:
         expected = rng.random(n) < 0.5
@@ -197,7 +197,7 @@ def precision(spread: float) -> Draw:
 
 
 def paired(spread: float, other_spread: float, *, alone: bool = False) -> Draw:
-    """The first method's accuracy minus the second's; ``alone``: the first was trained once."""
+    """Estimate the first method's accuracy minus the second's; ``alone``: the first was trained only once."""
 
     def draw(rng: np.random.Generator, n: int, trainings: int) -> Estimate:
         hard = difficulty(rng, n)
@@ -214,7 +214,7 @@ def paired(spread: float, other_spread: float, *, alone: bool = False) -> Draw:
 
 
 def among_others(spread: float) -> Draw:
-    """Accuracy of one of twelve methods whose spreads are tenfold apart; the others are trained twice."""
+    """Estimate one accuracy among twelve methods whose spreads are tenfold apart; the others are trained twice."""
     spreads = np.geomspace(0.05, 0.5, 12)
 
     def draw(rng: np.random.Generator, n: int, trainings: int) -> Estimate:
@@ -230,12 +230,12 @@ def among_others(spread: float) -> Draw:
 
 
 def of_trainings(setting: str, truth: float, draw: Draw, kind: str = "hierarchical") -> World:
-    """Records and trainings are both sampled."""
+    """Make a world in which records and trainings are both sampled."""
     return World(kind, setting, truth, draw, trainings=TRAININGS)
 
 
 def worlds() -> list[World]:
-    """Every kind of interval with its truths."""
+    """List every kind of interval with its truths."""
     small, large = 0.15, 0.5  # about 3 and 10 points between trainings
 
     def gap(spread: float, other: float) -> float:
@@ -306,7 +306,7 @@ def worlds() -> list[World]:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found: how many of ``draws`` intervals lay wholly below and above the truth."""
+    """How many of ``draws`` intervals lay wholly below and wholly above the truth."""
 
     world: World
     n: int
@@ -322,12 +322,12 @@ class Row:
 
 
 def key(world: World, n: int, trainings: int) -> str:
-    """Name of a row in the file."""
+    """Return the name of a row in the file."""
     return f"{world.kind} | {world.setting} | {n} | {trainings}"
 
 
 def simulate(world: World, n: int, trainings: int, draws: int) -> tuple[int, int]:
-    """Intervals wholly below and wholly above the truth."""
+    """Count intervals wholly below and wholly above the truth."""
     rng = np.random.default_rng(zlib.crc32(key(world, n, trainings).encode()))
     below = above = 0
     for _ in range(draws):
@@ -356,7 +356,7 @@ def run(draws: int, only: str, out: Path) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """In Markdown: a line per setting and number of trainings, a column per number of records."""
+    """Write a Markdown table: a line per setting and number of trainings, a column per number of records."""
     lines = [
         "| interval | of | trainings | " + " | ".join(f"n = {n:,}" for n in SIZES) + " |",
         "|---|---|---|" + "---|" * len(SIZES),

@@ -1,10 +1,10 @@
-"""Curation: peak memory and speed at two sizes, and what the near-duplicate search finds of all there is.
+"""Curation: peak memory and speed at two sizes, and the recall of the near-duplicate search.
 
-Short synthetic questions and answers, of which some were planted as exact and as near duplicates. Every size
-is curated by the command line in a process of its own (`--near-text 0.8`, exact duplicates, length, answer
-balance); its peak resident memory is what the kernel counted. Recall: every pair of 5,000 rows with an exact
-Jaccard similarity of at least the threshold (all pairs, by a sparse matrix product of n-gram sets) against
-the pairs that MinHash offered, and the dropped rows against the same rule applied to exact similarities.
+The rows are short synthetic questions and answers, with planted exact and near duplicates. Every size is curated
+by the command line in its own process (`--near-text 0.8`, exact duplicates, length, answer balance); its peak
+resident memory is the kernel's figure. For recall, all pairs among 5,000 rows with an exact Jaccard similarity of
+at least the threshold (from a sparse matrix product of n-gram sets) are compared with the pairs that MinHash
+offered, and the dropped rows with the same rule applied to exact similarities.
 
     python -m bench.curation [--sizes 200000 1000000] [--recall-rows 5000] [--folder DIR]
 """
@@ -37,7 +37,7 @@ def vocabulary(generator: random.Random) -> list[str]:
 
 
 def changed(text: str, words: Sequence[str], generator: random.Random, edits: int) -> str:
-    """The text with some words replaced."""
+    """Replace some words of a text."""
     parts = text.split()
     for _ in range(edits):
         parts[generator.randrange(len(parts))] = generator.choice(words)
@@ -45,7 +45,7 @@ def changed(text: str, words: Sequence[str], generator: random.Random, edits: in
 
 
 def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Rows whose duplicates repeat or change one of the last thousand."""
+    """Yield rows, of which the duplicates repeat or change one of the last thousand."""
     generator = random.Random(seed)
     words = vocabulary(generator)
     recent: list[dict[str, str]] = []
@@ -75,7 +75,7 @@ def write(path: Path, count: int) -> None:
 
 
 def measure(folder: Path, count: int) -> dict[str, float]:
-    """Curate so many rows in a child; seconds, processor seconds, peak MB, MB of the working file."""
+    """Curate rows in a child process; return seconds, CPU seconds, peak MB and MB of the working file."""
     data, out = folder / f"{count}.jsonl", folder / f"{count}.clean.jsonl"
     write(data, count)
     command = [
@@ -109,7 +109,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
 
 
 def similar_texts(count: int, seed: int = 1) -> list[str]:
-    """Texts of which every fourth is one of the others with up to four words changed."""
+    """Make texts, of which every fourth is one of the others with up to four words changed."""
     generator = random.Random(seed)
     words = vocabulary(generator)
     texts: list[str] = []
@@ -123,7 +123,7 @@ def similar_texts(count: int, seed: int = 1) -> list[str]:
 
 
 def exact_pairs(texts: Sequence[str], n: int, threshold: float) -> dict[tuple[int, int], float]:
-    """All pairs (i < j) of at least this Jaccard similarity."""
+    """Find all pairs (i < j) with at least this Jaccard similarity."""
     import numpy as np
     from scipy.sparse import csr_matrix
 
@@ -146,7 +146,7 @@ def exact_pairs(texts: Sequence[str], n: int, threshold: float) -> dict[tuple[in
 
 
 def recall(folder: Path, count: int, threshold: float = 0.8) -> dict[str, float]:
-    """What the search finds of the exact pairs, and whether each drop is right."""
+    """Measure which of the exact pairs the search finds, and whether each dropped row is rightly dropped."""
     from modalign.data.curation.inputs import Input, batches
     from modalign.data.curation.media import MediaLibrary
     from modalign.data.curation.operators import NearTexts, Workplace
@@ -162,7 +162,7 @@ def recall(folder: Path, count: int, threshold: float = 0.8) -> dict[str, float]
     judge = NearTextsJudge(operator, place)
     for batch in batches(Input(str(data), 0), media_root=None, modalities=("image",)):
         list(judge.judge(batch.rows))
-    # What is compared is question and answer.
+    # Question and answer together are compared.
     pairs = exact_pairs([f"{text}\nyes" for text in texts], operator.characters, threshold)
     offered = {(place_of(a)[1] - 1, place_of(b)[1] - 1) for a, b in judge.neighbours.pairs()}
     dropped = {place_of(drop.position)[1] - 1 for drop in judge.finish()}
@@ -180,7 +180,7 @@ def recall(folder: Path, count: int, threshold: float = 0.8) -> dict[str, float]
 
 
 def greedy(count: int, pairs: dict[tuple[int, int], float]) -> set[int]:
-    """The rows that are near an earlier kept one, by exact similarities."""
+    """Return the rows that are near an earlier kept one, by exact similarities."""
     earlier: dict[int, list[int]] = {}
     for first, second in pairs:
         earlier.setdefault(second, []).append(first)
@@ -202,7 +202,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        # Before anything large is imported: a child's peak begins with its parent's.
+        # Before anything large is imported, since a child's peak starts at its parent's.
         found = [measure(folder, count) for count in options.sizes]
         for size in found:
             print(

@@ -1,12 +1,12 @@
-"""The data loop measured: is noise found, does finding it pay, and how often does a probe of clean data cry wolf?
+"""The data loop: is noise found, does finding it pay, and how often does a probe of clean data cry wolf?
 
     python -m bench.data_loop --out DIR [--only noise,clean] [--worlds 20] [--captions 1000]
 
-The starter's scenes. An aligned model is trained on questions about scenes (no captions); it is then tuned on
-captions of which 30 % belong to another scene. ``noise``: the whole probe, with the oracle and the area
-under the ROC curve. ``clean``: the same loop on clean captions, other ones in every world, and a control by
-chance; a recommendation other than "no filter" is a false positive. Finished trainings are kept: run the same
-command again to go on. Figures are printed as they are, and kept in DIR/data_loop.json.
+On the starter's scenes, an aligned model is trained on questions (no captions), then tuned on captions of which
+30 % belong to another scene. ``noise`` is the whole probe, with the oracle and the area under the ROC curve.
+``clean`` is the same loop on clean captions, different ones in every world, with a control by chance; a
+recommendation other than "no filter" is a false positive. Finished trainings are kept: run the same command again
+to continue. Figures are printed and kept in DIR/data_loop.json.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def world(folder: Path, parts: Mapping[str, Sequence[Record]]) -> dict[str, str]
 
 
 def noise(out: Path, aligned: Path, wanted: int, held: int, seeds: int) -> Probe:
-    """Probe so many captions, of which 30 % are another scene's; as many choose as judge."""
+    """Probe ``wanted`` captions, 30 % of them another scene's; equally many held-out ones choose and judge."""
     captions = starter_records(captions=True)
     order = np.random.default_rng(0).permutation(len(captions)).tolist()
     mixed = [captions[place] for place in order]
@@ -126,7 +126,7 @@ def noise(out: Path, aligned: Path, wanted: int, held: int, seeds: int) -> Probe
 
 
 def clean(out: Path, aligned: Path, number: int, small: int) -> Probe:
-    """Probe so many clean captions; half as many choose."""
+    """Probe ``small`` clean captions; half as many choose."""
     captions = starter_records(captions=True)
     order = np.random.default_rng((number, 5)).permutation(len(captions)).tolist()
     mixed = [captions[place] for place in order]
@@ -164,7 +164,7 @@ def told_noise(found: Probe) -> None:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="noise,clean")

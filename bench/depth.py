@@ -1,8 +1,8 @@
-"""A model cut by depth and taught by its parent, against one of its size from scratch, on stories260k.
+"""A model cut by depth and taught by its parent, compared with one of its size from scratch, on stories260k.
 
-One of the parent's five layers goes (the least influential, the last, or the one that even spacing leaves out);
-recovery on 128 texts that the parent wrote, 50 steps of 6 texts, by KL to the parent or by cross-entropy, three
-seeds. Beside it the same layers with random weights: with the same steps, and with twenty times as many.
+One of the parent's five layers is removed (the least influential, the last, or the one that even spacing leaves
+out). Recovery takes 50 steps of 6 texts on 128 texts that the parent wrote, by KL to the parent or by
+cross-entropy, under three seeds. The same layers with random weights get the same steps, or twenty times as many.
 
     python -m bench.depth [--out runs/depth]
 """
@@ -88,7 +88,7 @@ def run(
 
 
 def main() -> None:
-    """Run, or go on, and print the table."""
+    """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/depth"))
     out = parser.parse_args().out

@@ -1,14 +1,14 @@
 """Is distillation worth its time? A small picture model taught by a larger one, on real handwritten digits.
 
-scikit-learn's 8 x 8 digits under four kinds of question. The teacher (424 k parameters beside the tower) has seen
-1,200 images, its student (24 k) sees 80 of them, both through one frozen tower. All schedules of
-``modalign distill`` train the student with equally many steps, and cross-entropy once more with the same wall
-time, under several seeds: other 80 images, other initial weights. Judged on 800 questions about 200 images
-never trained on.
+The data are scikit-learn's 8 x 8 digits with four kinds of question. The teacher (424 k parameters besides the
+tower) has seen 1,200 images, its student (24 k) sees 80 of them, both through one frozen tower. All schedules of
+``modalign distill`` train the student with the same number of steps, and cross-entropy once more with the same
+wall time, under several seeds: other 80 images, other initial weights. They are judged on 800 questions about 200
+images never trained on.
 
     python -m bench.distillation [--seeds 4] [--first 0] [--out runs/distillation]
 
-Settings were chosen on seeds 0 to 3; ``--first 10`` is a fresh run. It goes on where it was stopped.
+Settings were chosen on seeds 0 to 3; ``--first 10`` is a fresh run. An interrupted run continues.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SCHEDULES = ("throughout", "llava_kd", "dpt_sft", "cross_entropy", "ce",
 
 
 def questions(digit: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Four kinds: which, parity, order, and whether it is a given one."""
+    """Ask four kinds of question: which digit, its parity, its order, and whether it is a given one."""
     other = int(rng.integers(10))
     asked = digit if rng.random() < 0.5 else other
     yes = {True: "yes", False: "no"}
@@ -66,7 +66,7 @@ def questions(digit: int, rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def write_rows(path: Path, images: np.ndarray, seed: int) -> Path:
-    """Write all questions about the images of these numbers, and the pictures beside them."""
+    """Write all questions about the images with these numbers, and their pictures."""
     if path.exists():
         return path
     rng, rows = np.random.default_rng(seed), []
@@ -83,7 +83,7 @@ def write_rows(path: Path, images: np.ndarray, seed: int) -> Path:
 
 
 def pixels(images: np.ndarray) -> Tensor:
-    """(n, 3, 8, 8) in -1 to 1."""
+    """Return (n, 3, 8, 8) from -1 to 1."""
     values = torch.from_numpy(scans()[0][images].astype(np.float32) / 127.5 - 1)
     return values[:, None].expand(-1, 3, -1, -1).contiguous()
 
@@ -118,7 +118,7 @@ def build_tower(folder: Path, images: np.ndarray) -> None:
 
 @torch.no_grad()
 def linear_accuracy(folder: Path, train: np.ndarray, held: np.ndarray) -> float:
-    """How well a linear classifier reads the digit off the tower's mean feature."""
+    """Measure how well a linear classifier reads the digit from the tower's mean feature."""
     tower = SiglipVisionModel.from_pretrained(folder).eval()
     parts = (tower(pixel_values=pixels(rows)).last_hidden_state.mean(1) for rows in (train, held))
     first, second = (features.numpy() for features in parts)
@@ -127,7 +127,7 @@ def linear_accuracy(folder: Path, train: np.ndarray, held: np.ndarray) -> float:
 
 
 def build_model(folder: Path, tower: Path, size: dict[str, int], seed: int) -> None:
-    """Join a language model of random weights with the tower."""
+    """Join a language model with random weights to the tower."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     prepare_tokenizer(tokenizer)
@@ -148,7 +148,7 @@ def build_model(folder: Path, tower: Path, size: dict[str, int], seed: int) -> N
 
 
 def settings() -> TrainSettings:
-    """The same for every training."""
+    """Return the settings that all trainings share."""
     return TrainSettings(llm="full", learning_rates=RATES, batch_size=BATCH, device="cpu")
 
 
@@ -240,7 +240,7 @@ def _gap(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    """Run, or go on, and print the table."""
+    """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--first", type=int, default=0)

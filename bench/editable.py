@@ -1,13 +1,13 @@
 """Train small language models whose facts can be edited.
 
-A small model trained plainly memorises its facts and still cannot be edited: it looks a fact up at
-the last token of the prompt, where ROME, MEMIT and PMET do not write. The way out: on most batches,
-attention masks force the path that large models take by themselves (Geva et al., arXiv 2304.14767):
-in the early layers nothing but the subject's own tokens sees the subject, so it is enriched there; in
-the late layers only its last token can be read. Afterwards the model is used without masks.
+A small model trained in the usual way memorises its facts and still cannot be edited: it looks a fact up
+at the last token of the prompt, where ROME, MEMIT and PMET do not write. So on most batches, attention
+masks force the path that large models take of their own accord (Geva et al., arXiv 2304.14767): in the
+early layers only the subject's own tokens see the subject, so it is enriched there; in the late layers
+only its last token can be read. Afterwards the model is used without masks.
 
-Six families: GPT-J and GPT-NeoX (attention and FFN in parallel), Llama, GPT-2, Qwen3 and Gemma 3 (one
-after the other).
+There are six families: GPT-J and GPT-NeoX (attention and FFN in parallel), Llama, GPT-2, Qwen3 and
+Gemma 3 (attention before FFN).
 
     python -m bench.editable --family llama [--size full|small] [--seed N] --out DIR
 """
@@ -46,7 +46,7 @@ END = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a model, apart from its family.
+    """Everything that determines a model, apart from its family.
 
     Attributes:
         names, relations, objects: size of the invented world.
@@ -55,8 +55,8 @@ class Recipe:
         width, layers, heads, ffn: of the model.
         early: layers 0 .. early - 1 enrich the subject; these are the ones to edit.
         masked: share of batches trained with the masks.
-        spread: standard deviation of the weights at birth; with the usual 0.02 the states stay so small
-            that the weight decay |delta| / |initial|^2 of the z optimisation outweighs its gain.
+        spread: standard deviation of the initial weights; with the usual 0.02 the states stay so small
+            that the weight decay |delta| / |initial|^2 of the value optimisation outweighs its gain.
         steps, batch, length, lr: of the training; ``length`` in tokens.
         seed: of everything.
     """
@@ -105,7 +105,7 @@ SIZES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Editable:
-    """A trained model, its tokenizer, the world it knows and the documents it learnt it from."""
+    """A trained model, its tokenizer, the world it knows and the documents it learnt from."""
 
     model: Any
     tokenizer: PreTrainedTokenizerFast
@@ -121,7 +121,7 @@ class Tokens:
     """A document's tokens.
 
     Attributes:
-        ids: with the end token.
+        ids: token ids, ending with the end token.
         mention: per token 0, or the number (from 1) of the mention of a subject it belongs to.
         last: per token, whether it is the last of its mention.
     """
@@ -132,7 +132,7 @@ class Tokens:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every string can be written; the end token is also padding, as in GPT-J."""
+    """Train byte-level BPE, which can write every string; the end token is also padding, as in GPT-J."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -154,7 +154,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> list[Tokens]:
-    """Tokens of documents, with the mentions found by character offsets."""
+    """Tokenise documents, finding mentions by character offsets."""
     encoded = tokenizer([document.text for document in documents], return_offsets_mapping=True)
     end = tokenizer.convert_tokens_to_ids(END)
     result = []
@@ -173,7 +173,7 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows full of documents, each starting with one: ``ids``, ``mention`` and ``last``, (B, T)."""
+    """Rows filled with documents, each row starting with one: ``ids``, ``mention`` and ``last``, (B, T)."""
 
     ids: Tensor
     mention: Tensor
@@ -181,7 +181,7 @@ class Batch:
 
 
 def draw_batch(documents: Sequence[Tokens], recipe: Recipe, rng: random.Random) -> Batch:
-    """Random documents, one after another, cut at the row's length."""
+    """Fill rows with random documents, one after another, cut at the row's length."""
     ids, mention, last = [], [], []
     for _ in range(recipe.batch):
         row: tuple[list[int], list[int], list[bool]] = ([], [], [])
@@ -201,16 +201,16 @@ def draw_batch(documents: Sequence[Tokens], recipe: Recipe, rng: random.Random) 
 
 
 def attention_masks(mention: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Who may see whom in the early and in the late layers.
+    """Make the masks that say which token may see which in the early and in the late layers.
 
     Args:
         mention: 0, or the mention a token belongs to, (B, T).
         last: whether a token is the last of its mention, (B, T).
 
     Returns:
-        Two additive masks (B, 1, T, T), query by key: in both, a token of a mention sees its own
-        mention and nobody looks ahead. Early, a mention is invisible from outside; late, only its
-        last token is visible.
+        Two additive masks (B, 1, T, T), query by key. In both, a mention's tokens see their own
+        mention, and none looks ahead. In the early one, a mention is invisible from outside; in the
+        late one, only its last token is visible.
     """
     causal = torch.ones(mention.shape[1], mention.shape[1], dtype=torch.bool).tril()
     own = mention[:, :, None] == mention[:, None, :]
@@ -224,7 +224,7 @@ def attention_masks(mention: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def masked_attention(layers: Sequence[Any], masks: Sequence[Tensor]) -> Iterator[None]:
-    """Give every decoder layer an additive mask (B, 1, T, T) of its own."""
+    """Give every decoder layer its own additive mask (B, 1, T, T)."""
 
     def replacing(mask: Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
         def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -246,7 +246,7 @@ def masked_attention(layers: Sequence[Any], masks: Sequence[Tensor]) -> Iterator
 
 
 def build_model(family: Family, recipe: Recipe, vocabulary: int) -> Any:
-    """The untrained model."""
+    """Build the untrained model."""
     common: dict[str, Any] = {
         "vocab_size": vocabulary,
         "tie_word_embeddings": False,
@@ -292,7 +292,7 @@ def _shape(family: Family, recipe: Recipe) -> dict[str, Any]:
 def train(
     model: Any, documents: Sequence[Tokens], recipe: Recipe, say: Callable[[str], None]
 ) -> None:
-    """Language modelling on the documents, with the masks on most batches; leaves eval mode."""
+    """Train language modelling on the documents, with the masks on most batches; leaves eval mode."""
     rng = random.Random(recipe.seed)
     layers = list(decoder_layers(model.get_decoder()))
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
@@ -319,7 +319,7 @@ def train(
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Share of the learning rate: up over the first 5 %, then down a half cosine."""
+    """Return the share of the learning rate: rising over the first 5 %, then falling as a half cosine."""
     warm = max(1, steps // 20)
     if step < warm:
         return (step + 1) / warm
@@ -328,7 +328,7 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def memorised(model: Any, tokenizer: PreTrainedTokenizerFast, world: World) -> float:
-    """Share of facts and phrasings whose whole answer leads at every token."""
+    """Return the share of facts and phrasings whose answer is the first choice at every token."""
     right = total = 0
     for fact in world.facts:
         for phrasing in world.relations[fact.relation].phrasings:
@@ -347,7 +347,7 @@ def memorised(model: Any, tokenizer: PreTrainedTokenizerFast, world: World) -> f
 def make(
     family: Family, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
 ) -> Editable:
-    """Invent a world and train a model on it; the caller's random state stays as it was."""
+    """Invent a world and train a model on it; the caller's random state is not changed."""
     world = invent(recipe.names, recipe.relations, recipe.objects, recipe.seed)
     documents = write_documents(world, recipe.documents, recipe.sentences, recipe.seed + 1)
     tokenizer = train_tokenizer([document.text for document in documents], recipe.vocabulary)
@@ -359,7 +359,7 @@ def make(
 
 
 def save(made: Editable, recipe: Recipe, folder: Path) -> None:
-    """A Hugging Face folder with ``facts.json``, ``corpus.json`` and ``recipe.json`` beside it."""
+    """Write a Hugging Face folder with ``facts.json``, ``corpus.json`` and ``recipe.json`` in it."""
     made.model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
     world = made.world

@@ -1,12 +1,12 @@
-"""How much faster values are found than by the plain way: one edit, the whole model, nothing skipped.
+"""How much faster are values found than in the plain way: one edit, the whole model, nothing skipped?
 
     python -m bench.editing [--out FILE] [--quick]
 
-Prints, side by side from one run on one CPU thread, seconds per edit of PMET's values (paper settings)
-by the plain code of the tests (``tests/editing/plain.py``) and by the engine, and how far the values
-are apart. Two models: ``../shared/models/editable_gptj`` (or, without it, the same shape trained by
-``bench.editable``), 32 edits; and GPT-J's shape with 85 M parameters in its layers, random weights,
-8 edits (2 of them by the plain code). Wanted: 6x and 4x.
+From one run on one CPU thread, it prints seconds per edit of PMET's values (paper settings) with the
+plain code of the tests (``tests/editing/plain.py``) and with the engine, and how far apart the values
+are. There are two models: ``../shared/models/editable_gptj`` (or, without it, the same shape trained by
+``bench.editable``) with 32 edits; and GPT-J's shape with 85 M parameters in its layers, random weights,
+with 8 edits (2 of them by the plain code). The targets are 6x and 4x.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Timing:
 
     Attributes:
         model: what it is.
-        edits: by the engine; ``plain_edits`` by the plain code.
+        edits: number of edits by the engine; ``plain_edits`` by the plain code.
         plain, fast: seconds per edit.
         ratio: plain / fast.
-        median_error, worst_error: relative distance of what is wanted of the FFN and the attention.
+        median_error, worst_error: relative distance between the outputs wanted of FFN and attention.
         evaluations: mean per edit.
     """
 
@@ -69,7 +69,7 @@ def measure(
     settings = PMETConfig().value_settings(relax=True)
     requests = Rewriter(spec, tokenizer, Rewriting()).requests(edits, contexts)
     found: dict[int, Value] = {}
-    # Once beforehand, untimed: the first pass through a model also sets up its kernels.
+    # Once beforehand, untimed, as the first pass through a model also sets up its kernels.
     optimise(
         spec, layer, ("attention", "ffn"), PMETConfig(steps=2).value_settings(relax=True),
         requests[:1], batch_size=1, done=lambda number, value: None,
@@ -105,12 +105,12 @@ def measure(
 
 
 def shared_edits(count: int) -> list[Edit]:
-    """Counterfactual edits of different subjects from the shared model's facts."""
+    """Make counterfactual edits of different subjects from the shared model's facts."""
     content = json.loads((SHARED / "facts.json").read_text(encoding="utf-8"))
     edits: dict[str, Edit] = {}
     for number, (subject, relation, truth) in enumerate(content["facts"]):
         if number % 4 != len(edits) % 4 or subject in edits:
-            continue  # the four relations in turn
+            continue  # takes the four relations in turn
         templates, objects = content["rels"][relation]
         prompt = templates[0].replace("{}", subject)
         target = objects[(objects.index(truth) + 1) % len(objects)]
@@ -119,14 +119,14 @@ def shared_edits(count: int) -> list[Edit]:
 
 
 def small(quick: bool) -> Timing:
-    """The 1.4 M parameter model whose facts can be edited."""
+    """Time the 1.4 M parameter model whose facts can be edited."""
     model, tokenizer = open_model(SHARED)
     edits = shared_edits(4 if quick else 32)
     return measure("editable_gptj (1.4 M)", model, tokenizer, edits, len(edits), layer=3)
 
 
 def large(quick: bool) -> Timing:
-    """GPT-J's shape: 12 layers of width 768."""
+    """Time GPT-J's shape: 12 layers of width 768."""
     world = invent(names=24, relations=4, objects=8, seed=0)
     from bench.editable import train_tokenizer
 

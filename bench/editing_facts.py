@@ -1,23 +1,23 @@
-"""CounterFact and zsRE for real, on a small model into which their true facts were first tuned.
+"""CounterFact and zsRE on a small model that was first tuned to know their true facts.
 
     python -m bench.editing_facts --out DIR [--limit N] [--quick] [--lambda 50 --lambda 500]
 
 1. 1,000 conflict-free CounterFact edits (one paraphrase and one neighbour each, where the published
    file has two and ten) and all 500 zsRE edits of ``../shared/data/editing``.
-2. A small Llama is trained from scratch until it knows what was true: every edited prompt, every
+2. A small Llama is trained from scratch until it knows the true facts: every edited prompt, every
    paraphrase and every neighbour with its right answer, among sentences of Wikipedia. Paraphrases are
-   tuned in because a model this small understands no language: a wording it has never seen is no
-   paraphrase to it. Nor does it know a word it has never seen, and an edit cannot bring in such a one:
-   so for every edit an invented name is given for which the target is true, in the wording of the
-   prompt and of its paraphrase ("The mother tongue of Norclazan Elquin is English"). That the target
-   is true of the edited subject is never shown. The masks of ``bench.editable`` make the model look
-   facts up at the subject's last token; without them every edit scores 0.
-3. ``modalign edit compare`` of all methods at 1,000 and at 500 edits; S per method as it is, PMET
+   included because a model this small understands no language: a wording it has never seen is not a
+   paraphrase to it. Nor does it know words it has never seen, and an edit cannot teach it one. So for
+   every edit, the target is shown as true of an invented name, in the wording of the prompt and of its
+   paraphrase ("The mother tongue of Norclazan Elquin is English"). The target is never shown as true of
+   the edited subject. The masks of ``bench.editable`` make the model look facts up at the subject's
+   last token; without them every edit scores 0.
+3. ``modalign edit compare`` of all methods at 1,000 and at 500 edits gives S per method, and PMET
    against MEMIT with its interval. Settings are those of another small model (``SETTINGS`` below,
-   AlphaEdit's two scaled to the size of the keys): not one was chosen on these edits. ``--lambda``
-   compares PMET and MEMIT again under other weights of the key covariance; their values are found again.
+   AlphaEdit's two scaled to the size of the keys); none was chosen on these edits. ``--lambda``
+   compares PMET and MEMIT again under other weights of the key covariance, reusing their values.
 
-Every step goes on where it was stopped: run the same command again.
+An interrupted step continues: run the same command again.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 EDITS = 1000
 KNOWN = 0.95  # share of the true facts that the model must know
 Kind = Literal["edited prompt", "paraphrase", "neighbour", "invented"]
-# Of ../shared/models/editable_gptj, whose FFN is as small beside its residual stream as this one's.
+# Those of ../shared/models/editable_gptj, whose FFN is as small relative to its residual stream as this one's.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "": {"covariance_weight": 5.0},
     "pmet": {"clamp": 4.0, "lr": 0.5},
@@ -88,7 +88,7 @@ WEIGHED = ("pmet", "memit")
 
 @dataclass(frozen=True)
 class Plan:
-    """How large, and how long.
+    """How large the model is, and how long it trains.
 
     Attributes:
         recipe: of the model and its training; ``steps`` follows from ``exposures``.
@@ -135,10 +135,10 @@ QUICK = Plan(
 
 @dataclass(frozen=True)
 class Statement:
-    """A true fact: a prompt, its answer, where its subject stands, if known.
+    """A true fact: a prompt, its answer, and where its subject stands, if known.
 
-    Many paraphrases of CounterFact begin with a sentence about something else. It would give the fact
-    away without the subject, so it is tuned in apart: ``start`` is where the paraphrase proper begins.
+    Many of CounterFact's paraphrases begin with a sentence about something else. It would give the fact
+    away without the subject, so it is trained separately: ``start`` is where the paraphrase proper begins.
     """
 
     kind: Kind
@@ -149,7 +149,7 @@ class Statement:
 
     @property
     def sentence(self) -> Sentence:
-        """What is tuned in, for a document."""
+        """Return the sentence to train on, for a document."""
         place = self.subject and (self.subject[0] - self.start, self.subject[1] - self.start)
         return Sentence(f"{self.prompt[self.start :]} {self.answer}.", place)
 
@@ -158,7 +158,7 @@ class Statement:
 
 
 def true_facts(edits: Sequence[Edit]) -> list[Statement]:
-    """Every prompt of every edit with what was true before it, and every target of an invented name."""
+    """List every prompt of every edit with its true answer, and every target with an invented name."""
     templates = sorted({edit.relation for edit in edits if edit.protocol == "counterfact"})
     found: dict[str, Statement] = {}
     for edit in edits:
@@ -186,9 +186,9 @@ def true_facts(edits: Sequence[Edit]) -> list[Statement]:
 
 
 def _invented(edit: Edit, name: str) -> list[Statement]:
-    """The target as an invented name's answer, in the edited prompt's wording and in a paraphrase's.
+    """State the target of an invented name, in the wordings of the edited prompt and of a paraphrase.
 
-    With one answer per wording the wording alone would say it, and the subject would not be read.
+    With one answer per wording, the wording alone would determine it, and the subject would not be read.
     """
     prompts = [edit.relation.replace("{}", name)]
     for prompt in edit.paraphrases:
@@ -200,7 +200,7 @@ def _invented(edit: Edit, name: str) -> list[Statement]:
 
 
 def _start(prompt: str, subject: int) -> int:
-    """Where the sentence with the subject begins."""
+    """Return where the sentence with the subject begins."""
     ends = [prompt.rfind(mark, 0, subject) for mark in (". ", "? ", "! ")]
     return max(ends) + 2 if max(ends) >= 0 else 0
 
@@ -211,7 +211,7 @@ def _find(prompt: str, subject: str) -> tuple[int, int] | None:
 
 
 def _subject_of(prompt: str, templates: Sequence[str]) -> tuple[int, int] | None:
-    """A neighbour's subject: what stands in the place of ``{}`` in the closest known template."""
+    """Find a neighbour's subject: what the closest known template has as ``{}``."""
     places = []
     for template in templates:
         before, _, after = template.partition("{}")
@@ -223,7 +223,7 @@ def _subject_of(prompt: str, templates: Sequence[str]) -> tuple[int, int] | None
 def write_documents(
     facts: Sequence[Statement], edits: Sequence[Edit], others: Sequence[str], plan: Plan
 ) -> list[Document]:
-    """Documents of one to four sentences in which every fact is stated six times."""
+    """Write documents of one to four sentences in which every fact is stated six times."""
     rng = random.Random(plan.recipe.seed)
     subjects = sorted({edit.subject for edit in edits})
     documents = []
@@ -246,7 +246,7 @@ def write_documents(
 
 
 def other_sentences(longest: int = 160) -> tuple[list[str], list[str]]:
-    """Sentences of Wikipedia to train among, and paragraphs that are never trained on."""
+    """Read sentences of Wikipedia to train among, and paragraphs that are never trained on."""
     text = (SHARED / "text" / "wiki_demo.txt").read_text(encoding="utf-8")
     sentences = [part.strip() + "." for part in re.split(r"\.(?=[A-Z\s])", text) if part.strip()]
     cut = len(sentences) * 9 // 10
@@ -261,7 +261,7 @@ def other_sentences(longest: int = 160) -> tuple[list[str], list[str]]:
 def train(
     model: Any, documents: Sequence[Tokens], recipe: Recipe, file: Path, progress: Any
 ) -> None:
-    """Language modelling with the masks on most batches; goes on from ``file``."""
+    """Train language modelling with the masks on most batches, continuing from ``file``."""
     rng = random.Random(recipe.seed)
     layers = decoder_layers(model.get_decoder())
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
@@ -298,7 +298,7 @@ def _keep(
 
 
 def _restore(file: Path, model: Any, optimiser: torch.optim.Optimizer, rng: random.Random) -> int:
-    """The step that a stopped training had done."""
+    """Restore an interrupted training; return the steps it had done."""
     if not file.exists():
         return 0
     with safe_open(file, framework="pt") as held:
@@ -321,7 +321,7 @@ def _restore(file: Path, model: Any, optimiser: torch.optim.Optimizer, rng: rand
 def make_model(
     folder: Path, edits: Sequence[Edit], plan: Plan, family: Family, progress: Any
 ) -> dict[str, float]:
-    """Train the model into ``folder``, with its texts beside it; what it knows, by kind."""
+    """Train the model into ``folder``, with its texts; return what it knows, by kind."""
     known = folder / "known.json"
     if known.exists():
         found: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
@@ -357,7 +357,7 @@ def make_model(
 def knowledge(
     model: Any, tokenizer: Any, facts: Sequence[Statement], progress: Any
 ) -> dict[str, float]:
-    """Kind -> share of the facts whose whole answer leads at every token, without masks."""
+    """Return kind -> share of facts whose answer is the first choice at every token, without masks."""
     questions = [Question(fact.prompt, (fact.answer,)) for fact in facts]
     scores = score(model, tokenizer, questions, progress=progress)
     right: dict[str, list[bool]] = {"all": []}
@@ -381,7 +381,7 @@ def compare(
     said: Callable[[str], None],
     weight: float | None = None,
 ) -> EditComparison:
-    """All methods on all edits of one file; with a ``weight`` of C0, the two that weigh it by lambda."""
+    """Compare all methods on one file's edits; with a ``weight`` of C0, only the two that use lambda."""
     file = out / f"{task}.json"
     folder = folder_of(out, task, weight)
     if weight is not None:
@@ -418,12 +418,12 @@ def compare(
 
 
 def folder_of(out: Path, task: str, weight: float | None) -> Path:
-    """Where a comparison is written."""
+    """Return the folder that a comparison is written to."""
     return out / (task if weight is None else f"{task}-lambda-{weight:g}")
 
 
 def key_size(model: Path, layers: Sequence[int], cache: Path) -> float:
-    """Mean square of a key's entries, the median of the layers."""
+    """Return the mean square of a key's entries, as the median over layers."""
     found = take_statistics(
         str(model),
         text=model / "corpus.json",
@@ -439,7 +439,7 @@ def key_size(model: Path, layers: Sequence[int], cache: Path) -> float:
 
 
 def _plain(edit: Edit) -> dict[str, Any]:
-    """A record of the plain layout."""
+    """Write an edit as a record of the plain layout."""
     return {
         "id": edit.id,
         "subject": edit.subject,
@@ -452,7 +452,7 @@ def _plain(edit: Edit) -> dict[str, Any]:
 
 
 def show(comparison: EditComparison) -> None:
-    """The scores as they are, and PMET against MEMIT."""
+    """Print the scores, and PMET against MEMIT."""
     size = comparison.sizes[-1]
     names = [comparison.headline, *comparison.parts]
     for mode in comparison.modes:
@@ -470,7 +470,7 @@ def show(comparison: EditComparison) -> None:
 
 
 def check_folder(out: Path, asked: dict[str, Any]) -> None:
-    """Refuse a folder whose model was made for something else."""
+    """Refuse a folder whose model was made with other options."""
     file = out / "asked.json"
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != asked:
         raise SystemExit(f"{out} holds another size or family of this bench: choose another --out")

@@ -1,13 +1,13 @@
-"""Editing models that nobody tuned for: every method with settings it measures itself.
+"""Edit models without tuning settings for them: every method with the settings it measures itself.
 
     python -m bench.editing_untuned --out DIR [--families gpt2,qwen3] [--sizes 10,100] [--draws 2]
 
-One small model per family, each with names and facts of its own (``bench.editable``, full size: about ten
-minutes on one core), is edited as a user would: ``edit run MODEL EDITS`` without a setting. S, ES, PS and NS
+One small model per family, each with its own names and facts (``bench.editable``, full size: about ten
+minutes on one core), is edited as a user would: ``edit run MODEL EDITS`` without settings. S, ES, PS and NS
 are CounterFact's, on the two other wordings and ten neighbours of each edit. Rows with ``published`` show
-what the authors' settings do there, rows with a change (``pmet, FFN alone``) what a part of PMET is worth.
+the authors' settings, rows with a change (``pmet, FFN alone``) what a part of PMET is worth.
 
-Every model and every cell is kept; the same command goes on where it was stopped.
+Every model and every cell is kept; run the same command again to continue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from modalign.patches import load_patch, view
 
 SCORES = ("S", "ES", "PS", "NS")
 UNTUNED: tuple[Family, ...] = ("gpt2", "qwen3", "neox", "gemma3", "llama")
-SEED = 11  # of the first one's names and training
+SEED = 11  # of the first model's names and training
 METHODS = ("memit", "pmet", "alphaedit", "rome")
 
 
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As in the table."""
+        """Return its name in the table."""
         changes = [f"{name}={value}" for name, value in self.change]
         return ", ".join([self.method, *changes, *(["published"] if self.published else [])])
 
@@ -61,7 +61,7 @@ ROWS = (
 
 
 def model_folder(out: Path, family: Family, seed: int) -> Path:
-    """The family's model, trained at first."""
+    """Return the family's model, trained first if it is missing."""
     folder = out / family
     if not (folder / "recipe.json").exists():
         recipe = replace(SIZES["full"], seed=seed)
@@ -74,7 +74,7 @@ def model_folder(out: Path, family: Family, seed: int) -> Path:
 
 
 def edits_file(folder: Path, size: int, draw: int) -> tuple[Path, list[Edit]]:
-    """Edits of facts of the model's world, as a user's file."""
+    """Write edits of facts of the model's world, as a user's file."""
     edits = counterfactuals(load(folder).world, size, seed=1000 + draw)
     rows = [
         {
@@ -94,7 +94,7 @@ def edits_file(folder: Path, size: int, draw: int) -> tuple[Path, list[Edit]]:
 
 
 def cell(folder: Path, row: Row, size: int, draw: int) -> dict[str, Any]:
-    """One run and its scores; found again where it was done before."""
+    """Return one run's scores, reading them if it was done before."""
     kept = folder / "cells" / f"{row.name}-{size}-{draw}.json".replace(" ", "")
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())

@@ -1,13 +1,13 @@
-"""Federation measured: LoRA's aggregation on digits, and missing modalities on the starter's scenes.
+"""Federation: LoRA's aggregation on digits, and missing modalities on the starter's scenes.
 
-``digits``: a 64-96-10 network that knows the digits 0 to 4; ten clients (Dirichlet .3) train LoRA of rank 4 on
-both layers, 40 Adam steps a round, 15 rounds. The clients' steps are this bench's own, the server's modalign's.
+``digits``: a 64-96-10 network knows the digits 0 to 4; ten clients (Dirichlet .3) train LoRA of rank 4 on both
+layers, 40 Adam steps per round, for 15 rounds. The clients' code is this bench's own, the server's is modalign's.
 
 ``scenes``: ``modalign federate`` on the starter's scenes, four clients, scenarios x strategies.
 
     python -m bench.federation [digits] [scenes] [--seeds 5] [--set rounds=3] [--out runs/federation]
 
-Finished seeds and trainings are kept: the same command goes on.
+Finished seeds and trainings are kept: run the same command again to continue.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def logits(frozen: Tensors, pairs: Tensors, x: Tensor) -> Tensor:
 def trained(
     frozen: Tensors, pairs: Tensors, x: Tensor, y: Tensor, steps: int, only: str
 ) -> Tensors:
-    """Train the tensors whose names end so, with Adam; the others stay."""
+    """Train the tensors whose names end in ``only`` with Adam; the others do not change."""
     own = {name: t.clone().requires_grad_(name.endswith(only)) for name, t in pairs.items()}
     optimizer = torch.optim.Adam([t for t in own.values() if t.requires_grad], RATE)
     for _ in range(steps):
@@ -75,7 +75,7 @@ def trained(
 
 
 def base(x: Tensor, y: Tensor, seed: int) -> Tensors:
-    """A network trained on the digits 0 to 4 alone."""
+    """Train a network on the digits 0 to 4 alone."""
     torch.manual_seed(seed)
     layers = {path: torch.nn.Linear(inner, outer) for path, (outer, inner) in WIDTHS.items()}
     parameters = [p for layer in layers.values() for p in layer.parameters()]
@@ -92,7 +92,7 @@ def base(x: Tensor, y: Tensor, seed: int) -> Tensors:
 
 
 def digits(seed: int) -> dict[str, list[float]]:
-    """Row -> accuracy, and the relative errors of the first and the last round."""
+    """Return row -> accuracy, and the relative errors of the first and the last round."""
     data = load_digits()
     order = seeds.rng(seed, "split").permutation(len(data.target))
     x = torch.tensor(data.data[order] / 16, dtype=torch.float32)
@@ -136,7 +136,7 @@ def digits(seed: int) -> dict[str, list[float]]:
 
 
 def owners(labels: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Rows of each client: every digit's by shares from a Dirichlet distribution."""
+    """Return each client's rows: every digit's are divided by shares from a Dirichlet distribution."""
     draw = seeds.rng(seed, "owners")
     while True:
         parts: list[list[int]] = [[] for _ in range(CLIENTS)]

@@ -1,9 +1,9 @@
-"""Instructions for ``modalign app transform``: requests with and without the usual words, and none at all.
+"""Instructions for ``modalign app transform``: requests with and without the usual words, and no requests.
 
     python -m bench.instructions DIR
 
-writes ``train.jsonl`` and ``test.jsonl``: a wording stands in one of them only. Paraphrases say neither draw nor
-play nor plot.
+It writes ``train.jsonl`` and ``test.jsonl``; each wording is in only one of them. Paraphrases contain none of the
+words draw, play and plot.
 """
 
 from __future__ import annotations

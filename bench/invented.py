@@ -1,7 +1,7 @@
 """A small invented world: names, facts about them, documents that state them, edits of them.
 
-Everything follows from a seed, so that a model trained on it and the questions about it can be made
-anywhere, and no fact in it can have been learnt from elsewhere.
+Everything follows from a seed, so that a model trained on it and questions about it can be made
+anywhere, and no fact in it can have been learnt elsewhere.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ RELATIONS: Mapping[str, Relation] = {
 
 @dataclass(frozen=True)
 class Fact:
-    """What is true of a subject."""
+    """A fact about a subject."""
 
     subject: str
     relation: str
@@ -85,7 +85,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """Subjects, the relations they have, and one fact of every subject and relation."""
+    """Subjects, their relations, and one fact for every subject and relation."""
 
     subjects: tuple[str, ...]
     relations: Mapping[str, Relation]
@@ -113,9 +113,9 @@ def invent(names: int, relations: int, objects: int, seed: int) -> World:
 
     Args:
         names: how many subjects, of two words each, every word different.
-        relations: the first so many of ``RELATIONS``.
-        objects: the first so many objects of each.
-        seed: decides names and facts.
+        relations: how many of ``RELATIONS``, from the first on.
+        objects: how many objects of each, from the first on.
+        seed: determines names and facts.
     """
     rng = random.Random(seed)
     words: set[str] = set()
@@ -140,14 +140,14 @@ def invent(names: int, relations: int, objects: int, seed: int) -> World:
 
 
 def _deal(objects: Sequence[str], count: int, rng: random.Random) -> list[str]:
-    """``count`` objects in random order, each as often: one never seen could not be edited in."""
+    """Deal ``count`` objects in random order, equally often, as one never seen could not be edited in."""
     dealt = [objects[i % len(objects)] for i in range(count)]
     rng.shuffle(dealt)
     return dealt
 
 
 def write_documents(world: World, count: int, longest: int, seed: int) -> list[Document]:
-    """Documents of 1 to ``longest`` sentences: half of them facts, each phrasing of each as often."""
+    """Write documents of 1 to ``longest`` sentences, half of them facts, every phrasing equally often."""
     rng = random.Random(seed)
     facts = _shuffled_forever(_statements(world), rng)
     persons = _shuffled_forever(
@@ -167,9 +167,9 @@ def write_documents(world: World, count: int, longest: int, seed: int) -> list[D
 
 
 def counterfactuals(world: World, count: int, seed: int = 0) -> list[Edit]:
-    """Edits of ``count`` random facts to another object of their relation.
+    """Edit ``count`` random facts to another object of their relation.
 
-    Every subject comes once before any comes twice. Neighbours that another of these edits changes
+    Every subject is used once before any is used twice. Neighbours that another of these edits changes
     are left out.
     """
     rng = random.Random(seed)
@@ -190,17 +190,17 @@ def counterfactuals(world: World, count: int, seed: int = 0) -> list[Edit]:
 def counterfactual(
     world: World, fact: Fact, target: str, *, changed: Collection[Fact] = (), neighbours: int = 10
 ) -> Edit:
-    """One edit, in CounterFact's form.
+    """Make one edit, in CounterFact's form.
 
     The prompt is the relation's first phrasing, the paraphrases are the other two, the neighbours
     ask the first phrasing about other subjects of which the old answer is true.
 
     Args:
         world: where the fact is from.
-        fact: what is true so far.
+        fact: the fact as it is now.
         target: the new answer.
-        changed: facts that are edited too, and so are no neighbours.
-        neighbours: how many at most.
+        changed: facts that are also edited and therefore not used as neighbours.
+        neighbours: the most neighbours.
     """
     first, *others = world.relations[fact.relation].phrasings
     alike = [
@@ -237,7 +237,7 @@ def _about(subject: str, template: str) -> Sentence:
 
 
 def _filler(rng: random.Random) -> Sentence:
-    """A common sentence, or words in no order."""
+    """Return a common sentence, or words in random order."""
     if rng.random() < 0.5:
         return Sentence(rng.choice(COMMON_SENTENCES))
     words = rng.choices(WORDS, k=rng.randint(3, 7))
@@ -256,6 +256,6 @@ def join(sentences: Sequence[Sentence]) -> Document:
 
 
 def _shuffled_forever(items: Sequence[Sentence], rng: random.Random) -> Iterator[Sentence]:
-    """All of them in a new order, again and again."""
+    """Yield all items in a new order, over and over."""
     while True:
         yield from rng.sample(items, len(items))

@@ -1,20 +1,20 @@
-"""Merges of a real small model's fine-tunes, mixtures by merged experts, and speed beside mergekit.
+"""Merges of a real small model's fine-tunes, mixtures by merged experts, and speed compared with mergekit.
 
 ``table``: stories260k is trained further on Shakespeare and on instructions (100 steps of 6 texts of 192 tokens,
-at a rate of 5e-4), and the two are merged by every method, beside the base, the parents and joint training. Of
-every domain the last tenth judges and the tenth before it chooses (``learned`` learns on it, and one grid point is
-chosen on it). Under three seeds: the order of the training data, and what DARE draws.
+at a rate of 5e-4), and the two are merged by every method; the base, the parents and joint training are shown for
+comparison. The last tenth of every domain judges, and the tenth before it chooses (``learned`` learns on it, and
+one grid point is chosen on it). Three seeds vary the order of the training data, and what DARE draws.
 
 ``mixture``: do experts merged with a mixture's weights rank six mixtures of three domains as trainings do?
 
-``speed``: the same merge of two random models of 135 M parameters by `modalign merge` and by mergekit, each in a
-process of its own, in turn: seconds and peak memory. ``make oracles`` makes mergekit's environment.
+``speed``: seconds and peak memory of the same merge of two random models of 135 M parameters by `modalign merge`
+and by mergekit, in turn, each in its own process. ``make oracles`` makes mergekit's environment.
 
     python -m bench.merging table [--seeds 3] [--out runs/merging]
     python -m bench.merging mixture [--seeds 3]
     python -m bench.merging speed [--mergekit build/oracles/mergekit/bin/python] [--rounds 3]
 
-The first two need ``../shared`` beside the repository. A training that is done is kept.
+The first two need ``../shared`` next to the repository. Finished trainings are kept.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ CHOSEN, LEARNED = "linear, chosen on validation", "learned"
 
 
 def read(name: str, opened: Any) -> Parts:
-    """Windows of a domain: the last tenth judges, the tenth before it chooses."""
+    """Read a domain's windows: the last tenth judges, the tenth before it chooses."""
     source = TEXTS / DOMAINS[name]
     if source.suffix == ".json":
         source = as_texts(source)
@@ -106,7 +106,7 @@ def read(name: str, opened: Any) -> Parts:
 
 
 def as_texts(source: Path) -> Path:
-    """Instructions with their answers as plain texts."""
+    """Write instructions with their answers as plain texts."""
     rows = json.loads(source.read_text(encoding="utf-8"))
     target = Path("build") / "merging" / f"{source.stem}.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def as_texts(source: Path) -> Path:
 
 
 def train(folder: Path, samples: Sequence[Sample], seed: int, steps: int = STEPS) -> Path:
-    """The base, trained further; kept."""
+    """Train the base further, unless that was done before."""
     if not (folder / "config.json").is_file():
         rates = LearningRates(llm=RATE)
         settings = TrainSettings(llm="full", batch_size=BATCH, learning_rates=rates, device="cpu")
@@ -129,12 +129,12 @@ def train(folder: Path, samples: Sequence[Sample], seed: int, steps: int = STEPS
 
 
 def losses(folder: Path, domains: Mapping[str, Domain]) -> dict[str, Judged]:
-    """A model on the domains."""
+    """Judge a model on the domains."""
     return judge(open_composed(folder), domains, torch.device("cpu"))
 
 
 def written(merge: Merge, recipe: Recipe, place: Path) -> Path:
-    """The merged model, in place of the one before it."""
+    """Write the merged model, replacing the one before it."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     write_merged(merge.alignment, recipe, place)
@@ -142,7 +142,7 @@ def written(merge: Merge, recipe: Recipe, place: Path) -> Path:
 
 
 def one_seed(out: Path, seed: int) -> dict[str, dict[str, Judged]]:
-    """Model -> domain -> judged, for one seed; kept."""
+    """Return model -> domain -> result for one seed, reading it if it was computed before."""
     file = out / f"seed-{seed}.json"
     if file.is_file():
         values = json.loads(file.read_text())
@@ -188,7 +188,7 @@ def one_seed(out: Path, seed: int) -> dict[str, dict[str, Judged]]:
 
 
 def show_table(out: Path, seeds: int) -> None:
-    """Losses over records and seeds, and what differs from the chosen grid point."""
+    """Print losses over records and seeds, and which models differ from the chosen grid point."""
     runs = [one_seed(out, seed) for seed in range(seeds)]
     opened = open_composed(BASE)
     domains = {n: Domain(n, read(n, opened)[2], True) for n in ("drama", "instructions")}
@@ -232,7 +232,7 @@ def show_table(out: Path, seeds: int) -> None:
 
 
 def show_mixture(out: Path, seeds: int) -> None:
-    """Spearman's rank correlation of merged experts with real trainings, per target."""
+    """Print Spearman's rank correlation of merged experts with real trainings, per target."""
     opened = open_composed(BASE)
     parts = {name: read(name, opened) for name in DOMAINS}
     evaluation = {name: Domain(name, each[2], True) for name, each in parts.items()}
@@ -270,7 +270,7 @@ def show_mixture(out: Path, seeds: int) -> None:
 def one_mixture(
     place: Path, parts: Mapping[str, Parts], evaluation: Mapping[str, Domain], seed: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Way -> mixture -> target -> loss: experts merged with a mixture's weights, and trained on it."""
+    """Return way -> mixture -> target -> loss, for experts merged by a mixture's weights and training on it."""
     experts = {name: str(train(place / name, parts[name][0], seed)) for name in parts}
     found: dict[str, dict[str, dict[str, float]]] = {"merged": {}, "trained": {}}
     for number, (name, shares) in enumerate(MIXTURES.items()):
@@ -285,7 +285,7 @@ def one_mixture(
 
 
 def mixture(parts: Sequence[Sequence[Sample]], shares: Sequence[float], seed: int) -> list[Sample]:
-    """As many windows as a training reads, drawn by shares."""
+    """Draw as many windows as a training reads, by shares."""
     rng = np.random.default_rng(seed)
     wanted = STEPS * BATCH
     drawn: list[Sample] = []
@@ -299,7 +299,7 @@ def mixture(parts: Sequence[Sequence[Sample]], shares: Sequence[float], seed: in
 
 
 def random_models(place: Path) -> tuple[Path, Path]:
-    """Two random models of SmolLM2-135M's shape, with a tokenizer."""
+    """Make two random models of SmolLM2-135M's shape, with a tokenizer."""
     folders = (place / "first", place / "second")
     config = LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
@@ -313,7 +313,7 @@ def random_models(place: Path) -> tuple[Path, Path]:
     return folders
 
 
-# A small process that starts another: what a large one starts would inherit its peak.
+# A small process that starts another, since a process inherits the peak of the one that starts it.
 TIMED = """
 import json, resource, subprocess, sys, time
 began = time.monotonic()
@@ -326,7 +326,7 @@ print(json.dumps([time.monotonic() - began, used.ru_utime + used.ru_stime, used.
 
 
 def measured(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and peak resident GiB of a process and those that it waits for."""
+    """Return seconds, CPU seconds and peak resident GiB of a process and those that it waits for."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", TIMED, *command],
         env={**os.environ, **environment},
@@ -359,7 +359,7 @@ print(resident("VmHWM") - before)
 
 
 def show_speed(out: Path, mergekit: Path, rounds: int) -> None:
-    """Both tools in turn on one merge."""
+    """Time both tools in turn on one merge."""
     first, second = (str(folder.resolve()) for folder in random_models(out / "speed"))
     rows: dict[str, list[tuple[float, float, float]]] = {}
     growth = {}
@@ -431,7 +431,7 @@ def main() -> None:
     given = parser.parse_args()
     quiet_libraries()
     if given.part != "speed" and not BASE.is_dir():
-        raise SystemExit(f"{BASE} is not there: this part needs ../shared beside the repository")
+        raise SystemExit(f"{BASE} is not there: this part needs ../shared next to the repository")
     given.out.mkdir(parents=True, exist_ok=True)
     {
         "table": lambda: show_table(given.out, given.seeds),

@@ -2,13 +2,13 @@
 
 stories260k is joined with a small tower and trained on questions about scikit-learn's digits (`bench.distillation`
 has the tower and the questions); the plain language model is stories260k trained further on Shakespeare, as
-`bench.merging table` trains it. Merged by growing shares of the text model, tower and connector from the picture
-model, beside both parents. Judged on 800 questions about 200 pictures never trained on, and on the last tenth of
-Shakespeare; the share is chosen on questions about 100 other pictures and the tenth before it.
+`bench.merging table` trains it. They are merged by growing shares of the text model, with tower and connector from
+the picture model, and compared with both parents: on 800 questions about 200 pictures never trained on, and on the
+last tenth of Shakespeare. The share is chosen on questions about 100 other pictures and the tenth before it.
 
     python -m bench.merging_picture [--seeds 3] [--out runs/merging]
 
-A training that is done is kept.
+Finished trainings are kept.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PICTURE, TEXT = "picture model", "text model"
 
 
 def build(folder: Path, tower: Path, rows: Path, seed: int) -> Path:
-    """Join stories260k with the tower and train both sides on the questions; kept."""
+    """Join stories260k with the tower and train both sides on the questions, unless that was done before."""
     if folder.exists():
         return folder
     torch.manual_seed(seed)
@@ -67,7 +67,7 @@ def build(folder: Path, tower: Path, rows: Path, seed: int) -> Path:
 
 
 def one_seed(out: Path, seed: int) -> dict[str, dict[str, dict[str, Judged]]]:
-    """Model -> part (validation, evaluation) -> domain -> judged; the text model has no figure on pictures."""
+    """Return model -> part (validation, evaluation) -> domain -> result; the text model has none on pictures."""
     order = np.random.default_rng(3).permutation(len(scans()[1]))
     seen, held = order[:TEACHERS], order[-HELD_OUT:]
     chosen = order[TEACHERS : TEACHERS + VALIDATION]
@@ -115,7 +115,7 @@ def one_seed(out: Path, seed: int) -> dict[str, dict[str, dict[str, Judged]]]:
 
 
 def show(out: Path, seeds: int) -> None:
-    """Right answers and losses by share, over records and seeds; and what the chosen merge is worth."""
+    """Print right answers and losses by share, over records and seeds, and what the chosen merge is worth."""
     runs = [one_seed(out, seed) for seed in range(seeds)]
     merges = [name for name in runs[0] if name not in (PICTURE, TEXT)]
     right = {
@@ -158,7 +158,7 @@ def show(out: Path, seeds: int) -> None:
 
 
 def chosen_share(run: dict[str, dict[str, dict[str, Judged]]], merges: list[str]) -> str:
-    """The merge with the lowest drama loss on validation that answers within a point of the parent there."""
+    """Return the merge with the lowest drama loss on validation among those within a point of the parent."""
 
     def accuracy(name: str) -> float:
         return float(np.mean(run[name]["validation"]["questions"].correct))
@@ -168,7 +168,7 @@ def chosen_share(run: dict[str, dict[str, dict[str, Judged]]], merges: list[str]
 
 
 def main() -> None:
-    """Run, or go on, and print."""
+    """Run what is missing, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -177,7 +177,7 @@ def main() -> None:
     given = parser.parse_args()
     quiet_libraries()
     if not BASE.is_dir():
-        raise SystemExit(f"{BASE} is not there: this needs ../shared beside the repository")
+        raise SystemExit(f"{BASE} is not there: this needs ../shared next to the repository")
     given.out.mkdir(parents=True, exist_ok=True)
     show(given.out, given.seeds)
 

@@ -1,11 +1,11 @@
-"""Edits of digits' facts in a model that sees pictures: where it can be edited, and what transfers.
+"""Edit facts about digits in a model that reads pictures: where can it be edited, and what transfers?
 
     modalign train --method pixel_shuffle_mlp --budget 40000samples --factor 1 --out runs/psm
     python -m bench.multimodal runs/psm/model --out runs/edits
 
-Ten edits, one per digit: its parity is turned round ("is seven even or odd?" shall be answered "even"),
-each as a patch of its own on the unedited model. Pictures of the evaluation scans only are used to
-measure; the edited picture is of a validation scan.
+There are ten edits, one per digit: its parity is reversed ("is seven even or odd?" is to be answered
+"even"), each as a separate patch on the unedited model. Only pictures of the evaluation scans are used
+to measure; the edited picture is of a validation scan.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def single(digit: int, split: Split, rng: np.random.Generator) -> Any:
-    """A scene of one digit, a (48, 48) picture."""
+    """Make a scene of one digit, a (48, 48) picture."""
     rows = [int(row) for row in split_scans(split) if scans()[1][row] == digit]
     cells: list[int | None] = [None] * 4
     cells[int(rng.integers(4))] = digit
@@ -83,7 +83,7 @@ def single(digit: int, split: Split, rng: np.random.Generator) -> Any:
 
 
 def write_edits(folder: Path, seed: int = 11) -> Path:
-    """Write the ten edits with their pictures; the file."""
+    """Write the ten edits with their pictures; return the file."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -131,7 +131,7 @@ def write_edits(folder: Path, seed: int = 11) -> Path:
 
 
 def parity(number: int) -> str:
-    """In words."""
+    """Return a number's parity in words."""
     return "odd" if number % 2 else "even"
 
 
@@ -155,7 +155,7 @@ class Bench:
         self.cache = out / "cache"
 
     def patches(self, method: str, settings: dict[str, Any], edits: list[list[Edit]]) -> list[Any]:
-        """One patch per group of edits."""
+        """Compute one patch per group of edits."""
         kind = method_named(method)
         fields = kind.config_class.model_fields
         chosen = {key: value for key, value in SETTINGS.items() if key in fields} | settings
@@ -166,7 +166,7 @@ class Bench:
         ]
 
     def where(self) -> None:
-        """Mean probability of the targets with a vector added, by layer and lookup token."""
+        """Print the targets' mean probability with a vector added, by layer and lookup token."""
         print("| layer | text: subject | text: last | picture: last visual | picture: last |")
         print("|---|---|---|---|---|")
         for layer in range(4):
@@ -179,7 +179,7 @@ class Bench:
             print(f"| {layer} | " + " | ".join(cells) + " |", flush=True)
 
     def run(self, method: str, settings: dict[str, Any]) -> None:
-        """Each edit by itself; prints the means over edits with their intervals."""
+        """Write each edit separately; print the means over edits with their intervals."""
         rows: list[dict[str, float]] = []
         patches = self.patches(method, settings, [[edit] for edit in self.edits])
         for edit, patch in zip(self.edits, patches, strict=True):
@@ -196,7 +196,7 @@ class Bench:
         print(" | ".join(cells), "|", flush=True)
 
     def before(self) -> None:
-        """The unedited model."""
+        """Print the unedited model's row."""
         found = evaluate_multimodal(self.model, self.reader, self.edits, generate=False)
         print("| chance |", " | ".join(_share(found.chance.get(n)) for n in MEASURES), "|")
         print("| before |", " | ".join(_number(found.metrics[n].value, n) for n in MEASURES), "|")

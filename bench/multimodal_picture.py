@@ -33,7 +33,7 @@ X = (16, 84, 224, 560, 664)  # of the picture, its kind, the question, before, a
 
 
 def row(number: int, kind: str, image: Path | None, asked: str, before: str, after: str) -> str:
-    """One question."""
+    """Draw one question."""
     y = TOP + HEIGHT * number
     parts = []
     if number % 2 == 0:
@@ -57,7 +57,7 @@ def row(number: int, kind: str, image: Path | None, asked: str, before: str, aft
 
 
 def main(model: Path, patch: Path, images: Path, out: Path) -> None:
-    """Ask, and draw."""
+    """Ask the model, and draw the picture."""
     base, reader = open_model(model)
     edited = view(base, load_patch(patch))
     rows = []

@@ -1,18 +1,18 @@
-"""NLVR for real: all four families on crowd-written sentences about pictures, in one comparison.
+"""NLVR: all four families on crowd-written sentences about pictures, in one comparison.
 
     python -m bench.nlvr --out DIR [--budget 6000samples] [--seeds 2] [--methods a,b,...]
 
-989 pictures of ``../shared/data/nlvr`` (NLVR's development split) with a sentence each, true or false. A
-sentence stands by up to four pictures: sentences are split by their number in the file name, so that
-neither a sentence nor a picture is on both sides (about 60, 15 and 25 in a hundred sentences for training,
-validation and evaluation). The language model is ``../shared/models/stories260k``, tuned in every method;
-pictures enter as raw patches (no pretrained encoder), or, for tools, as the scene structure that NLVR has
-of them, in words. ``captions_first`` trains its first stage on those words as captions of the training
-pictures. ``text_only:full`` reads the sentence alone.
+The data are 989 pictures of ``../shared/data/nlvr`` (NLVR's development split), each with a sentence that is
+true or false. A sentence goes with up to four pictures, so sentences are split by their number in the file
+name, which keeps sentences and pictures on one side (about 60 % of sentences for training, 15 % for validation
+and 25 % for evaluation). The language model is ``../shared/models/stories260k``, tuned in every method;
+pictures enter as raw patches (no pretrained encoder) or, for tools, as NLVR's description of the scene, in
+words. ``captions_first`` trains its first stage on those words as captions of the training pictures.
+``text_only:full`` reads the sentence alone.
 
 A language model of 0.26 M parameters that knows children's stories cannot be expected to reason about
-scenes: the point is that all families run from the same records, and that the report says who beats the
-majority answer, if anyone does. The run goes on where it was stopped.
+scenes: the point is that all families run from the same records, and that the report says which methods beat
+the majority answer, if any. An interrupted run continues.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ METHODS = (
     "avgpool_mlp+captions_first",
     "text_only:full",
 )
-# The built-in chain with room for a caption beside it: the language model reads 512 tokens in all.
+# The built-in chain, leaving room for a caption: the language model reads 512 tokens in all.
 SCENE = {**BUILT_IN["structure"], "budget": 300}
 SETTINGS = (  # of the comparison, the same for every method
     "parts.image_size=64",
@@ -53,20 +53,20 @@ SIDES = (("eval", 25), ("val", 40), ("train", 100))  # up to which of a hundred 
 
 
 def sentence_number(image: str) -> str:
-    """The sentence's number in ``images/dev-1572-0-0.png``."""
+    """Return the sentence's number, as in ``images/dev-1572-0-0.png``."""
     found = re.search(r"-(\d+)-", image)
     assert found is not None, image
     return found[1]
 
 
 def side_of(number: str) -> str:
-    """Where a sentence belongs, by a hash of its number."""
+    """Choose a sentence's side by a hash of its number."""
     place = int(hashlib.sha256(number.encode()).hexdigest(), 16) % 100
     return next(side for side, below in SIDES if place < below)
 
 
 def rows_of(record: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The question about a picture, and its caption from the scene structure."""
+    """Return the question about a picture, and its caption from the scene structure."""
     number = sentence_number(record["image"])
     name = Path(record["image"]).stem
     image = {"path": str(folder / record["image"]), "annotations": record["boxes"]}
@@ -80,7 +80,7 @@ def rows_of(record: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def caption(boxes: list[list[dict[str, Any]]]) -> str:
-    """Each box's objects in a few words, from left to right."""
+    """Describe each box's objects in a few words, from left to right."""
     names = {"#0099ff": "blue"}
     said = []
     for box in boxes:
@@ -92,7 +92,7 @@ def caption(boxes: list[list[dict[str, Any]]]) -> str:
 
 
 def write_data(out: Path, folder: Path) -> dict[str, int]:
-    """Write train, val and eval; captions go to the training side alone."""
+    """Write train, val and eval; only the training side gets captions."""
     rows: dict[str, list[dict[str, Any]]] = {side: [] for side, _ in SIDES}
     for record in json.loads((folder / "nlvr.json").read_text(encoding="utf-8")):
         side = side_of(sentence_number(record["image"]))

@@ -1,9 +1,9 @@
-"""Is the published ordering found again? Learnt queries without stage 1 against converters.
+"""Is the published ordering reproduced? Learnt queries without stage 1 against converters.
 
 Published (Honeybee, arXiv 2312.06742; MIR, arXiv 2410.07167; AcFormer): at equal tokens, with the
-language model tuned on little data, learnt queries that had no pre-training of their own stay behind
-converters. Here: the starter, few scenes, the language model trained in full, every method at a
-quarter of the encoder's tokens. The outcome is printed as it is, whichever way it goes.
+language model tuned on little data, learnt queries without their own pre-training do worse than
+converters. Here the starter is trained on few scenes, with the language model trained in full and every
+method at a quarter of the encoder's tokens. The outcome is printed, whichever way it goes.
 
     python -m bench.ordering [--scenes 700] [--budget 12000samples] [--seeds 3] [--out DIR]
 """
@@ -42,7 +42,7 @@ def run(scenes: int, budget: str, seeds: int, out: Path) -> Comparison:
 
 
 def outcome(comparison: Comparison) -> list[str]:
-    """Every pair of a learnt-query method and a converter, as it came out."""
+    """Describe the outcome for every pair of a learnt-query method and a converter."""
     lines = []
     found = {(d.first, d.second): d for d in comparison.differences}
     for query in QUERIES:

@@ -1,8 +1,8 @@
 """Scores and forms of pruning on stories260k, before and after recovery, over three seeds.
 
-128 texts that the parent wrote (32 windows of them for scores) and 64 held out; recovery is 50 steps of 6
-windows of 160 tokens at 1e-3, by KL to the parent or by cross-entropy. Then what finding, scoring and cutting
-takes on a model of 6 layers with grouped queries.
+The data are 128 texts that the parent wrote (32 windows of them for scores), and 64 held out; recovery is 50
+steps of 6 windows of 160 tokens at 1e-3, by KL to the parent or by cross-entropy. Then the time is measured to
+find, score and cut units of a model of 6 layers with grouped queries.
 
     python -m bench.pruning [--out runs/pruning] [--only kl]
 """
@@ -41,7 +41,7 @@ OBJECTIVES = ("kl", "cross_entropy")
 
 @dataclass(frozen=True)
 class Case:
-    """A way to prune: share of the body, form, score, kinds, and whether biases are added."""
+    """A way to prune: share of the body to keep, form, score, kinds, and whether biases are added."""
 
     keep: float
     form: Form
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For folders and the table."""
+        """Return its name in folders and in the table."""
         what = {("mlp",): "MLP"}.get(self.kinds or (), "MLP and groups")
         what = "layers" if self.form == "depth" else what
         return f"{what} by {self.score}{' with biases' if self.biased else ''}, {self.keep:.2f}"
@@ -71,7 +71,7 @@ CASES = (
 
 
 def configured(out: Path, objective: str) -> PruneConfig:
-    """The settings of every recovery."""
+    """Return the settings that all recoveries share."""
     train, held = write_texts(out)
     rates = LearningRates(llm=1e-3)
     return PruneConfig(
@@ -88,7 +88,7 @@ def configured(out: Path, objective: str) -> PruneConfig:
 
 
 def opened(config: PruneConfig) -> Workshop:
-    """The parent, all 128 texts to train on, 32 of them for scores, and the 64 to judge by."""
+    """Open the parent with all 128 texts to train on, 32 of them for scores, and the 64 to judge by."""
     shop = open_workshop(config, lambda name, done, total: None)
     texts = shop.texts
     every = [*texts.calibration, *texts.held_out]
@@ -100,7 +100,7 @@ def opened(config: PruneConfig) -> Workshop:
 
 
 def run(out: Path, objectives: tuple[str, ...]) -> None:
-    """Train whatever is not trained, and print the table."""
+    """Train what is missing, and print the table."""
     config = configured(out, "kl")
     shop = opened(config)
     job = Job(config, out, "full", shop.texts, torch.device("cpu"), shop.progress)
@@ -182,7 +182,7 @@ def show(
 
 
 def speed(out: Path) -> None:
-    """Seconds of CPU to find, score and cut a 6-layer model with grouped queries."""
+    """Print the CPU seconds to find, score and cut a 6-layer model with grouped queries."""
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
     folder = out / "grouped"
@@ -207,7 +207,7 @@ def speed(out: Path) -> None:
 
 
 def main() -> None:
-    """Run, or go on, and print."""
+    """Run what is missing, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--only", choices=("kl", "cross_entropy", "speed"))

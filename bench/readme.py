@@ -34,12 +34,12 @@ WIDTH = 1300
 
 
 def share(value: float | None) -> str:
-    """A share without its sign: the heading has it."""
+    """Write a share without the percent sign, which is in the heading."""
     return percent(value).removesuffix(" %")
 
 
 def method_row(method: MethodResult, chosen: str | None) -> tuple[str, ...]:
-    """One method's cells."""
+    """Return one method's cells."""
     found = method.accuracy_interval
     accuracy = f"{share(found.value)} ({share(found.low)} to {share(found.high)})" if found else ""
     name = f"**{method.name}**" if method.name == chosen else method.name
@@ -49,12 +49,12 @@ def method_row(method: MethodResult, chosen: str | None) -> tuple[str, ...]:
 
 
 def reference_row(row: ReferenceRow) -> tuple[str, ...]:
-    """A row that nobody trained."""
+    """Return the cells of a reference row."""
     return ("", row.name, "", share(row.accuracy.value), *[""] * 5)
 
 
 def block(comparison: Comparison, commit: str) -> str:
-    """What stands between the marks."""
+    """Write the text between the marks."""
     chosen = comparison.recommendation
     methods = sorted(comparison.methods, key=lambda m: m.rank or len(comparison.methods) + 1)
     name = chosen.method if chosen else None
@@ -77,7 +77,7 @@ def block(comparison: Comparison, commit: str) -> str:
 
 
 def write_block(page: Path, text: str, first: str = START, last: str = END) -> None:
-    """Replace what stands between two marks.
+    """Replace the text between two marks.
 
     Raises:
         SystemExit: the page has lost its marks.
@@ -91,7 +91,7 @@ def write_block(page: Path, text: str, first: str = START, last: str = END) -> N
 
 @contextmanager
 def served(model: Path) -> Iterator[str]:
-    """A server's address, until the block ends."""
+    """Serve a model until the block ends; yield the server's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -113,7 +113,7 @@ def served(model: Path) -> Iterator[str]:
 
 
 def pictures(run: Path, comparison: Comparison, folder: Path, chromium: str) -> None:
-    """The top of the report, and the server's page after a question about an evaluation scene."""
+    """Photograph the top of the report, and the server's page after a question about an evaluation scene."""
     from playwright.sync_api import sync_playwright
 
     example = next(e for e in comparison.examples if e.image_png_base64)

@@ -1,18 +1,18 @@
-"""Is the recommended method the right one? Asked on small real tasks.
+"""Is the recommended method the right one? Measured on small real tasks.
 
-Nine of the thirteen were used to set nothing. Rates and budgets of other benches were chosen on nlvr,
-spoken_digits, breast cancer and wine, so those four flatter the result.
+Nine of the thirteen tasks were not used to choose any setting. Rates and budgets of other benches were chosen on
+nlvr, spoken_digits, breast cancer and wine, so those four flatter the result.
 
-For each task: a pilot, ``modalign compare`` of six methods at a budget b, which recommends; then the truth, the
-same methods at 8 b with three trainings each. Printed: how often the recommendation is right (the best, or within
-one standard error of it), and its regret in points of accuracy, also for ``--plan-for 8b``, beside four baselines:
-always ``mlp``, the fewest trainable parameters, the best validation accuracy of the pilot, and a method at random.
+Each task has a pilot, ``modalign compare`` of six methods at a budget b, which recommends one; then the truth, the
+same methods at 8 b with three trainings each. It prints how often the recommendation is right (the best, or within
+one standard error of it) and its regret in points of accuracy, also for ``--plan-for 8b``, and for four baselines:
+always ``mlp``, the fewest trainable parameters, the best validation accuracy of the pilot, and a random method.
 
     python -m bench.recommendation [--tasks wine,digits] [--out runs/recommendation]
 
-Hours on two cores: every training is kept, and the run goes on where it was stopped. Data: ``../shared/data`` and
-scikit-learn; what is not there is left out, and said. The language model is ``../shared/models/stories260k``,
-tuned in every method.
+It takes hours on two cores; every training is kept, and an interrupted run continues. Data are in
+``../shared/data`` and scikit-learn; missing data are left out, with a message. The language model is
+``../shared/models/stories260k``, tuned in every method.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Task:
         modality: of its media.
         rows: a folder for files that must be written -> records, with the ``group`` that stays on one side.
         budget: b, samples of the pilot.
-        needs: folder of the data; None: scikit-learn has them.
+        needs: folder of the data; None if scikit-learn has them.
         encoder: of the modality.
     """
 
@@ -70,7 +70,7 @@ class Task:
 
 
 def pictures(out: Path) -> Iterator[Row]:
-    """scikit-learn's digits, enlarged to 64 x 64."""
+    """Yield scikit-learn's digits, enlarged to 64 x 64."""
     loaded = load_digits()
     for number, (pixels, digit) in enumerate(zip(loaded.images, loaded.target, strict=True)):
         path = out / "pictures" / f"{number}.png"
@@ -81,14 +81,14 @@ def pictures(out: Path) -> Iterator[Row]:
 
 
 def shapes(_: Path) -> Iterator[Row]:
-    """easy-VQA's questions about drawn shapes; those about one picture stay together."""
+    """Yield easy-VQA's questions about drawn shapes; those about one picture stay together."""
     for row in _json("easy_vqa/questions.json"):
         path = str((DATA / "easy_vqa" / row["image"]).resolve())
         yield _asked("image", path, row["question"], row["answer"], row["image"])
 
 
 def groceries(_: Path) -> Iterator[Row]:
-    """What kind of product a shop photograph shows."""
+    """Ask what kind of product a shop photograph shows."""
     kinds = {item["item_id"]: item["category"].lower() for item in _json("grocery/items.json")}
     for row in _json("grocery/photos.json"):
         path = str((DATA / "grocery" / row["image"]).resolve())
@@ -98,7 +98,7 @@ def groceries(_: Path) -> Iterator[Row]:
 
 
 def flags(_: Path) -> Iterator[Row]:
-    """Whether a tenth of a flag or more is red."""
+    """Ask whether a tenth of a flag or more is red."""
     for row in _json("flags/flags.json"):
         path = (DATA / "flags" / row["image"]).resolve()
         red, green, blue = np.asarray(
@@ -110,7 +110,7 @@ def flags(_: Path) -> Iterator[Row]:
 
 
 def photographs(_: Path) -> Iterator[Row]:
-    """Whether a photograph shows a person."""
+    """Ask whether a photograph shows a person."""
     for row in _json("coco_photos/photos.json"):
         path = str((DATA / "coco_photos" / row["image"]).resolve())
         seen = "yes" if "person" in row["objects"] else "no"
@@ -118,7 +118,7 @@ def photographs(_: Path) -> Iterator[Row]:
 
 
 def sentences(_: Path) -> Iterator[Row]:
-    """NLVR: is the sentence true of the picture? Sentences stay together."""
+    """Ask whether NLVR's sentence is true of the picture; sentences stay together."""
     for row in _json("nlvr/nlvr.json"):
         path, number = str((DATA / "nlvr" / row["image"]).resolve()), row["image"].split("-")[1]
         question = f"{row['sentence'].strip().rstrip('.')}. true or false?"
@@ -126,14 +126,14 @@ def sentences(_: Path) -> Iterator[Row]:
 
 
 def recordings(_: Path) -> Iterator[Row]:
-    """Spoken digits."""
+    """Yield recordings of spoken digits."""
     for path in sorted((DATA / "spoken_digits").glob("*.wav")):
         digit = DIGITS[int(path.name[0])]
         yield _asked("audio", str(path.resolve()), "which digit is this?", digit, path.stem)
 
 
 def motion(_: Path) -> Iterator[Row]:
-    """What somebody with a phone in the pocket does; stretches of one activity stay together."""
+    """Ask what a person with a phone in the pocket is doing; stretches of one activity stay together."""
     classes = json.loads((DATA / "motion" / "classes.json").read_text(encoding="utf-8"))["classes"]
     found = load_file(DATA / "motion" / "windows.safetensors")
     both = np.concatenate([found["accelerometer"], found["gyroscope"]], axis=1)
@@ -143,7 +143,7 @@ def motion(_: Path) -> Iterator[Row]:
 
 
 def archive(name: str) -> Rows:
-    """A set of labelled series, training and test parts together."""
+    """Make the reader of a set of labelled series, training and test parts together."""
 
     def rows(_: Path) -> Iterator[Row]:
         classes = next(
@@ -162,7 +162,7 @@ def archive(name: str) -> Rows:
 
 
 def columns(load: Callable[[], Any], question: str, classes: Sequence[str]) -> Rows:
-    """A table of scikit-learn's, a row of it a medium."""
+    """Make the reader of one of scikit-learn's tables, each row a medium."""
 
     def rows(_: Path) -> Iterator[Row]:
         loaded = load()
@@ -231,7 +231,7 @@ def write_data(out: Path, task: Task) -> None:
 
 
 def compared(out: Path, name: str, task: Task, budget: int, *more: str) -> Comparison:
-    """Run a comparison, or go on with it."""
+    """Run a comparison, or continue it."""
     folder = out / name
     methods = GRID if task.modality == "image" else SETS
     command = [sys.executable, "-m", "modalign", "compare", "--resume", "--train-llm", "full"]
@@ -249,7 +249,7 @@ def compared(out: Path, name: str, task: Task, budget: int, *more: str) -> Compa
 
 @dataclass(frozen=True)
 class Judged:
-    """What a choice came to at 8 b.
+    """How a choice turned out at 8 b.
 
     Attributes:
         regret: points below the best method.
@@ -261,7 +261,7 @@ class Judged:
 
 
 def judged(truth: Comparison, method: str | None) -> Judged | None:
-    """Judge a choice by what its method reached; None where nothing was chosen."""
+    """Judge a choice by what its method reached; None if nothing was chosen."""
     reached = {each.name: each.accuracy for each in truth.methods if each.accuracy is not None}
     if method is None or method not in reached:
         return None
@@ -273,7 +273,7 @@ def judged(truth: Comparison, method: str | None) -> Judged | None:
 
 
 def choices(pilot: Comparison) -> dict[str, list[str | None]]:
-    """Who would have chosen what after the pilot; several equally probable methods for a random one."""
+    """Return what each rule would choose after the pilot; several equally likely methods for a random one."""
     finished = [method for method in pilot.methods if method.status == "ok"]
     names = [method.name for method in finished]
     return {
@@ -287,7 +287,7 @@ def choices(pilot: Comparison) -> dict[str, list[str | None]]:
 
 
 def tables(found: Mapping[str, tuple[Comparison, Comparison]]) -> str:
-    """In Markdown: a row per task, then a row per way of choosing."""
+    """Write Markdown tables: a row per task, then a row per way of choosing."""
     rows, scores = [], {}
     for task, (pilot, truth) in found.items():
         chosen = choices(pilot)
@@ -333,7 +333,7 @@ def tables(found: Mapping[str, tuple[Comparison, Comparison]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, print the tables."""
+    """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,18 +1,18 @@
-"""Serving: our continuous batching against ``transformers serve``, on the same folder, in the same run.
+"""Serving: our continuous batching against ``transformers serve``, on the same folder and in the same run.
 
-Models: the starter with ``mlp`` (0.6 M parameters), and a Llava of about 100 M (a SigLIP tower of 18 M, 64
+The models are the starter with ``mlp`` (0.6 M parameters) and a Llava of about 100 M (a SigLIP tower of 18 M, 64
 image tokens, a Llama of 85 M; random weights), both exported as native Llava in float32 without an end token.
-Clients: the official async OpenAI client, streaming, a distinct image (or question, for text) per request, a
-fixed ``max_tokens``, greedy. A client sends its next request when its last has ended. Text only: the language
-models of both, against ``transformers serve --continuous-batching``.
+Clients use the official async OpenAI client with streaming, a distinct image (or question, for text) per request,
+a fixed ``max_tokens`` and greedy decoding; each sends its next request when its last has ended. For text only, the
+language models of both are compared with ``transformers serve --continuous-batching``.
 
     python -m bench.serving [--models starter llava] [--clients 1 4 16] [--new 64] [--rounds 3] [--out FILE]
 
-Every server runs in a process of its own with all cores and is warmed up before it is timed; the two take
-turns, round by round, and the medians are printed. Then, with both servers gone, one left-padded ``generate``
-over sixteen such requests in this process, preparation included. It is tried with every number of threads that
-the server chooses from, in turns and each warmed up, and the best median counts: with two threads on two cores a
-small model is no faster, and ten times slower whenever anything else runs.
+Every server runs in its own process with all cores and is warmed up before it is timed; the two take turns, round
+by round, and the medians are printed. Then, with both servers stopped, this process runs one left-padded
+``generate`` over sixteen such requests, preparation included. It is tried with every number of threads that the
+server chooses from, in turn and warmed up, and the best median counts: with two threads on two cores a small model
+is no faster, and ten times slower whenever anything else runs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from modalign.serving.threads import candidates
 from modalign.starter.build import starter
 
 QUESTION = "which digit is on the left of the picture ?"
-REQUESTS = 2  # of every client in a round, but for one client alone: four
+REQUESTS = 2  # of every client in a round; a single client sends four
 SIDE = 96  # pixels of a picture
 
 
@@ -128,7 +128,7 @@ def build_llava(folder: Path) -> None:
 
 
 def save_text(folder: Path, llm: str) -> None:
-    """The language model alone."""
+    """Save the language model alone."""
     model, tokenizer = open_model(llm)
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
@@ -147,7 +147,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(kind: str, folder: Path, batching: bool, log: Path) -> Iterator[str]:
-    """A running server's base URL."""
+    """Run a server; yield its base URL."""
     port = free_port()
     place = Path(sys.executable).parent
     address = ["--host", "127.0.0.1", "--port", str(port)]
@@ -191,7 +191,7 @@ def picture(number: int) -> bytes:
 
 
 def messages(number: int, sees: bool) -> list[dict[str, Any]]:
-    """One request's conversation; no two are alike."""
+    """Return one request's conversation; no two are alike."""
     if not sees:
         return [{"role": "user", "content": f"{QUESTION} {number}"}]
     url = "data:image/png;base64," + base64.b64encode(picture(number)).decode()
@@ -200,19 +200,19 @@ def messages(number: int, sees: bool) -> list[dict[str, Any]]:
 
 
 class Numbers:
-    """Numbers of requests, none given twice."""
+    """Numbers for requests, none given twice."""
 
     def __init__(self) -> None:
         self.next = 0
 
     def take(self) -> int:
-        """The next one."""
+        """Return the next one."""
         self.next += 1
         return self.next
 
 
 async def one(client: Any, model: str, number: int, sees: bool, new: int) -> float:
-    """Seconds to the first token of one request, read to its end."""
+    """Return the seconds to the first token of one request, which is read to its end."""
     begun = time.perf_counter()
     stream = await client.chat.completions.create(
         model=model, messages=messages(number, sees), max_tokens=new, temperature=0, stream=True
@@ -227,7 +227,7 @@ async def one(client: Any, model: str, number: int, sees: bool, new: int) -> flo
 async def measure(
     url: str, model: str, clients: int, sees: bool, new: int, numbers: Numbers
 ) -> Round:
-    """All clients at once, each with its requests one after the other."""
+    """Run all clients at once, each sending its requests one after another."""
     client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=600, max_retries=0)
     each = REQUESTS * 2 if clients == 1 else REQUESTS
 
@@ -245,7 +245,7 @@ async def measure(
 def compare(
     folder: Path, clients: Sequence[int], sees: bool, new: int, rounds: int, logs: Path
 ) -> dict[str, dict[int, Round]]:
-    """Both servers, both up, never working at the same time: round by round in turn."""
+    """Compare both servers; both are up but take turns, round by round."""
     numbers = Numbers()
     found: dict[str, dict[int, list[Round]]] = {
         kind: {n: [] for n in clients} for kind in ("ours", "transformers")
@@ -277,7 +277,7 @@ def median(rounds: Sequence[Round]) -> Round:
 
 @torch.inference_mode()
 def generate(folder: Path, count: int, new: int, rounds: int) -> dict[int, float]:
-    """Tokens per second of one left-padded ``generate`` over so many requests, by number of threads."""
+    """Return tokens per second of one left-padded ``generate`` over ``count`` requests, by number of threads."""
     model, processor = open_model(folder)
     before = torch.get_num_threads()
     rates: dict[int, list[float]] = {threads: [] for threads in candidates(before)}
@@ -294,7 +294,7 @@ def generate(folder: Path, count: int, new: int, rounds: int) -> dict[int, float
 
 
 def padded(processor: Any, pictures: Sequence[bytes]) -> Any:
-    """The question about every picture, as one batch."""
+    """Return the question about every picture, as one batch."""
     talks = []
     for encoded in pictures:
         image = {"type": "image", "image": Image.open(io.BytesIO(encoded)).convert("RGB")}

@@ -1,20 +1,20 @@
-"""Serving at real lengths: who waits for whom, on one language model, beside ``transformers serve`` and vLLM.
+"""Serving at real lengths: who waits for whom, compared with ``transformers serve`` and vLLM.
 
     python -m bench.serving_lengths FOLDER [--servers ours transformers vllm] [--vllm ENVIRONMENT/bin/vllm]
         [--clients 1 4 16] [--new 32] [--long 1000] [--clock cpu] [--out FILE]
 
 FOLDER is a saved language model (``python -m bench.real models`` makes SmolLM2), or ``random``: a Llama of that
-size with random weights. The servers take turns, measure by measure; all are up, one works. Each measure is
-taken over HTTP, streaming, greedy, with prompts that no server has seen:
+size with random weights. All servers are up but take turns, measure by measure. Each measure is taken over HTTP,
+streaming and greedy, with prompts that no server has seen:
 
-* short and long prompts at so many clients, each with one request: tokens per second over all clients, the mean
-  time to the first token, and the longest time between two tokens of one answer;
-* an answer that is running while a prompt of 4,000 tokens comes: its longest gap, and the usual one;
-* an answer that is running while texts of 480 tokens are scored: the same (``transformers serve`` scores none);
-* the same conversation of 1,843 tokens twice: the first token of each.
+* short and long prompts from several clients at once, each with one request: tokens per second over all clients,
+  the mean time to the first token, and the longest time between two tokens of one answer;
+* an answer in progress when a prompt of 4,000 tokens arrives: its longest gap between tokens, and the usual one;
+* an answer in progress while texts of 480 tokens are scored: the same (``transformers serve`` cannot score);
+* the same conversation of 1,843 tokens twice: the time to the first token of each.
 
-``--clock cpu`` counts the CPU seconds of the server's processes in place of the wall's: with one thread each
-(``OMP_NUM_THREADS=1``) about what passes on a machine that has nothing else to do. Use it where others compute.
+``--clock cpu`` counts CPU seconds of the server's processes instead of wall time. With one thread each
+(``OMP_NUM_THREADS=1``) that is about the wall time of an otherwise idle machine; use it on a busy one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from modalign.starter.build import starter
 
 SHORT = 40  # words of a short prompt
 STALL, AGAIN, SCORED = 4000, 1843, 480  # tokens
-RUNNING = 2000  # tokens of the answer that others come beside
+RUNNING = 2000  # tokens of the answer in progress
 WORDS = (
     "time",
     "people",
@@ -76,13 +76,13 @@ class Said:
         return self.times[0] - self.asked
 
     def gaps(self, since: float = 0.0, until: float = float("inf")) -> list[float]:
-        """Seconds between two pieces, of those that end within a time."""
+        """Return the seconds between two pieces, for gaps that end between ``since`` and ``until``."""
         pairs = zip(self.times, self.times[1:], strict=False)
         return [b - a for a, b in pairs if b >= since and a <= until]
 
 
 def cpu_seconds(process: int) -> float:
-    """CPU seconds of a process and of those that it started."""
+    """Return the CPU seconds of a process and of those that it started."""
     spent, tick = 0.0, os.sysconf("SC_CLK_TCK")
     place = Path("/proc") / str(process)
     try:
@@ -130,7 +130,7 @@ class Server:
         return said
 
     async def score(self, texts: Sequence[str]) -> None:
-        """Have texts scored."""
+        """Have the server score texts."""
         await self.client.completions.create(
             model=self.model, prompt=list(texts), max_tokens=0, echo=True, logprobs=1
         )
@@ -138,7 +138,7 @@ class Server:
 
 @contextmanager
 def up(kind: str, folder: Path, log: Path, *, vllm: Path | None, clock: str) -> Iterator[Server]:
-    """A running server."""
+    """Run a server."""
     port = free_port()
     address = ["--host", "127.0.0.1", "--port", str(port)]
     place = Path(sys.executable).parent
@@ -169,13 +169,13 @@ def up(kind: str, folder: Path, log: Path, *, vllm: Path | None, clock: str) -> 
 
 
 class Texts:
-    """Texts that were never given before, of a number of tokens."""
+    """Texts of a given number of tokens, never the same one twice."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.random = tokenizer, random.Random(0)
 
     def take(self, tokens: int) -> str:
-        """Return one."""
+        """Return a new text."""
         words = [self.random.choice(WORDS) for _ in range(2 * tokens)]
         ids = self.tokenizer(" ".join(words), add_special_tokens=False).input_ids[:tokens]
         return str(self.tokenizer.decode(ids))
@@ -184,7 +184,7 @@ class Texts:
 async def crowd(
     server: Server, texts: Texts, clients: int, tokens: int, new: int
 ) -> dict[str, Any]:
-    """All clients at once, one request each."""
+    """Run all clients at once, with one request each."""
     begun = server.now()
     said = await asyncio.gather(*(server.ask(texts.take(tokens), new) for _ in range(clients)))
     seconds = server.now() - begun
@@ -196,7 +196,7 @@ async def crowd(
 
 
 async def beside(server: Server, text: str, other: Any) -> dict[str, Any]:
-    """An answer that is running while something else is asked for."""
+    """Measure an answer in progress while something else is asked for."""
     running = Said(server.now())
     answer = asyncio.create_task(server.ask(text, RUNNING, running))
     while len(running.times) < 10:
@@ -213,7 +213,7 @@ async def beside(server: Server, text: str, other: Any) -> dict[str, Any]:
 
 
 def measured(servers: Sequence[Server], texts: Texts, chosen: Any, say: Any) -> dict[str, Any]:
-    """All measures of all servers, in turn."""
+    """Take all measures of all servers, in turn."""
     found: dict[str, dict[str, Any]] = {server.kind: {} for server in servers}
 
     def note(server: Server, name: str, what: Any) -> None:
@@ -252,7 +252,7 @@ def measured(servers: Sequence[Server], texts: Texts, chosen: Any, say: Any) -> 
 
 
 async def _closing(server: Server, what: Any) -> dict[str, Any]:
-    """Connections belong to an event loop: they end with it."""
+    """Close the connections afterwards, since they belong to one event loop."""
     got: dict[str, Any] = await what(server)
     await server.client.close()
     server.client = server.client.copy(http_client=None)
@@ -260,13 +260,13 @@ async def _closing(server: Server, what: Any) -> dict[str, Any]:
 
 
 async def twice(server: Server, text: str) -> dict[str, Any]:
-    """First tokens of one conversation, asked twice."""
+    """Time the first token of one conversation, asked twice."""
     first, second = [(await server.ask(text, 4)).first for _ in range(2)]
     return {"first": first, "second": second, "share": second / first}
 
 
 def prepared(model: str, folder: Path) -> Path:
-    """A copy of the model without an end token."""
+    """Make a copy of the model without an end token."""
     if model == "random":
         torch.manual_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(starter().llm)
@@ -290,7 +290,7 @@ def prepared(model: str, folder: Path) -> Path:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """The measures as Markdown."""
+    """Write the measures as Markdown."""
     lines = ["| measure | figure | " + " | ".join(found) + " |", "|---|---|" + "---|" * len(found)]
     for name in next(iter(found.values())):
         if name == "warm":

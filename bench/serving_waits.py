@@ -1,17 +1,17 @@
-"""Who waits for whom in the serving engine, in CPU seconds of the model's thread: no network, no other programs.
+"""Who waits for whom in the serving engine, in CPU seconds of the model's thread, without network or clients?
 
     OMP_NUM_THREADS=1 python -m bench.serving_waits FOLDER [--long 4000] [--scored 8] [--out FILE]
 
-FOLDER is a saved language model (``python -m bench.real models`` makes SmolLM2). The clock is the time that the
-model's thread has computed, by which its pieces are measured, too; so the figures are those of one core that has
-nothing else to do, whatever the machine does beside. Printed are
+FOLDER is a saved language model (``python -m bench.real models`` makes SmolLM2). The clock is the CPU time of the
+model's thread, which also decides how long its pieces of work are; so the figures are those of one idle core,
+whatever else the machine does. It prints
 
-* the usual gap between two tokens of an answer, and its longest gap while a long prompt is read beside it;
+* the usual gap between two tokens of an answer, and its longest gap while a long prompt is read;
 * the longest gap while texts of 480 tokens are scored (``echo`` with log-probabilities), and the time to the first
-  token of a short request that comes meanwhile;
-* the first token of a conversation of 1,843 tokens, and of the same one again.
+  token of a short request that arrives meanwhile;
+* the time to the first token of a conversation of 1,843 tokens, and of the same one again.
 
-``bench.serving_lengths`` measures the same over HTTP, beside other servers.
+``bench.serving_lengths`` measures the same over HTTP, and other servers as well.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Heard:
             self.done.set()
 
     def longest(self, since: float, until: float) -> float:
-        """The longest gap that overlaps a time."""
+        """Return the longest gap that overlaps the time between ``since`` and ``until``."""
         pairs = zip(self.times, self.times[1:], strict=False)
         return max((b - a for a, b in pairs if b > since and a < until), default=0.0)
 
@@ -78,7 +78,7 @@ class Bench:
         return Prompt(tuple(self.random.randrange(100, self.size) for _ in range(tokens)))
 
     def now(self) -> float:
-        """Return what the model's thread has computed: it says so itself, between two pieces of work."""
+        """Return the CPU time of the model's thread, which it reports between two pieces of work."""
         heard = Heard()
         self.ask(self.prompt(1), heard, 1).done.wait()
         return heard.times[-1]
@@ -89,7 +89,7 @@ class Bench:
         return heard
 
     def running(self) -> tuple[Any, Heard]:
-        """An answer that is being given."""
+        """Start an answer, and return it once it is in progress."""
         heard = Heard()
         sampling = Sampling(max_tokens=2000, ignore_end=True)
         handle = self.engine.submit(self.prompt(SHORT), sampling, heard)
@@ -97,7 +97,7 @@ class Bench:
         return handle, heard
 
     def beside(self, prompts: Sequence[Prompt], new: int, **how: Any) -> dict[str, float]:
-        """An answer beside others that are asked for, and a short request that comes after them."""
+        """Measure an answer in progress while others are asked for, and a short request that follows them."""
         handle, heard = self.running()
         usual = statistics.median(b - a for a, b in zip(heard.times, heard.times[1:], strict=False))
         begun = heard.times[-1]
@@ -114,7 +114,7 @@ class Bench:
         return found
 
     def first(self, prompt: Prompt) -> float:
-        """Seconds to the first token of a request that is alone."""
+        """Return the seconds to the first token of a request that runs alone."""
         begun = self.now()
         heard = self.ask(prompt, Heard(), 1)
         heard.done.wait()

@@ -1,10 +1,9 @@
-"""Is it fast? One command, two comparisons, each side by side in one run.
+"""Is training fast? One command, two comparisons, both sides of each in one run.
 
-(a) The cost of comparing eight prefix methods with the feature cache against without it, where the
-    encoder dominates (a SigLIP tower of base size, 86 M parameters, 224 pixels in patches of 32, weights
-    from configuration).
-(b) Training samples per second of ``mlp``: ours against a plain padded loop and against
-    transformers' ``Trainer`` with length grouping: same model, data, features and tokens per batch.
+(a) The cost of comparing eight prefix methods, with the feature cache and without, where the encoder
+    dominates (a SigLIP tower of base size, 86 M parameters, 224 pixels in patches of 32, random weights).
+(b) Training samples per second of ``mlp``: ours against a plain padded loop and against transformers'
+    ``Trainer`` with length grouping, with the same model, data, features and tokens per batch.
 
     python -m bench.speed [--json]
 """
@@ -56,13 +55,13 @@ EIGHT = (
     "resampler",
 )
 IMAGES = 96  # of comparison (a), with all questions about them
-SAMPLES = 1600  # of one measured run of (b)
+SAMPLES = 1600  # in one measured run of (b)
 REPEATS = 3
 RATES = LearningRates(connector=1e-3, llm=1e-3, encoder=0.0)
 
 
 def starter_parts() -> tuple[Parts, DataFiles]:
-    """The starter's models and files."""
+    """Return the starter's models and files."""
     files = starter()
     parts = Parts(
         llm=str(files.llm),
@@ -92,14 +91,14 @@ def big_tower(folder: Path) -> str:
 
 
 def train_eight(parts: Parts, train: Sequence[Sample], cache: Path | None) -> float:
-    """Seconds to train eight methods for one pass, encoding included; None: without a cache."""
+    """Return the seconds to train eight methods for one pass, encoding included; ``cache`` None: without."""
     settings = TrainSettings(
         llm="frozen", learning_rates=RATES, batch_size=8, checkpoint_seconds=1e9
     )
     started = time.perf_counter()
     for name in EIGHT:
         with tempfile.TemporaryDirectory() as scratch:
-            # A session that is given no samples encodes nothing ahead.
+            # A session that gets no samples encodes nothing in advance.
             ahead = train if cache is not None else []
             session = Session(
                 resolve_method(name), parts, settings, ahead, [], cache or Path(scratch), 0
@@ -122,7 +121,7 @@ def _trainer(
 
 
 def cache_comparison() -> dict[str, float]:
-    """(a): with the cache against without."""
+    """Run comparison (a): with the cache against without."""
     parts, files = starter_parts()
     with tempfile.TemporaryDirectory() as folder:
         tower = big_tower(Path(folder) / "tower")
@@ -139,7 +138,7 @@ def cache_comparison() -> dict[str, float]:
 
 
 def new_session(packing: bool = False) -> tuple[Session, list[Sample]]:
-    """``mlp`` on the starter, language model trained in full: every side trains the same weights."""
+    """Open ``mlp`` on the starter, with the language model trained in full: every side trains the same weights."""
     parts, files = starter_parts()
     splits = load_splits(files, parts.load_llm().tokenizer)
     settings = TrainSettings(
@@ -159,7 +158,7 @@ def new_session(packing: bool = False) -> tuple[Session, list[Sample]]:
 
 
 def ours(session: Session, samples: Sequence[Sample]) -> float:
-    """Samples per second of our trainer."""
+    """Return the samples per second of our trainer."""
     learner = ModelLearner(session.model, samples, session.collator, session.settings, Stage())
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(learner, session.settings, Budget("samples", SAMPLES), Path(scratch))
@@ -170,7 +169,7 @@ def ours(session: Session, samples: Sequence[Sample]) -> float:
 
 
 def padded_loop(session: Session, samples: Sequence[Sample], batch_size: int) -> float:
-    """Samples per second of the loop everybody writes: random batches, padded, loss over all logits."""
+    """Return the samples per second of the usual loop: random padded batches, loss over all logits."""
     optimizer = torch.optim.AdamW(
         (p for p in session.model.parameters() if p.requires_grad), lr=1e-3
     )
@@ -190,7 +189,7 @@ def padded_loop(session: Session, samples: Sequence[Sample], batch_size: int) ->
 
 
 def plain_inputs(batch: Batch) -> tuple[dict[str, Any], torch.Tensor]:
-    """A batch as an ordinary model call: no selection of positions; labels beside it."""
+    """Return a batch as an ordinary model call, without selecting positions, and its labels."""
     inputs = batch.model_inputs()
     del inputs["logits_to_keep"]
     labels = torch.full_like(batch.input_ids, -100)
@@ -199,7 +198,7 @@ def plain_inputs(batch: Batch) -> tuple[dict[str, Any], torch.Tensor]:
 
 
 class _Lengths(torch.utils.data.Dataset):
-    """Samples with the lengths that length grouping asks for."""
+    """Samples with their lengths, which length grouping needs."""
 
     def __init__(self, samples: Sequence[Sample], collator: Collator) -> None:
         self.samples = list(samples)
@@ -213,7 +212,7 @@ class _Lengths(torch.utils.data.Dataset):
 
 
 class _Wrapped(nn.Module):
-    """What the Trainer calls: the same model, returning a loss."""
+    """The same model as the Trainer calls it, returning a loss."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -229,7 +228,7 @@ class _Wrapped(nn.Module):
 
 
 def hugging_face(session: Session, samples: Sequence[Sample], batch_size: int) -> float:
-    """Samples per second of transformers' Trainer with length grouping."""
+    """Return the samples per second of transformers' Trainer with length grouping."""
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         inputs, labels = plain_inputs(session.collator([row["sample"] for row in rows]))
@@ -262,7 +261,7 @@ def hugging_face(session: Session, samples: Sequence[Sample], batch_size: int) -
 
 
 def same_tokens(session: Session, samples: Sequence[Sample]) -> int:
-    """Batch size at which randomly padded batches hold as many positions as our batches of 32."""
+    """Return the batch size at which randomly padded batches hold as many positions as our batches of 32."""
     collator = session.collator
     learner = ModelLearner(session.model, samples, collator, session.settings, Stage())
     with tempfile.TemporaryDirectory() as scratch:
@@ -277,7 +276,7 @@ def same_tokens(session: Session, samples: Sequence[Sample]) -> int:
 
 
 def packed_equals_unpacked(samples: Sequence[Sample]) -> float:
-    """Largest difference of the loss of a batch, packed and not."""
+    """Return the largest difference between a batch's losses, packed and unpacked."""
     session, _ = new_session()
     packed, _ = new_session(packing=True)
     differences = []
@@ -294,7 +293,7 @@ def packed_equals_unpacked(samples: Sequence[Sample]) -> float:
 
 
 def training_comparison() -> dict[str, float]:
-    """(b): ours, the padded loop and the Trainer in turn, several times; medians of ratios."""
+    """Run comparison (b): ours, the padded loop and the Trainer in turn, several times; medians of ratios."""
     session, samples = new_session()
     batch_size = same_tokens(session, samples)
     runs: dict[str, Callable[[], float]] = {

@@ -1,15 +1,15 @@
-"""Spoken digits: real recordings, trained and judged by the command line, with a known and an unseen speaker.
+"""Spoken digits: train and judge on real recordings by the command line, with known and unseen speakers.
 
     python -m bench.spoken_digits --out runs/spoken_digits
 
-Data: Free Spoken Digit Dataset, ``<digit>_<speaker>_<index>.wav``; index 0 to 4 is its official test split.
-Language model: stories260k, tuned. Both are looked for in ``../shared`` and never copied.
+The data are the Free Spoken Digit Dataset, ``<digit>_<speaker>_<index>.wav``; index 0 to 4 is its official test
+split. The language model is stories260k, tuned. Both are read from ``../shared`` and never copied.
 
 * ``index``: train on index 5 to 49 of all speakers, judged on index 0 to 4.
 * one run per speaker: trained on the others' recordings, judged on all of the unseen speaker's.
 
-Learning rates and budget were found by a prototype judged on index 0 to 4, so that run is not free of selection.
-Of unseen speakers only the lengths of their clips were used: ``max_seconds`` follows from theo's.
+Learning rates and budget were chosen with a prototype judged on index 0 to 4, so that run is not free of
+selection. Of unseen speakers only the lengths of their clips were used: ``max_seconds`` follows from theo's.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ CONFIG: dict[str, Any] = {
     "parts": {
         "llm": str(SHARED / "models" / "stories260k"),
         "encoder": {"audio": "conv"},
-        # Recorded at 8 kHz; forty bands fit their half spectrum. An unseen speaker may be slower than twice
-        # the slowest known one.
+        # Recorded at 8 kHz; forty bands fit half that spectrum. An unseen speaker may be more than twice as
+        # slow as the slowest known one.
         "options": {"audio": {"rate": 8000, "bands": 40, "normalise": "data", "max_seconds": 3.0}},
     },
     "training": {
@@ -64,7 +64,7 @@ class Recording:
     index: int
 
     def row(self) -> dict[str, Any]:
-        """As a question and its answer."""
+        """Return the recording as a question and its answer."""
         return {
             "id": self.path.stem,
             "audio": str(self.path),
@@ -76,7 +76,7 @@ class Recording:
 
 
 def recordings(folder: Path) -> list[Recording]:
-    """Every file, in the order of its name."""
+    """List every file, in the order of its name."""
     found = []
     for path in sorted(folder.glob("*.wav")):
         match = re.fullmatch(r"(\d)_(\w+)_(\d+)", path.stem)
@@ -88,7 +88,7 @@ def recordings(folder: Path) -> list[Recording]:
 
 
 def write(path: Path, chosen: Iterable[Recording]) -> None:
-    """Rows as a JSON Lines file."""
+    """Write rows as a JSON Lines file."""
     path.write_text("".join(json.dumps(each.row()) + "\n" for each in chosen), encoding="utf-8")
 
 
@@ -103,7 +103,7 @@ def modalign(*arguments: str | Path) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """Time that commands run so far have computed, on all cores together."""
+    """Return the CPU time of the commands run so far, over all cores."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -115,7 +115,7 @@ def run(
     out: Path,
     seed: int,
 ) -> dict[str, Any]:
-    """Train on what is not judged, then judge."""
+    """Train on the recordings that are not judged, then judge."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     config, train, test = folder / "config.yaml", folder / "train.jsonl", folder / "test.jsonl"
@@ -137,7 +137,7 @@ def run(
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """The results as Markdown, with n and 95 % intervals."""
+    """Write the results as Markdown, with n and 95 % intervals."""
     lines = [
         "| judged on | n | right | silence | shuffled | chance | samples | `train` took | of CPU |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -158,7 +158,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what was asked for and print the table."""
+    """Run the parts asked for, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

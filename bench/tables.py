@@ -1,9 +1,9 @@
-"""Can a language model read a table? scikit-learn's breast cancer and wine as questions and answers.
+"""Can a language model read a table? Measured on scikit-learn's breast cancer and wine, as questions.
 
 A row of the table is the medium, the question asks for the class, the answer is its name. The language
 model is tuned with its table connector (`modalign train`), and answers the test rows by generating
-(`modalign eval`). The oracle is logistic regression on standardised columns, fitted on all rows that are
-no test rows, those that the training was validated on included.
+(`modalign eval`). The oracle is logistic regression on standardised columns, fitted on all rows except the
+test rows, including those that the training was validated on.
 
 Rows are split at random within each class: 63 % training, 7 % validation, 30 % test, once per split.
 
@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from modalign.evaluation.passes import BLANK
 
-ALLOWED = 0.03  # below logistic regression
+ALLOWED = 0.03  # how far accuracy may be below logistic regression
 TRAINING = {
     "llm": "full",
     "learning_rates": {"connector": 3e-3, "llm": 5e-4, "encoder": 3e-3},
@@ -70,7 +70,7 @@ class Result:
 
 
 def rows_of(task: Task) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Columns (n, C), class numbers (n,) and the names of the columns."""
+    """Return columns (n, C), class numbers (n,) and the names of the columns."""
     loaded = load_wine() if task.name == "wine" else load_breast_cancer()
     return loaded.data, loaded.target, [str(name) for name in loaded.feature_names]
 
@@ -78,7 +78,7 @@ def rows_of(task: Task) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def write_rows(
     path: Path, task: Task, names: Sequence[str], data: np.ndarray, y: np.ndarray
 ) -> Path:
-    """Records with the table in the row."""
+    """Write records with the table in the row."""
     with path.open("w") as file:
         for values, label in zip(data.tolist(), y, strict=True):
             table = dict(zip(names, values, strict=True))
@@ -138,7 +138,7 @@ def run(task: Task, split: int, llm: Path, encoder: str, method: str, out: Path)
 
 
 def modalign(*arguments: str) -> dict:
-    """What a verb of the command line prints as JSON."""
+    """Run a verb of the command line; return what it prints as JSON."""
     done = subprocess.run(
         [sys.executable, "-m", "modalign", *arguments],
         stdout=subprocess.PIPE,
@@ -149,7 +149,7 @@ def modalign(*arguments: str) -> dict:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Every split, and the means over them with the verdict."""
+    """Tabulate every split, and the means over them with the verdict."""
     lines = [
         "| table | split | test rows | modalign | logistic regression | majority | all missing | seconds |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,14 +1,14 @@
-"""Whether two OpenAI-compatible servers give the same answers to the same records.
+"""Check whether two OpenAI-compatible servers give the same answers to the same records.
 
-Of use where one of them cannot be in a test: a real vLLM behind the gateway, or with a native folder, beside
-``modalign serve`` with the whole model.
+Use it where one of them cannot be part of a test, such as a real vLLM that the gateway uses or that serves a
+native folder, compared with ``modalign serve`` with the whole model.
 
     python -m bench.two_servers http://127.0.0.1:8102/v1 http://127.0.0.1:8103/v1 DATA [--records 60]
 
-Every record's user turn (its text and images) is asked greedily with log-probabilities, then so many at a time
-are asked to go on for 64 tokens behind any end. Printed are the answers that are equal, how many of them differ
-from each other (equal answers that are all one and the same show little), and the largest difference of a
-log-probability. Exit code 1 where an answer differs.
+Every record's user turn (its text and images) is asked greedily with log-probabilities; then several at a time are
+asked to continue for 64 tokens past any end. It prints how many answers are equal, how many of those differ from
+each other (equal answers that are all the same show little), and the largest difference of a log-probability. The
+exit code is 1 if an answer differs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Said:
 
 
 def messages_of(turn: Message) -> list[dict[str, Any]]:
-    """A user turn as the chat route takes it."""
+    """Return a user turn as the chat route takes it."""
     parts: list[dict[str, Any]] = []
     for part in turn.parts:
         if isinstance(part, Media):
@@ -53,7 +53,7 @@ def messages_of(turn: Message) -> list[dict[str, Any]]:
 async def ask(
     client: AsyncOpenAI, turns: Sequence[Message], together: int, long: bool
 ) -> list[Said]:
-    """Answers of one server, ``together`` at a time."""
+    """Collect the answers of one server, ``together`` at a time."""
     places = asyncio.Semaphore(together)
     model = (await client.models.list()).data[0].id
     endless: dict[str, Any] = {"extra_body": {"ignore_eos": True}} if long else {}
@@ -76,7 +76,7 @@ async def ask(
 
 
 async def compared(first: str, second: str, turns: Sequence[Message], key: str) -> bool:
-    """Ask both servers both ways and print what came; whether all answers are equal."""
+    """Ask both servers in both ways and print the result; return whether all answers are equal."""
     clients = [AsyncOpenAI(base_url=url, api_key=key) for url in (first, second)]
     well = True
     for title, chosen, together, long in (

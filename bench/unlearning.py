@@ -1,11 +1,12 @@
-"""Forgetting measured: every method on a small GPT-J that knows 320 invented facts, in three wordings.
+"""Forgetting: every method on a small GPT-J that knows 320 invented facts, in three wordings.
 
     python -m bench.unlearning --out DIR [--seeds 3] [--methods npo-lora,...] [--subjects 8]
 
-Forget all facts of eight subjects, in the first wording only; retain 96 other facts in all wordings. An answer is
-right if its summed log-likelihood is the largest among the relation's objects. *never knew* asks the model before
-about invented names. *relearned*: twenty steps on eight of the 32 facts, scored on the others. Seeds take other
-subjects in turn. Finished rows are kept in DIR/rows.jsonl: run the same command again to go on.
+It forgets all facts of eight subjects, in the first wording only, and retains 96 other facts in all wordings. An
+answer is right if its summed log-likelihood is the largest among the relation's objects. *never knew* asks the
+original model about invented names; *relearned* is after twenty steps on eight of the 32 facts, scored on the
+others. Seeds take other subjects in turn. Finished rows are kept in DIR/rows.jsonl: run the same command again to
+continue.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     make harness [MODEL=folder]
     python -m bench.harness [--model folder] [--count 200] [--out build/harness/run]
 
-Both harnesses are in environments of their own (``build/harness``, made by ``make harness``). Without a model
-one is trained on the starter for a few seconds. The exit code is 1 where anything differs.
+Both harnesses have their own environments (``build/harness``, made by ``make harness``). Without a model, one is
+trained on the starter for a few seconds. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ from bench.harness.tools import HarnessError, lm_eval, lmms_eval, modalign_eval,
 from modalign.files import write_atomically
 
 ROOT = Path("build/harness")
-TOOLS = {"lm-eval": ".requirements", "lmms-eval": ".installed"}  # and what make leaves at the end
+TOOLS = {
+    "lm-eval": ".requirements",
+    "lmms-eval": ".installed",
+}  # the file that make leaves when each is complete
 
 
 def python_of(tool: str) -> Path:
-    """The interpreter of a harness' own environment."""
+    """Return the interpreter of a harness's own environment."""
     return (ROOT / tool / "bin" / "python").absolute()
 
 
 def missing_tools() -> list[str]:
-    """Harnesses whose environment is not there, or not whole."""
+    """List the harnesses whose environment is missing or incomplete."""
     return [tool for tool, mark in TOOLS.items() if not (ROOT / tool / mark).exists()]
 
 
 def trained(folder: Path) -> Path:
-    """A model of the starter, trained now unless it was before."""
+    """Return a model of the starter, training it unless that was done before."""
     model = folder / "model"
     if not (model / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,7 @@ def trained(folder: Path) -> Path:
 
 
 def measure(model: Path, work: Path, count: int) -> list[Equality]:
-    """Everything, in a fresh folder."""
+    """Measure everything in a fresh folder."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     files = write_questions(work, model, count)
@@ -76,7 +79,7 @@ def measure(model: Path, work: Path, count: int) -> list[Equality]:
 
 
 def versions() -> dict[str, str]:
-    """Of the harnesses and of what they rest on."""
+    """Return the versions of the harnesses and of their main dependencies."""
     found = {}
     for tool in TOOLS:
         listed = subprocess.run(
@@ -92,7 +95,7 @@ def versions() -> dict[str, str]:
 
 
 def table(found: list[Equality]) -> str:
-    """A line per harness."""
+    """Write a line per harness."""
     lines = [
         f"{'harness':12}{'n':>5}{'modalign':>10}{'harness':>9}{'scores':>10}{'outputs':>10}  largest gap"
     ]
@@ -106,7 +109,7 @@ def table(found: list[Equality]) -> str:
 
 
 def main() -> int:
-    """0 where all records are equal."""
+    """Run both harnesses; return 0 if all records are equal."""
     parser = argparse.ArgumentParser(prog="python -m bench.harness", description=__doc__)
     parser.add_argument("--model", type=Path, help="model folder; else one is trained")
     parser.add_argument("--count", type=int, default=200, help="questions of either kind")

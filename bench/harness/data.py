@@ -1,8 +1,8 @@
 """The same questions for modalign and for both harnesses, from the starter's scenes.
 
 Pictures: single questions of the starter's evaluation data. Choices: questions without a picture, from its
-training data (the only ones it has), with options drawn from what is answered to the same kind of question. What
-is compared is who scores what, not how good the model is, so known questions do.
+training data (the only ones it has), with options drawn from the answers to the same kind of question. The tools'
+scores are compared, not the model's quality, so questions seen in training will do.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from modalign.models.open import open_model
 from modalign.starter.build import starter
 
 PAIRS = (("yes", "no"), ("even", "odd"))
-OPTIONS = 4  # of a question with other answers
+OPTIONS = 4  # per question
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the questions lie, each kind for modalign and for a harness."""
+    """The files of questions, each kind for modalign and for a harness."""
 
     scenes: Path
     scenes_lmms: Path
@@ -34,7 +34,7 @@ class Files:
 
 
 def write_questions(folder: Path, model: Path, count: int, seed: int = 0) -> Files:
-    """Write ``count`` questions of either kind; rows of a pair of files stand in the same order."""
+    """Write ``count`` questions of either kind; both files of a pair have the same order."""
     found, rng = starter(), random.Random(seed)
     scenes = [_scene(row) for row in rng.sample(_rows(found.eval), count)]
     texts = [row for row in _rows(found.train) if row["skill"] == "text"]
@@ -55,7 +55,7 @@ def write_questions(folder: Path, model: Path, count: int, seed: int = 0) -> Fil
 
 
 def choose(asked: dict[str, str], count: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Rows of questions with options: both of a pair, else the answer among three other ones."""
+    """Choose questions with options: both of a pair, or else the answer among three others."""
     numbers = sorted({a for a in asked.values() if not any(a in pair for pair in PAIRS)})
     rows = []
     for place, question in enumerate(rng.sample(sorted(asked), min(count, len(asked)))):
@@ -72,7 +72,7 @@ def choose(asked: dict[str, str], count: int, rng: random.Random) -> list[dict[s
 
 
 def render(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """A row as lm-evaluation-harness scores it: prompt and continuations as plain text."""
+    """Render a row as lm-evaluation-harness scores it: prompt and continuations as plain text."""
     asked = [{"role": "user", "content": row["question"]}]
     prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     choices = []
@@ -101,7 +101,7 @@ def _question(row: dict[str, Any]) -> str:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a file, pictures by their whole path."""
+    """Read the rows of a file, with pictures by their full path."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     for row in rows:
         for part in row["messages"][0]["content"]:

@@ -1,4 +1,4 @@
-"""Whether two tools scored the same questions alike, record by record."""
+"""Check whether two tools scored the same questions alike, record by record."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from bench.harness.tools import Scored
 
-TOLERANCE = 1e-4  # of log-likelihoods; batches of other shapes round otherwise
+TOLERANCE = 1e-4  # of log-likelihoods; batches of other shapes round differently
 
 
 @dataclass(frozen=True)
 class Equality:
-    """Two tools on n questions.
+    """How two tools compare on n questions.
 
     Attributes:
         tool: the harness.
         n: questions.
         ours, theirs: mean scores.
-        scores, outputs: records on which they are equal.
-        largest: difference of log-likelihoods of an option; None for free answers.
+        scores, outputs: numbers of records on which they are equal.
+        largest: largest difference of an option's log-likelihoods; None for free answers.
         different: numbers of the records that differ in anything.
     """
 
@@ -42,7 +42,7 @@ def compare(tool: str, ours: Sequence[Scored], theirs: Sequence[Scored]) -> Equa
     """Compare records of the same questions in the same order.
 
     Raises:
-        ValueError: there are not as many, or none, or other options.
+        ValueError: the numbers of records differ or are 0, or the options differ.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"{len(ours)} records against {len(theirs)}")

@@ -2,8 +2,8 @@
 
     PYTHON lm_suites.py JOB.json
 
-The job names a model, texts to read, and per task the rows in the form of its published data set. Beside it
-``found.json`` is written: per task the harness's prompts, options and log-likelihoods, and those of the texts.
+The job names a model, texts to read, and per task the rows in the form of its published data set. It writes
+``found.json`` next to it: per task the harness's prompts, options and log-likelihoods, and those of the texts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def definition_of(name: str) -> Path:
 
 
 def main(job: Path) -> None:
-    """Write ``found.json`` beside the job."""
+    """Write ``found.json`` next to the job."""
     asked = json.loads(job.read_text())
     model = HFLM(pretrained=asked["model"], device="cpu", dtype="float32", batch_size=8)
     places = job.parent / "tasks"

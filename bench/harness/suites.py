@@ -3,7 +3,7 @@
     python -m bench.harness.suites MODEL DATA --python build/harness/lm-eval-hf/bin/python [--limit 50]
 
 The harness runs its own task definitions (prompts, options and all) over the same local rows; every option's
-log-likelihood and every passage's must be equal to 1e-4. The exit code is 1 where one is not.
+log-likelihood and every passage's must be equal to 1e-4. The exit code is 1 if one is not.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ SCRIPT = Path(__file__).parent / "lm_suites.py"
 
 @dataclass(frozen=True)
 class Equal:
-    """A part in both tools.
+    """How a part compares in both tools.
 
     Attributes:
         part: its name.
         items, values: how many items, and how many log-likelihoods.
-        prompts: items whose prompts and options are the same texts.
-        largest: difference of two log-likelihoods, in nats.
+        prompts: number of items whose prompts and options are the same texts.
+        largest: largest difference of two log-likelihoods, in nats.
     """
 
     part: str
@@ -88,7 +88,7 @@ def _row(name: str, item: Question) -> dict[str, Any]:
 
 
 def measure(model: Path, data: Path, python: Path, *, limit: int | None, work: Path) -> list[Equal]:
-    """Ask both tools, and compare."""
+    """Run both tools and compare them."""
     parts, _ = find_parts(data, ("truthfulqa", "ethics", "domains"), shots=0, limit=limit)
     loaded, reader = open_model(model, device="cpu")
     asked = Asked(loaded.float(), reader)
@@ -137,7 +137,7 @@ def _texts(part: Part, ours: Sequence[Any], theirs: Sequence[float]) -> Equal:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a line per part; 1 where anything differs."""
+    """Print a line per part; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)

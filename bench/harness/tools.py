@@ -1,4 +1,4 @@
-"""Running the server and both harnesses as processes of their own, and reading what they wrote."""
+"""Run the server and both harnesses as separate processes, and read what they wrote."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NAME = "model"
 
 
 class HarnessError(Exception):
-    """A process that failed, with the end of what it said."""
+    """A process failed; the message holds the end of its output."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a tool found for one question.
+    """A tool's result for one question.
 
     Attributes:
         score: 1 for right, 0 for wrong.
@@ -60,7 +60,7 @@ def run(program: Sequence[str | Path], log: Path, **environment: str) -> None:
 
 @contextmanager
 def serving(model: Path, log: Path) -> Iterator[str]:
-    """``modalign serve`` on a free port; its address without ``/v1``.
+    """Run ``modalign serve`` on a free port; yield its address without ``/v1``.
 
     Raises:
         HarnessError: it ended before it was ready.
@@ -82,7 +82,7 @@ def serving(model: Path, log: Path) -> Iterator[str]:
 
 
 def modalign_eval(model: Path, data: Path, out: Path, *options: str) -> list[Scored]:
-    """Records of ``modalign eval``, in the file's order."""
+    """Run ``modalign eval``; return its records in the file's order."""
     command = [sys.executable, "-m", "modalign", "eval", model, data, "--out", out, "--json"]
     run([*command, *options], out.with_suffix(".log"))
     rows = read_rows(out)
@@ -97,7 +97,7 @@ def modalign_eval(model: Path, data: Path, out: Path, *options: str) -> list[Sco
 
 
 def lmms_eval(python: Path, url: str, work: Path, data: Path) -> list[Scored]:
-    """Records of lmms-eval's chat model ``openai`` on the pictures."""
+    """Run lmms-eval's chat model ``openai`` on the pictures; return its records."""
     out = work / "lmms-eval"
     arguments = (
         f"model_version={NAME},base_url={url}/v1,api_key=none,num_concurrent=4,max_retries=1"
@@ -119,7 +119,7 @@ def lmms_eval(python: Path, url: str, work: Path, data: Path) -> list[Scored]:
 
 
 def lm_eval(python: Path, url: str, work: Path, model: Path, data: Path) -> list[Scored]:
-    """Records of lm-evaluation-harness' ``local-completions`` on the choices."""
+    """Run lm-evaluation-harness's ``local-completions`` on the choices; return its records."""
     out = work / "lm-eval"
     arguments = (
         f"model={NAME},base_url={url}/v1/completions,tokenizer={model},tokenizer_backend=huggingface,"
@@ -146,7 +146,7 @@ def lm_eval(python: Path, url: str, work: Path, model: Path, data: Path) -> list
 
 
 def _offline(work: Path) -> dict[str, str]:
-    """No hub: data sets are local files, and caches are this run's own."""
+    """Return an environment without the hub: data sets are local files, caches this run's own."""
     return {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
@@ -157,7 +157,7 @@ def _offline(work: Path) -> dict[str, str]:
 
 
 def samples(folder: Path, task: str) -> list[dict[str, Any]]:
-    """What ``--log_samples`` wrote for a task.
+    """Read what ``--log_samples`` wrote for a task.
 
     Raises:
         HarnessError: there is not exactly one such file.
@@ -169,12 +169,12 @@ def samples(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file."""
+    """Read the rows of a JSON Lines file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _text(value: Any) -> str:
-    """The one answer in whatever lists it stands in."""
+    """Unwrap the one answer from nested lists."""
     while isinstance(value, list):
         (value,) = value
     return str(value)

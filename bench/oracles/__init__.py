@@ -1,1 +1,1 @@
-"""Our functions compared with those of libraries that cannot live beside us."""
+"""Compare our functions with those of libraries that cannot share our environment."""

@@ -34,7 +34,7 @@ RULES = {
 
 
 def ours(rule: str, start: np.ndarray, deltas: np.ndarray) -> np.ndarray:
-    """The server's weights after every round."""
+    """Return the server's weights after every round."""
     weights, state, after = torch.from_numpy(start), dict[str, torch.Tensor](), []
     for number, values in enumerate(deltas, 1):
         eta = 1e-3 * (1 - 0.99 ** (number + 1)) ** 0.5 / (1 - 0.9 ** (number + 1))

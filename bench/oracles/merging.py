@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 def models(place: Path) -> dict[str, Path]:
-    """A base, two parents, a LLaVA around the first one, with a tokenizer each."""
+    """Make a base, two parents and a LLaVA around the first parent, each with a tokenizer."""
     tokenizer = build_tokenizer()
     text = LlamaConfig(**TEXT, vocab_size=len(tokenizer), tie_word_embeddings=False)
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def models(place: Path) -> dict[str, Path]:
 def theirs(
     python: str, folders: dict[str, Path], method: str, names: tuple[str, str], out: Path
 ) -> str:
-    """mergekit's merge; its last line of error where it failed."""
+    """Run mergekit's merge; return the last line of its error if it failed."""
     options, weights = METHODS[method]
     shares = [float(share) for share in (weights[0].split(",") if weights else ("1", "1"))]
     recipe: dict[str, Any] = {
@@ -103,7 +103,7 @@ def held(folder: Path) -> dict[str, Tensor]:
 
 
 def main(python: str) -> int:
-    """Compare, and return 1 where something differs."""
+    """Compare, and return 1 if something differs."""
     bad = 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

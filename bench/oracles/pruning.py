@@ -2,7 +2,7 @@
 
     make oracles        # makes Torch-Pruning's environment, then runs: python -m bench.oracles.pruning PYTHON
 
-Torch-Pruning 1.6.1 does not finish on grouped queries, so heads have their own keys here.
+Torch-Pruning 1.6.1 never finishes on grouped queries, so heads have their own keys here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from modalign.compression.pruning.structure import find_stack
 
 
 def model() -> transformers.LlamaForCausalLM:
-    """Two layers with four heads, random weights."""
+    """Build two layers with four heads and random weights."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=64,
@@ -35,7 +35,7 @@ def model() -> transformers.LlamaForCausalLM:
 
 
 def ours(whole: transformers.LlamaForCausalLM) -> dict[str, Any]:
-    """Kind -> layer -> unit -> (module, axis, indices), as the oracle writes it."""
+    """Return kind -> layer -> unit -> (module, axis, indices), as the oracle writes it."""
     stack = find_stack(whole)
     return {
         kind: [
@@ -57,7 +57,7 @@ def ours(whole: transformers.LlamaForCausalLM) -> dict[str, Any]:
 
 
 def main(python: str) -> int:
-    """Compare; 1 if a unit differs."""
+    """Compare; return 1 if a unit differs."""
     whole = model()
     with tempfile.TemporaryDirectory() as folder:
         whole.save_pretrained(folder)

@@ -18,7 +18,7 @@ class _Logits(torch.nn.Module):
         self.model = model
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The logits alone: a tensor, as the tracer wants it."""
+        """Return only the logits, since the tracer needs a tensor."""
         return self.model(input_ids=ids, use_cache=False).logits
 
 

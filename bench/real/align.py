@@ -1,7 +1,7 @@
-"""Step ``align``: encoders joined to SmolLM2, compared, and the winner asked, judged, exported and served.
+"""Step ``align``: join encoders to SmolLM2, compare, then ask, judge, export and serve the winner.
 
-Each cell is one ``modalign compare`` by the command line, with its own defaults but for fewer tokens per medium
-and a smaller budget: a step of eight pictures through 135 M parameters takes seconds on a core.
+Each cell is one ``modalign compare`` by the command line, with its defaults except for fewer tokens per medium
+and a smaller budget: a step of eight pictures through 135 M parameters takes seconds on one core.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Task:
     Attributes:
         modality: of its media.
         encoder: a model of the step ``models``.
-        methods: four, of two families.
-        rows: (number to judge by) -> rows to train on, and to judge by; no medium is in both.
+        methods: four, from two families.
+        rows: (number to judge by) -> rows to train on, and rows to judge by; no medium is in both.
     """
 
     modality: str
@@ -49,7 +49,7 @@ class Task:
 
 
 def grocery(count: int) -> tuple[Rows, Rows]:
-    """Photographs in shops: which of three kinds."""
+    """Read photographs taken in shops, to be told into three kinds."""
     folder = SHARED / "data" / "grocery"
     items = {item["item_id"]: item for item in json.loads((folder / "items.json").read_text())}
     found: dict[str, Rows] = {"train": [], "test": []}
@@ -66,7 +66,7 @@ def grocery(count: int) -> tuple[Rows, Rows]:
 
 
 def easy_vqa(count: int) -> tuple[Rows, Rows]:
-    """Questions about one coloured shape; every sixth picture is kept to judge by."""
+    """Read questions about one coloured shape; every sixth picture is kept to judge by."""
     folder = SHARED / "data" / "easy_vqa"
     train, test = [], []
     for row in json.loads((folder / "questions.json").read_text()):
@@ -76,7 +76,7 @@ def easy_vqa(count: int) -> tuple[Rows, Rows]:
 
 
 def spoken_digits(count: int) -> tuple[Rows, Rows]:
-    """Recordings of ten words; the official test split."""
+    """Read recordings of ten words, with the official test split."""
     train, test = [], []
     for each in recordings(SHARED / "data" / "spoken_digits"):
         row = {"audio": str(each.path), "question": QUESTION, "answer": WORDS[each.digit]}
@@ -95,7 +95,7 @@ CELLS = {f"{name}-{mode}": (name, mode) for name in TASKS for mode in ("frozen",
 
 @dataclass(frozen=True)
 class Size:
-    """How much a cell costs: the budget of each training, trainings of a method, records to judge by."""
+    """How much a cell costs: the budget of each training, trainings per method, records to judge by."""
 
     budget: str
     seeds: int
@@ -108,7 +108,7 @@ SIZES = {True: Size("96samples", 1, 40), False: Size("512samples", 2, 120)}
 def run(
     out: Path, names: list[str], quick: bool, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Compare and use what is missing; the tables' rows by task and what trains."""
+    """Compare and use what is missing; return the tables' rows by task and by what trains."""
     found = {}
     for name, mode in (CELLS[name] for name in names):
         folder = out / "align" / f"{name}-{mode}{'-quick' if quick else ''}"
@@ -165,7 +165,7 @@ def _cell(
 
 
 def _use(folder: Path, name: str, row: dict[str, Any], task: Task) -> dict[str, str]:
-    """Ask, judge, export and serve what was saved; what each said."""
+    """Ask, judge, export and serve what was saved; return what each command said."""
     model = folder / "run" / "best"
     medium, question = row[task.modality], row["question"]
     asked = _line("ask", model, f"--{task.modality}", medium, question)
@@ -203,7 +203,7 @@ def _sound(record: Any) -> list[dict[str, Any]]:
 
 
 def _line(*arguments: str | Path) -> str:
-    """Run a command; what it printed, or the last line of its complaint."""
+    """Run a command; return what it printed, or the last line of its error."""
     command = [sys.executable, "-m", "modalign", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -213,7 +213,7 @@ def _line(*arguments: str | Path) -> str:
 
 @contextmanager
 def served(model: Path) -> Iterator[str]:
-    """The address of a server for as long as the block lasts."""
+    """Serve a model until the block ends; yield the server's address."""
     command = [sys.executable, "-m", "modalign", "serve", str(model), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Weights in other formats as Hugging Face folders."""
+"""Convert weights in other formats to Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from modalign.models.gguf import convert_gguf
 
 
 def from_gguf(file: Path, folder: Path) -> None:
-    """A causal LM and its tokenizer, as ``modalign import`` writes them, in float32."""
+    """Convert a causal LM and its tokenizer as ``modalign import`` does, in float32."""
     convert_gguf(file, folder, "float32")
 
 
@@ -45,7 +45,7 @@ MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def dino_from_onnx(file: Path, folder: Path) -> None:
-    """DINOv2 small, the backbone of a saliency model: initialisers by name, matrices by their node."""
+    """Convert DINOv2 small, a saliency model's backbone: initialisers by name, matrices by their node."""
     import onnx
     from onnx import numpy_helper
 
@@ -78,7 +78,7 @@ def dino_from_onnx(file: Path, folder: Path) -> None:
 
 
 def dino_error(file: Path, folder: Path) -> float:
-    """Largest difference of the last states to the ONNX graph's, on one random picture."""
+    """Return the largest difference of the last states from the ONNX graph's, on one random picture."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -97,7 +97,7 @@ def dino_error(file: Path, folder: Path) -> float:
 
 DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 QKV = ("q_proj", "k_proj", "v_proj")
-PARTS = {  # of a layer, and what its fused matrices hold
+PARTS = {  # of a layer, with the parts of its fused matrices
     "self_attention/layer_norm": ("self_attn_layer_norm", ()),
     "self_attention/linear_0": ("self_attn", QKV),
     "self_attention/linear_1": ("self_attn", ("out_proj",)),
@@ -114,7 +114,7 @@ ENDS = {"gamma": "weight", "beta": "bias", "encodings": "weight"}
 
 
 def whisper_from_ctranslate2(file: Path, folder: Path) -> None:
-    """Whisper: names, shapes and types of the file into transformers' class."""
+    """Convert Whisper: the file's names, shapes and types to those of transformers' class."""
     held = dict(_read_ctranslate2(file))
     state: dict[str, Tensor] = {}
     for name, value in held.items():
@@ -155,7 +155,7 @@ def _special(tokenizer: Any) -> dict[str, int]:
 def _whisper_config(
     held: dict[str, Any], state: dict[str, Tensor], special: dict[str, int]
 ) -> WhisperConfig:
-    """Sizes, read off the variables."""
+    """Read the sizes from the variables."""
     width = state["model.encoder.layer_norm.weight"].shape[0]
     sizes = {}
     for side in ("encoder", "decoder"):
@@ -168,7 +168,7 @@ def _whisper_config(
 
 
 def _read_ctranslate2(file: Path) -> Iterator[tuple[str, Any]]:
-    """(name, array) of every variable (format 6: names end in a zero byte)."""
+    """Yield (name, array) of every variable (format 6: names end in a zero byte)."""
     with file.open("rb") as held:
         _number(held, "<I")
         _name(held)
@@ -190,7 +190,7 @@ def _name(held: BinaryIO) -> str:
 
 
 def _whisper_names(name: str, value: Any) -> dict[str, Tensor]:
-    """One variable under transformers' names, fused matrices apart."""
+    """Return one variable under transformers' names, with fused matrices split."""
     side, rest = name.split("/", 1)
     path, end = rest.rsplit("/", 1)
     end = ENDS.get(end, end)

