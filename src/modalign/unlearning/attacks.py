@@ -1,4 +1,4 @@
-"""Attacks that bring back what was only hidden: rounding, pruning, relearning, a membership test."""
+"""Attacks that bring back what was only hidden: rounding, pruning and relearning."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ATTACKS = (*WEIGHT_ATTACKS, RELEARNED)
 
 @contextmanager
 def attacked(model: nn.Module, attack: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Change every matrix of a model's linear layers and embeddings; they are put back afterwards."""
+    """Change every matrix of a model's linear layers and embeddings, and restore them afterwards."""
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() == 2}
     own = dict(model.named_parameters())
     try:
@@ -82,7 +82,7 @@ def relearned(
     rate: float = 3e-4,
     seed: int = 0,
 ) -> tuple[Any, Any]:
-    """Return a copy of a model that was trained on some of the facts again.
+    """Return a copy of a model that was trained again on some of the facts.
 
     Args:
         model, reader: as they were opened.

@@ -1,4 +1,4 @@
-"""``edit``: facts to forget as edits to a refusal, or to another object of their relation."""
+"""``edit``: turn facts to forget into edits to a refusal, or to another object of their relation."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def edit_away(
 
     Args:
         model: folder.
-        forget: with a field ``subject`` each.
-        retain: whose answers are other objects, too.
+        forget: records, each with a field ``subject``.
+        retain: records whose answers also serve as other objects.
         work: folder of the edits.
         to: ``object`` (another answer of the relation, drawn by the seed), or the text of a refusal.
         settings: of the editing method; ``method`` names it.
@@ -48,7 +48,7 @@ def edit_away(
         resume: reuse values that were found.
 
     Raises:
-        DataError: a record has no subject, a picture, or no other object.
+        DataError: a record has no subject or no other object, or it has a picture.
     """
     method = settings.pop("method", DEFAULT_METHOD)
     if not isinstance(method, str):
@@ -69,7 +69,7 @@ def as_edits(
     """Return rows of a file of edits.
 
     Raises:
-        DataError: what cannot be an edit, with its row.
+        DataError: some records cannot be edits; the message gives their rows.
     """
     problems: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []

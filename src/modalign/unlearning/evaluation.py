@@ -1,6 +1,6 @@
-"""``modalign eval --task unlearning``: is a fact gone, or only its wording?
+"""``modalign eval --task unlearning``: is a fact gone, or only one wording of it?
 
-The same questions in several forms (``modalign data reformat``) are asked of four rows: the model that knew, one
+The same questions in several forms (``modalign data reformat``) are asked of four models: the one that knew, one
 that never knew, one that was retrained without the facts, and the unlearned one.
 """
 
@@ -50,10 +50,10 @@ class FormRow(BaseModel):
     Attributes:
         form: as ``data reformat`` calls it.
         n: questions.
-        chance: of a guess; None if there are no options.
+        chance: score of a guess; None if there are no options.
         rows: row -> score: the share answered rightly, for cloze the answer's probability per token.
         recovery: (unlearned - never knew) / (knew - never knew); None if invalid.
-        valid: the form tells knowing from never knowing.
+        valid: whether the form tells knowing from never knowing.
         attacks: attack -> recovery after it.
     """
 
@@ -72,12 +72,12 @@ class Forgetting(BaseModel):
     Attributes:
         model, knew, never_knew, retrained: folders, or how the row was made.
         data, retain: files.
-        forms: a row per form.
+        forms: one row per form.
         forget_quality: TOFU's p-value against the retrained row, by truth ratios; None without that row.
-        utility: TOFU's on the retained questions, per row; empty without them.
+        utility: TOFU's utility on the retained questions, per row; empty without them.
         membership: AUC of the loss on forgotten facts against invented ones, per row.
-        notes: what the numbers do not say.
-        harness, seed, patches: how it was made.
+        notes: what the numbers do not show.
+        harness, seed, patches: how it was measured.
     """
 
     model: str
@@ -97,20 +97,20 @@ class Forgetting(BaseModel):
 
 
 def row_names(found: Forgetting) -> list[str]:
-    """Return the rows there are, in the order of reading."""
+    """Return the names of the rows present, in reading order."""
     known = {name for row in found.forms for name in row.rows}
     return [name for name in (KNEW, NEVER, WITHOUT, UNLEARNED) if name in known]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is compared.
+    """The models that are compared, and how.
 
     Attributes:
         model: the unlearned folder.
         knew: the folder before.
         patches: applied to ``model``.
-        never_knew: a folder, or ``invented``: the model before, asked about invented subjects.
+        never_knew: a folder, or ``invented`` for the model before, asked about invented subjects.
         retrained: folder of a model trained without the facts.
         retain: file of questions to keep.
         attacks: names of ``ATTACKS``.
@@ -154,7 +154,7 @@ def evaluate_forgetting(
         progress: told how far each row is.
 
     Raises:
-        DataError: the questions are not reformatted, or the models are asked what they cannot take.
+        DataError: the questions are not reformatted, or the models cannot take them.
         UsageError: an unknown attack.
     """
     for name in rows.attacks:
@@ -213,7 +213,7 @@ def evaluate_forgetting(
 
 
 def _opened(rows: Rows, device: str) -> tuple[Any, Any, list[str]]:
-    """Open the unlearned model with its patches; returns their names, too."""
+    """Open the unlearned model with its patches; also return their names."""
     model, reader = open_model(rows.model, device=device)
     names = []
     for file in rows.patches:
@@ -259,7 +259,7 @@ def _answers(
 
 
 def _score(record: Record, options: Sequence[OptionScore]) -> float:
-    """Score 1 if the answer is likelier than every other option; a cloze, the answer's probability per token."""
+    """Return 1 if the answer is likelier than every other option; for a cloze, its probability per token."""
     right = next(each for each in options if each.text == record.answer)
     if record.skill == CLOZE:
         return float(np.exp(right.loglikelihood / right.tokens))
@@ -270,7 +270,7 @@ def _score(record: Record, options: Sequence[OptionScore]) -> float:
 def _attacks(
     rows: Rows, model: Any, reader: Any, records: Sequence[Record], ask: Any, seed: int
 ) -> tuple[dict[str, _Answers], dict[str, np.ndarray]]:
-    """Return answers after each attack, and which records it is judged by."""
+    """Return the answers after each attack, and the records it is judged by."""
     after, kept = {}, {}
     for name in rows.attacks:
         if name in WEIGHT_ATTACKS:

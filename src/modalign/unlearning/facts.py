@@ -1,4 +1,4 @@
-"""What is to be forgotten and retained: read, kept apart, and known to the model before anything is trained."""
+"""Check that facts to forget and to retain are disjoint, and known to the model, before anything is trained."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FEW = 10  # other answers that a fact's own is compared with
 
 
 def check_apart(forget: Sequence[Record], retain: Sequence[Record]) -> None:
-    """Refuse records that are to be both forgotten and retained, in the same words or of one subject and relation.
+    """Refuse records to be both forgotten and retained, in the same words or with the same subject and relation.
 
     Raises:
-        DataError: names the rows of both files.
+        DataError: there are such records; the message gives their rows in both files.
     """
     kept = {key: record for record in retain for key in _keys(record)}
     both = [(r, kept[key]) for r in forget for key in _keys(r) if key in kept]
@@ -56,9 +56,10 @@ def knowledge(
     retain: Sequence[Record],
     progress: Progress | None = None,
 ) -> Estimate | None:
-    """Return the share of facts whose answer the model prefers to other answers; None without other answers.
+    """Return the share of facts whose answer the model prefers to others; None if there are no others.
 
-    Every fact has up to ten other answers: of its relation, else of the whole files. Chance is in the estimate.
+    Every fact is compared with up to ten other answers, from its relation or else from the whole files. The
+    estimate includes chance.
     """
     facts = facts_of(forget, retain)
     everything = sorted({record.answer for record in (*forget, *retain)})
@@ -84,7 +85,7 @@ def knowledge(
 
 
 def check_known(found: Estimate | None, anyway: bool) -> str | None:
-    """Refuse what the model never knew; returns a note if that was allowed.
+    """Refuse facts that the model never knew; return a note if they were allowed.
 
     Raises:
         DataError: the share of known facts is not above chance.
@@ -103,7 +104,7 @@ def check_known(found: Estimate | None, anyway: bool) -> str | None:
 
 
 def as_role(records: Sequence[Record], role: str) -> list[Record]:
-    """Return records as a role's, for the stage's selectors."""
+    """Return records marked with a role, for the stage's selectors."""
     return [
         replace(record, id=f"{role}/{record.id}", skill=role, extra={}) for record in records
     ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""The final form: a folder without any tensor as it was, and without a patch that would bring one back.
+"""The final form: a folder that holds no changed tensor's old values, and no patch that would restore them.
 
-A removable patch is for whoever may take it off again. Without the patch the model knows, so a shipped patch, or a
-patched folder with its originals, ships what was to be forgotten.
+A removable patch is for people who may remove it. Without the patch the model still knows, so shipping the patch,
+or a patched folder with its originals, ships what was to be forgotten.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from modalign.hashing import little_endian
 from modalign.patches.folder_weights import FolderWeights
 from modalign.progress import Progress
 
-WINDOW = 256  # bytes looked for
-WINDOWS = 16  # of every changed tensor, beside its first and last
+WINDOW = 256  # bytes searched for
+WINDOWS = 16  # per changed tensor, besides its first and last
 WHY = (
     "Do not ship the patch, nor a folder with patches: base and patch together are the model before and the model "
     "after, so whoever has one of them and the patch has both. Ship the final folder alone."
@@ -28,19 +28,19 @@ WHY = (
 def leaks(
     folder: Path, base: Path, changed: Iterable[str], progress: Progress | None = None
 ) -> list[str]:
-    """Return what in a folder would restore tensors as they were; empty if nothing does.
+    """List what in a folder would restore old tensors; empty if nothing would.
 
     Every file is searched for bytes of the old tensors: windows of 256 bytes in which old and new differ, spread
     over each changed tensor. Windows of one repeated value prove nothing and are left out.
 
     Args:
-        folder: to be shipped.
+        folder: the one to be shipped.
         base: the model before.
         changed: names of the tensors that were changed.
-        progress: told how many tensors were looked for.
+        progress: told how many tensors were searched for.
 
     Raises:
-        ModalignError: a changed tensor is the old one after all.
+        ModalignError: a changed tensor has its old values after all.
     """  # fmt: skip
     found = [str(path) for path in folder.rglob("patches") if path.is_dir()]
     before, after = FolderWeights(base), FolderWeights(folder)
@@ -86,7 +86,7 @@ def check_final(
     """Refuse a folder that would restore what was forgotten.
 
     Raises:
-        ModalignError: says which file holds what.
+        ModalignError: it would; the message says which file holds what.
     """  # fmt: skip
     found = leaks(folder, base, changed, progress)
     if found:

@@ -1,4 +1,4 @@
-"""Numbers of forgetting: recovery, forget quality and utility as TOFU defines them, membership.
+"""Measures of forgetting: recovery, forget quality and utility as TOFU defines them, and membership.
 
 TOFU (arXiv 2401.06121): the truth ratio of a question is the geometric mean of the probabilities of wrong answers
 over that of a paraphrased right answer, each per token. Forget quality is the p-value of a two-sample
@@ -25,20 +25,20 @@ def truth_ratios(right: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
     """Return (n,) ratios from losses in nats per token.
 
     Args:
-        right: (n,) of the paraphrased right answers.
-        wrong: per question, of its wrong answers.
+        right: (n,) losses of the paraphrased right answers.
+        wrong: per question, the losses of its wrong answers.
     """
     means = np.array([np.mean(np.asarray(each, dtype=float)) for each in wrong])
     return np.asarray(np.exp(np.asarray(right, dtype=float) - means))
 
 
 def forget_quality(unlearned: ArrayLike, without: ArrayLike) -> float:
-    """Return the p-value that two samples of truth ratios are of one distribution."""
+    """Return the p-value of two samples of truth ratios having the same distribution."""
     return float(ks_2samp(np.asarray(unlearned), np.asarray(without)).pvalue)
 
 
 def utility(probabilities: ArrayLike, recalls: ArrayLike, ratios: ArrayLike) -> float:
-    """Return the harmonic mean of the three means on what was retained; 0 if one of them is."""
+    """Return the harmonic mean of the three means on the retained questions; 0 if one of them is 0."""
     truth = np.maximum(0.0, 1 - np.asarray(ratios, dtype=float))
     means = [float(np.mean(np.asarray(each))) for each in (probabilities, recalls, truth)]
     return 0.0 if min(means) <= 0 else float(hmean(means))
@@ -67,7 +67,7 @@ def recovery(
     """Return (unlearned - never knew) / (knew - never knew), and whether the form tells the two apart.
 
     It does if knew - never knew lies beyond two standard errors of 0, and so does knew - chance where chance is
-    known (a model that never knew may miss for another reason); otherwise there is no recovery to speak of.
+    known (a model that never knew may miss for another reason); otherwise recovery is undefined.
 
     Args:
         knew, never, unlearned: (n,) scores of the same questions.

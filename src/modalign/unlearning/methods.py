@@ -1,6 +1,6 @@
 """The methods: which objective terms read the records to forget and those to retain.
 
-A method is a stage, nothing else; ``edit`` goes through :mod:`modalign.editing` instead.
+A method is just a training stage; only ``edit`` goes through :mod:`modalign.editing` instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEEP: Objective = {"cross_entropy": {"role": RETAIN}}
 def _term(
     name: str, keep: bool = True, **defaults: Any
 ) -> Callable[[int, dict[str, Any]], Objective]:
-    """Return a method of one term on what is to be forgotten, with the loss on what is to be retained."""
+    """Return a method with one term on the records to forget, and the loss on those to retain."""
 
     def made(layer: int, given: dict[str, Any]) -> Objective:
         return {name: {"role": FORGET, **defaults, **given}, **(_KEEP if keep else {})}
@@ -33,7 +33,7 @@ def _rmu(layer: int, given: dict[str, Any]) -> Objective:
     return {"rmu": {"role": FORGET, **chosen}, "hidden": {"role": RETAIN, "weight": 100.0, **held}}
 
 
-# Options are the authors' where their scale is a model's own, else those of section "Measured" in docs/unlearn.md.
+# Options are the authors' if their scale follows the model's, else those of section "Measured" in docs/unlearn.md.
 OBJECTIVES: Mapping[str, Callable[[int, dict[str, Any]], Objective]] = {
     "ascent": _term("ascent", keep=False),
     "difference": _term("ascent", limit=6.0),
@@ -49,7 +49,7 @@ def check_method(name: str) -> None:
     """Refuse an unknown method.
 
     Raises:
-        UsageError: with the nearest name.
+        UsageError: there is none; the message gives the nearest name.
     """
     if name not in METHODS:
         raise UsageError(f"no method {name!r}: {choose(name, METHODS)}")

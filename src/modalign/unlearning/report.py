@@ -62,12 +62,12 @@ def numbers_table(found: Forgetting) -> Table:
 
 
 def _of(table: str, name: str) -> Callable[[FormRow], str]:
-    """Return what reads one figure of a row."""
+    """Return a function that reads one figure of a row."""
     return lambda row: _short(getattr(row, table).get(name))
 
 
 def _short(found: Estimate | None) -> str:
-    """``0.24 (0.12 to 0.38)``."""
+    """Write an estimate as ``0.24 (0.12 to 0.38)``."""
     if found is None:
         return words.MISSING
     ends = f" ({words.number(found.low)} to {words.number(found.high)})" if found.bounded else ""

@@ -1,4 +1,4 @@
-"""``modalign unlearn``: from a model and two files to a patch that forgets, and to a final folder."""
+"""``modalign unlearn``: make a patch that forgets, and a final folder, from a model and two files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RATES = {"full": 1e-4, "lora": 2e-3}  # measured: docs/unlearn.md
 
 @dataclass(frozen=True)
 class Unlearning:
-    """What is asked for.
+    """The request.
 
     Attributes:
         model: folder, without patches.
@@ -54,9 +54,9 @@ class Unlearning:
         rank: of LoRA.
         options: of the method's term, or settings of ``edit``.
         to: for ``edit``: ``object``, or a refusal's text.
-        start: for ``retrain``: the model before it learned; None starts from random weights.
-        final: folder without anything that would restore what was forgotten.
-        anyway: go on if the model does not know what it is to forget.
+        start: for ``retrain``, the model before it learned the facts; None starts from random weights.
+        final: folder to write, without anything that would restore what was forgotten.
+        anyway: continue even if the model does not know what it is to forget.
         seed: of the data order, LoRA's matrices and objects.
         device: to compute on.
     """
@@ -125,18 +125,18 @@ def unlearn(
     progress: Progress | None = None,
     said: Callable[[str], None] = lambda message: None,
 ) -> Unlearned:
-    """Make a patch that forgets; the model's folder stays as it is.
+    """Make a patch that forgets; the model's folder is not changed.
 
     Work in progress lies in a folder beside the patch, ``NAME.run``, which ``resume`` continues.
 
     Raises:
         UsageError: an unknown method, a patch that exists, a model with patches.
-        DataError: files that cannot be used, that overlap, or that hold what the model never knew.
+        DataError: the files cannot be used, overlap, or hold what the model never knew.
         ModalignError: the final folder would restore what was forgotten.
     """
     check_method(request.method)
     if request.out.suffix != ".safetensors":
-        raise UsageError(f"{request.out}: a patch file ends in .safetensors")
+        raise UsageError(f"{request.out}: the name of a patch file must end in .safetensors")
     check_free(request.out, overwrite=overwrite)
     if request.final is not None:
         check_free(request.final, overwrite=overwrite, folders=True)
@@ -277,7 +277,7 @@ def _losses(tuning: Tuning, samples: dict[str, list[Sample]]) -> dict[str, float
 
 
 def _forget_everything(opened: OpenedModel, seed: int) -> None:
-    """Draw the language model's weights anew."""
+    """Redraw the language model's weights."""
     import torch
 
     torch.manual_seed(seed)
@@ -286,7 +286,7 @@ def _forget_everything(opened: OpenedModel, seed: int) -> None:
 
 
 def _write_final(request: Unlearning, patch: Patch, progress: Progress | None) -> None:
-    """Write the model with the patch as a folder of its own, and search it for what was forgotten."""
+    """Write the model with the patch as a separate folder, and search it for what was forgotten."""
     assert request.final is not None
     model, reader = open_model(request.model)
     with applied(model, patch):
