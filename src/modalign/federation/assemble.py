@@ -1,4 +1,4 @@
-"""From the cells of all seeds to rows with intervals and paired differences."""
+"""Turn the cells of all seeds into rows with intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CellResult(BaseModel):
 
     Attributes:
         cell: its fields.
-        correct: (n,) of the evaluation records; of local models, the share of clients that is right.
+        correct: (n,) on the evaluation records; for local models, the share of clients that are right.
         own: client -> (m,) of its own held-out records.
         rounds: what happened; empty for references.
     """
@@ -56,7 +56,7 @@ class CellResult(BaseModel):
 
     @property
     def kind(self) -> tuple[str, str, str, float | None]:
-        """Return all of its cell but the seed."""
+        """Return everything about its cell except the seed."""
         c = self.cell
         return c["scenario"], c["rule"], c["strategy"], c["noise"]
 

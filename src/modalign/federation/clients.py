@@ -33,7 +33,7 @@ class Client:
     Attributes:
         name: its folder, its value of the column, or its number.
         train: its records.
-        held: its records that judge the models.
+        held: its held-out records, which judge the models.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Client:
 
 @dataclass(frozen=True)
 class RecordPool:
-    """All records before they are split: by client where they are folders.
+    """All records before they are split; with folders, the clients are known already.
 
     Attributes:
         records: in order.
-        owners: (n,) client of each, or None.
+        owners: (n,) the client of each, or None.
         held: (n,) bool, those held out.
     """
 
@@ -61,7 +61,7 @@ def read_pool(given: Clients, path: str, read: Read, tokenizer: Any) -> RecordPo
 
     Raises:
         DataError: a client has no usable records.
-        UsageError: a client's tokenizer is another one.
+        UsageError: a client has a tokenizer other than the model's.
     """
     records: list[Record] = []
     owners: list[str] | None = None

@@ -1,4 +1,4 @@
-"""The configuration of a federation: an experiment, its clients, and what is compared."""
+"""The configuration of a federation: the experiment, its clients, and what is compared."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Clients(BaseModel):
         label: the column of the label; ``skill`` is the record's skill, ``answer`` its answer.
         sampled: clients per round; all by default.
         held_out: share of each client's records that judge the models.
-        limit: records of a client to train on, at most; held-out ones in proportion.
+        limit: the most records per client to train on; held-out ones in proportion.
         ranks: LoRA rank of each client, repeated if there are more; ``training.lora_rank`` by default.
     """
 
@@ -68,21 +68,21 @@ class Clients(BaseModel):
 class FederateConfig(Experiment):
     """A federation.
 
-    The budget is of one client in one round.
+    The budget is that of one client in one round.
 
     Attributes:
-        method: whose connector is trained; without ``model``.
+        method: the method whose connector is trained; not with ``model``.
         model: a saved model to train further, instead of ``parts``.
         train: what trains, and travels.
         clients: who has which records.
         rounds: number of rounds.
-        scenarios, rules, strategies: what is compared, each with each.
-        seeds: trainings of each; every one draws clients, weights and order anew.
+        scenarios, rules, strategies: what is compared, in every combination.
+        seeds: trainings of each combination; every one redraws clients, weights and order.
         lora: how LoRA is aggregated.
         quorum: share of a round's clients that must answer.
         privacy: client-level differential privacy.
         prompt: of the strategy ``prompt``; names no modality.
-        eval_records: records of the evaluation data used, at most.
+        eval_records: the most records of the evaluation data to use.
     """
 
     parts: Parts | None = None  # type: ignore[assignment]
@@ -133,7 +133,7 @@ class FederateConfig(Experiment):
         return self.training.model_copy(update={"llm": llm, "learning_rates": rates})
 
 
-# What the built-in starter federates without a configuration of one's own: a few minutes on one core.
+# What the built-in starter federates if no configuration is given: a few minutes on one core.
 STARTER: Fields = {
     "budget": "320samples",
     "clients": {"by": "dirichlet:0.5", "count": 4, "limit": 400},

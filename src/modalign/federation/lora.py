@@ -1,17 +1,17 @@
-"""LoRA of many clients as one: exactly, though the mean of A and the mean of B are not those of their product.
+"""Aggregate many clients' LoRA exactly, although the product of mean B and mean A is not the mean product.
 
 The server needs P = sum_k w_k B_k A_k. Rules run on the products (a pair becomes one tensor,
-``PATH.lora_product``); what they return becomes a pair again:
+``PATH.lora_product``); their result becomes a pair again:
 
-* ``svd`` (default): the best approximation of rank r; a client of a smaller rank gets its first directions.
-* ``into_base``: like ``svd``, and what the rank cannot hold goes into the frozen weight (FedEx-LoRA, arXiv
+* ``svd`` (default): the best approximation of rank r; a client with a smaller rank gets its first directions.
+* ``into_base``: like ``svd``, but what the rank cannot hold goes into the frozen weight (FedEx-LoRA, arXiv
   2410.09432): exact, at the price of a dense tensor per round and layer.
-* ``stack``: the clients' matrices one below the other (FLoRA, arXiv 2409.05976): exact at the sum of the ranks.
-  The clients add it to the frozen weight and begin a new pair.
-* ``naive``: A and B averaged apart; only for comparison, its error is reported.
+* ``stack``: the clients' matrices are stacked (FLoRA, arXiv 2409.05976): exact, with the sum of the ranks. The
+  clients add the result to the frozen weight and start a new pair.
+* ``naive``: A and B are averaged separately; only for comparison, and its error is reported.
 
-A is a row of orthonormal directions times a constant, B carries the sizes: a direction that the product does not
-use yet has A like a fresh adapter's and B = 0, so it still learns.
+The rows of A are orthonormal directions times a constant, and B carries the magnitudes. A direction that the
+product does not use yet has A like a fresh adapter's and B = 0, so it still learns.
 """
 
 from __future__ import annotations
@@ -53,16 +53,15 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     found = min(rank, len(sizes))
     first = matrix.new_zeros(rank, matrix.shape[1], dtype=torch.float64)
     second = matrix.new_zeros(matrix.shape[0], rank, dtype=torch.float64)
-    signs = torch.sign(
-        right.gather(1, right.abs().argmax(1, keepdim=True))
-    )  # one of two equal answers
+    # The sign is arbitrary; this fixes it.
+    signs = torch.sign(right.gather(1, right.abs().argmax(1, keepdim=True)))
     first[:found] = FRESH * (right * signs)[:found]
     second[:, :found] = (left * sizes * signs.T)[:, :found] / FRESH
     return first, second
 
 
 def fresh(rows: int, columns: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return A and B of a new pair: the product is zero, A is drawn as peft draws it."""
+    """Return A and B of a new pair: their product is zero, and A is drawn as in peft."""
     reach = 1 / math.sqrt(columns)
     drawn = (2 * torch.rand(rank, columns, generator=generator) - 1) * reach
     return drawn, torch.zeros(rows, rank)

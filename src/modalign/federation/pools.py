@@ -1,4 +1,4 @@
-"""Where clients train: one after the other in this process, or as tasks on Ray; the numbers are the same."""
+"""Where clients train: one after another in this process, or as tasks on Ray, with the same numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pool(Protocol):
 
 
 class Here:
-    """One client after the other, in this process."""
+    """Runs one client after another, in this process."""
 
     def run(self, place: Workplace, tasks: Sequence[Task]) -> Iterator[tuple[Task, Answer]]:
         """Yield every task with its answer."""
@@ -40,14 +40,14 @@ class Here:
             yield task, answer
 
 
-_PLACES: dict[tuple[str, int], Workplace] = {}  # of a worker
+_PLACES: dict[tuple[str, int], Workplace] = {}  # kept by a worker between tasks
 
 
 def _work(
     config: FederateConfig, seed: int, samples: list[Sample], task: Task, start: bytes, threads: int
 ) -> bytes:
     """Train a client in a worker; tensors travel as safetensors."""
-    torch.set_num_threads(threads)  # sums depend on how they are divided
+    torch.set_num_threads(threads)  # rounding of sums depends on how threads divide them
     key = (config.model_dump_json(), seed)
     if key not in _PLACES:
         _PLACES.clear()
@@ -70,7 +70,7 @@ def _with(task: Task, tensors: Tensors) -> Task:
 
 
 class OnRay:
-    """Clients as Ray tasks. On several machines the parts' folders must lie at the same paths."""
+    """Runs clients as Ray tasks; on several machines, the parts' folders must be at the same paths."""
 
     def __init__(self, ray: Any) -> None:
         self.ray = ray
@@ -105,7 +105,7 @@ class OnRay:
 
 @contextmanager
 def pool_of(address: str | None) -> Iterator[Pool]:
-    """Return the pool of ``--ray``; None: this process.
+    """Open the pool that ``--ray`` names; None for this process.
 
     Raises:
         UsageError: Ray is not installed, or cannot be reached.

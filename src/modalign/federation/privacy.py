@@ -1,12 +1,12 @@
-"""Client-level differential privacy: bounded updates, noise, and the epsilon that they are worth.
+"""Client-level differential privacy: bounded updates, noise, and the epsilon that they give.
 
 Each client's whole update is scaled to at most ``clip`` (Euclidean norm over all tensors), normal noise of
 standard deviation ``noise * clip`` is added to the sum, and the sum is divided by the number of clients expected
-(McMahan et al., arXiv 1710.06963). Clients are drawn independently (Poisson), as the accounting assumes. Whatever
-a rule does with the noisy mean costs nothing more.
+(McMahan et al., arXiv 1710.06963). Clients are drawn independently (Poisson), as the accounting assumes. What a
+rule does with the noisy mean costs no further privacy.
 
-This protects clients from readers of the models, not from the server, which sees every single update: there is no
-secure aggregation.
+This protects clients from people who see the models, not from the server, which sees every single update: there is
+no secure aggregation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from modalign.federation import seeds
 from modalign.federation.rules import Tensors, Update
 
 NO_SECURE_AGGREGATION = (
-    "No secure aggregation: the server of this simulation sees every client's update by itself."
+    "No secure aggregation: the server of this simulation sees every single client's update."
 )
 
 
@@ -31,8 +31,8 @@ class Privacy(BaseModel):
 
     Attributes:
         clip: the largest norm of a client's update.
-        noise: multipliers z of the noise's standard deviation z * clip; one model is trained with each. 0 gives
-            no guarantee.
+        noise: multipliers z, where z * clip is the noise's standard deviation; one model is trained with each. 0
+            gives no guarantee.
         delta: the probability for which epsilon is stated; 1 / clients ** 1.1 by default.
     """
 
@@ -58,7 +58,7 @@ def noisy_mean(
     expected: float,
     seed: int,
 ) -> Update:
-    """Return the sum of bounded updates plus noise, over the number of clients expected.
+    """Return the sum of bounded updates plus noise, divided by the number of clients expected.
 
     Args:
         updates: of the round; there may be none.

@@ -26,7 +26,7 @@ ACCURACY = Quantity(
 )
 _ACCURACY = (
     "Greedy answers that equal the reference, teacher-forced, with 95 % intervals over questions and seeds. "
-    "local-only: every client trains by itself with the same budget, the mean over clients. centralised: one "
+    "local-only: every client trains alone with the same budget; the mean over clients. centralised: one "
     "training on all records with all clients' budgets together. untrained: the model that all start from."
 )
 
@@ -43,7 +43,7 @@ def report_of(result: Federation) -> Report:
             "pairs",
             "Differences",
             "Federated minus reference, paired over seeds and questions; p-values are corrected for the number of "
-            "pairs (Holm). “No difference found” is not “equal”.",
+            "pairs (Holm). “No difference found” does not mean “equal”.",
             _pairs(result),
         ),
         Section(

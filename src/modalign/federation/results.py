@@ -27,7 +27,7 @@ class ClientRow(_Strict):
 
 
 class Own(_Strict):
-    """A client's accuracy on its own held-out records: by the common model, and by its own alone.
+    """A client's accuracy on its own held-out records, with the common model and with its own, trained alone.
 
     Attributes:
         client: its name.
@@ -46,10 +46,10 @@ class Row(_Strict):
         scenario, rule, strategy: what was trained; rules of reference rows are their names.
         noise, epsilon: of differential privacy; without noise there is no guarantee, and no epsilon.
         accuracy: over all seeds and questions.
-        seeds: of each seed.
-        own: of each client, the worst first.
+        seeds: accuracy of each seed.
+        own: accuracy of each client, the worst first.
         worst: the client with the lowest accuracy of the common model.
-        up, down: bytes of a round, of all its clients, on average.
+        up, down: mean bytes of a round, over all its clients.
         lora_error: of the first and of the last round, averaged over seeds.
         lost, left_out: clients that did not answer, and whose numbers were not finite, over all rounds.
     """
@@ -71,12 +71,12 @@ class Row(_Strict):
 
     @property
     def name(self) -> str:
-        """Return what it is called where rows of one scenario are compared."""
+        """Return its name in comparisons of rows within one scenario."""
         return row_name(self.rule, self.strategy, self.noise)
 
 
 def row_name(rule: str, strategy: str, noise: float | None) -> str:
-    """Return what a row is called where rows of one scenario are compared."""
+    """Return a row's name in comparisons of rows within one scenario."""
     words = [rule]
     if strategy != "plain":
         words.append(strategy)
@@ -102,8 +102,8 @@ class Federation(_Strict):
         rows: federated ones and references.
         pairs: federated rows against the references, with p-values corrected over each scenario's.
         rounds: cell -> what happened in each round.
-        parameters: that travel.
-        delta: for which epsilon is stated.
+        parameters: number of parameters that travel.
+        delta: the delta for which epsilon is stated.
         notes: what a reader should know.
         model: folder of the saved model, and which row it is.
     """

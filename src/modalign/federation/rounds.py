@@ -1,8 +1,8 @@
-"""One federated training: round after round, each written whole, so that a killed run goes on bit for bit.
+"""One federated training: round after round, each written whole, so that a killed run resumes bit for bit.
 
-A round's folder appears by one rename and holds the server's tensors (``down.safetensors``, what clients download
-next), the rule's moments, and what happened. Answers lie in ``answers/`` until then: a client that had
-answered before the process died is not trained again. Its files are measured, not estimated.
+A round's folder appears by one rename and holds the server's tensors (``down.safetensors``, which clients download
+next), the rule's moments, and what happened. Until then answers are in ``answers/``: a client that had answered
+before the process died is not trained again. Bytes are the sizes of these files, not estimates.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from modalign.files import new_folder, write_atomically
 from modalign.strict_json import read_object
 
 DOWN = "down.safetensors"
-PARTS = ("tensors", "base", "moments", "sent")  # of the server
+PARTS = ("tensors", "base", "moments", "sent")  # parts of the server that are saved
 
 
 class Round(BaseModel):
@@ -36,9 +36,9 @@ class Round(BaseModel):
 
     Attributes:
         number: from 0.
-        clients: who was asked.
-        lost: who did not answer, and why.
-        left_out: whose numbers were not finite.
+        clients: those that were asked.
+        lost: those that did not answer, and why.
+        left_out: those whose numbers were not finite.
         up, down: bytes of all files sent to the server, and by it.
         lora_error: relative error of the aggregated LoRA products.
     """
@@ -96,7 +96,7 @@ class Federated:
     tell: Callable[[int, int], None] = lambda number, answered: None
 
     def run(self) -> tuple[Server, list[Round]]:
-        """Run what is left of the rounds.
+        """Run the remaining rounds.
 
         Raises:
             ModalignError: too few clients answered, or one sent numbers that are not finite.
@@ -118,7 +118,7 @@ class Federated:
             if not file.exists():
                 waiting.append(self._task(number, name, server))
             down += self._down(server, self._rank(name))
-        if self.config.lora == "stack":  # every client adds it, or could not take part later
+        if self.config.lora == "stack":  # clients that skip an addition could not take part later
             down += (len(self.clients) - len(chosen)) * self._down(server, 0)
         for task, answer in self.pool.run(self.place, waiting):
             if isinstance(answer, str):
@@ -152,12 +152,12 @@ class Federated:
             lora_error=outcome.lora_error,
         )
         self._write(number, outcome.server, about)
-        return self._restored()[0], about  # what was written is what the next round starts from
+        return self._restored()[0], about  # the next round starts from what was written
 
     # ------------------------------------------------------------------ who takes part
 
     def _chosen(self, number: int) -> list[str]:
-        """Return a round's clients: so many at random, or each by itself where privacy is accounted."""
+        """Draw a round's clients: a fixed number, or each independently if privacy is accounted."""
         names, wanted = list(self.clients), self.config.clients.sampled or len(self.clients)
         draw = seeds.rng(self.cell.seed, number, "clients")
         if self.cell.noise is not None:

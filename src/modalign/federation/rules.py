@@ -70,7 +70,7 @@ def fedavg(
 def fedavgm(
     updates: Sequence[Update], state: Tensors, *, momentum: Share = 0.9, eta: Positive = 1.0
 ) -> tuple[Tensors, Tensors]:
-    """m <- b1 m + (1 - b1) D; step by eta m."""
+    """Step by eta m, with m <- b1 m + (1 - b1) D."""
     moments = _blended("m", mean(updates, True), state, momentum)
     return {name: eta * moments[f"m:{name}"] for name in updates[0].delta}, moments
 
@@ -85,7 +85,7 @@ def _blended(kind: str, values: Tensors, state: Tensors, decay: float) -> Tensor
 
 
 def _adaptive(second: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., Any]:
-    """Return the rule that steps by eta m / (sqrt(v) + tau), with v <- second(v, D^2), from tau^2 on."""
+    """Return the rule that steps by eta m / (sqrt(v) + tau), with v <- second(v, D^2), starting at tau^2."""
 
     def rule(
         updates: Sequence[Update],
@@ -132,7 +132,7 @@ def _trimmed(updates: Sequence[Update], cut: int) -> Tensors:
 
 @server_rule("median", robust=True)
 def median(updates: Sequence[Update], state: Tensors) -> tuple[Tensors, Tensors]:
-    """Step by each number's median over clients; of an even number, the mean of the middle two."""
+    """Step by each number's median over clients; for an even number of them, the mean of the middle two."""
     return _trimmed(updates, (len(updates) - 1) // 2), {}
 
 
@@ -152,7 +152,7 @@ def krum(
     faulty: Annotated[int, Field(ge=0)] | None = None,
     keep: Annotated[int, Field(ge=1)] = 1,
 ) -> tuple[Tensors, Tensors]:
-    """Step by the mean of the ``keep`` updates with the nearest neighbours; others may be anything.
+    """Step by the mean of the ``keep`` updates with the nearest neighbours, whatever the others are.
 
     An update's score is the sum of its squared distances to the n - faulty - 2 nearest; without ``faulty``,
     as many are tolerated as Krum can: (n - 3) / 2.

@@ -1,4 +1,4 @@
-"""Run a federation: every scenario with every rule and strategy, and the rows that they are judged by."""
+"""Run a federation: every scenario with every rule and strategy, and the reference rows."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def federate(
         config: the federation.
         out: folder of the run: ``report.html``, ``report.md``, ``report.json``, ``cells/``, ``model/``.
         ray: None trains in this process; ``local`` or a cluster's address on Ray.
-        resume: go on with the run in ``out``.
+        resume: continue the run in ``out``.
         overwrite: delete the run in ``out``.
         progress: called as it goes.
 
     Raises:
-        UsageError: an invalid configuration; DataError: a client without usable records.
-        ModalignError: a round that too few clients answered.
+        UsageError: the configuration is invalid; DataError: a client has no usable records.
+        ModalignError: too few clients answered in a round.
     """
     return_freed_memory()
     claim = run_folder(out, config.model_dump(mode="json"), resume=resume, overwrite=overwrite)
@@ -96,7 +96,7 @@ class _Run:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's."""
+        """The model's tokenizer."""
         if self.config.model is not None:
             return open_composed(self.config.model).tokenizer
         assert self.config.parts is not None
@@ -104,7 +104,7 @@ class _Run:
 
     @cached_property
     def modalities(self) -> list[str]:
-        """Those that the model takes."""
+        """The modalities that the model takes."""
         if self.config.model is not None:
             return [each.modality for each in open_composed(self.config.model).encoders]
         assert self.config.parts is not None
@@ -178,7 +178,7 @@ class _Run:
     # ------------------------------------------------------------------ what is trained
 
     def cells(self) -> list[Cell]:
-        """Return every training, those of one seed together: their model is made once."""
+        """Return every training, grouped by seed, so that each seed's model is made once."""
         c = self.config
         noises: list[float | None] = list(c.privacy.noise) if c.privacy else [None]
         found = []
@@ -211,7 +211,7 @@ class _Run:
         return self.place(0).parameters
 
     def check(self) -> None:
-        """Refuse what would end the run later.
+        """Refuse in advance what would end the run later.
 
         Raises:
             UsageError, DataError: see :func:`federate`.
@@ -271,7 +271,7 @@ class _Run:
         samples: dict[str, tuple[list[Sample], list[Sample]]],
         judged: list[Sample],
     ) -> CellResult:
-        """Train every client by itself; a question counts by the share of clients that answer it right."""
+        """Train every client alone; a question scores the share of clients that answer it right."""
         place = self.place(cell.seed)
         tasks = [self._whole(cell, folder, name, train) for name, (train, _) in samples.items()]
         correct, own = np.zeros(len(judged)), {}
@@ -287,7 +287,7 @@ class _Run:
     def _whole(
         self, cell: Cell, folder: Path, name: str, samples: Sequence[Sample], clients: int = 1
     ) -> Task:
-        """Return a training without a server, with the budget of these clients over all rounds."""
+        """Train without a server, with the budget of these clients over all rounds."""
         c = self.config
         share = (c.clients.sampled or 10**9) / len(self.clients_of(cell.seed))
         budget = Budget.parse(c.budget).share(c.rounds * min(share, 1.0) * clients)

@@ -26,7 +26,7 @@ AGNOSTIC = "Answer from whatever is given."
 
 
 def modalities_in(record: Record) -> list[str]:
-    """Return what the user turns hold: modalities of media, and ``text`` where there are words."""
+    """Return what the user turns hold: modalities of media, and ``text`` if there are words."""
     found = {medium.modality for medium in record.media()}
     asked = any(message.text.strip() for message in record.messages if message.role == "user")
     return sorted(found) + [TEXT] * asked
@@ -111,7 +111,7 @@ def parse(name: str) -> tuple[str, float]:
 def _choice(
     kind: str, amount: float, draw: np.random.Generator, place: int, records: Sequence[Record]
 ) -> Choice:
-    """Return what each record of a client keeps; nothing where the client cannot have the record."""
+    """Return what each record of a client keeps; nothing if the client cannot have the record."""
     if kind == "single":
         return lambda _, own: [m for m in own if (m != TEXT) == (place < amount)]
     if kind == "missing":

@@ -1,4 +1,4 @@
-"""The server: its weights, and one round's step from what the clients send."""
+"""The server: its weights, and one round's step from the clients' answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modalign.federation.rules import Tensors, Update, server_rule
 
 @dataclass
 class Server:
-    """What the server holds between rounds.
+    """The server's state between rounds.
 
     Attributes:
         tensors: what clients train, in the model's dtype.
@@ -70,7 +70,7 @@ def step(
     """Take a round's step.
 
     Args:
-        server: before it; not changed.
+        server: before the step; not changed.
         answers: of the clients, in their order.
         rule: its name and options.
         aggregation: of LoRA.
@@ -142,7 +142,7 @@ def _as_pairs(
     sent: Tensors,
     seed: int,
 ) -> tuple[Server, float]:
-    """Return the server with products as pairs again, and their relative error."""
+    """Return the server with products turned back into pairs, and their relative error."""
     dtypes = {name: t.dtype for name, t in server.tensors.items()}
     tensors = {name: t.to(dtypes[name]) for name, t in new.items() if not name.endswith(PRODUCT)}
     base, reached = dict(server.base), {}
@@ -166,7 +166,7 @@ def _as_pairs(
 
 
 def _naive_error(answers: Sequence[Trained]) -> float:
-    """Return the relative error of averaging A and B apart, against the mean of their products."""
+    """Return the relative error of averaging A and B separately, compared with the mean of their products."""
     total = sum(each.records for each in answers)
     weights = [each.records / total for each in answers]
     exact: Tensors = {}
@@ -180,10 +180,10 @@ def _naive_error(answers: Sequence[Trained]) -> float:
 
 
 def check_choice(rule: str, aggregation: Aggregation, private: bool) -> None:
-    """Refuse what cannot be computed, before anything trains.
+    """Refuse combinations that cannot be computed, before anything trains.
 
     Raises:
-        UsageError: with what to choose instead.
+        UsageError: the combination cannot be computed; the message says what to choose instead.
     """
     facts = server_rule.entry(rule).facts
     if private and facts.get("robust"):

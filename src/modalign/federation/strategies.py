@@ -12,7 +12,7 @@ from modalign.models.parts import decoder_layers
 from modalign.training.settings import Stage
 
 MU = 0.01  # FedMLLM's weight of the proximal term
-ADAPTIVE = 0.1  # of it, on the middle layers
+ADAPTIVE = 0.1  # factor on that weight for the middle layers
 EDGE = 4 / 28  # share of layers at either end that are not middle: 4 to 23 of 28
 KNOWN = ("plain", "prompt", "proximal", "proximal:adaptive", "proximal:MU")
 
@@ -23,8 +23,8 @@ class Strategy:
 
     Attributes:
         prompt: records begin with a prompt that names no modality.
-        mu: weight of the proximal term; 0: none.
-        adaptive: only on the middle layers, by a tenth.
+        mu: weight of the proximal term; 0 for none.
+        adaptive: only on the middle layers, with a tenth of the weight.
     """
 
     prompt: bool = False

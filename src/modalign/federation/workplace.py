@@ -1,4 +1,4 @@
-"""A client's work: it takes the server's tensors, trains by the one trainer, and answers with its own."""
+"""A client's work: take the server's tensors, train with the common trainer, and answer with its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from modalign.training.tuning import Tuning
 
 @dataclass(frozen=True)
 class Task:
-    """One client's training, complete: it can be carried to another machine.
+    """One client's training, self-contained, so that it can be sent to another machine.
 
     Attributes:
         client: its name.
@@ -69,7 +69,7 @@ class Workplace:
         self.tuning = Tuning(opened, config.stages, config.settings, samples, seed=seed)
         self.stages = self.tuning.method.stages
         self.start = self.tuning.trained_state()
-        self.frozen: Tensors = {}  # weights of LoRA modules as they were
+        self.frozen: Tensors = {}  # original weights of LoRA modules
 
     def set(self, tensors: Tensors, base: Tensors) -> None:
         """Put the server's tensors into the model."""
@@ -99,7 +99,7 @@ class Workplace:
         return lora.cut(tuning.trained_state(), task.rank)
 
     def correct(self, samples: Sequence[Sample]) -> np.ndarray:
-        """(n,) bool: which questions the model, as it is set, answers right."""
+        """Return (n,) bool: which questions the model, with its present tensors, answers right."""
         self.tuning.model.eval()
         return score(self.tuning.model, samples, self.tuning.collator, self.tuning.device).correct
 
