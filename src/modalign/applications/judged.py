@@ -1,6 +1,6 @@
-"""What every application reports: rows of estimates with chance, the simple rule and models, and a default.
+"""What every application reports: estimates for chance, the simple rule and models, and a default.
 
-The simple rule is what an application ships unless a model is found to be better on the same questions.
+An application ships the simple rule unless a model is found to be better on the same questions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from modalign.version import __version__
 
 
 class ScoreRow(BaseModel):
-    """A way of doing it: name -> estimates.
+    """One way of doing the task, with its estimates.
 
     Attributes:
         name: of the row.
@@ -58,7 +58,7 @@ class Judged(BaseModel):
         data: what it was evaluated on.
         seed: of everything drawn.
         default: the row that it ships.
-        reason: why.
+        reason: why it ships that row.
         tables: the results.
         differences: of models from the simple rule, on the headline's questions.
     """
@@ -143,7 +143,7 @@ def separation(
     notes: Sequence[str] = (),
     seed: int = 0,
 ) -> ScoreTable:
-    """Return the table of how well scores tell two kinds of records apart, beside chance.
+    """Return the table of how well scores tell two kinds of records apart, with chance.
 
     Args:
         title: of the table.

@@ -1,4 +1,4 @@
-"""Rows of an application's own data, in any container that modalign reads, checked before the work."""
+"""Read an application's own data, in any container that modalign reads, and check it before any work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     source: Source
 
     def text(self, name: str) -> str:
-        """Return a field that must be text with something in it.
+        """Return a field that must be a text that is not empty.
 
         Raises:
             ValueError: it is not.
@@ -41,14 +41,14 @@ class Row(NamedTuple):
 
 
 def read_all(path: str | Path, read: Callable[[Row], T]) -> list[T]:
-    """Read every row of a file; all that cannot be read are named together.
+    """Read every row of a file; all unusable ones are reported together.
 
     Args:
         path: of the file.
-        read: makes one thing of a row, or raises ValueError with what is wrong.
+        read: turns a row into a value, or raises ValueError saying what is wrong.
 
     Raises:
-        DataError: rows that cannot be used, or none at all.
+        DataError: some rows cannot be used, or there are none.
     """
     found: list[T] = []
     problems: list[tuple[str, str]] = []
@@ -91,7 +91,7 @@ def load_saved(path: Path, kind: type[Saved], verb: str) -> Saved:
     Args:
         path: of the JSON file.
         kind: its class.
-        verb: that writes it, for the error.
+        verb: the command that writes it, for the error.
 
     Raises:
         DataError: it is something else; or lacks a field, since a default is not what was learnt, or has others.
@@ -113,7 +113,7 @@ def load_rows(path: Path) -> np.ndarray:
     """Load an array of rows of numbers.
 
     Raises:
-        DataError: it cannot be read, or is no such array.
+        DataError: it cannot be read, or is not such an array.
     """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)

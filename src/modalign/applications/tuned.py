@@ -1,4 +1,4 @@
-"""Recipes of applications: a saved model learns to choose among options, by letters or words, or another stage."""
+"""Recipes of applications: a saved model learns to choose among options by letters or words, or another stage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OFFERED = Stage(
     roles={"right": "domain:right", "wrong": "domain:wrong"},
     matched="all",
 )
-MOST = 16  # records of a batch; whole groups where their options need more
+MOST = 16  # records per batch; more if a group's options need it
 
 
 def offered(records: Sequence[Record]) -> list[Record]:
@@ -111,7 +111,7 @@ def tune(
 
 
 def give_tools(opened: OpenedModel) -> None:
-    """Give a model whose chat template renders no tools one that does; it is saved with the model."""
+    """Give a model whose chat template cannot render tools one that can; it is saved with the model."""
     if takes_tools(opened.tokenizer):
         return
     readers: list[Any] = [opened.tokenizer, opened.reader]

@@ -41,7 +41,7 @@ def report_of(found: Mixing) -> Report:
             "differences",
             "Is it better than what needs no proxy?",
             "The chosen mixture, trained, against equal shares, shares by size and the best single source; "
-            "paired, positive is better. “No difference found” is not “equal”.",
+            "paired, positive is better. “No difference found” does not mean “equal”.",
             _pairs(found),
         ),
         Section("targets", "On every target", "", [_targets(found)]),

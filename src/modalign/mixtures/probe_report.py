@@ -37,7 +37,7 @@ def report_of(found: Probe) -> Report:
             "differences",
             "Is a choice better than no filter?",
             "Paired over the held-out records; positive is better than no filter. P-values are corrected for the "
-            "number of candidates (Holm). “No difference found” is not “equal”.",
+            "number of candidates (Holm). “No difference found” does not mean “equal”.",
             [differences_table(found)],
         ),
         Section(

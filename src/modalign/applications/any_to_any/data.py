@@ -1,4 +1,4 @@
-"""Instructions with the calls that they ask for, and as records to train on."""
+"""Read instructions with the calls that they ask for, and make records to train on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Instruction:
     """An instruction, and what it asks for.
 
     Attributes:
-        text: of it.
-        calls: generator and prompt of each, in order; none where words are asked for.
-        kind: ``paraphrase`` where it is said without the usual words; else free.
+        text: its words.
+        calls: generator and prompt of each, in order; none if words are asked for.
+        kind: ``paraphrase`` if it is said without the usual words; else anything.
         answer: the words asked for.
         source: file and row.
     """
@@ -44,7 +44,7 @@ def read_instructions(path: str | Path, known: Sequence[str]) -> list[Instructio
     """Read rows of ``instruction``, ``calls`` (``name``, ``prompt``; empty: none), ``kind`` and ``answer``.
 
     Raises:
-        DataError: unusable rows: no text, calls of unknown generators or without a prompt.
+        DataError: some rows are unusable: no text, unknown generators, or calls without a prompt.
     """
 
     def read(row: Row) -> Instruction:

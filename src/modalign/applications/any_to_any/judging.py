@@ -1,4 +1,4 @@
-"""Judge routing: keyword rules, a prompted and a tuned model, free and held to valid calls; and the round trip."""
+"""Judge routing by keyword rules and by prompted and tuned models, with and without a grammar; and round trips."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def judge(
 def _answered(answer: Answer, text: str) -> Transformed:
     try:
         return answer(text)
-    except ModalignError as error:  # no reply is a wrong one, and counts
+    except ModalignError as error:  # a missing reply counts as a wrong one
         return Transformed(f"no reply: {error}")
 
 
 def _paraphrased(each: Instruction, names: Sequence[str]) -> bool:
-    """Whether something is asked for that the rule's words do not say."""
+    """Return whether something is asked for without the rule's words."""
     if each.kind:
         return each.kind == "paraphrase"
     return bool(set(each.route) - {name for name, _ in keyword_calls(each.text, names)})
@@ -134,7 +134,7 @@ def _calls(
 
 
 def _served(answers: Sequence[Transformed], routes: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """Return 1 where all that was asked for was made, and nothing else was called for."""
+    """Return 1 where everything asked for was made, and nothing else was called."""
     return np.array([
         float(tuple(sorted(call.name for call in answer.calls if call.made)) == route
               and (bool(route) or not answer.first))
@@ -152,7 +152,7 @@ DIGITS = (
 
 
 def _round_trip(generators: Sequence[Generator], readers: Mapping[str, Read]) -> list[ScoreTable]:
-    """Draw digits and play tones, and read them again; scans are what the readers were made for."""
+    """Draw digits and play tones, and read them again; for digits, scans are the readers' usual input."""
     known, rows = {each.name: each for each in generators}, list[ScoreRow]()
     if "picture" in known:
         asked = [(form.format(n), WORDS[n]) for form in DIGITS for n in range(10)]

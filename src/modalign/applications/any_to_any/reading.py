@@ -29,7 +29,7 @@ def _as_scene(medium: Media) -> Media:
 
 
 def readers(opened: tuple[Any, Any] | None = None) -> dict[str, Callable[[Media], str]]:
-    """Return ways of reading a digit: row -> what names it, "" where nothing is read."""
+    """Return ways of reading a digit: row -> a function that names it, or "" if nothing is read."""
     tool = DigitReader(name="digits", description="Reads digits.")
 
     def by_tool(medium: Media) -> str:

@@ -19,7 +19,7 @@ _CLAUSE = re.compile(r"[.;!?]\s+|,?\s+(?:and|then)\s+(?:then\s+)?", re.IGNORECAS
 
 
 def keyword_calls(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the generators whose words occur, each with its clause; a clause without any joins the one before."""
+    """Return the generators whose words occur, each with its clause; clauses without any join the one before."""
     found: list[tuple[str, str]] = []
     for clause in _CLAUSE.split(text):
         words = set(re.findall(r"\w+", clause.lower()))
@@ -32,7 +32,7 @@ def keyword_calls(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def by_keywords(text: str, generators: Sequence[Generator]) -> Transformed:
-    """Answer an instruction by the keyword rule; without any of the words there is nothing to generate."""
+    """Answer an instruction by the keyword rule; without any of the words, nothing is generated."""
     calls = keyword_calls(text, [each.name for each in generators])
     asked = [ToolCall(name, json.dumps({PROMPT: prompt}), name) for name, prompt in calls]
     called = tuple(carried_out(generators, call) for call in asked)

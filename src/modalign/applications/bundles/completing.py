@@ -68,7 +68,7 @@ def record_of(
     relations: Relations | None = None,
     separated: bool = False,
 ) -> Record | None:
-    """Return the question to a model, the right title as its answer; None if two candidates have one title.
+    """Return the question for a model, with the right title as answer; None if two candidates share a title.
 
     With relations, each item shown and each candidate has its vector after its title; ``separated``: with a soft
     separator between the two, as in Bundle-MLLM.

@@ -1,4 +1,4 @@
-"""Items and bundles of shopping sessions: what is read, how it is split, which questions it gives."""
+"""Read items and bundles of shopping sessions, split them, and make questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modalign.applications.rows import Row, read_all, refuse_repeated
 from modalign.errors import DataError
 from modalign.index.lexical import Scores
 
-SHOWN = 5  # items of a bundle at most
+SHOWN = 5  # items shown of a bundle, at most
 NEGATIVES = 9
 
 
@@ -27,13 +27,13 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What there is.
+    """All items and bundles.
 
     Attributes:
         ids, titles: of items.
-        bundles: of two items or more.
-        single: bundles of one item, which are left out.
-        repeated: bundles of a session that equal an earlier one, likewise.
+        bundles: those of two items or more.
+        single: number of bundles of one item, which are left out.
+        repeated: number of bundles equal to an earlier one of their session, also left out.
     """
 
     ids: list[str]
@@ -60,11 +60,11 @@ def read_catalogue(folder: Path) -> Catalogue:
     """Read ``item_titles.csv``, ``bundle_item.csv`` and ``session_bundle.csv``, as BundleRec writes them.
 
     Raises:
-        DataError: unusable rows, items without a title, or no bundle of two items.
+        DataError: there are unusable rows or items without a title, or no bundle has two items.
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is no folder with item_titles.csv, bundle_item.csv and session_bundle.csv"
+            f"{folder} is not a folder with item_titles.csv, bundle_item.csv and session_bundle.csv"
         )
     items = read_all(
         folder / "item_titles.csv",
@@ -122,11 +122,11 @@ class Question:
 def questions(
     bundles: Sequence[Bundle], count: int, seed: int, alike: Scores | None = None
 ) -> list[Question]:
-    """Hide one item of each bundle among nine others of ``count``: random ones, or those of likest titles.
+    """Hide one item of each bundle among nine others: random ones, or those with the most similar titles.
 
     Args:
         bundles: of two items or more.
-        count: of all items.
+        count: number of all items.
         seed: of what is hidden and drawn.
         alike: (count, count) similarity of titles, for look-alikes.
     """

@@ -1,4 +1,4 @@
-"""Judge completion: one of ten, split by shopping session, with what leaks as a row."""
+"""Judge completion as one of ten, split by shopping session; a split that leaks is shown for comparison."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def judge(
     data: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Judged:
-    """Evaluate on the sessions kept for it; a model chooses among the titles of at most ``limit`` questions."""
+    """Evaluate on the held-out sessions; a model chooses among the titles of at most ``limit`` questions."""
     alike = likeness(catalogue)
     train, test = split(catalogue.bundles, lambda bundle: bundle.session, seed)
     leaky, leaked = split(catalogue.bundles, lambda bundle: bundle, seed)
@@ -126,7 +126,7 @@ def _chance(asked: dict[str, list[Question]]) -> ScoreRow:
 def _by_model(
     records: Sequence[Record], opened: tuple[Any, Any], seed: int, tell: Any
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return what is right by letters and by the likelihood of words per byte, and how often orders agreed."""
+    """Return hits by letters and by likelihood of words per byte, and how often the orders agreed."""
     found = []
     for number, record in enumerate(records):
         found += choose_all(*opened, [record], seed=seed)

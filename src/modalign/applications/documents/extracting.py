@@ -1,4 +1,4 @@
-"""Extract values: by the words of a table's headers, or by a model; none without its quote in the document."""
+"""Extract values by a table's headers or by a model, each only with its quote in the document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modalign.data.records import Message, Record, Source
 from modalign.evaluation.generation import answer_records
 from modalign.index.lexical import Lexical
 
-SEEN = 3  # pieces that a model reads
+SEEN = 3  # pieces that a model reads per field
 TEMPLATE = "{examples}{text}\n\nQuestion: {field}\nAnswer with the exact words of the text."
 YEAR = re.compile(r"^(19|20)\d\d$")
 
@@ -27,10 +27,10 @@ class Value:
     Attributes:
         field: what was asked for.
         quote: its exact words in the document.
-        value, unit, scale: of the number, where it is one.
+        value, unit, scale: of the number, if it is one.
         document, page, piece: where it stands.
         row, column: of a table's cell, from 0.
-        start, end: of a span of a paragraph.
+        start, end: of a span in a paragraph.
     """
 
     field: str
@@ -72,7 +72,7 @@ def _number(cell: str, decimal: Decimal) -> Quantity | None:
 
 
 def by_headers(document: Document, field: str) -> Value | None:
-    """Return the cell whose row's and columns' headers share most words with the field; None if none does."""
+    """Return the cell whose row's and columns' headers share most words with the field; None if none share any."""
     asked, decimal = words_of(field), decimal_of(document.texts())
     best, found = 0.0, None
     for piece in document.pieces:
@@ -90,7 +90,7 @@ def by_headers(document: Document, field: str) -> Value | None:
 
 
 def scale_of(document: Document, piece: Piece, column: int) -> str:
-    """Return the scale that a column's headers, else the table, else a paragraph say: "in millions"."""
+    """Return the scale stated by a column's headers, else by the table, else by a paragraph: "in millions"."""
     cells = [cell for row in piece.table for cell in row]
     headers = [row[column] for row in piece.table[:3]]
     for texts in (headers, cells, [each.text for each in document.pieces]):
@@ -101,7 +101,7 @@ def scale_of(document: Document, piece: Piece, column: int) -> str:
 
 
 def grounded(document: Document, pieces: Sequence[Piece], field: str, quote: str) -> Value | None:
-    """Return a quote with its place, or None: what the document does not say is no value."""
+    """Return a quote with its place; None if the document does not contain it, as it then is not a value."""
     if not quote.strip():
         return None
     number = parse_quantity(quote, decimal_of(document.texts())) or Quantity(math.nan)
@@ -132,7 +132,7 @@ def plain(piece: Piece) -> str:
 def by_model(
     document: Document, fields: Sequence[str], opened: tuple[Any, Any], examples: str = ""
 ) -> tuple[list[Value], int]:
-    """Let a model answer from the three likeliest pieces; also how many answers had no quote and were dropped."""
+    """Let a model answer from the three likeliest pieces; also count answers dropped for want of a quote."""
     texts = [plain(piece) for piece in document.pieces]
     scores = Lexical(texts, "words").scores(list(fields))
     seen = [

@@ -80,7 +80,7 @@ def _questions(document: Document) -> list[dict[str, Any]]:
 
 
 def _gold(document: Document, question: dict[str, Any]) -> Quantity | None:
-    """The number of a question about the table that one number answers."""
+    """Return the number that answers a question about the table, if a single one does."""
     answer = question.get("answer")
     if (
         not isinstance(answer, list)
@@ -120,7 +120,7 @@ def _reta(
 
 
 def _retrieval(documents: Sequence[Document], seed: int) -> list[ScoreTable]:
-    """The marked paragraph of a question about text, among its own document's and all pieces."""
+    """Rank the marked paragraph of a question about text among its document's pieces and among all."""
     texts, owners, asked = list[str](), list[int](), list[tuple[str, int, int]]()
     for number, document in enumerate(documents):
         first = len(texts)

@@ -1,4 +1,4 @@
-"""Documents as paragraphs and tables, from JSON, HTML, text or PDF; every piece keeps its place."""
+"""Read documents as paragraphs and tables, from JSON, HTML, text or PDF; every piece keeps its place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modalign.errors import DataError
 
 @dataclass(frozen=True)
 class Document:
-    """A document; ``extra`` holds what else its row said, such as questions."""
+    """A document; ``extra`` holds the other fields of its row, such as questions."""
 
     name: str
     pieces: tuple[Piece, ...]
@@ -31,7 +31,7 @@ def read_documents(path: str | Path) -> list[Document]:
     """Read a PDF, HTML or text file as one document, or JSON rows of ``table`` and ``paragraphs``.
 
     Raises:
-        DataError: nothing to read: no text, an encrypted or scanned PDF, tables that are no rows of cells.
+        DataError: there is no text, a PDF is encrypted or scanned, or a table is not rows of cells.
     """
     file = Path(path)
     kind = file.suffix.lower()

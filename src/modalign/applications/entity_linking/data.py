@@ -1,4 +1,4 @@
-"""Mentions and entities: what is read, and what is refused."""
+"""Read mentions and entities, and refuse unusable ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Mention:
-    """A mention in its sentence; ``entity`` is the right one, or None where it is not known."""
+    """A mention in its sentence; ``entity`` is the right one, or None if it is not known."""
 
     id: str
     mention: str
@@ -54,10 +54,10 @@ def read_entities(path: str | Path) -> list[Entity]:
 
 
 def read_mentions(path: str | Path) -> list[Mention]:
-    """Read mentions: ``mention`` and ``sentence``, where given ``id``, ``start``, ``end`` and ``entity``.
+    """Read mentions: ``mention`` and ``sentence`` and, if given, ``id``, ``start``, ``end`` and ``entity``.
 
     Raises:
-        DataError: unusable rows: a mention that is not in its sentence, for one.
+        DataError: some rows are unusable, for example because a mention is not in its sentence.
     """
 
     def read(row: Row) -> Mention:

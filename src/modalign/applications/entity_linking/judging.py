@@ -35,7 +35,7 @@ from modalign.progress import Progress
 
 KS = (1, 5, 10, 100)
 OUTSIDE = 0.2  # share of the entities taken away to ask what is not in the base
-OTHERS = 9  # random candidates beside the right one
+OTHERS = 9  # random candidates besides the right one
 
 
 def judge(
@@ -52,8 +52,8 @@ def judge(
 
     Args:
         mentions, entities: see ``data``.
-        opened: a model and its reader, which chooses among the best five of ambiguous mentions.
-        limit: so many of these, drawn by the seed.
+        opened: a model, which chooses among the best five entities of ambiguous mentions, and its reader.
+        limit: how many of these mentions, drawn by the seed.
         progress: called with what is done.
 
     Raises:
@@ -115,7 +115,7 @@ def judge(
 
 
 def _by_chance(fitting: Sequence[int], n: int, base: int) -> ScoreRow:
-    """A random entity of the base; of the ambiguous, a random one whose name fits."""
+    """Score a random entity of the base or, for ambiguous mentions, a random one whose name fits."""
     figures = {}
     if fitting:
         share = float(np.mean([1 / count for count in fitting]))
@@ -146,7 +146,7 @@ def _figures(
 def _without_some(
     mentions: Sequence[Mention], entities: Sequence[Entity], seed: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Take a fifth of the entities away; return the others' places, and (n,) whether each mention's is left."""
+    """Remove a fifth of the entities; return the others' places, and (n,) whether each mention's is left."""
     order = np.random.default_rng(seed).permutation(len(entities))
     left = np.sort(order[round(OUTSIDE * len(entities)) :])
     there = {entities[at].id for at in left}
@@ -172,7 +172,7 @@ def _not_in_the_base(
 
 
 def fitted(mentions: Sequence[Mention], entities: Sequence[Entity], seed: int = 0) -> Linker:
-    """Find the threshold of 'not in the base', with a fifth of the base taken away.
+    """Find the threshold of 'not in the base', with a fifth of the base removed.
 
     Raises:
         DataError: too few mentions with a known entity.

@@ -1,4 +1,4 @@
-"""Retrieve entities by letters of names and descriptions, select by a model's choice, or say none."""
+"""Retrieve entities by letters of names and descriptions, let a model choose among them, or choose none."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def link(
     opened: Opened | None = None,
     seed: int = 0,
 ) -> list[Link]:
-    """Link mentions; with a model (and its reader) it chooses among the five best candidates."""
+    """Link mentions; if a model (with its reader) is given, it chooses among the five best candidates."""
     retriever, found = Retriever(entities), list[Link]()
     for start in range(0, len(mentions), PART):
         part = mentions[start : start + PART]

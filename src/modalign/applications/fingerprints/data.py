@@ -1,4 +1,4 @@
-"""Texts whose source is known: what is read, cut and refused."""
+"""Read and cut texts whose source is known, and refuse unusable ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from modalign.applications.rows import Row, read_all
 from modalign.data.records import Source
 
-CUT = 400  # characters compared, so that length says nothing
-LEAST = 100  # words of a text that may be judged
+CUT = 400  # characters compared, so that length gives nothing away
+LEAST = 100  # words that a text needs to be judged
 HUMAN = "human"
 
 
@@ -30,10 +30,10 @@ class Text:
 
 
 def read_texts(paths: Sequence[str | Path]) -> list[Text]:
-    """Read texts: rows of ``text``, ``source``, where given ``document`` and ``domain``.
+    """Read texts: rows of ``text`` and ``source`` and, if given, ``document`` and ``domain``.
 
     Rows may also hold ``human``, ``machine`` and ``model``: the text of a person and of a model about one
-    document. A text that occurs again is left out.
+    document. Repeated texts are left out.
 
     Raises:
         DataError: unusable rows.
@@ -52,7 +52,7 @@ def read_texts(paths: Sequence[str | Path]) -> list[Text]:
 
     found = [each for path in paths for row in read_all(path, read) for each in row]
     seen: dict[tuple[str, str, str], Text] = {}
-    for each in found:  # one human text a document, although it stands beside every model's
+    for each in found:  # one human text per document, although every model's row repeats it
         key = (each.source, each.document, "" if each.source == HUMAN else each.text)
         seen.setdefault(key, each)
     return list(seen.values())
@@ -68,7 +68,7 @@ def halves(texts: Sequence[Text], seed: int) -> tuple[list[Text], list[Text]]:
 
 
 def cut(text: str, most: int | None = CUT) -> str:
-    """Return the first characters of a text, white space made alike; None: the whole text as it is."""
+    """Return the first characters of a text with normalised white space; None for the whole text unchanged."""
     return text if most is None else " ".join(text.split())[:most]
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a source: its characters' n-grams, weighed by a logistic regression."""
+"""The fingerprint of a source: its character n-grams, weighted by logistic regression."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from modalign.numbers.ranking import auroc, threshold_between
 
 
 class Fingerprints(BaseModel):
-    """What ``modalign app fingerprint train`` writes: plain numbers, no pickle.
+    """The file that ``modalign app fingerprint train`` writes: plain numbers, no pickle.
 
     Attributes:
         classes: the sources.
-        most: characters of a text that are read; None: all.
-        threshold: mean log-probability below which texts are of no known source; None: that cannot be told.
+        most: how many characters of a text are read; None for all.
+        threshold: mean log-probability below which texts are of no known source; None if that cannot be told.
         identifiable: whether the sources were told apart better than by chance.
     """
 
@@ -47,7 +47,7 @@ def trained(texts: Sequence[Text], most: int | None = CUT, balanced: bool = Fals
 
 
 def checked(texts: Sequence[Text], seed: int = 0) -> Fingerprints:
-    """Fit, and find on the other half of the documents whether sources, and unknown ones, can be told."""
+    """Fit, and check on the other half of the documents whether sources, and unknown ones, can be told apart."""
     inside, outside = halves(texts, seed)
     found = trained(texts)
     if outside and {each.source for each in inside} == set(found.sources):
@@ -76,7 +76,7 @@ def left_out(inside: Sequence[Text], outside: Sequence[Text]) -> tuple[Floats, F
 
 
 def enrolled(inside: Sequence[Text], outside: Sequence[Text], few: int) -> list[bool]:
-    """Whether texts of each source are nearest to its few texts, in a space made without it."""
+    """Return whether texts of each source are nearest to its few enrolled ones, in a space fitted without it."""
     sources, hits = sorted({each.source for each in inside}), list[bool]()
     for source in sources if len(sources) > 2 else ():
         made = trained([each for each in inside if each.source != source])
@@ -96,13 +96,13 @@ def enrolled(inside: Sequence[Text], outside: Sequence[Text], few: int) -> list[
 
 @dataclass(frozen=True)
 class Verdict:
-    """What texts of one origin look like.
+    """The verdict on texts of one origin.
 
     Attributes:
-        source: the likeliest one; None: not identifiable.
-        shares: source -> probability, the log-probabilities of the texts averaged.
-        texts: judged.
-        refused: texts too short to be judged.
+        source: the likeliest one; None if not identifiable.
+        shares: source -> probability, from the mean of the texts' log-probabilities.
+        texts: number of texts judged.
+        refused: number of texts too short to be judged.
     """
 
     source: str | None

@@ -1,4 +1,4 @@
-"""Judge fingerprints: length alone beside every score, another domain, open set, false alarms, attacks."""
+"""Judge fingerprints against length alone, on another domain, in an open set, under attacks, by false alarms."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from modalign.numbers.estimate import Estimate, exactly
 from modalign.numbers.ranking import auroc
 
 SIZES = (1, 5, 10)  # texts of one source judged together
-DRAWN = 300  # groups of them
-RATE = 0.05  # of human texts taken for a machine's in the domain that was trained on
+DRAWN = 300  # groups of texts drawn
+RATE = 0.05  # share of human texts taken for a machine's, in the domain that was trained on
 RULE, FAR, LENGTH = "n-grams", "n-grams, another domain", "length only"
 
 
 def judge(texts: Sequence[Text], *, seed: int = 0, data: Sequence[str] = ()) -> Judged:
-    """Evaluate on every domain, trained on one half of its documents and on the other domains.
+    """Evaluate on every domain, after training on one half of its documents, and on the other domains.
 
     Raises:
         DataError: fewer than two sources, or documents, in a domain.
@@ -155,7 +155,7 @@ def _open_set(
 def _false_alarms(
     domain: str, inside: Sequence[Text], outside: Sequence[Text], others: Sequence[Text]
 ) -> list[ScoreTable]:
-    """Human or not: the threshold is set where it was trained, and tried on this domain's human texts."""
+    """Tell human from machine texts, with the threshold set on the training domain and tried on this one."""
     rows = []
     for name, train in ((RULE, inside), (FAR, others)):
         two = [each if each.source == HUMAN else replace(each, source="machine") for each in train]

@@ -1,4 +1,4 @@
-"""Items with pictures and texts, and photographs of them."""
+"""Read items with pictures and texts, and photographs of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph of an item, where given with words about it; those for training may be compared with."""
+    """A photograph of an item, with words about it if given; those for training may be compared with."""
 
     picture: Media
     text: str
@@ -42,7 +42,7 @@ def read_items(path: str | Path) -> list[Item]:
     """Read items: ``id`` or ``item_id``; ``text``, or ``name`` and ``description``; ``image`` or ``iconic_image``.
 
     Raises:
-        DataError: unusable rows: items without picture and text, pictures that do not open, an id twice.
+        DataError: some rows are unusable: no picture and no text, a picture that does not open, a repeated id.
     """
 
     def read(row: Row) -> Item:
@@ -97,7 +97,7 @@ def _picture(row: Row, file: str) -> Media:
 
 
 def asked(picture: Media | None, text: str, shown: Shown, source: Source) -> Record | None:
-    """Return an item or a photograph as a record to embed; None where it lacks what is shown."""
+    """Return an item or a photograph as a record to embed; None if it lacks what is to be shown."""
     parts = (picture if "picture" in shown else None, text if "text" in shown else "")
     given = tuple(part for part in parts if part)
     if not given:

@@ -1,4 +1,4 @@
-"""Judge the search for items by photographs, and for related items, beside colours and words."""
+"""Judge the search for items by photographs and for related items, compared with colours and words."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _TITLES = {
 }
 _PAIRS = (
     "The first condition minus the second on the same questions; p-values are corrected over all pairs (Holm). "
-    "“No difference found” is not “equal”: the interval says how large one might be."
+    "“No difference found” does not mean “equal”: the interval says how large one might be."
 )
 
 

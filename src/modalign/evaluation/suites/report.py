@@ -53,8 +53,8 @@ _FIGURES = (
 )
 _PAIRS = (
     "The model minus the other on the same items; p-values are corrected over all tests of this page (Holm), "
-    "McNemar's are exact and uncorrected. “No difference found” is not “equal”: the interval says how large one "
-    "might be."
+    "McNemar's are exact and uncorrected. “No difference found” does not mean “equal”: the interval says how "
+    "large one might be."
 )
 _RULES = "What is reached by looking at surfaces alone. A score below these says nothing about truth or morals."
 _ORDERS = (
