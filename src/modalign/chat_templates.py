@@ -195,7 +195,7 @@ def supervised(
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
         )
-    except Exception as error:
+    except Exception as error:  # as above, a template may raise anything
         raise _refusal(error) from error
     if messages[-1]["role"] == "assistant" and len(messages) > 1:
         check_asked(rendered(tokenizer, messages[:-1], tools=tools), texts[0])

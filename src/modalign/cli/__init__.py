@@ -146,7 +146,7 @@ def main() -> None:
     except TyperException as error:  # the option parser's
         _tell_usage(error)
         sys.exit(getattr(error, "exit_code", 2))
-    except Exception as error:
+    except Exception as error:  # a user gets one line, not a traceback, whatever went wrong
         if debug:
             sys.excepthook = _tell_whole
             raise
