@@ -42,7 +42,7 @@ from modalign.evaluation.generation import generate_answers
 from modalign.evaluation.scoring import blanked, final_turn, shuffled
 from modalign.files import replacing, sha256, write_atomically
 from modalign.memory import peak_resident, return_freed_memory
-from modalign.models.collation import Collator, RawSignals
+from modalign.models.collation import Collator, Entry, Placeholders, RawSignals
 from modalign.progress import SCORING
 from modalign.runs import RECORD
 from modalign.training.budget import Budget
@@ -460,13 +460,11 @@ def _from_raw_signals(session: Session) -> Collator:
     """Return the session's collator, with every encoder running in the model."""
     if session.method.tools:
         return session.collator
-    entries = {
-        encoder.modality: replace(
-            session.collator.entries[encoder.modality],  # type: ignore[type-var]
-            source=RawSignals(encoder),
-        )
-        for encoder in session.encoders
-    }
+    entries: dict[str, Entry] = {}
+    for encoder in session.encoders:
+        entry = session.collator.entries[encoder.modality]
+        assert isinstance(entry, Placeholders)  # without tools, an encoder's media have no other
+        entries[encoder.modality] = replace(entry, source=RawSignals(encoder))
     return replace(session.collator, entries=entries)
 
 
