@@ -44,7 +44,7 @@ class Reconstruction:
 class Autoencoder(nn.Module):
     """A connector's code encoder, by reference, with a decoder.
 
-    The map from the code to the LLM's embeddings is no part of it.
+    The map from the code to the LLM's embeddings does not belong to it.
     """
 
     def __init__(self, encoder: CodeEncoder) -> None:

@@ -2,7 +2,7 @@
 
 Rungs, from the highest: ``native:CLASS`` (a class of transformers), ``remote-code`` (its own few
 Python files), ``tools`` (a language model that reads tools' text: only modalign's server). A gateway
-is no rung: with it, a server of plain text models can serve any prefix connector.
+is not a rung: with it, a server of plain text models can serve any prefix connector.
 """
 
 from __future__ import annotations

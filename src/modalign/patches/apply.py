@@ -216,7 +216,7 @@ def view(model: nn.Module, patch: PatchContent) -> nn.Module:
 
 
 def _second_tree(model: nn.Module) -> nn.Module:
-    """Copy the modules, around the very same parameters and buffers.
+    """Copy the modules, around the same parameters and buffers.
 
     It is a deep copy that is told beforehand that tensors are their own copies; bound methods and hooks
     then refer to the new modules, as they must.

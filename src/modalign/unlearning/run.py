@@ -127,7 +127,7 @@ def unlearn(
 ) -> Unlearned:
     """Make a patch that forgets; the model's folder is not changed.
 
-    Work in progress lies in a folder beside the patch, ``NAME.run``, which ``resume`` continues.
+    Work in progress is in a folder next to the patch, ``NAME.run``, which ``resume`` continues.
 
     Raises:
         UsageError: an unknown method, a patch that exists, a model with patches.

@@ -90,7 +90,7 @@ class MethodPoint(BaseModel):
         method, mode, size: which.
         computed_as: the mode its cells were run in, where both modes are the same computation.
         draws: number of draws with a result; ``failed_draws`` counts those without.
-        n: number of edits behind the scores, over all draws.
+        n: number of edits that the scores are over, over all draws.
         metrics: scores over edits, and what was measured per draw.
         statuses: status -> number of edits.
         layers: parameter -> mean |Delta| / |W|.

@@ -169,7 +169,7 @@ def collect_rows(
         files = dict.fromkeys(layers, file)
         _accumulate(spec, source.rows(sums.documents), sums, files, tokens, told)
     if sums.tokens < 16:
-        raise DataError(f"{source.name}: only {sums.tokens} tokens beside pictures")
+        raise DataError(f"{source.name}: only {sums.tokens} tokens in prompts about pictures")
     matrices = {layer: value / sums.tokens for layer, value in sums.values.items()}
     return Covariance(matrices, sums.tokens, fingerprint, source.name)
 

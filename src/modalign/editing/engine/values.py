@@ -30,7 +30,7 @@ REACHED = 0.5  # a target less probable than this was not reached
 RELAXED_PHI = 0.1  # the target's weight once it is the first choice everywhere (PMET)
 SMALL_KL = 0.01  # the KL term below which PMET then stops
 GAIN = 0.2  # share by which the loss must fall over ``patience`` evaluations once the target is certain
-# A round has stalled if over so many evaluations the loss fell by less than this share.
+# A round has stalled if, over so many evaluations (first), the loss fell by less than this share (second).
 STALLED = (5, 0.1)
 
 
