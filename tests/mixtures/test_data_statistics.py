@@ -14,7 +14,7 @@ import tiny
 from modalign.data.records import Media, Record
 from modalign.data.supervision import Sample, tokenise
 from modalign.errors import DataError, UsageError
-from modalign.mixtures.statistics import Place, Scorer, asks_model, computed
+from modalign.mixtures.statistics import Place, Scorer, asks_model, computed, information
 
 
 def nowhere(folder: str | None) -> Scorer:
@@ -92,6 +92,13 @@ def by_hand(
     answer = torch.tensor(sample.ids[sample.supervised])
     predicting = logits[-len(answer) - 1 : -1]
     return float(functional.cross_entropy(predicting, answer, reduction="sum")), len(answer)
+
+
+def test_information_is_the_log_of_a_ratio_of_probabilities() -> None:
+    own = np.log([0.8, 0.2, 0.3])
+    apart = np.log([[0.1, 0.1, 0.3], [0.3, 0.3, 0.3]])
+    assert information(own, apart) == pytest.approx(np.log([4, 1, 1]))
+    assert information(own - 2000, apart - 2000) == pytest.approx(np.log([4, 1, 1]))
 
 
 def test_agreement_is_what_its_own_picture_is_worth(compose_tiny: Callable[..., Any]) -> None:

@@ -238,12 +238,13 @@ def agreement(
     place: Place,
     *,
     model: str | None = None,
-    others: Annotated[int, Field(ge=1)] = 2,
+    others: Annotated[int, Field(ge=1)] = 8,
 ) -> Floats:
     """How much the record's own media help an aligned model to its answers, in nats per token.
 
-    The loss of the answers with other records' media, averaged over ``others`` exchanges, minus that with
-    their own: an estimate of the pointwise mutual information of media and answers.
+    The pointwise mutual information of media and answers, per token: the log likelihood of the answers with
+    their own media, minus the log of their mean likelihood with other records' media, over ``others``
+    exchanges. Few others leave much noise: a wrong caption is told by how it compares with many pictures.
 
     Raises:
         UsageError: the model takes no media of these records.
@@ -256,15 +257,23 @@ def agreement(
         )
     asked = scorer.own([samples[n] for n in with_media])
     own = _scored(scorer, asked, place, "agreement: own media")
-    apart = np.mean(
-        [
-            _scored(scorer, shuffled(asked, seed), place, "agreement: other media").loss
-            for seed in range(others)
-        ],
-        axis=0,
-    )
+    apart = [
+        -_scored(scorer, shuffled(asked, seed), place, f"agreement: other media {seed + 1}").loss
+        for seed in range(others)
+    ]
     found = np.full(len(samples), NAN)
-    found[with_media] = (apart - own.loss) / np.maximum(own.tokens, 1)
+    found[with_media] = information(-own.loss, np.array(apart)) / np.maximum(own.tokens, 1)
+    return found
+
+
+def information(own: Floats, apart: Floats) -> Floats:
+    """Pointwise mutual information in nats: ``own`` minus the log of the mean of ``exp(apart)``.
+
+    Args:
+        own: (n,) log likelihoods of answers given their own media.
+        apart: (k, n) log likelihoods given media drawn from the rest.
+    """
+    found: Floats = own - (np.logaddexp.reduce(apart, axis=0) - np.log(len(apart)))
     return found
 
 
