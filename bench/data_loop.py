@@ -57,7 +57,7 @@ def swapped(records: Sequence[Record], rate: float, seed: int) -> list[Record]:
     Drawn apart from everything else: under the seeds by which media are exchanged, an exchange would give many of
     them the picture that their caption is of.
     """
-    drawn = np.random.default_rng((seed, 7)).permutation(len(records))
+    drawn = np.random.default_rng((seed, 30_11)).permutation(len(records))
     chosen = drawn[: round(rate * len(records))]
     answers = [record.answer for record in records]
     told = list(answers)

@@ -126,9 +126,9 @@ def dry_run(
         with run_folder(out, small.model_dump(mode="json")) as folder:
             prepared = prepare(small, out, cache, progress)
             folder.begin()
-            validated = len(prepared.splits.val)
+            records = len(prepared.splits.val)
             more = _fewer_questions(prepared)
-            validated = _validated(config, validated) / _validated(small, len(prepared.splits.val))
+            validated = _validated(config, records) / _validated(small, len(prepared.splits.val))
             prepared.store()
             clock = _Clock(progress, len(prepared.methods))
             jobs = [
