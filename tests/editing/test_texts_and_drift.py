@@ -134,5 +134,5 @@ def test_no_drift_from_itself_and_perplexity_alone() -> None:
     assert alone["perplexity"] == found["perplexity"] == found["perplexity_before"]
     few = drift(model, tok, TEXTS, tokens=6)
     assert few["perplexity"].n == 1
-    with pytest.raises(DataError, match="no two tokens"):
+    with pytest.raises(DataError, match="fewer than two tokens"):
         drift(model, tok, ["", "a"])

@@ -101,8 +101,8 @@ def test_two_checkpoints_are_kept_and_half_written_ones_removed(plan: Make, tmp_
     (folder / "train/.step-00000099").mkdir(exist_ok=True)
     made.run(folder)
     assert [path.name for path in sorted((folder / "train").iterdir())] == [
-        "step-00000005",
-        "step-00000006",
+        "step-00000007",
+        "step-00000008",
     ]
 
 
@@ -174,7 +174,13 @@ def test_no_pickle_is_written_or_read(plan: Make, tmp_path: Path) -> None:
         for match in words.finditer(path.read_text())
     ]
     # vLLM takes prompt embeddings in that form only; it goes over the wire and is never read here.
-    assert found == [("serving/gateway.py", "torch.save(")]
+    # What a job of this program tells on Ray: Ray carries every object so, within one cluster.
+    assert {name for name, _ in found} == {
+        "serving/gateway.py",
+        "comparison/on_ray.py",
+        "comparison/ray_worker.py",
+    }
+    assert [word for name, word in found if name == "serving/gateway.py"] == ["torch.save("]
 
 
 def test_slow_steps_are_not_saved_one_by_one(
@@ -183,7 +189,7 @@ def test_slow_steps_are_not_saved_one_by_one(
     """Each step is slower than the interval; the report of the last one is the end of the bar."""
     monkeypatch.setattr("modalign.training.trainer.Ledger.spend", slowly(40.0))
     told: list[float] = []
-    made = plan(budget="192samples", val=0, settings={"checkpoint_seconds": 30.0})
+    made = plan(budget="144samples", val=0, settings={"checkpoint_seconds": 30.0})
     session = made.session(report=lambda _, step: told.append(step.fraction))
     saved: list[int] = []
     write = checkpoint.save_checkpoint

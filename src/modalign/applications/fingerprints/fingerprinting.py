@@ -126,9 +126,7 @@ def identify(made: Fingerprints, texts: Sequence[str]) -> Verdict:
     mean = made.log_shares(long).mean(0)
     shares = np.exp(mean - mean.max())
     shares /= shares.sum()
-    there = made.identifiable and mean.max() >= (
-        -np.inf if made.threshold is None else made.threshold
-    )
+    there = made.identifiable and (made.threshold is None or mean.max() >= made.threshold)
     named = dict(zip(made.sources, shares.tolist(), strict=True))
     source = made.sources[int(mean.argmax())] if there else None
     return Verdict(source, named, len(long), len(texts) - len(long))
