@@ -55,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "fsdp, stage one, trials": {
         "settings": {"parallel": "fsdp"},
-        "plan": {"method": "qformer", "factor": None, "budget": "72samples"},
+        "plan": {"method": "qformer", "factor": None, "budget": "72samples", "trial_steps": 1},
     },
     "ddp, codes": {"settings": {"accumulate": 2}, "plan": {"method": "vq_codes"}},
     "fsdp, words": {"settings": {"parallel": "fsdp"}, "plan": {"method": "vocabulary_codes"}},
@@ -116,7 +116,7 @@ class World:
             env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]

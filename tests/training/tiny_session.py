@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -27,6 +28,7 @@ from modalign.training.methods import resolve_method
 from modalign.training.session import Session, SessionResult
 from modalign.training.settings import Stage, TrainSettings
 from modalign.training.sources import Parts
+from modalign.training.trials import TRIAL_STEPS
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -73,6 +75,7 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)
     recipe: list[dict[str, Any]] = field(default_factory=lambda: [{}])
     paired: bool = False
+    trial_steps: int = TRIAL_STEPS  # fewer make learning-rate trials of small budgets
 
     def session(self, report: Callable[..., None] | None = None, **changes: Any) -> Session:
         """A fresh session."""
@@ -96,7 +99,9 @@ class Plan:
 
     def run(self, folder: Path, session: Session | None = None) -> SessionResult:
         """Train in ``folder``."""
-        return (session or self.session()).run(Budget.parse(self.budget), folder, self.factor)
+        session = session or self.session()
+        with patch("modalign.training.trials.TRIAL_STEPS", self.trial_steps):
+            return session.run(Budget.parse(self.budget), folder, self.factor)
 
 
 def trained(plan: Plan, folder: Path) -> tuple[dict[str, Tensor], SessionResult]:
