@@ -155,7 +155,7 @@ def test_killed_resumed_and_with_other_test_answers_it_selects_the_same(
         stderr=subprocess.DEVNULL,
     )
     try:
-        done, going = wait_for_half(out / "runs", 240)
+        done, going = wait_for_half(out / "runs", 600)
         parent.kill()
         parent.wait()
         until = time.monotonic() + 10
