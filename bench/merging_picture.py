@@ -150,10 +150,10 @@ def show(out: Path, seeds: int) -> None:
         drawn = hierarchical_bootstrap(gains, groups=None, resamples=resamples_for(1))
         (found,) = differences(drawn, [("chosen", PICTURE)], unit=unit)
         print(
-            f"\n{what}: the chosen merge is better than the picture model by {words.interval(found.difference)}"
+            f"\n{what}: chosen merge against picture model {words.interval(found.difference)}, positive is better"
         )
     print(
-        f"\n{seeds} seeds; {right[PICTURE].shape[1]} questions, {text[PICTURE].shape[1]} windows."
+        f"\ntrainings of each parent: {seeds}; {right[PICTURE].shape[1]} questions, {text[PICTURE].shape[1]} windows."
     )
 
 
