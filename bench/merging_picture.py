@@ -150,7 +150,8 @@ def show(out: Path, seeds: int) -> None:
         drawn = hierarchical_bootstrap(gains, groups=None, resamples=resamples_for(1))
         (found,) = differences(drawn, [("chosen", PICTURE)], unit=unit)
         print(
-            f"\n{what}: chosen merge against picture model {words.interval(found.difference)}, positive is better"
+            f"\n{what}: chosen merge against picture model {words.interval(found.difference)}, "
+            "positive is better"
         )
     print(
         f"\ntrainings of each parent: {seeds}; {right[PICTURE].shape[1]} questions, {text[PICTURE].shape[1]} windows."
