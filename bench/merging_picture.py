@@ -154,7 +154,8 @@ def show(out: Path, seeds: int) -> None:
             "positive is better"
         )
     print(
-        f"\ntrainings of each parent: {seeds}; {right[PICTURE].shape[1]} questions, {text[PICTURE].shape[1]} windows."
+        f"\ntrainings of each parent: {seeds}; {right[PICTURE].shape[1]} questions, "
+        f"{text[PICTURE].shape[1]} windows."
     )
 
 
