@@ -13,8 +13,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,8 +51,8 @@ def _watch(folder: Path, told: Callable[[str], None]) -> None:
     sys.addaudithook(hook)
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Run in a forked process; its exit code."""
+def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+    """Run in a forked process; its exit code, or minus the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -62,6 +64,9 @@ def in_child(work: Callable[[], None]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

@@ -50,8 +50,9 @@ def rendered(
             add_generation_prompt=not answered,
             **({"tools": list(tools)} if tools else {}),
         )
-    except Exception as error:
-        # a template is a program from the model's maker and may raise anything
+    except (
+        Exception
+    ) as error:  # a template is a program of the model's maker and may raise anything
         raise _refusal(error) from error
     return text
 

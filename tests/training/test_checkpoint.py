@@ -14,12 +14,12 @@ from tiny_session import (
     EVERY_STEP,
     Plan,
     assert_same,
-    child,
     die_at_write,
     trained,
     trained_through_kills,
 )
 
+from kills import in_child
 from modalign.errors import ModalignError, UsageError
 from modalign.training import checkpoint
 from modalign.training.budget import Ledger
@@ -60,7 +60,7 @@ def test_a_kill_from_outside_at_any_time(plan: Make, tmp_path: Path) -> None:
     made = plan(budget="1200samples", settings={"checkpoint_seconds": 0.02})
     whole, _ = trained(made, tmp_path / "whole")
     codes = [
-        child(lambda: made.run(tmp_path / "killed") and None, kill_after=seconds)
+        in_child(lambda: made.run(tmp_path / "killed") and None, kill_after=seconds)
         for seconds in (0.9, 1.2)
     ]
     # A fast machine may finish before the kill, a busy one may not have begun; the result is the same.
@@ -78,7 +78,7 @@ def test_seconds_spent_before_a_kill_count(plan: Make, tmp_path: Path) -> None:
         die_at_write(folder, 60)
         made.run(folder, session)
 
-    assert child(work) == -signal.SIGKILL
+    assert in_child(work) == -signal.SIGKILL
     before = checkpoint.load_checkpoint(checkpoint.checkpoints(folder / "train")[-1])[2]["ledger"]
     assert 0 < before["seconds"] < 1.5
     result = made.run(folder)
@@ -97,7 +97,7 @@ def test_two_checkpoints_are_kept_and_half_written_ones_removed(plan: Make, tmp_
         die_at_write(folder, 31)
         made.run(folder, session)
 
-    assert child(work) == -signal.SIGKILL
+    assert in_child(work) == -signal.SIGKILL
     (folder / "train/.step-00000099").mkdir(exist_ok=True)
     made.run(folder)
     assert [path.name for path in sorted((folder / "train").iterdir())] == [

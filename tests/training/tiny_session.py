@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 import tiny
+from kills import in_child
 from modalign.data.supervision import Sample, tokenise
 from modalign.models.compose import prepare_tokenizer
 from modalign.training.budget import Budget
@@ -111,27 +111,6 @@ def trained(plan: Plan, folder: Path) -> tuple[dict[str, Tensor], SessionResult]
     return session.trained_state(), result
 
 
-def child(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Run ``work`` in a forked process; its exit code, or minus the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    if kill_after is not None:
-        import time
-
-        time.sleep(kill_after)
-        os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def die_at_write(folder: Path, number: int) -> None:
     """SIGKILL this process just before its n-th operation on a file or directory under ``folder``."""
     left = number
@@ -162,7 +141,7 @@ def trained_through_kills(
             plan.run(folder, session)
             save_file(session.trained_state(), out)
 
-        code = child(work)
+        code = in_child(work)
         assert code in (0, -signal.SIGKILL), code
         kills += code != 0
         assert kills < 200

@@ -18,13 +18,14 @@ Items = Annotated[str, typer.Argument(help="Rows of id, text, image, where known
 Photos = Annotated[
     str, typer.Argument(help="Rows of image, item, split (train or test), where given text.")
 ]
+Model = Annotated[str, typer.Option("--llm", help="Folder of a model that takes pictures.")]
 
 
 @app.command(epilog=options.EXIT_CODES)
 def train(
     items: Items,
     photos: Photos,
-    llm: Annotated[str, typer.Option("--llm", help="Folder of a model that takes pictures.")],
+    llm: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")],
     budget: Annotated[str, typer.Option("--budget", help="20000samples, 90s, ...")] = "2000samples",
     learn_temperature: Annotated[
@@ -70,7 +71,7 @@ def train(
 def compare(
     items: Items,
     photos: Photos,
-    llm: Annotated[str, typer.Option("--llm", help="Folder of a model that takes pictures.")],
+    llm: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report and the runs.")],
     budget: Annotated[str, typer.Option("--budget", help="Of each training.")] = "2000samples",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each form.")] = 3,

@@ -10,11 +10,10 @@ import contextlib
 import hashlib
 import math
 import socket
-import statistics
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,35 +25,33 @@ from safetensors.torch import save_file
 
 from modalign.cache import cache_directory
 from modalign.comparison.config import CompareConfig
+from modalign.comparison.inference import (
+    evaluate,
+    example_answers,
+    inference_flops,
+    time_to_first_answer,
+    tokens_per_medium,
+)
 from modalign.comparison.metrics import Metric
 from modalign.comparison.prepared import StoredData, fill_caches
 from modalign.comparison.results import CurvePoint, Trial
 from modalign.configuration import read_fields, validated
 from modalign.connectors.rungs import standing_of
-from modalign.data.records import Media
 from modalign.data.stored import MediaOf
-from modalign.data.supervision import Sample
 from modalign.devices import processor
 from modalign.errors import ModalignError, UsageError
 from modalign.evaluation.diagnosis.connector_figures import connector_diagnostics
 from modalign.evaluation.diagnosis.mir import modality_integration_rate
-from modalign.evaluation.generation import generate_answers
-from modalign.evaluation.scoring import blanked, final_turn, shuffled
 from modalign.files import replacing, sha256, write_atomically
 from modalign.memory import peak_resident, return_freed_memory
-from modalign.models.collation import Collator, Entry, Placeholders, RawSignals
 from modalign.progress import SCORING
 from modalign.runs import RECORD
 from modalign.training.budget import Budget
-from modalign.training.costs import CostModel
 from modalign.training.methods import Method, method_key
 from modalign.training.session import Session
 from modalign.training.staged import Report
 from modalign.training.tracking import Track, open_tracker
 from modalign.training.trainer import StepProgress
-
-LATENCY_REPEATS = 7
-
 
 RUNS = "runs"  # folder within a comparison for the jobs' outputs
 
@@ -335,7 +332,8 @@ def train_and_measure(task: Task, channel: Channel | None = None) -> JobResult:
     judging = time.monotonic() - began
     found = session.run(Budget.parse(task.config.budget), task.run, task.factor)
     if channel is not None and found.curve:
-        channel.send((SCORING, 1.0, found.curve[-1]["val_loss"] or math.nan, found.ledger.samples))
+        loss = found.curve[-1]["val_loss"]
+        channel.send((SCORING, 1.0, math.nan if loss is None else loss, found.ledger.samples))
     peak = peak_resident()  # of training only, before measuring
     if session.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
@@ -344,7 +342,7 @@ def train_and_measure(task: Task, channel: Channel | None = None) -> JobResult:
     session.model.eval()
     began = time.monotonic()
     val = metric.judge(session, data.val)
-    measured = _evaluate(metric, session, data.evaluation, data.blanks, task.config.seed)
+    measured = evaluate(metric, session, data.evaluation, data.blanks, task.config.seed)
     judging += time.monotonic() - began
     model = session.model
     standing = standing_of([(m, model.connector(m), model.encoders[m]) for m in model.connectors])
@@ -380,13 +378,13 @@ def train_and_measure(task: Task, channel: Channel | None = None) -> JobResult:
         validating=session.validating,
         flops=found.ledger.flops,
         search=Spent.model_validate(found.search.state()),
-        inference_flops=_inference_flops(session, data.evaluation or data.val),
+        inference_flops=inference_flops(session, data.evaluation or data.val),
         parameters={count.part: count.parameters for count in counts}
         | ({} if session.chain is None else {"tools": session.chain.cost().parameters}),
         trainable={count.part: count.trainable for count in counts},
-        tokens=_tokens(session),
+        tokens=tokens_per_medium(session),
         peak_memory=int(peak),
-        time_to_first_answer=_time_to_first_answer(session, data.val),
+        time_to_first_answer=time_to_first_answer(session, data.val),
         mir=None  # if media enter as words
         if session.method.tools
         else modality_integration_rate(model, data.val, session.collator, session.device),
@@ -395,7 +393,9 @@ def train_and_measure(task: Task, channel: Channel | None = None) -> JobResult:
         weights=sha256(task.run / "trained.safetensors"),
         answers=answers_hash(scores),
         untrained_loss=untrained_val.mean_loss,
-        examples=_example_answers(session, task) if first else [],
+        examples=example_answers(session, data.evaluation or data.val, task.config.examples)
+        if first
+        else [],
         export_target=standing.rung,
         gateway=standing.gateway,
         served_by=list(standing.served_by),
@@ -406,98 +406,6 @@ def train_and_measure(task: Task, channel: Channel | None = None) -> JobResult:
             device=str(session.device),
         ),
     )
-
-
-def _evaluate(
-    metric: Metric,
-    session: Session,
-    samples: Sequence[Sample],
-    blanks: dict[str, Media],
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """Answer with the right, blank and other records' media."""
-    if not samples:
-        return {}
-    real = metric.judge(session, samples)
-    return {
-        "eval": real.correct,
-        "yes": real.said_yes,
-        "blank": metric.judge(session, blanked(samples, blanks)).correct,
-        "shuffled": metric.judge(session, shuffled(samples, seed)).correct,
-    }
-
-
-def _inference_flops(session: Session, samples: Sequence[Sample]) -> float | None:
-    """Return the forward FLOPs of a question of median length about one image, including the encoder."""
-    collator = session.collator
-    lengths = [collator.length(sample) for sample in samples if len(sample.media) == 1]
-    if not lengths:
-        return None
-    costs = CostModel.of(session.model)
-    return costs.forward(1, int(statistics.median(lengths)), 1, 1, encode=True)
-
-
-@torch.inference_mode()
-def _time_to_first_answer(session: Session, samples: Sequence[Sample]) -> float | None:
-    """Return the median seconds from signal to first token, for single questions after a warm-up."""
-    chosen = [sample for sample in samples if len(sample.media) == 1][:LATENCY_REPEATS]
-    if not chosen:
-        return None
-    collator = _from_raw_signals(session)
-    tools = session.chain.cost().mean_seconds if session.chain else 0.0
-    seconds: list[float] = []
-    for sample in [chosen[0], *chosen]:
-        flags = np.zeros_like(sample.supervised)
-        flags[sample.prompt_length] = True  # only the first answer token is needed
-        started = time.perf_counter()
-        batch = collator([replace(final_turn(sample), supervised=flags)]).to(session.device)
-        session.model(**batch.model_inputs(), use_cache=True).logits.argmax(-1).cpu()
-        seconds.append(time.perf_counter() - started + tools)  # tool time comes from the cache
-    return statistics.median(seconds[1:])
-
-
-def _from_raw_signals(session: Session) -> Collator:
-    """Return the session's collator, with every encoder running in the model."""
-    if session.method.tools:
-        return session.collator
-    entries: dict[str, Entry] = {}
-    for encoder in session.encoders:
-        entry = session.collator.entries[encoder.modality]
-        assert isinstance(entry, Placeholders)  # without tools, an encoder's media have no other
-        entries[encoder.modality] = replace(entry, source=RawSignals(encoder))
-    return replace(session.collator, entries=entries)
-
-
-def _tokens(session: Session) -> int:
-    """Return the positions per medium: a connector's maximum, or the mean for tools."""
-    if session.chain is None:
-        return session.collator.tokens_per_medium
-    return round(session.chain.cost().mean_tokens)
-
-
-def _example_answers(session: Session, task: Task) -> list[str]:
-    samples = chosen_examples(task.data.evaluation or task.data.val, task.config.examples)
-    tokenizer = session.processor.tokenizer
-    return generate_answers(session.model, session.collator, samples, tokenizer) if samples else []
-
-
-def chosen_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Choose questions about different images, cycling through skills in file order."""
-    by_skill: dict[str | None, list[Sample]] = {}
-    for sample in samples:
-        if sample.media:
-            by_skill.setdefault(sample.record.skill, []).append(sample)
-    chosen: list[Sample] = []
-    used: set[object] = set()
-    while len(chosen) < count and any(by_skill.values()):
-        for queue in by_skill.values():
-            while queue:
-                sample = queue.pop(0)
-                if sample.media[0] not in used:
-                    used.add(sample.media[0])
-                    chosen.append(sample)
-                    break
-    return chosen[:count]
 
 
 def answers_hash(scores: dict[str, np.ndarray]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from modalign.comparison.job import Job, JobResult, chosen_examples, load_task
+from modalign.comparison.inference import chosen_examples
+from modalign.comparison.job import Job, JobResult, load_task
 from modalign.comparison.prepared import Prepared
 from modalign.comparison.report.view import confidence_words
 from modalign.comparison.results import Comparison, Example
